@@ -1,0 +1,1 @@
+"""Reward models, rules and recipes: rewards without a server."""

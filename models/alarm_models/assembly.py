@@ -1,0 +1,89 @@
+"""From one sample's scores to its reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alarm_models.alignment import lay_on_tokens
+from alarm_models.hierarchy import Hierarchy, combine, counts_aspects, is_admitted, normalize
+from alarm_models.sample import AspectReward, Reward, Sample, Score, Span
+from alarm_models.shaping import SHAPINGS, Shaping
+
+__all__ = ["AspectRule", "assemble", "aspect_reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class AspectRule:
+    """How an aspect's score becomes its reward.
+
+    A judged segment earns ``positive`` or ``negative``; the score of a whole completion earns
+    ``(score - mean) / std * scale + bias``. Either is shaped.
+    """
+
+    positive: float
+    negative: float
+    mean: float
+    std: float
+    scale: float
+    bias: float
+    shaping: Shaping
+
+    def values(self, score: Score) -> list[tuple[Span | None, float]]:
+        """Return the shaped values with the spans they belong to; None is the whole completion."""
+        shape = SHAPINGS[self.shaping]
+        if score.segments is not None:
+            return [
+                (segment.span, shape(self.positive if segment.is_positive else self.negative))
+                for segment in score.segments
+                if segment.is_positive is not None
+            ]
+        if score.value is None:
+            return []
+        value = (score.value - self.mean) / self.std * self.scale + self.bias
+        return [(None, shape(value))]
+
+
+def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
+    """Turn an aspect's score into its reward, before the aspect's weight."""
+    values = rule.values(score)
+    tokens = sample.token_offsets
+    laid = None if tokens is None else lay_on_tokens(values, sample.completion_text, tokens)
+    return AspectReward(sum(value for _, value in values), laid, score.segments)
+
+
+def assemble(
+    sample: Sample,
+    holistic: Score,
+    aspects: Mapping[str, AspectReward | None],
+    hierarchy: Hierarchy,
+    *,
+    truncated: bool,
+) -> Reward:
+    """Combine a sample's scores by the recipe's rule.
+
+    ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
+    rule counts and that have a weight must be there.
+    """
+    score = holistic.value if holistic.value is not None else hierarchy.mean
+    z = normalize(score, hierarchy)
+    counted = {
+        name: aspect
+        for name, aspect in aspects.items()
+        if aspect is not None and hierarchy.weights[name] != 0 and counts_aspects(z, hierarchy)
+    }
+    scalars = {name: (aspect.reward,) for name, aspect in counted.items()}
+    (reward,) = combine(z, scalars, hierarchy, 1)
+    token_rewards = None
+    if sample.token_offsets is not None:
+        laid = {name: aspect.token_rewards or () for name, aspect in counted.items()}
+        token_rewards = combine(z, laid, hierarchy, len(sample.token_offsets))
+    return Reward(
+        reward=sum(token_rewards) if token_rewards else reward,
+        token_rewards=token_rewards,
+        holistic_score=score,
+        holistic_normalized=z,
+        admitted=is_admitted(z, hierarchy),
+        aspects=aspects,
+        truncated=truncated,
+    )

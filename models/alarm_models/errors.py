@@ -1,0 +1,29 @@
+"""What can go wrong with a recipe, a checkpoint or one sample."""
+
+from __future__ import annotations
+
+__all__ = ["AlarmModelsError", "CheckpointError", "RecipeError", "SampleError"]
+
+
+class AlarmModelsError(Exception):
+    """The root of this package's errors."""
+
+
+class RecipeError(AlarmModelsError):
+    """A recipe cannot be read or contradicts itself; the message names the key."""
+
+
+class CheckpointError(AlarmModelsError):
+    """A checkpoint cannot be had or does not fit its kind; the message says what to do."""
+
+
+class SampleError(AlarmModelsError):
+    """One sample cannot be scored; its neighbours can.
+
+    ``code`` is ``too_long``, ``non_finite``, ``invalid_sample`` or ``model_failed``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

@@ -1,0 +1,86 @@
+"""What every kind of reward model promises, and what those with weights share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.network import Features, Network
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import NeuralSpec
+from alarm_models.tokenizing import Tokenizer
+
+__all__ = ["Prepared", "RewardModel", "Weights", "max_tokens", "require_finite"]
+
+#: What preparing a sample gives: work for the device, a score that needs none, or what is wrong.
+Prepared = Features | Score | SampleError
+
+
+class RewardModel(Protocol):
+    """A model in three steps, of which only `forward` needs the device.
+
+    `prepare` and `read` may run in any thread; `forward` runs on the thread that owns the device.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides its scores."""
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens it reads of one sample; None where it reads no tokens."""
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Turn samples into features, one answer a sample, in order."""
+
+    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
+
+    def read(self, features: Features, outputs: torch.Tensor) -> Score:
+        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A network and its tokenizer, as loaded from one checkpoint."""
+
+    network: Network
+    tokenizer: Tokenizer
+    digest: str
+    label_names: tuple[str, ...] = ()
+
+
+#: Model types whose first position id is the one past the padding id.
+_OFFSET_POSITIONS = {"roberta", "longformer", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
+
+
+def max_tokens(spec: NeuralSpec, weights: Weights) -> int:
+    """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
+    config = weights.network.config
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 20
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= int(config.pad_token_id) + 1
+    if spec.max_tokens is None:
+        return int(min(positions, weights.tokenizer.model_max_length))
+    if spec.max_tokens > positions:
+        raise RecipeError(
+            f"max_tokens is {spec.max_tokens}, but {spec.checkpoint} has {positions} positions"
+        )
+    return spec.max_tokens
+
+
+def require_finite(values: Sequence[float]) -> None:
+    """Raise `SampleError` (``non_finite``) for a NaN or an infinity."""
+    if not all(math.isfinite(value) for value in values):
+        raise SampleError("non_finite", "the model gave a number that is not finite")
+
+
+def require_outputs(network: Network, wanted: int, what: str) -> None:
+    """Raise `CheckpointError` unless the network gives that many numbers a read."""
+    if network.num_outputs != wanted:
+        raise CheckpointError(f"{what} wants {wanted} outputs, not {network.num_outputs}")

@@ -1,0 +1,85 @@
+"""From a model's spec to the model on its device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from alarm_models import checkpoint, network
+from alarm_models.errors import CheckpointError
+from alarm_models.network import Network, Source
+from alarm_models.rewards.base import RewardModel, Weights
+from alarm_models.rewards.length import LengthModel
+from alarm_models.rewards.segments import SegmentsModel
+from alarm_models.rewards.sequence import SequenceModel
+from alarm_models.specs import LengthSpec, ModelSpec, NeuralSpec, SegmentsSpec, SequenceSpec
+from alarm_models.template import FieldPattern
+from alarm_models.tokenizing import Tokenizer
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """Loads models onto one device; models on one checkpoint share its tokenizer and its base."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bases: dict[Source, PreTrainedModel] = {}
+        self._tokenizers: dict[Path, Tokenizer] = {}
+        self._digests: dict[Path, str] = {}
+
+    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> RewardModel:
+        """Load a model; ``fields`` finds what callers leave out of a sample's fields.
+
+        Raises `CheckpointError` or `RecipeError`.
+        """
+        if isinstance(spec, LengthSpec):
+            return LengthModel()
+        weights = self._weights(spec)
+        fingerprint = _fingerprint(spec, weights, fields)
+        if isinstance(spec, SequenceSpec):
+            return SequenceModel(spec, weights, fields, fingerprint)
+        return SegmentsModel(spec, weights, fields, fingerprint)
+
+    def _weights(self, spec: NeuralSpec) -> Weights:
+        folder = checkpoint.locate(spec.checkpoint)
+        source = Source(folder, _dtype(spec, self._device), self._device, spec.trust_remote_code)
+        if folder not in self._digests:
+            self._digests[folder] = checkpoint.digest(folder)
+            self._tokenizers[folder] = Tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+        labels = tuple(checkpoint.label_names(folder)) if spec.head is None else ()
+        return Weights(
+            self._network(spec, source), self._tokenizers[folder], self._digests[folder], labels
+        )
+
+    def _network(self, spec: NeuralSpec, source: Source) -> Network:
+        if spec.head is not None:
+            if source not in self._bases:
+                self._bases[source] = network.load_base(source)
+            return network.base_with_head(self._bases[source], source, spec.head)
+        if isinstance(spec, SegmentsSpec):
+            return network.token_classifier(source)
+        return network.sequence_classifier(source)
+
+
+def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
+    if spec.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = getattr(torch, spec.dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"torch has no dtype {spec.dtype!r}")
+    return dtype
+
+
+def _fingerprint(
+    spec: NeuralSpec, weights: Weights, fields: Mapping[str, FieldPattern]
+) -> str:
+    """Digest all that decides a score: the same fingerprint means the same scores."""
+    constants = spec.model_dump_json(exclude={"checkpoint", "dtype", "trust_remote_code"})
+    patterns = sorted((name, field.pattern) for name, field in fields.items())
+    parts = f"{weights.digest}|{weights.network.dtype}|{constants}|{patterns}"
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]

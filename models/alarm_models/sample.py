@@ -1,0 +1,138 @@
+"""The nouns of a reward: samples and spans go in, scores and rewards come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from alarm_models.errors import SampleError
+
+__all__ = [
+    "AspectReward",
+    "Message",
+    "Reward",
+    "Sample",
+    "Score",
+    "SegmentScore",
+    "Span",
+]
+
+
+class Span(NamedTuple):
+    """Characters ``[start, end)`` of a text, counted in Unicode code points."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt with one completion.
+
+    ``fields`` holds further texts that a template may name; ``token_offsets`` one span of the
+    completion a policy token; ``segments`` spans that replace the server's own finding, by the
+    segmenter's name; ``group`` marks samples of one prompt.
+    """
+
+    prompt: str | tuple[Message, ...]
+    completion: str | tuple[Message, ...]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    token_offsets: tuple[Span, ...] | None = None
+    segments: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    id: str | None = None
+    group: str | None = None
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as one text; messages are joined by blank lines."""
+        return _as_text(self.prompt)
+
+    @property
+    def completion_text(self) -> str:
+        """The text that spans and token offsets count in."""
+        return _as_text(self.completion)
+
+
+def _as_text(content: str | tuple[Message, ...]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(message.content for message in content)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentScore:
+    """A model's judgement of one segment.
+
+    ``score`` is the margin: the positive label's logit less the negative's. Both it and ``label``
+    are None where truncation left the segment unread.
+    """
+
+    span: Span
+    label: str | None
+    score: float | None
+    is_positive: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The number a model gives a completion, with its segments where the model judges those.
+
+    ``num_tokens`` counts the tokens of the sample as the model reads it alone.
+    """
+
+    value: float | None
+    segments: tuple[SegmentScore, ...] | None
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AspectReward:
+    """What one aspect adds to a reward, shaped and weighted.
+
+    ``token_rewards`` has one float a policy token, or is None without token offsets.
+    """
+
+    reward: float
+    token_rewards: tuple[float, ...] | None
+    segments: tuple[SegmentScore, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The number a trainer gets for a sample, and how it came about."""
+
+    reward: float
+    token_rewards: tuple[float, ...] | None
+    holistic_score: float | None
+    holistic_normalized: float | None
+    admitted: bool
+    aspects: Mapping[str, AspectReward | None]
+    truncated: bool
+
+
+def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` unless every span lies within the text and starts never decrease."""
+    last_start = 0
+    for index, (start, end) in enumerate(spans):
+        if not 0 <= start <= end <= len(text):
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] is [{start}, {end}], but the completion has "
+                f"{len(text)} characters",
+            )
+        if start < last_start:
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] starts at {start}, before {name}[{index - 1}] at {last_start}",
+            )
+        last_start = start

@@ -1,0 +1,116 @@
+"""How a sample becomes the one text that a model reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Formatter
+
+from alarm_models.errors import RecipeError, SampleError
+from alarm_models.sample import Message, Sample, Span
+
+__all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text, and where in it the prompt stands (the part that truncation may shorten)."""
+
+    text: str
+    prompt: Span
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPattern:
+    """Finds a field in the prompt when a caller leaves it out.
+
+    The field is the pattern's first group, or the whole prompt where the pattern finds nothing.
+    """
+
+    pattern: str
+
+    def find(self, prompt: str) -> str:
+        """Return the field's text."""
+        match = re.search(self.pattern, prompt, re.DOTALL)
+        return match.group(1) if match else prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    literal: str
+    name: str | None
+    as_words: bool
+
+
+class TextTemplate:
+    """A text with placeholders: ``{prompt}``, ``{completion}`` and the names of fields.
+
+    ``{name:words}`` stands for the words of a text joined by single spaces; ``{{`` for a brace.
+    Texts are put in as they are: a placeholder inside a prompt is not replaced.
+    """
+
+    def __init__(self, template: str, *, fields: Mapping[str, FieldPattern] | None = None) -> None:
+        self.names: tuple[str, ...]
+        self._parts = _parse(template)
+        self._fields = fields or {}
+        self.names = tuple(part.name for part in self._parts if part.name is not None)
+        if self.names.count("prompt") > 1:
+            raise RecipeError(f"template {template!r} names {{prompt}} more than once")
+
+    def render(self, sample: Sample) -> Rendered:
+        """Put the sample's texts in their places.
+
+        Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
+        """
+        text = ""
+        prompt = Span(0, 0)
+        for part in self._parts:
+            text += part.literal
+            if part.name is None:
+                continue
+            value = self._value(part.name, sample)
+            start = len(text)
+            text += " ".join(value.split()) if part.as_words else value
+            if part.name == "prompt":
+                prompt = Span(start, len(text))
+        return Rendered(text, prompt)
+
+    def _value(self, name: str, sample: Sample) -> str:
+        if name == "prompt":
+            return sample.prompt_text
+        if name == "completion":
+            return sample.completion_text
+        if name in sample.fields:
+            return sample.fields[name]
+        if name in self._fields:
+            return self._fields[name].find(sample.prompt_text)
+        raise SampleError(
+            "invalid_sample",
+            f"the model's template names {{{name}}}: send it in the sample's `fields`",
+        )
+
+
+def conversation(sample: Sample) -> tuple[Message, ...]:
+    """Return the sample as messages: a user's prompt and an assistant's completion."""
+    prompt = _as_messages(sample.prompt, "user")
+    return prompt + _as_messages(sample.completion, "assistant")
+
+
+def _as_messages(content: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    return (Message(role, content),) if isinstance(content, str) else content
+
+
+def _parse(template: str) -> tuple[_Part, ...]:
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise RecipeError(f"template {template!r} cannot be read: {error}") from error
+    parts = []
+    for literal, name, modifier, conversion in parsed:
+        if name is not None and not name.isidentifier():
+            raise RecipeError(f"template {template!r} has {{{name}}}, which is no name")
+        if conversion or modifier not in (None, "", "words"):
+            raise RecipeError(f"template {template!r}: {{{name}}} may only be followed by :words")
+        parts.append(_Part(literal, name, modifier == "words"))
+    return tuple(parts)

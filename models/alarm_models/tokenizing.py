@@ -1,0 +1,170 @@
+"""From text to token ids, kept within a model's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer
+
+from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.sample import Message, Span
+from alarm_models.template import Rendered
+
+__all__ = ["TokenIds", "Tokenizer", "Truncation", "fit"]
+
+
+class Truncation(StrEnum):
+    """What gives way when a sample is longer than its model's limit."""
+
+    PROMPT = "prompt"
+    RIGHT = "right"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids with the range of tokens that came from the prompt.
+
+    ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
+    text; no truncation drops them.
+    """
+
+    ids: tuple[int, ...]
+    prompt: Span
+    num_prefix: int
+    num_suffix: int
+
+
+def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:
+    """Shorten the tokens to the limit, and say whether anything was dropped.
+
+    `Truncation.PROMPT` drops tokens from the prompt's start; `Truncation.RIGHT` keeps the head, as
+    the paper's code does. Raises `SampleError` (``too_long``) where that cannot be enough.
+    """
+    excess = len(tokens.ids) - max_tokens
+    if excess <= 0:
+        return tokens, False
+    if truncation is Truncation.RIGHT:
+        end = len(tokens.ids) - tokens.num_suffix
+        kept = tokens.ids[: max(end - excess, 0)] + tokens.ids[end:]
+        return TokenIds(kept, tokens.prompt, tokens.num_prefix, tokens.num_suffix), True
+    start, stop = tokens.prompt
+    if truncation is Truncation.ERROR or excess > stop - start:
+        raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
+    kept = tokens.ids[:start] + tokens.ids[start + excess :]
+    prompt = Span(start, stop - excess)
+    return TokenIds(kept, prompt, tokens.num_prefix, tokens.num_suffix), True
+
+
+def _too_long(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> str:
+    if truncation is Truncation.ERROR:
+        return f"the sample has {len(tokens.ids)} tokens, the model takes {max_tokens}"
+    num_rest = len(tokens.ids) - (tokens.prompt.end - tokens.prompt.start)
+    return f"without any prompt the sample has {num_rest} tokens, the model takes {max_tokens}"
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, safe to use from several threads."""
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        # transformers' loader has no types.
+        loaded: Any = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+            str(folder), trust_remote_code=trust_remote_code
+        )
+        if not loaded.is_fast:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
+            )
+        self._loaded = loaded
+        # A copy of our own: nobody switches truncation or padding on while we encode.
+        self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        # A letter shows which special tokens go around a text.
+        probe = self._fast.encode("a")
+        inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
+        self._prefix = probe.ids[: inside[0]] if inside else []
+        self._suffix = probe.ids[inside[-1] + 1 :] if inside else []
+
+    @property
+    def num_prefix(self) -> int:
+        """How many special tokens stand before a text."""
+        return len(self._prefix)
+
+    @property
+    def num_suffix(self) -> int:
+        """How many special tokens stand after a text."""
+        return len(self._suffix)
+
+    @property
+    def model_max_length(self) -> int:
+        """The tokenizer's own limit; very large where it has none."""
+        return int(self._loaded.model_max_length)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint brings a chat template."""
+        return bool(self._loaded.chat_template)
+
+    def separator_id(self, token: str | None) -> int:
+        """Return the id of the separator token: the named one, else the tokenizer's own."""
+        name = token or self._loaded.sep_token or self._loaded.eos_token
+        token_id = None if name is None else self._fast.token_to_id(name)
+        if token_id is None:
+            raise CheckpointError(f"the tokenizer has no separator token {name!r}; set `separator`")
+        return int(token_id)
+
+    def render_chat(self, messages: Sequence[Message]) -> Rendered:
+        """Apply the checkpoint's chat template to a conversation that ends with a completion."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        text: str = self._loaded.apply_chat_template(turns, tokenize=False)
+        first, last = messages[0].content.strip(), messages[-1].content.strip()
+        start = text.find(first)
+        completion = text.rfind(last)
+        if len(messages) < 2 or start < 0 or completion < start:
+            return Rendered(text, Span(0, 0))
+        before = messages[-2].content.strip()
+        end = text.rfind(before, start, completion) + len(before)
+        return Rendered(text, Span(start, max(start, end)))
+
+    def encode(self, rendered: Sequence[Rendered], *, with_special: bool) -> list[TokenIds]:
+        """Tokenise whole texts; a text that brings its own first special token gets no second."""
+        texts = [one.text for one in rendered]
+        encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
+        return [
+            self._token_ids(encoding, one.prompt, with_special)
+            for encoding, one in zip(encodings, rendered, strict=True)
+        ]
+
+    def encode_words(
+        self, texts: Sequence[Sequence[str]]
+    ) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """Tokenise texts that were split into words before; return ids and each id's word."""
+        encodings = self._fast.encode_batch(
+            [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
+        )
+        return [(encoding.ids, encoding.word_ids) for encoding in encodings]
+
+    def with_special(self, ids: Sequence[int]) -> list[int]:
+        """Put the tokenizer's special tokens around ids that were tokenised in parts."""
+        return [*self._prefix, *ids, *self._suffix]
+
+    def _token_ids(self, encoding: Encoding, prompt: Span, with_special: bool) -> TokenIds:
+        ids, offsets = encoding.ids, encoding.offsets
+        num_prefix = self.num_prefix if with_special else 0
+        num_suffix = self.num_suffix if with_special else 0
+        if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1]:
+            ids, offsets = ids[1:], offsets[1:]
+        inside = [
+            index
+            for index in range(num_prefix, len(ids) - num_suffix)
+            if prompt.start <= offsets[index][0] and offsets[index][1] <= prompt.end
+        ]
+        cuttable = Span(inside[0], inside[-1] + 1) if inside else Span(num_prefix, num_prefix)
+        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix)

@@ -1,0 +1,1 @@
+"""The machine around the reward models: HTTP, batching, devices, metrics."""
