@@ -23,7 +23,9 @@ def lay_on_tokens(
     if not rewards:
         return ()
     for span, value in values:
-        place = None if span is None else _last_overlapping(_without_trailing_space(span, text), tokens)
+        place = (
+            None if span is None else _last_overlapping(_without_trailing_space(span, text), tokens)
+        )
         rewards[-1 if place is None else place] += value
     return tuple(rewards)
 

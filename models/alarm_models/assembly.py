@@ -10,7 +10,7 @@ from alarm_models.hierarchy import Hierarchy, combine, counts_aspects, is_admitt
 from alarm_models.sample import AspectReward, Reward, Sample, Score, Span
 from alarm_models.shaping import SHAPINGS, Shaping
 
-__all__ = ["AspectRule", "assemble", "aspect_reward"]
+__all__ = ["AspectRule", "aspect_reward", "assemble"]
 
 
 @dataclass(frozen=True, slots=True)

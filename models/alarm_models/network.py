@@ -57,10 +57,8 @@ class Network:
     own logits are the outputs: one row a sample, or one row a token, of which the reads are taken.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, head: torch.nn.Linear | None, device: torch.device
-    ) -> None:
-        self._model = model.to(device).eval()  # type: ignore[arg-type]
+    def __init__(self, model: Any, head: torch.nn.Linear | None, device: torch.device) -> None:
+        self._model = model.to(device).eval()
         self._head = None if head is None else head.to(device=device, dtype=model.dtype).eval()
         self.device = device
         self.config: Any = model.config.get_text_config()
@@ -72,7 +70,8 @@ class Network:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the model computes in."""
-        return self._model.dtype
+        dtype: torch.dtype = self._model.dtype
+        return dtype
 
     @property
     def num_outputs(self) -> int:
@@ -87,7 +86,7 @@ class Network:
         if self._head is not None:
             return self._rows(result.last_hidden_state, batch)
         if result.logits.ndim == 2:  # [batch, outputs]
-            return list(result.logits.float().cpu().split(1))
+            return list(torch.split(result.logits.float().cpu(), 1))
         return self._rows(result.logits, batch)
 
     def _padded(self, batch: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +108,7 @@ class Network:
         # rows: [reads of the whole batch, hidden or outputs]
         if self._head is not None:
             rows = self._head(rows)
-        return list(rows.float().cpu().split([len(one.reads) for one in batch]))
+        return list(torch.split(rows.float().cpu(), [len(one.reads) for one in batch]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +130,8 @@ def sequence_classifier(source: Source) -> Network:
     model = _load(AutoModelForSequenceClassification, source)
     if model.config.num_labels != 1:
         raise CheckpointError(
-            f"{source.folder}: a sequence classifier of {model.config.num_labels} labels gives no single "
-            "score; kind `sequence` wants one logit"
+            f"{source.folder} has {model.config.num_labels} labels: no single score; kind "
+            "`sequence` wants one logit"
         )
     head = getattr(model, "score", None)
     if isinstance(head, torch.nn.Linear) and model.base_model is not model:

@@ -17,7 +17,7 @@ class Shaping(StrEnum):
 
 
 def sigmoid(value: float) -> float:
-    """Return ``1 / (1 + exp(-value))`` without overflow (the paper's shaping to positive values)."""
+    """Return ``1 / (1 + exp(-value))`` without overflow (the paper's shaping)."""
     if value >= 0:
         return 1 / (1 + math.exp(-value))
     grown = math.exp(value)

@@ -74,7 +74,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
-        loaded: Any = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+        loaded: Any = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code
         )
         if not loaded.is_fast:
@@ -142,14 +142,15 @@ class Tokenizer:
             for encoding, one in zip(encodings, rendered, strict=True)
         ]
 
-    def encode_words(
-        self, texts: Sequence[Sequence[str]]
-    ) -> list[tuple[Sequence[int], Sequence[int]]]:
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
         encodings = self._fast.encode_batch(
             [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
         )
-        return [(encoding.ids, encoding.word_ids) for encoding in encodings]
+        return [
+            (encoding.ids, [word for word in encoding.word_ids if word is not None])
+            for encoding in encodings
+        ]
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""

@@ -75,9 +75,7 @@ def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _fingerprint(
-    spec: NeuralSpec, weights: Weights, fields: Mapping[str, FieldPattern]
-) -> str:
+def _fingerprint(spec: NeuralSpec, weights: Weights, fields: Mapping[str, FieldPattern]) -> str:
     """Digest all that decides a score: the same fingerprint means the same scores."""
     constants = spec.model_dump_json(exclude={"checkpoint", "dtype", "trust_remote_code"})
     patterns = sorted((name, field.pattern) for name, field in fields.items())

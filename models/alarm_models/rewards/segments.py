@@ -76,12 +76,11 @@ class SegmentsModel:
         """
         margins = (outputs[:, self._positive] - outputs[:, self._negative]).tolist()
         require_finite(margins)
-        scores = [self._segment_score(*one) for one in zip(features.segments, margins, strict=False)]
-        unread = [
-            SegmentScore(span, None, None, None) for span in features.segments[len(margins) :]
-        ]
+        read, unread = features.segments[: len(margins)], features.segments[len(margins) :]
+        scores = [self._segment_score(*one) for one in zip(read, margins, strict=True)]
+        scores += [SegmentScore(span, None, None, None) for span in unread]
         share = sum(margin > 0 for margin in margins) / len(margins)
-        return Score(share, (*scores, *unread), features.num_tokens, features.truncated)
+        return Score(share, tuple(scores), features.num_tokens, features.truncated)
 
     def _segment_score(self, span: Span, margin: float) -> SegmentScore:
         positive = margin > 0
