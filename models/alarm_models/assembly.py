@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alarm_models.alignment import lay_on_tokens
+from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, combine, counts_aspects, is_admitted, normalize
 from alarm_models.sample import AspectReward, Reward, Sample, Score, Span
 from alarm_models.shaping import SHAPINGS, Shaping
@@ -57,16 +58,15 @@ def assemble(
     holistic: Score,
     aspects: Mapping[str, AspectReward | None],
     hierarchy: Hierarchy,
-    *,
-    truncated: bool,
 ) -> Reward:
     """Combine a sample's scores by the recipe's rule.
 
     ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
     rule counts and that have a weight must be there.
     """
-    score = holistic.value if holistic.value is not None else hierarchy.mean
-    z = normalize(score, hierarchy)
+    if holistic.value is None:
+        raise SampleError("model_failed", "the holistic model gave no score")
+    z = normalize(holistic.value, hierarchy)
     counted = {
         name: aspect
         for name, aspect in aspects.items()
@@ -81,9 +81,9 @@ def assemble(
     return Reward(
         reward=sum(token_rewards) if token_rewards else reward,
         token_rewards=token_rewards,
-        holistic_score=score,
+        holistic_score=holistic.value,
         holistic_normalized=z,
         admitted=is_admitted(z, hierarchy),
         aspects=aspects,
-        truncated=truncated,
+        truncated=holistic.truncated,
     )

@@ -113,8 +113,8 @@ class Reward:
 
     reward: float
     token_rewards: tuple[float, ...] | None
-    holistic_score: float | None
-    holistic_normalized: float | None
+    holistic_score: float
+    holistic_normalized: float
     admitted: bool
     aspects: Mapping[str, AspectReward | None]
     truncated: bool

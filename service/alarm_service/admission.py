@@ -1,0 +1,74 @@
+"""The door: how much work may be in the house, counted in tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from alarm_models.sample import Sample
+
+from alarm_service.errors import Overloaded
+
+__all__ = ["Admission", "estimate_tokens"]
+
+#: Characters a token, and tokens a template: an estimate, since a full house tokenises nothing.
+_CHARACTERS_A_TOKEN = 4
+_TEMPLATE_TOKENS = 16
+
+
+def estimate_tokens(samples: Sequence[Sample]) -> int:
+    """Estimate the tokens of samples from their characters, without tokenising them."""
+    return sum(
+        _TEMPLATE_TOKENS
+        + (
+            len(sample.prompt_text)
+            + len(sample.completion_text)
+            + sum(map(len, sample.fields.values()))
+        )
+        // _CHARACTERS_A_TOKEN
+        for sample in samples
+    )
+
+
+class Admission:
+    """Lets requests in whole or not at all.
+
+    An empty house takes any request, so that one larger than the limit is served too.
+    """
+
+    def __init__(
+        self,
+        max_queued_tokens: int,
+        *,
+        tokens_per_s: Callable[[], float],
+        observe: Callable[[int], None],
+    ) -> None:
+        self._max = max_queued_tokens
+        self._tokens_per_s = tokens_per_s
+        self._observe = observe
+        self.num_queued = 0
+
+    @contextmanager
+    def admit(self, num_tokens: int) -> Iterator[None]:
+        """Hold ``num_tokens`` of the house while the block runs; raise `Overloaded` when full."""
+        if self.num_queued and self.num_queued + num_tokens > self._max:
+            raise Overloaded(
+                f"{self.num_queued} tokens are waiting and {self._max} may; send this request's "
+                f"{num_tokens} again later",
+                retry_after_s=self.retry_after_s(),
+            )
+        self._change(num_tokens)
+        try:
+            yield
+        finally:
+            self._change(-num_tokens)
+
+    def retry_after_s(self) -> int:
+        """Guess when half of what waits is done, in 1 to 30 seconds."""
+        rate = self._tokens_per_s()
+        return 1 if rate <= 0 else min(30, max(1, math.ceil(self.num_queued / 2 / rate)))
+
+    def _change(self, num_tokens: int) -> None:
+        self.num_queued += num_tokens
+        self._observe(self.num_queued)

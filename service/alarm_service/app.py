@@ -1,0 +1,85 @@
+"""The application: engine, routes and middleware put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import torch
+from alarm_models.recipe import Recipe
+from alarm_models.rewards import RewardModel
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from alarm_service import routes, status_routes
+from alarm_service.catalog import Catalog, choose_device, load_models
+from alarm_service.engine import Engine, Limits
+from alarm_service.metrics import Metrics
+from alarm_service.middleware import AccessLog, BodyLimit, RequireKey
+from alarm_service.responses import add_error_handlers
+from alarm_service.settings import Settings
+
+__all__ = ["create_app", "create_engine"]
+
+_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready")
+
+Load = Callable[[Catalog, torch.device], Mapping[str, RewardModel]]
+
+
+def create_engine(
+    recipes: Sequence[Recipe], settings: Settings, load: Load = load_models
+) -> Engine:
+    """Make an engine for these recipes; it loads them once it is started."""
+    return Engine(
+        Catalog(recipes),
+        load,
+        choose_device(settings.device),
+        Limits(settings.max_queued_tokens, settings.max_batch_tokens),
+        Metrics(),
+    )
+
+
+def create_app(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    load: Load = load_models,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Make the application; its lifespan loads the models while requests may already come.
+
+    ``load`` is the seam for stand-in models; ``on_failure`` is called when loading fails.
+    """
+
+    engine = create_engine(recipes, settings, load)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(engine.start())
+        starting.add_done_callback(lambda _: on_failure() if engine.failure else None)
+        try:
+            yield
+        finally:
+            engine.stop()
+            await starting
+
+    key = settings.api_key
+    app = FastAPI(
+        title="ALaRM reward server",
+        description="Hierarchical, dense rewards for reinforcement learning.",
+        version=version("alarm-service"),
+        lifespan=lifespan,
+        middleware=[
+            Middleware(AccessLog, metrics=engine.metrics, routes=_ROUTES),
+            *([Middleware(RequireKey, key=key.get_secret_value())] if key else []),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    app.state.engine = engine
+    app.state.settings = settings
+    app.include_router(routes.router)
+    app.include_router(status_routes.router)
+    add_error_handlers(app)
+    return app

@@ -1,0 +1,92 @@
+"""The recipes and models that a server serves, by the names callers use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from alarm_models.recipe import Recipe
+from alarm_models.rewards import Loader, RewardModel
+from alarm_models.specs import ModelSpec
+from alarm_models.template import FieldPattern
+
+from alarm_service.errors import NotFound
+
+__all__ = ["Catalog", "ServedModel", "choose_device"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A recipe's model under the key that the queue knows it by."""
+
+    key: str
+    name: str
+    recipe: str
+    spec: ModelSpec
+    fields: Mapping[str, FieldPattern]
+
+
+class Catalog:
+    """Finds recipes and models by name.
+
+    A model is served once for all recipes that say the same of it. Its bare name means the first
+    recipe's; ``recipe/model`` means that recipe's.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        self.recipes = {recipe.name: recipe for recipe in recipes}
+        self.models: dict[str, ServedModel] = {}
+        self._keys: dict[str, str] = {}
+        for recipe in recipes:
+            for name, spec in recipe.models.items():
+                self._add(recipe, name, spec)
+
+    @property
+    def default_recipe(self) -> Recipe:
+        """The recipe that requests mean which name none."""
+        return next(iter(self.recipes.values()))
+
+    def recipe(self, name: str | None) -> Recipe:
+        """Return the recipe of that name; raise `NotFound` with the names there are."""
+        if name is None:
+            return self.default_recipe
+        if name not in self.recipes:
+            raise NotFound(f"no recipe {name!r}; there are {', '.join(self.recipes)}")
+        return self.recipes[name]
+
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of that name, else the default recipe's holistic model."""
+        if name is None:
+            return self.model_of(self.default_recipe, self.default_recipe.holistic.model)
+        if name not in self._keys:
+            raise NotFound(f"no model {name!r}; there are {', '.join(self.models)}")
+        return self.models[self._keys[name]]
+
+    def model_of(self, recipe: Recipe, name: str) -> ServedModel:
+        """Return the model that a recipe calls by that name."""
+        return self.models[self._keys[f"{recipe.name}/{name}"]]
+
+    def _add(self, recipe: Recipe, name: str, spec: ModelSpec) -> None:
+        fields = recipe.field_patterns
+        for served in self.models.values():
+            if (served.name, served.spec, served.fields) == (name, spec, fields):
+                self._keys[f"{recipe.name}/{name}"] = served.key
+                return
+        key = f"{recipe.name}/{name}" if name in self._keys else name
+        self.models[key] = ServedModel(key, name, recipe.name, spec, fields)
+        self._keys[f"{recipe.name}/{name}"] = key
+        self._keys.setdefault(name, key)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_models(catalog: Catalog, device: torch.device) -> dict[str, RewardModel]:
+    """Load every model of the catalog; raise `CheckpointError` or `RecipeError`."""
+    loader = Loader(device)
+    return {key: loader.load(served.spec, served.fields) for key, served in catalog.models.items()}

@@ -1,0 +1,83 @@
+"""What the server answers instead of a result: one type a status, each a sentence to act on."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadRequest",
+    "Broken",
+    "DeadlinePassed",
+    "Draining",
+    "Invalid",
+    "NotFound",
+    "Overloaded",
+    "ServiceError",
+    "TooLarge",
+    "Unauthorized",
+]
+
+
+class ServiceError(Exception):
+    """An answer of ``{"error": {"code", "message", "retryable"}}`` with its HTTP status."""
+
+    status = 500
+    code = "internal"
+    retryable = False
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(ServiceError):
+    """The body is no JSON."""
+
+    status, code = 400, "bad_request"
+
+
+class Unauthorized(ServiceError):
+    """No key, or a wrong one."""
+
+    status, code = 401, "unauthorized"
+
+
+class NotFound(ServiceError):
+    """No such model, recipe or path."""
+
+    status, code = 404, "not_found"
+
+
+class TooLarge(ServiceError):
+    """The body or the number of samples is over the limit."""
+
+    status, code = 413, "too_large"
+
+
+class Invalid(ServiceError):
+    """The request does not fit the schema; the message names the field and what it got."""
+
+    status, code = 422, "invalid"
+
+
+class Overloaded(ServiceError):
+    """The queue is full."""
+
+    status, code, retryable = 429, "overloaded", True
+
+
+class Draining(ServiceError):
+    """The server is about to stop."""
+
+    status, code, retryable = 503, "draining", True
+
+
+class Broken(ServiceError):
+    """The models could not be loaded, or the thread that owns the device died."""
+
+    status, code, retryable = 503, "broken", True
+
+
+class DeadlinePassed(ServiceError):
+    """The deadline that the caller set has passed."""
+
+    status, code, retryable = 504, "deadline_passed", True

@@ -1,0 +1,149 @@
+"""What happens to every request before a route sees it: a log line, the key, the body's size."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import time
+from collections.abc import Collection
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alarm_service.errors import ServiceError, TooLarge, Unauthorized
+from alarm_service.metrics import Metrics
+from alarm_service.responses import error_response
+
+__all__ = ["AccessLog", "BodyLimit", "RequireKey"]
+
+_log = structlog.get_logger()
+
+#: The status in logs and metrics of a request whose caller hung up (nginx's convention).
+_HUNG_UP = 499
+
+
+class AccessLog:
+    """Counts, times and logs each request; routes it does not know share one label."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = _HUNG_UP
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        except Exception:
+            status = 500  # answered further out
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._metrics.answered(route, status, seconds)
+            level = "debug" if route.startswith(("/health", "/metrics")) else "info"
+            getattr(_log, level)(
+                "request", method=scope["method"], route=route, status=status, seconds=seconds
+            )
+
+
+class RequireKey:
+    """Lets in who brings the key, as a bearer token or as the password of HTTP Basic.
+
+    Health checks need none.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._key = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 401."""
+        is_open = scope["type"] != "http" or scope["path"].startswith("/health/")
+        if is_open or self._is_right(Headers(scope=scope).get("authorization", "")):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized(
+            "send the server's key: `Authorization: Bearer KEY`, or as Basic's password"
+        )
+        response = error_response(error)
+        response.headers["WWW-Authenticate"] = "Bearer"
+        await response(scope, receive, send)
+
+    def _is_right(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        key = given.strip().encode()
+        if scheme.lower() == "basic":
+            try:
+                key = base64.b64decode(key, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(key, self._key)
+
+
+class BodyLimit:
+    """Reads a body before its route does, and answers 413 as soon as it is over the limit."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request with its whole body, or answer 413."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read(scope, receive)
+        except ServiceError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if body is None:  # the caller hung up
+            return
+        replayed = False
+
+        async def replay() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return bytes(body)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"the body is over {self._max_bytes} bytes: send the samples in several requests"
+        )

@@ -1,0 +1,100 @@
+"""How errors are answered: one shape, whatever went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from alarm_models.errors import RecipeError
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from alarm_service.caller import CallerGone
+from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
+
+__all__ = ["add_error_handlers", "error_response"]
+
+_log = structlog.get_logger()
+
+#: As many of a body's faults as one answer names.
+_MAX_FAULTS = 5
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Answer with an error's status and sentence."""
+    body = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse({"error": body}, error.status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error that may leave a route the one shape."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RecipeError)
+    async def recipe_error(request: Request, error: RecipeError) -> Response:
+        return error_response(Invalid(str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        return error_response(_explained(error.errors()))
+
+    @app.exception_handler(CallerGone)
+    async def caller_gone(request: Request, error: CallerGone) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        response = error_response(_from_http(error))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return error_response(ServiceError("the server failed; its log says why"))
+
+
+def _explained(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        return BadRequest(f"the body is no JSON: {faults[0].get('ctx', {}).get('error', '')}")
+    lines = [
+        f"{_path(fault['loc'])}: {fault['msg']}{_got(fault)}" for fault in faults[:_MAX_FAULTS]
+    ]
+    if len(faults) > _MAX_FAULTS:
+        lines.append(f"and {len(faults) - _MAX_FAULTS} more")
+    return Invalid("; ".join(lines))
+
+
+def _path(location: Sequence[str | int]) -> str:
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "body"
+    )
+    return path.lstrip(".") or "body"
+
+
+def _got(fault: Mapping[str, Any]) -> str:
+    if fault["type"] in ("missing", "extra_forbidden"):
+        return ""
+    value = fault.get("input")
+    if isinstance(value, bytes):
+        return " (got a body without `Content-Type: application/json`)"
+    if isinstance(value, str | list | dict):
+        return f" (got a {type(value).__name__} of length {len(value)})"
+    return f" (got {value!r})"
+
+
+def _from_http(error: HTTPException) -> ServiceError:
+    if error.status_code == 400:
+        return BadRequest("the body cannot be read as JSON in UTF-8")
+    if error.status_code == 404:
+        return NotFound("no such path; see /docs")
+    answer = ServiceError(str(error.detail))
+    answer.status = error.status_code
+    answer.code = str(error.detail).lower().replace(" ", "_")
+    return answer

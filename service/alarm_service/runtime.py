@@ -1,0 +1,110 @@
+"""The one thread that owns the device and runs batch after batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+import torch
+from alarm_models.errors import SampleError
+from alarm_models.rewards import RewardModel
+
+from alarm_service.batching import Outcome, Waiting, Work
+from alarm_service.errors import Broken
+from alarm_service.metrics import Metrics
+
+__all__ = ["DeviceThread"]
+
+_log = structlog.get_logger()
+
+
+class DeviceThread:
+    """Runs what waits on one device.
+
+    A batch that raises is split in halves and tried again, down to single samples; only a sample
+    that fails alone fails. Should the thread itself die, all callers hear of it at once.
+    """
+
+    def __init__(
+        self, models: Mapping[str, RewardModel], waiting: Waiting, metrics: Metrics
+    ) -> None:
+        self._models = models
+        self._waiting = waiting
+        self._metrics = metrics
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self.tokens_per_s = 0.0
+        self.death: BaseException | None = None
+
+    def start(self) -> None:
+        """Start taking batches."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end once its queue is closed."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        batch: list[Work] | None = None
+        try:
+            while (batch := self._waiting.take()) is not None:
+                self._run_batch(batch)
+        except BaseException as death:  # whatever ends this thread, its callers must not hang
+            self.death = death
+            _log.critical("device thread died", error=repr(death))
+            reason = Broken(f"the thread that owns the device died: {death!r}", retry_after_s=5)
+            for work in batch or ():
+                work.deliver(reason)
+            self._waiting.close(reason)
+
+    def _run_batch(self, batch: list[Work]) -> None:
+        model = self._models[batch[0].model]
+        started = time.monotonic()
+        self._metrics.batch_taken(batch[0].model, batch, started)
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            try:
+                outcomes = _scored(model, part)
+            except Exception as error:  # a model may raise anything; its neighbours go on
+                _forget_failed_batch(error)
+                _log.warning(
+                    "forward failed",
+                    model=part[0].model,
+                    num_samples=len(part),
+                    error=repr(error)[:500],
+                )
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    pending += [part[middle:], part[:middle]]
+                    continue
+                outcomes = [SampleError("model_failed", f"the model failed: {error!r}"[:500])]
+            for work, outcome in zip(part, outcomes, strict=True):
+                work.deliver(outcome)
+        self._observe(batch, time.monotonic() - started)
+
+    def _observe(self, batch: Sequence[Work], seconds: float) -> None:
+        num_tokens = sum(work.features.num_tokens for work in batch)
+        self._metrics.batch_done(batch[0].model, num_tokens, seconds)
+        rate = num_tokens / max(seconds, 1e-6)
+        self.tokens_per_s = rate if not self.tokens_per_s else 0.9 * self.tokens_per_s + 0.1 * rate
+
+
+def _scored(model: RewardModel, works: Sequence[Work]) -> list[Outcome]:
+    outputs = model.forward([work.features for work in works])
+    if len(outputs) != len(works):
+        raise RuntimeError(f"{len(outputs)} outputs for {len(works)} samples")
+    outcomes: list[Outcome] = []
+    for work, one in zip(works, outputs, strict=True):
+        try:
+            outcomes.append(model.read(work.features, one))
+        except SampleError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _forget_failed_batch(error: Exception) -> None:
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,97 @@
+"""`alarm score`: a file of samples to lines of rewards, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from alarm_models.errors import SampleError
+from alarm_models.recipe import Overrides, Recipe, load_recipes
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from alarm_service.app import create_engine
+from alarm_service.engine import Engine
+from alarm_service.logs import set_up_logs
+from alarm_service.schemas import RewardOut, SampleIn
+from alarm_service.settings import Settings
+from alarm_service.story import reward_samples
+from alarm_service.wire import reward_out, sample_in
+
+__all__ = ["score_file"]
+
+#: Samples in the house at once: enough to fill batches of like length.
+_AT_ONCE = 256
+
+
+def score_file(file: Path, out: Path | None, settings: Settings) -> int:
+    """Reward each line's sample by the first recipe; a line that is no sample gets an error line.
+
+    Returns 0, or 1 where any sample failed.
+    """
+    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    set_up_logs("warning")
+    with file.open("rb") as lines:
+        num_lines = sum(1 for line in lines if line.strip())
+    engine = create_engine([recipe], settings)
+    if out is None:
+        return asyncio.run(_run(engine, recipe, file, num_lines, sys.stdout))
+    with out.open("w", encoding="utf-8") as target:
+        return asyncio.run(_run(engine, recipe, file, num_lines, target))
+
+
+async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: TextIO) -> int:
+    num_failed = 0
+    await engine.start()
+    try:
+        await engine.until_ready()
+        with Progress(console=Console(stderr=True)) as progress, file.open("rb") as lines:
+            task = progress.add_task("scoring", total=num_lines)
+            for chunk in _chunks(line for line in lines if line.strip()):
+                rewards = await _reward_lines(engine, recipe, chunk)
+                num_failed += sum(reward.error is not None for reward in rewards)
+                out.writelines(f"{reward.model_dump_json()}\n" for reward in rewards)
+                progress.advance(task, len(chunk))
+    finally:
+        engine.stop()
+    if num_failed:
+        sys.stderr.write(f"alarm: {num_failed} of {num_lines} samples failed; see `error`\n")
+    return 1 if num_failed else 0
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    while chunk := list(islice(lines, _AT_ONCE)):
+        yield chunk
+
+
+async def _reward_lines(engine: Engine, recipe: Recipe, lines: Sequence[bytes]) -> list[RewardOut]:
+    parsed = [_parse(line) for line in lines]
+    samples = [one for one in parsed if isinstance(one, SampleIn)]
+    done = await reward_samples(
+        engine, recipe, [sample_in(sample) for sample in samples], Overrides(), "admitted"
+    )
+    names = list(recipe.aspects)
+    rewarded = iter(zip(samples, done.rewards, strict=True))
+    blank = SampleIn(prompt="", completion="")
+    return [
+        reward_out(*next(rewarded), names)
+        if isinstance(one, SampleIn)
+        else reward_out(blank, one, names)
+        for one in parsed
+    ]
+
+
+def _parse(line: bytes) -> SampleIn | SampleError:
+    try:
+        return SampleIn.model_validate(json.loads(line))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return SampleError("invalid_sample", "; ".join(faults))
+    except ValueError as error:
+        return SampleError("invalid_sample", f"the line is no JSON: {error}")

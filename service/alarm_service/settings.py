@@ -1,0 +1,57 @@
+"""Every option of the server, once: a flag of `alarm serve` and an ALARM_* variable alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+#: Several values in one variable or flag are separated by semicolons or newlines.
+_SEPARATOR = re.compile(r"[;\n]+")
+
+
+class Settings(BaseSettings):
+    """The server's options; a flag wins over its variable."""
+
+    model_config = SettingsConfigDict(env_prefix="ALARM_", frozen=True, extra="forbid")
+
+    recipe: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("mini",), description="a built-in recipe or a TOML file; may be given again"
+    )
+    set: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="KEY=VALUE sets a recipe key by its dotted name; may be given again"
+    )
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="the port; 0 takes a free one")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N"
+    )
+    api_key: SecretStr | None = Field(default=None, description="the key that callers must bring")
+    max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
+    max_queued_tokens: int = Field(
+        default=1_000_000, ge=1, description="tokens in the house before callers get a 429"
+    )
+    max_batch_tokens: int = Field(
+        default=8192, ge=1, description="tokens of one forward pass, padding counted"
+    )
+    timeout_s: float = Field(
+        default=600, gt=0, description="the deadline of a request that brings none"
+    )
+    drain_s: int = Field(
+        default=120, ge=0, description="how long running requests may take to finish at the end"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_texts: bool = Field(default=False, description="write prompts and completions to the log")
+
+    @field_validator("recipe", "set", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        values = (value,) if isinstance(value, str) else value
+        if not isinstance(values, tuple | list):
+            return value
+        return tuple(part for one in values for part in _SEPARATOR.split(str(one)) if part.strip())

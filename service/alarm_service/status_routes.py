@@ -1,0 +1,94 @@
+"""The routes that tell: what is served, whether it is well, and its metrics."""
+
+from __future__ import annotations
+
+from alarm_models.recipe import Overrides, Recipe
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from alarm_service.catalog import ServedModel
+from alarm_service.dependencies import EngineOf, SettingsOf, documented
+from alarm_service.engine import Engine, State
+from alarm_service.schemas import HealthOut, ModelOut, ModelsOut, RecipeOut
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+_KEYED = documented((401, "no key, or a wrong one"))
+
+
+@router.get("/models", responses=_KEYED)
+async def models(engine: EngineOf, settings: SettingsOf) -> ModelsOut:
+    """List the models and recipes that are served; the first recipe is the default."""
+    return ModelsOut(
+        models=[_model_out(engine, served) for served in engine.catalog.models.values()],
+        recipes=[_recipe_out(engine, recipe) for recipe in engine.catalog.recipes.values()],
+        limits={
+            "max_samples": settings.max_samples,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_queued_tokens": settings.max_queued_tokens,
+        },
+    )
+
+
+@router.get("/health/live", responses=documented((503, "the process should be restarted")))
+async def live(engine: EngineOf, response: Response) -> HealthOut:
+    """Say whether the process works; 503 once the thread that owns the device has died."""
+    if engine.state is State.BROKEN:
+        response.status_code = 503
+    return HealthOut(status=engine.state.value, reason=engine.reason)
+
+
+@router.get("/health/ready", responses={503: {"model": HealthOut, "description": "not yet"}})
+async def ready(engine: EngineOf, response: Response) -> HealthOut:
+    """Say whether every model has run; 503 with the reason while loading, draining or broken."""
+    if engine.state is not State.READY:
+        response.status_code = 503
+        response.headers["Retry-After"] = "1"
+    return HealthOut(status=engine.state.value, reason=engine.reason)
+
+
+@router.get(
+    "/metrics",
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **_KEYED},
+    response_class=Response,
+)
+async def metrics(engine: EngineOf) -> Response:
+    """Return the metrics in Prometheus text."""
+    return Response(
+        generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
+    model = engine.models.get(served.key)
+    return ModelOut(
+        name=served.key,
+        recipe=served.recipe,
+        kind=served.spec.kind,
+        checkpoint=getattr(served.spec, "checkpoint", None),
+        fingerprint=model and model.fingerprint,
+        device=str(engine.device),
+        limits={"max_tokens": model and model.limit},
+    )
+
+
+def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
+    holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
+    is_loaded = bool(engine.models)
+    return RecipeOut(
+        name=recipe.name,
+        recipe=recipe.name,
+        kind="recipe",
+        checkpoint=holistic.checkpoint,
+        fingerprint=recipe.fingerprint(engine.fingerprints(recipe), Overrides())
+        if is_loaded
+        else None,
+        device=str(engine.device),
+        limits=holistic.limits,
+        description=recipe.description,
+        rule=recipe.hierarchy.rule.value,
+        holistic=recipe.holistic.model,
+        aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
+    )
