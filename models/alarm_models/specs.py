@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alarm_models.tokenizing import Truncation
+from alarm_models.truncation import Truncation
 
 __all__ = ["LengthSpec", "ModelSpec", "NeuralSpec", "SegmentsSpec", "SequenceSpec"]
 

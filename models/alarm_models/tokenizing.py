@@ -1,10 +1,8 @@
-"""From text to token ids, kept within a model's limit."""
+"""From text to token ids, by a checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +10,12 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError
 from alarm_models.sample import Message, Span
 from alarm_models.template import Rendered
+from alarm_models.truncation import TokenIds
 
-__all__ = ["TokenIds", "Tokenizer", "Truncation", "fit"]
-
-
-class Truncation(StrEnum):
-    """What gives way when a sample is longer than its model's limit."""
-
-    PROMPT = "prompt"
-    RIGHT = "right"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    """Token ids with the range of tokens that came from the prompt.
-
-    ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
-    text; no truncation drops them.
-    """
-
-    ids: tuple[int, ...]
-    prompt: Span
-    num_prefix: int
-    num_suffix: int
-
-
-def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:
-    """Shorten the tokens to the limit, and say whether anything was dropped.
-
-    `Truncation.PROMPT` drops tokens from the prompt's start; `Truncation.RIGHT` keeps the head, as
-    the paper's code does. Raises `SampleError` (``too_long``) where that cannot be enough.
-    """
-    excess = len(tokens.ids) - max_tokens
-    if excess <= 0:
-        return tokens, False
-    if truncation is Truncation.RIGHT:
-        end = len(tokens.ids) - tokens.num_suffix
-        kept = tokens.ids[: max(end - excess, 0)] + tokens.ids[end:]
-        return TokenIds(kept, tokens.prompt, tokens.num_prefix, tokens.num_suffix), True
-    start, stop = tokens.prompt
-    if truncation is Truncation.ERROR or excess > stop - start:
-        raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
-    kept = tokens.ids[:start] + tokens.ids[start + excess :]
-    prompt = Span(start, stop - excess)
-    return TokenIds(kept, prompt, tokens.num_prefix, tokens.num_suffix), True
-
-
-def _too_long(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> str:
-    if truncation is Truncation.ERROR:
-        return f"the sample has {len(tokens.ids)} tokens, the model takes {max_tokens}"
-    num_rest = len(tokens.ids) - (tokens.prompt.end - tokens.prompt.start)
-    return f"without any prompt the sample has {num_rest} tokens, the model takes {max_tokens}"
+__all__ = ["Tokenizer"]
 
 
 class Tokenizer:

@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alarm_models.errors import AlarmModelsError
-from alarm_models.recipe import built_in_names, load_recipe
+from alarm_models.recipe import built_in_names, load_recipe, load_recipes
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from alarm_service.scoring import score_file
-from alarm_service.serving import serve
 from alarm_service.settings import Settings
+from alarm_service.sockets import listen
 
 __all__ = ["main"]
 
@@ -43,14 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("serve", help="serve recipes over HTTP")
     _add_settings(command, tuple(Settings.model_fields))
-    command.set_defaults(run=lambda options: serve(_settings(options)))
+    command.set_defaults(run=_serve)
     command = commands.add_parser("score", help="reward a file of samples, without a server")
     command.add_argument("file", type=Path, help="a JSON object a line: a sample as on the wire")
     command.add_argument("--out", type=Path, help="else standard output")
     _add_settings(command, _LOCAL)
-    command.set_defaults(
-        run=lambda options: score_file(options.file, options.out, _settings(options))
-    )
+    command.set_defaults(run=_score)
     command = commands.add_parser("recipes", help="list the built-in recipes")
     command.set_defaults(run=_list_recipes)
     return parser
@@ -81,6 +78,25 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         **{name: one for name, one in given if name in Settings.model_fields and one is not None}
     )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    recipes = load_recipes(settings.recipe, settings.set)
+    listener = listen(settings.host, settings.port)
+    # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
+    from alarm_service.serving import serve
+
+    return serve(recipes, settings, listener)
+
+
+def _score(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    # As above: a wrong recipe is told before torch is imported.
+    from alarm_service.scoring import score_file
+
+    return score_file(options.file, options.out, recipe, settings)
 
 
 def _list_recipes(_: argparse.Namespace) -> int:

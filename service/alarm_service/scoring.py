@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from alarm_models.errors import SampleError
-from alarm_models.recipe import Overrides, Recipe, load_recipes
+from alarm_models.recipe import Overrides, Recipe
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
@@ -30,12 +30,11 @@ __all__ = ["score_file"]
 _AT_ONCE = 256
 
 
-def score_file(file: Path, out: Path | None, settings: Settings) -> int:
-    """Reward each line's sample by the first recipe; a line that is no sample gets an error line.
+def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings) -> int:
+    """Reward each line's sample by the recipe; a line that is no sample gets an error line.
 
     Returns 0, or 1 where any sample failed.
     """
-    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
     set_up_logs("warning")
     with file.open("rb") as lines:
         num_lines = sum(1 for line in lines if line.strip())

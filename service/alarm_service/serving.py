@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import structlog
 import uvicorn
-from alarm_models.recipe import load_recipes
+from alarm_models.recipe import Recipe
 
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
 from alarm_service.logs import set_up_logs
 from alarm_service.settings import Settings
+from alarm_service.sockets import url_of
 
 __all__ = ["serve"]
 
@@ -35,32 +37,22 @@ class _DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed.
-
-    Raises `RecipeError` and `OSError` (the address is taken) before anything listens.
-    """
-    recipes = load_recipes(settings.recipe, settings.set)
+def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
+    """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed."""
     set_up_logs(settings.log_level)
-    listener = _listen(settings.host, settings.port)
     stop = _Stop()
     app = create_app(recipes, settings, on_failure=stop)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=settings.drain_s,
-        backlog=2048,
-    )
     engine: Engine = app.state.engine
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_s
+    )
     server = stop.server = _DrainingServer(config, engine)
     # uvicorn raises its signal again once it has stopped: by then there is nothing left to do.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: None)
-    host, port = listener.getsockname()[:2]
     _log.info(
         "listening",
-        url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        url=url_of(listener),
         recipes=[recipe.name for recipe in recipes],
         device=str(engine.device),
     )
@@ -79,8 +71,3 @@ class _Stop:
     def __call__(self) -> None:
         if self.server is not None:
             self.server.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)

@@ -14,7 +14,7 @@ from alarm_models.sample import Sample, Score, SegmentScore, Span, require_spans
 from alarm_models.segmentation import SEGMENTERS
 from alarm_models.specs import SegmentsSpec
 from alarm_models.template import FieldPattern, Rendered, TextTemplate
-from alarm_models.tokenizing import TokenIds, fit
+from alarm_models.truncation import TokenIds, fit
 
 __all__ = ["SegmentsModel"]
 

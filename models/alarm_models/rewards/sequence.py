@@ -13,7 +13,7 @@ from alarm_models.rewards.base import Prepared, Weights, max_tokens, require_fin
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import SequenceSpec
 from alarm_models.template import FieldPattern, Rendered, TextTemplate, conversation
-from alarm_models.tokenizing import TokenIds, fit
+from alarm_models.truncation import TokenIds, fit
 
 __all__ = ["SequenceModel"]
 

@@ -1,0 +1,286 @@
+"""Both clients against a stand-in server: the same calls, the same requests, the same results."""
+
+import asyncio
+import inspect
+import itertools
+import json
+import threading
+
+import httpx
+import pytest
+from alarm_client import (
+    AlarmClient,
+    AlarmConnectionError,
+    AsyncAlarmClient,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    ProtocolError,
+    Retries,
+    Sample,
+    TooLarge,
+    Usage,
+)
+from alarm_client.address import find_address
+from alarm_client.calls import SAFE
+from alarm_client.connections import Connections
+from alarm_client.exchange import Send
+from client_stand_in import StandIn, refusal
+
+SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
+LENGTHS = [float(index % 7) for index in range(300)]
+AT_ONCE = Retries(first=0.0, longest=0.0, max_reconnects=2)
+
+
+@pytest.fixture(params=[AlarmClient, AsyncAlarmClient])
+def ask(request):
+    """Ask a stand-in once with either client: `await ask(stand_in, "score", samples)`."""
+
+    async def ask(stand_in, name, *args, options=None, **kwargs):
+        options = {"url": "http://server", "retries": AT_ONCE, **(options or {})}
+        client = request.param(transport=stand_in.transport, **options)
+        answer = getattr(client, name)(*args, **kwargs)
+        if inspect.isawaitable(answer):
+            answer = await answer
+            await client.aclose()
+        else:
+            client.close()
+        return answer
+
+    return ask
+
+
+async def test_one_sample_costs_one_request(ask):
+    server = StandIn()
+    result = await ask(server, "score", [Sample(prompt="p", completion="abc")], "rm")
+    assert (result.model, result.scalars(), server.paths) == ("rm", [3.0], ["/score"])
+
+
+async def test_a_reward_is_asked_for_with_all_its_options(ask):
+    server = StandIn()
+    sample = {"prompt": "p", "completion": "abc", "token_offsets": [[0, 1], [1, 3], [3, 3]]}
+    result = await ask(server, "hierarchical_reward", [sample], "qa", {"threshold": 9.0}, "all")
+    assert (result.recipe, result.rewards[0].token_rewards) == ("qa", (0.0, 0.0, 3.0))
+    sent = json.loads(server.requests[0].content)
+    assert (sent["overrides"], sent["aspects"]) == ({"threshold": 9.0}, "all")
+
+
+async def test_no_samples_get_no_scores(ask):
+    result = await ask(StandIn(), "score", [])
+    assert (result.scores, result.fingerprint) == ((), "f")
+
+
+async def test_requests_carry_the_key_and_the_time_left(ask):
+    server = StandIn()
+    options = {"api_key": "k", "timeout": 100.0}
+    await ask(server, "score", SAMPLES[:1], options=options, timeout=20.0)
+    headers = server.requests[0].headers
+    assert headers["authorization"] == "Bearer k"
+    assert headers["content-type"] == "application/json"
+    assert 0 < int(headers["x-request-timeout-ms"]) <= 20_000
+
+
+async def test_the_catalogue_names_the_limits(ask):
+    assert (await ask(StandIn(max_samples=9), "models")).limits.max_samples == 9
+
+
+async def test_a_large_call_is_split_under_the_servers_limits_and_joined_in_order(ask):
+    assert len(SAMPLES) > SAFE.max_samples
+    server = StandIn(max_samples=64)
+    result = await ask(server, "score", SAMPLES)
+    assert result.scalars() == LENGTHS
+    assert result.usage == Usage(600, 300)
+    assert server.paths == ["/models"] + ["/score"] * 5
+
+
+async def test_a_large_call_under_the_limits_stays_whole(ask):
+    server = StandIn()
+    assert (await ask(server, "score", SAMPLES)).scalars() == LENGTHS
+    assert server.paths == ["/models", "/score"]
+
+
+async def test_a_request_that_was_too_large_is_halved(ask):
+    server = StandIn(max_samples=3)
+    result = await ask(server, "score", SAMPLES[:10])
+    assert result.scalars() == LENGTHS[:10]
+    # 10 -> 5 + 5 -> 2 + 3 each
+    assert len(server.paths) == 7
+
+
+async def test_one_sample_that_is_too_large_is_an_error(ask):
+    with pytest.raises(TooLarge, match="too many samples"):
+        await ask(StandIn(max_samples=0), "score", SAMPLES[:1])
+
+
+async def test_a_busy_server_and_a_broken_connection_are_tried_again(ask):
+    script = [
+        refusal(429, "full", "full", retry_after="0"),
+        httpx.ReadError("reset"),
+        refusal(503, "loading", "loading"),
+    ]
+    server = StandIn(script)
+    assert (await ask(server, "score", SAMPLES[:2])).scalars() == [0.0, 1.0]
+    assert len(server.requests) == 4
+
+
+async def test_a_refused_request_raises_the_servers_own_words(ask):
+    server = StandIn([refusal(422, "schema", "samples.0.prompt: got null")])
+    with pytest.raises(InvalidRequest, match=r"samples\.0\.prompt: got null") as caught:
+        await ask(server, "score", SAMPLES[:1])
+    assert (caught.value.status, caught.value.code, len(server.requests)) == (422, "schema", 1)
+
+
+async def test_a_refused_part_fails_the_whole_call(ask):
+    server = StandIn(max_samples=64, script=[])
+    server.change = lambda answer: answer.update(fingerprint=str(len(server.requests)))
+    with pytest.raises(ProtocolError, match="changed during the call"):
+        await ask(server, "score", SAMPLES)
+
+
+async def test_another_server_at_the_url_is_named(ask):
+    server = StandIn([httpx.Response(404, text="nginx")])
+    with pytest.raises(NotFound, match=r"http://server/score answered 404: nginx .*ALaRM server"):
+        await ask(server, "score", SAMPLES[:1])
+
+
+async def test_a_wrong_number_of_scores_is_no_result(ask):
+    server = StandIn(change=lambda answer: answer["scores"].pop())
+    with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores came"):
+        await ask(server, "score", SAMPLES[:2])
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (httpx.ConnectError("refused"), AlarmConnectionError, "is `alarm serve` running at http"),
+        (httpx.ConnectTimeout("slow"), AlarmConnectionError, "no connection within 5 s"),
+        (httpx.RemoteProtocolError("cut"), AlarmConnectionError, "connection broke"),
+        (httpx.ReadTimeout("slow"), DeadlineExceeded, "no answer within"),
+    ],
+)
+async def test_what_the_network_raises_becomes_our_own_errors(ask, raised, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        await ask(StandIn([raised] * 9), "score", SAMPLES[:1])
+    assert caught.value.retryable
+
+
+async def test_readiness_is_awaited(ask):
+    server = StandIn()
+    assert await ask(server, "wait_ready", timeout=5) is None
+    assert server.paths == ["/health/ready"]
+
+
+async def test_async_parts_are_in_flight_together_up_to_max_concurrency():
+    inner, flying, most = StandIn(max_samples=30), 0, 0
+
+    async def handler(request):
+        nonlocal flying, most
+        flying += 1
+        most = max(most, flying)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        flying -= 1
+        return inner(request)
+
+    transport = httpx.MockTransport(handler)
+    async with AsyncAlarmClient(max_concurrency=3, transport=transport) as client:
+        assert (await client.score(SAMPLES)).scalars() == LENGTHS
+    assert most == 3
+
+
+def test_blocking_parts_are_in_flight_together():
+    inner, meeting = StandIn(max_samples=150), threading.Barrier(2, timeout=60)
+
+    def handler(request):
+        if request.url.path == "/score":
+            meeting.wait()  # passes only if both parts are under way
+        return inner(request)
+
+    with AlarmClient(transport=httpx.MockTransport(handler)) as client:
+        assert client.score(SAMPLES).scalars() == LENGTHS
+
+
+def test_a_part_that_failed_is_raised_without_waiting_for_the_others():
+    inner, released = StandIn(max_samples=150), threading.Event()
+    both_under_way, waited_out = threading.Barrier(2, timeout=60), threading.Event()
+
+    def handler(request):
+        if request.url.path == "/score":
+            if both_under_way.wait() == 0:
+                return refusal(422, "schema", "bad part")
+            if not released.wait(20):
+                waited_out.set()
+        return inner(request)
+
+    client = AlarmClient(transport=httpx.MockTransport(handler))
+    with pytest.raises(InvalidRequest, match="bad part"):
+        client.score(SAMPLES)
+    assert not waited_out.is_set()
+    released.set()
+
+
+class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """An answer that never ends."""
+
+    def __iter__(self):
+        while True:
+            yield b" "
+
+    async def __aiter__(self):
+        while True:
+            await asyncio.sleep(0)
+            yield b" "
+
+
+def test_an_answer_that_drips_in_ends_a_blocking_call_at_its_deadline():
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
+    ticks = itertools.count()
+    connections = Connections(find_address(None, None), transport, lambda: next(ticks))
+    with pytest.raises(DeadlineExceeded, match="no answer within the 5 s"):
+        connections.send(Send("GET", "/models", None, timeout=5.0))
+    connections.close()
+    assert next(ticks) == 7  # the start, then six reads: 6 > 0 + 5
+
+
+async def test_an_answer_that_drips_in_ends_an_async_call_at_its_deadline():
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
+    async with AsyncAlarmClient(transport=transport, timeout=0.05) as client:
+        with pytest.raises(DeadlineExceeded, match="no answer within"):
+            await client.score(SAMPLES[:1])
+
+
+async def test_a_failed_part_cancels_the_others_of_an_async_call():
+    inner, cancelled = StandIn(max_samples=150), asyncio.Event()
+
+    async def handler(request):
+        if request.url.path == "/score" and len(inner.requests) == 1:
+            inner(request)
+            await asyncio.sleep(0)
+            return refusal(422, "schema", "bad part")
+        if request.url.path == "/score":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+        return inner(request)
+
+    async with AsyncAlarmClient(transport=httpx.MockTransport(handler)) as client:
+        with pytest.raises(InvalidRequest, match="bad part"):
+            await client.score(SAMPLES)
+        assert cancelled.is_set()
+
+
+def test_limits_once_known_are_kept_to_by_small_calls():
+    server = StandIn(max_samples=150)
+    with AlarmClient(transport=server.transport) as client:
+        client.score(SAMPLES)
+        client.score(SAMPLES[:200])
+    assert server.paths == ["/models"] + ["/score"] * 4
+
+
+def test_the_limits_are_asked_for_once_a_client():
+    server = StandIn()
+    with AlarmClient(transport=server.transport) as client:
+        client.score(SAMPLES)
+        client.score(SAMPLES)
+    assert server.paths == ["/models", "/score", "/score"]

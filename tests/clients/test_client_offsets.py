@@ -1,0 +1,169 @@
+"""Token offsets from sampled ids, for real tokenizers of each family."""
+
+import re
+from functools import cache
+from itertools import pairwise
+
+import client_tokenizers
+import pytest
+from alarm_client import PolicyTokens, token_offsets
+from client_tokenizers import BYTES, TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FAMILIES = ["byte_level", "byte_fallback", "unigram", "wordpiece"]
+
+
+@cache
+def tokenizer_of(family):
+    return getattr(client_tokenizers, family)()
+
+
+@cache
+def policy_of(family):
+    return PolicyTokens(tokenizer_of(family))
+
+
+def check(family, ids):
+    """The invariants of every answer."""
+    tokenizer = tokenizer_of(family)
+    text, offsets = policy_of(family).locate(ids)
+    assert text == tokenizer.decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert len(offsets) == len(ids)
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert all(one[0] <= two[0] for one, two in pairwise(offsets))
+    assert {place for span in offsets for place in range(*span)} == set(range(len(text)))
+    for token_id, (start, end) in zip(ids, offsets, strict=True):
+        assert token_id not in tokenizer.all_special_ids or start == end
+    return text, offsets
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_ids_are_laid_on_the_text_that_they_decode_to(family, data):
+    num_ids = len(tokenizer_of(family)) + 2  # models sample past the vocabulary, too
+    check(family, data.draw(st.lists(st.integers(0, num_ids), max_size=40)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet=st.sampled_from("ab é.日😀\n'"), max_size=20))
+def test_any_text_is_laid_on_its_own_tokens(family, text):
+    check(family, tokenizer_of(family)(text).input_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_texts_never_take_the_slow_path(family, monkeypatch):
+    monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
+    for text in TEXTS:
+        check(family, tokenizer_of(family)(text).input_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_ids_are_no_text(family):
+    assert check(family, []) == ("", [])
+
+
+def ids_of(family, *tokens):
+    return tokenizer_of(family).convert_tokens_to_ids(list(tokens))
+
+
+def test_an_emoji_over_four_byte_level_tokens_belongs_to_each():
+    ids = ids_of("byte_level", "a", "ð", "Ł", "ĺ", "Ģ", "Ġ", "b", "</s>")
+    spans = [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4)]
+    assert check("byte_level", ids) == ("a😀 b", spans)
+
+
+def test_a_special_token_inside_an_emoji_is_an_empty_span():
+    ids = ids_of("byte_level", "ð", "Ł", "</s>", "ĺ", "Ģ")
+    assert check("byte_level", ids) == ("😀", [(0, 1), (0, 1), (0, 0), (0, 1), (0, 1)])
+
+
+def test_bytes_that_are_no_character_are_one_mark():
+    ids = ids_of("byte_level", "a", "ð", "Ł", "b")
+    assert check("byte_level", ids) == ("a\ufffdb", [(0, 1), (1, 2), (1, 2), (2, 3)])
+
+
+def test_added_tokens_are_text_and_reserved_ones_are_not(monkeypatch):
+    monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
+    ids = ids_of("byte_level", "<tool>", "<|reserved|>", " two words", "<pad>")
+    spans = [(0, 6), (6, 6), (6, 16), (16, 16)]
+    assert check("byte_level", ids) == ("<tool> two words", spans)
+
+
+def test_reserved_tokens_are_known_where_the_tokenizer_does_not_list_them(monkeypatch):
+    class Transformers4:
+        all_special_ids = (0, 1, 2)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer_of("byte_level"), name)
+
+    monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
+    ids = ids_of("byte_level", "ð", "Ł", "<|reserved|>", "ĺ", "Ģ")
+    spans = [(0, 1), (0, 1), (0, 0), (0, 1), (0, 1)]
+    assert token_offsets(ids, Transformers4()) == ("😀", spans)
+
+
+def test_fallback_bytes_share_their_character():
+    ids = ids_of(
+        "byte_fallback", "<s>", "▁caf", *BYTES[0xC3:0xC4], *BYTES[0xA9:0xAA], "<0x0A>", "s"
+    )
+    spans = [(0, 0), (0, 3), (3, 4), (3, 4), (4, 5), (5, 6)]
+    assert check("byte_fallback", ids) == ("café\ns", spans)
+
+
+def test_a_leading_space_that_decoding_drops_belongs_to_nobody():
+    assert check("byte_fallback", ids_of("byte_fallback", "▁it", "▁it")) == (
+        "it it",
+        [(0, 2), (2, 5)],
+    )
+    assert check("byte_fallback", ids_of("byte_fallback", "▁", "▁it")) == (" it", [(0, 0), (0, 3)])
+
+
+def test_word_pieces_join_and_punctuation_loses_its_space():
+    tokenizer = tokenizer_of("wordpiece")
+    ids = tokenizer("is it ?").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["is", "it", "?"]
+    assert check("wordpiece", ids) == ("is it?", [(0, 2), (2, 5), (5, 6)])
+
+
+def test_ids_that_are_not_what_the_text_tokenizes_to_keep_their_own_grid():
+    tokenizer = tokenizer_of("byte_level")
+    ids = ids_of("byte_level", *"The")
+    assert len(tokenizer("The").input_ids) < 3
+    assert check("byte_level", ids) == ("The", [(0, 1), (1, 2), (2, 3)])
+
+
+class EndOfWord:
+    """A tokenizer of a family that the fast readings do not know: `</w>` ends a word."""
+
+    all_special_ids = (0,)
+    tokens = ("<eos>", "a</w>", "b", "c</w>")
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.tokens[token_id] for token_id in ids]
+
+    def decode(self, token_ids, **options):
+        text = "".join(self.tokens[token_id] for token_id in token_ids if token_id)
+        return re.sub("</w>$", "", text).replace("</w>", " ")
+
+
+def test_an_unknown_family_is_read_from_its_prefixes():
+    text, offsets = token_offsets([1, 2, 3, 1, 0], EndOfWord())
+    assert text == "a bc a"
+    assert offsets == [(0, 1), (1, 3), (3, 4), (4, 6), (6, 6)]
+
+
+def test_prefixes_give_a_split_character_to_all_its_tokens():
+    policy = policy_of("byte_level")
+    ids = ids_of("byte_level", "a", "ð", "Ł", "ĺ", "Ģ", "b", "</s>")
+    assert policy._by_prefixes(ids, "a😀b") == policy.locate(ids)[1]
+
+
+def test_ids_may_come_as_an_array():
+    numpy = pytest.importorskip("numpy")
+    ids = ids_of("byte_level", "a", "b")
+    assert token_offsets(numpy.array(ids), tokenizer_of("byte_level")) == ("ab", [(0, 1), (1, 2)])

@@ -1,0 +1,52 @@
+"""The arithmetic of trying again."""
+
+import pytest
+from alarm_client.retries import Retries, parse_retry_after, retry_delay
+
+RETRIES = Retries(first=1.0, longest=8.0)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "dice", "delay"),
+    [(0, 0.0, 0.5), (0, 1.0, 1.0), (1, 0.0, 1.0), (2, 0.5, 3.0), (3, 1.0, 8.0), (9, 1.0, 8.0)],
+)
+def test_delays_double_up_to_the_longest_and_dice_halve_them(attempt, dice, delay):
+    assert retry_delay(RETRIES, attempt, time_left=100, dice=dice) == delay
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "dice", "delay"), [(2.0, 0.0, 2.0), (2.0, 1.0, 3.0), (0.0, 0.0, 0.5)]
+)
+def test_a_wait_that_the_server_named_is_never_cut_short(retry_after, dice, delay):
+    assert retry_delay(RETRIES, 0, time_left=100, dice=dice, retry_after=retry_after) == delay
+
+
+def test_dice_do_not_push_a_named_wait_past_the_deadline():
+    assert retry_delay(RETRIES, 0, time_left=10, dice=1.0, retry_after=8.0) == 9.0
+
+
+@pytest.mark.parametrize("retry_after", [None, 1.0, 60.0])
+def test_a_wait_longer_than_the_time_left_is_given_up(retry_after):
+    assert retry_delay(RETRIES, 0, time_left=0.4, dice=0.0, retry_after=retry_after) is None
+
+
+def test_a_thousandth_attempt_is_no_overflow():
+    assert retry_delay(RETRIES, 10_000, time_left=100, dice=1.0) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-4", 0.0),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 60.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("soon", None),
+        ("nan", None),
+        ("inf", None),
+        (None, None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(value, seconds):
+    assert parse_retry_after(value, lambda: 40.0) == seconds

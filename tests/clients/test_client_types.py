@@ -1,0 +1,63 @@
+"""Results as the plain numbers that trainers take, and the paper's rule for short responses."""
+
+import pickle
+
+import pytest
+from alarm_client import (
+    Holistic,
+    Reward,
+    RewardResult,
+    Sample,
+    SampleError,
+    SampleFailed,
+    Score,
+    ScoreResult,
+    Usage,
+    punish_too_short,
+)
+
+GOOD = Reward(None, 1.5, (0.5, 0.0, 1.0), Holistic(3.0, 1.0), True, {"facts": None}, False, None)
+BAD = Reward(None, None, None, None, False, {}, False, SampleError("too_long", "9 tokens, 8 fit"))
+RESULT = RewardResult("qa", "f", (GOOD, BAD), Usage(5, 5))
+
+
+@pytest.mark.parametrize("stand_in", [None, 0.0, -7.0])
+def test_a_failed_sample_gets_the_number_that_the_caller_chose(stand_in):
+    assert RESULT.scalars(on_error=stand_in) == [1.5, stand_in]
+
+
+def test_a_failed_sample_raises_unless_the_caller_chose():
+    with pytest.raises(SampleFailed, match="sample 1 has no number: too_long: 9 tokens") as caught:
+        RESULT.scalars()
+    assert caught.value.code == "too_long"
+
+
+def test_a_score_without_segments_counts_as_one_without_a_number():
+    result = ScoreResult("rm", "f", (Score(None, None, None, 3, False, None),), Usage(3, 3))
+    assert result.scalars(on_error=None) == [None]
+    with pytest.raises(SampleFailed, match="no segment"):
+        result.scalars()
+
+
+def test_a_too_short_response_keeps_only_the_punishment_on_its_last_token():
+    result = punish_too_short(RESULT, [2, 3], holistic_weight=5.0)
+    short, other = result.rewards
+    assert (short.reward, short.token_rewards) == (-50.0, (0.0, 0.0, -50.0))
+    assert (short.holistic, short.admitted, short.aspects) == (Holistic(None, -10.0), False, {})
+    assert other is BAD
+
+
+def test_a_too_short_response_is_punished_where_the_server_had_an_error():
+    result = punish_too_short(RESULT, [9, 0], holistic_weight=1.0)
+    assert result.rewards[0] is GOOD
+    assert (result.rewards[1].reward, result.rewards[1].error) == (-10.0, None)
+
+
+def test_one_length_a_sample_is_asked_for():
+    with pytest.raises(ValueError, match="zip"):
+        punish_too_short(RESULT, [9], holistic_weight=1.0)
+
+
+def test_samples_and_results_survive_pickling():
+    sample = Sample(prompt="p", completion="c", token_offsets=[(0, 1)])
+    assert pickle.loads(pickle.dumps((sample, RESULT))) == (sample, RESULT)

@@ -1,0 +1,56 @@
+from alarm_models.alignment import lay_on_tokens
+from alarm_models.sample import Span
+from hypothesis import given
+from hypothesis import strategies as st
+
+#: Six tokens of "Yes, it is. No", the last one end-of-text.
+TEXT = "Yes, it is. No"
+TOKENS = [Span(0, 4), Span(5, 7), Span(8, 10), Span(10, 11), Span(12, 14), Span(14, 14)]
+
+
+def test_a_segment_lands_on_the_last_token_that_overlaps_it() -> None:
+    values = [(Span(0, 11), 0.2), (Span(12, 14), 0.3)]
+    assert lay_on_tokens(values, TEXT, TOKENS) == (0, 0, 0, 0.2, 0.3, 0)
+
+
+def test_trailing_white_space_of_a_segment_does_not_count() -> None:
+    wide = [Span(0, 4), Span(4, 7), Span(7, 10), Span(10, 12), Span(12, 14), Span(14, 14)]
+    assert lay_on_tokens([(Span(0, 12), 0.2)], TEXT, wide) == (0, 0, 0, 0.2, 0, 0)
+
+
+def test_a_reward_of_the_whole_completion_lands_on_end_of_text() -> None:
+    assert lay_on_tokens([(None, 3.0)], TEXT, TOKENS) == (0, 0, 0, 0, 0, 3)
+
+
+def test_a_segment_that_no_token_overlaps_lands_on_the_last_token() -> None:
+    cut = TOKENS[:2]
+    assert lay_on_tokens([(Span(12, 14), 0.5)], TEXT, cut) == (0, 0.5)
+
+
+def test_two_segments_on_one_token_add_up() -> None:
+    one_word = [Span(0, 11), Span(11, 11)]
+    values = [(Span(0, 4), 0.25), (Span(5, 11), 0.5)]
+    assert lay_on_tokens(values, TEXT, one_word) == (0.75, 0)
+
+
+def test_tokens_that_share_a_character_take_the_reward_on_the_later_one() -> None:
+    halves = [Span(0, 1), Span(0, 1), Span(1, 1)]
+    assert lay_on_tokens([(Span(0, 1), 1.0)], "🙂", halves) == (0, 1, 0)
+
+
+def test_an_empty_segment_overlaps_nothing() -> None:
+    assert lay_on_tokens([(Span(5, 5), 1.0)], TEXT, TOKENS) == (0, 0, 0, 0, 0, 1)
+
+
+def test_without_tokens_there_is_nowhere_to_land() -> None:
+    assert lay_on_tokens([(None, 1.0)], "", []) == ()
+
+
+@given(st.data())
+def test_no_reward_is_lost_or_made(data: st.DataObject) -> None:
+    text = data.draw(st.text(min_size=1, max_size=30))
+    point = st.integers(0, len(text))
+    spans = st.tuples(point, point).map(lambda pair: Span(min(pair), max(pair)))
+    tokens = sorted(data.draw(st.lists(spans, min_size=1, max_size=12)))
+    values = data.draw(st.lists(st.tuples(st.none() | spans, st.integers(-9, 9).map(float))))
+    assert sum(lay_on_tokens(values, text, tokens)) == sum(value for _, value in values)

@@ -1,0 +1,210 @@
+"""Kind `sequence` against transformers run plainly, one sample at a time."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.rewards import Loader
+from alarm_models.sample import Message, Sample, Score
+from alarm_models.specs import SequenceSpec
+from safetensors.torch import load_file
+from scoring import load, score
+from tiny import ARCHITECTURES, Checkpoint
+
+SAMPLES = [
+    Sample("What is the capital of France?", "Paris."),
+    Sample("Say nothing.", ""),
+    Sample("A long question " * 12, "with a long answer " * 9),
+    Sample("", "Only an answer, without any question."),
+    Sample("🙂 東京", "naïve café"),
+]
+TEMPLATE = "Human: {prompt}\nAssistant: {completion}"
+
+
+def texts(template: str) -> list[str]:
+    return [
+        template.replace("{prompt}", str(one.prompt)).replace("{completion}", str(one.completion))
+        for one in SAMPLES
+    ]
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True], ids=["pad", "pad_is_eos"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_any_batch_gives_what_transformers_gives_alone(
+    architecture: str, pad_is_eos: bool, tmp_path: Path
+) -> None:
+    checkpoint = tiny.sequence_classifier(architecture, tmp_path, pad_is_eos=pad_is_eos)
+    model = load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
+    scores = score(model, SAMPLES)
+    for text, one in zip(texts(TEMPLATE), scores, strict=True):
+        assert one.value == pytest.approx(checkpoint.plain_logits(text).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_a_text_that_ends_with_end_of_text_is_read_where_transformers_reads_it(
+    pad_is_eos: bool, tmp_path: Path
+) -> None:
+    checkpoint = tiny.sequence_classifier("llama", tmp_path, pad_is_eos=pad_is_eos)
+    template = TEMPLATE + "</s>"
+    model = load(SequenceSpec(checkpoint=str(tmp_path), template=template))
+    for text, one in zip(texts(template), score(model, SAMPLES), strict=True):
+        assert one.value == pytest.approx(checkpoint.plain_logits(text).item(), abs=1e-5)
+
+
+def test_a_chat_template_is_applied_once(llama: Checkpoint) -> None:
+    model = load(SequenceSpec(checkpoint=str(llama.folder)))
+    prompt = (Message("system", "Be brief."), Message("user", "Hi"))
+    (got,) = score(model, [Sample(prompt, "Hello")])
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    ids = llama.tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        assert got.value == pytest.approx(llama.model(**ids).logits.item(), abs=1e-5)
+    assert got.num_tokens == ids["input_ids"].shape[1]
+
+
+def test_a_template_that_brings_its_own_first_token_gets_no_second(llama: Checkpoint) -> None:
+    bare = load(SequenceSpec(checkpoint=str(llama.folder), template="{completion}"))
+    own = load(SequenceSpec(checkpoint=str(llama.folder), template="<s>{completion}"))
+    assert score(own, SAMPLES) == score(bare, SAMPLES)
+
+
+@pytest.mark.parametrize("as_bin", [False, True], ids=["safetensors", "bin"])
+def test_a_named_head_is_read_at_the_last_token(as_bin: bool, tmp_path: Path) -> None:
+    checkpoint = tiny.base_with_head(tmp_path, as_bin=as_bin)
+    spec = SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head")
+    weights = (
+        torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+        if as_bin
+        else load_file(tmp_path / "model.safetensors")
+    )["regression_head.weight"]
+    for text, one in zip(texts(TEMPLATE), score(load(spec), SAMPLES), strict=True):
+        with torch.inference_mode():
+            hidden = checkpoint.model(
+                **checkpoint.tokenizer(text, return_tensors="pt")
+            ).last_hidden_state
+        assert one.value == pytest.approx((hidden[0, -1] @ weights[0]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_a_named_head_may_read_the_first_token_or_the_mean(pooling: str, tmp_path: Path) -> None:
+    checkpoint = tiny.base_with_head(tmp_path)
+    spec = SequenceSpec.model_validate(
+        {
+            "checkpoint": str(tmp_path),
+            "template": TEMPLATE,
+            "head": "regression_head",
+            "pooling": pooling,
+        }
+    )
+    weights = load_file(tmp_path / "model.safetensors")
+    head = weights["regression_head.weight"][0]
+    for text, one in zip(texts(TEMPLATE), score(load(spec), SAMPLES), strict=True):
+        with torch.inference_mode():
+            hidden = checkpoint.model(
+                **checkpoint.tokenizer(text, return_tensors="pt")
+            ).last_hidden_state[0]
+        state = hidden[0] if pooling == "first" else hidden.mean(0)
+        assert one.value == pytest.approx((state @ head).item(), abs=1e-5)
+
+
+def test_a_long_prompt_gives_way_and_the_answer_survives(llama: Checkpoint) -> None:
+    spec = SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, max_tokens=40)
+    (long,) = score(load(spec), [Sample("word " * 200, "the answer")])
+    assert long.truncated
+    assert long.num_tokens == 40
+
+
+def test_a_sample_over_the_limit_fails_alone(llama: Checkpoint) -> None:
+    spec = SequenceSpec.model_validate(
+        {
+            "checkpoint": str(llama.folder),
+            "template": TEMPLATE,
+            "max_tokens": 40,
+            "truncation": "error",
+        }
+    )
+    short, long = load(spec).prepare([Sample("a", "b"), Sample("word " * 200, "b")])
+    assert not isinstance(short, SampleError)
+    assert isinstance(long, SampleError)
+    assert long.code == "too_long"
+
+
+def test_a_recipe_may_name_an_activation(llama: Checkpoint) -> None:
+    raw = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
+    named = SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, activation="sigmoid")
+    for one, other in zip(score(raw, SAMPLES), score(load(named), SAMPLES), strict=True):
+        assert one.value is not None
+        assert other.value == pytest.approx(torch.tensor(one.value).sigmoid().item(), abs=1e-6)
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_sample(llama: Checkpoint) -> None:
+    model = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
+    (features,) = model.prepare(SAMPLES[:1])
+    assert not isinstance(features, Score | SampleError)
+    with pytest.raises(SampleError) as caught:
+        model.read(features, torch.tensor([[float("nan")]]))
+    assert caught.value.code == "non_finite"
+
+
+def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path, labels=3)
+    with pytest.raises(CheckpointError, match="3 labels"):
+        load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
+
+
+def test_a_checkpoint_without_the_head_is_refused_rather_than_random(tmp_path: Path) -> None:
+    tiny.save(hf.LlamaModel(tiny.config("llama")), tiny.tokenizer(bos=True, eos=False), tmp_path)
+    with pytest.raises(CheckpointError, match="would be random"):
+        load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
+
+
+def test_a_pickled_object_in_old_weights_is_refused(tmp_path: Path) -> None:
+    tiny.base_with_head(tmp_path, as_bin=True)
+    torch.save({"regression_head.weight": Path("an object")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises((CheckpointError, Exception), match=r"(?i)weights.?only|unsupported"):
+        load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head"))
+
+
+def test_a_checkpoint_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"--set models\.<name>\.checkpoint=PATH"):
+        load(SequenceSpec(checkpoint="nobody/nothing", template=TEMPLATE))
+
+
+def test_more_tokens_than_positions_are_refused(llama: Checkpoint) -> None:
+    with pytest.raises(RecipeError, match="512 positions"):
+        load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, max_tokens=4096))
+
+
+def test_the_fingerprint_changes_with_what_decides_a_score_and_nothing_else(
+    llama: Checkpoint, tmp_path: Path
+) -> None:
+    def fingerprint(**changed: object) -> str:
+        spec = {"checkpoint": str(llama.folder), "template": TEMPLATE} | changed
+        return load(SequenceSpec.model_validate(spec)).fingerprint
+
+    assert fingerprint() == fingerprint()
+    tiny.sequence_classifier("llama", tmp_path, seed=1)
+    others = [
+        fingerprint(template="{completion}"),
+        fingerprint(truncation="right"),
+        fingerprint(dtype="bfloat16"),
+        fingerprint(max_tokens=100),
+        fingerprint(checkpoint=str(tmp_path)),
+    ]
+    assert len({fingerprint(), *others}) == 6
+
+
+def test_models_on_one_checkpoint_share_their_base(tmp_path: Path) -> None:
+    tiny.base_with_head(tmp_path)
+    loader = Loader(torch.device("cpu"))
+    spec = SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head")
+    one, other = (loader.load(spec, {}), loader.load(spec, {}))
+    assert one._weights.network._model is other._weights.network._model  # type: ignore[attr-defined]

@@ -1,0 +1,41 @@
+import pytest
+from alarm_models.errors import SampleError
+from alarm_models.sample import Span
+from alarm_models.truncation import TokenIds, Truncation, fit
+
+#: <s> h: p p p p a: c c </s>, with 4 tokens of the prompt.
+TOKENS = TokenIds((0, 10, 1, 2, 3, 4, 20, 30, 31, 9), Span(2, 6), num_prefix=1, num_suffix=1)
+
+
+@pytest.mark.parametrize("truncation", list(Truncation))
+def test_what_fits_is_left_alone(truncation: Truncation) -> None:
+    assert fit(TOKENS, 10, truncation) == (TOKENS, False)
+
+
+def test_prompt_truncation_drops_the_prompts_start() -> None:
+    kept, truncated = fit(TOKENS, 8, Truncation.PROMPT)
+    assert kept.ids == (0, 10, 3, 4, 20, 30, 31, 9)
+    assert kept.prompt == Span(2, 4)
+    assert truncated
+
+
+def test_prompt_truncation_may_drop_the_whole_prompt() -> None:
+    kept, _ = fit(TOKENS, 6, Truncation.PROMPT)
+    assert kept.ids == (0, 10, 20, 30, 31, 9)
+
+
+def test_prompt_truncation_never_drops_the_completion() -> None:
+    with pytest.raises(SampleError, match="without any prompt the sample has 6 tokens") as caught:
+        fit(TOKENS, 5, Truncation.PROMPT)
+    assert caught.value.code == "too_long"
+
+
+def test_right_truncation_keeps_the_head_and_the_closing_token() -> None:
+    kept, truncated = fit(TOKENS, 7, Truncation.RIGHT)
+    assert kept.ids == (0, 10, 1, 2, 3, 4, 9)
+    assert truncated
+
+
+def test_error_truncation_fails_the_sample_with_both_numbers() -> None:
+    with pytest.raises(SampleError, match="has 10 tokens, the model takes 9"):
+        fit(TOKENS, 9, Truncation.ERROR)
