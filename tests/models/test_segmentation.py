@@ -1,3 +1,8 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
 import pytest
 from alarm_models.sample import Span
 from alarm_models.segmentation import sentences, split_sentences, subsentences
@@ -53,3 +58,16 @@ def test_each_of_four_marks_splits(mark: str) -> None:
 @pytest.mark.parametrize("mark", [".", ":", "-", "，"])
 def test_other_marks_do_not_split(mark: str) -> None:
     assert len(split(f"a b c d e{mark} f g h i j k")) == 1
+
+
+def golden_splits() -> list[dict[str, Any]]:
+    file = Path(__file__).parents[1] / "golden" / "subsentences.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("golden", golden_splits(), ids=lambda golden: golden["id"])
+def test_sub_sentences_start_where_the_original_code_starts_them(golden: dict[str, Any]) -> None:
+    bounds = golden["sentence_bounds"]
+    spans = tuple(Span(*pair) for pair in pairwise(bounds))
+    starts = [span.start for span in split_sentences(golden["text"], spans)]
+    assert [*starts, len(golden["text"])] == golden["subsentence_bounds"]

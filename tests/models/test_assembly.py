@@ -1,0 +1,77 @@
+import pytest
+from alarm_models.assembly import AspectRule, aspect_reward, assemble
+from alarm_models.hierarchy import Hierarchy, Rule
+from alarm_models.sample import Sample, Score, SegmentScore, Span
+from alarm_models.shaping import Shaping
+
+TOKENS = (Span(0, 3), Span(3, 4), Span(5, 7), Span(7, 8), Span(8, 8))
+SAMPLE = Sample("p", "Yes. No.", token_offsets=TOKENS)
+FACTUALITY = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.NONE)
+HIERARCHY = Hierarchy(Rule.HIERARCHICAL, 0.6, 5, 1.0, 2.0, {"factuality": 2.0})
+
+
+def judged(*positive: bool) -> Score:
+    spans = (Span(0, 4), Span(5, 8))
+    segments = tuple(
+        SegmentScore(span, "O" if one else "F-ERR", 1.0 if one else -1.0, one)
+        for span, one in zip(spans, positive, strict=True)
+    )
+    return Score(0.5, segments, 9, False)
+
+
+def whole(value: float) -> Score:
+    return Score(value, None, 9, False)
+
+
+def test_each_segment_earns_its_reward_on_its_last_token() -> None:
+    aspect = aspect_reward(judged(True, False), FACTUALITY, SAMPLE)
+    assert aspect.token_rewards == (0, 0.5, 0, -0.5, 0)
+    assert aspect.reward == 0
+
+
+def test_shaping_leaves_tokens_without_a_segment_at_zero() -> None:
+    shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
+    aspect = aspect_reward(judged(True, False), shaped, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0, 0.6224593, 0, 0.3775407, 0))
+
+
+def test_a_whole_score_is_normalised_scaled_and_laid_on_the_last_token() -> None:
+    completeness = AspectRule(1, -1, mean=1.0, std=2.0, scale=0.3, bias=0.1, shaping=Shaping.NONE)
+    aspect = aspect_reward(whole(5.0), completeness, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0, 0, 0, 0, 0.7))
+
+
+def test_an_unread_segment_earns_nothing() -> None:
+    unread = SegmentScore(Span(5, 8), None, None, None)
+    score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)
+    assert aspect_reward(score, FACTUALITY, SAMPLE).token_rewards == (0, 0.5, 0, 0, 0)
+
+
+def test_past_the_threshold_the_weighted_aspects_join() -> None:
+    aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
+    reward = assemble(SAMPLE, whole(3.0), aspects, HIERARCHY)
+    assert reward.admitted
+    assert reward.token_rewards == (0, 1, 0, 1, 5)
+    assert reward.reward == 7
+
+
+def test_below_the_threshold_a_computed_aspect_changes_nothing() -> None:
+    aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
+    reward = assemble(SAMPLE, whole(2.0), aspects, HIERARCHY)
+    assert not reward.admitted
+    assert reward.token_rewards == (0, 0, 0, 0, 2.5)
+
+
+def test_without_token_offsets_the_sum_is_the_reward() -> None:
+    bare = Sample("p", "Yes. No.")
+    aspects = {"factuality": aspect_reward(judged(True, False), FACTUALITY, bare)}
+    reward = assemble(bare, whole(3.0), aspects, HIERARCHY)
+    assert reward.token_rewards is None
+    assert reward.reward == 5
+
+
+def test_without_any_token_the_reward_is_still_told() -> None:
+    empty = Sample("p", "", token_offsets=())
+    reward = assemble(empty, whole(3.0), {"factuality": None}, HIERARCHY)
+    assert reward.token_rewards == ()
+    assert reward.reward == 5

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+from alarm_models.errors import RecipeError
+from alarm_models.hierarchy import Rule
+from alarm_models.recipe import Overrides, built_in_names, load_recipe, load_recipes
+from alarm_models.specs import SequenceSpec
+
+EXAMPLE = """
+name = "example"
+[models.rm]
+kind = "sequence"
+checkpoint = "some/model"
+template = "Human: {prompt}\\nAssistant: {completion}"
+dtype = "float32"
+[holistic]
+model = "rm"
+weight = 1.0
+mean = 0.0
+std = 1.0
+[hierarchy]
+rule = "holistic_only"
+threshold = 0.0
+"""
+
+
+def written(text: str, folder: Path, name: str = "recipe.toml") -> str:
+    file = folder / name
+    file.write_text(text)
+    return str(file)
+
+
+def test_the_example_of_the_contract_is_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(written(EXAMPLE, tmp_path))
+    assert recipe.name == "example"
+    assert recipe.hierarchy.rule is Rule.HOLISTIC_ONLY
+
+
+def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
+    text = EXAMPLE.replace('name = "example"', "")
+    assert load_recipe(written(text, tmp_path, "mine.toml")).name == "mine"
+
+
+def test_the_long_form_recipe_has_the_papers_constants() -> None:
+    recipe = load_recipe("long-form-qa")
+    hierarchy = recipe.hierarchy_with(Overrides())
+    assert hierarchy.rule is Rule.HIERARCHICAL
+    assert (hierarchy.threshold, hierarchy.holistic_weight) == (0.6, 5.0)
+    assert (hierarchy.mean, hierarchy.std) == (-4.896130742253484, 3.0595760500526468)
+    assert hierarchy.weights == {"relevance": 0, "factuality": 1, "completeness": 0}
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_every_built_in_recipe_can_be_read(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("holistic.mean=0.5", 0.5), ("holistic.mean=-4", -4.0)],
+)
+def test_set_overrides_a_number(setting: str, value: float, tmp_path: Path) -> None:
+    assert load_recipe(written(EXAMPLE, tmp_path), [setting]).holistic.mean == value
+
+
+def test_set_takes_text_without_quotes(tmp_path: Path) -> None:
+    recipe = load_recipe(written(EXAMPLE, tmp_path), ["models.rm.checkpoint=/a/b c"])
+    spec = recipe.models["rm"]
+    assert isinstance(spec, SequenceSpec)
+    assert spec.checkpoint == "/a/b c"
+
+
+def test_set_counts_for_the_recipes_that_have_the_table(tmp_path: Path) -> None:
+    file = written(EXAMPLE, tmp_path)
+    example, paper = load_recipes([file, "long-form-qa"], ["aspects.relevance.weight=2"])
+    assert not example.aspects
+    assert paper.aspects["relevance"].weight == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("models.other.checkpoint=x", "models.other"),
+        ("holistic.mean", "KEY=VALUE"),
+        ("holistic.meen=1", "holistic.meen"),
+        ("holistic.std=0", "holistic.std"),
+        ("hierarchy.rule=best", "hierarchy.rule"),
+        ("holistic.model=nobody", "holistic.model"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(written(EXAMPLE, tmp_path), [setting])
+
+
+def test_a_recipe_that_is_nowhere_names_the_built_in_ones() -> None:
+    with pytest.raises(RecipeError, match="long-form-qa"):
+        load_recipe("no-such-recipe")
+
+
+def test_a_checkpoint_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
+    text = EXAMPLE.replace("some/model", "./weights")
+    spec = load_recipe(written(text, tmp_path)).models["rm"]
+    assert isinstance(spec, SequenceSpec)
+    assert spec.checkpoint == str(tmp_path / "weights")
+
+
+def test_a_weight_of_no_aspect_is_refused() -> None:
+    with pytest.raises(RecipeError, match="grammar"):
+        load_recipe("long-form-qa").hierarchy_with(Overrides(weights={"grammar": 1.0}))
+
+
+def test_the_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:
+    file = written(EXAMPLE, tmp_path)
+    plain, moved = load_recipe(file), load_recipe(file, ["holistic.mean=1"])
+    models = {"rm": "abc"}
+    prints = {
+        plain.fingerprint(models, Overrides()),
+        moved.fingerprint(models, Overrides()),
+        plain.fingerprint(models, Overrides(threshold=1.0)),
+        plain.fingerprint({"rm": "abd"}, Overrides()),
+    }
+    assert len(prints) == 4
