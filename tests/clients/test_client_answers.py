@@ -73,9 +73,14 @@ def test_a_reward_is_read_whole():
 
 def test_a_failed_sample_has_an_error_in_place_of_numbers():
     error = {"code": "too_long", "message": "9 tokens, 8 fit"}
-    row = reward_row(SENT) | {"reward": None, "token_rewards": None, "holistic": None}
+    row = reward_row(SENT) | {
+        "reward": None,
+        "token_rewards": None,
+        "holistic": None,
+        "admitted": None,
+    }
     (reward,) = read_rewards(rewards(row | {"error": error}), [SAMPLE]).rewards
-    assert reward.reward is None
+    assert (reward.reward, reward.admitted) == (None, None)
     assert reward.error == SampleError("too_long", "9 tokens, 8 fit")
 
 

@@ -1,10 +1,7 @@
 """Both clients against a stand-in server: the same calls, the same requests, the same results."""
 
-import asyncio
 import inspect
-import itertools
 import json
-import threading
 
 import httpx
 import pytest
@@ -21,10 +18,7 @@ from alarm_client import (
     TooLarge,
     Usage,
 )
-from alarm_client.address import find_address
 from alarm_client.calls import SAFE
-from alarm_client.connections import Connections
-from alarm_client.exchange import Send
 from client_stand_in import StandIn, refusal
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
@@ -143,6 +137,12 @@ async def test_another_server_at_the_url_is_named(ask):
         await ask(server, "score", SAMPLES[:1])
 
 
+async def test_an_unknown_model_is_not_blamed_on_the_url(ask):
+    server = StandIn([refusal(404, "not_found", "no model 'nope'; there are rm")])
+    with pytest.raises(NotFound, match=r"no model 'nope'; there are rm$"):
+        await ask(server, "score", SAMPLES[:1], "nope")
+
+
 async def test_a_wrong_number_of_scores_is_no_result(ask):
     server = StandIn(change=lambda answer: answer["scores"].pop())
     with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores came"):
@@ -168,119 +168,3 @@ async def test_readiness_is_awaited(ask):
     server = StandIn()
     assert await ask(server, "wait_ready", timeout=5) is None
     assert server.paths == ["/health/ready"]
-
-
-async def test_async_parts_are_in_flight_together_up_to_max_concurrency():
-    inner, flying, most = StandIn(max_samples=30), 0, 0
-
-    async def handler(request):
-        nonlocal flying, most
-        flying += 1
-        most = max(most, flying)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        flying -= 1
-        return inner(request)
-
-    transport = httpx.MockTransport(handler)
-    async with AsyncAlarmClient(max_concurrency=3, transport=transport) as client:
-        assert (await client.score(SAMPLES)).scalars() == LENGTHS
-    assert most == 3
-
-
-def test_blocking_parts_are_in_flight_together():
-    inner, meeting = StandIn(max_samples=150), threading.Barrier(2, timeout=60)
-
-    def handler(request):
-        if request.url.path == "/score":
-            meeting.wait()  # passes only if both parts are under way
-        return inner(request)
-
-    with AlarmClient(transport=httpx.MockTransport(handler)) as client:
-        assert client.score(SAMPLES).scalars() == LENGTHS
-
-
-def test_a_part_that_failed_is_raised_without_waiting_for_the_others():
-    inner, released = StandIn(max_samples=150), threading.Event()
-    both_under_way, waited_out = threading.Barrier(2, timeout=60), threading.Event()
-
-    def handler(request):
-        if request.url.path == "/score":
-            if both_under_way.wait() == 0:
-                return refusal(422, "schema", "bad part")
-            if not released.wait(20):
-                waited_out.set()
-        return inner(request)
-
-    client = AlarmClient(transport=httpx.MockTransport(handler))
-    with pytest.raises(InvalidRequest, match="bad part"):
-        client.score(SAMPLES)
-    assert not waited_out.is_set()
-    released.set()
-
-
-class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """An answer that never ends."""
-
-    def __iter__(self):
-        while True:
-            yield b" "
-
-    async def __aiter__(self):
-        while True:
-            await asyncio.sleep(0)
-            yield b" "
-
-
-def test_an_answer_that_drips_in_ends_a_blocking_call_at_its_deadline():
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
-    ticks = itertools.count()
-    connections = Connections(find_address(None, None), transport, lambda: next(ticks))
-    with pytest.raises(DeadlineExceeded, match="no answer within the 5 s"):
-        connections.send(Send("GET", "/models", None, timeout=5.0))
-    connections.close()
-    assert next(ticks) == 7  # the start, then six reads: 6 > 0 + 5
-
-
-async def test_an_answer_that_drips_in_ends_an_async_call_at_its_deadline():
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
-    async with AsyncAlarmClient(transport=transport, timeout=0.05) as client:
-        with pytest.raises(DeadlineExceeded, match="no answer within"):
-            await client.score(SAMPLES[:1])
-
-
-async def test_a_failed_part_cancels_the_others_of_an_async_call():
-    inner, cancelled = StandIn(max_samples=150), asyncio.Event()
-
-    async def handler(request):
-        if request.url.path == "/score" and len(inner.requests) == 1:
-            inner(request)
-            await asyncio.sleep(0)
-            return refusal(422, "schema", "bad part")
-        if request.url.path == "/score":
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-        return inner(request)
-
-    async with AsyncAlarmClient(transport=httpx.MockTransport(handler)) as client:
-        with pytest.raises(InvalidRequest, match="bad part"):
-            await client.score(SAMPLES)
-        assert cancelled.is_set()
-
-
-def test_limits_once_known_are_kept_to_by_small_calls():
-    server = StandIn(max_samples=150)
-    with AlarmClient(transport=server.transport) as client:
-        client.score(SAMPLES)
-        client.score(SAMPLES[:200])
-    assert server.paths == ["/models"] + ["/score"] * 4
-
-
-def test_the_limits_are_asked_for_once_a_client():
-    server = StandIn()
-    with AlarmClient(transport=server.transport) as client:
-        client.score(SAMPLES)
-        client.score(SAMPLES)
-    assert server.paths == ["/models", "/score", "/score"]

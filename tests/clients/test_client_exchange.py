@@ -134,7 +134,7 @@ def test_readiness_is_asked_for_until_it_comes():
 
 
 def test_a_server_that_does_not_get_ready_says_why():
-    loading = Reply(503, {}, b'{"error": {"code": "loading", "message": "loading ultrarm"}}')
+    loading = Reply(503, {}, b'{"status": "loading", "reason": "loading ultrarm"}')
     walk = Walk([loading] * 9)
     with pytest.raises(Unavailable, match=r"not ready within 6 s.*loading ultrarm") as caught:
         walk.take(await_ready(walk.call(timeout=6.0)))

@@ -1,0 +1,201 @@
+"""Answers to typed results: checked against the samples that asked, and joined in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from alarm_client.errors import ProtocolError
+from alarm_client.fields import (
+    Json,
+    list_of,
+    number,
+    object_of,
+    optional_number,
+    positive,
+    read_object,
+    text,
+)
+from alarm_client.types import (
+    AspectReward,
+    Catalogue,
+    Holistic,
+    Id,
+    Limits,
+    Reward,
+    RewardResult,
+    Sample,
+    SampleError,
+    Score,
+    ScoreResult,
+    SegmentScore,
+    Usage,
+)
+
+
+def read_scores(body: bytes, samples: Sequence[Sample]) -> ScoreResult:
+    """The answer of `/score`; ProtocolError unless it has one sound score a sample."""
+    answer = read_object(body)
+    rows = _rows(answer, "scores", samples)
+    return ScoreResult(
+        text(answer, "model"),
+        text(answer, "fingerprint"),
+        tuple(_score(row) for row in rows),
+        _usage(answer),
+    )
+
+
+def read_rewards(body: bytes, samples: Sequence[Sample]) -> RewardResult:
+    """The answer of `/hierarchical_reward`; ProtocolError unless each sample has a sound reward."""
+    answer = read_object(body)
+    rows = _rows(answer, "rewards", samples)
+    pairs = zip(rows, samples, strict=True)
+    return RewardResult(
+        text(answer, "recipe"),
+        text(answer, "fingerprint"),
+        tuple(_reward(row, sample) for row, sample in pairs),
+        _usage(answer),
+    )
+
+
+def read_catalogue(body: bytes) -> Catalogue:
+    """The answer of `/models`; limits that it does not name are the contract's own."""
+    answer = read_object(body)
+    limits = object_of(answer.get("limits") or {}, "limits")
+    own = Limits()
+    return Catalogue(
+        tuple(object_of(row, "a model") for row in list_of(answer.get("models", []), "models")),
+        tuple(object_of(row, "a recipe") for row in list_of(answer.get("recipes", []), "recipes")),
+        Limits(
+            positive(limits.get("max_samples"), own.max_samples),
+            positive(limits.get("max_body_bytes"), own.max_body_bytes),
+        ),
+    )
+
+
+def merge_scores(results: Sequence[ScoreResult]) -> ScoreResult:
+    """The results of one call's parts as one."""
+    fingerprint = _one_fingerprint([result.fingerprint for result in results])
+    scores = tuple(score for result in results for score in result.scores)
+    return ScoreResult(results[0].model, fingerprint, scores, _sum(r.usage for r in results))
+
+
+def merge_rewards(results: Sequence[RewardResult]) -> RewardResult:
+    """The results of one call's parts as one."""
+    fingerprint = _one_fingerprint([result.fingerprint for result in results])
+    rewards = tuple(reward for result in results for reward in result.rewards)
+    return RewardResult(results[0].recipe, fingerprint, rewards, _sum(r.usage for r in results))
+
+
+def _score(row: Json) -> Score:
+    score = optional_number(row, "score")
+    tokens = int(number(row.get("num_tokens", 0), "num_tokens"))
+    return Score(_id(row), score, _segments(row), tokens, bool(row.get("truncated")), _error(row))
+
+
+def _reward(row: Json, sample: Sample) -> Reward:
+    error = _error(row)
+    reward = optional_number(row, "reward")
+    if reward is None and error is None:
+        raise ProtocolError("a reward is null without an error")
+    token_rewards = _token_rewards(row)
+    if error is None and sample.token_offsets is not None:
+        got = "none" if token_rewards is None else len(token_rewards)
+        if got != len(sample.token_offsets):
+            raise ProtocolError(
+                f"{len(sample.token_offsets)} token_offsets were sent, {got} token_rewards came"
+            )
+    return Reward(
+        _id(row),
+        reward,
+        token_rewards,
+        _holistic(row),
+        None if row.get("admitted") is None else bool(row["admitted"]),
+        {
+            name: _aspect(value)
+            for name, value in object_of(row.get("aspects") or {}, "aspects").items()
+        },
+        bool(row.get("truncated")),
+        error,
+    )
+
+
+def _holistic(row: Json) -> Holistic | None:
+    if row.get("holistic") is None:
+        return None
+    holistic = object_of(row["holistic"], "holistic")
+    normalized = number(holistic.get("normalized"), "normalized")
+    return Holistic(optional_number(holistic, "score"), normalized)
+
+
+def _aspect(value: object) -> AspectReward | None:
+    if value is None:
+        return None
+    aspect = object_of(value, "an aspect")
+    reward = optional_number(aspect, "reward")
+    if reward is None:
+        return None
+    return AspectReward(reward, _token_rewards(aspect), _segments(aspect))
+
+
+def _segments(row: Json) -> tuple[SegmentScore, ...] | None:
+    if row.get("segments") is None:
+        return None
+    segments = [object_of(value, "a segment") for value in list_of(row["segments"], "segments")]
+    return tuple(
+        SegmentScore(
+            int(number(segment.get("start"), "start")),
+            int(number(segment.get("end"), "end")),
+            None if segment.get("label") is None else str(segment["label"]),
+            optional_number(segment, "score"),
+        )
+        for segment in segments
+    )
+
+
+def _token_rewards(row: Json) -> tuple[float, ...] | None:
+    values = row.get("token_rewards")
+    if values is None:
+        return None
+    return tuple(number(value, "token_rewards") for value in list_of(values, "token_rewards"))
+
+
+def _rows(answer: Json, name: str, samples: Sequence[Sample]) -> list[Json]:
+    rows = [object_of(row, name) for row in list_of(answer.get(name), name)]
+    if len(rows) != len(samples):
+        raise ProtocolError(f"{len(samples)} samples were sent, {len(rows)} {name} came")
+    for row, sample in zip(rows, samples, strict=True):
+        if sample.id is not None and row.get("id") != sample.id:
+            raise ProtocolError(f"{name} came out of order: {row.get('id')!r} for {sample.id!r}")
+    return rows
+
+
+def _error(row: Json) -> SampleError | None:
+    if row.get("error") is None:
+        return None
+    error = object_of(row["error"], "error")
+    return SampleError(str(error.get("code")), str(error.get("message")))
+
+
+def _id(row: Json) -> Id:
+    value = row.get("id")
+    return value if isinstance(value, int) or value is None else str(value)
+
+
+def _usage(answer: Json) -> Usage:
+    usage = object_of(answer.get("usage") or {}, "usage")
+    tokens = int(number(usage.get("num_tokens", 0), "num_tokens"))
+    return Usage(tokens, int(number(usage.get("num_computed_tokens", tokens), "usage")))
+
+
+def _sum(usages: Iterable[Usage]) -> Usage:
+    every = list(usages)
+    return Usage(sum(u.num_tokens for u in every), sum(u.num_computed_tokens for u in every))
+
+
+def _one_fingerprint(fingerprints: Sequence[str]) -> str:
+    if len(set(fingerprints)) > 1:
+        raise ProtocolError(
+            f"the server changed during the call: fingerprints {sorted(set(fingerprints))}",
+            retryable=True,
+        )
+    return fingerprints[0]

@@ -1,0 +1,108 @@
+"""The calls of the client as steps without I/O: written once, driven by threads or by asyncio."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from alarm_client.answers import read_catalogue
+from alarm_client.errors import (
+    AlarmConnectionError,
+    AlarmError,
+    DeadlineExceeded,
+    StatusError,
+    TooLarge,
+)
+from alarm_client.exchange import (
+    RETRIED,
+    Call,
+    Reply,
+    Send,
+    Sleep,
+    Steps,
+    Together,
+    exchange,
+    refusal,
+)
+from alarm_client.types import Catalogue, Limits
+from alarm_client.wire import Job, fits, split
+
+T = TypeVar("T")
+
+# A call within these is sent at once; a larger one asks the server for its limits first.
+SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
+_POLL_SECONDS = 1.0
+_POLL_TIMEOUT = 10.0
+
+
+class KnownLimits:
+    """The server's limits once they have been asked for."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self) -> None:
+        self.limits: Limits | None = None
+
+
+def run_job(call: Call, job: Job[T], known: KnownLimits) -> Steps[T]:
+    """The result of a job, sent in as many requests as the server's limits ask for."""
+    if known.limits is None:
+        if fits(job, SAFE):
+            return (yield from _send_job(call, job))
+        known.limits = (yield from fetch_catalogue(call)).limits
+    parts = split(job, known.limits)
+    if len(parts) == 1:
+        return (yield from _send_job(call, job))
+    results = yield Together(tuple(_send_job(call, part) for part in parts))
+    return job.merge(results)
+
+
+def fetch_catalogue(call: Call) -> Steps[Catalogue]:
+    """What the server offers."""
+    reply = yield from exchange(call, "GET", "/models")
+    return read_catalogue(reply.body)
+
+
+def await_ready(call: Call) -> Steps[None]:
+    """Ends when the server is ready; past the deadline raises the last reason why it was not."""
+    while True:
+        failure = yield from _ready_failure(call)
+        if failure is None:
+            return
+        if call.time_left <= _POLL_SECONDS:
+            raise type(failure)(
+                f"not ready within {call.timeout:g} s: {failure}",
+                status=failure.status,
+                code=failure.code,
+                retryable=True,
+            ) from failure
+        yield Sleep(_POLL_SECONDS)
+
+
+def _ready_failure(call: Call) -> Steps[AlarmError | None]:
+    path = "/health/ready"
+    try:
+        timeout = min(_POLL_TIMEOUT, max(0.0, call.time_left))
+        reply: Reply = yield Send("GET", path, None, timeout)
+    except (AlarmConnectionError, DeadlineExceeded) as error:
+        return error
+    if reply.status == 200:
+        return None
+    failure: StatusError = refusal(reply, call.url + path)
+    if reply.status not in RETRIED:
+        raise failure
+    return failure
+
+
+def _send_job(call: Call, job: Job[T]) -> Steps[T]:
+    try:
+        reply = yield from exchange(call, "POST", job.path, job.body)
+    except TooLarge:
+        half = len(job.samples) // 2
+        if half == 0:
+            raise
+        parts = (job.part(0, half), job.part(half, len(job.samples)))
+        results = []
+        for part in parts:
+            results.append((yield from _send_job(call, part)))
+        return job.merge(results)
+    return job.read(reply.body, job.samples)

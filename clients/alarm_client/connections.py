@@ -1,0 +1,196 @@
+"""Open connections: one HTTP client a process, and one a process and event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from alarm_client.address import Address
+from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
+from alarm_client.exchange import Reply, Send
+
+_CONNECT_SECONDS = 5.0
+# Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
+_POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
+
+
+# Below: `verify` only where there is TLS, as loading certificates takes long and each new loop
+# pays for it; `trust_env` (proxies) only for servers on other machines.
+
+
+class Connections:
+    """The blocking HTTP clients of one AlarmClient: a forked child opens its own."""
+
+    def __init__(
+        self,
+        address: Address,
+        transport: httpx.BaseTransport | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = address
+        self._transport = transport
+        self._now = now
+        self._clients: dict[int, httpx.Client] = {}
+
+    def send(self, action: Send) -> Reply:
+        """Perform one request within its timeout; the clock is looked at between reads."""
+        ends = self._now() + action.timeout
+        with (
+            _own_errors(self._address.url, action),
+            self._client().stream(
+                action.method,
+                self._address.url + action.path,
+                content=action.body,
+                headers=_headers(self._address, action),
+                timeout=_timeout(action),
+            ) as response,
+        ):
+            body = bytearray()
+            for piece in response.iter_bytes():
+                body += piece
+                if self._now() > ends:
+                    raise httpx.ReadTimeout("the answer came too slowly")
+            return Reply(response.status_code, _lower(response.headers), bytes(body))
+
+    def close(self) -> None:
+        """Close this process's connections; a parent's are the parent's to close."""
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+    def _client(self) -> httpx.Client:
+        pid = os.getpid()
+        client = self._clients.get(pid)
+        if client is None:
+            fresh = httpx.Client(
+                transport=self._transport,
+                verify=self._address.is_tls,
+                trust_env=not self._address.is_local,
+                limits=_POOL,
+            )
+            # No lock to be caught by a fork: setdefault lets one of two threads win.
+            client = self._clients.setdefault(pid, fresh)
+            if client is not fresh:
+                fresh.close()
+        return client
+
+
+@dataclass(frozen=True, slots=True)
+class _OnLoop:
+    """A loop's client. `keeper` is suspended until the loop shuts down, and then closes it."""
+
+    loop: asyncio.AbstractEventLoop
+    client: httpx.AsyncClient
+    keeper: AsyncGenerator[None, None]
+
+
+class AsyncConnections:
+    """The HTTP clients of one AsyncAlarmClient: each process and each event loop has its own."""
+
+    def __init__(self, address: Address, transport: httpx.AsyncBaseTransport | None) -> None:
+        self._address = address
+        self._transport = transport
+        self._clients: dict[tuple[int, int], _OnLoop] = {}
+
+    async def send(self, action: Send) -> Reply:
+        """Perform one request within its timeout."""
+        client = await self._client()
+        with _own_errors(self._address.url, action):
+            request = client.request(
+                action.method,
+                self._address.url + action.path,
+                content=action.body,
+                headers=_headers(self._address, action),
+                timeout=_timeout(action),
+            )
+            response = await asyncio.wait_for(request, action.timeout)
+            return Reply(response.status_code, _lower(response.headers), response.content)
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections; other loops close theirs as they shut down."""
+        entry = self._clients.pop((os.getpid(), id(asyncio.get_running_loop())), None)
+        if entry is not None:
+            await entry.keeper.aclose()
+
+    async def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        key = (os.getpid(), id(loop))
+        entry = self._clients.get(key)
+        if entry is None or entry.loop is not loop:
+            self._drop_dead()
+            client = httpx.AsyncClient(
+                transport=self._transport,
+                verify=self._address.is_tls,
+                trust_env=not self._address.is_local,
+                limits=_POOL,
+            )
+            entry = self._clients[key] = _OnLoop(loop, client, _keep(client))
+            await entry.keeper.__anext__()
+        return entry.client
+
+    def _drop_dead(self) -> None:
+        for key, entry in list(self._clients.items()):
+            if entry.loop.is_closed():
+                self._clients.pop(key, None)
+
+
+async def _keep(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    # A loop closes its suspended generators before itself (asyncio.run and its like see to it).
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+@contextmanager
+def _own_errors(url: str, action: Send) -> Iterator[None]:
+    where = f"{url}{action.path}"
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise AlarmConnectionError(
+            f"{where}: no connection within {_connect_seconds(action):g} s; is the host right?",
+            retryable=True,
+        ) from error
+    except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
+        raise DeadlineExceeded(
+            f"{where}: no answer within the {action.timeout:g} s that were left", retryable=True
+        ) from error
+    except httpx.ConnectError as error:
+        raise AlarmConnectionError(
+            f"{where}: cannot connect ({error}); is `alarm serve` running at {url}?", retryable=True
+        ) from error
+    except httpx.RequestError as error:
+        raise AlarmConnectionError(
+            f"{where}: the connection broke ({type(error).__name__}: {error})", retryable=True
+        ) from error
+
+
+def _headers(address: Address, action: Send) -> dict[str, str]:
+    headers = {
+        "User-Agent": "alarm-client",
+        "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
+    }
+    if action.body is not None:
+        headers["Content-Type"] = "application/json"
+    if address.authorization is not None:
+        headers["Authorization"] = address.authorization
+    return headers
+
+
+def _connect_seconds(action: Send) -> float:
+    return min(_CONNECT_SECONDS, action.timeout)
+
+
+def _timeout(action: Send) -> httpx.Timeout:
+    return httpx.Timeout(action.timeout, connect=_connect_seconds(action))
+
+
+def _lower(headers: httpx.Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

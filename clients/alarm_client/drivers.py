@@ -1,0 +1,121 @@
+"""The two drivers: they perform the steps of a call, one with threads and one with asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
+from typing import Any, TypeVar
+
+from alarm_client.errors import AlarmError
+from alarm_client.exchange import Action, Reply, Send, Sleep, Steps, Together
+
+T = TypeVar("T")
+
+
+class Abandoned(Exception):
+    """Ends a thread whose siblings have already failed the call."""
+
+
+def drive(
+    steps: Steps[T],
+    send: Callable[[Send], Reply],
+    max_concurrency: int,
+    abandoned: Event | None = None,
+) -> T:
+    """Perform the steps on this thread, and walks together on threads of their own."""
+    abandoned = abandoned or Event()
+
+    def perform(action: Action) -> object:
+        if abandoned.is_set():
+            raise Abandoned
+        if isinstance(action, Send):
+            return send(action)
+        if isinstance(action, Sleep):
+            return abandoned.wait(action.seconds)
+        return _drive_together(action, send, max_concurrency)
+
+    answer: object = None
+    failure: AlarmError | None = None
+    while True:
+        try:
+            action = steps.throw(failure) if failure else steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer, failure = None, None
+        try:
+            answer = perform(action)
+        except AlarmError as error:
+            failure = error
+
+
+def _drive_together(
+    together: Together, send: Callable[[Send], Reply], max_concurrency: int
+) -> list[Any]:
+    abandoned = Event()
+    pool = ThreadPoolExecutor(min(max_concurrency, len(together.walks)), "alarm-client")
+    try:
+        futures = [
+            pool.submit(drive, walk, send, max_concurrency, abandoned) for walk in together.walks
+        ]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future in done:
+                future.result()
+        return [future.result() for future in futures]
+    finally:
+        abandoned.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def drive_async(
+    steps: Steps[T],
+    send: Callable[[Send], Awaitable[Reply]],
+    max_concurrency: int,
+) -> T:
+    """Perform the steps on the running loop, and walks together as tasks."""
+
+    async def perform(action: Action) -> object:
+        if isinstance(action, Send):
+            return await send(action)
+        if isinstance(action, Sleep):
+            await asyncio.sleep(action.seconds)
+            return None
+        return await _drive_together_async(action, send, max_concurrency)
+
+    answer: object = None
+    failure: AlarmError | None = None
+    while True:
+        try:
+            action = steps.throw(failure) if failure else steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer, failure = None, None
+        try:
+            answer = await perform(action)
+        except AlarmError as error:
+            failure = error
+
+
+async def _drive_together_async(
+    together: Together,
+    send: Callable[[Send], Awaitable[Reply]],
+    max_concurrency: int,
+) -> list[Any]:
+    gate = asyncio.Semaphore(max_concurrency)
+
+    async def walk(steps: Steps[T]) -> T:
+        async with gate:
+            return await drive_async(steps, send, max_concurrency)
+
+    tasks = [asyncio.create_task(walk(steps)) for steps in together.walks]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,44 @@
+"""The paper's rule for responses that are too short: the trainer's, not the server's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alarm_client.types import Holistic, Reward, RewardResult
+
+
+def punish_too_short(
+    result: RewardResult,
+    num_tokens: Sequence[int],
+    *,
+    holistic_weight: float,
+    max_num_tokens: int = 2,
+    normalized: float = -10.0,
+) -> RewardResult:
+    """The result with `holistic_weight * normalized` alone, on the last token, for short responses.
+
+    `num_tokens`: how long each response is, counted as the paper counts, with the decoder's start
+    token where the policy has one. A response of at most `max_num_tokens` is too short, whatever
+    the rule of the recipe, and also where the server had an error for it.
+    """
+    rewards = tuple(
+        _punished(reward, holistic_weight * normalized, normalized)
+        if length <= max_num_tokens
+        else reward
+        for reward, length in zip(result.rewards, num_tokens, strict=True)
+    )
+    return replace(result, rewards=rewards)
+
+
+def _punished(reward: Reward, amount: float, normalized: float) -> Reward:
+    tokens = reward.token_rewards
+    return replace(
+        reward,
+        reward=amount,
+        token_rewards=tokens and (0.0,) * (len(tokens) - 1) + (amount,),
+        holistic=Holistic(None, normalized),
+        admitted=False,
+        aspects={},
+        error=None,
+    )

@@ -1,0 +1,174 @@
+"""What callers hand in and get back: samples, scores, rewards and the results that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+from alarm_client.errors import SampleFailed
+
+Message: TypeAlias = Mapping[str, object]
+Id: TypeAlias = str | int | None
+Text: TypeAlias = str | Sequence[Message]
+Offsets: TypeAlias = Sequence[Sequence[int]]
+Rule: TypeAlias = Literal["hierarchical", "weighted_sum", "holistic_only", "aspect_only"]
+Aspects: TypeAlias = Literal["admitted", "all"]
+OnError: TypeAlias = float | Literal["raise"] | None
+
+
+class Overrides(TypedDict, total=False):
+    """The parts of a recipe that one call may change."""
+
+    rule: Rule
+    threshold: float
+    holistic_weight: float
+    weights: Mapping[str, float]
+    shaping: Literal["sigmoid", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A prompt with one completion, each a text or chat messages.
+
+    `token_offsets`: `[start, end)` in characters of the completion, one a policy token.
+    `segments`: spans by name that replace the server's own finding.
+    """
+
+    prompt: Text
+    completion: Text
+    fields: Mapping[str, str] | None = None
+    token_offsets: Offsets | None = None
+    segments: Mapping[str, Offsets] | None = None
+    id: Id = None
+    group: Id = None
+
+
+SampleLike: TypeAlias = Sample | Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleError:
+    """Why one sample has no score or reward, while its neighbours have theirs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentScore:
+    """A span of the completion, its label and its margin; None where the model did not read it."""
+
+    start: int
+    end: int
+    label: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The raw number that a model gives a sample; None on error, or where no segment was found."""
+
+    id: Id
+    score: float | None
+    segments: tuple[SegmentScore, ...] | None
+    num_tokens: int
+    truncated: bool
+    error: SampleError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holistic:
+    """The holistic score, raw (None where a rule of the trainer replaces it) and normalized."""
+
+    score: float | None
+    normalized: float
+
+
+@dataclass(frozen=True, slots=True)
+class AspectReward:
+    """One aspect's part of a reward: its sum, its token rewards and what it judged."""
+
+    reward: float
+    token_rewards: tuple[float, ...] | None
+    segments: tuple[SegmentScore, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a trainer gets for a sample: `reward` is the sum of `token_rewards`; None on error."""
+
+    id: Id
+    reward: float | None
+    token_rewards: tuple[float, ...] | None
+    holistic: Holistic | None
+    admitted: bool | None
+    aspects: Mapping[str, AspectReward | None]
+    truncated: bool
+    error: SampleError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as if each sample ran alone, and tokens that the device ran."""
+
+    num_tokens: int
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """The scores of one call, in the order of its samples."""
+
+    model: str
+    fingerprint: str
+    scores: tuple[Score, ...]
+    usage: Usage
+
+    def scalars(self, on_error: OnError = "raise") -> list[float | None]:
+        """One number a sample; one without a score gets `on_error`, or raises SampleFailed."""
+        return _scalars([(score.score, score.error) for score in self.scores], on_error)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The rewards of one call, in the order of its samples."""
+
+    recipe: str
+    fingerprint: str
+    rewards: tuple[Reward, ...]
+    usage: Usage
+
+    def scalars(self, on_error: OnError = "raise") -> list[float | None]:
+        """One number a sample; one without a reward gets `on_error`, or raises SampleFailed."""
+        return _scalars([(reward.reward, reward.error) for reward in self.rewards], on_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the server takes in one request."""
+
+    max_samples: int = 1024
+    max_body_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a server offers: its models, its recipes and its limits."""
+
+    models: tuple[Mapping[str, object], ...]
+    recipes: tuple[Mapping[str, object], ...]
+    limits: Limits
+
+
+def _scalars(
+    numbers: Iterable[tuple[float | None, SampleError | None]], on_error: OnError
+) -> list[float | None]:
+    scalars: list[float | None] = []
+    for index, (number, error) in enumerate(numbers):
+        if number is None and on_error == "raise":
+            code = error.code if error else "no_segments"
+            reason = error.message if error else "the model found no segment to judge"
+            raise SampleFailed(f"sample {index} has no number: {code}: {reason}", code=code)
+        scalars.append(on_error if number is None else number)  # type: ignore[arg-type]  # "raise" has left
+    return scalars
