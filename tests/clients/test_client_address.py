@@ -1,6 +1,7 @@
 """Where the server is, and how to be let in."""
 
 import pytest
+
 from alarm_client import AlarmClient
 from alarm_client.address import find_address
 

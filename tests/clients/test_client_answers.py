@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from client_stand_in import reward_row, score_row
+
 from alarm_client import (
     AspectReward,
     Holistic,
@@ -20,7 +22,6 @@ from alarm_client.answers import (
     read_rewards,
     read_scores,
 )
-from client_stand_in import reward_row, score_row
 
 SAMPLE = Sample(prompt="p", completion="abc", token_offsets=[(0, 2), (2, 3)], id="7")
 SENT = {"completion": "abc", "token_offsets": [[0, 2], [2, 3]], "id": "7"}

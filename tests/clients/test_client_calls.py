@@ -5,6 +5,8 @@ import json
 
 import httpx
 import pytest
+from client_stand_in import StandIn, refusal
+
 from alarm_client import (
     AlarmClient,
     AlarmConnectionError,
@@ -19,7 +21,6 @@ from alarm_client import (
     Usage,
 )
 from alarm_client.calls import SAFE
-from client_stand_in import StandIn, refusal
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]

@@ -6,11 +6,12 @@ import threading
 
 import httpx
 import pytest
+from client_stand_in import StandIn, refusal
+
 from alarm_client import AlarmClient, AsyncAlarmClient, DeadlineExceeded, InvalidRequest, Sample
 from alarm_client.address import find_address
 from alarm_client.connections import Connections
 from alarm_client.exchange import Send
-from client_stand_in import StandIn, refusal
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+
 from alarm_client import (
     AlarmError,
     InvalidRequest,

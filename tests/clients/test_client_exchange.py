@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+
 from alarm_client import (
     AlarmConnectionError,
     DeadlineExceeded,

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import client_tokenizers
 import pytest
-from alarm_client import PolicyTokens, token_offsets
 from client_tokenizers import BYTES, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from alarm_client import PolicyTokens, token_offsets
 
 FAMILIES = ["byte_level", "byte_fallback", "unigram", "wordpiece"]
 

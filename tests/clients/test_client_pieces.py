@@ -1,6 +1,7 @@
 """Pieces laid end to end: whose character is whose."""
 
 import pytest
+
 from alarm_client.pieces import byte_of_letter, lay, read_utf8, read_utf8_or_nothing
 
 EMOJI = "😀".encode()  # f0 9f 98 80

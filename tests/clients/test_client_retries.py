@@ -1,6 +1,7 @@
 """The arithmetic of trying again."""
 
 import pytest
+
 from alarm_client.retries import Retries, parse_retry_after, retry_delay
 
 RETRIES = Retries(first=1.0, longest=8.0)

@@ -11,8 +11,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from alarm_client import AlarmClient, AlarmConnectionError, AsyncAlarmClient, Retries, Sample
 from client_stand_in import StandIn, score_row
+
+from alarm_client import AlarmClient, AlarmConnectionError, AsyncAlarmClient, Retries, Sample
 
 SAMPLES = [Sample(prompt="p", completion="abc")]
 AT_ONCE = Retries(first=0.0, longest=0.0, max_reconnects=2)

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from alarm_client import Limits, Sample
-from alarm_client.wire import fits, reward_job, score_job, split
 from hypothesis import given
 from hypothesis import strategies as st
+
+from alarm_client import Limits, Sample
+from alarm_client.wire import fits, reward_job, score_job, split
 
 SAMPLE = Sample(prompt="p", completion="c")
 LIMITS = Limits(max_samples=4, max_body_bytes=10_000)

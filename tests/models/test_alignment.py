@@ -1,7 +1,8 @@
-from alarm_models.alignment import lay_on_tokens
-from alarm_models.sample import Span
 from hypothesis import given
 from hypothesis import strategies as st
+
+from alarm_models.alignment import lay_on_tokens
+from alarm_models.sample import Span
 
 #: Six tokens of "Yes, it is. No", the last one end-of-text.
 TEXT = "Yes, it is. No"

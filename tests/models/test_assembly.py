@@ -1,4 +1,5 @@
 import pytest
+
 from alarm_models.assembly import AspectRule, aspect_reward, assemble
 from alarm_models.hierarchy import Hierarchy, Rule
 from alarm_models.sample import Sample, Score, SegmentScore, Span

@@ -1,6 +1,7 @@
 from collections.abc import Mapping
 
 import pytest
+
 from alarm_models.hierarchy import Hierarchy, Rule, combine, is_admitted, normalize
 from alarm_models.shaping import sigmoid
 

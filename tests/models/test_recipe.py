@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Rule
 from alarm_models.recipe import Overrides, built_in_names, load_recipe, load_recipes

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from alarm_models.sample import Span
 from alarm_models.segmentation import sentences, split_sentences, subsentences
 

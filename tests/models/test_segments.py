@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from scoring import load, score
+from tiny import EOS, Checkpoint
+
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.rewards import RewardModel
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import SegmentsSpec
-from scoring import load, score
-from tiny import EOS, Checkpoint
 
 LABELS = ("F-ERR", "Ignore", "O")
 

@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 import transformers as hf
+from safetensors.torch import load_file
+from scoring import load, score
+from tiny import ARCHITECTURES, Checkpoint
+
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.rewards import Loader
 from alarm_models.sample import Message, Sample, Score
 from alarm_models.specs import SequenceSpec
-from safetensors.torch import load_file
-from scoring import load, score
-from tiny import ARCHITECTURES, Checkpoint
 
 SAMPLES = [
     Sample("What is the capital of France?", "Paris."),

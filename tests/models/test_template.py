@@ -1,4 +1,5 @@
 import pytest
+
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.sample import Message, Sample, Span
 from alarm_models.template import FieldPattern, TextTemplate, conversation

@@ -1,4 +1,5 @@
 import pytest
+
 from alarm_models.errors import SampleError
 from alarm_models.sample import Span
 from alarm_models.truncation import TokenIds, Truncation, fit
