@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alarm_models.network import Features
+from alarm_models.features import Features
 from alarm_models.rewards import Loader, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import ModelSpec

@@ -1,28 +1,33 @@
-"""A transformer with its head on a device: token ids in, one row of outputs a read out."""
+"""A model on its device: a transformer, and the head that reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    LongformerModel,
     PreTrainedModel,
 )
 
 from alarm_models.checkpoint import read_head
 from alarm_models.errors import CheckpointError
-from alarm_models.sample import Span
+from alarm_models.features import Features
+from alarm_models.heads import Head, Pooling, sequence_head, token_head
+from alarm_models.packing import Backbone, fastest_exact
+from alarm_models.padding import padded
 
 __all__ = [
-    "Features",
+    "HeadedNetwork",
     "Network",
     "Source",
+    "WholeNetwork",
     "base_with_head",
     "load_base",
     "sequence_classifier",
@@ -30,85 +35,69 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """One sample as a network takes it.
+class Network(Protocol):
+    """Runs batches: token ids in, one row of outputs a read out."""
 
-    ``reads`` are the ranges of tokens whose hidden states are averaged (a single token mostly) and
-    given to the head; a network that pools by itself has none. ``segments`` are the spans that the
-    sample's reads judge, in order; there are fewer reads where truncation cut some off.
-    """
+    config: Any
+    dtype: torch.dtype
+    num_outputs: int
+    #: What a whole-sequence score reads; None where the recipe says.
+    pooling: Pooling | None
 
-    ids: tuple[int, ...]
-    reads: tuple[Span, ...]
-    truncated: bool
-    segments: tuple[Span, ...] = ()
+    def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
 
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens the model reads."""
-        return len(self.ids)
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to the work, padding not counted."""
 
 
-class Network:
-    """A model on its device, run on padded batches.
+class HeadedNetwork:
+    """A backbone that runs the fastest exact way, and a head on the states that are read."""
 
-    ``head`` is applied to the hidden states that a sample's reads name; without one the model's
-    own logits are the outputs: one row a sample, or one row a token, of which the reads are taken.
-    """
-
-    def __init__(self, model: Any, head: torch.nn.Linear | None, device: torch.device) -> None:
-        self._model = model.to(device).eval()
-        self._head = None if head is None else head.to(device=device, dtype=model.dtype).eval()
-        self.device = device
+    def __init__(self, model: PreTrainedModel, backbone: Backbone, head: Head) -> None:
+        self._backbone = backbone
+        self._head = head
         self.config: Any = model.config.get_text_config()
-        vocabulary = int(self.config.vocab_size)
-        pad = self.config.pad_token_id
-        # Padding is masked: any id will do that the embedding holds.
-        self._pad_id = pad if isinstance(pad, int) and 0 <= pad < vocabulary else 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype the model computes in."""
-        dtype: torch.dtype = self._model.dtype
-        return dtype
-
-    @property
-    def num_outputs(self) -> int:
-        """How many numbers a read gives."""
-        return int(self._head.out_features if self._head else self._model.config.num_labels)
+        self.dtype = model.dtype
+        self.num_outputs = head.num_outputs
+        self.pooling = head.pooling
 
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Run one padded batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
-        ids, mask = self._padded(batch)  # [batch, tokens] both
-        result = self._model(input_ids=ids, attention_mask=mask)
-        if self._head is not None:
-            return self._rows(result.last_hidden_state, batch)
-        if result.logits.ndim == 2:  # [batch, outputs]
-            return list(torch.split(result.logits.float().cpu(), 1))
-        return self._rows(result.logits, batch)
+        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
+        rows = self._head(self._backbone.rows(batch)).float().cpu()
+        return list(torch.split(rows, [len(one.reads) for one in batch]))
 
-    def _padded(self, batch: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(one.ids) for one in batch)
-        ids = torch.full((len(batch), longest), self._pad_id, dtype=torch.long)
-        mask = torch.zeros((len(batch), longest), dtype=torch.long)
-        for row, one in enumerate(batch):
-            ids[row, : len(one.ids)] = torch.tensor(one.ids)
-            mask[row, : len(one.ids)] = 1
-        return ids.to(self.device), mask.to(self.device)
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to the work, padding not counted."""
+        return self._backbone.num_computed(batch)
 
-    def _rows(self, states: torch.Tensor, batch: Sequence[Features]) -> list[torch.Tensor]:
-        # states: [batch, tokens, hidden or outputs]
-        reads = [(row, *span) for row, one in enumerate(batch) for span in one.reads]
-        if all(end - start == 1 for _, start, end in reads):
-            rows = states[[row for row, _, _ in reads], [start for _, start, _ in reads]]
-        else:
-            rows = torch.stack([states[row, start:end].mean(0) for row, start, end in reads])
-        # rows: [reads of the whole batch, hidden or outputs]
-        if self._head is not None:
-            rows = self._head(rows)
-        return list(torch.split(rows.float().cpu(), [len(one.reads) for one in batch]))
+
+class WholeNetwork:
+    """A model that is run as transformers runs it, padded, head and all."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+        self.config: Any = model.config.get_text_config()
+        self.dtype = model.dtype
+        self.num_outputs: int = self._model.config.num_labels
+        self.pooling: Pooling | None = Pooling.OWN
+
+    @torch.inference_mode()
+    def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+        """Run one padded batch; a model of one row a token is read where the samples say."""
+        logits = self._model(**padded([one.ids for one in batch], self._model)).logits
+        logits = logits.float().cpu()
+        if logits.ndim == 2:  # [batch, outputs]
+            return list(torch.split(logits, 1))
+        return [  # [batch, tokens, outputs]
+            torch.stack([logits[row, start:end].mean(0) for start, end in one.reads])
+            for row, one in enumerate(batch)
+        ]
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Every sample is computed whole."""
+        return [one.num_tokens for one in batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +110,19 @@ class Source:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A transformer without its head, which several heads may share."""
+
+    model: PreTrainedModel
+    backbone: Backbone
+
+
 def sequence_classifier(source: Source) -> Network:
     """Load a one-logit sequence classifier.
 
-    Where the head is a plain linear layer on a decoder, ours reads the position itself, so that
-    padding never moves it; other classifiers pool by themselves.
+    Where its head can be taken off, ours reads the states that the head reads, so that padding
+    never moves it and packing is possible.
     """
     model = _load(AutoModelForSequenceClassification, source)
     if model.config.num_labels != 1:
@@ -133,25 +130,33 @@ def sequence_classifier(source: Source) -> Network:
             f"{source.folder} has {model.config.num_labels} labels: no single score; kind "
             "`sequence` wants one logit"
         )
-    head = getattr(model, "score", None)
-    if isinstance(head, torch.nn.Linear) and model.base_model is not model:
-        return Network(model.base_model, head, source.device)
-    return Network(model, None, source.device)
+    return _with_head(model, sequence_head(model), has_global=True)
 
 
 def token_classifier(source: Source) -> Network:
     """Load a token classifier: one row of logits a token."""
-    return Network(_load(AutoModelForTokenClassification, source), None, source.device)
+    model = _load(AutoModelForTokenClassification, source)
+    return _with_head(model, token_head(model), has_global=False)
 
 
-def load_base(source: Source) -> PreTrainedModel:
+def load_base(source: Source) -> Base:
     """Load a base model, which several heads may share."""
-    return _load(AutoModel, source)
+    model = _load(AutoModel, source)
+    return Base(model, fastest_exact(model))
 
 
-def base_with_head(base: PreTrainedModel, source: Source, head: str) -> Network:
+def base_with_head(base: Base, source: Source, name: str) -> Network:
     """Put the linear head of that name on a base model, as openbmb/UltraRM-13b has."""
-    return Network(base, read_head(source.folder, head), source.device)
+    linear = read_head(source.folder, name).to(device=source.device, dtype=source.dtype)
+    return HeadedNetwork(base.model, base.backbone, Head(linear, linear.out_features, None))
+
+
+def _with_head(model: PreTrainedModel, head: Head | None, *, has_global: bool) -> Network:
+    if head is None:
+        return WholeNetwork(model)
+    base: Any = model.base_model
+    has_global = has_global and isinstance(base, LongformerModel)
+    return HeadedNetwork(base, fastest_exact(base, has_global=has_global), head)
 
 
 def _load(loader: Any, source: Source) -> PreTrainedModel:
@@ -171,4 +176,5 @@ def _load(loader: Any, source: Source) -> PreTrainedModel:
             f"{source.folder} lacks {len(missing)} tensors of {type(model).__name__} "
             f"({', '.join(missing[:3])}, ...): they would be random. Is the kind or `head` right?"
         )
-    return model  # type: ignore[no-any-return]
+    loaded: PreTrainedModel = model.to(source.device).eval()
+    return loaded

@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.network import Features, Network
+from alarm_models.features import Features
+from alarm_models.network import Network
+from alarm_models.packing import OFFSET_POSITIONS
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import NeuralSpec
 from alarm_models.tokenizing import Tokenizer
@@ -55,15 +57,11 @@ class Weights:
     label_names: tuple[str, ...] = ()
 
 
-#: Model types whose first position id is the one past the padding id.
-_OFFSET_POSITIONS = {"roberta", "longformer", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
-
-
 def max_tokens(spec: NeuralSpec, weights: Weights) -> int:
     """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
     config = weights.network.config
     positions = getattr(config, "max_position_embeddings", None) or 1 << 20
-    if config.model_type in _OFFSET_POSITIONS:
+    if config.model_type in OFFSET_POSITIONS:
         positions -= int(config.pad_token_id) + 1
     if spec.max_tokens is None:
         return int(min(positions, weights.tokenizer.model_max_length))

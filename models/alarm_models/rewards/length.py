@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alarm_models.network import Features
+from alarm_models.features import Features
 from alarm_models.rewards.base import Prepared
 from alarm_models.sample import Sample, Score
 

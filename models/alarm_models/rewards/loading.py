@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from alarm_models import checkpoint, network
 from alarm_models.errors import CheckpointError
-from alarm_models.network import Network, Source
+from alarm_models.network import Base, Network, Source
 from alarm_models.rewards.base import RewardModel, Weights
 from alarm_models.rewards.length import LengthModel
 from alarm_models.rewards.segments import SegmentsModel
@@ -28,7 +27,7 @@ class Loader:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._bases: dict[Source, PreTrainedModel] = {}
+        self._bases: dict[Source, Base] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.network import Features
+from alarm_models.features import Features
+from alarm_models.heads import Pooling
 from alarm_models.rewards.base import Prepared, Weights, max_tokens, require_finite, require_outputs
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import SequenceSpec
@@ -96,14 +97,14 @@ class SequenceModel:
         return Features(tokens.ids, (self._read_at(tokens.ids),), truncated)
 
     def _read_at(self, ids: tuple[int, ...]) -> Span:
-        if self._spec.head is None:
-            pad = self._weights.network.config.pad_token_id
-            index = next((i for i in reversed(range(len(ids))) if ids[i] != pad), 0)
-            return Span(index, index + 1)
-        match self._spec.pooling:
-            case "first":
+        match self._weights.network.pooling or Pooling(self._spec.pooling):
+            case Pooling.FIRST | Pooling.OWN:
                 return Span(0, 1)
-            case "mean":
+            case Pooling.MEAN:
                 return Span(0, len(ids))
-            case "last":
+            case Pooling.LAST:
                 return Span(len(ids) - 1, len(ids))
+            case Pooling.LAST_NOT_PADDING:
+                pad = self._weights.network.config.pad_token_id
+                index = next((i for i in reversed(range(len(ids))) if ids[i] != pad), 0)
+                return Span(index, index + 1)

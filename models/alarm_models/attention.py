@@ -1,0 +1,206 @@
+"""Attention over a row of packed samples: each sees itself and what it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface
+
+from alarm_models.layout import Layout
+
+__all__ = ["PACKED", "attend", "band", "packed_attention", "running"]
+
+#: The name under which transformers' models find our attention.
+PACKED = "alarm_packed"
+
+#: Queries a block where a window bounds what they see.
+_BLOCK = 128
+
+_layout: ContextVar[Layout] = ContextVar("layout")
+
+
+class Attended(NamedTuple):
+    """Attention's result with what merges it with another over other keys.
+
+    ``out`` is ``[1, heads, queries, dim]``; ``lse``, the log of the sum of exponentiated logits,
+    ``[1, heads, queries]``.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+@contextmanager
+def running(layout: Layout) -> Iterator[None]:
+    """Say which layout the forward pass in this block runs over."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' attention functions do: ``[1, heads, tokens, dim]`` in.
+
+    Returns ``[1, tokens, heads, dim]``. ``sliding_window`` counts the tokens that a token sees on
+    a side, itself among them; ``softcap`` is Gemma 2's.
+    """
+    layout = _layout.get()
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    scale = scaling or query.shape[-1] ** -0.5
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
+    target = out.transpose(1, 2)
+    if sliding_window is not None and layout.longest > sliding_window:
+        if layout.is_shared:
+            raise ValueError("samples longer than the model's window cannot share a beginning")
+        for run in layout.runs:
+            span = slice(run.start, run.end)
+            parts = (query[:, :, span], key[:, :, span], value[:, :, span])
+            back, ahead = sliding_window - 1, 0 if causal else sliding_window - 1
+            target[:, :, span] = band(*parts, scale, back, ahead, softcap)
+    else:
+        _attend_runs(query, key, value, target, layout, scale, causal, softcap)
+    return out, None
+
+
+def _attend_runs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    target: torch.Tensor,
+    layout: Layout,
+    scale: float,
+    causal: bool,
+    softcap: float | None,
+) -> None:
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, tokens]
+    for run in layout.runs:
+        own = slice(run.start, run.end)
+        if run.start == run.end:
+            continue
+        keys, values = key[:, :, own], value[:, :, own]
+        target[:, :, own], lse[:, :, own] = attend(
+            query[:, :, own], keys, values, scale, causal=causal, softcap=softcap
+        )
+    if not layout.is_shared:
+        return
+    for run in layout.runs:
+        # Parents come before their continuations, whose own part is there by now.
+        if run.reach > run.end > run.start:
+            own, after = slice(run.start, run.end), slice(run.end, run.reach)
+            seen = attend(
+                query[:, :, after], key[:, :, own], value[:, :, own], scale, softcap=softcap
+            )
+            mine = Attended(target[:, :, after], lse[:, :, after])
+            target[:, :, after], lse[:, :, after] = _merged(mine, seen)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    softcap: float | None = None,
+    mask: torch.Tensor | None = None,
+) -> Attended:
+    """Attend over ``[1, heads, queries, dim]``; ``mask`` is true where a query sees a key."""
+    if softcap is None and query.device.type == "cpu":
+        bias = None
+        if mask is not None:
+            bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+        )
+        return Attended(out, lse)
+    return _attend_plainly(query, key, value, scale, causal=causal, softcap=softcap, mask=mask)
+
+
+def _attend_plainly(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    *,
+    causal: bool,
+    softcap: float | None,
+    mask: torch.Tensor | None,
+) -> Attended:
+    logits = (query @ key.transpose(-1, -2)).float() * scale  # [1, heads, queries, keys]
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if causal:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    lse = torch.logsumexp(logits, -1)
+    return Attended(torch.exp(logits - lse.unsqueeze(-1)).to(value.dtype) @ value, lse)
+
+
+def band(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    back: int,
+    ahead: int,
+    softcap: float | None = None,
+    *,
+    first_is_global: bool = False,
+) -> torch.Tensor:
+    """Attend within one sample, each token to ``back`` before it and ``ahead`` after it.
+
+    ``[1, heads, tokens, dim]`` in and out. With ``first_is_global`` every token sees the first one
+    too, wherever it stands. Work grows with tokens times window, not with tokens squared.
+    """
+    num_tokens = query.shape[2]
+    parts = []
+    for start in range(0, num_tokens, _BLOCK):
+        end = min(start + _BLOCK, num_tokens)
+        low, high = max(start - back, 0), min(end + ahead, num_tokens)
+        places = torch.arange(low, high, device=query.device)
+        keys, values = key[:, :, low:high], value[:, :, low:high]
+        if first_is_global and low > 0:
+            places = torch.cat([places.new_zeros(1), places])
+            keys = torch.cat([key[:, :, :1], keys], 2)
+            values = torch.cat([value[:, :, :1], values], 2)
+        distance = places - torch.arange(start, end, device=query.device).unsqueeze(1)
+        mask = (distance >= -back) & (distance <= ahead)  # [queries, keys]
+        if first_is_global:
+            mask |= places == 0
+        seen = None if bool(mask.all()) else mask
+        block = query[:, :, start:end]
+        parts.append(attend(block, keys, values, scale, softcap=softcap, mask=seen).out)
+    return torch.cat(parts, 2)
+
+
+def _merged(one: Attended, other: Attended) -> Attended:
+    """Merge two attentions of the same queries over keys that have none in common."""
+    lse = torch.logaddexp(one.lse, other.lse)
+    left, right = (torch.exp(part.lse - lse).unsqueeze(-1) for part in (one, other))
+    out = one.out * left.to(one.out.dtype) + other.out * right.to(one.out.dtype)
+    return Attended(out, lse)
+
+
+AttentionInterface.register(PACKED, packed_attention)

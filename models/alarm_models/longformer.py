@@ -1,0 +1,75 @@
+"""Longformer over a row of packed samples: exact banded attention, no padding to the window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LongformerModel
+
+from alarm_models.attention import attend, band
+from alarm_models.layout import Layout
+
+__all__ = ["PackedLongformer"]
+
+
+class PackedLongformer:
+    """Runs a Longformer's own weights over packed samples.
+
+    A token sees ``attention_window / 2`` tokens on each side of its own sample, which is what
+    transformers computes in overlapping chunks padded to the window. With ``has_global`` each
+    sample's first token sees all of it, through projections of its own, and is seen by all: so do
+    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1).
+    """
+
+    def __init__(self, model: LongformerModel, *, has_global: bool) -> None:
+        self._model: Any = model
+        self._has_global = has_global
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the last hidden states, ``[1, tokens, hidden]``, of ids ``[1, tokens]``."""
+        states = self._model.embeddings(input_ids=ids, position_ids=positions)
+        for layer in self._model.encoder.layer:
+            attended = self._attend(layer.attention.self, states, layout)
+            attended = layer.attention.output(attended, states)
+            states = layer.output(layer.intermediate(attended), attended)
+        return states  # type: ignore[no-any-return]
+
+    def _attend(self, weights: Any, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        query, key, value = (
+            _heads(project(states), weights.num_heads)
+            for project in (weights.query, weights.key, weights.value)
+        )
+        out = query.new_empty(states.shape)  # [1, tokens, hidden]
+        target = _heads(out, weights.num_heads)
+        side, scale = weights.one_sided_attn_window_size, weights.head_dim**-0.5
+        for run in layout.runs:
+            own = slice(run.start, run.end)
+            parts = (query[:, :, own], key[:, :, own], value[:, :, own])
+            if run.end - run.start <= side + 1:
+                target[:, :, own] = attend(*parts, scale).out
+            else:
+                target[:, :, own] = band(
+                    *parts, scale, side, side, first_is_global=self._has_global
+                )
+        if self._has_global:
+            self._attend_globally(weights, states, target, layout)
+        return out
+
+    def _attend_globally(
+        self, weights: Any, states: torch.Tensor, target: torch.Tensor, layout: Layout
+    ) -> None:
+        key, value = (
+            _heads(project(states), weights.num_heads)
+            for project in (weights.key_global, weights.value_global)
+        )
+        scale = weights.head_dim**-0.5
+        for run in layout.runs:
+            own, first = slice(run.start, run.end), slice(run.start, run.start + 1)
+            query = _heads(weights.query_global(states[:, first]), weights.num_heads)
+            target[:, :, first] = attend(query, key[:, :, own], value[:, :, own], scale).out
+
+
+def _heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """View ``[1, tokens, hidden]`` as ``[1, heads, tokens, dim]``."""
+    return states.view(*states.shape[:2], num_heads, -1).transpose(1, 2)

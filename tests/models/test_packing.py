@@ -1,0 +1,141 @@
+"""The packed way beside the plain way: the same states from every architecture."""
+
+from functools import cache
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import ARCHITECTURES, DECODERS
+
+from alarm_models.attention import attend, band
+from alarm_models.features import Features
+from alarm_models.packing import PackedBackbone, fastest_exact
+from alarm_models.padding import PaddedBackbone
+from alarm_models.sample import Span
+
+PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]
+
+
+def base(architecture: str) -> hf.PreTrainedModel:
+    torch.manual_seed(0)
+    model: hf.PreTrainedModel = hf.AutoModel.from_config(tiny.config(architecture)).eval()
+    return model
+
+
+def features(*samples: tuple[int, ...]) -> list[Features]:
+    return [
+        Features(ids, tuple(Span(at, at + 1) for at in range(len(ids))), truncated=False)
+        for ids in samples
+    ]
+
+
+def random_ids(count: int, seed: int) -> tuple[int, ...]:
+    choose = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(10, 500, (count,), generator=choose).tolist())
+
+
+def group(num: int, shared: int, own: int) -> list[tuple[int, ...]]:
+    prompt = random_ids(shared, 99)
+    return [prompt + random_ids(own + index, index) for index in range(num)]
+
+
+@cache
+def plain_way(architecture: str) -> PaddedBackbone:
+    return PaddedBackbone(base(architecture), has_global=architecture == "longformer")
+
+
+@cache
+def packed_way(architecture: str) -> PackedBackbone:
+    way = fastest_exact(base(architecture), has_global=architecture == "longformer")
+    assert isinstance(way, PackedBackbone)
+    return way
+
+
+@torch.inference_mode()
+def alone(architecture: str, batch: list[Features]) -> torch.Tensor:
+    return torch.cat([plain_way(architecture).rows([one]) for one in batch])
+
+
+@torch.inference_mode()
+def packed(architecture: str, batch: list[Features]) -> tuple[PackedBackbone, torch.Tensor]:
+    way = packed_way(architecture)
+    return way, way.rows(batch)
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None:
+    batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
+    _, states = packed(architecture, batch)
+    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_causal_models_compute_a_shared_prompt_once(architecture: str) -> None:
+    batch = features(*(ids[:16] for ids in group(4, 16, 0)), *group(2, 300, 0))
+    way, _ = packed(architecture, batch[:4])
+    assert way.num_computed(batch[:4]) == [16, 0, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert", "longformer"])
+def test_encoders_share_nothing(architecture: str) -> None:
+    batch = features(*group(3, 30, 5))
+    way, _ = packed(architecture, batch)
+    assert way.num_computed(batch) == [35, 36, 37]
+
+
+def test_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
+    batch = features(*group(3, 40, 9))  # gemma2's window is 16 here
+    way, states = packed("gemma2", batch)
+    assert way.num_computed(batch) == [49, 50, 51]
+    torch.testing.assert_close(states, alone("gemma2", batch), atol=1e-5, rtol=1e-5)
+
+
+def test_a_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
+    batch = features((5, tiny.PAD, 6, 7), (8, 9))
+    _, states = packed("roberta", batch)
+    torch.testing.assert_close(states, alone("roberta", batch), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_of_its_own_is_found_out_and_padded() -> None:
+    assert isinstance(fastest_exact(base("deberta-v2")), PaddedBackbone)
+
+
+def test_a_refused_model_is_left_as_it_was() -> None:
+    model = base("deberta-v2")
+    before = model.config._attn_implementation
+    fastest_exact(model)
+    assert model.config._attn_implementation == before
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
+    shared = data.draw(st.integers(0, 40))
+    owns = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6))
+    prompt = random_ids(shared, 1)
+    samples = [prompt + random_ids(own, seed) for seed, own in enumerate(owns)]
+    batch = features(*(ids or (7,) for ids in samples))
+    architecture = data.draw(st.sampled_from(["llama", "qwen3"]))
+    _, states = packed(architecture, batch)
+    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 150), st.integers(0, 150), st.booleans(), st.booleans())
+def test_banded_attention_is_masked_attention(
+    num_tokens: int, back: int, ahead: int, first_is_global: bool, softcapped: bool
+) -> None:
+    torch.manual_seed(num_tokens)
+    query, key, value = torch.randn(3, 1, 2, num_tokens, 8)
+    distance = torch.arange(num_tokens) - torch.arange(num_tokens).unsqueeze(1)
+    mask = (distance >= -back) & (distance <= ahead)
+    mask[:, 0] |= first_is_global
+    softcap = 3.0 if softcapped else None
+    wanted = attend(query, key, value, 0.3, softcap=softcap, mask=mask).out
+    got = band(
+        query, key, value, 0.3, back, ahead, softcap=softcap, first_is_global=first_is_global
+    )
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
