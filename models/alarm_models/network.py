@@ -80,7 +80,7 @@ class WholeNetwork:
         self._model: Any = model
         self.config: Any = model.config.get_text_config()
         self.dtype = model.dtype
-        self.num_outputs: int = self._model.config.num_labels
+        self.num_outputs = int(self._model.config.num_labels or 0)
         self.pooling: Pooling | None = Pooling.OWN
 
     @torch.inference_mode()
