@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface
 
 from alarm_models.layout import Layout
+from alarm_models.sample import Span
 
-__all__ = ["PACKED", "attend", "band", "packed_attention", "running"]
+__all__ = [
+    "PACKED",
+    "Row",
+    "attend",
+    "attend_reads",
+    "band",
+    "current_row",
+    "packed_attention",
+    "running",
+]
 
 #: The name under which transformers' models find our attention.
 PACKED = "alarm_packed"
@@ -20,7 +32,20 @@ PACKED = "alarm_packed"
 #: Queries a block where a window bounds what they see.
 _BLOCK = 128
 
-_layout: ContextVar[Layout] = ContextVar("layout")
+_row: ContextVar[Row] = ContextVar("row")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a forward pass runs over: samples laid out, and the tokens of them that are read.
+
+    ``reads`` holds each read's sample and its place in that sample; ``places`` its place in the
+    row.
+    """
+
+    layout: Layout
+    reads: Sequence[tuple[int, int]]
+    places: Sequence[int]
 
 
 class Attended(NamedTuple):
@@ -35,13 +60,18 @@ class Attended(NamedTuple):
 
 
 @contextmanager
-def running(layout: Layout) -> Iterator[None]:
-    """Say which layout the forward pass in this block runs over."""
-    token = _layout.set(layout)
+def running(row: Row) -> Iterator[None]:
+    """Say what the forward pass in this block runs over."""
+    token = _row.set(row)
     try:
         yield
     finally:
-        _layout.reset(token)
+        _row.reset(token)
+
+
+def current_row() -> Row:
+    """Return what the forward pass that is running runs over."""
+    return _row.get()
 
 
 def packed_attention(
@@ -62,7 +92,7 @@ def packed_attention(
     Returns ``[1, tokens, heads, dim]``. ``sliding_window`` counts the tokens that a token sees on
     a side, itself among them; ``softcap`` is Gemma 2's.
     """
-    layout = _layout.get()
+    layout = current_row().layout
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = scaling or query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
@@ -113,6 +143,48 @@ def _attend_runs(
             )
             mine = Attended(target[:, :, after], lse[:, :, after])
             target[:, :, after], lse[:, :, after] = _merged(mine, seen)
+
+
+def attend_reads(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend for the current row's reads alone, over the keys of all its tokens.
+
+    ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` is as in
+    `packed_attention`.
+    """
+    row = current_row()
+    groups = query.shape[1] // key.shape[1]
+    out = query.new_empty(query.transpose(1, 2).shape)
+    target = out.transpose(1, 2)
+    for sample, numbered in groupby(enumerate(row.reads), key=lambda read: read[1][0]):
+        numbers, at = zip(*((number, place) for number, (_, place) in numbered), strict=True)
+        seen = max(at) + 1 if causal else row.layout.length(sample)
+        places = row.layout.places(sample, Span(0, seen))
+        keys, values = key[:, :, places], value[:, :, places]
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+        own = slice(numbers[0], numbers[-1] + 1)
+        mask = _reach(at, seen, causal=causal, window=window, device=query.device)
+        target[:, :, own] = attend(query[:, :, own], keys, values, scale, mask=mask).out
+    return out
+
+
+def _reach(
+    at: Sequence[int], num_keys: int, *, causal: bool, window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """Return which keys ``[reads, keys]`` the reads at these places see; None for all."""
+    if not (causal and len(at) > 1) and (window is None or num_keys <= window):
+        return None
+    distance = torch.arange(num_keys, device=device) - torch.tensor(at, device=device)[:, None]
+    mask = distance <= 0 if causal else distance.new_ones(distance.shape, dtype=torch.bool)
+    return mask if window is None else mask & (distance.abs() < window)
 
 
 def attend(

@@ -45,12 +45,16 @@ class Layout:
     @property
     def longest(self) -> int:
         """The length of the longest sample."""
-        return max(sum(end - start for start, end in pieces) for pieces in self.pieces)
+        return max(map(self.length, range(len(self.pieces))))
 
     @property
     def is_shared(self) -> bool:
         """Whether any run goes on in others."""
         return any(run.reach > run.end for run in self.runs)
+
+    def length(self, sample: int) -> int:
+        """Return how many tokens a sample has."""
+        return sum(end - start for start, end in self.pieces[sample])
 
     def places(self, sample: int, tokens: Span) -> list[int]:
         """Return where in the row a sample's tokens stand."""

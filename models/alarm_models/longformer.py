@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.attention import attend, band
+from alarm_models.attention import Row, attend, band
 from alarm_models.layout import Layout
 
 __all__ = ["PackedLongformer"]
@@ -26,11 +26,18 @@ class PackedLongformer:
         self._model: Any = model
         self._has_global = has_global
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the last hidden states, ``[1, tokens, hidden]``, of ids ``[1, tokens]``."""
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, row: Row) -> torch.Tensor:
+        """Return the last hidden states of the row's reads, ``[1, reads, hidden]``.
+
+        ``ids`` and ``positions`` are ``[1, tokens]``. After the last layer's attention only the
+        reads go on.
+        """
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
-        for layer in self._model.encoder.layer:
-            attended = self._attend(layer.attention.self, states, layout)
+        *_, last = layers = list(self._model.encoder.layer)
+        for layer in layers:
+            attended = self._attend(layer.attention.self, states, row.layout)
+            if layer is last:
+                attended, states = attended[:, row.places], states[:, row.places]
             attended = layer.attention.output(attended, states)
             states = layer.output(layer.intermediate(attended), attended)
         return states  # type: ignore[no-any-return]

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
-from alarm_models.attention import PACKED, running
+from alarm_models.attention import PACKED, Row, running
 from alarm_models.features import Features
 from alarm_models.layout import Layout, lay_out
 from alarm_models.longformer import PackedLongformer
 from alarm_models.padding import PaddedBackbone
 from alarm_models.sample import Span
+from alarm_models.trimming import trim, untrim
 
 __all__ = ["Backbone", "PackedBackbone", "fastest_exact"]
 
@@ -31,10 +32,19 @@ class PackedBackbone:
     """Runs a transformer without its head on packed rows.
 
     ``share`` is right for causal models alone. Samples longer than a model's sliding window do not
-    share: their end would have to forget their beginning.
+    share: their end would have to forget their beginning. ``is_trimmed`` says that the model's
+    last layer gives only the states that are read.
     """
 
-    def __init__(self, model: PreTrainedModel, *, share: bool, has_global: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        share: bool,
+        is_trimmed: bool = False,
+        has_global: bool = False,
+    ) -> None:
+        self.is_trimmed = is_trimmed
         self._model: Any = model
         self._share = share
         self._longformer = (
@@ -48,14 +58,18 @@ class PackedBackbone:
 
     def rows(self, batch: Sequence[Features]) -> torch.Tensor:
         """Return the hidden states at each sample's reads, ``[reads of the batch, hidden]``."""
+        spans = [(index, span) for index, one in enumerate(batch) for span in one.reads]
         layout = self._lay_out(batch)
-        states = self._states(layout)  # [tokens, hidden]
-        places = [
-            layout.places(index, span) for index, one in enumerate(batch) for span in one.reads
-        ]
-        if all(len(read) == 1 for read in places):
-            return states[[read[0] for read in places]]
-        return torch.stack([states[read].mean(0) for read in places])
+        row = Row(
+            layout,
+            [(index, at) for index, span in spans for at in range(*span)],
+            [place for index, span in spans for place in layout.places(index, span)],
+        )
+        states = self._states(row)  # [tokens read, hidden]
+        lengths = [span.end - span.start for _, span in spans]
+        if len(states) == len(lengths):
+            return states
+        return torch.stack([part.mean(0) for part in torch.split(states, lengths)])
 
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample adds to the work; who comes first brings the rest."""
@@ -65,17 +79,17 @@ class PackedBackbone:
         fits = self._window is None or max(one.num_tokens for one in batch) <= self._window
         return lay_out([one.ids for one in batch], share=self._share and fits)
 
-    def _states(self, layout: Layout) -> torch.Tensor:
+    def _states(self, row: Row) -> torch.Tensor:
         device = self._model.device
-        ids = torch.tensor([layout.ids], device=device)
-        positions = torch.tensor([self._positions(layout)], device=device)
+        ids = torch.tensor([row.layout.ids], device=device)
+        positions = torch.tensor([self._positions(row.layout)], device=device)
         if self._longformer is not None:
-            return self._longformer(ids, positions, layout)[0]
-        with running(layout):
+            return self._longformer(ids, positions, row)[0]
+        with running(row):
             states: torch.Tensor = self._model(
                 input_ids=ids, position_ids=positions
             ).last_hidden_state[0]
-        return states
+        return states if self.is_trimmed else states[row.places]
 
     def _positions(self, layout: Layout) -> list[int]:
         if self._padding is None:
@@ -96,8 +110,8 @@ Backbone = PaddedBackbone | PackedBackbone
 def fastest_exact(model: PreTrainedModel, *, has_global: bool = False) -> Backbone:
     """Return the fastest way to run a model that gives what the plain way gives.
 
-    A model is run on a few samples each way: one that sharing or packing does not serve exactly
-    (attention of its own, recurrence) is found out here and takes the slower way.
+    A model is run on a few samples each way: one that trimming, sharing or packing does not serve
+    exactly (attention of its own, recurrence) is found out here and takes a slower way.
     """
     plain = PaddedBackbone(model, has_global=has_global)
     probe = _probe(model)
@@ -105,15 +119,18 @@ def fastest_exact(model: PreTrainedModel, *, has_global: bool = False) -> Backbo
     config: Any = model.config
     own = config._attn_implementation
     config.use_cache = False
-    try:
-        if not isinstance(model, LongformerModel):
-            model.set_attn_implementation(PACKED)
-        for share in (True, False):
-            packed = PackedBackbone(model, share=share, has_global=has_global)
+    for is_trimmed, share in ((True, True), (True, False), (False, True), (False, False)):
+        if is_trimmed and not trim(model):
+            continue
+        packed = PackedBackbone(model, share=share, is_trimmed=is_trimmed, has_global=has_global)
+        try:
+            if not isinstance(model, LongformerModel):
+                model.set_attn_implementation(PACKED)
             if _is_close(packed, probe, wanted):
                 return packed
-    except (ValueError, RuntimeError, TypeError, NotImplementedError):
-        pass  # the model knows no such attention
+        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError):
+            pass  # the model knows no such attention
+        untrim(model)
     if not isinstance(model, LongformerModel):
         model.set_attn_implementation(own)
     return plain

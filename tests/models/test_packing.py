@@ -72,6 +72,27 @@ def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None
     torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) -> None:
+    samples = [*group(3, 30, 5), random_ids(90, 6)]
+    batch = [
+        Features(ids, (Span(4, 5), Span(len(ids) - 1, len(ids)), Span(0, 3)), truncated=False)
+        for ids in samples
+    ]
+    _, states = packed(architecture, batch)
+    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_trimmed"),
+    [("llama", True), ("qwen3", True), ("roberta", True), ("gemma2", False), ("modernbert", False)],
+)
+def test_the_last_layer_is_trimmed_where_its_kind_is_known(
+    architecture: str, is_trimmed: bool
+) -> None:
+    assert packed_way(architecture).is_trimmed is is_trimmed
+
+
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_causal_models_compute_a_shared_prompt_once(architecture: str) -> None:
     batch = features(*(ids[:16] for ids in group(4, 16, 0)), *group(2, 300, 0))
