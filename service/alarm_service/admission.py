@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from alarm_models.sample import Sample
-
 from alarm_service.errors import Overloaded
 
 __all__ = ["Admission", "estimate_tokens"]

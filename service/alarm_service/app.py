@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import torch
-from alarm_models.recipe import Recipe
-from alarm_models.rewards import RewardModel
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from alarm_models.recipe import Recipe
+from alarm_models.rewards import RewardModel
 from alarm_service import routes, status_routes
 from alarm_service.catalog import Catalog, choose_device, load_models
 from alarm_service.engine import Engine, Limits
@@ -58,12 +58,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(engine.start())
-        starting.add_done_callback(lambda _: on_failure() if engine.failure else None)
+        starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
         try:
             yield
         finally:
+            starting.cancel()
+            await asyncio.wait((starting,))
             engine.stop()
-            await starting
 
     key = settings.api_key
     app = FastAPI(

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from alarm_models.errors import SampleError
-from alarm_models.network import Features
+from alarm_models.features import Features
 from alarm_models.sample import Score
-
 from alarm_service.errors import ServiceError
 
 __all__ = ["Outcome", "Waiting", "Work", "take_batch"]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import Loader, RewardModel
 from alarm_models.specs import ModelSpec
 from alarm_models.template import FieldPattern
-
 from alarm_service.errors import NotFound
 
 __all__ = ["Catalog", "ServedModel", "choose_device"]

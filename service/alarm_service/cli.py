@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from alarm_models.errors import AlarmModelsError
-from alarm_models.recipe import built_in_names, load_recipe, load_recipes
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from alarm_models.errors import AlarmModelsError
+from alarm_models.recipe import built_in_names, load_recipe, load_recipes
 from alarm_service.settings import Settings
 from alarm_service.sockets import listen
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from alarm_service.answers import ErrorOut
 from alarm_service.engine import Engine
-from alarm_service.schemas import ErrorOut
 from alarm_service.settings import Settings
 
 __all__ = ["EngineOf", "SettingsOf", "documented"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from alarm_service.batching import Outcome
@@ -54,7 +55,8 @@ class Job:
             self._num_left -= 1
             is_last = self._num_left == 0
         if is_last and not self._cancelled:
-            self._loop.call_soon_threadsafe(self._finish)
+            with suppress(RuntimeError):  # a loop that is closed has nobody left to wake
+                self._loop.call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
         if not self._finished.done():

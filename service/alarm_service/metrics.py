@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -85,6 +85,9 @@ class Metrics:
             ["recipe", "admitted"],
             registry=registry,
         )
+        self._waiting_samples = Gauge(
+            "alarm_waiting_samples", "Samples that wait for the device.", registry=registry
+        )
         self._ready = Gauge("alarm_ready", "1 once every model has run.", registry=registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -121,6 +124,10 @@ class Metrics:
         self._holistic.labels(recipe).observe(z)
         self._admitted.labels(recipe, str(admitted).lower()).inc()
 
-    def ready(self, *, is_ready: bool) -> None:
-        """Set whether the server is ready."""
-        self._ready.set(is_ready)
+    def waiting(self, num_samples: Callable[[], int]) -> None:
+        """Ask this, whenever metrics are read, how many samples wait."""
+        self._waiting_samples.set_function(num_samples)
+
+    def ready_while(self, is_ready: Callable[[], bool]) -> None:
+        """Ask this, whenever metrics are read, whether the server is ready."""
+        self._ready.set_function(is_ready)

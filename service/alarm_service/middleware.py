@@ -86,7 +86,7 @@ class RequireKey:
 
     def _is_right(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")
-        key = given.strip().encode()
+        key = given.strip().encode("latin-1")  # the header's own bytes
         if scheme.lower() == "basic":
             try:
                 key = base64.b64decode(key, validate=True).partition(b":")[2]
@@ -129,7 +129,7 @@ class BodyLimit:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if declared.isdecimal() and int(declared) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
         more = True

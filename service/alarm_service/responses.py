@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
-from alarm_models.errors import RecipeError
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from alarm_models.errors import RecipeError
 from alarm_service.caller import CallerGone
 from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
 
@@ -22,10 +22,15 @@ _log = structlog.get_logger()
 #: As many of a body's faults as one answer names.
 _MAX_FAULTS = 5
 
+#: What pydantic says on the way to a fault that is no name on the wire: which of a field's types.
+_UNSAID = ("function-", "list[")
+
 
 def error_response(error: ServiceError) -> JSONResponse:
     """Answer with an error's status and sentence."""
-    body = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    # A caller's half surrogate, quoted back, cannot be written as UTF-8.
+    message = error.message.encode(errors="backslashreplace").decode()
+    body = {"code": error.code, "message": message, "retryable": error.retryable}
     headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return JSONResponse({"error": body}, error.status, headers)
 
@@ -72,9 +77,8 @@ def _explained(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "body"
-    )
+    names = [part for part in location if not str(part).startswith(_UNSAID)]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names[1:])
     return path.lstrip(".") or "body"
 
 

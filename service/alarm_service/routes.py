@@ -6,18 +6,13 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Header, Request
+from pydantic.json_schema import SkipJsonSchema
 
+from alarm_service.answers import RewardResponse, ScoreResponse, UsageOut
 from alarm_service.caller import while_wanted
 from alarm_service.dependencies import EngineOf, SettingsOf, documented
 from alarm_service.errors import TooLarge
-from alarm_service.schemas import (
-    RewardRequest,
-    RewardResponse,
-    SampleIn,
-    ScoreRequest,
-    ScoreResponse,
-    UsageOut,
-)
+from alarm_service.schemas import RewardRequest, SampleIn, ScoreRequest
 from alarm_service.settings import Settings
 from alarm_service.story import reward_samples
 from alarm_service.wire import reward_out, sample_in, score_out
@@ -41,7 +36,8 @@ _WORK = documented(
 
 
 TimeoutMs = Annotated[
-    int | None, Header(alias="X-Request-Timeout-Ms", ge=1, description="the caller's deadline")
+    int | SkipJsonSchema[None],
+    Header(alias="X-Request-Timeout-Ms", ge=1, le=1 << 40, description="the caller's deadline"),
 ]
 
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 import torch
+
 from alarm_models.errors import SampleError
 from alarm_models.rewards import RewardModel
-
 from alarm_service.batching import Outcome, Waiting, Work
 from alarm_service.errors import Broken
+from alarm_service.life import Life
 from alarm_service.metrics import Metrics
 
 __all__ = ["DeviceThread"]
@@ -28,14 +29,18 @@ class DeviceThread:
     """
 
     def __init__(
-        self, models: Mapping[str, RewardModel], waiting: Waiting, metrics: Metrics
+        self,
+        models: Mapping[str, RewardModel],
+        waiting: Waiting,
+        metrics: Metrics,
+        life: Life,
     ) -> None:
         self._models = models
         self._waiting = waiting
         self._metrics = metrics
+        self._life = life
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self.tokens_per_s = 0.0
-        self.death: BaseException | None = None
 
     def start(self) -> None:
         """Start taking batches."""
@@ -52,7 +57,7 @@ class DeviceThread:
             while (batch := self._waiting.take()) is not None:
                 self._run_batch(batch)
         except BaseException as death:  # whatever ends this thread, its callers must not hang
-            self.death = death
+            self._life.death = death
             _log.critical("device thread died", error=repr(death))
             reason = Broken(f"the thread that owns the device died: {death!r}", retry_after_s=5)
             for work in batch or ():
@@ -68,6 +73,8 @@ class DeviceThread:
             part = pending.pop()
             try:
                 outcomes = _scored(model, part)
+            except torch.AcceleratorError:
+                raise  # the device is lost: nothing that comes after could run
             except Exception as error:  # a model may raise anything; its neighbours go on
                 _forget_failed_batch(error)
                 _log.warning(

@@ -10,16 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from alarm_models.errors import SampleError
-from alarm_models.recipe import Overrides, Recipe
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from alarm_models.errors import SampleError
+from alarm_models.recipe import Overrides, Recipe
+from alarm_service.answers import RewardOut
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
 from alarm_service.logs import set_up_logs
-from alarm_service.schemas import RewardOut, SampleIn
+from alarm_service.schemas import SampleIn
 from alarm_service.settings import Settings
 from alarm_service.story import reward_samples
 from alarm_service.wire import reward_out, sample_in
@@ -48,8 +49,10 @@ def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings)
 async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: TextIO) -> int:
     num_failed = 0
     await engine.start()
+    if engine.life.failure is not None:
+        sys.stderr.write(f"alarm: {engine.life.failure}\n")
+        return 1
     try:
-        await engine.until_ready()
         with Progress(console=Console(stderr=True)) as progress, file.open("rb") as lines:
             task = progress.add_task("scoring", total=num_lines)
             for chunk in _chunks(line for line in lines if line.strip()):
@@ -92,5 +95,5 @@ def _parse(line: bytes) -> SampleIn | SampleError:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         return SampleError("invalid_sample", "; ".join(faults))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return SampleError("invalid_sample", f"the line is no JSON: {error}")

@@ -6,12 +6,11 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 import structlog
 import uvicorn
-from alarm_models.recipe import Recipe
 
+from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
 from alarm_service.logs import set_up_logs
@@ -22,6 +21,9 @@ __all__ = ["serve"]
 
 _log = structlog.get_logger()
 
+#: Longer than any client keeps an idle connection, so that none is closed as it is used again.
+_KEEP_ALIVE_S = 75
+
 
 class _DrainingServer(uvicorn.Server):
     """Lets running requests finish after the first signal, and takes no new ones."""
@@ -30,11 +32,11 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._engine = engine
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop."""
-        _log.info("draining", signal=signal.Signals(sig).name)
-        self._engine.drain()
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain; not in the signal's handler, which may interrupt a holder of the log's lock."""
+        _log.info("draining")
+        self._engine.life.drain()
+        await super().shutdown(sockets)
 
 
 def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
@@ -44,12 +46,16 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
     app = create_app(recipes, settings, on_failure=stop)
     engine: Engine = app.state.engine
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_s
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_s,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     server = stop.server = _DrainingServer(config, engine)
-    # uvicorn raises its signal again once it has stopped: by then there is nothing left to do.
+    # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda *_: None)
+        signal.signal(sig, stop)
     _log.info(
         "listening",
         url=url_of(listener),
@@ -57,8 +63,8 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         device=str(engine.device),
     )
     server.run(sockets=[listener])
-    if engine.failure is not None:
-        sys.stderr.write(f"alarm: {engine.failure}\n")
+    if engine.life.failure is not None:
+        sys.stderr.write(f"alarm: {engine.life.failure}\n")
         return 1
     return 0
 
@@ -68,6 +74,6 @@ class _Stop:
 
     server: uvicorn.Server | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, *_: object) -> None:
         if self.server is not None:
             self.server.should_exit = True

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["Settings"]
 
-#: Several values in one variable or flag are separated by semicolons or newlines.
+#: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
 
 
@@ -51,7 +51,6 @@ class Settings(BaseSettings):
     @field_validator("recipe", "set", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        values = (value,) if isinstance(value, str) else value
-        if not isinstance(values, tuple | list):
+        if not isinstance(value, str):
             return value
-        return tuple(part for one in values for part in _SEPARATOR.split(str(one)) if part.strip())
+        return tuple(part for part in _SEPARATOR.split(value) if part.strip())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from alarm_models.recipe import Overrides, Recipe
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from alarm_models.recipe import Overrides, Recipe
+from alarm_service.answers import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
 from alarm_service.catalog import ServedModel
 from alarm_service.dependencies import EngineOf, SettingsOf, documented
-from alarm_service.engine import Engine, State
-from alarm_service.schemas import HealthOut, ModelOut, ModelsOut, RecipeOut
+from alarm_service.engine import Engine
+from alarm_service.life import State
 
 __all__ = ["router"]
 
@@ -32,21 +33,19 @@ async def models(engine: EngineOf, settings: SettingsOf) -> ModelsOut:
     )
 
 
-@router.get("/health/live", responses=documented((503, "the process should be restarted")))
-async def live(engine: EngineOf, response: Response) -> HealthOut:
-    """Say whether the process works; 503 once the thread that owns the device has died."""
-    if engine.state is State.BROKEN:
-        response.status_code = 503
-    return HealthOut(status=engine.state.value, reason=engine.reason)
+@router.get(
+    "/health/live",
+    responses={503: {"model": UnwellOut, "description": "the process should be restarted"}},
+)
+async def live(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
+    """Say whether the process works; 503 once the models or the device are lost."""
+    return _health(engine, response, is_well=engine.life.state is not State.BROKEN)
 
 
-@router.get("/health/ready", responses={503: {"model": HealthOut, "description": "not yet"}})
-async def ready(engine: EngineOf, response: Response) -> HealthOut:
+@router.get("/health/ready", responses={503: {"model": UnwellOut, "description": "not now"}})
+async def ready(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
     """Say whether every model has run; 503 with the reason while loading, draining or broken."""
-    if engine.state is not State.READY:
-        response.status_code = 503
-        response.headers["Retry-After"] = "1"
-    return HealthOut(status=engine.state.value, reason=engine.reason)
+    return _health(engine, response, is_well=engine.life.state is State.READY)
 
 
 @router.get(
@@ -59,6 +58,16 @@ async def metrics(engine: EngineOf) -> Response:
     return Response(
         generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
+
+
+def _health(engine: Engine, response: Response, *, is_well: bool) -> HealthOut | UnwellOut:
+    status, reason = engine.life.state.value, engine.life.reason
+    if is_well:
+        return HealthOut(status=status, reason=reason)
+    response.status_code = 503
+    response.headers["Retry-After"] = "1"
+    error = ErrorBody(code=status, message=reason, retryable=True)
+    return UnwellOut(status=status, reason=reason, error=error)
 
 
 def _model_out(engine: Engine, served: ServedModel) -> ModelOut:

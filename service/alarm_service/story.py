@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,6 @@ from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, counts_aspects, normalize
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
-
 from alarm_service.engine import Engine
 
 __all__ = ["Rewards", "reward_samples"]
@@ -90,14 +90,20 @@ class _Story:
             outcome = found.get(name)
             if isinstance(outcome, Score):
                 rule = spec.rule(self.overrides.shaping)
-                aspects[name] = aspect_reward(outcome, rule, sample)
-                truncated = truncated or outcome.truncated
-                continue
+                aspect = aspect_reward(outcome, rule, sample)
+                if math.isfinite(aspect.reward):
+                    aspects[name] = aspect
+                    truncated = truncated or outcome.truncated
+                    continue
+                outcome = _not_finite()
             # An aspect that was asked for only to be logged costs the sample nothing.
             if outcome is not None and is_counted and hierarchy.weights[name] != 0:
                 raise SampleError(outcome.code, f"aspect {name}: {outcome.message}")
             aspects[name] = None
-        return replace(assemble(sample, holistic, aspects, hierarchy), truncated=truncated)
+        reward = assemble(sample, holistic, aspects, hierarchy)
+        if not (math.isfinite(reward.reward) and math.isfinite(reward.holistic_normalized)):
+            raise _not_finite()
+        return replace(reward, truncated=truncated)
 
 
 async def reward_samples(
@@ -114,7 +120,7 @@ async def reward_samples(
     """
     hierarchy = recipe.hierarchy_with(overrides)
     with engine.admit(samples):
-        await engine.until_ready()
+        await engine.life.until_ready()
         story = _Story(engine, recipe, samples, overrides)
         everyone = range(len(samples))
         if aspects == "all":
@@ -138,3 +144,7 @@ def _counts(outcome: Outcome, hierarchy: Hierarchy) -> bool:
     if isinstance(outcome, SampleError) or outcome.value is None:
         return False
     return counts_aspects(normalize(outcome.value, hierarchy), hierarchy)
+
+
+def _not_finite() -> SampleError:
+    return SampleError("non_finite", "weights or constants are so large that the reward overflows")

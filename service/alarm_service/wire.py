@@ -6,18 +6,15 @@ from collections.abc import Sequence
 
 from alarm_models.errors import SampleError
 from alarm_models.sample import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
-
-from alarm_service.schemas import (
+from alarm_service.answers import (
     AspectOut,
     HolisticOut,
-    MessageIn,
     RewardOut,
     SampleErrorOut,
-    SampleIn,
     ScoreOut,
     SegmentOut,
-    SpanIn,
 )
+from alarm_service.schemas import MessageIn, SampleIn, SpanIn
 
 __all__ = ["reward_out", "sample_in", "score_out"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+
 from alarm_models.recipe import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings

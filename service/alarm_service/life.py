@@ -1,0 +1,91 @@
+"""Where a server is in its life, and who waits for it to be ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from enum import StrEnum
+
+from alarm_service.errors import Broken, Draining
+
+__all__ = ["Life", "State", "stopping"]
+
+
+class State(StrEnum):
+    """The stations of a life; from any of them a server may be broken."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BROKEN = "broken"
+
+
+class Life:
+    """A server's life: it loads, is ready, drains and stops, unless it breaks.
+
+    ``failure`` is why the models could not be loaded, ``death`` what ended the device's thread,
+    which may set it. All else belongs to the event loop.
+    """
+
+    def __init__(self, models: Collection[str]) -> None:
+        self.failure: Exception | None = None
+        self.death: BaseException | None = None
+        self.is_draining = False
+        self.is_stopped = False
+        self._models = models
+        self._is_loaded = False
+        #: Set once the models are there, cannot be had, or are no longer waited for.
+        self._settled = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        """The station that it is at."""
+        if self.failure is not None or self.death is not None:
+            return State.BROKEN
+        if self.is_draining:
+            return State.DRAINING
+        return State.READY if self._is_loaded else State.LOADING
+
+    @property
+    def reason(self) -> str:
+        """Why it is there, in a sentence."""
+        match self.state:
+            case State.BROKEN:
+                return f"broken: {self.failure or f'the device thread died: {self.death!r}'}"
+            case State.LOADING:
+                return f"loading {', '.join(self._models)}"
+            case state:
+                return state.value
+
+    async def until_ready(self) -> None:
+        """Wait until the models are loaded; raise `Broken` or `Draining` where they will not be."""
+        await self._settled.wait()
+        if self.state is State.BROKEN:
+            raise Broken(self.reason, retry_after_s=5)
+        if not self._is_loaded:
+            raise stopping()
+
+    def loaded(self) -> None:
+        """Be ready: every model has run."""
+        self._is_loaded = True
+        self._settled.set()
+
+    def failed(self, failure: Exception) -> None:
+        """Be broken: the models cannot be loaded."""
+        self.failure = failure
+        self._settled.set()
+
+    def drain(self) -> None:
+        """Take no new requests; running ones go on, save those that wait for the models."""
+        self.is_draining = True
+        self._settled.set()
+
+    def stop(self) -> None:
+        """Let nothing go on."""
+        self.drain()
+        self.is_stopped = True
+
+
+def stopping() -> Draining:
+    """Return the answer to who comes too late."""
+    return Draining("the server is stopping; send this to another", retry_after_s=5)

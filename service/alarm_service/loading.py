@@ -1,0 +1,52 @@
+"""What loading a model needs: a thread that nobody waits for, and a first sample to run."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
+
+from alarm_models.sample import Sample
+from alarm_models.specs import LengthSpec
+from alarm_models.template import TextTemplate
+from alarm_service.catalog import ServedModel
+
+__all__ = ["in_daemon_thread", "warm_up_sample"]
+
+_T = TypeVar("_T")
+
+_WARM_UP = Sample("question: Is it warm? context: It is.", "It is. Yes, it is warm in here now.")
+
+
+async def in_daemon_thread(call: Callable[[], _T]) -> _T:
+    """Run a plain function on a thread that ends with the process.
+
+    A download can take hours; a server that is told to stop does not wait for it.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            result = call()
+        except BaseException as error:  # whatever ended the thread is the caller's to hear
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+def warm_up_sample(served: ServedModel) -> Sample:
+    """Return a sample with every text that the model's template names."""
+    return replace(_WARM_UP, fields=dict.fromkeys(_named_fields(served), "Is it warm?"))
+
+
+def _named_fields(served: ServedModel) -> tuple[str, ...]:
+    if isinstance(served.spec, LengthSpec) or served.spec.template == "chat":
+        return ()
+    return TextTemplate(served.spec.template).names

@@ -1,0 +1,42 @@
+"""The step before the device: samples that fit become features, and the others fail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alarm_models.errors import SampleError
+from alarm_models.rewards import Prepared, RewardModel
+from alarm_models.sample import Sample, require_spans_within
+
+__all__ = ["prepare"]
+
+
+def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+    """Prepare samples for a model; one whose spans leave the completion is not shown to it."""
+    faults = [_fault(sample) for sample in samples]
+    fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+    prepared = iter(_prepare(model, fitting) if fitting else ())
+    return [next(prepared) if fault is None else fault for fault in faults]
+
+
+def _fault(sample: Sample) -> SampleError | None:
+    text = sample.completion_text
+    try:
+        require_spans_within(sample.token_offsets or (), text, "token_offsets")
+        for name, spans in sample.segments.items():
+            require_spans_within(spans, text, f"segments.{name}")
+    except SampleError as fault:
+        # Without its traceback, which would hold the sample for as long as the error lives.
+        return fault.with_traceback(None)
+    return None
+
+
+def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+    """Prepare samples; where one makes the whole call raise, only that one fails."""
+    try:
+        return model.prepare(samples)
+    except Exception as error:  # a tokenizer may raise anything; its neighbours go on
+        if len(samples) == 1:
+            message = f"the sample cannot be prepared: {error!r}"[:500]
+            return [SampleError("model_failed", message)]
+    return [prepared for sample in samples for prepared in _prepare(model, [sample])]

@@ -1,0 +1,99 @@
+"""`alarm` in a process of its own, and the recipe of a small checkpoint that it serves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 60
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running `alarm serve`; `url` is where it said that it listens."""
+
+    popen: subprocess.Popen[str]
+    url: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def stop(self, sig: int) -> tuple[int, str]:
+        """Send a signal; return the exit code and what was left on standard error."""
+        self.popen.send_signal(sig)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        _, errors = self.popen.communicate(timeout=PATIENCE_S)
+        return self.popen.returncode, errors
+
+
+def recipe_of(folder: Path) -> str:
+    """Return the TOML of a recipe of one sequence classifier."""
+    return f"""
+[models.rm]
+kind = "sequence"
+checkpoint = "{folder}"
+template = "Human: {{prompt}} Assistant: {{completion}}"
+[holistic]
+model = "rm"
+[hierarchy]
+rule = "holistic_only"
+"""
+
+
+def alarm(*arguments: str) -> subprocess.Popen[str]:
+    """Start an `alarm` command."""
+    # One thread is enough for a small model, and leaves the other core to the tests.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from alarm_service.cli import main; sys.exit(main())",
+    ]
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@contextmanager
+def alarm_serve(recipe: Path, *flags: str) -> Iterator[Process]:
+    """Serve a recipe on a free port; yield once it listens, loaded or not."""
+    popen = alarm("serve", "--recipe", str(recipe), "--port", "0", "--device", "cpu", *flags)
+    try:
+        yield Process(popen, _event(popen, "listening")["url"])
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+def until_event(process: Process, event: str) -> dict[str, Any]:
+    """Wait for a line of the log."""
+    return _event(process.popen, event)
+
+
+def connect(process: Process) -> socket.socket:
+    return socket.create_connection(process.address, timeout=PATIENCE_S)
+
+
+def _event(popen: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    assert popen.stderr is not None
+    lines = []
+    for line in popen.stderr:
+        lines.append(line)
+        found: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+        if found.get("event") == event:
+            return found
+    raise AssertionError(f"{event!r} was never logged, but {''.join(lines)}")

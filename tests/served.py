@@ -1,0 +1,104 @@
+"""An app of stand-in models in its lifespan, and a client that talks to it."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import torch
+from fastapi import FastAPI
+from standin import PATIENCE_S, Letters, Words, recipe
+
+from alarm_models.recipe import Recipe
+from alarm_models.rewards import RewardModel
+from alarm_service.app import create_app
+from alarm_service.catalog import Catalog
+from alarm_service.engine import Engine
+from alarm_service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Server:
+    """An app in its lifespan, a client that talks to it, and the models behind it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    words: Words
+    letters: Mapping[str, Letters]
+
+    @property
+    def engine(self) -> Engine:
+        return self.app.state.engine
+
+    async def score(self, *completions: str, **headers: str) -> httpx.Response:
+        return await self.client.post(
+            "/score", json={"samples": samples(*completions)}, headers=headers
+        )
+
+    async def reward(self, *completions: str, **body: Any) -> httpx.Response:
+        return await self.client.post(
+            "/hierarchical_reward", json={"samples": samples(*completions), **body}
+        )
+
+    async def until_waiting(self, num_samples: int) -> None:
+        """Wait until as many samples wait for the device."""
+        await until(lambda: self.engine.num_waiting == num_samples)
+
+
+def samples(*completions: str) -> list[dict[str, Any]]:
+    return [{"prompt": "?", "completion": completion} for completion in completions]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that tells nobody."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_so():  # noqa: ASYNC110 - a queue's length tells nobody
+            await asyncio.sleep(0.001)
+
+
+async def until_set(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, PATIENCE_S)
+
+
+def app_of(
+    recipes: Sequence[Recipe],
+    models: Mapping[str, RewardModel],
+    before_load: Callable[[], object] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> FastAPI:
+    """Make an app of stand-in models; `before_load` runs as loading does."""
+
+    def load(catalog: Catalog, _: torch.device) -> dict[str, RewardModel]:
+        before_load()
+        return {key: models[served.name] for key, served in catalog.models.items()}
+
+    return create_app(recipes, Settings(device="cpu", **settings), load=load, on_failure=on_failure)
+
+
+@asynccontextmanager
+async def serving(
+    *recipes: Recipe,
+    words: Words | None = None,
+    before_load: Callable[[], object] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> AsyncIterator[Server]:
+    """Serve recipes of stand-in models in this event loop; `before_load` runs as loading does."""
+    words = words or Words()
+    letters = {letter: Letters(letter) for letter in "abc"}
+    app = app_of(
+        recipes or [recipe()], {"words": words, **letters}, before_load, on_failure, **settings
+    )
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=transport, base_url="http://alarm", timeout=PATIENCE_S
+        ) as client,
+    ):
+        yield Server(app, client, words, letters)
+        words.release.set()

@@ -1,0 +1,138 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alarm_models.features import Features
+from alarm_service.batching import Outcome, Waiting, Work, take_batch
+from alarm_service.errors import Draining
+
+LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
+BUDGETS = st.integers(1, 1000)
+
+
+def work(num_tokens: int, *, model: str = "m", since: float = 0, wanted: bool = True) -> Work:
+    features = Features((1,) * num_tokens, (), False)
+    return Work(model, features, lambda outcome: None, lambda: wanted, since)
+
+
+def lengths(works: Sequence[Work] | None) -> list[int]:
+    assert works is not None
+    return [one.features.num_tokens for one in works]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "budget", "taken"),
+    [
+        ([5], 10, [5]),
+        ([50], 10, [50]),  # alone it may be more
+        ([5, 5, 5], 10, [5, 5]),
+        ([5, 1, 1], 15, [1, 1, 5]),  # 3 samples, 5 wide
+        ([5, 6, 1], 11, [1, 5]),  # shorter neighbours first: they make nothing wider
+        ([1, 9, 2], 4, [1, 2]),  # the nearest in length, whatever came first
+        ([3, 3, 9], 18, [3, 3]),  # the third would make it 27
+        ([9, 3, 3], 27, [3, 3, 9]),
+    ],
+)
+def test_a_batch_is_the_oldest_work_and_its_neighbours_in_length(
+    waiting: list[int], budget: int, taken: list[int]
+) -> None:
+    assert lengths(take_batch([work(one) for one in waiting], budget)) == taken
+
+
+@given(LENGTHS, BUDGETS)
+def test_the_oldest_work_is_always_in_the_batch(waiting: list[int], budget: int) -> None:
+    works = [work(one) for one in waiting]
+    assert works[0] in take_batch(works, budget)
+
+
+@given(LENGTHS, BUDGETS)
+def test_a_batch_of_several_stays_within_the_budget(waiting: list[int], budget: int) -> None:
+    batch = take_batch([work(one) for one in waiting], budget)
+    assert len(batch) == 1 or len(batch) * max(lengths(batch)) <= budget
+
+
+@given(LENGTHS, BUDGETS)
+def test_a_batch_leaves_nothing_that_is_as_short_and_fits(waiting: list[int], budget: int) -> None:
+    works = [work(one) for one in waiting]
+    batch = take_batch(works, budget)
+    wider = (len(batch) + 1) * max(lengths(batch))
+    left = [one for one in works if one not in batch]
+    between = [one for one in left if min(lengths(batch)) < lengths([one])[0] < max(lengths(batch))]
+    assert not between
+    assert wider > budget or all(lengths([one])[0] > max(lengths(batch)) for one in left)
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.sampled_from("ab")), max_size=60), BUDGETS)
+def test_taking_again_and_again_loses_and_doubles_nothing(
+    arrivals: list[tuple[int, str]], budget: int
+) -> None:
+    works = [work(one, model=model, since=at) for at, (one, model) in enumerate(arrivals)]
+    waiting = Waiting(budget)
+    waiting.put(works)
+    taken: list[Work] = []
+    while waiting.num_waiting():
+        batch = waiting.take()
+        assert batch is not None
+        assert len({one.model for one in batch}) == 1
+        taken += batch
+    assert sorted(map(id, taken)) == sorted(map(id, works))
+
+
+@given(LENGTHS, BUDGETS)
+def test_nothing_waits_longer_than_what_came_before_it_takes(
+    waiting: list[int], budget: int
+) -> None:
+    queue = Waiting(budget)
+    works = [work(one, since=at) for at, one in enumerate(waiting)]
+    queue.put(works)
+    for arrival in range(len(works)):
+        (oldest, *_) = sorted(works, key=lambda one: one.since)
+        batch = queue.take()
+        assert batch is not None
+        assert oldest in batch  # however short everything that came later is
+        works = [one for one in works if one not in batch]
+        newcomer = work(1, since=len(waiting) + arrival)
+        queue.put([newcomer])
+        works.append(newcomer)
+
+
+def test_the_model_whose_work_is_oldest_goes_first() -> None:
+    waiting = Waiting(100)
+    waiting.put([work(1, model="late", since=2), work(2, model="early", since=1)])
+    assert lengths(waiting.take()) == [2]
+
+
+def test_a_batch_is_of_one_model() -> None:
+    waiting = Waiting(100)
+    waiting.put([work(1, model="a"), work(2, model="b"), work(3, model="a")])
+    assert lengths(waiting.take()) == [1, 3]
+
+
+def test_work_that_nobody_wants_is_dropped() -> None:
+    waiting = Waiting(100)
+    waiting.put([work(1, wanted=False), work(2), work(3, model="other", wanted=False)])
+    assert lengths(waiting.take()) == [2]
+    assert waiting.num_waiting() == 0
+
+
+def test_a_closed_queue_gives_what_waits_the_reason() -> None:
+    heard: list[Outcome] = []
+    waiting = Waiting(100)
+    waiting.put([Work("m", Features((1,), (), False), heard.append, lambda: True, 0)])
+    reason = Draining("stopping")
+    waiting.close(reason)
+    assert heard == [reason]
+    assert waiting.take() is None
+
+
+def test_work_that_comes_after_the_end_hears_the_first_reason() -> None:
+    heard: list[Outcome] = []
+    waiting = Waiting(100)
+    reason = Draining("stopping")
+    waiting.close(reason)
+    waiting.close(Draining("stopping again"))
+    waiting.put([Work("m", Features((1,), (), False), heard.append, lambda: True, 0)])
+    assert heard == [reason]
+    assert waiting.num_waiting() == 0

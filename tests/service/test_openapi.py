@@ -1,0 +1,96 @@
+"""Requests made from our own OpenAPI document, over TCP, against stand-in models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from served import app_of
+from standin import FIGURE_1, Letters, Words
+from tcp import over_tcp
+
+ROUTES = {
+    ("post", "/score"),
+    ("post", "/hierarchical_reward"),
+    ("get", "/models"),
+    ("get", "/metrics"),
+    ("get", "/health/live"),
+    ("get", "/health/ready"),
+}
+WORK = {"200", "400", "401", "404", "413", "422", "429", "503", "504"}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
+    with over_tcp(app_of([FIGURE_1], models, max_samples=8)) as port:
+        url = f"http://127.0.0.1:{port}"
+        while httpx.get(f"{url}/health/ready").status_code != 200:
+            pass
+        yield url
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> Any:
+    return httpx.get(f"{url}/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def schema(url: str) -> Any:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize(("method", "path"), sorted(ROUTES))
+def test_every_answer_is_as_documented(
+    schema: Any, method: str, path: str, mode: GenerationMode
+) -> None:
+    operation = schema[path][method]
+    if mode.is_negative and method == "get":
+        return  # nothing to get wrong
+
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=60 if method == "post" else 3,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case: schemathesis.Case) -> None:
+        # A deadline of a millisecond passes, and names of aspects are the recipe's to know.
+        case.headers.pop("X-Request-Timeout-Ms", None)
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    ask()
+
+
+def test_the_document_has_every_route(document: Any) -> None:
+    routes = {(method, path) for path, item in document["paths"].items() for method in item}
+    assert routes == ROUTES
+
+
+@pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
+def test_the_document_has_every_status(document: Any, route: str) -> None:
+    assert set(document["paths"][route]["post"]["responses"]) == WORK
+
+
+def test_every_error_has_the_one_shape(document: Any) -> None:
+    for route in ("/score", "/hierarchical_reward"):
+        responses = document["paths"][route]["post"]["responses"]
+        for status in WORK - {"200"}:
+            content = responses[status]["content"]["application/json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ErrorOut"}
+
+
+def test_the_document_s_example_is_a_sample(document: Any, url: str) -> None:
+    (example,) = document["components"]["schemas"]["SampleIn"]["examples"]
+    answer = httpx.post(f"{url}/hierarchical_reward", json={"samples": [example]})
+    (reward,) = answer.json()["rewards"]
+    assert reward["error"] is None
+    assert len(reward["token_rewards"]) == len(example["token_offsets"])

@@ -1,0 +1,109 @@
+from typing import Any
+
+import pytest
+from served import samples, serving
+from standin import FIGURE_1
+
+
+async def test_a_score_is_raw_and_has_its_sample_s_id() -> None:
+    async with serving() as server:
+        (sample,) = samples("a b c")
+        answer = await server.client.post("/score", json={"samples": [sample | {"id": "x"}]})
+        assert answer.json() == {
+            "model": "words",
+            "fingerprint": "words",
+            "scores": [
+                {
+                    "id": "x",
+                    "score": 3,
+                    "segments": None,
+                    "num_tokens": 3,
+                    "truncated": False,
+                    "error": None,
+                }
+            ],
+            "usage": {"num_tokens": 3, "num_computed_tokens": 3},
+        }
+
+
+@pytest.mark.parametrize("given", ["x", "", 7, 0, -(10**30), None, "🙂"])
+@pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
+async def test_an_id_is_echoed_as_it_came(given: Any, route: str) -> None:
+    async with serving() as server:
+        (good,), (bad,) = samples("a"), samples("boom")
+        body = {"samples": [good | {"id": given}, bad | {"id": given}]}
+        answer = (await server.client.post(route, json=body)).json()
+        for one in answer.get("scores") or answer["rewards"]:
+            assert one["id"] == given
+            assert type(one["id"]) is type(given)
+
+
+async def test_a_model_is_found_by_name() -> None:
+    async with serving(FIGURE_1) as server:
+        answer = await server.client.post(
+            "/score", json={"model": "a", "samples": samples("A a A!"[:5], "none")}
+        )
+        judged, unjudged = answer.json()["scores"]
+        assert judged["score"] == 2 / 3
+        assert judged["segments"] == [
+            {"start": 0, "end": 1, "label": "good", "score": 1},
+            {"start": 2, "end": 3, "label": "bad", "score": -1},
+            {"start": 4, "end": 5, "label": "good", "score": 1},
+        ]
+        assert unjudged["segments"] == []
+        assert unjudged["score"] is None
+        assert unjudged["error"] is None
+
+
+async def test_messages_are_a_completion_too() -> None:
+    sample = {
+        "prompt": [{"role": "user", "content": "?"}],
+        "completion": [{"role": "assistant", "content": "a b c"}],
+    }
+    async with serving() as server:
+        answer = await server.client.post("/score", json={"samples": [sample]})
+        assert answer.json()["scores"][0]["score"] == 3
+
+
+async def test_no_samples_have_no_scores() -> None:
+    async with serving() as server:
+        answer = (await server.score()).json()
+        assert answer["scores"] == []
+        assert answer["usage"] == {"num_tokens": 0, "num_computed_tokens": 0}
+
+
+async def test_models_and_recipes_are_listed() -> None:
+    async with serving(FIGURE_1, max_samples=7) as server:
+        await server.engine.life.until_ready()
+        listed = (await server.client.get("/models")).json()
+        assert [model["name"] for model in listed["models"]] == ["words", "a", "b", "c"]
+        assert listed["models"][1] == {
+            "name": "a",
+            "recipe": "figure-1",
+            "kind": "segments",
+            "checkpoint": "letters/a",
+            "fingerprint": "letters-a",
+            "device": "cpu",
+            "limits": {"max_tokens": 512},
+        }
+        (one,) = listed["recipes"]
+        assert one["fingerprint"] == (await server.reward("a")).json()["fingerprint"]
+        assert one["aspects"] == {"a": "a", "b": "b", "c": "c"}
+        assert listed["limits"]["max_samples"] == 7
+
+
+async def test_metrics_count_requests_samples_and_errors() -> None:
+    async with serving() as server:
+        await server.score("a", "boom")
+        await server.reward("a b c")
+        await server.client.get("/nowhere")
+        text = (await server.client.get("/metrics")).text
+        for line in (
+            'alarm_requests_total{route="/score",status="200"} 1.0',
+            'alarm_requests_total{route="other",status="404"} 1.0',
+            'alarm_sample_errors_total{code="model_failed"} 1.0',
+            'alarm_admitted_samples_total{admitted="true",recipe="plain"} 1.0',
+            "alarm_queued_tokens 0.0",
+            "alarm_waiting_samples 0.0",
+        ):
+            assert line in text

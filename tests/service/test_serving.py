@@ -1,0 +1,100 @@
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from processes import PATIENCE_S, alarm, alarm_serve, connect, recipe_of, until_event
+from tiny import Checkpoint
+
+#: Work for seconds, so that a signal comes while it runs.
+MANY = {"samples": [{"prompt": "The fox? " * 40, "completion": "The dog. " * 40}] * 512}
+
+
+@pytest.fixture
+def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe_of(llama.folder))
+    return file
+
+
+def test_a_request_in_flight_is_finished_after_sigterm(recipe: Path) -> None:
+    answers: list[httpx.Response] = []
+    with alarm_serve(recipe, "--max-batch-tokens", "600") as process:
+        until_event(process, "ready")
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{process.url}/score", json=MANY, timeout=PATIENCE_S))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while _queued_tokens(process.url) == 0:
+            pass
+        code, log = process.stop(signal.SIGTERM)
+        asking.join(PATIENCE_S)
+    assert code == 0
+    assert log.index('"draining"') < log.index('"/score"')
+    (answer,) = answers
+    assert answer.status_code == 200
+    assert [score["error"] for score in answer.json()["scores"]] == [None] * 512
+
+
+def test_callers_that_connect_before_the_models_are_there_are_served(recipe: Path) -> None:
+    with alarm_serve(recipe) as process:
+        answer = httpx.post(
+            f"{process.url}/hierarchical_reward",
+            json={"samples": [{"prompt": "The fox?", "completion": "The dog."}]},
+            timeout=PATIENCE_S,
+        )
+        assert answer.status_code == 200
+        assert answer.json()["recipe"] == "tiny"
+        assert answer.json()["rewards"][0]["error"] is None
+        assert httpx.get(f"{process.url}/health/ready", timeout=PATIENCE_S).status_code == 200
+        assert process.stop(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_models_are_there_is_no_failure(
+    recipe: Path, sig: signal.Signals
+) -> None:
+    with alarm_serve(recipe) as process:
+        assert process.stop(sig)[0] == 0
+
+
+def test_a_checkpoint_that_is_not_there_ends_the_server(recipe: Path) -> None:
+    with alarm_serve(recipe, "--set", "models.rm.checkpoint=/nowhere") as process:
+        code, errors = process.ended()
+    assert code == 1
+    assert errors.splitlines()[-1].startswith("alarm: '/nowhere' is no folder")
+
+
+def test_a_port_that_is_taken_is_told_with_a_way_out(recipe: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = alarm("serve", "--recipe", str(recipe), "--port", port)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert errors.startswith(f"alarm: cannot listen on 127.0.0.1 port {port}: ")
+    assert errors.endswith("; choose another with --port\n")
+
+
+def test_a_wrong_key_of_a_recipe_is_told(recipe: Path) -> None:
+    process = alarm("serve", "--recipe", str(recipe), "--set", "holistic.wieght=2")
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert errors == ("alarm: recipe 'tiny': holistic.wieght: Extra inputs are not permitted\n")
+
+
+def test_an_idle_connection_does_not_hold_the_server_up(recipe: Path) -> None:
+    with alarm_serve(recipe) as process, connect(process) as idle:
+        until_event(process, "ready")
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: alarm\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        assert process.stop(signal.SIGTERM)[0] == 0
+
+
+def _queued_tokens(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    (line,) = (line for line in lines if line.startswith("alarm_queued_tokens "))
+    return float(line.split()[1])

@@ -1,0 +1,57 @@
+import pytest
+from pydantic import ValidationError
+
+from alarm_service.settings import Settings
+
+
+def test_a_server_serves_mini_on_this_machine_alone() -> None:
+    settings = Settings()
+    assert settings.recipe == ("mini",)
+    assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
+
+
+def test_every_option_is_a_variable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALARM_PORT", "9000")
+    monkeypatch.setenv("ALARM_LOG_TEXTS", "true")
+    assert Settings().port == 9000
+    assert Settings().log_texts
+
+
+def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALARM_PORT", "9000")
+    assert Settings(port=9001).port == 9001
+
+
+def test_a_variable_holds_several_values_between_semicolons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALARM_RECIPE", "mini;translation")
+    monkeypatch.setenv("ALARM_SET", "holistic.mean=1\nholistic.std=2;")
+    assert Settings().recipe == ("mini", "translation")
+    assert Settings().set == ("holistic.mean=1", "holistic.std=2")
+
+
+def test_a_flag_s_value_is_taken_whole() -> None:
+    template = "models.rm.template=Human: {prompt};\nAssistant: {completion}"
+    assert Settings(set=(template,)).set == (template,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 70000},
+        {"device": "tpu"},
+        {"max_samples": 0},
+        {"timeout_s": 0},
+        {"drain_s": -1},
+        {"log_level": "loud"},
+        {"prot": 1},
+    ],
+)
+def test_a_wrong_option_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "sesame" not in repr(Settings(api_key="sesame"))

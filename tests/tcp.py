@@ -1,0 +1,26 @@
+"""An app behind a real socket, served from a thread and event loop of its own."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import uvicorn
+from fastapi import FastAPI
+
+PATIENCE_S = 60
+
+
+@contextmanager
+def over_tcp(app: FastAPI, lifespan: Literal["on", "off"] = "on") -> Iterator[int]:
+    """Serve an app on a free port, which it yields; with ``off`` its lifespan runs elsewhere."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan=lifespan, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_S)
