@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alarm_models.errors import SampleError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import Prepared
 from alarm_models.rewards.base import require_finite
@@ -35,6 +35,7 @@ class Words:
 
     fingerprint = "words"
     limit: int | None = 512
+    cost = BatchCost.PADDED
 
     def __init__(self, max_samples: int = 1000) -> None:
         self.batches: list[int] = []
@@ -44,6 +45,9 @@ class Words:
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text.split()) for sample in samples]
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        return [one.num_tokens for one in batch]
 
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         self.batches.append(len(batch))
@@ -82,6 +86,7 @@ class Letters:
     """Judges every occurrence of a letter: positive in upper case; "!" raises in `forward`."""
 
     limit: int | None = 512
+    cost = BatchCost.PADDED
 
     def __init__(self, letter: str) -> None:
         self.fingerprint = f"letters-{letter}"
@@ -90,6 +95,9 @@ class Letters:
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text) for sample in samples]
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        return [one.num_tokens for one in batch]
 
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         self.batches.append(len(batch))

@@ -1,12 +1,24 @@
-"""A sample as a network takes it: token ids, and where its outputs are read."""
+"""A sample as a network takes it, and what a batch of them costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from alarm_models.sample import Span
 
-__all__ = ["Features"]
+__all__ = ["BatchCost", "Features"]
+
+
+class BatchCost(StrEnum):
+    """What a batch costs a network, in tokens."""
+
+    #: The longest sample times the number of samples.
+    PADDED = "padded"
+    #: The sum of the samples' tokens.
+    PACKED = "packed"
+    #: As packed, what several samples begin with counted once.
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +27,14 @@ class Features:
 
     ``reads`` are the ranges of tokens whose hidden states are averaged (a single token mostly) and
     given to the head. ``segments`` are the spans that the reads judge, in order; there are fewer
-    reads where truncation cut some off.
+    reads where truncation cut some off. ``types`` are token type ids, or none.
     """
 
     ids: tuple[int, ...]
     reads: tuple[Span, ...]
     truncated: bool
     segments: tuple[Span, ...] = ()
+    types: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:

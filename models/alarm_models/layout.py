@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from alarm_models.sample import Span
 
-__all__ = ["Layout", "Run", "lay_out"]
+__all__ = ["MIN_SHARED", "Layout", "Run", "lay_out", "num_common"]
 
 #: A shared beginning shorter than this is not worth a run of its own.
 MIN_SHARED = 16
 
-Ids = tuple[int, ...]
+#: Token ids, or token ids with their types.
+Ids = tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Layout:
     brought that no sample laid down before it had.
     """
 
-    ids: list[int]
+    ids: list[int | tuple[int, int]]
     positions: list[int]
     runs: list[Run]
     pieces: list[tuple[Span, ...]]
@@ -70,23 +71,26 @@ class Layout:
 def lay_out(samples: Sequence[Ids], *, share: bool) -> Layout:
     """Lay samples of token ids out in one row.
 
-    With ``share``, samples that begin with the same ids have that beginning laid down once, on any
-    number of levels; that is right for causal models alone.
+    Identical samples are laid down once. With ``share``, samples that begin with the same ids have
+    that beginning laid down once, on any number of levels; that is right for causal models alone.
     """
     builder = _Builder(samples)
     order = sorted(range(len(samples)), key=lambda index: samples[index])
     if share:
         builder.grow(order, 0, ())
     else:
-        for index in range(len(samples)):
-            builder.lay([index], 0, len(samples[index]), ())
+        alike: dict[Ids, list[int]] = {}
+        for index, sample in enumerate(samples):
+            alike.setdefault(sample, []).append(index)
+        for group in alike.values():
+            builder.lay(group, 0, len(samples[group[0]]), ())
     return Layout(builder.ids, builder.positions, builder.runs, builder.pieces, builder.computed)
 
 
 class _Builder:
     def __init__(self, samples: Sequence[Ids]) -> None:
         self._samples = samples
-        self.ids: list[int] = []
+        self.ids: list[int | tuple[int, int]] = []
         self.positions: list[int] = []
         self.runs: list[Run] = []
         self.pieces: list[tuple[Span, ...]] = [()] * len(samples)
@@ -96,7 +100,7 @@ class _Builder:
         """Lay down samples, sorted, whose first ``depth`` ids are in the row as ``path``."""
         for group in self._groups(order, depth):
             first, last = self._samples[group[0]], self._samples[group[-1]]
-            self.lay(group, depth, _num_common(first, last, depth), path)
+            self.lay(group, depth, num_common(first, last, depth), path)
 
     def lay(self, group: Sequence[int], depth: int, end: int, path: tuple[Span, ...]) -> None:
         """Lay down ids ``[depth, end)`` that a group shares, then what follows them."""
@@ -122,7 +126,7 @@ class _Builder:
         for index in order:
             if group:
                 before, after = self._samples[group[-1]], self._samples[index]
-                common = _num_common(before, after, depth)
+                common = num_common(before, after, depth)
                 if common < depth + MIN_SHARED and before != after:
                     yield group
                     group = []
@@ -131,7 +135,7 @@ class _Builder:
             yield group
 
 
-def _num_common(one: Ids, other: Ids, known: int) -> int:
+def num_common(one: Ids, other: Ids, known: int) -> int:
     """Count the ids that two samples begin with alike; the first ``known`` are known to be."""
     low, high = known, min(len(one), len(other))
     while low < high:

@@ -18,7 +18,7 @@ from transformers import (
 
 from alarm_models.checkpoint import read_head
 from alarm_models.errors import CheckpointError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.heads import Head, Pooling, sequence_head, token_head
 from alarm_models.packing import Backbone, fastest_exact
 from alarm_models.padding import padded
@@ -41,6 +41,7 @@ class Network(Protocol):
     config: Any
     dtype: torch.dtype
     num_outputs: int
+    cost: BatchCost
     #: What a whole-sequence score reads; None where the recipe says.
     pooling: Pooling | None
 
@@ -60,6 +61,7 @@ class HeadedNetwork:
         self.config: Any = model.config.get_text_config()
         self.dtype = model.dtype
         self.num_outputs = head.num_outputs
+        self.cost: BatchCost = backbone.cost
         self.pooling = head.pooling
 
     @torch.inference_mode()
@@ -76,6 +78,8 @@ class HeadedNetwork:
 class WholeNetwork:
     """A model that is run as transformers runs it, padded, head and all."""
 
+    cost = BatchCost.PADDED
+
     def __init__(self, model: PreTrainedModel) -> None:
         self._model: Any = model
         self.config: Any = model.config.get_text_config()
@@ -86,7 +90,7 @@ class WholeNetwork:
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         """Run one padded batch; a model of one row a token is read where the samples say."""
-        logits = self._model(**padded([one.ids for one in batch], self._model)).logits
+        logits = self._model(**padded(batch, self._model)).logits
         logits = logits.float().cpu()
         if logits.ndim == 2:  # [batch, outputs]
             return list(torch.split(logits, 1))

@@ -9,7 +9,7 @@ import torch
 from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.attention import PACKED, Row, running
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.layout import Layout, lay_out
 from alarm_models.longformer import PackedLongformer
 from alarm_models.padding import PaddedBackbone
@@ -45,6 +45,7 @@ class PackedBackbone:
         has_global: bool = False,
     ) -> None:
         self.is_trimmed = is_trimmed
+        self.cost = BatchCost.SHARED if share else BatchCost.PACKED
         self._model: Any = model
         self._share = share
         self._longformer = (
@@ -77,27 +78,33 @@ class PackedBackbone:
 
     def _lay_out(self, batch: Sequence[Features]) -> Layout:
         fits = self._window is None or max(one.num_tokens for one in batch) <= self._window
+        if any(one.types for one in batch):
+            typed = [tuple(zip(one.ids, one.types, strict=True)) for one in batch]
+            return lay_out(typed, share=self._share and fits)
         return lay_out([one.ids for one in batch], share=self._share and fits)
 
     def _states(self, row: Row) -> torch.Tensor:
         device = self._model.device
-        ids = torch.tensor([row.layout.ids], device=device)
-        positions = torch.tensor([self._positions(row.layout)], device=device)
+        # [1, tokens], or with token types [1, tokens, 2]
+        ids, types = torch.tensor([row.layout.ids], device=device), {}
+        if ids.ndim == 3:
+            ids, types = ids[..., 0], {"token_type_ids": ids[..., 1]}
+        positions = torch.tensor([self._positions(ids[0], row.layout)], device=device)
         if self._longformer is not None:
             return self._longformer(ids, positions, row)[0]
         with running(row):
             states: torch.Tensor = self._model(
-                input_ids=ids, position_ids=positions
+                input_ids=ids, position_ids=positions, **types
             ).last_hidden_state[0]
         return states if self.is_trimmed else states[row.places]
 
-    def _positions(self, layout: Layout) -> list[int]:
+    def _positions(self, ids: torch.Tensor, layout: Layout) -> list[int]:
         if self._padding is None:
             return layout.positions
         positions = []
         for run in layout.runs:
             place = self._padding
-            for token in layout.ids[run.start : run.end]:
+            for token in ids[run.start : run.end].tolist():
                 place += token != self._padding
                 positions.append(self._padding if token == self._padding else place)
         return positions

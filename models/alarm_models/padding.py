@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 
 __all__ = ["PaddedBackbone", "padded"]
 
@@ -19,13 +19,15 @@ class PaddedBackbone:
     ``has_global`` gives a Longformer's first token its view of the whole sample.
     """
 
+    cost = BatchCost.PADDED
+
     def __init__(self, model: PreTrainedModel, *, has_global: bool = False) -> None:
         self._model: Any = model
         self._has_global = has_global
 
     def rows(self, batch: Sequence[Features]) -> torch.Tensor:
         """Return the hidden states at each sample's reads, ``[reads of the batch, hidden]``."""
-        inputs = padded([one.ids for one in batch], self._model)
+        inputs = padded(batch, self._model)
         if self._has_global:
             seen_by_all = torch.zeros_like(inputs["input_ids"])
             seen_by_all[:, 0] = 1
@@ -39,16 +41,21 @@ class PaddedBackbone:
         return [one.num_tokens for one in batch]
 
 
-def padded(samples: Sequence[tuple[int, ...]], model: Any) -> dict[str, torch.Tensor]:
-    """Pad samples of token ids on the right; return ids and mask, ``[batch, tokens]`` both."""
+def padded(batch: Sequence[Features], model: Any) -> dict[str, torch.Tensor]:
+    """Pad samples on the right; return a model's inputs, ``[batch, tokens]`` each."""
     config = model.config.get_text_config()
     # Padding is masked: any id will do that the embedding holds.
     pad = config.pad_token_id
     pad = pad if isinstance(pad, int) and 0 <= pad < int(config.vocab_size) else 0
-    longest = max(map(len, samples))
-    ids = torch.full((len(samples), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(samples), longest), dtype=torch.long)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = torch.tensor(sample)
-        mask[row, : len(sample)] = 1
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    longest = max(one.num_tokens for one in batch)
+    inputs = {
+        "input_ids": [[*one.ids, *[pad] * (longest - one.num_tokens)] for one in batch],
+        "attention_mask": [
+            [1] * one.num_tokens + [0] * (longest - one.num_tokens) for one in batch
+        ],
+    }
+    if any(one.types for one in batch):
+        inputs["token_type_ids"] = [
+            [*one.types, *[0] * (longest - len(one.types))] for one in batch
+        ]
+    return {name: torch.tensor(rows, device=model.device) for name, rows in inputs.items()}

@@ -86,13 +86,15 @@ class SegmentScore:
 class Score:
     """The number a model gives a completion, with its segments where the model judges those.
 
-    ``num_tokens`` counts the tokens of the sample as the model reads it alone.
+    ``num_tokens`` counts the tokens of the sample as the model reads it alone,
+    ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
     """
 
     value: float | None
     segments: tuple[SegmentScore, ...] | None
     num_tokens: int
     truncated: bool
+    num_computed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ class NeuralSpec(BaseModel):
     max_tokens: int | None = Field(default=None, ge=8, description="else the checkpoint's own")
     dtype: Dtype = Field(default="auto", description="float32 on a CPU, bfloat16 on a GPU")
     head: str | None = Field(default=None, description="a linear head on the base model, by name")
+    mark_copied: bool = Field(
+        default=False, description="token type 1 for words copied from the prompt"
+    )
     trust_remote_code: bool = False
 
 

@@ -15,10 +15,16 @@ __all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and where in it the prompt stands (the part that truncation may shorten)."""
+    """A text, and where in it prompt and completion stand.
+
+    The prompt is what truncation may shorten. Tokens in ``marked`` spans are of type 1, where any
+    are given.
+    """
 
     text: str
     prompt: Span
+    completion: Span
+    marked: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class TextTemplate:
         Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
         """
         text = ""
-        prompt = Span(0, 0)
+        spans = {"prompt": Span(0, 0), "completion": Span(0, 0)}
         for part in self._parts:
             text += part.literal
             if part.name is None:
@@ -72,9 +78,8 @@ class TextTemplate:
             value = self._value(part.name, sample)
             start = len(text)
             text += " ".join(value.split()) if part.as_words else value
-            if part.name == "prompt":
-                prompt = Span(start, len(text))
-        return Rendered(text, prompt)
+            spans[part.name] = Span(start, len(text))
+        return Rendered(text, spans["prompt"], spans["completion"])
 
     def _value(self, name: str, sample: Sample) -> str:
         if name == "prompt":

@@ -77,17 +77,18 @@ class Tokenizer:
         start = text.find(first)
         completion = text.rfind(last)
         if len(messages) < 2 or start < 0 or completion < start:
-            return Rendered(text, Span(0, 0))
+            return Rendered(text, Span(0, 0), Span(0, 0))
         before = messages[-2].content.strip()
         end = text.rfind(before, start, completion) + len(before)
-        return Rendered(text, Span(start, max(start, end)))
+        end = max(start, end)
+        return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
     def encode(self, rendered: Sequence[Rendered], *, with_special: bool) -> list[TokenIds]:
         """Tokenise whole texts; a text that brings its own first special token gets no second."""
         texts = [one.text for one in rendered]
         encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
         return [
-            self._token_ids(encoding, one.prompt, with_special)
+            self._token_ids(encoding, one, with_special)
             for encoding, one in zip(encodings, rendered, strict=True)
         ]
 
@@ -105,7 +106,7 @@ class Tokenizer:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
         return [*self._prefix, *ids, *self._suffix]
 
-    def _token_ids(self, encoding: Encoding, prompt: Span, with_special: bool) -> TokenIds:
+    def _token_ids(self, encoding: Encoding, text: Rendered, with_special: bool) -> TokenIds:
         ids, offsets = encoding.ids, encoding.offsets
         num_prefix = self.num_prefix if with_special else 0
         num_suffix = self.num_suffix if with_special else 0
@@ -114,7 +115,14 @@ class Tokenizer:
         inside = [
             index
             for index in range(num_prefix, len(ids) - num_suffix)
-            if prompt.start <= offsets[index][0] and offsets[index][1] <= prompt.end
+            if text.prompt.start <= offsets[index][0] and offsets[index][1] <= text.prompt.end
         ]
         cuttable = Span(inside[0], inside[-1] + 1) if inside else Span(num_prefix, num_prefix)
-        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix)
+        types = () if text.marked is None else _marked(offsets, text.marked)
+        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types)
+
+
+def _marked(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:
+    """Return 1 for each token that overlaps a marked span; spans come in order."""
+    inside = {at for span in marked for at in range(span.start, span.end)}
+    return tuple(int(any(at in inside for at in range(*offset))) for offset in offsets)

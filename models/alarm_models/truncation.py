@@ -24,13 +24,20 @@ class TokenIds:
     """Token ids with the range of tokens that came from the prompt.
 
     ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
-    text; no truncation drops them.
+    text; no truncation drops them. ``types`` are token type ids, or none.
     """
 
     ids: tuple[int, ...]
     prompt: Span
     num_prefix: int
     num_suffix: int
+    types: tuple[int, ...] = ()
+
+    def without(self, start: int, stop: int, prompt: Span) -> TokenIds:
+        """Return these tokens less those of a range; ``prompt`` is where the prompt is then."""
+        ids = self.ids[:start] + self.ids[stop:]
+        types = self.types[:start] + self.types[stop:]
+        return TokenIds(ids, prompt, self.num_prefix, self.num_suffix, types)
 
 
 def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:
@@ -44,14 +51,11 @@ def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[Toke
         return tokens, False
     if truncation is Truncation.RIGHT:
         end = len(tokens.ids) - tokens.num_suffix
-        kept = tokens.ids[: max(end - excess, 0)] + tokens.ids[end:]
-        return TokenIds(kept, tokens.prompt, tokens.num_prefix, tokens.num_suffix), True
+        return tokens.without(max(end - excess, 0), end, tokens.prompt), True
     start, stop = tokens.prompt
     if truncation is Truncation.ERROR or excess > stop - start:
         raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
-    kept = tokens.ids[:start] + tokens.ids[start + excess :]
-    prompt = Span(start, stop - excess)
-    return TokenIds(kept, prompt, tokens.num_prefix, tokens.num_suffix), True
+    return tokens.without(start, start + excess, Span(start, stop - excess)), True
 
 
 def _too_long(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> str:

@@ -1,62 +1,17 @@
-"""What waits for the device, and which of it makes the next batch."""
+"""What waits for the device, by model."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from alarm_models.errors import SampleError
-from alarm_models.features import Features
-from alarm_models.sample import Score
+from alarm_service.choosing import take_batch
 from alarm_service.errors import ServiceError
+from alarm_service.work import Work
 
-__all__ = ["Outcome", "Waiting", "Work", "take_batch"]
-
-#: What becomes of one sample at one model.
-Outcome = Score | SampleError | ServiceError
-
-#: How far beyond the oldest work to look for samples of like length.
-_WINDOW = 512
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """One sample that waits for a model's forward pass.
-
-    ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
-    gone. ``since`` is a monotonic time in seconds.
-    """
-
-    model: str
-    features: Features
-    deliver: Callable[[Outcome], None]
-    is_wanted: Callable[[], bool]
-    since: float
-
-
-def take_batch(waiting: Sequence[Work], max_tokens: int) -> list[Work]:
-    """Choose the next batch of one model: the oldest work and those nearest to it in length.
-
-    A batch costs its longest sample times its number of samples, padding counted, and stays within
-    ``max_tokens``; the oldest work goes even where it alone is more.
-    """
-    oldest = waiting[0]
-    by_length = sorted(waiting[:_WINDOW], key=lambda work: work.features.num_tokens)
-    low = high = next(index for index, work in enumerate(by_length) if work is oldest)
-    while True:
-        shorter = by_length[low - 1] if low > 0 else None
-        longer = by_length[high + 1] if high + 1 < len(by_length) else None
-        longest = by_length[high].features.num_tokens
-        num_next = high - low + 2
-        # Shorter neighbours first: they never make the batch wider.
-        if shorter is not None and longest * num_next <= max_tokens:
-            low -= 1
-        elif longer is not None and longer.features.num_tokens * num_next <= max_tokens:
-            high += 1
-        else:
-            return by_length[low : high + 1]
+__all__ = ["Waiting"]
 
 
 @dataclass(slots=True)

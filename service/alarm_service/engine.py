@@ -20,7 +20,7 @@ from alarm_models.recipe import Recipe
 from alarm_models.rewards import Prepared, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
-from alarm_service.batching import Waiting, Work
+from alarm_service.batching import Waiting
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.job import Job
@@ -29,6 +29,7 @@ from alarm_service.loading import in_daemon_thread, warm_up_sample
 from alarm_service.metrics import Metrics
 from alarm_service.preparing import prepare
 from alarm_service.runtime import DeviceThread
+from alarm_service.work import Work
 
 __all__ = ["Engine", "Limits", "Scores"]
 
@@ -50,11 +51,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One outcome a sample, in order, and what they cost."""
+    """One outcome a sample, in order."""
 
     outcomes: Sequence[Score | SampleError]
-    num_tokens: int
-    num_computed_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens as if each sample were scored alone."""
+        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Count the tokens that the device ran, padding not counted."""
+        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
 
 
 class Engine:
@@ -137,14 +146,12 @@ class Engine:
         """Score samples that were admitted before."""
         model = self.models[served.key]
         job = Job(len(samples))
-        num_computed = 0
         try:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
                 prepared = await self.in_worker(partial(prepare, model, chunk))
-                works = _settle(prepared, start, served.key, job)
-                num_computed += sum(work.features.num_tokens for work in works)
-                self._waiting.put(works)
+                settle = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
+                self._waiting.put(_settle(prepared, start, settle, job))
             outcomes = await job.outcomes()
         finally:
             job.cancel()
@@ -154,8 +161,7 @@ class Engine:
                 raise outcome
             self._count(served.key, outcome)
             scored.append(outcome)
-        num_tokens = sum(one.num_tokens for one in scored if isinstance(one, Score))
-        return Scores(scored, num_tokens, num_computed)
+        return Scores(scored)
 
     async def in_worker(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop."""
@@ -183,14 +189,16 @@ class Engine:
             self.metrics.sample_truncated(model)
 
 
-def _settle(prepared: Sequence[Prepared], start: int, model: str, job: Job) -> list[Work]:
+def _settle(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
+) -> list[Work]:
     """Deliver what needs no device, and return the work that does."""
     now = time.monotonic()
     works = []
     for index, one in enumerate(prepared, start):
         receiver = job.receiver(index)
         if isinstance(one, Features):
-            works.append(Work(model, one, receiver, job.is_wanted, now))
+            works.append(work(features=one, deliver=receiver, since=now))
         else:
             receiver(one)
     return works

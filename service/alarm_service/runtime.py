@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 import torch
 
 from alarm_models.errors import SampleError
 from alarm_models.rewards import RewardModel
-from alarm_service.batching import Outcome, Waiting, Work
+from alarm_service.batching import Waiting
 from alarm_service.errors import Broken
 from alarm_service.life import Life
 from alarm_service.metrics import Metrics
+from alarm_service.work import Outcome, Work
 
 __all__ = ["DeviceThread"]
 
@@ -100,13 +102,17 @@ class DeviceThread:
 
 
 def _scored(model: RewardModel, works: Sequence[Work]) -> list[Outcome]:
-    outputs = model.forward([work.features for work in works])
+    features = [work.features for work in works]
+    outputs = model.forward(features)
     if len(outputs) != len(works):
         raise RuntimeError(f"{len(outputs)} outputs for {len(works)} samples")
     outcomes: list[Outcome] = []
-    for work, one in zip(works, outputs, strict=True):
+    for one, rows, num_computed in zip(
+        features, outputs, model.num_computed(features), strict=True
+    ):
         try:
-            outcomes.append(model.read(work.features, one))
+            score = model.read(one, rows)
+            outcomes.append(replace(score, num_computed_tokens=num_computed))
         except SampleError as error:
             outcomes.append(error)
     return outcomes

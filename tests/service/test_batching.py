@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_models.features import Features
-from alarm_service.batching import Outcome, Waiting, Work, take_batch
+from alarm_models.features import BatchCost, Features
+from alarm_service.batching import Waiting
+from alarm_service.choosing import take_batch
 from alarm_service.errors import Draining
+from alarm_service.work import Outcome, Work
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 BUDGETS = st.integers(1, 1000)
@@ -136,3 +138,48 @@ def test_work_that_comes_after_the_end_hears_the_first_reason() -> None:
     waiting.put([Work("m", Features((1,), (), False), heard.append, lambda: True, 0)])
     assert heard == [reason]
     assert waiting.num_waiting() == 0
+
+
+def begins(beginning: int, num_own: int, *, cost: BatchCost) -> Work:
+    """Work of 20 tokens that those of one beginning share, and some of its own."""
+    ids = (beginning,) * 20 + tuple(range(1000, 1000 + num_own))
+    return Work("m", Features(ids, (), False), lambda outcome: None, lambda: True, 0, cost)
+
+
+def test_packed_work_is_taken_as_it_came_while_it_fits() -> None:
+    works = [begins(1, own, cost=BatchCost.PACKED) for own in (0, 10, 5, 0)]
+    assert take_batch(works, 50) == [works[0], works[1]]
+    assert take_batch(works, 65) == [works[0], works[1]]
+    assert take_batch(works, 70) == [works[0], works[1], works[3]]
+
+
+def test_work_that_begins_alike_costs_its_beginning_once() -> None:
+    works = [begins(1, 5, cost=BatchCost.SHARED) for _ in range(4)]
+    works[1:] = [begins(1, own, cost=BatchCost.SHARED) for own in (6, 7, 8)]
+    # 25 for the first; of the others' own tokens, 5 are alike too: 1, 2 and 3 more.
+    assert take_batch(works, 31) == works
+
+
+def test_the_oldests_group_goes_before_what_came_between() -> None:
+    group = [begins(1, 5, cost=BatchCost.SHARED) for _ in range(2)]
+    other = begins(2, 5, cost=BatchCost.SHARED)
+    assert take_batch([group[0], other, group[1]], 30) == group
+
+
+def test_another_group_goes_along_only_whole() -> None:
+    first = begins(1, 0, cost=BatchCost.SHARED)
+    others = [begins(2, own, cost=BatchCost.SHARED) for own in (5, 9)]
+    assert take_batch([first, *others], 48) == [first]
+    assert take_batch([first, *others], 49) == [first, *others]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 9)), min_size=1, max_size=40), BUDGETS)
+def test_shared_work_is_taken_once_and_all_of_it(drawn: list[tuple[int, int]], budget: int) -> None:
+    waiting = [begins(beginning, own, cost=BatchCost.SHARED) for beginning, own in drawn]
+    taken: list[Work] = []
+    while waiting:
+        batch = take_batch(waiting, budget)
+        assert waiting[0] in batch
+        waiting = [one for one in waiting if one not in batch]
+        taken += batch
+    assert len(taken) == len(drawn) == len(set(map(id, taken)))

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.network import Network
 from alarm_models.packing import OFFSET_POSITIONS
 from alarm_models.sample import Sample, Score
@@ -36,6 +36,13 @@ class RewardModel(Protocol):
     @property
     def limit(self) -> int | None:
         """The most tokens it reads of one sample; None where it reads no tokens."""
+
+    @property
+    def cost(self) -> BatchCost:
+        """What a batch costs it."""
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Turn samples into features, one answer a sample, in order."""

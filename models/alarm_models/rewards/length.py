@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.rewards.base import Prepared
 from alarm_models.sample import Sample, Score
 
@@ -18,6 +18,11 @@ class LengthModel:
 
     fingerprint = "length"
     limit: int | None = None
+    cost = BatchCost.PACKED
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Compute nothing: no sample needs the device."""
+        return []
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Count."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.rewards.base import Prepared, Weights, max_tokens, require_finite
 from alarm_models.sample import Sample, Score, SegmentScore, Span
 from alarm_models.segmentation import SEGMENTERS
 from alarm_models.specs import SegmentsSpec
-from alarm_models.template import FieldPattern, Rendered, TextTemplate
+from alarm_models.template import FieldPattern, TextTemplate
 from alarm_models.truncation import TokenIds, fit
+from alarm_models.words import Words, split_words
 
 __all__ = ["SegmentsModel"]
-
-_WORD = re.compile(r"\S+")
 
 
 class SegmentsModel:
@@ -49,13 +47,13 @@ class SegmentsModel:
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Find the segments, tokenise prefix and segments by words, and shorten."""
-        parts: dict[int, _Parts] = {}
+        parts: dict[int, Words] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
             try:
                 segments = self._segments(sample)
                 if segments:
-                    parts[index] = _split_words(self._template.render(sample), sample, segments)
+                    parts[index] = split_words(self._template.render(sample), sample, segments)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:
@@ -65,8 +63,17 @@ class SegmentsModel:
             prepared[index] = self._features(part, ids, owners)
         return [prepared[index] for index in range(len(samples))]
 
+    @property
+    def cost(self) -> BatchCost:
+        """What a batch costs the network."""
+        return self._weights.network.cost
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
+        return self._weights.network.num_computed(batch)
+
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Run one padded batch."""
+        """Run one batch."""
         return self._weights.network.outputs(batch)
 
     def read(self, features: Features, outputs: torch.Tensor) -> Score:
@@ -93,17 +100,20 @@ class SegmentsModel:
         return SEGMENTERS[name](text) if given is None else given
 
     def _features(
-        self, part: _Parts, ids: Sequence[int], owners: Sequence[int]
+        self, part: Words, ids: Sequence[int], owners: Sequence[int]
     ) -> Features | SampleError:
-        laid, separators, prompt = part.lay(ids, owners, self._separator)
+        laid = part.lay(ids, owners, self._separator)
         tokenizer = self._weights.tokenizer
-        whole = tuple(tokenizer.with_special(laid))
         shift = tokenizer.num_prefix
+        types: tuple[int, ...] = ()
+        if self._spec.mark_copied:
+            types = (*[0] * shift, *laid.types, *[0] * tokenizer.num_suffix)
         tokens = TokenIds(
-            whole,
-            Span(prompt.start + shift, prompt.end + shift),
+            tuple(tokenizer.with_special(laid.ids)),
+            Span(laid.prompt.start + shift, laid.prompt.end + shift),
             tokenizer.num_prefix,
             tokenizer.num_suffix,
+            types,
         )
         try:
             kept, truncated = fit(tokens, self._max_tokens, self._spec.truncation)
@@ -111,10 +121,10 @@ class SegmentsModel:
             return error
         shift -= tokens.prompt.end - kept.prompt.end
         end = len(kept.ids) - tokenizer.num_suffix
-        starts = [at + shift for at in separators if at + shift < end]
+        starts = [at + shift for at in laid.separators if at + shift < end]
         if not starts:
             return SampleError("too_long", "truncation leaves none of the completion's segments")
-        return Features(kept.ids, self._reads(starts, end), truncated, part.segments)
+        return Features(kept.ids, self._reads(starts, end), truncated, part.segments, kept.types)
 
     def _reads(self, starts: list[int], end: int) -> tuple[Span, ...]:
         if self._spec.pooling == "separator":
@@ -131,58 +141,3 @@ class SegmentsModel:
                 f"{self._weights.network.num_outputs} labels in order in `labels`"
             )
         return self._spec.labels.index(label)
-
-
-class _Parts:
-    """A sample's words: those before the segments, then each segment's."""
-
-    def __init__(
-        self,
-        segments: tuple[Span, ...],
-        prefix: list[str],
-        prompt: Span,
-        bodies: list[list[str]],
-    ) -> None:
-        self.segments = segments
-        self.words = [*prefix, *(word for body in bodies for word in body)]
-        self._prompt = prompt
-        self._firsts: list[int] = []
-        position = len(prefix)
-        for body in bodies:
-            self._firsts.append(position)
-            position += len(body)
-
-    def lay(
-        self, ids: Sequence[int], owners: Sequence[int], separator: int
-    ) -> tuple[list[int], list[int], Span]:
-        """Put a separator before each segment; return ids, separators' places, the prompt's range.
-
-        ``owners`` holds the word that each id came from.
-        """
-        laid: list[int] = []
-        separators: list[int] = []
-        inside: list[int] = []
-        for token, owner in zip(ids, owners, strict=True):
-            while len(separators) < len(self._firsts) and owner >= self._firsts[len(separators)]:
-                separators.append(len(laid))
-                laid.append(separator)
-            if self._prompt.start <= owner < self._prompt.end:
-                inside.append(len(laid))
-            laid.append(token)
-        while len(separators) < len(self._firsts):
-            separators.append(len(laid))
-            laid.append(separator)
-        return laid, separators, Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
-
-
-def _split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> _Parts:
-    words = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
-    inside = [
-        index
-        for index, word in enumerate(words)
-        if prefix.prompt.start <= word.start and word.end <= prefix.prompt.end
-    ]
-    prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
-    text = sample.completion_text
-    bodies = [text[span.start : span.end].split() for span in segments]
-    return _Parts(segments, [prefix.text[w.start : w.end] for w in words], prompt, bodies)

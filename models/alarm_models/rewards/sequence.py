@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
+from alarm_models.copying import copied_words
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.heads import Pooling
 from alarm_models.rewards.base import Prepared, Weights, max_tokens, require_finite, require_outputs
 from alarm_models.sample import Sample, Score, Span
@@ -65,8 +67,17 @@ class SequenceModel:
             prepared[index] = self._features(tokens)
         return [prepared[index] for index in range(len(samples))]
 
+    @property
+    def cost(self) -> BatchCost:
+        """What a batch costs the network."""
+        return self._weights.network.cost
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
+        return self._weights.network.num_computed(batch)
+
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Run one padded batch."""
+        """Run one batch."""
         return self._weights.network.outputs(batch)
 
     def read(self, features: Features, outputs: torch.Tensor) -> Score:
@@ -79,13 +90,20 @@ class SequenceModel:
 
     def _render(self, sample: Sample) -> Rendered:
         if self._template is not None:
-            return self._template.render(sample)
+            return self._marked(self._template.render(sample), sample)
         try:
             return self._weights.tokenizer.render_chat(conversation(sample))
         except Exception as error:  # the template is the checkpoint's own program: it may raise any
             raise SampleError(
                 "invalid_sample", f"the chat template refuses these messages: {error}"
             ) from error
+
+    def _marked(self, text: Rendered, sample: Sample) -> Rendered:
+        if not self._spec.mark_copied:
+            return text
+        copied = copied_words(sample.prompt_text, sample.completion_text)
+        shift = text.completion.start
+        return replace(text, marked=tuple(Span(a + shift, b + shift) for a, b in copied))
 
     def _features(self, tokens: TokenIds) -> Features | SampleError:
         if not tokens.ids:
@@ -94,7 +112,8 @@ class SequenceModel:
             tokens, truncated = fit(tokens, self._max_tokens, self._spec.truncation)
         except SampleError as error:
             return error
-        return Features(tokens.ids, (self._read_at(tokens.ids),), truncated)
+        reads = (self._read_at(tokens.ids),)
+        return Features(tokens.ids, reads, truncated, types=tokens.types)
 
     def _read_at(self, ids: tuple[int, ...]) -> Span:
         match self._weights.network.pooling or Pooling(self._spec.pooling):

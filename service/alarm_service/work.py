@@ -1,0 +1,32 @@
+"""One sample's way through a model's forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alarm_models.errors import SampleError
+from alarm_models.features import BatchCost, Features
+from alarm_models.sample import Score
+from alarm_service.errors import ServiceError
+
+__all__ = ["Outcome", "Work"]
+
+#: What becomes of one sample at one model.
+Outcome = Score | SampleError | ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One sample that waits for a model's forward pass.
+
+    ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
+    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model.
+    """
+
+    model: str
+    features: Features
+    deliver: Callable[[Outcome], None]
+    is_wanted: Callable[[], bool]
+    since: float
+    cost: BatchCost = BatchCost.PADDED
