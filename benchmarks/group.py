@@ -12,7 +12,7 @@ import transformers as hf
 from timing import in_turns, report
 
 from alarm_models.features import Features
-from alarm_models.network import Source, sequence_classifier
+from alarm_models.network import Network, Source, sequence_classifier
 from alarm_models.sample import Span
 
 VOCABULARY = 32000
@@ -81,10 +81,10 @@ def make_group(size: int, prompt: int, completion: int, seed: int) -> list[tuple
     return [(*shared, *ids(length)) for length in lengths.tolist()]
 
 
-def score_ours(network: object, group: list[tuple[int, ...]]) -> torch.Tensor:
+def score_ours(network: Network, group: list[tuple[int, ...]]) -> torch.Tensor:
     """Score a group as the server does."""
     features = [Features(ids, (Span(len(ids) - 1, len(ids)),), truncated=False) for ids in group]
-    return torch.cat(network.outputs(features)).flatten()  # type: ignore[attr-defined]
+    return torch.cat(network.outputs(features)).flatten()
 
 
 @torch.inference_mode()

@@ -69,7 +69,7 @@ def alarm(*arguments: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def alarm_serve(recipe: Path, *flags: str) -> Iterator[Process]:
+def alarm_serve(recipe: Path | str, *flags: str) -> Iterator[Process]:
     """Serve a recipe on a free port; yield once it listens, loaded or not."""
     popen = alarm("serve", "--recipe", str(recipe), "--port", "0", "--device", "cpu", *flags)
     try:

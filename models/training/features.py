@@ -1,0 +1,66 @@
+"""The training data as the server's own models prepare it: what is learned is what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from alarm_models.features import Features
+from alarm_models.recipe import load_recipe
+from alarm_models.rewards import Loader, RewardModel
+from alarm_models.sample import Sample
+from data import Pair, Question, is_error
+
+__all__ = ["ASPECTS", "Example", "examples", "load_models"]
+
+ASPECTS = {"factuality": "factuality_rm", "relevance": "relevance_rm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question: its answers, which of them people prefer, and the first answer's segments.
+
+    ``labels`` holds for each aspect 1 for a segment without an error and 0 for one with.
+    """
+
+    answers: list[Features]
+    pairs: tuple[Pair, ...]
+    aspects: dict[str, Features]
+    labels: dict[str, list[int]]
+
+
+def load_models(settings: Sequence[str] = ()) -> dict[str, RewardModel]:
+    """Load the recipe's models on the CPU."""
+    recipe = load_recipe("mini", settings)
+    loader = Loader(torch.device("cpu"))
+    return {name: loader.load(spec, recipe.field_patterns) for name, spec in recipe.models.items()}
+
+
+def examples(questions: Sequence[Question], models: dict[str, RewardModel]) -> list[Example]:
+    """Prepare questions; a human's correction of the first answer is a fifth, better answer."""
+    return [_example(question, models) for question in questions]
+
+
+def _example(question: Question, models: dict[str, RewardModel]) -> Example:
+    answers = [*question.answers]
+    pairs = list(question.pairs)
+    correction = question.references[1].strip()
+    if correction and correction != answers[0].strip():
+        pairs.append(Pair(len(answers), 0))
+        answers.append(correction)
+    samples = [Sample(question.prompt, answer) for answer in answers]
+    aspects: dict[str, Features] = {}
+    labels: dict[str, list[int]] = {}
+    for aspect, model in ASPECTS.items():
+        (features,) = models[model].prepare(samples[:1])
+        if isinstance(features, Features):
+            aspects[aspect] = features
+            labels[aspect] = [
+                int(not is_error(span, question.errors, aspect)) for span in features.segments
+            ]
+    prepared = models["preference"].prepare(samples)
+    return Example(
+        [one for one in prepared if isinstance(one, Features)], tuple(pairs), aspects, labels
+    )

@@ -1,0 +1,86 @@
+"""Trains the weights of `mini` and writes them, with what they measure, into the package.
+
+    .venv/bin/python models/training/train_mini.py --data FOLDER
+
+FOLDER holds `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
+questions is never trained on; the card's figures are of those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from alarm_models.rewards import RewardModel
+from card import write_card
+from checkpoint import MiniModel, start, write
+from data import is_held_out, load_questions
+from features import ASPECTS, Example, examples, load_models
+from learning import Schedule, learn
+from measures import holistic_scores, measure
+
+
+def main() -> None:
+    """Train, write, measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=Schedule().epochs)
+    parser.add_argument("--seed", type=int, default=Schedule().seed)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    folder = Path(str(resources.files("alarm_models"))) / "recipes" / "mini"
+    questions = load_questions(options.data)
+    train = [one for one in questions if not is_held_out(one.text)]
+    held_out = [one for one in questions if is_held_out(one.text)]
+    schedule = Schedule(epochs=options.epochs, seed=options.seed)
+
+    started = time.monotonic()
+    torch.manual_seed(schedule.seed)
+    model = start(folder)
+    prepared = examples(train, load_models())
+    learn(model, prepared, schedule)
+    write(model, folder)
+    calibrate(model, prepared, load_models())
+    write(model, folder)
+    minutes = (time.monotonic() - started) / 60
+
+    models = load_models()
+    scores = holistic_scores(models["preference"], train)
+    constants = {"mean": scores.mean(), "std": scores.std()}
+    admitted = float((scores >= constants["mean"] + 0.6 * constants["std"]).mean())
+    found = measure(models, held_out)
+    write_card(
+        folder / "README.md",
+        found,
+        constants | {"share of training answers past 0.6": admitted},
+        asdict(schedule) | {"minutes": round(minutes, 1)},
+        {"trained on": len(train), "held out": len(held_out)},
+    )
+    print((folder / "README.md").read_text())
+
+
+def calibrate(model: MiniModel, data: list[Example], models: dict[str, RewardModel]) -> None:
+    """Shift each aspect's bias so that it calls as many training segments wrong as people did."""
+    for aspect, name in ASPECTS.items():
+        margins: list[float] = []
+        labels: list[int] = []
+        for example in data:
+            if aspect in example.aspects:
+                (rows,) = models[name].forward([example.aspects[aspect]])
+                margins += (rows[:, 1] - rows[:, 0]).tolist()
+                labels += example.labels[aspect]
+        border = float(np.quantile(margins, 1 - np.mean(labels)))
+        with torch.no_grad():
+            model.heads[f"{aspect}_head"].bias[1] -= border
+
+
+if __name__ == "__main__":
+    main()
