@@ -13,6 +13,12 @@ from transformers import AutoTokenizer, BertModel
 
 __all__ = ["HEADS", "MiniModel", "start", "write"]
 
+#: The lower half of the encoder's layers: the upper ones are for whole-sentence likeness.
+_NUM_LAYERS = 3
+
+#: How much farther from other words a copied one stands than the pretrained token types are apart.
+_EMPHASIS = 4.0
+
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
 
@@ -39,7 +45,12 @@ def start(folder: Path) -> MiniModel:
         for path in Path(package.origin).parent.rglob("config.json")
         if "hidden_size" in json.loads(path.read_text())
     ]
-    encoder = BertModel.from_pretrained(config.parent, add_pooling_layer=False)
+    encoder = BertModel.from_pretrained(
+        config.parent, add_pooling_layer=False, num_hidden_layers=_NUM_LAYERS
+    ).eval()
+    with torch.no_grad():
+        unmarked, marked = encoder.embeddings.token_type_embeddings.weight
+        marked.copy_(unmarked + _EMPHASIS * (marked - unmarked))
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
     tokenizer.model_max_length = encoder.config.max_position_embeddings
     shutil.rmtree(folder, ignore_errors=True)
