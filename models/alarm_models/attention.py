@@ -7,30 +7,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
+from alarm_models.kernels import Attended, attend, band, merged
 from alarm_models.layout import Layout
 from alarm_models.sample import Span
 
-__all__ = [
-    "PACKED",
-    "Row",
-    "attend",
-    "attend_reads",
-    "band",
-    "current_row",
-    "packed_attention",
-    "running",
-]
+__all__ = ["PACKED", "Row", "attend_reads", "current_row", "packed_attention", "running"]
 
 #: The name under which transformers' models find our attention.
 PACKED = "alarm_packed"
-
-#: Queries a block where a window bounds what they see.
-_BLOCK = 128
 
 _row: ContextVar[Row] = ContextVar("row")
 
@@ -46,17 +35,6 @@ class Row:
     layout: Layout
     reads: Sequence[tuple[int, int]]
     places: Sequence[int]
-
-
-class Attended(NamedTuple):
-    """Attention's result with what merges it with another over other keys.
-
-    ``out`` is ``[1, heads, queries, dim]``; ``lse``, the log of the sum of exponentiated logits,
-    ``[1, heads, queries]``.
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor
 
 
 @contextmanager
@@ -142,7 +120,7 @@ def _attend_runs(
                 query[:, :, after], key[:, :, own], value[:, :, own], scale, softcap=softcap
             )
             mine = Attended(target[:, :, after], lse[:, :, after])
-            target[:, :, after], lse[:, :, after] = _merged(mine, seen)
+            target[:, :, after], lse[:, :, after] = merged(mine, seen)
 
 
 def attend_reads(
@@ -185,94 +163,6 @@ def _reach(
     distance = torch.arange(num_keys, device=device) - torch.tensor(at, device=device)[:, None]
     mask = distance <= 0 if causal else distance.new_ones(distance.shape, dtype=torch.bool)
     return mask if window is None else mask & (distance.abs() < window)
-
-
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    *,
-    causal: bool = False,
-    softcap: float | None = None,
-    mask: torch.Tensor | None = None,
-) -> Attended:
-    """Attend over ``[1, heads, queries, dim]``; ``mask`` is true where a query sees a key."""
-    if softcap is None and query.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, attn_mask=bias, scale=scale
-        )
-        return Attended(out, lse)
-    return _attend_plainly(query, key, value, scale, causal=causal, softcap=softcap, mask=mask)
-
-
-def _attend_plainly(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    *,
-    causal: bool,
-    softcap: float | None,
-    mask: torch.Tensor | None,
-) -> Attended:
-    logits = (query @ key.transpose(-1, -2)).float() * scale  # [1, heads, queries, keys]
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    if causal:
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf"))
-    lse = torch.logsumexp(logits, -1)
-    return Attended(torch.exp(logits - lse.unsqueeze(-1)).to(value.dtype) @ value, lse)
-
-
-def band(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    back: int,
-    ahead: int,
-    softcap: float | None = None,
-    *,
-    first_is_global: bool = False,
-) -> torch.Tensor:
-    """Attend within one sample, each token to ``back`` before it and ``ahead`` after it.
-
-    ``[1, heads, tokens, dim]`` in and out. With ``first_is_global`` every token sees the first one
-    too, wherever it stands. Work grows with tokens times window, not with tokens squared.
-    """
-    num_tokens = query.shape[2]
-    parts = []
-    for start in range(0, num_tokens, _BLOCK):
-        end = min(start + _BLOCK, num_tokens)
-        low, high = max(start - back, 0), min(end + ahead, num_tokens)
-        places = torch.arange(low, high, device=query.device)
-        keys, values = key[:, :, low:high], value[:, :, low:high]
-        if first_is_global and low > 0:
-            places = torch.cat([places.new_zeros(1), places])
-            keys = torch.cat([key[:, :, :1], keys], 2)
-            values = torch.cat([value[:, :, :1], values], 2)
-        distance = places - torch.arange(start, end, device=query.device).unsqueeze(1)
-        mask = (distance >= -back) & (distance <= ahead)  # [queries, keys]
-        if first_is_global:
-            mask |= places == 0
-        seen = None if bool(mask.all()) else mask
-        block = query[:, :, start:end]
-        parts.append(attend(block, keys, values, scale, softcap=softcap, mask=seen).out)
-    return torch.cat(parts, 2)
-
-
-def _merged(one: Attended, other: Attended) -> Attended:
-    """Merge two attentions of the same queries over keys that have none in common."""
-    lse = torch.logaddexp(one.lse, other.lse)
-    left, right = (torch.exp(part.lse - lse).unsqueeze(-1) for part in (one, other))
-    out = one.out * left.to(one.out.dtype) + other.out * right.to(one.out.dtype)
-    return Attended(out, lse)
 
 
 AttentionInterface.register(PACKED, packed_attention)

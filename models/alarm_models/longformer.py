@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.attention import Row, attend, band
+from alarm_models.attention import Row
+from alarm_models.kernels import attend, band
 from alarm_models.layout import Layout
 
 __all__ = ["PackedLongformer"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from alarm_models.features import Features
-from alarm_models.recipe import load_recipe
+from alarm_models.recipe_files import load_recipe
 from alarm_models.rewards import Loader, RewardModel
 from alarm_models.sample import Sample
 from data import Pair, Question, is_error

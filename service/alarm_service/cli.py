@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from alarm_models.errors import AlarmModelsError
-from alarm_models.recipe import built_in_names, load_recipe, load_recipes
+from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
+from alarm_service.faults import explained
 from alarm_service.settings import Settings
 from alarm_service.sockets import listen
 
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AlarmModelsError, OSError) as error:
         return _complain(str(error))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        return _complain("; ".join(lines))
+        return _complain(explained(error.errors()))
 
 
 def _parser() -> argparse.ArgumentParser:

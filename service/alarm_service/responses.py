@@ -14,16 +14,11 @@ from starlette.exceptions import HTTPException
 from alarm_models.errors import RecipeError
 from alarm_service.caller import CallerGone
 from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
+from alarm_service.faults import explained
 
 __all__ = ["add_error_handlers", "error_response"]
 
 _log = structlog.get_logger()
-
-#: As many of a body's faults as one answer names.
-_MAX_FAULTS = 5
-
-#: What pydantic says on the way to a fault that is no name on the wire: which of a field's types.
-_UNSAID = ("function-", "list[")
 
 
 def error_response(error: ServiceError) -> JSONResponse:
@@ -48,7 +43,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(_explained(error.errors()))
+        return error_response(_refused(error.errors()))
 
     @app.exception_handler(CallerGone)
     async def caller_gone(request: Request, error: CallerGone) -> Response:
@@ -65,32 +60,10 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(ServiceError("the server failed; its log says why"))
 
 
-def _explained(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
+def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
     if any(fault["type"] == "json_invalid" for fault in faults):
         return BadRequest(f"the body is no JSON: {faults[0].get('ctx', {}).get('error', '')}")
-    lines = [
-        f"{_path(fault['loc'])}: {fault['msg']}{_got(fault)}" for fault in faults[:_MAX_FAULTS]
-    ]
-    if len(faults) > _MAX_FAULTS:
-        lines.append(f"and {len(faults) - _MAX_FAULTS} more")
-    return Invalid("; ".join(lines))
-
-
-def _path(location: Sequence[str | int]) -> str:
-    names = [part for part in location if not str(part).startswith(_UNSAID)]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names[1:])
-    return path.lstrip(".") or "body"
-
-
-def _got(fault: Mapping[str, Any]) -> str:
-    if fault["type"] in ("missing", "extra_forbidden"):
-        return ""
-    value = fault.get("input")
-    if isinstance(value, bytes):
-        return " (got a body without `Content-Type: application/json`)"
-    if isinstance(value, str | list | dict):
-        return f" (got a {type(value).__name__} of length {len(value)})"
-    return f" (got {value!r})"
+    return Invalid(explained(faults, within="body"))
 
 
 def _from_http(error: HTTPException) -> ServiceError:

@@ -19,6 +19,7 @@ from alarm_models.recipe import Overrides, Recipe
 from alarm_service.answers import RewardOut
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
+from alarm_service.faults import explained
 from alarm_service.logs import set_up_logs
 from alarm_service.schemas import SampleIn
 from alarm_service.settings import Settings
@@ -93,7 +94,6 @@ def _parse(line: bytes) -> SampleIn | SampleError:
     try:
         return SampleIn.model_validate(json.loads(line))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        return SampleError("invalid_sample", "; ".join(faults))
+        return SampleError("invalid_sample", explained(error.errors()))
     except (ValueError, RecursionError) as error:
         return SampleError("invalid_sample", f"the line is no JSON: {error}")

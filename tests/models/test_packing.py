@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES, DECODERS
 
-from alarm_models.attention import attend, band
 from alarm_models.features import Features
+from alarm_models.kernels import attend, band
 from alarm_models.packing import PackedBackbone, fastest_exact
 from alarm_models.padding import PaddedBackbone
 from alarm_models.sample import Span

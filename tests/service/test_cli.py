@@ -6,7 +6,7 @@ import pytest
 from processes import recipe_of
 from tiny import Checkpoint
 
-from alarm_models.recipe import built_in_names
+from alarm_models.recipe_files import built_in_names
 from alarm_service.cli import main
 
 Lines = list[dict[str, Any]]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from alarm_models.recipe import load_recipe
+from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
 

@@ -14,7 +14,7 @@ from standin import Words, recipe
 from tcp import over_tcp
 from tiny import Checkpoint
 
-from alarm_models.recipe import load_recipe
+from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
 

@@ -1,0 +1,106 @@
+"""Recipes from TOML files, the built-in ones and a caller's own, with keys set by dotted names."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alarm_models.errors import RecipeError
+from alarm_models.recipe import Recipe
+
+__all__ = ["built_in_names", "load_recipe", "load_recipes"]
+
+
+def built_in_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("alarm_models") / "recipes"
+    return sorted(
+        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
+    """Read one recipe; see `load_recipes`."""
+    return load_recipes([name_or_file], settings)[0]
+
+
+def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
+    """Read recipes by built-in name or file, and set keys by their dotted names.
+
+    Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table. Raises
+    `RecipeError`, naming file and key.
+    """
+    tables = [_read(name) for name in names_or_files]
+    for setting in settings:
+        keys, value = _parse_setting(setting)
+        known = [table for table in tables if _has_table(table, keys)]
+        if not known:
+            raise RecipeError(f"--set {setting}: no recipe has a table {'.'.join(keys[:-1])!r}")
+        for table in known:
+            _set(table, keys, value)
+    recipes = [_checked(table) for table in tables]
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"two recipes have one name: {names}")
+    return recipes
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    if name_or_file in built_in_names():
+        path = Path(str(resources.files("alarm_models") / "recipes" / f"{name_or_file}.toml"))
+    else:
+        path = Path(name_or_file).expanduser()
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            f"{name_or_file!r} is neither a built-in recipe ({', '.join(built_in_names())}) "
+            f"nor a file that can be read: {error.strerror}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    for model in table.get("models", {}).values():
+        checkpoint = model.get("checkpoint", "") if isinstance(model, dict) else ""
+        if isinstance(checkpoint, str) and checkpoint.startswith(("./", "../")):
+            model["checkpoint"] = str((path.parent / checkpoint).resolve())
+    return table
+
+
+def _checked(table: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in one['loc']) or 'recipe'}: {one['msg']}"
+            for one in error.errors()
+        ]
+        raise RecipeError(f"recipe {table.get('name')!r}: {'; '.join(lines)}") from error
+
+
+def _parse_setting(setting: str) -> tuple[list[str], Any]:
+    key, equals, text = setting.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {setting!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, text
+    return keys, value if isinstance(value, bool | int | float | str | list) else text
+
+
+def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
+    # holistic and hierarchy are every recipe's, written out or not; a model or an aspect is not.
+    return len(keys) < 3 or (len(keys) == 3 and keys[1] in table.get(keys[0], {}))
+
+
+def _set(table: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+    table[keys[-1]] = value
