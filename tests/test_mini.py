@@ -21,7 +21,8 @@ MADE_UP = "Charles Dickens composed it for the Paris opera during his third voya
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
     with alarm_serve("mini") as process:
-        AlarmClient(process.url).wait_ready(timeout=120)
+        with AlarmClient(process.url) as client:
+            client.wait_ready(timeout=120)
         yield process
 
 

@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Process, alarm_serve
@@ -45,7 +46,9 @@ def test_the_curl_gets_the_answer_that_stands_below_it(server: Process) -> None:
 def test_the_python_runs_and_prints_a_reward_an_answer(server: Process) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(block("python").replace(URL, server.url), {})
+        names: dict[str, Any] = {}
+        exec(block("python").replace(URL, server.url), names)
+    names["client"].close()
     assert re.findall(r"past the threshold: (?:True|False)", printed.getvalue()) != []
     assert len(printed.getvalue().splitlines()) == 2
 
