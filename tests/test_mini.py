@@ -54,6 +54,14 @@ def test_token_rewards_add_up_to_the_reward(server: Process) -> None:
     assert set(reward.aspects) == {"factuality", "relevance"}
 
 
+def test_a_prompt_of_any_form_and_length_gets_a_reward(server: Process) -> None:
+    sample = Sample(prompt="Tell me of Emma. " * 400, completion=GROUNDED)
+    with AlarmClient(server.url) as client:
+        (reward,) = client.hierarchical_reward([sample]).rewards
+    assert reward.error is None
+    assert reward.truncated
+
+
 async def test_200_callers_at_once_get_what_each_gets_alone(server: Process) -> None:
     samples = [
         Sample(prompt=PROMPT, completion=f"{(GROUNDED, MADE_UP)[index % 2]} {index}")

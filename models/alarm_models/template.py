@@ -70,7 +70,7 @@ class TextTemplate:
         Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
         """
         text = ""
-        spans = {"prompt": Span(0, 0), "completion": Span(0, 0)}
+        spans: dict[str, Span] = {}
         for part in self._parts:
             text += part.literal
             if part.name is None:
@@ -79,7 +79,11 @@ class TextTemplate:
             start = len(text)
             text += " ".join(value.split()) if part.as_words else value
             spans[part.name] = Span(start, len(text))
-        return Rendered(text, spans["prompt"], spans["completion"])
+            if part.name in self._fields and part.name not in sample.fields:
+                # Found in the prompt, it is the prompt: it may be shortened as that.
+                spans.setdefault("prompt", spans[part.name])
+        nowhere = Span(0, 0)
+        return Rendered(text, spans.get("prompt", nowhere), spans.get("completion", nowhere))
 
     def _value(self, name: str, sample: Sample) -> str:
         if name == "prompt":

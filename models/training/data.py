@@ -86,18 +86,13 @@ def is_held_out(question: str) -> bool:
     return fold_of(question) in HELD_OUT_FOLDS
 
 
-def is_error(segment: Span, errors: tuple[Error, ...], aspect: str, share: float = 0.0) -> bool:
-    """Tell whether an error of the aspect overlaps a segment.
-
-    The overlap must reach ``share`` of the segment or of the error, whichever is shorter; at 0
-    one character is enough.
-    """
-    for error in errors:
-        overlap = min(segment.end, error.span.end) - max(segment.start, error.span.start)
-        shorter = min(segment.end - segment.start, error.span.end - error.span.start)
-        if error.kind in ASPECT_ERRORS[aspect] and overlap > 0 and overlap >= share * shorter:
-            return True
-    return False
+def is_error(segment: Span, errors: tuple[Error, ...], aspect: str) -> bool:
+    """Tell whether an error of the aspect overlaps a segment by a character or more."""
+    return any(
+        error.kind in ASPECT_ERRORS[aspect]
+        and max(segment.start, error.span.start) < min(segment.end, error.span.end)
+        for error in errors
+    )
 
 
 def _pairs(preference: list[int]) -> tuple[Pair, ...]:

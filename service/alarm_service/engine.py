@@ -150,8 +150,8 @@ class Engine:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
                 prepared = await self.in_worker(partial(prepare, model, chunk))
-                settle = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
-                self._waiting.put(_settle(prepared, start, settle, job))
+                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
+                self._waiting.put(_settle(prepared, start, work, job))
             outcomes = await job.outcomes()
         finally:
             job.cancel()

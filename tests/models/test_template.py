@@ -35,6 +35,22 @@ def test_a_field_that_the_caller_leaves_out_is_found_in_the_prompt() -> None:
     assert template.render(Sample("Why not?", "c")).text == "Why not?"
 
 
+def test_a_field_found_in_the_prompt_may_be_shortened_and_one_from_the_caller_may_not() -> None:
+    fields = {"question": FieldPattern(r"question:\s*(.*?)\s*context:")}
+    template = TextTemplate("Q: {question}", fields=fields)
+    assert template.render(Sample("Why not?", "c")).prompt == Span(3, 11)
+    assert template.render(Sample("p", "c", {"question": "Why?"})).prompt == Span(0, 0)
+
+
+def test_the_prompt_itself_is_what_is_shortened_where_a_template_names_both() -> None:
+    fields = {"question": FieldPattern("(.*)")}
+    both = TextTemplate("{prompt} {question}", fields=fields)
+    assert both.render(Sample("abc", "c")).prompt == Span(0, 3)
+    assert TextTemplate("{question} {prompt}", fields=fields).render(
+        Sample("abc", "c")
+    ).prompt == Span(4, 7)
+
+
 def test_a_field_that_nobody_gives_fails_the_sample_by_name() -> None:
     with pytest.raises(SampleError, match="question") as caught:
         TextTemplate("{question}").render(Sample("p", "c"))
