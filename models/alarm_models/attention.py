@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,42 +11,13 @@ from transformers import AttentionInterface
 
 from alarm_models.kernels import Attended, attend, band, merged
 from alarm_models.layout import Layout
+from alarm_models.row import current_row
 from alarm_models.sample import Span
 
-__all__ = ["PACKED", "Row", "attend_reads", "current_row", "packed_attention", "running"]
+__all__ = ["PACKED", "attend_reads", "packed_attention"]
 
 #: The name under which transformers' models find our attention.
 PACKED = "alarm_packed"
-
-_row: ContextVar[Row] = ContextVar("row")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a forward pass runs over: samples laid out, and the tokens of them that are read.
-
-    ``reads`` holds each read's sample and its place in that sample; ``places`` its place in the
-    row.
-    """
-
-    layout: Layout
-    reads: Sequence[tuple[int, int]]
-    places: Sequence[int]
-
-
-@contextmanager
-def running(row: Row) -> Iterator[None]:
-    """Say what the forward pass in this block runs over."""
-    token = _row.set(row)
-    try:
-        yield
-    finally:
-        _row.reset(token)
-
-
-def current_row() -> Row:
-    """Return what the forward pass that is running runs over."""
-    return _row.get()
 
 
 def packed_attention(
@@ -70,7 +38,9 @@ def packed_attention(
     Returns ``[1, tokens, heads, dim]``. ``sliding_window`` counts the tokens that a token sees on
     a side, itself among them; ``softcap`` is Gemma 2's.
     """
-    layout = current_row().layout
+    row = current_row()
+    layout = row.layout
+    key, value = row.with_known(module, key, value)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = scaling or query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
@@ -82,7 +52,7 @@ def packed_attention(
         if layout.is_shared:
             raise ValueError("samples longer than the model's window cannot share a beginning")
         for run in layout.runs:
-            span = slice(run.start, run.end)
+            span = slice(*run.row)
             parts = (query[:, :, span], key[:, :, span], value[:, :, span])
             back, ahead = sliding_window - 1, 0 if causal else sliding_window - 1
             target[:, :, span] = band(*parts, scale, back, ahead, softcap)
@@ -103,27 +73,32 @@ def _attend_runs(
 ) -> None:
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, tokens]
     for run in layout.runs:
-        own = slice(run.start, run.end)
-        if run.start == run.end:
+        if run.row.start == run.row.end:
             continue
-        keys, values = key[:, :, own], value[:, :, own]
+        own, keys = slice(*run.row), slice(*run.keys)
         target[:, :, own], lse[:, :, own] = attend(
-            query[:, :, own], keys, values, scale, causal=causal, softcap=softcap
+            query[:, :, own],
+            key[:, :, keys],
+            value[:, :, keys],
+            scale,
+            causal=causal,
+            softcap=softcap,
         )
     if not layout.is_shared:
         return
     for run in layout.runs:
         # Parents come before their continuations, whose own part is there by now.
-        if run.reach > run.end > run.start:
-            own, after = slice(run.start, run.end), slice(run.end, run.reach)
+        if run.reach > run.row.end and run.keys.end > run.keys.start:
+            keys, after = slice(*run.keys), slice(run.row.end, run.reach)
             seen = attend(
-                query[:, :, after], key[:, :, own], value[:, :, own], scale, softcap=softcap
+                query[:, :, after], key[:, :, keys], value[:, :, keys], scale, softcap=softcap
             )
             mine = Attended(target[:, :, after], lse[:, :, after])
             target[:, :, after], lse[:, :, after] = merged(mine, seen)
 
 
 def attend_reads(
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -132,19 +107,20 @@ def attend_reads(
     causal: bool,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend for the current row's reads alone, over the keys of all its tokens.
+    """Attend for the current row's reads alone, over the keys of their samples' tokens.
 
     ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` is as in
     `packed_attention`.
     """
     row = current_row()
+    key, value = row.with_known(module, key, value)
     groups = query.shape[1] // key.shape[1]
     out = query.new_empty(query.transpose(1, 2).shape)
     target = out.transpose(1, 2)
     for sample, numbered in groupby(enumerate(row.reads), key=lambda read: read[1][0]):
         numbers, at = zip(*((number, place) for number, (_, place) in numbered), strict=True)
         seen = max(at) + 1 if causal else row.layout.length(sample)
-        places = row.layout.places(sample, Span(0, seen))
+        places = row.layout.keys(sample, Span(0, seen))
         keys, values = key[:, :, places], value[:, :, places]
         if groups > 1:
             keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)

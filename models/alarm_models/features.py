@@ -19,6 +19,8 @@ class BatchCost(StrEnum):
     PACKED = "packed"
     #: As packed, what several samples begin with counted once.
     SHARED = "shared"
+    #: No batch at all: each sample runs alone.
+    ALONE = "alone"
 
 
 @dataclass(frozen=True, slots=True)

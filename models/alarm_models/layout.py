@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from alarm_models.beginnings import MIN_SHARED, Ids, num_common
+from alarm_models.memory import Known, Memory, spans_within
 from alarm_models.sample import Span
 
-__all__ = ["MIN_SHARED", "Layout", "Run", "lay_out", "num_common"]
-
-#: A shared beginning shorter than this is not worth a run of its own.
-MIN_SHARED = 16
-
-#: Token ids, or token ids with their types.
-Ids = tuple[int, ...] | tuple[tuple[int, int], ...]
+__all__ = ["Layout", "Run", "lay_out"]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Tokens ``[start, end)`` of the row that belong together.
+class Run(NamedTuple):
+    """Tokens that belong together: where their keys stand, and where they stand in the row.
 
-    The tokens from ``end`` up to ``reach`` go on from this run: they see all of its tokens.
+    ``row`` is empty for tokens whose keys are remembered. The row's tokens from ``row.end`` up to
+    ``reach`` go on from this run: they see all of its keys.
     """
 
-    start: int
-    end: int
+    keys: Span
+    row: Span
     reach: int
 
 
@@ -32,16 +30,23 @@ class Run:
 class Layout:
     """A row of runs, in which a run's continuations follow it directly.
 
-    ``ids`` and ``positions`` (a token's place in its sample) are ``[tokens]``. ``pieces`` holds for
-    each sample the spans of the row that make it up, in order; ``num_computed`` how many tokens it
-    brought that no sample laid down before it had.
+    ``ids`` and ``positions`` (a token's place in its sample) are those of the row's tokens. Keys
+    are the row's, and between them, in the order of the runs, those that are ``known`` from rows
+    before. ``pieces`` holds for each sample the spans of the keys that make it up, in order;
+    ``num_computed`` how many tokens it brought that nobody laid down before it.
     """
 
     ids: list[int | tuple[int, int]]
     positions: list[int]
     runs: list[Run]
+    known: list[tuple[Span, Known]]
     pieces: list[tuple[Span, ...]]
     num_computed: list[int]
+
+    @property
+    def num_keys(self) -> int:
+        """Count the keys: the row's tokens and the known ones."""
+        return len(self.ids) + sum(len(known) for _, known in self.known)
 
     @property
     def longest(self) -> int:
@@ -51,74 +56,137 @@ class Layout:
     @property
     def is_shared(self) -> bool:
         """Whether any run goes on in others."""
-        return any(run.reach > run.end for run in self.runs)
+        return any(run.reach > run.row.end for run in self.runs)
 
     def length(self, sample: int) -> int:
         """Return how many tokens a sample has."""
         return sum(end - start for start, end in self.pieces[sample])
 
+    def keys(self, sample: int, tokens: Span) -> list[int]:
+        """Return where the keys of a sample's tokens stand."""
+        spans = spans_within(self.pieces[sample], tokens)
+        return [place for span in spans for place in range(*span)]
+
     def places(self, sample: int, tokens: Span) -> list[int]:
-        """Return where in the row a sample's tokens stand."""
-        places: list[int] = []
-        passed = 0
-        for start, end in self.pieces[sample]:
-            first, last = max(tokens.start - passed, 0), min(tokens.end - passed, end - start)
-            places.extend(range(start + first, start + last))
-            passed += end - start
+        """Return where in the row a sample's tokens stand; none of them may be known."""
+        keys = self.keys(sample, tokens)
+        if not self.known:
+            return keys
+        starts = [run.keys.start for run in self.runs]
+        places = []
+        for key in keys:
+            run = self.runs[bisect_right(starts, key) - 1]
+            places.append(run.row.start + key - run.keys.start)
         return places
 
 
-def lay_out(samples: Sequence[Ids], *, share: bool) -> Layout:
+def lay_out(
+    samples: Sequence[Ids],
+    *,
+    share: bool,
+    memory: Memory | None = None,
+    first_reads: Sequence[int] | None = None,
+) -> Layout:
     """Lay samples of token ids out in one row.
 
     Identical samples are laid down once. With ``share``, samples that begin with the same ids have
     that beginning laid down once, on any number of levels; that is right for causal models alone.
+    What ``memory`` knows of a beginning is not laid down at all, up to each sample's first read:
+    what is read has to run.
     """
-    builder = _Builder(samples)
+    builder = _Builder(samples, first_reads or [0] * len(samples))
     order = sorted(range(len(samples)), key=lambda index: samples[index])
     if share:
-        builder.grow(order, 0, ())
+        builder.grow(order, 0, (), memory)
     else:
         alike: dict[Ids, list[int]] = {}
         for index, sample in enumerate(samples):
             alike.setdefault(sample, []).append(index)
         for group in alike.values():
-            builder.lay(group, 0, len(samples[group[0]]), ())
-    return Layout(builder.ids, builder.positions, builder.runs, builder.pieces, builder.computed)
+            builder.lay(group, 0, len(samples[group[0]]), (), None)
+    return builder.layout
 
 
 class _Builder:
-    def __init__(self, samples: Sequence[Ids]) -> None:
+    def __init__(self, samples: Sequence[Ids], first_reads: Sequence[int]) -> None:
         self._samples = samples
-        self.ids: list[int | tuple[int, int]] = []
-        self.positions: list[int] = []
-        self.runs: list[Run] = []
-        self.pieces: list[tuple[Span, ...]] = [()] * len(samples)
-        self.computed = [0] * len(samples)
+        self._first_reads = first_reads
+        self._num_keys = 0
+        num = len(samples)
+        self.layout = Layout([], [], [], [], [()] * num, [0] * num)
 
-    def grow(self, order: Sequence[int], depth: int, path: tuple[Span, ...]) -> None:
-        """Lay down samples, sorted, whose first ``depth`` ids are in the row as ``path``."""
+    def grow(
+        self, order: Sequence[int], depth: int, path: tuple[Span, ...], memory: Memory | None
+    ) -> None:
+        """Lay down samples, sorted, whose first ``depth`` ids have their keys at ``path``."""
         for group in self._groups(order, depth):
             first, last = self._samples[group[0]], self._samples[group[-1]]
-            self.lay(group, depth, num_common(first, last, depth), path)
+            self.lay(group, depth, num_common(first, last, depth), path, memory)
 
-    def lay(self, group: Sequence[int], depth: int, end: int, path: tuple[Span, ...]) -> None:
-        """Lay down ids ``[depth, end)`` that a group shares, then what follows them."""
-        start = len(self.ids)
-        self.ids.extend(self._samples[group[0]][depth:end])
-        self.positions.extend(range(depth, end))
-        span = Span(start, len(self.ids))
-        self.computed[group[0]] += end - depth
-        index = len(self.runs)
-        self.runs.append(Run(*span, span.end))
-        path = (*path, span) if span.end > span.start else path
+    def lay(
+        self,
+        group: Sequence[int],
+        depth: int,
+        end: int,
+        path: tuple[Span, ...],
+        memory: Memory | None,
+    ) -> None:
+        """Lay down ids ``[depth, end)`` that a group shares, then what follows them.
+
+        ``memory`` is given while all before ``depth`` is known.
+        """
+        known = self._recall(group, depth, end, memory)
+        if known is None:
+            self._lay_new(group, depth, end, path)
+            return
+        keys = self._next_keys(len(known))
+        self.layout.known.append((keys, known))
+        here = Span(len(self.layout.ids), len(self.layout.ids))
+        index = self._open(Run(keys, here, here.end))
+        depth += len(known)
+        if depth < end:
+            self._lay_new(group, depth, end, (*path, keys))
+        else:
+            self.grow(group, end, (*path, keys), memory)
+        self._close(index)
+
+    def _recall(
+        self, group: Sequence[int], depth: int, end: int, memory: Memory | None
+    ) -> Known | None:
+        if memory is None:
+            return None
+        end = min(end, *(self._first_reads[sample] for sample in group))
+        return memory.recall(self._samples[group[0]][:end], depth)
+
+    def _lay_new(self, group: Sequence[int], depth: int, end: int, path: tuple[Span, ...]) -> None:
+        layout = self.layout
+        row = Span(len(layout.ids), len(layout.ids) + end - depth)
+        keys = self._next_keys(end - depth)
+        layout.ids.extend(self._samples[group[0]][depth:end])
+        layout.positions.extend(range(depth, end))
+        layout.num_computed[group[0]] += end - depth
+        index = self._open(Run(keys, row, row.end))
+        path = (*path, keys) if keys.end > keys.start else path
         for sample in group:
             if len(self._samples[sample]) == end:
-                self.pieces[sample] = path
+                layout.pieces[sample] = path
         rest = [sample for sample in group if len(self._samples[sample]) > end]
         if rest:
-            self.grow(rest, end, path)
-            self.runs[index] = Run(*span, len(self.ids))
+            self.grow(rest, end, path, None)
+            self._close(index)
+
+    def _next_keys(self, count: int) -> Span:
+        keys = Span(self._num_keys, self._num_keys + count)
+        self._num_keys = keys.end
+        return keys
+
+    def _open(self, run: Run) -> int:
+        self.layout.runs.append(run)
+        return len(self.layout.runs) - 1
+
+    def _close(self, index: int) -> None:
+        runs = self.layout.runs
+        runs[index] = runs[index]._replace(reach=len(self.layout.ids))
 
     def _groups(self, order: Sequence[int], depth: int) -> Iterator[list[int]]:
         """Split sorted samples where neighbours share too little beyond ``depth``."""
@@ -133,15 +201,3 @@ class _Builder:
             group.append(index)
         if group:
             yield group
-
-
-def num_common(one: Ids, other: Ids, known: int) -> int:
-    """Count the ids that two samples begin with alike; the first ``known`` are known to be."""
-    low, high = known, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.attention import Row
 from alarm_models.kernels import attend, band
 from alarm_models.layout import Layout
+from alarm_models.row import Row
 
 __all__ = ["PackedLongformer"]
 
@@ -52,9 +52,9 @@ class PackedLongformer:
         target = _heads(out, weights.num_heads)
         side, scale = weights.one_sided_attn_window_size, weights.head_dim**-0.5
         for run in layout.runs:
-            own = slice(run.start, run.end)
+            own = slice(*run.row)
             parts = (query[:, :, own], key[:, :, own], value[:, :, own])
-            if run.end - run.start <= side + 1:
+            if run.row.end - run.row.start <= side + 1:
                 target[:, :, own] = attend(*parts, scale).out
             else:
                 target[:, :, own] = band(
@@ -73,7 +73,7 @@ class PackedLongformer:
         )
         scale = weights.head_dim**-0.5
         for run in layout.runs:
-            own, first = slice(run.start, run.end), slice(run.start, run.start + 1)
+            own, first = slice(*run.row), slice(run.row.start, run.row.start + 1)
             query = _heads(weights.query_global(states[:, first]), weights.num_heads)
             target[:, :, first] = attend(query, key[:, :, own], value[:, :, own], scale).out
 

@@ -20,8 +20,8 @@ from alarm_models.checkpoint import read_head
 from alarm_models.errors import CheckpointError
 from alarm_models.features import BatchCost, Features
 from alarm_models.heads import Head, Pooling, sequence_head, token_head
-from alarm_models.packing import Backbone, fastest_exact
 from alarm_models.padding import padded
+from alarm_models.probing import Backbone, fastest_exact
 
 __all__ = [
     "HeadedNetwork",
@@ -106,12 +106,16 @@ class WholeNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a network comes from and how it is to run."""
+    """Where a network comes from and how it is to run.
+
+    ``max_remembered_bytes`` bounds what a causal model keeps of prompts for the batches after.
+    """
 
     folder: Path
     dtype: torch.dtype
     device: torch.device
     trust_remote_code: bool = False
+    max_remembered_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +138,19 @@ def sequence_classifier(source: Source) -> Network:
             f"{source.folder} has {model.config.num_labels} labels: no single score; kind "
             "`sequence` wants one logit"
         )
-    return _with_head(model, sequence_head(model), has_global=True)
+    return _with_head(model, sequence_head(model), source, has_global=True)
 
 
 def token_classifier(source: Source) -> Network:
     """Load a token classifier: one row of logits a token."""
     model = _load(AutoModelForTokenClassification, source)
-    return _with_head(model, token_head(model), has_global=False)
+    return _with_head(model, token_head(model), source)
 
 
 def load_base(source: Source) -> Base:
     """Load a base model, which several heads may share."""
     model = _load(AutoModel, source)
-    return Base(model, fastest_exact(model))
+    return Base(model, _fastest(model, source))
 
 
 def base_with_head(base: Base, source: Source, name: str) -> Network:
@@ -155,12 +159,20 @@ def base_with_head(base: Base, source: Source, name: str) -> Network:
     return HeadedNetwork(base.model, base.backbone, Head(linear, linear.out_features, None))
 
 
-def _with_head(model: PreTrainedModel, head: Head | None, *, has_global: bool) -> Network:
+def _with_head(
+    model: PreTrainedModel, head: Head | None, source: Source, *, has_global: bool = False
+) -> Network:
     if head is None:
         return WholeNetwork(model)
     base: Any = model.base_model
     has_global = has_global and isinstance(base, LongformerModel)
-    return HeadedNetwork(base, fastest_exact(base, has_global=has_global), head)
+    return HeadedNetwork(base, _fastest(base, source, has_global=has_global), head)
+
+
+def _fastest(model: PreTrainedModel, source: Source, *, has_global: bool = False) -> Backbone:
+    return fastest_exact(
+        model, has_global=has_global, max_remembered_bytes=source.max_remembered_bytes
+    )
 
 
 def _load(loader: Any, source: Source) -> PreTrainedModel:

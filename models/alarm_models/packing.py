@@ -8,24 +8,16 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
-from alarm_models.attention import PACKED, Row, running
 from alarm_models.features import BatchCost, Features
 from alarm_models.layout import Layout, lay_out
 from alarm_models.longformer import PackedLongformer
-from alarm_models.padding import PaddedBackbone
-from alarm_models.sample import Span
-from alarm_models.trimming import trim, untrim
+from alarm_models.memory import Memory
+from alarm_models.row import Row, running
 
-__all__ = ["Backbone", "PackedBackbone", "fastest_exact"]
+__all__ = ["OFFSET_POSITIONS", "PackedBackbone"]
 
 #: Model types whose position ids begin past the padding id, and pass over it.
 OFFSET_POSITIONS = {"roberta", "longformer", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
-
-#: The largest error that a packed forward pass may make, as a share of its states' size.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-#: The longest window that the probe looks beyond.
-_MAX_PROBED_WINDOW = 512
 
 
 class PackedBackbone:
@@ -33,7 +25,8 @@ class PackedBackbone:
 
     ``share`` is right for causal models alone. Samples longer than a model's sliding window do not
     share: their end would have to forget their beginning. ``is_trimmed`` says that the model's
-    last layer gives only the states that are read.
+    last layer gives only the states that are read. Where ``max_remembered_bytes`` are given,
+    shared beginnings are not even run again in later batches.
     """
 
     def __init__(
@@ -43,11 +36,14 @@ class PackedBackbone:
         share: bool,
         is_trimmed: bool = False,
         has_global: bool = False,
+        max_remembered_bytes: int = 0,
     ) -> None:
         self.is_trimmed = is_trimmed
         self.cost = BatchCost.SHARED if share else BatchCost.PACKED
         self._model: Any = model
         self._share = share
+        self._memory = Memory(max_remembered_bytes) if share and max_remembered_bytes else None
+        self._last: tuple[Sequence[Features], Layout] | None = None
         self._longformer = (
             PackedLongformer(model, has_global=has_global)
             if isinstance(model, LongformerModel)
@@ -65,23 +61,54 @@ class PackedBackbone:
             layout,
             [(index, at) for index, span in spans for at in range(*span)],
             [place for index, span in spans for place in layout.places(index, span)],
+            is_remembered=self._remembers(batch),
         )
-        states = self._states(row)  # [tokens read, hidden]
+        try:
+            states = self._states(row)  # [tokens read, hidden]
+        except torch.OutOfMemoryError:
+            self.forget()
+            raise
+        self._last = (batch, layout)
+        if self._memory is not None and row.is_remembered:
+            self._memory.remember(row.past([one.ids for one in batch]))
         lengths = [span.end - span.start for _, span in spans]
         if len(states) == len(lengths):
             return states
         return torch.stack([part.mean(0) for part in torch.split(states, lengths)])
 
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
-        """Return the tokens that each sample adds to the work; who comes first brings the rest."""
+        """Return the tokens that each sample added to the work; who comes first brings the rest.
+
+        Of the batch that ran last; of another, what it would add now.
+        """
+        if self._last is not None and self._last[0] is batch:
+            return self._last[1].num_computed
         return self._lay_out(batch).num_computed
 
+    def forget(self) -> None:
+        """Free what is remembered of batches before."""
+        self._last = None
+        if self._memory is not None:
+            self._memory.forget()
+
+    def _remembers(self, batch: Sequence[Features]) -> bool:
+        is_typed = any(one.types for one in batch)
+        return self._memory is not None and not is_typed and self._fits_window(batch)
+
+    def _fits_window(self, batch: Sequence[Features]) -> bool:
+        return self._window is None or max(one.num_tokens for one in batch) <= self._window
+
     def _lay_out(self, batch: Sequence[Features]) -> Layout:
-        fits = self._window is None or max(one.num_tokens for one in batch) <= self._window
+        share = self._share and self._fits_window(batch)
         if any(one.types for one in batch):
             typed = [tuple(zip(one.ids, one.types, strict=True)) for one in batch]
-            return lay_out(typed, share=self._share and fits)
-        return lay_out([one.ids for one in batch], share=self._share and fits)
+            return lay_out(typed, share=share)
+        return lay_out(
+            [one.ids for one in batch],
+            share=share,
+            memory=self._memory if share else None,
+            first_reads=[min((span.start for span in one.reads), default=0) for one in batch],
+        )
 
     def _states(self, row: Row) -> torch.Tensor:
         device = self._model.device
@@ -104,66 +131,7 @@ class PackedBackbone:
         positions = []
         for run in layout.runs:
             place = self._padding
-            for token in ids[run.start : run.end].tolist():
+            for token in ids[slice(*run.row)].tolist():
                 place += token != self._padding
                 positions.append(self._padding if token == self._padding else place)
         return positions
-
-
-Backbone = PaddedBackbone | PackedBackbone
-
-
-@torch.inference_mode()
-def fastest_exact(model: PreTrainedModel, *, has_global: bool = False) -> Backbone:
-    """Return the fastest way to run a model that gives what the plain way gives.
-
-    A model is run on a few samples each way: one that trimming, sharing or packing does not serve
-    exactly (attention of its own, recurrence) is found out here and takes a slower way.
-    """
-    plain = PaddedBackbone(model, has_global=has_global)
-    probe = _probe(model)
-    wanted = torch.cat([plain.rows([one]) for one in probe])
-    config: Any = model.config
-    own = config._attn_implementation
-    config.use_cache = False
-    for is_trimmed, share in ((True, True), (True, False), (False, True), (False, False)):
-        if is_trimmed and not trim(model):
-            continue
-        packed = PackedBackbone(model, share=share, is_trimmed=is_trimmed, has_global=has_global)
-        try:
-            if not isinstance(model, LongformerModel):
-                model.set_attn_implementation(PACKED)
-            if _is_close(packed, probe, wanted):
-                return packed
-        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError):
-            pass  # the model knows no such attention
-        untrim(model)
-    if not isinstance(model, LongformerModel):
-        model.set_attn_implementation(own)
-    return plain
-
-
-def _is_close(packed: PackedBackbone, probe: Sequence[Features], wanted: torch.Tensor) -> bool:
-    error = (packed.rows(probe) - wanted).float().norm(dim=-1).max()
-    size = wanted.float().norm(dim=-1).max()
-    return bool(error <= _TOLERANCE[wanted.dtype] * size)
-
-
-def _probe(model: PreTrainedModel) -> list[Features]:
-    """Make samples that share a beginning and samples that do not, one past a short window."""
-    config: Any = model.config.get_text_config()
-    windows = getattr(config, "attention_window", None) or [
-        getattr(config, "sliding_window", None) or 0
-    ]
-    window = max(windows) if isinstance(windows, list) else windows
-    beyond = window + 40 if window <= _MAX_PROBED_WINDOW else 48
-    longest = min(beyond, getattr(config, "max_position_embeddings", beyond) - 8)
-    lengths = (5, 30, 44, longest)
-    choose = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (2, 700), generator=choose).tolist()
-    shared = [(*ids[0][:24], *ids[1][n : n + 6]) for n in range(3)]
-    alone = [tuple(ids[1][: max(n, 2)]) for n in lengths]
-    return [
-        Features(sample, (Span(0, 1), Span(len(sample) - 1, len(sample))), truncated=False)
-        for sample in (*map(tuple, shared), *alone)
-    ]

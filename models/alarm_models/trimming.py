@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from alarm_models.attention import attend_reads, current_row
+from alarm_models.attention import attend_reads
+from alarm_models.row import current_row
 
 __all__ = ["Trimmed", "trim", "untrim"]
 
@@ -48,6 +49,7 @@ class _TrimmedLlama(Trimmed):
         cos, sin = position_embeddings  # [1, tokens, dim]
         query = _rotated(query, cos[:, places], sin[:, places])
         attended = attend_reads(
+            attention,
             query,
             _rotated(key, cos, sin),
             value,
@@ -80,7 +82,7 @@ class _TrimmedBert(Trimmed):
             )
         )
         attended = attend_reads(
-            query, key, value, scale=attention.scaling, causal=False, window=None
+            attention, query, key, value, scale=attention.scaling, causal=False, window=None
         )
         states = layer.attention.output(attended.flatten(2), reads)
         trimmed: torch.Tensor = layer.feed_forward_chunk(states)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alarm_models.beginnings import MIN_SHARED, num_common
 from alarm_models.features import BatchCost
-from alarm_models.layout import MIN_SHARED, num_common
 from alarm_service.work import Work
 
 __all__ = ["take_batch"]
@@ -22,6 +22,8 @@ def take_batch(waiting: Sequence[Work], max_tokens: int) -> list[Work]:
     """
     window = waiting[:_WINDOW]
     match waiting[0].cost:
+        case BatchCost.ALONE:
+            return [waiting[0]]
         case BatchCost.PADDED:
             return _of_like_length(window, max_tokens)
         case BatchCost.PACKED:

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_models.layout import MIN_SHARED, Run, lay_out
+from alarm_models.beginnings import MIN_SHARED
+from alarm_models.layout import Run, lay_out
 from alarm_models.sample import Span
 
 PROMPT = tuple(range(100, 120))  # 20 ids, enough to share
@@ -11,7 +12,7 @@ def test_without_sharing_samples_stand_end_to_end() -> None:
     layout = lay_out([(1, 2, 3), (1, 2)], share=False)
     assert layout.ids == [1, 2, 3, 1, 2]
     assert layout.positions == [0, 1, 2, 0, 1]
-    assert layout.runs == [Run(0, 3, 3), Run(3, 5, 5)]
+    assert layout.runs == [Run(Span(0, 3), Span(0, 3), 3), Run(Span(3, 5), Span(3, 5), 5)]
     assert layout.num_computed == [3, 2]
 
 
@@ -19,7 +20,11 @@ def test_a_shared_prompt_is_laid_down_once() -> None:
     layout = lay_out([(*PROMPT, 1, 2), (*PROMPT, 3)], share=True)
     assert layout.ids == [*PROMPT, 1, 2, 3]
     assert layout.positions == [*range(20), 20, 21, 20]
-    assert layout.runs == [Run(0, 20, 23), Run(20, 22, 22), Run(22, 23, 23)]
+    assert [(run.row, run.reach) for run in layout.runs] == [
+        ((0, 20), 23),
+        ((20, 22), 22),
+        ((22, 23), 23),
+    ]
     assert layout.num_computed == [22, 1]
 
 

@@ -12,8 +12,9 @@ from tiny import ARCHITECTURES, DECODERS
 
 from alarm_models.features import Features
 from alarm_models.kernels import attend, band
-from alarm_models.packing import PackedBackbone, fastest_exact
+from alarm_models.packing import PackedBackbone
 from alarm_models.padding import PaddedBackbone
+from alarm_models.probing import fastest_exact
 from alarm_models.sample import Span
 
 PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]

@@ -23,10 +23,14 @@ __all__ = ["Loader"]
 
 
 class Loader:
-    """Loads models onto one device; models on one checkpoint share its tokenizer and its base."""
+    """Loads models onto one device; models on one checkpoint share its tokenizer and its base.
 
-    def __init__(self, device: torch.device) -> None:
+    ``max_remembered_bytes`` bounds what each causal model keeps of prompts for later batches.
+    """
+
+    def __init__(self, device: torch.device, *, max_remembered_bytes: int = 0) -> None:
         self._device = device
+        self._max_remembered_bytes = max_remembered_bytes
         self._bases: dict[Source, Base] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
@@ -46,7 +50,13 @@ class Loader:
 
     def _weights(self, spec: NeuralSpec) -> Weights:
         folder = checkpoint.locate(spec.checkpoint)
-        source = Source(folder, _dtype(spec, self._device), self._device, spec.trust_remote_code)
+        source = Source(
+            folder,
+            _dtype(spec, self._device),
+            self._device,
+            spec.trust_remote_code,
+            self._max_remembered_bytes,
+        )
         if folder not in self._digests:
             self._digests[folder] = checkpoint.digest(folder)
             self._tokenizers[folder] = Tokenizer(folder, trust_remote_code=spec.trust_remote_code)

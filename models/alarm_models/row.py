@@ -1,0 +1,92 @@
+"""What a forward pass runs over, told to the layers that the pass goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from alarm_models.beginnings import Ids
+from alarm_models.layout import Layout
+from alarm_models.memory import Past
+from alarm_models.sample import Span
+
+__all__ = ["Row", "current_row", "running"]
+
+_row: ContextVar[Row] = ContextVar("row")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a forward pass runs over: samples laid out, and the tokens of them that are read.
+
+    ``reads`` holds each read's sample and its place in that sample; ``places`` its place in the
+    row. ``layers`` gathers each layer's keys and values where ``is_remembered``.
+    """
+
+    layout: Layout
+    reads: Sequence[tuple[int, int]]
+    places: Sequence[int]
+    is_remembered: bool = False
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def with_known(
+        self, module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a layer's keys and values of the row, ``[1, heads, tokens, dim]``, among the known.
+
+        Returns ``[1, heads, keys, dim]`` each.
+        """
+        if not self.is_remembered:
+            return key, value
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if self.layout.known:
+            pasts = [(span, known, known.past.layers[layer]) for span, known in self.layout.known]
+            key = self._among(key, [(span, known.spans, past[0]) for span, known, past in pasts])
+            value = self._among(
+                value, [(span, known.spans, past[1]) for span, known, past in pasts]
+            )
+        self.layers[layer] = (key, value)
+        return key, value
+
+    def past(self, samples: Sequence[Ids]) -> Past:
+        """Return the row, once it has run, for those that come after."""
+        return Past(samples, self.layout.pieces, self.layers)
+
+    def _among(
+        self,
+        states: torch.Tensor,
+        known: Sequence[tuple[Span, Sequence[Span], torch.Tensor]],
+    ) -> torch.Tensor:
+        heads, dim = states.shape[1], states.shape[3]
+        joined = states.new_empty(1, heads, self.layout.num_keys, dim)
+        for run in self.layout.runs:
+            joined[:, :, slice(*run.keys)][:, :, : _length(run.row)] = states[:, :, slice(*run.row)]
+        for (start, _), spans, past in known:
+            for span in spans:
+                end = start + _length(span)
+                joined[:, :, start:end] = past[:, :, slice(*span)]
+                start = end
+        return joined
+
+
+@contextmanager
+def running(row: Row) -> Iterator[None]:
+    """Say what the forward pass in this block runs over."""
+    token = _row.set(row)
+    try:
+        yield
+    finally:
+        _row.reset(token)
+
+
+def current_row() -> Row:
+    """Return what the forward pass that is running runs over."""
+    return _row.get()
+
+
+def _length(span: Span) -> int:
+    return span.end - span.start
