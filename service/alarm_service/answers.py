@@ -119,6 +119,7 @@ class ModelOut(_Out):
     checkpoint: str | None
     fingerprint: str | None = Field(description="null while loading")
     device: str
+    deterministic: bool = Field(description="whether each sample runs alone, for the same bits")
     limits: dict[str, int | None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -14,7 +15,8 @@ from starlette.middleware import Middleware
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import RewardModel
 from alarm_service import routes, status_routes
-from alarm_service.catalog import Catalog, choose_device, load_models
+from alarm_service.catalog import Catalog
+from alarm_service.devices import choose_devices, load_models, require_determinism
 from alarm_service.engine import Engine, Limits
 from alarm_service.metrics import Metrics
 from alarm_service.middleware import AccessLog, BodyLimit, RequireKey
@@ -29,23 +31,23 @@ Load = Callable[[Catalog, torch.device], Mapping[str, RewardModel]]
 
 
 def create_engine(
-    recipes: Sequence[Recipe], settings: Settings, load: Load = load_models
+    recipes: Sequence[Recipe], settings: Settings, load: Load | None = None
 ) -> Engine:
     """Make an engine for these recipes; it loads them once it is started."""
-    return Engine(
-        Catalog(recipes),
-        load,
-        choose_device(settings.device),
-        Limits(settings.max_queued_tokens, settings.max_batch_tokens),
-        Metrics(),
-    )
+    if settings.deterministic:
+        require_determinism()
+    # What is remembered of prompts changes the last bits of what comes after.
+    num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
+    limits = Limits(settings.max_queued_tokens, settings.max_batch_tokens, settings.deterministic)
+    load = load or partial(load_models, max_remembered_bytes=num_bytes)
+    return Engine(Catalog(recipes), load, choose_devices(settings.device), limits, Metrics())
 
 
 def create_app(
     recipes: Sequence[Recipe],
     settings: Settings,
     *,
-    load: Load = load_models,
+    load: Load | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.

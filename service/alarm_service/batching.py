@@ -16,9 +16,11 @@ __all__ = ["Waiting"]
 
 @dataclass(slots=True)
 class Waiting:
-    """The work that has arrived, by model; the device thread takes batches from it."""
+    """The work that has arrived, by model; the devices' threads take batches from it."""
 
     max_batch_tokens: int
+    #: The tokens of a batch, for models that have a number of their own.
+    budgets: dict[str, int] = field(default_factory=dict)
     _by_model: dict[str, deque[Work]] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: ServiceError | None = None
@@ -72,11 +74,13 @@ class Waiting:
 
     def _take(self) -> list[Work]:
         works = min(self._by_model.values(), key=lambda works: works[0].since)
-        batch = take_batch(list(works), self.max_batch_tokens)
+        budget = self.budgets.get(works[0].model, self.max_batch_tokens)
+        batch = take_batch(list(works), budget)
         taken = set(map(id, batch))
         left = deque(work for work in works if id(work) not in taken)
         if left:
             self._by_model[batch[0].model] = left
+            self._changed.notify()  # for another device
         else:
             del self._by_model[batch[0].model]
         return batch

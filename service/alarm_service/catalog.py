@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import Loader, RewardModel
 from alarm_models.specs import ModelSpec
 from alarm_models.template import FieldPattern
 from alarm_service.errors import NotFound
 
-__all__ = ["Catalog", "ServedModel", "choose_device"]
+__all__ = ["Catalog", "ServedModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +74,3 @@ class Catalog:
         self.models[key] = ServedModel(key, name, recipe.name, spec, fields)
         self._keys[f"{recipe.name}/{name}"] = key
         self._keys.setdefault(name, key)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def load_models(catalog: Catalog, device: torch.device) -> dict[str, RewardModel]:
-    """Load every model of the catalog; raise `CheckpointError` or `RecipeError`."""
-    loader = Loader(device)
-    return {key: loader.load(served.spec, served.fields) for key, served in catalog.models.items()}

@@ -21,7 +21,7 @@ from alarm_service.sockets import listen
 __all__ = ["main"]
 
 #: The settings that a command without a server has.
-_LOCAL = ("recipe", "set", "device", "max_batch_tokens")
+_LOCAL = ("recipe", "set", "device", "deterministic", "max_batch_tokens")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,12 +15,13 @@ import structlog
 import torch
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
-from alarm_models.features import Features
+from alarm_models.features import BatchCost, Features
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import Prepared, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
+from alarm_service.budget import LEAST_BUDGET, measured_budget
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.job import Job
@@ -43,10 +44,15 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much an engine holds and runs at once, in tokens."""
+    """How much an engine holds and runs at once, in tokens.
+
+    Without ``max_batch_tokens`` each model's own is measured. ``is_deterministic`` runs each sample
+    alone, so that its score has the same bits whoever else waits.
+    """
 
     max_queued_tokens: int
-    max_batch_tokens: int
+    max_batch_tokens: int | None = None
+    is_deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Scores:
 
 
 class Engine:
-    """Scores samples with the catalog's models on one device.
+    """Scores samples with the catalog's models, of which each device has a replica.
 
     Requests that come while models load wait; `load` runs in a thread of its own. Models are
     there once `life` is ready.
@@ -77,24 +83,25 @@ class Engine:
         self,
         catalog: Catalog,
         load: Callable[[Catalog, torch.device], Mapping[str, RewardModel]],
-        device: torch.device,
+        devices: Sequence[torch.device],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
         self.catalog = catalog
-        self.device = device
+        self.devices = devices
+        self.limits = limits
         self.metrics = metrics
         self.models: Mapping[str, RewardModel] = {}
         self.life = Life(catalog.models)
         self._load = load
-        self._waiting = Waiting(limits.max_batch_tokens)
-        self._thread: DeviceThread | None = None
+        self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
+        self._threads: list[DeviceThread] = []
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         metrics.waiting(self._waiting.num_waiting)
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
-            tokens_per_s=lambda: self._thread.tokens_per_s if self._thread else 0.0,
+            tokens_per_s=lambda: sum(thread.tokens_per_s for thread in self._threads),
             observe=metrics.queued,
         )
 
@@ -112,9 +119,12 @@ class Engine:
         """Load every model and run each once; a failure is `life`'s to tell, and not raised."""
         started = time.monotonic()
         try:
-            self.models = await in_daemon_thread(lambda: self._load(self.catalog, self.device))
-            self._thread = DeviceThread(self.models, self._waiting, self.metrics, self.life)
-            self._thread.start()
+            replicas = await in_daemon_thread(self._load_replicas)
+            self.models = replicas[0]
+            for models in replicas:
+                thread = DeviceThread(models, self._waiting, self.metrics, self.life)
+                self._threads.append(thread)
+                thread.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
         except (AlarmModelsError, ServiceError) as error:
@@ -150,7 +160,8 @@ class Engine:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
                 prepared = await self.in_worker(partial(prepare, model, chunk))
-                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
+                cost = BatchCost.ALONE if self.limits.is_deterministic else model.cost
+                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=cost)
                 self._waiting.put(_settle(prepared, start, work, job))
             outcomes = await job.outcomes()
         finally:
@@ -174,8 +185,16 @@ class Engine:
         self.life.stop()
         self._waiting.close(stopping())
         self._workers.shutdown(wait=False)
-        if self._thread is not None:
-            self._thread.join(timeout_s=5)
+        for thread in self._threads:
+            thread.join(timeout_s=5)
+
+    def _load_replicas(self) -> list[Mapping[str, RewardModel]]:
+        replicas = [self._load(self.catalog, device) for device in self.devices]
+        if self.limits.max_batch_tokens is None:
+            for key, served in self.catalog.models.items():
+                sample = warm_up_sample(served)
+                self._waiting.budgets[key] = measured_budget(replicas[0][key], sample)
+        return replicas
 
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes

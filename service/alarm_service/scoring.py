@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from alarm_models.allocator import keep_freed_memory
 from alarm_models.errors import SampleError
 from alarm_models.recipe import Overrides, Recipe
 from alarm_service.answers import RewardOut
@@ -38,6 +39,7 @@ def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings)
     Returns 0, or 1 where any sample failed.
     """
     set_up_logs("warning")
+    keep_freed_memory()
     with file.open("rb") as lines:
         num_lines = sum(1 for line in lines if line.strip())
     engine = create_engine([recipe], settings)

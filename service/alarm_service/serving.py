@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import structlog
 import uvicorn
 
+from alarm_models.allocator import keep_freed_memory
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
@@ -42,6 +43,7 @@ class _DrainingServer(uvicorn.Server):
 def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed."""
     set_up_logs(settings.log_level)
+    keep_freed_memory()
     stop = _Stop()
     app = create_app(recipes, settings, on_failure=stop)
     engine: Engine = app.state.engine
@@ -60,7 +62,7 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         "listening",
         url=url_of(listener),
         recipes=[recipe.name for recipe in recipes],
-        device=str(engine.device),
+        devices=[str(device) for device in engine.devices],
     )
     server.run(sockets=[listener])
     if engine.life.failure is not None:

@@ -28,7 +28,13 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port; 0 takes a free one")
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N"
+        default="auto",
+        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
+        description="auto, cpu or cuda:N; several, with commas between, have a replica each",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="the same sample has the same bits whatever else waits: each runs alone",
     )
     api_key: SecretStr | None = Field(default=None, description="the key that callers must bring")
     max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
@@ -36,8 +42,14 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         default=1_000_000, ge=1, description="tokens in the house before callers get a 429"
     )
-    max_batch_tokens: int = Field(
-        default=8192, ge=1, description="tokens of one forward pass, padding counted"
+    max_batch_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of one forward pass, else measured at the start"
+    )
+    max_remembered_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="bytes of keys and values that a causal model keeps of prompts for later "
+        "batches, a model and device",
     )
     timeout_s: float = Field(
         default=600, gt=0, description="the deadline of a request that brings none"

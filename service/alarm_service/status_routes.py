@@ -78,7 +78,8 @@ def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
         kind=served.spec.kind,
         checkpoint=getattr(served.spec, "checkpoint", None),
         fingerprint=model and model.fingerprint,
-        device=str(engine.device),
+        device=",".join(map(str, engine.devices)),
+        deterministic=engine.limits.is_deterministic,
         limits={"max_tokens": model and model.limit},
     )
 
@@ -94,7 +95,8 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         fingerprint=recipe.fingerprint(engine.fingerprints(recipe), Overrides())
         if is_loaded
         else None,
-        device=str(engine.device),
+        device=",".join(map(str, engine.devices)),
+        deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
         description=recipe.description,
         rule=recipe.hierarchy.rule.value,

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -183,3 +184,16 @@ def test_shared_work_is_taken_once_and_all_of_it(drawn: list[tuple[int, int]], b
         waiting = [one for one in waiting if one not in batch]
         taken += batch
     assert len(taken) == len(drawn) == len(set(map(id, taken)))
+
+
+def test_a_deterministic_server_runs_each_sample_alone() -> None:
+    works = [replace(work(one), cost=BatchCost.ALONE) for one in (3, 3, 1)]
+    assert take_batch(works, 100) == works[:1]
+
+
+def test_a_model_with_a_budget_of_its_own_has_batches_of_that_size() -> None:
+    waiting = Waiting(max_batch_tokens=10, budgets={"large": 20})
+    waiting.put([work(5, model="large", since=1) for _ in range(4)])
+    assert lengths(waiting.take()) == [5, 5, 5, 5]
+    waiting.put([work(5, since=1) for _ in range(4)])
+    assert lengths(waiting.take()) == [5, 5]
