@@ -17,7 +17,7 @@ import torch
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.features import Features
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import Prepared, RewardModel
+from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
@@ -27,9 +27,9 @@ from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
 from alarm_service.loading import in_daemon_thread, warm_up_sample
 from alarm_service.metrics import Metrics
-from alarm_service.preparing import prepare
+from alarm_service.preparing import faults_of, prepare
 from alarm_service.runtime import DeviceThread
-from alarm_service.work import Work
+from alarm_service.work import Outcome, Work
 
 __all__ = ["Engine", "Limits", "Scores"]
 
@@ -76,7 +76,7 @@ class Engine:
     def __init__(
         self,
         catalog: Catalog,
-        load: Callable[[Catalog, torch.device], Mapping[str, RewardModel]],
+        load: Callable[[Catalog, torch.device], Mapping[str, Model]],
         device: torch.device,
         limits: Limits,
         metrics: Metrics,
@@ -84,7 +84,7 @@ class Engine:
         self.catalog = catalog
         self.device = device
         self.metrics = metrics
-        self.models: Mapping[str, RewardModel] = {}
+        self.models: Mapping[str, Model] = {}
         self.life = Life(catalog.models)
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens)
@@ -113,7 +113,12 @@ class Engine:
         started = time.monotonic()
         try:
             self.models = await in_daemon_thread(lambda: self._load(self.catalog, self.device))
-            self._thread = DeviceThread(self.models, self._waiting, self.metrics, self.life)
+            on_device = {
+                key: model
+                for key, model in self.models.items()
+                if not isinstance(model, DirectModel)
+            }
+            self._thread = DeviceThread(on_device, self._waiting, self.metrics, self.life)
             self._thread.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
@@ -145,16 +150,10 @@ class Engine:
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
         model = self.models[served.key]
-        job = Job(len(samples))
-        try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(prepare, model, chunk))
-                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
-                self._waiting.put(_settle(prepared, start, work, job))
-            outcomes = await job.outcomes()
-        finally:
-            job.cancel()
+        if isinstance(model, DirectModel):
+            outcomes = await self._checked(model, samples)
+        else:
+            outcomes = await self._forwarded(served.key, model, samples)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
@@ -163,19 +162,44 @@ class Engine:
             scored.append(outcome)
         return Scores(scored)
 
+    async def _forwarded(
+        self, key: str, model: RewardModel, samples: Sequence[Sample]
+    ) -> list[Outcome]:
+        """Take samples through the tokenising threads and the device."""
+        job = Job(len(samples))
+        try:
+            for start in range(0, len(samples), _CHUNK):
+                chunk = samples[start : start + _CHUNK]
+                prepared = await self.in_worker(partial(prepare, model, chunk))
+                work = partial(Work, key, is_wanted=job.is_wanted, cost=model.cost)
+                self._waiting.put(_settle(prepared, start, work, job))
+            return await job.outcomes()
+        finally:
+            job.cancel()
+
+    async def _checked(self, model: DirectModel, samples: Sequence[Sample]) -> list[Outcome]:
+        """Give samples to a model that needs no device, save those with faults of their own."""
+        faults = await self.in_worker(partial(faults_of, samples))
+        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await model.score(sound) if sound else ())
+        return [next(scores) if fault is None else fault for fault in faults]
+
     async def in_worker(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop."""
         if self.life.is_stopped:
             raise stopping()
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-    def stop(self) -> None:
-        """End the threads; whatever still waits hears that the server is stopping."""
+    async def stop(self) -> None:
+        """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
         self._waiting.close(stopping())
         self._workers.shutdown(wait=False)
         if self._thread is not None:
-            self._thread.join(timeout_s=5)
+            await asyncio.to_thread(self._thread.join, timeout_s=5)
+        for model in self.models.values():
+            if isinstance(model, DirectModel):
+                await model.close()
 
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes

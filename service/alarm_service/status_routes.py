@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from alarm_models.recipe import Overrides, Recipe
+from alarm_models.specs import NeuralSpec
 from alarm_service.answers import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
 from alarm_service.catalog import ServedModel
 from alarm_service.dependencies import EngineOf, SettingsOf, documented
@@ -78,7 +79,7 @@ def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
         kind=served.spec.kind,
         checkpoint=getattr(served.spec, "checkpoint", None),
         fingerprint=model and model.fingerprint,
-        device=str(engine.device),
+        device=str(engine.device) if isinstance(served.spec, NeuralSpec) else "none",
         limits={"max_tokens": model and model.limit},
     )
 

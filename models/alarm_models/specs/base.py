@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from alarm_models.alignment import Placement
+
 __all__ = ["Spec"]
 
 
@@ -16,3 +18,8 @@ class Spec(BaseModel):
     def templates(self) -> tuple[str, ...]:
         """The texts that name fields of a sample."""
         return ()
+
+    @property
+    def placement(self) -> Placement:
+        """Where its rewards land unless an aspect says otherwise."""
+        return Placement.SEGMENT_ENDS
