@@ -21,7 +21,7 @@ from alarm_models.sample import Sample
 __all__ = ["Function", "FunctionPool"]
 
 #: What an async function has to say that it overran its time itself, before it is killed for it.
-_GRACE_S = 2
+_GRACE_S = 1
 
 
 @dataclass(frozen=True, slots=True)
