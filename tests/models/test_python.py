@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,16 @@ def test_an_async_function_that_blocks_costs_its_own_sample(folder: str) -> None
     blocked, fine = values(model, completion("block"), completion("a b"))
     assert blocked == "my_rewards:words_later took longer than 0.5 s"
     assert fine == 2
+
+
+async def test_a_call_whose_caller_left_holds_its_process_until_it_is_killed(folder: str) -> None:
+    model = load_direct(**spec(folder, "words", timeout_s=1.5, workers=1))
+    leaving = asyncio.create_task(model.score([completion("hang")]))
+    await asyncio.sleep(0.1)
+    leaving.cancel()
+    (score,) = await model.score([completion("a b")])
+    assert score == Score(2, None, 0, False)
+    await model.close()
 
 
 def test_spans_are_judged_by_their_scores(folder: str) -> None:

@@ -69,6 +69,7 @@ class FunctionPool:
         self._processes: list[FunctionProcess | None] = [None] * num_processes
         self._starting = [asyncio.Lock() for _ in range(num_processes)]
         self._alone = asyncio.Lock()
+        self._asking: set[asyncio.Task[Answer]] = set()
         self._slots: asyncio.Queue[int] = asyncio.Queue()
         for _ in range(concurrency if function.is_async else 1):
             for index in range(num_processes):
@@ -77,13 +78,15 @@ class FunctionPool:
     async def call(self, sample: Sample) -> object:
         """Return what the function returns; raise `SampleError` (``model_failed``)."""
         index = await self._slots.get()
+        asking = asyncio.create_task(self._ask_in_slot(index, sample))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
         try:
-            return _value(await self._ask(index, sample))
+            # It goes on where the caller leaves: its process is not free before it has answered.
+            return _value(await asyncio.shield(asking))
         except (ProcessDied, ProcessHangs) as error:
             if not self._function.is_async:
                 raise self._failed(error) from error
-        finally:
-            self._slots.put_nowait(index)
         return await self._call_alone(sample)
 
     async def close(self) -> None:
@@ -91,6 +94,17 @@ class FunctionPool:
         for process in self._processes:
             if process is not None:
                 await process.close()
+
+    async def _ask_in_slot(self, index: int, sample: Sample) -> Answer:
+        try:
+            return await self._ask(index, sample)
+        finally:
+            self._slots.put_nowait(index)
+
+    def _asked(self, asking: asyncio.Task[Answer]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # seen, also where the caller has left
 
     async def _ask(self, index: int, sample: Sample) -> Answer:
         async with self._starting[index]:

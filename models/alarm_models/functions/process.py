@@ -66,14 +66,16 @@ class FunctionProcess:
     async def ask(self, sample: Sample, timeout_s: float) -> Answer:
         """Return the function's answer; raise `ProcessDied` or `ProcessHangs`."""
         number = next(self._ids)
-        answer = self._open[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._open[number] = answer
         try:
-            with suppress(ConnectionError):  # the reader hears of its end, and says so
-                self._questions.write(_line(number, sample))
-                await self._questions.drain()
-            if not self.is_alive:
-                raise ProcessDied("the process ended")
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                with suppress(ConnectionError):  # the reader hears of its end, and says so
+                    self._questions.write(_line(number, sample))
+                    await self._questions.drain()
+                if not self.is_alive:
+                    raise ProcessDied("the process ended")
+                return await answer
         except TimeoutError:
             await self.close()
             raise ProcessHangs from None
@@ -94,11 +96,14 @@ class FunctionProcess:
 
     async def _read(self) -> None:
         answers = _lines_of(self._process)
-        while line := await answers.readline():
-            answer: Answer = json.loads(line)
-            future = self._open.get(answer["id"])
-            if future is not None and not future.done():
-                future.set_result(answer)
+        with suppress(ValueError):  # a line that is too long, or no JSON: nothing it says counts
+            while line := await answers.readline():
+                answer: Answer = json.loads(line)
+                future = self._open.get(answer["id"])
+                if future is not None and not future.done():
+                    future.set_result(answer)
+        with suppress(ProcessLookupError):
+            self._process.kill()
         await self._process.wait()
         for future in self._open.values():
             if not future.done():
