@@ -15,9 +15,8 @@ import structlog
 import torch
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
-from alarm_models.features import Features
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
+from alarm_models.rewards import DirectModel, Model, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
@@ -27,11 +26,11 @@ from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
 from alarm_service.loading import in_daemon_thread, warm_up_sample
 from alarm_service.metrics import Metrics
-from alarm_service.preparing import faults_of, prepare
+from alarm_service.preparing import faults_of, prepare, settle
 from alarm_service.runtime import DeviceThread
-from alarm_service.work import Outcome, Work
+from alarm_service.work import Outcome, Scores, Work
 
-__all__ = ["Engine", "Limits", "Scores"]
+__all__ = ["Engine", "Limits"]
 
 _T = TypeVar("_T")
 
@@ -47,23 +46,6 @@ class Limits:
 
     max_queued_tokens: int
     max_batch_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One outcome a sample, in order."""
-
-    outcomes: Sequence[Score | SampleError]
-
-    @property
-    def num_tokens(self) -> int:
-        """Count the tokens as if each sample were scored alone."""
-        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Count the tokens that the device ran, padding not counted."""
-        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
 
 
 class Engine:
@@ -172,7 +154,7 @@ class Engine:
                 chunk = samples[start : start + _CHUNK]
                 prepared = await self.in_worker(partial(prepare, model, chunk))
                 work = partial(Work, key, is_wanted=job.is_wanted, cost=model.cost)
-                self._waiting.put(_settle(prepared, start, work, job))
+                self._waiting.put(settle(prepared, start, work, job))
             return await job.outcomes()
         finally:
             job.cancel()
@@ -211,18 +193,3 @@ class Engine:
             self.metrics.sample_failed(outcome.code)
         elif outcome.truncated:
             self.metrics.sample_truncated(model)
-
-
-def _settle(
-    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
-) -> list[Work]:
-    """Deliver what needs no device, and return the work that does."""
-    now = time.monotonic()
-    works = []
-    for index, one in enumerate(prepared, start):
-        receiver = job.receiver(index)
-        if isinstance(one, Features):
-            works.append(work(features=one, deliver=receiver, since=now))
-        else:
-            receiver(one)
-    return works

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from alarm_models.errors import SampleError
+from alarm_models.features import Features
 from alarm_models.rewards import Prepared, RewardModel
 from alarm_models.sample import Sample, require_spans_within, require_starts_within
+from alarm_service.job import Job
+from alarm_service.work import Work
 
-__all__ = ["faults_of", "prepare"]
+__all__ = ["faults_of", "prepare", "settle"]
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
@@ -22,6 +26,21 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 def faults_of(samples: Sequence[Sample]) -> list[SampleError | None]:
     """Return what is wrong with each sample, whatever model it is for."""
     return [_fault(sample) for sample in samples]
+
+
+def settle(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
+) -> list[Work]:
+    """Deliver what needs no device, and return the work that does."""
+    now = time.monotonic()
+    works = []
+    for index, one in enumerate(prepared, start):
+        receiver = job.receiver(index)
+        if isinstance(one, Features):
+            works.append(work(features=one, deliver=receiver, since=now))
+        else:
+            receiver(one)
+    return works
 
 
 def _fault(sample: Sample) -> SampleError | None:

@@ -45,9 +45,12 @@ class FunctionProcess:
     async def start(cls, arguments: Sequence[str]) -> FunctionProcess:
         """Start a process and wait until it has its function; raise `ProcessDied`."""
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=pipe, stdout=pipe, limit=_MAX_LINE
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *arguments, stdin=pipe, stdout=pipe, limit=_MAX_LINE
+            )
+        except OSError as error:
+            raise ProcessDied(f"it did not start: {error}") from error
         first = b""
         with suppress(TimeoutError):
             first = await asyncio.wait_for(_lines_of(process).readline(), START_S)
