@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alarm_models.alignment import lay_on_tokens
+from alarm_models.alignment import Placement, lay_on_tokens, on_every_token, words
 from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, combine, counts_aspects, is_admitted, normalize
-from alarm_models.sample import AspectReward, Reward, Sample, Score, Span
+from alarm_models.sample import AspectReward, Reward, Sample, Score, SegmentScore, Span
 from alarm_models.shaping import SHAPINGS, Shaping
 
 __all__ = ["AspectRule", "aspect_reward", "assemble"]
@@ -19,7 +19,8 @@ class AspectRule:
     """How an aspect's score becomes its reward.
 
     A judged segment earns ``positive`` or ``negative``; the score of a whole completion earns
-    ``(score - mean) / std * scale + bias``. Either is shaped.
+    ``(score - mean) / std * scale + bias``. Either is shaped. Placed on tokens, each token earns
+    ``negative`` where a negative segment overlaps it, and ``positive`` elsewhere.
     """
 
     positive: float
@@ -29,6 +30,15 @@ class AspectRule:
     scale: float
     bias: float
     shaping: Shaping
+    placement: Placement = Placement.SEGMENT_ENDS
+
+    def token_values(
+        self, segments: Sequence[SegmentScore], tokens: Sequence[Span]
+    ) -> tuple[float, ...]:
+        """Return the shaped value of each token by the segments that overlap it."""
+        shape = SHAPINGS[self.shaping]
+        errors = [segment.span for segment in segments if segment.is_positive is False]
+        return on_every_token(errors, tokens, shape(self.positive), shape(self.negative))
 
     def values(self, score: Score) -> list[tuple[Span | None, float]]:
         """Return the shaped values with the spans they belong to; None is the whole completion."""
@@ -47,8 +57,12 @@ class AspectRule:
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
     """Turn an aspect's score into its reward, before the aspect's weight."""
-    values = rule.values(score)
     tokens = sample.token_offsets
+    if rule.placement is Placement.TOKENS and score.segments is not None:
+        each = rule.token_values(score.segments, tokens or words(sample.completion_text))
+        on_tokens = None if tokens is None else each[: len(tokens)]
+        return AspectReward(sum(each), on_tokens, score.segments)
+    values = rule.values(score)
     laid = None if tokens is None else lay_on_tokens(values, sample.completion_text, tokens)
     return AspectReward(sum(value for _, value in values), laid, score.segments)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alarm_models.alignment import Placement
 from alarm_models.assembly import AspectRule
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Hierarchy, Rule
@@ -43,24 +44,13 @@ class AspectSpec(_Table):
     model: str
     weight: float = 1.0
     shaping: Shaping = Shaping.SIGMOID
+    placement: Placement | None = Field(default=None, description="else the model's kind's own")
     positive: float = 1.0
     negative: float = -1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
     scale: float = 1.0
     bias: float = 0.0
-
-    def rule(self, shaping: Shaping | None) -> AspectRule:
-        """Return how this aspect's scores become rewards; ``shaping`` overrides its own."""
-        return AspectRule(
-            self.positive,
-            self.negative,
-            self.mean,
-            self.std,
-            self.scale,
-            self.bias,
-            shaping or self.shaping,
-        )
 
 
 class Overrides(_Table):
@@ -102,6 +92,20 @@ class Recipe(_Table):
     def field_patterns(self) -> dict[str, FieldPattern]:
         """The patterns that find fields in prompts."""
         return {name: FieldPattern(pattern) for name, pattern in self.fields.items()}
+
+    def aspect_rule(self, name: str, shaping: Shaping | None) -> AspectRule:
+        """Return how an aspect's scores become rewards; ``shaping`` overrides its own."""
+        aspect = self.aspects[name]
+        return AspectRule(
+            aspect.positive,
+            aspect.negative,
+            aspect.mean,
+            aspect.std,
+            aspect.scale,
+            aspect.bias,
+            shaping or aspect.shaping,
+            aspect.placement or self.models[aspect.model].placement,
+        )
 
     def hierarchy_with(self, overrides: Overrides) -> Hierarchy:
         """Return the rule with its constants; raise `RecipeError` for a weight of no aspect."""

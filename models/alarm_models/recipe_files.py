@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from alarm_models.errors import RecipeError
 from alarm_models.recipe import Recipe
 
+#: A model's keys that may name a folder beside the recipe's file.
+_FOLDERS = {"checkpoint", "path"}
+
 __all__ = ["built_in_names", "load_recipe", "load_recipes"]
 
 
@@ -66,9 +69,10 @@ def _read(name_or_file: str) -> dict[str, Any]:
         raise RecipeError(f"{path} is no TOML: {error}") from error
     table.setdefault("name", path.stem)
     for model in table.get("models", {}).values():
-        checkpoint = model.get("checkpoint", "") if isinstance(model, dict) else ""
-        if isinstance(checkpoint, str) and checkpoint.startswith(("./", "../")):
-            model["checkpoint"] = str((path.parent / checkpoint).resolve())
+        for key in _FOLDERS & set(model if isinstance(model, dict) else ()):
+            folder = model[key]
+            if isinstance(folder, str) and folder.startswith(("./", "../")):
+                model[key] = str((path.parent / folder).resolve())
     return table
 
 

@@ -138,3 +138,17 @@ def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:
                 f"{name}[{index}] starts at {start}, before {name}[{index - 1}] at {last_start}",
             )
         last_start = start
+
+
+def require_starts_within(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` unless every span begins within the text.
+
+    A checker's errors come in any order, overlap, and may reach past the end.
+    """
+    for index, (start, end) in enumerate(spans):
+        if not 0 <= start <= min(end, len(text)):
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] is [{start}, {end}], but the completion has "
+                f"{len(text)} characters",
+            )

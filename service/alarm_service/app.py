@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 
-import torch
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import RewardModel
 from alarm_service import routes, status_routes
 from alarm_service.catalog import Catalog
 from alarm_service.devices import choose_devices, load_models, require_determinism
 from alarm_service.engine import Engine, Limits
 from alarm_service.metrics import Metrics
 from alarm_service.middleware import AccessLog, BodyLimit, RequireKey
+from alarm_service.replicas import Load
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
 
 __all__ = ["create_app", "create_engine"]
 
 _ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready")
-
-Load = Callable[[Catalog, torch.device], Mapping[str, RewardModel]]
 
 
 def create_engine(
@@ -66,7 +63,7 @@ def create_app(
         finally:
             starting.cancel()
             await asyncio.wait((starting,))
-            engine.stop()
+            await engine.stop()
 
     key = settings.api_key
     app = FastAPI(

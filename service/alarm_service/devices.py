@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from alarm_models.rewards import Loader, RewardModel
+from alarm_models.rewards import Loader, Model
 from alarm_service.catalog import Catalog
 
 __all__ = ["choose_devices", "load_models", "require_determinism"]
@@ -25,7 +25,7 @@ def choose_devices(names: str) -> list[torch.device]:
 
 def load_models(
     catalog: Catalog, device: torch.device, *, max_remembered_bytes: int
-) -> Mapping[str, RewardModel]:
+) -> Mapping[str, Model]:
     """Load every model of the catalog; raise `CheckpointError` or `RecipeError`."""
     loader = Loader(device, max_remembered_bytes=max_remembered_bytes)
     return {key: loader.load(served.spec, served.fields) for key, served in catalog.models.items()}

@@ -15,24 +15,24 @@ import structlog
 import torch
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
-from alarm_models.features import BatchCost, Features
+from alarm_models.features import BatchCost
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import Prepared, RewardModel
+from alarm_models.rewards import DirectModel, Model, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
-from alarm_service.budget import LEAST_BUDGET, measured_budget
+from alarm_service.budget import LEAST_BUDGET
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
 from alarm_service.loading import in_daemon_thread, warm_up_sample
 from alarm_service.metrics import Metrics
-from alarm_service.preparing import prepare
-from alarm_service.runtime import DeviceThread
-from alarm_service.work import Work
+from alarm_service.preparing import faults_of, prepare, settle
+from alarm_service.replicas import Load, Replicas
+from alarm_service.work import Outcome, Scores, Work
 
-__all__ = ["Engine", "Limits", "Scores"]
+__all__ = ["Engine", "Limits"]
 
 _T = TypeVar("_T")
 
@@ -55,23 +55,6 @@ class Limits:
     is_deterministic: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One outcome a sample, in order."""
-
-    outcomes: Sequence[Score | SampleError]
-
-    @property
-    def num_tokens(self) -> int:
-        """Count the tokens as if each sample were scored alone."""
-        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Count the tokens that the device ran, padding not counted."""
-        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
-
-
 class Engine:
     """Scores samples with the catalog's models, of which each device has a replica.
 
@@ -82,26 +65,25 @@ class Engine:
     def __init__(
         self,
         catalog: Catalog,
-        load: Callable[[Catalog, torch.device], Mapping[str, RewardModel]],
+        load: Load,
         devices: Sequence[torch.device],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
         self.catalog = catalog
-        self.devices = devices
         self.limits = limits
         self.metrics = metrics
-        self.models: Mapping[str, RewardModel] = {}
+        self.models: Mapping[str, Model] = {}
         self.life = Life(catalog.models)
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
-        self._threads: list[DeviceThread] = []
+        self.replicas = Replicas(devices, self._waiting, metrics, self.life)
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         metrics.waiting(self._waiting.num_waiting)
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
-            tokens_per_s=lambda: sum(thread.tokens_per_s for thread in self._threads),
+            tokens_per_s=lambda: self.replicas.tokens_per_s,
             observe=metrics.queued,
         )
 
@@ -119,12 +101,14 @@ class Engine:
         """Load every model and run each once; a failure is `life`'s to tell, and not raised."""
         started = time.monotonic()
         try:
-            replicas = await in_daemon_thread(self._load_replicas)
-            self.models = replicas[0]
-            for models in replicas:
-                thread = DeviceThread(models, self._waiting, self.metrics, self.life)
-                self._threads.append(thread)
-                thread.start()
+            load = partial(
+                self.replicas.load,
+                self._load,
+                self.catalog,
+                is_measured=self.limits.max_batch_tokens is None,
+            )
+            self.models = await in_daemon_thread(load)
+            self.replicas.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
         except (AlarmModelsError, ServiceError) as error:
@@ -155,17 +139,10 @@ class Engine:
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
         model = self.models[served.key]
-        job = Job(len(samples))
-        try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(prepare, model, chunk))
-                cost = BatchCost.ALONE if self.limits.is_deterministic else model.cost
-                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=cost)
-                self._waiting.put(_settle(prepared, start, work, job))
-            outcomes = await job.outcomes()
-        finally:
-            job.cancel()
+        if isinstance(model, DirectModel):
+            outcomes = await self._checked(model, samples)
+        else:
+            outcomes = await self._forwarded(served.key, model, samples)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
@@ -174,27 +151,44 @@ class Engine:
             scored.append(outcome)
         return Scores(scored)
 
+    async def _forwarded(
+        self, key: str, model: RewardModel, samples: Sequence[Sample]
+    ) -> list[Outcome]:
+        """Take samples through the tokenising threads and the device."""
+        job = Job(len(samples))
+        try:
+            for start in range(0, len(samples), _CHUNK):
+                chunk = samples[start : start + _CHUNK]
+                prepared = await self.in_worker(partial(prepare, model, chunk))
+                cost = BatchCost.ALONE if self.limits.is_deterministic else model.cost
+                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost)
+                self._waiting.put(settle(prepared, start, work, job))
+            return await job.outcomes()
+        finally:
+            job.cancel()
+
+    async def _checked(self, model: DirectModel, samples: Sequence[Sample]) -> list[Outcome]:
+        """Give samples to a model that needs no device, save those with faults of their own."""
+        faults = await self.in_worker(partial(faults_of, samples))
+        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await model.score(sound) if sound else ())
+        return [next(scores) if fault is None else fault for fault in faults]
+
     async def in_worker(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop."""
         if self.life.is_stopped:
             raise stopping()
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-    def stop(self) -> None:
-        """End the threads; whatever still waits hears that the server is stopping."""
+    async def stop(self) -> None:
+        """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
         self._waiting.close(stopping())
         self._workers.shutdown(wait=False)
-        for thread in self._threads:
-            thread.join(timeout_s=5)
-
-    def _load_replicas(self) -> list[Mapping[str, RewardModel]]:
-        replicas = [self._load(self.catalog, device) for device in self.devices]
-        if self.limits.max_batch_tokens is None:
-            for key, served in self.catalog.models.items():
-                sample = warm_up_sample(served)
-                self._waiting.budgets[key] = measured_budget(replicas[0][key], sample)
-        return replicas
+        await asyncio.to_thread(self.replicas.join, timeout_s=5)
+        for model in self.models.values():
+            if isinstance(model, DirectModel):
+                await model.close()
 
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
@@ -206,18 +200,3 @@ class Engine:
             self.metrics.sample_failed(outcome.code)
         elif outcome.truncated:
             self.metrics.sample_truncated(model)
-
-
-def _settle(
-    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
-) -> list[Work]:
-    """Deliver what needs no device, and return the work that does."""
-    now = time.monotonic()
-    works = []
-    for index, one in enumerate(prepared, start):
-        receiver = job.receiver(index)
-        if isinstance(one, Features):
-            works.append(work(features=one, deliver=receiver, since=now))
-        else:
-            receiver(one)
-    return works

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from alarm_models.sample import Sample
-from alarm_models.specs import LengthSpec
 from alarm_models.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
@@ -42,11 +41,6 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 
 
 def warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample with every text that the model's template names."""
-    return replace(_WARM_UP, fields=dict.fromkeys(_named_fields(served), "Is it warm?"))
-
-
-def _named_fields(served: ServedModel) -> tuple[str, ...]:
-    if isinstance(served.spec, LengthSpec) or served.spec.template == "chat":
-        return ()
-    return TextTemplate(served.spec.template).names
+    """Return a sample with every text that the model's templates name."""
+    names = (name for text in served.spec.templates for name in TextTemplate(text).names)
+    return replace(_WARM_UP, fields=dict.fromkeys(names, "Is it warm?"))

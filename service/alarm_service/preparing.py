@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from alarm_models.errors import SampleError
+from alarm_models.features import Features
 from alarm_models.rewards import Prepared, RewardModel
-from alarm_models.sample import Sample, require_spans_within
+from alarm_models.sample import Sample, require_spans_within, require_starts_within
+from alarm_service.job import Job
+from alarm_service.work import Work
 
-__all__ = ["prepare"]
+__all__ = ["faults_of", "prepare", "settle"]
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     """Prepare samples for a model; one whose spans leave the completion is not shown to it."""
-    faults = [_fault(sample) for sample in samples]
+    faults = faults_of(samples)
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
     return [next(prepared) if fault is None else fault for fault in faults]
+
+
+def faults_of(samples: Sequence[Sample]) -> list[SampleError | None]:
+    """Return what is wrong with each sample, whatever model it is for."""
+    return [_fault(sample) for sample in samples]
+
+
+def settle(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
+) -> list[Work]:
+    """Deliver what needs no device, and return the work that does."""
+    now = time.monotonic()
+    works = []
+    for index, one in enumerate(prepared, start):
+        receiver = job.receiver(index)
+        if isinstance(one, Features):
+            works.append(work(features=one, deliver=receiver, since=now))
+        else:
+            receiver(one)
+    return works
 
 
 def _fault(sample: Sample) -> SampleError | None:
@@ -24,7 +48,8 @@ def _fault(sample: Sample) -> SampleError | None:
     try:
         require_spans_within(sample.token_offsets or (), text, "token_offsets")
         for name, spans in sample.segments.items():
-            require_spans_within(spans, text, f"segments.{name}")
+            require = require_starts_within if name == "errors" else require_spans_within
+            require(spans, text, f"segments.{name}")
     except SampleError as fault:
         # Without its traceback, which would hold the sample for as long as the error lives.
         return fault.with_traceback(None)

@@ -62,7 +62,7 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         "listening",
         url=url_of(listener),
         recipes=[recipe.name for recipe in recipes],
-        devices=[str(device) for device in engine.devices],
+        devices=[str(device) for device in engine.replicas.devices],
     )
     server.run(sockets=[listener])
     if engine.life.failure is not None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from alarm_models.recipe import Overrides, Recipe
+from alarm_models.specs import NeuralSpec
 from alarm_service.answers import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
 from alarm_service.catalog import ServedModel
 from alarm_service.dependencies import EngineOf, SettingsOf, documented
@@ -78,7 +79,7 @@ def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
         kind=served.spec.kind,
         checkpoint=getattr(served.spec, "checkpoint", None),
         fingerprint=model and model.fingerprint,
-        device=",".join(map(str, engine.devices)),
+        device=_devices(engine) if isinstance(served.spec, NeuralSpec) else "none",
         deterministic=engine.limits.is_deterministic,
         limits={"max_tokens": model and model.limit},
     )
@@ -95,7 +96,7 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         fingerprint=recipe.fingerprint(engine.fingerprints(recipe), Overrides())
         if is_loaded
         else None,
-        device=",".join(map(str, engine.devices)),
+        device=_devices(engine),
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
         description=recipe.description,
@@ -103,3 +104,7 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )
+
+
+def _devices(engine: Engine) -> str:
+    return ",".join(map(str, engine.replicas.devices))

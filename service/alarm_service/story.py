@@ -86,10 +86,10 @@ class _Story:
         is_counted = _counts(holistic, hierarchy)
         truncated = holistic.truncated
         aspects: dict[str, AspectReward | None] = {}
-        for name, spec in self.recipe.aspects.items():
+        for name in self.recipe.aspects:
             outcome = found.get(name)
             if isinstance(outcome, Score):
-                rule = spec.rule(self.overrides.shaping)
+                rule = self.recipe.aspect_rule(name, self.overrides.shaping)
                 aspect = aspect_reward(outcome, rule, sample)
                 if math.isfinite(aspect.reward):
                     aspects[name] = aspect

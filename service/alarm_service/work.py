@@ -1,8 +1,8 @@
-"""One sample's way through a model's forward pass."""
+"""One sample's way through a model's forward pass, and what comes of a request's samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alarm_models.errors import SampleError
@@ -10,7 +10,7 @@ from alarm_models.features import BatchCost, Features
 from alarm_models.sample import Score
 from alarm_service.errors import ServiceError
 
-__all__ = ["Outcome", "Work"]
+__all__ = ["Outcome", "Scores", "Work"]
 
 #: What becomes of one sample at one model.
 Outcome = Score | SampleError | ServiceError
@@ -30,3 +30,20 @@ class Work:
     is_wanted: Callable[[], bool]
     since: float
     cost: BatchCost = BatchCost.PADDED
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One outcome a sample, in order."""
+
+    outcomes: Sequence[Score | SampleError]
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens as if each sample were scored alone."""
+        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Count the tokens that the device ran, padding not counted."""
+        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_models.alignment import lay_on_tokens
+from alarm_models.alignment import lay_on_tokens, on_every_token
 from alarm_models.sample import Span
 
 #: Six tokens of "Yes, it is. No", the last one end-of-text.
@@ -55,3 +55,17 @@ def test_no_reward_is_lost_or_made(data: st.DataObject) -> None:
     tokens = sorted(data.draw(st.lists(spans, min_size=1, max_size=12)))
     values = data.draw(st.lists(st.tuples(st.none() | spans, st.integers(-9, 9).map(float))))
     assert sum(lay_on_tokens(values, text, tokens)) == sum(value for _, value in values)
+
+
+def test_a_token_that_shares_a_character_with_an_error_is_wrong() -> None:
+    # "it is" and the last half of "No"; end-of-text shares nothing.
+    errors = [Span(5, 10), Span(13, 14)]
+    assert on_every_token(errors, TOKENS, 0.0, -1.0) == (0, -1, -1, 0, -1, 0)
+
+
+def test_an_error_without_characters_makes_no_token_wrong() -> None:
+    assert on_every_token([Span(5, 5), Span(14, 14)], TOKENS, 0.0, -1.0) == (0,) * 6
+
+
+def test_an_error_between_tokens_makes_none_wrong() -> None:
+    assert on_every_token([Span(4, 5)], TOKENS, 0.0, -1.0) == (0,) * 6

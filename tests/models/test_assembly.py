@@ -1,5 +1,6 @@
 import pytest
 
+from alarm_models.alignment import Placement
 from alarm_models.assembly import AspectRule, aspect_reward, assemble
 from alarm_models.hierarchy import Hierarchy, Rule
 from alarm_models.sample import Sample, Score, SegmentScore, Span
@@ -76,3 +77,21 @@ def test_without_any_token_the_reward_is_still_told() -> None:
     reward = assemble(empty, whole(3.0), {"factuality": None}, HIERARCHY)
     assert reward.token_rewards == ()
     assert reward.reward == 5
+
+
+GRAMMAR = AspectRule(0, -1, 0, 1, 1, 0, Shaping.SIGMOID, Placement.TOKENS)
+
+
+def test_grammar_is_shaped_on_every_token() -> None:
+    error = SegmentScore(Span(5, 7), "AnA", None, False)
+    aspect = aspect_reward(Score(0.2, (error,), 0, False), GRAMMAR, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0.5, 0.5, 0.2689414, 0.5, 0.5))
+    assert aspect.reward == pytest.approx(4 * 0.5 + 0.2689414)
+
+
+def test_without_tokens_grammar_counts_words() -> None:
+    error = SegmentScore(Span(5, 7), "AnA", None, False)
+    bare = Sample("p", "Yes. No.")
+    aspect = aspect_reward(Score(0.5, (error,), 0, False), GRAMMAR, bare)
+    assert aspect.token_rewards is None
+    assert aspect.reward == pytest.approx(0.5 + 0.2689414)

@@ -4,7 +4,7 @@ import pytest
 
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Rule
-from alarm_models.recipe import Overrides
+from alarm_models.recipe import Overrides, Recipe
 from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
 from alarm_models.specs import SequenceSpec
 
@@ -50,6 +50,29 @@ def test_the_long_form_recipe_has_the_papers_constants() -> None:
     assert (hierarchy.threshold, hierarchy.holistic_weight) == (0.6, 5.0)
     assert (hierarchy.mean, hierarchy.std) == (-4.896130742253484, 3.0595760500526468)
     assert hierarchy.weights == {"relevance": 0, "factuality": 1, "completeness": 0}
+
+
+def test_the_translation_recipe_has_the_papers_constants() -> None:
+    recipe = load_recipe("translation")
+    hierarchy = recipe.hierarchy_with(Overrides())
+    assert hierarchy.rule is Rule.HIERARCHICAL
+    assert (hierarchy.threshold, hierarchy.holistic_weight) == (0.5, 3.0)
+    assert (hierarchy.mean, hierarchy.std) == (-2.34417221913525, 2.946283030347152)
+    assert hierarchy.weights == {"grammar": 1, "readability": 0, "language": 0}
+
+
+def test_a_grammar_models_rewards_land_on_every_token_unless_the_aspect_says_otherwise() -> None:
+    table = load_recipe("translation").model_dump(mode="json")
+    for said, placement in ((None, "tokens"), ("segment-ends", "segment-ends")):
+        table["aspects"]["grammar"]["placement"] = said
+        rule = Recipe.model_validate(table).aspect_rule("grammar", None)
+        assert rule.placement == placement
+
+
+def test_a_functions_folder_is_found_beside_its_recipe(tmp_path: Path) -> None:
+    model = '[models.mine]\nkind = "python"\nfunction = "mine:reward"\npath = "./functions"\n'
+    recipe = load_recipe(written(EXAMPLE + model, tmp_path))
+    assert getattr(recipe.models["mine"], "path", None) == str(tmp_path / "functions")
 
 
 @pytest.mark.parametrize("name", built_in_names())

@@ -106,8 +106,12 @@ async def test_a_bad_sample_leaves_its_neighbours(bad: str, code: str) -> None:
             "segments.sentences[0] is [0, 99], but the completion has 3 characters",
         ),
         (
-            {"segments": {"errors": [[2, 3], [0, 1]]}},
-            "segments.errors[1] starts at 0, before segments.errors[0] at 2",
+            {"segments": {"subsentences": [[2, 3], [0, 1]]}},
+            "segments.subsentences[1] starts at 0, before segments.subsentences[0] at 2",
+        ),
+        (
+            {"segments": {"errors": [[2, 3], [0, 1], [4, 5]]}},
+            "segments.errors[2] is [4, 5], but the completion has 3 characters",
         ),
     ],
 )

@@ -1,6 +1,7 @@
-"""One file a kind of model: prepare a sample, run the device, read the score."""
+"""One file a kind of model: prepare a sample, run the device, read the score; or check its text."""
 
 from alarm_models.rewards.base import Prepared, RewardModel
+from alarm_models.rewards.direct import DirectModel, Model
 from alarm_models.rewards.loading import Loader
 
-__all__ = ["Loader", "Prepared", "RewardModel"]
+__all__ = ["DirectModel", "Loader", "Model", "Prepared", "RewardModel"]

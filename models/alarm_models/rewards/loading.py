@@ -11,11 +11,12 @@ import torch
 from alarm_models import checkpoint, network
 from alarm_models.errors import CheckpointError
 from alarm_models.network import Base, Network, Source
-from alarm_models.rewards.base import RewardModel, Weights
-from alarm_models.rewards.length import LengthModel
+from alarm_models.rewards.base import Weights
+from alarm_models.rewards.direct import Model
+from alarm_models.rewards.direct_loading import load_direct
 from alarm_models.rewards.segments import SegmentsModel
 from alarm_models.rewards.sequence import SequenceModel
-from alarm_models.specs import LengthSpec, ModelSpec, NeuralSpec, SegmentsSpec, SequenceSpec
+from alarm_models.specs import CheckSpec, ModelSpec, NeuralSpec, SegmentsSpec, SequenceSpec
 from alarm_models.template import FieldPattern
 from alarm_models.tokenizing import Tokenizer
 
@@ -35,13 +36,13 @@ class Loader:
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
 
-    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> RewardModel:
+    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> Model:
         """Load a model; ``fields`` finds what callers leave out of a sample's fields.
 
         Raises `CheckpointError` or `RecipeError`.
         """
-        if isinstance(spec, LengthSpec):
-            return LengthModel()
+        if isinstance(spec, CheckSpec):
+            return load_direct(spec, fields)
         weights = self._weights(spec)
         fingerprint = _fingerprint(spec, weights, fields)
         if isinstance(spec, SequenceSpec):

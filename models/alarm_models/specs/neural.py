@@ -1,22 +1,21 @@
-"""What a recipe says of a model: one frozen spec a kind."""
+"""What a recipe says of models with weights."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from alarm_models.specs.base import Spec
 from alarm_models.truncation import Truncation
 
-__all__ = ["LengthSpec", "ModelSpec", "NeuralSpec", "SegmentsSpec", "SequenceSpec"]
+__all__ = ["NeuralSpec", "SegmentsSpec", "SequenceSpec"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class NeuralSpec(BaseModel):
+class NeuralSpec(Spec):
     """What every model with weights has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str = Field(min_length=1, description="a folder or a hub id")
     truncation: Truncation = Truncation.PROMPT
@@ -39,6 +38,11 @@ class SequenceSpec(NeuralSpec):
     )
     activation: Literal["none", "sigmoid"] = "none"
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template, unless it is the tokenizer's own."""
+        return () if self.template == "chat" else (self.template,)
+
 
 class SegmentsSpec(NeuralSpec):
     """A judgement of each segment, read at the separator before it."""
@@ -56,20 +60,14 @@ class SegmentsSpec(NeuralSpec):
         default=None, description="label names by position, where the checkpoint names none"
     )
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The text before the segments."""
+        return (self.template,)
+
     @model_validator(mode="after")
     def _labels_hold_both(self) -> SegmentsSpec:
         for label in (self.positive_label, self.negative_label):
             if self.labels is not None and label not in self.labels:
                 raise ValueError(f"labels {list(self.labels)} lack {label!r}")
         return self
-
-
-class LengthSpec(BaseModel):
-    """The number of the completion's tokens, or of its words without token offsets."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["length"] = "length"
-
-
-ModelSpec = Annotated[SequenceSpec | SegmentsSpec | LengthSpec, Field(discriminator="kind")]

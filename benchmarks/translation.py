@@ -1,0 +1,144 @@
+"""The translation recipe over HTTP: real sentence pairs, every aspect of every sample.
+
+`alarm serve` runs in a process of its own with a 2-layer holistic model made on the spot, so that
+the rules and not the model bound it; requests of 64 samples come from as many connections as asked.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SAMPLES_A_REQUEST = 64
+ASPECTS = ("grammar", "readability", "language")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", type=Path, help="a zip or text: English, tab, Spanish a line")
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    pairs = read_pairs(options.pairs)
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        make_holistic(Path(folder), [text for pair in pairs[:5000] for text in pair])
+        server, url = serve(folder)
+        try:
+            for number in range(options.rounds):
+                # Sentences that were not checked before: harper remembers those that were.
+                chosen = random.sample(pairs, options.samples)
+                seconds = asyncio.run(score(url, chosen, options.connections))
+                rate = len(chosen) / seconds
+                row = {"benchmark": "translation", "round": number, "samples_per_s": round(rate)}
+                print(json.dumps(row), flush=True)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def read_pairs(file: Path) -> list[tuple[str, str]]:
+    """Return (English, Spanish) pairs; of a zip, those of its one .txt file of pairs."""
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            name = max(archive.infolist(), key=lambda one: one.file_size).filename
+            text = archive.read(name).decode()
+    else:
+        text = file.read_text("utf-8")
+    lines = (line.split("\t") for line in text.splitlines())
+    return [(line[0], line[1]) for line in lines if len(line) > 1]
+
+
+def make_holistic(folder: Path, texts: list[str]) -> None:
+    """Save a 2-layer Llama with UltraRM's head, random weights, and a tokenizer of these texts."""
+    fast = Tokenizer(models.BPE(unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(texts, trainer)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = hf.LlamaConfig(vocab_size=4000, num_attention_heads=4, **size)
+    state = {f"model.{name}": one for name, one in hf.LlamaModel(config).state_dict().items()}
+    state["regression_head.weight"] = torch.randn(1, config.hidden_size)
+    config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def serve(checkpoint: str) -> tuple[subprocess.Popen[str], str]:
+    """Serve the recipe on a free port; return once it is ready."""
+    program = "import sys; from alarm_service.cli import main; sys.exit(main())"
+    options = ["--recipe", "translation", "--set", f"models.ultrarm.checkpoint={checkpoint}"]
+    command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    said = next(line for line in server.stderr if '"listening"' in line)
+    # Nobody reads its log from here on; without this its pipe would fill.
+    subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
+    found = re.search(r"http://[\d.:]+", said)
+    assert found is not None
+    while httpx.get(f"{found.group()}/health/ready").status_code != 200:
+        time.sleep(0.2)
+    return server, found.group()
+
+
+async def score(url: str, pairs: list[tuple[str, str]], connections: int) -> float:
+    """Reward the pairs, every aspect of each; return the seconds that it took."""
+    requests = [
+        [sample(*pair) for pair in pairs[at : at + SAMPLES_A_REQUEST]]
+        for at in range(0, len(pairs), SAMPLES_A_REQUEST)
+    ]
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+        started = time.perf_counter()
+        await asyncio.gather(
+            *(send(client, requests[first::connections]) for first in range(connections))
+        )
+        return time.perf_counter() - started
+
+
+async def send(client: httpx.AsyncClient, requests: list[list[dict[str, Any]]]) -> None:
+    """Send requests one after another; fail unless every sample has every aspect."""
+    for samples in requests:
+        body = {"samples": samples, "aspects": "all"}
+        answer = await client.post("/hierarchical_reward", json=body)
+        for one in answer.raise_for_status().json()["rewards"]:
+            if one["error"] or not all(one["aspects"][name] for name in ASPECTS):
+                raise RuntimeError(f"a sample without its reward: {one}")
+
+
+def sample(english: str, spanish: str) -> dict[str, Any]:
+    """Make a sample as a trainer sends it: words as tokens, and an end-of-text token."""
+    tokens = [list(word.span()) for word in re.finditer(r"\w+|[^\w\s]", english)]
+    return {
+        "prompt": f"translate Spanish to English: {spanish}",
+        "completion": english,
+        "token_offsets": [*tokens, [len(english), len(english)]],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The program that runs one function: a sample a line in, an answer a line out.
+
+    python -m alarm_models.functions.child FOLDER MODULE:NAME TIMEOUT_S
+
+The first line says what was found: whether the function is async, and a digest of its file. Answers
+to an async function's samples come in any order. What a function prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from alarm_models.sample import Message, Sample, Span
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Answer until standard input ends, or the process that reads the answers does."""
+    folder, target, timeout_s = sys.argv[1:4]
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    sys.path.insert(0, str(Path(folder).resolve()))
+    try:
+        function, digest = _found(target)
+    except BaseException as error:  # importing a module may do anything
+        _say(answers, failed=f"{target} cannot be imported: {error!r}")
+        return
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+    _say(answers, digest=digest, is_async=is_async)
+    if is_async:
+        asyncio.run(_answer_at_once(function, answers, float(timeout_s)))
+    else:
+        _answer_in_turn(function, answers)
+
+
+def _found(target: str) -> tuple[Callable[[Sample], Any], str]:
+    module_name, _, name = target.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
+    if not callable(function):
+        raise TypeError(f"{name} is no function")
+    text = Path(module.__file__).read_bytes() if module.__file__ else b""
+    return function, hashlib.sha256(text).hexdigest()
+
+
+def _answer_in_turn(function: Callable[[Sample], Any], answers: TextIO) -> None:
+    for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        try:
+            _say(answers, id=asked["id"], value=_plain(function(_sample(asked["sample"]))))
+        except Exception as error:  # a user's function may raise anything
+            _say(answers, id=asked["id"], failed=repr(error)[:500])
+
+
+async def _answer_at_once(
+    function: Callable[[Sample], Any], answers: TextIO, timeout_s: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(asked: Mapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                value = await function(_sample(asked["sample"]))
+            _say(answers, id=asked["id"], value=_plain(value))
+        except TimeoutError:
+            _say(answers, id=asked["id"], failed=f"took longer than {timeout_s:g} s")
+        except Exception as error:  # a user's function may raise anything
+            _say(answers, id=asked["id"], failed=repr(error)[:500])
+
+    while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
+        task = asyncio.create_task(answer(json.loads(line)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+
+def _sample(said: Mapping[str, Any]) -> Sample:
+    offsets = said["token_offsets"]
+    return Sample(
+        prompt=_content(said["prompt"]),
+        completion=_content(said["completion"]),
+        fields=said["fields"],
+        token_offsets=None if offsets is None else tuple(Span(*pair) for pair in offsets),
+        segments={
+            name: tuple(Span(*pair) for pair in pairs) for name, pairs in said["segments"].items()
+        },
+        id=said["id"],
+        group=said["group"],
+    )
+
+
+def _content(said: str | list[list[str]]) -> str | tuple[Message, ...]:
+    return said if isinstance(said, str) else tuple(Message(*message) for message in said)
+
+
+def _plain(value: object) -> object:
+    """Return a number, None or a list of spans as JSON has them; raise `TypeError` for others."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return [_plain_span(span) for span in value]
+    return float(value)  # type: ignore[arg-type]  # what is no number says so itself
+
+
+def _plain_span(span: Any) -> list[object]:
+    start, end, *more = span
+    score = float(more[0]) if more and more[0] is not None else None
+    label = str(more[1]) if len(more) > 1 and more[1] is not None else None
+    return [int(start), int(end), score, label]
+
+
+def _say(answers: TextIO, **what: object) -> None:
+    answers.write(json.dumps(what) + "\n")
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

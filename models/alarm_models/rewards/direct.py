@@ -1,0 +1,62 @@
+"""What models without work for the device promise, and how a check becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from alarm_models.crew import Check, Crew
+from alarm_models.errors import SampleError
+from alarm_models.rewards.base import RewardModel
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import Spec
+
+__all__ = ["CheckModel", "DirectModel", "Model", "fingerprint_of"]
+
+
+class DirectModel(ABC):
+    """A model that scores samples without the device: a rule, a checker, a user's function."""
+
+    #: The most tokens it reads of one sample; None where it reads no tokens.
+    limit: int | None = None
+
+    def __init__(self, fingerprint: str) -> None:
+        #: A digest of all that decides its scores.
+        self.fingerprint = fingerprint
+
+    @abstractmethod
+    async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        """Return one outcome a sample, in order; a sample that cannot be scored fails alone."""
+
+    async def close(self) -> None:
+        """End what it has started; nothing is asked of it afterwards."""
+        return
+
+
+#: What a recipe's model is, once loaded.
+Model = RewardModel | DirectModel
+
+
+class CheckModel(DirectModel):
+    """A check run on a crew's threads, each sample within its time."""
+
+    def __init__(self, check: Check, crew: Crew, timeout_s: float, fingerprint: str) -> None:
+        super().__init__(fingerprint)
+        self._check = check
+        self._crew = crew
+        self._timeout_s = timeout_s
+
+    async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        """Check each sample."""
+        return await self._crew.run(self._check, samples, self._timeout_s)
+
+    async def close(self) -> None:
+        """Let the crew's threads end."""
+        self._crew.close()
+
+
+def fingerprint_of(spec: Spec, *more: object) -> str:
+    """Digest a spec and what else decides the scores: a library's version, a function's text."""
+    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency"})
+    return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+import pytest
+from languagetool import RULE, languagetool
+from pydantic import ValidationError
+from scoring_directly import completion, load_direct, score_directly, values
+
+from alarm_models.errors import RecipeError, SampleError
+from alarm_models.rewards import DirectModel
+from alarm_models.sample import Sample, Score, Span
+
+
+def errors(model: DirectModel, *samples: Sample) -> list[list[tuple[str, str | None]]]:
+    """Return the characters and the rule of each sample's errors."""
+    scores = score_directly(model, *samples)
+    found = []
+    for sample, score in zip(samples, scores, strict=True):
+        assert isinstance(score, Score)
+        text, segments = sample.completion_text, score.segments or ()
+        found.append([(text[one.span.start : one.span.end], one.label) for one in segments])
+    return found
+
+
+def test_harpers_spans_are_the_right_characters_behind_accents_and_emoji() -> None:
+    assert errors(
+        load_direct(kind="grammar"),
+        completion("She said “I should of went” 🎉 to the the store."),
+        completion("🇪🇸👩‍👩‍👧 naïve café: this is an test, and he go home 🙂."),
+        completion("Madam President, I would like to thank the rapporteur."),
+    ) == [
+        [("should of", "ModalOf"), ("the the", "RepeatedWords")],
+        [("an", "AnA"), ("go", "PronounVerbAgreement")],
+        [],
+    ]
+
+
+def test_the_errors_that_a_caller_brings_replace_our_own() -> None:
+    text = "This is an test."
+    sample = Sample("?", text, segments={"errors": (Span(8, 10), Span(0, 4), Span(15, 99))})
+    (score,) = score_directly(load_direct(kind="grammar"), sample)
+    assert isinstance(score, Score)
+    assert [one.span for one in score.segments or ()] == [Span(8, 10), Span(0, 4), Span(15, 16)]
+    assert {one.label for one in score.segments or ()} == {"error"}
+    assert {one.is_positive for one in score.segments or ()} == {False}
+
+
+def test_the_score_is_errors_a_token() -> None:
+    model = load_direct(kind="grammar")
+    assert values(model, completion("This is an test."), completion("Fine."), completion("")) == [
+        0.25,
+        0,
+        None,
+    ]
+
+
+def test_ignored_rules_find_nothing() -> None:
+    text = completion("This is an test of the the rule.")
+    assert errors(load_direct(kind="grammar", ignored_rules=["AnA"]), text) == [
+        [("the the", "RepeatedWords")]
+    ]
+
+
+def test_dialects_spell_differently() -> None:
+    text = completion("Her favourite colour is grey.")
+    (american,) = errors(load_direct(kind="grammar", language="en-US"), text)
+    (british,) = errors(load_direct(kind="grammar", language="en-GB"), text)
+    assert [word for word, _ in american] == ["favourite", "colour"]
+    assert british == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"language": "fr"}, "harper knows en-US"),
+        ({"ignored_rules": ["NoSuchRule"]}, r"ignored_rules has \['NoSuchRule'\]"),
+    ],
+)
+def test_what_harper_does_not_know_is_told_at_loading(
+    more: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_direct(kind="grammar", **more)
+
+
+@pytest.mark.parametrize("more", [{"engine": "languagetool"}, {"url": "http://127.0.0.1:1"}])
+def test_a_languagetool_server_and_its_url_go_together(more: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="`url` is where"):
+        load_direct(kind="grammar", **more)
+
+
+def test_languagetools_offsets_become_code_points() -> None:
+    with languagetool() as server:
+        model = load_direct(
+            kind="grammar",
+            engine="languagetool",
+            url=f"{server.url}/",
+            language="en-GB",
+            ignored_rules=["A", "B"],
+        )
+        text = "🎉👩‍👩‍👧 café: to the the store, 🙂 and and so."
+        assert errors(model, completion(text)) == [[("the the", RULE), ("and and", RULE)]]
+        assert server.forms == [{"text": text, "language": "en-GB", "disabledRules": "A,B"}]
+
+
+def test_a_text_that_the_server_does_not_check_fails_alone() -> None:
+    with languagetool() as server:
+        model = load_direct(kind="grammar", engine="languagetool", url=server.url)
+        texts = ("so so", "overload", "fine", "nonsense")
+        first, overloaded, fine, nonsense = score_directly(model, *map(completion, texts))
+        assert isinstance(first, Score)
+        assert isinstance(fine, Score)
+        assert isinstance(overloaded, SampleError)
+        assert overloaded.message == "the LanguageTool server answered 503: Error: overloaded"
+        assert isinstance(nonsense, SampleError)
+        assert "gave an answer that is none of its API's" in nonsense.message
+
+
+def test_a_server_that_is_not_there_costs_its_samples_alone() -> None:
+    model = load_direct(kind="grammar", engine="languagetool", url="http://127.0.0.1:9")
+    (outcome,) = score_directly(model, completion("fine"))
+    assert isinstance(outcome, SampleError)
+    assert outcome.code == "model_failed"
+    assert "cannot be asked at http://127.0.0.1:9/v2/check" in outcome.message

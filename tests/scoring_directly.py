@@ -1,0 +1,46 @@
+"""The plain way to score samples with a model that needs no device."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+from scoring import load
+
+from alarm_models.errors import SampleError
+from alarm_models.rewards import DirectModel
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import ModelSpec
+
+_SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
+
+
+def load_direct(**spec: Any) -> DirectModel:
+    """Load a model from what a recipe's table says."""
+    model = load(_SPECS.validate_python(spec))
+    assert isinstance(model, DirectModel)
+    return model
+
+
+def score_directly(model: DirectModel, *samples: Sample) -> list[Score | SampleError]:
+    """Score samples and close the model."""
+
+    async def run() -> list[Score | SampleError]:
+        try:
+            return await model.score(samples)
+        finally:
+            await model.close()
+
+    return asyncio.run(run())
+
+
+def values(model: DirectModel, *samples: Sample) -> list[float | str | None]:
+    """Return each sample's value, or its error's message."""
+    outcomes = score_directly(model, *samples)
+    return [one.value if isinstance(one, Score) else one.message for one in outcomes]
+
+
+def completion(text: str, **fields: str) -> Sample:
+    """Make a sample of a completion and its fields."""
+    named: Mapping[str, str] = fields
+    return Sample("?", text, fields=named)

@@ -1,0 +1,22 @@
+"""What `mini` does not use, it does not load."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys, torch
+from alarm_models.recipe_files import load_recipe
+from alarm_service.app import create_app
+from alarm_service.catalog import Catalog, load_models
+from alarm_service.settings import Settings
+recipe = load_recipe("mini")
+create_app([recipe], Settings(device="cpu"))
+assert load_models(Catalog([recipe]), torch.device("cpu"))
+unused = {"harper", "lingua", "pyphen", "sacrebleu"}
+print(sorted(unused & set(sys.modules)))
+"""
+
+
+def test_mini_loads_no_library_of_another_kind() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
