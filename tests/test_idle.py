@@ -7,11 +7,12 @@ PROGRAM = """
 import sys, torch
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
-from alarm_service.catalog import Catalog, load_models
+from alarm_service.catalog import Catalog
+from alarm_service.devices import load_models
 from alarm_service.settings import Settings
 recipe = load_recipe("mini")
 create_app([recipe], Settings(device="cpu"))
-assert load_models(Catalog([recipe]), torch.device("cpu"))
+assert load_models(Catalog([recipe]), torch.device("cpu"), max_remembered_bytes=0)
 unused = {"harper", "lingua", "pyphen", "sacrebleu"}
 print(sorted(unused & set(sys.modules)))
 """

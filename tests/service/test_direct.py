@@ -12,7 +12,8 @@ from standin import recipe as recipe_of
 
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
-from alarm_service.catalog import Catalog, load_models
+from alarm_service.catalog import Catalog
+from alarm_service.devices import load_models
 from alarm_service.settings import Settings
 
 FUNCTIONS = """
@@ -34,7 +35,7 @@ async def serving(recipe: Recipe) -> AsyncIterator[httpx.AsyncClient]:
     def load(catalog: Catalog, device: Any) -> dict[str, Any]:
         rest = Catalog([recipe])
         rest.models = {key: one for key, one in catalog.models.items() if key != "words"}
-        return {"words": Words(), **load_models(rest, device)}
+        return {"words": Words(), **load_models(rest, device, max_remembered_bytes=0)}
 
     app = create_app([recipe], Settings(device="cpu"), load=load)
     transport = httpx.ASGITransport(app)
