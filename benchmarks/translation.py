@@ -7,6 +7,7 @@ the rules and not the model bound it; requests of 64 samples come from as many c
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import subprocess
@@ -44,10 +45,16 @@ def main() -> None:
             for number in range(options.rounds):
                 # Sentences that were not checked before: harper remembers those that were.
                 chosen = random.sample(pairs, options.samples)
+                before = cpu_seconds(server.pid)
                 seconds = asyncio.run(score(url, chosen, options.connections))
-                rate = len(chosen) / seconds
-                row = {"benchmark": "translation", "round": number, "samples_per_s": round(rate)}
-                print(json.dumps(row), flush=True)
+                used = cpu_seconds(server.pid) - before
+                row = {
+                    "round": number,
+                    "samples_per_s": round(len(chosen) / seconds),
+                    "server_cpu_ms_per_sample": round(1000 * used / len(chosen), 2),
+                    "server_cores": round(used / seconds, 2),
+                }
+                print(json.dumps({"benchmark": "translation"} | row), flush=True)
         finally:
             server.terminate()
             server.wait()
@@ -104,6 +111,12 @@ def serve(checkpoint: str) -> tuple[subprocess.Popen[str], str]:
     while httpx.get(f"{found.group()}/health/ready").status_code != 200:
         time.sleep(0.2)
     return server, found.group()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def score(url: str, pairs: list[tuple[str, str]], connections: int) -> float:

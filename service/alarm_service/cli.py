@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    # Read as torch is imported: its threads sleep between operations. Spinning, they would keep the
+    # cores from tokenisers and checks, and on a busy machine from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return int(options.run(options))
     except (AlarmModelsError, OSError) as error:
