@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -13,8 +13,6 @@ from alarm_service.compat.templates import TEMPLATES, ChatTemplate, marked
 from alarm_service.schemas import Text
 
 __all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of"]
-
-_Marker = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class TrainerBody(BaseModel):
@@ -48,16 +46,16 @@ class TextOptions(BaseModel):
         "Else the one that the text begins in",
         json_schema_extra={"enum": list(TEMPLATES)},
     )
-    user: _Marker | SkipJsonSchema[None] = Field(
+    user: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before a user's turn, such as `Human:`"
     )
-    assistant: _Marker | SkipJsonSchema[None] = Field(
+    assistant: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before the assistant's turn, such as `Assistant:`"
     )
-    system: _Marker | SkipJsonSchema[None] = Field(
+    system: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before the system's turn"
     )
-    end: list[_Marker] = Field(default=[], description="texts that end a turn; may be given again")
+    end: list[Text] = Field(default=[], description="texts that end a turn; may be given again")
 
     @field_validator("template")
     @classmethod
@@ -73,7 +71,7 @@ class TextOptions(BaseModel):
             raise PydanticCustomError(
                 "template", "template already says what user, assistant, system and end would"
             )
-        if has_markers and self.assistant is None:
+        if has_markers and not self.assistant:
             raise PydanticCustomError(
                 "template", "assistant is missing: the text before the assistant's turn"
             )
@@ -84,7 +82,7 @@ class TextOptions(BaseModel):
         """The template that was named or described."""
         if self.template is not None:
             return TEMPLATES[self.template]
-        if self.assistant is None:
+        if not self.assistant:
             return None
         return marked(user=self.user, assistant=self.assistant, system=self.system, ends=self.end)
 
