@@ -129,7 +129,7 @@ def marked(
     return ChatTemplate(
         "yours",
         re.compile(f"(?P<role>{'|'.join(map(re.escape, longest_first))})"),
-        tuple(ends),
+        tuple(filter(None, ends)),  # every text ends with an empty one
         {marker.strip(): role for marker, role in roles.items()},
         strips=True,
         begins_with_system=True,

@@ -231,7 +231,7 @@ def test_markers_of_one_s_own_split_a_text() -> None:
 
 
 def test_an_end_of_one_s_own_ends_a_text() -> None:
-    ended = marked(user="<U>", assistant="<A>", system="<S>", ends=["<END>"])
+    ended = marked(user="<U>", assistant="<A>", system="<S>", ends=["<END>", ""])
     text = "<S>S<END><U>Q?<END><A>B.<END></s>"
     assert split_text(text, ended) == Texts(turns("S", "Q?"), "B.")
 
