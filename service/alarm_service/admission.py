@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ __all__ = ["Admission", "estimate_tokens"]
 #: Characters a token, and tokens a template: an estimate, since a full house tokenises nothing.
 _CHARACTERS_A_TOKEN = 4
 _TEMPLATE_TOKENS = 16
+
+#: Tokens that may wait in line outside, in houses.
+_MAX_LINE = 8
 
 
 def estimate_tokens(samples: Sequence[Sample]) -> int:
@@ -47,26 +51,52 @@ class Admission:
         self._tokens_per_s = tokens_per_s
         self._observe = observe
         self.num_queued = 0
+        self._num_in_line = 0
+        self._turn = asyncio.Lock()
+        self._left = asyncio.Event()
+
+    async def until_room(self, num_tokens: int) -> None:
+        """Wait in line until there is room for so many tokens; raise `Overloaded` from a full line.
+
+        Who calls `admit` next, awaiting nothing in between, gets in.
+        """
+        if self._num_in_line and self._num_in_line + num_tokens > _MAX_LINE * self._max:
+            raise self._overloaded(num_tokens)
+        self._num_in_line += num_tokens
+        try:
+            async with self._turn:
+                while not self._has_room(num_tokens):
+                    self._left.clear()
+                    await self._left.wait()
+        finally:
+            self._num_in_line -= num_tokens
 
     @contextmanager
     def admit(self, num_tokens: int) -> Iterator[None]:
         """Hold ``num_tokens`` of the house while the block runs; raise `Overloaded` when full."""
-        if self.num_queued and self.num_queued + num_tokens > self._max:
-            raise Overloaded(
-                f"{self.num_queued} tokens are waiting and {self._max} may; send this request's "
-                f"{num_tokens} again later",
-                retry_after_s=self.retry_after_s(),
-            )
+        if not self._has_room(num_tokens):
+            raise self._overloaded(num_tokens)
         self._change(num_tokens)
         try:
             yield
         finally:
             self._change(-num_tokens)
+            self._left.set()
 
     def retry_after_s(self) -> int:
         """Guess when half of what waits is done, in 1 to 30 seconds."""
         rate = self._tokens_per_s()
         return 1 if rate <= 0 else min(30, max(1, math.ceil(self.num_queued / 2 / rate)))
+
+    def _has_room(self, num_tokens: int) -> bool:
+        return not self.num_queued or self.num_queued + num_tokens <= self._max
+
+    def _overloaded(self, num_tokens: int) -> Overloaded:
+        return Overloaded(
+            f"{self.num_queued} tokens are waiting and {self._max} may; send this request's "
+            f"{num_tokens} again later",
+            retry_after_s=self.retry_after_s(),
+        )
 
     def _change(self, num_tokens: int) -> None:
         self.num_queued += num_tokens

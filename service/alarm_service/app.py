@@ -14,6 +14,9 @@ from starlette.middleware import Middleware
 from alarm_models.recipe import Recipe
 from alarm_service import routes, status_routes
 from alarm_service.catalog import Catalog
+from alarm_service.compat import pooling_router
+from alarm_service.compat import router as trainers_router
+from alarm_service.compat.labels import label_of
 from alarm_service.devices import choose_devices, load_models, require_determinism
 from alarm_service.engine import Engine, Limits
 from alarm_service.metrics import Metrics
@@ -72,7 +75,7 @@ def create_app(
         version=version("alarm-service"),
         lifespan=lifespan,
         middleware=[
-            Middleware(AccessLog, metrics=engine.metrics, routes=_ROUTES),
+            Middleware(AccessLog, metrics=engine.metrics, label=_label),
             *([Middleware(RequireKey, key=key.get_secret_value())] if key else []),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
@@ -81,5 +84,11 @@ def create_app(
     app.state.settings = settings
     app.include_router(routes.router)
     app.include_router(status_routes.router)
+    app.include_router(trainers_router.router)
+    app.include_router(pooling_router.router)
     add_error_handlers(app)
     return app
+
+
+def _label(path: str) -> str | None:
+    return path if path in _ROUTES else label_of(path)

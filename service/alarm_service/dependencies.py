@@ -1,16 +1,17 @@
-"""What routes are handed: the engine, the settings, and the errors they document."""
+"""What routes are handed: the engine, the settings, a deadline, and the errors they document."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
+from pydantic.json_schema import SkipJsonSchema
 
 from alarm_service.answers import ErrorOut
 from alarm_service.engine import Engine
 from alarm_service.settings import Settings
 
-__all__ = ["EngineOf", "SettingsOf", "documented"]
+__all__ = ["WORK_ERRORS", "EngineOf", "SettingsOf", "TimeoutMs", "documented", "timeout_s"]
 
 
 def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
@@ -30,3 +31,24 @@ def _settings(request: Request) -> Settings:
 
 EngineOf = Annotated[Engine, Depends(_engine)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
+TimeoutMs = Annotated[
+    int | SkipJsonSchema[None],
+    Header(alias="X-Request-Timeout-Ms", ge=1, le=1 << 40, description="the caller's deadline"),
+]
+
+#: The errors of every route that does work.
+WORK_ERRORS = documented(
+    (400, "the body is no JSON"),
+    (401, "no key, or a wrong one"),
+    (404, "no such model or recipe"),
+    (413, "the body or the number of samples is over the limit"),
+    (422, "the request does not fit the schema"),
+    (429, "the queue is full; `Retry-After` says when to come again"),
+    (503, "the server is broken or stopping"),
+    (504, "the deadline passed"),
+)
+
+
+def timeout_s(timeout_ms: int | None, settings: Settings) -> float:
+    """Return the deadline in seconds: the caller's, else the server's."""
+    return settings.timeout_s if timeout_ms is None else timeout_ms / 1000

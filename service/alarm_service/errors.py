@@ -10,6 +10,7 @@ __all__ = [
     "Invalid",
     "NotFound",
     "Overloaded",
+    "SampleFailed",
     "ServiceError",
     "TooLarge",
     "Unauthorized",
@@ -57,6 +58,16 @@ class Invalid(ServiceError):
     """The request does not fit the schema; the message names the field and what it got."""
 
     status, code = 422, "invalid"
+
+
+class SampleFailed(ServiceError):
+    """A sample has no reward, and the caller's protocol no place for its error but this one."""
+
+    status = 422
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Overloaded(ServiceError):

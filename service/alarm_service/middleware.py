@@ -6,7 +6,7 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers
@@ -25,12 +25,12 @@ _HUNG_UP = 499
 
 
 class AccessLog:
-    """Counts, times and logs each request; routes it does not know share one label."""
+    """Counts, times and logs each request by its label; paths that have none share `other`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, label: Callable[[str], str | None]) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = frozenset(routes)
+        self._label = label
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request."""
@@ -53,7 +53,7 @@ class AccessLog:
             raise
         finally:
             seconds = time.monotonic() - started
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            route = self._label(scope["path"]) or "other"
             self._metrics.answered(route, status, seconds)
             level = "debug" if route.startswith(("/health", "/metrics")) else "info"
             getattr(_log, level)(

@@ -63,7 +63,7 @@ def add_error_handlers(app: FastAPI) -> None:
 def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
     if any(fault["type"] == "json_invalid" for fault in faults):
         return BadRequest(f"the body is no JSON: {faults[0].get('ctx', {}).get('error', '')}")
-    return Invalid(explained(faults, within="body"))
+    return Invalid(explained(faults, within=str(faults[0]["loc"][0])))
 
 
 def _from_http(error: HTTPException) -> ServiceError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import structlog
-from fastapi import APIRouter, Header, Request
-from pydantic.json_schema import SkipJsonSchema
+from fastapi import APIRouter, Request
 
 from alarm_service.answers import RewardResponse, ScoreResponse, UsageOut
 from alarm_service.caller import while_wanted
-from alarm_service.dependencies import EngineOf, SettingsOf, documented
+from alarm_service.dependencies import (
+    WORK_ERRORS,
+    EngineOf,
+    SettingsOf,
+    TimeoutMs,
+    timeout_s,
+)
 from alarm_service.errors import TooLarge
 from alarm_service.schemas import RewardRequest, SampleIn, ScoreRequest
 from alarm_service.settings import Settings
@@ -23,25 +26,8 @@ _log = structlog.get_logger()
 
 router = APIRouter()
 
-_WORK = documented(
-    (400, "the body is no JSON"),
-    (401, "no key, or a wrong one"),
-    (404, "no such model or recipe"),
-    (413, "the body or the number of samples is over the limit"),
-    (422, "the request does not fit the schema"),
-    (429, "the queue is full; `Retry-After` says when to come again"),
-    (503, "the server is broken or stopping"),
-    (504, "the deadline passed"),
-)
 
-
-TimeoutMs = Annotated[
-    int | SkipJsonSchema[None],
-    Header(alias="X-Request-Timeout-Ms", ge=1, le=1 << 40, description="the caller's deadline"),
-]
-
-
-@router.post("/score", responses=_WORK)
+@router.post("/score", responses=WORK_ERRORS)
 async def score(
     body: ScoreRequest,
     request: Request,
@@ -54,7 +40,7 @@ async def score(
     served = engine.catalog.model(body.model)
     samples = [sample_in(sample) for sample in body.samples]
     work = engine.score(served, samples)
-    scores = await while_wanted(request, work, _timeout_s(timeout_ms, settings))
+    scores = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     return ScoreResponse(
         model=served.key,
         fingerprint=engine.models[served.key].fingerprint,
@@ -65,7 +51,7 @@ async def score(
     )
 
 
-@router.post("/hierarchical_reward", responses=_WORK)
+@router.post("/hierarchical_reward", responses=WORK_ERRORS)
 async def hierarchical_reward(
     body: RewardRequest,
     request: Request,
@@ -78,7 +64,7 @@ async def hierarchical_reward(
     recipe = engine.catalog.recipe(body.recipe)
     samples = [sample_in(sample) for sample in body.samples]
     work = reward_samples(engine, recipe, samples, body.overrides, body.aspects)
-    rewards = await while_wanted(request, work, _timeout_s(timeout_ms, settings))
+    rewards = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     names = list(recipe.aspects)
     return RewardResponse(
         recipe=recipe.name,
@@ -102,7 +88,3 @@ def _check_samples(samples: list[SampleIn], settings: Settings) -> None:
     if settings.log_texts:
         for sample in samples:
             _log.info("sample", **sample.model_dump(include={"id", "prompt", "completion"}))
-
-
-def _timeout_s(timeout_ms: int | None, settings: Settings) -> float:
-    return settings.timeout_s if timeout_ms is None else timeout_ms / 1000

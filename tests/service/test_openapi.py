@@ -13,7 +13,25 @@ from served import app_of
 from standin import FIGURE_1, Letters, Words
 from tcp import over_tcp
 
-ROUTES = {
+TRAINERS = {
+    ("post", "/get_reward"),
+    ("post", "/compat/openrlhf/{name}"),
+    ("post", "/compat/openrlhf/{name}/get_reward"),
+    ("post", "/compat/slime/{name}"),
+    ("post", "/v1/score/evaluation"),
+    ("post", "/compat/llamafactory/{name}"),
+    ("post", "/compat/align-anything/{name}"),
+    ("post", "/compat/align-anything/{name}/get_reward"),
+    ("post", "/classify"),
+    ("post", "/v1/classify"),
+    ("post", "/pooling"),
+    ("post", "/v1/embeddings"),
+    ("post", "/compat/vllm/{name}/classify"),
+    ("post", "/compat/vllm/{name}/pooling"),
+    ("post", "/compat/sglang/{name}/v1/classify"),
+    ("post", "/compat/sglang/{name}/v1/embeddings"),
+}
+ROUTES = TRAINERS | {
     ("post", "/score"),
     ("post", "/hierarchical_reward"),
     ("get", "/models"),
@@ -21,6 +39,7 @@ ROUTES = {
     ("get", "/health/live"),
     ("get", "/health/ready"),
 }
+WORKING = sorted(path for method, path in ROUTES if method == "post")
 WORK = {"200", "400", "401", "404", "413", "422", "429", "503", "504"}
 
 
@@ -55,7 +74,7 @@ def test_every_answer_is_as_documented(
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=60 if method == "post" else 3,
+        max_examples=3 if method == "get" else 15 if (method, path) in TRAINERS else 60,
         deadline=None,
         derandomize=True,
         database=None,
@@ -65,6 +84,8 @@ def test_every_answer_is_as_documented(
     def ask(case: schemathesis.Case) -> None:
         # A deadline of a millisecond passes, and names of aspects are the recipe's to know.
         case.headers.pop("X-Request-Timeout-Ms", None)
+        if len(case.path_parameters.get("name", "")) % 2:  # half of the names are right
+            case.path_parameters["name"] = "figure-1"
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     ask()
@@ -75,13 +96,13 @@ def test_the_document_has_every_route(document: Any) -> None:
     assert routes == ROUTES
 
 
-@pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
+@pytest.mark.parametrize("route", WORKING)
 def test_the_document_has_every_status(document: Any, route: str) -> None:
     assert set(document["paths"][route]["post"]["responses"]) == WORK
 
 
 def test_every_error_has_the_one_shape(document: Any) -> None:
-    for route in ("/score", "/hierarchical_reward"):
+    for route in WORKING:
         responses = document["paths"][route]["post"]["responses"]
         for status in WORK - {"200"}:
             content = responses[status]["content"]["application/json"]
@@ -94,3 +115,14 @@ def test_the_document_s_example_is_a_sample(document: Any, url: str) -> None:
     (reward,) = answer.json()["rewards"]
     assert reward["error"] is None
     assert len(reward["token_rewards"]) == len(example["token_offsets"])
+
+
+@pytest.mark.parametrize("route", sorted(path for _, path in TRAINERS))
+def test_each_trainer_s_example_gets_a_reward(document: Any, url: str, route: str) -> None:
+    content = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]
+    shape = content["schema"]["$ref"].rpartition("/")[2]
+    (example,) = document["components"]["schemas"][shape]["examples"]
+    named = example | ({"model": "figure-1"} if example.get("model") == "mini" else {})
+    answer = httpx.post(url + route.replace("{name}", "figure-1"), json=named)
+    assert answer.status_code == 200
+    assert "4" in answer.text  # the words of "Jane Austen wrote it."

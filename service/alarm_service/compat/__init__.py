@@ -1,0 +1,1 @@
+"""Routes that trainers call with nothing of ours installed: they are given a URL."""

@@ -1,0 +1,167 @@
+"""The shapes in which vLLM and SGLang answer for reward models, with raw scores."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from alarm_models.sample import Sample
+from alarm_models.shaping import sigmoid
+from alarm_service.compat.rewarding import Numbers, split_each
+from alarm_service.compat.shapes import ChatMessageIn, TrainerBody, messages_of
+from alarm_service.compat.splitting import SplitError, Texts, split_text
+from alarm_service.compat.templates import ChatTemplate
+from alarm_service.schemas import Text
+
+__all__ = [
+    "ClassifyOut",
+    "EmbeddingsOut",
+    "PoolingIn",
+    "PoolingOut",
+    "as_classes",
+    "as_embeddings",
+    "as_pooled",
+    "samples_of",
+]
+
+_EXAMPLE: dict[str, Any] = {
+    "model": "mini",
+    "input": "<|im_start|>user\nWho wrote Emma?<|im_end|>\n<|im_start|>assistant\n"
+    "Jane Austen wrote it.<|im_end|>",
+    "use_activation": False,
+}
+
+
+class PoolingIn(TrainerBody):
+    """A text or several, each a conversation in a chat template; or one conversation's messages."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    model: Text | None = Field(default=None, description="a recipe or model; not read with a path")
+    input: Text | list[Text] | None = None
+    messages: list[ChatMessageIn] | None = None
+    use_activation: bool | None = Field(
+        default=None, description="true lays scores between 0 and 1; else they are raw"
+    )
+    encoding_format: Literal["float"] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> PoolingIn:
+        if (self.input is None) == (self.messages is None):
+            raise PydanticCustomError("one_input", "send either input or messages")
+        return self
+
+
+class PoolingUsageOut(BaseModel):
+    """Tokens as if each text were scored alone."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class ClassOut(BaseModel):
+    """One text's score, as the logit of one class."""
+
+    index: int
+    label: str = "LABEL_0"
+    probs: list[float]
+    num_classes: int = 1
+
+
+class PooledOut(BaseModel):
+    """One text's score, as what the model pooled."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float]
+
+
+class EmbeddingOut(BaseModel):
+    """One text's score, as an embedding of one number."""
+
+    index: int
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float]
+
+
+class _ListOut(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    usage: PoolingUsageOut
+
+
+class ClassifyOut(_ListOut):
+    """The answer of `/classify`."""
+
+    data: list[ClassOut]
+
+
+class PoolingOut(_ListOut):
+    """The answer of `/pooling`."""
+
+    data: list[PooledOut]
+
+
+class EmbeddingsOut(_ListOut):
+    """The answer of `/v1/embeddings`."""
+
+    data: list[EmbeddingOut]
+
+
+def samples_of(body: PoolingIn, template: ChatTemplate | None) -> list[Sample]:
+    """Tell texts or messages into samples; raise `Invalid` where one cannot be."""
+    if body.messages is not None:
+        messages = body.messages
+        texts = split_each([messages], lambda _: _of_messages(messages), "messages")
+    else:
+        inputs = [body.input] if isinstance(body.input, str) else body.input or []
+        texts = split_each(inputs, lambda index: split_text(inputs[index], template), "input")
+    return [Sample(one.prompt, one.completion) for one in texts]
+
+
+def as_classes(numbers: Numbers, body: PoolingIn) -> ClassifyOut:
+    """Answer as vLLM and SGLang do for one class."""
+    data = [ClassOut(index=at, probs=[one]) for at, one in enumerate(_scores(numbers, body))]
+    return ClassifyOut(**_common(numbers, "classify"), data=data)
+
+
+def as_pooled(numbers: Numbers, body: PoolingIn) -> PoolingOut:
+    """Answer as vLLM's pooling does."""
+    data = [PooledOut(index=at, data=[one]) for at, one in enumerate(_scores(numbers, body))]
+    return PoolingOut(**_common(numbers, "pool"), data=data)
+
+
+def as_embeddings(numbers: Numbers, body: PoolingIn) -> EmbeddingsOut:
+    """Answer as SGLang does for a reward model."""
+    data = [
+        EmbeddingOut(index=at, embedding=[one]) for at, one in enumerate(_scores(numbers, body))
+    ]
+    return EmbeddingsOut(**_common(numbers, "embd"), data=data)
+
+
+def _of_messages(messages: list[ChatMessageIn]) -> Texts:
+    *prompt, last = messages_of(messages) or (None,)
+    if last is None or last.role != "assistant" or not prompt:
+        raise SplitError("it is not a prompt and then an assistant's message")
+    return Texts(tuple(one for one in prompt if one is not None), last.content)
+
+
+def _scores(numbers: Numbers, body: PoolingIn) -> list[float]:
+    scores = numbers.values
+    return [sigmoid(score) for score in scores] if body.use_activation else scores
+
+
+def _common(numbers: Numbers, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": numbers.source,
+        "usage": PoolingUsageOut(prompt_tokens=numbers.num_tokens, total_tokens=numbers.num_tokens),
+    }

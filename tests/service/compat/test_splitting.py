@@ -1,0 +1,254 @@
+from typing import Any
+
+import pytest
+
+from alarm_models.sample import Message
+from alarm_service.compat.splitting import (
+    SplitError,
+    Texts,
+    pair_texts,
+    split_query,
+    split_text,
+)
+from alarm_service.compat.templates import TEMPLATES, marked
+
+CHATML = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
+HUMAN = marked(user="Human:", assistant="Assistant:", system=None, ends=[])
+
+
+def turns(*texts: str) -> tuple[Message, ...]:
+    """A conversation up to a user's turn; of an even number, the first is the system's."""
+    roles = ["system", "user", "assistant", "user"]
+    return tuple(map(Message, roles[1:] if len(texts) % 2 else roles, texts))
+
+
+#: By template: a conversation with a system's turn and two of the user's, up to the assistant's.
+PROMPTS = {
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ?<|im_end|>\n"
+    "<|im_start|>assistant\nA.<|im_end|>\n<|im_start|>user\nR?<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "phi-4": "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>Q?<|im_end|>"
+    "<|im_start|>assistant<|im_sep|>A.<|im_end|><|im_start|>user<|im_sep|>R?<|im_end|>"
+    "<|im_start|>assistant<|im_sep|>",
+    "llama-2": "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ? [/INST] A. </s><s>[INST] R? [/INST]",
+    "mistral": "<s>[SYSTEM_PROMPT]S[/SYSTEM_PROMPT][INST]Q?[/INST]A.</s>[INST]R?[/INST]",
+    "llama-3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nQ?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nR?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama-4": "<|begin_of_text|><|header_start|>system<|header_end|>\n\nS<|eot|>"
+    "<|header_start|>user<|header_end|>\n\nQ?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nA.<|eot|>"
+    "<|header_start|>user<|header_end|>\n\nR?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\n",
+    "gemma": "<bos><start_of_turn>system\nS<end_of_turn>\n<start_of_turn>user\nQ?<end_of_turn>\n"
+    "<start_of_turn>model\nA.<end_of_turn>\n<start_of_turn>user\nR?<end_of_turn>\n"
+    "<start_of_turn>model\n",
+    "deepseek": "<｜begin▁of▁sentence｜>S<｜User｜>Q?<｜Assistant｜>A.<｜end▁of▁sentence｜>"
+    "<｜User｜>R?<｜Assistant｜>",
+    "phi-3": "<|system|>\nS<|end|>\n<|user|>\nQ?<|end|>\n<|assistant|>\nA.<|end|>\n"
+    "<|user|>\nR?<|end|>\n<|assistant|>\n",
+    "zephyr": "<|system|>\nS</s>\n<|user|>\nQ?</s>\n<|assistant|>\nA.</s>\n"
+    "<|user|>\nR?</s>\n<|assistant|>\n",
+    "glm-4": "[gMASK]<sop><|system|>\nS<|user|>\nQ?<|assistant|>\nA.<|user|>\nR?<|assistant|>\n",
+    "command-r": "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>S<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Q?<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>A.<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>R?<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+}
+#: By template: what the policy emits to end its turn, and what pads it.
+LAST = {
+    "chatml": "<|im_end|><|endoftext|><|endoftext|>",
+    "phi-4": "<|im_end|>",
+    "llama-2": "</s><unk><unk>",
+    "mistral": "</s></s>",
+    "llama-3": "<|eot_id|><|finetune_right_pad_id|>",
+    "llama-4": "<|eot|><|end_of_text|>",
+    "gemma": "<end_of_turn>\n<eos><pad><pad>",
+    "deepseek": "<｜end▁of▁sentence｜><｜▁pad▁｜>",
+    "phi-3": "<|end|><|endoftext|>",
+    "zephyr": "</s></s>",
+    "glm-4": "<|user|>",
+    "command-r": "<|END_OF_TURN_TOKEN|><PAD>",
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_conversation_ends_with_the_completion(name: str) -> None:
+    text = PROMPTS[name] + "B, indeed." + LAST[name]
+    expected = Texts(turns("S", "Q?", "A.", "R?"), "B, indeed.")
+    assert split_text(text, None) == expected
+    assert split_text(text, TEMPLATES[name]) == expected
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_query_is_split_as_its_parts_are(name: str) -> None:
+    expected = Texts(turns("S", "Q?", "A.", "R?"), "B, indeed.")
+    completion = "B, indeed." + LAST[name]
+    assert pair_texts(PROMPTS[name], completion, None) == expected
+    assert split_query(PROMPTS[name] + completion, PROMPTS[name], None) == expected
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_completion_may_be_empty_or_cut_off(name: str) -> None:
+    assert split_text(PROMPTS[name], None).completion == ""
+    assert split_text(PROMPTS[name] + LAST[name], None).completion == ""
+    assert split_text(PROMPTS[name] + "B, ind", None).completion == "B, ind"
+    assert pair_texts(PROMPTS[name], "", None).completion == ""
+    assert pair_texts(PROMPTS[name], LAST[name], None).completion == ""
+
+
+def test_white_space_that_the_policy_wrote_is_kept() -> None:
+    assert split_text(CHATML + "\n  B \n<|im_end|>\n", None).completion == "\n  B \n"
+    assert split_query("Q? B \n", "Q?", None).completion == " B \n"
+
+
+def test_padding_before_a_text_is_no_part_of_it() -> None:
+    padding = "<|endoftext|>" * 3
+    expected = Texts(turns("Q?"), "B")
+    assert split_text(padding + CHATML + "B<|im_end|>" + padding, None) == expected
+    assert split_query(padding + CHATML + "B<|im_end|>" + padding, CHATML, None) == expected
+    assert split_query("</s></s>Q? B</s></s>", "Q?", None) == Texts("Q?", " B")
+
+
+def test_a_text_that_speaks_of_another_template_is_not_split_by_it() -> None:
+    told = "What is <start_of_turn>user\n for?"
+    text = f"<|im_start|>user\n{told}<|im_end|>\n<|im_start|>assistant\nGemma: <end_of_turn>"
+    expected = Texts(turns(told), "Gemma: <end_of_turn>")
+    assert split_text(text + "<|im_end|>", None) == expected
+
+
+def test_html_at_the_end_of_a_turn_is_no_end_of_a_text() -> None:
+    assert split_text(CHATML + "<s>old</s><|im_end|>", None).completion == "<s>old</s>"
+
+
+def test_a_plain_prompt_stays_as_it_is() -> None:
+    prompt = "Human: Q?\n\nAssistant:"
+    expected = Texts(prompt, " B.")
+    assert split_query(f"{prompt} B.<|endoftext|>", prompt, None) == expected
+    assert pair_texts(prompt, " B.</s>", None) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt"),
+    [
+        ("<s> [INST] Q? [/INST] B.</s>", "<s>[INST] Q? [/INST]"),  # sentencepiece adds spaces
+        ("<s>[INST] Q? [/INST]B.</s>", "[INST] Q? [/INST] "),  # a token that was not in the text
+        ("<s><s>[INST] Q? [/INST] B.", "<s>[INST] Q? [/INST]"),
+        ("[INST] Q ? [/INST] B.", "[INST] Q? [/INST]"),
+    ],
+)
+def test_decoding_may_change_white_space(query: str, prompt: str) -> None:
+    assert split_query(query, prompt, None) == Texts(turns("Q?"), "B.")
+
+
+def test_white_space_behind_a_changed_prompt_is_the_prompt_s_once() -> None:
+    prompt = "What 's it ?\n\n"
+    assert split_query("What's it?\n\n  B.", prompt, None) == Texts(prompt, "  B.")
+
+
+def test_a_shortened_prompt_is_known_by_its_end() -> None:
+    prompt = CHATML.replace("Q?", "Once upon a time there was a question?")
+    query = prompt[20:] + "B.<|im_end|>"
+    expected = Texts(turns("Once upon a time there was a question?"), "B.")
+    assert split_query(query, prompt, None) == expected
+    assert split_query("\ufffd" + query, prompt, None) == expected  # cut within a character
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt"),
+    [
+        ("What is it? B.", "Who is it?"),
+        ("assistant\nB.", CHATML),  # too little is left to be sure
+        ("ab" * 30 + "B.", "ab" * 50),  # might be cut anywhere
+        ("", "Q?"),
+    ],
+)
+def test_a_query_without_its_prompt_is_an_error(query: str, prompt: str) -> None:
+    with pytest.raises(SplitError, match="does not begin with its prompt"):
+        split_query(query, prompt, None)
+
+
+def test_a_query_whose_prompt_is_empty_is_split_by_its_template() -> None:
+    assert split_query(CHATML + "B.<|im_end|>", "", None) == Texts(turns("Q?"), "B.")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Q? B.", "begins in no chat template that is known"),
+        ("Human: Q?\n\nAssistant: B.", "begins in no chat template that is known"),
+        ("", "begins in no chat template that is known"),
+        ("once <|im_start|>user\nQ?<|im_end|>", "begins in no chat template that is known"),
+        ("<|im_start|>user\nQ?<|im_end|>\n", "does not end with an assistant's turn"),
+        ("<|im_start|>user\nQ? that was cut", "does not end with an assistant's turn"),
+        (CHATML + "B.<|im_end|>\n<|im_start|>user\nAnd", "does not end with an assistant's turn"),
+        ("<|im_start|>assistant\nB.<|im_end|>", "nothing stands before"),
+    ],
+)
+def test_what_cannot_be_split_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(SplitError, match=message):
+        split_text(text, None)
+
+
+@pytest.mark.parametrize("split", [split_text, lambda text, one: pair_texts(text, "B", one)])
+def test_a_text_in_another_template_than_was_named_is_an_error(split: Any) -> None:
+    with pytest.raises(SplitError, match="does not begin with a turn of the template 'gemma'"):
+        split(CHATML, TEMPLATES["gemma"])
+
+
+def test_a_plain_text_is_a_completion_of_no_prompt() -> None:
+    assert split_text("B.</s>", TEMPLATES["plain"]) == Texts("", "B.")
+
+
+def test_turns_behind_the_completion_are_read_as_turns() -> None:
+    more = "B.<|im_end|>\n<|im_start|>tool\nT<|im_end|>\n<|im_start|>assistant\nC.<|im_end|>"
+    completion = (Message("assistant", "B."), Message("tool", "T"), Message("assistant", "C."))
+    assert pair_texts(CHATML, more, None) == Texts(turns("Q?"), completion)
+
+
+def test_special_tokens_inside_a_completion_are_left_out() -> None:
+    assert split_text(CHATML + "B.<|im_end|> And more", None).completion == "B. And more"
+
+
+def test_what_the_prompt_has_begun_is_the_completion_s_beginning() -> None:
+    begun = pair_texts(CHATML + "<think>\n", "Hm.\n</think>\nB.<|im_end|>", None)
+    assert begun == Texts(turns("Q?"), "<think>\nHm.\n</think>\nB.")
+
+
+def test_thoughts_that_a_template_left_empty_are_nobody_s_text() -> None:
+    empty = "<think>\n\n</think>\n\n"
+    assert pair_texts(CHATML + empty, "B.<|im_end|>", None) == Texts(turns("Q?"), "B.")
+    assert split_text(CHATML + empty + "B.<|im_end|>", None) == Texts(turns("Q?"), "B.")
+
+
+def test_markers_of_one_s_own_split_a_text() -> None:
+    text = "Be kind.\nHuman: Q?\nAssistant: B.\n"
+    assert split_text(text, HUMAN) == Texts(turns("Be kind.", "Q?"), "B.")
+    assert pair_texts(text[:-4], " B.</s>", HUMAN) == Texts(turns("Be kind.", "Q?"), "B.")
+
+
+def test_an_end_of_one_s_own_ends_a_text() -> None:
+    ended = marked(user="<U>", assistant="<A>", system="<S>", ends=["<END>", ""])
+    text = "<S>S<END><U>Q?<END><A>B.<END></s>"
+    assert split_text(text, ended) == Texts(turns("S", "Q?"), "B.")
+
+
+def test_a_marker_that_anyone_may_have_written_twice_is_an_error() -> None:
+    text = "Human: Q?\nAssistant: B.\nHuman: R?\nAssistant: C."
+    with pytest.raises(SplitError, match="stands in it more than once"):
+        split_text(text, HUMAN)
+    prompt = text[: text.index(" B.")]
+    pair = pair_texts(prompt, text[len(prompt) :], HUMAN)  # with the prompt it is known
+    assert pair.prompt == turns("Q?")
+    assert [message.content for message in pair.completion] == ["B.", "R?", "C."]
+
+
+def test_a_long_run_of_padding_takes_no_longer_than_a_long_text() -> None:
+    padded = "</s>" * 200_000
+    assert split_text(f"{CHATML}B.{padded}", None).completion == "B."
+    assert split_text(f"{CHATML}{padded}B.", None).completion == f"{padded}B."
+    with pytest.raises(SplitError):
+        split_query("a" * 200_000, "a" * 300_000 + "b", None)

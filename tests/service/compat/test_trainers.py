@@ -1,0 +1,174 @@
+"""slime, LLaMA-Factory, align-anything, vLLM and SGLang: what each sends and must get."""
+
+from typing import Any
+
+import pytest
+from hearing import error_of, hearing, post
+from standin import FIGURE_1
+
+from alarm_models.shaping import sigmoid
+
+PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
+TEXT = f"{PROMPT}a b c<|im_end|>"
+MESSAGES = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a b c"}]
+POOLED = {"/classify": "probs", "/v1/classify": "probs", "/pooling": "data"}
+POOLED |= {"/v1/embeddings": "embedding"}
+
+
+async def test_slime_gets_a_bare_number() -> None:
+    async with hearing() as (server, words):
+        for prompt in (PROMPT, MESSAGES[:1], "Q?"):
+            given = {"prompt": prompt, "response": "a b c<|im_end|>", "label": "L"}
+            answer = await post(server, "/compat/slime/plain", **given)
+            assert (answer.text, answer.headers["content-type"]) == ("3.0", "application/json")
+        assert words.heard == [("Q?", "a b c")] * 3
+        assert {sample.fields["reference"] for sample in words.samples} == {"L"}
+
+
+async def test_slime_gets_parts_beside_its_number_where_it_wants_them() -> None:
+    async with hearing(FIGURE_1) as (server, _):
+        path = "/compat/slime/figure-1?format=dict"
+        given = {"prompt": "Q?", "response": "AB B C AAC b c x", "label": None}
+        parts = (await post(server, path, **given)).json()
+        assert parts["score"] == pytest.approx(sum(parts[name] for name in ("holistic", *"abc")))
+        assert (parts["holistic"], parts["a"], parts["admitted"]) == (7, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"response": "nan"}, "non_finite: response[0]"),
+        ({"prompt": None}, "invalid: prompt: Input should be a valid string"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "content[0].type: "),
+        ({"response": None}, "invalid: response: Input should be a valid string"),
+    ],
+)
+async def test_slime_s_failure_is_an_error_and_no_number(
+    given: dict[str, Any], message: str
+) -> None:
+    async with hearing() as (server, _):
+        body = {"prompt": PROMPT, "response": "a", "label": None} | given
+        assert message in error_of(await post(server, "/compat/slime/plain", **body), 422)
+
+
+@pytest.mark.parametrize("path", ["/v1/score/evaluation", "/compat/llamafactory/plain"])
+async def test_llamafactory_gets_a_score_a_text(path: str) -> None:
+    async with hearing() as (server, words):
+        answer = (await post(server, path, model="model", messages=[TEXT, PROMPT])).json()
+        assert answer.pop("id")
+        expected = {"object": "score.evaluation", "model": "plain", "scores": [3, 0]}
+        assert answer == expected
+        assert words.heard == [("Q?", "a b c"), ("Q?", "")]
+        assert (await post(server, path, model="model", messages=[])).json()["scores"] == []
+
+
+async def test_llamafactory_s_body_may_name_a_model_where_the_path_does_not() -> None:
+    async with hearing(FIGURE_1) as (server, _):
+        by_body = await post(server, "/v1/score/evaluation", model="words", messages=[TEXT])
+        by_path = await post(server, "/compat/llamafactory/words", model="a", messages=[TEXT])
+        assert by_body.json()["model"] == by_path.json()["model"] == "words"
+
+
+@pytest.mark.parametrize("messages", [["Q? A."], [TEXT, "<|im_start|>user\nQ?"], [f"{PROMPT}nan"]])
+async def test_an_error_that_llamafactory_takes_for_an_answer_has_no_scores(
+    messages: list[str],
+) -> None:
+    async with hearing() as (server, _):
+        body = {"model": "model", "messages": messages}
+        answer = await post(server, "/compat/llamafactory/plain", **body)
+        assert f"messages[{len(messages) - 1}]" in error_of(answer, 422)
+        assert "scores" not in answer.json()
+
+
+@pytest.mark.parametrize("tail", ["", "/get_reward"])
+async def test_align_anything_gets_a_reward_a_response(tail: str) -> None:
+    async with hearing() as (server, words):
+        path = f"/compat/align-anything/plain{tail}"
+        given = {"prompts": ["Q?", "R?"], "responses": ["a b", "a"], "golden_responses": ["G", "H"]}
+        assert (await post(server, path, **given)).json() == {"rewards": [2, 1]}
+        assert words.heard == [("Q?", "a b"), ("R?", "a")]
+        assert [sample.fields["reference"] for sample in words.samples] == ["G", "H"]
+        assert (await post(server, path, prompts=[], responses=[])).json() == {"rewards": []}
+
+
+async def test_a_text_that_align_anything_could_not_split_is_not_taken_for_a_response() -> None:
+    async with hearing() as (server, words):
+        path = "/compat/align-anything/plain"
+        given = {"prompts": [""], "responses": ["user\nQ?\nassistant\na b c"]}
+        assert "responses[0] cannot be split: its prompt" in error_of(
+            await post(server, path, **given), 422
+        )
+        options = "?user=user%0A&assistant=assistant%0A"
+        assert (await post(server, path + options, **given)).json() == {"rewards": [3]}
+        assert words.heard == [("Q?", "a b c")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"), [([], "prompts has 0 items, responses has 1"), (["a"] * 2, "has 2")]
+)
+async def test_prompts_that_are_not_as_many_as_responses_are_an_error(
+    prompts: list[str], message: str
+) -> None:
+    async with hearing() as (server, _):
+        given = {"prompts": prompts, "responses": ["a"]}
+        answer = await post(server, "/compat/align-anything/plain", **given)
+        assert message in error_of(answer, 422)
+
+
+@pytest.mark.parametrize("route", POOLED)
+@pytest.mark.parametrize("by_path", [False, True])
+async def test_a_pooled_answer_has_raw_scores(route: str, *, by_path: bool) -> None:
+    server_name = "sglang" if route.startswith("/v1") else "vllm"
+    path = f"/compat/{server_name}/plain{route}" if by_path else route
+    async with hearing() as (server, words):
+        named = {"model": "/weights/of/another" if by_path else "plain"}
+        answer = (await post(server, path, input=TEXT, use_activation=False, **named)).json()
+        (one,) = answer["data"]
+        assert (one["index"], one[POOLED[route]]) == (0, [3])
+        assert (answer["object"], answer["model"]) == ("list", "plain")
+        assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0}
+        several = (await post(server, path, input=[TEXT, PROMPT], **named)).json()["data"]
+        assert [(one["index"], one[POOLED[route]]) for one in several] == [(0, [3]), (1, [0])]
+        assert (await post(server, path, messages=MESSAGES, **named)).json()["data"] == [one]
+        assert words.heard == [("Q?", "a b c")] * 2 + [("Q?", ""), ("Q?", "a b c")]
+
+
+async def test_an_activation_is_applied_where_it_is_asked_for() -> None:
+    async with hearing() as (server, _):
+        answer = await post(server, "/classify", input=TEXT, use_activation=True)
+        assert answer.json()["data"] == [
+            {"index": 0, "label": "LABEL_0", "probs": [sigmoid(3)], "num_classes": 1}
+        ]
+
+
+async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
+    async with hearing() as (server, words):
+        assert "input[0] cannot be split" in error_of(
+            await post(server, "/classify", input="a"), 422
+        )
+        answer = await post(server, "/classify?template=plain", input="a b")
+        assert answer.json()["data"][0]["probs"] == [2]
+        assert words.heard == [("", "a b")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "send either input or messages"),
+        ({"input": TEXT, "messages": MESSAGES}, "send either input or messages"),
+        ({"input": [[1, 2]]}, "Input should be a valid string"),
+        ({"input": TEXT, "encoding_format": "base64"}, "encoding_format: Input should be 'float'"),
+        ({"messages": MESSAGES[:1]}, "messages[0] cannot be split"),
+        ({"messages": MESSAGES[1:]}, "messages[0] cannot be split"),
+        ({"messages": []}, "messages[0] cannot be split"),
+    ],
+)
+async def test_what_cannot_be_pooled_is_an_error(given: dict[str, Any], message: str) -> None:
+    async with hearing() as (server, _):
+        assert message in error_of(await post(server, "/pooling", **given), 422)
+
+
+async def test_a_model_that_is_not_served_is_404() -> None:
+    async with hearing() as (server, _):
+        answer = await post(server, "/classify", input=TEXT, model="/weights/of/another")
+        assert error_of(answer, 404).startswith("not_found: no recipe or model")

@@ -1,0 +1,103 @@
+"""Trainers' own code, each in its own virtual environment, against a running server's URL.
+
+Made by hand, once, in the folder that `ALARM_TRAINERS` names (what is missing is skipped):
+
+    python3 -m venv openrlhf && openrlhf/bin/pip install --no-deps openrlhf==0.11.2
+    openrlhf/bin/pip install torch==2.13.0 transformers==5.15.0 aiohttp pylatexenc sympy
+    python3 -m venv llamafactory && llamafactory/bin/pip install --no-deps llamafactory==0.9.5
+    llamafactory/bin/pip install torch==2.13.0 transformers==5.15.0 requests
+    python3 -m venv verl && verl/bin/pip install torch==2.13.0 verl==0.9.1
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Process, alarm_serve
+
+from alarm_client import AlarmClient, Sample
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+VENVS = Path(os.environ.get("ALARM_TRAINERS", "/nowhere"))
+KEY = "sesame"
+QUESTION = "question: Who wrote Emma? context: Emma is a novel by Jane Austen, of 1815."
+ANSWERS = [
+    "Jane Austen wrote it.",
+    "Charles Dickens wrote it in Rome.",
+    "",
+    "Emma is a novel by Jane Austen, it says; 3 < 4 and café.",
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    with alarm_serve("mini", "--api-key", KEY) as process:
+        with AlarmClient(process.url, api_key=KEY) as client:
+            client.wait_ready(timeout=120)
+        yield process
+
+
+@pytest.fixture(scope="module")
+def expected(server: Process) -> list[float]:
+    """What our own client gets for the same questions and answers."""
+    samples = [Sample(prompt=QUESTION, completion=answer) for answer in ANSWERS]
+    with AlarmClient(server.url, api_key=KEY) as client:
+        return [reward.reward or 0.0 for reward in client.hierarchical_reward(samples).rewards]
+
+
+def run(trainer: str, *arguments: str) -> Any:
+    python = VENVS / trainer / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{python} is not there; the docstring says how to make it")
+    script = HERE / f"url_{trainer}.py"
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    done = subprocess.run(
+        [python, script, *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def with_key(url: str) -> str:
+    return url.replace("http://", f"http://anybody:{KEY}@")
+
+
+def test_openrlhf_gets_rewards_and_logs(server: Process, expected: list[float]) -> None:
+    rollouts = run("openrlhf", f"{with_key(server.url)}/compat/openrlhf/mini")
+    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+    for one in rollouts:
+        logs = one["extra_logs"]
+        parts = [logs[name][0] for name in ("holistic", "factuality", "relevance")]
+        assert one["reward"][0] == pytest.approx(sum(parts))
+        assert 0 <= one["scores"][0] <= 1
+
+
+def test_openrlhf_rotates_over_two_urls(server: Process, expected: list[float]) -> None:
+    url = f"{with_key(server.url)}/get_reward"
+    rollouts = run("openrlhf", f"{url},{url}")
+    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+
+
+def test_llamafactory_gets_scores(server: Process, expected: list[float]) -> None:
+    scores = run("llamafactory", f"{with_key(server.url)}/compat/llamafactory/mini")
+    assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_error_ends_a_training_of_llamafactory(server: Process) -> None:
+    url = f"{with_key(server.url)}/compat/llamafactory/mini?template=gemma"
+    assert run("llamafactory", url) == "KeyError: 'scores'"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verl_s_own_client_gets_rewards(
+    server: Process, expected: list[float], engine: str
+) -> None:
+    address = with_key(server.url).removeprefix("http://")
+    rewards = run("verl", f"{address}/compat/{engine}/mini", engine)
+    assert rewards == pytest.approx(expected, abs=1e-4)
