@@ -12,7 +12,21 @@ Message: TypeAlias = Mapping[str, object]
 Id: TypeAlias = str | int | None
 Text: TypeAlias = str | Sequence[Message]
 Offsets: TypeAlias = Sequence[Sequence[int]]
-Rule: TypeAlias = Literal["hierarchical", "weighted_sum", "holistic_only", "aspect_only"]
+Rule: TypeAlias = Literal[
+    "hierarchical",
+    "weighted_sum",
+    "holistic_only",
+    "aspect_only",
+    "soft_gate",
+    "cascade",
+    "veto",
+    "product",
+    "minimum",
+    "par",
+    "log_sigmoid",
+    "gdpo",
+    "mo_grpo",
+]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None
 
