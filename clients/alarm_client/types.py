@@ -81,7 +81,10 @@ class SegmentScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The raw number that a model gives a sample; None on error, or where no segment was found."""
+    """The raw number that a model gives a sample; None on error, or where no segment was found.
+
+    `outputs` are the numbers of a model that gives several, by their names.
+    """
 
     id: Id
     score: float | None
@@ -89,6 +92,7 @@ class Score:
     num_tokens: int
     truncated: bool
     error: SampleError | None
+    outputs: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

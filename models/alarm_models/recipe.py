@@ -11,7 +11,7 @@ from alarm_models.assembly import AspectRule
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Hierarchy, Rule
 from alarm_models.shaping import Shaping
-from alarm_models.specs import ModelSpec
+from alarm_models.specs import ModelSpec, MultiObjectiveSpec
 from alarm_models.template import FieldPattern
 
 __all__ = ["AspectSpec", "Overrides", "Recipe"]
@@ -126,8 +126,16 @@ class Recipe(_Table):
         for key, model in named.items():
             if model not in self.models:
                 raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
-        if self.models[self.holistic.model].kind == "segments":
+        spec = self.models[self.holistic.model]
+        if spec.kind == "segments":
             raise ValueError(f"holistic.model {self.holistic.model!r} judges segments, not wholes")
+        if isinstance(spec, MultiObjectiveSpec) and not (
+            spec.weights or spec.gate_at or self.holistic.output
+        ):
+            raise ValueError(
+                f"holistic.model {self.holistic.model!r} gives several numbers: name one in "
+                f"holistic.output, or weigh them in models.{self.holistic.model}.weights"
+            )
         return self
 
     @model_validator(mode="after")

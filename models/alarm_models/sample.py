@@ -100,9 +100,15 @@ class Score:
     outputs: Mapping[str, float] | None = None
 
     def output(self, name: str | None) -> Score:
-        """Return the score that one named output is; None is this score itself."""
-        if name is None or self.outputs is None:
+        """Return the score that one named output is; None is this score itself.
+
+        Raises `SampleError` (``model_failed``) where the model has no such output.
+        """
+        if name is None:
             return self
+        if self.outputs is None or name not in self.outputs:
+            there = ", ".join(self.outputs or ()) or "none"
+            raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
         return replace(self, value=self.outputs[name], segments=None)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 import torch
 
-from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
+from alarm_models.errors import AlarmModelsError, CheckpointError, RecipeError, SampleError
 from alarm_models.features import Features
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import Prepared, RewardModel
@@ -181,6 +181,10 @@ class Engine:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
         if isinstance(outcome, SampleError):
             raise CheckpointError(f"model {served.key!r} cannot score: {outcome}")
+        for key, name in self.catalog.outputs_of(served).items():
+            if name not in (outcome.outputs or {}):
+                there = ", ".join(outcome.outputs or ()) or "none"
+                raise RecipeError(f"{key} is {name!r}, but {served.key!r} has {there}")
 
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):

@@ -120,7 +120,10 @@ def counts(outcome: Outcome, hierarchy: Hierarchy) -> bool:
 
 
 def _output(outcome: Outcome, name: str | None) -> Outcome:
-    return outcome if isinstance(outcome, SampleError) else outcome.output(name)
+    try:
+        return outcome if isinstance(outcome, SampleError) else outcome.output(name)
+    except SampleError as error:
+        return error
 
 
 def _reference(sample: Sample) -> Sample:

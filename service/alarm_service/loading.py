@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from alarm_models.sample import Sample
-from alarm_models.specs import LengthSpec
+from alarm_models.specs import templates_of
 from alarm_models.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
@@ -47,6 +47,4 @@ def warm_up_sample(served: ServedModel) -> Sample:
 
 
 def _named_fields(served: ServedModel) -> tuple[str, ...]:
-    if isinstance(served.spec, LengthSpec) or served.spec.template == "chat":
-        return ()
-    return TextTemplate(served.spec.template).names
+    return tuple(name for text in templates_of(served.spec) for name in TextTemplate(text).names)

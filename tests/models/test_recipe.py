@@ -117,6 +117,13 @@ def test_a_rule_without_its_constants_is_refused_by_their_keys(
         load_recipe(written(text, tmp_path))
 
 
+def test_a_holistic_model_of_several_numbers_wants_one_named(tmp_path: Path) -> None:
+    text = EXAMPLE.replace('kind = "sequence"', 'kind = "multi-objective"')
+    with pytest.raises(RecipeError, match=r"name one in holistic\.output"):
+        load_recipe(written(text, tmp_path))
+    assert load_recipe(written(text, tmp_path), ["holistic.output=wit"]).holistic.output == "wit"
+
+
 def test_a_recipe_that_is_nowhere_names_the_built_in_ones() -> None:
     with pytest.raises(RecipeError, match="long-form-qa"):
         load_recipe("no-such-recipe")
