@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alarm_models.remote_spec import RemoteSpec
 from alarm_models.truncation import Truncation
 
 __all__ = [
@@ -154,7 +155,13 @@ class LengthSpec(BaseModel):
 
 
 ModelSpec = Annotated[
-    SequenceSpec | SegmentsSpec | StepsSpec | MultiObjectiveSpec | GenerativeSpec | LengthSpec,
+    SequenceSpec
+    | SegmentsSpec
+    | StepsSpec
+    | MultiObjectiveSpec
+    | GenerativeSpec
+    | RemoteSpec
+    | LengthSpec,
     Field(discriminator="kind"),
 ]
 

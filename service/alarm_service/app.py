@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import RewardModel
+from alarm_models.rewards import Model
 from alarm_service import routes, status_routes
 from alarm_service.catalog import Catalog, choose_device, load_models
 from alarm_service.engine import Engine, Limits
@@ -25,7 +25,7 @@ __all__ = ["create_app", "create_engine"]
 
 _ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready")
 
-Load = Callable[[Catalog, torch.device], Mapping[str, RewardModel]]
+Load = Callable[[Catalog, torch.device], Mapping[str, Model]]
 
 
 def create_engine(
@@ -64,7 +64,7 @@ def create_app(
         finally:
             starting.cancel()
             await asyncio.wait((starting,))
-            engine.stop()
+            await engine.close()
 
     key = settings.api_key
     app = FastAPI(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import Loader, RewardModel
+from alarm_models.rewards import Loader, Model
 from alarm_models.specs import ModelSpec
 from alarm_models.template import FieldPattern
 from alarm_service.errors import NotFound
@@ -98,7 +98,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_models(catalog: Catalog, device: torch.device) -> dict[str, RewardModel]:
+def load_models(catalog: Catalog, device: torch.device) -> dict[str, Model]:
     """Load every model of the catalog; raise `CheckpointError` or `RecipeError`."""
     loader = Loader(device)
     return {key: loader.load(served.spec, served.fields) for key, served in catalog.models.items()}

@@ -14,10 +14,9 @@ from typing import TypeVar
 import structlog
 import torch
 
-from alarm_models.errors import AlarmModelsError, CheckpointError, RecipeError, SampleError
-from alarm_models.features import Features
+from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import Prepared, RewardModel
+from alarm_models.rewards import AwaitedModel, Model, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
@@ -25,13 +24,14 @@ from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
-from alarm_service.loading import in_daemon_thread, warm_up_sample
+from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
 from alarm_service.metrics import Metrics
-from alarm_service.preparing import prepare
+from alarm_service.preparing import prepare, score_elsewhere, settle
 from alarm_service.runtime import DeviceThread
-from alarm_service.work import Work
+from alarm_service.scores import Scores
+from alarm_service.work import Outcome, Work
 
-__all__ = ["Engine", "Limits", "Scores"]
+__all__ = ["Engine", "Limits"]
 
 _T = TypeVar("_T")
 
@@ -49,23 +49,6 @@ class Limits:
     max_batch_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One outcome a sample, in order."""
-
-    outcomes: Sequence[Score | SampleError]
-
-    @property
-    def num_tokens(self) -> int:
-        """Count the tokens as if each sample were scored alone."""
-        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Count the tokens that the device ran, padding not counted."""
-        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
-
-
 class Engine:
     """Scores samples with the catalog's models on one device.
 
@@ -76,7 +59,7 @@ class Engine:
     def __init__(
         self,
         catalog: Catalog,
-        load: Callable[[Catalog, torch.device], Mapping[str, RewardModel]],
+        load: Callable[[Catalog, torch.device], Mapping[str, Model]],
         device: torch.device,
         limits: Limits,
         metrics: Metrics,
@@ -84,7 +67,7 @@ class Engine:
         self.catalog = catalog
         self.device = device
         self.metrics = metrics
-        self.models: Mapping[str, RewardModel] = {}
+        self.models: Mapping[str, Model] = {}
         self.life = Life(catalog.models)
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens)
@@ -113,7 +96,14 @@ class Engine:
         started = time.monotonic()
         try:
             self.models = await in_daemon_thread(lambda: self._load(self.catalog, self.device))
-            self._thread = DeviceThread(self.models, self._waiting, self.metrics, self.life)
+            for model in self._awaited:
+                await model.open()
+            on_device = {
+                key: model
+                for key, model in self.models.items()
+                if not isinstance(model, AwaitedModel)
+            }
+            self._thread = DeviceThread(on_device, self._waiting, self.metrics, self.life)
             self._thread.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
@@ -145,16 +135,10 @@ class Engine:
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
         model = self.models[served.key]
-        job = Job(len(samples))
-        try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(prepare, model, chunk))
-                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
-                self._waiting.put(_settle(prepared, start, work, job))
-            outcomes = await job.outcomes()
-        finally:
-            job.cancel()
+        if isinstance(model, AwaitedModel):
+            outcomes: Sequence[Outcome] = await score_elsewhere(model, samples)
+        else:
+            outcomes = await self._computed(served.key, model, samples)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
@@ -163,11 +147,35 @@ class Engine:
             scored.append(outcome)
         return Scores(scored)
 
+    async def _computed(
+        self, key: str, model: RewardModel, samples: Sequence[Sample]
+    ) -> Sequence[Outcome]:
+        job = Job(len(samples))
+        try:
+            for start in range(0, len(samples), _CHUNK):
+                chunk = samples[start : start + _CHUNK]
+                prepared = await self.in_worker(partial(prepare, model, chunk))
+                work = partial(Work, key, is_wanted=job.is_wanted, cost=model.cost)
+                self._waiting.put(settle(prepared, start, work, job))
+            return await job.outcomes()
+        finally:
+            job.cancel()
+
     async def in_worker(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop."""
         if self.life.is_stopped:
             raise stopping()
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    async def close(self) -> None:
+        """Stop, and let go of what models elsewhere hold open."""
+        self.stop()
+        for model in self._awaited:
+            await model.close()
+
+    @property
+    def _awaited(self) -> list[AwaitedModel]:
+        return [model for model in self.models.values() if isinstance(model, AwaitedModel)]
 
     def stop(self) -> None:
         """End the threads; whatever still waits hears that the server is stopping."""
@@ -180,29 +188,15 @@ class Engine:
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
         if isinstance(outcome, SampleError):
+            if isinstance(self.models[served.key], AwaitedModel):
+                # It answered as it was opened; that a judge has no number for this is no fault.
+                _log.warning("no score to warm up", model=served.key, error=str(outcome))
+                return
             raise CheckpointError(f"model {served.key!r} cannot score: {outcome}")
-        for key, name in self.catalog.outputs_of(served).items():
-            if name not in (outcome.outputs or {}):
-                there = ", ".join(outcome.outputs or ()) or "none"
-                raise RecipeError(f"{key} is {name!r}, but {served.key!r} has {there}")
+        require_named_outputs(self.catalog.outputs_of(served), outcome)
 
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):
             self.metrics.sample_failed(outcome.code)
         elif outcome.truncated:
             self.metrics.sample_truncated(model)
-
-
-def _settle(
-    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
-) -> list[Work]:
-    """Deliver what needs no device, and return the work that does."""
-    now = time.monotonic()
-    works = []
-    for index, one in enumerate(prepared, start):
-        receiver = job.receiver(index)
-        if isinstance(one, Features):
-            works.append(work(features=one, deliver=receiver, since=now))
-        else:
-            receiver(one)
-    return works

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from alarm_models.sample import Sample
+from alarm_models.errors import RecipeError
+from alarm_models.sample import Sample, Score
 from alarm_models.specs import templates_of
 from alarm_models.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
-__all__ = ["in_daemon_thread", "warm_up_sample"]
+__all__ = ["in_daemon_thread", "require_named_outputs", "warm_up_sample"]
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,14 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 def warm_up_sample(served: ServedModel) -> Sample:
     """Return a sample with every text that the model's template names."""
     return replace(_WARM_UP, fields=dict.fromkeys(_named_fields(served), "Is it warm?"))
+
+
+def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
+    """Raise `RecipeError` unless a score has the outputs that recipes name; ``named`` is by key."""
+    for key, name in named.items():
+        if name not in (score.outputs or {}):
+            there = ", ".join(score.outputs or ()) or "none"
+            raise RecipeError(f"{key} is {name!r}; the model's outputs are: {there}")
 
 
 def _named_fields(served: ServedModel) -> tuple[str, ...]:

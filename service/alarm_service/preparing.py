@@ -1,14 +1,18 @@
-"""The step before the device: samples that fit become features, and the others fail alone."""
+"""The step before a model: samples that fit are handed on, and the others fail alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from alarm_models.errors import SampleError
-from alarm_models.rewards import Prepared, RewardModel
+from alarm_models.features import Features
+from alarm_models.rewards import AwaitedModel, Outcome, Prepared, RewardModel
 from alarm_models.sample import Sample, require_spans_within
+from alarm_service.job import Job
+from alarm_service.work import Work
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "score_elsewhere", "settle"]
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
@@ -17,6 +21,14 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
     return [next(prepared) if fault is None else fault for fault in faults]
+
+
+async def score_elsewhere(model: AwaitedModel, samples: Sequence[Sample]) -> list[Outcome]:
+    """Score samples with a model that lives elsewhere; one whose spans are wrong is not sent."""
+    faults = [_fault(sample) for sample in samples]
+    fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+    scored = iter(await model.score(fitting) if fitting else ())
+    return [next(scored) if fault is None else fault for fault in faults]
 
 
 def _fault(sample: Sample) -> SampleError | None:
@@ -40,3 +52,18 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]
     return [prepared for sample in samples for prepared in _prepare(model, [sample])]
+
+
+def settle(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
+) -> list[Work]:
+    """Deliver what needs no device, and return the work that does."""
+    now = time.monotonic()
+    works = []
+    for index, one in enumerate(prepared, start):
+        receiver = job.receiver(index)
+        if isinstance(one, Features):
+            works.append(work(features=one, deliver=receiver, since=now))
+        else:
+            receiver(one)
+    return works

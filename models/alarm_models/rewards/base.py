@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +19,10 @@ from alarm_models.specs import NeuralSpec
 from alarm_models.tokenizing import Tokenizer
 
 __all__ = [
+    "AwaitedModel",
+    "Model",
     "OnDevice",
+    "Outcome",
     "Prepared",
     "RewardModel",
     "Weights",
@@ -26,6 +30,9 @@ __all__ = [
     "require_finite",
     "require_outputs",
 ]
+
+#: What becomes of a sample at a model.
+Outcome = Score | SampleError
 
 #: What preparing a sample gives: work for the device, a score that needs none, or what is wrong.
 Prepared = Features | Score | SampleError
@@ -60,6 +67,35 @@ class RewardModel(Protocol):
 
     def read(self, features: Features, outputs: torch.Tensor) -> Score:
         """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
+
+
+class AwaitedModel(ABC):
+    """A model that is waited for rather than run: it lives elsewhere and needs no device."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of all that decides its scores, as far as it can be known."""
+
+    @property
+    @abstractmethod
+    def limit(self) -> int | None:
+        """The most tokens it reads of one sample; None where that is not known."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Get ready, in the event loop that scores; raise `CheckpointError`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of what `open` took."""
+
+    @abstractmethod
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score samples, one outcome each, in order."""
+
+
+Model = RewardModel | AwaitedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ import torch
 from alarm_models import checkpoint, sources
 from alarm_models.errors import CheckpointError
 from alarm_models.network import Network
-from alarm_models.rewards.base import RewardModel, Weights
+from alarm_models.remote_spec import RemoteSpec
+from alarm_models.rewards.base import Model, Weights
 from alarm_models.rewards.generative import GenerativeModel, scored_tokens
 from alarm_models.rewards.length import LengthModel
 from alarm_models.rewards.objectives import MultiObjectiveModel
+from alarm_models.rewards.remote import RemoteModel
 from alarm_models.rewards.segments import SegmentsModel
 from alarm_models.rewards.sequence import SequenceModel
 from alarm_models.rewards.steps import StepsModel
@@ -44,13 +46,15 @@ class Loader:
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
 
-    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> RewardModel:
+    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> Model:
         """Load a model; ``fields`` finds what callers leave out of a sample's fields.
 
         Raises `CheckpointError` or `RecipeError`.
         """
         if isinstance(spec, LengthSpec):
             return LengthModel()
+        if isinstance(spec, RemoteSpec):
+            return RemoteModel(spec, fields)
         weights = self._weights(spec)
         fingerprint = _fingerprint(spec, weights, fields)
         match spec:
