@@ -101,6 +101,8 @@ class Gathering:
                 key = (sample.prompt, tuple(sorted(sample.fields.items())))
                 asked[index] = places.setdefault(key, index)
         unique = list(places.values())
+        if not unique:
+            return {}
         scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
         found = dict(zip(unique, scores, strict=True))
         return {index: found[place] for index, place in asked.items()}
