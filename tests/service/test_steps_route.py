@@ -45,6 +45,6 @@ async def test_each_step_earns_its_probability_on_its_last_token(tmp_path: Path)
         "Is two.",
     ]
     found, whole = answer.json()["rewards"]
-    assert found["token_rewards"] == pytest.approx([2 * first - 1, 0, 2 * second - 1, 0])
-    assert found["holistic"]["score"] == pytest.approx(scored["score"])
+    assert found["token_rewards"] == pytest.approx([2 * first - 1, 0, 2 * second - 1, 0], abs=1e-5)
+    assert found["holistic"]["score"] == pytest.approx(scored["score"], abs=1e-5)
     assert len(whole["aspects"]["steps"]["segments"]) == 1
