@@ -93,3 +93,17 @@ async def test_an_unknown_rule_is_422_with_the_list() -> None:
         assert answer.status_code == 422
         for rule in ("hierarchical", "soft_gate", "gdpo"):
             assert f"'{rule}'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("rule", ["gdpo", "mo_grpo", "product", "minimum", "log_sigmoid", "par"])
+async def test_constants_that_overflow_fail_samples_and_not_the_request(rule: str) -> None:
+    given = [
+        one | {"fields": {"reference": "w"}}
+        for one in in_groups(("x", "w w w A"), ("x", "w"), ("y", "A a"), ("y", "w"))
+    ]
+    weights = {"a": 1e308, "b": -1e308, "c": 1e308}
+    async with serving(FIGURE_1) as server:
+        for holistic_weight in (1e308, -1e308):
+            overrides = {"rule": rule, "holistic_weight": holistic_weight, "weights": weights}
+            for one in await ask(server, given, overrides=overrides):
+                assert (one["reward"] is None) == (one["error"] is not None)

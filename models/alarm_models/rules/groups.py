@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -31,9 +32,15 @@ class _Scale:
 
     @classmethod
     def of(cls, totals: Sequence[float]) -> _Scale:
-        """Measure a group; the deviation is the unbiased one, as torch's."""
-        std = statistics.stdev(totals) if len(totals) > 1 else 0.0
-        return cls(statistics.fmean(totals), std + _EPSILON)
+        """Measure a group; the deviation is the unbiased one, as torch's.
+
+        Both are NaN where the numbers are too large to be added, and so is what they scale.
+        """
+        try:
+            std = statistics.stdev(totals) if len(totals) > 1 else 0.0
+            return cls(statistics.fmean(totals), std + _EPSILON)
+        except (ArithmeticError, ValueError):
+            return cls(math.nan, math.nan)
 
     def apply(self, rewards: Sequence[float]) -> list[float]:
         """Divide each token's reward; the last token pays the mean."""
@@ -73,6 +80,7 @@ def gdpo(samples: Sequence[Parts], hierarchy: Hierarchy) -> list[Tokens]:
     """
     rewards = mo_grpo(samples, hierarchy)
     totals = [sum(one) for one in rewards if not isinstance(one, SampleError)]
+    totals = [total for total in totals if math.isfinite(total)]
     if not totals:
         return rewards
     scale = _Scale.of(totals)

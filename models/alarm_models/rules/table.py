@@ -54,5 +54,5 @@ def _alone(parts: Parts, hierarchy: Hierarchy) -> Tokens:
         return _ALONE[hierarchy.rule](parts, hierarchy)
     except SampleError as error:
         return error
-    except OverflowError:
+    except ArithmeticError:
         return SampleError("non_finite", "the rule's constants are so large that it overflows")
