@@ -36,10 +36,12 @@ class _Scale:
 
         Both are NaN where the numbers are too large to be added, and so is what they scale.
         """
+        if not all(map(math.isfinite, totals)):
+            return cls(math.nan, math.nan)
         try:
             std = statistics.stdev(totals) if len(totals) > 1 else 0.0
             return cls(statistics.fmean(totals), std + _EPSILON)
-        except (ArithmeticError, ValueError):
+        except OverflowError:
             return cls(math.nan, math.nan)
 
     def apply(self, rewards: Sequence[float]) -> list[float]:
