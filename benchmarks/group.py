@@ -12,8 +12,9 @@ import transformers as hf
 from timing import in_turns, report
 
 from alarm_models.features import Features
-from alarm_models.network import Network, Source, sequence_classifier
+from alarm_models.network import Network
 from alarm_models.sample import Span
+from alarm_models.sources import Source, sequence_classifier
 
 VOCABULARY = 32000
 

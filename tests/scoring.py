@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 
 from alarm_models.features import Features
-from alarm_models.rewards import Loader, RewardModel
+from alarm_models.rewards import DirectModel, Loader, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import ModelSpec
 
 
 def load(spec: ModelSpec) -> RewardModel:
     """Load a model on the CPU."""
-    return Loader(torch.device("cpu")).load(spec, {})
+    model = Loader(torch.device("cpu")).load(spec, {})
+    assert not isinstance(model, DirectModel)
+    return model
 
 
 def score(model: RewardModel, samples: Sequence[Sample]) -> list[Score]:

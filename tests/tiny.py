@@ -16,10 +16,11 @@ TEXT = [
     "Human: Assistant: answer: user assistant system",
     "Naïve café owners, 東京 and emoji 🙂 are all text; numbers like 1815 and 3.14 too!",
 ]
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 PAD, BOS, EOS = 0, 1, 2
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -50,6 +51,10 @@ ARCHITECTURES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
         hf.LongformerConfig,
         _ENCODER | {"max_position_embeddings": 514, "attention_window": [16, 16]},
     ),
+}
+#: Those that are tried as language models alone.
+CAUSAL: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512})
 }
 DECODERS = ("llama", "qwen3", "gemma2")
 
@@ -97,7 +102,7 @@ def tokenizer(*, bos: bool, eos: bool, pad_is_eos: bool = False) -> Any:
 
 def config(architecture: str, *, pad_is_eos: bool = False, **more: Any) -> Any:
     """Make a small configuration."""
-    made, small = ARCHITECTURES[architecture]
+    made, small = (ARCHITECTURES | CAUSAL)[architecture]
     common = {
         "vocab_size": 500,
         "max_position_embeddings": 512,
@@ -143,11 +148,25 @@ def base_with_head(
 ) -> Checkpoint:
     """Make a Llama base with a named linear head, laid out as openbmb/UltraRM-13b."""
     torch.manual_seed(0)
+    return base_with(folder, {f"{head}.weight": torch.randn(outputs, 32)}, as_bin=as_bin)
+
+
+def causal(architecture: str, folder: Path) -> Checkpoint:
+    """Make a causal language model with random weights."""
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(config(architecture))
+    return save(model, tokenizer(bos=True, eos=False), folder)
+
+
+def base_with(
+    folder: Path, tensors: Mapping[str, torch.Tensor], *, as_bin: bool = False
+) -> Checkpoint:
+    """Make a Llama base with more tensors beside it, as models with code of their own have."""
+    torch.manual_seed(0)
     model = hf.LlamaModel(config("llama"))
     tokens = tokenizer(bos=True, eos=False)
     checkpoint = save(model, tokens, folder)
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state[f"{head}.weight"] = torch.randn(outputs, model.config.hidden_size)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | dict(tensors)
     (folder / "model.safetensors").unlink()
     if as_bin:
         torch.save(state, folder / "pytorch_model.bin")

@@ -89,7 +89,13 @@ def merge_rewards(results: Sequence[RewardResult]) -> RewardResult:
 def _score(row: Json) -> Score:
     score = optional_number(row, "score")
     tokens = int(number(row.get("num_tokens", 0), "num_tokens"))
-    return Score(_id(row), score, _segments(row), tokens, bool(row.get("truncated")), _error(row))
+    outputs = None
+    if row.get("outputs") is not None:
+        named = object_of(row["outputs"], "outputs")
+        outputs = {name: number(value, "outputs") for name, value in named.items()}
+    return Score(
+        _id(row), score, _segments(row), tokens, bool(row.get("truncated")), _error(row), outputs
+    )
 
 
 def _reward(row: Json, sample: Sample) -> Reward:

@@ -12,7 +12,21 @@ Message: TypeAlias = Mapping[str, object]
 Id: TypeAlias = str | int | None
 Text: TypeAlias = str | Sequence[Message]
 Offsets: TypeAlias = Sequence[Sequence[int]]
-Rule: TypeAlias = Literal["hierarchical", "weighted_sum", "holistic_only", "aspect_only"]
+Rule: TypeAlias = Literal[
+    "hierarchical",
+    "weighted_sum",
+    "holistic_only",
+    "aspect_only",
+    "soft_gate",
+    "cascade",
+    "veto",
+    "product",
+    "minimum",
+    "par",
+    "log_sigmoid",
+    "gdpo",
+    "mo_grpo",
+]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None
 
@@ -67,7 +81,10 @@ class SegmentScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The raw number that a model gives a sample; None on error, or where no segment was found."""
+    """The raw number that a model gives a sample; None on error, or where no segment was found.
+
+    `outputs` are the numbers of a model that gives several, by their names.
+    """
 
     id: Id
     score: float | None
@@ -75,6 +92,7 @@ class Score:
     num_tokens: int
     truncated: bool
     error: SampleError | None
+    outputs: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,35 @@
-"""From one sample's scores to its reward."""
+"""From samples' scores to their rewards."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alarm_models.alignment import Placement, lay_on_tokens, on_every_token, words
 from alarm_models.errors import SampleError
-from alarm_models.hierarchy import Hierarchy, combine, counts_aspects, is_admitted, normalize
+from alarm_models.hierarchy import (
+    Hierarchy,
+    counts_aspects,
+    is_admitted,
+    needs_aspect,
+    normalize,
+)
+from alarm_models.rules import Part, Parts, combine_all
 from alarm_models.sample import AspectReward, Reward, Sample, Score, SegmentScore, Span
 from alarm_models.shaping import SHAPINGS, Shaping
 
-__all__ = ["AspectRule", "aspect_reward", "assemble"]
+__all__ = ["AspectRule", "Scored", "aspect_reward", "assemble"]
 
 
 @dataclass(frozen=True, slots=True)
 class AspectRule:
     """How an aspect's score becomes its reward.
 
-    A judged segment earns ``positive`` or ``negative``; the score of a whole completion earns
-    ``(score - mean) / std * scale + bias``. Either is shaped. Placed on tokens, each token earns
-    ``negative`` where a negative segment overlaps it, and ``positive`` elsewhere.
+    A judged segment earns ``positive`` or ``negative``; the grade of a segment, as the score of a
+    whole completion, earns ``(score - mean) / std * scale + bias``. Each is shaped. Placed on
+    tokens, each token earns ``negative`` where a negative segment overlaps it, and ``positive``
+    elsewhere.
     """
 
     positive: float
@@ -32,72 +41,133 @@ class AspectRule:
     shaping: Shaping
     placement: Placement = Placement.SEGMENT_ENDS
 
-    def token_values(
+    def token_levels(
         self, segments: Sequence[SegmentScore], tokens: Sequence[Span]
     ) -> tuple[float, ...]:
-        """Return the shaped value of each token by the segments that overlap it."""
-        shape = SHAPINGS[self.shaping]
+        """Return the value of each token, before shaping, by the segments that overlap it."""
         errors = [segment.span for segment in segments if segment.is_positive is False]
-        return on_every_token(errors, tokens, shape(self.positive), shape(self.negative))
+        return on_every_token(errors, tokens, self.positive, self.negative)
 
-    def values(self, score: Score) -> list[tuple[Span | None, float]]:
-        """Return the shaped values with the spans they belong to; None is the whole completion."""
-        shape = SHAPINGS[self.shaping]
+    def levels(self, score: Score) -> list[tuple[Span | None, float]]:
+        """Return the values before shaping, with their spans; None is the whole completion."""
         if score.segments is not None:
             return [
-                (segment.span, shape(self.positive if segment.is_positive else self.negative))
+                (segment.span, self._level(segment.score, segment.is_positive))
                 for segment in score.segments
-                if segment.is_positive is not None
+                if segment.score is not None
             ]
-        if score.value is None:
-            return []
-        value = (score.value - self.mean) / self.std * self.scale + self.bias
-        return [(None, shape(value))]
+        return [] if score.value is None else [(None, self._level(score.value, None))]
+
+    def _level(self, score: float, is_positive: bool | None) -> float:
+        if is_positive is None:
+            return (score - self.mean) / self.std * self.scale + self.bias
+        return self.positive if is_positive else self.negative
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One sample with the scores that its reward is made of.
+
+    ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
+    rule needs must be there. ``reference`` is the holistic score of a reference completion.
+    """
+
+    sample: Sample
+    holistic: Score
+    aspects: Mapping[str, AspectReward | None]
+    reference: Score | None = None
+
+    def parts(self, hierarchy: Hierarchy) -> Parts:
+        """Return what the rule combines; raise `SampleError` where the holistic score lacks."""
+        z = _normalized(self.holistic, hierarchy)
+        counted = {
+            name: self._part(aspect)
+            for name, aspect in self.aspects.items()
+            if aspect is not None and needs_aspect(name, hierarchy) and counts_aspects(z, hierarchy)
+        }
+        reference_z = None if self.reference is None else _normalized(self.reference, hierarchy)
+        num_tokens = len(self.sample.token_offsets or ()) or 1
+        return Parts(z, counted, num_tokens, reference_z, self.sample.group)
+
+    def reward(self, tokens: Sequence[float], hierarchy: Hierarchy) -> Reward:
+        """Return the reward that the rule gave, on the policy's tokens where there are any."""
+        z = _normalized(self.holistic, hierarchy)
+        offsets = self.sample.token_offsets
+        computed = [aspect for aspect in self.aspects.values() if aspect is not None]
+        if not all(map(math.isfinite, tokens)):
+            raise SampleError(
+                "non_finite", "weights or constants are so large that the reward overflows"
+            )
+        return Reward(
+            reward=sum(tokens),
+            token_rewards=None if offsets is None else tuple(tokens[: len(offsets)]),
+            holistic_score=self.holistic.value or 0.0,
+            holistic_normalized=z,
+            admitted=is_admitted(z, hierarchy),
+            aspects=self.aspects,
+            truncated=self.holistic.truncated or any(one.truncated for one in computed),
+        )
+
+    def _part(self, aspect: AspectReward) -> Part:
+        rewards = aspect.token_rewards if self.sample.token_offsets else (aspect.reward,)
+        return Part(rewards or (), aspect.value, aspect.level)
 
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
     """Turn an aspect's score into its reward, before the aspect's weight."""
+    shape = SHAPINGS[rule.shaping]
     tokens = sample.token_offsets
+    laid: tuple[float, ...] | None = None
     if rule.placement is Placement.TOKENS and score.segments is not None:
-        each = rule.token_values(score.segments, tokens or words(sample.completion_text))
-        on_tokens = None if tokens is None else each[: len(tokens)]
-        return AspectReward(sum(each), on_tokens, score.segments)
-    values = rule.values(score)
-    laid = None if tokens is None else lay_on_tokens(values, sample.completion_text, tokens)
-    return AspectReward(sum(value for _, value in values), laid, score.segments)
-
-
-def assemble(
-    sample: Sample,
-    holistic: Score,
-    aspects: Mapping[str, AspectReward | None],
-    hierarchy: Hierarchy,
-) -> Reward:
-    """Combine a sample's scores by the recipe's rule.
-
-    ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
-    rule counts and that have a weight must be there.
-    """
-    if holistic.value is None:
-        raise SampleError("model_failed", "the holistic model gave no score")
-    z = normalize(holistic.value, hierarchy)
-    counted = {
-        name: aspect
-        for name, aspect in aspects.items()
-        if aspect is not None and hierarchy.weights[name] != 0 and counts_aspects(z, hierarchy)
-    }
-    scalars = {name: (aspect.reward,) for name, aspect in counted.items()}
-    (reward,) = combine(z, scalars, hierarchy, 1)
-    token_rewards = None
-    if sample.token_offsets is not None:
-        laid = {name: aspect.token_rewards or () for name, aspect in counted.items()}
-        token_rewards = combine(z, laid, hierarchy, len(sample.token_offsets))
-    return Reward(
-        reward=sum(token_rewards) if token_rewards else reward,
-        token_rewards=token_rewards,
-        holistic_score=holistic.value,
-        holistic_normalized=z,
-        admitted=is_admitted(z, hierarchy),
-        aspects=aspects,
-        truncated=holistic.truncated,
+        levels = rule.token_levels(score.segments, tokens or words(sample.completion_text))
+        values = tuple(map(shape, levels))
+        laid = None if tokens is None else values[: len(tokens)]
+    else:
+        spans = rule.levels(score)
+        levels = tuple(level for _, level in spans)
+        values = tuple(map(shape, levels))
+        if tokens is not None:
+            on = [(span, value) for (span, _), value in zip(spans, values, strict=True)]
+            laid = lay_on_tokens(on, sample.completion_text, tokens)
+    return AspectReward(
+        sum(values), laid, score.segments, _mean(values), _mean(levels), score.truncated
     )
+
+
+def assemble(samples: Sequence[Scored], hierarchy: Hierarchy) -> list[Reward | SampleError]:
+    """Combine the scores of each sample by the recipe's rule, in order."""
+    parts: dict[int, Parts] = {}
+    rewards: dict[int, Reward | SampleError] = {}
+    for index, scored in enumerate(samples):
+        try:
+            parts[index] = scored.parts(hierarchy)
+        except SampleError as error:
+            rewards[index] = error
+    combined = combine_all(list(parts.values()), hierarchy)
+    for index, tokens in zip(parts, combined, strict=True):
+        rewards[index] = _reward(samples[index], tokens, hierarchy)
+    return [rewards[index] for index in range(len(samples))]
+
+
+def _reward(
+    scored: Scored, tokens: tuple[float, ...] | SampleError, hierarchy: Hierarchy
+) -> Reward | SampleError:
+    if isinstance(tokens, SampleError):
+        return tokens
+    try:
+        return scored.reward(tokens, hierarchy)
+    except SampleError as error:
+        return error
+
+
+def _normalized(score: Score, hierarchy: Hierarchy) -> float:
+    if score.value is None:
+        raise SampleError("model_failed", "the holistic model gave no score")
+    z = normalize(score.value, hierarchy)
+    if not math.isfinite(z):
+        raise SampleError("non_finite", "mean or std are so extreme that the score overflows")
+    return z
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

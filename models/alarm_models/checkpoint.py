@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
 
-__all__ = ["digest", "locate", "read_head"]
+__all__ = ["digest", "label_names", "locate", "read_tensors"]
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -64,36 +64,35 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def read_head(folder: Path, name: str) -> torch.nn.Linear:
-    """Read a named linear head, ``<name>.weight [outputs, hidden]`` with or without a bias."""
+def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read the tensors whose keys are ``name`` or begin with ``name.``, by what follows."""
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
-        for key in (f"{name}.weight", f"{name}.bias"):
-            tensor = _read_tensor(file, key)
-            if tensor is not None:
-                tensors[key] = tensor
-    weight = tensors.get(f"{name}.weight")
-    if weight is None:
-        raise CheckpointError(f"{folder} holds no tensor {name}.weight; is `head` right?")
-    if weight.ndim != 2:
-        raise CheckpointError(f"{name}.weight has shape {list(weight.shape)}, not two dimensions")
-    bias = tensors.get(f"{name}.bias")
-    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-    return head
+        found = (
+            _of_safetensors(file, name) if file.suffix == ".safetensors" else _of_bin(file, name)
+        )
+        tensors |= {key[len(name) + 1 :]: tensor for key, tensor in found.items()}
+    return tensors
 
 
-def _read_tensor(file: Path, key: str) -> torch.Tensor | None:
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as tensors:
-            if key not in tensors.keys():  # noqa: SIM118 - the handle is no mapping
-                return None
-            tensor: torch.Tensor = tensors.get_tensor(key)
-            return tensor
+def _of_safetensors(file: Path, name: str) -> dict[str, torch.Tensor]:
+    with safe_open(file, framework="pt") as tensors:
+        keys = tensors.keys()
+        return {key: tensors.get_tensor(key) for key in keys if _is_of(key, name)}
+
+
+def _of_bin(file: Path, name: str) -> dict[str, torch.Tensor]:
     # Tensors only: a pickled object raises instead of running.
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    found = state.get(key)
-    return found if isinstance(found, torch.Tensor) else None
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if _is_of(key, name) and isinstance(tensor, torch.Tensor)
+    }
+
+
+def _is_of(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
 
 
 def label_names(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rules that make one reward of a holistic score and its aspects: pure arithmetic.
+"""A rule's name and constants, and the sum that the paper's rules are: pure arithmetic.
 
     z = (h - mean) / std
     z <  threshold:  r[t] = W*z*1[t = last]
@@ -10,10 +10,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Hierarchy", "Rule", "combine", "counts_aspects", "normalize"]
+__all__ = [
+    "Hierarchy",
+    "Rule",
+    "combine",
+    "counts_aspects",
+    "is_admitted",
+    "needs_aspect",
+    "needs_reference",
+    "normalize",
+]
 
 
 class Rule(StrEnum):
@@ -23,11 +32,29 @@ class Rule(StrEnum):
     WEIGHTED_SUM = "weighted_sum"
     HOLISTIC_ONLY = "holistic_only"
     ASPECT_ONLY = "aspect_only"
+    SOFT_GATE = "soft_gate"
+    CASCADE = "cascade"
+    VETO = "veto"
+    PRODUCT = "product"
+    MINIMUM = "minimum"
+    PAR = "par"
+    LOG_SIGMOID = "log_sigmoid"
+    GDPO = "gdpo"
+    MO_GRPO = "mo_grpo"
+
+
+#: The rules in which an aspect may decide without a weight, by its minimum.
+_GATING = (Rule.CASCADE, Rule.VETO)
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """A rule with its constants; ``weights`` holds one weight an aspect."""
+    """A rule with its constants; ``weights`` holds one weight an aspect.
+
+    What follows ``weights`` are the constants of single rules; a recipe names those that its rule
+    wants. ``minimums`` holds what the level of an aspect must reach, ``order`` the aspects by
+    priority, ``group_size`` how many samples a group has.
+    """
 
     rule: Rule
     threshold: float
@@ -35,6 +62,11 @@ class Hierarchy:
     mean: float
     std: float
     weights: Mapping[str, float]
+    temperature: float = 1.0
+    floor: float = 0.0
+    minimums: Mapping[str, float] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    group_size: int | None = None
 
 
 def normalize(score: float, hierarchy: Hierarchy) -> float:
@@ -48,20 +80,31 @@ def is_admitted(z: float, hierarchy: Hierarchy) -> bool:
 
 
 def counts_aspects(z: float, hierarchy: Hierarchy) -> bool:
-    """Say whether the rule adds aspects to the reward of a sample with this ``z``."""
+    """Say whether the aspects of a sample with this ``z`` count for its reward."""
     match hierarchy.rule:
-        case Rule.HIERARCHICAL:
+        case Rule.HIERARCHICAL | Rule.CASCADE:
             return is_admitted(z, hierarchy)
         case Rule.HOLISTIC_ONLY:
             return False
-        case Rule.WEIGHTED_SUM | Rule.ASPECT_ONLY:
+        case _:
             return True
+
+
+def needs_aspect(name: str, hierarchy: Hierarchy) -> bool:
+    """Say whether the rule looks at an aspect where aspects count: by its weight or its minimum."""
+    gates = hierarchy.rule in _GATING and name in hierarchy.minimums
+    return gates or hierarchy.weights[name] != 0
+
+
+def needs_reference(hierarchy: Hierarchy) -> bool:
+    """Say whether the rule compares with a reference completion."""
+    return hierarchy.rule is Rule.PAR
 
 
 def combine(
     z: float, aspects: Mapping[str, Sequence[float]], hierarchy: Hierarchy, num_tokens: int
 ) -> tuple[float, ...]:
-    """Return the reward of each token, ``[num_tokens]``.
+    """Return the sum that the rule counts, a token: ``[num_tokens]``.
 
     ``aspects`` holds the shaped rewards of the aspects that have a weight, ``[num_tokens]`` each;
     they are added where the rule counts them. A scalar reward is the case of one token.

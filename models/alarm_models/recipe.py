@@ -12,7 +12,7 @@ from alarm_models.assembly import AspectRule
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Hierarchy, Rule
 from alarm_models.shaping import Shaping
-from alarm_models.specs import ModelSpec
+from alarm_models.specs import ModelSpec, MultiObjectiveSpec
 from alarm_models.template import FieldPattern
 
 __all__ = ["AspectSpec", "Overrides", "Recipe"]
@@ -26,9 +26,18 @@ class HolisticSpec(_Table):
     """The model that judges whole completions, and the constants that normalise its score."""
 
     model: str
+    output: str | None = Field(default=None, description="of a model that gives several numbers")
     weight: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+
+
+#: The constants that a rule cannot do without.
+_WANTED = {
+    Rule.SOFT_GATE: ("temperature",),
+    Rule.CASCADE: ("order", "minimums"),
+    Rule.VETO: ("floor", "minimums"),
+}
 
 
 class HierarchySpec(_Table):
@@ -36,12 +45,35 @@ class HierarchySpec(_Table):
 
     rule: Rule = Rule.HIERARCHICAL
     threshold: float = 0.0
+    temperature: float | None = Field(default=None, gt=0, description="`soft_gate`: its width")
+    floor: float | None = Field(default=None, description="`veto`: what a vetoed sample gets")
+    minimums: Mapping[str, float] = Field(
+        default_factory=dict,
+        description="`veto`, `cascade`: aspect -> the level that it must reach",
+    )
+    order: tuple[str, ...] = Field(default=(), description="`cascade`: aspects by priority")
+    group_size: int | None = Field(
+        default=None, ge=2, description="`gdpo`, `mo_grpo`: samples a group, where all have as many"
+    )
+
+    def require_constants(self, rule: Rule) -> None:
+        """Raise `RecipeError`, naming what lacks, unless all is here that a rule wants."""
+        lacking = [name for name in _WANTED.get(rule, ()) if not self._has(name)]
+        if lacking:
+            raise RecipeError(
+                f"rule `{rule}` wants {' and '.join(f'hierarchy.{name}' for name in lacking)}"
+            )
+
+    def _has(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value not in ((), {})
 
 
 class AspectSpec(_Table):
     """A model's place in the reward: its weight, its shaping, and what maps scores to rewards."""
 
     model: str
+    output: str | None = Field(default=None, description="of a model that gives several numbers")
     weight: float = 1.0
     shaping: Shaping = Shaping.SIGMOID
     placement: Placement | None = Field(default=None, description="else the model's kind's own")
@@ -84,8 +116,30 @@ class Recipe(_Table):
         for key, model in named.items():
             if model not in self.models:
                 raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
-        if self.models[self.holistic.model].kind == "segments":
+        spec = self.models[self.holistic.model]
+        if spec.kind == "segments":
             raise ValueError(f"holistic.model {self.holistic.model!r} judges segments, not wholes")
+        if isinstance(spec, MultiObjectiveSpec) and not (
+            spec.weights or spec.gate_at or self.holistic.output
+        ):
+            raise ValueError(
+                f"holistic.model {self.holistic.model!r} gives several numbers: name one in "
+                f"holistic.output, or weigh them in models.{self.holistic.model}.weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rule_has_its_constants(self) -> Recipe:
+        for key in ("minimums", "order"):
+            unknown = sorted(set(getattr(self.hierarchy, key)) - set(self.aspects))
+            if unknown:
+                raise ValueError(
+                    f"hierarchy.{key} names {unknown}, but the aspects are {sorted(self.aspects)}"
+                )
+        try:
+            self.hierarchy.require_constants(self.hierarchy.rule)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
@@ -108,7 +162,10 @@ class Recipe(_Table):
         )
 
     def hierarchy_with(self, overrides: Overrides) -> Hierarchy:
-        """Return the rule with its constants; raise `RecipeError` for a weight of no aspect."""
+        """Return the rule with its constants.
+
+        Raises `RecipeError` for a weight of no aspect, and for a rule whose constants lack.
+        """
         unknown = sorted(set(overrides.weights) - set(self.aspects))
         if unknown:
             raise RecipeError(
@@ -116,18 +173,30 @@ class Recipe(_Table):
                 f"{sorted(self.aspects)}"
             )
         own = {name: aspect.weight for name, aspect in self.aspects.items()}
+        spec = self.hierarchy
+        rule = overrides.rule or spec.rule
+        spec.require_constants(rule)
         threshold, weight = overrides.threshold, overrides.holistic_weight
         return Hierarchy(
-            rule=overrides.rule or self.hierarchy.rule,
-            threshold=self.hierarchy.threshold if threshold is None else threshold,
+            rule=rule,
+            threshold=spec.threshold if threshold is None else threshold,
             holistic_weight=self.holistic.weight if weight is None else weight,
             mean=self.holistic.mean,
             std=self.holistic.std,
             weights=own | dict(overrides.weights),
+            # A rule that wants one of these has it; the others never look.
+            temperature=spec.temperature or 1.0,
+            floor=spec.floor or 0.0,
+            minimums=spec.minimums,
+            order=spec.order,
+            group_size=spec.group_size,
         )
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:
         """Digest the models' fingerprints and all constants, overrides included."""
-        constants = self.model_dump_json(include={"holistic", "hierarchy", "aspects"})
+        # Without defaults, so that a new option changes no fingerprint of who does not use it.
+        constants = self.model_dump_json(
+            include={"holistic", "hierarchy", "aspects"}, exclude_defaults=True
+        )
         parts = f"{sorted(models.items())}|{constants}|{overrides.model_dump_json()}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]

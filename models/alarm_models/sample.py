@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from alarm_models.errors import SampleError
@@ -73,7 +73,8 @@ class SegmentScore:
     """A model's judgement of one segment.
 
     ``score`` is the margin: the positive label's logit less the negative's. Both it and ``label``
-    are None where truncation left the segment unread.
+    are None where truncation left the segment unread. A segment that is graded rather than judged
+    has a ``score``, and None for ``is_positive``.
     """
 
     span: Span
@@ -88,6 +89,7 @@ class Score:
 
     ``num_tokens`` counts the tokens of the sample as the model reads it alone,
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
+    ``outputs`` are the numbers of a model that gives several, by their names.
     """
 
     value: float | None
@@ -95,18 +97,36 @@ class Score:
     num_tokens: int
     truncated: bool
     num_computed_tokens: int = 0
+    outputs: Mapping[str, float] | None = None
+
+    def output(self, name: str | None) -> Score:
+        """Return the score that one named output is; None is this score itself.
+
+        Raises `SampleError` (``model_failed``) where the model has no such output.
+        """
+        if name is None:
+            return self
+        if self.outputs is None or name not in self.outputs:
+            there = ", ".join(self.outputs or ()) or "none"
+            raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
+        return replace(self, value=self.outputs[name], segments=None)
 
 
 @dataclass(frozen=True, slots=True)
 class AspectReward:
-    """What one aspect adds to a reward, shaped and weighted.
+    """What one aspect says, shaped, before its weight.
 
-    ``token_rewards`` has one float a policy token, or is None without token offsets.
+    ``token_rewards`` has one float a policy token, or is None without token offsets. ``value`` is
+    the mean of the shaped values that make up the reward, ``level`` the same before shaping; both
+    are None where there was nothing to judge.
     """
 
     reward: float
     token_rewards: tuple[float, ...] | None
     segments: tuple[SegmentScore, ...] | None
+    value: float | None = None
+    level: float | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,15 @@ from sentencex import get_sentence_boundaries
 
 from alarm_models.sample import Span
 
-__all__ = ["SEGMENTERS", "sentences", "split_sentences", "subsentences"]
+__all__ = ["SEGMENTERS", "sentences", "split_sentences", "steps", "subsentences"]
 
 #: The fewest words a sub-sentence has before its break; more than as many follow it
 #: (FineGrainedRLHF, reward.py).
 MIN_WORDS = 5
 
 _WORD = re.compile(r"\S+")
+
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def sentences(text: str) -> tuple[Span, ...]:
@@ -30,6 +32,15 @@ def sentences(text: str) -> tuple[Span, ...]:
 def subsentences(text: str) -> tuple[Span, ...]:
     """Find the sub-sentences of an English text: its sentences, split at ``, ; ! ?``."""
     return split_sentences(text, sentences(text))
+
+
+def steps(text: str) -> tuple[Span, ...]:
+    """Find the steps of a solution: what blank lines set apart."""
+    breaks = [Span(*match.span()) for match in _BLANK_LINES.finditer(text)]
+    starts = [0, *(one.end for one in breaks)]
+    ends = [*(one.start for one in breaks), len(text)]
+    found = (_trimmed(text, Span(*pair)) for pair in zip(starts, ends, strict=True))
+    return tuple(span for span in found if span.start < span.end)
 
 
 def split_sentences(text: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -71,4 +82,5 @@ def _trimmed(text: str, span: Span) -> Span:
 SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
     "sentences": sentences,
     "subsentences": subsentences,
+    "steps": steps,
 }

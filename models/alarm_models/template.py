@@ -18,13 +18,21 @@ class Rendered:
     """A text, and where in it prompt and completion stand.
 
     The prompt is what truncation may shorten. Tokens in ``marked`` spans are of type 1, where any
-    are given.
+    are given. ``places`` are characters whose tokens are to be found, in order.
     """
 
     text: str
     prompt: Span
     completion: Span
     marked: tuple[Span, ...] | None = None
+    places: tuple[int, ...] = ()
+
+    def within(self, text: str, start: int) -> Rendered:
+        """Return this text's spans in a longer text that has it at ``start``."""
+        prompt, completion = (
+            Span(span.start + start, span.end + start) for span in (self.prompt, self.completion)
+        )
+        return Rendered(text, prompt, completion)
 
 
 @dataclass(frozen=True, slots=True)

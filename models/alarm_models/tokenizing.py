@@ -10,7 +10,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.sample import Message, Span
 from alarm_models.template import Rendered
 from alarm_models.truncation import TokenIds
@@ -69,10 +69,35 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no separator token {name!r}; set `separator`")
         return int(token_id)
 
-    def render_chat(self, messages: Sequence[Message]) -> Rendered:
+    def only_id(self, text: str) -> int:
+        """Return the id of a text that is one token; raise `CheckpointError` with what it is."""
+        ids = self._fast.encode(text, add_special_tokens=False).ids
+        if len(ids) == 1:
+            return int(ids[0])
+        token_id = self._fast.token_to_id(text)
+        if token_id is None:
+            tokens = [self._fast.id_to_token(one) for one in ids]
+            raise CheckpointError(f"{text!r} is no single token of this tokenizer, but {tokens}")
+        return int(token_id)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text without special tokens around it."""
+        return tuple(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def render_turn(self, turn: Rendered) -> Rendered:
+        """Apply the checkpoint's chat template to one user's message that wants an answer."""
+        text = self._apply([Message("user", turn.text)], add_generation_prompt=True)
+        start = text.find(turn.text.strip())
+        lead = len(turn.text) - len(turn.text.lstrip())
+        return (
+            Rendered(text, Span(0, 0), Span(0, 0)) if start < 0 else turn.within(text, start - lead)
+        )
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> Rendered:
         """Apply the checkpoint's chat template to a conversation that ends with a completion."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self._loaded.apply_chat_template(turns, tokenize=False)
+        text = self._apply(messages, add_generation_prompt=add_generation_prompt)
         first, last = messages[0].content.strip(), messages[-1].content.strip()
         start = text.find(first)
         completion = text.rfind(last)
@@ -106,6 +131,18 @@ class Tokenizer:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
         return [*self._prefix, *ids, *self._suffix]
 
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text: str = self._loaded.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # the template is the checkpoint's own program: it may raise any
+            raise SampleError(
+                "invalid_sample", f"the chat template refuses these messages: {error}"
+            ) from error
+        return text
+
     def _token_ids(self, encoding: Encoding, text: Rendered, with_special: bool) -> TokenIds:
         ids, offsets = encoding.ids, encoding.offsets
         num_prefix = self.num_prefix if with_special else 0
@@ -119,10 +156,23 @@ class Tokenizer:
         ]
         cuttable = Span(inside[0], inside[-1] + 1) if inside else Span(num_prefix, num_prefix)
         types = () if text.marked is None else _marked(offsets, text.marked)
-        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types)
+        places = _holding(offsets, text.places)
+        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places)
 
 
 def _marked(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:
     """Return 1 for each token that overlaps a marked span; spans come in order."""
     inside = {at for span in marked for at in range(span.start, span.end)}
     return tuple(int(any(at in inside for at in range(*offset))) for offset in offsets)
+
+
+def _holding(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
+    """Return the token that holds each character; characters come in order."""
+    tokens: list[int] = []
+    token = 0
+    for place in places:
+        while token < len(offsets) and not offsets[token][0] <= place < offsets[token][1]:
+            token += 1
+        if token < len(offsets):
+            tokens.append(token)
+    return tuple(tokens)

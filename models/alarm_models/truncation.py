@@ -24,7 +24,8 @@ class TokenIds:
     """Token ids with the range of tokens that came from the prompt.
 
     ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
-    text; no truncation drops them. ``types`` are token type ids, or none.
+    text; no truncation drops them. ``types`` are token type ids, or none. ``places`` are the
+    tokens that were asked for by their characters.
     """
 
     ids: tuple[int, ...]
@@ -32,12 +33,18 @@ class TokenIds:
     num_prefix: int
     num_suffix: int
     types: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
     def without(self, start: int, stop: int, prompt: Span) -> TokenIds:
         """Return these tokens less those of a range; ``prompt`` is where the prompt is then."""
         ids = self.ids[:start] + self.ids[stop:]
         types = self.types[:start] + self.types[stop:]
-        return TokenIds(ids, prompt, self.num_prefix, self.num_suffix, types)
+        places = tuple(
+            place if place < start else place - (stop - start)
+            for place in self.places
+            if not start <= place < stop
+        )
+        return TokenIds(ids, prompt, self.num_prefix, self.num_suffix, types, places)
 
 
 def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:

@@ -14,6 +14,7 @@ __all__ = [
     "HolisticOut",
     "ModelOut",
     "ModelsOut",
+    "NamedScoresOut",
     "RecipeOut",
     "RewardOut",
     "RewardResponse",
@@ -38,7 +39,10 @@ class SampleErrorOut(_Out):
 
 
 class SegmentOut(_Out):
-    """A judged segment; `score` is the margin between the two labels, null where unread."""
+    """A judged segment, `score` the margin between two labels; or a graded one, `score` its grade.
+
+    `score` is null where the segment was not read.
+    """
 
     start: int
     end: int
@@ -57,6 +61,12 @@ class ScoreOut(_Out):
     error: SampleErrorOut | None
 
 
+class NamedScoresOut(ScoreOut):
+    """One sample's score from a model that gives several numbers."""
+
+    outputs: dict[str, float] = Field(description="the numbers by their names")
+
+
 class UsageOut(_Out):
     """Tokens as if each sample were scored alone, and tokens that the device ran."""
 
@@ -69,7 +79,7 @@ class ScoreResponse(_Out):
 
     model: str
     fingerprint: str
-    scores: list[ScoreOut]
+    scores: list[NamedScoresOut | ScoreOut]
     usage: UsageOut
 
 

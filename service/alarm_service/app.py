@@ -66,7 +66,7 @@ def create_app(
         finally:
             starting.cancel()
             await asyncio.wait((starting,))
-            await engine.stop()
+            await engine.close()
 
     key = settings.api_key
     app = FastAPI(

@@ -64,6 +64,18 @@ class Catalog:
         """Return the model that a recipe calls by that name."""
         return self.models[self._keys[f"{recipe.name}/{name}"]]
 
+    def outputs_of(self, served: ServedModel) -> dict[str, str]:
+        """Return the outputs of a model that recipes name, by the keys that name them."""
+        named: dict[str, str] = {}
+        for recipe in self.recipes.values():
+            tables = {"holistic": recipe.holistic} | {
+                f"aspects.{name}": aspect for name, aspect in recipe.aspects.items()
+            }
+            for key, table in tables.items():
+                if table.output is not None and self.model_of(recipe, table.model) is served:
+                    named[f"{recipe.name}: {key}.output"] = table.output
+        return named
+
     def _add(self, recipe: Recipe, name: str, spec: ModelSpec) -> None:
         fields = recipe.field_patterns
         for served in self.models.values():

@@ -26,7 +26,7 @@ from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
-from alarm_service.loading import in_daemon_thread, warm_up_sample
+from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
 from alarm_service.metrics import Metrics
 from alarm_service.preparing import faults_of, prepare, settle
 from alarm_service.replicas import Load, Replicas
@@ -108,6 +108,8 @@ class Engine:
                 is_measured=self.limits.max_batch_tokens is None,
             )
             self.models = await in_daemon_thread(load)
+            for model in self._direct:
+                await model.open()
             self.replicas.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
@@ -180,20 +182,29 @@ class Engine:
             raise stopping()
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-    async def stop(self) -> None:
+    @property
+    def _direct(self) -> list[DirectModel]:
+        return [model for model in self.models.values() if isinstance(model, DirectModel)]
+
+    async def close(self) -> None:
         """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
         self._waiting.close(stopping())
         self._workers.shutdown(wait=False)
         await asyncio.to_thread(self.replicas.join, timeout_s=5)
-        for model in self.models.values():
-            if isinstance(model, DirectModel):
-                await model.close()
+        for model in self._direct:
+            await model.close()
 
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
         if isinstance(outcome, SampleError):
+            model = self.models[served.key]
+            if isinstance(model, DirectModel) and model.is_elsewhere:
+                # It answered as it was opened; that a judge has no number for this is no fault.
+                _log.warning("no score to warm up", model=served.key, error=str(outcome))
+                return
             raise CheckpointError(f"model {served.key!r} cannot score: {outcome}")
+        require_named_outputs(self.catalog.outputs_of(served), outcome)
 
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):

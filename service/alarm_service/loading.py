@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from alarm_models.sample import Sample
+from alarm_models.errors import RecipeError
+from alarm_models.sample import Sample, Score
 from alarm_models.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
-__all__ = ["in_daemon_thread", "warm_up_sample"]
+__all__ = ["in_daemon_thread", "require_named_outputs", "warm_up_sample"]
 
 _T = TypeVar("_T")
 
@@ -44,3 +45,11 @@ def warm_up_sample(served: ServedModel) -> Sample:
     """Return a sample with every text that the model's templates name."""
     names = (name for text in served.spec.templates for name in TextTemplate(text).names)
     return replace(_WARM_UP, fields=dict.fromkeys(names, "Is it warm?"))
+
+
+def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
+    """Raise `RecipeError` unless a score has the outputs that recipes name; ``named`` is by key."""
+    for key, name in named.items():
+        if name not in (score.outputs or {}):
+            there = ", ".join(score.outputs or ()) or "none"
+            raise RecipeError(f"{key} is {name!r}; the model's outputs are: {there}")

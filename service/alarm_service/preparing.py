@@ -1,4 +1,4 @@
-"""The step before the device: samples that fit become features, and the others fail alone."""
+"""The step before a model: samples that fit are handed on, and the others fail alone."""
 
 from __future__ import annotations
 
@@ -28,21 +28,6 @@ def faults_of(samples: Sequence[Sample]) -> list[SampleError | None]:
     return [_fault(sample) for sample in samples]
 
 
-def settle(
-    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
-) -> list[Work]:
-    """Deliver what needs no device, and return the work that does."""
-    now = time.monotonic()
-    works = []
-    for index, one in enumerate(prepared, start):
-        receiver = job.receiver(index)
-        if isinstance(one, Features):
-            works.append(work(features=one, deliver=receiver, since=now))
-        else:
-            receiver(one)
-    return works
-
-
 def _fault(sample: Sample) -> SampleError | None:
     text = sample.completion_text
     try:
@@ -65,3 +50,18 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]
     return [prepared for sample in samples for prepared in _prepare(model, [sample])]
+
+
+def settle(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., Work], job: Job
+) -> list[Work]:
+    """Deliver what needs no device, and return the work that does."""
+    now = time.monotonic()
+    works = []
+    for index, one in enumerate(prepared, start):
+        receiver = job.receiver(index)
+        if isinstance(one, Features):
+            works.append(work(features=one, deliver=receiver, since=now))
+        else:
+            receiver(one)
+    return works

@@ -77,7 +77,7 @@ class SampleIn(_In):
         description="[start, end) in code points of the completion, one a policy token; "
         "special tokens are empty spans",
     )
-    segments: dict[Literal["sentences", "subsentences", "errors"], list[SpanIn]] = Field(
+    segments: dict[Literal["sentences", "subsentences", "steps", "errors"], list[SpanIn]] = Field(
         default_factory=dict, description="spans that replace the server's own finding"
     )
     id: Id = None

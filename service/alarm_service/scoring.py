@@ -64,7 +64,7 @@ async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: 
                 out.writelines(f"{reward.model_dump_json()}\n" for reward in rewards)
                 progress.advance(task, len(chunk))
     finally:
-        await engine.stop()
+        await engine.close()
     if num_failed:
         sys.stderr.write(f"alarm: {num_failed} of {num_lines} samples failed; see `error`\n")
     return 1 if num_failed else 0

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from alarm_models.assembly import aspect_reward, assemble
+from alarm_models.assembly import Scored, aspect_reward, assemble
 from alarm_models.errors import SampleError
-from alarm_models.hierarchy import Hierarchy, counts_aspects, normalize
+from alarm_models.hierarchy import Hierarchy, needs_aspect
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
 from alarm_service.engine import Engine
+from alarm_service.gathering import Found, Gathering, counts
 
 __all__ = ["Rewards", "reward_samples"]
-
-Outcome = Score | SampleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,80 +28,51 @@ class Rewards:
     num_computed_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Story:
-    """One request's samples, and what they have cost so far."""
+    """One request's samples, and the recipe that rewards them."""
 
-    engine: Engine
     recipe: Recipe
     samples: Sequence[Sample]
     overrides: Overrides
-    num_tokens: int = 0
-    num_computed_tokens: int = 0
 
-    async def scores(self, model: str, indices: Sequence[int]) -> dict[int, Outcome]:
-        """Score some of the samples with one of the recipe's models."""
-        served = self.engine.catalog.model_of(self.recipe, model)
-        scores = await self.engine.scores(served, [self.samples[index] for index in indices])
-        self.num_tokens += scores.num_tokens
-        self.num_computed_tokens += scores.num_computed_tokens
-        return dict(zip(indices, scores.outcomes, strict=True))
-
-    async def aspects(
-        self, names: Sequence[str], indices: Sequence[int]
-    ) -> dict[str, dict[int, Outcome]]:
-        """Score aspects side by side; those that share a model are read from one pass."""
-        models = sorted({self.recipe.aspects[name].model for name in names})
-        scores = await asyncio.gather(*(self.scores(model, indices) for model in models))
-        by_model = dict(zip(models, scores, strict=True))
-        return {name: by_model[self.recipe.aspects[name].model] for name in names}
-
-    def rewards(
-        self,
-        holistic: Mapping[int, Outcome],
-        aspects: Mapping[str, Mapping[int, Outcome]],
-        hierarchy: Hierarchy,
-    ) -> list[Reward | SampleError]:
+    def rewards(self, found: Found, hierarchy: Hierarchy) -> list[Reward | SampleError]:
         """Combine each sample's scores; one that lacks a score it needs has that score's error."""
-        rewards: list[Reward | SampleError] = []
-        for index, sample in enumerate(self.samples):
-            found = {name: outcomes.get(index) for name, outcomes in aspects.items()}
+        rewards: dict[int, Reward | SampleError] = {}
+        scored: dict[int, Scored] = {}
+        for index in range(len(self.samples)):
             try:
-                rewards.append(self._reward(sample, holistic[index], found, hierarchy))
+                scored[index] = self._scored(index, found, hierarchy)
             except SampleError as error:
-                rewards.append(error)
-        return rewards
+                rewards[index] = error
+        rewards |= zip(scored, assemble(list(scored.values()), hierarchy), strict=True)
+        return [rewards[index] for index in range(len(self.samples))]
 
-    def _reward(
-        self,
-        sample: Sample,
-        holistic: Outcome,
-        found: Mapping[str, Outcome | None],
-        hierarchy: Hierarchy,
-    ) -> Reward:
-        if isinstance(holistic, SampleError):
-            raise holistic
-        is_counted = _counts(holistic, hierarchy)
-        truncated = holistic.truncated
+    def _scored(self, index: int, found: Found, hierarchy: Hierarchy) -> Scored:
+        sample = self.samples[index]
+        holistic = _score(found.holistic[index])
+        is_counted = counts(holistic, hierarchy)
         aspects: dict[str, AspectReward | None] = {}
         for name in self.recipe.aspects:
-            outcome = found.get(name)
-            if isinstance(outcome, Score):
-                rule = self.recipe.aspect_rule(name, self.overrides.shaping)
-                aspect = aspect_reward(outcome, rule, sample)
-                if math.isfinite(aspect.reward):
-                    aspects[name] = aspect
-                    truncated = truncated or outcome.truncated
-                    continue
-                outcome = _not_finite()
-            # An aspect that was asked for only to be logged costs the sample nothing.
-            if outcome is not None and is_counted and hierarchy.weights[name] != 0:
-                raise SampleError(outcome.code, f"aspect {name}: {outcome.message}")
-            aspects[name] = None
-        reward = assemble(sample, holistic, aspects, hierarchy)
-        if not (math.isfinite(reward.reward) and math.isfinite(reward.holistic_normalized)):
-            raise _not_finite()
-        return replace(reward, truncated=truncated)
+            outcome = found.aspects.get(name, {}).get(index)
+            try:
+                aspects[name] = (
+                    None if outcome is None else self._aspect(sample, name, _score(outcome))
+                )
+            except SampleError as error:
+                # An aspect that was asked for only to be logged costs the sample nothing.
+                if is_counted and needs_aspect(name, hierarchy):
+                    raise SampleError(error.code, f"aspect {name}: {error.message}") from error
+                aspects[name] = None
+        reference = found.references.get(index)
+        return Scored(sample, holistic, aspects, None if reference is None else _score(reference))
+
+    def _aspect(self, sample: Sample, name: str, score: Score) -> AspectReward:
+        rule = self.recipe.aspect_rule(name, self.overrides.shaping)
+        aspect = aspect_reward(score, rule, sample)
+        if not math.isfinite(aspect.reward):
+            raise SampleError("non_finite", "its constants are so large that its reward overflows")
+        return aspect
 
 
 async def reward_samples(
@@ -121,30 +90,17 @@ async def reward_samples(
     hierarchy = recipe.hierarchy_with(overrides)
     with engine.admit(samples):
         await engine.life.until_ready()
-        story = _Story(engine, recipe, samples, overrides)
-        everyone = range(len(samples))
-        if aspects == "all":
-            holistic, found = await asyncio.gather(
-                story.scores(recipe.holistic.model, everyone),
-                story.aspects(list(recipe.aspects), everyone),
-            )
-        else:
-            holistic = await story.scores(recipe.holistic.model, everyone)
-            needed = [name for name in recipe.aspects if hierarchy.weights[name] != 0]
-            counted = [index for index in everyone if _counts(holistic[index], hierarchy)]
-            found = await story.aspects(needed, counted) if counted else {}
-        rewards = await engine.in_worker(partial(story.rewards, holistic, found, hierarchy))
+        gathering = Gathering(engine, recipe, samples)
+        found = await gathering.found(hierarchy, everything=aspects == "all")
+        story = _Story(recipe, samples, overrides)
+        rewards = await engine.in_worker(partial(story.rewards, found, hierarchy))
     for one in rewards:
         if isinstance(one, Reward):
             engine.metrics.rewarded(recipe.name, one.holistic_normalized, admitted=one.admitted)
-    return Rewards(rewards, story.num_tokens, story.num_computed_tokens)
+    return Rewards(rewards, gathering.num_tokens, gathering.num_computed_tokens)
 
 
-def _counts(outcome: Outcome, hierarchy: Hierarchy) -> bool:
-    if isinstance(outcome, SampleError) or outcome.value is None:
-        return False
-    return counts_aspects(normalize(outcome.value, hierarchy), hierarchy)
-
-
-def _not_finite() -> SampleError:
-    return SampleError("non_finite", "weights or constants are so large that the reward overflows")
+def _score(outcome: Score | SampleError) -> Score:
+    if isinstance(outcome, SampleError):
+        raise outcome
+    return outcome

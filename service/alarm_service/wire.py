@@ -9,6 +9,7 @@ from alarm_models.sample import AspectReward, Message, Reward, Sample, Score, Se
 from alarm_service.answers import (
     AspectOut,
     HolisticOut,
+    NamedScoresOut,
     RewardOut,
     SampleErrorOut,
     ScoreOut,
@@ -44,7 +45,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
             truncated=False,
             error=_error(outcome),
         )
-    return ScoreOut(
+    score = ScoreOut(
         id=sample.id,
         score=outcome.value,
         segments=_segments(outcome.segments),
@@ -52,6 +53,9 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
         truncated=outcome.truncated,
         error=None,
     )
+    if outcome.outputs is None:
+        return score
+    return NamedScoresOut(**dict(score), outputs=dict(outcome.outputs))
 
 
 def reward_out(

@@ -55,6 +55,12 @@ def test_a_segment_that_was_cut_off_has_neither_label_nor_score():
     assert score.segments == (SegmentScore(3, 9, None, None),)
 
 
+def test_named_outputs_are_read():
+    row = score_row(SENT) | {"score": None, "outputs": {"help": 0.5, "wit": -1}}
+    (score,) = read_scores(scores(row), [SAMPLE]).scores
+    assert score.outputs == {"help": 0.5, "wit": -1.0}
+
+
 @pytest.mark.parametrize("own", ["7", 7, None])
 def test_an_id_comes_back_as_it_was_sent(own):
     sample = Sample(prompt="p", completion="abc", id=own)

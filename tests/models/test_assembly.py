@@ -1,9 +1,11 @@
+from collections.abc import Mapping
+
 import pytest
 
 from alarm_models.alignment import Placement
-from alarm_models.assembly import AspectRule, aspect_reward, assemble
+from alarm_models.assembly import AspectRule, Scored, aspect_reward, assemble
 from alarm_models.hierarchy import Hierarchy, Rule
-from alarm_models.sample import Sample, Score, SegmentScore, Span
+from alarm_models.sample import AspectReward, Reward, Sample, Score, SegmentScore, Span
 from alarm_models.shaping import Shaping
 
 TOKENS = (Span(0, 3), Span(3, 4), Span(5, 7), Span(7, 8), Span(8, 8))
@@ -25,6 +27,14 @@ def whole(value: float) -> Score:
     return Score(value, None, 9, False)
 
 
+def assembled(
+    sample: Sample, holistic: Score, aspects: Mapping[str, AspectReward | None]
+) -> Reward:
+    (reward,) = assemble([Scored(sample, holistic, aspects)], HIERARCHY)
+    assert isinstance(reward, Reward)
+    return reward
+
+
 def test_each_segment_earns_its_reward_on_its_last_token() -> None:
     aspect = aspect_reward(judged(True, False), FACTUALITY, SAMPLE)
     assert aspect.token_rewards == (0, 0.5, 0, -0.5, 0)
@@ -43,6 +53,21 @@ def test_a_whole_score_is_normalised_scaled_and_laid_on_the_last_token() -> None
     assert aspect.token_rewards == pytest.approx((0, 0, 0, 0, 0.7))
 
 
+def test_a_graded_segment_earns_its_mapped_grade() -> None:
+    graded = Score(0.2, (SegmentScore(Span(0, 4), "+", 0.9, None),), 9, False)
+    steps = AspectRule(1, -1, mean=0.5, std=2.0, scale=1, bias=0.1, shaping=Shaping.NONE)
+    assert aspect_reward(graded, steps, SAMPLE).token_rewards == pytest.approx((0, 0.3, 0, 0, 0))
+
+
+def test_value_and_level_are_means_after_and_before_shaping() -> None:
+    shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
+    aspect = aspect_reward(judged(True, True), shaped, SAMPLE)
+    assert aspect.reward == pytest.approx(2 * 0.6224593)
+    assert (aspect.value, aspect.level) == (pytest.approx(0.6224593), 0.5)
+    nothing = aspect_reward(Score(None, (), 0, False), shaped, SAMPLE)
+    assert (nothing.value, nothing.level) == (None, None)
+
+
 def test_an_unread_segment_earns_nothing() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)
@@ -51,7 +76,7 @@ def test_an_unread_segment_earns_nothing() -> None:
 
 def test_past_the_threshold_the_weighted_aspects_join() -> None:
     aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
-    reward = assemble(SAMPLE, whole(3.0), aspects, HIERARCHY)
+    reward = assembled(SAMPLE, whole(3.0), aspects)
     assert reward.admitted
     assert reward.token_rewards == (0, 1, 0, 1, 5)
     assert reward.reward == 7
@@ -59,7 +84,7 @@ def test_past_the_threshold_the_weighted_aspects_join() -> None:
 
 def test_below_the_threshold_a_computed_aspect_changes_nothing() -> None:
     aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
-    reward = assemble(SAMPLE, whole(2.0), aspects, HIERARCHY)
+    reward = assembled(SAMPLE, whole(2.0), aspects)
     assert not reward.admitted
     assert reward.token_rewards == (0, 0, 0, 0, 2.5)
 
@@ -67,14 +92,14 @@ def test_below_the_threshold_a_computed_aspect_changes_nothing() -> None:
 def test_without_token_offsets_the_sum_is_the_reward() -> None:
     bare = Sample("p", "Yes. No.")
     aspects = {"factuality": aspect_reward(judged(True, False), FACTUALITY, bare)}
-    reward = assemble(bare, whole(3.0), aspects, HIERARCHY)
+    reward = assembled(bare, whole(3.0), aspects)
     assert reward.token_rewards is None
     assert reward.reward == 5
 
 
 def test_without_any_token_the_reward_is_still_told() -> None:
     empty = Sample("p", "", token_offsets=())
-    reward = assemble(empty, whole(3.0), {"factuality": None}, HIERARCHY)
+    reward = assembled(empty, whole(3.0), {"factuality": None})
     assert reward.token_rewards == ()
     assert reward.reward == 5
 

@@ -118,6 +118,35 @@ def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str, tmp_path
         load_recipe(written(EXAMPLE, tmp_path), [setting])
 
 
+@pytest.mark.parametrize(
+    ("hierarchy", "told"),
+    [
+        ('rule = "soft_gate"', "hierarchy.temperature"),
+        ('rule = "veto"\nminimums = { fit = 0.5 }', "hierarchy.floor"),
+        ('rule = "veto"\nfloor = -1', "hierarchy.minimums"),
+        ('rule = "cascade"', "hierarchy.order and hierarchy.minimums"),
+        ('rule = "cascade"\norder = ["wit"]\nminimums = { fit = 0.5 }', r"\['wit'\]"),
+        ('rule = "soft_gate"\ntemperature = 0', "hierarchy.temperature"),
+        ('rule = "mo_grpo"\ngroup_size = 1', "hierarchy.group_size"),
+        ('rule = "best"', "'hierarchical', .*'log_sigmoid', 'gdpo' or 'mo_grpo'"),
+    ],
+)
+def test_a_rule_without_its_constants_is_refused_by_their_keys(
+    hierarchy: str, told: str, tmp_path: Path
+) -> None:
+    table, _ = EXAMPLE.split("[hierarchy]")
+    text = f'{table}[aspects.fit]\nmodel = "rm"\n[hierarchy]\n{hierarchy}\n'
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(written(text, tmp_path))
+
+
+def test_a_holistic_model_of_several_numbers_wants_one_named(tmp_path: Path) -> None:
+    text = EXAMPLE.replace('kind = "sequence"', 'kind = "multi-objective"')
+    with pytest.raises(RecipeError, match=r"name one in holistic\.output"):
+        load_recipe(written(text, tmp_path))
+    assert load_recipe(written(text, tmp_path), ["holistic.output=wit"]).holistic.output == "wit"
+
+
 def test_a_recipe_that_is_nowhere_names_the_built_in_ones() -> None:
     with pytest.raises(RecipeError, match="long-form-qa"):
         load_recipe("no-such-recipe")

@@ -1,125 +1,122 @@
+"""The rules beyond the paper's four, against numbers a reader can check."""
+
+import math
+from dataclasses import replace
+
 import pytest
-import sacrebleu
-from scoring_directly import completion, load_direct, values
 
-from alarm_models.errors import RecipeError
-from alarm_models.sample import Sample, Span
+from alarm_models.errors import SampleError
+from alarm_models.hierarchy import Hierarchy, Rule
+from alarm_models.rules import Part, Parts, combine_all
 
-
-def test_length_counts_the_policys_tokens_else_words() -> None:
-    offsets = (Span(0, 1), Span(1, 2), Span(2, 2))
-    tokens = Sample("?", "ab", token_offsets=offsets)
-    assert values(load_direct(kind="length"), tokens, completion("three white-space words")) == [
-        3,
-        3,
-    ]
+#: Threshold 1, W 2, aspects a (weight 1) and b (weight 0.5).
+PLAIN = Hierarchy(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
 
 
-@pytest.mark.parametrize(
-    ("text", "grade"),
-    [
-        # 8 words, 10 syllables ("ex-cel-lent"): 0.39 * 8 + 11.8 * 1.3 - 15.59 = 2.87.
-        ("The cat sat on the excellent red mat.", 2.9),
-        # Two sentences of 3 words: 0.39 * 3 + 11.8 * 1.0 - 15.59 = -2.62, and down to -2.7.
-        ("The cat sat. The dog ran.", -2.7),
-        # A part of two words is no sentence, so 6 words are in one.
-        ("The cat sat on. No, no!", -1.5),
-        ("", -15.7),
-    ],
-)
-def test_readability_is_the_grade_by_hand(text: str, grade: float) -> None:
-    assert values(load_direct(kind="readability"), completion(text)) == [grade]
+def whole(value: float, level: float | None = None) -> Part:
+    """Make an aspect that says one thing of the whole, on the last of two tokens."""
+    return Part((0.0, value), value, value if level is None else level)
 
 
-def test_language_is_a_confidence_among_the_recipes_languages() -> None:
-    model = load_direct(kind="language", target="en", languages=["en", "es"])
-    english, spanish, none = values(
-        model,
-        completion("The meeting is tomorrow at noon."),
-        completion("La reunión es mañana al mediodía."),
-        completion("123 ..."),
-    )
-    assert isinstance(english, float)
-    assert isinstance(spanish, float)
-    assert english > 0.9
-    assert spanish < 0.1
-    assert none == 0
+def parts(z: float, **aspects: Part) -> Parts:
+    return Parts(z, aspects, 2)
 
 
-def test_a_language_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(RecipeError, match="languages has \\['xx'\\]"):
-        load_direct(kind="language", languages=["en", "xx"])
-
-
-def test_a_form_is_matched_somewhere_or_in_whole() -> None:
-    texts = (completion("so <answer>4</answer>"), completion("<answer>4</answer>"), completion("4"))
-    pattern = r"<answer>\d</answer>"
-    somewhere = load_direct(kind="regex", pattern=pattern)
-    whole = load_direct(kind="regex", pattern=pattern, match="whole")
-    assert values(somewhere, *texts) == [1, 1, 0]
-    assert values(whole, *texts) == [0, 1, 0]
-
-
-def test_a_pattern_that_never_ends_costs_its_own_sample() -> None:
-    model = load_direct(kind="regex", pattern=r"(?:a|aa)*c", match="whole", timeout_s=0.2)
-    texts = ("aac", "a" * 60 + "bc", "b")
-    ended, endless, after = values(model, *map(completion, texts))
-    assert (ended, after) == (1, 0)
-    assert endless in ("the pattern took longer than 0.2 s", "the check took longer than 0.2 s")
-
-
-def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(RecipeError, match="pattern '\\(' cannot be read"):
-        load_direct(kind="regex", pattern="(")
-
-
-def test_repetition_is_the_share_of_ngrams_said_before() -> None:
-    # Bigrams: ab ba ab ba aa: three of five are new.
-    bigrams = load_direct(kind="repetition", ngram=2)
-    assert values(bigrams, completion("a b A b a a"), completion("a")) == [pytest.approx(0.4), 0]
+def tokens(rule: Rule, given: Parts, **constants: object) -> list[float]:
+    (found,) = combine_all([given], replace(PLAIN, rule=rule, **constants))  # type: ignore[arg-type]
+    assert not isinstance(found, SampleError), found
+    return [round(value, 6) for value in found]
 
 
 @pytest.mark.parametrize(
-    ("metric", "reference_score"),
-    [
-        ("chrf", sacrebleu.sentence_chrf),
-        ("chrf++", lambda text, given: sacrebleu.sentence_chrf(text, given, word_order=2)),
-        ("bleu", sacrebleu.sentence_bleu),
-    ],
+    ("z", "gate"), [(1.0, 0.5), (1.0 + math.log(3), 0.75), (1.0 - math.log(3), 0.25)]
 )
-def test_similarity_is_sacrebleus_sentence_score(metric: str, reference_score: object) -> None:
-    said, wanted = "The cat sat on the mat.", "A cat was sitting on the mat."
-    model = load_direct(kind="similarity", metric=metric)
-    assert callable(reference_score)
-    assert values(model, completion(said, reference=wanted)) == [
-        pytest.approx(reference_score(said, [wanted]).score)
+def test_the_soft_gate_lets_aspects_in_by_degrees(z: float, gate: float) -> None:
+    given = parts(z, a=Part((1.0, 3.0), 2.0, 2.0))
+    assert tokens(Rule.SOFT_GATE, given, temperature=1.0) == [
+        gate,
+        round(2 * z + 3 * gate, 6),
     ]
 
 
-def test_a_sample_without_the_reference_is_told_what_to_send() -> None:
-    same, lacking = values(
-        load_direct(kind="similarity"), completion("a b c", reference="a b c"), completion("a")
-    )
-    assert same == 100
-    assert lacking == "the model's template names {reference}: send it in the sample's `fields`"
+def test_a_soft_gate_of_no_width_is_the_papers() -> None:
+    for z in (0.9, 1.1):
+        given = parts(z, a=whole(3.0))
+        sharp = tokens(Rule.SOFT_GATE, given, temperature=1e-9)
+        assert sharp == tokens(Rule.HIERARCHICAL, parts(z, a=whole(3.0 if z > 1 else 0.0)))
 
 
-def test_exact_match_compares_the_last_answer_with_the_reference() -> None:
-    model = load_direct(kind="exact-match", answer=r"\\boxed\{(.*?)\}", ignore_case=True)
-    assert values(
-        model,
-        completion(r"first \boxed{3}, no, \boxed{ Four }", reference="four"),
-        completion(r"\boxed{four}, no, \boxed{3}", reference="four"),
-        completion("four", reference="four"),
-    ) == [1, 0, 0]
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (0.5, [0, 4 + 1 + 0.5 * 10]),  # equality passes, as at the threshold
+        (0.4, [0, 4 + 1]),  # what is behind the closed gate does not count
+    ],
+)
+def test_a_cascade_closes_behind_an_aspect_below_its_minimum(
+    level: float, expected: list[float]
+) -> None:
+    given = parts(2.0, a=whole(1.0, level), b=whole(10.0))
+    constants = {"order": ("a",), "minimums": {"a": 0.5}}
+    assert tokens(Rule.CASCADE, given, **constants) == expected
 
 
-def test_exact_match_of_a_whole_completion_heeds_case() -> None:
-    model = load_direct(kind="exact-match", reference="{solution}")
-    yes, no = completion(" Yes\n", solution="Yes"), completion("yes", solution="Yes")
-    assert values(model, yes, no) == [1, 0]
+def test_the_first_gate_of_a_cascade_is_the_threshold() -> None:
+    given = parts(0.9, a=whole(1.0), b=whole(10.0))
+    assert tokens(Rule.CASCADE, given, order=("a",), minimums={"a": 0.5}) == [0, 1.8]
 
 
-def test_an_answer_pattern_without_a_group_is_refused() -> None:
-    with pytest.raises(RecipeError, match="has no group"):
-        load_direct(kind="exact-match", answer="answer: .*")
+def test_a_veto_leaves_the_floor_alone() -> None:
+    given = parts(2.0, a=whole(1.0, level=0.2), b=Part((4.0, 0.0), 4.0, 4.0))
+    assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, -3]
+    assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.2}) == [2, 5]
+
+
+def test_an_aspect_without_weight_may_still_veto() -> None:
+    given = parts(2.0, a=whole(1.0), b=whole(9.0, level=0.0))
+    constants = {"floor": -3.0, "weights": {"a": 1.0, "b": 0.0}}
+    assert tokens(Rule.VETO, given, minimums={"b": 0.5}, **constants) == [0, -3]
+    assert tokens(Rule.VETO, given, minimums={"b": -1}, **constants) == [0, 5]
+
+
+def test_an_aspect_that_judged_nothing_vetoes_nobody() -> None:
+    given = parts(2.0, a=Part((0.0, 0.0), None, None))
+    assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, 4]
+
+
+def test_the_product_of_all_values_by_their_weights() -> None:
+    given = parts(0.0, a=whole(0.25), b=whole(0.16))
+    assert tokens(Rule.PRODUCT, given) == [0, 0.5**2 * 0.25 * 0.4]
+    assert tokens(Rule.PRODUCT, parts(0.0, a=whole(0.0))) == [0, 0]
+
+
+def test_a_product_of_a_negative_value_is_refused_with_what_to_do() -> None:
+    (found,) = combine_all([parts(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
+    assert isinstance(found, SampleError)
+    assert found.code == "non_finite"
+    assert 'shaping "sigmoid"' in found.message
+
+
+def test_the_minimum_is_the_least_of_the_weighted_values() -> None:
+    assert tokens(Rule.MINIMUM, parts(3.0, a=whole(5.0), b=whole(8.0))) == [0, 4]
+    assert tokens(Rule.MINIMUM, parts(1.0, a=whole(5.0), b=whole(8.0))) == [0, 2]
+
+
+def test_par_is_a_half_where_the_completion_is_as_good_as_its_reference() -> None:
+    given = replace(parts(1.7, a=whole(3.0)), reference_z=1.7)
+    assert tokens(Rule.PAR, given) == [0, 2 * 0.5 + 3]
+    better = replace(parts(1.7 + math.log(3)), reference_z=1.7)
+    assert tokens(Rule.PAR, better) == [0, 1.5]
+
+
+def test_par_without_a_reference_says_what_to_send() -> None:
+    (found,) = combine_all([parts(1.0)], replace(PLAIN, rule=Rule.PAR))
+    assert isinstance(found, SampleError)
+    assert "fields.reference" in found.message
+
+
+def test_log_sigmoids_add_up() -> None:
+    given = parts(0.0, a=whole(9.0, level=math.log(3)), b=whole(9.0, level=-math.log(3)))
+    wanted = 2 * math.log(0.5) + math.log(0.75) + 0.5 * math.log(0.25)
+    assert tokens(Rule.LOG_SIGMOID, given) == [0, round(wanted, 6)]
+    assert tokens(Rule.LOG_SIGMOID, parts(-1000.0)) == [0, -2000]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -17,7 +17,19 @@ from alarm_models.sample import Sample, Score
 from alarm_models.specs import NeuralSpec
 from alarm_models.tokenizing import Tokenizer
 
-__all__ = ["Prepared", "RewardModel", "Weights", "max_tokens", "require_finite"]
+__all__ = [
+    "OnDevice",
+    "Outcome",
+    "Prepared",
+    "RewardModel",
+    "Weights",
+    "max_tokens",
+    "require_finite",
+    "require_outputs",
+]
+
+#: What becomes of a sample at a model.
+Outcome = Score | SampleError
 
 #: What preparing a sample gives: work for the device, a score that needs none, or what is wrong.
 Prepared = Features | Score | SampleError
@@ -64,6 +76,29 @@ class Weights:
     label_names: tuple[str, ...] = ()
 
 
+class OnDevice:
+    """What the kinds with weights share: limits and the forward pass are their network's."""
+
+    def __init__(self, spec: NeuralSpec, weights: Weights, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.limit: int | None = max_tokens(spec, weights)
+        self.config: Any = weights.network.config
+        self._network = weights.network
+
+    @property
+    def cost(self) -> BatchCost:
+        """What a batch costs the network."""
+        return self._network.cost
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
+        return self._network.num_computed(batch)
+
+    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+        """Run one batch."""
+        return self._network.outputs(batch)
+
+
 def max_tokens(spec: NeuralSpec, weights: Weights) -> int:
     """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
     config = weights.network.config
@@ -88,4 +123,7 @@ def require_finite(values: Sequence[float]) -> None:
 def require_outputs(network: Network, wanted: int, what: str) -> None:
     """Raise `CheckpointError` unless the network gives that many numbers a read."""
     if network.num_outputs != wanted:
-        raise CheckpointError(f"{what} wants {wanted} outputs, not {network.num_outputs}")
+        raise CheckpointError(
+            f"{what} wants {wanted} logit{'s' * (wanted > 1)}, the checkpoint has "
+            f"{network.num_outputs}; kind `multi-objective` reads any number"
+        )

@@ -18,12 +18,23 @@ __all__ = ["CheckModel", "DirectModel", "Model", "fingerprint_of"]
 class DirectModel(ABC):
     """A model that scores samples without the device: a rule, a checker, a user's function."""
 
-    #: The most tokens it reads of one sample; None where it reads no tokens.
+    #: The most tokens it reads of one sample; None where it reads none, or that is not known.
     limit: int | None = None
 
+    #: Whether another server scores, which has shown that it answers once `open` is through.
+    is_elsewhere = False
+
     def __init__(self, fingerprint: str) -> None:
-        #: A digest of all that decides its scores.
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides its scores, as far as it can be known."""
+        return self._fingerprint
+
+    async def open(self) -> None:
+        """Get ready, in the event loop that scores; raise `CheckpointError`."""
+        return
 
     @abstractmethod
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:

@@ -8,15 +8,30 @@ from pathlib import Path
 
 import torch
 
-from alarm_models import checkpoint, network
+from alarm_models import checkpoint, sources
 from alarm_models.errors import CheckpointError
-from alarm_models.network import Base, Network, Source
+from alarm_models.network import Network
 from alarm_models.rewards.base import Weights
 from alarm_models.rewards.direct import Model
 from alarm_models.rewards.direct_loading import load_direct
+from alarm_models.rewards.generative import GenerativeModel, scored_tokens
+from alarm_models.rewards.objectives import MultiObjectiveModel
+from alarm_models.rewards.remote import RemoteModel
 from alarm_models.rewards.segments import SegmentsModel
 from alarm_models.rewards.sequence import SequenceModel
-from alarm_models.specs import CheckSpec, ModelSpec, NeuralSpec, SegmentsSpec, SequenceSpec
+from alarm_models.rewards.steps import StepsModel
+from alarm_models.sources import Base, Source
+from alarm_models.specs import (
+    CheckSpec,
+    GenerativeSpec,
+    ModelSpec,
+    MultiObjectiveSpec,
+    NeuralSpec,
+    RemoteSpec,
+    SegmentsSpec,
+    SequenceSpec,
+    StepsSpec,
+)
 from alarm_models.template import FieldPattern
 from alarm_models.tokenizing import Tokenizer
 
@@ -43,11 +58,21 @@ class Loader:
         """
         if isinstance(spec, CheckSpec):
             return load_direct(spec, fields)
+        if isinstance(spec, RemoteSpec):
+            return RemoteModel(spec, fields)
         weights = self._weights(spec)
         fingerprint = _fingerprint(spec, weights, fields)
-        if isinstance(spec, SequenceSpec):
-            return SequenceModel(spec, weights, fields, fingerprint)
-        return SegmentsModel(spec, weights, fields, fingerprint)
+        match spec:
+            case SequenceSpec():
+                return SequenceModel(spec, weights, fields, fingerprint)
+            case SegmentsSpec():
+                return SegmentsModel(spec, weights, fields, fingerprint)
+            case StepsSpec():
+                return StepsModel(spec, weights, fields, fingerprint)
+            case MultiObjectiveSpec():
+                return MultiObjectiveModel(spec, weights, fields, fingerprint)
+            case GenerativeSpec():
+                return GenerativeModel(spec, weights, fields, fingerprint)
 
     def _weights(self, spec: NeuralSpec) -> Weights:
         folder = checkpoint.locate(spec.checkpoint)
@@ -67,13 +92,23 @@ class Loader:
         )
 
     def _network(self, spec: NeuralSpec, source: Source) -> Network:
-        if spec.head is not None:
-            if source not in self._bases:
-                self._bases[source] = network.load_base(source)
-            return network.base_with_head(self._bases[source], source, spec.head)
-        if isinstance(spec, SegmentsSpec):
-            return network.token_classifier(source)
-        return network.sequence_classifier(source)
+        match spec:
+            case GenerativeSpec():
+                tokens = scored_tokens(spec, self._tokenizers[source.folder])
+                return sources.token_scorer(source, tokens)
+            case MultiObjectiveSpec(head=str(head), gate_at=str()):
+                return sources.base_with_gate(self._base(source), source, head)
+            case NeuralSpec(head=str(head)):
+                return sources.base_with_head(self._base(source), source, head)
+            case SegmentsSpec() | StepsSpec():
+                return sources.token_classifier(source)
+            case _:
+                return sources.sequence_classifier(source)
+
+    def _base(self, source: Source) -> Base:
+        if source not in self._bases:
+            self._bases[source] = sources.load_base(source)
+        return self._bases[source]
 
 
 def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:

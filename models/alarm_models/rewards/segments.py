@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.features import BatchCost, Features
-from alarm_models.rewards.base import Prepared, Weights, max_tokens, require_finite
+from alarm_models.features import Features
+from alarm_models.rewards.base import (
+    OnDevice,
+    Prepared,
+    Weights,
+    max_tokens,
+    require_finite,
+)
 from alarm_models.sample import Sample, Score, SegmentScore, Span
 from alarm_models.segmentation import SEGMENTERS
 from alarm_models.specs import SegmentsSpec
@@ -19,7 +25,7 @@ from alarm_models.words import Words, split_words
 __all__ = ["SegmentsModel"]
 
 
-class SegmentsModel:
+class SegmentsModel(OnDevice):
     """A token classifier over ``prefix <sep> segment <sep> segment ...`` (FineGrainedRLHF's form).
 
     Text is split on white space before it is tokenised. Separators are put in by id and counted by
@@ -33,9 +39,8 @@ class SegmentsModel:
         fields: Mapping[str, FieldPattern],
         fingerprint: str,
     ) -> None:
-        self.fingerprint = fingerprint
-        self.limit: int | None = max_tokens(spec, weights)
-        self._max_tokens = self.limit
+        super().__init__(spec, weights, fingerprint)
+        self._max_tokens = max_tokens(spec, weights)
         self._spec = spec
         self._weights = weights
         self._template = TextTemplate(spec.template, fields=fields)
@@ -62,19 +67,6 @@ class SegmentsModel:
         for (index, part), (ids, owners) in zip(parts.items(), encoded, strict=True):
             prepared[index] = self._features(part, ids, owners)
         return [prepared[index] for index in range(len(samples))]
-
-    @property
-    def cost(self) -> BatchCost:
-        """What a batch costs the network."""
-        return self._weights.network.cost
-
-    def num_computed(self, batch: Sequence[Features]) -> list[int]:
-        """Return the tokens that each sample adds to a batch's work, padding not counted."""
-        return self._weights.network.num_computed(batch)
-
-    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Run one batch."""
-        return self._weights.network.outputs(batch)
 
     def read(self, features: Features, outputs: torch.Tensor) -> Score:
         """Read a margin a segment; the score is the share of positive segments (the paper's rate).

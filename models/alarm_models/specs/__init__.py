@@ -5,7 +5,15 @@ from typing import Annotated
 from pydantic import Field
 
 from alarm_models.specs.base import Spec
-from alarm_models.specs.neural import NeuralSpec, SegmentsSpec, SequenceSpec
+from alarm_models.specs.neural import (
+    GenerativeSpec,
+    MultiObjectiveSpec,
+    NeuralSpec,
+    SegmentsSpec,
+    SequenceSpec,
+    StepsSpec,
+)
+from alarm_models.specs.remote import RemoteSpec
 from alarm_models.specs.text import (
     CheckSpec,
     ExactMatchSpec,
@@ -22,24 +30,32 @@ from alarm_models.specs.text import (
 __all__ = [
     "CheckSpec",
     "ExactMatchSpec",
+    "GenerativeSpec",
     "GrammarSpec",
     "LanguageSpec",
     "LengthSpec",
     "ModelSpec",
+    "MultiObjectiveSpec",
     "NeuralSpec",
     "PythonSpec",
     "ReadabilitySpec",
     "RegexSpec",
+    "RemoteSpec",
     "RepetitionSpec",
     "SegmentsSpec",
     "SequenceSpec",
     "SimilaritySpec",
     "Spec",
+    "StepsSpec",
 ]
 
 ModelSpec = Annotated[
     SequenceSpec
     | SegmentsSpec
+    | StepsSpec
+    | MultiObjectiveSpec
+    | GenerativeSpec
+    | RemoteSpec
     | LengthSpec
     | GrammarSpec
     | ReadabilitySpec

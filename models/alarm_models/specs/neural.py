@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +10,14 @@ from pydantic import Field, model_validator
 from alarm_models.specs.base import Spec
 from alarm_models.truncation import Truncation
 
-__all__ = ["NeuralSpec", "SegmentsSpec", "SequenceSpec"]
+__all__ = [
+    "GenerativeSpec",
+    "MultiObjectiveSpec",
+    "NeuralSpec",
+    "SegmentsSpec",
+    "SequenceSpec",
+    "StepsSpec",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -27,6 +35,12 @@ class NeuralSpec(Spec):
     )
     trust_remote_code: bool = False
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The texts that name fields of a sample; not the tokenizer's own template."""
+        texts = (getattr(self, key, None) for key in ("template", "ask"))
+        return tuple(text for text in texts if text is not None and text != "chat")
+
 
 class SequenceSpec(NeuralSpec):
     """One score for a whole completion."""
@@ -37,11 +51,6 @@ class SequenceSpec(NeuralSpec):
         default="last", description="the tokens that a named head reads"
     )
     activation: Literal["none", "sigmoid"] = "none"
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """The template, unless it is the tokenizer's own."""
-        return () if self.template == "chat" else (self.template,)
 
 
 class SegmentsSpec(NeuralSpec):
@@ -60,14 +69,79 @@ class SegmentsSpec(NeuralSpec):
         default=None, description="label names by position, where the checkpoint names none"
     )
 
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """The text before the segments."""
-        return (self.template,)
-
     @model_validator(mode="after")
     def _labels_hold_both(self) -> SegmentsSpec:
         for label in (self.positive_label, self.negative_label):
             if self.labels is not None and label not in self.labels:
                 raise ValueError(f"labels {list(self.labels)} lack {label!r}")
+        return self
+
+
+class StepsSpec(NeuralSpec):
+    """The probability that each step of a solution is right, read at the token after it."""
+
+    kind: Literal["steps"] = "steps"
+    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    step_token: str = Field(default="<extra_0>", description="put after each step, and read there")
+    segmenter: Literal["steps", "sentences"] = "steps"
+    labels: tuple[str, str] | None = Field(
+        default=None, description="label names by position, where the checkpoint names none"
+    )
+    positive_label: str | None = Field(default=None, description="else the second label")
+    reduction: Literal["min", "mean", "product", "last"] = Field(
+        default="min", description="what makes one score of the steps' probabilities"
+    )
+
+
+class MultiObjectiveSpec(NeuralSpec):
+    """Several named numbers for a whole completion, each of use as an aspect."""
+
+    kind: Literal["multi-objective"] = "multi-objective"
+    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    pooling: Literal["first", "last", "mean"] = Field(
+        default="last", description="the tokens that a named head reads"
+    )
+    objectives: tuple[str, ...] | None = Field(
+        default=None, description="the outputs' names by position, else the checkpoint's labels"
+    )
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    weights: Mapping[str, float] = Field(
+        default_factory=dict, description="objective -> its weight in the score"
+    )
+    gate_at: str | None = Field(
+        default=None,
+        description="ArmoRM's form: the text that ends a prompt, at whose first token gate reads",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_a_score(self) -> MultiObjectiveSpec:
+        if self.gate_at is None:
+            return self
+        if self.head is None:
+            raise ValueError('gate_at wants `head`, the regression layer ("regression_layer")')
+        if self.weights:
+            raise ValueError("weights are the gate's where gate_at is given: leave one out")
+        return self
+
+
+class GenerativeSpec(NeuralSpec):
+    """How likely a causal model finds one token, or yes against no, as the next."""
+
+    kind: Literal["generative"] = "generative"
+    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    ask: str | None = Field(
+        default=None, description="a text that is put to the chat template as a user's message"
+    )
+    generation_prompt: bool = Field(
+        default=False, description="let the next turn begin after the conversation"
+    )
+    positive: str | int = Field(description="a token, as text or id")
+    negative: str | int | None = Field(default=None, description="score positive against this")
+    measure: Literal["logit", "logprob"] = "logit"
+    activation: Literal["none", "sigmoid"] = "none"
+
+    @model_validator(mode="after")
+    def _asks_in_a_chat(self) -> GenerativeSpec:
+        if self.ask is not None and self.template != "chat":
+            raise ValueError("ask is put to the chat template: leave `template` out")
         return self

@@ -1,0 +1,159 @@
+"""Kind `remote`: a model that lives elsewhere, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.remote import Exchange, Failed, api_of
+from alarm_models.rewards.base import Outcome
+from alarm_models.rewards.direct import DirectModel
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import RemoteSpec
+from alarm_models.template import FieldPattern, TextTemplate
+
+__all__ = ["RemoteModel"]
+
+#: Two texts whose logits are hardly both where a sigmoid leaves them.
+_PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not, not at all."))
+
+#: An answer of another shape than its API promises.
+_MISSHAPEN = (LookupError, TypeError, ValueError, AttributeError, StopIteration)
+
+#: Of what is asked for, what decides no score.
+_UNDECIDED = {"url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size"}
+
+
+class RemoteModel(DirectModel):
+    """Asks another server for scores; what fails there costs its samples alone.
+
+    A request that the server refuses is split in halves, down to the sample that it refuses.
+    """
+
+    is_elsewhere = True
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        super().__init__("")
+        self._spec = spec
+        self._api = api_of(spec, fields)
+        self._exchange: Exchange | None = None
+        self._identity = ""
+        self._patterns = sorted((name, field.pattern) for name, field in fields.items())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is asked, whom, and what that server said it serves when opened."""
+        url = urlsplit(self._spec.url)
+        asked = self._spec.model_dump_json(exclude=_UNDECIDED)
+        whom = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
+        parts = f"{asked}|{self._patterns}|{whom}|{self._identity}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    async def open(self) -> None:
+        """Hear what the server serves, and see that its scores are raw; raise `CheckpointError`."""
+        self._exchange = Exchange(self._spec)
+        try:
+            if self._spec.api == "alarm":
+                # One that is still loading answers once it has, and can tell its fingerprint then.
+                await self._exchange.ask(
+                    "POST", self._api.path, self._api.body(_probes(self._spec))
+                )
+            self._identity = await self._told(self._exchange)
+            await self._require_raw(self._exchange)
+        except Failed as failed:
+            raise CheckpointError(str(failed)) from failed
+        except _MISSHAPEN as error:
+            raise CheckpointError(
+                f"{self._spec.url} does not answer as an api `{self._spec.api}` does: {error!r}"
+            ) from error
+
+    async def _told(self, exchange: Exchange) -> str:
+        try:
+            return self._api.identity(await exchange.ask("GET", self._api.identity_path))
+        except Failed as failed:
+            if failed.status in (404, 405):
+                return ""  # not every server tells
+            raise
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._exchange is not None:
+            await self._exchange.close()
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score samples, several requests at a time; never raises for what the server does."""
+        size = self._api.max_samples
+        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        outcomes = await asyncio.gather(*(self._scored(part) for part in parts))
+        return [outcome for part in outcomes for outcome in part]
+
+    async def _scored(self, samples: Sequence[Sample]) -> list[Outcome]:
+        try:
+            return await self._asked(samples)
+        except SampleError as error:
+            problem = error
+        except Failed as failed:
+            problem = SampleError("model_failed", str(failed))
+            if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
+                return [problem] * len(samples)
+        except _MISSHAPEN as error:
+            problem = SampleError("model_failed", f"the answer is of no known shape: {error!r}")
+        if len(samples) == 1:
+            return [problem]
+        middle = len(samples) // 2
+        halves = await asyncio.gather(
+            self._scored(samples[:middle]), self._scored(samples[middle:])
+        )
+        return [outcome for half in halves for outcome in half]
+
+    async def _asked(self, samples: Sequence[Sample]) -> list[Outcome]:
+        if self._exchange is None:
+            raise RuntimeError("the model was not opened")
+        answer = await self._exchange.ask("POST", self._api.path, self._api.body(samples))
+        outcomes = self._api.read(answer, len(samples))
+        if len(outcomes) != len(samples):
+            raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores came")
+        return outcomes
+
+    async def _read(self, exchange: Exchange, body: object) -> list[Outcome]:
+        return self._api.read(await exchange.ask("POST", self._api.path, body), 1)
+
+    async def _require_raw(self, exchange: Exchange) -> None:
+        """Raise `CheckpointError` where the server squashes scores though it is told not to.
+
+        A server too old to know the option ignores it in silence. Then scores with and without
+        activation are the same, and between 0 and 1.
+        """
+        seen: list[float] = []
+        for probe in _probes(self._spec):
+            body = self._api.body([probe])
+            raw = _numbers(await self._read(exchange, body))
+            activated = self._api.with_activation(body)
+            if activated is None or raw != _numbers(await self._read(exchange, activated)):
+                return
+            seen += raw
+        if seen and all(0 <= number <= 1 for number in seen):
+            raise CheckpointError(
+                f"{self._spec.url} gives the same scores with and without activation, all within "
+                "[0, 1]: it squashes them and cannot be told not to; run a newer one"
+            )
+
+
+def _probes(spec: RemoteSpec) -> list[Sample]:
+    """Return samples that have every text that the recipe's templates name."""
+    texts = [text for text in (spec.template, spec.rubric) if text is not None and text != "chat"]
+    names = [name for text in texts for name in TextTemplate(text).names]
+    return [replace(probe, fields=dict.fromkeys(names, "It is warm.")) for probe in _PROBES]
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> list[float]:
+    numbers: list[float] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Score):
+            numbers += [] if outcome.value is None else [outcome.value]
+            numbers += (outcome.outputs or {}).values()
+    return numbers

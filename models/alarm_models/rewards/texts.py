@@ -1,0 +1,100 @@
+"""Samples as one text each: rendered, tokenised and shortened for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.features import Features
+from alarm_models.heads import Pooling
+from alarm_models.rewards.base import Prepared, Weights, max_tokens
+from alarm_models.sample import Sample, Score, Span
+from alarm_models.specs import NeuralSpec
+from alarm_models.template import FieldPattern, Rendered, TextTemplate, conversation
+from alarm_models.truncation import TokenIds, fit
+
+__all__ = ["Texts", "read_at"]
+
+
+class Texts:
+    """Turns samples into the tokens of one text each, by a template or the tokenizer's own chat."""
+
+    def __init__(
+        self,
+        spec: NeuralSpec,
+        template: str,
+        weights: Weights,
+        fields: Mapping[str, FieldPattern],
+    ) -> None:
+        self._spec = spec
+        self._tokenizer = weights.tokenizer
+        self._max_tokens = max_tokens(spec, weights)
+        self._template: TextTemplate | None = None
+        if template != "chat":
+            self._template = TextTemplate(template, fields=fields)
+            if "completion" not in self._template.names:
+                raise RecipeError(f"template {template!r} does not name {{completion}}")
+        elif not weights.tokenizer.has_chat_template:
+            raise CheckpointError(
+                f"{spec.checkpoint} brings no chat template; give a text in `template`"
+            )
+
+    def render(self, sample: Sample, *, add_generation_prompt: bool = False) -> Rendered:
+        """Put a sample into its text; raise `SampleError` where the template refuses it."""
+        if self._template is not None:
+            return self._template.render(sample)
+        return self._tokenizer.render_chat(
+            conversation(sample), add_generation_prompt=add_generation_prompt
+        )
+
+    def prepare(
+        self,
+        samples: Sequence[Sample],
+        render: Callable[[Sample], Rendered | Score],
+        features: Callable[[TokenIds, bool], Features],
+    ) -> list[Prepared]:
+        """Tokenise and shorten what ``render`` makes of samples, and hand it to ``features``.
+
+        ``features`` takes the tokens and whether any were dropped; it, as ``render``, may raise
+        `SampleError`. A score that ``render`` returns needs no device.
+        """
+        rendered: dict[int, Rendered] = {}
+        prepared: dict[int, Prepared] = {}
+        for index, sample in enumerate(samples):
+            try:
+                made = render(sample)
+            except SampleError as error:
+                prepared[index] = error
+            else:
+                if isinstance(made, Score):
+                    prepared[index] = made
+                else:
+                    rendered[index] = made
+        encoded = self._tokenizer.encode(
+            list(rendered.values()), with_special=self._template is not None
+        )
+        for index, tokens in zip(rendered, encoded, strict=True):
+            try:
+                prepared[index] = features(*self._fit(tokens))
+            except SampleError as error:
+                prepared[index] = error
+        return [prepared[index] for index in range(len(samples))]
+
+    def _fit(self, tokens: TokenIds) -> tuple[TokenIds, bool]:
+        if not tokens.ids:
+            raise SampleError("invalid_sample", "prompt and completion are empty: nothing to read")
+        return fit(tokens, self._max_tokens, self._spec.truncation)
+
+
+def read_at(ids: Sequence[int], pooling: Pooling, pad: int | None) -> Span:
+    """Return which tokens a whole-sequence score is read from."""
+    match pooling:
+        case Pooling.FIRST | Pooling.OWN:
+            return Span(0, 1)
+        case Pooling.MEAN:
+            return Span(0, len(ids))
+        case Pooling.LAST:
+            return Span(len(ids) - 1, len(ids))
+        case Pooling.LAST_NOT_PADDING:
+            index = next((i for i in reversed(range(len(ids))) if ids[i] != pad), 0)
+            return Span(index, index + 1)

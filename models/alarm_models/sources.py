@@ -1,0 +1,145 @@
+"""Networks from checkpoints: what is loaded, and how its head is taken off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LongformerModel,
+    PreTrainedModel,
+)
+
+from alarm_models.checkpoint import read_tensors
+from alarm_models.errors import CheckpointError
+from alarm_models.gating import gated_head
+from alarm_models.heads import Head, chosen, mlp, sequence_head, token_head, vocabulary_head
+from alarm_models.network import HeadedNetwork, Network, WholeNetwork
+from alarm_models.probing import Backbone, fastest_exact
+
+__all__ = [
+    "Base",
+    "Source",
+    "base_with_gate",
+    "base_with_head",
+    "load_base",
+    "sequence_classifier",
+    "token_classifier",
+    "token_scorer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a network comes from and how it is to run.
+
+    ``max_remembered_bytes`` bounds what a causal model keeps of prompts for the batches after.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    trust_remote_code: bool = False
+    max_remembered_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A transformer without its head, which several heads may share."""
+
+    model: PreTrainedModel
+    backbone: Backbone
+
+
+def sequence_classifier(source: Source) -> Network:
+    """Load a sequence classifier.
+
+    Where its head can be taken off, ours reads the states that the head reads, so that padding
+    never moves it and packing is possible.
+    """
+    model = _load(AutoModelForSequenceClassification, source)
+    return _with_head(model, sequence_head(model), source, has_global=True)
+
+
+def token_classifier(source: Source) -> Network:
+    """Load a token classifier: one row of logits a token."""
+    model = _load(AutoModelForTokenClassification, source)
+    return _with_head(model, token_head(model), source)
+
+
+def load_base(source: Source) -> Base:
+    """Load a base model, which several heads may share."""
+    model = _load(AutoModel, source)
+    return Base(model, _fastest(model, source))
+
+
+def base_with_head(base: Base, source: Source, name: str) -> Network:
+    """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
+    head = mlp(read_tensors(source.folder, name), name)
+    head.module.to(device=source.device, dtype=source.dtype)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def base_with_gate(base: Base, source: Source, name: str) -> Network:
+    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's form.
+
+    The outputs are three times the objectives; see `alarm_models.gating`.
+    """
+    head = gated_head(source.folder, name, base.model.config)
+    head.module.to(device=source.device, dtype=source.dtype)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def token_scorer(source: Source, token_ids: tuple[int, ...]) -> Network:
+    """Load a causal model that scores tokens as the next one.
+
+    The outputs are the logits of ``token_ids``, then the log of the sum over the vocabulary.
+    """
+    model: Any = _load(AutoModelForCausalLM, source)
+    head = vocabulary_head(model, token_ids)
+    if head is None:
+        return WholeNetwork(model, select=lambda logits: chosen(logits, token_ids))
+    return HeadedNetwork(model.base_model, _fastest(model.base_model, source), head)
+
+
+def _with_head(
+    model: PreTrainedModel, head: Head | None, source: Source, *, has_global: bool = False
+) -> Network:
+    if head is None:
+        return WholeNetwork(model)
+    base: Any = model.base_model
+    has_global = has_global and isinstance(base, LongformerModel)
+    return HeadedNetwork(base, _fastest(base, source, has_global=has_global), head)
+
+
+def _fastest(model: PreTrainedModel, source: Source, *, has_global: bool = False) -> Backbone:
+    return fastest_exact(
+        model, has_global=has_global, max_remembered_bytes=source.max_remembered_bytes
+    )
+
+
+def _load(loader: Any, source: Source) -> PreTrainedModel:
+    try:
+        model, report = loader.from_pretrained(
+            str(source.folder),
+            dtype=source.dtype,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+    # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise CheckpointError(
+            f"{source.folder} lacks {len(missing)} tensors of {type(model).__name__} "
+            f"({', '.join(missing[:3])}, ...): they would be random. Is the kind or `head` right?"
+        )
+    loaded: PreTrainedModel = model.to(source.device).eval()
+    return loaded

@@ -1,0 +1,78 @@
+"""What a recipe says of a model that lives elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from alarm_models.specs.base import Spec
+
+__all__ = ["RemoteSpec"]
+
+
+class RemoteSpec(Spec):
+    """A model behind another server's HTTP API."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["remote"] = "remote"
+    api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="where the server is")
+    model: str | None = Field(default=None, description="the model's name there")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
+    template: str | None = Field(
+        default=None, description='a text; "chat" lets vLLM apply its tokenizer\'s own'
+    )
+    rubric: str | None = Field(default=None, description="`chat`: what the judge is asked")
+    pattern: str = Field(
+        # Not the 10 of "8/10".
+        default=r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?",
+        description="`chat`: finds the number in the judge's answer; its last match counts",
+    )
+    lowest: float | None = Field(default=None, description="`chat`: less is no answer")
+    highest: float | None = Field(default=None, description="`chat`: more is no answer")
+    parameters: Mapping[str, bool | int | float | str] = Field(
+        default_factory=lambda: {"temperature": 0, "max_tokens": 512},
+        description="`chat`: sent with each request",
+    )
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="the names of several numbers by position"
+    )
+    weights: Mapping[str, float] = Field(
+        default_factory=dict, description="label -> its weight in the score"
+    )
+    timeout_s: float = Field(default=60, gt=0, description="of one attempt")
+    max_retries: int = Field(default=4, ge=0)
+    max_concurrent: int = Field(default=16, ge=1, description="requests under way at once")
+    batch_size: int = Field(default=32, ge=1, description="samples a request may have")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The texts that name fields of a sample."""
+        texts = (self.template, self.rubric)
+        return tuple(text for text in texts if text is not None and text != "chat")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _has_what_its_api_takes(self) -> RemoteSpec:
+        wanted = {"chat": ("rubric", "model"), "alarm": ()}.get(self.api, ("template",))
+        lacking = [name for name in wanted if getattr(self, name) is None]
+        if lacking:
+            raise ValueError(f"api `{self.api}` wants {' and '.join(lacking)}")
+        for name in ("template", "rubric"):
+            if getattr(self, name) is not None and name not in wanted:
+                raise ValueError(f"api `{self.api}` takes no {name}")
+        if self.template == "chat" and self.api != "vllm":
+            raise ValueError(f"api `{self.api}` applies no chat template: write one in `template`")
+        return self

@@ -1,0 +1,151 @@
+"""Kind `steps` against a plain base model and the head that Qwen2.5-Math-PRM has."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from scoring import load, score
+from tiny import Checkpoint
+
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
+from alarm_models.specs import StepsSpec
+
+STEPS = ["Two and two.", "That is\nfour.", "So it is 4."]
+SAMPLE = Sample("What is 2 + 2?", "\n\n".join(STEPS))
+
+
+def head() -> torch.nn.Sequential:
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    tensors = {f"score.{name}": tensor for name, tensor in head().state_dict().items()}
+    return tiny.base_with(tmp_path_factory.mktemp("prm"), tensors)
+
+
+def spec(checkpoint: Checkpoint, **more: object) -> StepsSpec:
+    return StepsSpec.model_validate({"checkpoint": str(checkpoint.folder), "head": "score"} | more)
+
+
+@torch.inference_mode()
+def plain(checkpoint: Checkpoint, text: str, places: slice = slice(None)) -> list[float]:
+    """Return the second label's probability at the step tokens, as the model's card does."""
+    inputs = checkpoint.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    logits = head()(checkpoint.model(**inputs).last_hidden_state[0])
+    at = inputs["input_ids"][0] == checkpoint.tokenizer.convert_tokens_to_ids("<extra_0>")
+    chances: list[float] = logits[at].softmax(-1)[places, 1].tolist()
+    return chances
+
+
+def chat(prompt: str, completion: str) -> str:
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>\n"
+
+
+def grades(one: Score) -> list[float | None]:
+    assert one.segments is not None
+    return [segment.score for segment in one.segments]
+
+
+def test_each_step_is_read_at_the_token_after_it(checkpoint: Checkpoint) -> None:
+    other = Sample("A much longer question " * 9, "Yes.\n\nNo.")
+    one, two = score(load(spec(checkpoint)), [SAMPLE, other])
+    text = chat(str(SAMPLE.prompt), "".join(f"{step}<extra_0>" for step in STEPS))
+    assert grades(one) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    text = chat(str(other.prompt), "Yes.<extra_0>No.<extra_0>")
+    assert grades(two) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+
+
+def test_steps_are_spans_of_the_completion(checkpoint: Checkpoint) -> None:
+    (one,) = score(load(spec(checkpoint)), [SAMPLE])
+    assert one.segments is not None
+    text = SAMPLE.completion_text
+    assert [text[slice(*segment.span)] for segment in one.segments] == STEPS
+
+
+def test_a_step_token_in_the_text_shifts_nothing(checkpoint: Checkpoint) -> None:
+    sample = Sample("Say <extra_0>.", "One <extra_0>\n\nTwo")
+    (one,) = score(load(spec(checkpoint)), [sample])
+    text = chat("Say <extra_0>.", "One <extra_0><extra_0>Two<extra_0>")
+    assert grades(one) == pytest.approx(plain(checkpoint, text, slice(2, None)), abs=1e-5)
+
+
+def test_spans_from_the_caller_replace_our_own(checkpoint: Checkpoint) -> None:
+    sample = Sample("p", "one two three", segments={"steps": (Span(0, 3), Span(4, 13))})
+    (one,) = score(load(spec(checkpoint)), [sample])
+    text = chat("p", "one<extra_0>two three<extra_0>")
+    assert grades(one) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+
+
+def test_a_conversation_and_a_text_template_work_alike(checkpoint: Checkpoint) -> None:
+    prompt = (Message("user", "What is 2 + 2?"),)
+    (chatted,) = score(load(spec(checkpoint)), [Sample(prompt, SAMPLE.completion)])
+    template = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>"
+    (written,) = score(load(spec(checkpoint, template=template + "\n")), [SAMPLE])
+    text = f"<s>{chat('What is 2 + 2?', ''.join(f'{step}<extra_0>' for step in STEPS))}"
+    assert grades(written) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    assert grades(chatted) == grades(*score(load(spec(checkpoint)), [SAMPLE]))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "value"), [("min", 0.25), ("mean", 0.5), ("product", 0.09375), ("last", 0.5)]
+)
+def test_the_score_is_the_reduction_of_the_steps(
+    checkpoint: Checkpoint, reduction: str, value: float
+) -> None:
+    model = load(spec(checkpoint, reduction=reduction))
+    (features,) = model.prepare([SAMPLE])
+    assert not isinstance(features, Score | SampleError)
+    ln3 = torch.tensor(3.0).log()
+    read = model.read(features, torch.tensor([[0.0, ln3], [ln3, 0.0], [5.0, 5.0]]))
+    assert read.value == pytest.approx(value)
+    assert read.segments is not None
+    assert [segment.label for segment in read.segments] == ["good", "bad", "bad"]
+
+
+def test_labels_are_named_by_the_recipe(checkpoint: Checkpoint) -> None:
+    swapped = spec(checkpoint, labels=("right", "wrong"), positive_label="right")
+    (one,), (other,) = (score(load(each), [SAMPLE]) for each in (spec(checkpoint), swapped))
+    for a, b in zip(grades(one), grades(other), strict=True):
+        assert a == pytest.approx(1 - (b or 0), abs=1e-6)
+    with pytest.raises(RecipeError, match="positive_label 'fine'"):
+        load(spec(checkpoint, positive_label="fine"))
+
+
+def test_right_truncation_leaves_the_last_steps_unread(checkpoint: Checkpoint) -> None:
+    model = load(spec(checkpoint, truncation="right", max_tokens=48))
+    (one,) = score(model, [SAMPLE])
+    assert one.truncated
+    assert one.segments is not None
+    assert one.segments[-1] == SegmentScore(one.segments[-1].span, None, None, None)
+    assert grades(one)[0] is not None
+
+
+def test_a_long_prompt_loses_its_start_and_every_step_is_read(checkpoint: Checkpoint) -> None:
+    (one,) = score(load(spec(checkpoint, max_tokens=100)), [Sample("word " * 300, "Yes.\n\nNo.")])
+    assert one.truncated
+    assert None not in grades(one)
+
+
+def test_a_blank_completion_has_no_steps_and_needs_no_forward_pass(checkpoint: Checkpoint) -> None:
+    assert load(spec(checkpoint)).prepare([Sample("p", " \n\n")]) == [Score(None, (), 0, False)]
+
+
+def test_a_token_classifier_of_two_labels_is_a_step_model(tmp_path: Path) -> None:
+    tagger = tiny.token_classifier(tmp_path, ("-", "+"), architecture="roberta")
+    model = load(StepsSpec(checkpoint=str(tmp_path), template="{prompt} {completion}"))
+    (one,) = score(model, [Sample("p", "One.\n\nTwo.")])
+    logits = tagger.plain_logits("p One.<extra_0>Two.<extra_0>")
+    ids = tagger.tokenizer("p One.<extra_0>Two.<extra_0>").input_ids
+    at = [i for i, token in enumerate(ids) if token == 6]
+    assert grades(one) == pytest.approx(logits[at].softmax(-1)[:, 1].tolist(), abs=1e-5)
+    assert one.segments is not None
+    assert {segment.label for segment in one.segments} <= {"-", "+"}
+
+
+def test_a_step_token_that_is_none_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match="no single token"):
+        load(spec(checkpoint, step_token="a step ends here"))

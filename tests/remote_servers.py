@@ -1,0 +1,178 @@
+"""Small servers that speak the APIs of others, with the traps that those have.
+
+The logit of a text is its number of letters less 10, so that a reader can count; "boom" is a text
+that each of them refuses in its own way. `Calls` records what came.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from tcp import over_tcp
+
+from alarm_models.rewards import Outcome
+from alarm_models.rewards.remote import RemoteModel
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import RemoteSpec
+
+
+@dataclass
+class Calls:
+    """What a server was sent, and how it is to behave."""
+
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    #: How many requests are answered 503 before any is served.
+    num_refused: int = 0
+    num_running: int = 0
+    most_running: int = 0
+    #: Takes no notice of being asked for raw scores, as old versions do.
+    is_old: bool = False
+
+
+def logit(text: str) -> float:
+    return float(sum(map(str.isalpha, text)) - 10)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def app_of(calls: Calls) -> FastAPI:
+    """Make an app whose middleware records, refuses and counts."""
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def record(request: Request, call_next: Any) -> Any:
+        if request.method == "POST":
+            calls.bodies.append(await request.json())
+            calls.keys.append(request.headers.get("Authorization"))
+            if calls.num_refused > 0:
+                calls.num_refused -= 1
+                return JSONResponse({"error": "busy"}, 503, {"Retry-After": "0"})
+        calls.num_running += 1
+        calls.most_running = max(calls.most_running, calls.num_running)
+        try:
+            return await call_next(request)
+        finally:
+            calls.num_running -= 1
+
+    return app
+
+
+def vllm(calls: Calls) -> FastAPI:
+    """vLLM: a sigmoid unless told otherwise, one refusal for all, rows in any order."""
+    app = app_of(calls)
+
+    @app.post("/classify")
+    async def classify(body: dict[str, Any]) -> Any:
+        if "messages" in body:
+            texts = ["".join(message["content"] for message in body["messages"])]
+        else:
+            texts = body["input"]
+        if any("boom" in text for text in texts):
+            return JSONResponse({"error": {"message": "too long", "code": 400}}, 400)
+        is_raw = body.get("use_activation") is False and not calls.is_old
+        squash = (lambda value: value) if is_raw else sigmoid
+        rows = [
+            {"index": index, "label": "LABEL_0", "probs": [squash(logit(text))], "num_classes": 1}
+            for index, text in enumerate(texts)
+        ]
+        return {"object": "list", "model": "rm", "data": rows[::-1]}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"data": [{"id": "rm", "root": "/weights/rm", "created": id(object())}]}
+
+    return app
+
+
+def sglang(calls: Calls) -> FastAPI:
+    """SGLang's own route: logits as an embedding; no route tells its model here."""
+    app = app_of(calls)
+
+    @app.post("/classify")
+    async def classify(body: dict[str, Any]) -> Any:
+        if any("boom" in text for text in body["text"]):
+            return JSONResponse({"error": "lost"}, 500)
+        await asyncio.sleep(0.02)
+        return [{"embedding": [logit(text)], "meta_info": {}} for text in body["text"]]
+
+    return app
+
+
+def tei(calls: Calls) -> FastAPI:
+    """TEI: two labels, the highest first; a list of two texts is a pair; batches have a limit."""
+    app = app_of(calls)
+
+    @app.post("/predict")
+    async def predict(body: dict[str, Any]) -> Any:
+        inputs = body["inputs"]
+        if len(inputs) > 4:
+            return JSONResponse({"error": "batch size > 4", "error_type": "Validation"}, 422)
+        if any("boom" in "".join(texts) for texts in inputs):
+            return JSONResponse({"error": "NaN", "error_type": "Backend"}, 424)
+        squash = (lambda value: value) if body.get("raw_scores") else sigmoid
+        answers = []
+        for texts in inputs:
+            value = logit(" AND ".join(texts))
+            named = {"bad": squash(-value), "ok": squash(value)}
+            rows = [{"label": name, "score": score} for name, score in named.items()]
+            answers.append(sorted(rows, key=lambda row: -row["score"]))
+        return answers
+
+    @app.get("/info")
+    async def info() -> Any:
+        return {"model_id": "some/model", "model_sha": "abc", "model_dtype": "float16"}
+
+    return app
+
+
+def judge(calls: Calls) -> FastAPI:
+    """A chat model that answers with what stands after "say:" in its prompt."""
+    app = app_of(calls)
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: dict[str, Any]) -> Any:
+        *_, text = body["messages"][0]["content"].partition("say:")
+        if text == "sleep":
+            await asyncio.sleep(1)
+        is_cut = text.endswith("...")
+        message = {"role": "assistant", "content": text}
+        return {"choices": [{"message": message, "finish_reason": "length" if is_cut else "stop"}]}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"data": [{"id": "judge"}, {"id": "other"}]}
+
+    return app
+
+
+@asynccontextmanager
+async def opened(
+    make: Callable[[Calls], FastAPI], calls: Calls | None = None, **more: Any
+) -> AsyncIterator[tuple[RemoteModel, Calls]]:
+    """Serve an API, and open a model on it; `calls` begins empty."""
+    calls = calls or Calls()
+    with over_tcp(make(calls)) as port:
+        base = {"api": make.__name__, "url": f"http://127.0.0.1:{port}", "max_retries": 1}
+        model = RemoteModel(RemoteSpec.model_validate(base | more), {})
+        try:
+            await model.open()
+            calls.bodies.clear()
+            yield model, calls
+        finally:
+            await model.close()
+
+
+def completions(*texts: str) -> list[Sample]:
+    return [Sample("p", completion) for completion in texts]
+
+
+def values(outcomes: list[Outcome]) -> list[float | str | None]:
+    return [one.value if isinstance(one, Score) else one.code for one in outcomes]
