@@ -63,6 +63,10 @@ class RewardSource:
         """Return when the server's models are ready; past `timeout` raise the server's reason."""
         self._client.wait_ready(timeout)
 
+    def close(self) -> None:
+        """Close the blocking connections; awaited ones close with their loop."""
+        self._client.close()
+
 
 def source_of(habits: Habits, given: Mapping[str, Any] | None = None) -> RewardSource:
     """The source for these settings; hooks that are plain functions share one a process."""
