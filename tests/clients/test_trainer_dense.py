@@ -144,7 +144,7 @@ async def test_slimes_hooks_carry_token_rewards_to_the_advantages(rewards, slime
 async def test_with_a_critic_slimes_own_gae_gets_the_token_rewards(
     rewards, slime_samples, monkeypatch
 ):
-    args, samples = slime_samples
+    args, _ = slime_samples
     args.lambd = 0.9
     given = {}
 
@@ -172,9 +172,7 @@ async def test_with_a_critic_slimes_own_gae_gets_the_token_rewards(
 
 def test_slime_says_which_hook_is_missing(slime_samples):
     args, samples = slime_samples
-    with pytest.raises(
-        ValueError, match="is --custom-rm-path alarm_client.trainers.slime.dense_rm"
-    ):
+    with pytest.raises(ValueError, match=r"is --custom-rm-path .*slime\.dense_rm"):
         slime.post_process_rewards(args, samples)
 
 

@@ -78,7 +78,7 @@ def test_a_failed_sample_becomes_what_the_policy_says(caplog):
         "2 of 3 samples have no reward",
         "1 of 2 samples have no reward",
     ]
-    with pytest.raises(SampleFailed, match="1 of 2 .* too_long: over"):
+    with pytest.raises(SampleFailed, match=r"1 of 2 .* too_long: over"):
         scalars([GOOD, FAILED], "raise")
 
 

@@ -37,7 +37,7 @@ class DataProto:
 
 def rollouts(*completions):
     """Prompts of 3 tokens and responses, padded on the left and on the right, as verl does."""
-    ids = [TOKENIZER(text).input_ids + [TOKENIZER.eos_token_id] for text in completions]
+    ids = [[*TOKENIZER(text).input_ids, TOKENIZER.eos_token_id] for text in completions]
     width = max(map(len, ids))
     responses = torch.tensor([row + [0] * (width - len(row)) for row in ids])
     mask = torch.tensor([[0, 1, 1] + [1] * len(row) + [0] * (width - len(row)) for row in ids])
