@@ -103,7 +103,7 @@ def test_a_skyrl_environment_judges_one_turn(rewards, monkeypatch):
     prompt, info = environment.init([{"role": "user", "content": "Q"}])
     output = environment.step("four<|im_end|>")
     assert (output["reward"], output["done"], output["observations"]) == (4.0, True, [])
-    assert output["metadata"]["alarm_fluency"] == 2.0
+    assert output["metadata"]["alarm_fluency"] == environment.get_metrics()["alarm_fluency"] == 2.0
     assert (prompt, info) == ([{"role": "user", "content": "Q"}], {})
     skyrl._environment.cache_clear()
 

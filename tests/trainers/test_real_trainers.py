@@ -8,6 +8,8 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
     uv venv swift && uv pip install -p swift torch==2.13.0 ms-swift==4.6.0 trl==0.29.1 msgspec httpx
     uv venv openrlhf && uv pip install -p openrlhf --no-deps openrlhf==0.11.2
     uv pip install -p openrlhf torch==2.13.0 transformers==5.15.0 pylatexenc sympy aiohttp httpx
+    uv venv skyrl -p 3.12 && uv pip install -p skyrl --no-deps skyrl-gym==0.4.0
+    uv pip install -p skyrl omegaconf requests numpy pandas func_timeout httpx
     uv venv verifiers && uv pip install -p verifiers verifiers==0.4.0 httpx
 
 Then `python -m pytest -m slow tests/trainers`. What has no environment is skipped.
@@ -118,3 +120,11 @@ def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Process, tmp_p
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [trace["reward"] for trace in found] == near(rewards)
     assert found[0]["metrics"]["alarm/admitted"] == float(rewards[0].admitted)
+
+
+def test_a_skyrl_gym_environment_is_made_by_name(server: Process, tmp_path) -> None:
+    found = run_in("skyrl", "run_skyrl.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert [episode["reward"] for episode in found] == near(rewards)
+    assert all(episode["done"] for episode in found)
+    assert found[1]["metrics"]["alarm_admitted"] == float(rewards[1].admitted)

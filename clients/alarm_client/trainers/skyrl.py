@@ -10,7 +10,7 @@ from alarm_client.trainers.components import components
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
 from alarm_client.types import Sample, Text
 
@@ -27,8 +27,9 @@ class Environment:
 
     def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.source = RewardSource(read_settings(HABITS, dict(env_config or {})))
+        self.source = source_of(HABITS, dict(env_config or {}))
         self.prompt: Text = []
+        self.parts: dict[str, float] = {}
 
     def init(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
         """Keep the conversation, which SkyRL passes before the first turn."""
@@ -43,12 +44,12 @@ class Environment:
         rewards = self.source.rewards([sample])
         (value,) = numbers(rewards, self.source.settings.on_failure)
         parts = components(rewards[0], self.source.aspect_names.seen(rewards))
-        return BaseTextEnvStepOutput(
-            observations=[],
-            reward=value,
-            done=True,
-            metadata={f"alarm_{name}": part for name, part in parts.items()},
-        )
+        self.parts = {f"alarm_{name}": part for name, part in parts.items()}
+        return BaseTextEnvStepOutput(observations=[], reward=value, done=True, metadata=self.parts)
+
+    def get_metrics(self) -> dict[str, float]:
+        """The reward's parts, which SkyRL averages over its episodes."""
+        return self.parts
 
 
 class AlarmGenerator:

@@ -10,10 +10,15 @@ from typing import Any
 from alarm_client.async_client import AsyncAlarmClient
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
+from alarm_client.retries import Retries
 from alarm_client.trainers.components import AspectNames
 from alarm_client.trainers.failure import failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
+
+# A server that is restarted is waited for about two and a half minutes, if the deadline allows: a
+# training run has more to lose than that.
+_PATIENT = Retries(max_reconnects=12)
 
 
 class RewardSource:
@@ -26,9 +31,11 @@ class RewardSource:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.aspect_names = AspectNames(settings.aspect_names)
-        self._client = AlarmClient(settings.url, api_key=settings.api_key, timeout=settings.timeout)
+        self._client = AlarmClient(
+            settings.url, api_key=settings.api_key, timeout=settings.timeout, retries=_PATIENT
+        )
         self._async_client = AsyncAlarmClient(
-            settings.url, api_key=settings.api_key, timeout=settings.timeout
+            settings.url, api_key=settings.api_key, timeout=settings.timeout, retries=_PATIENT
         )
 
     def rewards(self, samples: Sequence[Sample]) -> list[Reward]:
