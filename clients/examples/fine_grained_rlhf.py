@@ -1,8 +1,8 @@
-"""FineGrainedRLHF: its trainer's reward object, with the rewards from a server."""
+"""FineGrainedRLHF: the reward of its training script, with the rewards from a server."""
 
-from alarm_client.trainers.fine_grained_rlhf import AlarmReward
+from alarm_client.trainers.fine_grained_rlhf import make_reward
 
 
-def make_reward(policy_tokenizer):
-    """In place of `FineGrainedReward(...)`; `prompt_key` names the prompt in a row's metadata."""
-    return AlarmReward(policy_tokenizer, prompt_key="prompt", url="http://rewards:8000")
+def reward_of(tokenizer, args):
+    """In place of `FineGrainedReward(...)` and its three models in `train_finegrained.py`."""
+    return make_reward(tokenizer, kl_coef=args["ppo"]["kl_coef"], url="http://rewards:8000")

@@ -10,7 +10,7 @@ from test_trainer_hooks import slime_sample
 
 from alarm_client.errors import SampleFailed
 from alarm_client.trainers import alarm_trl, skyrl, slime, trlx
-from alarm_client.trainers.fine_grained_rlhf import AlarmReward
+from alarm_client.trainers.fine_grained_rlhf import make_reward
 
 TOKENIZER = client_tokenizers.byte_level()
 END = TOKENIZER.eos_token_id
@@ -183,23 +183,43 @@ def test_token_rewards_and_context_parallelism_do_not_meet(slime_samples):
         slime.token_level_advantages(args, data)
 
 
-def test_fine_grained_rlhf_gets_lists_as_long_as_its_masks(rewards):
+@pytest.fixture
+def fine_grained(monkeypatch):
+    """The reward of FineGrainedRLHF's PPOTrainer, over its own base class, and a call of it."""
+    module = ModuleType("fgrlhf.reward")
+    module.BasicReward = type("BasicReward", (), {"kl_penalize_reward": lambda self, results: None})
+    monkeypatch.setitem(sys.modules, "fgrlhf", ModuleType("fgrlhf"))
+    monkeypatch.setitem(sys.modules, "fgrlhf.reward", module)
     width = max(LENGTHS)
-    generated = torch.tensor([row + [0] * (width - len(row)) for row in IDS])
-    mask = torch.tensor([[1] * length + [0] * (width - length) for length in LENGTHS])
-    prompts = torch.tensor([[0, *TOKENIZER("Hi").input_ids[:2]]] * 2)
-    reward = AlarmReward(TOKENIZER)
     call = {
-        "prompts_input_ids": prompts,
+        "prompts_input_ids": torch.tensor([[0, *TOKENIZER("Hi").input_ids[:2]]] * 2),
         "prompts_attention_mask": torch.tensor([[0, 1, 1]] * 2),
-        "generated_input_ids": generated,
-        "generated_attention_mask": mask,
+        "generated_input_ids": torch.tensor([row + [0] * (width - len(row)) for row in IDS]),
+        "generated_attention_mask": torch.tensor([[1] * n + [0] * (width - n) for n in LENGTHS]),
         "generated_texts": TEXTS,
     }
+    return make_reward(TOKENIZER, kl_coef=0.3), call
+
+
+def test_fine_grained_rlhf_gets_lists_as_long_as_its_masks(rewards, fine_grained):
+    reward, call = fine_grained
     assert reward.get_reward(**call, metadata=[{"prompt": "Q"}] * 2) == {"rewards/raw": ROWS}
     assert rewards.samples[0]["prompt"] == "Q"
     reward.get_reward(**call, metadata=[{}, {}])
     assert rewards.samples[2]["prompt"] == TOKENIZER.decode(TOKENIZER("Hi").input_ids[:2])
+    assert reward.kl_coef == 0.3
+    reward.kl_penalize_reward({})  # of its own base class
+
+
+def test_fine_grained_rlhf_evaluates_by_the_rewards(rewards, fine_grained):
+    reward, call = fine_grained
+    found = reward.eval_metrics(**call, metadata=[{"prompt": "Q"}] * 2)
+    assert found["eval/rewards"] == [3.0, 16.0]
+    assert found["eval/alarm_fluency"] == [1.5, 8.0]
+    names = list(found)
+    rows = [[0, "in", "out", *(found[name][index] for name in names)] for index in range(2)]
+    table = SimpleNamespace(columns=["step", "inputs", "outputs", *names], data=rows)
+    assert reward.aggregate_metrics(table, names)["eval/rewards"] == 9.5
 
 
 START = 0  # the decoder's start token, as T5 has it

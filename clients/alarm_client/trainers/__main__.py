@@ -29,7 +29,8 @@ WHAT_TO_WRITE = {
     "skyrl": "alarm_client.trainers.skyrl.register(), then env_class: alarm",
     "alarm_trl": "step(queries, responses, place(token_scores(...))), "
     "from alarm_client.trainers.alarm_trl",
-    "fine_grained_rlhf": "AlarmReward(tokenizer), from alarm_client.trainers.fine_grained_rlhf",
+    "fine_grained_rlhf": "reward = make_reward(tokenizer, kl_coef), "
+    "from alarm_client.trainers.fine_grained_rlhf",
 }
 
 
