@@ -9,5 +9,7 @@ from alarm_client.trainers.alarm_trl import place, token_scores
 
 def step(ppo_trainer, tokenizer, batch, queries, responses):
     """As `train_ppo.py`, where scoring, z-normalizing and combining took a hundred lines."""
-    scores = token_scores(batch["query"], responses, tokenizer, recipe="long-form-qa")
+    scores = token_scores(
+        batch["query"], responses, tokenizer, too_short_weight=5.0, recipe="long-form-qa"
+    )
     return ppo_trainer.step(queries, responses, place(scores))

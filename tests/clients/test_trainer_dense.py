@@ -259,6 +259,13 @@ def test_the_forks_scores_are_a_tensor_a_response_without_its_start_token(reward
     assert all(score.dim() == 1 for score in scores)
 
 
+def test_the_papers_rule_for_short_responses_is_the_forks_to_ask_for(rewards):
+    responses = [torch.tensor([START, END]), RESPONSES[1]]
+    scores = alarm_trl.token_scores(["Q", "Q"], responses, TOKENIZER, too_short_weight=5.0)
+    assert [score.tolist() for score in scores] == [[-50.0], ROWS[1]]
+    assert alarm_trl.token_scores(["Q"], responses[:1], TOKENIZER)[0].tolist() == [0.0]
+
+
 def test_placed_scores_are_as_wide_as_the_batch():
     scores = [torch.tensor(row) for row in ROWS]
     placed = alarm_trl.place(scores)

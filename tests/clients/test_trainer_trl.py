@@ -156,7 +156,7 @@ def test_each_aspect_can_be_an_orm_under_its_own_name(rewards):
     orms = {}
     ms_swift.register(orms, ["fluency", "depth"])
     assert list(orms) == ["alarm", "alarm_fluency", "alarm_depth"]
-    assert orms["alarm_fluency"].__name__ == "alarm_fluency"
+    assert [made.__name__ for made in orms.values()] == list(orms)  # by which ms-swift logs
     assert swift_call(orms["alarm_fluency"](args=None), ["four"]) == [2.0]
     assert swift_call(orms["alarm_depth"](args=None), ["four"]) == [None]
     assert rewards.bodies[0]["aspects"] == "all"

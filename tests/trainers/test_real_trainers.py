@@ -95,7 +95,7 @@ def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Process, tmp
     assert {"alarm_factuality", "alarm_relevance", "alarm_holistic"} < set(found["by_ray_keys"])
 
 
-def test_ms_swift_finds_the_plugin_by_path_and_its_rewards(server: Process, tmp_path) -> None:
+def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Process, tmp_path) -> None:
     names = {"ALARM_ASPECT_NAMES": "factuality,relevance"}
     found = run_in("swift", "run_swift.py", server.url, tmp_path, **names)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
@@ -103,6 +103,10 @@ def test_ms_swift_finds_the_plugin_by_path_and_its_rewards(server: Process, tmp_
     factuality = [reward.aspects["factuality"].reward for reward in rewards]
     assert [row[1] for row in found["rewards"]] == pytest.approx(factuality, abs=1e-4)
     assert found["again"] == found["rewards"]
+    assert len(found["history"]) == 2
+    for entry in found["history"]:
+        assert entry["reward"] == pytest.approx(entry["rewards/alarm/mean"], abs=1e-4)
+        assert 0.0 < entry["rewards/alarm_factuality/mean"] < 10.0
 
 
 def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Process, tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from alarm_client.too_short import punish_each
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.placement import left_aligned
 from alarm_client.trainers.settings import Habits
@@ -21,11 +22,17 @@ HABITS = Habits("alarm_trl", timeout=480.0, aspects="admitted")
 
 
 def token_scores(
-    prompts: Sequence[Any], responses: Sequence[Any], tokenizer: Any, **settings: Any
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    tokenizer: Any,
+    too_short_weight: float | None = None,
+    **settings: Any,
 ) -> list[torch.Tensor]:
     """One 1-D tensor of token rewards a response, as the paper's code makes them: unplaced.
 
     `responses`: ids as `generate` returns them, with the decoder's start token, which earns none.
+    `too_short_weight`: the recipe's holistic weight, for the paper's rule that a response of at
+    most two ids gets -10 times it; without it there is no such rule.
     """
     import torch
 
@@ -37,6 +44,8 @@ def token_scores(
             for prompt, row in zip(prompts, ids, strict=True)
         ]
     )
+    if too_short_weight is not None:
+        rewards = list(punish_each(rewards, [len(one) for one in responses], too_short_weight))
     rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)
     return [torch.tensor(row) for row in rows]
 

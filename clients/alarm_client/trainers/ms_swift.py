@@ -60,7 +60,7 @@ def orm(name: str, part: str = "reward", **settings: Any) -> type[AlarmORM]:
 
 def register(orms: dict[str, Any], aspects: Sequence[str] = ()) -> None:
     """Enter `alarm`, and `alarm_<aspect>` for each aspect, among ms-swift's `orms`."""
-    orms["alarm"] = AlarmORM
+    orms["alarm"] = orm("alarm")
     for aspect in aspects:
         orms[f"alarm_{aspect}"] = orm(f"alarm_{aspect}", aspect)
 
