@@ -25,7 +25,7 @@ from venvs import run_in
 
 from alarm_client import AlarmClient, Reward, Sample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts a trainer
 CHAT = [{"role": "user", "content": PROMPT}]
 
 

@@ -35,7 +35,7 @@ def run_in(venv: str, script: str, url: str, folder: Path, **environment: str) -
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return json.loads(written.read_text())
