@@ -126,6 +126,19 @@ def test_a_reward_in_use_travels_to_a_spawned_worker(rewards, make):
         assert pool.submit(score_in_child, pickle.dumps(reward)).result() == ("rm", [4.0, 7.0])
 
 
+def test_each_part_can_be_a_column_of_its_own(rewards):
+    parts = [AlarmReward(part, part) for part in ("holistic", "fluency", "depth")]
+    found = [trl_call(part, PLAIN)[0] for part in parts]
+    assert found == [[pytest.approx(0.4), pytest.approx(0.7)], [2.0, 3.5], [None, None]]
+    with pytest.raises(ValueError, match=r"no aspect 'wit'; it has \['depth', 'fluency'\]"):
+        trl_call(AlarmReward("wit", "wit"), PLAIN)
+
+
+def test_no_name_is_in_the_way_of_an_async_reward(rewards):
+    reward = pickle.loads(pickle.dumps(async_reward("reward")))
+    assert (reward.__name__, asyncio.run(reward(**PLAIN))) == ("reward", [4.0, 7.0])
+
+
 def test_the_dotted_name_makes_a_reward(rewards):
     assert trl.reward(**PLAIN) == [4.0, 7.0]
 

@@ -40,6 +40,21 @@ def means(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: _mean(values) for name, values in parts.items()}
 
 
+def part_of(reward: Reward, part: str) -> float | None:
+    """The reward itself, or its normalized holistic score, or an aspect's own reward by its name.
+
+    None where that was not computed; ValueError where the recipe has no such aspect.
+    """
+    if part == "reward":
+        return reward.reward
+    if part == "holistic":
+        return None if reward.holistic is None else reward.holistic.normalized
+    if part not in reward.aspects:
+        raise ValueError(f"the recipe has no aspect {part!r}; it has {sorted(reward.aspects)}")
+    aspect = reward.aspects[part]
+    return None if aspect is None else aspect.reward
+
+
 class AspectNames:
     """The aspects to log: those the user named, else those that answers have shown so far."""
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from alarm_client.errors import AlarmError, NotFound, SampleFailed, Unauthorized
+from alarm_client.trainers.components import part_of
 from alarm_client.trainers.settings import OnFailure
 from alarm_client.types import Reward, SampleError
 
@@ -23,11 +24,13 @@ def failed_call(error: AlarmError, num_samples: int, policy: OnFailure) -> list[
     return [Reward(None, None, None, None, None, {}, False, reason) for _ in range(num_samples)]
 
 
-def scalars(rewards: Sequence[Reward], policy: OnFailure) -> list[float | None]:
-    """One number a sample; where there is none, what the policy says."""
+def scalars(
+    rewards: Sequence[Reward], policy: OnFailure, part: str = "reward"
+) -> list[float | None]:
+    """One number a sample, its reward or a part of it; where it has none, what the policy says."""
     report(rewards, policy)
     substitute = None if isinstance(policy, str) else policy
-    return [substitute if reward.reward is None else reward.reward for reward in rewards]
+    return [substitute if reward.reward is None else part_of(reward, part) for reward in rewards]
 
 
 def numbers(rewards: Sequence[Reward], policy: OnFailure) -> list[float]:

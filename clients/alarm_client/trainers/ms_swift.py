@@ -9,7 +9,7 @@ from alarm_client.trainers.failure import scalars
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import completion_of, split_messages
-from alarm_client.types import Reward, Sample
+from alarm_client.types import Sample
 
 __all__ = ["HABITS", "AlarmORM", "orm", "register"]
 
@@ -20,8 +20,8 @@ HABITS = Habits("ms_swift", timeout=480.0, on_failure="none", takes_none=True, a
 class AlarmORM:
     """An async outcome reward: ms-swift builds it with its arguments and awaits its calls.
 
-    Each call may come on a new event loop. `part`: "reward", or the name of an aspect, whose own
-    reward is returned in its place; ms-swift logs a class under its name.
+    Each call may come on a new event loop. `part`: "reward", "holistic" or an aspect's name,
+    as in `part_of`; ms-swift logs a class under its name.
     """
 
     part = "reward"
@@ -44,13 +44,7 @@ class AlarmORM:
             for row, completion in zip(messages, completions, strict=True)
         ]
         rewards = await self.source.arewards(samples)
-        found = scalars(rewards, self.source.settings.on_failure)
-        if self.part == "reward":
-            return found
-        return [
-            value if reward.reward is None else _aspect(reward, self.part)
-            for reward, value in zip(rewards, found, strict=True)
-        ]
+        return scalars(rewards, self.source.settings.on_failure, self.part)
 
 
 def orm(name: str, part: str = "reward", **settings: Any) -> type[AlarmORM]:
@@ -63,10 +57,3 @@ def register(orms: dict[str, Any], aspects: Sequence[str] = ()) -> None:
     orms["alarm"] = orm("alarm")
     for aspect in aspects:
         orms[f"alarm_{aspect}"] = orm(f"alarm_{aspect}", aspect)
-
-
-def _aspect(reward: Reward, name: str) -> float | None:
-    if name not in reward.aspects:
-        raise ValueError(f"the recipe has no aspect {name!r}; it has {sorted(reward.aspects)}")
-    aspect = reward.aspects[name]
-    return None if aspect is None else aspect.reward

@@ -25,11 +25,14 @@ class AlarmReward:
 
     Called with TRL's keywords, it returns one float or None a completion, and logs the parts of
     the reward: their means by `log_metric`, each sample's by `log_extra`. The names are the same
-    in every call; `aspect_names` fixes them before the first answer. `settings`: see Settings.
+    in every call; `aspect_names` fixes them before the first answer. `part`: "reward", "holistic"
+    or an aspect's name, for a column of its own under TRL's `reward_weights`. `settings`: see
+    Settings.
     """
 
-    def __init__(self, name: str = "alarm", **settings: Any) -> None:
+    def __init__(self, name: str = "alarm", part: str = "reward", **settings: Any) -> None:
         self.__name__ = name
+        self.part = part
         self.source = RewardSource(read_settings(HABITS, settings))
 
     def __call__(
@@ -68,37 +71,37 @@ class AlarmReward:
                 log_metric(f"{self.__name__}/{part}", mean)
             if log_extra is not None:
                 log_extra(f"{self.__name__}/{part}", parts[part])
-        return scalars(rewards, self.source.settings.on_failure)
+        return scalars(rewards, self.source.settings.on_failure, self.part)
 
 
 class _Awaited:
     """Holds an AlarmReward and offers its awaited call under the reward's own name."""
 
     def __init__(self, reward: AlarmReward) -> None:
-        self.reward = reward
+        self._alarm_reward = reward
 
     def __getattr__(self, name: str) -> Any:
         # A bound method pickles as this attribute of its object, so the name must lead back here.
-        reward = vars(self).get("reward")
+        reward = vars(self).get("_alarm_reward")
         if reward is None or name != reward.__name__:
             raise AttributeError(name)
 
         async def awaited(self: _Awaited, *args: Any, **kwargs: Any) -> list[float | None]:
-            return await self.reward.awaited(*args, **kwargs)
+            return await self._alarm_reward.awaited(*args, **kwargs)
 
         awaited.__name__ = name
         return MethodType(awaited, self)
 
 
 def async_reward(
-    name: str = "alarm", **settings: Any
+    name: str = "alarm", part: str = "reward", **settings: Any
 ) -> Callable[..., Coroutine[Any, Any, list[float | None]]]:
     """As AlarmReward, awaited beside the other async reward functions.
 
     It is a bound coroutine method: every version of TRL sees that it is async, and its name.
     """
     method: Callable[..., Coroutine[Any, Any, list[float | None]]] = getattr(
-        _Awaited(AlarmReward(name, **settings)), name
+        _Awaited(AlarmReward(name, part, **settings)), name
     )
     return method
 
