@@ -14,3 +14,8 @@ exec python -m verl.trainer.main_ppo \
 #   reward.reward_manager.name=AlarmRewardManager
 #   reward.reward_manager.module.path=pkg://alarm_client.trainers.verl
 #   +reward.reward_kwargs.recipe=long-form-qa
+#
+# Token rewards (where verl's own reward model is enabled without a resource pool of its own, for
+# verl takes one float a trajectory elsewhere): the manager, and besides
+#   reward.custom_reward_function.path=pkg://alarm_client.trainers.verl
+#   +reward.reward_kwargs.dense=true
