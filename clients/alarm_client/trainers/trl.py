@@ -1,4 +1,4 @@
-"""TRL's `reward_funcs`: GRPOTrainer, RLOOTrainer and AsyncGRPOTrainer (0.18 to 1.16)."""
+"""TRL's `reward_funcs`: GRPOTrainer, RLOOTrainer and the experimental AsyncGRPOTrainer."""
 
 from __future__ import annotations
 
