@@ -22,13 +22,24 @@ def punish_too_short(
     token where the policy has one. A response of at most `max_num_tokens` is too short, whatever
     the rule of the recipe, and also where the server had an error for it.
     """
-    rewards = tuple(
+    rewards = punish_each(result.rewards, num_tokens, holistic_weight, max_num_tokens, normalized)
+    return replace(result, rewards=rewards)
+
+
+def punish_each(
+    rewards: Sequence[Reward],
+    num_tokens: Sequence[int],
+    holistic_weight: float,
+    max_num_tokens: int = 2,
+    normalized: float = -10.0,
+) -> tuple[Reward, ...]:
+    """As `punish_too_short`, for rewards out of their result."""
+    return tuple(
         _punished(reward, holistic_weight * normalized, normalized)
         if length <= max_num_tokens
         else reward
-        for reward, length in zip(result.rewards, num_tokens, strict=True)
+        for reward, length in zip(rewards, num_tokens, strict=True)
     )
-    return replace(result, rewards=rewards)
 
 
 def _punished(reward: Reward, amount: float, normalized: float) -> Reward:

@@ -1,0 +1,119 @@
+"""`python -m alarm_client.trainers`: what to write where, shipped files, and two checks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from alarm_client.client import AlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.trainers.placement import left_aligned
+from alarm_client.trainers.survival import REWARD_PADDING, Pad, Rows, padding, survivals
+
+FILES = Path(__file__).parent / "files"
+WHAT_TO_WRITE = {
+    "trl": "GRPOTrainer(reward_funcs=AlarmReward()), from alarm_client.trainers.trl",
+    "ms_swift": "--external_plugins $(python -m alarm_client.trainers path ms_swift) "
+    "--reward_funcs alarm",
+    "verl": "reward.custom_reward_function.path=pkg://alarm_client.trainers.verl",
+    "openrlhf": "--reward.remote_url $(python -m alarm_client.trainers path openrlhf)",
+    "slime": "--custom-rm-path alarm_client.trainers.slime.custom_rm",
+    "areal": 'RLVRWorkflow(reward_fn="alarm_client.trainers.areal.reward_fn")',
+    "nemo_rl": "alarm_client.trainers.nemo_rl.register(), then env_name: alarm",
+    "verifiers": 'rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"',
+    "trlx": "trlx.train(reward_fn=dense_reward_fn), from alarm_client.trainers.trlx",
+    "skyrl": "alarm_client.trainers.skyrl.register(), then env_class: alarm",
+    "alarm_trl": "step(queries, responses, place(token_scores(...))), "
+    "from alarm_client.trainers.alarm_trl",
+    "fine_grained_rlhf": "reward = make_reward(tokenizer, kl_coef), "
+    "from alarm_client.trainers.fine_grained_rlhf",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 1 where a check fails, 2 where the arguments are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m alarm_client.trainers", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("list", help="what to write in each trainer (the default)")
+    path = commands.add_parser("path", help="print the file of a trainer that wants a file")
+    path.add_argument("trainer", choices=sorted(_shipped()))
+    ready = commands.add_parser("ready", help="wait until the server at ALARM_URL is ready")
+    ready.add_argument("--timeout", type=float, default=600.0, help="seconds")
+    check = commands.add_parser(
+        "check", help="does the last token's reward survive the trainer's padding?"
+    )
+    check.add_argument("trainer", help="one of the dense ones, or module:function of your own pad")
+    check.add_argument("--lengths", default="3,5,4", help="tokens of some responses")
+    check.add_argument("--responses", choices=["left", "right"], default="right")
+    given = parser.parse_args(arguments)
+    run = {"path": _path, "ready": _ready, "check": _check}.get(given.command, _list)
+    try:
+        return run(given)
+    except (AlarmError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _list(_: argparse.Namespace) -> int:
+    for trainer, line in WHAT_TO_WRITE.items():
+        sys.stdout.write(f"{trainer:18} {line}\n")
+    return 0
+
+
+def _path(given: argparse.Namespace) -> int:
+    sys.stdout.write(f"{_shipped()[given.trainer]}\n")
+    return 0
+
+
+def _ready(given: argparse.Namespace) -> int:
+    with AlarmClient() as client:
+        client.wait_ready(given.timeout)
+        sys.stdout.write(f"{client.url} is ready\n")
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    lengths = [int(length) for length in given.lengths.split(",")]
+    if ":" in given.trainer:
+        return _tell(given.trainer, _imported(given.trainer), lengths)
+    if given.trainer not in REWARD_PADDING:
+        raise ValueError(f"{given.trainer!r} is none of {sorted(REWARD_PADDING)}")
+    pad = padding(REWARD_PADDING[given.trainer], given.responses)
+    _tell("the trainer's own padding", pad, lengths)
+    return _tell("placed by this client", _after_placing(pad, given.responses), lengths)
+
+
+def _after_placing(pad: Pad, responses: str) -> Pad:
+    """The trainer's padding behind rows that are as wide as the batch already."""
+
+    def placed(rows: Rows) -> tuple[Rows, Rows]:
+        _, masks = pad(rows)
+        return pad(left_aligned(rows))[0] if responses == "right" else pad(rows)[0], masks
+
+    return placed
+
+
+def _tell(title: str, pad: Pad, lengths: Sequence[int]) -> int:
+    found = survivals(pad, lengths)
+    sys.stdout.write(f"{title}:\n")
+    for one in found:
+        state = "survives" if one.survives else "is LOST" if one.column is None else "is MOVED"
+        sys.stdout.write(f"  {one.length:4} tokens: the last reward {state}\n")
+    return 0 if all(one.survives for one in found) else 1
+
+
+def _shipped() -> dict[str, Path]:
+    return {file.stem.removeprefix("alarm_"): file for file in FILES.glob("alarm_*.py")}
+
+
+def _imported(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

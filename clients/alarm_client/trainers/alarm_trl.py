@@ -1,0 +1,92 @@
+"""The ALaRM paper's own TRL fork: `PPOTrainer.step(queries, responses, scores)`, dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alarm_client.too_short import punish_each
+from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers.placement import left_aligned
+from alarm_client.trainers.settings import Habits
+from alarm_client.trainers.source import source_of
+from alarm_client.trainers.survival import Survival, survivals
+from alarm_client.trainers.texts import prompt_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HABITS", "check_trainer", "place", "token_scores"]
+
+HABITS = Habits("alarm_trl", timeout=480.0, aspects="admitted")
+
+
+def token_scores(
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    tokenizer: Any,
+    too_short_weight: float | None = None,
+    **settings: Any,
+) -> list[torch.Tensor]:
+    """One 1-D tensor of token rewards a response, as the paper's code makes them: unplaced.
+
+    `responses`: ids as `generate` returns them, with the decoder's start token, which earns none.
+    `too_short_weight`: the recipe's holistic weight, for the paper's rule that a response of at
+    most two ids gets -10 times it; without it there is no such rule.
+    """
+    import torch
+
+    source = source_of(HABITS, settings)
+    ids = [plain_ids(response)[1:] for response in responses]
+    rewards = source.rewards(
+        [
+            token_sample(prompt_of(prompt), row, tokenizer)
+            for prompt, row in zip(prompts, ids, strict=True)
+        ]
+    )
+    if too_short_weight is not None:
+        rewards = list(punish_each(rewards, [len(one) for one in responses], too_short_weight))
+    rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)
+    return [torch.tensor(row) for row in rows]
+
+
+def place(scores: Sequence[torch.Tensor], width: int | None = None) -> list[torch.Tensor]:
+    """The scores with zeros after them, so that the fork's padding does not move them.
+
+    The fork puts zeros *before* scores shorter than the batch, while responses are padded behind:
+    all but the longest lose their last rewards. `width`: the longest response of the batch less
+    its start token; with several processes the longest of all of them, as the fork pads to that.
+    """
+    import torch
+
+    rows = left_aligned([score.tolist() for score in scores], width)
+    return [torch.tensor(row) for row in rows]
+
+
+def check_trainer(
+    trainer: Any, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]
+) -> dict[str, list[Survival]]:
+    """Whether the last token's reward survives in *this* PPOTrainer: unplaced, and placed.
+
+    Runs the trainer's own forward pass, `compute_rewards` and mask on a marked reward a response.
+    """
+    import torch
+
+    def pad(rows: Sequence[Sequence[float]], placed: bool) -> tuple[Any, Any]:
+        scores = [torch.tensor(row, device=trainer.current_device) for row in rows]
+        if placed:
+            scores = [score.to(trainer.current_device) for score in place(scores)]
+        inputs = trainer.prepare_model_inputs(queries, responses)
+        with torch.no_grad():
+            logprobs, _, _, masks = trainer.batched_forward_pass(
+                trainer.model, queries, responses, inputs
+            )
+            # The same log-probabilities twice: no KL, so that only the scores are left.
+            rewards, _ = trainer.compute_rewards(scores, logprobs, logprobs, masks)
+        return (rewards * masks).tolist(), masks.tolist()
+
+    lengths = [len(response) - 1 for response in responses]
+    return {
+        "as they are": survivals(lambda rows: pad(rows, False), lengths),
+        "placed": survivals(lambda rows: pad(rows, True), lengths),
+    }

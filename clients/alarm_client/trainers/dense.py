@@ -1,0 +1,45 @@
+"""Token rewards on a policy's own tokens: ids to samples, rewards to one float a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from alarm_client.offsets import PolicyTokens
+from alarm_client.trainers.failure import report
+from alarm_client.trainers.placement import on_last
+from alarm_client.trainers.settings import OnFailure
+from alarm_client.types import Reward, Sample, Text
+
+
+def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> Sample:
+    """The sample of a response, with where each of its tokens lies in the completion."""
+    completion, offsets = _policy_tokens(tokenizer).locate(response_ids)
+    return Sample(prompt=prompt, completion=completion, token_offsets=offsets)
+
+
+def token_rewards(
+    rewards: Sequence[Reward], lengths: Sequence[int], policy: OnFailure
+) -> list[list[float]]:
+    """As many floats as each response has tokens; a failed one has the policy's on its last."""
+    report(rewards, policy)
+    return [_row(reward, length, policy) for reward, length in zip(rewards, lengths, strict=True)]
+
+
+def _row(reward: Reward, length: int, policy: OnFailure) -> list[float]:
+    if reward.token_rewards is not None and reward.reward is not None:
+        return list(reward.token_rewards)
+    if isinstance(policy, str):
+        raise ValueError("a token needs a number; on_failure must be 'raise' or a number")
+    return on_last(policy, length)
+
+
+def plain_ids(ids: Any) -> list[int]:
+    """Token ids of a list, an array or a tensor."""
+    return [int(token_id) for token_id in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+
+
+@lru_cache(maxsize=4)
+def _policy_tokens(tokenizer: Any) -> PolicyTokens:
+    return PolicyTokens(tokenizer)

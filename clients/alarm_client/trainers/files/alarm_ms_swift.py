@@ -1,0 +1,12 @@
+"""For `--external_plugins`: enters `alarm` among ms-swift's rewards, and its aspects by name.
+
+`ALARM_ASPECT_NAMES=factuality,relevance` adds `alarm_factuality` and `alarm_relevance`.
+"""
+
+import os
+
+from swift.rewards import orms
+
+from alarm_client.trainers.ms_swift import register
+
+register(orms, [name for name in os.environ.get("ALARM_ASPECT_NAMES", "").split(",") if name])

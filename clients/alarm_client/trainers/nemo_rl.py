@@ -1,0 +1,95 @@
+"""NeMo RL's environment: `register()`, then `env_name: alarm` in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from alarm_client.trainers.components import columns, means
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.settings import Habits, read_settings
+from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.texts import split_messages
+from alarm_client.types import Reward, Sample
+
+__all__ = ["HABITS", "Environment", "register"]
+
+HABITS = Habits("nemo_rl", timeout=600.0)
+_ACTOR = "alarm_client.trainers.nemo_rl.AlarmEnvironment"
+
+
+class Environment:
+    """One turn: the last message is judged, the episode ends.
+
+    `config` may hold any of Settings, and `multi_reward: true` for `rewards` as a dict of the
+    holistic score and each aspect (GDPO) in place of their hierarchical sum.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        given = dict(config or {})
+        self.is_multi = bool(given.pop("multi_reward", False))
+        self.source = RewardSource(read_settings(HABITS, given))
+        self.num_samples = 0
+        self.parts: dict[str, float] = {}
+
+    def step(self, message_log_batch: Sequence[Sequence[Any]], metadata: Sequence[Any]) -> Any:
+        """NeMo RL's EnvironmentReturn: `rewards` [batch], every episode terminated."""
+        import torch
+        from nemo_rl.environments.interfaces import EnvironmentReturn
+
+        turns = [split_messages(log) for log in message_log_batch]
+        samples = [Sample(prompt=prompt, completion=completion) for prompt, completion in turns]
+        rewards = self.source.rewards(samples)
+        values = numbers(rewards, self.source.settings.on_failure)
+        self._note(rewards)
+        size = len(samples)
+        return EnvironmentReturn(
+            observations=[
+                {"role": "environment", "content": f"Environment: {value:g}"} for value in values
+            ],
+            metadata=list(metadata),
+            next_stop_strings=[None] * size,
+            rewards=self._by_name(rewards) if self.is_multi else torch.tensor(values),
+            terminateds=torch.ones(size, dtype=torch.bool),
+            answers=[completion for _, completion in turns],
+        )
+
+    def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
+        """The batch as it is, and the means of the rewards' parts in this actor's last step."""
+        return batch, {f"alarm/{name}": mean for name, mean in self.parts.items()}
+
+    def _note(self, rewards: list[Reward]) -> None:
+        self.parts = means(columns(rewards, self.source.aspect_names.seen(rewards)))
+
+    def _by_name(self, rewards: list[Reward]) -> dict[str, Any]:
+        import torch
+
+        names = self.source.aspect_names.seen(rewards)
+        parts = columns(rewards, names)
+        return {name: torch.tensor(parts[name]) for name in ("holistic", *names)}
+
+
+def register(name: str = "alarm") -> None:
+    """Make `name` an environment of NeMo RL: call it before the environments are created."""
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+    from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
+    from nemo_rl.environments.utils import register_env
+
+    register_env(name, _ACTOR)
+    ACTOR_ENVIRONMENT_REGISTRY[_ACTOR] = PY_EXECUTABLES.SYSTEM
+
+
+@lru_cache(maxsize=1)
+def _actor() -> Any:
+    import ray
+    from nemo_rl.environments.interfaces import EnvironmentInterface
+
+    return ray.remote(type("AlarmEnvironment", (Environment, EnvironmentInterface), {}))
+
+
+def __getattr__(name: str) -> Any:
+    # The Ray actor that NeMo RL looks up by its dotted name; Ray is imported when it is.
+    if name == "AlarmEnvironment":
+        return _actor()
+    raise AttributeError(f"module {__name__} has no {name}")

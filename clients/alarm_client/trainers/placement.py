@@ -1,0 +1,40 @@
+"""One float a token, put where a trainer looks for it: lists in, lists of one width out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = Sequence[float]
+
+
+def left_aligned(rows: Sequence[Row], width: int | None = None) -> list[list[float]]:
+    """Each row from the first column on, zeros after it (verl, trlx, FineGrainedRLHF)."""
+    return starting_at(rows, [0] * len(rows), _width(rows) if width is None else width)
+
+
+def right_aligned(rows: Sequence[Row], width: int | None = None) -> list[list[float]]:
+    """Each row up to the last column, zeros before it (policies that pad on the left)."""
+    width = _width(rows) if width is None else width
+    return starting_at(rows, [width - len(row) for row in rows], width)
+
+
+def starting_at(rows: Sequence[Row], starts: Sequence[int], width: int) -> list[list[float]]:
+    """Each row from its own column on, zeros around it; ValueError where one does not fit."""
+    placed = []
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        if start < 0 or start + len(row) > width:
+            raise ValueError(
+                f"sample {index}: {len(row)} token rewards from column {start} on "
+                f"do not fit a width of {width}"
+            )
+        placed.append([0.0] * start + [*row] + [0.0] * (width - start - len(row)))
+    return placed
+
+
+def on_last(value: float, num_tokens: int) -> list[float]:
+    """The value on the last of so many tokens."""
+    return [0.0] * (num_tokens - 1) + [value] if num_tokens else []
+
+
+def _width(rows: Sequence[Row]) -> int:
+    return max((len(row) for row in rows), default=0)

@@ -1,0 +1,102 @@
+"""SkyRL: a SkyRL-Gym environment, and a generator whose rewards are one float a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from alarm_client.trainers.components import components
+from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.settings import Habits, read_settings
+from alarm_client.trainers.source import RewardSource, source_of
+from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.types import Sample, Text
+
+__all__ = ["HABITS", "AlarmGenerator", "Environment", "register"]
+
+HABITS = Habits("skyrl", timeout=600.0)
+
+
+class Environment:
+    """One turn: the action is judged as the answer to the prompt, the episode ends.
+
+    `env_config` may hold any of Settings.
+    """
+
+    def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.source = source_of(HABITS, dict(env_config or {}))
+        self.prompt: Text = []
+        self.parts: dict[str, float] = {}
+
+    def init(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
+        """Keep the conversation, which SkyRL passes before the first turn."""
+        self.prompt = prompt_of(prompt)
+        return prompt, {}
+
+    def step(self, action: str) -> Any:
+        """SkyRL's BaseTextEnvStepOutput: the reward, with its parts as metadata."""
+        from skyrl_gym.envs.base_text_env import BaseTextEnvStepOutput
+
+        sample = Sample(prompt=self.prompt, completion=without_end_tokens(action))
+        rewards = self.source.rewards([sample])
+        (value,) = numbers(rewards, self.source.settings.on_failure)
+        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        self.parts = {f"alarm_{name}": part for name, part in parts.items()}
+        return BaseTextEnvStepOutput(observations=[], reward=value, done=True, metadata=self.parts)
+
+    def get_metrics(self) -> dict[str, float]:
+        """The reward's parts, which SkyRL averages over its episodes."""
+        return self.parts
+
+
+class AlarmGenerator:
+    """A SkyRL generator in front of another: its outputs with token rewards in place of theirs."""
+
+    def __init__(self, generator: Any, tokenizer: Any, **settings: Any) -> None:
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.source = RewardSource(read_settings(HABITS, settings))
+
+    async def generate(self, input_batch: Any) -> Any:
+        """The other's GeneratorOutput; `rewards[i]` is as long as `response_ids[i]`."""
+        output = await self.generator.generate(input_batch)
+        prompts = input_batch["prompts"]
+        ids = [plain_ids(row) for row in output["response_ids"]]
+        if len(prompts) != len(ids):
+            raise ValueError(
+                f"skyrl: {len(prompts)} prompts and {len(ids)} responses; step-wise "
+                "trajectories have no token rewards here"
+            )
+        rewards = await self.source.arewards(
+            [
+                token_sample(prompt_of(prompt), row, self.tokenizer)
+                for prompt, row in zip(prompts, ids, strict=True)
+            ]
+        )
+        lengths = [len(row) for row in ids]
+        rows = token_rewards(rewards, lengths, self.source.settings.on_failure)
+        return {**output, "rewards": rows}
+
+
+def register(name: str = "alarm") -> None:
+    """Make `name` an environment class of SkyRL-Gym: call it where environments are made."""
+    from skyrl_gym.envs import register as register_env
+
+    register_env(id=name, entry_point="alarm_client.trainers.skyrl:AlarmEnv")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> type[Any]:
+    from skyrl_gym.envs.base_text_env import BaseTextEnv
+
+    return type("AlarmEnv", (Environment, BaseTextEnv), {})
+
+
+def __getattr__(name: str) -> Any:
+    # The class that SkyRL-Gym looks up by its entry point; skyrl_gym is imported when it is.
+    if name == "AlarmEnv":
+        return _environment()
+    raise AttributeError(f"module {__name__} has no {name}")

@@ -1,0 +1,157 @@
+"""slime's hooks: `--custom-rm-path`, and the two more that carry token rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from alarm_client.trainers.components import components
+from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.settings import Habits
+from alarm_client.trainers.source import RewardSource, source_of
+from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.types import Reward, Sample
+
+__all__ = [
+    "HABITS",
+    "custom_rm",
+    "dense_rm",
+    "post_process_rewards",
+    "token_level_advantages",
+]
+
+# slime waits for a custom reward as long as it takes, and an error ends the rollout.
+HABITS = Habits("slime", timeout=600.0, same_keys=True)
+TOKEN_REWARDS = "alarm_token_rewards"  # among a sample's metadata
+
+
+async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
+    """The reward of a sample, or of each sample of a group (`--group-rm`).
+
+    With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
+    """
+    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+    source = source_of(HABITS)
+    rewards = await source.arewards(
+        [
+            Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
+            for one in samples
+        ]
+    )
+    found = _found(args, rewards, source)
+    return found if isinstance(sample, (list, tuple)) else found[0]
+
+
+async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
+    """As `custom_rm`; the token rewards go into the sample's metadata for `post_process_rewards`.
+
+    The policy's tokenizer is read from `--hf-checkpoint`.
+    """
+    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+    tokenizer = _tokenizer(args.hf_checkpoint)
+    source = source_of(HABITS)
+    ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
+    rewards = await source.arewards(
+        [
+            token_sample(prompt_of(one.prompt), row, tokenizer)
+            for one, row in zip(samples, ids, strict=True)
+        ]
+    )
+    found = _found(args, rewards, source)
+    rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)
+    for one, row in zip(samples, rows, strict=True):
+        one.metadata = {**(one.metadata or {}), TOKEN_REWARDS: row}
+    return found if isinstance(sample, (list, tuple)) else found[0]
+
+
+def post_process_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[Any]]:
+    """`--custom-reward-post-process-path`: scalars to log, and a tensor of token rewards a sample.
+
+    They are tensors because slime's own logging adds up what is not one.
+    """
+    import torch
+
+    flat = [
+        one for entry in samples for one in (entry if isinstance(entry, (list, tuple)) else [entry])
+    ]
+    for one in flat:
+        if len(one.metadata.get(TOKEN_REWARDS, ())) != one.response_length:
+            raise ValueError(
+                f"slime: sample {one.index} has no token reward for each of its "
+                f"{one.response_length} tokens; is --custom-rm-path "
+                "alarm_client.trainers.slime.dense_rm?"
+            )
+    raw = [float(one.get_reward_value(args)) for one in flat]
+    return raw, [torch.tensor(one.metadata[TOKEN_REWARDS]) for one in flat]
+
+
+def token_level_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
+    """`--custom-advantage-function-path`: fills `advantages` and `returns` from token rewards.
+
+    The token rewards less `kl_coef` times the KL are each token's reward: with a critic they go
+    through slime's own GAE, without one each advantage is the discounted sum of what follows.
+    """
+    rewards = [
+        reward.to(kl.device, kl.dtype) - args.kl_coef * kl
+        for reward, kl in zip(_local_rewards(args, rollout_data), rollout_data["kl"], strict=True)
+    ]
+    if rollout_data.get("values"):
+        from slime.utils.ppo_utils import get_advantages_and_returns_batch
+
+        advantages, returns = get_advantages_and_returns_batch(
+            rollout_data["total_lengths"],
+            rollout_data["response_lengths"],
+            rollout_data["values"],
+            rewards,
+            args.gamma,
+            args.lambd,
+        )
+    else:
+        returns = [_discounted(row, args.gamma) for row in rewards]
+        advantages = [row.clone() for row in returns]
+    rollout_data["advantages"], rollout_data["returns"] = advantages, returns
+
+
+def _local_rewards(args: Any, rollout_data: dict[str, Any]) -> list[Any]:
+    """The token rewards of this rank: all of them, unless context parallelism shares them out."""
+    rewards = rollout_data["rewards"]
+    pairs = zip(rewards, rollout_data["kl"], strict=True)
+    for index, (reward, kl) in enumerate(pairs):
+        if reward.shape != kl.shape:
+            raise ValueError(
+                f"slime: sample {index} has {reward.numel()} token rewards for {kl.numel()} "
+                "tokens of this rank; token rewards need --context-parallel-size 1"
+            )
+    return list(rewards)
+
+
+def _discounted(rewards: Any, gamma: float) -> Any:
+    """What follows each token, itself included: [tokens] to [tokens]."""
+    returns = rewards.clone()
+    for index in range(len(returns) - 2, -1, -1):
+        returns[index] += gamma * returns[index + 1]
+    return returns
+
+
+def _found(args: Any, rewards: list[Reward], source: RewardSource) -> list[Any]:
+    values = numbers(rewards, source.settings.on_failure)
+    key = getattr(args, "reward_key", None)
+    if not key:
+        return list(values)
+    names = source.aspect_names.seen(rewards)
+    return [
+        {
+            **{f"alarm_{name}": part for name, part in components(reward, names).items()},
+            key: value,
+        }
+        for reward, value in zip(rewards, values, strict=True)
+    ]
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(checkpoint: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint)

@@ -1,0 +1,73 @@
+"""Whether the reward of a response's last token is still there after a trainer's padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from alarm_client.trainers.placement import left_aligned, on_last, right_aligned
+
+Rows: TypeAlias = Sequence[Sequence[float]]
+Side: TypeAlias = Literal["left", "right"]
+
+# Token rewards in, what the trainer holds out: rewards and mask, each [responses, width].
+Pad: TypeAlias = Callable[[Rows], "tuple[Rows, Rows]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """What became of one response's last reward.
+
+    `column`: where it is among what the mask keeps, None where it is lost. `last_column`: the last
+    that the mask keeps, None where it keeps nothing.
+    """
+
+    length: int
+    column: int | None
+    last_column: int | None
+
+    @property
+    def survives(self) -> bool:
+        """Whether the reward stands on the last token that the trainer learns from."""
+        return self.column is not None and self.column == self.last_column
+
+
+def survivals(pad: Pad, lengths: Sequence[int]) -> list[Survival]:
+    """Mark the last token of a response of each length, pad them as the trainer does, and look.
+
+    Each response has a mark of its own, so that one is not taken for another.
+    """
+    marks = [float(index + 1) for index in range(len(lengths))]
+    rows = [on_last(mark, length) for mark, length in zip(marks, lengths, strict=True)]
+    rewards, masks = pad(rows)
+    return [_survival(*each) for each in zip(lengths, marks, rewards, masks, strict=True)]
+
+
+def padding(rewards: Side, responses: Side) -> Pad:
+    """A trainer that puts zeros on one side of rewards and padding on one side of responses."""
+    align = {"right": left_aligned, "left": right_aligned}
+
+    def pad(rows: Rows) -> tuple[Rows, Rows]:
+        ones = [[1.0] * len(row) for row in rows]
+        return align[rewards](rows), align[responses](ones)
+
+    return pad
+
+
+# Where each consumer of token rewards puts zeros; responses are padded on the right in all of them.
+REWARD_PADDING: dict[str, Side] = {
+    "alarm_trl": "left",
+    "fine_grained_rlhf": "right",
+    "skyrl": "right",
+    "trlx": "right",
+    "verl": "right",
+}
+
+
+def _survival(
+    length: int, mark: float, rewards: Sequence[float], mask: Sequence[float]
+) -> Survival:
+    kept = [column for column, one in enumerate(mask) if one]
+    found = [column for column in kept if abs(rewards[column] - mark) < 1e-6]
+    return Survival(length, found[0] if found else None, kept[-1] if kept else None)

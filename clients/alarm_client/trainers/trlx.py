@@ -1,0 +1,56 @@
+"""trlx's `reward_fn`: scalars, or token rewards for its PPO trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.settings import Habits
+from alarm_client.trainers.source import source_of
+from alarm_client.trainers.texts import without_end_tokens
+from alarm_client.types import Sample
+
+__all__ = ["HABITS", "dense_reward_fn", "reward_fn"]
+
+# Rank 0 asks while the others wait in a broadcast, so the collective watchdog is the timeout.
+HABITS = Habits("trlx", timeout=480.0, aspects="admitted")
+
+
+def reward_fn(
+    samples: Sequence[str], prompts: Sequence[str], outputs: Sequence[str], **_: Any
+) -> list[float]:
+    """One reward an output: for every trainer of trlx."""
+    source = source_of(HABITS)
+    rewards = source.rewards(
+        [
+            Sample(prompt=prompt, completion=without_end_tokens(output))
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+    )
+    return numbers(rewards, source.settings.on_failure)
+
+
+def dense_reward_fn(
+    samples: Sequence[str],
+    prompts: Sequence[str],
+    outputs: Sequence[str],
+    tokenizer: Any = None,
+    model_tok: Any = None,
+    **_: Any,
+) -> list[list[float]]:
+    """One reward a token of `tokenizer(output)`, from the first token on: for PPO alone.
+
+    trlx tokenizes its outputs anew to place rewards, so that grid is used; it pads on the right.
+    Older versions pass the tokenizer as `model_tok`.
+    """
+    policy = tokenizer or model_tok
+    if policy is None:
+        raise ValueError("trlx: dense rewards need the tokenizer, which PPO passes")
+    source = source_of(HABITS)
+    ids = [plain_ids(policy(output).input_ids) for output in outputs]
+    rewards = source.rewards(
+        [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
+    )
+    return token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)

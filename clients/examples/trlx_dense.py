@@ -1,0 +1,10 @@
+"""trlx: PPO on token rewards; `reward_fn` in place of `dense_reward_fn` gives scalars."""
+
+import trlx
+
+from alarm_client.trainers.trlx import dense_reward_fn
+
+
+def train(prompts, config):
+    """Train as trlx's own examples do; ALARM_URL says where the server is."""
+    return trlx.train(reward_fn=dense_reward_fn, prompts=prompts, config=config)

@@ -1,0 +1,21 @@
+#!/bin/sh
+# verl (0.7.1 on; `pip install ./clients` where its Ray workers run): these lines beside your own.
+# compute_score sees no prompt: here each row's extra_info has it under "question".
+export ALARM_URL=http://rewards:8000
+exec python -m verl.trainer.main_ppo \
+    reward.custom_reward_function.path=pkg://alarm_client.trainers.verl \
+    reward.custom_reward_function.name=compute_score \
+    +reward.custom_reward_function.reward_kwargs.prompt_key=question \
+    +reward.custom_reward_function.reward_kwargs.recipe=long-form-qa \
+    "$@"
+
+# Or the manager, which sees the conversation and needs no extra_info:
+#   reward.reward_manager.source=importlib
+#   reward.reward_manager.name=AlarmRewardManager
+#   reward.reward_manager.module.path=pkg://alarm_client.trainers.verl
+#   +reward.reward_kwargs.recipe=long-form-qa
+#
+# Token rewards (where verl's own reward model is enabled without a resource pool of its own, for
+# verl takes one float a trajectory elsewhere): the manager, and besides
+#   reward.custom_reward_function.path=pkg://alarm_client.trainers.verl
+#   +reward.reward_kwargs.dense=true

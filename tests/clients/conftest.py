@@ -1,0 +1,29 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from reward_server import RewardServer, reward_server
+
+from alarm_client.trainers import settings, source
+
+
+@pytest.fixture
+def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardServer]:
+    """A server that ALARM_URL names; every source made meanwhile is closed after it."""
+    made: list[source.RewardSource] = []
+
+    make = source.RewardSource.__init__
+
+    def noted(self: source.RewardSource, *args: Any) -> None:
+        make(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(source.RewardSource, "__init__", noted)
+    for name in settings.NAMES:
+        monkeypatch.delenv(f"ALARM_{name.upper()}", raising=False)
+    with reward_server() as server:
+        monkeypatch.setenv("ALARM_URL", server.url)
+        yield server
+        for one in made:
+            one.close()
+        source._cached.cache_clear()

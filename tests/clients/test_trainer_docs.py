@@ -1,0 +1,63 @@
+"""What examples and documents name is there, and they cover every trainer."""
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from alarm_client import trainers
+from alarm_client.trainers.__main__ import WHAT_TO_WRITE
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+PYTHON = sorted((CLIENTS / "examples").glob("*.py"))
+TEXTS = [*sorted((CLIENTS / "examples").glob("*.[st]*")), CLIENTS / "TRAINERS.md"]
+MODULES = {path.stem for path in Path(trainers.__file__).parent.glob("*.py")}
+
+
+def exists(dotted: str) -> bool:
+    """Whether a dotted name is a module of ours or something in one."""
+    try:
+        import_module(dotted)
+    except ModuleNotFoundError:
+        module, _, name = dotted.rpartition(".")
+        return hasattr(import_module(module), name)
+    return True
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
+def test_an_example_imports_what_there_is(path):
+    tree = ast.parse(path.read_text())
+    ours = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("alarm_client")
+    ]
+    for node in ours:
+        module = import_module(node.module)
+        assert all(hasattr(module, alias.name) for alias in node.names), path.name
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *TEXTS], ids=lambda path: path.name)
+def test_every_dotted_name_leads_somewhere(path):
+    for dotted in re.findall(r"alarm_client\.trainers(?:\.\w+)+", path.read_text()):
+        assert exists(dotted), f"{path.name}: {dotted}"
+
+
+def test_every_trainer_is_told_what_to_write():
+    assert set(WHAT_TO_WRITE) <= MODULES
+    document = (CLIENTS / "TRAINERS.md").read_text()
+    for trainer in WHAT_TO_WRITE:
+        assert trainer in document, trainer
+
+
+def test_a_trainers_module_imports_no_trainer():
+    """Nor torch: what a hook needs is imported when the trainer calls it."""
+    heavy = {"torch", "ray", "verl", "trl", "swift", "openrlhf", "slime", "skyrl_gym", "nemo_rl"}
+    for name in WHAT_TO_WRITE:
+        tree = ast.parse((Path(trainers.__file__).parent / f"{name}.py").read_text())
+        for node in tree.body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                named = getattr(node, "module", None) or node.names[0].name
+                assert named.partition(".")[0] not in heavy, f"{name}: {named}"

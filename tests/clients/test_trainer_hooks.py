@@ -1,0 +1,201 @@
+"""The calls of OpenRLHF 0.11.2, slime, AReaL, NeMo RL and verifiers, as their sources make them."""
+
+import importlib.util
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from alarm_client.errors import SampleFailed
+from alarm_client.trainers import areal, nemo_rl, openrlhf, slime, verifiers
+from alarm_client.trainers.__main__ import FILES
+
+TEMPLATED = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
+    spec = importlib.util.spec_from_file_location("reward_func", FILES / "alarm_openrlhf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.reward_func([TEMPLATED + "four<|im_end|>"], [TEMPLATED], ["label"])
+    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four"}]
+    assert found["rewards"].tolist() == [4.0]
+    assert found["scores"].tolist() == [pytest.approx(0.5987, abs=1e-4)]  # 1 / (1 + exp(-.4))
+    assert found["extra_logs"]["alarm_fluency"].tolist() == [2.0]
+    assert torch.tensor([found["rewards"]]).shape == (1,)
+
+
+def test_openrlhf_gets_tensors_as_long_as_its_batch_and_empty_ones(rewards):
+    found = openrlhf.reward_func(["Qa", "Qab"], ["Q", "Q"], [None, None])
+    assert found["rewards"].tolist() == [1.0, 2.0]
+    assert {len(column) for column in found["extra_logs"].values()} == {2}
+    assert openrlhf.reward_func([], [], [])["rewards"].tolist() == []
+
+
+def test_openrlhf_queries_that_hide_their_prompt_are_refused(rewards):
+    with pytest.raises(ValueError, match="does not start with its prompt"):
+        openrlhf.reward_func(["other text"], ["Q"], [None])
+
+
+class SlimeSample(SimpleNamespace):
+    def get_reward_value(self, args):
+        return self.reward if not args.reward_key else self.reward[args.reward_key]
+
+
+def slime_sample(response="four", **more):
+    return SlimeSample(prompt="Q", response=response, label=None, metadata={}, index=0, **more)
+
+
+async def test_slime_gets_a_number(rewards):
+    args = SimpleNamespace(reward_key=None)
+    assert await slime.custom_rm(args, slime_sample("four<|im_end|>")) == 4.0
+    chat = slime_sample()
+    chat.prompt = [{"role": "user", "content": "Q"}]
+    assert await slime.custom_rm(args, chat) == 4.0
+    assert rewards.samples[1]["prompt"] == [{"role": "user", "content": "Q"}]
+
+
+async def test_slime_gets_a_dict_where_it_has_a_reward_key(rewards):
+    found = await slime.custom_rm(SimpleNamespace(reward_key="score"), slime_sample())
+    assert (found["score"], found["alarm_fluency"], found["alarm_admitted"]) == (4.0, 2.0, 1.0)
+
+
+async def test_a_slime_group_is_one_request(rewards):
+    group = [slime_sample("a"), slime_sample("ab")]
+    assert await slime.custom_rm(SimpleNamespace(reward_key=None), group) == [1.0, 2.0]
+    assert len(rewards.bodies) == 1
+
+
+async def test_a_failure_ends_slimes_rollout(rewards):
+    rewards.bad = {"four"}
+    with pytest.raises(SampleFailed):
+        await slime.custom_rm(SimpleNamespace(reward_key=None), slime_sample())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_areal_gets_a_float_in_a_forked_worker(rewards):
+    call = partial(
+        areal.reward_fn, TEMPLATED, "four<|im_end|>", [1, 2], [3, 4], answer="a", query_id="q"
+    )
+    assert call() == 4.0
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(call).result() == 4.0
+    assert rewards.samples[1] == {"prompt": TEMPLATED, "completion": "four"}
+
+
+def test_areal_prefers_the_rows_conversation(rewards):
+    messages = [{"role": "user", "content": "Q"}]
+    areal.reward_fn(TEMPLATED, "four", [1], [2], messages=messages)
+    assert rewards.samples[0]["prompt"] == messages
+
+
+def test_areals_deadline_is_under_its_own_of_15_s(rewards):
+    assert areal.HABITS.timeout < 15
+
+
+class EnvironmentReturn(NamedTuple):  # nemo_rl/environments/interfaces.py
+    observations: list[dict[str, str]]
+    metadata: list[Any]
+    next_stop_strings: list[Any]
+    rewards: Any
+    terminateds: torch.Tensor
+    answers: list[str | None] | None = None
+
+
+@pytest.fixture
+def nemo(monkeypatch):
+    """The modules of NeMo RL that an environment meets, and a Ray that only marks classes."""
+    modules = {
+        "nemo_rl.environments.interfaces": {
+            "EnvironmentReturn": EnvironmentReturn,
+            "EnvironmentInterface": type("EnvironmentInterface", (), {}),
+        },
+        "nemo_rl.environments.utils": {
+            "registered": (registered := {}),
+            "register_env": registered.__setitem__,
+        },
+        "nemo_rl.distributed.virtual_cluster": {"PY_EXECUTABLES": SimpleNamespace(SYSTEM="py")},
+        "nemo_rl.distributed.ray_actor_environment_registry": {"ACTOR_ENVIRONMENT_REGISTRY": {}},
+        "ray": {"remote": lambda cls: SimpleNamespace(actor=cls)},
+    }
+    for name in ("nemo_rl", "nemo_rl.environments", "nemo_rl.distributed", *modules):
+        module = ModuleType(name)
+        vars(module).update(modules.get(name, {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    nemo_rl._actor.cache_clear()
+    yield modules
+    nemo_rl._actor.cache_clear()
+
+
+LOGS = [
+    [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text, "token_ids": None}]
+    for text in ("four", "seven!!")
+]
+
+
+def test_a_nemo_step_rewards_the_last_messages(rewards, nemo):
+    environment = nemo_rl.Environment({"recipe": "mine"})
+    found = environment.step(LOGS, [{"a": 1}, None])
+    assert found.rewards.tolist() == [4.0, 7.0]
+    assert found.terminateds.tolist() == [True, True]
+    assert found.answers == ["four", "seven!!"]
+    assert found.metadata == [{"a": 1}, None]
+    assert rewards.bodies[0]["recipe"] == "mine"
+    batch, metrics = environment.global_post_process_and_metrics({"x": 1})
+    assert batch == {"x": 1}
+    assert metrics["alarm/fluency"] == 2.75
+
+
+def test_nemos_multi_reward_is_a_tensor_a_name(rewards, nemo):
+    found = nemo_rl.Environment({"multi_reward": True, "aspect_names": "fluency"}).step(LOGS, [])
+    assert {name: tensor.tolist() for name, tensor in found.rewards.items()} == {
+        "holistic": [pytest.approx(0.4), pytest.approx(0.7)],
+        "fluency": [2.0, 3.5],
+    }
+
+
+def test_nemo_finds_the_actor_by_its_dotted_name(rewards, nemo):
+    nemo_rl.register("mine")
+    name = nemo["nemo_rl.environments.utils"]["registered"]["mine"]
+    registry = nemo["nemo_rl.distributed.ray_actor_environment_registry"]
+    assert registry["ACTOR_ENVIRONMENT_REGISTRY"] == {name: "py"}
+    module, _, attribute = name.rpartition(".")
+    actor = getattr(importlib.import_module(module), attribute)
+    assert issubclass(actor.actor, nemo_rl.Environment)
+
+
+class Trace:
+    def __init__(self, *messages):
+        self.messages = messages
+        self.metrics = {}
+
+    def record_metrics(self, values):
+        self.metrics.update(values)
+
+
+async def test_a_verifiers_trace_gets_a_reward_and_its_parts_as_metrics(rewards):
+    trace = Trace(
+        SimpleNamespace(role="user", content="Q"), SimpleNamespace(role="assistant", content="four")
+    )
+    assert await verifiers.reward(task=None, trace=trace) == 4.0
+    assert trace.metrics["alarm/fluency"] == 2.0
+    assert rewards.samples == [{"prompt": [{"role": "user", "content": "Q"}], "completion": "four"}]
+
+
+async def test_a_trace_without_a_reply_is_refused(rewards):
+    with pytest.raises(ValueError, match="no reply"):
+        await verifiers.reward(task=None, trace=Trace(SimpleNamespace(role="user", content="Q")))
+
+
+async def test_a_rubric_calls_for_one_rollout_or_a_group(rewards):
+    question = [{"role": "user", "content": "Q"}]
+    replies = [[{"role": "assistant", "content": text}] for text in ("four", "seven!!")]
+    assert await verifiers.rubric_reward(prompt=question, completion=replies[0]) == 4.0
+    group = await verifiers.group_reward(prompts=[question] * 2, completions=replies)
+    assert group == [4.0, 7.0]
+    assert len(rewards.bodies) == 2

@@ -1,0 +1,119 @@
+"""Texts as trainers hand them over, and token rewards where trainers look for them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from alarm_client.trainers.__main__ import main
+from alarm_client.trainers.placement import left_aligned, on_last, right_aligned, starting_at
+from alarm_client.trainers.survival import padding, survivals
+from alarm_client.trainers.texts import (
+    completion_of,
+    prompt_of,
+    split_messages,
+    split_query,
+    without_end_tokens,
+)
+
+HI = {"role": "user", "content": "Hi"}
+ROWS = [[1.0, 2.0, 3.0], [4.0]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yes",
+        {"role": "assistant", "content": "yes"},
+        {"message": {"role": "assistant", "content": "yes"}},
+        [HI, {"role": "assistant", "content": "yes"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "ye"}, {"text": "s"}]}],
+        [SimpleNamespace(role="assistant", content="yes")],
+    ],
+)
+def test_a_completion_comes_in_many_shapes(value):
+    if isinstance(value, list) and isinstance(value[0], SimpleNamespace):
+        value = split_messages(value)[1]
+    assert completion_of(value) == "yes"
+
+
+def test_a_tool_call_has_no_text():
+    assert completion_of([{"role": "assistant", "content": None}]) == ""
+
+
+def test_a_prompt_is_a_text_or_plain_messages():
+    assert prompt_of("Hi") == "Hi"
+    assert prompt_of([{**HI, "token_ids": [1]}]) == [HI]
+
+
+def test_a_query_is_split_after_its_prompt_or_refused():
+    assert split_query("<s>Hi there", "<s>Hi") == " there"
+    with pytest.raises(ValueError, match="does not start with its prompt"):
+        split_query("Hi there", "<s>Hi")
+
+
+def test_end_tokens_are_dropped_at_the_end_alone():
+    assert without_end_tokens("a</s>b<|im_end|>\n<|endoftext|>") == "a</s>b"
+    assert without_end_tokens("a line\n") == "a line\n"
+
+
+def test_rewards_are_placed_on_the_side_that_is_asked_for():
+    assert left_aligned(ROWS) == [[1, 2, 3], [4, 0, 0]]
+    assert right_aligned(ROWS, 4) == [[0, 1, 2, 3], [0, 0, 0, 4]]
+    assert starting_at(ROWS, [1, 2], 4) == [[0, 1, 2, 3], [0, 0, 4, 0]]
+    assert on_last(5.0, 3) == [0, 0, 5]
+
+
+def test_rewards_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="sample 0: 3 token rewards from column 2"):
+        starting_at(ROWS, [2, 0], 4)
+
+
+def test_a_trainer_that_pads_rewards_and_responses_on_two_sides_loses_rewards():
+    found = survivals(padding("left", "right"), [3, 5])
+    assert [one.survives for one in found] == [False, True]
+    assert [one.survives for one in survivals(padding("right", "right"), [3, 5])] == [True, True]
+    assert [one.survives for one in survivals(padding("left", "left"), [3, 5])] == [True, True]
+
+
+def test_a_reward_that_moves_does_not_count_as_surviving():
+    def shifted(rows):
+        moved = [[*row[1:], 0.0] for row in rows]
+        return moved, [[1.0] * len(row) for row in rows]
+
+    (found,) = survivals(shifted, [3])
+    assert (found.column, found.last_column, found.survives) == (1, 2, False)
+
+
+def test_the_check_tells_what_placing_saves(capsys):
+    assert main(["check", "alarm_trl", "--lengths", "3,5"]) == 0
+    unplaced, placed = capsys.readouterr().out.split("placed by this client:")
+    assert "3 tokens: the last reward is LOST" in unplaced
+    assert "LOST" not in placed
+    assert "3 tokens: the last reward survives" in placed
+
+
+def pads_badly(rows):
+    return right_aligned(rows), left_aligned([[1.0] * len(row) for row in rows])
+
+
+def test_the_check_runs_a_users_own_padding(capsys):
+    assert main(["check", "test_trainer_shapes:pads_badly", "--lengths", "2,3"]) == 1
+    assert "2 tokens: the last reward is LOST" in capsys.readouterr().out
+
+
+def test_a_check_of_a_trainer_without_token_rewards_is_refused(capsys):
+    assert main(["check", "areal"]) == 1
+    assert "'areal' is none of" in capsys.readouterr().err
+
+
+def test_shipped_files_stand_where_no_name_hides_a_trainers_own(capsys):
+    # ms-swift puts a plugin's folder first on sys.path: it must hold no trl.py or verl.py.
+    for trainer in ("ms_swift", "openrlhf", "verl"):
+        assert main(["path", trainer]) == 0
+        path = capsys.readouterr().out.strip()
+        assert path.endswith(f"files/alarm_{trainer}.py")
+
+
+def test_without_a_command_it_says_what_to_write(capsys):
+    assert main([]) == 0
+    assert "alarm_client.trainers.slime.custom_rm" in capsys.readouterr().out

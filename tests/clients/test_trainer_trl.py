@@ -1,0 +1,185 @@
+"""The calls of TRL 1.16.0 and ms-swift 4.6.0, as their sources make them."""
+
+import asyncio
+import inspect
+import math
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import pytest
+
+from alarm_client.errors import SampleFailed, Unauthorized
+from alarm_client.trainers import ms_swift, trl
+from alarm_client.trainers.trl import AlarmReward, async_reward
+
+PLAIN = {"prompts": ["Q", "Q"], "completions": ["four", "seven!!"]}
+CHAT = {
+    "prompts": [[{"role": "user", "content": "Q"}]] * 2,
+    "completions": [[{"role": "assistant", "content": text}] for text in ("four", "seven!!")],
+}
+
+
+def trl_call(reward, batch):
+    """As GRPOTrainer._calculate_rewards: keywords alone, states and loggers among them."""
+    metrics, extra = {}, {}
+    found = reward(
+        **batch,
+        completion_ids=[[1, 2], [3]],
+        answer=["a", "b"],
+        trainer_state=SimpleNamespace(global_step=1),
+        log_extra=lambda column, values: extra.setdefault(column, []).extend(values),
+        log_metric=lambda name, value: metrics.setdefault(name, []).append(value),
+    )
+    return found, metrics, extra
+
+
+@pytest.mark.parametrize("batch", [PLAIN, CHAT])
+def test_each_completion_gets_its_reward(rewards, batch):
+    found, _, _ = trl_call(AlarmReward(), batch)
+    assert found == [4.0, 7.0]
+    assert rewards.samples[0]["prompt"] == batch["prompts"][0]
+    assert rewards.samples[0]["completion"] == "four"
+
+
+def test_the_parts_are_logged_as_means_and_by_sample(rewards):
+    _, metrics, extra = trl_call(AlarmReward("rm"), PLAIN)
+    assert metrics["rm/holistic"] == [pytest.approx(0.55)]
+    assert metrics["rm/fluency"] == [2.75]
+    assert extra["rm/fluency"] == [2.0, 3.5]
+    assert all(len(values) == 2 for values in extra.values())
+
+
+def test_the_log_has_the_same_keys_also_on_failure(rewards):
+    reward = AlarmReward()
+    _, good, good_extra = trl_call(reward, PLAIN)
+    rewards.status = 500
+    found, failed, failed_extra = trl_call(reward, PLAIN)
+    assert found == [None, None]
+    assert (failed.keys(), failed_extra.keys()) == (good.keys(), good_extra.keys())
+    assert failed["alarm/failed"] == [1.0]
+    assert math.isnan(failed["alarm/fluency"][0])
+
+
+def test_named_aspects_are_keys_before_the_first_answer(rewards):
+    rewards.status = 500
+    _, failed, _ = trl_call(AlarmReward(aspect_names="depth,fluency"), PLAIN)
+    assert {"alarm/depth", "alarm/fluency"} < failed.keys()
+
+
+def test_one_failed_sample_leaves_its_neighbours_alone(rewards):
+    rewards.bad = {"four"}
+    assert trl_call(AlarmReward(), PLAIN)[0] == [None, 7.0]
+    assert trl_call(AlarmReward(on_failure=-1), PLAIN)[0] == [-1.0, 7.0]
+    with pytest.raises(SampleFailed, match="1 of 2 samples"):
+        trl_call(AlarmReward(on_failure="raise"), PLAIN)
+
+
+def test_a_wrong_key_is_raised_and_never_a_none(rewards):
+    rewards.status = 401
+    with pytest.raises(Unauthorized):
+        trl_call(AlarmReward(), PLAIN)
+
+
+def test_a_model_in_place_of_a_recipe(rewards):
+    found, metrics, _ = trl_call(AlarmReward("judge", model="some-rm"), PLAIN)
+    assert found == [4.0, 7.0]
+    assert rewards.bodies[0]["model"] == "some-rm"
+    assert set(metrics) == {"judge/reward", "judge/holistic", "judge/admitted", "judge/failed"}
+
+
+def test_a_recipe_and_aspects_go_to_the_server(rewards):
+    trl_call(AlarmReward(recipe="mine", aspects="admitted"), PLAIN)
+    assert (rewards.bodies[0]["recipe"], rewards.bodies[0]["aspects"]) == ("mine", "admitted")
+
+
+def test_the_name_is_the_users(rewards):
+    assert (AlarmReward("a").__name__, async_reward("b").__name__) == ("a", "b")
+
+
+def test_an_async_reward_is_seen_as_one(rewards):
+    reward = async_reward("rm")
+    assert inspect.iscoroutinefunction(reward)
+    assert asyncio.run(reward(**PLAIN)) == [4.0, 7.0]
+    assert asyncio.run(reward(**PLAIN)) == [4.0, 7.0]  # on a new loop
+
+
+def test_async_grpo_passes_no_loggers(rewards):
+    reward = async_reward("rm")
+    assert asyncio.run(reward(**PLAIN, completion_ids=[[1], [2]], answer=["a", "b"])) == [4, 7]
+
+
+def score_in_child(pickled):
+    reward = pickle.loads(pickled)
+    found = asyncio.run(reward(**PLAIN)) if inspect.iscoroutinefunction(reward) else None
+    return (reward.__name__, found or reward(**PLAIN))
+
+
+@pytest.mark.parametrize("make", [AlarmReward, async_reward])
+def test_a_reward_in_use_travels_to_a_spawned_worker(rewards, make):
+    reward = make("rm")
+    first = reward(**PLAIN)
+    if inspect.iscoroutine(first):
+        asyncio.run(first)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(score_in_child, pickle.dumps(reward)).result() == ("rm", [4.0, 7.0])
+
+
+def test_each_part_can_be_a_column_of_its_own(rewards):
+    parts = [AlarmReward(part, part) for part in ("holistic", "fluency", "depth")]
+    found = [trl_call(part, PLAIN)[0] for part in parts]
+    assert found == [[pytest.approx(0.4), pytest.approx(0.7)], [2.0, 3.5], [None, None]]
+    with pytest.raises(ValueError, match=r"no aspect 'wit'; it has \['depth', 'fluency'\]"):
+        trl_call(AlarmReward("wit", "wit"), PLAIN)
+
+
+def test_no_name_is_in_the_way_of_an_async_reward(rewards):
+    reward = pickle.loads(pickle.dumps(async_reward("reward")))
+    assert (reward.__name__, asyncio.run(reward(**PLAIN))) == ("reward", [4.0, 7.0])
+
+
+def test_the_dotted_name_makes_a_reward(rewards):
+    assert trl.reward(**PLAIN) == [4.0, 7.0]
+
+
+def swift_call(orm, completions, **columns):
+    """As ms-swift's compute_rewards_per_func: a new event loop, rows batched into columns."""
+    messages = [
+        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+        for text in completions
+    ]
+    row = {"messages": messages, "request_id": ["r"] * len(messages), "trainer_state": None}
+
+    async def gathered():
+        return await asyncio.gather(orm(completions, **row, **columns))
+
+    return asyncio.run(gathered())[0]
+
+
+def test_an_orm_is_async_and_takes_a_new_loop_each_call(rewards):
+    orm = ms_swift.AlarmORM(args=SimpleNamespace())
+    assert asyncio.iscoroutinefunction(orm.__call__)
+    for _ in range(2):
+        assert swift_call(orm, ["four", "seven!!"], solution=["x", "y"]) == [4.0, 7.0]
+    assert rewards.samples[0]["prompt"] == [{"role": "user", "content": "Q"}]
+
+
+def test_each_aspect_can_be_an_orm_under_its_own_name(rewards):
+    orms = {}
+    ms_swift.register(orms, ["fluency", "depth"])
+    assert list(orms) == ["alarm", "alarm_fluency", "alarm_depth"]
+    assert [made.__name__ for made in orms.values()] == list(orms)  # by which ms-swift logs
+    assert swift_call(orms["alarm_fluency"](args=None), ["four"]) == [2.0]
+    assert swift_call(orms["alarm_depth"](args=None), ["four"]) == [None]
+    assert rewards.bodies[0]["aspects"] == "all"
+
+
+def test_an_orm_skips_what_failed(rewards):
+    rewards.bad = {"four"}
+    assert swift_call(ms_swift.orm("strict")(args=None), ["four", "seven!!"]) == [None, 7.0]
+
+
+def test_an_aspect_that_the_recipe_lacks_is_named(rewards):
+    with pytest.raises(ValueError, match=r"no aspect 'wit'; it has \['depth', 'fluency'\]"):
+        swift_call(ms_swift.orm("wit", "wit")(args=None), ["four"])

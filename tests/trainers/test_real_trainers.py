@@ -1,0 +1,134 @@
+"""The trainers' own code, in their own environments, against a running server.
+
+Each trainer wants its own transformers, so each has its own folder under `$ALARM_TRAINER_VENVS`:
+
+    cd "$ALARM_TRAINER_VENVS"
+    uv venv trl && uv pip install -p trl torch==2.13.0 trl==1.16.0 datasets==5.2.0 httpx
+    uv venv verl && uv pip install -p verl torch==2.13.0 verl==0.9.1 cachetools httpx
+    uv venv swift && uv pip install -p swift torch==2.13.0 ms-swift==4.6.0 trl==0.29.1 msgspec httpx
+    uv venv openrlhf && uv pip install -p openrlhf --no-deps openrlhf==0.11.2
+    uv pip install -p openrlhf torch==2.13.0 transformers==5.15.0 pylatexenc sympy aiohttp httpx
+    uv venv skyrl -p 3.12 && uv pip install -p skyrl --no-deps skyrl-gym==0.4.0
+    uv pip install -p skyrl omegaconf requests numpy pandas func_timeout httpx
+    uv venv verifiers && uv pip install -p verifiers verifiers==0.4.0 httpx
+
+Then `python -m pytest -m slow tests/trainers`. What has no environment is skipped.
+"""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from processes import Process, alarm_serve
+from texts_of_policies import ANSWERS, PROMPT
+from venvs import run_in
+
+from alarm_client import AlarmClient, Reward, Sample
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts a trainer
+CHAT = [{"role": "user", "content": PROMPT}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    with alarm_serve("mini") as process:
+        with AlarmClient(process.url) as client:
+            client.wait_ready(timeout=120)
+        yield process
+
+
+def asked_directly(server: Process, prompts: list, completions: list) -> tuple[Reward, ...]:
+    with AlarmClient(server.url) as client:
+        samples = [
+            Sample(prompt=prompt, completion=completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return client.hierarchical_reward(samples, aspects="all").rewards
+
+
+def near(rewards: tuple[Reward, ...]) -> object:
+    return pytest.approx([reward.reward for reward in rewards], abs=1e-4)
+
+
+def test_trl_trains_on_blocking_and_async_rewards(server: Process, tmp_path) -> None:
+    found = run_in("trl", "run_trl.py", server.url, tmp_path)
+    completions = [each[-1]["content"] for each in found["completions"]]
+    expected = near(asked_directly(server, found["prompts"], completions))
+    assert found["rewards"] == {"blocking": expected, "awaited": expected}
+    assert len(found["history"]) == 3
+    for entry in found["history"]:
+        assert entry["rewards/blocking/mean"] == pytest.approx(
+            entry["rewards/awaited/mean"], abs=1e-4
+        )
+        for part in ("holistic", "admitted", "failed", "factuality", "relevance"):
+            assert math.isfinite(entry[f"blocking/{part}"])
+
+
+def test_trl_goes_on_without_a_server(tmp_path) -> None:
+    dead = "http://127.0.0.1:9"
+    found = run_in("trl", "run_trl.py", dead, tmp_path, ALARM_TIMEOUT="1")
+    assert len(found["history"]) == 3
+    assert {entry["blocking/failed"] for entry in found["history"]} == {1.0}
+    assert all(math.isnan(value) for value in found["rewards"]["awaited"])
+
+
+def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Process, tmp_path) -> None:
+    found = run_in("verl", "run_verl.py", server.url, tmp_path)
+    texts = near(asked_directly(server, [PROMPT] * 2, ANSWERS))
+    chats = near(asked_directly(server, [CHAT] * 2, ANSWERS))
+    assert found["naive"] == texts
+    assert found["legacy_naive"] == texts
+    assert found["ours"] == chats
+    assert found["naive_extra"]["alarm_failed"] == 0.0
+    for name in ("dense", "legacy_ours", "by_ray"):
+        assert [sum(row) for row in found[name]] == chats
+        for row, length in zip(found[name], found["lengths"], strict=True):
+            assert row[length - 1] != 0.0
+            assert not any(row[length:])
+    assert all(
+        not any(row[: length - 1])
+        for row, length in zip(found["by_ray"], found["lengths"], strict=True)
+    )
+    assert any(
+        any(row[: length - 1]) for row, length in zip(found["dense"], found["lengths"], strict=True)
+    )
+    assert {"alarm_factuality", "alarm_relevance", "alarm_holistic"} < set(found["by_ray_keys"])
+
+
+def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Process, tmp_path) -> None:
+    names = {"ALARM_ASPECT_NAMES": "factuality,relevance"}
+    found = run_in("swift", "run_swift.py", server.url, tmp_path, **names)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert [row[0] for row in found["rewards"]] == near(rewards)
+    factuality = [reward.aspects["factuality"].reward for reward in rewards]
+    assert [row[1] for row in found["rewards"]] == pytest.approx(factuality, abs=1e-4)
+    assert [row[0] for row in found["again"]] == near(rewards)
+    assert len(found["history"]) == 2
+    for entry in found["history"]:
+        assert entry["reward"] == pytest.approx(entry["rewards/alarm/mean"], abs=1e-4)
+        assert 0.0 < entry["rewards/alarm_factuality/mean"] < 10.0
+
+
+def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Process, tmp_path) -> None:
+    found = run_in("openrlhf", "run_openrlhf.py", server.url, tmp_path)
+    rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
+    assert [output["reward"] for output in found] == near(rewards)
+    for output, reward in zip(found, rewards, strict=True):
+        z = reward.holistic.normalized
+        assert output["score"] == pytest.approx(1 / (1 + math.exp(-z)), abs=1e-4)
+        assert output["extra_logs"]["alarm_holistic"] == pytest.approx(z, abs=1e-4)
+
+
+def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Process, tmp_path) -> None:
+    found = run_in("verifiers", "run_verifiers.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert [trace["reward"] for trace in found] == near(rewards)
+    assert found[0]["metrics"]["alarm/admitted"] == float(rewards[0].admitted)
+
+
+def test_a_skyrl_gym_environment_is_made_by_name(server: Process, tmp_path) -> None:
+    found = run_in("skyrl", "run_skyrl.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert [episode["reward"] for episode in found] == near(rewards)
+    assert all(episode["done"] for episode in found)
+    assert found[1]["metrics"]["alarm_admitted"] == float(rewards[1].admitted)
