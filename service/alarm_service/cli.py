@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except ValidationError as error:
         return _complain(explained(error.errors()))
+    except KeyboardInterrupt:
+        return 130  # as shells count it: 128 and the signal
 
 
 def _parser() -> argparse.ArgumentParser:

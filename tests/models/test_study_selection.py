@@ -26,7 +26,7 @@ def test_the_aspect_that_agrees_is_chosen_and_says_why() -> None:
     assert found.chosen == ("good",)
     assert found.findings["good"].verdict is Verdict.CHOSEN
     assert "only 30.0% [" in found.findings["good"].reason
-    assert "its tau-b of 0.40 is the highest" in found.findings["good"].reason
+    assert "its tau-b of 0.40 is the highest of the aspects" in found.findings["good"].reason
     assert found.findings["coin"].verdict is Verdict.UNCLEAR
     assert "not told from a coin" in found.findings["coin"].reason
 

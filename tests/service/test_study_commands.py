@@ -47,7 +47,7 @@ def words(count: int) -> str:
 
 def groups(file: Path, num_prompts: int = 12, **more: Any) -> Path:
     """Prompts with answers of 1, 2 and 3 words."""
-    record = {"completions": [words(1), words(2), words(3)], **more}
+    record = {"completions": [words(1), words(2), words(3)]} | more
     file.write_text(
         "".join(json.dumps({"prompt": f"p{n}", **record}) + "\n" for n in range(num_prompts))
     )
@@ -106,11 +106,20 @@ def test_select_compares_two_policies(
 ) -> None:
     greedy, sampled = policy(tmp_path / "g", 3, 3, 1, 2), policy(tmp_path / "s", 1, 2, 2, 2)
     found = run(capsys, "select", f"greedy={greedy}", f"sampled={sampled}", "--recipe", recipe)
-    assert found["policies"] == ["greedy", "sampled"]
+    assert found["sides"] == ["greedy", "sampled"]
     wins = found["win_rates"]["holistic"]
     assert (wins["wins"], wins["losses"], wins["ties"]) == (2, 1, 1)
     assert wins["rate"]["value"] == pytest.approx(2 / 3)
     assert found["win_rates"]["brevity"]["rate"]["value"] == pytest.approx(1 / 3)
+
+
+def test_two_completions_a_prompt_have_win_rates_too(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = groups(tmp_path / "in", completions=[words(3), words(1)])
+    found = run(capsys, "select", file, "--recipe", recipe)
+    assert found["win_rates"]["holistic"]["rate"]["value"] == 1
+    assert found["win_rates"]["brevity"]["rate"]["value"] == 0
 
 
 def test_select_writes_a_recipe_that_says_why(recipe: Path, tmp_path: Path) -> None:
@@ -129,14 +138,14 @@ def test_calibrate_finds_constants_and_writes_them(
     file = groups(tmp_path / "in")
     found = run(capsys, "calibrate", file, "--recipe", recipe, "--admit", "0.4", "--write", out)
     # 1, 2 and 3 words: mean 2, variance 2/3; a third is admitted, from z = 0.61 on.
-    assert found["holistic"]["mean"] == 2
-    assert found["holistic"]["std"] == pytest.approx((2 / 3) ** 0.5)
-    assert found["admitted_share"] == pytest.approx(1 / 3)
-    assert found["threshold"] == pytest.approx(0.5 * 1.5**0.5)
+    assert found["found"]["mean"] == 2
+    assert found["found"]["std"] == pytest.approx((2 / 3) ** 0.5)
+    assert found["found"]["admitted_share"] == pytest.approx(1 / 3)
+    assert found["found"]["threshold"] == pytest.approx(0.5 * 1.5**0.5)
     assert found["additions"]["brevity"]["mean"] == -3
     written = load_recipe(str(out))
     assert written.holistic.mean == 2
-    assert written.hierarchy.threshold == pytest.approx(found["threshold"], abs=1e-5)
+    assert written.hierarchy.threshold == pytest.approx(found["found"]["threshold"], abs=1e-5)
     # `same` names a mean, so it is normalised; `brevity` names none, and stays as it is.
     assert written.aspects["same"].mean == 2
     assert written.aspects["brevity"].mean == 0

@@ -95,7 +95,9 @@ def _reason(
         case Verdict.UNCLEAR:
             return f"goes against {reference} in {share} {decided}: not told from a coin"
         case Verdict.CHOSEN:
-            place = "the highest" if name == chosen[0] else f"next after {chosen[0]}'s"
+            place = (
+                "the highest of the aspects" if name == chosen[0] else f"next after {chosen[0]}'s"
+            )
             return (
                 f"goes against {reference} in only {share} {decided}; "
                 f"its tau-b of {one.tau_b.value:.2f} is {place}"

@@ -46,20 +46,25 @@ def add_to(commands: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
     outputs = outputs_of(options)
-    from alarm_service.study.columns import columns_of
-    from alarm_service.study.evaluating import evaluate, reward_column
+    from alarm_models.recipe import Overrides
+    from alarm_service.study.columns import Column, columns_of, require_names
+    from alarm_service.study.evaluating import evaluate
     from alarm_service.study.evaluation_page import evaluation_page
     from alarm_service.study.files import named_files, read_policies
+    from alarm_service.study.rewards import rewards_of
     from alarm_service.study.scores import score_all
 
+    recipe = source.recipe
     material = read_policies(named_files(options.files))
     if options.sample is not None:
         material = material.some_prompts(options.sample, options.seed)
-    scores = score_all(material.samples, source.recipe, source.settings, source.url)
+    require_names(material, recipe, options.lower)
+    scores = score_all(material.samples, recipe, source.settings, source.url)
+    rewards = rewards_of(material.samples, recipe, scores, recipe.hierarchy_with(Overrides()))
     columns = [
-        reward_column(material, source.recipe, scores),
-        *columns_of(material, source.recipe, scores, options.lower),
+        Column("reward", rewards, is_lower_better=False),
+        *columns_of(material, recipe, scores, options.lower),
     ]
-    result = evaluate(material, source.recipe, columns, resampling_of(options), scores)
+    result = evaluate(material, recipe, columns, resampling_of(options), scores)
     outputs.give(evaluation_page(result), result)
     return 0

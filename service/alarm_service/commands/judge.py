@@ -16,6 +16,7 @@ from alarm_service.commands.study_options import (
     add_outputs,
     add_resampling,
     outputs_of,
+    positive,
     resampling_of,
 )
 
@@ -49,7 +50,7 @@ def add_to(commands: Subparsers) -> None:
         help="where answers are kept [judge-cache.jsonl]",
     )  # fmt: skip
     parser.add_argument(
-        "--concurrency", type=int, default=8, metavar="N", help="requests at once [8]"
+        "--concurrency", type=positive, default=8, metavar="N", help="requests at once [8]"
     )
     parser.add_argument(
         "--body", type=_object, default={}, metavar="JSON",
@@ -103,7 +104,7 @@ def _judge(options: argparse.Namespace) -> Judge:
         api_key=os.environ.get("OPENAI_API_KEY"),
         criteria=options.criteria or CRITERIA,
         body={name: value for name, value in body.items() if value is not None},
-        concurrency=max(1, options.concurrency),
+        concurrency=options.concurrency,
         timeout_s=options.timeout,
     )
 

@@ -12,6 +12,7 @@ from alarm_service.commands.study_options import (
     add_resampling,
     add_scoring,
     outputs_of,
+    positive,
     resampling_of,
     source_of,
 )
@@ -46,7 +47,7 @@ def add_to(commands: Subparsers) -> None:
         help="what chosen aspects must agree with [holistic]",
     )  # fmt: skip
     parser.add_argument(
-        "--choose", type=int, default=1, metavar="N", help="recommend at most N aspects [1]"
+        "--choose", type=positive, default=1, metavar="N", help="recommend at most N aspects [1]"
     )
     parser.add_argument(
         "--lower", action="append", default=[], metavar="NAME",
@@ -63,14 +64,16 @@ def add_to(commands: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
     outputs = outputs_of(options)
-    from alarm_service.study.columns import columns_of
+    from alarm_service.study.columns import columns_of, require_names
     from alarm_service.study.files import read_material
     from alarm_service.study.recipe_writing import write_recipe
     from alarm_service.study.scores import score_all
-    from alarm_service.study.selecting import changes_of, select_aspects
+    from alarm_service.study.selecting import changes_of, require_pairs, select_aspects
     from alarm_service.study.selection_page import selection_page
 
     material = read_material(options.files, options.sample, options.seed)
+    require_names(material, source.recipe, options.lower)
+    require_pairs(material, options.against)
     scores = score_all(material.samples, source.recipe, source.settings, source.url)
     result = select_aspects(
         material,

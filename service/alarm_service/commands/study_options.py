@@ -22,6 +22,7 @@ __all__ = [
     "add_resampling",
     "add_scoring",
     "outputs_of",
+    "positive",
     "resampling_of",
     "source_of",
 ]
@@ -56,12 +57,12 @@ def source_of(options: argparse.Namespace) -> Source:
 def add_resampling(parser: argparse.ArgumentParser) -> None:
     """Add the flags of chance."""
     parser.add_argument(
-        "--draws", type=_positive, default=2000, metavar="N",
+        "--draws", type=positive, default=2000, metavar="N",
         help="bootstrap draws that an interval is made of [2000]",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="the seed of all chance [0]")
     parser.add_argument(
-        "--sample", type=_positive, metavar="N", help="draw this many prompts, else take all"
+        "--sample", type=positive, metavar="N", help="draw this many prompts, else take all"
     )
 
 
@@ -91,7 +92,8 @@ def outputs_of(options: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"wants 1 or more, not {number}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alarm_models.recipe import AspectSpec, Recipe
+from alarm_models.recipe import AspectSpec, Overrides, Recipe
 from alarm_models.sample import Score
 from alarm_models.study.addition import Addition, addition, correlation
 from alarm_models.study.baselines import num_words
@@ -18,9 +18,10 @@ from alarm_service.study.columns import values_of
 from alarm_service.study.errors import StudyError
 from alarm_service.study.material import Material
 from alarm_service.study.recipe_writing import Change
+from alarm_service.study.rewards import rewards_of
 from alarm_service.study.scores import Scores
 
-__all__ = ["CalibrationResult", "calibrate", "changes_of"]
+__all__ = ["CalibrationResult", "Constants", "calibrate", "changes_of"]
 
 Indices = NDArray[np.intp]
 
@@ -29,33 +30,38 @@ _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationResult:
-    """A recipe's constants, found and as they were, and what follows from the found ones.
+class Constants:
+    """What normalises the holistic score, the threshold in its units, and whom that admits."""
 
-    ``threshold`` counts in standard deviations. ``additions`` are over admitted completions, with
-    the recipe's weights (1 for a weight of 0, as if it were chosen) and its shaping.
-    ``holistic_part`` is what the holistic term gives them; ``holistic_at_threshold`` the least of
-    it, beside which an addition is the jump at the threshold. ``reward_with_length`` is
-    the correlation of the whole reward with the number of words over all completions.
+    mean: float
+    std: float
+    threshold: float
+    admitted_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """A recipe's constants as they were and as found, and what follows from the found ones.
+
+    ``additions`` are over admitted completions, with the recipe's weights (1 for a weight of 0, as
+    if it were chosen) and its shaping. ``holistic_part`` is what the holistic term gives them;
+    ``holistic_at_threshold`` the least of it, beside which an addition is the jump at the
+    threshold. The last two are correlations over all completions with the number of words.
     """
 
     recipe: str
     fingerprints: Mapping[str, str]
     num_completions: int
-    holistic: Moments
-    threshold: float
+    num_scored: int
     wanted_share: float
-    admitted_share: float
-    share_before: float
-    mean_before: float
-    std_before: float
-    threshold_before: float
+    before: Constants
+    found: Constants
     aspects: Mapping[str, Moments]
     additions: Mapping[str, Addition]
     holistic_part: Moments
     holistic_at_threshold: float
-    reward_with_length: float
     holistic_with_length: float
+    reward_with_length: float
     faults: Sequence[str]
     normalized: Floats
 
@@ -65,39 +71,35 @@ def calibrate(
 ) -> CalibrationResult:
     """Find mean, standard deviation and threshold; raise `StudyError` where scores cannot tell."""
     raw = values_of(scores.by_model[recipe.holistic.model])
-    before = (raw - recipe.holistic.mean) / recipe.holistic.std
-    try:
-        found = moments(raw)
-        z = (raw - found.mean) / found.std if found.std else np.zeros_like(raw)
-        admission = admission_for(z, wanted_share)
-    except ValueError as error:
-        raise StudyError(f"the holistic model cannot be calibrated: {error}") from error
+    found = _constants(raw, wanted_share)
+    z = (raw - found.mean) / found.std
     words = [int(num_words(one.completion_text)) for one in material.samples]
-    admitted = np.flatnonzero(z >= admission.threshold)
-    parts = recipe.holistic.weight * z
+    admitted = np.flatnonzero(z >= found.threshold)
+    hierarchy = replace(
+        recipe.hierarchy_with(Overrides()),
+        mean=found.mean,
+        std=found.std,
+        threshold=found.threshold,
+    )
+    rewards = rewards_of(material.samples, recipe, scores, hierarchy)
+    by_aspect = {name: scores.by_model[spec.model] for name, spec in recipe.aspects.items()}
     return CalibrationResult(
         recipe=recipe.name,
         fingerprints=scores.fingerprints,
         num_completions=len(material.samples),
-        holistic=found,
-        threshold=admission.threshold,
+        num_scored=int(np.count_nonzero(~np.isnan(raw))),
         wanted_share=wanted_share,
-        admitted_share=admission.share,
-        share_before=admitted_share(before, recipe.hierarchy.threshold),
-        mean_before=recipe.holistic.mean,
-        std_before=recipe.holistic.std,
-        threshold_before=recipe.hierarchy.threshold,
-        aspects={
-            name: _moments(scores.by_model[spec.model]) for name, spec in recipe.aspects.items()
-        },
+        before=_constants_of(recipe, raw),
+        found=found,
+        aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
         additions={
-            name: _addition(scores.by_model[spec.model], words, spec, admitted)
-            for name, spec in recipe.aspects.items()
+            name: _addition(one, words, recipe.aspects[name], admitted)
+            for name, one in by_aspect.items()
         },
-        holistic_part=_spread(parts[admitted]),
-        holistic_at_threshold=recipe.holistic.weight * admission.threshold,
-        reward_with_length=correlation(_rewards(recipe, scores, parts, admitted), words),
+        holistic_part=_spread(recipe.holistic.weight * z[admitted]),
+        holistic_at_threshold=recipe.holistic.weight * found.threshold,
         holistic_with_length=correlation(raw, words),
+        reward_with_length=correlation(rewards, words),
         faults=scores.faults,
         normalized=z,
     )
@@ -109,12 +111,12 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
     An aspect is normalised where it judges whole completions and its table names a mean or a
     standard deviation: others, such as a probability, are meant to be read as they are.
     """
-    over = f"over {result.holistic.count} completions, by alarm calibrate"
+    over = f"over {result.num_scored} completions, by alarm calibrate"
     changes = {
-        "holistic.mean": _change(result.holistic.mean, over),
-        "holistic.std": _change(result.holistic.std, over),
+        "holistic.mean": _change(result.found.mean, over),
+        "holistic.std": _change(result.found.std, over),
         "hierarchy.threshold": _change(
-            result.threshold, f"admits {result.admitted_share:.1%} of them"
+            result.found.threshold, f"admits {result.found.admitted_share:.1%} of them"
         ),
     }
     for name, spec in recipe.aspects.items():
@@ -130,8 +132,18 @@ def _change(value: float, reason: str) -> Change:
     return Change(round(value, _DIGITS), reason)
 
 
-def _moments(scores: Sequence[Score | None]) -> Moments:
-    return _spread(values_of(scores))
+def _constants(raw: Floats, wanted_share: float) -> Constants:
+    try:
+        found = moments(raw)
+        admission = admission_for((raw - found.mean) / (found.std or 1.0), wanted_share)
+    except ValueError as error:
+        raise StudyError(f"the holistic model cannot be calibrated: {error}") from error
+    return Constants(found.mean, found.std, admission.threshold, admission.share)
+
+
+def _constants_of(recipe: Recipe, raw: Floats) -> Constants:
+    mean, std, threshold = recipe.holistic.mean, recipe.holistic.std, recipe.hierarchy.threshold
+    return Constants(mean, std, threshold, admitted_share((raw - mean) / std, threshold))
 
 
 def _spread(values: Floats) -> Moments:
@@ -151,15 +163,3 @@ def _addition(
         spec.rule(None),
         spec.weight or 1.0,
     )
-
-
-def _rewards(recipe: Recipe, scores: Scores, parts: Floats, admitted: Indices) -> Floats:
-    """Return the hierarchical rewards of all completions by the recipe's own weights."""
-    rewards = parts.copy()
-    for spec in recipe.aspects.values():
-        rule = spec.rule(None)
-        for index in admitted:
-            score = scores.by_model[spec.model][index]
-            values = [] if score is None else rule.values(score)
-            rewards[index] += spec.weight * sum(value for _, value in values)
-    return rewards

@@ -17,7 +17,7 @@ def calibration_page(result: CalibrationResult) -> Page:
     blocks: list[Paragraph | Grid | Picture] = [
         Paragraph(
             f"{result.num_completions} completions; the holistic model scored "
-            f"{result.holistic.count} of them. Models: {fingerprints(result.fingerprints)}."
+            f"{result.num_scored} of them. Models: {fingerprints(result.fingerprints)}."
         )
     ]
     blocks += [Paragraph(fault, is_caution=True) for fault in result.faults]
@@ -27,7 +27,7 @@ def calibration_page(result: CalibrationResult) -> Page:
             "holistic",
             "Normalised holistic scores; past the threshold, aspects are added.",
             lambda: distributions(
-                {"holistic, normalised": {"": result.normalized}}, result.threshold
+                {"holistic, normalised": {"": result.normalized}}, result.found.threshold
             ),
         )
     )
@@ -37,11 +37,12 @@ def calibration_page(result: CalibrationResult) -> Page:
 
 
 def _constants(result: CalibrationResult) -> Grid:
+    before, found = result.before, result.found
     rows = [
-        ("mean", plain(result.mean_before), plain(result.holistic.mean)),
-        ("std", plain(result.std_before), plain(result.holistic.std)),
-        ("threshold", plain(result.threshold_before), plain(result.threshold)),
-        ("admitted", percent(result.share_before), percent(result.admitted_share)),
+        ("mean", plain(before.mean), plain(found.mean)),
+        ("std", plain(before.std), plain(found.std)),
+        ("threshold", plain(before.threshold), plain(found.threshold)),
+        ("admitted", percent(before.admitted_share), percent(found.admitted_share)),
     ]
     return Grid(
         "Constants",

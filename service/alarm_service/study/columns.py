@@ -16,7 +16,7 @@ from alarm_service.study.errors import StudyError
 from alarm_service.study.material import Material
 from alarm_service.study.scores import Scores
 
-__all__ = ["HOLISTIC", "Column", "columns_of", "values_of"]
+__all__ = ["HOLISTIC", "Column", "columns_of", "require_names", "values_of"]
 
 HOLISTIC = "holistic"
 
@@ -50,18 +50,25 @@ def columns_of(
         values = values_of(scores.by_model[spec.model])
         found[name] = Column(name, values, name in lower or _falls(recipe, spec), is_aspect=True)
     for name, own in material.values.items():
-        if name in found:
-            raise StudyError(f"values.{name} has the name of a reward of recipe {recipe.name!r}")
         found[name] = Column(name, np.array(own), name in lower)
     for name, measure in BASELINES.items():
         texts = [sample.completion_text for sample in material.samples]
         found.setdefault(
             name, Column(name, np.array([measure(text) for text in texts]), name in lower)
         )
-    unknown = sorted(set(lower) - set(found))
-    if unknown:
-        raise StudyError(f"--lower names {unknown}; there are {', '.join(found)}")
     return list(found.values())
+
+
+def require_names(material: Material, recipe: Recipe, lower: Collection[str]) -> None:
+    """Raise `StudyError` for names that clash or that nothing has, before anything is scored."""
+    rewards = [HOLISTIC, *recipe.aspects]
+    for name in material.values:
+        if name in rewards:
+            raise StudyError(f"values.{name} has the name of a reward of recipe {recipe.name!r}")
+    names = list(dict.fromkeys([*rewards, *material.values, *BASELINES]))
+    unknown = sorted(set(lower) - set(names))
+    if unknown:
+        raise StudyError(f"--lower names {unknown}; there are {', '.join(names)}")
 
 
 def values_of(scores: Sequence[Score | None]) -> Floats:

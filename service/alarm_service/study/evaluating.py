@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alarm_models.assembly import aspect_reward, assemble
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
 from alarm_models.study.bootstrap import Resampling
 from alarm_models.study.comparison import Comparison, compare
 from alarm_models.study.pairs import Floats
@@ -16,9 +15,7 @@ from alarm_service.study.columns import Column
 from alarm_service.study.material import Material
 from alarm_service.study.scores import Scores
 
-__all__ = ["REWARD", "EvaluationResult", "evaluate", "reward_column"]
-
-REWARD = "reward"
+__all__ = ["EvaluationResult", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +70,3 @@ def evaluate(
             for one in columns
         },
     )
-
-
-def reward_column(material: Material, recipe: Recipe, scores: Scores) -> Column:
-    """Return the reward that training would have given, by the recipe's own rule."""
-    hierarchy = recipe.hierarchy_with(Overrides())
-    rules = {name: spec.rule(None) for name, spec in recipe.aspects.items()}
-    rewards = []
-    for index, sample in enumerate(material.samples):
-        holistic = scores.by_model[recipe.holistic.model][index]
-        found = {name: scores.by_model[spec.model][index] for name, spec in recipe.aspects.items()}
-        lacking = [name for name, one in found.items() if one is None and hierarchy.weights[name]]
-        if holistic is None or holistic.value is None or lacking:
-            rewards.append(np.nan)
-            continue
-        aspects = {
-            name: None if one is None else aspect_reward(one, rules[name], sample)
-            for name, one in found.items()
-        }
-        rewards.append(assemble(sample, holistic, aspects, hierarchy).reward)
-    return Column(REWARD, np.array(rewards, dtype=float), is_lower_better=False)

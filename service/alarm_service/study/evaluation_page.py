@@ -14,9 +14,9 @@ from alarm_service.study.page import (
     Paragraph,
     Picture,
     fingerprints,
-    interval,
-    percent,
+    percents,
     plain,
+    plains,
 )
 from alarm_service.study.plots import distributions, win_rate_maps
 
@@ -35,14 +35,12 @@ def evaluation_page(result: EvaluationResult) -> Page:
         Paragraph(
             f"{len(result.policies)} policies on {result.num_prompts} prompts{left_out}. "
             f"Intervals: 95% by {result.resampling.num_draws} bootstrap draws of prompts, the "
-            f"same for all policies, seed {result.resampling.seed}."
+            f"same for all policies, seed {result.resampling.seed}. Win rates leave ties out."
             + (f" Lower is better for {', '.join(lower)}." if lower else "")
             + f" Models: {fingerprints(result.fingerprints)}."
         )
     ]
     blocks += [Paragraph(fault, is_caution=True) for fault in result.faults]
-    for name in result.comparisons:
-        blocks += _reward(name, result)
     matrices = {name: found.rates for name, found in result.comparisons.items()}
     blocks += [
         Picture(
@@ -56,6 +54,8 @@ def evaluation_page(result: EvaluationResult) -> Page:
             partial(distributions, result.values),
         ),
     ]
+    for name in result.comparisons:
+        blocks += _reward(name, result)
     return Page(f"Policies by the rewards of {result.recipe}", blocks)
 
 
@@ -69,13 +69,13 @@ def win_rates(
     rows = [
         (
             policy,
-            *("–" if one is None else interval(one.rate, percent) for one in row),
-            interval(average, percent),
+            *("–" if one is None else percents(one.rate) for one in row),
+            percents(average),
         )
         for policy, row, average in zip(policies, rates, averages, strict=True)
     ]
     headers = ("row over column", *policies, "mean")
-    return Grid(title, headers, rows, "Ties are left out of win rates.")
+    return Grid(title, headers, rows)
 
 
 def _reward(name: str, result: EvaluationResult) -> Iterator[Grid]:
@@ -87,10 +87,10 @@ def _reward(name: str, result: EvaluationResult) -> Iterator[Grid]:
         [
             (
                 policy,
-                interval(one.mean, plain),
+                plains(one.mean),
                 plain(one.std),
                 str(one.num_completions),
-                "–" if index == 0 else interval(one.gain, plain),
+                "–" if index == 0 else plains(one.gain),
             )
             for index, (policy, one) in enumerate(zip(result.policies, found.spreads, strict=True))
         ],

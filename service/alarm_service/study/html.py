@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from alarm_service.study.page import MAX_FIGURES, Grid, Page, Paragraph, Picture
+from alarm_service.study.page import Grid, Page, Paragraph, Picture
 
 __all__ = ["html_of"]
 
@@ -18,7 +18,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #dde4ea;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td.words { white-space: normal; text-align: left; min-width: 20rem; }
+table .words { white-space: normal; text-align: left; min-width: 20rem; }
 .wide { overflow-x: auto; } .note { color: #5b6b79; font-size: 13px; }
 .caution { border-left: 4px solid #d1495b; padding: .2rem .8rem; background: #fbf0f1; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
@@ -43,14 +43,8 @@ def _html(block: Paragraph | Grid | Picture, pictures: Mapping[str, bytes]) -> s
     match block:
         case Paragraph(text, is_caution):
             return f"<p{' class=caution' if is_caution else ''}>{escape(text)}</p>"
-        case Grid(title, headers, rows, note):
-            head = "".join(f"<th>{escape(one)}</th>" for one in headers)
-            body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-            under = f'<p class="note">{escape(note)}</p>' if note else ""
-            return (
-                f'<h2>{escape(title)}</h2>\n<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n'
-                f"</table></div>{under}"
-            )
+        case Grid():
+            return _table(block)
         case Picture(name, caption, _):
             data = base64.b64encode(pictures[name]).decode()
             return (
@@ -59,6 +53,18 @@ def _html(block: Paragraph | Grid | Picture, pictures: Mapping[str, bytes]) -> s
             )
 
 
-def _cell(text: str) -> str:
-    kind = ' class="words"' if len(text) > MAX_FIGURES else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def _table(grid: Grid) -> str:
+    rows = [_cells("th", grid.headers, grid), *(_cells("td", row, grid) for row in grid.rows)]
+    under = f'<p class="note">{escape(grid.note)}</p>' if grid.note else ""
+    return (
+        f'<h2>{escape(grid.title)}</h2>\n<div class="wide"><table>\n'
+        + "\n".join(f"<tr>{row}</tr>" for row in rows)
+        + f"\n</table></div>{under}"
+    )
+
+
+def _cells(tag: str, texts: Sequence[str], grid: Grid) -> str:
+    return "".join(
+        f"<{tag}{' class=words' if index and grid.has_words(index) else ''}>{escape(text)}</{tag}>"
+        for index, text in enumerate(texts)
+    )

@@ -33,24 +33,10 @@ def judgement_page(result: JudgementResult) -> Page:
             f"{result.num_pairs} pairs of completions to {result.num_prompts} prompts{left_out}, "
             f"each asked about in both orders; {result.num_same} pairs of the same text are ties. "
             f"Intervals: 95% by {result.resampling.num_draws} bootstrap draws of prompts, "
-            f"seed {result.resampling.seed}."
+            f"seed {result.resampling.seed}. Win rates leave ties out."
         )
     ]
-    if result.refused:
-        blocks.append(
-            Paragraph(
-                f"{len(result.refused)} requests were refused, for example: {result.refused[0]}",
-                is_caution=True,
-            )
-        )
-    if result.num_unread:
-        blocks.append(
-            Paragraph(
-                f"{result.num_unread} pairs have no verdict in one order or both, and are left out "
-                "of every figure.",
-                is_caution=True,
-            )
-        )
+    blocks += [Paragraph(text, is_caution=True) for text in _faults(result)]
     blocks += [
         win_rates("Win rates", result.policies, result.rates, result.averages),
         Picture(
@@ -70,3 +56,16 @@ def judgement_page(result: JudgementResult) -> Page:
         ),
     ]
     return Page(f"Policies by {result.model}", blocks)
+
+
+def _faults(result: JudgementResult) -> list[str]:
+    said = []
+    if result.refused:
+        count = len(result.refused)
+        said.append(f"{count} requests were refused, for example: {result.refused[0]}")
+    if result.num_unread:
+        said.append(
+            f"{result.num_unread} pairs have no verdict in one order or both, and are left out of "
+            "every figure."
+        )
+    return said

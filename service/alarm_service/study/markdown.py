@@ -19,7 +19,8 @@ def _block(block: Paragraph | Grid | Picture) -> str:
         case Paragraph(text, is_caution):
             return f"> {_plain(text)}" if is_caution else _plain(text)
         case Grid(title, headers, rows, note):
-            rule = "|---|" + "---:|" * (len(headers) - 1)
+            sides = ["---" if block.has_words(one) else "---:" for one in range(len(headers))]
+            rule = f"|{'|'.join(sides)}|"
             table = [_row(headers), rule, *map(_row, rows)]
             under = f"\n\n{_plain(note)}" if note else ""
             return f"## {_plain(title)}\n\n" + "\n".join(table) + under

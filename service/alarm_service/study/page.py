@@ -13,21 +13,21 @@ from rich.text import Text as Line
 from alarm_models.study.bootstrap import Estimate
 
 __all__ = [
-    "MAX_FIGURES",
     "Grid",
     "Page",
     "Paragraph",
     "Picture",
     "fingerprints",
-    "interval",
     "percent",
+    "percents",
     "plain",
+    "plains",
     "print_page",
 ]
 
 
-#: A cell with more letters holds words, not figures, and may break.
-MAX_FIGURES = 40
+#: A cell with more letters holds words, not figures.
+_MAX_FIGURES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ class Grid:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+    def has_words(self, column: int) -> bool:
+        """Say whether a column holds words, which stand on the left and may break."""
+        return column == 0 or any(len(row[column]) > _MAX_FIGURES for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,7 @@ def print_page(page: Page, console: Console) -> None:
             table = Table(title=block.title, title_justify="left", caption=block.note or None,
                           caption_justify="left")  # fmt: skip
             for index, header in enumerate(block.headers):
-                is_words = any(len(row[index]) > MAX_FIGURES for row in block.rows)
-                table.add_column(header, justify="right" if index and not is_words else "left")
+                table.add_column(header, justify="left" if block.has_words(index) else "right")
             for row in block.rows:
                 table.add_row(*map(Line, row))
             console.print(table)
@@ -98,8 +101,19 @@ def fingerprints(by_model: Mapping[str, str]) -> str:
     return ", ".join(f"{model} {one}" for model, one in by_model.items())
 
 
-def interval(one: Estimate, write: Callable[[float], str]) -> str:
-    """Write a figure with its interval: 31.2% [27.0%, 35.5%]."""
+def percents(one: Estimate) -> str:
+    """Write a share with its interval: 31.2% [27.0%, 35.5%]."""
+    return _with_interval(one, percent)
+
+
+def plains(one: Estimate) -> str:
+    """Write a number with its interval, all with the digits that the largest of them has."""
+    known = [abs(value) for value in (one.value, one.low, one.high) if not math.isnan(value)]
+    digits = 3 if max(known, default=0.0) < 10 else 1
+    return _with_interval(one, lambda value: "–" if math.isnan(value) else f"{value:.{digits}f}")
+
+
+def _with_interval(one: Estimate, write: Callable[[float], str]) -> str:
     if math.isnan(one.value) or math.isnan(one.low):
         return write(one.value)
     return f"{write(one.value)} [{write(one.low)}, {write(one.high)}]"

@@ -71,6 +71,7 @@ def win_rate_maps(
     figure, panels = _panels(len(matrices), 0.6 + size, 0.75 * size)
     for axes, (title, rates) in zip(panels, matrices.items(), strict=True):
         values = [[math.nan if one is None else one.rate.value for one in row] for row in rates]
+        axes.set_facecolor("#f2f5f7")
         axes.imshow(np.array(values), cmap="RdYlBu", vmin=0.2, vmax=0.8, aspect="auto")
         for row, others in enumerate(rates):
             for column, one in enumerate(others):
@@ -96,9 +97,7 @@ def distributions(
         axes.set_xlabel(label, color=_INK)
         axes.set_ylabel("completions, %", color=_INK)
         if threshold is not None:
-            axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1)
-            axes.text(threshold, 0.98, f" past {threshold:.2f}: admitted", fontsize=8, va="top",
-                      transform=axes.get_xaxis_transform(), color=_INK)  # fmt: skip
+            _draw_threshold(axes, threshold)
     if any(next(iter(rewards.values()))):
         panels[0].legend(frameon=False, fontsize=8)
     return _png(figure)
@@ -112,8 +111,20 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
     for index, (name, one) in enumerate(known.items()):
         colour = _POLICIES[index % len(_POLICIES)]
         weights = np.full(len(one), 100 / max(1, len(one)))
-        axes.hist(one, edges, weights=weights, histtype="stepfilled", alpha=0.2, color=colour)
-        axes.hist(one, edges, weights=weights, histtype="step", color=colour, label=name or None)
+        if len(known) == 1:  # several of them would cover each other
+            axes.hist(one, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.2)
+        axes.hist(one, edges, weights=weights, histtype="step", color=colour, linewidth=1.6)
+        axes.plot([], [], color=colour, linewidth=1.6, label=name or None)
+
+
+def _draw_threshold(axes: Axes, threshold: float) -> None:
+    right = axes.get_xlim()[1]
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])
+    axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1)
+    axes.axvspan(threshold, max(right, threshold), color=_ACCENT, alpha=0.08, linewidth=0)
+    axes.set_xlim(right=max(right, threshold))
+    axes.text(threshold, 0.99, f" past {threshold:.2f}: admitted", fontsize=8, va="top",
+              transform=axes.get_xaxis_transform(), color=_INK)  # fmt: skip
 
 
 def _write_rate(axes: Axes, column: int, row: int, one: WinRate) -> None:
@@ -133,10 +144,12 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make so many panels, three a row at most; sizes in inches are of one."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     num_columns = min(3, count)
     num_rows = math.ceil(count / num_columns)
-    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
+    figure = Figure(figsize=(width * num_columns, height * num_rows), layout=layout)
     panels = [figure.add_subplot(num_rows, num_columns, index + 1) for index in range(count)]
     for axes in panels:
         for side in ("top", "right"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
@@ -16,7 +16,11 @@ from alarm_service.settings import Settings
 from alarm_service.study.errors import StudyError
 from alarm_service.study.http import post_json
 
-__all__ = ["RemoteScorer", "Scorer", "open_scorer"]
+if TYPE_CHECKING:
+    from alarm_service.catalog import ServedModel
+    from alarm_service.engine import Engine
+
+__all__ = ["LocalScorer", "RemoteScorer", "Scorer", "open_scorer"]
 
 _PATIENCE_S = 600
 
@@ -48,22 +52,7 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
 async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
     # Torch takes seconds to import, and a study of a server needs none.
     from alarm_service.app import create_engine
-    from alarm_service.engine import Engine
     from alarm_service.logs import set_up_logs
-
-    class LocalScorer:
-        def __init__(self, engine: Engine) -> None:
-            self._engine = engine
-
-        async def score(
-            self, model: str, samples: Sequence[Sample]
-        ) -> Sequence[Score | SampleError]:
-            served = self._engine.catalog.model_of(recipe, model)
-            return (await self._engine.score(served, samples)).outcomes
-
-        def fingerprint(self, model: str) -> str:
-            served = self._engine.catalog.model_of(recipe, model)
-            return self._engine.models[served.key].fingerprint
 
     set_up_logs("warning")
     engine = create_engine([recipe], settings)
@@ -71,9 +60,28 @@ async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
     try:
         if engine.life.failure is not None:
             raise StudyError(str(engine.life.failure))
-        yield LocalScorer(engine)
+        yield LocalScorer(engine, recipe)
     finally:
         engine.stop()
+
+
+class LocalScorer:
+    """Runs the recipe's models in this process."""
+
+    def __init__(self, engine: Engine, recipe: Recipe) -> None:
+        self._engine = engine
+        self._recipe = recipe
+
+    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
+        """Score samples; raise `ServiceError` where more come at once than the engine takes."""
+        return (await self._engine.score(self._served(model), samples)).outcomes
+
+    def fingerprint(self, model: str) -> str:
+        """Return the fingerprint of a model."""
+        return self._engine.models[self._served(model).key].fingerprint
+
+    def _served(self, model: str) -> ServedModel:
+        return self._engine.catalog.model_of(self._recipe, model)
 
 
 class RemoteScorer:

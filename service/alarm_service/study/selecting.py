@@ -19,7 +19,14 @@ from alarm_service.study.material import Material
 from alarm_service.study.recipe_writing import Change
 from alarm_service.study.scores import Scores
 
-__all__ = ["PEOPLE", "Consistency", "SelectionResult", "changes_of", "select_aspects"]
+__all__ = [
+    "PEOPLE",
+    "Consistency",
+    "SelectionResult",
+    "changes_of",
+    "require_pairs",
+    "select_aspects",
+]
 
 PEOPLE = "preferences"
 
@@ -38,8 +45,9 @@ class SelectionResult:
     """A study of aspects.
 
     ``consistencies`` has one entry a reference: the holistic reward, and people where the file
-    knows what they prefer. ``win_rates`` are of the first policy over the second, None without
-    two. ``tau_b_over_all`` compares completions with the holistic reward across prompts too.
+    knows what they prefer. ``win_rates`` are of the first of two ``sides`` over the second: two
+    policies, or the two completions that every prompt has; None where there are not two.
+    ``tau_b_over_all`` compares completions with the holistic reward across prompts too.
     """
 
     recipe: str
@@ -47,7 +55,7 @@ class SelectionResult:
     num_prompts: int
     num_completions: int
     num_left_out: int
-    policies: Sequence[str]
+    sides: Sequence[str]
     resampling: Resampling
     lower_is_better: Sequence[str]
     consistencies: Sequence[Consistency]
@@ -73,39 +81,48 @@ def select_aspects(
     scores: Scores,
 ) -> SelectionResult:
     """Compare every column with the holistic reward, and with people where they were asked."""
-    pairs = _pairs(material)
+    pairs, sides = _pairs(material), _named_sides(material)
     holistic = next(one for one in columns if one.name == HOLISTIC)
     others = [one for one in columns if one.name != HOLISTIC]
     references = [(HOLISTIC, preferences(holistic.oriented, pairs), pairs, others)]
     if material.preferred:
         judged = np.array([one.outcome for one in material.preferred])
         references.append((PEOPLE, judged, material.preferred_pairs, [holistic, *others]))
-    elif against == PEOPLE:
-        raise StudyError("--against preferences: no line of the file has `preferences`")
     return SelectionResult(
         recipe=recipe.name,
         fingerprints=scores.fingerprints,
         num_prompts=material.num_prompts,
         num_completions=len(material.samples),
         num_left_out=material.num_left_out,
-        policies=material.policy_names if len(material.policy_names) > 1 else (),
+        sides=sides,
         resampling=resampling,
         lower_is_better=[one.name for one in columns if one.is_lower_better],
         consistencies=[
             _consistency(name, reference, found, compared, resampling, max_chosen)
             for name, reference, found, compared in references
         ],
-        win_rates=_win_rates(material, columns, pairs, resampling),
+        win_rates={
+            one.name: win_rate(preferences(one.oriented, pairs), pairs, resampling)
+            for one in columns
+        }
+        if sides
+        else None,
         tau_b_over_all={one.name: _tau(holistic, one) for one in others},
         faults=scores.faults,
         chosen_by=against,
     )
 
 
+def require_pairs(material: Material, against: str) -> None:
+    """Raise `StudyError` where there is nothing to compare, before anything is scored."""
+    _pairs(material)
+    if against == PEOPLE and not material.preferred:
+        raise StudyError("--against preferences: no line of the file has `preferences`")
+
+
 def changes_of(result: SelectionResult, recipe: Recipe) -> dict[str, Change]:
     """Return the weights that make a recipe use what was chosen, and nothing else."""
-    consistency = result.decisive
-    found = consistency.selection
+    found = result.decisive.selection
     changes = {}
     for name, spec in recipe.aspects.items():
         is_chosen = found.findings[name].verdict is Verdict.CHOSEN
@@ -144,18 +161,15 @@ def _consistency(
     return Consistency(name, agreements, select(agreements, choosable, max_chosen, called))
 
 
-def _win_rates(
-    material: Material, columns: Sequence[Column], pairs: Pairs, resampling: Resampling
-) -> dict[str, WinRate] | None:
-    if len(material.policy_names) < 2:
-        return None
-    return {
-        one.name: win_rate(preferences(one.oriented, pairs), pairs, resampling) for one in columns
-    }
+def _named_sides(material: Material) -> tuple[str, ...]:
+    """Name what is compared: two policies, or the first and second of two completions each."""
+    if len(material.policy_names) > 1:
+        return material.policy_names
+    counts = np.bincount(material.prompts)
+    return ("the first", "the second") if set(counts.tolist()) == {2} else ()
 
 
 def _tau(holistic: Column, other: Column) -> float:
     one, another = holistic.oriented, other.oriented
-    known = one == one  # NaN differs from itself
-    known &= another == another
+    known = ~(np.isnan(one) | np.isnan(another))
     return tau_b(one[known], another[known])

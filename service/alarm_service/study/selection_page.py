@@ -11,9 +11,9 @@ from alarm_service.study.page import (
     Paragraph,
     Picture,
     fingerprints,
-    interval,
     percent,
-    plain,
+    percents,
+    plains,
 )
 from alarm_service.study.plots import inconsistency_bars
 from alarm_service.study.selecting import Consistency, SelectionResult
@@ -33,14 +33,14 @@ def selection_page(result: SelectionResult) -> Page:
     blocks: list[Paragraph | Grid | Picture] = [Paragraph(_subject(result))]
     blocks += [Paragraph(fault, is_caution=True) for fault in result.faults]
     for consistency in ordered:
-        blocks += _consistency(consistency, result)
+        blocks += _consistency(consistency)
     if result.win_rates is not None:
         blocks.append(_win_rates(result))
     return Page(f"Aspects of {result.recipe}", blocks)
 
 
 def _subject(result: SelectionResult) -> str:
-    of_policies = f" of {' and '.join(result.policies)}" if result.policies else ""
+    of_policies = f" of {' and '.join(result.sides)}" if result.sides else ""
     left_out = (
         f"; {result.num_left_out} prompts that not both answered are left out"
         if result.num_left_out
@@ -55,29 +55,29 @@ def _subject(result: SelectionResult) -> str:
     )
 
 
-def _consistency(one: Consistency, result: SelectionResult) -> Iterator[Grid | Paragraph | Picture]:
+def _consistency(one: Consistency) -> Iterator[Grid | Paragraph | Picture]:
     name = "people" if one.reference != HOLISTIC else "the holistic reward"
     rows = [
         (
             column, str(found.num_pairs), percent(found.inconsistency), percent(found.tie_share),
-            interval(found.untied, percent), interval(found.tau_b, plain),
+            percents(found.untied), plains(found.tau_b),
         )
         for column, found in one.agreements.items()
     ]  # fmt: skip
     yield Grid(f"Agreement with {name}", _HEADERS, rows, _NOTE)
     yield Picture(
         f"inconsistency-{one.reference}",
-        f"Pairs on which each goes against {name}; lines are intervals.",
+        f"Pairs on which each goes against {name}, with intervals. A red mark is what knowing "
+        "nothing would score by the paper's count.",
         lambda: inconsistency_bars(one.agreements, one.selection.chosen),
     )
-    if one.reference == result.chosen_by:
-        yield from _recommendation(one)
+    yield from _recommendation(one, name)
 
 
-def _recommendation(one: Consistency) -> Iterator[Grid | Paragraph]:
+def _recommendation(one: Consistency, reference: str) -> Iterator[Grid | Paragraph]:
     found = one.selection
     yield Grid(
-        f"Recommended: {', '.join(found.chosen) or 'none of the aspects'}",
+        f"Recommended by {reference}: {', '.join(found.chosen) or 'none of the aspects'}",
         ("", "verdict", "why"),
         [(name, finding.verdict, finding.reason) for name, finding in found.findings.items()],
     )
@@ -93,9 +93,9 @@ def _recommendation(one: Consistency) -> Iterator[Grid | Paragraph]:
 
 
 def _win_rates(result: SelectionResult) -> Grid:
-    first, second = result.policies
+    first, second = result.sides
     rows = [
-        (name, f"{one.wins:g}", f"{one.losses:g}", f"{one.ties:g}", interval(one.rate, percent))
+        (name, f"{one.wins:g}", f"{one.losses:g}", f"{one.ties:g}", percents(one.rate))
         for name, one in (result.win_rates or {}).items()
     ]
     return Grid(
