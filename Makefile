@@ -11,7 +11,7 @@ install: .venv/installed
 .venv/installed: $(MANIFESTS) constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable ./models --editable ./service --editable ./clients --editable '.[dev]'
+		--editable ./models --editable './service[study]' --editable ./clients --editable '.[dev]'
 	touch $@
 
 serve: install

@@ -16,7 +16,7 @@ from alarm_models.hierarchy import (
     normalize,
 )
 from alarm_models.rules import Part, Parts, combine_all
-from alarm_models.sample import AspectReward, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.sample import AspectReward, Reward, Sample, Score, Span
 from alarm_models.shaping import SHAPINGS, Shaping
 
 __all__ = ["AspectRule", "Scored", "aspect_reward", "assemble"]
@@ -41,22 +41,27 @@ class AspectRule:
     shaping: Shaping
     placement: Placement = Placement.SEGMENT_ENDS
 
-    def token_levels(
-        self, segments: Sequence[SegmentScore], tokens: Sequence[Span]
-    ) -> tuple[float, ...]:
-        """Return the value of each token, before shaping, by the segments that overlap it."""
-        errors = [segment.span for segment in segments if segment.is_positive is False]
-        return on_every_token(errors, tokens, self.positive, self.negative)
+    def levels(self, score: Score, tokens: Sequence[Span]) -> list[tuple[Span | None, float]]:
+        """Return the values before shaping, with their spans; None is the whole completion.
 
-    def levels(self, score: Score) -> list[tuple[Span | None, float]]:
-        """Return the values before shaping, with their spans; None is the whole completion."""
-        if score.segments is not None:
-            return [
-                (segment.span, self._level(segment.score, segment.is_positive))
-                for segment in score.segments
-                if segment.score is not None
-            ]
-        return [] if score.value is None else [(None, self._level(score.value, None))]
+        ``tokens`` are the completion's, or its words.
+        """
+        if score.segments is None:
+            return [] if score.value is None else [(None, self._level(score.value, None))]
+        if self.placement is Placement.TOKENS:
+            errors = [segment.span for segment in score.segments if segment.is_positive is False]
+            levels = on_every_token(errors, tokens, self.positive, self.negative)
+            return list(zip(tokens, levels, strict=False))
+        return [
+            (segment.span, self._level(segment.score, segment.is_positive))
+            for segment in score.segments
+            if segment.score is not None
+        ]
+
+    def values(self, score: Score, tokens: Sequence[Span]) -> list[tuple[Span | None, float]]:
+        """Return the same, shaped."""
+        shape = SHAPINGS[self.shaping]
+        return [(span, shape(level)) for span, level in self.levels(score, tokens)]
 
     def _level(self, score: float, is_positive: bool | None) -> float:
         if is_positive is None:
@@ -115,23 +120,20 @@ class Scored:
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
     """Turn an aspect's score into its reward, before the aspect's weight."""
-    shape = SHAPINGS[rule.shaping]
-    tokens = sample.token_offsets
+    text, tokens = sample.completion_text, sample.token_offsets
+    levels = rule.levels(score, tokens or words(text))
+    values = rule.values(score, tokens or words(text))
     laid: tuple[float, ...] | None = None
-    if rule.placement is Placement.TOKENS and score.segments is not None:
-        levels = rule.token_levels(score.segments, tokens or words(sample.completion_text))
-        values = tuple(map(shape, levels))
-        laid = None if tokens is None else values[: len(tokens)]
-    else:
-        spans = rule.levels(score)
-        levels = tuple(level for _, level in spans)
-        values = tuple(map(shape, levels))
-        if tokens is not None:
-            on = [(span, value) for (span, _), value in zip(spans, values, strict=True)]
-            laid = lay_on_tokens(on, sample.completion_text, tokens)
-    return AspectReward(
-        sum(values), laid, score.segments, _mean(values), _mean(levels), score.truncated
-    )
+    if tokens is not None:
+        each = rule.placement is Placement.TOKENS and score.segments is not None
+        laid = (
+            tuple(value for _, value in values[: len(tokens)])
+            if each
+            else lay_on_tokens(values, text, tokens)
+        )
+    earned = [value for _, value in values]
+    level = _mean([level for _, level in levels])
+    return AspectReward(sum(earned), laid, score.segments, _mean(earned), level, score.truncated)
 
 
 def assemble(samples: Sequence[Scored], hierarchy: Hierarchy) -> list[Reward | SampleError]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,17 @@ from pydantic import ValidationError
 from alarm_models.errors import RecipeError
 from alarm_models.recipe import Recipe
 
+__all__ = [
+    "built_in_names",
+    "load_recipe",
+    "load_recipes",
+    "locate_recipe",
+    "parse_setting",
+    "set_key",
+]
+
 #: A model's keys that may name a folder beside the recipe's file.
 _FOLDERS = {"checkpoint", "path"}
-
-__all__ = ["built_in_names", "load_recipe", "load_recipes"]
 
 
 def built_in_names() -> list[str]:
@@ -40,12 +47,12 @@ def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) ->
     """
     tables = [_read(name) for name in names_or_files]
     for setting in settings:
-        keys, value = _parse_setting(setting)
+        keys, value = parse_setting(setting)
         known = [table for table in tables if _has_table(table, keys)]
         if not known:
             raise RecipeError(f"--set {setting}: no recipe has a table {'.'.join(keys[:-1])!r}")
         for table in known:
-            _set(table, keys, value)
+            set_key(table, keys, value)
     recipes = [_checked(table) for table in tables]
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
@@ -53,11 +60,15 @@ def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) ->
     return recipes
 
 
-def _read(name_or_file: str) -> dict[str, Any]:
+def locate_recipe(name_or_file: str) -> Path:
+    """Return the file of a built-in recipe, or the file that is named, there or not."""
     if name_or_file in built_in_names():
-        path = Path(str(resources.files("alarm_models") / "recipes" / f"{name_or_file}.toml"))
-    else:
-        path = Path(name_or_file).expanduser()
+        return Path(str(resources.files("alarm_models") / "recipes" / f"{name_or_file}.toml"))
+    return Path(name_or_file).expanduser()
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    path = locate_recipe(name_or_file)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -87,7 +98,8 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"recipe {table.get('name')!r}: {'; '.join(lines)}") from error
 
 
-def _parse_setting(setting: str) -> tuple[list[str], Any]:
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """Split ``KEY=VALUE`` into the key's parts and a TOML value, else the text as it is."""
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
@@ -104,7 +116,8 @@ def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
     return len(keys) < 3 or (len(keys) == 3 and keys[1] in table.get(keys[0], {}))
 
 
-def _set(table: dict[str, Any], keys: list[str], value: object) -> None:
+def set_key(table: MutableMapping[str, Any], keys: Sequence[str], value: object) -> None:
+    """Set a key by the names on the way to it; tables on the way that are missing are made."""
     for key in keys[:-1]:
         table = table.setdefault(key, {})
     table[keys[-1]] = value

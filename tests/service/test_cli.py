@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,26 @@ def test_recipes_are_listed(
     assert all(name in listed for name in built_in_names())
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["score"], ["recipes"]])
+def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
+    code = "import sys, alarm_service.cli; print(sorted({'torch', 'transformers', 'numpy', "
+    code += "'matplotlib', 'httpx', 'fastapi'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["serve"],
+        ["score"],
+        ["recipes"],
+        ["select"],
+        ["calibrate"],
+        ["evaluate"],
+        ["judge"],
+    ],
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

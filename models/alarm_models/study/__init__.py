@@ -1,0 +1,1 @@
+"""Choosing aspects, setting constants and comparing policies: arithmetic on scores, no model."""

@@ -1,0 +1,114 @@
+"""What an aspect adds to the rewards of admitted completions, and whether length alone earns it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from alarm_models.alignment import words
+from alarm_models.assembly import AspectRule
+from alarm_models.sample import Score
+from alarm_models.shaping import SHAPINGS
+
+__all__ = ["Addition", "addition"]
+
+#: From these on, what an aspect adds is told to be a bonus for length.
+_MOSTLY_UNEARNED, _FOLLOWS_LENGTH = 0.5, 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What an aspect adds, weighted and shaped, to one completion after another.
+
+    ``right`` and ``wrong`` are what one segment earns, None where completions are judged whole;
+    ``unearned`` is the share that would remain if every segment were wrong, 0 where a wrong one
+    earns nothing. Correlations are Pearson's over completions, of what is added with the number
+    of segments (of words, where completions are judged whole) and with the aspect's own score;
+    NaN where either does not vary.
+    """
+
+    mean: float
+    std: float
+    num_completions: int
+    right: float | None
+    wrong: float | None
+    mean_segments: float | None
+    unearned: float | None
+    with_length: float
+    with_score: float
+
+    @property
+    def is_length_bonus(self) -> bool:
+        """Whether length earns it: most of it is had for wrong segments, or it follows length."""
+        return (self.unearned or 0.0) >= _MOSTLY_UNEARNED or self.with_length >= _FOLLOWS_LENGTH
+
+    def explained(self) -> str:
+        """Say it in a sentence."""
+        if self.right is None or self.wrong is None:
+            return (
+                f"adds {self.mean:+.3f} a completion; it follows the aspect's score with "
+                f"r = {self.with_score:.2f} and the number of words with r = {self.with_length:.2f}"
+            )
+        said = (
+            f"a right segment earns {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
+            f"a completion of {self.mean_segments:.1f} segments gets {self.mean:+.3f}"
+        )
+        if not self.is_length_bonus:
+            return f"{said}, which follows their number with r = {self.with_length:.2f}"
+        return (
+            f"{said}, and {self.unearned:.0%} of that were they all wrong: a bonus for more "
+            f"segments (r = {self.with_length:.2f}), not for right ones (r = {self.with_score:.2f})"
+        )
+
+
+def addition(
+    scores: Sequence[Score], texts: Sequence[str], rule: AspectRule, weight: float
+) -> Addition:
+    """Measure what an aspect adds to completions with these scores; both lists ``[completions]``.
+
+    A completion without segments, or without a score, is added nothing.
+    """
+    tokens = [words(text) for text in texts]
+    values = [rule.values(one, own) for one, own in zip(scores, tokens, strict=True)]
+    added = np.array([weight * sum(value for _, value in one) for one in values])
+    own = np.array([np.nan if one.value is None else one.value for one in scores], dtype=float)
+    by_segments = any(one.segments is not None for one in scores)
+    if not by_segments:
+        lengths = np.array([len(own) for own in tokens], dtype=float)
+        right = wrong = segments = unearned = None
+    else:
+        lengths = np.array([len(one) for one in values], dtype=float)
+        shape = SHAPINGS[rule.shaping]
+        right, wrong = weight * shape(rule.positive), weight * shape(rule.negative)
+        segments = _mean(lengths)
+        total = float(added.sum())
+        unearned = max(wrong, 0.0) * float(lengths.sum()) / total if total > 0 else 0.0
+    return Addition(
+        mean=_mean(added),
+        std=float(np.std(added)) if len(added) else math.nan,
+        num_completions=len(scores),
+        right=right,
+        wrong=wrong,
+        mean_segments=segments,
+        unearned=unearned,
+        with_length=correlation(added, lengths),
+        with_score=correlation(added, own),
+    )
+
+
+def correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Pearson's r over what both know; NaN where either does not vary."""
+    one, other = np.asarray(first, float), np.asarray(second, float)
+    known = ~(np.isnan(one) | np.isnan(other))
+    one, other = one[known], other[known]
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return math.nan
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan

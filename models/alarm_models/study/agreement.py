@@ -1,0 +1,87 @@
+"""How far one reward agrees with another on pairs of completions, ties told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from alarm_models.study.bootstrap import Estimate, Resampling, estimate, ratio
+from alarm_models.study.pairs import Floats, Pairs, group_sums
+
+__all__ = ["Agreement", "agreement", "tau_b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a reward says of pairs that a reference decides; shares lie in [0, 1].
+
+    ``num_pairs`` counts the pairs that the reference decides, ``num_tied`` those of them that the
+    reward leaves tied, ``num_against`` those that it decides the other way.
+
+    ``inconsistency`` is the paper's figure, ``num_against / num_pairs`` (Lai et al. 2024, Figures 3
+    and 4; halfrot/ALaRM, ``eval_compare.py``). Ties count in it as if they agreed: it equals
+    ``untied * (1 - tie_share)``, and a reward that knows nothing gets ``by_chance``, half of the
+    untied share. ``untied`` is the inconsistency among pairs that both decide, 0.5 by chance;
+    ``tau_b`` is Kendall's over pairs within prompts, 0 by chance.
+    """
+
+    num_pairs: int
+    num_tied: int
+    num_against: int
+    inconsistency: float
+    tie_share: float
+    by_chance: float
+    untied: Estimate
+    tau_b: Estimate
+
+
+def agreement(
+    reference: ArrayLike, judged: ArrayLike, pairs: Pairs, resampling: Resampling
+) -> Agreement:
+    """Compare a reward's preferences with a reference's; both ``[pairs]``, as `preferences` gives.
+
+    A pair without a preference (NaN) on either side is left out.
+    """
+    told = ~(np.isnan(np.asarray(reference, float)) | np.isnan(np.asarray(judged, float)))
+    ours, theirs = (np.where(told, one, 0.0) for one in (judged, reference))
+    product = ours * theirs
+    against, decided = product < 0, product != 0
+    num_pairs = int(np.count_nonzero(theirs))
+    num_tied = int(np.count_nonzero((ours == 0) & (theirs != 0)))
+    tie_share = _share(num_tied, num_pairs)
+    return Agreement(
+        num_pairs=num_pairs,
+        num_tied=num_tied,
+        num_against=int(np.count_nonzero(against)),
+        inconsistency=_share(int(np.count_nonzero(against)), num_pairs),
+        tie_share=tie_share,
+        by_chance=0.5 * (1 - tie_share),
+        untied=estimate(group_sums([against, decided], pairs), ratio, resampling),
+        tau_b=estimate(group_sums([product, ours**2, theirs**2], pairs), _tau, resampling),
+    )
+
+
+def tau_b(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Kendall's tau-b of two rankings of the same things; NaN where one is all ties.
+
+    Takes time of the square of their number, and memory of their number.
+    """
+    one, other = np.asarray(first, float), np.asarray(second, float)
+    totals = np.zeros(3)
+    for index in range(len(one) - 1):
+        a = np.sign(one[index + 1 :] - one[index])
+        b = np.sign(other[index + 1 :] - other[index])
+        totals += a @ b, a @ a, b @ b
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(_tau(totals))
+
+
+def _tau(totals: Floats) -> Floats:
+    """Return concordant less discordant pairs over the (geometric) mean of untied ones."""
+    return np.asarray(totals[..., 0] / np.sqrt(totals[..., 1] * totals[..., 2]))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -1,0 +1,1 @@
+"""The commands of `alarm`, one file each; what is slow to import they import when they run."""

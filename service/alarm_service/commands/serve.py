@@ -1,0 +1,28 @@
+"""`alarm serve`: recipes over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+
+from alarm_models.recipe_files import load_recipes
+from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
+from alarm_service.settings import Settings
+from alarm_service.sockets import listen
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(commands, "serve", _run, "serve recipes over HTTP")
+    add_settings(parser, tuple(Settings.model_fields))
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = settings_of(options)
+    recipes = load_recipes(settings.recipe, settings.set)
+    listener = listen(settings.host, settings.port)
+    # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
+    from alarm_service.serving import serve
+
+    return serve(recipes, settings, listener)

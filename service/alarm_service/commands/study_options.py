@@ -1,0 +1,100 @@
+"""Flags of the commands that make studies, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_files import load_recipes
+from alarm_service.commands.options import LOCAL, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from alarm_models.study.bootstrap import Resampling
+    from alarm_service.settings import Settings
+    from alarm_service.study.report import Outputs
+
+__all__ = [
+    "Source",
+    "add_outputs",
+    "add_resampling",
+    "add_scoring",
+    "outputs_of",
+    "positive",
+    "resampling_of",
+    "source_of",
+]
+
+# Numpy and torch are imported where a command runs: its help need not wait for them.
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where scores come from: a recipe, by settings on this machine or from a server."""
+
+    recipe: Recipe
+    settings: Settings
+    url: str | None
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a recipe and of what runs it."""
+    add_settings(parser, (*LOCAL, "api_key"))
+    parser.add_argument(
+        "--url", help="score at this server, which serves the recipe, rather than in this process"
+    )
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """Read the recipe; raise `RecipeError` or pydantic's ``ValidationError``."""
+    settings = settings_of(options)
+    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    return Source(recipe, settings, options.url)
+
+
+def add_resampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of chance."""
+    parser.add_argument(
+        "--draws", type=positive, default=2000, metavar="N",
+        help="bootstrap draws that an interval is made of [2000]",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="the seed of all chance [0]")
+    parser.add_argument(
+        "--sample", type=positive, metavar="N", help="draw this many prompts, else take all"
+    )
+
+
+def resampling_of(options: argparse.Namespace) -> Resampling:
+    """Return how intervals are made."""
+    from alarm_models.study.bootstrap import Resampling
+
+    return Resampling(num_draws=options.draws, seed=options.seed)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what is shown and kept."""
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write report.html, result.json and plots there"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON rather than as tables"
+    )
+
+
+def outputs_of(options: argparse.Namespace) -> Outputs:
+    """Return where results go; raise `StudyError` where they could not be made."""
+    from alarm_service.study.report import Outputs
+
+    outputs = Outputs(options.out, options.json)
+    outputs.check()
+    return outputs
+
+
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"wants 1 or more, not {number}")
+    return number

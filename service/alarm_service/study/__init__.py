@@ -1,0 +1,1 @@
+"""Studies on a user's own files: what stands behind select, calibrate, evaluate and judge."""

@@ -1,0 +1,171 @@
+"""From files of lines to a study's material; what is wrong is told by file, line and field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from alarm_models.sample import Sample
+from alarm_service.faults import explained
+from alarm_service.study.errors import StudyError
+from alarm_service.study.material import Material, Preferred
+from alarm_service.study.records import GroupIn, PreferenceIn, SampleIn
+from alarm_service.wire import sample_in
+
+__all__ = ["named_files", "read_groups", "read_material", "read_policies"]
+
+_Record = TypeVar("_Record", bound=BaseModel)
+
+_OUTCOMES = {"first": 1.0, "second": -1.0, None: 0.0}
+
+
+def read_material(arguments: Sequence[str], num_prompts: int | None, seed: int) -> Material:
+    """Read one file of completions or several policies', and draw prompts where asked to."""
+    if len(arguments) == 1 and "=" not in arguments[0]:
+        material = read_groups(Path(arguments[0]))
+    else:
+        material = read_policies(named_files(arguments))
+    return material if num_prompts is None else material.some_prompts(num_prompts, seed)
+
+
+def named_files(arguments: Sequence[str]) -> dict[str, Path]:
+    """Read ``NAME=FILE`` arguments; a file without a name is called by its own, less its ending."""
+    files: dict[str, Path] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        file = Path(path if equals else argument)
+        name = name if equals else file.stem
+        if not name or name in files:
+            raise StudyError(f"{argument}: every policy wants a name of its own, as NAME=FILE")
+        files[name] = file
+    return files
+
+
+@dataclass(slots=True)
+class _Group:
+    """One prompt's samples, and what a line knows of them."""
+
+    samples: list[Sample]
+    values: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    preferences: Sequence[PreferenceIn] = ()
+
+
+def read_groups(file: Path) -> Material:
+    """Read prompts with their completions, or samples, which are put together by their prompts."""
+    groups = _groups(file)
+    samples: list[Sample] = []
+    prompts: list[int] = []
+    preferred: list[Preferred] = []
+    names = {name for group in groups for name in group.values}
+    values: dict[str, list[float]] = {name: [] for name in sorted(names)}
+    for prompt, group in enumerate(groups):
+        start, count = len(samples), len(group.samples)
+        samples += group.samples
+        prompts += [prompt] * count
+        for name, row in values.items():
+            own = group.values.get(name, [None] * count)
+            row += [math.nan if one is None else one for one in own]
+        preferred += [
+            Preferred(start + one.first, start + one.second, _OUTCOMES[one.preferred])
+            for one in group.preferences
+        ]
+    return Material(
+        samples=tuple(samples),
+        prompts=tuple(prompts),
+        policies=(0,) * len(samples),
+        values={name: tuple(row) for name, row in values.items()},
+        preferred=tuple(preferred),
+    )
+
+
+def read_policies(files: Mapping[str, Path]) -> Material:
+    """Read each policy's completions; prompts are matched by ``id``, else by their own text.
+
+    Prompts that some policy did not answer are left out, and counted.
+    """
+    if len(files) < 2:
+        raise StudyError("one policy has nobody to be compared with; name two files or more")
+    answers = {name: _by_key(file) for name, file in files.items()}
+    keys = list(dict.fromkeys(key for one in answers.values() for key in one))
+    common = [key for key in keys if all(key in one for one in answers.values())]
+    if not common:
+        raise StudyError(
+            f"{', '.join(map(str, files.values()))} have no prompt in common; prompts are matched "
+            "by `id` where a line has one, else by `prompt` and `fields`"
+        )
+    rows = [
+        (sample, prompt, policy)
+        for policy, one in enumerate(answers.values())
+        for prompt, key in enumerate(common)
+        for sample in one[key]
+    ]
+    samples, prompts, policies = zip(*rows, strict=True)
+    return Material(
+        samples=samples,
+        prompts=prompts,
+        policies=policies,
+        policy_names=tuple(files),
+        num_left_out=len(keys) - len(common),
+    )
+
+
+def _records(file: Path, shape: Callable[[object], type[_Record]]) -> Iterator[tuple[str, _Record]]:
+    """Yield each line's record with its place, ``FILE, line N``."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{file}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+                yield place, shape(value).model_validate(value)
+            except ValidationError as error:
+                raise StudyError(f"{place}: {explained(error.errors())}") from error
+            except (ValueError, RecursionError) as error:
+                raise StudyError(f"{place} is no JSON: {error}") from error
+
+
+def _shape(value: object) -> type[GroupIn] | type[SampleIn]:
+    return SampleIn if isinstance(value, dict) and "completion" in value else GroupIn
+
+
+def _groups(file: Path) -> list[_Group]:
+    together: dict[str, _Group] = {}
+    for place, record in _records(file, _shape):
+        if isinstance(record, GroupIn):
+            samples = [sample_in(one) for one in _samples(record)]
+            together[place] = _Group(samples, record.values, record.preferences)
+        else:
+            key = f"{record.group!r} {_prompt_key(record)}"
+            together.setdefault(key, _Group([])).samples.append(sample_in(record))
+    if not together:
+        raise StudyError(f"{file} has no line")
+    return list(together.values())
+
+
+def _samples(group: GroupIn) -> list[SampleIn]:
+    return [
+        SampleIn(prompt=group.prompt, completion=one, fields=group.fields, id=group.id)
+        for one in group.completions
+    ]
+
+
+def _prompt_key(sample: SampleIn) -> str:
+    return sample.model_dump_json(include={"prompt", "fields"})
+
+
+def _by_key(file: Path) -> dict[str, list[Sample]]:
+    """Read a policy's samples by what tells their prompts."""
+    found: dict[str, list[Sample]] = {}
+    for _, record in _records(file, lambda _: SampleIn):
+        key = _prompt_key(record) if record.id is None else f"id {record.id!r}"
+        found.setdefault(key, []).append(sample_in(record))
+    if not found:
+        raise StudyError(f"{file} has no line")
+    return found

@@ -1,0 +1,157 @@
+"""What a judge's answers come to: win rates, and how far the judge follows the order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from alarm_models.study.bootstrap import Estimate, Resampling
+from alarm_models.study.comparison import WinRate, matrix
+from alarm_models.study.pairs import Pairs, pairs_between
+from alarm_service.study.cache import AnswerCache
+from alarm_service.study.judging import Duel
+from alarm_service.study.material import Material
+from alarm_service.study.verdicts import Choice, outcome_of, read_choice
+
+__all__ = ["Judgement", "JudgementResult", "judge_pairs", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One pair: the policies, what each order was answered, and the outcome for the first.
+
+    ``outcome`` is 1, -1 or 0; NaN where an answer is missing or has no verdict.
+    """
+
+    prompt: int
+    id: str | None
+    first: str
+    second: str
+    forward: Choice | None
+    backward: Choice | None
+    outcome: float
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementResult:
+    """Policies by a judge; shares are of pairs that were asked about and read in both orders.
+
+    ``order_share`` is how many of them turned with the order, and so count as ties; ``tie_share``
+    those said to be ties. ``first_shown_share`` is how often the answer shown first was chosen.
+    """
+
+    model: str
+    policies: Sequence[str]
+    num_prompts: int
+    num_left_out: int
+    resampling: Resampling
+    rates: Sequence[Sequence[WinRate | None]]
+    averages: Sequence[Estimate]
+    num_pairs: int
+    num_same: int
+    num_unread: int
+    order_share: float
+    tie_share: float
+    first_shown_share: float
+    prompt_tokens: int
+    answer_tokens: int
+    refused: Sequence[str]
+    judgements: Sequence[Judgement]
+
+
+def judge_pairs(material: Material) -> list[tuple[int, int]]:
+    """Return the pairs of completions to judge: each policy's with each later one's."""
+    return [
+        (int(first), int(second))
+        for one, other in _policy_pairs(material)
+        for pairs in [pairs_between(material.prompts, material.policies, one, other)]
+        for first, second in zip(pairs.first, pairs.second, strict=True)
+    ]
+
+
+def settle(
+    material: Material,
+    duels: Sequence[Duel],
+    cache: AnswerCache,
+    model: str,
+    resampling: Resampling,
+    refused: Sequence[str],
+) -> JudgementResult:
+    """Read the answers; ``duels`` are those of `judge_pairs`, in its order."""
+    judgements = [_judgement(material, duel, cache) for duel in duels]
+    asked = [one for one, duel in zip(judgements, duels, strict=True) if duel.asks is not None]
+    read = [one for one in asked if not math.isnan(one.outcome)]
+    rates, averages = _matrix(material, judgements, resampling)
+    answers = [cache.get(ask.key) for duel in duels for ask in duel.asks or ()]
+    return JudgementResult(
+        model=model,
+        policies=material.policy_names,
+        num_prompts=material.num_prompts,
+        num_left_out=material.num_left_out,
+        resampling=resampling,
+        rates=rates,
+        averages=averages,
+        num_pairs=len(duels),
+        num_same=len(duels) - len(asked),
+        num_unread=len(asked) - len(read),
+        order_share=_share([one.forward == one.backward != Choice.TIE for one in read]),
+        tie_share=_share([Choice.TIE in (one.forward, one.backward) for one in read]),
+        first_shown_share=_share(
+            [
+                choice == Choice.A
+                for one in read
+                for choice in (one.forward, one.backward)
+                if choice != Choice.TIE
+            ]
+        ),
+        prompt_tokens=sum(one.prompt_tokens or 0 for one in answers if one is not None),
+        answer_tokens=sum(one.completion_tokens or 0 for one in answers if one is not None),
+        refused=tuple(refused),
+        judgements=judgements,
+    )
+
+
+def _judgement(material: Material, duel: Duel, cache: AnswerCache) -> Judgement:
+    sample = material.samples[duel.first]
+    forward = backward = None
+    outcome = 0.0
+    if duel.asks is not None:
+        answers = [cache.get(ask.key) for ask in duel.asks]
+        forward, backward = (None if one is None else read_choice(one.text) for one in answers)
+        outcome = outcome_of(forward, backward)
+    return Judgement(
+        prompt=material.prompts[duel.first],
+        id=sample.id,
+        first=material.policy_names[material.policies[duel.first]],
+        second=material.policy_names[material.policies[duel.second]],
+        forward=forward,
+        backward=backward,
+        outcome=outcome,
+    )
+
+
+def _policy_pairs(material: Material) -> list[tuple[int, int]]:
+    return list(combinations(range(len(material.policy_names)), 2))
+
+
+def _matrix(
+    material: Material, judgements: Sequence[Judgement], resampling: Resampling
+) -> tuple[Sequence[Sequence[WinRate | None]], Sequence[Estimate]]:
+    outcomes, pairs = {}, {}
+    start = 0
+    for one, other in _policy_pairs(material):
+        found = pairs_between(material.prompts, material.policies, one, other)
+        values = np.array([each.outcome for each in judgements[start : start + len(found)]])
+        start += len(found)
+        outcomes[one, other], pairs[one, other] = values, found
+        outcomes[other, one] = -values
+        pairs[other, one] = Pairs(found.second, found.first, found.prompt, found.num_prompts)
+    return matrix(outcomes, pairs, len(material.policy_names), resampling)
+
+
+def _share(facts: Sequence[bool]) -> float:
+    return sum(facts) / len(facts) if facts else math.nan

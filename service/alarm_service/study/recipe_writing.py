@@ -1,0 +1,68 @@
+"""A recipe file written back with new values, its comments kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from alarm_models.errors import RecipeError
+from alarm_models.recipe_files import load_recipe, locate_recipe, parse_setting, set_key
+
+__all__ = ["Change", "write_recipe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key's new value, and why, in words that stand behind it."""
+
+    value: float
+    reason: str
+
+
+def write_recipe(
+    source: str, settings: Iterable[str], changes: Mapping[str, Change], target: Path
+) -> None:
+    """Write a recipe, with ``--set`` settings and changes by dotted key, to a file.
+
+    Checkpoints that the source names beside itself are written as full paths where the target
+    lies elsewhere, and the recipe then takes the target's name. Raises `RecipeError`, and leaves
+    the target as it was, where the source cannot be read or the result is no recipe.
+    """
+    path = locate_recipe(source)
+    try:
+        document = tomlkit.parse(path.read_text("utf-8"))
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}") from error
+    for setting in settings:
+        keys, value = parse_setting(setting)
+        set_key(document, keys, value)
+    if path.resolve() != target.resolve():
+        _move(document, path.parent, target)
+    for key, change in changes.items():
+        value = tomlkit.item(change.value)
+        value.comment(change.reason)
+        set_key(document, key.split("."), value)
+    _write_if_a_recipe(tomlkit.dumps(document), target)
+
+
+def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
+    if "name" in document:
+        document["name"] = target.stem
+    for model in document.get("models", {}).values():
+        checkpoint = str(model.get("checkpoint", ""))
+        if checkpoint.startswith(("./", "../")) and folder.resolve() != target.parent.resolve():
+            model["checkpoint"] = str((folder / checkpoint).resolve())
+
+
+def _write_if_a_recipe(text: str, target: Path) -> None:
+    draft = target.with_name(f".{target.stem}.draft.toml")
+    draft.write_text(text, encoding="utf-8")
+    try:
+        load_recipe(str(draft))
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
