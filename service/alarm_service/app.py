@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,14 +11,24 @@ from importlib.metadata import version
 import torch
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.types import Scope
 
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import RewardModel
 from alarm_service import routes, status_routes
 from alarm_service.catalog import Catalog, choose_device, load_models
 from alarm_service.engine import Engine, Limits
+from alarm_service.keys import read_keys
+from alarm_service.limiting import RateLimits
 from alarm_service.metrics import Metrics
-from alarm_service.middleware import AccessLog, BodyLimit, RequireKey
+from alarm_service.middleware import (
+    AccessLog,
+    BodyLimit,
+    RateLimit,
+    RequireKey,
+    body_tokens,
+    one_request,
+)
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
 
@@ -66,17 +77,12 @@ def create_app(
             await asyncio.wait((starting,))
             engine.stop()
 
-    key = settings.api_key
     app = FastAPI(
         title="ALaRM reward server",
         description="Hierarchical, dense rewards for reinforcement learning.",
         version=version("alarm-service"),
         lifespan=lifespan,
-        middleware=[
-            Middleware(AccessLog, metrics=engine.metrics, routes=_ROUTES),
-            *([Middleware(RequireKey, key=key.get_secret_value())] if key else []),
-            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        ],
+        middleware=_middleware(engine, settings),
     )
     app.state.engine = engine
     app.state.settings = settings
@@ -84,3 +90,19 @@ def create_app(
     app.include_router(status_routes.router)
     add_error_handlers(app)
     return app
+
+
+def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
+    keys = read_keys(settings)
+    before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
+    return [
+        Middleware(AccessLog, metrics=engine.metrics, routes=_ROUTES),
+        *([Middleware(RequireKey, keys=keys)] if len(keys) else []),
+        *([_rate_limit(before, "requests", one_request)] if before else []),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        *([_rate_limit(after, "tokens", body_tokens)] if after else []),
+    ]
+
+
+def _rate_limit(per_minute: int, thing: str, cost: Callable[[Scope], float]) -> Middleware:
+    return Middleware(RateLimit, limits=RateLimits(per_minute, thing, time.monotonic), cost=cost)

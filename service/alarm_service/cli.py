@@ -1,4 +1,4 @@
-"""The `alarm` command: serve, score, recipes."""
+"""The `alarm` command: serve, score, recipes, health."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from rich.table import Table
 
 from alarm_models.errors import AlarmModelsError
 from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
+from alarm_service.exposure import require_safe_exposure, require_usable_certificate
 from alarm_service.faults import explained
-from alarm_service.settings import Settings
+from alarm_service.probing import probe
+from alarm_service.settings import Settings, SettingsError
 from alarm_service.sockets import listen
 
 __all__ = ["main"]
 
 #: The settings that a command without a server has.
 _LOCAL = ("recipe", "set", "device", "max_batch_tokens")
+
+#: The settings that say where a server is.
+_ADDRESS = ("host", "port", "tls_certificate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
-    except (AlarmModelsError, OSError) as error:
-        return _complain(str(error))
     except ValidationError as error:
         return _complain(explained(error.errors()))
+    except (AlarmModelsError, SettingsError, OSError) as error:
+        return _complain(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_score)
     command = commands.add_parser("recipes", help="list the built-in recipes")
     command.set_defaults(run=_list_recipes)
+    command = commands.add_parser("health", help="say whether the server of this machine is ready")
+    _add_settings(command, _ADDRESS)
+    command.set_defaults(run=_health)
     return parser
 
 
@@ -82,6 +90,8 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    require_safe_exposure(settings)
+    require_usable_certificate(settings)
     recipes = load_recipes(settings.recipe, settings.set)
     listener = listen(settings.host, settings.port)
     # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
@@ -113,6 +123,12 @@ def _list_recipes(_: argparse.Namespace) -> int:
         )
     Console().print(table)
     return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    is_ready, reason = probe(_settings(options))
+    sys.stdout.write(f"{reason}\n")
+    return 0 if is_ready else 1
 
 
 def _complain(message: str) -> int:
