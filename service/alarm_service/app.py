@@ -16,21 +16,16 @@ from starlette.types import Scope
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import RewardModel
 from alarm_service import routes, status_routes
+from alarm_service.authorizing import RateLimit, RequireKey, body_tokens, one_request
 from alarm_service.catalog import Catalog, choose_device, load_models
 from alarm_service.engine import Engine, Limits
 from alarm_service.keys import read_keys
 from alarm_service.limiting import RateLimits
 from alarm_service.metrics import Metrics
-from alarm_service.middleware import (
-    AccessLog,
-    BodyLimit,
-    RateLimit,
-    RequireKey,
-    body_tokens,
-    one_request,
-)
+from alarm_service.middleware import AccessLog, BodyLimit, Traced
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
+from alarm_service.tracing import NoTraces, Traces, open_traces
 
 __all__ = ["create_app", "create_engine"]
 
@@ -40,7 +35,10 @@ Load = Callable[[Catalog, torch.device], Mapping[str, RewardModel]]
 
 
 def create_engine(
-    recipes: Sequence[Recipe], settings: Settings, load: Load = load_models
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    load: Load = load_models,
+    traces: Traces | None = None,
 ) -> Engine:
     """Make an engine for these recipes; it loads them once it is started."""
     return Engine(
@@ -49,6 +47,7 @@ def create_engine(
         choose_device(settings.device),
         Limits(settings.max_queued_tokens, settings.max_batch_tokens),
         Metrics(),
+        traces or NoTraces(),
     )
 
 
@@ -57,14 +56,16 @@ def create_app(
     settings: Settings,
     *,
     load: Load = load_models,
+    traces: Traces | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.
 
-    ``load`` is the seam for stand-in models; ``on_failure`` is called when loading fails.
+    ``load`` is the seam for stand-in models, ``traces`` for a stand-in collector; ``on_failure``
+    is called when loading fails.
     """
 
-    engine = create_engine(recipes, settings, load)
+    engine = create_engine(recipes, settings, load, traces or open_traces(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +77,7 @@ def create_app(
             starting.cancel()
             await asyncio.wait((starting,))
             engine.stop()
+            engine.traces.close()
 
     app = FastAPI(
         title="ALaRM reward server",
@@ -97,6 +99,7 @@ def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     return [
         Middleware(AccessLog, metrics=engine.metrics, routes=_ROUTES),
+        *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
         *([Middleware(RequireKey, keys=keys)] if len(keys) else []),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -29,6 +29,7 @@ from alarm_service.loading import in_daemon_thread, warm_up_sample
 from alarm_service.metrics import Metrics
 from alarm_service.preparing import prepare
 from alarm_service.runtime import DeviceThread
+from alarm_service.tracing import Traces
 from alarm_service.work import Work
 
 __all__ = ["Engine", "Limits", "Scores"]
@@ -80,16 +81,19 @@ class Engine:
         device: torch.device,
         limits: Limits,
         metrics: Metrics,
+        traces: Traces,
     ) -> None:
         self.catalog = catalog
         self.device = device
         self.metrics = metrics
+        self.traces = traces
         self.models: Mapping[str, RewardModel] = {}
         self.life = Life(catalog.models)
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens)
         self._thread: DeviceThread | None = None
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        metrics.room(limits.max_queued_tokens)
         metrics.waiting(self._waiting.num_waiting)
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
@@ -113,7 +117,9 @@ class Engine:
         started = time.monotonic()
         try:
             self.models = await in_daemon_thread(lambda: self._load(self.catalog, self.device))
-            self._thread = DeviceThread(self.models, self._waiting, self.metrics, self.life)
+            self._thread = DeviceThread(
+                self.models, self._waiting, self.metrics, self.life, self.traces
+            )
             self._thread.start()
             for served in self.catalog.models.values():
                 await self._warm_up(served)
@@ -132,25 +138,35 @@ class Engine:
 
         Raises `Overloaded`, `Draining` or `Broken`.
         """
-        with self.admit(samples):
-            await self.life.until_ready()
+        async with self.admitted(samples):
             return await self.scores(served, samples)
 
-    def admit(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
-        """Hold a place in the house for these samples; a context manager."""
+    @asynccontextmanager
+    async def admitted(self, samples: Sequence[Sample]) -> AsyncIterator[None]:
+        """Hold a place in the house for these samples, from when the models are there.
+
+        Raises `Overloaded`, `Draining` or `Broken`.
+        """
         if self.life.is_draining:
             raise stopping()
-        return self.admission.admit(estimate_tokens(samples))
+        num_tokens = estimate_tokens(samples)
+        with self.admission.admit(num_tokens), self.metrics.in_house():
+            with self.traces.span("admit"):
+                await self.life.until_ready()
+            yield
 
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
         model = self.models[served.key]
         job = Job(len(samples))
+        trace = self.traces.current()
         try:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(prepare, model, chunk))
-                work = partial(Work, served.key, is_wanted=job.is_wanted, cost=model.cost)
+                prepared = await self.in_worker(partial(self._prepare, served.key, chunk))
+                work = partial(
+                    Work, served.key, is_wanted=job.is_wanted, cost=model.cost, trace=trace
+                )
                 self._waiting.put(_settle(prepared, start, work, job))
             outcomes = await job.outcomes()
         finally:
@@ -177,6 +193,10 @@ class Engine:
         if self._thread is not None:
             self._thread.join(timeout_s=5)
 
+    def _prepare(self, model: str, samples: Sequence[Sample]) -> list[Prepared]:
+        with self.metrics.preparing(model):
+            return prepare(self.models[model], samples)
+
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
         if isinstance(outcome, SampleError):
@@ -185,8 +205,8 @@ class Engine:
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):
             self.metrics.sample_failed(outcome.code)
-        elif outcome.truncated:
-            self.metrics.sample_truncated(model)
+        else:
+            self.metrics.sample_scored(model, outcome)
 
 
 def _settle(

@@ -1,37 +1,26 @@
-"""What happens to a request before its route: a log line, the key, its rate, the body's size."""
+"""What happens to every request before a route sees it: a log line, a span, the body's size."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import structlog
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.errors import ServiceError, TooLarge, Unauthorized
-from alarm_service.keys import Keys
-from alarm_service.limiting import RateLimits
+from alarm_service.authorizing import BODY_BYTES, FREE_PATHS
+from alarm_service.errors import ServiceError, TooLarge
 from alarm_service.metrics import Metrics
 from alarm_service.responses import error_response
+from alarm_service.tracing import Traces
 
-__all__ = ["AccessLog", "BodyLimit", "RateLimit", "RequireKey", "body_tokens", "one_request"]
+__all__ = ["AccessLog", "BodyLimit", "Traced"]
 
 _log = structlog.get_logger()
 
 #: The status in logs and metrics of a request whose caller hung up (nginx's convention).
 _HUNG_UP = 499
-
-#: What the middleware leaves in a request's scope for the next: whose key it is, its body's bytes.
-_CALLER, _BODY_BYTES = "alarm_caller", "alarm_body_bytes"
-
-#: What may be asked for as often as one likes: it costs nothing, and watchers ask often.
-_FREE = ("/health/", "/metrics")
-
-_BYTES_A_TOKEN = 4
 
 
 class AccessLog:
@@ -71,77 +60,27 @@ class AccessLog:
             )
 
 
-class RequireKey:
-    """Lets in who brings a key, as a bearer token or as the password of HTTP Basic.
+class Traced:
+    """Spans each request that a trace may be about; those of watchers are none."""
 
-    Health checks need none.
-    """
-
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, traces: Traces) -> None:
         self._app = app
-        self._keys = keys
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, or answer 401."""
-        is_open = scope["type"] != "http" or scope["path"].startswith("/health/")
-        if not is_open:
-            key = _key_in(Headers(scope=scope).get("authorization", ""))
-            caller = None if key is None else self._keys.find(key)
-            if caller is None:
-                await _unauthorized()(scope, receive, send)
-                return
-            scope[_CALLER] = caller
-        await self._app(scope, receive, send)
+        """Run the request within its span."""
+        if scope["type"] != "http" or scope["path"].startswith(FREE_PATHS):
+            await self._app(scope, receive, send)
+            return
+        name = f"{scope['method']} {scope['path']}"
+        with self._traces.request(name, Headers(scope=scope)) as attributes:
 
+            async def note_status(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    attributes["http.response.status_code"] = message["status"]
+                await send(message)
 
-def _key_in(authorization: str) -> bytes | None:
-    scheme, _, given = authorization.partition(" ")
-    key = given.strip().encode("latin-1")  # the header's own bytes
-    if scheme.lower() == "bearer":
-        return key
-    if scheme.lower() != "basic":
-        return None
-    try:
-        return base64.b64decode(key, validate=True).partition(b":")[2]
-    except binascii.Error:
-        return None
-
-
-def _unauthorized() -> Response:
-    response = error_response(
-        Unauthorized("send the server's key: `Authorization: Bearer KEY`, or as Basic's password")
-    )
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-class RateLimit:
-    """Answers 429 to a caller that has sent more than it may; health and metrics cost nothing."""
-
-    def __init__(self, app: ASGIApp, limits: RateLimits, cost: Callable[[Scope], float]) -> None:
-        self._app = app
-        self._limits = limits
-        self._cost = cost
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, or answer 429."""
-        if scope["type"] == "http" and not scope["path"].startswith(_FREE):
-            try:
-                self._limits.charge(scope.get(_CALLER), self._cost(scope))
-            except ServiceError as error:
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def one_request(_: Scope) -> float:
-    """Cost the same, whatever is asked."""
-    return 1
-
-
-def body_tokens(scope: Scope) -> float:
-    """Cost what a body that was read may hold in tokens."""
-    return float(scope.get(_BODY_BYTES, 0) // _BYTES_A_TOKEN)
+            await self._app(scope, receive, note_status)
 
 
 class BodyLimit:
@@ -163,7 +102,7 @@ class BodyLimit:
             return
         if body is None:  # the caller hung up
             return
-        scope[_BODY_BYTES] = len(body)
+        scope[BODY_BYTES] = len(body)
         replayed = False
 
         async def replay() -> Message:

@@ -14,7 +14,9 @@ from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, counts_aspects, normalize
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
+from alarm_models.shaping import Shaping
 from alarm_service.engine import Engine
+from alarm_service.reward_metrics import AspectEarned, Earned
 
 __all__ = ["Rewards", "reward_samples"]
 
@@ -74,6 +76,43 @@ class _Story:
                 rewards.append(error)
         return rewards
 
+    def note(
+        self,
+        rewards: Sequence[Reward | SampleError],
+        aspects: Mapping[str, Mapping[int, Outcome]],
+    ) -> None:
+        """Tell the metrics what was earned, and for what."""
+        metrics = self.engine.metrics.rewards
+        earned = []
+        for index, (sample, reward) in enumerate(zip(self.samples, rewards, strict=True)):
+            if isinstance(reward, SampleError):
+                metrics.failed(self.recipe.name, reward.code)
+            else:
+                found = {name: outcomes.get(index) for name, outcomes in aspects.items()}
+                earned.append(self._earned(sample, reward, found))
+        metrics.rewarded(self.recipe.name, earned)
+
+    def _earned(
+        self, sample: Sample, reward: Reward, found: Mapping[str, Outcome | None]
+    ) -> Earned:
+        aspects = {}
+        for name, aspect in reward.aspects.items():
+            score = found.get(name)
+            if aspect is not None and isinstance(score, Score):
+                rule = self.recipe.aspects[name].rule(self.overrides.shaping)
+                values = [value for _, value in rule.values(score)]
+                is_sigmoid = rule.shaping is Shaping.SIGMOID
+                aspects[name] = AspectEarned(aspect.reward, values, is_sigmoid)
+        return Earned(
+            prompt=sample.prompt,
+            num_characters=len(sample.completion_text),
+            reward=reward.reward,
+            z=reward.holistic_normalized,
+            admitted=reward.admitted,
+            truncated=reward.truncated,
+            aspects=aspects,
+        )
+
     def _reward(
         self,
         sample: Sample,
@@ -119,8 +158,7 @@ async def reward_samples(
     aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
     """
     hierarchy = recipe.hierarchy_with(overrides)
-    with engine.admit(samples):
-        await engine.life.until_ready()
+    async with engine.admitted(samples):
         story = _Story(engine, recipe, samples, overrides)
         everyone = range(len(samples))
         if aspects == "all":
@@ -134,9 +172,7 @@ async def reward_samples(
             counted = [index for index in everyone if _counts(holistic[index], hierarchy)]
             found = await story.aspects(needed, counted) if counted else {}
         rewards = await engine.in_worker(partial(story.rewards, holistic, found, hierarchy))
-    for one in rewards:
-        if isinstance(one, Reward):
-            engine.metrics.rewarded(recipe.name, one.holistic_normalized, admitted=one.admitted)
+        await engine.in_worker(partial(story.note, rewards, found))
     return Rewards(rewards, story.num_tokens, story.num_computed_tokens)
 
 
