@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import Counter as Counted
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from alarm_service.earnings import Earned, verdicts
 from alarm_service.statistics import RunningCorrelation
 
-__all__ = ["AspectEarned", "Earned", "RewardMetrics"]
+__all__ = ["RewardMetrics"]
 
 #: Of rewards in standard deviations, or near to 1: fine where most are, coarse far out.
 _NEAR = (-10, -5, -3, -2, -1.5, -1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
@@ -24,33 +24,6 @@ _HALF_LIFE, _MIN_PAIRS = 2048, 32
 
 #: Shaped values beyond these ends hardly change with what the model thinks.
 _LOW, _HIGH = 0.05, 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class AspectEarned:
-    """What one aspect gave a sample: its reward before its weight, and the values in it."""
-
-    reward: float
-    values: Sequence[float]
-    is_sigmoid: bool
-
-    @property
-    def mean(self) -> float:
-        """The mean value: unlike the reward, not larger for being longer."""
-        return sum(self.values) / len(self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Earned:
-    """What one sample earned and for what; ``num_characters`` is its completion's length."""
-
-    prompt: Hashable
-    num_characters: int
-    reward: float
-    z: float
-    admitted: bool
-    truncated: bool
-    aspects: Mapping[str, AspectEarned]
 
 
 class RewardMetrics:
@@ -132,12 +105,12 @@ class RewardMetrics:
     def rewarded(self, recipe: str, samples: Sequence[Earned]) -> None:
         """Note what the samples of one request earned."""
         with self._lock:
-            for one in samples:
-                self._note(recipe, one)
-                for aspect, earned in one.aspects.items():
-                    self._note_aspect(recipe, aspect, earned, one)
-            for aspect, verdict in _verdicts(samples):
-                self._pairs.labels(recipe, aspect, verdict).inc()
+            self._note(recipe, samples)
+            for aspect in dict.fromkeys(name for one in samples for name in one.aspects):
+                having = [one for one in samples if aspect in one.aspects]
+                self._note_aspect(recipe, aspect, having)
+            for (aspect, verdict), num_pairs in Counted(verdicts(samples)).items():
+                self._pairs.labels(recipe, aspect, verdict).inc(num_pairs)
             for (correlation, mean, labels), running in self._running.items():
                 correlation.labels(*labels).set(running.value)
                 mean.labels(*labels).set(running.mean_x)
@@ -146,58 +119,57 @@ class RewardMetrics:
         """Count a sample that got no reward."""
         self._errors.labels(recipe, code).inc()
 
-    def _note(self, recipe: str, one: Earned) -> None:
-        self._holistic.labels(recipe).observe(one.z)
-        self._reward.labels(recipe).observe(one.reward)
-        self._length.labels(recipe).observe(one.num_characters)
-        self._admitted.labels(recipe, str(one.admitted).lower()).inc()
-        self._truncated.labels(recipe).inc(one.truncated)
-        length, labels = one.num_characters, (recipe,)
-        self._correlate(self._by_length, self._reward_mean, labels, one.reward, length)
-        self._correlate(self._holistic_by_length, self._holistic_mean, labels, one.z, length)
+    def _note(self, recipe: str, samples: Sequence[Earned]) -> None:
+        labels = (recipe,)
+        rewards = [one.reward for one in samples]
+        holistic = [one.z for one in samples]
+        lengths = [one.num_characters for one in samples]
+        _observe(self._reward.labels(recipe), rewards)
+        _observe(self._holistic.labels(recipe), holistic)
+        _observe(self._length.labels(recipe), lengths)
+        self._correlate(self._by_length, self._reward_mean, labels, rewards, lengths)
+        self._correlate(self._holistic_by_length, self._holistic_mean, labels, holistic, lengths)
+        num_admitted = sum(one.admitted for one in samples)
+        self._admitted.labels(recipe, "true").inc(num_admitted)
+        self._admitted.labels(recipe, "false").inc(len(samples) - num_admitted)
+        self._truncated.labels(recipe).inc(sum(one.truncated for one in samples))
 
-    def _note_aspect(self, recipe: str, aspect: str, earned: AspectEarned, one: Earned) -> None:
-        labels, reward, length = (recipe, aspect), earned.reward, one.num_characters
-        self._aspect.labels(*labels).observe(reward)
-        self._correlate(self._aspect_by_length, self._aspect_mean, labels, reward, length)
-        if earned.values:
-            self._correlate(self._aspect_by_holistic, self._value_mean, labels, earned.mean, one.z)
-        if earned.is_sigmoid:
-            self._shaped.labels(*labels).inc(len(earned.values))
-            low = sum(value < _LOW for value in earned.values)
-            high = sum(value > _HIGH for value in earned.values)
-            self._saturated.labels(*labels, "low").inc(low)
-            self._saturated.labels(*labels, "high").inc(high)
+    def _note_aspect(self, recipe: str, aspect: str, samples: Sequence[Earned]) -> None:
+        labels = (recipe, aspect)
+        every = [one.aspects[aspect] for one in samples]
+        rewards = [one.reward for one in every]
+        lengths = [one.num_characters for one in samples]
+        _observe(self._aspect.labels(*labels), rewards)
+        self._correlate(self._aspect_by_length, self._aspect_mean, labels, rewards, lengths)
+        valued = [
+            (one.aspects[aspect].mean, one.z) for one in samples if one.aspects[aspect].values
+        ]
+        means, holistic = [mean for mean, _ in valued], [z for _, z in valued]
+        self._correlate(self._aspect_by_holistic, self._value_mean, labels, means, holistic)
+        shaped = [value for one in every if one.is_sigmoid for value in one.values]
+        if shaped:
+            self._shaped.labels(*labels).inc(len(shaped))
+            self._saturated.labels(*labels, "low").inc(sum(value < _LOW for value in shaped))
+            self._saturated.labels(*labels, "high").inc(sum(value > _HIGH for value in shaped))
 
     def _correlate(
-        self, correlation: Gauge, mean: Gauge, labels: tuple[str, ...], x: float, y: float
+        self,
+        correlation: Gauge,
+        mean: Gauge,
+        labels: tuple[str, ...],
+        xs: Sequence[float],
+        ys: Sequence[float],
     ) -> None:
+        if not xs:
+            return
         key = (correlation, mean, labels)
         if key not in self._running:
             self._running[key] = RunningCorrelation(_HALF_LIFE, _MIN_PAIRS)
-        self._running[key].add(x, y)
+        running = self._running[key]
+        for x, y in zip(xs, ys, strict=True):
+            running.add(x, y)
 
 
-def _verdicts(samples: Sequence[Earned]) -> Iterator[tuple[str, str]]:
-    """Compare neighbours of one prompt, as the paper chooses its aspects (Lai et al. 2024).
-
-    Pairs that the holistic reward does not tell apart say nothing. The paper counts ties of the
-    aspect as agreement; here they are told apart, as a coarse aspect ties often.
-    """
-    by_prompt: dict[Hashable, list[Earned]] = {}
-    for one in samples:
-        by_prompt.setdefault(one.prompt, []).append(one)
-    for group in by_prompt.values():
-        for first, second in pairwise(group):
-            if first.z == second.z:
-                continue
-            for aspect, earned in first.aspects.items():
-                other = second.aspects.get(aspect)
-                if other is not None and earned.values and other.values:
-                    yield aspect, _verdict(first.z - second.z, earned.mean - other.mean)
-
-
-def _verdict(holistic: float, aspect: float) -> str:
-    if aspect == 0:
-        return "tie"
-    return "agree" if (holistic > 0) == (aspect > 0) else "disagree"
+def _observe(histogram: Histogram, values: Sequence[float]) -> None:
+    for value in values:
+        histogram.observe(value)

@@ -15,8 +15,8 @@ from alarm_models.hierarchy import Hierarchy, counts_aspects, normalize
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
 from alarm_models.shaping import Shaping
+from alarm_service.earnings import AspectEarned, Earned
 from alarm_service.engine import Engine
-from alarm_service.reward_metrics import AspectEarned, Earned
 
 __all__ = ["Rewards", "reward_samples"]
 
