@@ -36,7 +36,7 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 make_stand_in() {
     local mirror
     # shellcheck disable=SC2016 # apt's own variable
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' | awk 'NR == 1')
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
         bookworm "$work/base" "$mirror" >"$work/debootstrap.log" || fail "see $work/debootstrap.log"
     tar --create --directory "$work/base" --file "$work/base.tar" .
