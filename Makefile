@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients/pyproject.toml
 
-.PHONY: install serve test lint
+.PHONY: install serve test lint audit
 
 install: .venv/installed
 
@@ -25,3 +25,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pip check
+
+# Needs a network: asks whether a pinned version has a known vulnerability.
+audit: install
+	$(BIN)/python -m pip install --quiet 'pip-audit>=2.9'
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt

@@ -14,6 +14,7 @@ import httpx
 from alarm_client.address import Address
 from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
 from alarm_client.exchange import Reply, Send
+from alarm_client.tracing import trace_headers
 
 _CONNECT_SECONDS = 5.0
 # Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
@@ -176,6 +177,7 @@ def _headers(address: Address, action: Send) -> dict[str, str]:
     headers = {
         "User-Agent": "alarm-client",
         "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
+        **trace_headers(),
     }
     if action.body is not None:
         headers["Content-Type"] = "application/json"

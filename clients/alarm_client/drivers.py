@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from threading import Event
 from typing import Any, TypeVar
 
@@ -57,8 +58,10 @@ def _drive_together(
     abandoned = Event()
     pool = ThreadPoolExecutor(min(max_concurrency, len(together.walks)), "alarm-client")
     try:
+        # In the caller's context, so that its trace goes with each request.
         futures = [
-            pool.submit(drive, walk, send, max_concurrency, abandoned) for walk in together.walks
+            pool.submit(copy_context().run, drive, walk, send, max_concurrency, abandoned)
+            for walk in together.walks
         ]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:

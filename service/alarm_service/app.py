@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,20 +11,25 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.types import Scope
 
 from alarm_models.recipe import Recipe
 from alarm_service import routes, status_routes
+from alarm_service.authorizing import RateLimit, RequireKey, body_tokens, one_request
 from alarm_service.catalog import Catalog
 from alarm_service.compat import pooling_router
 from alarm_service.compat import router as trainers_router
 from alarm_service.compat.labels import label_of
 from alarm_service.devices import choose_devices, load_models, require_determinism
 from alarm_service.engine import Engine, Limits
+from alarm_service.keys import read_keys
+from alarm_service.limiting import RateLimits
 from alarm_service.metrics import Metrics
-from alarm_service.middleware import AccessLog, BodyLimit, RequireKey
+from alarm_service.middleware import AccessLog, BodyLimit, Traced
 from alarm_service.replicas import Load
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
+from alarm_service.tracing import NoTraces, Traces, open_traces
 
 __all__ = ["create_app", "create_engine"]
 
@@ -31,7 +37,10 @@ _ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/liv
 
 
 def create_engine(
-    recipes: Sequence[Recipe], settings: Settings, load: Load | None = None
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    load: Load | None = None,
+    traces: Traces | None = None,
 ) -> Engine:
     """Make an engine for these recipes; it loads them once it is started."""
     if settings.deterministic:
@@ -40,7 +49,14 @@ def create_engine(
     num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
     limits = Limits(settings.max_queued_tokens, settings.max_batch_tokens, settings.deterministic)
     load = load or partial(load_models, max_remembered_bytes=num_bytes)
-    return Engine(Catalog(recipes), load, choose_devices(settings.device), limits, Metrics())
+    return Engine(
+        Catalog(recipes),
+        load,
+        choose_devices(settings.device),
+        limits,
+        Metrics(),
+        traces or NoTraces(),
+    )
 
 
 def create_app(
@@ -48,14 +64,16 @@ def create_app(
     settings: Settings,
     *,
     load: Load | None = None,
+    traces: Traces | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.
 
-    ``load`` is the seam for stand-in models; ``on_failure`` is called when loading fails.
+    ``load`` is the seam for stand-in models, ``traces`` for a stand-in collector; ``on_failure``
+    is called when loading fails.
     """
 
-    engine = create_engine(recipes, settings, load)
+    engine = create_engine(recipes, settings, load, traces or open_traces(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,18 +85,14 @@ def create_app(
             starting.cancel()
             await asyncio.wait((starting,))
             await engine.close()
+            engine.traces.close()
 
-    key = settings.api_key
     app = FastAPI(
         title="ALaRM reward server",
         description="Hierarchical, dense rewards for reinforcement learning.",
         version=version("alarm-service"),
         lifespan=lifespan,
-        middleware=[
-            Middleware(AccessLog, metrics=engine.metrics, label=_label),
-            *([Middleware(RequireKey, key=key.get_secret_value())] if key else []),
-            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        ],
+        middleware=_middleware(engine, settings),
     )
     app.state.engine = engine
     app.state.settings = settings
@@ -92,3 +106,20 @@ def create_app(
 
 def _label(path: str) -> str | None:
     return path if path in _ROUTES else label_of(path)
+
+
+def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
+    keys = read_keys(settings)
+    before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
+    return [
+        Middleware(AccessLog, metrics=engine.metrics, label=_label),
+        *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
+        *([Middleware(RequireKey, keys=keys)] if len(keys) else []),
+        *([_rate_limit(before, "requests", one_request)] if before else []),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        *([_rate_limit(after, "tokens", body_tokens)] if after else []),
+    ]
+
+
+def _rate_limit(per_minute: int, thing: str, cost: Callable[[Scope], float]) -> Middleware:
+    return Middleware(RateLimit, limits=RateLimits(per_minute, thing, time.monotonic), cost=cost)

@@ -11,12 +11,25 @@ from importlib.metadata import version
 from pydantic import ValidationError
 
 from alarm_models.errors import AlarmModelsError
-from alarm_service.commands import calibrate, evaluate, judge, recipes, score, select, serve
+from alarm_service.commands import (
+    calibrate,
+    evaluate,
+    health,
+    judge,
+    recipes,
+    score,
+    select,
+    serve,
+)
 from alarm_service.faults import explained
+from alarm_service.settings import SettingsError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, score, recipes, select, calibrate, evaluate, judge)
+_COMMANDS = (serve, score, recipes, health, select, calibrate, evaluate, judge)
+
+#: The settings that say where a server is.
+_ADDRESS = ("host", "port", "tls_certificate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return int(options.run(options))
-    except (AlarmModelsError, OSError) as error:
-        return _complain(str(error))
     except ValidationError as error:
         return _complain(explained(error.errors()))
+    except (AlarmModelsError, SettingsError, OSError) as error:
+        return _complain(str(error))
     except KeyboardInterrupt:
         return 130  # as shells count it: 128 and the signal
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -17,7 +17,7 @@ import torch
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.features import BatchCost
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import DirectModel, Model, RewardModel
+from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
@@ -30,6 +30,7 @@ from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_
 from alarm_service.metrics import Metrics
 from alarm_service.preparing import faults_of, prepare, settle
 from alarm_service.replicas import Load, Replicas
+from alarm_service.tracing import Traces
 from alarm_service.work import Outcome, Scores, Work
 
 __all__ = ["Engine", "Limits"]
@@ -69,16 +70,19 @@ class Engine:
         devices: Sequence[torch.device],
         limits: Limits,
         metrics: Metrics,
+        traces: Traces,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
         self.metrics = metrics
+        self.traces = traces
         self.models: Mapping[str, Model] = {}
         self.life = Life(catalog.models)
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
-        self.replicas = Replicas(devices, self._waiting, metrics, self.life)
+        self.replicas = Replicas(devices, self._waiting, metrics, self.life, traces)
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        metrics.room(limits.max_queued_tokens)
         metrics.waiting(self._waiting.num_waiting)
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
@@ -128,15 +132,22 @@ class Engine:
 
         Raises `Overloaded`, `Draining` or `Broken`.
         """
-        with self.admit(samples):
-            await self.life.until_ready()
+        async with self.admitted(samples):
             return await self.scores(served, samples)
 
-    def admit(self, samples: Sequence[Sample]) -> AbstractContextManager[None]:
-        """Hold a place in the house for these samples; a context manager."""
+    @asynccontextmanager
+    async def admitted(self, samples: Sequence[Sample]) -> AsyncIterator[None]:
+        """Hold a place in the house for these samples, from when the models are there.
+
+        Raises `Overloaded`, `Draining` or `Broken`.
+        """
         if self.life.is_draining:
             raise stopping()
-        return self.admission.admit(estimate_tokens(samples))
+        num_tokens = estimate_tokens(samples)
+        with self.admission.admit(num_tokens), self.metrics.in_house():
+            with self.traces.span("admit"):
+                await self.life.until_ready()
+            yield
 
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
@@ -158,12 +169,13 @@ class Engine:
     ) -> list[Outcome]:
         """Take samples through the tokenising threads and the device."""
         job = Job(len(samples))
+        trace = self.traces.current()
         try:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(prepare, model, chunk))
+                prepared = await self.in_worker(partial(self._prepare, key, model, chunk))
                 cost = BatchCost.ALONE if self.limits.is_deterministic else model.cost
-                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost)
+                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost, trace=trace)
                 self._waiting.put(settle(prepared, start, work, job))
             return await job.outcomes()
         finally:
@@ -195,6 +207,10 @@ class Engine:
         for model in self._direct:
             await model.close()
 
+    def _prepare(self, key: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+        with self.metrics.preparing(key):
+            return prepare(model, samples)
+
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
         if isinstance(outcome, SampleError):
@@ -209,5 +225,5 @@ class Engine:
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):
             self.metrics.sample_failed(outcome.code)
-        elif outcome.truncated:
-            self.metrics.sample_truncated(model)
+        else:
+            self.metrics.sample_scored(model, outcome)

@@ -10,6 +10,7 @@ __all__ = [
     "Invalid",
     "NotFound",
     "Overloaded",
+    "RateLimited",
     "SampleFailed",
     "ServiceError",
     "TooLarge",
@@ -74,6 +75,12 @@ class Overloaded(ServiceError):
     """The queue is full."""
 
     status, code, retryable = 429, "overloaded", True
+
+
+class RateLimited(ServiceError):
+    """This caller's key has sent more than it may in a minute."""
+
+    status, code, retryable = 429, "rate_limited", True
 
 
 class Draining(ServiceError):

@@ -1,18 +1,33 @@
-"""All metrics of the server, declared once."""
+"""All metrics of the machine, declared once; those of the rewards are beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+)
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from alarm_service.reward_metrics import RewardMetrics
+from alarm_service.statistics import BusyTime
 
 __all__ = ["Metrics"]
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+#: From a small model's step to the longest that a trainer waits.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
+            300, 600)  # fmt: skip
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-_REWARDS = (-10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10)
 
 
 class _Arrived(Protocol):
@@ -20,11 +35,38 @@ class _Arrived(Protocol):
     def since(self) -> float: ...
 
 
+class _Scored(Protocol):
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_computed_tokens(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+class _Seconds(Collector):
+    """A counter of seconds that is asked for whenever metrics are read."""
+
+    def __init__(self, name: str, text: str, total_s: Callable[[], float]) -> None:
+        self._name, self._text, self._total_s = name, text, total_s
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counter as it is now."""
+        yield CounterMetricFamily(self._name, self._text, value=self._total_s())
+
+
 class Metrics:
     """One server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        self.rewards = RewardMetrics(registry)
+        self._in_house, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
+        self._declare_requests(registry)
+        self._declare_models(registry)
+        ProcessCollector(registry=registry)
+
+    def _declare_requests(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "alarm_requests", "Answered requests.", ["route", "status"], registry=registry
         )
@@ -35,69 +77,85 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._queued_tokens = Gauge(
-            "alarm_queued_tokens", "Tokens in the house, as counted at the door.", registry=registry
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
+
+        self._queued_tokens = gauge(
+            "alarm_queued_tokens", "Tokens in the house, as counted at the door."
         )
-        self._queue_seconds = Histogram(
-            "alarm_queue_seconds",
-            "From a sample's tokens to its forward pass.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._max_queued_tokens = gauge(
+            "alarm_max_queued_tokens", "Tokens in the house from which on callers get a 429."
         )
-        self._forward_seconds = Histogram(
-            "alarm_forward_seconds",
-            "One batch on the device.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._waiting_samples = gauge("alarm_waiting_samples", "Samples that wait for the device.")
+        self._ready = gauge("alarm_ready", "1 once every model has run.")
+        gauge("alarm_admitted_requests", "Requests in the house.").set_function(
+            self._in_house.num_running
         )
-        self._batch_samples = Histogram(
-            "alarm_batch_samples",
-            "Samples a batch.",
-            ["model"],
-            buckets=_SAMPLES,
-            registry=registry,
+        for name, text, busy in (
+            ("alarm_occupied_seconds", "Time with a request in the house.", self._in_house),
+            ("alarm_device_busy_seconds", "Time with a batch on the device.", self._on_device),
+        ):
+            registry.register(_Seconds(name, text, busy.total_s))
+
+    def _declare_models(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, ["model"], registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(name, text, ["model"], buckets=buckets, registry=registry)
+
+        self._prepare_seconds = histogram(
+            "alarm_prepare_seconds", "Tokenising up to 64 samples of a request."
         )
-        self._batch_tokens = Histogram(
-            "alarm_batch_tokens",
-            "Tokens a batch, padding not counted.",
-            ["model"],
-            buckets=_TOKENS,
-            registry=registry,
+        self._queue_seconds = histogram(
+            "alarm_queue_seconds", "From a sample's tokens to its forward pass."
+        )
+        self._forward_seconds = histogram("alarm_forward_seconds", "One forward pass.")
+        self._read_seconds = histogram(
+            "alarm_read_seconds", "Reading the scores off a forward pass."
+        )
+        self._batch_samples = histogram("alarm_batch_samples", "Samples a batch.", _SAMPLES)
+        self._batch_tokens = histogram(
+            "alarm_batch_tokens", "Tokens a batch, padding not counted.", _TOKENS
+        )
+        self._scored = counter("alarm_scored_samples", "Samples that got a score.")
+        self._tokens = counter("alarm_tokens", "Their tokens, as if each were scored alone.")
+        self._computed_tokens = counter(
+            "alarm_computed_tokens", "Their tokens that the device ran: fewer where shared."
+        )
+        self._truncated = counter("alarm_truncated_samples", "Samples that were shortened.")
+        self._failed_batches = counter(
+            "alarm_failed_batches", "Forward passes that raised and were split."
         )
         self._sample_errors = Counter(
-            "alarm_sample_errors", "Samples that failed.", ["code"], registry=registry
+            "alarm_sample_errors", "Samples that a model failed.", ["code"], registry=registry
         )
-        self._truncated = Counter(
-            "alarm_truncated_samples", "Samples that were shortened.", ["model"], registry=registry
-        )
-        self._holistic = Histogram(
-            "alarm_holistic_reward",
-            "Normalised holistic scores.",
-            ["recipe"],
-            buckets=_REWARDS,
-            registry=registry,
-        )
-        self._admitted = Counter(
-            "alarm_admitted_samples",
-            "Rewarded samples by whether they are past the threshold.",
-            ["recipe", "admitted"],
-            registry=registry,
-        )
-        self._waiting_samples = Gauge(
-            "alarm_waiting_samples", "Samples that wait for the device.", registry=registry
-        )
-        self._ready = Gauge("alarm_ready", "1 once every model has run.", registry=registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer."""
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
+    def in_house(self) -> AbstractContextManager[None]:
+        """Be occupied while the block runs."""
+        return self._in_house.running()
+
     def queued(self, num_tokens: int) -> None:
         """Set how many tokens are in the house."""
         self._queued_tokens.set(num_tokens)
+
+    def room(self, max_tokens: int) -> None:
+        """Set how many tokens the house takes."""
+        self._max_queued_tokens.set(max_tokens)
+
+    def preparing(self, model: str) -> AbstractContextManager[object]:
+        """Time what the block prepares."""
+        return self._prepare_seconds.labels(model).time()
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Have the device busy while the block runs."""
+        return self._on_device.running()
 
     def batch_taken(self, model: str, batch: Sequence[_Arrived], now: float) -> None:
         """Note a batch's size and how long each of its samples waited."""
@@ -106,23 +164,32 @@ class Metrics:
         for work in batch:
             waited.observe(now - work.since)
 
-    def batch_done(self, model: str, num_tokens: int, seconds: float) -> None:
-        """Note what a batch took."""
+    def forwarding(self, model: str) -> AbstractContextManager[object]:
+        """Time the block's forward pass."""
+        return self._forward_seconds.labels(model).time()
+
+    def reading(self, model: str) -> AbstractContextManager[object]:
+        """Time the block's reading."""
+        return self._read_seconds.labels(model).time()
+
+    def batch_failed(self, model: str) -> None:
+        """Count a forward pass that raised."""
+        self._failed_batches.labels(model).inc()
+
+    def batch_done(self, model: str, num_tokens: int) -> None:
+        """Note what a batch held."""
         self._batch_tokens.labels(model).observe(num_tokens)
-        self._forward_seconds.labels(model).observe(seconds)
 
     def sample_failed(self, code: str) -> None:
         """Count a sample that got an error."""
         self._sample_errors.labels(code).inc()
 
-    def sample_truncated(self, model: str) -> None:
-        """Count a sample that was shortened."""
-        self._truncated.labels(model).inc()
-
-    def rewarded(self, recipe: str, z: float, *, admitted: bool) -> None:
-        """Note a reward's holistic part."""
-        self._holistic.labels(recipe).observe(z)
-        self._admitted.labels(recipe, str(admitted).lower()).inc()
+    def sample_scored(self, model: str, score: _Scored) -> None:
+        """Count a sample that got a score, and what that took."""
+        self._scored.labels(model).inc()
+        self._tokens.labels(model).inc(score.num_tokens)
+        self._computed_tokens.labels(model).inc(score.num_computed_tokens)
+        self._truncated.labels(model).inc(score.truncated)
 
     def waiting(self, num_samples: Callable[[], int]) -> None:
         """Ask this, whenever metrics are read, how many samples wait."""

@@ -1,10 +1,7 @@
-"""What happens to every request before a route sees it: a log line, the key, the body's size."""
+"""What happens to every request before a route sees it: a log line, a span, the body's size."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import time
 from collections.abc import Callable
 
@@ -12,11 +9,13 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.errors import ServiceError, TooLarge, Unauthorized
+from alarm_service.authorizing import BODY_BYTES, FREE_PATHS
+from alarm_service.errors import ServiceError, TooLarge
 from alarm_service.metrics import Metrics
 from alarm_service.responses import error_response
+from alarm_service.tracing import Traces
 
-__all__ = ["AccessLog", "BodyLimit", "RequireKey"]
+__all__ = ["AccessLog", "BodyLimit", "Traced"]
 
 _log = structlog.get_logger()
 
@@ -61,40 +60,27 @@ class AccessLog:
             )
 
 
-class RequireKey:
-    """Lets in who brings the key, as a bearer token or as the password of HTTP Basic.
+class Traced:
+    """Spans each request that a trace may be about; those of watchers are none."""
 
-    Health checks need none.
-    """
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, traces: Traces) -> None:
         self._app = app
-        self._key = key.encode()
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, or answer 401."""
-        is_open = scope["type"] != "http" or scope["path"].startswith("/health/")
-        if is_open or self._is_right(Headers(scope=scope).get("authorization", "")):
+        """Run the request within its span."""
+        if scope["type"] != "http" or scope["path"].startswith(FREE_PATHS):
             await self._app(scope, receive, send)
             return
-        error = Unauthorized(
-            "send the server's key: `Authorization: Bearer KEY`, or as Basic's password"
-        )
-        response = error_response(error)
-        response.headers["WWW-Authenticate"] = "Bearer"
-        await response(scope, receive, send)
+        name = f"{scope['method']} {scope['path']}"
+        with self._traces.request(name, Headers(scope=scope)) as attributes:
 
-    def _is_right(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
-        key = given.strip().encode("latin-1")  # the header's own bytes
-        if scheme.lower() == "basic":
-            try:
-                key = base64.b64decode(key, validate=True).partition(b":")[2]
-            except binascii.Error:
-                return False
-        elif scheme.lower() != "bearer":
-            return False
-        return hmac.compare_digest(key, self._key)
+            async def note_status(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    attributes["http.response.status_code"] = message["status"]
+                await send(message)
+
+            await self._app(scope, receive, note_status)
 
 
 class BodyLimit:
@@ -116,6 +102,7 @@ class BodyLimit:
             return
         if body is None:  # the caller hung up
             return
+        scope[BODY_BYTES] = len(body)
         replayed = False
 
         async def replay() -> Message:

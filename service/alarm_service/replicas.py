@@ -14,6 +14,7 @@ from alarm_service.life import Life
 from alarm_service.loading import warm_up_sample
 from alarm_service.metrics import Metrics
 from alarm_service.runtime import DeviceThread
+from alarm_service.tracing import Traces
 
 __all__ = ["Load", "Replicas"]
 
@@ -25,12 +26,18 @@ class Replicas:
     """Runs what waits on any of several devices, whichever is free."""
 
     def __init__(
-        self, devices: Sequence[torch.device], waiting: Waiting, metrics: Metrics, life: Life
+        self,
+        devices: Sequence[torch.device],
+        waiting: Waiting,
+        metrics: Metrics,
+        life: Life,
+        traces: Traces,
     ) -> None:
         self.devices = devices
         self._waiting = waiting
         self._metrics = metrics
         self._life = life
+        self._traces = traces
         self._threads: list[DeviceThread] = []
 
     @property
@@ -48,7 +55,8 @@ class Replicas:
             on_device = {
                 key: model for key, model in models.items() if not isinstance(model, DirectModel)
             }
-            self._threads.append(DeviceThread(on_device, self._waiting, self._metrics, self._life))
+            thread = DeviceThread(on_device, self._waiting, self._metrics, self._life, self._traces)
+            self._threads.append(thread)
         if is_measured:
             for key, model in replicas[0].items():
                 if not isinstance(model, DirectModel):

@@ -53,6 +53,8 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         access_log=False,
         timeout_graceful_shutdown=settings.drain_s,
         timeout_keep_alive=_KEEP_ALIVE_S,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
     server = stop.server = _DrainingServer(config, engine)
     # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
@@ -60,7 +62,7 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         signal.signal(sig, stop)
     _log.info(
         "listening",
-        url=url_of(listener),
+        url=url_of(listener, is_tls=config.is_ssl),
         recipes=[recipe.name for recipe in recipes],
         devices=[str(device) for device in engine.replicas.devices],
     )

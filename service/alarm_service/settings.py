@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "SettingsError"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
+
+
+class SettingsError(ValueError):
+    """Options that do not go together, or that name what cannot be used; says what to do."""
 
 
 class Settings(BaseSettings):
@@ -36,7 +41,29 @@ class Settings(BaseSettings):
         default=False,
         description="the same sample has the same bits whatever else waits: each runs alone",
     )
-    api_key: SecretStr | None = Field(default=None, description="the key that callers must bring")
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="a key that callers may bring; may be given again"
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="a file of keys, one a line; `#` begins a comment"
+    )
+    published: str | None = Field(
+        default=None,
+        description="the address that outsiders reach, where it is not --host (a container's)",
+    )
+    insecure: bool = Field(
+        default=False, description="let other machines in although there is no key"
+    )
+    max_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="requests that each key may send"
+    )
+    max_tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="tokens that each key may send, 4 bytes of a body each"
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="a PEM file of the certificate's chain: serve https"
+    )
+    tls_key: Path | None = Field(default=None, description="a PEM file of the certificate's key")
     max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
     max_queued_tokens: int = Field(
@@ -57,12 +84,29 @@ class Settings(BaseSettings):
     drain_s: int = Field(
         default=120, ge=0, description="how long running requests may take to finish at the end"
     )
+    traces: str | None = Field(
+        default=None, description="the OTLP/HTTP address that takes OpenTelemetry traces"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_texts: bool = Field(default=False, description="write prompts and completions to the log")
 
-    @field_validator("recipe", "set", mode="before")
+    @field_validator("recipe", "set", "api_key", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(part for part in _SEPARATOR.split(value) if part.strip())
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _require_a_key(cls, value: object) -> object:
+        # Whoever sets this wants a key: an empty one must not open the door to all.
+        parts = (value,) if isinstance(value, str) else value
+        if isinstance(parts, list | tuple) and not all(str(part).strip(" ;\n") for part in parts):
+            raise ValueError("the key is empty: leave the option out, or give one")
+        return value
+
+    @field_validator("api_key_file", "published", mode="before")
+    @classmethod
+    def _unset_where_empty(cls, value: object) -> object:
+        return None if value == "" else value

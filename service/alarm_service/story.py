@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from alarm_models.alignment import words
 from alarm_models.assembly import Scored, aspect_reward, assemble
 from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, needs_aspect
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
+from alarm_models.shaping import Shaping
+from alarm_service.earnings import AspectEarned, Earned
 from alarm_service.engine import Engine
 from alarm_service.gathering import Found, Gathering, counts
+from alarm_service.reward_metrics import RewardMetrics
 
 __all__ = ["Rewards", "reward_samples"]
 
@@ -74,6 +78,39 @@ class _Story:
             raise SampleError("non_finite", "its constants are so large that its reward overflows")
         return aspect
 
+    def note(
+        self, rewards: Sequence[Reward | SampleError], found: Found, metrics: RewardMetrics
+    ) -> None:
+        """Tell the metrics what was earned, and for what."""
+        earned = []
+        for index, reward in enumerate(rewards):
+            if isinstance(reward, SampleError):
+                metrics.failed(self.recipe.name, reward.code)
+            else:
+                earned.append(self._earned(index, reward, found))
+        metrics.rewarded(self.recipe.name, earned)
+
+    def _earned(self, index: int, reward: Reward, found: Found) -> Earned:
+        sample = self.samples[index]
+        tokens = sample.token_offsets or words(sample.completion_text)
+        aspects = {}
+        for name, aspect in reward.aspects.items():
+            score = found.aspects.get(name, {}).get(index)
+            if aspect is not None and isinstance(score, Score):
+                rule = self.recipe.aspect_rule(name, self.overrides.shaping)
+                values = [value for _, value in rule.values(score, tokens)]
+                is_sigmoid = rule.shaping is Shaping.SIGMOID
+                aspects[name] = AspectEarned(aspect.reward, values, is_sigmoid)
+        return Earned(
+            prompt=sample.prompt,
+            num_characters=len(sample.completion_text),
+            reward=reward.reward,
+            z=reward.holistic_normalized,
+            admitted=reward.admitted,
+            truncated=reward.truncated,
+            aspects=aspects,
+        )
+
 
 async def reward_samples(
     engine: Engine,
@@ -88,15 +125,12 @@ async def reward_samples(
     aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
     """
     hierarchy = recipe.hierarchy_with(overrides)
-    with engine.admit(samples):
-        await engine.life.until_ready()
+    async with engine.admitted(samples):
         gathering = Gathering(engine, recipe, samples)
         found = await gathering.found(hierarchy, everything=aspects == "all")
         story = _Story(recipe, samples, overrides)
         rewards = await engine.in_worker(partial(story.rewards, found, hierarchy))
-    for one in rewards:
-        if isinstance(one, Reward):
-            engine.metrics.rewarded(recipe.name, one.holistic_normalized, admitted=one.admitted)
+        await engine.in_worker(partial(story.note, rewards, found, engine.metrics.rewards))
     return Rewards(rewards, gathering.num_tokens, gathering.num_computed_tokens)
 
 

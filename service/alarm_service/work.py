@@ -21,7 +21,8 @@ class Work:
     """One sample that waits for a model's forward pass.
 
     ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
-    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model.
+    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``trace``
+    the trace that its forward pass belongs to.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Work:
     is_wanted: Callable[[], bool]
     since: float
     cost: BatchCost = BatchCost.PADDED
+    trace: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
 import base64
+from pathlib import Path
 
 import pytest
 from served import serving
+
+from alarm_service.keys import Keys, read_keys
+from alarm_service.settings import Settings, SettingsError
 
 KEY = "sésame"
 
@@ -62,3 +66,35 @@ async def test_no_path_leads_around_the_key(path: str) -> None:
 async def test_a_server_without_a_key_asks_for_none() -> None:
     async with serving() as server:
         assert (await server.client.get("/models")).status_code == 200
+
+
+def test_a_key_is_found_by_its_place_and_only_whole() -> None:
+    keys = Keys(["first", "second", "first"])
+    assert len(keys) == 2
+    assert [keys.find(key) for key in (b"first", b"second")] == [0, 1]
+    assert [keys.find(key) for key in (b"", b"firs", b"first ", b"FIRST", b"third")] == [None] * 5
+
+
+async def test_each_of_several_keys_opens_the_door(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# team one\n  {KEY}\n\n# team two\nother\n")
+    async with serving(api_key_file=file, api_key="third; fourth") as server:
+        for key in (KEY, "other", "third", "fourth"):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert (await server.client.get("/models", headers=headers)).status_code == 200
+        for key in ("# team one", "fifth", ""):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert (await server.client.get("/models", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("text", ["", "\n# nobody yet\n"])
+def test_a_file_without_a_key_does_not_open_the_door_to_all(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="holds no key"):
+        read_keys(Settings(api_key_file=file))
+
+
+def test_a_file_of_keys_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--api-key-file .*nowhere cannot be read"):
+        read_keys(Settings(api_key_file=tmp_path / "nowhere"))

@@ -46,6 +46,9 @@ def test_a_flag_s_value_is_taken_whole() -> None:
         {"drain_s": -1},
         {"log_level": "loud"},
         {"prot": 1},
+        {"api_key": " "},
+        {"api_key": ["good", ""]},
+        {"max_requests_per_minute": 0},
     ],
 )
 def test_a_wrong_option_is_refused(wrong: dict[str, object]) -> None:

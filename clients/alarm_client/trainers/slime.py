@@ -24,7 +24,7 @@ __all__ = [
 
 # slime waits for a custom reward as long as it takes, and an error ends the rollout.
 HABITS = Habits("slime", timeout=600.0, same_keys=True)
-TOKEN_REWARDS = "alarm_token_rewards"  # among a sample's metadata
+TOKEN_REWARDS = "alarm_token_rewards"  # noqa: S105 - a name: among a sample's metadata
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:

@@ -38,7 +38,7 @@ class Function:
     def find(cls, folder: str, target: str, timeout_s: float) -> Function:
         """Import it in a process; raise `RecipeError` where that fails, with what it said."""
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - this interpreter, with a recipe's own names
                 command(folder, target, timeout_s),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import argparse
 
 from alarm_models.recipe_files import load_recipes
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
+from alarm_service.exposure import require_safe_exposure, require_usable_certificate
 from alarm_service.settings import Settings
 from alarm_service.sockets import listen
 
@@ -20,6 +21,8 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
+    require_safe_exposure(settings)
+    require_usable_certificate(settings)
     recipes = load_recipes(settings.recipe, settings.set)
     listener = listen(settings.host, settings.port)
     # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.

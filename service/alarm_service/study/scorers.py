@@ -42,8 +42,7 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
         async with _local(recipe, settings) as scorer:
             yield scorer
         return
-    key = settings.api_key
-    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}" for key in settings.api_key[:1]}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_PATIENCE_S) as client:
         yield RemoteScorer(client, recipe)
 

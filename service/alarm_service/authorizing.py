@@ -1,0 +1,102 @@
+"""Who may send what: the key that a request brings, and how much that key may send."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alarm_service.errors import ServiceError, Unauthorized
+from alarm_service.keys import Keys
+from alarm_service.limiting import RateLimits
+from alarm_service.responses import error_response
+
+__all__ = ["BODY_BYTES", "FREE_PATHS", "RateLimit", "RequireKey", "body_tokens", "one_request"]
+
+#: Where a request's scope says how many bytes its body has, once it was read.
+BODY_BYTES = "alarm_body_bytes"
+
+#: What may be asked for as often as one likes: it costs nothing, and watchers ask often.
+FREE_PATHS = ("/health/", "/metrics")
+
+#: Where a request's scope says whose key it brought.
+_CALLER = "alarm_caller"
+
+_BYTES_A_TOKEN = 4
+
+
+class RequireKey:
+    """Lets in who brings a key, as a bearer token or as the password of HTTP Basic.
+
+    Health checks need none.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 401."""
+        is_open = scope["type"] != "http" or scope["path"].startswith("/health/")
+        if not is_open:
+            key = _key_in(Headers(scope=scope).get("authorization", ""))
+            caller = None if key is None else self._keys.find(key)
+            if caller is None:
+                await _unauthorized()(scope, receive, send)
+                return
+            scope[_CALLER] = caller
+        await self._app(scope, receive, send)
+
+
+def _key_in(authorization: str) -> bytes | None:
+    scheme, _, given = authorization.partition(" ")
+    key = given.strip().encode("latin-1")  # the header's own bytes
+    if scheme.lower() == "bearer":
+        return key
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(key, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return None
+
+
+def _unauthorized() -> Response:
+    response = error_response(
+        Unauthorized("send the server's key: `Authorization: Bearer KEY`, or as Basic's password")
+    )
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+class RateLimit:
+    """Answers 429 to a caller that has sent more than it may; health and metrics cost nothing."""
+
+    def __init__(self, app: ASGIApp, limits: RateLimits, cost: Callable[[Scope], float]) -> None:
+        self._app = app
+        self._limits = limits
+        self._cost = cost
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 429."""
+        if scope["type"] == "http" and not scope["path"].startswith(FREE_PATHS):
+            try:
+                self._limits.charge(scope.get(_CALLER), self._cost(scope))
+            except ServiceError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def one_request(_: Scope) -> float:
+    """Cost the same, whatever is asked."""
+    return 1
+
+
+def body_tokens(scope: Scope) -> float:
+    """Cost what a body that was read may hold in tokens."""
+    return float(scope.get(BODY_BYTES, 0) // _BYTES_A_TOKEN)

@@ -1,0 +1,46 @@
+"""Who can reach the server, and what must be set before others than this machine can."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+
+from alarm_service.keys import read_keys
+from alarm_service.settings import Settings, SettingsError
+
+__all__ = ["require_safe_exposure", "require_usable_certificate"]
+
+
+def require_safe_exposure(settings: Settings) -> None:
+    """Raise `SettingsError` where other machines could use the server without a key."""
+    address = settings.published or settings.host
+    if settings.insecure or is_loopback(address) or len(read_keys(settings)):
+        return
+    raise SettingsError(
+        f"listening on {address} lets every machine that reaches it use this server: give a key "
+        "(--api-key-file FILE, or ALARM_API_KEY), listen on 127.0.0.1, or say --insecure "
+        "(a container that is published to its host alone: --published 127.0.0.1)"
+    )
+
+
+def require_usable_certificate(settings: Settings) -> None:
+    """Raise `SettingsError` unless the certificate and its key are a pair, or neither is given."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise SettingsError("--tls-certificate and --tls-key go together: give both")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # an SSLError is one
+        raise SettingsError(
+            f"--tls-certificate {certificate} and --tls-key {key} cannot be used: {error}"
+        ) from error
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address is this machine's alone; a name that is not known is not."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -1,0 +1,180 @@
+import http.server
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from served import app_of, samples, serving
+from standin import FIGURE_1, Letters, Words, recipe
+
+from alarm_client import AlarmClient, AsyncAlarmClient
+from alarm_service.app import create_app
+from alarm_service.settings import Settings
+from alarm_service.tracing import NoTraces, OtelTraces
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def named(spans: list[ReadableSpan]) -> dict[str, list[ReadableSpan]]:
+    by_name: dict[str, list[ReadableSpan]] = {}
+    for span in spans:
+        by_name.setdefault(span.name, []).append(span)
+    return by_name
+
+
+async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
+    exporter = InMemorySpanExporter()
+    models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
+    app = create_app(
+        [FIGURE_1],
+        Settings(device="cpu"),
+        load=lambda catalog, _: {key: models[one.name] for key, one in catalog.models.items()},
+        traces=OtelTraces(SimpleSpanProcessor(exporter)),
+    )
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://alarm") as client,
+    ):
+        await app.state.engine.life.until_ready()
+        assert exporter.get_finished_spans() == ()  # nobody asked for the first runs
+        await client.get("/health/live")
+        await client.get("/metrics")
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        body = {"samples": samples("A w w w w", "w")}
+        await client.post("/hierarchical_reward", json=body, headers=headers)
+        spans = named(list(exporter.get_finished_spans()))
+        exporter.clear()
+        await client.post("/score", json={"samples": []})
+        (alone,) = named(list(exporter.get_finished_spans()))["POST /score"]
+    (request,) = spans["POST /hierarchical_reward"]
+    assert f"{request.context.trace_id:032x}" == TRACE
+    assert request.parent is not None
+    assert f"{request.parent.span_id:016x}" == PARENT
+    assert request.attributes == {"http.response.status_code": "200"}
+    assert {name: len(found) for name, found in spans.items()} == {
+        "POST /hierarchical_reward": 1,
+        "admit": 1,
+        "queue": 2,
+        "forward": 2,
+    }
+    for span in (*spans["admit"], *spans["queue"], *spans["forward"]):
+        assert span.parent is not None
+        assert span.parent.span_id == request.context.span_id
+        assert request.start_time <= span.start_time <= span.end_time <= request.end_time
+    told = [(span.attributes["alarm.model"], span.attributes["alarm.num_samples"])
+            for span in spans["forward"]]  # fmt: skip
+    assert told == [("words", 2), ("a", 1)]
+    assert alone.parent is None
+
+
+async def test_traces_are_off_unless_asked_for() -> None:
+    async with serving() as server:
+        assert isinstance(server.engine.traces, NoTraces)
+        assert "Traced" not in {one.cls.__name__ for one in server.app.user_middleware}
+
+
+def test_a_server_without_traces_never_imports_their_packages() -> None:
+    code = (
+        "import sys, alarm_service.serving; "
+        "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+class _Collector(http.server.BaseHTTPRequestHandler):
+    names: list[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            import gzip
+
+            body = gzip.decompress(body)
+        sent = ExportTraceServiceRequest.FromString(body)
+        self.names += [
+            span.name
+            for resource in sent.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[str]]]:
+    names: list[str] = []
+    handler = type("Handler", (_Collector,), {"names": names})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1/traces", names
+        server.shutdown()
+
+
+async def test_spans_arrive_at_a_collector(collector: tuple[str, list[str]]) -> None:
+    url, names = collector
+    async with serving(traces=url) as server:
+        assert (await server.score("a b")).status_code == 200
+    assert sorted(names) == ["POST /score", "admit", "forward", "queue"]
+
+
+def _echo(request: httpx.Request, seen: list[str | None]) -> httpx.Response:
+    seen.append(request.headers.get("traceparent"))
+    if request.url.path == "/models":
+        limits = {"max_samples": 2, "max_body_bytes": 1 << 20}
+        return httpx.Response(200, json={"models": [], "recipes": [], "limits": limits})
+    return httpx.Response(500, json={"error": {"code": "x", "message": "x", "retryable": False}})
+
+
+async def test_the_clients_say_which_span_they_are_in() -> None:
+    tracer = TracerProvider().get_tracer("trainer")
+    seen: list[str | None] = []
+    transport = httpx.MockTransport(lambda request: _echo(request, seen))
+    with tracer.start_as_current_span("step") as span:
+        trace = f"{span.get_span_context().trace_id:032x}"
+        with AlarmClient("http://alarm", transport=transport) as client:
+            client.models()
+            with pytest.raises(Exception, match="500"):
+                client.score(samples(*"a" * 300))  # in requests of 2, on threads of their own
+        async with AsyncAlarmClient("http://alarm", transport=transport) as client:
+            await client.models()
+    assert len(seen) > 3
+    assert all(re.fullmatch(rf"00-{trace}-[0-9a-f]{{16}}-0[13]", one or "") for one in seen)
+
+
+def test_outside_a_span_the_client_sends_none() -> None:
+    seen: list[str | None] = []
+    transport = httpx.MockTransport(lambda request: _echo(request, seen))
+    with AlarmClient("http://alarm", transport=transport) as client:
+        client.models()
+    assert seen == [None]
+
+
+async def test_what_the_client_sends_is_what_the_server_reads() -> None:
+    exporter = InMemorySpanExporter()
+    app = app_of([recipe()], {"words": Words()})
+    app.state.engine.traces = OtelTraces(SimpleSpanProcessor(exporter))
+    tracer = TracerProvider().get_tracer("trainer")
+    async with app.router.lifespan_context(app):
+        await app.state.engine.life.until_ready()
+        from alarm_client.tracing import trace_headers
+
+        with tracer.start_as_current_span("step") as span:
+            headers = trace_headers()
+        with app.state.engine.traces.request("POST /score", headers):
+            pass
+    (request,) = exporter.get_finished_spans()
+    assert request.parent is not None
+    assert request.parent.span_id == span.get_span_context().span_id
