@@ -42,7 +42,9 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
         async with _local(recipe, settings) as scorer:
             yield scorer
         return
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}" for key in settings.api_key[:1]}
+    headers = {}
+    if settings.api_key:
+        headers["Authorization"] = f"Bearer {settings.api_key[0].get_secret_value()}"
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_PATIENCE_S) as client:
         yield RemoteScorer(client, recipe)
 
