@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
-from scoring import load
 
 from alarm_models.errors import SampleError
-from alarm_models.rewards import DirectModel
+from alarm_models.rewards import DirectModel, Loader
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import ModelSpec
 
@@ -17,7 +17,7 @@ _SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 
 def load_direct(**spec: Any) -> DirectModel:
     """Load a model from what a recipe's table says."""
-    model = load(_SPECS.validate_python(spec))
+    model = Loader(torch.device("cpu")).load(_SPECS.validate_python(spec), {})
     assert isinstance(model, DirectModel)
     return model
 
