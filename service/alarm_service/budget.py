@@ -30,10 +30,9 @@ _LONGEST_S = 0.5
 def measured_budget(model: RewardModel, sample: Sample) -> int:
     """Return the tokens of the largest batch that fits the device and still gains.
 
-    ``sample`` is one that the model accepts; it is made longer and different each time. On a CPU
-    nothing is run: a batch is bound by its arithmetic long before the least that is returned.
+    ``sample`` is one that the model accepts; it is made longer and different each time.
     """
-    features = _work(model, sample) if torch.cuda.is_available() else ()
+    features = _work(model, sample)
     if not features:
         return LEAST_BUDGET
 

@@ -48,7 +48,8 @@ class Replicas:
     def load(self, load: Load, catalog: Catalog, *, is_measured: bool) -> Mapping[str, Model]:
         """Load the models onto each device, and return the first's, which stand for all.
 
-        ``is_measured`` runs batches to find each model's budget of tokens.
+        ``is_measured`` runs batches on a GPU to find each model's budget of tokens; on a CPU a batch
+        is bound by its arithmetic long before the budget that there is.
         """
         replicas = [load(catalog, device) for device in self.devices]
         for models in replicas:
@@ -57,7 +58,7 @@ class Replicas:
             }
             thread = DeviceThread(on_device, self._waiting, self._metrics, self._life, self._traces)
             self._threads.append(thread)
-        if is_measured:
+        if is_measured and self.devices[0].type == "cuda":
             for key, model in replicas[0].items():
                 if not isinstance(model, DirectModel):
                     sample = warm_up_sample(catalog.models[key])

@@ -23,6 +23,9 @@ __all__ = ["Number", "Numbers", "find", "number_samples", "split_each"]
 Target = Recipe | ServedModel
 _T = TypeVar("_T")
 
+#: The rules that add up weighted parts.
+_SUMS = (Rule.HIERARCHICAL, Rule.WEIGHTED_SUM, Rule.HOLISTIC_ONLY, Rule.ASPECT_ONLY)
+
 _TRUNCATED = "truncated_samples"
 _OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 
@@ -32,7 +35,8 @@ class Number:
     """A sample's reward, and its parts by name.
 
     Of a recipe the parts `holistic` and each aspect's name say what that adds to the reward: their
-    sum is the reward. A model's number is its score and has no such parts.
+    sum is the reward. Where a rule does more than add, they are what it starts from: the normalised
+    holistic score and each aspect's reward without its weight. A model's number is its score and has no such parts.
     """
 
     value: float
@@ -125,10 +129,14 @@ def _of_score(score: Score) -> Number:
 def _of_reward(reward: Reward, hierarchy: Hierarchy) -> Number:
     z = reward.holistic_normalized
     counts = counts_aspects(z, hierarchy)
+    is_sum = hierarchy.rule in _SUMS
     parts = {
-        name: hierarchy.weights[name] * aspect.reward if counts and aspect is not None else 0.0
+        name: (hierarchy.weights[name] if is_sum else 1.0) * aspect.reward
+        if counts and aspect is not None
+        else 0.0
         for name, aspect in reward.aspects.items()
     }
-    holistic = 0.0 if hierarchy.rule is Rule.ASPECT_ONLY else hierarchy.holistic_weight * z
+    weight = hierarchy.holistic_weight if is_sum else 1.0
+    holistic = 0.0 if hierarchy.rule is Rule.ASPECT_ONLY else weight * z
     own = (holistic, reward.holistic_score, float(reward.admitted), float(reward.truncated))
     return Number(reward.reward, parts | dict(zip(_OWN_PARTS, own, strict=True)))
