@@ -31,8 +31,8 @@ Pairwise accuracy over human preferences that are no ties; per-segment ROC AUC, 
 wrong if a human's error mark overlaps it by a character or more. 95% intervals by bootstrap over
 questions; "length" is the baseline that the longer is better.
 The held-out questions are not untouched: four designs of these models were measured on them in
-turn, of which this is the third, and the mark for copied words came from a look at word overlap over
-all questions. Take the figures as somewhat optimistic: in cross-validation over the training
+turn, of which this is the third, and the mark for copied words came from a look at word overlap
+over all questions. Take the figures as somewhat optimistic: in cross-validation over the training
 questions the holistic head's is 0.559. (The fourth, ridge regressions on counted hints beside the
 marks, had 0.591 there and 0.590, 0.820 and 0.643 here, and was not taken.)
 

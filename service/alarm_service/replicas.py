@@ -48,8 +48,8 @@ class Replicas:
     def load(self, load: Load, catalog: Catalog, *, is_measured: bool) -> Mapping[str, Model]:
         """Load the models onto each device, and return the first's, which stand for all.
 
-        ``is_measured`` runs batches on a GPU to find each model's budget of tokens; on a CPU a batch
-        is bound by its arithmetic long before the budget that there is.
+        ``is_measured`` runs batches on a GPU to find each model's budget of tokens; on a CPU a
+        batch is bound by its arithmetic long before the budget that there is.
         """
         replicas = [load(catalog, device) for device in self.devices]
         for models in replicas:

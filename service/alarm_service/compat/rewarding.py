@@ -36,7 +36,8 @@ class Number:
 
     Of a recipe the parts `holistic` and each aspect's name say what that adds to the reward: their
     sum is the reward. Where a rule does more than add, they are what it starts from: the normalised
-    holistic score and each aspect's reward without its weight. A model's number is its score and has no such parts.
+    holistic score and each aspect's reward without its weight. A model's number is its score and
+    has no such parts.
     """
 
     value: float
