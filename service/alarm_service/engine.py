@@ -1,46 +1,37 @@
-"""The way of samples through the house: the door, the tokenisers, the device, and back."""
+"""The engine: models loaded and kept, the door, and the passage behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import structlog
 import torch
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
-from alarm_models.features import BatchCost
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
+from alarm_models.rewards import DirectModel, Model
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
 from alarm_service.budget import LEAST_BUDGET
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
-from alarm_service.job import Job
 from alarm_service.life import Life, State, stopping
 from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
 from alarm_service.metrics import Metrics
-from alarm_service.preparing import faults_of, prepare, settle
+from alarm_service.passage import Passage
 from alarm_service.replicas import Load, Replicas
 from alarm_service.tracing import Traces
-from alarm_service.work import Outcome, Scores, Work
+from alarm_service.work import Scores
 
 __all__ = ["Engine", "Limits"]
 
-_T = TypeVar("_T")
-
 _log = structlog.get_logger()
-
-#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
-_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,9 @@ class Engine:
         self._load = load
         self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
         self.replicas = Replicas(devices, self._waiting, metrics, self.life, traces)
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self.passage = Passage(
+            self._waiting, self.life, metrics, traces, is_deterministic=limits.is_deterministic
+        )
         metrics.room(limits.max_queued_tokens)
         metrics.waiting(self._waiting.num_waiting)
         metrics.ready_while(lambda: self.life.state is State.READY)
@@ -151,11 +144,7 @@ class Engine:
 
     async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
-        model = self.models[served.key]
-        if isinstance(model, DirectModel):
-            outcomes = await self._checked(model, samples)
-        else:
-            outcomes = await self._forwarded(served.key, model, samples)
+        outcomes = await self.passage.outcomes(served.key, self.models[served.key], samples)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
@@ -164,36 +153,6 @@ class Engine:
             scored.append(outcome)
         return Scores(scored)
 
-    async def _forwarded(
-        self, key: str, model: RewardModel, samples: Sequence[Sample]
-    ) -> list[Outcome]:
-        """Take samples through the tokenising threads and the device."""
-        job = Job(len(samples))
-        trace = self.traces.current()
-        try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(self._prepare, key, model, chunk))
-                cost = BatchCost.ALONE if self.limits.is_deterministic else model.cost
-                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost, trace=trace)
-                self._waiting.put(settle(prepared, start, work, job))
-            return await job.outcomes()
-        finally:
-            job.cancel()
-
-    async def _checked(self, model: DirectModel, samples: Sequence[Sample]) -> list[Outcome]:
-        """Give samples to a model that needs no device, save those with faults of their own."""
-        faults = await self.in_worker(partial(faults_of, samples))
-        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
-        scores = iter(await model.score(sound) if sound else ())
-        return [next(scores) if fault is None else fault for fault in faults]
-
-    async def in_worker(self, call: Callable[[], _T]) -> _T:
-        """Run a plain function on a tokenising thread, off the event loop."""
-        if self.life.is_stopped:
-            raise stopping()
-        return await asyncio.get_running_loop().run_in_executor(self._workers, call)
-
     @property
     def _direct(self) -> list[DirectModel]:
         return [model for model in self.models.values() if isinstance(model, DirectModel)]
@@ -201,15 +160,10 @@ class Engine:
     async def close(self) -> None:
         """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
-        self._waiting.close(stopping())
-        self._workers.shutdown(wait=False)
+        self.passage.close()
         await asyncio.to_thread(self.replicas.join, timeout_s=5)
         for model in self._direct:
             await model.close()
-
-    def _prepare(self, key: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-        with self.metrics.preparing(key):
-            return prepare(model, samples)
 
     async def _warm_up(self, served: ServedModel) -> None:
         (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes

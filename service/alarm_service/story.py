@@ -129,8 +129,8 @@ async def reward_samples(
         gathering = Gathering(engine, recipe, samples)
         found = await gathering.found(hierarchy, everything=aspects == "all")
         story = _Story(recipe, samples, overrides)
-        rewards = await engine.in_worker(partial(story.rewards, found, hierarchy))
-        await engine.in_worker(partial(story.note, rewards, found, engine.metrics.rewards))
+        rewards = await engine.passage.in_worker(partial(story.rewards, found, hierarchy))
+        await engine.passage.in_worker(partial(story.note, rewards, found, engine.metrics.rewards))
     return Rewards(rewards, gathering.num_tokens, gathering.num_computed_tokens)
 
 

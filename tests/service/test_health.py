@@ -172,7 +172,7 @@ async def test_what_waits_when_the_server_stops_hears_so() -> None:
         await until_set(server.words.held)
         waiting = asyncio.create_task(server.score("a"))
         await server.until_waiting(1)
-        stopping = asyncio.create_task(server.engine.stop())
+        stopping = asyncio.create_task(server.engine.close())
         assert (await waiting).json()["error"]["code"] == "draining"
         server.words.release.set()
         await stopping

@@ -84,6 +84,7 @@ async def test_models_and_recipes_are_listed() -> None:
             "checkpoint": "letters/a",
             "fingerprint": "letters-a",
             "device": "cpu",
+            "deterministic": False,
             "limits": {"max_tokens": 512},
         }
         (one,) = listed["recipes"]

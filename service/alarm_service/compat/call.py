@@ -48,7 +48,7 @@ class Call:
         self, name: str | None, prepare: Callable[[], Sequence[Sample]], field: str
     ) -> Numbers:
         target = find(self.engine.catalog, name)
-        samples = await self.engine.in_worker(prepare)
+        samples = await self.engine.passage.in_worker(prepare)
         self._check(samples, field)
         return await number_samples(self.engine, target, samples, field)
 

@@ -4,7 +4,6 @@ import pytest
 from hearing import error_of, hearing, post
 from standin import FIGURE_1, recipe
 
-from alarm_models.hierarchy import Rule
 from alarm_models.shaping import sigmoid
 
 PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
@@ -62,8 +61,8 @@ async def test_logs_say_what_a_reward_is_made_of() -> None:
         assert logs["truncated_samples"] == [0, 0]
 
 
-@pytest.mark.parametrize("rule", list(Rule))
-async def test_the_parts_of_a_reward_add_up_to_it(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", ["hierarchical", "weighted_sum", "holistic_only", "aspect_only"])
+async def test_the_parts_of_a_reward_add_up_to_it(rule: str) -> None:
     tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": rule, "threshold": 5}}
     tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
     tables["aspects"]["b"]["weight"] = 2
@@ -73,7 +72,7 @@ async def test_the_parts_of_a_reward_add_up_to_it(rule: Rule) -> None:
         sums = [sum(parts) for parts in zip(*(logs[name] for name in "abc"), strict=True)]
         sums = [sum(parts) for parts in zip(sums, logs["holistic"], strict=True)]
         assert answer["rewards"] == pytest.approx(sums)
-        assert any(logs["holistic"]) == (rule is not Rule.ASPECT_ONLY)
+        assert any(logs["holistic"]) == (rule != "aspect_only")
 
 
 async def test_a_label_is_the_field_reference() -> None:
@@ -173,3 +172,12 @@ async def test_an_unknown_name_is_404_and_the_known_are_listed() -> None:
         answer = await post(server, "/compat/openrlhf/nope", **body("a"))
         expected = "not_found: no recipe or model 'nope'; there are figure-1, words, a, b, c"
         assert error_of(answer, 404) == expected
+
+
+async def test_a_rule_that_does_more_than_add_tells_what_it_starts_from() -> None:
+    tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": "minimum", "threshold": 5}}
+    tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
+    async with hearing(recipe(**tables)) as (server, _):
+        logs = (await post(server, "/get_reward", **body("AB B C AAC b c x"))).json()["extra_logs"]
+        assert logs["holistic"] == [(7 - 1) / 0.5]
+        assert logs["a"] == [1 + 2]

@@ -1,0 +1,91 @@
+"""The passage of samples through a model: prepared in threads, run on a device, read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from alarm_models.features import BatchCost
+from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
+from alarm_models.sample import Sample
+from alarm_service.batching import Waiting
+from alarm_service.job import Job
+from alarm_service.life import Life, stopping
+from alarm_service.metrics import Metrics
+from alarm_service.preparing import faults_of, prepare, settle
+from alarm_service.tracing import Traces
+from alarm_service.work import Outcome, Work
+
+__all__ = ["Passage"]
+
+_T = TypeVar("_T")
+
+#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
+_CHUNK = 64
+
+
+class Passage:
+    """Takes samples to what waits for the devices, and their outcomes back."""
+
+    def __init__(
+        self,
+        waiting: Waiting,
+        life: Life,
+        metrics: Metrics,
+        traces: Traces,
+        *,
+        is_deterministic: bool,
+    ) -> None:
+        self._waiting = waiting
+        self._life = life
+        self._metrics = metrics
+        self._traces = traces
+        self._is_deterministic = is_deterministic
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    async def outcomes(self, key: str, model: Model, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score samples with the model of that key; one outcome a sample, in order."""
+        if isinstance(model, DirectModel):
+            return await self._checked(model, samples)
+        return await self._forwarded(key, model, samples)
+
+    async def in_worker(self, call: Callable[[], _T]) -> _T:
+        """Run a plain function on a tokenising thread, off the event loop."""
+        if self._life.is_stopped:
+            raise stopping()
+        return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    def close(self) -> None:
+        """Let nothing through any more; whatever waits hears that the server is stopping."""
+        self._waiting.close(stopping())
+        self._workers.shutdown(wait=False)
+
+    async def _forwarded(
+        self, key: str, model: RewardModel, samples: Sequence[Sample]
+    ) -> list[Outcome]:
+        job = Job(len(samples))
+        trace = self._traces.current()
+        cost = BatchCost.ALONE if self._is_deterministic else model.cost
+        try:
+            for start in range(0, len(samples), _CHUNK):
+                chunk = samples[start : start + _CHUNK]
+                prepared = await self.in_worker(partial(self._prepare, key, model, chunk))
+                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost, trace=trace)
+                self._waiting.put(settle(prepared, start, work, job))
+            return await job.outcomes()
+        finally:
+            job.cancel()
+
+    def _prepare(self, key: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+        with self._metrics.preparing(key):
+            return prepare(model, samples)
+
+    async def _checked(self, model: DirectModel, samples: Sequence[Sample]) -> list[Outcome]:
+        """Give a model that needs no device all samples that have no faults of their own."""
+        faults = await self.in_worker(partial(faults_of, samples))
+        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await model.score(sound) if sound else ())
+        return [next(scores) if fault is None else fault for fault in faults]
