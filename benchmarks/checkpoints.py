@@ -94,7 +94,7 @@ def llama_with_head(folder: Path, shape: Shape, tokenizer: Path) -> None:
     model = hf.LlamaModel(_llama_config(shape, own["vocab_size"]))
     model.save_pretrained(folder)
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state["regression_head.weight"] = torch.randn(1, shape.hidden)
+    state["regression_head.weight"] = torch.randn(1, shape.hidden) / shape.hidden**0.5
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _copy_tokenizer(tokenizer, folder)
 

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure; every round's samples are drawn anew."""
     pairs = qa.read(options.prompts)
     work = {
-        number: qa.singles(pairs, options.samples, seed=number)
+        number: qa.singles(pairs, options.samples, seed=number + 1)
         for number in range(-1, options.rounds)
     }
     padded = {f"padded, by {options.batch}": (options.batch, False)}

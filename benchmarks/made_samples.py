@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from work import Sample
+from work import Sample, Twins
 
 __all__ = ["FIRST_WORD", "VOCABULARY", "group", "ragged", "ragged_lengths"]
 
@@ -15,25 +15,33 @@ FIRST_WORD = 4
 _WORDS_OF_A_SEGMENT = 20
 
 
-def group(size: int, prompt: int, completion: int, seed: int) -> list[Sample]:
+def group(size: int, prompt: int, completion: int, seed: int) -> Twins:
     """Make one prompt with completions of half to one and a half times the mean, in tokens.
 
     Completions have segments of twenty words.
     """
     choose = Random(seed)
-    shared = _words(choose, prompt)
     lengths = [choose.randint(completion // 2, completion * 3 // 2) for _ in range(size)]
-    return [_with_segments(shared, _words(choose, length)) for length in lengths]
+
+    def twin() -> list[Sample]:
+        shared = _words(choose, prompt)
+        return [_with_segments(shared, _words(choose, length)) for length in lengths]
+
+    return twin(), twin()
 
 
-def ragged(count: int, median: int, seed: int) -> list[Sample]:
+def ragged(count: int, median: int, seed: int) -> Twins:
     """Make samples without a common beginning; the prompt is one word, the same for all.
 
     Rerankers want such a word as their query.
     """
     choose = Random(seed)
     lengths = ragged_lengths(count, median, choose)
-    return [Sample("w7", " ".join(_words(choose, length))) for length in lengths]
+
+    def twin() -> list[Sample]:
+        return [Sample("w7", " ".join(_words(choose, length))) for length in lengths]
+
+    return twin(), twin()
 
 
 def ragged_lengths(count: int, median: int, choose: Random) -> list[int]:

@@ -52,9 +52,9 @@ def over_http(task: Task) -> Iterator[dict[str, Way]]:
     recipe = str(write_recipe(task))
     with alarm_serve(recipe, task.device, log) as url, client() as post:
         yield {
-            "alarm, one request": lambda samples: _score(post, url, [samples]),
-            "alarm, a request a sample": lambda samples: _score(
-                post, url, [[sample] for sample in samples]
+            "alarm, one request": Way(lambda samples: _score(post, url, [samples])),
+            "alarm, a request a sample": Way(
+                lambda samples: _score(post, url, [[sample] for sample in samples]), 1
             ),
         }
 
@@ -89,19 +89,21 @@ def in_process(task: Task) -> Iterator[dict[str, Way]]:
     """Yield the way through the engine without HTTP, in a child process."""
     write_recipe(task)
     with function_in_child(make_engine, task) as way:
-        yield {"alarm, in-process": way}
+        yield {"alarm, in-process": Way(way)}
 
 
 def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
     """Start an engine of the service; return what scores with it."""
     # Here, in the child: importing the service sets its process up, and no other is to have that.
     from alarm_models import sample as nouns
+    from alarm_models.allocator import keep_freed_memory
     from alarm_models.recipe_files import load_recipe
     from alarm_service.app import create_engine
     from alarm_service.logs import set_up_logs
     from alarm_service.settings import Settings
 
     set_up_logs("warning")
+    keep_freed_memory()  # as both `alarm serve` and `alarm score` do
     runner = asyncio.Runner()
     recipe = load_recipe(str(task.folder / "recipe.toml"))
 

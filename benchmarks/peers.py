@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby
 from typing import Any
 
 from children import free_port, server
@@ -38,9 +38,9 @@ def vllm(task: Task) -> Iterator[dict[str, Way]]:
         client() as post,
     ):
         yield {
-            "vllm, one request": lambda samples: score(post, url, task, [samples]),
-            "vllm, a request a sample": lambda samples: score(
-                post, url, task, [[sample] for sample in samples]
+            "vllm, one request": Way(lambda samples: score(post, url, task, [samples])),
+            "vllm, a request a sample": Way(
+                lambda samples: score(post, url, task, [[sample] for sample in samples]), 1
             ),
         }
 
@@ -94,7 +94,7 @@ def _pool_tokens(
     answers = post(f"{url}/pooling", bodies)
     logits = [one["data"] for answer in answers for one in answer["data"]]
     numbers: list[float] = []
-    for sample, rows in zip(itertools.chain(*requests), logits, strict=True):
+    for sample, rows in zip(chain(*requests), logits, strict=True):
         words = task.text(sample).split()
         places = [at for at, word in enumerate(words) if word == task.separator]
         numbers += [rows[at][-1] - rows[at][0] for at in places]
@@ -123,13 +123,13 @@ def infinity(task: Task) -> Iterator[dict[str, Way]]:
         client() as post,
     ):
         yield {
-            "infinity, one request": lambda samples: _rerank(
-                post,
-                url,
-                [list(some) for _, some in itertools.groupby(samples, lambda one: one.prompt)],
+            "infinity, one request": Way(
+                lambda samples: _rerank(
+                    post, url, [list(some) for _, some in groupby(samples, lambda one: one.prompt)]
+                )
             ),
-            "infinity, a request a sample": lambda samples: _rerank(
-                post, url, [[sample] for sample in samples]
+            "infinity, a request a sample": Way(
+                lambda samples: _rerank(post, url, [[sample] for sample in samples]), 1
             ),
         }
 

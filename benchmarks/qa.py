@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from work import Sample
+from work import Sample, Twins
 
 from alarm_models.segmentation import sentences
 
-__all__ = ["GOLDEN", "groups", "read", "singles"]
+__all__ = ["GOLDEN", "group", "read", "singles"]
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
@@ -39,19 +39,31 @@ def read(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def singles(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> list[Sample]:
+def singles(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Twins:
     """Choose prompts with their answers."""
-    return [_sample(prompt, answer) for prompt, answer in Random(seed).choices(pairs, k=count)]
+    chosen = Random(seed).choices(pairs, k=count)
+    return _twins([(prompt, [answer]) for prompt, answer in chosen], seed)
 
 
-def groups(pairs: Sequence[tuple[str, str]], count: int, size: int, seed: int) -> list[Sample]:
-    """Choose prompts, each with ``size`` answers, which may be another prompt's."""
+def group(pairs: Sequence[tuple[str, str]], size: int, seed: int) -> Twins:
+    """Choose a prompt and ``size`` answers, which may be another prompt's."""
     choose = Random(seed)
-    return [
-        _sample(prompt, answer)
-        for prompt, _ in choose.choices(pairs, k=count)
-        for _, answer in choose.choices(pairs, k=size)
-    ]
+    prompt, _ = choose.choice(pairs)
+    return _twins([(prompt, [answer for _, answer in choose.choices(pairs, k=size)])], seed)
+
+
+def _twins(prompts: Sequence[tuple[str, list[str]]], seed: int) -> Twins:
+    def twin(number: int) -> list[Sample]:
+        # A first word of its own: what a server remembers of a prompt from another round, which
+        # may have drawn it too, or from the other twin, is no beginning of this one.
+        first = f"{number}{seed:04}"
+        return [
+            _sample(f"{first} {prompt}", answer)
+            for prompt, answers in prompts
+            for answer in answers
+        ]
+
+    return twin(0), twin(1)
 
 
 def _sample(prompt: str, answer: str) -> Sample:

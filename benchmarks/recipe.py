@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from load import Post, client
 from ours import alarm_serve, on_the_wire
 from reference_recipe import Rule, make_reference
 from timing import in_turns, report
-from work import Sample
+from work import Sample, Way, Work
 
 _ASPECTS = ("relevance", "factuality", "completeness")
 
@@ -44,12 +45,8 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure each rate; every round is a new group, the same at all rates."""
+    """Measure each rate; every round is a new group."""
     pairs = qa.read(options.prompts)
-    work = {
-        number: qa.groups(pairs, 1, options.group, seed=number)
-        for number in range(-1, options.rounds)
-    }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folders = make_models(folder, Shape(*options.holistic), Shape(*options.aspects))
@@ -59,22 +56,40 @@ def run(options: argparse.Namespace) -> None:
             alarm_serve("long-form-qa", options.device, folder / "alarm.log", *flags)
         )
         post = stack.enter_context(client())
-        zs = [reference(samples, None) for number, samples in work.items() if number >= 0]
-        for rate in options.rates:
-            threshold, admitted = threshold_for(rate, [z for some in zs for z in some])
-            rule = Rule(threshold, tuple(options.weights))
-            ways = {
-                "alarm, a request a group": lambda samples, rule=rule: _reward(
-                    post, url, rule, [samples]
-                ),
-                "alarm, a request a sample": lambda samples, rule=rule: _reward(
-                    post, url, rule, [[sample] for sample in samples]
-                ),
-                "as the original does": lambda samples, rule=rule: reference(samples, rule),
+        for at, rate in enumerate(options.rates):
+            work = {
+                number: qa.group(pairs, options.group, seed=1000 * at + number + 1)
+                for number in range(-1, options.rounds)
             }
-            timed = in_turns(ways, work)
-            title = f"long-form-qa, a group of {options.group}, {admitted:.0%} past the threshold"
-            report(title, timed, next(iter(ways)), timed["as the original does"].numbers)
+            measure(rate, tuple(options.weights), work, reference, partial(_reward, post, url))
+
+
+def measure(
+    rate: float,
+    weights: tuple[float, float, float],
+    work: Work,
+    reference: Callable[[Sequence[Sample], Rule | None], list[float]],
+    alarm: Callable[[Rule, Sequence[Sequence[Sample]]], list[float]],
+) -> None:
+    """Run both sides in turns with the gate open for ``rate`` of each twin's samples."""
+    rules, shares = [], []
+    for twin in (0, 1):
+        zs = [z for number in work if number >= 0 for z in reference(work[number][twin], None)]
+        threshold, share = threshold_for(rate, zs)
+        rules.append(Rule(threshold, weights))
+        shares.append(share)
+    ways = {
+        "alarm, a request a group": Way(lambda samples: alarm(rules[0], [samples])),
+        "alarm, a request a sample": Way(
+            lambda samples: alarm(rules[1], [[sample] for sample in samples]), 1
+        ),
+        "as the original does": Way(lambda samples: reference(samples, rules[0])),
+    }
+    timed = in_turns(ways, work)
+    last = max(work)
+    references = [{last: reference(work[last][twin], rules[twin])} for twin in (0, 1)]
+    title = f"long-form-qa, a group of {len(work[0][0])}, {shares[0]:.0%} past the threshold"
+    report(title, timed, next(iter(ways)), references)
 
 
 def make_models(folder: Path, holistic: Shape, aspects: Shape) -> dict[str, Path]:

@@ -37,7 +37,7 @@ def transformers(ways: Mapping[str, Batches]) -> Rival:
         with function_in_child(make_runner, task) as run:
 
             def way(size: int | None, by_length: bool) -> Way:
-                return lambda samples: run(samples, size, by_length)
+                return Way(lambda samples: run(samples, size, by_length))
 
             yield {f"transformers, {name}": way(*form) for name, form in forms.items()}
 
@@ -60,9 +60,11 @@ def padding_server(task: Task) -> Iterator[dict[str, Way]]:
     log = task.folder / "padding_server.log"
     with server(command, f"http://127.0.0.1:{port}/ready", log) as url, client() as post:
         yield {
-            "padding server, one request": lambda samples: _rewards(post, url, task, [samples]),
-            "padding server, a request a sample": lambda samples: _rewards(
-                post, url, task, [[sample] for sample in samples]
+            "padding server, one request": Way(
+                lambda samples: _rewards(post, url, task, [samples])
+            ),
+            "padding server, a request a sample": Way(
+                lambda samples: _rewards(post, url, task, [[sample] for sample in samples]), 1
             ),
         }
 
@@ -100,23 +102,17 @@ def add_options(parser: argparse.ArgumentParser, rivals: Sequence[str], rounds: 
 def compare(task: Task, rivals: Sequence[Rival], works: Mapping[str, Work]) -> None:
     """Run rivals in turns on each work; report ratios to the first rival's first way.
 
-    Differences are from transformers one by one in float32, timed or not.
+    Differences are from transformers one by one in float32, on the last round.
     """
     with ExitStack() as stack:
         ways: dict[str, Way] = {}
         for rival in rivals:
             ways |= stack.enter_context(rival(task))
-        if _ONE_BY_ONE in ways and task.dtype == "float32":
-            reference = None
-        else:
-            plain = transformers({})(replace(task, dtype="float32"))
-            reference = stack.enter_context(plain)[_ONE_BY_ONE]
+        plain = transformers({})(replace(task, dtype="float32"))
+        one_by_one = stack.enter_context(plain)[_ONE_BY_ONE]
         for title, work in works.items():
             timed = in_turns(ways, work)
-            if reference is None:
-                numbers = timed[_ONE_BY_ONE].numbers
-            else:
-                last = max(work)
-                numbers = {last: reference(work[last])}
+            last = max(work)
+            references = [{last: one_by_one.score(twin)} for twin in work[last]]
             title = f"{title}, {task.dtype}, {task.device}"
-            report(title, timed, next(iter(ways)), numbers)
+            report(title, timed, next(iter(ways)), references)

@@ -17,10 +17,11 @@ __all__ = ["Timed", "in_turns", "largest_difference", "report"]
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one way took, in seconds a round, and the numbers it gave in each."""
+    """What one way took, in seconds a round, and the numbers it gave in each, of which twin."""
 
     seconds: Sequence[float]
     numbers: Mapping[int, Sequence[float]]
+    twin: int = 0
 
     @property
     def median(self) -> float:
@@ -32,13 +33,13 @@ def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
     """Run each way on each round's work; the time of round -1 is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
-    for number, samples in work.items():
+    for number, twins in work.items():
         for name, way in ways.items():
             started = time.perf_counter()
-            numbers[name][number] = way(samples)
+            numbers[name][number] = way.score(twins[way.twin])
             if number >= 0:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Timed(seconds[name], numbers[name]) for name in ways}
+    return {name: Timed(seconds[name], numbers[name], way.twin) for name, way in ways.items()}
 
 
 def largest_difference(
@@ -53,16 +54,17 @@ def report(
     title: str,
     timed: Mapping[str, Timed],
     base: str,
-    reference: Mapping[int, Sequence[float]],
+    references: Sequence[Mapping[int, Sequence[float]]],
 ) -> None:
     """Print a table and one line of JSON.
 
-    Ratios are to the way named ``base``; differences are the largest from the ``reference``.
+    Ratios are to the way named ``base``; differences are the largest from the
+    ``references``, the numbers of each twin.
     """
     table = Table("way", "seconds", "least", "most", "ratio", "difference", title=title)
     rows = {}
     for name, one in timed.items():
-        difference = largest_difference(one.numbers, reference)
+        difference = largest_difference(one.numbers, references[one.twin])
         ratio = one.median / timed[base].median
         fastest, slowest = min(one.seconds), max(one.seconds)
         shown = [f"{seconds:.3f}" for seconds in (one.median, fastest, slowest)]

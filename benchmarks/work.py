@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["LABELS", "Sample", "Task", "Way", "Work"]
+__all__ = ["LABELS", "Sample", "Task", "Twins", "Way", "Work"]
 
 #: Of the token classifiers that are made here; a segment's margin is the last less the first.
 LABELS = ("ERR", "O")
@@ -47,8 +47,20 @@ class Task:
         return " ".join(parts)
 
 
-#: Scores samples; returns their numbers, one after the other.
-Way = Callable[[Sequence[Sample]], list[float]]
+#: Two lists of samples of the same lengths, without a beginning in common.
+Twins = tuple[Sequence[Sample], Sequence[Sample]]
 
-#: The samples of each round; round -1 is for warming up.
-Work = Mapping[int, Sequence[Sample]]
+#: The twins of each round; round -1 is for warming up.
+Work = Mapping[int, Twins]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to score samples; ``score`` returns their numbers, one after the other.
+
+    A server that remembers prompts is given each prompt once: of its two ways, the second scores
+    the round's second ``twin``.
+    """
+
+    score: Callable[[Sequence[Sample]], list[float]]
+    twin: int = 0

@@ -5,20 +5,24 @@ from collections.abc import Sequence
 
 import pytest
 from timing import Timed, in_turns, largest_difference, report
-from work import Sample
+from work import Sample, Way
 
-WORK = {number: [Sample("p", str(number))] for number in (-1, 0, 1)}
+WORK = {number: ([Sample("p", str(number))], [Sample("q", str(number))]) for number in (-1, 0, 1)}
 
 
 def test_ways_take_turns_and_the_first_round_is_not_timed() -> None:
     ran: list[str] = []
 
     def way(name: str, samples: Sequence[Sample]) -> list[float]:
-        ran.append(f"{name}{samples[0].completion}")
+        ran.append(f"{name}{samples[0].prompt}{samples[0].completion}")
         return [float(samples[0].completion)]
 
-    timed = in_turns({name: lambda samples, name=name: way(name, samples) for name in "ab"}, WORK)
-    assert ran == ["a-1", "b-1", "a0", "b0", "a1", "b1"]
+    ways = {
+        "a": Way(lambda samples: way("a", samples)),
+        "b": Way(lambda samples: way("b", samples), twin=1),
+    }
+    timed = in_turns(ways, WORK)
+    assert ran == ["ap-1", "bq-1", "ap0", "bq0", "ap1", "bq1"]
     assert len(timed["a"].seconds) == 2
     assert timed["b"].numbers == {-1: [-1.0], 0: [0.0], 1: [1.0]}
 
@@ -37,9 +41,9 @@ def test_a_way_that_loses_a_number_is_no_way() -> None:
 def test_the_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFixture[str]) -> None:
     timed = {
         "ours": Timed([1.0, 2.0, 9.0], {0: [0.0]}),
-        "theirs": Timed([5.0, 6.0, 7.0], {0: [0.5]}),
+        "theirs": Timed([5.0, 6.0, 7.0], {0: [0.75]}, twin=1),
     }
-    report("a title", timed, "ours", {0: [0.0]})
+    report("a title", timed, "ours", [{0: [0.0]}, {0: [0.25]}])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["benchmark"] == "a title"
     assert found["ways"]["theirs"] == {
