@@ -137,7 +137,8 @@ def _save_words(folder: Path, *, encoder: bool) -> None:
     # By hand: older and newer transformers name their generic class differently, and the peers
     # read the older name.
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096, **names}
+    longest = 512 if encoder else 4096
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
