@@ -1,22 +1,27 @@
 """Times several ways of doing the same work in turns, so that noise falls on all alike."""
 
+from __future__ import annotations
+
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.table import Table
+from work import Way, Work
+
+__all__ = ["Timed", "in_turns", "largest_difference", "report"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Timed:
-    """What one way took, in seconds a round, and the scores it gave last."""
+    """What one way took, in seconds a round, and the numbers it gave in each, of which twin."""
 
-    seconds: list[float]
-    scores: torch.Tensor
+    seconds: Sequence[float]
+    numbers: Mapping[int, Sequence[float]]
+    twin: int = 0
 
     @property
     def median(self) -> float:
@@ -24,30 +29,51 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def in_turns(ways: Mapping[str, Callable[[int], torch.Tensor]], rounds: int) -> dict[str, Timed]:
-    """Run each way on each round's work, after one round that is not counted.
-
-    A way takes the round's number and returns its scores. Returns one `Timed` a way.
-    """
+def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
+    """Run each way on each round's work; the time of round -1 is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    scores: dict[str, torch.Tensor] = {}
-    for number in range(-1, rounds):
+    numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
+    for number, twins in work.items():
         for name, way in ways.items():
             started = time.perf_counter()
-            scores[name] = way(number)
+            numbers[name][number] = way.score(twins[way.twin])
             if number >= 0:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Timed(seconds[name], scores[name]) for name in ways}
+    return {name: Timed(seconds[name], numbers[name], way.twin) for name, way in ways.items()}
 
 
-def report(title: str, timed: Mapping[str, Timed], ours: str, reference: str) -> None:
-    """Print a table and one JSON line; differences are from the reference's scores."""
-    table = Table("way", "seconds", "times ours", "largest difference", title=title)
+def largest_difference(
+    numbers: Mapping[int, Sequence[float]], reference: Mapping[int, Sequence[float]]
+) -> float:
+    """Return the largest difference between two ways' numbers, over the rounds both have."""
+    pairs = [pair for at in reference for pair in zip(numbers[at], reference[at], strict=True)]
+    return max(abs(one - other) for one, other in pairs)
+
+
+def report(
+    title: str,
+    timed: Mapping[str, Timed],
+    base: str,
+    references: Sequence[Mapping[int, Sequence[float]]],
+) -> None:
+    """Print a table and one line of JSON.
+
+    Ratios are to the way named ``base``; differences are the largest from the
+    ``references``, the numbers of each twin.
+    """
+    table = Table("way", "seconds", "least", "most", "ratio", "difference", title=title)
     rows = {}
     for name, one in timed.items():
-        difference = (one.scores - timed[reference].scores).abs().max().item()
-        ratio = one.median / timed[ours].median
-        table.add_row(name, f"{one.median:.3f}", f"{ratio:.2f}", f"{difference:.1e}")
-        rows[name] = {"seconds": one.median, "times_ours": ratio, "difference": difference}
+        difference = largest_difference(one.numbers, references[one.twin])
+        ratio = one.median / timed[base].median
+        fastest, slowest = min(one.seconds), max(one.seconds)
+        shown = [f"{seconds:.3f}" for seconds in (one.median, fastest, slowest)]
+        table.add_row(name, *shown, f"{ratio:.2f}", f"{difference:.1e}")
+        rows[name] = {
+            "seconds": list(one.seconds),
+            "median": one.median,
+            "ratio": ratio,
+            "difference": difference,
+        }
     Console().print(table)
-    print(json.dumps({"benchmark": title, "ways": rows}))
+    print(json.dumps({"benchmark": title, "base": base, "ways": rows}), flush=True)

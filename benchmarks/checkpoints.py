@@ -1,0 +1,147 @@
+"""Checkpoints made on the spot: random weights in the shapes that are measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers as hf
+from made_samples import FIRST_WORD, VOCABULARY
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from work import LABELS
+
+__all__ = ["Shape", "bert", "llama", "llama_with_head", "longformer"]
+
+_SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+_PAD, _CLS, _SEP, _UNK = range(FIRST_WORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a model is; heads are 64 wide, or 32 in models of less than 512."""
+
+    layers: int
+    hidden: int
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads attention has."""
+        return self.hidden // (64 if self.hidden >= 512 else 32)
+
+
+def llama(folder: Path, shape: Shape, *, token_head: bool = False) -> None:
+    """Save a Llama classifier: one logit, or one a label and token."""
+    _start()
+    labels = {"id2label": dict(enumerate(LABELS))} if token_head else {"num_labels": 1}
+    made = _llama_config(shape, VOCABULARY, **labels)
+    loader = hf.LlamaForTokenClassification if token_head else hf.LlamaForSequenceClassification
+    loader(made).save_pretrained(folder)
+    _save_words(folder, encoder=False)
+
+
+def bert(folder: Path, shape: Shape) -> None:
+    """Save a BERT classifier of one logit.
+
+    Its two token types are alike: rerankers mark the second text, the others mark none.
+    """
+    _start()
+    made = hf.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.hidden,
+        intermediate_size=4 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.num_heads,
+        num_labels=1,
+        pad_token_id=_PAD,
+    )
+    model = hf.BertForSequenceClassification(made)
+    types = model.bert.embeddings.token_type_embeddings.weight.data
+    types[1] = types[0]
+    model.save_pretrained(folder)
+    _save_words(folder, encoder=True)
+
+
+def longformer(folder: Path, shape: Shape, tokenizer: Path, labels: tuple[str, ...] = ()) -> None:
+    """Save a Longformer of window 512: a token classifier of these labels, else of one logit."""
+    _start()
+    own = json.loads((tokenizer / "config.json").read_text())
+    made = hf.LongformerConfig(
+        vocab_size=own["vocab_size"],
+        hidden_size=shape.hidden,
+        intermediate_size=4 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.num_heads,
+        attention_window=[512] * shape.layers,
+        max_position_embeddings=4098,
+        **{name: own[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+        **({"id2label": dict(enumerate(labels))} if labels else {"num_labels": 1}),
+    )
+    loader = (
+        hf.LongformerForTokenClassification if labels else hf.LongformerForSequenceClassification
+    )
+    loader(made).save_pretrained(folder)
+    _copy_tokenizer(tokenizer, folder)
+
+
+def llama_with_head(folder: Path, shape: Shape, tokenizer: Path) -> None:
+    """Save a Llama base with a linear ``regression_head``, laid out as openbmb/UltraRM-13b."""
+    _start()
+    own = json.loads((tokenizer / "config.json").read_text())
+    model = hf.LlamaModel(_llama_config(shape, own["vocab_size"]))
+    model.save_pretrained(folder)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["regression_head.weight"] = torch.randn(1, shape.hidden) / shape.hidden**0.5
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _copy_tokenizer(tokenizer, folder)
+
+
+def _start() -> None:
+    torch.manual_seed(0)
+    hf.logging.disable_progress_bar()
+
+
+def _llama_config(shape: Shape, vocabulary: int, **more: object) -> hf.LlamaConfig:
+    return hf.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        max_position_embeddings=4096,
+        pad_token_id=_PAD,
+        bos_token_id=_CLS,
+        eos_token_id=_SEP,
+        **more,
+    )
+
+
+def _save_words(folder: Path, *, encoder: bool) -> None:
+    """Save a tokenizer of the made words; encoders have special tokens around a text."""
+    vocabulary = {token: index for index, token in enumerate(_SPECIAL)}
+    vocabulary |= {f"w{index}": index for index in range(FIRST_WORD, VOCABULARY)}
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.add_special_tokens(list(_SPECIAL))
+    if encoder:
+        fast.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", _CLS), ("[SEP]", _SEP)],
+        )
+    fast.save(str(folder / "tokenizer.json"))
+    # By hand: older and newer transformers name their generic class differently, and the peers
+    # read the older name.
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
+    longest = 512 if encoder else 4096
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(source / name, folder / name)

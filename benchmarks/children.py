@@ -1,0 +1,118 @@
+"""Child processes: a function that lives in one, and a server that runs until we are done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["free_port", "function_in_child", "server"]
+
+_STOP_S = 20
+
+
+@contextmanager
+def function_in_child(
+    make: Callable[..., Callable[..., Any]], *arguments: Any
+) -> Iterator[Callable[..., Any]]:
+    """Call ``make(*arguments)`` in a process of its own; yield what calls its result there.
+
+    The process ends with the context. An exception there ends it too, with its traceback on
+    standard error, and raises `EOFError` here.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, make, arguments), daemon=True)
+    process.start()
+    theirs.close()
+
+    def call(*given: Any) -> Any:
+        ours.send(given)
+        return ours.recv()
+
+    try:
+        ours.recv()  # it is made
+        yield call
+    finally:
+        ours.close()
+        process.join(_STOP_S)
+        process.kill()
+
+
+def _answer(pipe: Any, make: Callable[..., Callable[..., Any]], arguments: Sequence[Any]) -> None:
+    function = make(*arguments)
+    pipe.send(None)
+    while True:
+        try:
+            given = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(function(*given))
+
+
+@contextmanager
+def server(
+    command: Sequence[str],
+    url: str,
+    log: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    patience_s: float = 300,
+) -> Iterator[str]:
+    """Run a server until the context ends; yield its base URL once ``url`` answers 200.
+
+    Raises `RuntimeError` with the end of its log where it never does. From now on SIGTERM ends
+    this process as an interrupt does, so that no server outlives it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+    try:
+        _until_ready(process, url, log, patience_s)
+        yield url[: url.index("/", len("http://"))]
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path, patience_s: float) -> None:
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    tail = log.read_text(errors="replace")[-4000:]
+    raise RuntimeError(f"{' '.join(process.args)} never answered {url}; its log ends:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its own children: it leads a session of its own."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+            process.wait(_STOP_S)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

@@ -1,0 +1,55 @@
+"""A client that has any number of requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import aiohttp
+
+__all__ = ["Post", "client"]
+
+
+class Post(Protocol):
+    """Sends all bodies at once, each in a request of its own; returns the answers in order."""
+
+    def __call__(self, url: str, bodies: Sequence[Any]) -> list[Any]:
+        """Raise `RuntimeError` for any answer but 200."""
+
+
+@contextmanager
+def client() -> Iterator[Post]:
+    """Yield a way to post; connections stay open until the context ends."""
+    with asyncio.Runner() as runner:
+        session = runner.run(_session())
+
+        def post(url: str, bodies: Sequence[Any]) -> list[Any]:
+            return runner.run(_post_all(session, url, bodies))
+
+        try:
+            yield post
+        finally:
+            runner.run(session.close())
+
+
+async def _session() -> aiohttp.ClientSession:
+    # aiohttp holds 100 connections open otherwise.
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+    )
+
+
+async def _post_all(session: aiohttp.ClientSession, url: str, bodies: Sequence[Any]) -> list[Any]:
+    return await asyncio.gather(*(_post(session, url, body) for body in bodies))
+
+
+async def _post(session: aiohttp.ClientSession, url: str, body: Any) -> Any:
+    headers = {"Content-Type": "application/json"}
+    async with session.post(url, data=json.dumps(body).encode(), headers=headers) as answer:
+        content = await answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{url} answered {answer.status}: {content[:500]!r}")
+        return json.loads(content)

@@ -1,0 +1,141 @@
+"""Our side: `alarm serve` behind its socket, and its engine called in-process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from children import free_port, function_in_child, server
+from load import Post, client
+from work import LABELS, Sample, Task, Way
+
+__all__ = ["alarm_serve", "in_process", "on_the_wire", "over_http", "write_recipe"]
+
+
+def write_recipe(task: Task) -> Path:
+    """Write the recipe of one model beside its checkpoint."""
+    template = task.template if task.kind == "sequence" else f"{task.template.strip()} "
+    more = ""
+    if task.kind == "segments":
+        more = f'positive_label = "{LABELS[-1]}"\nnegative_label = "{LABELS[0]}"\n'
+        more += f'separator = "{task.separator}"\n'
+    # A recipe's holistic model judges wholes: beside token heads stands one without weights.
+    holistic = "measured" if task.kind == "sequence" else "length"
+    length = "" if task.kind == "sequence" else '[models.length]\nkind = "length"\n'
+    path = task.folder / "recipe.toml"
+    path.write_text(
+        f'[models.measured]\nkind = "{task.kind}"\ncheckpoint = "{task.folder}"\n'
+        f'dtype = "{task.dtype}"\ntemplate = "{template}"\n{more}{length}'
+        f'[holistic]\nmodel = "{holistic}"\n[hierarchy]\nrule = "holistic_only"\n'
+    )
+    return path
+
+
+@contextmanager
+def alarm_serve(recipe: str, device: str, log: Path, *flags: str) -> Iterator[str]:
+    """Run `alarm serve` on a free port; yield its base URL once it is ready."""
+    port = str(free_port())
+    alarm = str(Path(sys.executable).with_name("alarm"))
+    command = [alarm, "serve", "--recipe", recipe, "--port", port, "--device", device, *flags]
+    with server(command, f"http://127.0.0.1:{port}/health/ready", log) as url:
+        yield url
+
+
+@contextmanager
+def over_http(task: Task) -> Iterator[dict[str, Way]]:
+    """Yield the ways through `alarm serve`: one request for all, and one a sample."""
+    log = task.folder / "alarm.log"
+    recipe = str(write_recipe(task))
+    with alarm_serve(recipe, task.device, log) as url, client() as post:
+        yield {
+            "alarm, one request": Way(lambda samples: _score(post, url, [samples])),
+            "alarm, a request a sample": Way(
+                lambda samples: _score(post, url, [[sample] for sample in samples]), 1
+            ),
+        }
+
+
+def on_the_wire(sample: Sample) -> dict[str, Any]:
+    """Return a sample as requests have it."""
+    body: dict[str, Any] = {"prompt": sample.prompt, "completion": sample.completion}
+    if sample.segments:
+        body["segments"] = {"sentences": [list(span) for span in sample.segments]}
+    return body
+
+
+def _score(post: Post, url: str, requests: Sequence[Sequence[Sample]]) -> list[float]:
+    bodies = [
+        {"model": "measured", "samples": [on_the_wire(sample) for sample in samples]}
+        for samples in requests
+    ]
+    answers = post(f"{url}/score", bodies)
+    return [number for answer in answers for score in answer["scores"] for number in _read(score)]
+
+
+def _read(score: Mapping[str, Any]) -> list[float]:
+    if score["error"] is not None:
+        raise RuntimeError(f"alarm refuses a sample: {score['error']}")
+    if score["segments"] is None:
+        return [score["score"]]
+    return [segment["score"] for segment in score["segments"]]
+
+
+@contextmanager
+def in_process(task: Task) -> Iterator[dict[str, Way]]:
+    """Yield the way through the engine without HTTP, in a child process."""
+    write_recipe(task)
+    with function_in_child(make_engine, task) as way:
+        yield {"alarm, in-process": Way(way)}
+
+
+def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
+    """Start an engine of the service; return what scores with it."""
+    # Here, in the child: importing the service sets its process up, and no other is to have that.
+    from alarm_models import sample as nouns
+    from alarm_models.allocator import keep_freed_memory
+    from alarm_models.recipe_files import load_recipe
+    from alarm_service.app import create_engine
+    from alarm_service.logs import set_up_logs
+    from alarm_service.settings import Settings
+
+    set_up_logs("warning")
+    keep_freed_memory()  # as both `alarm serve` and `alarm score` do
+    runner = asyncio.Runner()
+    recipe = load_recipe(str(task.folder / "recipe.toml"))
+
+    async def started() -> Any:
+        engine = create_engine([recipe], Settings(device=task.device))
+        await engine.start()
+        await engine.life.until_ready()
+        return engine
+
+    engine = runner.run(started())
+    served = engine.catalog.model("measured")
+
+    def way(samples: Sequence[Sample]) -> list[float]:
+        given = [
+            nouns.Sample(
+                one.prompt,
+                one.completion,
+                segments={"sentences": tuple(nouns.Span(*span) for span in one.segments)}
+                if one.segments
+                else {},
+            )
+            for one in samples
+        ]
+        scores = runner.run(engine.score(served, given))
+        return [number for outcome in scores.outcomes for number in _numbers(outcome)]
+
+    return way
+
+
+def _numbers(outcome: Any) -> list[float]:
+    if isinstance(outcome, Exception):
+        raise outcome
+    if outcome.segments is None:
+        return [outcome.value]
+    return [segment.score for segment in outcome.segments]

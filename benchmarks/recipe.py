@@ -1,0 +1,149 @@
+"""The whole recipe `long-form-qa`, in groups, at several rates of samples past the threshold.
+
+Over HTTP against the way ALaRM's own code does it: three aspects always, padded by the group, and
+the holistic model one by one. Same weights, random, made on the spot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import qa
+from checkpoints import Shape, llama_with_head, longformer
+from children import function_in_child
+from load import Post, client
+from ours import alarm_serve, on_the_wire
+from reference_recipe import Rule, make_reference
+from timing import in_turns, report
+from work import Sample, Way, Work
+
+_ASPECTS = ("relevance", "factuality", "completeness")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--prompts", type=Path, default=qa.GOLDEN / "qa_items.jsonl", help="or qa_prompts.json"
+    )
+    parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.3, 1])
+    parser.add_argument("--group", type=int, default=8, help="samples of a group")
+    parser.add_argument("--holistic", type=int, nargs=2, default=[6, 512], help="layers, width")
+    parser.add_argument("--aspects", type=int, nargs=2, default=[4, 384], help="layers, width")
+    parser.add_argument(
+        "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(_ASPECTS)}"
+    )
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0, of our side")
+    run(parser.parse_args())
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure each rate; every round is a new group."""
+    pairs = qa.read(options.prompts)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = make_models(folder, Shape(*options.holistic), Shape(*options.aspects))
+        reference = stack.enter_context(function_in_child(make_reference, folders))
+        flags = [flag for one in settings(folders) for flag in ("--set", one)]
+        url = stack.enter_context(
+            alarm_serve("long-form-qa", options.device, folder / "alarm.log", *flags)
+        )
+        post = stack.enter_context(client())
+        for at, rate in enumerate(options.rates):
+            work = {
+                number: qa.group(pairs, options.group, seed=1000 * at + number + 1)
+                for number in range(-1, options.rounds)
+            }
+            measure(rate, tuple(options.weights), work, reference, partial(_reward, post, url))
+
+
+def measure(
+    rate: float,
+    weights: tuple[float, float, float],
+    work: Work,
+    reference: Callable[[Sequence[Sample], Rule | None], list[float]],
+    alarm: Callable[[Rule, Sequence[Sequence[Sample]]], list[float]],
+) -> None:
+    """Run both sides in turns with the gate open for ``rate`` of each twin's samples."""
+    rules, shares = [], []
+    for twin in (0, 1):
+        zs = [z for number in work if number >= 0 for z in reference(work[number][twin], None)]
+        threshold, share = threshold_for(rate, zs)
+        rules.append(Rule(threshold, weights))
+        shares.append(share)
+    ways = {
+        "alarm, a request a group": Way(lambda samples: alarm(rules[0], [samples])),
+        "alarm, a request a sample": Way(
+            lambda samples: alarm(rules[1], [[sample] for sample in samples]), 1
+        ),
+        "as the original does": Way(lambda samples: reference(samples, rules[0])),
+    }
+    timed = in_turns(ways, work)
+    last = max(work)
+    references = [{last: reference(work[last][twin], rules[twin])} for twin in (0, 1)]
+    title = f"long-form-qa, a group of {len(work[0][0])}, {shares[0]:.0%} past the threshold"
+    report(title, timed, next(iter(ways)), references)
+
+
+def make_models(folder: Path, holistic: Shape, aspects: Shape) -> dict[str, Path]:
+    """Make the recipe's four checkpoints; return their folders by the models' names."""
+    names = ("ultrarm", "relevance_rm", "factuality_rm", "completeness_rm")
+    folders = {name: folder / name for name in names}
+    llama_with_head(folders["ultrarm"], holistic, qa.GOLDEN / "holistic_rm")
+    labels = {"relevance_rm": ("NF-ERR", "Ignore", "O"), "factuality_rm": ("F-ERR", "Ignore", "O")}
+    for name, three in labels.items():
+        longformer(folders[name], aspects, qa.GOLDEN / "fact_rm", three)
+    longformer(folders["completeness_rm"], aspects, qa.GOLDEN / "comp_rm")
+    return folders
+
+
+def settings(folders: dict[str, Path]) -> list[str]:
+    """Return what sets the recipe to these checkpoints, with room for every text."""
+    checkpoints = [f"models.{name}.checkpoint={folder}" for name, folder in folders.items()]
+    return [*checkpoints, "models.ultrarm.max_tokens=4096"]
+
+
+def threshold_for(rate: float, zs: Sequence[float]) -> tuple[float, float]:
+    """Return a threshold and, nearest to ``rate``, the share of samples past it.
+
+    The threshold lies between two of the given ``zs``, or beyond them all.
+    """
+    ordered = sorted(zs, reverse=True)
+    count = round(rate * len(ordered))
+    edges = [ordered[0] + 1, *ordered, ordered[-1] - 1]
+    return (edges[count] + edges[count + 1]) / 2, count / len(ordered)
+
+
+def _reward(post: Post, url: str, rule: Rule, requests: Sequence[Sequence[Sample]]) -> list[float]:
+    weights = dict(zip(_ASPECTS, rule.weights, strict=True))
+    bodies = [
+        {
+            "samples": [_with_subsentences(sample) for sample in samples],
+            "overrides": {"threshold": rule.threshold, "weights": weights},
+        }
+        for samples in requests
+    ]
+    answers = post(f"{url}/hierarchical_reward", bodies)
+    rewards = [reward for answer in answers for reward in answer["rewards"]]
+    errors = [reward["error"] for reward in rewards if reward["error"] is not None]
+    if errors:
+        raise RuntimeError(f"alarm refuses a sample: {errors[0]}")
+    return [reward["reward"] for reward in rewards]
+
+
+def _with_subsentences(sample: Sample) -> dict[str, Any]:
+    """Return a sample whose sentences are its sub-sentences too, as the other side reads it."""
+    body = on_the_wire(sample)
+    body["segments"]["subsentences"] = body["segments"]["sentences"]
+    return body
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The recipe `long-form-qa` the way ALaRM's own code runs it, on transformers' own models.
+
+Three aspects for every sample, each in one padded batch; the holistic model one by one; then the
+rule (halfrot/ALaRM, long-form-QA/train_ppo.py), written here anew.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers as hf
+from plain import Plain
+from safetensors import safe_open
+from work import Sample, Task
+
+__all__ = ["Rule", "make_reference"]
+
+_MEAN, _STD, _WEIGHT = -4.896130742253484, 3.0595760500526468, 5.0
+_COMPLETENESS_MEAN, _COMPLETENESS_STD = -0.44677690555995353, 8.301160619054132
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The threshold, and the weights of relevance, factuality and completeness."""
+
+    threshold: float
+    weights: tuple[float, float, float]
+
+
+class _Holistic:
+    """A Llama with a linear head on its last token, as UltraRM's own class runs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = hf.LlamaModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+        with safe_open(folder / "model.safetensors", "pt") as tensors:
+            self._head = tensors.get_tensor("regression_head.weight")
+
+    @torch.inference_mode()
+    def z(self, sample: Sample) -> float:
+        """Return the score in standard deviations from its mean."""
+        text = f"Human: {sample.prompt}\nAssistant: {sample.completion}"
+        ids = self._tokenizer(text, return_tensors="pt").input_ids
+        states = self._model(ids).last_hidden_state
+        return ((states[0, -1] @ self._head[0]).item() - _MEAN) / _STD
+
+
+def make_reference(
+    folders: Mapping[str, Path],
+) -> Callable[[Sequence[Sample], Rule | None], list[float]]:
+    """Load the four models; return what gives each sample's reward, or its z without a rule."""
+    tasks = {
+        "relevance": Task(folders["relevance_rm"], "segments", "{prompt} answer:", "</s>"),
+        "factuality": Task(folders["factuality_rm"], "segments", "{prompt} answer:", "</s>"),
+        "completeness": Task(
+            folders["completeness_rm"], "sequence", "{prompt} answer: {completion}"
+        ),
+    }
+    aspects = {name: (task, Plain(task)) for name, task in tasks.items()}
+    holistic = _Holistic(folders["ultrarm"])
+
+    def rewards(samples: Sequence[Sample], rule: Rule | None) -> list[float]:
+        if rule is None:
+            return [holistic.z(sample) for sample in samples]
+        values = [_aspect(name, task, plain, samples) for name, (task, plain) in aspects.items()]
+        zs = [holistic.z(sample) for sample in samples]
+        return [
+            _combined(z, one, rule) for z, one in zip(zs, zip(*values, strict=True), strict=True)
+        ]
+
+    return rewards
+
+
+def _aspect(name: str, task: Task, plain: Plain, samples: Sequence[Sample]) -> list[float]:
+    """Return each sample's shaped reward of one aspect, before its weight."""
+    texts = [task.text(_as_read(name, sample)) for sample in samples]
+    rows = plain.numbers(plain.encode(texts), [len(sample.segments) for sample in samples])
+    return [sum(_sigmoid(_value(name, number)) for number in row) for row in rows]
+
+
+def _as_read(name: str, sample: Sample) -> Sample:
+    """Return the sample as the aspect's model reads it."""
+    if name == "relevance":
+        found = re.search(r"question:\s*(.*?)\s*context:", sample.prompt, re.DOTALL)
+        question = found.group(1) if found else sample.prompt
+        return Sample(f"question: {question}", sample.completion, sample.segments)
+    if name == "completeness":
+        return Sample(" ".join(sample.prompt.split()), sample.completion)
+    return sample
+
+
+def _value(name: str, number: float) -> float:
+    if name == "completeness":
+        return (number - _COMPLETENESS_MEAN) / _COMPLETENESS_STD * 0.3
+    size = 0.3 if name == "relevance" else 0.5
+    return size if number > 0 else -size
+
+
+def _combined(z: float, aspects: Sequence[float], rule: Rule) -> float:
+    reward = _WEIGHT * z
+    if z >= rule.threshold:
+        reward += sum(w * value for w, value in zip(rule.weights, aspects, strict=True))
+    return reward
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))

@@ -1,0 +1,46 @@
+"""Each benchmark runs as its command, small, and every way gives transformers' numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SMALL = ["--layers", "2", "--hidden", "128", "--rounds", "1"]
+GROUP = ["group.py", *SMALL, "--prompt", "60", "--completion", "40", "--groups", "4"]
+HTTP = {"alarm, one request", "alarm, a request a sample"}
+PADDING = {"padding server, one request", "padding server, a request a sample"}
+PLAIN = {"transformers, one by one"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "ways"),
+    [
+        (GROUP, HTTP | PADDING | PLAIN | {"alarm, in-process"}),
+        ([*GROUP, "--head", "segments"], HTTP | PADDING | PLAIN | {"alarm, in-process"}),
+        (["ragged.py", *SMALL, "--samples", "32"], HTTP | PLAIN | {"alarm, in-process"}),
+        (["longformer.py", *SMALL, "--samples", "8"], HTTP | PLAIN | {"alarm, in-process"}),
+        (["overhead.py", *SMALL, "--samples", "64"], HTTP | {"alarm, in-process"}),
+        (
+            ["recipe.py", "--holistic", "2", "128", "--aspects", "2", "128", "--rounds", "2"],
+            {"alarm, a request a group", "alarm, a request a sample", "as the original does"},
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_way_gives_the_same_numbers(command: list[str], ways: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, FOLDER / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert reports
+    for found in reports:
+        assert ways <= found["ways"].keys()
+        assert max(way["difference"] for way in found["ways"].values()) <= 1e-5

@@ -1,0 +1,54 @@
+"""Ways take turns, and what is reported can be worked out by hand."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from timing import Timed, in_turns, largest_difference, report
+from work import Sample, Way
+
+WORK = {number: ([Sample("p", str(number))], [Sample("q", str(number))]) for number in (-1, 0, 1)}
+
+
+def test_ways_take_turns_and_the_first_round_is_not_timed() -> None:
+    ran: list[str] = []
+
+    def way(name: str, samples: Sequence[Sample]) -> list[float]:
+        ran.append(f"{name}{samples[0].prompt}{samples[0].completion}")
+        return [float(samples[0].completion)]
+
+    ways = {
+        "a": Way(lambda samples: way("a", samples)),
+        "b": Way(lambda samples: way("b", samples), twin=1),
+    }
+    timed = in_turns(ways, WORK)
+    assert ran == ["ap-1", "bq-1", "ap0", "bq0", "ap1", "bq1"]
+    assert len(timed["a"].seconds) == 2
+    assert timed["b"].numbers == {-1: [-1.0], 0: [0.0], 1: [1.0]}
+
+
+def test_the_largest_difference_is_over_the_rounds_of_the_reference() -> None:
+    numbers = {-1: [9.0], 0: [1.0, 2.0], 1: [3.0]}
+    assert largest_difference(numbers, {0: [1.5, 2.0], 1: [3.25]}) == 0.5
+    assert largest_difference(numbers, {1: [3.25]}) == 0.25
+
+
+def test_a_way_that_loses_a_number_is_no_way() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        largest_difference({0: [1.0]}, {0: [1.0, 2.0]})
+
+
+def test_the_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFixture[str]) -> None:
+    timed = {
+        "ours": Timed([1.0, 2.0, 9.0], {0: [0.0]}),
+        "theirs": Timed([5.0, 6.0, 7.0], {0: [0.75]}, twin=1),
+    }
+    report("a title", timed, "ours", [{0: [0.0]}, {0: [0.25]}])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["benchmark"] == "a title"
+    assert found["ways"]["theirs"] == {
+        "seconds": [5.0, 6.0, 7.0],
+        "median": 6.0,
+        "ratio": 3.0,
+        "difference": 0.5,
+    }
