@@ -34,12 +34,12 @@ def main() -> None:
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.3, 1])
     parser.add_argument("--group", type=int, default=8, help="samples of a group")
-    parser.add_argument("--holistic", type=int, nargs=2, default=[6, 512], help="layers, width")
-    parser.add_argument("--aspects", type=int, nargs=2, default=[4, 384], help="layers, width")
+    parser.add_argument("--holistic", type=int, nargs=2, default=[4, 384], help="layers, width")
+    parser.add_argument("--aspects", type=int, nargs=2, default=[2, 256], help="layers, width")
     parser.add_argument(
         "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(_ASPECTS)}"
     )
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0, of our side")
     run(parser.parse_args())
 
