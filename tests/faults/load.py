@@ -18,9 +18,7 @@ def sample(index: int) -> Sample:
     """The text of an index: each has words, and so a reward, of its own."""
     words = " ".join(NAMES[(index // 7**place) % 7] for place in range(2 + index % 3))
     text = f"It was {words}, by the look of it. So say {index} of us."
-    return Sample(
-        prompt=PROMPT, completion=text, id=index, token_offsets=[(0, 2), (3, len(text))]
-    )
+    return Sample(prompt=PROMPT, completion=text, id=index, token_offsets=[(0, 2), (3, len(text))])
 
 
 @dataclass
@@ -49,10 +47,10 @@ class Tally:
 
 
 def truth_of(url: str, num_samples: int) -> dict[int, float]:
-    """The rewards of the first indexes, asked of an undisturbed server one request after another."""
+    """The rewards of the first indexes, asked of an undisturbed server."""
     with AlarmClient(url) as client:
         result = client.hierarchical_reward([sample(index) for index in range(num_samples)])
-    return {index: one for index, one in enumerate(result.scalars(on_error="raise"))}
+    return dict(enumerate(result.scalars(on_error="raise")))
 
 
 def ask(
