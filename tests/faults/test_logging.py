@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +11,12 @@ from typing import IO
 import httpx
 import pytest
 from processes import PATIENCE_S, command_of, environment
+from restarts import free_port
 
 from alarm_client import AlarmClient, Sample
 from alarm_service.log_stream import log_stream
 
 SAMPLES = [Sample(prompt="question: Who?", completion="Jane Austen wrote it.")]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -57,6 +52,7 @@ def serve_and_stop(popen: subprocess.Popen[bytes], url: str, num_requests: int) 
     return popen.wait(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_log_stops_nothing() -> None:
     with open("/dev/full", "wb") as full, logging_to(full) as (popen, url):
         assert serve_and_stop(popen, url, num_requests=5) == 0
@@ -93,6 +89,11 @@ def test_lines_that_are_lost_are_counted_once_lines_are_taken_again() -> None:
     assert 10 < num_taken < 20
     events = [json.loads(one) for one in after.splitlines() if one.startswith(b'{"event": "log')]
     assert events == [{"event": "log lines were lost", "lines": 20 - num_taken}]
+
+
+def test_a_full_disk_raises_nothing() -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        assert log_stream(full.fileno()).write("a line\n") == 7
 
 
 def test_a_log_whose_reader_left_raises_nothing() -> None:
