@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from processes import PATIENCE_S, Process
+from processes import PATIENCE_S
 
 
 def head(path: str = "/score", **headers: object) -> bytes:
@@ -28,7 +28,7 @@ def status_of(connection: socket.socket) -> int:
     return int(answer.split()[1])
 
 
-def resident_mib(process: Process) -> float:
-    """The memory of the server's process, in MiB."""
-    pages = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1])
+def resident_mib(pid: int) -> float:
+    """The memory of a process, in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / 2**20

@@ -44,14 +44,14 @@ def test_a_gigabyte_that_is_announced_is_refused_before_it_comes(server: Process
 
 
 def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(server: Process) -> None:
-    before = resident_mib(server)
+    before = resident_mib(server.popen.pid)
     with connect(server) as caller:
         caller.sendall(head(Transfer_Encoding="chunked"))
         with contextlib.suppress(ConnectionError):  # the server may close on what it does not want
             for piece in chunks(b" " * 65536, 64 * MIB // 65536):
                 caller.sendall(piece)
         assert status_of(caller) == 413
-    assert resident_mib(server) - before < 24
+    assert resident_mib(server.popen.pid) - before < 24
 
 
 @pytest.mark.parametrize("body", [TOO_DEEP, NOT_UTF_8], ids=["too deep", "not UTF-8"])
@@ -81,7 +81,7 @@ def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Proc
 
 
 def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Process) -> None:
-    before = resident_mib(server)
+    before = resident_mib(server.popen.pid)
     with contextlib.ExitStack() as callers:
         crowd = [callers.enter_context(connect(server)) for _ in range(40)]
         for caller in crowd:
@@ -89,7 +89,7 @@ def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Process)
         statuses = [status_of(caller) for caller in crowd]
     assert set(statuses) == {408, 429}
     assert statuses.count(408) <= 8
-    assert resident_mib(server) - before < 40
+    assert resident_mib(server.popen.pid) - before < 40
 
 
 def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Process) -> None:
@@ -108,7 +108,7 @@ def test_callers_that_never_read_hold_up_nobody(
     one = sample(1)
     body = json.dumps({"samples": [{"prompt": one.prompt, "completion": one.completion}] * 50})
     request = head(Content_Type="application/json", Content_Length=len(body)) + body.encode()
-    before = resident_mib(server)
+    before = resident_mib(server.popen.pid)
     with contextlib.ExitStack() as callers:
         for _ in range(20):
             caller = callers.enter_context(socket.socket())
@@ -118,7 +118,7 @@ def test_callers_that_never_read_hold_up_nobody(
         with AlarmClient(server.url, timeout=PATIENCE_S) as client:
             tally = load(client, truth, num_callers=4, num_calls=20)
     assert (tally.right, tally.wrong, tally.errors) == (80, [], {})
-    assert resident_mib(server) - before < 60
+    assert resident_mib(server.popen.pid) - before < 60
 
 
 def test_ten_times_what_the_queue_holds_is_served_by_and_by(
