@@ -24,6 +24,10 @@ class Restartable:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
     def start(self) -> None:
         self.popen = subprocess.Popen(
             command_of("serve", "--port", str(self.port), "--device", "cpu", *self.flags),

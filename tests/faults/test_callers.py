@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 import httpx
 import pytest
 from load import load, sample
-from processes import PATIENCE_S, Process, connect
+from processes import PATIENCE_S, connect
 from raw import chunks, head, resident_mib, status_of
+from restarts import Restartable
 
 from alarm_client import AlarmClient, Retries
 
@@ -20,7 +21,7 @@ NOT_UTF_8 = b'{"samples": [{"prompt": "\xff\xfe", "completion": "\xc3"}]}'
 
 
 @pytest.fixture(autouse=True)
-def _the_server_still_serves(server: Process, truth: Mapping[int, float]) -> Iterator[None]:
+def _the_server_still_serves(server: Restartable, truth: Mapping[int, float]) -> Iterator[None]:
     """After each of these callers the next one has its rewards."""
     yield
     with AlarmClient(server.url) as client:
@@ -29,7 +30,7 @@ def _the_server_still_serves(server: Process, truth: Mapping[int, float]) -> Ite
 
 
 @pytest.fixture(scope="module")
-def work_paths(server: Process) -> list[str]:
+def work_paths(server: Restartable) -> list[str]:
     """Every path that takes a body, the trainers' own among them."""
     document = httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE_S).json()
     return [
@@ -37,13 +38,15 @@ def work_paths(server: Process) -> list[str]:
     ]
 
 
-def test_a_gigabyte_that_is_announced_is_refused_before_it_comes(server: Process) -> None:
+def test_a_gigabyte_that_is_announced_is_refused_before_it_comes(server: Restartable) -> None:
     with connect(server) as caller:
         caller.sendall(head(Content_Length=1 << 30))
         assert status_of(caller) == 413
 
 
-def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(server: Process) -> None:
+def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(
+    server: Restartable,
+) -> None:
     before = resident_mib(server.popen.pid)
     with connect(server) as caller:
         caller.sendall(head(Transfer_Encoding="chunked"))
@@ -56,7 +59,7 @@ def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(server: 
 
 @pytest.mark.parametrize("body", [TOO_DEEP, NOT_UTF_8], ids=["too deep", "not UTF-8"])
 def test_nonsense_is_refused_on_every_path(
-    server: Process, work_paths: list[str], body: bytes
+    server: Restartable, work_paths: list[str], body: bytes
 ) -> None:
     assert len(work_paths) > 8
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
@@ -65,7 +68,7 @@ def test_nonsense_is_refused_on_every_path(
             assert answer.status_code == 400, (path, answer.text[:200])
 
 
-def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Process) -> None:
+def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Restartable) -> None:
     with connect(server) as caller:
         caller.sendall(head(Content_Length=1000) + b"{")
         answer = b""
@@ -80,7 +83,7 @@ def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Proc
     }
 
 
-def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Process) -> None:
+def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Restartable) -> None:
     before = resident_mib(server.popen.pid)
     with contextlib.ExitStack() as callers:
         crowd = [callers.enter_context(connect(server)) for _ in range(40)]
@@ -92,7 +95,7 @@ def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Process)
     assert resident_mib(server.popen.pid) - before < 40
 
 
-def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Process) -> None:
+def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Restartable) -> None:
     body = json.dumps({"samples": [{"prompt": "a", "completion": "b"}]})
     of_another = "sha-256=:" + "A" * 43 + "=:"
     headers = {"Content-Type": "application/json", "Content-Digest": of_another}
@@ -103,7 +106,7 @@ def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Process) 
 
 
 def test_callers_that_never_read_hold_up_nobody(
-    server: Process, truth: Mapping[int, float]
+    server: Restartable, truth: Mapping[int, float]
 ) -> None:
     one = sample(1)
     body = json.dumps({"samples": [{"prompt": one.prompt, "completion": one.completion}] * 50})
@@ -116,18 +119,18 @@ def test_callers_that_never_read_hold_up_nobody(
             caller.connect(server.address)
             caller.sendall(request)
         with AlarmClient(server.url, timeout=PATIENCE_S) as client:
-            tally = load(client, truth, num_callers=4, num_calls=20)
-    assert (tally.right, tally.wrong, tally.errors) == (80, [], {})
+            tally = load(client, truth, num_callers=4, num_calls=10)
+    assert (tally.right, tally.wrong, tally.errors) == (40, [], {})
     assert resident_mib(server.popen.pid) - before < 60
 
 
 def test_ten_times_what_the_queue_holds_is_served_by_and_by(
-    server: Process, truth: Mapping[int, float]
+    server: Restartable, truth: Mapping[int, float]
 ) -> None:
-    # About 190 tokens a call of 4 samples, where 2000 may wait: 110 callers at once are ten times.
+    # A call of 4 samples is about 190 tokens and 500 may wait: 28 callers are ten times.
     patient = Retries(first=0.1, longest=1.0)
     with AlarmClient(server.url, timeout=PATIENCE_S, retries=patient) as client:
-        tally = load(client, truth, num_callers=110, num_calls=110)
-    assert (tally.right, tally.wrong, tally.errors) == (440, [], {})
+        tally = load(client, truth, num_callers=28, num_calls=28)
+    assert (tally.right, tally.wrong, tally.errors) == (112, [], {})
     metrics = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     assert 'status="429"' in metrics
