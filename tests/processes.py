@@ -50,21 +50,25 @@ rule = "holistic_only"
 """
 
 
+def environment() -> dict[str, str]:
+    # One thread is enough for a small model, and leaves the other core to the tests.
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def command_of(*arguments: str) -> list[str]:
+    """Return the `alarm` command with these arguments."""
+    program = "import sys; from alarm_service.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", program, *arguments]
+
+
 def alarm(*arguments: str) -> subprocess.Popen[str]:
     """Start an `alarm` command."""
-    # One thread is enough for a small model, and leaves the other core to the tests.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from alarm_service.cli import main; sys.exit(main())",
-    ]
     return subprocess.Popen(
-        [*command, *arguments],
+        command_of(*arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
     )
 
 

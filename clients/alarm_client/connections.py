@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 from alarm_client.address import Address
+from alarm_client.digests import content_digest, is_intact
 from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
 from alarm_client.exchange import Reply, Send
 from alarm_client.tracing import trace_headers
@@ -57,7 +58,7 @@ class Connections:
                 body += piece
                 if self._now() > ends:
                     raise httpx.ReadTimeout("the answer came too slowly")
-            return Reply(response.status_code, _lower(response.headers), bytes(body))
+            return _reply(response, bytes(body))
 
     def close(self) -> None:
         """Close this process's connections; a parent's are the parent's to close."""
@@ -111,7 +112,7 @@ class AsyncConnections:
                 timeout=_timeout(action),
             )
             response = await asyncio.wait_for(request, action.timeout)
-            return Reply(response.status_code, _lower(response.headers), response.content)
+            return _reply(response, response.content)
 
     async def aclose(self) -> None:
         """Close the running loop's connections; other loops close theirs as they shut down."""
@@ -181,6 +182,7 @@ def _headers(address: Address, action: Send) -> dict[str, str]:
     }
     if action.body is not None:
         headers["Content-Type"] = "application/json"
+        headers["Content-Digest"] = content_digest(action.body)
     if address.authorization is not None:
         headers["Authorization"] = address.authorization
     return headers
@@ -194,5 +196,8 @@ def _timeout(action: Send) -> httpx.Timeout:
     return httpx.Timeout(action.timeout, connect=_connect_seconds(action))
 
 
-def _lower(headers: httpx.Headers) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+def _reply(response: httpx.Response, body: bytes) -> Reply:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if not is_intact(body, headers):
+        raise httpx.ReadError("the answer does not fit its Content-Digest")
+    return Reply(response.status_code, headers, body)

@@ -17,7 +17,7 @@ class AlarmError(Exception):
         ├── NotFound           404: no such model or recipe, or no such server
         ├── TooLarge           413: more than the server takes at once
         ├── Overloaded         429: the queue is full
-        ├── Unavailable        502, 503, 504: loading, draining or too late
+        ├── Unavailable        408, 502, 503, 504: loading, draining or too late
         └── ServerFailed       500 and the rest
 
     `status` and `code` are the server's (None where it did not answer); `retryable` says whether
@@ -90,6 +90,7 @@ _BY_STATUS: dict[int, type[StatusError]] = {
     401: Unauthorized,
     403: Unauthorized,
     404: NotFound,
+    408: Unavailable,
     413: TooLarge,
     429: Overloaded,
     502: Unavailable,

@@ -89,7 +89,9 @@ class Call:
         return self.deadline - self.clocks.now()
 
 
-RETRIED = frozenset({429, 502, 503, 504})
+RETRIED = frozenset({408, 429, 502, 503, 504})
+# Of a 400: the request was not what had been sent.
+_GARBLED = "garbled"
 
 
 def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None = None) -> Call:
@@ -99,7 +101,7 @@ def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None
 
 
 def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> Steps[Reply]:
-    """The reply with status 200; connection errors, 429, 502, 503 and 504 are tried again."""
+    """The reply with status 200; what broke on its way and `RETRIED` are tried again."""
     num_broken = 0
     attempt = 0
     while True:
@@ -116,7 +118,7 @@ def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> S
             if reply.status == 200:
                 return reply
             failure = refusal(reply, call.url + path)
-            if reply.status not in RETRIED:
+            if reply.status not in RETRIED and failure.code != _GARBLED:
                 raise failure
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
         yield Sleep(_delay(call, path, attempt, failure, retry_after))

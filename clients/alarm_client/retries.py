@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Retries:
     """How patient a call is within its deadline.
 
-    Delays double from `first` to `longest` seconds. A refusing server (429, 502, 503, 504) is
+    Delays double from `first` to `longest` seconds. A refusing server (408, 429, 502, 503, 504) is
     asked until the deadline; one that does not answer is tried `max_reconnects` times again.
     """
 

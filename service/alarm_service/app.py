@@ -16,6 +16,7 @@ from starlette.types import Scope
 from alarm_models.recipe import Recipe
 from alarm_service import routes, status_routes
 from alarm_service.authorizing import RateLimit, RequireKey, body_tokens, one_request
+from alarm_service.bodies import AnswerDigest, BodyLimit
 from alarm_service.catalog import Catalog
 from alarm_service.compat import pooling_router
 from alarm_service.compat import router as trainers_router
@@ -25,7 +26,7 @@ from alarm_service.engine import Engine, Limits
 from alarm_service.keys import read_keys
 from alarm_service.limiting import RateLimits
 from alarm_service.metrics import Metrics
-from alarm_service.middleware import AccessLog, BodyLimit, Traced
+from alarm_service.middleware import AccessLog, Traced
 from alarm_service.replicas import Load
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
@@ -114,9 +115,10 @@ def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
     return [
         Middleware(AccessLog, metrics=engine.metrics, label=_label),
         *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
+        Middleware(AnswerDigest),
         *([Middleware(RequireKey, keys=keys)] if len(keys) else []),
         *([_rate_limit(before, "requests", one_request)] if before else []),
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         *([_rate_limit(after, "tokens", body_tokens)] if after else []),
     ]
 

@@ -38,9 +38,10 @@ TimeoutMs = Annotated[
 
 #: The errors of every route that does work.
 WORK_ERRORS = documented(
-    (400, "the body is no JSON"),
+    (400, "the body is no JSON, or not the one of its Content-Digest"),
     (401, "no key, or a wrong one"),
     (404, "no such model or recipe"),
+    (408, "the body did not arrive in time"),
     (413, "the body or the number of samples is over the limit"),
     (422, "the request does not fit the schema"),
     (429, "the queue is full; `Retry-After` says when to come again"),

@@ -7,6 +7,7 @@ __all__ = [
     "Broken",
     "DeadlinePassed",
     "Draining",
+    "Garbled",
     "Invalid",
     "NotFound",
     "Overloaded",
@@ -14,6 +15,7 @@ __all__ = [
     "SampleFailed",
     "ServiceError",
     "TooLarge",
+    "TooSlow",
     "Unauthorized",
 ]
 
@@ -37,6 +39,12 @@ class BadRequest(ServiceError):
     status, code = 400, "bad_request"
 
 
+class Garbled(ServiceError):
+    """The body is not the one that was sent."""
+
+    status, code, retryable = 400, "garbled", True
+
+
 class Unauthorized(ServiceError):
     """No key, or a wrong one."""
 
@@ -47,6 +55,12 @@ class NotFound(ServiceError):
     """No such model, recipe or path."""
 
     status, code = 404, "not_found"
+
+
+class TooSlow(ServiceError):
+    """The body did not arrive in time."""
+
+    status, code, retryable = 408, "too_slow", True
 
 
 class TooLarge(ServiceError):

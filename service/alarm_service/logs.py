@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 import transformers
@@ -11,10 +12,11 @@ import transformers
 __all__ = ["set_up_logs"]
 
 
-def set_up_logs(level: str) -> None:
-    """Write events of this level and above to standard error."""
+def set_up_logs(level: str, stream: TextIO | None = None) -> None:
+    """Write events of this level and above to a stream, standard error unless given."""
     numeric = getattr(logging, level.upper())
-    is_terminal = sys.stderr.isatty()
+    stream = stream or sys.stderr
+    is_terminal = stream.isatty()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -23,9 +25,9 @@ def set_up_logs(level: str) -> None:
             structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=stream)
     # Loading reports and length warnings of theirs: we check both ourselves.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

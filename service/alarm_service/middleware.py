@@ -1,4 +1,4 @@
-"""What happens to every request before a route sees it: a log line, a span, the body's size."""
+"""What happens to every request before a route sees it: a log line and a span."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.authorizing import BODY_BYTES, FREE_PATHS
-from alarm_service.errors import ServiceError, TooLarge
+from alarm_service.authorizing import FREE_PATHS
 from alarm_service.metrics import Metrics
-from alarm_service.responses import error_response
 from alarm_service.tracing import Traces
 
-__all__ = ["AccessLog", "BodyLimit", "Traced"]
+__all__ = ["AccessLog", "Traced"]
 
 _log = structlog.get_logger()
 
@@ -81,56 +79,3 @@ class Traced:
                 await send(message)
 
             await self._app(scope, receive, note_status)
-
-
-class BodyLimit:
-    """Reads a body before its route does, and answers 413 as soon as it is over the limit."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request with its whole body, or answer 413."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        try:
-            body = await self._read(scope, receive)
-        except ServiceError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        if body is None:  # the caller hung up
-            return
-        scope[BODY_BYTES] = len(body)
-        replayed = False
-
-        async def replay() -> Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, replay, send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            raise self._too_large()
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                raise self._too_large()
-            more = message.get("more_body", False)
-        return bytes(body)
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(
-            f"the body is over {self._max_bytes} bytes: send the samples in several requests"
-        )

@@ -14,6 +14,7 @@ from alarm_models.allocator import keep_freed_memory
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
+from alarm_service.log_stream import log_stream
 from alarm_service.logs import set_up_logs
 from alarm_service.settings import Settings
 from alarm_service.sockets import url_of
@@ -42,7 +43,7 @@ class _DrainingServer(uvicorn.Server):
 
 def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed."""
-    set_up_logs(settings.log_level)
+    set_up_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     keep_freed_memory()
     stop = _Stop()
     app = create_app(recipes, settings, on_failure=stop)
@@ -68,7 +69,7 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
     )
     server.run(sockets=[listener])
     if engine.life.failure is not None:
-        sys.stderr.write(f"alarm: {engine.life.failure}\n")
+        log_stream(sys.stderr.fileno()).write(f"alarm: {engine.life.failure}\n")
         return 1
     return 0
 

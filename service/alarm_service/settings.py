@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(default=None, description="a PEM file of the certificate's key")
     max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
+    body_timeout_s: float = Field(
+        default=60, gt=0, description="how long a body may take to arrive, in seconds"
+    )
     max_queued_tokens: int = Field(
         default=1_000_000, ge=1, description="tokens in the house before callers get a 429"
     )

@@ -40,7 +40,7 @@ ROUTES = TRAINERS | {
     ("get", "/health/ready"),
 }
 WORKING = sorted(path for method, path in ROUTES if method == "post")
-WORK = {"200", "400", "401", "404", "413", "422", "429", "503", "504"}
+WORK = {"200", "400", "401", "404", "408", "413", "422", "429", "503", "504"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,136 @@
+"""Bodies on their way in and out: read whole within bounds of size and time, and known intact."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alarm_service.authorizing import BODY_BYTES
+from alarm_service.digests import content_digest, is_intact
+from alarm_service.errors import Garbled, Overloaded, ServiceError, TooLarge, TooSlow
+from alarm_service.responses import error_response
+
+__all__ = ["AnswerDigest", "BodyLimit"]
+
+#: How much all the bodies that are arriving may hold together, in bodies of the largest size.
+_MAX_ARRIVING = 8
+
+
+class AnswerDigest:
+    """Adds its digest to each answer that is sent in one piece, so that a caller can check it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, its answer's start held back until the body is known."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start: Message | None = None
+
+        async def add_digest(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                if not message.get("more_body", False):
+                    digest = content_digest(message.get("body", b""))
+                    MutableHeaders(scope=start)["Content-Digest"] = digest
+                await send(start)
+                start = None
+            await send(message)
+
+        await self._app(scope, receive, add_digest)
+
+
+class BodyLimit:
+    """Reads a body before its route does; answers 413 as soon as it is over the limit.
+
+    One that takes longer than ``timeout_s`` is a 408, one that its `Content-Digest` does not fit a
+    400, and 429 says that the bodies of others fill the room for those that arrive.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._num_arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request with its whole body, or answer why not."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(headers, receive)
+            if body is not None and not is_intact(body, headers.get("content-digest", "")):
+                raise Garbled("the body does not fit its Content-Digest: send it again")
+        except TimeoutError:
+            await self._refuse_slow(scope, receive, send)
+            return
+        except ServiceError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if body is None:  # the caller hung up
+            return
+        scope[BODY_BYTES] = len(body)
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        more = True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                self._take(message.get("body", b""), body)
+                more = message.get("more_body", False)
+            return bytes(body)
+        finally:
+            self._num_arriving -= len(body)
+
+    def _take(self, piece: bytes, body: bytearray) -> None:
+        body += piece
+        self._num_arriving += len(piece)
+        if len(body) > self._max_bytes:
+            raise self._too_large()
+        if self._num_arriving > _MAX_ARRIVING * self._max_bytes:
+            raise Overloaded(
+                f"{self._num_arriving} bytes of bodies are arriving; send this one again later",
+                retry_after_s=1,
+            )
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"the body is over {self._max_bytes} bytes: send the samples in several requests"
+        )
+
+    async def _refuse_slow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = TooSlow(f"the body did not arrive within {self._timeout_s:g} s; send it again")
+        response = error_response(error)
+        response.headers["Connection"] = "close"  # what may still drip in is not waited for
+        await response(scope, receive, send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body first."""
+    replayed = False
+
+    async def replay() -> Message:
+        nonlocal replayed
+        if replayed:
+            return await receive()
+        replayed = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

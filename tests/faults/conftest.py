@@ -1,0 +1,25 @@
+from collections.abc import Iterator, Mapping
+
+import pytest
+from load import truth_of
+from restarts import Restartable, restartable
+
+from alarm_client import AlarmClient
+
+NUM_TEXTS = 96
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Restartable]:
+    """`mini` in a process of its own, with little room in its queue and for bodies."""
+    flags = ("--max-body-bytes", str(1 << 20), "--body-timeout-s", "1.5")
+    with restartable(*flags, "--max-queued-tokens", "500") as server:
+        with AlarmClient(server.url) as client:
+            client.wait_ready(timeout=120)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def truth(server: Restartable) -> Mapping[int, float]:
+    """The reward of each text's index from an undisturbed server."""
+    return truth_of(server.url, NUM_TEXTS)

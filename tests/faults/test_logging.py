@@ -1,0 +1,103 @@
+"""A log that cannot be written: the server starts, serves, fails samples and stops all the same."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import httpx
+import pytest
+from processes import PATIENCE_S, command_of, environment
+from restarts import free_port
+
+from alarm_client import AlarmClient, Sample
+from alarm_service.log_stream import log_stream
+
+SAMPLES = [Sample(prompt="question: Who?", completion="Jane Austen wrote it.")]
+
+
+@contextmanager
+def logging_to(
+    stderr: int | IO[bytes], *flags: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve `mini` with its standard error as given; yield its process and URL once it is ready."""
+    port = str(free_port())
+    popen = subprocess.Popen(
+        command_of("serve", "--port", port, "--device", "cpu", *flags),
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=environment(),
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with AlarmClient(url) as client:
+            client.wait_ready(timeout=PATIENCE_S)
+        yield popen, url
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def serve_and_stop(popen: subprocess.Popen[bytes], url: str, num_requests: int) -> int:
+    """Ask for rewards, also of what cannot be read; return the exit code after SIGTERM."""
+    with AlarmClient(url, timeout=PATIENCE_S) as client:
+        first = client.hierarchical_reward(SAMPLES).scalars()
+        for _ in range(num_requests):
+            assert client.hierarchical_reward(SAMPLES).scalars() == first
+    assert httpx.post(f"{url}/score", content=b"{", timeout=PATIENCE_S).status_code == 422
+    popen.send_signal(signal.SIGTERM)
+    return popen.wait(PATIENCE_S)
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_the_log_stops_nothing() -> None:
+    with open("/dev/full", "wb") as full, logging_to(full) as (popen, url):
+        assert serve_and_stop(popen, url, num_requests=5) == 0
+
+
+@pytest.mark.slow
+def test_a_log_whose_reader_is_gone_stops_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as broken, logging_to(broken) as (popen, url):
+        assert serve_and_stop(popen, url, num_requests=5) == 0
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    reader, writer = os.pipe()  # takes 64 KiB, about 400 lines
+    with open(writer, "wb") as stuck, logging_to(stuck) as (popen, url):
+        assert serve_and_stop(popen, url, num_requests=600) == 0
+    os.close(reader)
+
+
+def test_lines_that_are_lost_are_counted_once_lines_are_taken_again() -> None:
+    reader, writer = os.pipe()
+    stream = log_stream(writer)
+    line = json.dumps({"event": "x" * 4000}) + "\n"
+    for _ in range(20):  # of which 16 pages hold no more than 16
+        stream.write(line)
+    taken = os.read(reader, 1 << 20)
+    stream.write(line)
+    after = os.read(reader, 1 << 20)
+    os.close(reader)
+    os.close(writer)
+    num_taken = (taken + after).count(b'xxx"}\n') - 1
+    assert 10 < num_taken < 20
+    events = [json.loads(one) for one in after.splitlines() if one.startswith(b'{"event": "log')]
+    assert events == [{"event": "log lines were lost", "lines": 20 - num_taken}]
+
+
+def test_a_full_disk_raises_nothing() -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        assert log_stream(full.fileno()).write("a line\n") == 7
+
+
+def test_a_log_whose_reader_left_raises_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert log_stream(writer).write("a line\n") == 7
+    os.close(writer)

@@ -1,0 +1,47 @@
+"""Between client and server: what is cut, delayed or garbled is never a wrong reward."""
+
+from collections.abc import Mapping
+
+import pytest
+from load import Tally, load
+from proxy import Proxy, proxied
+from restarts import Restartable
+
+from alarm_client import AlarmClient, Retries
+
+PATIENT = Retries(first=0.02, longest=0.2, max_reconnects=50)
+
+
+def through(proxy: Proxy, truth: Mapping[int, float], num_calls: int = 30) -> Tally:
+    with proxied(proxy), AlarmClient(proxy.url, timeout=30, retries=PATIENT) as client:
+        return load(client, truth, num_callers=4, num_calls=num_calls)
+
+
+def test_connections_that_are_cut_cost_a_retry_and_no_reward(
+    server: Restartable, truth: Mapping[int, float]
+) -> None:
+    proxy = Proxy(server.address, cut=0.1)
+    tally = through(proxy, truth)
+    assert proxy.seen["cut"] > 5
+    assert (tally.right, tally.wrong, tally.errors) == (120, [], {})
+
+
+def test_pieces_that_are_delayed_change_nothing(
+    server: Restartable, truth: Mapping[int, float]
+) -> None:
+    proxy = Proxy(server.address, delayed=0.3, longest_s=0.03)
+    tally = through(proxy, truth)
+    assert proxy.seen["delayed"] > 20
+    assert (tally.right, tally.wrong, tally.errors) == (120, [], {})
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_bytes_that_are_garbled_are_an_error_or_a_retry_and_never_a_wrong_reward(
+    server: Restartable, truth: Mapping[int, float], seed: int
+) -> None:
+    proxy = Proxy(server.address, garbled=0.1, cut=0.01, seed=seed)
+    with proxied(proxy), AlarmClient(proxy.url, timeout=2, retries=PATIENT) as client:
+        tally = load(client, truth, num_callers=4, num_calls=30)
+    assert proxy.seen["garbled"] > 10
+    assert tally.wrong == []
+    assert tally.right > 60  # garbled bodies are sent again; garbled heads may be an error
