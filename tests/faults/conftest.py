@@ -1,7 +1,7 @@
 from collections.abc import Iterator, Mapping
 
 import pytest
-from load import truth_of
+from callers import truth_of
 from restarts import Restartable, restartable
 
 from alarm_client import AlarmClient

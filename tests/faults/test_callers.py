@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
-from load import load
+from callers import load
 from processes import PATIENCE_S, connect
 from raw import chunks, head, resident_mib, status_of
 from restarts import Restartable

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
-from load import Tally, load
+from callers import Tally, load
 from proxy import Proxy, proxied
 from restarts import Restartable
 

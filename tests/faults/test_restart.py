@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
-from load import load
+from callers import load
 from processes import PATIENCE_S
 from restarts import Restartable
 
