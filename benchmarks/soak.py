@@ -20,7 +20,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # the faults are those of the tests
 
-from load import Tally, ask, load, sample, truth_of  # noqa: E402
+from callers import Tally, ask, load, sample, truth_of  # noqa: E402
 from proxy import Proxy, proxied  # noqa: E402
 from raw import head, resident_mib  # noqa: E402
 from restarts import Restartable, restartable  # noqa: E402
