@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +14,9 @@ from alarm_models.beginnings import MIN_SHARED, Ids, num_common
 from alarm_models.sample import Span
 
 __all__ = ["Known", "Memory", "Past", "spans_within"]
+
+#: Rows that are kept, however small: a prompt that is seen again is mostly seen soon.
+_MAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,51 +50,64 @@ class Known:
         return sum(end - start for start, end in self.spans)
 
 
+class _Entry(NamedTuple):
+    """A sample of a past row, by its ids."""
+
+    ids: Ids
+    past: Past
+    sample: int
+
+
 class Memory:
     """Keeps past rows, the newest as long as all together stay under a number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._pasts: deque[Past] = deque()
-        self._by_beginning: dict[Ids, list[tuple[Past, int]]] = {}
-
-    @property
-    def num_bytes(self) -> int:
-        """Count the bytes that are kept."""
-        return sum(past.num_bytes for past in self._pasts)
+        #: Sorted by ids: who begins most like some ids stands next to where they would stand.
+        self._entries: list[_Entry] = []
+        self.num_bytes = 0
 
     def recall(self, ids: Ids, depth: int) -> Known | None:
         """Find the ids from ``depth`` on, as many as are known; None for too few to be worth it."""
-        best: tuple[int, Past, int] | None = None
-        for past, sample in self._by_beginning.get(ids[:MIN_SHARED], ()):
-            known = num_common(past.samples[sample], ids, 0)
-            if best is None or known > best[0]:
-                best = (known, past, sample)
-        if best is None or best[0] < depth + MIN_SHARED:
+        at = bisect_left(self._entries, ids, key=_ids)
+        near = self._entries[max(at - 1, 0) : at + 1]
+        end, best = max(
+            ((num_common(entry.ids, ids, 0), entry) for entry in near),
+            key=lambda found: found[0],
+            default=(0, None),
+        )
+        if best is None or end < depth + MIN_SHARED:
             return None
-        end, past, sample = best
-        return Known(past, tuple(spans_within(past.pieces[sample], Span(depth, end))))
+        pieces = best.past.pieces[best.sample]
+        return Known(best.past, tuple(spans_within(pieces, Span(depth, end))))
 
     def remember(self, past: Past) -> None:
-        """Keep a row, and forget the oldest where that is one too many."""
+        """Keep a row, and forget the oldest where those are too many."""
         if past.num_bytes > self._max_bytes:
             return
         self._pasts.append(past)
-        while self.num_bytes > self._max_bytes:
-            self._pasts.popleft()
-        self._index()
+        self.num_bytes += past.num_bytes
+        for sample, ids in enumerate(past.samples):
+            if len(ids) >= MIN_SHARED:
+                insort(self._entries, _Entry(ids, past, sample), key=_ids)
+        while self.num_bytes > self._max_bytes or len(self._pasts) > _MAX_ROWS:
+            self._forget_oldest()
 
     def forget(self) -> None:
         """Keep nothing."""
         self._pasts.clear()
-        self._by_beginning.clear()
+        self._entries.clear()
+        self.num_bytes = 0
 
-    def _index(self) -> None:
-        self._by_beginning = {}
-        for past in self._pasts:
-            for sample, ids in enumerate(past.samples):
-                if len(ids) >= MIN_SHARED:
-                    self._by_beginning.setdefault(ids[:MIN_SHARED], []).append((past, sample))
+    def _forget_oldest(self) -> None:
+        oldest = self._pasts.popleft()
+        self.num_bytes -= oldest.num_bytes
+        self._entries = [entry for entry in self._entries if entry.past is not oldest]
+
+
+def _ids(entry: _Entry) -> Ids:
+    return entry.ids
 
 
 def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:
