@@ -17,7 +17,6 @@ from alarm_service.cli import main
 from alarm_service.study.cache import AnswerCache
 from alarm_service.study.errors import StudyError
 from alarm_service.study.files import read_policies
-from alarm_service.study.http import delay_s
 from alarm_service.study.judgement import JudgementResult, judge_pairs, settle
 from alarm_service.study.judging import Cost, Judge, ask_all, cost_of, duels_of
 from alarm_service.study.verdicts import Choice, outcome_of, read_choice
@@ -260,13 +259,6 @@ def test_only_what_both_orders_confirm_is_a_win(
     forward: str, backward: str, outcome: float
 ) -> None:
     assert outcome_of(Choice(forward), Choice(backward)) == outcome
-
-
-def test_a_wait_is_the_server_s_or_doubles() -> None:
-    assert [delay_s(attempt, None, 1.0) for attempt in range(3)] == [0.5, 1, 2]
-    assert delay_s(0, "3", 0.0) == pytest.approx(3.025)
-    assert delay_s(9, None, 1.0) == 30
-    assert delay_s(0, "Wed, 21 Oct 2026 07:28:00 GMT", 1.0) == 0.5
 
 
 @pytest.fixture

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
+from alarm_models.remote.retries import delay_s, is_worth_retrying
 from alarm_service.study.errors import StudyError
 
-__all__ = ["RETRIED", "Refused", "delay_s", "post_json"]
-
-#: Answers that another attempt may better.
-RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+__all__ = ["Refused", "post_json"]
 
 _MAX_ATTEMPTS = 6
-_LONGEST_S = 30.0
 
 
 class Refused(StudyError):
@@ -27,23 +25,10 @@ class Refused(StudyError):
         self.status = status
 
 
-def delay_s(attempt: int, retry_after: str | None, jitter: float) -> float:
-    """Return how long to wait before the next attempt: as told, else doubling from half a second.
-
-    ``attempt`` counts from 0; ``jitter`` lies in [0, 1).
-    """
-    try:
-        told = float(retry_after) if retry_after is not None else None
-    except ValueError:  # a date, which we need not be that exact about
-        told = None
-    grown = min(_LONGEST_S, 0.5 * 2.0**attempt) * (0.5 + 0.5 * jitter)
-    return grown if told is None else min(_LONGEST_S, max(told, 0.0)) + 0.1 * grown
-
-
 async def post_json(client: httpx.AsyncClient, url: str, body: object) -> Any:
     """Post JSON and return the answer's; raise `Refused`, or `StudyError` where none comes."""
     for attempt in range(_MAX_ATTEMPTS):
-        retry_after = None
+        headers: Mapping[str, str] = {}
         try:
             answer = await client.post(url, json=body)
         except httpx.TransportError as error:
@@ -52,11 +37,11 @@ async def post_json(client: httpx.AsyncClient, url: str, body: object) -> Any:
             if answer.is_success:
                 return _decoded(answer, url)
             fault = f"{url} answers {answer.status_code}: {answer.text[:500]}"
-            if answer.status_code not in RETRIED:
+            if not is_worth_retrying(answer.status_code):
                 raise Refused(fault, answer.status_code)
-            retry_after = answer.headers.get("retry-after")
+            headers = answer.headers
         if attempt + 1 < _MAX_ATTEMPTS:
-            await asyncio.sleep(delay_s(attempt, retry_after, random.random()))
+            await asyncio.sleep(delay_s(attempt, headers, random.random()))
     raise StudyError(f"{fault} (asked {_MAX_ATTEMPTS} times)")
 
 
