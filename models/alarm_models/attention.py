@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,8 +9,8 @@ from transformers import AttentionInterface
 
 from alarm_models.kernels import Attended, attend, band, merged
 from alarm_models.layout import Layout
+from alarm_models.reading import readings
 from alarm_models.row import current_row
-from alarm_models.sample import Span
 
 __all__ = ["PACKED", "attend_reads", "packed_attention"]
 
@@ -116,29 +114,17 @@ def attend_reads(
     key, value = row.with_known(module, key, value)
     groups = query.shape[1] // key.shape[1]
     out = query.new_empty(query.transpose(1, 2).shape)
-    target = out.transpose(1, 2)
-    for sample, numbered in groupby(enumerate(row.reads), key=lambda read: read[1][0]):
-        numbers, at = zip(*((number, place) for number, (_, place) in numbered), strict=True)
-        seen = max(at) + 1 if causal else row.layout.length(sample)
-        places = row.layout.keys(sample, Span(0, seen))
-        keys, values = key[:, :, places], value[:, :, places]
-        if groups > 1:
-            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        own = slice(numbers[0], numbers[-1] + 1)
-        mask = _reach(at, seen, causal=causal, window=window, device=query.device)
-        target[:, :, own] = attend(query[:, :, own], keys, values, scale, mask=mask).out
+    some_reads = readings(row.layout, row.reads, causal=causal, window=window, device=query.device)
+    for some in some_reads:
+        # [heads, batch, keys, dim] -> [batch, heads, keys, dim]
+        keys, values = (
+            states[0][:, some.keys].repeat_interleave(groups, 0).transpose(0, 1)
+            for states in (key, value)
+        )
+        queries = query[0][:, some.queries].transpose(0, 1)  # [batch, heads, queries, dim]
+        attended = attend(queries, keys, values, scale, mask=some.mask).out
+        out[0, some.queries] = attended.transpose(1, 2)
     return out
-
-
-def _reach(
-    at: Sequence[int], num_keys: int, *, causal: bool, window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    """Return which keys ``[reads, keys]`` the reads at these places see; None for all."""
-    if not (causal and len(at) > 1) and (window is None or num_keys <= window):
-        return None
-    distance = torch.arange(num_keys, device=device) - torch.tensor(at, device=device)[:, None]
-    mask = distance <= 0 if causal else distance.new_ones(distance.shape, dtype=torch.bool)
-    return mask if window is None else mask & (distance.abs() < window)
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -12,7 +12,6 @@ import torch
 from alarm_models.beginnings import Ids
 from alarm_models.layout import Layout
 from alarm_models.memory import Past
-from alarm_models.sample import Span
 
 __all__ = ["Row", "current_row", "running"]
 
@@ -44,11 +43,7 @@ class Row:
             return key, value
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if self.layout.known:
-            pasts = [(span, known, known.past.layers[layer]) for span, known in self.layout.known]
-            key = self._among(key, [(span, known.spans, past[0]) for span, known, past in pasts])
-            value = self._among(
-                value, [(span, known.spans, past[1]) for span, known, past in pasts]
-            )
+            key, value = self._among(key, layer, 0), self._among(value, layer, 1)
         self.layers[layer] = (key, value)
         return key, value
 
@@ -56,21 +51,17 @@ class Row:
         """Return the row, once it has run, for those that come after."""
         return Past(samples, self.layout.pieces, self.layers)
 
-    def _among(
-        self,
-        states: torch.Tensor,
-        known: Sequence[tuple[Span, Sequence[Span], torch.Tensor]],
-    ) -> torch.Tensor:
-        heads, dim = states.shape[1], states.shape[3]
-        joined = states.new_empty(1, heads, self.layout.num_keys, dim)
-        for run in self.layout.runs:
-            joined[:, :, slice(*run.keys)][:, :, : _length(run.row)] = states[:, :, slice(*run.row)]
-        for (start, _), spans, past in known:
-            for span in spans:
-                end = start + _length(span)
-                joined[:, :, start:end] = past[:, :, slice(*span)]
-                start = end
-        return joined
+    def _among(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
+        """Put the row's keys (kind 0) or values (1) in their places among the known."""
+        parts: list[torch.Tensor] = []
+        num_placed = num_known = 0
+        for (start, end), known in self.layout.known:
+            before, num_placed = num_placed, start - num_known
+            past = known.past.layers[layer][kind]
+            parts.append(states[:, :, before:num_placed])
+            parts += (past[:, :, slice(*span)] for span in known.spans)
+            num_known += end - start
+        return torch.cat([*parts, states[:, :, num_placed:]], 2)
 
 
 @contextmanager
@@ -86,7 +77,3 @@ def running(row: Row) -> Iterator[None]:
 def current_row() -> Row:
     """Return what the forward pass that is running runs over."""
     return _row.get()
-
-
-def _length(span: Span) -> int:
-    return span.end - span.start
