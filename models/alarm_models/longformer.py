@@ -9,7 +9,9 @@ from transformers import LongformerModel
 
 from alarm_models.kernels import attend, band
 from alarm_models.layout import Layout
+from alarm_models.levels import levels_of
 from alarm_models.row import Row
+from alarm_models.varlen import attend_within
 
 __all__ = ["PackedLongformer"]
 
@@ -20,12 +22,16 @@ class PackedLongformer:
     A token sees ``attention_window / 2`` tokens on each side of its own sample, which is what
     transformers computes in overlapping chunks padded to the window. With ``has_global`` each
     sample's first token sees all of it, through projections of its own, and is seen by all: so do
-    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1).
+    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1). Without,
+    ``is_varlen`` attends by one kernel call a layer.
     """
 
-    def __init__(self, model: LongformerModel, *, has_global: bool) -> None:
+    def __init__(
+        self, model: LongformerModel, *, has_global: bool, is_varlen: bool = False
+    ) -> None:
         self._model: Any = model
         self._has_global = has_global
+        self._is_varlen = is_varlen and not has_global
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, row: Row) -> torch.Tensor:
         """Return the last hidden states of the row's reads, ``[1, reads, hidden]``.
@@ -36,22 +42,26 @@ class PackedLongformer:
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
         *_, last = layers = list(self._model.encoder.layer)
         for layer in layers:
-            attended = self._attend(layer.attention.self, states, row.layout)
+            attended = self._attend(layer.attention.self, states, row)
             if layer is last:
                 attended, states = attended[:, row.places], states[:, row.places]
             attended = layer.attention.output(attended, states)
             states = layer.output(layer.intermediate(attended), attended)
         return states  # type: ignore[no-any-return]
 
-    def _attend(self, weights: Any, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _attend(self, weights: Any, states: torch.Tensor, row: Row) -> torch.Tensor:
         query, key, value = (
             _heads(project(states), weights.num_heads)
             for project in (weights.query, weights.key, weights.value)
         )
+        side, scale = weights.one_sided_attn_window_size, weights.head_dim**-0.5
+        if self._is_varlen:
+            levels = row.once(levels_of, states.device)
+            within = attend_within(query, key, value, levels, scale, (side, side))
+            return within.transpose(1, 2).flatten(2)
         out = query.new_empty(states.shape)  # [1, tokens, hidden]
         target = _heads(out, weights.num_heads)
-        side, scale = weights.one_sided_attn_window_size, weights.head_dim**-0.5
-        for run in layout.runs:
+        for run in row.layout.runs:
             own = slice(*run.row)
             parts = (query[:, :, own], key[:, :, own], value[:, :, own])
             if run.row.end - run.row.start <= side + 1:
@@ -61,7 +71,7 @@ class PackedLongformer:
                     *parts, scale, side, side, first_is_global=self._has_global
                 )
         if self._has_global:
-            self._attend_globally(weights, states, target, layout)
+            self._attend_globally(weights, states, target, row.layout)
         return out
 
     def _attend_globally(

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
+from alarm_models.attention import PACKED
 from alarm_models.features import BatchCost, Features
 from alarm_models.layout import Layout, lay_out
 from alarm_models.longformer import PackedLongformer
 from alarm_models.memory import Memory
 from alarm_models.row import Row, running
+from alarm_models.varlen import VARLEN
 
 __all__ = ["OFFSET_POSITIONS", "PackedBackbone"]
 
@@ -25,8 +27,9 @@ class PackedBackbone:
 
     ``share`` is right for causal models alone. Samples longer than a model's sliding window do not
     share: their end would have to forget their beginning. ``is_trimmed`` says that the model's
-    last layer gives only the states that are read. Where ``max_remembered_bytes`` are given,
-    shared beginnings are not even run again in later batches.
+    last layer gives only the states that are read; ``is_varlen`` has torch's variable-length
+    kernel attend. Where ``max_remembered_bytes`` are given, shared beginnings are not even run
+    again in later batches.
     """
 
     def __init__(
@@ -36,16 +39,19 @@ class PackedBackbone:
         share: bool,
         is_trimmed: bool = False,
         has_global: bool = False,
+        is_varlen: bool = False,
         max_remembered_bytes: int = 0,
     ) -> None:
         self.is_trimmed = is_trimmed
         self.cost = BatchCost.SHARED if share else BatchCost.PACKED
+        if not isinstance(model, LongformerModel):
+            model.set_attn_implementation(VARLEN if is_varlen else PACKED)
         self._model: Any = model
         self._share = share
         self._memory = Memory(max_remembered_bytes) if share and max_remembered_bytes else None
         self._last: tuple[Sequence[Features], Layout] | None = None
         self._longformer = (
-            PackedLongformer(model, has_global=has_global)
+            PackedLongformer(model, has_global=has_global, is_varlen=is_varlen)
             if isinstance(model, LongformerModel)
             else None
         )

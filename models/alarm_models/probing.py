@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
-from alarm_models.attention import PACKED
 from alarm_models.features import Features
 from alarm_models.packing import PackedBackbone
 from alarm_models.padding import PaddedBackbone
 from alarm_models.sample import Span
 from alarm_models.trimming import trim, untrim
+from alarm_models.varlen import can_varlen
 
 __all__ = ["Backbone", "fastest_exact"]
 
@@ -41,19 +42,19 @@ def fastest_exact(
     config: Any = model.config
     own = config._attn_implementation
     config.use_cache = False
-    for is_trimmed, share in ((True, True), (True, False), (False, True), (False, False)):
+    kernels = (True, False) if can_varlen(model.device, model.dtype) else (False,)
+    for is_varlen, is_trimmed, share in product(kernels, (True, False), (True, False)):
         if is_trimmed and not trim(model):
             continue
-        packed = PackedBackbone(
-            model,
-            share=share,
-            is_trimmed=is_trimmed,
-            has_global=has_global,
-            max_remembered_bytes=max_remembered_bytes,
-        )
         try:
-            if not isinstance(model, LongformerModel):
-                model.set_attn_implementation(PACKED)
+            packed = PackedBackbone(
+                model,
+                share=share,
+                is_trimmed=is_trimmed,
+                has_global=has_global,
+                is_varlen=is_varlen,
+                max_remembered_bytes=max_remembered_bytes,
+            )
             # The second time, from what is remembered of the first.
             if all(_is_close(packed, probe, wanted) for _ in range(2)):
                 packed.forget()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ from alarm_models.layout import Layout
 from alarm_models.memory import Past
 
 __all__ = ["Row", "current_row", "running"]
+
+_T = TypeVar("_T")
 
 _row: ContextVar[Row] = ContextVar("row")
 
@@ -31,6 +34,14 @@ class Row:
     places: Sequence[int]
     is_remembered: bool = False
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _made: dict[object, Any] = field(default_factory=dict)
+
+    def once(self, make: Callable[[Layout, torch.device], _T], device: torch.device) -> _T:
+        """Return what a function makes of the layout, which is made once for all layers."""
+        if make not in self._made:
+            self._made[make] = make(self.layout, device)
+        made: _T = self._made[make]
+        return made
 
     def with_known(
         self, module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor

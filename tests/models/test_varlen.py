@@ -1,0 +1,152 @@
+"""The variable-length way beside the plain way.
+
+Its kernel runs on CUDA alone; elsewhere a twin that attends sequence by sequence, as torch's
+documentation of `varlen_attn` has it, stands in for the kernel, and all else is ours.
+"""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_packing import alone, base, features, group, packed_way, random_ids
+
+from alarm_models.kernels import attend
+from alarm_models.layout import lay_out
+from alarm_models.levels import levels_of
+from alarm_models.packing import PackedBackbone
+from alarm_models.padding import PaddedBackbone
+from alarm_models.probing import fastest_exact
+from alarm_models.varlen import varlen
+
+CPU = torch.device("cpu")
+SERVED = ["llama", "qwen3", "modernbert", "roberta"]
+
+
+def twin(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert return_aux.lse
+    assert max_q == int(cu_seq_q.diff().max())
+    assert max_k == int(cu_seq_k.diff().max())
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    out, lse = torch.zeros_like(query), query.new_zeros(query.shape[1], len(query))
+    times = query.shape[1] // key.shape[1]
+    for n in range(len(cu_seq_q) - 1):
+        own, keys = slice(*cu_seq_q[n : n + 2]), slice(*cu_seq_k[n : n + 2])
+        q = query[own].transpose(0, 1)[None]
+        k, v = (
+            part[keys].repeat_interleave(times, 1).transpose(0, 1)[None] for part in (key, value)
+        )
+        # Of unlike lengths, the last query stands at the last key.
+        place = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2]
+        distance = torch.arange(k.shape[2]) - place
+        left, right = window_size
+        mask = torch.ones_like(distance, dtype=torch.bool)
+        mask &= (distance >= -left) | (left < 0)
+        mask &= (distance <= right) | (right < 0)
+        attended = attend(q, k, v, scale, mask=mask)
+        out[own], lse[:, own] = attended.out[0].transpose(0, 1), attended.lse[0]
+    return out, lse
+
+
+def varlen_way(architecture: str, **options: Any) -> PackedBackbone:
+    return PackedBackbone(base(architecture), is_varlen=True, **options)
+
+
+@pytest.fixture(autouse=True)
+def _twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", twin)
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+@torch.inference_mode()
+def test_its_states_are_those_of_each_sample_alone(architecture: str) -> None:
+    batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
+    way = varlen_way(architecture, share=architecture in tiny.DECODERS)
+    torch.testing.assert_close(way.rows(batch), alone(architecture, batch), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_longformer_attends_within_its_windows() -> None:
+    batch = features(random_ids(90, 6), random_ids(17, 7), random_ids(200, 8))
+    plain = PaddedBackbone(base("longformer"), has_global=False)
+    wanted = torch.cat([plain.rows([one]) for one in batch])
+    way = varlen_way("longformer", share=False)
+    torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=7))
+@torch.inference_mode()
+def test_any_tree_of_beginnings_is_exact_also_when_remembered(paths: list[list[int]]) -> None:
+    # Each step of a path is 18 ids, so that common steps are shared on several levels.
+    samples = [sum((random_ids(18, step) for step in path), ()) for path in paths]
+    batch = features(*samples)
+    # Read the last token alone: what is read has to run, the rest may be remembered.
+    batch = [type(one)(one.ids, one.reads[-1:], truncated=False) for one in batch]
+    way = _remembering()
+    wanted = alone("llama", batch)
+    for _ in range(2):
+        torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+
+
+_KEPT: list[PackedBackbone] = []
+
+
+def _remembering() -> PackedBackbone:
+    if not _KEPT:
+        _KEPT.append(varlen_way("llama", share=True, max_remembered_bytes=1 << 24))
+    return _KEPT[0]
+
+
+def test_every_depth_of_sharing_is_one_call() -> None:
+    system, one, other = range(20), range(100, 120), range(200, 220)
+    samples = [(*system, *one, 7), (*system, *one, 8), (*system, *other, 9)]
+    own, first, second = levels_of(lay_out(samples, share=True), CPU)
+    # The row: the system message, `one`, 7, 8, then `other` with 9.
+    assert own.query_starts.tolist() == [0, 20, 40, 41, 42, 63]
+    assert own.queries.tolist() == own.keys.tolist() == list(range(63))
+    assert first.queries.tolist() == list(range(20, 63))
+    assert first.keys.tolist() == list(range(20))
+    assert second.queries.tolist() == [40, 41]
+    assert second.keys.tolist() == list(range(20, 40))
+    assert (own.longest_query, first.longest_query, second.longest_key) == (21, 43, 20)
+
+
+def test_a_softcap_is_refused_so_that_the_probe_goes_on() -> None:
+    with pytest.raises(ValueError, match="caps no logits"):
+        varlen_way("gemma2", share=True).rows(features(random_ids(9, 1)))
+
+
+def test_on_a_cpu_models_do_without_it() -> None:
+    assert packed_way("llama")._model.config._attn_implementation == "alarm_packed"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", SERVED)
+@torch.inference_mode()
+def test_on_a_gpu_the_kernel_serves(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model: hf.PreTrainedModel = base(architecture).to("cuda", torch.bfloat16)  # type: ignore[arg-type]
+    batch = features(*group(4, 30, 5), random_ids(90, 6))
+    wanted = torch.cat([PaddedBackbone(model, has_global=False).rows([one]) for one in batch])
+    way = fastest_exact(model)
+    assert isinstance(way, PackedBackbone)
+    assert model.config._attn_implementation == "alarm_varlen"
+    assert (way.rows(batch) - wanted).norm() <= 5e-2 * wanted.norm()
