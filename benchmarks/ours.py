@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from children import free_port, function_in_child, server
 from load import Post, client
 from work import LABELS, Sample, Task, Way
 
-__all__ = ["alarm_serve", "in_process", "on_the_wire", "over_http", "write_recipe"]
+__all__ = ["alarm_serve", "deterministic", "in_process", "on_the_wire", "over_http", "write_recipe"]
 
 
 def write_recipe(task: Task) -> Path:
@@ -46,17 +46,24 @@ def alarm_serve(recipe: str, device: str, log: Path, *flags: str) -> Iterator[st
 
 
 @contextmanager
-def over_http(task: Task) -> Iterator[dict[str, Way]]:
+def over_http(
+    task: Task, name: str = "alarm", flags: Sequence[str] = ()
+) -> Iterator[dict[str, Way]]:
     """Yield the ways through `alarm serve`: one request for all, and one a sample."""
-    log = task.folder / "alarm.log"
+    log = task.folder / f"{name}.log"
     recipe = str(write_recipe(task))
-    with alarm_serve(recipe, task.device, log) as url, client() as post:
+    with alarm_serve(recipe, task.device, log, *flags) as url, client() as post:
         yield {
-            "alarm, one request": Way(lambda samples: _score(post, url, [samples])),
-            "alarm, a request a sample": Way(
+            f"{name}, one request": Way(lambda samples: _score(post, url, [samples])),
+            f"{name}, a request a sample": Way(
                 lambda samples: _score(post, url, [[sample] for sample in samples]), 1
             ),
         }
+
+
+def deterministic(task: Task) -> AbstractContextManager[dict[str, Way]]:
+    """Yield the same ways where the same sample is to have the same bits in any company."""
+    return over_http(task, "alarm --deterministic", ["--deterministic"])
 
 
 def on_the_wire(sample: Sample) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from children import free_port, function_in_child, server
 from load import Post, client
-from ours import in_process, over_http
+from ours import deterministic, in_process, over_http
 from peers import infinity, vllm
 from plain import make_runner
 from timing import in_turns, report
@@ -84,6 +84,7 @@ def _rewards(post: Post, url: str, task: Task, requests: Sequence[Sequence[Sampl
 RIVALS: Mapping[str, Rival] = {
     "in-process": in_process,
     "http": over_http,
+    "deterministic": deterministic,
     "transformers": transformers({"padded as sent": (None, False)}),
     "padding-server": padding_server,
     "vllm": vllm,
