@@ -121,7 +121,6 @@ def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
         return engine
 
     engine = runner.run(started())
-    served = engine.catalog.model("measured")
 
     def way(samples: Sequence[Sample]) -> list[float]:
         given = [
@@ -134,7 +133,7 @@ def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
             )
             for one in samples
         ]
-        scores = runner.run(engine.score(served, given))
+        scores = runner.run(engine.score("measured", given))
         return [number for outcome in scores.outcomes for number in _numbers(outcome)]
 
     return way

@@ -15,7 +15,7 @@ from standin import PATIENCE_S, Letters, Words, recipe
 from alarm_models.recipe import Recipe
 from alarm_models.rewards import RewardModel
 from alarm_service.app import create_app
-from alarm_service.catalog import Catalog
+from alarm_service.catalog import ServedModel
 from alarm_service.engine import Engine
 from alarm_service.settings import Settings
 
@@ -72,9 +72,9 @@ def app_of(
 ) -> FastAPI:
     """Make an app of stand-in models; `before_load` runs as loading does."""
 
-    def load(catalog: Catalog, _: torch.device) -> dict[str, RewardModel]:
+    def load(wanted: Mapping[str, ServedModel], _: torch.device) -> dict[str, RewardModel]:
         before_load()
-        return {key: models[served.name] for key, served in catalog.models.items()}
+        return {key: models[served.name] for key, served in wanted.items()}
 
     return create_app(recipes, Settings(device="cpu", **settings), load=load, on_failure=on_failure)
 

@@ -12,7 +12,7 @@ from alarm_service.devices import load_models
 from alarm_service.settings import Settings
 recipe = load_recipe("mini")
 create_app([recipe], Settings(device="cpu"))
-assert load_models(Catalog([recipe]), torch.device("cpu"), max_remembered_bytes=0)
+assert load_models(Catalog([recipe]).models, torch.device("cpu"), max_remembered_bytes=0)
 unused = {"harper", "lingua", "pyphen", "sacrebleu"}
 print(sorted(unused & set(sys.modules)))
 """

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
 
-__all__ = ["digest", "label_names", "locate", "read_tensors"]
+__all__ = ["digest", "label_names", "locate", "read_tensors", "stamps"]
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -56,12 +56,22 @@ def weight_files(folder: Path) -> list[Path]:
 
 def digest(folder: Path) -> str:
     """Return a digest of the weights, the configuration and the tokenizer: a hex string."""
-    names = sorted(path for pattern in _SMALL_FILES for path in folder.glob(pattern))
     whole = hashlib.sha256()
-    for path in [*names, *weight_files(folder)]:
+    for path in _files(folder):
         with path.open("rb") as file:
             whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return whole.hexdigest()
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return what changes when any of the files that are digested is written: quickly told."""
+    stats = {path.name: path.stat() for path in _files(folder)}
+    return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    names = sorted(path for pattern in _SMALL_FILES for path in folder.glob(pattern))
+    return [*names, *weight_files(folder)]
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from alarm_models.alignment import Placement
 from alarm_models.assembly import AspectRule
@@ -108,6 +108,16 @@ class Recipe(_Table):
         default_factory=dict,
         description="field name -> pattern that finds it in the prompt when a caller leaves it out",
     )
+    parity: str | None = Field(
+        default=None, description="a file of samples and their scores, compared before it is served"
+    )
+    parity_tolerance: float = Field(default=1e-4, ge=0, description="how far they may differ")
+    parity_rewards: bool = Field(default=True, description="whether rewards are compared too")
+
+    @field_validator("parity")
+    @classmethod
+    def _none_where_empty(cls, parity: str | None) -> str | None:
+        return parity or None
 
     @model_validator(mode="after")
     def _models_exist(self) -> Recipe:

@@ -16,6 +16,7 @@ from alarm_models.recipe import Recipe
 __all__ = [
     "built_in_names",
     "load_recipe",
+    "load_recipe_again",
     "load_recipes",
     "locate_recipe",
     "parse_setting",
@@ -24,6 +25,9 @@ __all__ = [
 
 #: A model's keys that may name a folder beside the recipe's file.
 _FOLDERS = {"checkpoint", "path"}
+
+#: What rewards are made of besides scores.
+_CONSTANTS = {"holistic", "hierarchy", "aspects"}
 
 
 def built_in_names() -> list[str]:
@@ -42,22 +46,37 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
 def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
     """Read recipes by built-in name or file, and set keys by their dotted names.
 
-    Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table. Raises
-    `RecipeError`, naming file and key.
+    Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table; where it
+    changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
+    naming file and key.
     """
     tables = [_read(name) for name in names_or_files]
     for setting in settings:
-        keys, value = parse_setting(setting)
-        known = [table for table in tables if _has_table(table, keys)]
-        if not known:
+        keys, _ = parse_setting(setting)
+        has_table = [_set(table, setting) for table in tables]
+        if not any(has_table):
             raise RecipeError(f"--set {setting}: no recipe has a table {'.'.join(keys[:-1])!r}")
-        for table in known:
-            set_key(table, keys, value)
     recipes = [_checked(table) for table in tables]
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"two recipes have one name: {names}")
     return recipes
+
+
+def load_recipe_again(
+    name_or_file: str, settings: Iterable[str], before: Recipe | None = None
+) -> Recipe:
+    """Read one of a server's recipes; a setting for tables that it lacks is for another.
+
+    ``before`` is the recipe as it was read last: a table that a setting names must still be there.
+    Raises `RecipeError`.
+    """
+    table = _read(name_or_file)
+    known = {} if before is None else before.model_dump(include={"models", "aspects"})
+    for setting in settings:
+        if not _set(table, setting) and _has_table(known, parse_setting(setting)[0]):
+            raise RecipeError(f"--set {setting}: {name_or_file!r} has no such table any more")
+    return _checked(table)
 
 
 def locate_recipe(name_or_file: str) -> Path:
@@ -79,6 +98,8 @@ def _read(name_or_file: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no TOML: {error}") from error
     table.setdefault("name", path.stem)
+    if isinstance(table.get("parity"), str) and table["parity"]:
+        table["parity"] = str(path.parent.resolve() / table["parity"])
     for model in table.get("models", {}).values():
         for key in _FOLDERS & set(model if isinstance(model, dict) else ()):
             folder = model[key]
@@ -109,6 +130,17 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
     except tomllib.TOMLDecodeError:
         return keys, text
     return keys, value if isinstance(value, bool | int | float | str | list) else text
+
+
+def _set(table: MutableMapping[str, Any], setting: str) -> bool:
+    """Set a key where the recipe has its table; say whether it has."""
+    keys, value = parse_setting(setting)
+    if not _has_table(table, keys):
+        return False
+    set_key(table, keys, value)
+    if keys[0] in _CONSTANTS:
+        table["parity_rewards"] = False
+    return True
 
 
 def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:

@@ -82,7 +82,7 @@ def load_base(source: Source) -> Base:
 def base_with_head(base: Base, source: Source, name: str) -> Network:
     """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
     head = mlp(read_tensors(source.folder, name), name)
-    head.module.to(device=source.device, dtype=source.dtype)
+    _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
 
 
@@ -92,7 +92,7 @@ def base_with_gate(base: Base, source: Source, name: str) -> Network:
     The outputs are three times the objectives; see `alarm_models.gating`.
     """
     head = gated_head(source.folder, name, base.model.config)
-    head.module.to(device=source.device, dtype=source.dtype)
+    _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
 
 
@@ -141,5 +141,18 @@ def _load(loader: Any, source: Source) -> PreTrainedModel:
             f"{source.folder} lacks {len(missing)} tensors of {type(model).__name__} "
             f"({', '.join(missing[:3])}, ...): they would be random. Is the kind or `head` right?"
         )
-    loaded: PreTrainedModel = model.to(source.device).eval()
+    loaded: PreTrainedModel = _onto_device(model, source.device).eval()
     return loaded
+
+
+def _onto_device(module: Any, device: torch.device) -> Any:
+    """Move a module to its device, in memory of its own.
+
+    On a CPU tensors may lie in the checkpoint's mapped file, and would change with it where it is
+    overwritten in place.
+    """
+    module.to(device)
+    if device.type == "cpu":
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+    return module

@@ -14,19 +14,27 @@ from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from alarm_models.recipe import Recipe
-from alarm_service import routes, status_routes
+from alarm_service import admin_routes, routes, status_routes
 from alarm_service.authorizing import RateLimit, RequireKey, body_tokens, one_request
 from alarm_service.bodies import AnswerDigest, BodyLimit
-from alarm_service.catalog import Catalog
 from alarm_service.compat import pooling_router
 from alarm_service.compat import router as trainers_router
 from alarm_service.compat.labels import label_of
-from alarm_service.devices import choose_devices, load_models, require_determinism
+from alarm_service.devices import (
+    choose_devices,
+    load_models,
+    require_determinism,
+    unchanged_on_disk,
+)
 from alarm_service.engine import Engine, Limits
-from alarm_service.keys import read_keys
+from alarm_service.keeper import Keeper
+from alarm_service.keys import read_admin_keys, read_keys
 from alarm_service.limiting import RateLimits
+from alarm_service.making import Unchanged
 from alarm_service.metrics import Metrics
 from alarm_service.middleware import AccessLog, Traced
+from alarm_service.parity import require_parity
+from alarm_service.recipe_sources import RecipeSources
 from alarm_service.replicas import Load
 from alarm_service.responses import add_error_handlers
 from alarm_service.settings import Settings
@@ -34,13 +42,15 @@ from alarm_service.tracing import NoTraces, Traces, open_traces
 
 __all__ = ["create_app", "create_engine"]
 
-_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready")
+_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
+           "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload")  # fmt: skip
 
 
 def create_engine(
     recipes: Sequence[Recipe],
     settings: Settings,
     load: Load | None = None,
+    unchanged: Unchanged = unchanged_on_disk,
     traces: Traces | None = None,
 ) -> Engine:
     """Make an engine for these recipes; it loads them once it is started."""
@@ -48,11 +58,18 @@ def create_engine(
         require_determinism()
     # What is remembered of prompts changes the last bits of what comes after.
     num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
-    limits = Limits(settings.max_queued_tokens, settings.max_batch_tokens, settings.deterministic)
+    limits = Limits(
+        settings.max_queued_tokens,
+        settings.max_batch_tokens,
+        settings.deterministic,
+        settings.forward_timeout_s,
+    )
     load = load or partial(load_models, max_remembered_bytes=num_bytes)
     return Engine(
-        Catalog(recipes),
+        recipes,
         load,
+        unchanged,
+        require_parity,
         choose_devices(settings.device),
         limits,
         Metrics(),
@@ -65,16 +82,20 @@ def create_app(
     settings: Settings,
     *,
     load: Load | None = None,
+    unchanged: Unchanged = unchanged_on_disk,
     traces: Traces | None = None,
+    sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.
 
-    ``load`` is the seam for stand-in models, ``traces`` for a stand-in collector; ``on_failure``
-    is called when loading fails.
+    ``load`` and ``unchanged`` are the seam for stand-in models, ``traces`` for a stand-in
+    collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
+    fails.
     """
 
-    engine = create_engine(recipes, settings, load, traces or open_traces(settings))
+    engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,10 +118,12 @@ def create_app(
     )
     app.state.engine = engine
     app.state.settings = settings
+    app.state.keeper = Keeper(engine, sources)
     app.include_router(routes.router)
     app.include_router(status_routes.router)
     app.include_router(trainers_router.router)
     app.include_router(pooling_router.router)
+    app.include_router(admin_routes.router)
     add_error_handlers(app)
     return app
 
@@ -110,13 +133,13 @@ def _label(path: str) -> str | None:
 
 
 def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
-    keys = read_keys(settings)
+    keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     return [
         Middleware(AccessLog, metrics=engine.metrics, label=_label),
         *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
         Middleware(AnswerDigest),
-        *([Middleware(RequireKey, keys=keys)] if len(keys) else []),
+        Middleware(RequireKey, keys=keys, admin_keys=admin_keys),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         *([_rate_limit(after, "tokens", body_tokens)] if after else []),

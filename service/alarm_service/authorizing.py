@@ -10,12 +10,23 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from alarm_service.errors import ServiceError, Unauthorized
+from alarm_service.errors import Forbidden, ServiceError, Unauthorized
 from alarm_service.keys import Keys
 from alarm_service.limiting import RateLimits
 from alarm_service.responses import error_response
 
-__all__ = ["BODY_BYTES", "FREE_PATHS", "RateLimit", "RequireKey", "body_tokens", "one_request"]
+__all__ = [
+    "ADMIN",
+    "BODY_BYTES",
+    "FREE_PATHS",
+    "RateLimit",
+    "RequireKey",
+    "body_tokens",
+    "one_request",
+]
+
+#: What the paths of admin routes begin with.
+ADMIN = "/admin/"
 
 #: Where a request's scope says how many bytes its body has, once it was read.
 BODY_BYTES = "alarm_body_bytes"
@@ -32,24 +43,46 @@ _BYTES_A_TOKEN = 4
 class RequireKey:
     """Lets in who brings a key, as a bearer token or as the password of HTTP Basic.
 
-    Health checks need none.
+    Admin routes have keys of their own, and are closed where there are none. Health checks need
+    none, and nothing else does where callers have none.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, admin_keys: Keys) -> None:
         self._app = app
         self._keys = keys
+        self._admin_keys = admin_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, or answer 401."""
-        is_open = scope["type"] != "http" or scope["path"].startswith("/health/")
-        if not is_open:
-            key = _key_in(Headers(scope=scope).get("authorization", ""))
-            caller = None if key is None else self._keys.find(key)
-            if caller is None:
-                await _unauthorized()(scope, receive, send)
+        """Run the request, or answer 401 or 403."""
+        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+            try:
+                if scope["path"].startswith(ADMIN):
+                    self._let_admin_in(scope)
+                elif len(self._keys):
+                    scope[_CALLER] = _found(scope, self._keys, "the server's key")
+            except ServiceError as error:
+                await _refused(error)(scope, receive, send)
                 return
-            scope[_CALLER] = caller
         await self._app(scope, receive, send)
+
+    def _let_admin_in(self, scope: Scope) -> None:
+        if not len(self._admin_keys):
+            raise Forbidden(
+                "the admin routes are closed: give the server a key for them (--admin-key-file "
+                "FILE, or ALARM_ADMIN_KEY)"
+            )
+        _found(scope, self._admin_keys, "an admin key")
+
+
+def _found(scope: Scope, keys: Keys, wanted: str) -> int:
+    """Return the place of the key that a request brings; raise `Unauthorized`."""
+    key = _key_in(Headers(scope=scope).get("authorization", ""))
+    place = None if key is None else keys.find(key)
+    if place is None:
+        raise Unauthorized(
+            f"send {wanted}: `Authorization: Bearer KEY`, or as the password of Basic"
+        )
+    return place
 
 
 def _key_in(authorization: str) -> bytes | None:
@@ -65,16 +98,18 @@ def _key_in(authorization: str) -> bytes | None:
         return None
 
 
-def _unauthorized() -> Response:
-    response = error_response(
-        Unauthorized("send the server's key: `Authorization: Bearer KEY`, or as Basic's password")
-    )
-    response.headers["WWW-Authenticate"] = "Bearer"
+def _refused(error: ServiceError) -> Response:
+    response = error_response(error)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
 class RateLimit:
-    """Answers 429 to a caller that has sent more than it may; health and metrics cost nothing."""
+    """Answers 429 to a caller that has sent more than it may.
+
+    Health and metrics cost nothing, and whoever runs the server may always change it.
+    """
 
     def __init__(self, app: ASGIApp, limits: RateLimits, cost: Callable[[Scope], float]) -> None:
         self._app = app
@@ -83,7 +118,7 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request, or answer 429."""
-        if scope["type"] == "http" and not scope["path"].startswith(FREE_PATHS):
+        if scope["type"] == "http" and not scope["path"].startswith((*FREE_PATHS, ADMIN)):
             try:
                 self._limits.charge(scope.get(_CALLER), self._cost(scope))
             except ServiceError as error:

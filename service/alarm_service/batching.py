@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from alarm_service.choosing import take_batch
 from alarm_service.errors import ServiceError
+from alarm_service.loaded import Loaded
 from alarm_service.work import Work
 
 __all__ = ["Waiting"]
@@ -18,10 +19,9 @@ __all__ = ["Waiting"]
 class Waiting:
     """The work that has arrived, by model; the devices' threads take batches from it."""
 
+    #: The tokens of a batch, for models that have no number of their own.
     max_batch_tokens: int
-    #: The tokens of a batch, for models that have a number of their own.
-    budgets: dict[str, int] = field(default_factory=dict)
-    _by_model: dict[str, deque[Work]] = field(default_factory=dict)
+    _by_model: dict[Loaded, deque[Work]] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: ServiceError | None = None
 
@@ -74,7 +74,7 @@ class Waiting:
 
     def _take(self) -> list[Work]:
         works = min(self._by_model.values(), key=lambda works: works[0].since)
-        budget = self.budgets.get(works[0].model, self.max_batch_tokens)
+        budget = works[0].model.budget or self.max_batch_tokens
         batch = take_batch(list(works), budget)
         taken = set(map(id, batch))
         left = deque(work for work in works if id(work) not in taken)

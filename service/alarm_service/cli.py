@@ -17,6 +17,7 @@ from alarm_service.commands import (
     health,
     judge,
     recipes,
+    record,
     score,
     select,
     serve,
@@ -26,7 +27,7 @@ from alarm_service.settings import SettingsError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, score, recipes, health, select, calibrate, evaluate, judge)
+_COMMANDS = (serve, score, recipes, record, health, select, calibrate, evaluate, judge)
 
 #: The settings that say where a server is.
 _ADDRESS = ("host", "port", "tls_certificate")

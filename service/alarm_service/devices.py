@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from alarm_models.rewards import Loader, Model
-from alarm_service.catalog import Catalog
+from alarm_models.rewards import Disk, Loader, Model
+from alarm_service.catalog import ServedModel
+from alarm_service.loaded import Loaded
 
-__all__ = ["choose_devices", "load_models", "require_determinism"]
+__all__ = [
+    "choose_devices",
+    "forget_models",
+    "load_models",
+    "require_determinism",
+    "unchanged_on_disk",
+]
 
 
 def choose_devices(names: str) -> list[torch.device]:
@@ -24,11 +32,28 @@ def choose_devices(names: str) -> list[torch.device]:
 
 
 def load_models(
-    catalog: Catalog, device: torch.device, *, max_remembered_bytes: int
+    wanted: Mapping[str, ServedModel], device: torch.device, *, max_remembered_bytes: int
 ) -> Mapping[str, Model]:
-    """Load every model of the catalog; raise `CheckpointError` or `RecipeError`."""
+    """Load models by their keys; raise `CheckpointError` or `RecipeError`."""
     loader = Loader(device, max_remembered_bytes=max_remembered_bytes)
-    return {key: loader.load(served.spec, served.fields) for key, served in catalog.models.items()}
+    return {key: loader.load(served.spec, served.fields) for key, served in wanted.items()}
+
+
+def unchanged_on_disk(models: Sequence[Loaded], device: torch.device) -> list[Loaded]:
+    """Return those that loading would give again as they are; raise `CheckpointError`."""
+    disk = Disk(device)
+    return [
+        loaded
+        for loaded in models
+        if disk.has(loaded.served.spec, loaded.served.fields, loaded.fingerprint)
+    ]
+
+
+def forget_models() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    gc.collect()  # networks hold themselves in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def require_determinism() -> None:

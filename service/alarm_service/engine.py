@@ -1,82 +1,99 @@
-"""The engine: models loaded and kept, the door, and the passage behind it."""
+"""The engine: the generation that serves, the door, and the passage behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 import torch
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe import Recipe
-from alarm_models.rewards import DirectModel, Model
 from alarm_models.sample import Sample, Score
 from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.batching import Waiting
 from alarm_service.budget import LEAST_BUDGET
-from alarm_service.catalog import Catalog, ServedModel
+from alarm_service.catalog import Catalog
+from alarm_service.devices import forget_models
 from alarm_service.errors import ServiceError
+from alarm_service.generation import Generation
 from alarm_service.life import Life, State, stopping
-from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
+from alarm_service.loaded import Loaded
+from alarm_service.making import Maker, Unchanged
 from alarm_service.metrics import Metrics
 from alarm_service.passage import Passage
 from alarm_service.replicas import Load, Replicas
+from alarm_service.succession import Succession
 from alarm_service.tracing import Traces
 from alarm_service.work import Scores
 
-__all__ = ["Engine", "Limits"]
+__all__ = ["Engine", "Gate", "Limits"]
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much an engine holds and runs at once, in tokens.
+    """How much an engine holds and runs at once, in tokens, and how long a forward pass may take.
 
     Without ``max_batch_tokens`` each model's own is measured. ``is_deterministic`` runs each sample
-    alone, so that its score has the same bits whoever else waits.
+    alone, so that its score has the same bits whoever else waits. A ``forward_timeout_s`` of 0 is
+    none.
     """
 
     max_queued_tokens: int
     max_batch_tokens: int | None = None
     is_deterministic: bool = False
+    forward_timeout_s: float = 0
 
 
 class Engine:
-    """Scores samples with the catalog's models, of which each device has a replica.
+    """Scores samples with a generation's models, of which each device has a replica.
 
-    Requests that come while models load wait; `load` runs in a thread of its own. Models are
-    there once `life` is ready.
+    Requests that come while the first models load wait; `load` and `unchanged` run in threads of
+    their own. Models are there once `life` is ready, and may be followed by others while it is. The
+    gate sees each recipe before it is served, and raises where it is not to be.
     """
 
     def __init__(
         self,
-        catalog: Catalog,
+        recipes: Sequence[Recipe],
         load: Load,
+        unchanged: Unchanged,
+        gate: Gate,
         devices: Sequence[torch.device],
         limits: Limits,
         metrics: Metrics,
         traces: Traces,
     ) -> None:
-        self.catalog = catalog
+        first = Generation(Catalog(recipes), {})
         self.limits = limits
         self.metrics = metrics
         self.traces = traces
-        self.models: Mapping[str, Model] = {}
-        self.life = Life(catalog.models)
-        self._load = load
+        self.life = Life(first.catalog.models)
+        self._gate = gate
+        self._succession = Succession(first, forget_models)
         self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
-        self.replicas = Replicas(devices, self._waiting, metrics, self.life, traces)
+        self.replicas = Replicas(
+            devices,
+            self._waiting,
+            metrics,
+            self.life,
+            traces,
+            forward_timeout_s=limits.forward_timeout_s,
+        )
         self.passage = Passage(
             self._waiting, self.life, metrics, traces, is_deterministic=limits.is_deterministic
         )
+        is_measured = limits.max_batch_tokens is None
+        self._maker = Maker(self.replicas, self.passage, load, unchanged, is_measured=is_measured)
         metrics.room(limits.max_queued_tokens)
         metrics.waiting(self._waiting.num_waiting)
+        metrics.changes.serving(lambda: self.generation.fingerprints())
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
@@ -85,31 +102,26 @@ class Engine:
         )
 
     @property
+    def generation(self) -> Generation:
+        """What is served now; until the first models are there, what will be."""
+        return self._succession.current
+
+    @property
+    def catalog(self) -> Catalog:
+        """The recipes and models that are served now."""
+        return self.generation.catalog
+
+    @property
     def num_waiting(self) -> int:
         """How many samples wait for the device."""
         return self._waiting.num_waiting()
 
-    def fingerprints(self, recipe: Recipe) -> dict[str, str]:
-        """Return the fingerprint of each of a recipe's models, by the recipe's names."""
-        keys = {name: self.catalog.model_of(recipe, name).key for name in recipe.models}
-        return {name: self.models[key].fingerprint for name, key in keys.items()}
-
     async def start(self) -> None:
         """Load every model and run each once; a failure is `life`'s to tell, and not raised."""
         started = time.monotonic()
+        self.replicas.start()
         try:
-            load = partial(
-                self.replicas.load,
-                self._load,
-                self.catalog,
-                is_measured=self.limits.max_batch_tokens is None,
-            )
-            self.models = await in_daemon_thread(load)
-            for model in self._direct:
-                await model.open()
-            self.replicas.start()
-            for served in self.catalog.models.values():
-                await self._warm_up(served)
+            await self.change(list(self.catalog.recipes.values()))
         except (AlarmModelsError, ServiceError) as error:
             _log.error("loading failed", error=str(error))
             self.life.failed(error)
@@ -118,21 +130,42 @@ class Engine:
             self.life.failed(CheckpointError(f"the models cannot be loaded: {error!r}"))
         else:
             self.life.loaded()
-            _log.info("ready", models=list(self.models), seconds=time.monotonic() - started)
+            models = list(self.catalog.models)
+            _log.info("ready", models=models, seconds=time.monotonic() - started)
 
-    async def score(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
-        """Score samples with one model; a sample that cannot be scored has its error instead.
+    async def change(self, recipes: Sequence[Recipe], read_again: Collection[str] = ()) -> None:
+        """Serve these recipes from now on; where one cannot be, raise, and all stays as it is.
 
-        Raises `Overloaded`, `Draining` or `Broken`.
+        Models that are loaded already are kept, those of the recipes ``read_again`` only where
+        their files did not change. One change at a time.
         """
-        async with self.admitted(samples):
-            return await self.scores(served, samples)
+        before = self.generation
+        async with self._maker.made(Catalog(recipes), before, read_again) as following:
+            known = {id(model) for model in before.replicas}
+            for recipe in recipes:
+                models = following.models_of(recipe).values()
+                is_known = before.catalog.recipes.get(recipe.name) == recipe
+                is_known = is_known and all(id(loaded.model) in known for loaded in models)
+                if not is_known or recipe.name in read_again:
+                    await self._gate(self, following, recipe)
+            self._succession.follow(following)
+
+    async def score(self, name: str | None, samples: Sequence[Sample]) -> Scores:
+        """Score samples with the model of that name, else with the default recipe's holistic one.
+
+        A sample that cannot be scored has its error instead. Raises `NotFound`, `Overloaded`,
+        `Draining` or `Broken`.
+        """
+        self.catalog.model(name)  # who names nothing hears so at once
+        async with self.admitted(samples) as generation:
+            return await self.scores(generation.model(name), samples)
 
     @asynccontextmanager
-    async def admitted(self, samples: Sequence[Sample]) -> AsyncIterator[None]:
+    async def admitted(self, samples: Sequence[Sample]) -> AsyncIterator[Generation]:
         """Hold a place in the house for these samples, from when the models are there.
 
-        Raises `Overloaded`, `Draining` or `Broken`.
+        Whoever is in the house keeps the generation that it got. Raises `Overloaded`, `Draining` or
+        `Broken`.
         """
         if self.life.is_draining:
             raise stopping()
@@ -140,44 +173,33 @@ class Engine:
         with self.admission.admit(num_tokens), self.metrics.in_house():
             with self.traces.span("admit"):
                 await self.life.until_ready()
-            yield
+            with self._succession.taken() as generation:
+                yield generation
 
-    async def scores(self, served: ServedModel, samples: Sequence[Sample]) -> Scores:
+    async def scores(self, loaded: Loaded, samples: Sequence[Sample]) -> Scores:
         """Score samples that were admitted before."""
-        outcomes = await self.passage.outcomes(served.key, self.models[served.key], samples)
+        outcomes = await self.passage.outcomes(loaded, samples)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
                 raise outcome
-            self._count(served.key, outcome)
+            self._count(loaded.name, outcome)
             scored.append(outcome)
-        return Scores(scored)
-
-    @property
-    def _direct(self) -> list[DirectModel]:
-        return [model for model in self.models.values() if isinstance(model, DirectModel)]
+        return Scores(scored, loaded.name, loaded.fingerprint)
 
     async def close(self) -> None:
         """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
         self.passage.close()
         await asyncio.to_thread(self.replicas.join, timeout_s=5)
-        for model in self._direct:
-            await model.close()
-
-    async def _warm_up(self, served: ServedModel) -> None:
-        (outcome,) = (await self.scores(served, [warm_up_sample(served)])).outcomes
-        if isinstance(outcome, SampleError):
-            model = self.models[served.key]
-            if isinstance(model, DirectModel) and model.is_elsewhere:
-                # It answered as it was opened; that a judge has no number for this is no fault.
-                _log.warning("no score to warm up", model=served.key, error=str(outcome))
-                return
-            raise CheckpointError(f"model {served.key!r} cannot score: {outcome}")
-        require_named_outputs(self.catalog.outputs_of(served), outcome)
+        await self._succession.close()
 
     def _count(self, model: str, outcome: Score | SampleError) -> None:
         if isinstance(outcome, SampleError):
             self.metrics.sample_failed(outcome.code)
         else:
             self.metrics.sample_scored(model, outcome)
+
+
+#: Raises where a recipe of a generation that is made is not to be served.
+Gate = Callable[[Engine, Generation, Recipe], Awaitable[None]]

@@ -7,11 +7,13 @@ __all__ = [
     "Broken",
     "DeadlinePassed",
     "Draining",
+    "Forbidden",
     "Garbled",
     "Invalid",
     "NotFound",
     "Overloaded",
     "RateLimited",
+    "Refused",
     "SampleFailed",
     "ServiceError",
     "TooLarge",
@@ -51,6 +53,12 @@ class Unauthorized(ServiceError):
     status, code = 401, "unauthorized"
 
 
+class Forbidden(ServiceError):
+    """The server's operator has not opened these routes."""
+
+    status, code = 403, "forbidden"
+
+
 class NotFound(ServiceError):
     """No such model, recipe or path."""
 
@@ -61,6 +69,12 @@ class TooSlow(ServiceError):
     """The body did not arrive in time."""
 
     status, code, retryable = 408, "too_slow", True
+
+
+class Refused(ServiceError):
+    """What is served cannot be changed like this, and stays as it was."""
+
+    status, code = 409, "refused"
 
 
 class TooLarge(ServiceError):
@@ -104,7 +118,7 @@ class Draining(ServiceError):
 
 
 class Broken(ServiceError):
-    """The models could not be loaded, or the thread that owns the device died."""
+    """The models could not be loaded, or the device is lost."""
 
     status, code, retryable = 503, "broken", True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 
-from alarm_service.keys import read_keys
+from alarm_service.keys import read_admin_keys, read_keys
 from alarm_service.settings import Settings, SettingsError
 
 __all__ = ["require_safe_exposure", "require_usable_certificate"]
@@ -13,6 +13,7 @@ __all__ = ["require_safe_exposure", "require_usable_certificate"]
 
 def require_safe_exposure(settings: Settings) -> None:
     """Raise `SettingsError` where other machines could use the server without a key."""
+    read_admin_keys(settings)  # wrong ones are told before anything is served
     address = settings.published or settings.host
     if settings.insecure or is_loopback(address) or len(read_keys(settings)):
         return

@@ -17,8 +17,9 @@ from alarm_models.hierarchy import (
 from alarm_models.recipe import Recipe
 from alarm_models.rules import faults
 from alarm_models.sample import Sample, Score
-from alarm_service.catalog import ServedModel
 from alarm_service.engine import Engine
+from alarm_service.generation import Generation
+from alarm_service.loaded import Loaded
 
 __all__ = ["Found", "Gathering", "counts"]
 
@@ -39,6 +40,7 @@ class Gathering:
     """One request's samples, and what they have cost so far."""
 
     engine: Engine
+    generation: Generation
     recipe: Recipe
     samples: Sequence[Sample]
     num_tokens: int = 0
@@ -72,8 +74,8 @@ class Gathering:
         self, model: str, output: str | None, indices: Sequence[int]
     ) -> dict[int, Outcome]:
         """Score some of the samples with one of the recipe's models, or with one output of it."""
-        served = self.engine.catalog.model_of(self.recipe, model)
-        scores = await self._scores(served, [self.samples[index] for index in indices])
+        loaded = self.generation.model_of(self.recipe, model)
+        scores = await self._scores(loaded, [self.samples[index] for index in indices])
         return {index: _output(one, output) for index, one in zip(indices, scores, strict=True)}
 
     async def aspects(
@@ -92,7 +94,7 @@ class Gathering:
 
     async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
         """Score the reference completions of samples that bring one, each text once."""
-        model = self.engine.catalog.model_of(self.recipe, self.recipe.holistic.model)
+        model = self.generation.model_of(self.recipe, self.recipe.holistic.model)
         places: dict[object, int] = {}
         asked: dict[int, int] = {}
         for index in indices:
@@ -107,8 +109,8 @@ class Gathering:
         found = dict(zip(unique, scores, strict=True))
         return {index: found[place] for index, place in asked.items()}
 
-    async def _scores(self, served: ServedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
-        scores = await self.engine.scores(served, samples)
+    async def _scores(self, loaded: Loaded, samples: Sequence[Sample]) -> Sequence[Outcome]:
+        scores = await self.engine.scores(loaded, samples)
         self.num_tokens += scores.num_tokens
         self.num_computed_tokens += scores.num_computed_tokens
         return scores.outcomes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from alarm_service.settings import Settings, SettingsError
 
-__all__ = ["Keys", "read_keys"]
+__all__ = ["Keys", "read_admin_keys", "read_keys"]
 
 
 class Keys:
@@ -36,20 +38,31 @@ class Keys:
 
 def read_keys(settings: Settings) -> Keys:
     """Read the keys of the options and of their file; raise `SettingsError` for an unusable one."""
-    keys = [key.get_secret_value().strip() for key in settings.api_key]
-    if settings.api_key_file is not None:
-        keys += _lines(settings.api_key_file)
+    return Keys(_read(settings.api_key, settings.api_key_file, "--api-key-file"))
+
+
+def read_admin_keys(settings: Settings) -> Keys:
+    """Read the keys of the admin routes likewise; raise `SettingsError` where others have one."""
+    keys = _read(settings.admin_key, settings.admin_key_file, "--admin-key-file")
+    callers = read_keys(settings)
+    if any(callers.find(key.encode()) is not None for key in keys):
+        raise SettingsError("one key is both an admin key and a caller's: give admins their own")
     return Keys(keys)
 
 
-def _lines(file: Path) -> list[str]:
+def _read(given: Sequence[SecretStr], file: Path | None, flag: str) -> list[str]:
+    keys = [key.get_secret_value().strip() for key in given]
+    return keys if file is None else keys + _lines(file, flag)
+
+
+def _lines(file: Path, flag: str) -> list[str]:
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the keys of --api-key-file {file} cannot be read: {error}") from error
+        raise SettingsError(f"the keys of {flag} {file} cannot be read: {error}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
-        raise SettingsError(f"--api-key-file {file} holds no key: write one a line")
+        raise SettingsError(f"{flag} {file} holds no key: write one a line")
     return keys
 
 

@@ -23,19 +23,20 @@ class State(StrEnum):
 class Life:
     """A server's life: it loads, is ready, drains and stops, unless it breaks.
 
-    ``failure`` is why the models could not be loaded, ``death`` what ended the device's thread,
-    which may set it. All else belongs to the event loop.
+    ``failure`` is why the models could not be loaded, ``death`` why the device is lost, which any
+    thread may set. All else belongs to the event loop.
     """
 
     def __init__(self, models: Collection[str]) -> None:
         self.failure: Exception | None = None
-        self.death: BaseException | None = None
+        self.death: Broken | None = None
         self.is_draining = False
         self.is_stopped = False
         self._models = models
         self._is_loaded = False
         #: Set once the models are there, cannot be had, or are no longer waited for.
         self._settled = asyncio.Event()
+        self._drained = asyncio.Event()
 
     @property
     def state(self) -> State:
@@ -51,7 +52,7 @@ class Life:
         """Why it is there, in a sentence."""
         match self.state:
             case State.BROKEN:
-                return f"broken: {self.failure or f'the device thread died: {self.death!r}'}"
+                return f"broken: {self.failure or self.death}"
             case State.LOADING:
                 return f"loading {', '.join(self._models)}"
             case state:
@@ -64,6 +65,10 @@ class Life:
             raise Broken(self.reason, retry_after_s=5)
         if not self._is_loaded:
             raise stopping()
+
+    async def until_draining(self) -> None:
+        """Wait for the end to begin."""
+        await self._drained.wait()
 
     def loaded(self) -> None:
         """Be ready: every model has run."""
@@ -79,6 +84,7 @@ class Life:
         """Take no new requests; running ones go on, save those that wait for the models."""
         self.is_draining = True
         self._settled.set()
+        self._drained.set()
 
     def stop(self) -> None:
         """Let nothing go on."""

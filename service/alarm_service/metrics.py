@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from alarm_service.change_metrics import ChangeMetrics
 from alarm_service.reward_metrics import RewardMetrics
 from alarm_service.statistics import BusyTime
 
@@ -61,6 +62,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.rewards = RewardMetrics(registry)
+        self.changes = ChangeMetrics(registry)
         self._in_house, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)

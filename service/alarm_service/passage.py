@@ -9,11 +9,12 @@ from functools import partial
 from typing import TypeVar
 
 from alarm_models.features import BatchCost
-from alarm_models.rewards import DirectModel, Model, Prepared, RewardModel
+from alarm_models.rewards import DirectModel, Prepared, RewardModel
 from alarm_models.sample import Sample
 from alarm_service.batching import Waiting
 from alarm_service.job import Job
 from alarm_service.life import Life, stopping
+from alarm_service.loaded import Loaded
 from alarm_service.metrics import Metrics
 from alarm_service.preparing import faults_of, prepare, settle
 from alarm_service.tracing import Traces
@@ -46,11 +47,11 @@ class Passage:
         self._is_deterministic = is_deterministic
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
-    async def outcomes(self, key: str, model: Model, samples: Sequence[Sample]) -> list[Outcome]:
-        """Score samples with the model of that key; one outcome a sample, in order."""
-        if isinstance(model, DirectModel):
-            return await self._checked(model, samples)
-        return await self._forwarded(key, model, samples)
+    async def outcomes(self, loaded: Loaded, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score samples with a model; one outcome a sample, in order."""
+        if isinstance(loaded.model, DirectModel):
+            return await self._checked(loaded.model, samples)
+        return await self._forwarded(loaded, loaded.model, samples)
 
     async def in_worker(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop."""
@@ -64,7 +65,7 @@ class Passage:
         self._workers.shutdown(wait=False)
 
     async def _forwarded(
-        self, key: str, model: RewardModel, samples: Sequence[Sample]
+        self, loaded: Loaded, model: RewardModel, samples: Sequence[Sample]
     ) -> list[Outcome]:
         job = Job(len(samples))
         trace = self._traces.current()
@@ -72,15 +73,15 @@ class Passage:
         try:
             for start in range(0, len(samples), _CHUNK):
                 chunk = samples[start : start + _CHUNK]
-                prepared = await self.in_worker(partial(self._prepare, key, model, chunk))
-                work = partial(Work, key, is_wanted=job.is_wanted, cost=cost, trace=trace)
+                prepared = await self.in_worker(partial(self._prepare, loaded.name, model, chunk))
+                work = partial(Work, loaded, is_wanted=job.is_wanted, cost=cost, trace=trace)
                 self._waiting.put(settle(prepared, start, work, job))
             return await job.outcomes()
         finally:
             job.cancel()
 
-    def _prepare(self, key: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-        with self._metrics.preparing(key):
+    def _prepare(self, name: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+        with self._metrics.preparing(name):
             return prepare(model, samples)
 
     async def _checked(self, model: DirectModel, samples: Sequence[Sample]) -> list[Outcome]:

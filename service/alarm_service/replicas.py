@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from alarm_models.rewards import DirectModel, Model
 from alarm_service.batching import Waiting
 from alarm_service.budget import measured_budget
-from alarm_service.catalog import Catalog
+from alarm_service.catalog import ServedModel
 from alarm_service.life import Life
+from alarm_service.loaded import Loaded
 from alarm_service.loading import warm_up_sample
 from alarm_service.metrics import Metrics
 from alarm_service.runtime import DeviceThread
@@ -18,8 +20,8 @@ from alarm_service.tracing import Traces
 
 __all__ = ["Load", "Replicas"]
 
-#: Loads every model of a catalog onto a device.
-Load = Callable[[Catalog, torch.device], Mapping[str, Model]]
+#: Loads models, by their keys, onto a device.
+Load = Callable[[Mapping[str, ServedModel], torch.device], Mapping[str, Model]]
 
 
 class Replicas:
@@ -32,38 +34,52 @@ class Replicas:
         metrics: Metrics,
         life: Life,
         traces: Traces,
+        *,
+        forward_timeout_s: float,
     ) -> None:
         self.devices = devices
-        self._waiting = waiting
-        self._metrics = metrics
-        self._life = life
-        self._traces = traces
-        self._threads: list[DeviceThread] = []
+        self._threads = [
+            DeviceThread(index, waiting, metrics, life, traces, forward_timeout_s=forward_timeout_s)
+            for index in range(len(devices))
+        ]
 
     @property
     def tokens_per_s(self) -> float:
         """What all devices together run; 0 before the first batch."""
         return sum(thread.tokens_per_s for thread in self._threads)
 
-    def load(self, load: Load, catalog: Catalog, *, is_measured: bool) -> Mapping[str, Model]:
-        """Load the models onto each device, and return the first's, which stand for all.
+    def load(
+        self, load: Load, wanted: Mapping[str, ServedModel], made: list[Model], *, is_measured: bool
+    ) -> dict[str, Loaded]:
+        """Load models onto each device; those that need none are loaded once.
 
-        ``is_measured`` runs batches on a GPU to find each model's budget of tokens; on a CPU a
-        batch is bound by its arithmetic long before the budget that there is.
+        Each model is put into ``made`` as soon as it is there: where a later one cannot be loaded,
+        the caller has these to close. ``is_measured`` runs batches on a GPU to find each model's
+        budget of tokens; on a CPU a batch is bound by its arithmetic long before the budget that
+        there is.
         """
-        replicas = [load(catalog, device) for device in self.devices]
-        for models in replicas:
-            on_device = {
-                key: model for key, model in models.items() if not isinstance(model, DirectModel)
+        replicas: dict[str, list[Model]] = {key: [] for key in wanted}
+        asked = wanted
+        for device in self.devices:
+            models = load(asked, device) if asked else {}
+            made += models.values()
+            for key, model in models.items():
+                replicas[key].append(model)
+            asked = {
+                key: wanted[key]
+                for key, model in models.items()
+                if not isinstance(model, DirectModel)
             }
-            thread = DeviceThread(on_device, self._waiting, self._metrics, self._life, self._traces)
-            self._threads.append(thread)
-        if is_measured and self.devices[0].type == "cuda":
-            for key, model in replicas[0].items():
-                if not isinstance(model, DirectModel):
-                    sample = warm_up_sample(catalog.models[key])
-                    self._waiting.budgets[key] = measured_budget(model, sample)
-        return replicas[0]
+        is_measured = is_measured and self.devices[0].type == "cuda"
+        return {
+            key: Loaded(
+                served,
+                tuple(replicas[key]),
+                _budget(replicas[key][0], served) if is_measured else None,
+                time.time(),
+            )
+            for key, served in wanted.items()
+        }
 
     def start(self) -> None:
         """Start taking batches."""
@@ -74,3 +90,9 @@ class Replicas:
         """Wait for the threads to end once their queue is closed."""
         for thread in self._threads:
             thread.join(timeout_s)
+
+
+def _budget(model: Model, served: ServedModel) -> int | None:
+    if isinstance(model, DirectModel):
+        return None
+    return measured_budget(model, warm_up_sample(served))

@@ -37,13 +37,12 @@ async def score(
 ) -> ScoreResponse:
     """Score samples with one model: raw logits unless its recipe names an activation."""
     _check_samples(body.samples, settings)
-    served = engine.catalog.model(body.model)
     samples = [sample_in(sample) for sample in body.samples]
-    work = engine.score(served, samples)
+    work = engine.score(body.model, samples)
     scores = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     return ScoreResponse(
-        model=served.key,
-        fingerprint=engine.models[served.key].fingerprint,
+        model=scores.model,
+        fingerprint=scores.fingerprint,
         scores=[score_out(*pair) for pair in zip(body.samples, scores.outcomes, strict=True)],
         usage=UsageOut(
             num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
@@ -61,14 +60,13 @@ async def hierarchical_reward(
 ) -> RewardResponse:
     """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
     _check_samples(body.samples, settings)
-    recipe = engine.catalog.recipe(body.recipe)
     samples = [sample_in(sample) for sample in body.samples]
-    work = reward_samples(engine, recipe, samples, body.overrides, body.aspects)
+    work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects)
     rewards = await while_wanted(request, work, timeout_s(timeout_ms, settings))
-    names = list(recipe.aspects)
+    names = list(rewards.recipe.aspects)
     return RewardResponse(
-        recipe=recipe.name,
-        fingerprint=recipe.fingerprint(engine.fingerprints(recipe), body.overrides),
+        recipe=rewards.recipe.name,
+        fingerprint=rewards.fingerprint,
         rewards=[
             reward_out(sample, reward, names)
             for sample, reward in zip(body.samples, rewards.rewards, strict=True)

@@ -79,7 +79,7 @@ async def _reward_lines(engine: Engine, recipe: Recipe, lines: Sequence[bytes]) 
     parsed = [_parse(line) for line in lines]
     samples = [one for one in parsed if isinstance(one, SampleIn)]
     done = await reward_samples(
-        engine, recipe, [sample_in(sample) for sample in samples], Overrides(), "admitted"
+        engine, recipe.name, [sample_in(sample) for sample in samples], Overrides(), "admitted"
     )
     names = list(recipe.aspects)
     rewarded = iter(zip(samples, done.rewards, strict=True))

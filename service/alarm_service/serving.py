@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 import uvicorn
@@ -14,8 +16,11 @@ from alarm_models.allocator import keep_freed_memory
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
+from alarm_service.errors import ServiceError
+from alarm_service.keeper import Keeper
 from alarm_service.log_stream import log_stream
 from alarm_service.logs import set_up_logs
+from alarm_service.recipe_sources import RecipeSources
 from alarm_service.settings import Settings
 from alarm_service.sockets import url_of
 
@@ -30,9 +35,16 @@ _KEEP_ALIVE_S = 75
 class _DrainingServer(uvicorn.Server):
     """Lets running requests finish after the first signal, and takes no new ones."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, keeper: Keeper) -> None:
         super().__init__(config)
         self._engine = engine
+        self._keeper = keeper
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, to SIGHUP too; the loop calls between events, not in the signal's handler."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._begin_reload)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain; not in the signal's handler, which may interrupt a holder of the log's lock."""
@@ -40,13 +52,25 @@ class _DrainingServer(uvicorn.Server):
         self._engine.life.drain()
         await super().shutdown(sockets)
 
+    def _begin_reload(self) -> None:
+        task = asyncio.create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        with suppress(ServiceError):  # which is logged
+            await self._keeper.reload()
+
 
 def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed."""
     set_up_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     keep_freed_memory()
     stop = _Stop()
-    app = create_app(recipes, settings, on_failure=stop)
+    names = [recipe.name for recipe in recipes]
+    known = dict(zip(names, settings.recipe, strict=True))
+    sources = RecipeSources(known, settings.set, settings.recipe_dir)
+    app = create_app(recipes, settings, sources=sources, on_failure=stop)
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app,
@@ -57,14 +81,15 @@ def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    server = stop.server = _DrainingServer(config, engine)
+    server = stop.server = _DrainingServer(config, engine, app.state.keeper)
     # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is about to be read needs no second reading
     _log.info(
         "listening",
         url=url_of(listener, is_tls=config.is_ssl),
-        recipes=[recipe.name for recipe in recipes],
+        recipes=names,
         devices=[str(device) for device in engine.replicas.devices],
     )
     server.run(sockets=[listener])

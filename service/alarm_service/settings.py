@@ -47,6 +47,15 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(
         default=None, description="a file of keys, one a line; `#` begins a comment"
     )
+    admin_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="a key for the routes of /admin; may be given again"
+    )
+    admin_key_file: Path | None = Field(
+        default=None, description="a file of such keys; without any /admin is closed"
+    )
+    recipe_dir: Path | None = Field(
+        default=None, description="a folder of recipes that /admin may load by their names"
+    )
     published: str | None = Field(
         default=None,
         description="the address that outsiders reach, where it is not --host (a container's)",
@@ -84,6 +93,12 @@ class Settings(BaseSettings):
     timeout_s: float = Field(
         default=600, gt=0, description="the deadline of a request that brings none"
     )
+    forward_timeout_s: float = Field(
+        default=300,
+        ge=0,
+        description="how long one forward pass may take before the server counts as broken; "
+        "0 is for ever",
+    )
     drain_s: int = Field(
         default=120, ge=0, description="how long running requests may take to finish at the end"
     )
@@ -93,14 +108,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_texts: bool = Field(default=False, description="write prompts and completions to the log")
 
-    @field_validator("recipe", "set", "api_key", mode="before")
+    @field_validator("recipe", "set", "api_key", "admin_key", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(part for part in _SEPARATOR.split(value) if part.strip())
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "admin_key", mode="before")
     @classmethod
     def _require_a_key(cls, value: object) -> object:
         # Whoever sets this wants a key: an empty one must not open the door to all.
@@ -109,7 +124,7 @@ class Settings(BaseSettings):
             raise ValueError("the key is empty: leave the option out, or give one")
         return value
 
-    @field_validator("api_key_file", "published", mode="before")
+    @field_validator("api_key_file", "admin_key_file", "recipe_dir", "published", mode="before")
     @classmethod
     def _unset_where_empty(cls, value: object) -> object:
         return None if value == "" else value

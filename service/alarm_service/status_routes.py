@@ -72,30 +72,28 @@ def _health(engine: Engine, response: Response, *, is_well: bool) -> HealthOut |
 
 
 def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
-    model = engine.models.get(served.key)
+    loaded = engine.generation.models.get(served.key)
     return ModelOut(
         name=served.key,
         recipe=served.recipe,
         kind=served.spec.kind,
         checkpoint=getattr(served.spec, "checkpoint", None),
-        fingerprint=model and model.fingerprint,
+        fingerprint=loaded and loaded.fingerprint,
         device=_devices(engine) if isinstance(served.spec, NeuralSpec) else "none",
         deterministic=engine.limits.is_deterministic,
-        limits={"max_tokens": model and model.limit},
+        limits={"max_tokens": loaded and loaded.model.limit},
     )
 
 
 def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
     holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
-    is_loaded = bool(engine.models)
+    generation = engine.generation
     return RecipeOut(
         name=recipe.name,
         recipe=recipe.name,
         kind="recipe",
         checkpoint=holistic.checkpoint,
-        fingerprint=recipe.fingerprint(engine.fingerprints(recipe), Overrides())
-        if is_loaded
-        else None,
+        fingerprint=generation.fingerprint(recipe, Overrides()) if generation.models else None,
         device=_devices(engine),
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,

@@ -18,15 +18,18 @@ from alarm_models.shaping import Shaping
 from alarm_service.earnings import AspectEarned, Earned
 from alarm_service.engine import Engine
 from alarm_service.gathering import Found, Gathering, counts
+from alarm_service.generation import Generation
 from alarm_service.reward_metrics import RewardMetrics
 
-__all__ = ["Rewards", "reward_samples"]
+__all__ = ["Rewards", "reward_samples", "rewards_in"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """One reward or error a sample, in order, and what they cost."""
+    """One reward or error a sample, in order, the recipe that they are by, and what they cost."""
 
+    recipe: Recipe
+    fingerprint: str
     rewards: Sequence[Reward | SampleError]
     num_tokens: int
     num_computed_tokens: int
@@ -114,24 +117,42 @@ class _Story:
 
 async def reward_samples(
     engine: Engine,
-    recipe: Recipe,
+    name: str | None,
     samples: Sequence[Sample],
     overrides: Overrides,
     aspects: Literal["admitted", "all"],
 ) -> Rewards:
-    """Reward samples by a recipe, with one request's overrides.
+    """Reward samples by the recipe of that name, with one request's overrides.
 
     ``admitted`` computes the aspects that the rewards need and no more; ``all`` computes every
     aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
     """
-    hierarchy = recipe.hierarchy_with(overrides)
-    async with engine.admitted(samples):
-        gathering = Gathering(engine, recipe, samples)
+    engine.catalog.recipe(name).hierarchy_with(overrides)  # what is wrong is told at once
+    async with engine.admitted(samples) as generation:
+        recipe = generation.catalog.recipe(name)
+        hierarchy = recipe.hierarchy_with(overrides)
+        gathering = Gathering(engine, generation, recipe, samples)
         found = await gathering.found(hierarchy, everything=aspects == "all")
         story = _Story(recipe, samples, overrides)
         rewards = await engine.passage.in_worker(partial(story.rewards, found, hierarchy))
         await engine.passage.in_worker(partial(story.note, rewards, found, engine.metrics.rewards))
-    return Rewards(rewards, gathering.num_tokens, gathering.num_computed_tokens)
+        return Rewards(
+            recipe,
+            generation.fingerprint(recipe, overrides),
+            rewards,
+            gathering.num_tokens,
+            gathering.num_computed_tokens,
+        )
+
+
+async def rewards_in(
+    engine: Engine, generation: Generation, recipe: Recipe, samples: Sequence[Sample]
+) -> list[Reward | SampleError]:
+    """Reward samples by a generation's recipe, in the house or not; no metrics hear of it."""
+    hierarchy = recipe.hierarchy_with(Overrides())
+    gathering = Gathering(engine, generation, recipe, samples)
+    found = await gathering.found(hierarchy, everything=False)
+    return _Story(recipe, samples, Overrides()).rewards(found, hierarchy)
 
 
 def _score(outcome: Score | SampleError) -> Score:

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["NoTraces", "OtelTraces", "Traces", "open_traces"]
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
 class _Waited(Protocol):
     @property
-    def model(self) -> str: ...
+    def model(self) -> _Named: ...
     @property
     def since(self) -> float: ...
     @property
@@ -125,7 +130,7 @@ class OtelTraces:
         wall_ns = time.time_ns() - time.monotonic_ns()
         for own in by_trace.values():
             attributes: dict[str, str | int] = {
-                "alarm.model": own[0].model,
+                "alarm.model": own[0].model.name,
                 "alarm.num_samples": len(own),
                 "alarm.num_batch_samples": len(works),
             }

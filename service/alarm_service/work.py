@@ -9,6 +9,7 @@ from alarm_models.errors import SampleError
 from alarm_models.features import BatchCost, Features
 from alarm_models.sample import Score
 from alarm_service.errors import ServiceError
+from alarm_service.loaded import Loaded
 
 __all__ = ["Outcome", "Scores", "Work"]
 
@@ -25,7 +26,7 @@ class Work:
     the trace that its forward pass belongs to.
     """
 
-    model: str
+    model: Loaded
     features: Features
     deliver: Callable[[Outcome], None]
     is_wanted: Callable[[], bool]
@@ -36,9 +37,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One outcome a sample, in order."""
+    """One outcome a sample, in order, and the model that they are of."""
 
     outcomes: Sequence[Score | SampleError]
+    model: str
+    fingerprint: str
 
     @property
     def num_tokens(self) -> int:

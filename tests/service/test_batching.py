@@ -1,21 +1,35 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alarm_models.features import BatchCost, Features
+from alarm_models.specs import SequenceSpec
 from alarm_service.batching import Waiting
+from alarm_service.catalog import ServedModel
 from alarm_service.choosing import take_batch
 from alarm_service.errors import Draining
+from alarm_service.loaded import Loaded
 from alarm_service.work import Outcome, Work
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 BUDGETS = st.integers(1, 1000)
 
 
-def work(num_tokens: int, *, model: str = "m", since: float = 0, wanted: bool = True) -> Work:
+@cache
+def model(name: str, budget: int | None = None) -> Loaded:
+    """Return the model of a name; nothing here asks what it is made of."""
+    spec = SequenceSpec(checkpoint="a/b")
+    return Loaded(ServedModel(name, name, "recipe", spec, {}), (), budget)
+
+
+M = model("m")
+
+
+def work(num_tokens: int, *, model: Loaded = M, since: float = 0, wanted: bool = True) -> Work:
     features = Features((1,) * num_tokens, (), False)
     return Work(model, features, lambda outcome: None, lambda: wanted, since)
 
@@ -71,7 +85,7 @@ def test_a_batch_leaves_nothing_that_is_as_short_and_fits(waiting: list[int], bu
 def test_taking_again_and_again_loses_and_doubles_nothing(
     arrivals: list[tuple[int, str]], budget: int
 ) -> None:
-    works = [work(one, model=model, since=at) for at, (one, model) in enumerate(arrivals)]
+    works = [work(one, model=model(name), since=at) for at, (one, name) in enumerate(arrivals)]
     waiting = Waiting(budget)
     waiting.put(works)
     taken: list[Work] = []
@@ -103,19 +117,26 @@ def test_nothing_waits_longer_than_what_came_before_it_takes(
 
 def test_the_model_whose_work_is_oldest_goes_first() -> None:
     waiting = Waiting(100)
-    waiting.put([work(1, model="late", since=2), work(2, model="early", since=1)])
+    waiting.put([work(1, model=model("late"), since=2), work(2, model=model("early"), since=1)])
     assert lengths(waiting.take()) == [2]
+
+
+def test_two_models_of_one_name_never_share_a_batch() -> None:
+    waiting = Waiting(100)
+    old, new = model("m"), model("m", 100)
+    waiting.put([work(1, model=old), work(2, model=new), work(3, model=old)])
+    assert (lengths(waiting.take()), lengths(waiting.take())) == ([1, 3], [2])
 
 
 def test_a_batch_is_of_one_model() -> None:
     waiting = Waiting(100)
-    waiting.put([work(1, model="a"), work(2, model="b"), work(3, model="a")])
+    waiting.put([work(1, model=model("a")), work(2, model=model("b")), work(3, model=model("a"))])
     assert lengths(waiting.take()) == [1, 3]
 
 
 def test_work_that_nobody_wants_is_dropped() -> None:
     waiting = Waiting(100)
-    waiting.put([work(1, wanted=False), work(2), work(3, model="other", wanted=False)])
+    waiting.put([work(1, wanted=False), work(2), work(3, model=model("other"), wanted=False)])
     assert lengths(waiting.take()) == [2]
     assert waiting.num_waiting() == 0
 
@@ -123,7 +144,7 @@ def test_work_that_nobody_wants_is_dropped() -> None:
 def test_a_closed_queue_gives_what_waits_the_reason() -> None:
     heard: list[Outcome] = []
     waiting = Waiting(100)
-    waiting.put([Work("m", Features((1,), (), False), heard.append, lambda: True, 0)])
+    waiting.put([Work(M, Features((1,), (), False), heard.append, lambda: True, 0)])
     reason = Draining("stopping")
     waiting.close(reason)
     assert heard == [reason]
@@ -136,7 +157,7 @@ def test_work_that_comes_after_the_end_hears_the_first_reason() -> None:
     reason = Draining("stopping")
     waiting.close(reason)
     waiting.close(Draining("stopping again"))
-    waiting.put([Work("m", Features((1,), (), False), heard.append, lambda: True, 0)])
+    waiting.put([Work(M, Features((1,), (), False), heard.append, lambda: True, 0)])
     assert heard == [reason]
     assert waiting.num_waiting() == 0
 
@@ -144,7 +165,7 @@ def test_work_that_comes_after_the_end_hears_the_first_reason() -> None:
 def begins(beginning: int, num_own: int, *, cost: BatchCost) -> Work:
     """Work of 20 tokens that those of one beginning share, and some of its own."""
     ids = (beginning,) * 20 + tuple(range(1000, 1000 + num_own))
-    return Work("m", Features(ids, (), False), lambda outcome: None, lambda: True, 0, cost)
+    return Work(M, Features(ids, (), False), lambda outcome: None, lambda: True, 0, cost)
 
 
 def test_packed_work_is_taken_as_it_came_while_it_fits() -> None:
@@ -192,8 +213,8 @@ def test_a_deterministic_server_runs_each_sample_alone() -> None:
 
 
 def test_a_model_with_a_budget_of_its_own_has_batches_of_that_size() -> None:
-    waiting = Waiting(max_batch_tokens=10, budgets={"large": 20})
-    waiting.put([work(5, model="large", since=1) for _ in range(4)])
+    waiting = Waiting(max_batch_tokens=10)
+    waiting.put([work(5, model=model("large", 20), since=1) for _ in range(4)])
     assert lengths(waiting.take()) == [5, 5, 5, 5]
     waiting.put([work(5, since=1) for _ in range(4)])
     assert lengths(waiting.take()) == [5, 5]

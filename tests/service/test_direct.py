@@ -1,6 +1,6 @@
 """Models without a device, through HTTP."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from standin import recipe as recipe_of
 
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
-from alarm_service.catalog import Catalog
+from alarm_service.catalog import ServedModel
 from alarm_service.devices import load_models
 from alarm_service.settings import Settings
 
@@ -32,9 +32,8 @@ WORDS = {"kind": "sequence", "checkpoint": "a/b", "template": "{completion}"}
 async def serving(recipe: Recipe) -> AsyncIterator[httpx.AsyncClient]:
     """Serve a recipe whose neural model is a stand-in; all others are real."""
 
-    def load(catalog: Catalog, device: Any) -> dict[str, Any]:
-        rest = Catalog([recipe])
-        rest.models = {key: one for key, one in catalog.models.items() if key != "words"}
+    def load(wanted: Mapping[str, ServedModel], device: Any) -> dict[str, Any]:
+        rest = {key: one for key, one in wanted.items() if key != "words"}
         return {"words": Words(), **load_models(rest, device, max_remembered_bytes=0)}
 
     app = create_app([recipe], Settings(device="cpu"), load=load)

@@ -31,15 +31,22 @@ TRAINERS = {
     ("post", "/compat/sglang/{name}/v1/classify"),
     ("post", "/compat/sglang/{name}/v1/embeddings"),
 }
-ROUTES = TRAINERS | {
-    ("post", "/score"),
-    ("post", "/hierarchical_reward"),
-    ("get", "/models"),
-    ("get", "/metrics"),
-    ("get", "/health/live"),
-    ("get", "/health/ready"),
-}
-WORKING = sorted(path for method, path in ROUTES if method == "post")
+ADMIN = {("post", "/admin/load"), ("post", "/admin/unload"), ("post", "/admin/reload")}
+ROUTES = (
+    TRAINERS
+    | ADMIN
+    | {
+        ("get", "/admin/recipes"),
+        ("post", "/score"),
+        ("post", "/hierarchical_reward"),
+        ("get", "/models"),
+        ("get", "/metrics"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+    }
+)
+WORKING = sorted(path for method, path in ROUTES - ADMIN if method == "post")
+CHANGE = {"200", "400", "401", "403", "404", "408", "409", "413", "422", "503"}
 WORK = {"200", "400", "401", "404", "408", "413", "422", "429", "503", "504"}
 
 
@@ -101,10 +108,15 @@ def test_the_document_has_every_status(document: Any, route: str) -> None:
     assert set(document["paths"][route]["post"]["responses"]) == WORK
 
 
+@pytest.mark.parametrize("route", sorted(path for _, path in ADMIN))
+def test_the_document_has_every_status_of_a_change(document: Any, route: str) -> None:
+    assert set(document["paths"][route]["post"]["responses"]) == CHANGE
+
+
 def test_every_error_has_the_one_shape(document: Any) -> None:
-    for route in WORKING:
+    for route in [*WORKING, *(path for _, path in ADMIN)]:
         responses = document["paths"][route]["post"]["responses"]
-        for status in WORK - {"200"}:
+        for status in responses.keys() - {"200"}:
             content = responses[status]["content"]["application/json"]
             assert content["schema"] == {"$ref": "#/components/schemas/ErrorOut"}
 

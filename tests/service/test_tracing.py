@@ -36,7 +36,7 @@ async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
     app = create_app(
         [FIGURE_1],
         Settings(device="cpu"),
-        load=lambda catalog, _: {key: models[one.name] for key, one in catalog.models.items()},
+        load=lambda wanted, _: {key: models[one.name] for key, one in wanted.items()},
         traces=OtelTraces(SimpleSpanProcessor(exporter)),
     )
     async with (

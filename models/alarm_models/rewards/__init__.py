@@ -2,6 +2,6 @@
 
 from alarm_models.rewards.base import Outcome, Prepared, RewardModel
 from alarm_models.rewards.direct import DirectModel, Model
-from alarm_models.rewards.loading import Loader
+from alarm_models.rewards.loading import Disk, Loader
 
-__all__ = ["DirectModel", "Loader", "Model", "Outcome", "Prepared", "RewardModel"]
+__all__ = ["DirectModel", "Disk", "Loader", "Model", "Outcome", "Prepared", "RewardModel"]

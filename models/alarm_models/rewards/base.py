@@ -53,6 +53,10 @@ class RewardModel(Protocol):
     def cost(self) -> BatchCost:
         """What a batch costs it."""
 
+    @property
+    def dtype(self) -> str | None:
+        """The precision that it computes in, as torch calls it; None where that is not known."""
+
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample adds to a batch's work, padding not counted."""
 
@@ -89,6 +93,11 @@ class OnDevice:
     def cost(self) -> BatchCost:
         """What a batch costs the network."""
         return self._network.cost
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that the network computes in."""
+        return str(self._network.dtype).removeprefix("torch.")
 
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample adds to a batch's work, padding not counted."""

@@ -27,6 +27,7 @@ from alarm_models.specs import (
     ModelSpec,
     MultiObjectiveSpec,
     NeuralSpec,
+    PythonSpec,
     RemoteSpec,
     SegmentsSpec,
     SequenceSpec,
@@ -35,7 +36,7 @@ from alarm_models.specs import (
 from alarm_models.template import FieldPattern
 from alarm_models.tokenizing import Tokenizer
 
-__all__ = ["Loader"]
+__all__ = ["Disk", "Loader"]
 
 
 class Loader:
@@ -50,6 +51,7 @@ class Loader:
         self._bases: dict[Source, Base] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
+        self._stamps: dict[Path, object] = {}
 
     def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> Model:
         """Load a model; ``fields`` finds what callers leave out of a sample's fields.
@@ -61,7 +63,7 @@ class Loader:
         if isinstance(spec, RemoteSpec):
             return RemoteModel(spec, fields)
         weights = self._weights(spec)
-        fingerprint = _fingerprint(spec, weights, fields)
+        fingerprint = _fingerprint(spec, weights.digest, weights.network.dtype, fields)
         match spec:
             case SequenceSpec():
                 return SequenceModel(spec, weights, fields, fingerprint)
@@ -84,12 +86,15 @@ class Loader:
             self._max_remembered_bytes,
         )
         if folder not in self._digests:
+            self._stamps[folder] = checkpoint.stamps(folder)
             self._digests[folder] = checkpoint.digest(folder)
             self._tokenizers[folder] = Tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         labels = tuple(checkpoint.label_names(folder)) if spec.head is None else ()
-        return Weights(
-            self._network(spec, source), self._tokenizers[folder], self._digests[folder], labels
-        )
+        network = self._network(spec, source)
+        if checkpoint.stamps(folder) != self._stamps[folder]:
+            # Its digest would be of one state and its weights of another.
+            raise CheckpointError(f"{folder} changed while it was loaded: load it again")
+        return Weights(network, self._tokenizers[folder], self._digests[folder], labels)
 
     def _network(self, spec: NeuralSpec, source: Source) -> Network:
         match spec:
@@ -120,9 +125,32 @@ def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _fingerprint(spec: NeuralSpec, weights: Weights, fields: Mapping[str, FieldPattern]) -> str:
+class Disk:
+    """Tells, without loading, whether models would still be what they are; reads a folder once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._digests: dict[Path, str] = {}
+
+    def has(self, spec: ModelSpec, fields: Mapping[str, FieldPattern], fingerprint: str) -> bool:
+        """Say whether a model loaded now would have that fingerprint; raise `CheckpointError`.
+
+        A function's module and another server may have changed unseen: of those only loading tells.
+        """
+        if not isinstance(spec, NeuralSpec):
+            return not isinstance(spec, PythonSpec | RemoteSpec)
+        folder = checkpoint.locate(spec.checkpoint)
+        if folder not in self._digests:
+            self._digests[folder] = checkpoint.digest(folder)
+        dtype = _dtype(spec, self._device)
+        return fingerprint == _fingerprint(spec, self._digests[folder], dtype, fields)
+
+
+def _fingerprint(
+    spec: NeuralSpec, digest: str, dtype: torch.dtype, fields: Mapping[str, FieldPattern]
+) -> str:
     """Digest all that decides a score: the same fingerprint means the same scores."""
     constants = spec.model_dump_json(exclude={"checkpoint", "dtype", "trust_remote_code"})
     patterns = sorted((name, field.pattern) for name, field in fields.items())
-    parts = f"{weights.digest}|{weights.network.dtype}|{constants}|{patterns}"
+    parts = f"{digest}|{dtype}|{constants}|{patterns}"
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -83,27 +83,29 @@ def split_each(texts: Sequence[object], split: Callable[[int], Texts], name: str
 
 
 async def number_samples(
-    engine: Engine, target: Target, samples: Sequence[Sample], name: str
+    engine: Engine, name: str | None, samples: Sequence[Sample], field: str
 ) -> Numbers:
-    """Give each sample its number; raise `SampleFailed` where one can have none.
+    """Give each sample its number, by the recipe or model of that name.
 
-    A trainer has no way to take a null, and a made-up number would be a wrong reward: so a failure
-    is the whole call's, and says which of the field ``name`` it is. Where the house is full the
-    call waits for room, since trainers give up after a few tries.
+    A trainer has no way to take a null, and a made-up number would be a wrong reward: so a sample's
+    failure is the whole call's, `SampleFailed`, and says which of the ``field`` it is. Where the
+    house is full the call waits for room, since trainers give up after a few tries.
     """
     await engine.admission.until_room(estimate_tokens(samples))
+    target = find(engine.catalog, name)
     if isinstance(target, Recipe):
-        rewards = await reward_samples(engine, target, samples, Overrides(), "admitted")
-        of_reward = partial(_of_reward, hierarchy=target.hierarchy_with(Overrides()))
+        rewards = await reward_samples(engine, target.name, samples, Overrides(), "admitted")
+        recipe = rewards.recipe
+        of_reward = partial(_of_reward, hierarchy=recipe.hierarchy_with(Overrides()))
         return Numbers(
-            target.name,
-            [*target.aspects, *_OWN_PARTS],
-            _each(rewards.rewards, of_reward, name),
+            recipe.name,
+            [*recipe.aspects, *_OWN_PARTS],
+            _each(rewards.rewards, of_reward, field),
             rewards.num_tokens,
         )
-    scores = await engine.score(target, samples)
+    scores = await engine.score(target.key, samples)
     return Numbers(
-        target.key, [_TRUNCATED], _each(scores.outcomes, _of_score, name), scores.num_tokens
+        scores.model, [_TRUNCATED], _each(scores.outcomes, _of_score, field), scores.num_tokens
     )
 
 

@@ -28,8 +28,9 @@ def write_recipe(
 ) -> None:
     """Write a recipe, with ``--set`` settings and changes by dotted key, to a file.
 
-    Checkpoints that the source names beside itself are written as full paths where the target
-    lies elsewhere, and the recipe then takes the target's name. Raises `RecipeError`, and leaves
+    Files that the source names beside itself are written as full paths where the target lies
+    elsewhere, and the recipe then takes the target's name. Stored rewards are not compared any
+    more, being those of other constants. Raises `RecipeError`, and leaves
     the target as it was, where the source cannot be read or the result is no recipe.
     """
     path = locate_recipe(source)
@@ -46,12 +47,16 @@ def write_recipe(
         value = tomlkit.item(change.value)
         value.comment(change.reason)
         set_key(document, key.split("."), value)
+    if "parity" in document:
+        document["parity_rewards"] = False
     _write_if_a_recipe(tomlkit.dumps(document), target)
 
 
 def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
     if "name" in document:
         document["name"] = target.stem
+    if document.get("parity"):
+        document["parity"] = str((folder / str(document["parity"])).resolve())
     for model in document.get("models", {}).values():
         checkpoint = str(model.get("checkpoint", ""))
         if checkpoint.startswith(("./", "../")) and folder.resolve() != target.parent.resolve():

@@ -17,7 +17,6 @@ from alarm_service.study.errors import StudyError
 from alarm_service.study.http import post_json
 
 if TYPE_CHECKING:
-    from alarm_service.catalog import ServedModel
     from alarm_service.engine import Engine
 
 __all__ = ["LocalScorer", "RemoteScorer", "Scorer", "open_scorer"]
@@ -75,14 +74,12 @@ class LocalScorer:
 
     async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
         """Score samples; raise `ServiceError` where more come at once than the engine takes."""
-        return (await self._engine.score(self._served(model), samples)).outcomes
+        name = f"{self._recipe.name}/{model}"
+        return (await self._engine.score(name, samples)).outcomes
 
     def fingerprint(self, model: str) -> str:
         """Return the fingerprint of a model."""
-        return self._engine.models[self._served(model).key].fingerprint
-
-    def _served(self, model: str) -> ServedModel:
-        return self._engine.catalog.model_of(self._recipe, model)
+        return self._engine.generation.model_of(self._recipe, model).fingerprint
 
 
 class RemoteScorer:

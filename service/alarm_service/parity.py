@@ -1,0 +1,204 @@
+"""The parity gate: a recipe is served only where its stored samples score as they did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from alarm_models.errors import SampleError
+from alarm_models.recipe import Overrides, Recipe
+from alarm_models.rewards import DirectModel
+from alarm_models.sample import Reward, Score
+from alarm_service.engine import Engine
+from alarm_service.generation import Generation
+from alarm_service.loaded import Loaded
+from alarm_service.parity_file import (
+    Parity,
+    ParityError,
+    StoredModel,
+    StoredOrigin,
+    StoredSample,
+    StoredScore,
+    read_parity,
+)
+from alarm_service.schemas import SampleIn
+from alarm_service.story import rewards_in
+from alarm_service.wire import sample_in
+
+__all__ = ["difference", "record", "require_parity"]
+
+_log = structlog.get_logger()
+
+#: How far scores may be apart in another precision than they were stored in: bfloat16 keeps three
+#: digits, and a network loses some of them.
+_ROUGHLY = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What samples score now: a list by model, and the rewards, in the samples' order."""
+
+    models: dict[str, Loaded]
+    scores: dict[str, Sequence[Score | SampleError]]
+    rewards: Sequence[Reward | SampleError] | None
+
+
+async def require_parity(engine: Engine, generation: Generation, recipe: Recipe) -> None:
+    """Raise `ParityError`, naming the first difference, unless stored samples score as they did.
+
+    Scores in another precision than the stored may differ by 3%, or by 0.03 where they are small;
+    rewards are then not compared, since such a difference may carry one past a threshold.
+    """
+    if recipe.parity is None:
+        return
+    file = Path(recipe.parity)
+    stored = await asyncio.to_thread(read_parity, file)
+    found = await _found(engine, generation, recipe, [one.sample for one in stored.samples])
+    problem = _first_problem(recipe, stored, found)
+    if problem is not None:
+        raise ParityError(
+            f"recipe {recipe.name!r} does not score as {file} says: {problem}. If that is meant, "
+            "store the scores of now (`alarm record`), or leave the check out (`--set parity=`)"
+        )
+    _log.info("parity", recipe=recipe.name, num_samples=len(stored.samples))
+
+
+async def record(engine: Engine, recipe: Recipe, samples: Sequence[SampleIn]) -> Parity:
+    """Return what the samples score now; raise `ParityError` where one has no score."""
+    generation = engine.generation
+    found = await _found(engine, generation, recipe, samples)
+    lines = []
+    for index, sample in enumerate(samples):
+        scores = {}
+        for name, outcomes in found.scores.items():
+            outcome = outcomes[index]
+            if isinstance(outcome, SampleError):
+                raise ParityError(f"sample {index + 1} has no score of {name!r}: {outcome}")
+            scores[name] = _stored(outcome)
+        reward = None if found.rewards is None else found.rewards[index]
+        if isinstance(reward, SampleError):
+            raise ParityError(f"sample {index + 1} has no reward: {reward}")
+        lines.append(
+            StoredSample(
+                sample=sample, scores=scores, reward=None if reward is None else reward.reward
+            )
+        )
+    models = {
+        name: StoredModel(fingerprint=one.fingerprint, dtype=one.model.dtype)
+        for name, one in found.models.items()
+    }
+    fingerprint = generation.fingerprint(recipe, Overrides())
+    return Parity(StoredOrigin(recipe=recipe.name, fingerprint=fingerprint, models=models), lines)
+
+
+def difference(
+    stored: StoredScore, found: Score | SampleError, tolerance: float, *, is_rough: bool
+) -> str | None:
+    """Say how a score differs from the stored one; None where it does not.
+
+    ``is_rough`` is for another precision: the share of good segments, which a small difference may
+    change, is then left to the segments' own scores.
+    """
+    if isinstance(found, SampleError):
+        return f"stored {_shown(stored.score)}, found the error {found}"
+    now = _stored(found)
+    pairs: list[tuple[str, float | None, float | None]] = []
+    if not (is_rough and stored.segments is not None):
+        pairs.append(("", stored.score, now.score))
+    segments, now_segments = stored.segments or [], now.segments or []
+    if len(segments) != len(now_segments):
+        return f"stored {len(segments)} segments, found {len(now_segments)}"
+    both = zip(segments, now_segments, strict=True)
+    pairs += [(f" of segment {place}", *pair) for place, pair in enumerate(both, 1)]
+    outputs, now_outputs = stored.outputs or {}, now.outputs or {}
+    for name in outputs | now_outputs:
+        pairs.append((f" of output {name!r}", outputs.get(name), now_outputs.get(name)))
+    for what, was, value in pairs:
+        if not _is_close(was, value, tolerance, is_rough=is_rough):
+            return f"stored {_shown(was)}{what}, found {_shown(value)}"
+    return None
+
+
+async def _found(
+    engine: Engine, generation: Generation, recipe: Recipe, samples: Sequence[SampleIn]
+) -> _Found:
+    """Score samples with every model of the recipe but those on other servers, and reward them."""
+    given = [sample_in(sample) for sample in samples]
+    everything = generation.models_of(recipe)
+    models = {
+        name: loaded
+        for name, loaded in everything.items()
+        if not (isinstance(loaded.model, DirectModel) and loaded.model.is_elsewhere)
+    }
+    scores = {
+        name: (await engine.scores(loaded, given)).outcomes for name, loaded in models.items()
+    }
+    has_all = models.keys() == everything.keys()
+    rewards = await rewards_in(engine, generation, recipe, given) if has_all else None
+    return _Found(models, scores, rewards)
+
+
+def _first_problem(recipe: Recipe, stored: Parity, found: _Found) -> str | None:
+    tolerance = recipe.parity_tolerance
+    lacking = sorted(found.models.keys() ^ stored.origin.models.keys())
+    if lacking:
+        return f"it has no scores of {', '.join(map(repr, lacking))}, or the recipe no such model"
+    rough = {
+        name for name, one in stored.origin.models.items() if _is_rough(one, found.models[name])
+    }
+    for index, line in enumerate(stored.samples):
+        for name, score in line.scores.items():
+            problem = difference(
+                score, found.scores[name][index], tolerance, is_rough=name in rough
+            )
+            if problem is not None:
+                prints = (stored.origin.models[name].fingerprint, found.models[name].fingerprint)
+                return f"{_sample(index, line)}, model {name!r}: {problem} {_told(*prints)}"
+        if not rough and recipe.parity_rewards and found.rewards is not None:
+            reward = found.rewards[index]
+            now = reward.reward if isinstance(reward, Reward) else None
+            if line.reward is not None and not _is_close(
+                line.reward, now, tolerance, is_rough=False
+            ):
+                told = _shown(now) if now is not None else f"the error {reward}"
+                return f"{_sample(index, line)}, reward: stored {_shown(line.reward)}, found {told}"
+    return None
+
+
+def _is_rough(stored: StoredModel, loaded: Loaded) -> bool:
+    dtype = loaded.model.dtype
+    return None not in (stored.dtype, dtype) and stored.dtype != dtype
+
+
+def _is_close(
+    stored: float | None, found: float | None, tolerance: float, *, is_rough: bool
+) -> bool:
+    if stored is None or found is None:
+        return stored is found
+    if is_rough:
+        tolerance = max(tolerance, _ROUGHLY * max(1.0, abs(stored)))
+    return abs(stored - found) <= tolerance
+
+
+def _stored(score: Score) -> StoredScore:
+    segments = None if score.segments is None else [one.score for one in score.segments]
+    outputs = None if score.outputs is None else dict(score.outputs)
+    return StoredScore(score=score.value, segments=segments, outputs=outputs)
+
+
+def _sample(index: int, line: StoredSample) -> str:
+    return f"sample {index + 1}" + ("" if line.sample.id is None else f" ({line.sample.id})")
+
+
+def _told(stored: str, found: str) -> str:
+    if stored == found:
+        return "(with the stored fingerprint: another machine or library)"
+    return f"(the fingerprint was {stored}, and is {found})"
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
