@@ -32,6 +32,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: LanguageToolServer
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        if self.path == "/v2/languages":
+            known = {"name": "English", "code": "en", "longCode": "en-GB"}
+            self._answer(200, json.dumps([known]).encode())
+        else:
+            self._answer(404, b"Error")
+
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         form = {name: one[0] for name, one in parse_qs(self.rfile.read(length).decode()).items()}

@@ -13,9 +13,9 @@ PATIENCE_S = 60
 
 
 @contextmanager
-def over_tcp(app: FastAPI, lifespan: Literal["on", "off"] = "on") -> Iterator[int]:
-    """Serve an app on a free port, which it yields; with ``off`` its lifespan runs elsewhere."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+def over_tcp(app: FastAPI, lifespan: Literal["on", "off"] = "on", port: int = 0) -> Iterator[int]:
+    """Serve an app on a port, else a free one; yield it. ``off`` has its lifespan run elsewhere."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=512)
     server = uvicorn.Server(uvicorn.Config(app, lifespan=lifespan, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["AlarmModelsError", "CheckpointError", "RecipeError", "SampleError"]
+__all__ = [
+    "AlarmModelsError",
+    "CheckpointError",
+    "RecipeError",
+    "SampleError",
+    "UnreachableError",
+]
 
 
 class AlarmModelsError(Exception):
@@ -15,6 +21,10 @@ class RecipeError(AlarmModelsError):
 
 class CheckpointError(AlarmModelsError):
     """A checkpoint cannot be had or does not fit its kind; the message says what to do."""
+
+
+class UnreachableError(CheckpointError):
+    """A server that a model needs does not answer, and may yet."""
 
 
 class SampleError(AlarmModelsError):

@@ -99,7 +99,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(engine.start())
+        starting = asyncio.create_task(engine.start(is_patient=True))
         starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
         try:
             yield

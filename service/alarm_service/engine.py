@@ -25,6 +25,7 @@ from alarm_service.life import Life, State, stopping
 from alarm_service.loaded import Loaded
 from alarm_service.making import Maker, Unchanged
 from alarm_service.metrics import Metrics
+from alarm_service.opening import Awaits
 from alarm_service.passage import Passage
 from alarm_service.replicas import Load, Replicas
 from alarm_service.succession import Succession
@@ -116,12 +117,16 @@ class Engine:
         """How many samples wait for the device."""
         return self._waiting.num_waiting()
 
-    async def start(self) -> None:
-        """Load every model and run each once; a failure is `life`'s to tell, and not raised."""
+    async def start(self, *, is_patient: bool = False) -> None:
+        """Load every model and run each once; a failure is `life`'s to tell, and not raised.
+
+        ``is_patient`` waits for other servers that models need, as long as it takes.
+        """
         started = time.monotonic()
         self.replicas.start()
         try:
-            await self.change(list(self.catalog.recipes.values()))
+            awaits = self.life.waits_for if is_patient else None
+            await self.change(list(self.catalog.recipes.values()), awaits=awaits)
         except (AlarmModelsError, ServiceError) as error:
             _log.error("loading failed", error=str(error))
             self.life.failed(error)
@@ -133,14 +138,19 @@ class Engine:
             models = list(self.catalog.models)
             _log.info("ready", models=models, seconds=time.monotonic() - started)
 
-    async def change(self, recipes: Sequence[Recipe], read_again: Collection[str] = ()) -> None:
+    async def change(
+        self,
+        recipes: Sequence[Recipe],
+        read_again: Collection[str] = (),
+        awaits: Awaits | None = None,
+    ) -> None:
         """Serve these recipes from now on; where one cannot be, raise, and all stays as it is.
 
         Models that are loaded already are kept, those of the recipes ``read_again`` only where
-        their files did not change. One change at a time.
+        their files did not change. One change at a time. ``awaits`` is as in `open_models`.
         """
         before = self.generation
-        async with self._maker.made(Catalog(recipes), before, read_again) as following:
+        async with self._maker.made(Catalog(recipes), before, read_again, awaits) as following:
             known = {id(model) for model in before.replicas}
             for recipe in recipes:
                 models = following.models_of(recipe).values()

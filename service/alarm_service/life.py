@@ -33,6 +33,7 @@ class Life:
         self.is_draining = False
         self.is_stopped = False
         self._models = models
+        self._awaited: str | None = None
         self._is_loaded = False
         #: Set once the models are there, cannot be had, or are no longer waited for.
         self._settled = asyncio.Event()
@@ -54,7 +55,8 @@ class Life:
             case State.BROKEN:
                 return f"broken: {self.failure or self.death}"
             case State.LOADING:
-                return f"loading {', '.join(self._models)}"
+                awaited = f"; {self._awaited}; trying again" if self._awaited else ""
+                return f"loading {', '.join(self._models)}{awaited}"
             case state:
                 return state.value
 
@@ -69,6 +71,10 @@ class Life:
     async def until_draining(self) -> None:
         """Wait for the end to begin."""
         await self._drained.wait()
+
+    def waits_for(self, awaited: str | None) -> None:
+        """Note why loading waits for another server; None when it no longer does."""
+        self._awaited = awaited
 
     def loaded(self) -> None:
         """Be ready: every model has run."""

@@ -16,6 +16,7 @@ from alarm_service.errors import ServiceError
 from alarm_service.generation import Generation
 from alarm_service.loaded import Loaded
 from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
+from alarm_service.opening import Awaits, open_models
 from alarm_service.passage import Passage
 from alarm_service.replicas import Load, Replicas
 from alarm_service.succession import close_models
@@ -48,12 +49,17 @@ class Maker:
 
     @asynccontextmanager
     async def made(
-        self, catalog: Catalog, before: Generation, read_again: Collection[str]
+        self,
+        catalog: Catalog,
+        before: Generation,
+        read_again: Collection[str],
+        awaits: Awaits | None = None,
     ) -> AsyncIterator[Generation]:
         """Make the generation of a catalog, for the block to try and to put in place.
 
         A model that ``before`` has is kept; one of the recipes ``read_again`` only where its files
-        are as they were. Where anything fails, in the block too, the new models are closed.
+        are as they were. With ``awaits``, servers that are away are waited for. Where anything
+        fails, in the block too, the new models are closed.
         Raises `AlarmModelsError` and `ServiceError`.
         """
         made: list[Model] = []
@@ -64,9 +70,7 @@ class Maker:
                 self._replicas.load, self._load, wanted, made, is_measured=self._is_measured
             )
             models = kept | (await in_daemon_thread(load) if wanted else {})
-            for model in made:
-                if isinstance(model, DirectModel):
-                    await model.open()
+            await open_models(made, awaits)
             generation = Generation(catalog, {key: models[key] for key in catalog.models})
             await self._warm_up(generation, before)
             yield generation

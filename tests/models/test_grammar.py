@@ -3,7 +3,7 @@ from languagetool import RULE, languagetool
 from pydantic import ValidationError
 from scoring_directly import completion, load_direct, score_directly, values
 
-from alarm_models.errors import RecipeError, SampleError
+from alarm_models.errors import RecipeError, SampleError, UnreachableError
 from alarm_models.rewards import DirectModel
 from alarm_models.sample import Sample, Score, Span
 
@@ -119,3 +119,14 @@ def test_a_server_that_is_not_there_costs_its_samples_alone() -> None:
     assert isinstance(outcome, SampleError)
     assert outcome.code == "model_failed"
     assert "cannot be asked at http://127.0.0.1:9/v2/check" in outcome.message
+
+
+async def test_a_server_that_is_not_there_may_yet_come() -> None:
+    away = load_direct(kind="grammar", engine="languagetool", url="http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match="cannot be asked"):
+        await away.open()
+    await away.close()
+    with languagetool() as server:
+        there = load_direct(kind="grammar", engine="languagetool", url=server.url)
+        await there.open()
+        await there.close()

@@ -1,11 +1,13 @@
 """A server whose models live elsewhere: on another of our own, and at a judge's."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from remote_servers import Calls, judge
 from served import app_of
 from standin import FIGURE_1, Letters, Words
@@ -108,8 +110,29 @@ async def test_a_judge_is_an_aspect_and_its_silence_costs_its_sample() -> None:
     assert "aspect wit: the judge's answer has no number" in found[1]["error"]["message"]
 
 
-async def test_a_server_that_cannot_be_reached_is_told_by_the_health_route() -> None:
-    async with front(elsewhere("http://127.0.0.1:9")) as client:
-        answer = await client.post("/score", json={"samples": SAMPLES})
-        assert answer.status_code == 503
-        assert "cannot be reached" in (await client.get("/health/ready")).json()["reason"]
+async def until(client: httpx.AsyncClient, told: str) -> None:
+    while told not in (await client.get("/health/ready")).json()["reason"]:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
+    with over_tcp(FastAPI()) as port:
+        pass  # nobody is at this port any more
+    async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
+        await until(client, "cannot be reached")
+        assert (await client.get("/health/ready")).status_code == 503
+        early = asyncio.create_task(rewards(client))
+        models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
+        with over_tcp(app_of([FIGURE_1], models), port=port):
+            found = await early
+            await until(client, "ready")
+    codes = [one["error"] and one["error"]["code"] for one in found]
+    assert codes == [None, None, "model_failed", "invalid_sample"]
+
+
+async def test_a_server_that_is_another_is_not_waited_for() -> None:
+    with over_tcp(FastAPI()) as port:
+        async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
+            await until(client, "broken")
+            reason = (await client.get("/health/ready")).json()["reason"]
+    assert "answered 404" in reason

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from alarm_models.crew import Check, Crew
 from alarm_models.errors import SampleError
@@ -36,7 +37,10 @@ class DirectModel(ABC):
         return self._fingerprint
 
     async def open(self) -> None:
-        """Get ready, in the event loop that scores; raise `CheckpointError`."""
+        """Get ready, in the event loop that scores; raise `CheckpointError`.
+
+        May be asked again after an `UnreachableError`.
+        """
         return
 
     @abstractmethod
@@ -53,13 +57,29 @@ Model = RewardModel | DirectModel
 
 
 class CheckModel(DirectModel):
-    """A check run on a crew's threads, each sample within its time."""
+    """A check run on a crew's threads, each sample within its time.
 
-    def __init__(self, check: Check, crew: Crew, timeout_s: float, fingerprint: str) -> None:
+    ``greet`` says whether a server that it asks is there, or raises `UnreachableError`.
+    """
+
+    def __init__(
+        self,
+        check: Check,
+        crew: Crew,
+        timeout_s: float,
+        fingerprint: str,
+        greet: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(fingerprint)
         self._check = check
+        self._greet = greet
         self._crew = crew
         self._timeout_s = timeout_s
+
+    async def open(self) -> None:
+        """See that whom it asks is there."""
+        if self._greet is not None:
+            await asyncio.to_thread(self._greet)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         """Check each sample."""

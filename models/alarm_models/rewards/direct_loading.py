@@ -54,7 +54,9 @@ def _made(spec: CheckSpec, fields: Mapping[str, FieldPattern]) -> DirectModel:
 
             server = LanguageTool(spec)
             crew = Crew(spec.concurrency, on_close=server.close)
-            return CheckModel(Grammar(server), crew, spec.timeout_s, fingerprint_of(spec))
+            return CheckModel(
+                Grammar(server), crew, spec.timeout_s, fingerprint_of(spec), server.greet
+            )
         case _:
             check, *libraries = _check(spec, fields)
             versions = [f"{library} {version(library)}" for library in libraries]

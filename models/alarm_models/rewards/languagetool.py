@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, UnreachableError
 from alarm_models.rewards.grammar import GrammarError
 from alarm_models.sample import Span
 from alarm_models.specs import GrammarSpec
@@ -22,7 +22,7 @@ class LanguageTool:
     """Checks texts in any language that the server knows."""
 
     def __init__(self, spec: GrammarSpec) -> None:
-        self._url = f"{(spec.url or '').rstrip('/')}/v2/check"
+        self._base = f"{(spec.url or '').rstrip('/')}/v2"
         self._constants = {"language": spec.language}
         if spec.ignored_rules:
             self._constants["disabledRules"] = ",".join(spec.ignored_rules)
@@ -32,12 +32,22 @@ class LanguageTool:
             transport=httpx.HTTPTransport(retries=_RETRIES),
         )
 
+    def greet(self) -> None:
+        """Return once the server answers; raise `UnreachableError` where it does not."""
+        try:
+            self._client.get(f"{self._base}/languages").raise_for_status()
+        except httpx.HTTPError as error:
+            raise UnreachableError(
+                f"the LanguageTool server cannot be asked at {self._base}: {error!r}"
+            ) from error
+
     def find(self, text: str) -> Sequence[GrammarError]:
         """Return the errors of a text with their rules; raise `SampleError` (``model_failed``)."""
+        url = f"{self._base}/check"
         try:
-            answer = self._client.post(self._url, data={"text": text, **self._constants})
+            answer = self._client.post(url, data={"text": text, **self._constants})
         except httpx.HTTPError as error:
-            raise _failed(f"cannot be asked at {self._url}: {error!r}") from error
+            raise _failed(f"cannot be asked at {url}: {error!r}") from error
         if answer.status_code != httpx.codes.OK:
             raise _failed(f"answered {answer.status_code}: {answer.text[:200]}")
         try:

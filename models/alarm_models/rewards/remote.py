@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.remote import Exchange, Failed, api_of
 from alarm_models.rewards.base import Outcome
 from alarm_models.rewards.direct import DirectModel
@@ -23,6 +23,9 @@ _PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not
 
 #: An answer of another shape than its API promises.
 _MISSHAPEN = (LookupError, TypeError, ValueError, AttributeError, StopIteration)
+
+#: What a server answers, or what stands before it, that is busy, starting or gone.
+_AWAY = frozenset({429, 502, 503, 504})
 
 #: Of what is asked for, what decides no score.
 _UNDECIDED = {"url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size"}
@@ -54,18 +57,27 @@ class RemoteModel(DirectModel):
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     async def open(self) -> None:
-        """Hear what the server serves, and see that its scores are raw; raise `CheckpointError`."""
+        """Hear what the server serves, and see that its scores are raw.
+
+        Raises `CheckpointError`; `UnreachableError` where the server is away for now.
+        """
         self._exchange = Exchange(self._spec)
+        try:
+            await self._get_to_know(self._exchange)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _get_to_know(self, exchange: Exchange) -> None:
         try:
             if self._spec.api == "alarm":
                 # One that is still loading answers once it has, and can tell its fingerprint then.
-                await self._exchange.ask(
-                    "POST", self._api.path, self._api.body(_probes(self._spec))
-                )
-            self._identity = await self._told(self._exchange)
-            await self._require_raw(self._exchange)
+                await exchange.ask("POST", self._api.path, self._api.body(_probes(self._spec)))
+            self._identity = await self._told(exchange)
+            await self._require_raw(exchange)
         except Failed as failed:
-            raise CheckpointError(str(failed)) from failed
+            is_away = failed.status is None or failed.status in _AWAY
+            raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except _MISSHAPEN as error:
             raise CheckpointError(
                 f"{self._spec.url} does not answer as an api `{self._spec.api}` does: {error!r}"
@@ -83,6 +95,7 @@ class RemoteModel(DirectModel):
         """Close the connections."""
         if self._exchange is not None:
             await self._exchange.close()
+            self._exchange = None
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Score samples, several requests at a time; never raises for what the server does."""
