@@ -19,7 +19,7 @@ _LONG = [{"prompt": "Who wrote Emma?", "completion": "Jane Austen wrote Emma. " 
 class Troubled:
     """`alarm serve` on one port; a trainer's calls are what reaches any route but `/score`."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, is_killed: bool = True) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -27,6 +27,8 @@ class Troubled:
         self.num_starts = 0
         self._command = ["serve", "--recipe", "mini", "--port", str(port), "--device", "cpu"]
         self._command += [*FULL, *flags]
+        self._is_killed = is_killed
+        self._key = flags[flags.index("--api-key") + 1] if "--api-key" in flags else None
         self._is_over = False
         self._popen = self._start()
         others = [threading.Thread(target=self._keep_full) for _ in range(3)]
@@ -60,12 +62,13 @@ class Troubled:
             if entry.get("method") != "POST" or entry["route"] == "/score":
                 continue
             self.statuses.append(entry["status"])
-            if self.num_starts == 1 and entry["status"] == 200:
+            if self._is_killed and self.num_starts == 1 and entry["status"] == 200:
                 popen.kill()
 
     def _keep_full(self) -> None:
         """Be one of the other callers, until the trainer was refused once."""
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        auth = None if self._key is None else ("another", self._key)
+        with httpx.Client(base_url=self.url, timeout=30, auth=auth) as client:
             while 429 not in self.statuses and not self._is_over:
                 with suppress(httpx.TransportError):
                     client.post("/score", json={"samples": _LONG})
@@ -76,9 +79,9 @@ Server = Process | Troubled
 
 
 @contextmanager
-def troubled(*flags: str) -> Iterator[Troubled]:
-    """Serve `mini` in trouble."""
-    server = Troubled(*flags)
+def troubled(*flags: str, is_killed: bool = True) -> Iterator[Troubled]:
+    """Serve `mini` in trouble; without `is_killed` it is only full."""
+    server = Troubled(*flags, is_killed=is_killed)
     try:
         yield server
     finally:
