@@ -1,8 +1,9 @@
-"""AReaL: the reward of an RLVR workflow by its dotted name; ALARM_URL says where the server is."""
-
-from areal.workflow.rlvr import RLVRWorkflow
+"""AReaL: the workflow of its RLVR examples by a dotted name; ALARM_URL says where the server is."""
 
 
-def workflow(**given):
-    """The workflow as AReaL's own examples make it, with one argument changed."""
-    return RLVRWorkflow(**given, reward_fn="alarm_client.trainers.areal.reward_fn")
+def train(trainer, config, tokenizer):
+    """As `examples/math/gsm8k_rl.py` does, with another workflow and no reward function."""
+    trainer.train(
+        workflow="alarm_client.trainers.areal.AlarmWorkflow",
+        workflow_kwargs={"gconfig": config.gconfig, "tokenizer": tokenizer},
+    )

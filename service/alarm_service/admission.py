@@ -16,8 +16,10 @@ __all__ = ["Admission", "estimate_tokens"]
 _CHARACTERS_A_TOKEN = 4
 _TEMPLATE_TOKENS = 16
 
-#: Tokens that may wait in line outside, in houses.
-_MAX_LINE = 8
+#: Tokens that may wait in line outside: so many houses, and in front of a small one as many as
+#: fit in a few megabytes, since who waits there is a trainer that ends where it is refused.
+_LINE_HOUSES = 8
+_SHORTEST_LINE = 1_000_000
 
 
 def estimate_tokens(samples: Sequence[Sample]) -> int:
@@ -60,7 +62,8 @@ class Admission:
 
         Who calls `admit` next, awaiting nothing in between, gets in.
         """
-        if self._num_in_line and self._num_in_line + num_tokens > _MAX_LINE * self._max:
+        longest = max(_SHORTEST_LINE, _LINE_HOUSES * self._max)
+        if self._num_in_line and self._num_in_line + num_tokens > longest:
             raise self._overloaded(num_tokens)
         self._num_in_line += num_tokens
         try:

@@ -80,12 +80,16 @@ async def test_skyrls_step_wise_outputs_are_refused(rewards):
         await skyrl.AlarmGenerator(Generator(), TOKENIZER).generate({"prompts": ["Q"]})
 
 
-def test_a_skyrl_environment_judges_one_turn(rewards, monkeypatch):
+@pytest.fixture
+def skyrl_environment(monkeypatch):
+    """What SkyRL-Gym makes by a name after `register`, called with its arguments."""
     registered = {}
     gym = {
         "skyrl_gym": {},
         "skyrl_gym.envs": {
-            "register": lambda id, entry_point: registered.update({id: entry_point})
+            "register": lambda id, entry_point, kwargs: registered.update(
+                {id: (entry_point, kwargs)}
+            )
         },
         "skyrl_gym.envs.base_text_env": {
             "BaseTextEnv": type("BaseTextEnv", (), {}),
@@ -96,16 +100,33 @@ def test_a_skyrl_environment_judges_one_turn(rewards, monkeypatch):
         module = ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
+
+    def make(**given):
+        skyrl.register(**given)
+        entry_point, kwargs = registered["alarm"]
+        module, _, attribute = entry_point.partition(":")
+        return getattr(sys.modules[module], attribute)(env_config={}, extras={}, **kwargs)
+
     skyrl._environment.cache_clear()
-    skyrl.register()
-    module, _, attribute = registered["alarm"].partition(":")
-    environment = getattr(sys.modules[module], attribute)(env_config={}, extras={})
+    yield make
+    skyrl._environment.cache_clear()
+
+
+def test_a_skyrl_environment_judges_one_turn(rewards, skyrl_environment):
+    environment = skyrl_environment()
     prompt, info = environment.init([{"role": "user", "content": "Q"}])
     output = environment.step("four<|im_end|>")
     assert (output["reward"], output["done"], output["observations"]) == (4.0, True, [])
     assert output["metadata"]["alarm_fluency"] == environment.get_metrics()["alarm_fluency"] == 2.0
     assert (prompt, info) == ([{"role": "user", "content": "Q"}], {})
-    skyrl._environment.cache_clear()
+
+
+def test_before_a_dense_generator_a_skyrl_environment_asks_nothing(rewards, skyrl_environment):
+    environment = skyrl_environment(is_judged=False)
+    environment.init([{"role": "user", "content": "Q"}])
+    output = environment.step("four<|im_end|>")
+    assert (output["reward"], output["done"]) == (0.0, True)
+    assert rewards.bodies == []
 
 
 @pytest.fixture

@@ -95,7 +95,29 @@ def test_areal_prefers_the_rows_conversation(rewards):
 
 
 def test_areals_deadline_is_under_its_own_of_15_s(rewards):
-    assert areal.HABITS.timeout < 15
+    assert areal.IN_A_WORKER.timeout < 15
+
+
+async def test_areals_own_workflow_awaits_the_reward(rewards, monkeypatch):
+    class RLVRWorkflow:  # areal/workflow/rlvr.py, 1.0.4
+        def __init__(self, reward_fn, gconfig):
+            self.gconfig, self.async_reward_fn = gconfig, None
+
+        async def score(self):
+            return await self.async_reward_fn(TEMPLATED, "four<|im_end|>", [1], [2], answer="a")
+
+    module = ModuleType("areal.workflow.rlvr")
+    module.RLVRWorkflow = RLVRWorkflow
+    for name in ("areal", "areal.workflow"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "areal.workflow.rlvr", module)
+    areal._workflow.cache_clear()
+    workflow = areal.AlarmWorkflow(gconfig="g")
+    areal._workflow.cache_clear()
+    assert isinstance(workflow, RLVRWorkflow)
+    assert workflow.gconfig == "g"
+    assert await workflow.score() == 4.0
+    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four"}]
 
 
 class EnvironmentReturn(NamedTuple):  # nemo_rl/environments/interfaces.py
@@ -167,6 +189,18 @@ def test_nemo_finds_the_actor_by_its_dotted_name(rewards, nemo):
     module, _, attribute = name.rpartition(".")
     actor = getattr(importlib.import_module(module), attribute)
     assert issubclass(actor.actor, nemo_rl.Environment)
+
+
+def test_nemos_script_runs_after_the_environment_is_there(nemo, monkeypatch, tmp_path):
+    script = tmp_path / "run_grpo.py"
+    script.write_text(
+        "import sys\nfrom nemo_rl.environments.utils import registered\n"
+        "assert list(registered) == ['alarm'], registered\nsys.exit(' '.join(sys.argv[1:]))\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["nemo_rl", str(script), "--config", "grpo.yaml"])
+    with pytest.raises(SystemExit, match=r"--config grpo\.yaml"):
+        nemo_rl.main()
 
 
 class Trace:

@@ -10,9 +10,19 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
     uv pip install -p openrlhf torch==2.13.0 transformers==5.15.0 pylatexenc sympy aiohttp httpx
     uv venv skyrl -p 3.12 && uv pip install -p skyrl --no-deps skyrl-gym==0.4.0
     uv pip install -p skyrl omegaconf requests numpy pandas func_timeout httpx
+    uv venv skyrl_train -p 3.12 && uv pip install -p skyrl_train --no-deps \
+        skyrl==0.3.0 skyrl-gym==0.4.0
+    uv pip install -p skyrl_train torch==2.13.0 transformers==5.15.0 httpx ray omegaconf loguru \
+        numpy pandas func_timeout requests datasets peft hydra-core aiohttp jaxtyping torchdata
     uv venv verifiers && uv pip install -p verifiers verifiers==0.4.0 httpx
+    uv venv areal && uv pip install -p areal --no-deps areal==1.0.4
+    uv pip install -p areal torch==2.13.0 transformers==5.15.0 httpx aiohttp aiofiles hydra-core \
+        tenacity flask torchdata lark uvloop pillow pandas colorlog ray numba orjson
 
 Then `python -m pytest -m slow tests/trainers`. What has no environment is skipped.
+
+Each runs twice: against a steady server, and against one in trouble, which refuses its first call
+as others fill the house, is killed with SIGKILL at its first answer, and comes back.
 """
 
 import math
@@ -21,6 +31,7 @@ from collections.abc import Iterator
 import pytest
 from processes import Process, alarm_serve
 from texts_of_policies import ANSWERS, PROMPT
+from troubled import Server, troubled
 from venvs import run_in
 
 from alarm_client import AlarmClient, Reward, Sample
@@ -30,14 +41,25 @@ CHAT = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Process]:
+def steady() -> Iterator[Process]:
     with alarm_serve("mini") as process:
         with AlarmClient(process.url) as client:
             client.wait_ready(timeout=120)
         yield process
 
 
-def asked_directly(server: Process, prompts: list, completions: list) -> tuple[Reward, ...]:
+@pytest.fixture(params=["steady", "troubled"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    if request.param == "steady":
+        yield request.getfixturevalue("steady")
+        return
+    with troubled() as process:
+        yield process
+        assert 429 in process.statuses
+        assert process.num_starts == 2
+
+
+def asked_directly(server: Server, prompts: list, completions: list) -> tuple[Reward, ...]:
     with AlarmClient(server.url) as client:
         samples = [
             Sample(prompt=prompt, completion=completion)
@@ -50,13 +72,14 @@ def near(rewards: tuple[Reward, ...]) -> object:
     return pytest.approx([reward.reward for reward in rewards], abs=1e-4)
 
 
-def test_trl_trains_on_blocking_and_async_rewards(server: Process, tmp_path) -> None:
+def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> None:
     found = run_in("trl", "run_trl.py", server.url, tmp_path)
     completions = [each[-1]["content"] for each in found["completions"]]
     expected = near(asked_directly(server, found["prompts"], completions))
     assert found["rewards"] == {"blocking": expected, "awaited": expected}
     assert len(found["history"]) == 3
     for entry in found["history"]:
+        assert entry["blocking/failed"] == entry["awaited/failed"] == 0.0
         assert entry["rewards/blocking/mean"] == pytest.approx(
             entry["rewards/awaited/mean"], abs=1e-4
         )
@@ -72,7 +95,7 @@ def test_trl_goes_on_without_a_server(tmp_path) -> None:
     assert all(math.isnan(value) for value in found["rewards"]["awaited"])
 
 
-def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Process, tmp_path) -> None:
+def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_path) -> None:
     found = run_in("verl", "run_verl.py", server.url, tmp_path)
     texts = near(asked_directly(server, [PROMPT] * 2, ANSWERS))
     chats = near(asked_directly(server, [CHAT] * 2, ANSWERS))
@@ -95,7 +118,7 @@ def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Process, tmp
     assert {"alarm_factuality", "alarm_relevance", "alarm_holistic"} < set(found["by_ray_keys"])
 
 
-def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Process, tmp_path) -> None:
+def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Server, tmp_path) -> None:
     names = {"ALARM_ASPECT_NAMES": "factuality,relevance"}
     found = run_in("swift", "run_swift.py", server.url, tmp_path, **names)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
@@ -109,7 +132,7 @@ def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Process, tmp
         assert 0.0 < entry["rewards/alarm_factuality/mean"] < 10.0
 
 
-def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Process, tmp_path) -> None:
+def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path) -> None:
     found = run_in("openrlhf", "run_openrlhf.py", server.url, tmp_path)
     rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
     assert [output["reward"] for output in found] == near(rewards)
@@ -119,16 +142,35 @@ def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Process, tmp_path
         assert output["extra_logs"]["alarm_holistic"] == pytest.approx(z, abs=1e-4)
 
 
-def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Process, tmp_path) -> None:
+def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Server, tmp_path) -> None:
     found = run_in("verifiers", "run_verifiers.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [trace["reward"] for trace in found] == near(rewards)
     assert found[0]["metrics"]["alarm/admitted"] == float(rewards[0].admitted)
 
 
-def test_a_skyrl_gym_environment_is_made_by_name(server: Process, tmp_path) -> None:
+def test_a_skyrl_gym_environment_is_made_by_name(server: Server, tmp_path) -> None:
     found = run_in("skyrl", "run_skyrl.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [episode["reward"] for episode in found] == near(rewards)
     assert all(episode["done"] for episode in found)
     assert found[1]["metrics"]["alarm_admitted"] == float(rewards[1].admitted)
+
+
+def test_areal_gets_the_rewards_of_its_episodes(server: Server, tmp_path) -> None:
+    found = run_in("areal", "run_areal.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    for way in ("workflow", "reward_fn"):
+        assert [reward for (reward,) in found[way]] == near(rewards)
+
+
+def test_skyrls_trainer_places_rewards_a_sample_and_a_token(server: Server, tmp_path) -> None:
+    found = run_in("skyrl_train", "run_skyrl_generator.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    for way in ("scalar", "dense"):
+        rows = found[way]["rewards"]
+        assert [sum(row) for row in rows] == near(rewards)
+        assert [len(row) for row in rows] == found[way]["lengths"]
+        assert all(row[-1] != 0.0 for row in rows)
+    assert not any(any(row[:-1]) for row in found["scalar"]["rewards"])
+    assert any(any(row[:-1]) for row in found["dense"]["rewards"])

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from processes import Process, alarm_serve
+from troubled import troubled
 
 from alarm_client import AlarmClient, Sample
 
@@ -49,6 +51,16 @@ def expected(server: Process) -> list[float]:
     samples = [Sample(prompt=QUESTION, completion=answer) for answer in ANSWERS]
     with AlarmClient(server.url, api_key=KEY) as client:
         return [reward.reward or 0.0 for reward in client.hierarchical_reward(samples).rewards]
+
+
+def batched(server: Process) -> tuple[float, float]:
+    """The samples and the batches that the server's models have had."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+
+    def total(name: str) -> float:
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    return total("alarm_batch_samples_sum"), total("alarm_batch_samples_count")
 
 
 def run(trainer: str, *arguments: str) -> Any:
@@ -101,3 +113,39 @@ def test_verl_s_own_client_gets_rewards(
     address = with_key(server.url).removeprefix("http://")
     rewards = run("verl", f"{address}/compat/{engine}/mini", engine)
     assert rewards == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "path", "more"),
+    [("openrlhf", "openrlhf", ()), ("verl", "vllm", ("vllm",))],
+    ids=["openrlhf", "verl"],
+)
+def test_requests_of_one_sample_share_batches(
+    server: Process, trainer: str, path: str, more: tuple[str, ...]
+) -> None:
+    address = with_key(server.url) if trainer == "openrlhf" else with_key(server.url)[7:]
+    before = batched(server)
+    found = run(trainer, f"{address}/compat/{path}/mini", *more, "16")
+    assert len(found) == 16 * len(ANSWERS)
+    num_samples, num_batches = (
+        now - then for now, then in zip(batched(server), before, strict=True)
+    )
+    assert num_samples >= 16 * len(ANSWERS)
+    assert num_samples / num_batches > 2
+
+
+def test_openrlhf_outlives_a_full_server_that_is_killed(
+    server: Process, expected: list[float]
+) -> None:
+    with troubled("--api-key", KEY) as ill:
+        rollouts = run("openrlhf", f"{with_key(ill.url)}/compat/openrlhf/mini")
+        assert 429 not in ill.statuses  # trainers that are known by their path wait in line
+        assert ill.num_starts == 2
+    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+
+
+def test_llamafactory_waits_where_a_server_is_full(server: Process, expected: list[float]) -> None:
+    with troubled("--api-key", KEY, is_killed=False) as full:
+        scores = run("llamafactory", f"{with_key(full.url)}/compat/llamafactory/mini")
+        assert full.statuses == [200]
+    assert scores == pytest.approx(expected, abs=1e-4)

@@ -21,7 +21,7 @@ class Engine:
         return SimpleNamespace(outputs=[output])
 
 
-async def main(url: str) -> None:
+async def main(url: str, num_rounds: str = "1") -> None:
     tokenizer = policy_tokenizer()
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
@@ -33,7 +33,7 @@ async def main(url: str) -> None:
             prompt, "reference", sampling, 2048, tokenizer,
             Engine(tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False)),
         )
-        for answer in ANSWERS
+        for answer in ANSWERS * int(num_rounds)
     ]  # fmt: skip
     found = await asyncio.gather(*rollouts)
     print(
@@ -43,4 +43,4 @@ async def main(url: str) -> None:
     )
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(*sys.argv[1:]))

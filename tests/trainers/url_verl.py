@@ -30,7 +30,7 @@ class Item:
         return self
 
 
-async def main(address: str, engine: str) -> None:
+async def main(address: str, engine: str, num_rounds: str = "1") -> None:
     tokenizer = policy_tokenizer()
     tokenizer.eos_token = "<|im_end|>"
     worker = RewardLoopWorker.__new__(RewardLoopWorker)
@@ -40,7 +40,7 @@ async def main(address: str, engine: str) -> None:
     worker.config = SimpleNamespace(reward=SimpleNamespace(reward_model=model))
     items = [
         Item(tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False))
-        for answer in ANSWERS
+        for answer in ANSWERS * int(num_rounds)
     ]
     found = await asyncio.gather(*map(worker.compute_score_disrm, items))
     print(json.dumps([one["reward_score"] for one in found]))

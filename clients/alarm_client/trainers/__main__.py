@@ -22,11 +22,12 @@ WHAT_TO_WRITE = {
     "verl": "reward.custom_reward_function.path=pkg://alarm_client.trainers.verl",
     "openrlhf": "--reward.remote_url $(python -m alarm_client.trainers path openrlhf)",
     "slime": "--custom-rm-path alarm_client.trainers.slime.custom_rm",
-    "areal": 'RLVRWorkflow(reward_fn="alarm_client.trainers.areal.reward_fn")',
-    "nemo_rl": "alarm_client.trainers.nemo_rl.register(), then env_name: alarm",
+    "areal": 'trainer.train(workflow="alarm_client.trainers.areal.AlarmWorkflow")',
+    "nemo_rl": "python -m alarm_client.trainers.nemo_rl examples/run_grpo.py, with env_name: alarm",
     "verifiers": 'rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"',
     "trlx": "trlx.train(reward_fn=dense_reward_fn), from alarm_client.trainers.trlx",
-    "skyrl": "alarm_client.trainers.skyrl.register(), then env_class: alarm",
+    "skyrl": "trainer.override_entrypoint=alarm_client.trainers.skyrl_main "
+    "environment.env_class=alarm",
     "alarm_trl": "step(queries, responses, place(token_scores(...))), "
     "from alarm_client.trainers.alarm_trl",
     "fine_grained_rlhf": "reward = make_reward(tokenizer, kl_coef), "

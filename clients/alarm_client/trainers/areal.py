@@ -1,8 +1,9 @@
-"""AReaL's `reward_fn="alarm_client.trainers.areal.reward_fn"` in RLVR workflows."""
+"""AReaL: `workflow="alarm_client.trainers.areal.AlarmWorkflow"`, or a `reward_fn` of any other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from alarm_client.trainers.failure import numbers
@@ -11,11 +12,14 @@ from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "reward_fn"]
+__all__ = ["HABITS", "IN_A_WORKER", "areward", "reward_fn"]
 
-# AReaL runs this in a forked process, gives up after 15 s and then takes 0; what is raised before
-# that it tries four times.
-HABITS = Habits("areal", timeout=12.0, aspects="admitted")
+# An episode is awaited for as long as it takes; what is raised drops it.
+HABITS = Habits("areal", timeout=600.0, aspects="admitted")
+
+# AReaL's few worker processes run one reward each. It gives up after 15 s, waiting for a worker
+# included, and takes 0 after the fourth time; what is raised before it tries four times.
+IN_A_WORKER = Habits("areal", timeout=12.0, aspects="admitted")
 
 
 def reward_fn(
@@ -26,15 +30,51 @@ def reward_fn(
     messages: Sequence[Any] | None = None,
     **row: Any,
 ) -> float:
-    """The reward of one completion.
+    """The reward of one completion, in one of AReaL's worker processes.
 
-    AReaL decodes both texts with special tokens: the conversation in the row's `messages` is used
-    for the prompt where there is one, and end-of-turn tokens of the completion are dropped.
+    A server that is away for a minute costs rewards there: AReaL takes 0. `AlarmWorkflow` waits.
     """
+    source = source_of(IN_A_WORKER)
+    rewards = source.rewards([_sample(prompt, completions, messages)])
+    return numbers(rewards, source.settings.on_failure)[0]
+
+
+async def areward(
+    prompt: str,
+    completions: str,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    messages: Sequence[Any] | None = None,
+    **row: Any,
+) -> float:
+    """As `reward_fn`, awaited beside the other episodes' rewards."""
     source = source_of(HABITS)
-    sample = Sample(
+    rewards = await source.arewards([_sample(prompt, completions, messages)])
+    return numbers(rewards, source.settings.on_failure)[0]
+
+
+def _sample(prompt: str, completions: str, messages: Sequence[Any] | None) -> Sample:
+    """AReaL decodes both texts with special tokens: a row's `messages` are the better prompt."""
+    return Sample(
         prompt=prompt if messages is None else prompt_of(messages),
         completion=without_end_tokens(completions),
     )
-    (value,) = numbers(source.rewards([sample]), source.settings.on_failure)
-    return value
+
+
+@lru_cache(maxsize=1)
+def _workflow() -> type[Any]:
+    from areal.workflow.rlvr import RLVRWorkflow
+
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        RLVRWorkflow.__init__(self, *args, **{"reward_fn": areward, **given})
+        self.async_reward_fn = areward  # in place of AReaL's pool of worker processes
+
+    doc = "AReaL's RLVRWorkflow, whose rewards are awaited: it needs no `reward_fn`."
+    return type("AlarmWorkflow", (RLVRWorkflow,), {"__doc__": doc, "__init__": __init__})
+
+
+def __getattr__(name: str) -> Any:
+    # The class that AReaL looks up by its dotted name; areal is imported when it is.
+    if name == "AlarmWorkflow":
+        return _workflow()
+    raise AttributeError(f"module {__name__} has no {name}")

@@ -1,9 +1,12 @@
-"""NeMo RL's environment: `register()`, then `env_name: alarm` in the configuration."""
+"""NeMo RL's environment `alarm`: `python -m alarm_client.trainers.nemo_rl examples/run_grpo.py`."""
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from alarm_client.trainers.components import columns, means
@@ -13,7 +16,7 @@ from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import split_messages
 from alarm_client.types import Reward, Sample
 
-__all__ = ["HABITS", "Environment", "register"]
+__all__ = ["HABITS", "Environment", "main", "register"]
 
 HABITS = Habits("nemo_rl", timeout=600.0)
 _ACTOR = "alarm_client.trainers.nemo_rl.AlarmEnvironment"
@@ -80,6 +83,16 @@ def register(name: str = "alarm") -> None:
     ACTOR_ENVIRONMENT_REGISTRY[_ACTOR] = PY_EXECUTABLES.SYSTEM
 
 
+def main() -> None:
+    """Run the script that the arguments name, and its own arguments, with `alarm` registered."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m alarm_client.trainers.nemo_rl SCRIPT [ARGUMENT]...")
+    register()
+    del sys.argv[0]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a script
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 @lru_cache(maxsize=1)
 def _actor() -> Any:
     import ray
@@ -93,3 +106,7 @@ def __getattr__(name: str) -> Any:
     if name == "AlarmEnvironment":
         return _actor()
     raise AttributeError(f"module {__name__} has no {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,12 +22,18 @@ HABITS = Habits("skyrl", timeout=600.0)
 class Environment:
     """One turn: the action is judged as the answer to the prompt, the episode ends.
 
-    `env_config` may hold any of Settings.
+    `env_config` may hold any of Settings. `is_judged`: false leaves it to an AlarmGenerator.
     """
 
-    def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        env_config: Any = None,
+        extras: Mapping[str, Any] | None = None,
+        is_judged: bool = True,
+    ) -> None:
         super().__init__()
         self.source = source_of(HABITS, dict(env_config or {}))
+        self.is_judged = is_judged
         self.prompt: Text = []
         self.parts: dict[str, float] = {}
 
@@ -40,6 +46,8 @@ class Environment:
         """SkyRL's BaseTextEnvStepOutput: the reward, with its parts as metadata."""
         from skyrl_gym.envs.base_text_env import BaseTextEnvStepOutput
 
+        if not self.is_judged:
+            return BaseTextEnvStepOutput(observations=[], reward=0.0, done=True, metadata={})
         sample = Sample(prompt=self.prompt, completion=without_end_tokens(action))
         rewards = self.source.rewards([sample])
         (value,) = numbers(rewards, self.source.settings.on_failure)
@@ -81,11 +89,12 @@ class AlarmGenerator:
         return {**output, "rewards": rows}
 
 
-def register(name: str = "alarm") -> None:
+def register(name: str = "alarm", is_judged: bool = True) -> None:
     """Make `name` an environment class of SkyRL-Gym: call it where environments are made."""
     from skyrl_gym.envs import register as register_env
 
-    register_env(id=name, entry_point="alarm_client.trainers.skyrl:AlarmEnv")
+    given = {"is_judged": is_judged}
+    register_env(id=name, entry_point="alarm_client.trainers.skyrl:AlarmEnv", kwargs=given)
 
 
 @lru_cache(maxsize=1)

@@ -45,20 +45,21 @@ async def test_a_trainer_waits_where_others_are_refused() -> None:
         assert server.engine.admission.num_queued == 0
 
 
-async def test_a_line_is_as_long_as_eight_houses() -> None:
-    async with hearing(max_queued_tokens=20) as (server, words):
+@pytest.mark.parametrize(("house", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
+async def test_a_line_is_as_long_as_eight_houses_or_a_million_tokens(house: int, line: int) -> None:
+    async with hearing(max_queued_tokens=house) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         admission = server.engine.admission
-        waiting = asyncio.create_task(admission.until_room(150))
+        waiting = asyncio.create_task(admission.until_room(line - 10))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await admission.until_room(11)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        ten = asyncio.create_task(admission.until_room(11))
+        eleven = asyncio.create_task(admission.until_room(11))
         words.release.set()
-        await asyncio.gather(first, ten)
+        await asyncio.gather(first, eleven)
 
 
 async def test_who_hangs_up_leaves_the_line() -> None:
