@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -132,7 +133,7 @@ def _load(loader: Any, source: Source) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
     # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
