@@ -1,5 +1,6 @@
 """Models and the files that they are loaded from."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import tiny
 import torch
 
 from alarm_models import checkpoint
+from alarm_models.construction import CONSTRUCTION, Construction
 from alarm_models.errors import CheckpointError
 from alarm_models.rewards import Disk, Loader, Model
 from alarm_models.sample import Sample
@@ -71,6 +73,37 @@ def test_the_disk_has_a_model_until_any_of_its_files_changes(tmp_path: Path) -> 
 def test_what_has_no_files_is_the_same_and_what_cannot_be_told_is_not() -> None:
     assert Disk(CPU).has(LengthSpec(), {}, "any")
     assert not Disk(CPU).has(PythonSpec(function="my:own"), {}, "any")
+
+
+def test_a_model_is_constructed_while_no_forward_pass_runs(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+    spec = spec_of(tmp_path).model_copy(update={"dtype": "bfloat16"})
+    loaded: list[Model] = []
+    loading = threading.Thread(target=lambda: loaded.append(load(spec)))
+    with CONSTRUCTION.kept_out():
+        loading.start()
+        while not CONSTRUCTION._is_under_way:  # it tells nobody
+            assert loading.is_alive()
+        assert torch.get_default_dtype() is torch.float32
+        assert loaded == []
+    loading.join(60)
+    assert loaded[0].dtype == "bfloat16"
+
+
+def test_a_forward_pass_waits_for_a_construction() -> None:
+    construction = Construction()
+    passed = threading.Event()
+
+    def run() -> None:
+        with construction.kept_out():
+            passed.set()
+
+    running = threading.Thread(target=run)
+    with construction.alone():
+        running.start()
+        assert not passed.wait(0.05)
+    assert passed.wait(60)
+    running.join(60)
 
 
 def test_weights_that_change_while_they_are_loaded_are_not_served(

@@ -158,6 +158,21 @@ async def test_a_caller_who_leaves_lets_the_old_models_go(press: Press) -> None:
         await until(lambda: old.told == ["opened", "closed"])
 
 
+async def test_a_server_that_stops_closes_every_generation_once(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        (old,) = press.made
+        begun = asyncio.create_task(server.score("hold"))
+        await old.held.wait()
+        await keeper.reload()
+        await server.engine.close()
+        assert [one.told for one in press.made] == [["opened", "closed"]] * 2
+        old.release.set()
+        await begun
+        await asyncio.sleep(0)
+        assert old.told == ["opened", "closed"]
+
+
 async def test_what_did_not_change_is_kept(press: Press) -> None:
     press.changed = False
     async with printing(press) as (server, keeper):
