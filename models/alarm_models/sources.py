@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from alarm_models.checkpoint import read_tensors
+from alarm_models.construction import CONSTRUCTION
 from alarm_models.errors import CheckpointError
 from alarm_models.gating import gated_head
 from alarm_models.heads import Head, chosen, mlp, sequence_head, token_head, vocabulary_head
@@ -33,6 +35,18 @@ __all__ = [
     "token_classifier",
     "token_scorer",
 ]
+
+
+_init_context: Any = PreTrainedModel.get_init_context
+
+
+def _alone(cls: type[PreTrainedModel], *arguments: Any, **named: Any) -> list[Any]:
+    """Return what transformers constructs a model within, and that no pass runs meanwhile."""
+    return [CONSTRUCTION.alone(), *_init_context.__func__(cls, *arguments, **named)]
+
+
+# Reading the weights takes minutes and disturbs nobody; this is the moment that does.
+PreTrainedModel.get_init_context = classmethod(_alone)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +146,7 @@ def _load(loader: Any, source: Source) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
     # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))

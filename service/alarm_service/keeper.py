@@ -92,8 +92,9 @@ class Keeper:
             raise Refused(str(error)) from error
         except Exception as error:  # a checkpoint can fail in any way; the others go on
             _log.exception("loading failed")
-            self._refused(change, name, repr(error))
-            raise Refused(f"the models cannot be loaded: {error!r}") from error
+            message = f"the models cannot be loaded: {error!r}"
+            self._refused(change, name, message)
+            raise Refused(message) from error
 
     async def _in_turn(
         self, change: str, name: str, make: Callable[[dict[str, Recipe]], Awaitable[None]]

@@ -16,6 +16,7 @@ from alarm_models.sample import Reward, Score
 from alarm_service.engine import Engine
 from alarm_service.generation import Generation
 from alarm_service.loaded import Loaded
+from alarm_service.parity_difference import difference, is_close, shown
 from alarm_service.parity_file import (
     Parity,
     ParityError,
@@ -29,13 +30,9 @@ from alarm_service.schemas import SampleIn
 from alarm_service.story import rewards_in
 from alarm_service.wire import sample_in
 
-__all__ = ["difference", "record", "require_parity"]
+__all__ = ["record", "require_parity"]
 
 _log = structlog.get_logger()
-
-#: How far scores may be apart in another precision than they were stored in: bfloat16 keeps three
-#: digits, and a network loses some of them.
-_ROUGHLY = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,34 +92,6 @@ async def record(engine: Engine, recipe: Recipe, samples: Sequence[SampleIn]) ->
     return Parity(StoredOrigin(recipe=recipe.name, fingerprint=fingerprint, models=models), lines)
 
 
-def difference(
-    stored: StoredScore, found: Score | SampleError, tolerance: float, *, is_rough: bool
-) -> str | None:
-    """Say how a score differs from the stored one; None where it does not.
-
-    ``is_rough`` is for another precision: the share of good segments, which a small difference may
-    change, is then left to the segments' own scores.
-    """
-    if isinstance(found, SampleError):
-        return f"stored {_shown(stored.score)}, found the error {found}"
-    now = _stored(found)
-    pairs: list[tuple[str, float | None, float | None]] = []
-    if not (is_rough and stored.segments is not None):
-        pairs.append(("", stored.score, now.score))
-    segments, now_segments = stored.segments or [], now.segments or []
-    if len(segments) != len(now_segments):
-        return f"stored {len(segments)} segments, found {len(now_segments)}"
-    both = zip(segments, now_segments, strict=True)
-    pairs += [(f" of segment {place}", *pair) for place, pair in enumerate(both, 1)]
-    outputs, now_outputs = stored.outputs or {}, now.outputs or {}
-    for name in outputs | now_outputs:
-        pairs.append((f" of output {name!r}", outputs.get(name), now_outputs.get(name)))
-    for what, was, value in pairs:
-        if not _is_close(was, value, tolerance, is_rough=is_rough):
-            return f"stored {_shown(was)}{what}, found {_shown(value)}"
-    return None
-
-
 async def _found(
     engine: Engine, generation: Generation, recipe: Recipe, samples: Sequence[SampleIn]
 ) -> _Found:
@@ -161,27 +130,17 @@ def _first_problem(recipe: Recipe, stored: Parity, found: _Found) -> str | None:
         if not rough and recipe.parity_rewards and found.rewards is not None:
             reward = found.rewards[index]
             now = reward.reward if isinstance(reward, Reward) else None
-            if line.reward is not None and not _is_close(
+            if line.reward is not None and not is_close(
                 line.reward, now, tolerance, is_rough=False
             ):
-                told = _shown(now) if now is not None else f"the error {reward}"
-                return f"{_sample(index, line)}, reward: stored {_shown(line.reward)}, found {told}"
+                told = shown(now) if now is not None else f"the error {reward}"
+                return f"{_sample(index, line)}, reward: stored {shown(line.reward)}, found {told}"
     return None
 
 
 def _is_rough(stored: StoredModel, loaded: Loaded) -> bool:
     dtype = loaded.model.dtype
     return None not in (stored.dtype, dtype) and stored.dtype != dtype
-
-
-def _is_close(
-    stored: float | None, found: float | None, tolerance: float, *, is_rough: bool
-) -> bool:
-    if stored is None or found is None:
-        return stored is found
-    if is_rough:
-        tolerance = max(tolerance, _ROUGHLY * max(1.0, abs(stored)))
-    return abs(stored - found) <= tolerance
 
 
 def _stored(score: Score) -> StoredScore:
@@ -198,7 +157,3 @@ def _told(stored: str, found: str) -> str:
     if stored == found:
         return "(with the stored fingerprint: another machine or library)"
     return f"(the fingerprint was {stored}, and is {found})"
-
-
-def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"

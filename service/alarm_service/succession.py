@@ -27,6 +27,7 @@ class Succession:
         self._forget = forget
         self._num_requests = {first: 0}
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @contextmanager
     def taken(self) -> Iterator[Generation]:
@@ -46,13 +47,18 @@ class Succession:
         self._retire()
 
     async def close(self) -> None:
-        """Close the models of all generations."""
+        """Close the models of all generations, whoever still holds one; once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         await asyncio.gather(*self._closing)
         models = {id(one): one for generation in self._num_requests for one in generation.replicas}
         await close_models(list(models.values()))
 
     def _retire(self) -> None:
         """Close the models that no generation has which serves or has requests."""
+        if self._is_closed:
+            return
         gone = [
             generation
             for generation, num_requests in self._num_requests.items()

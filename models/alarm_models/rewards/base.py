@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from alarm_models.construction import CONSTRUCTION
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import BatchCost, Features
 from alarm_models.network import Network
@@ -105,7 +106,8 @@ class OnDevice:
 
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         """Run one batch."""
-        return self._network.outputs(batch)
+        with CONSTRUCTION.kept_out():
+            return self._network.outputs(batch)
 
 
 def max_tokens(spec: NeuralSpec, weights: Weights) -> int:

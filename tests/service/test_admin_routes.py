@@ -1,0 +1,251 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import samples
+
+from alarm_models.recipe_files import load_recipes
+from alarm_service.app import create_app
+from alarm_service.keys import read_admin_keys
+from alarm_service.recipe_sources import RecipeSources
+from alarm_service.settings import Settings, SettingsError
+
+ADMIN = {"Authorization": "Bearer open"}
+CALLER = {"Authorization": "Bearer sesame"}
+PATHS = ("load", "unload", "reload")
+
+
+def form(pattern: str, name: str = "") -> str:
+    """Return a recipe that gives 1 to completions of a form, and 0 to others."""
+    return f"""
+{name}
+[models.form]
+kind = "regex"
+pattern = '{pattern}'
+[holistic]
+model = "form"
+[hierarchy]
+rule = "holistic_only"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "digits.toml").write_text(form("[0-9]"))
+    (tmp_path / "letters.toml").write_text(form("[a-z]"))
+    return tmp_path
+
+
+@asynccontextmanager
+async def serving(folder: Path, *names: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve recipes of a folder, of models that need no weights."""
+    files = {name: str(folder / f"{name}.toml") for name in names or ("digits",)}
+    given = Settings(**{"device": "cpu", "admin_key": ("open",), "recipe_dir": folder, **settings})
+    recipes = load_recipes(files.values(), given.set)
+    app = create_app(recipes, given, sources=RecipeSources(files, given.set, given.recipe_dir))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://alarm", headers=ADMIN) as client,
+    ):
+        await app.state.engine.life.until_ready()
+        yield client
+
+
+async def scores(client: httpx.AsyncClient, recipe: str, *completions: str) -> list[float]:
+    body = {"recipe": recipe, "samples": samples(*completions)}
+    answer = await client.post("/hierarchical_reward", json=body)
+    return [one["reward"] for one in answer.json()["rewards"]]
+
+
+async def ask(client: httpx.AsyncClient, change: str, recipe: str | None = None) -> httpx.Response:
+    return await client.post(f"/admin/{change}", json={} if recipe is None else {"recipe": recipe})
+
+
+async def test_a_recipe_is_loaded_by_its_name_and_unloaded(folder: Path) -> None:
+    async with serving(folder) as client:
+        loaded = (await ask(client, "load", "letters")).json()
+        assert [one["name"] for one in loaded["recipes"]] == ["digits", "letters"]
+        assert (loaded["loaded"], loaded["kept"]) == (["letters/form"], ["form"])
+        assert await scores(client, "letters", "a", "1") == [1, 0]
+        assert await scores(client, "digits", "a", "1") == [0, 1]
+        unloaded = (await ask(client, "unload", "digits")).json()
+        assert (unloaded["gone"], unloaded["kept"]) == (["form"], ["form"])
+        listed = (await client.get("/models")).json()
+        assert [one["name"] for one in listed["recipes"]] == ["letters"]
+        gone = await client.post(
+            "/hierarchical_reward", json={"recipe": "digits", "samples": samples("a")}
+        )
+        assert gone.status_code == 404
+
+
+async def test_reload_reads_the_file_again_and_leaves_what_is_the_same(folder: Path) -> None:
+    async with serving(folder, "digits", "letters") as client:
+        before = (await client.get("/admin/recipes")).json()
+        (folder / "digits.toml").write_text(form("[0-4]"))
+        after = (await ask(client, "reload")).json()
+        assert (after["loaded"], after["kept"]) == (["form"], ["letters/form"])
+        assert await scores(client, "digits", "4", "5") == [1, 0]
+        first, second = (
+            [one["models"]["form"] for one in answer["recipes"]] for answer in (before, after)
+        )
+        assert first[0]["fingerprint"] != second[0]["fingerprint"]
+        assert first[0]["loaded_at"] < second[0]["loaded_at"]
+        assert first[1] == second[1]
+
+
+async def test_settings_are_applied_again(folder: Path) -> None:
+    settings = ("holistic.weight=3", "models.form.pattern=[ab]")
+    async with serving(folder, set=settings) as client:
+        assert await scores(client, "digits", "a", "1") == [3, 0]
+        (folder / "digits.toml").write_text(form("[0-4]"))
+        await ask(client, "reload", "digits")
+        assert await scores(client, "digits", "a", "1") == [3, 0]
+        renamed = form("[0-4]").replace("models.form", "models.shape").replace('"form', '"shape')
+        (folder / "digits.toml").write_text(renamed)
+        error = await refused(client, "reload", "digits")
+        assert error.startswith("--set models.form.pattern=[ab]: ")
+        assert error.endswith("has no such table any more")
+
+
+async def refused(
+    client: httpx.AsyncClient, change: str, recipe: str | None = None, status: int = 409
+) -> str:
+    answer = await ask(client, change, recipe)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["code"] == {409: "refused", 404: "not_found", 422: "invalid"}[status]
+    message: str = error["message"]
+    return message
+
+
+async def test_a_recipe_that_is_none_is_refused_and_the_old_one_goes_on(folder: Path) -> None:
+    async with serving(folder) as client:
+        for text, why in (
+            ("[models", "is no TOML"),
+            (form("[0-9"), "pattern"),
+            (form("[0-9]", 'name = "numbers"'), "callers know it as 'digits'"),
+        ):
+            (folder / "digits.toml").write_text(text)
+            assert why in await refused(client, "reload")
+            assert await scores(client, "digits", "a", "1") == [0, 1]
+            assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_what_is_served_already_is_not_loaded_again(folder: Path) -> None:
+    (folder / "same.toml").write_text(form("x", 'name = "digits"'))
+    async with serving(folder) as client:
+        for name in ("digits", "same"):
+            assert "'digits' is served already" in await refused(client, "load", name)
+        # Nor does the refused file become the one that is read again.
+        await ask(client, "reload", "digits")
+        assert await scores(client, "digits", "x", "1") == [0, 1]
+
+
+async def test_the_last_recipe_stays(folder: Path) -> None:
+    async with serving(folder) as client:
+        assert "'digits' is the last recipe" in await refused(client, "unload", "digits")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/passwd", "digits.toml", "..", ".", "", "sub/hidden", "./letters", "\x00"],
+)
+async def test_a_request_names_no_path(folder: Path, name: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "hidden.toml").write_text(form("x"))
+    (folder.parent / "secret.toml").write_text(form("x"))
+    async with serving(folder) as client:
+        message = await refused(client, "load", name, status=404)
+        assert "digits, letters" in message
+        assert "root" not in message
+        for change in ("unload", "reload"):
+            await refused(client, change, name, status=404)
+
+
+async def test_the_built_in_recipes_may_be_loaded_too_and_a_name_is_never_in_doubt(
+    folder: Path,
+) -> None:
+    (folder / "translation.toml").write_text(form("x"))
+    async with serving(folder) as client:
+        available = (await client.get("/admin/recipes")).json()["available"]
+        assert {"mini", "long-form-qa", "digits", "letters"} <= set(available)
+        assert "is built in and in" in await refused(client, "load", "translation")
+
+
+async def test_other_shapes_are_refused(folder: Path) -> None:
+    async with serving(folder) as client:
+        assert "recipe" in await refused(client, "load", status=422)
+        for body in ({"recipe": 1}, {"recipe": "digits", "path": "/"}, {"file": "x"}):
+            assert (await client.post("/admin/load", json=body)).status_code == 422
+
+
+async def test_only_an_admin_s_key_opens_the_admin_routes(folder: Path) -> None:
+    async with serving(folder, api_key=("sesame",)) as client:
+        for headers in ({"Authorization": ""}, CALLER, {"Authorization": "Bearer wrong"}):
+            answers = [await client.get("/admin/recipes", headers=headers)]
+            answers += [
+                await client.post(f"/admin/{path}", json={"recipe": "letters"}, headers=headers)
+                for path in PATHS
+            ]
+            for answer in answers:
+                assert answer.status_code == 401
+                assert "an admin key" in answer.json()["error"]["message"]
+        assert (await client.get("/admin/recipes")).status_code == 200
+        assert (await client.get("/models")).status_code == 401
+        assert (await client.get("/models", headers=CALLER)).status_code == 200
+
+
+async def test_without_an_admin_key_the_admin_routes_are_closed(folder: Path) -> None:
+    async with serving(folder, admin_key=(), api_key=("sesame",)) as client:
+        for headers in (ADMIN, CALLER):
+            answer = await client.get("/admin/recipes", headers=headers)
+            assert answer.status_code == 403
+            assert answer.json()["error"]["code"] == "forbidden"
+            assert "--admin-key-file" in answer.json()["error"]["message"]
+        for path in PATHS:
+            answer = await client.post(f"/admin/{path}", json={"recipe": "letters"})
+            assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/../admin/recipes", "//admin/recipes", "/health/../admin/recipes", "/admin"]
+)
+async def test_no_path_leads_around_the_admin_s_key(folder: Path, path: str) -> None:
+    async with serving(folder, api_key=("sesame",)) as client:
+        answer = await client.get(path, headers=CALLER)
+        assert answer.status_code in (401, 404)
+
+
+async def test_an_admin_gets_in_where_callers_are_too_many(folder: Path) -> None:
+    async with serving(folder, max_requests_per_minute=1) as client:
+        answers = [await client.get("/models") for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        assert (await client.get("/admin/recipes")).status_code == 200
+
+
+async def test_many_changes_at_once_take_turns(folder: Path) -> None:
+    async with serving(folder) as client:
+        for change, status in (("load", 409), ("unload", 404)):
+            answers = await asyncio.gather(*(ask(client, change, "letters") for _ in range(4)))
+            statuses = sorted(answer.status_code for answer in answers)
+            assert statuses == [200, status, status, status]
+
+
+def test_a_key_is_an_admin_s_or_a_caller_s(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("open\nother\n")
+    assert len(read_admin_keys(Settings(admin_key_file=file, api_key=("sesame",)))) == 2
+    with pytest.raises(SettingsError, match="both an admin key and a caller's"):
+        read_admin_keys(Settings(admin_key_file=file, api_key=("other",)))
+    with pytest.raises(SettingsError, match=r"--admin-key-file .* cannot be read"):
+        read_admin_keys(Settings(admin_key_file=tmp_path / "nowhere"))
+
+
+def test_a_folder_of_recipes_is_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--recipe-dir .* is no folder"):
+        RecipeSources({}, (), tmp_path / "nowhere")
