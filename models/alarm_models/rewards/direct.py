@@ -21,6 +21,9 @@ class DirectModel(ABC):
     #: The most tokens it reads of one sample; None where it reads none, or that is not known.
     limit: int | None = None
 
+    #: Where it runs, as callers are told.
+    device = "none"
+
     #: Whether another server scores, which has shown that it answers once `open` is through.
     is_elsewhere = False
 

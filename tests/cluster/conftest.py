@@ -1,0 +1,30 @@
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from alarm_service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A cluster of this machine's own, with a proxy of Serve's; its URL."""
+    pytest.importorskip("ray.serve")
+    import ray
+    from processes import free_port
+    from ray import serve
+
+    from alarm_service.ray.loading import connect
+
+    # Replicas import the stand-in device, and this checkout's packages.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    port = free_port()
+    connect(Settings(ray=True), http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
