@@ -1,7 +1,6 @@
 """The routes as a Ray Serve ingress of several replicas, changed while they are asked."""
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,12 @@ def deploy(checkpoint: Checkpoint, folder: Path) -> None:
     serve.run(build(options), name="alarm", route_prefix="/")
 
 
+def remove() -> None:
+    from ray import serve
+
+    serve.delete("alarm")
+
+
 async def test_a_recipe_is_changed_without_a_failed_request(
     cluster: str, llama: Checkpoint, tmp_path: Path
 ) -> None:
@@ -61,8 +66,7 @@ async def test_a_recipe_is_changed_without_a_failed_request(
         assert (await client.get("/health/ready")).json()["status"] == "ready"
         callers = [asyncio.create_task(caller(client)) for _ in range(3)]
         await asyncio.to_thread(deploy, other, tmp_path)
-        until = time.monotonic() + 60
-        while abs(got[-1][1] - new) > 1e-3 and time.monotonic() < until:
+        while abs(got[-1][1] - new) > 1e-3:
             await asyncio.sleep(0.2)
         await asyncio.sleep(1)
         done.set()
@@ -74,7 +78,8 @@ async def test_a_recipe_is_changed_without_a_failed_request(
         (got[0][0], round(old, 3)),
         (got[-1][0], round(new, 3)),
     }
-    until = time.monotonic() + 60
-    while len(pids_of("alarm-")) > 1 and time.monotonic() < until:
+    while len(pids_of("alarm-")) > 1:  # the old model goes; without, pytest's time runs out
         await asyncio.sleep(0.5)
-    assert len(pids_of("alarm-")) == 1  # the old model has gone
+    await asyncio.to_thread(remove)
+    while pids_of("alarm-"):  # and with the last ingress the new one
+        await asyncio.sleep(0.5)

@@ -55,6 +55,8 @@ async def serving(recipe: Path, load: Any = None, **more: Any) -> AsyncIterator[
         ) as client,
     ):
         yield client
+    while pids_of("alarm-"):  # a model that nobody serves goes
+        await asyncio.sleep(0.2)
 
 
 async def score(client: httpx.AsyncClient, *samples: Mapping[str, str]) -> dict[str, Any]:
@@ -147,13 +149,11 @@ async def test_work_of_a_caller_that_left_leaves_the_replicas(cluster: str, reci
     from ray import serve
     from sleeping import TOKENS_PER_S, sleepers
 
-    before = set(serve.status().applications)
     words = "word " * TOKENS_PER_S  # a second each, so minutes on each of two replicas
     many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(400)]}
     async with serving(recipe, sleepers) as client:
         await score(client, {"prompt": "?", "completion": "It is there."})
-        running = {name for name, one in serve.status().applications.items() if one.status == UP}
-        (name,) = running - before
+        (name,) = (name for name, one in serve.status().applications.items() if one.status == UP)
         answer = await client.post("/score", json=many, headers={"X-Request-Timeout-Ms": "4000"})
         assert answer.status_code == 504
         handle = serve.get_app_handle(name)
@@ -169,3 +169,17 @@ async def test_a_checkpoint_that_is_not_there_is_told(cluster: str, tmp_path: Pa
         answer = await client.post("/score", json={"samples": [sample(0)]})
     assert answer.status_code == 503
     assert "'/nowhere' is no folder" in answer.json()["error"]["message"]
+
+
+async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> None:
+    from sleeping import TOKENS_PER_S, sleepers
+
+    words = "word " * TOKENS_PER_S  # a second each
+    many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(20)]}
+    scaling = {"replicas": 1, "max_replicas": 2, "queued_tokens_per_replica": TOKENS_PER_S}
+    async with serving(recipe, sleepers, **scaling) as client:
+        await score(client, {"prompt": "?", "completion": "It is there."})
+        assert len(pids_of("alarm-")) == 1
+        while len(pids_of("alarm-")) == 1:  # Ray thinks it over for a minute
+            assert (await client.post("/score", json=many)).status_code == 200
+        assert len(pids_of("alarm-")) == 2

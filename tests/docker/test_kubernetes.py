@@ -147,7 +147,8 @@ def test_the_application_s_arguments_are_settings() -> None:
     settings = Settings(ray=True, **application["args"])
     assert settings.recipe == ("mini",)
     (ingress,) = application["deployments"]
-    assert ingress["graceful_shutdown_timeout_s"] >= settings.drain_s
+    worker = CLUSTER["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["terminationGracePeriodSeconds"] > settings.drain_s
     module, _, name = application["import_path"].partition(":")
     source = (FOLDER.parents[1] / "service" / Path(*module.split("."))).with_suffix(".py")
     assert f"def {name}(" in source.read_text()

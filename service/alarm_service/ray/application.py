@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -48,7 +48,7 @@ def until_ready(app: FastAPI) -> FastAPI:
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
-    async def waiting(app: FastAPI) -> Any:
+    async def waiting(app: FastAPI) -> AsyncIterator[Any]:
         async with lifespan(app) as state:
             await engine.life.until_ready()
             yield state
@@ -63,8 +63,13 @@ def build(options: Mapping[str, Any]) -> Any:
     Each build has models of its own, so that a changed recipe, or the same with other weights, is
     loaded beside the old one, which goes when the last replica that serves it has drained.
     """
-    Settings(**options)  # a name or a value that does not fit is told before anything starts
+    # A name or a value that does not fit is told before anything starts.
+    settings = Settings(**options)
     deployment = serve.deployment(
-        serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=4096
+        serve.ingress()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=4096,
+        max_surge_percent=100,  # no old replica goes before a new one takes requests
+        graceful_shutdown_timeout_s=settings.drain_s,
     )
     return deployment.bind(dict(options), uuid4().hex[:12])
