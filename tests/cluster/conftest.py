@@ -2,6 +2,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,9 @@ def cluster() -> Iterator[str]:
     # Replicas import the stand-in device, and this checkout's packages.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Logical cores: an ingress stands beside its successor for a while.
+    own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(num_cpus=8, log_to_driver=False, **own)
     port = free_port()
     connect(Settings(ray=True), http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
