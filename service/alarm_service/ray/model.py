@@ -26,7 +26,8 @@ _log = structlog.get_logger()
 #: What a replica is sent in one call: some batches of work.
 _CHUNK_TOKENS = 16384
 
-_POLL_S = 0.2
+#: Asking costs Serve a good part of a second on a busy machine.
+_POLL_S = 1.0
 
 #: How often to say what a deployment that does not come up waits for.
 _PATIENCE_S = 30
