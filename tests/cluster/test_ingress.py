@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import pytest
 from processes import recipe_of
-from replica_processes import pids_of
 from tiny import Checkpoint, sequence_classifier
 
 pytestmark = [
@@ -35,6 +34,13 @@ def deploy(checkpoint: Checkpoint, folder: Path) -> None:
         "published": "127.0.0.1",
     }
     serve.run(build(options), name="alarm", route_prefix="/")
+
+
+def models() -> list[str]:
+    """The applications of models."""
+    from ray import serve
+
+    return [name for name in serve.status().applications if name.startswith("alarm-")]
 
 
 def remove() -> None:
@@ -79,8 +85,8 @@ async def test_a_recipe_is_changed_without_a_failed_request(
         (got[0][0], round(old, 3)),
         (got[-1][0], round(new, 3)),
     }
-    while len(pids_of("alarm-")) > 1:  # the old model goes; without, pytest's time runs out
+    while len(await asyncio.to_thread(models)) > 1:  # the old model goes
         await asyncio.sleep(0.5)
     await asyncio.to_thread(remove)
-    while pids_of("alarm-"):  # and with the last ingress the new one
+    while await asyncio.to_thread(models):  # and with the last ingress the new one
         await asyncio.sleep(0.5)

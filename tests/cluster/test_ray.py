@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -26,7 +27,6 @@ pytestmark = [
 ]
 
 PATIENCE_S = 300
-UP = "RUNNING"
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 8
 COMPLETIONS = ["It does.", "It does not.", "Foxes sleep at noon.", "Who knows?"]
 
@@ -39,14 +39,18 @@ def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(recipe: Path, load: Any = None, **more: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """The routes in this process, two replicas on the cluster."""
+async def serving(
+    recipe: Path, load: Any = None, *, generation: str | None = None, **more: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The routes in this process, two replicas on the cluster; gone once this is through."""
+    generation = generation or uuid4().hex
     from alarm_service.ray.loading import RayLoad
 
     settings = Settings(
         **{"ray": True, "device": "cpu", "replicas": 2, "cpus_per_replica": 0.1, **more}
     )
-    app = create_app([load_recipe(str(recipe))], settings, load=RayLoad(settings, load=load))
+    on_cluster = RayLoad(settings, generation=generation, load=load)
+    app = create_app([load_recipe(str(recipe))], settings, load=on_cluster)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -55,7 +59,7 @@ async def serving(recipe: Path, load: Any = None, **more: Any) -> AsyncIterator[
         ) as client,
     ):
         yield client
-    while pids_of("alarm-"):  # a model that nobody serves goes
+    while pids_of(f"alarm-{generation}-rm"):  # a model that nobody serves goes
         await asyncio.sleep(0.2)
 
 
@@ -129,9 +133,9 @@ async def test_a_replica_that_is_killed_costs_no_answer(
             right += len(got)
             number += 8
 
-    async with serving(recipe) as client:
+    async with serving(recipe, generation="killed") as client:
         await score(client, sample(0))
-        pids = pids_of("alarm-")
+        pids = pids_of("alarm-killed-rm")
         assert len(pids) == 2
         until = time.monotonic() + 20
         calling = [asyncio.create_task(caller(client, 8 * one, until)) for one in range(6)]
@@ -140,7 +144,7 @@ async def test_a_replica_that_is_killed_costs_no_answer(
         before = right
         await asyncio.gather(*calling)
         assert right > before
-        while len(again := pids_of("alarm-")) < 2:  # Serve puts another in its place
+        while len(again := pids_of("alarm-killed-rm")) < 2:  # Serve puts another in its place
             await asyncio.sleep(0.5)
         assert set(again) != set(pids)
 
@@ -151,12 +155,11 @@ async def test_work_of_a_caller_that_left_leaves_the_replicas(cluster: str, reci
 
     words = "word " * TOKENS_PER_S  # a second each, so minutes on each of two replicas
     many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(400)]}
-    async with serving(recipe, sleepers) as client:
+    async with serving(recipe, sleepers, generation="left") as client:
         await score(client, {"prompt": "?", "completion": "It is there."})
-        (name,) = (name for name, one in serve.status().applications.items() if one.status == UP)
         answer = await client.post("/score", json=many, headers={"X-Request-Timeout-Ms": "4000"})
         assert answer.status_code == 504
-        handle = serve.get_app_handle(name)
+        handle = serve.get_app_handle("alarm-left-rm")
         async with asyncio.timeout(100):
             while (await handle.record_autoscaling_stats.remote())["queued_tokens"]:
                 await asyncio.sleep(0.1)  # for those that are on the device
@@ -177,9 +180,9 @@ async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> 
     words = "word " * TOKENS_PER_S  # a second each
     many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(20)]}
     scaling = {"replicas": 1, "max_replicas": 2, "queued_tokens_per_replica": TOKENS_PER_S}
-    async with serving(recipe, sleepers, **scaling) as client:
+    async with serving(recipe, sleepers, generation="scaled", **scaling) as client:
         await score(client, {"prompt": "?", "completion": "It is there."})
-        assert len(pids_of("alarm-")) == 1
-        while len(pids_of("alarm-")) == 1:  # Ray thinks it over for a minute
+        assert len(pids_of("alarm-scaled-rm")) == 1
+        while len(pids_of("alarm-scaled-rm")) == 1:  # Ray thinks it over for a minute
             assert (await client.post("/score", json=many)).status_code == 200
-        assert len(pids_of("alarm-")) == 2
+        assert len(pids_of("alarm-scaled-rm")) == 2
