@@ -88,6 +88,12 @@ def until_event(process: Process, event: str) -> dict[str, Any]:
     return _event(process.popen, event)
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
 def connect(process: Process) -> socket.socket:
     return socket.create_connection(process.address, timeout=PATIENCE_S)
 

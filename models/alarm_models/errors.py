@@ -37,3 +37,7 @@ class SampleError(AlarmModelsError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
+        """Be pickled whole, for who scores in other processes."""
+        return type(self), (self.code, self.message)

@@ -21,6 +21,7 @@ from alarm_service.keeper import Keeper
 from alarm_service.log_stream import log_stream
 from alarm_service.logs import set_up_logs
 from alarm_service.recipe_sources import RecipeSources
+from alarm_service.replicas import Load
 from alarm_service.settings import Settings
 from alarm_service.sockets import url_of
 
@@ -62,15 +63,23 @@ class _DrainingServer(uvicorn.Server):
             await self._keeper.reload()
 
 
-def serve(recipes: Sequence[Recipe], settings: Settings, listener: socket.socket) -> int:
-    """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed."""
+def serve(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    listener: socket.socket,
+    load: Load | None = None,
+) -> int:
+    """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed.
+
+    ``load`` puts models elsewhere than into this process.
+    """
     set_up_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     keep_freed_memory()
     stop = _Stop()
     names = [recipe.name for recipe in recipes]
     known = dict(zip(names, settings.recipe, strict=True))
     sources = RecipeSources(known, settings.set, settings.recipe_dir)
-    app = create_app(recipes, settings, sources=sources, on_failure=stop)
+    app = create_app(recipes, settings, load=load, sources=sources, on_failure=stop)
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app,

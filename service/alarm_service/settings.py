@@ -37,6 +37,25 @@ class Settings(BaseSettings):
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="auto, cpu or cuda:N; several, with commas between, have a replica each",
     )
+    ray: bool = Field(
+        default=False, description="put each model on a Ray cluster, in replicas of its own"
+    )
+    ray_address: str | None = Field(
+        default=None, description="the cluster to join, else one of this machine is started"
+    )
+    replicas: int = Field(default=1, ge=1, description="replicas that each model has on Ray")
+    max_replicas: int | None = Field(
+        default=None, ge=1, description="replicas that each may have on Ray as tokens wait"
+    )
+    queued_tokens_per_replica: int = Field(
+        default=100_000, ge=1, description="tokens in a replica from which on Ray starts another"
+    )
+    gpus_per_replica: float | None = Field(
+        default=None,
+        ge=0,
+        description="a replica's GPUs on Ray, else one where the cluster has any",
+    )
+    cpus_per_replica: float = Field(default=1, ge=0, description="a replica's cores on Ray")
     deterministic: bool = Field(
         default=False,
         description="the same sample has the same bits whatever else waits: each runs alone",

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from alarm_models.recipe import Overrides, Recipe
+from alarm_models.rewards import DirectModel
 from alarm_models.specs import NeuralSpec
 from alarm_service.answers import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
 from alarm_service.catalog import ServedModel
@@ -79,7 +80,7 @@ def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
         kind=served.spec.kind,
         checkpoint=getattr(served.spec, "checkpoint", None),
         fingerprint=loaded and loaded.fingerprint,
-        device=_devices(engine) if isinstance(served.spec, NeuralSpec) else "none",
+        device=_device(engine, served),
         deterministic=engine.limits.is_deterministic,
         limits={"max_tokens": loaded and loaded.model.limit},
     )
@@ -94,7 +95,7 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         kind="recipe",
         checkpoint=holistic.checkpoint,
         fingerprint=generation.fingerprint(recipe, Overrides()) if generation.models else None,
-        device=_devices(engine),
+        device=_devices(engine) if holistic.device == "none" else holistic.device,
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
         description=recipe.description,
@@ -102,6 +103,13 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )
+
+
+def _device(engine: Engine, served: ServedModel) -> str:
+    loaded = engine.generation.models.get(served.key)
+    if loaded is not None and isinstance(loaded.model, DirectModel):
+        return loaded.model.device
+    return _devices(engine) if isinstance(served.spec, NeuralSpec) else "none"
 
 
 def _devices(engine: Engine) -> str:

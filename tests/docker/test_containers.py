@@ -1,5 +1,6 @@
 """The files that build and start containers, by the tools that know their formats."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,8 @@ def test_every_file_that_compose_mounts_is_there() -> None:
     assert (ROOT / "docker" / "no-key").read_text() == ""
 
 
-def test_the_image_holds_what_the_manifests_want() -> None:
+def requirements(**environment: str) -> list[str]:
+    """Return what the image installs, with these build arguments."""
     manifests = ["models/pyproject.toml", "service/pyproject.toml"]
     done = subprocess.run(
         [sys.executable, "docker/requirements.py", *manifests],
@@ -95,7 +97,18 @@ def test_the_image_holds_what_the_manifests_want() -> None:
         capture_output=True,
         text=True,
         check=True,
+        env=os.environ | environment,
     )
-    wanted = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_the_image_holds_what_the_manifests_want() -> None:
+    wanted = requirements()
     assert "alarm-models" not in wanted
     assert {"torch>=2.13,<2.14", "fastapi>=0.130", "opentelemetry-sdk>=1.38"} <= set(wanted)
+
+
+def test_the_cluster_s_image_holds_ray_too() -> None:
+    assert not any(one.startswith("ray") for one in requirements())
+    wanted = requirements(EXTRAS="traces,ray")
+    assert {"ray[serve]>=2.60", "opentelemetry-sdk>=1.38"} <= set(wanted)

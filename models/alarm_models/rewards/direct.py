@@ -25,6 +25,9 @@ class DirectModel(ABC):
     #: The precision that it computes in, as torch calls it; None where that is not known.
     dtype: str | None = None
 
+    #: Where it runs, as callers are told.
+    device = "none"
+
     #: Whether another server scores, which has shown that it answers once `open` is through.
     is_elsewhere = False
 

@@ -7,6 +7,7 @@ import argparse
 from alarm_models.recipe_files import load_recipes
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.exposure import require_safe_exposure, require_usable_certificate
+from alarm_service.ray.asked import require_usable_ray
 from alarm_service.settings import Settings
 from alarm_service.sockets import listen
 
@@ -24,8 +25,15 @@ def _run(options: argparse.Namespace) -> int:
     require_safe_exposure(settings)
     require_usable_certificate(settings)
     recipes = load_recipes(settings.recipe, settings.set)
+    require_usable_ray(settings)
     listener = listen(settings.host, settings.port)
     # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
     from alarm_service.serving import serve
 
+    if settings.ray:
+        from alarm_service.ray.loading import RayLoad, connect
+
+        # Before the server listens to signals, which Ray would take from it.
+        connect(settings)
+        return serve(recipes, settings, listener, RayLoad(settings))
     return serve(recipes, settings, listener)

@@ -1,0 +1,53 @@
+"""A stand-in for a device that costs no core: it sleeps as long as the tokens would take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from alarm_models.features import BatchCost, Features
+from alarm_models.rewards import Model, Prepared
+from alarm_models.sample import Sample, Score
+from alarm_service.catalog import ServedModel
+
+__all__ = ["TOKENS_PER_S", "sleepers"]
+
+#: The speed of one such device.
+TOKENS_PER_S = 20_000
+
+
+class Sleeper:
+    """Scores a completion with its number of words, a token each."""
+
+    fingerprint = "sleeper"
+    limit: int | None = None
+    dtype: str | None = None
+    cost = BatchCost.PACKED
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Count words."""
+        return [
+            Features((1,) * len(f"{one.prompt_text} {one.completion_text}".split()), (), False)
+            for one in samples
+        ]
+
+    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+        """Share nothing."""
+        return [one.num_tokens for one in batch]
+
+    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+        """Sleep for the batch's tokens."""
+        time.sleep(sum(one.num_tokens for one in batch) / TOKENS_PER_S)
+        return [torch.tensor([[float(one.num_tokens)]]) for one in batch]
+
+    def read(self, features: Features, outputs: torch.Tensor) -> Score:
+        """Return the number of words."""
+        return Score(outputs.item(), None, features.num_tokens, features.truncated)
+
+
+def sleepers(wanted: Mapping[str, ServedModel], device: Any) -> Mapping[str, Model]:
+    """Load a sleeper for every model."""
+    return dict.fromkeys(wanted, Sleeper())

@@ -1,0 +1,188 @@
+"""Models on a real Ray cluster: wants `alarm-service[ray]`; `pytest -m slow tests/cluster`."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from processes import recipe_of
+from replica_processes import pids_of
+from tiny import Checkpoint
+
+from alarm_models.recipe_files import load_recipe
+from alarm_service.app import create_app
+from alarm_service.settings import Settings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(590),
+    pytest.mark.filterwarnings("default"),  # Ray's own
+]
+
+PATIENCE_S = 300
+PROMPT = "The quick brown fox jumps over the lazy dog. " * 8
+COMPLETIONS = ["It does.", "It does not.", "Foxes sleep at noon.", "Who knows?"]
+
+
+@pytest.fixture
+def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe_of(llama.folder))
+    return file
+
+
+@asynccontextmanager
+async def serving(
+    recipe: Path, load: Any = None, *, generation: str | None = None, **more: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The routes in this process, two replicas on the cluster; gone once this is through."""
+    generation = generation or uuid4().hex
+    from alarm_service.ray.loading import RayLoad
+
+    settings = Settings(
+        **{"ray": True, "device": "cpu", "replicas": 2, "cpus_per_replica": 0.1, **more}
+    )
+    on_cluster = RayLoad(settings, generation=generation, load=load)
+    app = create_app([load_recipe(str(recipe))], settings, load=on_cluster)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=transport, base_url="http://alarm", timeout=PATIENCE_S
+        ) as client,
+    ):
+        yield client
+    while pids_of(f"alarm-{generation}-rm"):  # a model that nobody serves goes
+        await asyncio.sleep(0.2)
+
+
+async def score(client: httpx.AsyncClient, *samples: Mapping[str, str]) -> dict[str, Any]:
+    answer = await client.post("/score", json={"samples": samples})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def sample(number: int) -> dict[str, str]:
+    """A sample with a prompt of four, and so a score, of its own."""
+    return {"prompt": f"{number // 4} foxes? " * 9, "completion": f"{number} dogs, I am told."}
+
+
+def alone(llama: Checkpoint, one: Mapping[str, str]) -> float:
+    value: float = llama.plain_logits(
+        f"Human: {one['prompt']} Assistant: {one['completion']}"
+    ).item()
+    return value
+
+
+async def test_scores_are_those_of_the_model_alone(
+    cluster: str, llama: Checkpoint, recipe: Path
+) -> None:
+    samples = [sample(number) for number in range(48)]
+    async with serving(recipe) as client:
+        answer = await score(client, *samples)
+        models = (await client.get("/models")).json()["models"]
+        broken = await score(client, {**samples[0], "token_offsets": [[0, 10_000]]}, samples[1])  # type: ignore[dict-item]
+    assert [one["score"] for one in answer["scores"]] == pytest.approx(
+        [alone(llama, one) for one in samples], abs=1e-5
+    )
+    assert models[0]["fingerprint"] == answer["fingerprint"]
+    assert models[0]["device"] == "cpu"
+    assert [one["error"] and one["error"]["code"] for one in broken["scores"]] == [
+        "invalid_sample",
+        None,
+    ]
+
+
+async def test_a_group_shares_its_prompt_in_one_request_and_in_several(
+    cluster: str, llama: Checkpoint, recipe: Path
+) -> None:
+    group = [{"prompt": PROMPT, "completion": one} for one in COMPLETIONS]
+    num_prompt = len(llama.tokenizer(f"Human: {PROMPT} Assistant:").input_ids)
+    async with serving(recipe) as client:
+        answers = [await score(client, one) for one in group]
+        other = [{**one, "prompt": f"So: {PROMPT}"} for one in group]
+        together = (await score(client, *other))["usage"]
+    for answer in answers[1:]:
+        usage = answer["usage"]
+        assert usage["num_computed_tokens"] <= usage["num_tokens"] - num_prompt + 1
+    assert together["num_computed_tokens"] <= together["num_tokens"] - 3 * (num_prompt - 1)
+
+
+async def test_a_replica_that_is_killed_costs_no_answer(
+    cluster: str, llama: Checkpoint, recipe: Path
+) -> None:
+    truth = {number: alone(llama, sample(number)) for number in range(64)}
+    right = 0
+
+    async def caller(client: httpx.AsyncClient, start: int, until: float) -> None:
+        nonlocal right
+        number = start
+        while time.monotonic() < until:
+            asked = [(number + step) % 64 for step in range(8)]
+            answer = await score(client, *(sample(one) for one in asked))
+            got = [one["score"] for one in answer["scores"]]
+            assert got == pytest.approx([truth[one] for one in asked], abs=1e-5)
+            right += len(got)
+            number += 8
+
+    async with serving(recipe, generation="killed") as client:
+        await score(client, sample(0))
+        pids = pids_of("alarm-killed-rm")
+        assert len(pids) == 2
+        until = time.monotonic() + 20
+        calling = [asyncio.create_task(caller(client, 8 * one, until)) for one in range(6)]
+        await asyncio.sleep(3)
+        os.kill(pids[0], signal.SIGKILL)
+        before = right
+        await asyncio.gather(*calling)
+        assert right > before
+        while len(again := pids_of("alarm-killed-rm")) < 2:  # Serve puts another in its place
+            await asyncio.sleep(0.5)
+        assert set(again) != set(pids)
+
+
+async def test_work_of_a_caller_that_left_leaves_the_replicas(cluster: str, recipe: Path) -> None:
+    from ray import serve
+    from sleeping import TOKENS_PER_S, sleepers
+
+    words = "word " * TOKENS_PER_S  # a second each, so minutes on each of two replicas
+    many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(400)]}
+    async with serving(recipe, sleepers, generation="left") as client:
+        await score(client, {"prompt": "?", "completion": "It is there."})
+        answer = await client.post("/score", json=many, headers={"X-Request-Timeout-Ms": "4000"})
+        assert answer.status_code == 504
+        handle = serve.get_app_handle("alarm-left-rm")
+        async with asyncio.timeout(100):
+            while (await handle.record_autoscaling_stats.remote())["queued_tokens"]:
+                await asyncio.sleep(0.1)  # for those that are on the device
+
+
+async def test_a_checkpoint_that_is_not_there_is_told(cluster: str, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe_of(Path("/nowhere")))
+    async with serving(file, replicas=1) as client:
+        answer = await client.post("/score", json={"samples": [sample(0)]})
+    assert answer.status_code == 503
+    assert "'/nowhere' is no folder" in answer.json()["error"]["message"]
+
+
+async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> None:
+    from sleeping import TOKENS_PER_S, sleepers
+
+    words = "word " * TOKENS_PER_S  # a second each
+    many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(20)]}
+    scaling = {"replicas": 1, "max_replicas": 2, "queued_tokens_per_replica": TOKENS_PER_S}
+    async with serving(recipe, sleepers, generation="scaled", **scaling) as client:
+        await score(client, {"prompt": "?", "completion": "It is there."})
+        assert len(pids_of("alarm-scaled-rm")) == 1
+        while len(pids_of("alarm-scaled-rm")) == 1:  # Ray thinks it over for a minute
+            assert (await client.post("/score", json=many)).status_code == 200
+        assert len(pids_of("alarm-scaled-rm")) == 2

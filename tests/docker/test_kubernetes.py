@@ -1,0 +1,155 @@
+"""The manifests: against Kubernetes' own schemas, and against the server that they start."""
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from alarm_service.settings import Settings
+from alarm_service.status_routes import router
+
+FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
+#: Kubernetes of early 2025 on; the fields are older.
+VERSION = "1.32"
+#: These are kustomize's and KubeRay's own.
+FOREIGN = {"Kustomization", "RayService"}
+PATCHES = FOLDER / "cpu"
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(file.read_text()))
+
+
+def validate(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """A strategic merge: mappings by key, lists of named things by name, null removes."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        joined = {**base, **{key: merged(base.get(key), one) for key, one in patch.items()}}
+        return {key: one for key, one in joined.items() if one is not None}
+    if isinstance(base, list) and all(isinstance(one, dict) and "name" in one for one in patch):
+        names = {one["name"]: one for one in patch}
+        kept = [merged(one, names.pop(one["name"], {})) for one in base]
+        return [*kept, *names.values()]
+    return patch
+
+
+FILES = sorted(FOLDER.rglob("*.yaml"))
+OWN = [
+    pytest.param(one, id=f"{file.relative_to(FOLDER)} {one['kind']}")
+    for file in FILES
+    if file.parent != PATCHES
+    for one in documents(file)
+    if one["kind"] not in FOREIGN
+]
+(DEPLOYMENT,) = documents(FOLDER / "deployment.yaml")
+RAY_SERVICE, RAY_WEIGHTS = documents(FOLDER / "ray" / "rayservice.yaml")
+CLUSTER: dict[str, Any] = RAY_SERVICE["spec"]["rayClusterConfig"]
+
+
+@pytest.mark.parametrize("document", OWN)
+def test_every_manifest_fits_its_schema(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+@pytest.mark.parametrize("name", ["deployment.yaml", "weights.yaml"])
+def test_a_manifest_with_its_cpu_patch_fits_its_schema(name: str) -> None:
+    (base,), (patch,) = documents(FOLDER / name), documents(PATCHES / name)
+    validate(merged(base, patch))
+
+
+def test_a_wrong_name_would_be_found() -> None:
+    probed = merged(DEPLOYMENT, {})
+    probed["spec"]["template"]["spec"]["containers"][0]["readinessProb"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(probed)
+
+
+def test_kustomizations_name_files_that_are_there() -> None:
+    for folder in (FOLDER, PATCHES):
+        (one,) = documents(folder / "kustomization.yaml")
+        named = [*one["resources"], *(patch["path"] for patch in one.get("patches", ()))]
+        assert all((folder / name).exists() for name in named)
+    (base,) = documents(FOLDER / "kustomization.yaml")
+    there = {file.name for file in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(base["resources"]) == there
+
+
+def test_the_cpu_s_pod_wants_no_gpu() -> None:
+    (patch,) = documents(PATCHES / "deployment.yaml")
+    pod = merged(DEPLOYMENT, patch)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"memory": "2Gi"}
+    assert {one["name"]: one["value"] for one in container["env"]}["ALARM_DEVICE"] == "cpu"
+    assert container["args"] == ["serve"]
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["value"] for one in container["env"]}
+
+
+def test_a_pod_lives_as_long_as_its_server_drains() -> None:
+    pod = DEPLOYMENT["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    drain_s = int(environment_of(container)["ALARM_DRAIN_S"])
+    before_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
+
+
+def test_every_variable_is_an_option() -> None:
+    (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
+    names = {name.removeprefix("ALARM_").lower() for name in environment_of(container)}
+    assert names <= set(Settings.model_fields)
+
+
+def test_probes_ask_routes_that_answer_without_a_key() -> None:
+    (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
+    paths = {route.path for route in router.routes if route.path.startswith("/health/")}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in paths
+
+
+def pods_of_cluster() -> list[dict[str, Any]]:
+    groups = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
+    return [group["template"] for group in groups]
+
+
+@pytest.mark.parametrize("template", pods_of_cluster())
+def test_the_cluster_s_pods_fit_their_schema(template: dict[str, Any]) -> None:
+    validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **template})
+    mounted = {one["name"] for one in template["spec"]["containers"][0]["volumeMounts"]}
+    assert mounted == {one["name"] for one in template["spec"]["volumes"]}
+
+
+def test_the_cluster_says_what_kuberay_asks() -> None:
+    assert set(RAY_SERVICE) == {"apiVersion", "kind", "metadata", "spec"}
+    assert RAY_SERVICE["apiVersion"] == "ray.io/v1"
+    assert set(RAY_SERVICE["spec"]) == {"serveConfigV2", "rayClusterConfig"}
+    assert set(CLUSTER) <= {
+        "rayVersion",
+        "enableInTreeAutoscaling",
+        "headGroupSpec",
+        "workerGroupSpecs",
+    }
+    for group in CLUSTER["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert all(isinstance(one, str) for one in group["rayStartParams"].values())
+    constraints = (FOLDER.parents[1] / "constraints.txt").read_text().splitlines()
+    assert f"ray=={CLUSTER['rayVersion']}" in constraints
+
+
+def test_the_application_s_arguments_are_settings() -> None:
+    (application,) = yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"])["applications"]
+    settings = Settings(ray=True, **application["args"])
+    assert settings.recipe == ("mini",)
+    (ingress,) = application["deployments"]
+    worker = CLUSTER["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["terminationGracePeriodSeconds"] > settings.drain_s
+    module, _, name = application["import_path"].partition(":")
+    source = (FOLDER.parents[1] / "service" / Path(*module.split("."))).with_suffix(".py")
+    assert f"def {name}(" in source.read_text()
+    assert f'name="{ingress["name"]}"' in source.read_text()

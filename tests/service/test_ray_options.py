@@ -1,0 +1,70 @@
+from typing import Any
+
+import pytest
+from standin import recipe as recipe_of
+
+from alarm_models.errors import SampleError
+from alarm_service.catalog import Catalog
+from alarm_service.ray.asked import require_usable_ray
+from alarm_service.ray.plan import Share, plans
+from alarm_service.settings import Settings, SettingsError
+
+SHARE = Share(replicas=2, most=4, queued_tokens=1000, num_cpus=1, num_gpus=0)
+RM = {"kind": "sequence", "checkpoint": "a/b", "template": "{completion}"}
+
+
+def test_replicas_without_ray_are_refused_with_what_to_say() -> None:
+    with pytest.raises(SettingsError, match=r"--replicas, --gpus-per-replica needs --ray"):
+        require_usable_ray(Settings(replicas=2, gpus_per_replica=1))
+
+
+def test_no_replicas_want_no_ray() -> None:
+    require_usable_ray(Settings())
+
+
+def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alarm_service.ray.asked.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'alarm-service\[ray\]'"):
+        require_usable_ray(Settings(ray=True))
+
+
+def test_fewer_at_most_than_at_least_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alarm_service.ray.asked.find_spec", lambda name: object())
+    require_usable_ray(Settings(ray=True, replicas=4))
+    with pytest.raises(SettingsError, match="--max-replicas 2 is less than --replicas 4"):
+        require_usable_ray(Settings(ray=True, replicas=4, max_replicas=2))
+
+
+def planned(settings: Settings, generation: str = "g") -> Any:
+    recipe = recipe_of(
+        models={"words": RM, "length": {"kind": "length"}},
+        aspects={"length": {"model": "length"}},
+    )
+    return plans(Catalog([recipe]).models, settings, SHARE, generation)
+
+
+def test_models_that_need_a_device_are_deployed_and_checks_are_not() -> None:
+    (plan,) = planned(Settings()).values()
+    assert list(plan.recipe.models) == ["words"]
+    assert plan.recipe.holistic.model == "words"
+    assert not plan.recipe.aspects
+
+
+def test_keys_stay_at_the_door() -> None:
+    (plan,) = planned(
+        Settings(api_key=("secret",), admin_key=("secret",), set=("a.key=secret",))
+    ).values()
+    assert plan.settings.api_key == plan.settings.admin_key == ()
+    assert "secret" not in plan.settings.model_dump_json()
+
+
+def test_each_generation_has_deployments_of_its_own() -> None:
+    names = [planned(Settings(), one)["words"].name for one in ("one", "two")]
+    assert names == ["alarm-one-words", "alarm-two-words"]
+
+
+def test_a_sample_s_error_comes_whole_from_another_process() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(SampleError("too_long", "900 tokens, 512 are read")))
+    assert (error.code, error.message) == ("too_long", "900 tokens, 512 are read")
