@@ -18,6 +18,7 @@ from tiny import Checkpoint
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
+from alarm_service.recipe_sources import RecipeSources
 from alarm_service.settings import Settings
 
 pytestmark = [
@@ -42,7 +43,10 @@ def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
 async def serving(
     recipe: Path, load: Any = None, *, generation: str | None = None, **more: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The routes in this process, two replicas on the cluster; gone once this is through."""
+    """The routes in this process, two replicas on the cluster; gone once this is through.
+
+    The recipe's file is what a reload reads again.
+    """
     generation = generation or uuid4().hex
     from alarm_service.ray.loading import RayLoad
 
@@ -50,7 +54,9 @@ async def serving(
         **{"ray": True, "device": "cpu", "replicas": 2, "cpus_per_replica": 0.1, **more}
     )
     on_cluster = RayLoad(settings, generation=generation, load=load)
-    app = create_app([load_recipe(str(recipe))], settings, load=on_cluster)
+    loaded = load_recipe(str(recipe))
+    sources = RecipeSources({loaded.name: str(recipe)}, (), None)
+    app = create_app([loaded], settings, load=on_cluster, sources=sources)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -186,3 +192,33 @@ async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> 
         while len(pids_of("alarm-scaled-rm")) == 1:  # Ray thinks it over for a minute
             assert (await client.post("/score", json=many)).status_code == 200
         assert len(pids_of("alarm-scaled-rm")) == 2
+
+
+async def test_a_recipe_is_changed_on_the_cluster_while_callers_ask(
+    cluster: str, llama: Checkpoint, recipe: Path
+) -> None:
+    key = {"Authorization": "Bearer operator"}
+    one = sample(1)
+    other = llama.plain_logits(f"User: {one['prompt']} Assistant: {one['completion']}").item()
+    truths = [pytest.approx(alone(llama, one), abs=1e-5), pytest.approx(other, abs=1e-5)]
+    changed_text = recipe_of(llama.folder).replace("Human:", "User:")
+    answers: list[dict[str, Any]] = []
+    is_over = False
+
+    async def caller(client: httpx.AsyncClient) -> None:
+        while not is_over:
+            answers.append(await score(client, one))
+
+    async with serving(recipe, generation="changed", replicas=1, admin_key=("operator",)) as client:
+        answers.append(await score(client, one))
+        calling = [asyncio.create_task(caller(client)) for _ in range(4)]
+        await asyncio.to_thread(recipe.write_text, changed_text)
+        changed = await client.post("/admin/reload", json={}, headers=key)
+        assert changed.status_code == 200, changed.text
+        answers.append(await score(client, one))
+        is_over = True
+        await asyncio.gather(*calling)
+    prints = [answers[0]["fingerprint"], answers[-1]["fingerprint"]]
+    assert prints[0] != prints[1]
+    for answer in answers:
+        assert answer["scores"][0]["score"] == truths[prints.index(answer["fingerprint"])]
