@@ -14,9 +14,11 @@ from alarm_models.sample import Sample, Score
 from alarm_models.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
-__all__ = ["in_daemon_thread", "require_named_outputs", "warm_up_sample"]
+__all__ = ["in_daemon_thread", "is_loading", "require_named_outputs", "warm_up_sample"]
 
 _T = TypeVar("_T")
+
+_THREAD = "load"
 
 _WARM_UP = Sample("question: Is it warm? context: It is.", "It is. Yes, it is warm in here now.")
 
@@ -37,8 +39,13 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="load", daemon=True).start()
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+def is_loading() -> bool:
+    """Say whether a thread of `in_daemon_thread` still runs, waited for or not."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def warm_up_sample(served: ServedModel) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from alarm_service.app import create_app
 from alarm_service.engine import Engine
 from alarm_service.errors import ServiceError
 from alarm_service.keeper import Keeper
+from alarm_service.loading import is_loading
 from alarm_service.log_stream import log_stream
 from alarm_service.logs import set_up_logs
 from alarm_service.recipe_sources import RecipeSources
@@ -94,7 +96,6 @@ def serve(
     # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is about to be read needs no second reading
     _log.info(
         "listening",
         url=url_of(listener, is_tls=config.is_ssl),
@@ -105,6 +106,9 @@ def serve(
     if engine.life.failure is not None:
         log_stream(sys.stderr.fileno()).write(f"alarm: {engine.life.failure}\n")
         return 1
+    if is_loading():
+        # Python would end that thread in the middle of torch's own code, which may abort.
+        os._exit(0)
     return 0
 
 

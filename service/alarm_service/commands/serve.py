@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from alarm_models.recipe_files import load_recipes
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
@@ -21,6 +22,8 @@ def add_to(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # A hangup asks to read recipes again, and these are about to be read.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = settings_of(options)
     require_safe_exposure(settings)
     require_usable_certificate(settings)
