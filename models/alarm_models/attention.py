@@ -46,9 +46,7 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
     target = out.transpose(1, 2)
-    if sliding_window is not None and layout.longest > sliding_window:
-        if layout.is_shared:
-            raise ValueError("samples longer than the model's window cannot share a beginning")
+    if sliding_window is not None and layout.is_cut_by(sliding_window):
         for run in layout.runs:
             span = slice(*run.row)
             parts = (query[:, :, span], key[:, :, span], value[:, :, span])

@@ -58,6 +58,17 @@ class Layout:
         """Whether any run goes on in others."""
         return any(run.reach > run.row.end for run in self.runs)
 
+    def is_cut_by(self, window: int) -> bool:
+        """Say whether a sliding window keeps tokens from seeing all of their samples.
+
+        Raises `ValueError` where samples share a beginning that some of them no longer see.
+        """
+        if self.longest <= window:
+            return False
+        if self.is_shared:
+            raise ValueError("samples longer than the model's window cannot share a beginning")
+        return True
+
     def length(self, sample: int) -> int:
         """Return how many tokens a sample has."""
         return sum(end - start for start, end in self.pieces[sample])

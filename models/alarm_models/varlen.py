@@ -50,9 +50,7 @@ def varlen_attention(
     first, *deeper = row.once(levels_of, query.device)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     window = (-1, 0) if causal else _EVERYTHING
-    if sliding_window is not None and row.layout.longest > sliding_window:
-        if deeper:
-            raise ValueError("samples longer than the model's window cannot share a beginning")
+    if sliding_window is not None and row.layout.is_cut_by(sliding_window):
         window = (sliding_window - 1, 0 if causal else sliding_window - 1)
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     scale = scaling or query.shape[-1] ** -0.5

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.recipe import Overrides
-from alarm_service.dependencies import documented
+from alarm_service.dependencies import EngineOf, documented
 from alarm_service.engine import Engine
 from alarm_service.generation import Generation
 from alarm_service.keeper import Change, Keeper
@@ -86,19 +86,13 @@ def _keeper(request: Request) -> Keeper:
     return keeper
 
 
-def _engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
-
-
 _KeeperOf = Annotated[Keeper, Depends(_keeper)]
-_EngineOf = Annotated[Engine, Depends(_engine)]
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
 @router.get("/recipes", responses=_TOLD)
-async def recipes(keeper: _KeeperOf, engine: _EngineOf) -> ServedOut:
+async def recipes(keeper: _KeeperOf, engine: EngineOf) -> ServedOut:
     """List what is loaded, and what may be; nothing is loaded before the server is ready."""
     return ServedOut(
         recipes=_recipes(engine.generation), available=list(keeper.sources.available())
@@ -106,19 +100,19 @@ async def recipes(keeper: _KeeperOf, engine: _EngineOf) -> ServedOut:
 
 
 @router.post("/load", responses=_CHANGED)
-async def load(body: OneRecipe, keeper: _KeeperOf, engine: _EngineOf) -> ChangedOut:
+async def load(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
     """Load a recipe, one of the built-in ones or of the operator's folder, beside the others."""
     return _changed(keeper, engine, await keeper.load(body.recipe))
 
 
 @router.post("/unload", responses=_CHANGED)
-async def unload(body: OneRecipe, keeper: _KeeperOf, engine: _EngineOf) -> ChangedOut:
+async def unload(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
     """Unload a recipe; requests that it has begun are finished. The last one stays."""
     return _changed(keeper, engine, await keeper.unload(body.recipe))
 
 
 @router.post("/reload", responses=_CHANGED)
-async def reload(body: AnyRecipe, keeper: _KeeperOf, engine: _EngineOf) -> ChangedOut:
+async def reload(body: AnyRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
     """Read recipes and changed weights again; no request fails, whether it works or not."""
     return _changed(keeper, engine, await keeper.reload(body.recipe))
 

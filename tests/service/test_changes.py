@@ -264,13 +264,19 @@ async def test_models_that_do_not_work_are_closed_again(
         assert await fingerprint_of(server) == "pages-1"
 
 
+async def begun_reload(server: Server, keeper: Keeper, press: Press) -> asyncio.Task[Any]:
+    """Begin a reload, which goes on once the press may load."""
+    await server.engine.life.until_ready()
+    press.may_load.clear()
+    press.loading.clear()
+    reloading = asyncio.create_task(keeper.reload())
+    await until_set(press.loading)
+    return reloading
+
+
 async def test_the_server_is_ready_and_scores_while_models_load(press: Press) -> None:
     async with printing(press) as (server, keeper):
-        await server.engine.life.until_ready()
-        press.may_load.clear()
-        press.loading.clear()
-        reloading = asyncio.create_task(keeper.reload())
-        await until_set(press.loading)
+        reloading = await begun_reload(server, keeper, press)
         assert (await server.client.get("/health/ready")).status_code == 200
         assert await fingerprint_of(server) == "pages-1"
         press.may_load.set()
@@ -294,11 +300,7 @@ async def test_changes_take_turns(press: Press) -> None:
 
 async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
     async with printing(press) as (server, keeper):
-        await server.engine.life.until_ready()
-        press.may_load.clear()
-        press.loading.clear()
-        reloading = asyncio.create_task(keeper.reload())
-        await until_set(press.loading)
+        reloading = await begun_reload(server, keeper, press)
         server.engine.life.drain()
         with pytest.raises(ServiceError, match="the server is stopping"):
             await reloading

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from remote_servers import Calls, judge
 from served import app_of
-from standin import FIGURE_1, Letters, Words
+from standin import FIGURE_1, PATIENCE_S, Letters, Words
 from tcp import over_tcp
 
 from alarm_models.recipe import Recipe
@@ -110,22 +110,23 @@ async def test_a_judge_is_an_aspect_and_its_silence_costs_its_sample() -> None:
     assert "aspect wit: the judge's answer has no number" in found[1]["error"]["message"]
 
 
-async def until(client: httpx.AsyncClient, told: str) -> None:
-    while told not in (await client.get("/health/ready")).json()["reason"]:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
+async def until_told(client: httpx.AsyncClient, reason: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while reason not in (await client.get("/health/ready")).json()["reason"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
     with over_tcp(FastAPI()) as port:
         pass  # nobody is at this port any more
     async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
-        await until(client, "cannot be reached")
+        await until_told(client, "cannot be reached")
         assert (await client.get("/health/ready")).status_code == 503
         early = asyncio.create_task(rewards(client))
         models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
         with over_tcp(app_of([FIGURE_1], models), port=port):
             found = await early
-            await until(client, "ready")
+            await until_told(client, "ready")
     codes = [one["error"] and one["error"]["code"] for one in found]
     assert codes == [None, None, "model_failed", "invalid_sample"]
 
@@ -133,6 +134,6 @@ async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
 async def test_a_server_that_is_another_is_not_waited_for() -> None:
     with over_tcp(FastAPI()) as port:
         async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
-            await until(client, "broken")
+            await until_told(client, "broken")
             reason = (await client.get("/health/ready")).json()["reason"]
     assert "answered 404" in reason
