@@ -185,7 +185,7 @@ def _headers(address: Address, action: Send) -> dict[str, str]:
         headers["Content-Digest"] = content_digest(action.body)
     if address.authorization is not None:
         headers["Authorization"] = address.authorization
-    return headers
+    return {**headers, **(action.headers or {})}
 
 
 def _connect_seconds(action: Send) -> float:

@@ -24,12 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded."""
+    """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded.
+
+    `headers` are sent in place of the client's own of the same names.
+    """
 
     method: str
     path: str
     body: bytes | None
     timeout: float
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,28 @@ def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None
 
 
 def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> Steps[Reply]:
-    """The reply with status 200; what broke on its way and `RETRIED` are tried again."""
+    """The reply with status 200; every other is raised."""
+    reply = yield from settle(call, method, path, body)
+    if reply.status != 200:
+        raise refusal(reply, call.url + path)
+    return reply
+
+
+def settle(
+    call: Call,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str] | None = None,
+) -> Steps[Reply]:
+    """The first reply that is final; what broke on its way and `RETRIED` are tried again."""
     num_broken = 0
     attempt = 0
     while True:
         failure: AlarmError
         retry_after = None
         try:
-            reply: Reply = yield Send(method, path, body, _time_left(call, path))
+            reply: Reply = yield Send(method, path, body, _time_left(call, path), headers)
         except AlarmConnectionError as error:
             failure = error
             num_broken += 1
@@ -119,7 +137,7 @@ def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> S
                 return reply
             failure = refusal(reply, call.url + path)
             if reply.status not in RETRIED and failure.code != _GARBLED:
-                raise failure
+                return reply
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
         yield Sleep(_delay(call, path, attempt, failure, retry_after))
         attempt += 1

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from processes import Process, alarm_serve
 from troubled import troubled
 
 from alarm_client import AlarmClient, Sample
+from alarm_client.relay import Relay
 
 pytestmark = pytest.mark.slow
 
@@ -148,4 +150,20 @@ def test_llamafactory_waits_where_a_server_is_full(server: Process, expected: li
     with troubled("--api-key", KEY, is_killed=False) as full:
         scores = run("llamafactory", f"{with_key(full.url)}/compat/llamafactory/mini")
         assert full.statuses == [200]
+    assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_llamafactory_outlives_a_killed_server_behind_a_relay(
+    server: Process, expected: list[float]
+) -> None:
+    with (
+        troubled("--api-key", KEY) as ill,
+        Relay(ill.url, "127.0.0.1", 0) as relay,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        thread.submit(relay.serve_forever)
+        url = f"http://anybody:{KEY}@127.0.0.1:{relay.server_port}"
+        scores = run("llamafactory", f"{url}/compat/llamafactory/mini")
+        relay.shutdown()
+        assert ill.num_starts == 2
     assert scores == pytest.approx(expected, abs=1e-4)
