@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from children import free_port, function_in_child, server
 from load import Post, client
 from work import LABELS, Sample, Task, Way
+
+from alarm_models.threads import spin_briefly
 
 __all__ = ["alarm_serve", "deterministic", "in_process", "on_the_wire", "over_http", "write_recipe"]
 
@@ -95,7 +99,10 @@ def _read(score: Mapping[str, Any]) -> list[float]:
 def in_process(task: Task) -> Iterator[dict[str, Way]]:
     """Yield the way through the engine without HTTP, in a child process."""
     write_recipe(task)
-    with function_in_child(make_engine, task) as way:
+    with ExitStack() as stack:
+        with patch.dict(os.environ):
+            spin_briefly()  # as the command line has it, and no other way here
+            way = stack.enter_context(function_in_child(make_engine, task))
         yield {"alarm, in-process": Way(way)}
 
 

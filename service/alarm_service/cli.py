@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from importlib.metadata import version
 from pydantic import ValidationError
 
 from alarm_models.errors import AlarmModelsError
+from alarm_models.threads import spin_briefly
 from alarm_service.commands import (
     calibrate,
     evaluate,
@@ -36,9 +36,7 @@ _ADDRESS = ("host", "port", "tls_certificate")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
-    # Read as torch is imported: its threads sleep between operations. Spinning, they would keep the
-    # cores from tokenisers and checks, and on a busy machine from each other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    spin_briefly()
     try:
         return int(options.run(options))
     except ValidationError as error:
