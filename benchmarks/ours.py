@@ -113,8 +113,8 @@ def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
     from alarm_models.allocator import keep_freed_memory
     from alarm_models.recipe_files import load_recipe
     from alarm_service.app import create_engine
-    from alarm_service.logs import set_up_logs
     from alarm_service.settings import Settings
+    from alarm_service.telemetry.logs import set_up_logs
 
     set_up_logs("warning")
     keep_freed_memory()  # as both `alarm serve` and `alarm score` do

@@ -30,7 +30,7 @@ from alarm_models.sample import Sample
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
 from alarm_service.ray.loading import RayLoad, connect
-from alarm_service.replicas import Load
+from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
 
 #: Groups a request, and requests under way at once.

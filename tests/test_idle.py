@@ -8,7 +8,7 @@ import sys, torch
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.catalog import Catalog
-from alarm_service.devices import load_models
+from alarm_service.scheduling.devices import load_models
 from alarm_service.settings import Settings
 recipe = load_recipe("mini")
 create_app([recipe], Settings(device="cpu"))

@@ -14,31 +14,31 @@ from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from alarm_models.recipe import Recipe
-from alarm_service import admin_routes, routes, status_routes
-from alarm_service.authorizing import RateLimit, RequireKey, body_tokens, one_request
-from alarm_service.bodies import AnswerDigest, BodyLimit
 from alarm_service.compat import pooling_router
 from alarm_service.compat import router as trainers_router
 from alarm_service.compat.labels import label_of
-from alarm_service.devices import (
+from alarm_service.engine import Engine, Limits
+from alarm_service.generations.making import Unchanged
+from alarm_service.keeper import Keeper
+from alarm_service.parity.gate import require_parity
+from alarm_service.recipe_sources import RecipeSources
+from alarm_service.scheduling.devices import (
     choose_devices,
     load_models,
     require_determinism,
     unchanged_on_disk,
 )
-from alarm_service.engine import Engine, Limits
-from alarm_service.keeper import Keeper
-from alarm_service.keys import read_admin_keys, read_keys
-from alarm_service.limiting import RateLimits
-from alarm_service.making import Unchanged
-from alarm_service.metrics import Metrics
-from alarm_service.middleware import AccessLog, Traced
-from alarm_service.parity import require_parity
-from alarm_service.recipe_sources import RecipeSources
-from alarm_service.replicas import Load
-from alarm_service.responses import add_error_handlers
+from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
-from alarm_service.tracing import NoTraces, Traces, open_traces
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import NoTraces, Traces, open_traces
+from alarm_service.web import admin_routes, routes, status_routes
+from alarm_service.web.authorizing import RateLimit, RequireKey, body_tokens, one_request
+from alarm_service.web.bodies import AnswerDigest, BodyLimit
+from alarm_service.web.keys import read_admin_keys, read_keys
+from alarm_service.web.limiting import RateLimits
+from alarm_service.web.middleware import AccessLog, Traced
+from alarm_service.web.responses import add_error_handlers
 
 __all__ = ["create_app", "create_engine"]
 

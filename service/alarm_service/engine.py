@@ -14,23 +14,23 @@ import torch
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe import Recipe
 from alarm_models.sample import Sample, Score
-from alarm_service.admission import Admission, estimate_tokens
-from alarm_service.batching import Waiting
-from alarm_service.budget import LEAST_BUDGET
 from alarm_service.catalog import Catalog
-from alarm_service.devices import forget_models
 from alarm_service.errors import ServiceError
-from alarm_service.generation import Generation
-from alarm_service.life import Life, State, stopping
-from alarm_service.loaded import Loaded
-from alarm_service.making import Maker, Unchanged
-from alarm_service.metrics import Metrics
-from alarm_service.opening import Awaits
-from alarm_service.passage import Passage
-from alarm_service.replicas import Load, Replicas
-from alarm_service.succession import Succession
-from alarm_service.tracing import Traces
-from alarm_service.work import Scores
+from alarm_service.generations.generation import Generation
+from alarm_service.generations.making import Maker, Unchanged
+from alarm_service.generations.opening import Awaits
+from alarm_service.generations.succession import Succession
+from alarm_service.scheduling.admission import Admission, estimate_tokens
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.budget import LEAST_BUDGET
+from alarm_service.scheduling.devices import forget_models
+from alarm_service.scheduling.life import Life, State, stopping
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.passage import Passage
+from alarm_service.scheduling.replicas import Load, Replicas
+from alarm_service.scheduling.work import Scores
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import Traces
 
 __all__ = ["Engine", "Gate", "Limits"]
 

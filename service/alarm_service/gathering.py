@@ -18,8 +18,8 @@ from alarm_models.recipe import Recipe
 from alarm_models.rules import faults
 from alarm_models.sample import Sample, Score
 from alarm_service.engine import Engine
-from alarm_service.generation import Generation
-from alarm_service.loaded import Loaded
+from alarm_service.generations.generation import Generation
+from alarm_service.scheduling.loaded import Loaded
 
 __all__ = ["Found", "Gathering", "counts"]
 

@@ -12,9 +12,9 @@ from alarm_models.errors import AlarmModelsError
 from alarm_models.recipe import Recipe
 from alarm_service.engine import Engine
 from alarm_service.errors import Refused, ServiceError
-from alarm_service.generation import Generation
-from alarm_service.life import stopping
+from alarm_service.generations.generation import Generation
 from alarm_service.recipe_sources import RecipeSources
+from alarm_service.scheduling.life import stopping
 
 __all__ = ["Change", "Keeper"]
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_engine
 from alarm_service.faults import explained
-from alarm_service.logs import set_up_logs
-from alarm_service.parity import record
-from alarm_service.parity_file import ParityError, write_parity
-from alarm_service.schemas import SampleIn
+from alarm_service.parity.file import ParityError, write_parity
+from alarm_service.parity.gate import record
 from alarm_service.settings import Settings
+from alarm_service.telemetry.logs import set_up_logs
+from alarm_service.web.schemas import SampleIn
 
 __all__ = ["record_file"]
 

@@ -17,15 +17,15 @@ from rich.progress import Progress
 from alarm_models.allocator import keep_freed_memory
 from alarm_models.errors import SampleError
 from alarm_models.recipe import Overrides, Recipe
-from alarm_service.answers import RewardOut
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
 from alarm_service.faults import explained
-from alarm_service.logs import set_up_logs
-from alarm_service.schemas import SampleIn
 from alarm_service.settings import Settings
 from alarm_service.story import reward_samples
-from alarm_service.wire import reward_out, sample_in
+from alarm_service.telemetry.logs import set_up_logs
+from alarm_service.web.answers import RewardOut
+from alarm_service.web.schemas import SampleIn
+from alarm_service.web.wire import reward_out, sample_in
 
 __all__ = ["score_file"]
 

@@ -19,13 +19,13 @@ from alarm_service.app import create_app
 from alarm_service.engine import Engine
 from alarm_service.errors import ServiceError
 from alarm_service.keeper import Keeper
-from alarm_service.loading import is_loading
-from alarm_service.log_stream import log_stream
-from alarm_service.logs import set_up_logs
 from alarm_service.recipe_sources import RecipeSources
-from alarm_service.replicas import Load
+from alarm_service.scheduling.loading import is_loading
+from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
-from alarm_service.sockets import url_of
+from alarm_service.telemetry.log_stream import log_stream
+from alarm_service.telemetry.logs import set_up_logs
+from alarm_service.web.sockets import url_of
 
 __all__ = ["serve"]
 

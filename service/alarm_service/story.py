@@ -15,11 +15,11 @@ from alarm_models.hierarchy import Hierarchy, needs_aspect
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import AspectReward, Reward, Sample, Score
 from alarm_models.shaping import Shaping
-from alarm_service.earnings import AspectEarned, Earned
 from alarm_service.engine import Engine
 from alarm_service.gathering import Found, Gathering, counts
-from alarm_service.generation import Generation
-from alarm_service.reward_metrics import RewardMetrics
+from alarm_service.generations.generation import Generation
+from alarm_service.telemetry.earnings import AspectEarned, Earned
+from alarm_service.telemetry.reward_metrics import RewardMetrics
 
 __all__ = ["Rewards", "reward_samples", "rewards_in"]
 

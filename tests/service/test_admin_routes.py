@@ -10,9 +10,9 @@ from served import samples
 
 from alarm_models.recipe_files import load_recipes
 from alarm_service.app import create_app
-from alarm_service.keys import read_admin_keys
 from alarm_service.recipe_sources import RecipeSources
 from alarm_service.settings import Settings, SettingsError
+from alarm_service.web.keys import read_admin_keys
 
 ADMIN = {"Authorization": "Bearer open"}
 CALLER = {"Authorization": "Bearer sesame"}

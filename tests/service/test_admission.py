@@ -5,8 +5,8 @@ from served import serving, until_set
 from standin import Words, recipe
 
 from alarm_models.sample import Message, Sample
-from alarm_service.admission import Admission, estimate_tokens
 from alarm_service.errors import Overloaded
+from alarm_service.scheduling.admission import Admission, estimate_tokens
 
 
 def door(max_tokens: int, *, tokens_per_s: float = 0) -> Admission:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from alarm_models.features import BatchCost, Features
 from alarm_models.specs import SequenceSpec
-from alarm_service.batching import Waiting
 from alarm_service.catalog import ServedModel
-from alarm_service.choosing import take_batch
 from alarm_service.errors import Draining
-from alarm_service.loaded import Loaded
-from alarm_service.work import Outcome, Work
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.choosing import take_batch
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.work import Outcome, Work
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 BUDGETS = st.integers(1, 1000)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alarm_service.budget import LEAST_BUDGET, gaining_tokens
+from alarm_service.scheduling.budget import LEAST_BUDGET, gaining_tokens
 
 
 def test_a_batch_grows_while_tokens_get_cheaper() -> None:

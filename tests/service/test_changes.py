@@ -22,7 +22,7 @@ from alarm_service.app import create_app
 from alarm_service.catalog import ServedModel
 from alarm_service.errors import NotFound, Refused, ServiceError
 from alarm_service.keeper import Keeper
-from alarm_service.loaded import Loaded
+from alarm_service.scheduling.loaded import Loaded
 from alarm_service.settings import Settings
 
 

@@ -13,7 +13,7 @@ from standin import recipe as recipe_of
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.catalog import ServedModel
-from alarm_service.devices import load_models
+from alarm_service.scheduling.devices import load_models
 from alarm_service.settings import Settings
 
 FUNCTIONS = """

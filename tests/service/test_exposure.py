@@ -13,9 +13,9 @@ from processes import PATIENCE_S, alarm_serve, recipe_of, until_event
 from tiny import Checkpoint
 
 from alarm_service.cli import main
-from alarm_service.exposure import require_safe_exposure, require_usable_certificate
 from alarm_service.health_check import probe
 from alarm_service.settings import Settings, SettingsError
+from alarm_service.web.exposure import require_safe_exposure, require_usable_certificate
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import threading
 
 from alarm_models.sample import Score
 from alarm_service.errors import Draining
-from alarm_service.job import Job
+from alarm_service.scheduling.job import Job
 
 
 def score(value: float) -> Score:

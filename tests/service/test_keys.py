@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from served import serving
 
-from alarm_service.keys import Keys, read_keys
 from alarm_service.settings import Settings, SettingsError
+from alarm_service.web.keys import Keys, read_keys
 
 KEY = "sésame"
 

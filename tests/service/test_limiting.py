@@ -2,7 +2,7 @@ import pytest
 from served import samples, serving
 
 from alarm_service.errors import RateLimited
-from alarm_service.limiting import Allowance, RateLimits
+from alarm_service.web.limiting import Allowance, RateLimits
 
 KEYS = "first-key;second-key"
 

@@ -18,8 +18,8 @@ from alarm_models.recipe_files import load_recipe
 from alarm_models.sample import Score, SegmentScore, Span
 from alarm_service.app import create_engine
 from alarm_service.cli import main
-from alarm_service.parity_difference import difference
-from alarm_service.parity_file import ParityError, StoredScore, read_parity
+from alarm_service.parity.difference import difference
+from alarm_service.parity.file import ParityError, StoredScore, read_parity
 from alarm_service.settings import Settings
 
 MINI = Path(alarm_models.__file__).parent / "recipes"

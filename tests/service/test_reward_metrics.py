@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 from served import Server, samples, serving
 from standin import FIGURE_1
 
-from alarm_service.earnings import AspectEarned, Earned
-from alarm_service.reward_metrics import RewardMetrics
+from alarm_service.telemetry.earnings import AspectEarned, Earned
+from alarm_service.telemetry.reward_metrics import RewardMetrics
 
 
 def earned(

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from alarm_service.statistics import BusyTime, RunningCorrelation
+from alarm_service.telemetry.statistics import BusyTime, RunningCorrelation
 
 
 def correlated(num_pairs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from standin import FIGURE_1, Letters, Words, recipe
 from alarm_client import AlarmClient, AsyncAlarmClient
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
-from alarm_service.tracing import NoTraces, OtelTraces
+from alarm_service.telemetry.tracing import NoTraces, OtelTraces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

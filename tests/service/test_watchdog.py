@@ -5,7 +5,7 @@ import pytest
 from served import samples, serving, until_set
 from standin import PATIENCE_S
 
-from alarm_service.watchdog import Watchdog
+from alarm_service.scheduling.watchdog import Watchdog
 
 
 @pytest.fixture

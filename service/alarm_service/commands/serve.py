@@ -7,10 +7,10 @@ import signal
 
 from alarm_models.recipe_files import load_recipes
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
-from alarm_service.exposure import require_safe_exposure, require_usable_certificate
 from alarm_service.ray.asked import require_usable_ray
 from alarm_service.settings import Settings
-from alarm_service.sockets import listen
+from alarm_service.web.exposure import require_safe_exposure, require_usable_certificate
+from alarm_service.web.sockets import listen
 
 __all__ = ["add_to"]
 

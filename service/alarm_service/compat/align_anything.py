@@ -13,7 +13,7 @@ from alarm_service.compat.shapes import TrainerBody, fields_of
 from alarm_service.compat.splitting import SplitError, Texts, split_text
 from alarm_service.compat.templates import PLAIN, ChatTemplate
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = ["AlignAnythingIn", "AlignAnythingOut", "samples_of"]
 

@@ -10,12 +10,12 @@ import structlog
 from fastapi import Depends, Path, Query, Request
 
 from alarm_models.sample import Sample
-from alarm_service.caller import while_wanted
 from alarm_service.compat.rewarding import Numbers, find, number_samples
 from alarm_service.compat.shapes import TextOptions
-from alarm_service.dependencies import EngineOf, SettingsOf, TimeoutMs, timeout_s
 from alarm_service.errors import TooLarge
 from alarm_service.settings import Settings
+from alarm_service.web.caller import while_wanted
+from alarm_service.web.dependencies import EngineOf, SettingsOf, TimeoutMs, timeout_s
 
 __all__ = ["Call", "CallOf", "Name", "Options"]
 

@@ -12,7 +12,7 @@ from alarm_service.compat.rewarding import split_each
 from alarm_service.compat.shapes import TrainerBody
 from alarm_service.compat.splitting import split_text
 from alarm_service.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = ["ScoreEvaluationIn", "ScoreEvaluationOut", "answer", "named", "samples_of"]
 

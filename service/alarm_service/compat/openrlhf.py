@@ -13,7 +13,7 @@ from alarm_service.compat.shapes import TextOptions, TrainerBody, fields_of
 from alarm_service.compat.splitting import split_query
 from alarm_service.compat.templates import ChatTemplate
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = ["OpenRLHFIn", "OpenRLHFOptions", "OpenRLHFOut", "answer", "samples_of"]
 

@@ -15,7 +15,7 @@ from alarm_service.compat.rewarding import Numbers, split_each
 from alarm_service.compat.shapes import ChatMessageIn, TrainerBody, messages_of
 from alarm_service.compat.splitting import SplitError, Texts, split_text
 from alarm_service.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = [
     "ClassifyOut",

@@ -19,7 +19,7 @@ from alarm_service.compat.pooling import (
 )
 from alarm_service.compat.rewarding import Numbers
 from alarm_service.compat.shapes import TextOptions
-from alarm_service.dependencies import WORK_ERRORS
+from alarm_service.web.dependencies import WORK_ERRORS
 
 __all__ = ["router"]
 

@@ -11,11 +11,11 @@ from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, Rule, counts_aspects
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.sample import Reward, Sample, Score
-from alarm_service.admission import estimate_tokens
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.compat.splitting import SplitError, Texts
 from alarm_service.engine import Engine
 from alarm_service.errors import Invalid, NotFound, SampleFailed
+from alarm_service.scheduling.admission import estimate_tokens
 from alarm_service.story import reward_samples
 
 __all__ = ["Number", "Numbers", "find", "number_samples", "split_each"]

@@ -14,7 +14,7 @@ from alarm_service.compat.llamafactory import ScoreEvaluationIn, ScoreEvaluation
 from alarm_service.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFOut
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.compat.slime import SlimeIn, SlimeOptions, SlimeOut
-from alarm_service.dependencies import WORK_ERRORS
+from alarm_service.web.dependencies import WORK_ERRORS
 
 __all__ = ["router"]
 

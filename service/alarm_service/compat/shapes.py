@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from alarm_models.sample import Message
 from alarm_service.compat.templates import TEMPLATES, ChatTemplate, marked
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of"]
 

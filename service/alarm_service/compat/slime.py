@@ -18,7 +18,7 @@ from alarm_service.compat.shapes import (
 from alarm_service.compat.splitting import Texts, pair_texts
 from alarm_service.compat.templates import ChatTemplate
 from alarm_service.compat.turns import without_ends
-from alarm_service.schemas import Text
+from alarm_service.web.schemas import Text
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
 

@@ -13,10 +13,10 @@ from ray import serve
 from alarm_models.recipe_files import load_recipes
 from alarm_service.app import create_app
 from alarm_service.engine import Engine
-from alarm_service.exposure import require_safe_exposure
-from alarm_service.logs import set_up_logs
 from alarm_service.ray.loading import RayLoad
 from alarm_service.settings import Settings
+from alarm_service.telemetry.logs import set_up_logs
+from alarm_service.web.exposure import require_safe_exposure
 
 __all__ = ["Ingress", "build"]
 

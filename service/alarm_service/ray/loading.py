@@ -16,7 +16,7 @@ from alarm_service.catalog import ServedModel
 from alarm_service.ray.hold import Hold
 from alarm_service.ray.model import RayModel
 from alarm_service.ray.plan import Share, plans
-from alarm_service.replicas import Load
+from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
 
 __all__ = ["RayLoad", "connect"]

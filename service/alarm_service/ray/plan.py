@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alarm_models.recipe import HolisticSpec, Recipe
 from alarm_models.specs import NeuralSpec
 from alarm_service.catalog import ServedModel
-from alarm_service.replicas import Load
+from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
 
 __all__ = ["Plan", "Share", "plans"]

@@ -10,11 +10,11 @@ from alarm_models.allocator import keep_freed_memory
 from alarm_models.errors import SampleError
 from alarm_models.sample import Sample, Score
 from alarm_service.app import create_engine
-from alarm_service.life import State
-from alarm_service.log_stream import log_stream
-from alarm_service.logs import set_up_logs
 from alarm_service.ray.plan import Plan
 from alarm_service.ray.scaling import QUEUED_TOKENS
+from alarm_service.scheduling.life import State
+from alarm_service.telemetry.log_stream import log_stream
+from alarm_service.telemetry.logs import set_up_logs
 
 __all__ = ["About", "Answer", "ModelReplica"]
 

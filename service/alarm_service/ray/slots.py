@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alarm_models.sample import Sample
-from alarm_service.admission import estimate_tokens
+from alarm_service.scheduling.admission import estimate_tokens
 
 __all__ = ["NUM_SLOTS", "Chunk", "chunks", "slot_of"]
 

@@ -16,7 +16,7 @@ from alarm_service.faults import explained
 from alarm_service.study.errors import StudyError
 from alarm_service.study.material import Material, Preferred
 from alarm_service.study.records import GroupIn, PreferenceIn, SampleIn
-from alarm_service.wire import sample_in
+from alarm_service.web.wire import sample_in
 
 __all__ = ["named_files", "read_groups", "read_material", "read_policies"]
 

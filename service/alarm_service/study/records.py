@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alarm_service.schemas import Id, MessageIn, SampleIn, Text
+from alarm_service.web.schemas import Id, MessageIn, SampleIn, Text
 
 __all__ = ["GroupIn", "PreferenceIn", "SampleIn"]
 

@@ -11,10 +11,10 @@ import httpx
 from alarm_models.errors import SampleError
 from alarm_models.recipe import Recipe
 from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
-from alarm_service.answers import ScoreOut, ScoreResponse
 from alarm_service.settings import Settings
 from alarm_service.study.errors import StudyError
 from alarm_service.study.http import post_json
+from alarm_service.web.answers import ScoreOut, ScoreResponse
 
 if TYPE_CHECKING:
     from alarm_service.engine import Engine
@@ -52,7 +52,7 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
 async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
     # Torch takes seconds to import, and a study of a server needs none.
     from alarm_service.app import create_engine
-    from alarm_service.logs import set_up_logs
+    from alarm_service.telemetry.logs import set_up_logs
 
     set_up_logs("warning")
     engine = create_engine([recipe], settings)

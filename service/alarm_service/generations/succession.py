@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from alarm_models.rewards import DirectModel, Model
-from alarm_service.generation import Generation
+from alarm_service.generations.generation import Generation
 
 __all__ = ["Succession", "close_models"]
 

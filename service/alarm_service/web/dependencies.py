@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 
-from alarm_service.answers import ErrorOut
 from alarm_service.engine import Engine
 from alarm_service.settings import Settings
+from alarm_service.web.answers import ErrorOut
 
 __all__ = ["WORK_ERRORS", "EngineOf", "SettingsOf", "TimeoutMs", "documented", "timeout_s"]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import structlog
 from fastapi import APIRouter, Request
 
-from alarm_service.answers import RewardResponse, ScoreResponse, UsageOut
-from alarm_service.caller import while_wanted
-from alarm_service.dependencies import (
+from alarm_service.errors import TooLarge
+from alarm_service.settings import Settings
+from alarm_service.story import reward_samples
+from alarm_service.web.answers import RewardResponse, ScoreResponse, UsageOut
+from alarm_service.web.caller import while_wanted
+from alarm_service.web.dependencies import (
     WORK_ERRORS,
     EngineOf,
     SettingsOf,
     TimeoutMs,
     timeout_s,
 )
-from alarm_service.errors import TooLarge
-from alarm_service.schemas import RewardRequest, SampleIn, ScoreRequest
-from alarm_service.settings import Settings
-from alarm_service.story import reward_samples
-from alarm_service.wire import reward_out, sample_in, score_out
+from alarm_service.web.schemas import RewardRequest, SampleIn, ScoreRequest
+from alarm_service.web.wire import reward_out, sample_in, score_out
 
 __all__ = ["router"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from alarm_service.work import Outcome
+from alarm_service.scheduling.work import Outcome
 
 __all__ = ["Job"]
 

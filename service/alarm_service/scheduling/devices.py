@@ -10,7 +10,7 @@ import torch
 
 from alarm_models.rewards import Disk, Loader, Model
 from alarm_service.catalog import ServedModel
-from alarm_service.loaded import Loaded
+from alarm_service.scheduling.loaded import Loaded
 
 __all__ = [
     "choose_devices",

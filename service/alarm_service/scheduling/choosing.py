@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alarm_models.beginnings import MIN_SHARED, num_common
 from alarm_models.features import BatchCost
-from alarm_service.work import Work
+from alarm_service.scheduling.work import Work
 
 __all__ = ["take_batch"]
 

@@ -7,10 +7,10 @@ import asyncio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.authorizing import BODY_BYTES
-from alarm_service.digests import content_digest, is_intact
 from alarm_service.errors import Garbled, Overloaded, ServiceError, TooLarge, TooSlow
-from alarm_service.responses import error_response
+from alarm_service.web.authorizing import BODY_BYTES
+from alarm_service.web.digests import content_digest, is_intact
+from alarm_service.web.responses import error_response
 
 __all__ = ["AnswerDigest", "BodyLimit"]
 

@@ -8,11 +8,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.rewards import DirectModel
 from alarm_models.specs import NeuralSpec
-from alarm_service.answers import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
 from alarm_service.catalog import ServedModel
-from alarm_service.dependencies import EngineOf, SettingsOf, documented
 from alarm_service.engine import Engine
-from alarm_service.life import State
+from alarm_service.scheduling.life import State
+from alarm_service.web.answers import (
+    ErrorBody,
+    HealthOut,
+    ModelOut,
+    ModelsOut,
+    RecipeOut,
+    UnwellOut,
+)
+from alarm_service.web.dependencies import EngineOf, SettingsOf, documented
 
 __all__ = ["router"]
 

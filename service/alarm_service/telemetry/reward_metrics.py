@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from alarm_service.earnings import Earned, verdicts
-from alarm_service.statistics import RunningCorrelation
+from alarm_service.telemetry.earnings import Earned, verdicts
+from alarm_service.telemetry.statistics import RunningCorrelation
 
 __all__ = ["RewardMetrics"]
 

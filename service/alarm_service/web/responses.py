@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from alarm_models.errors import RecipeError
-from alarm_service.caller import CallerGone
 from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
 from alarm_service.faults import explained
+from alarm_service.web.caller import CallerGone
 
 __all__ = ["add_error_handlers", "error_response"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from alarm_models.recipe import Overrides, Recipe
 from alarm_models.rewards import Model
 from alarm_service.catalog import Catalog
-from alarm_service.loaded import Loaded
+from alarm_service.scheduling.loaded import Loaded
 
 __all__ = ["Generation"]
 

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from alarm_service.choosing import take_batch
 from alarm_service.errors import ServiceError
-from alarm_service.loaded import Loaded
-from alarm_service.work import Work
+from alarm_service.scheduling.choosing import take_batch
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.work import Work
 
 __all__ = ["Waiting"]
 

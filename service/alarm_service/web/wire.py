@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alarm_models.errors import SampleError
 from alarm_models.sample import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
-from alarm_service.answers import (
+from alarm_service.web.answers import (
     AspectOut,
     HolisticOut,
     NamedScoresOut,
@@ -15,7 +15,7 @@ from alarm_service.answers import (
     ScoreOut,
     SegmentOut,
 )
-from alarm_service.schemas import MessageIn, SampleIn, SpanIn
+from alarm_service.web.schemas import MessageIn, SampleIn, SpanIn
 
 __all__ = ["reward_out", "sample_in", "score_out"]
 

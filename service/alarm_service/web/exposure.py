@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import ssl
 
-from alarm_service.keys import read_admin_keys, read_keys
 from alarm_service.settings import Settings, SettingsError
+from alarm_service.web.keys import read_admin_keys, read_keys
 
 __all__ = ["require_safe_exposure", "require_usable_certificate"]
 

@@ -14,13 +14,13 @@ import torch
 from alarm_models.errors import SampleError
 from alarm_models.features import Features
 from alarm_models.rewards import RewardModel
-from alarm_service.batching import Waiting
 from alarm_service.errors import Broken
-from alarm_service.life import Life
-from alarm_service.metrics import Metrics
-from alarm_service.tracing import Traces
-from alarm_service.watchdog import Watchdog
-from alarm_service.work import Outcome, Work
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.life import Life
+from alarm_service.scheduling.watchdog import Watchdog
+from alarm_service.scheduling.work import Outcome, Work
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import Traces
 
 __all__ = ["DeviceThread"]
 

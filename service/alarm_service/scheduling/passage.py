@@ -11,14 +11,14 @@ from typing import TypeVar
 from alarm_models.features import BatchCost
 from alarm_models.rewards import DirectModel, Prepared, RewardModel
 from alarm_models.sample import Sample
-from alarm_service.batching import Waiting
-from alarm_service.job import Job
-from alarm_service.life import Life, stopping
-from alarm_service.loaded import Loaded
-from alarm_service.metrics import Metrics
-from alarm_service.preparing import faults_of, prepare, settle
-from alarm_service.tracing import Traces
-from alarm_service.work import Outcome, Work
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.job import Job
+from alarm_service.scheduling.life import Life, stopping
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.preparing import faults_of, prepare, settle
+from alarm_service.scheduling.work import Outcome, Work
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import Traces
 
 __all__ = ["Passage"]
 

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alarm_service.errors import Forbidden, ServiceError, Unauthorized
-from alarm_service.keys import Keys
-from alarm_service.limiting import RateLimits
-from alarm_service.responses import error_response
+from alarm_service.web.keys import Keys
+from alarm_service.web.limiting import RateLimits
+from alarm_service.web.responses import error_response
 
 __all__ = [
     "ADMIN",

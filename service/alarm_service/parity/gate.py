@@ -14,10 +14,9 @@ from alarm_models.recipe import Overrides, Recipe
 from alarm_models.rewards import DirectModel
 from alarm_models.sample import Reward, Score
 from alarm_service.engine import Engine
-from alarm_service.generation import Generation
-from alarm_service.loaded import Loaded
-from alarm_service.parity_difference import difference, is_close, shown
-from alarm_service.parity_file import (
+from alarm_service.generations.generation import Generation
+from alarm_service.parity.difference import difference, is_close, shown
+from alarm_service.parity.file import (
     Parity,
     ParityError,
     StoredModel,
@@ -26,9 +25,10 @@ from alarm_service.parity_file import (
     StoredScore,
     read_parity,
 )
-from alarm_service.schemas import SampleIn
+from alarm_service.scheduling.loaded import Loaded
 from alarm_service.story import rewards_in
-from alarm_service.wire import sample_in
+from alarm_service.web.schemas import SampleIn
+from alarm_service.web.wire import sample_in
 
 __all__ = ["record", "require_parity"]
 

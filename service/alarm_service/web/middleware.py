@@ -9,9 +9,9 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.authorizing import FREE_PATHS
-from alarm_service.metrics import Metrics
-from alarm_service.tracing import Traces
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import Traces
+from alarm_service.web.authorizing import FREE_PATHS
 
 __all__ = ["AccessLog", "Traced"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alarm_models.errors import AlarmModelsError
 from alarm_service.faults import explained
-from alarm_service.schemas import SampleIn
+from alarm_service.web.schemas import SampleIn
 
 __all__ = [
     "Parity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alarm_models.errors import SampleError
 from alarm_models.sample import Score
-from alarm_service.parity_file import StoredScore
+from alarm_service.parity.file import StoredScore
 
 __all__ = ["difference", "is_close", "shown"]
 

@@ -18,9 +18,9 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from alarm_service.change_metrics import ChangeMetrics
-from alarm_service.reward_metrics import RewardMetrics
-from alarm_service.statistics import BusyTime
+from alarm_service.telemetry.change_metrics import ChangeMetrics
+from alarm_service.telemetry.reward_metrics import RewardMetrics
+from alarm_service.telemetry.statistics import BusyTime
 
 __all__ = ["Metrics"]
 

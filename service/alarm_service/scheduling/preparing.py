@@ -9,8 +9,8 @@ from alarm_models.errors import SampleError
 from alarm_models.features import Features
 from alarm_models.rewards import Prepared, RewardModel
 from alarm_models.sample import Sample, require_spans_within, require_starts_within
-from alarm_service.job import Job
-from alarm_service.work import Work
+from alarm_service.scheduling.job import Job
+from alarm_service.scheduling.work import Work
 
 __all__ = ["faults_of", "prepare", "settle"]
 

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.recipe import Overrides
-from alarm_service.dependencies import EngineOf, documented
 from alarm_service.engine import Engine
-from alarm_service.generation import Generation
+from alarm_service.generations.generation import Generation
 from alarm_service.keeper import Change, Keeper
-from alarm_service.schemas import Text
+from alarm_service.web.dependencies import EngineOf, documented
+from alarm_service.web.schemas import Text
 
 __all__ = ["router"]
 

@@ -9,7 +9,7 @@ from alarm_models.errors import SampleError
 from alarm_models.features import BatchCost, Features
 from alarm_models.sample import Score
 from alarm_service.errors import ServiceError
-from alarm_service.loaded import Loaded
+from alarm_service.scheduling.loaded import Loaded
 
 __all__ = ["Outcome", "Scores", "Work"]
 

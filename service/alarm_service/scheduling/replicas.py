@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from alarm_models.rewards import DirectModel, Model
-from alarm_service.batching import Waiting
-from alarm_service.budget import measured_budget
 from alarm_service.catalog import ServedModel
-from alarm_service.life import Life
-from alarm_service.loaded import Loaded
-from alarm_service.loading import warm_up_sample
-from alarm_service.metrics import Metrics
-from alarm_service.runtime import DeviceThread
-from alarm_service.tracing import Traces
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.budget import measured_budget
+from alarm_service.scheduling.life import Life
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.loading import warm_up_sample
+from alarm_service.scheduling.runtime import DeviceThread
+from alarm_service.telemetry.metrics import Metrics
+from alarm_service.telemetry.tracing import Traces
 
 __all__ = ["Load", "Replicas"]
 

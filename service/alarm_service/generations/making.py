@@ -13,13 +13,13 @@ from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.rewards import DirectModel, Model
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
-from alarm_service.generation import Generation
-from alarm_service.loaded import Loaded
-from alarm_service.loading import in_daemon_thread, require_named_outputs, warm_up_sample
-from alarm_service.opening import Awaits, open_models
-from alarm_service.passage import Passage
-from alarm_service.replicas import Load, Replicas
-from alarm_service.succession import close_models
+from alarm_service.generations.generation import Generation
+from alarm_service.generations.opening import Awaits, open_models
+from alarm_service.generations.succession import close_models
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.loading import in_daemon_thread, require_named_outputs, warm_up_sample
+from alarm_service.scheduling.passage import Passage
+from alarm_service.scheduling.replicas import Load, Replicas
 
 __all__ = ["Maker", "Unchanged"]
 

@@ -1,0 +1,1 @@
+"""HTTP: what comes in, who may send it, and how it is answered."""
