@@ -13,7 +13,7 @@ from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Hierarchy, Rule
 from alarm_models.shaping import Shaping
 from alarm_models.specs import ModelSpec, MultiObjectiveSpec
-from alarm_models.template import FieldPattern
+from alarm_models.texts.template import FieldPattern
 
 __all__ = ["AspectSpec", "Overrides", "Recipe"]
 

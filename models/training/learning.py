@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from alarm_models.padding import padded
+from alarm_models.networks.padding import padded
 from checkpoint import MiniModel
 from features import ASPECTS, Example
 

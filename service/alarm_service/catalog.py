@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alarm_models.recipe import Recipe
 from alarm_models.specs import ModelSpec
-from alarm_models.template import FieldPattern
+from alarm_models.texts.template import FieldPattern
 from alarm_service.errors import NotFound
 
 __all__ = ["Catalog", "ServedModel"]

@@ -1,5 +1,5 @@
-from alarm_models.copying import copied_words
 from alarm_models.sample import Span
+from alarm_models.texts.copying import copied_words
 
 
 def copied(prompt: str, completion: str) -> list[str]:

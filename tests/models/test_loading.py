@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
-from alarm_models import checkpoint
-from alarm_models.construction import CONSTRUCTION, Construction
 from alarm_models.errors import CheckpointError
+from alarm_models.networks import checkpoint
+from alarm_models.networks.construction import CONSTRUCTION, Construction
 from alarm_models.rewards import Disk, Loader, Model
 from alarm_models.sample import Sample
 from alarm_models.specs import LengthSpec, ModelSpec, PythonSpec, SequenceSpec

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alarm_models.features import Features
-from alarm_models.memory import Memory, Past
-from alarm_models.packing import PackedBackbone
-from alarm_models.padding import PaddedBackbone
-from alarm_models.probing import fastest_exact
+from alarm_models.networks.padding import PaddedBackbone
+from alarm_models.networks.probing import fastest_exact
+from alarm_models.packing.backbone import PackedBackbone
+from alarm_models.packing.memory import Memory, Past
 from alarm_models.sample import Span
 
 PROMPT = tuple(range(100, 130))  # 30 ids

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny import ARCHITECTURES, DECODERS
 
 from alarm_models.features import Features
-from alarm_models.kernels import attend, band
-from alarm_models.packing import PackedBackbone
-from alarm_models.padding import PaddedBackbone
-from alarm_models.probing import fastest_exact
+from alarm_models.networks.padding import PaddedBackbone
+from alarm_models.networks.probing import fastest_exact
+from alarm_models.packing.backbone import PackedBackbone
+from alarm_models.packing.kernels import attend, band
 from alarm_models.sample import Span
 
 PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]

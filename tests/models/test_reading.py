@@ -2,8 +2,8 @@
 
 import torch
 
-from alarm_models.layout import lay_out
-from alarm_models.reading import Reading, readings
+from alarm_models.packing.layout import lay_out
+from alarm_models.packing.reading import Reading, readings
 
 CPU = torch.device("cpu")
 

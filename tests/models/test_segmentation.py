@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from alarm_models.sample import Span
-from alarm_models.segmentation import sentences, split_sentences, subsentences
+from alarm_models.texts.segmentation import sentences, split_sentences, subsentences
 
 
 def texts(text: str, spans: tuple[Span, ...]) -> list[str]:

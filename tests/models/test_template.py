@@ -2,7 +2,7 @@ import pytest
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.sample import Message, Sample, Span
-from alarm_models.template import FieldPattern, TextTemplate, conversation
+from alarm_models.texts.template import FieldPattern, TextTemplate, conversation
 
 ULTRARM = TextTemplate("Human: {prompt}\nAssistant: {completion}")
 

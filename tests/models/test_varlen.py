@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_packing import alone, base, features, group, packed_way, random_ids
 
-from alarm_models.kernels import attend
-from alarm_models.layout import lay_out
-from alarm_models.levels import levels_of
-from alarm_models.packing import PackedBackbone
-from alarm_models.padding import PaddedBackbone
-from alarm_models.probing import fastest_exact
-from alarm_models.varlen import varlen
+from alarm_models.networks.padding import PaddedBackbone
+from alarm_models.networks.probing import fastest_exact
+from alarm_models.packing.backbone import PackedBackbone
+from alarm_models.packing.kernels import attend
+from alarm_models.packing.layout import lay_out
+from alarm_models.packing.levels import levels_of
+from alarm_models.packing.varlen import varlen
 
 CPU = torch.device("cpu")
 SERVED = ["llama", "qwen3", "modernbert", "roberta"]

@@ -11,7 +11,7 @@ from alarm_models.remote.classifiers import SglangApi, TeiApi, VllmApi
 from alarm_models.remote.judge import JudgeApi
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import RemoteSpec
-from alarm_models.template import FieldPattern
+from alarm_models.texts.template import FieldPattern
 
 __all__ = ["Api", "api_of"]
 

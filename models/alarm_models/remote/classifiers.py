@@ -13,7 +13,7 @@ from alarm_models.errors import SampleError
 from alarm_models.remote.numbers import named_score
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import RemoteSpec
-from alarm_models.template import FieldPattern, TextTemplate, conversation
+from alarm_models.texts.template import FieldPattern, TextTemplate, conversation
 
 __all__ = ["SglangApi", "TeiApi", "VllmApi"]
 

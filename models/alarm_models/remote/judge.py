@@ -10,7 +10,7 @@ from alarm_models.errors import SampleError
 from alarm_models.remote.numbers import plain_score
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import RemoteSpec
-from alarm_models.template import FieldPattern, TextTemplate
+from alarm_models.texts.template import FieldPattern, TextTemplate
 
 __all__ = ["JudgeApi"]
 

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import torch
 
-from alarm_models.construction import CONSTRUCTION
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import BatchCost, Features
-from alarm_models.network import Network
-from alarm_models.packing import OFFSET_POSITIONS
+from alarm_models.networks.construction import CONSTRUCTION
+from alarm_models.networks.network import Network
+from alarm_models.packing.backbone import OFFSET_POSITIONS
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import NeuralSpec
-from alarm_models.tokenizing import Tokenizer
+from alarm_models.texts.tokenizing import Tokenizer
 
 __all__ = [
     "OnDevice",

@@ -24,7 +24,7 @@ from alarm_models.specs import (
     RepetitionSpec,
     SimilaritySpec,
 )
-from alarm_models.template import FieldPattern
+from alarm_models.texts.template import FieldPattern
 
 __all__ = ["load_direct"]
 

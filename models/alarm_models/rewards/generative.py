@@ -13,9 +13,9 @@ from alarm_models.rewards.texts import Texts
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.shaping import sigmoid
 from alarm_models.specs import GenerativeSpec
-from alarm_models.template import FieldPattern, Rendered, TextTemplate
-from alarm_models.tokenizing import Tokenizer
-from alarm_models.truncation import TokenIds
+from alarm_models.texts.template import FieldPattern, Rendered, TextTemplate
+from alarm_models.texts.tokenizing import Tokenizer
+from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["GenerativeModel", "scored_tokens"]
 

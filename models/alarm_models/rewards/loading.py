@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from alarm_models import checkpoint, sources
 from alarm_models.errors import CheckpointError
-from alarm_models.network import Network
+from alarm_models.networks import checkpoint, sources
+from alarm_models.networks.network import Network
+from alarm_models.networks.sources import Base, Source
 from alarm_models.rewards.base import Weights
 from alarm_models.rewards.direct import Model
 from alarm_models.rewards.direct_loading import load_direct
@@ -20,7 +21,6 @@ from alarm_models.rewards.remote import RemoteModel
 from alarm_models.rewards.segments import SegmentsModel
 from alarm_models.rewards.sequence import SequenceModel
 from alarm_models.rewards.steps import StepsModel
-from alarm_models.sources import Base, Source
 from alarm_models.specs import (
     CheckSpec,
     GenerativeSpec,
@@ -33,8 +33,8 @@ from alarm_models.specs import (
     SequenceSpec,
     StepsSpec,
 )
-from alarm_models.template import FieldPattern
-from alarm_models.tokenizing import Tokenizer
+from alarm_models.texts.template import FieldPattern
+from alarm_models.texts.tokenizing import Tokenizer
 
 __all__ = ["Disk", "Loader"]
 

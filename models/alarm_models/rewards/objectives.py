@@ -8,13 +8,13 @@ import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import Features
-from alarm_models.heads import Pooling
+from alarm_models.networks.heads import Pooling
 from alarm_models.rewards.base import OnDevice, Prepared, Weights, require_finite
 from alarm_models.rewards.texts import Texts, read_at
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import MultiObjectiveSpec
-from alarm_models.template import FieldPattern
-from alarm_models.truncation import TokenIds
+from alarm_models.texts.template import FieldPattern
+from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["MultiObjectiveModel"]
 

@@ -9,7 +9,7 @@ import regex
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import ExactMatchSpec, RegexSpec
-from alarm_models.template import FieldPattern, TextTemplate
+from alarm_models.texts.template import FieldPattern, TextTemplate
 
 __all__ = ["ExactMatch", "FormatMatch"]
 

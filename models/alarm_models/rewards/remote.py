@@ -14,7 +14,7 @@ from alarm_models.rewards.base import Outcome
 from alarm_models.rewards.direct import DirectModel
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import RemoteSpec
-from alarm_models.template import FieldPattern, TextTemplate
+from alarm_models.texts.template import FieldPattern, TextTemplate
 
 __all__ = ["RemoteModel"]
 

@@ -16,11 +16,11 @@ from alarm_models.rewards.base import (
     require_finite,
 )
 from alarm_models.sample import Sample, Score, SegmentScore, Span
-from alarm_models.segmentation import SEGMENTERS
 from alarm_models.specs import SegmentsSpec
-from alarm_models.template import FieldPattern, TextTemplate
-from alarm_models.truncation import TokenIds, fit
-from alarm_models.words import Words, split_words
+from alarm_models.texts.segmentation import SEGMENTERS
+from alarm_models.texts.template import FieldPattern, TextTemplate
+from alarm_models.texts.truncation import TokenIds, fit
+from alarm_models.texts.words import Words, split_words
 
 __all__ = ["SegmentsModel"]
 

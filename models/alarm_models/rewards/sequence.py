@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from alarm_models.copying import copied_words
 from alarm_models.features import Features
-from alarm_models.heads import Pooling
+from alarm_models.networks.heads import Pooling
 from alarm_models.rewards.base import (
     OnDevice,
     Prepared,
@@ -21,8 +20,9 @@ from alarm_models.rewards.texts import Texts, read_at
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.shaping import sigmoid
 from alarm_models.specs import SequenceSpec
-from alarm_models.template import FieldPattern, Rendered
-from alarm_models.truncation import TokenIds
+from alarm_models.texts.copying import copied_words
+from alarm_models.texts.template import FieldPattern, Rendered
+from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["SequenceModel"]
 

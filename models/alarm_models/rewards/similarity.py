@@ -9,7 +9,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import SimilaritySpec
-from alarm_models.template import FieldPattern, TextTemplate
+from alarm_models.texts.template import FieldPattern, TextTemplate
 
 __all__ = ["Similarity"]
 

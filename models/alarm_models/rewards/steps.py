@@ -19,11 +19,11 @@ from alarm_models.rewards.base import (
 )
 from alarm_models.rewards.texts import Texts
 from alarm_models.sample import Sample, Score, SegmentScore, Span
-from alarm_models.segmentation import SEGMENTERS
 from alarm_models.shaping import sigmoid
 from alarm_models.specs import StepsSpec
-from alarm_models.template import FieldPattern, Rendered
-from alarm_models.truncation import TokenIds
+from alarm_models.texts.segmentation import SEGMENTERS
+from alarm_models.texts.template import FieldPattern, Rendered
+from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["StepsModel"]
 

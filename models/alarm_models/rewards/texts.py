@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import Features
-from alarm_models.heads import Pooling
+from alarm_models.networks.heads import Pooling
 from alarm_models.rewards.base import Prepared, Weights, max_tokens
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import NeuralSpec
-from alarm_models.template import FieldPattern, Rendered, TextTemplate, conversation
-from alarm_models.truncation import TokenIds, fit
+from alarm_models.texts.template import FieldPattern, Rendered, TextTemplate, conversation
+from alarm_models.texts.truncation import TokenIds, fit
 
 __all__ = ["Texts", "read_at"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from alarm_models.specs.base import Spec
-from alarm_models.truncation import Truncation
+from alarm_models.texts.truncation import Truncation
 
 __all__ = [
     "GenerativeSpec",

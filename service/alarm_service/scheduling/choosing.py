@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alarm_models.beginnings import MIN_SHARED, num_common
 from alarm_models.features import BatchCost
+from alarm_models.packing.beginnings import MIN_SHARED, num_common
 from alarm_service.scheduling.work import Work
 
 __all__ = ["take_batch"]

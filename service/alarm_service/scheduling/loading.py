@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from alarm_models.errors import RecipeError
 from alarm_models.sample import Sample, Score
-from alarm_models.template import TextTemplate
+from alarm_models.texts.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
 __all__ = ["in_daemon_thread", "is_loading", "require_named_outputs", "warm_up_sample"]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.sample import Message, Span
-from alarm_models.template import Rendered
-from alarm_models.truncation import TokenIds
+from alarm_models.texts.template import Rendered
+from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["Tokenizer"]
 

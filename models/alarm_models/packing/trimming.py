@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from alarm_models.attention import attend_reads
-from alarm_models.row import current_row
+from alarm_models.packing.attention import attend_reads
+from alarm_models.packing.row import current_row
 
 __all__ = ["Trimmed", "trim", "untrim"]
 

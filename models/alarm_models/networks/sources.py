@@ -17,13 +17,20 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alarm_models.checkpoint import read_tensors
-from alarm_models.construction import CONSTRUCTION
 from alarm_models.errors import CheckpointError
-from alarm_models.gating import gated_head
-from alarm_models.heads import Head, chosen, mlp, sequence_head, token_head, vocabulary_head
-from alarm_models.network import HeadedNetwork, Network, WholeNetwork
-from alarm_models.probing import Backbone, fastest_exact
+from alarm_models.networks.checkpoint import read_tensors
+from alarm_models.networks.construction import CONSTRUCTION
+from alarm_models.networks.gating import gated_head
+from alarm_models.networks.heads import (
+    Head,
+    chosen,
+    mlp,
+    sequence_head,
+    token_head,
+    vocabulary_head,
+)
+from alarm_models.networks.network import HeadedNetwork, Network, WholeNetwork
+from alarm_models.networks.probing import Backbone, fastest_exact
 
 __all__ = [
     "Base",
@@ -103,7 +110,7 @@ def base_with_head(base: Base, source: Source, name: str) -> Network:
 def base_with_gate(base: Base, source: Source, name: str) -> Network:
     """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's form.
 
-    The outputs are three times the objectives; see `alarm_models.gating`.
+    The outputs are three times the objectives; see `alarm_models.networks.gating`.
     """
     head = gated_head(source.folder, name, base.model.config)
     _onto_device(head.module.to(source.dtype), source.device)

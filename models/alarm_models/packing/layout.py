@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alarm_models.beginnings import MIN_SHARED, Ids, num_common
-from alarm_models.memory import Known, Memory, spans_within
+from alarm_models.packing.beginnings import MIN_SHARED, Ids, num_common
+from alarm_models.packing.memory import Known, Memory, spans_within
 from alarm_models.sample import Span
 
 __all__ = ["Layout", "Run", "lay_out"]

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from alarm_models.beginnings import Ids
-from alarm_models.layout import Layout
-from alarm_models.memory import Past
+from alarm_models.packing.beginnings import Ids
+from alarm_models.packing.layout import Layout
+from alarm_models.packing.memory import Past
 
 __all__ = ["Row", "current_row", "running"]
 

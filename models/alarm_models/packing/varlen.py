@@ -9,9 +9,9 @@ import torch
 from torch.nn.attention import varlen
 from transformers import AttentionInterface
 
-from alarm_models.kernels import Attended, merged
-from alarm_models.levels import Level, levels_of
-from alarm_models.row import current_row
+from alarm_models.packing.kernels import Attended, merged
+from alarm_models.packing.levels import Level, levels_of
+from alarm_models.packing.row import current_row
 
 __all__ = ["VARLEN", "attend_within", "can_varlen", "varlen_attention"]
 
@@ -39,7 +39,7 @@ def varlen_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as `alarm_models.attention.packed_attention` does.
+    """Attend as `alarm_models.packing.attention.packed_attention` does.
 
     Raises `ValueError` for a softcap, which the kernel does not know.
     """

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from alarm_models.kernels import Attended, attend, band, merged
-from alarm_models.layout import Layout
-from alarm_models.reading import readings
-from alarm_models.row import current_row
+from alarm_models.packing.kernels import Attended, attend, band, merged
+from alarm_models.packing.layout import Layout
+from alarm_models.packing.reading import readings
+from alarm_models.packing.row import current_row
 
 __all__ = ["PACKED", "attend_reads", "packed_attention"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from alarm_models.beginnings import MIN_SHARED, Ids, num_common
+from alarm_models.packing.beginnings import MIN_SHARED, Ids, num_common
 from alarm_models.sample import Span
 
 __all__ = ["Known", "Memory", "Past", "spans_within"]

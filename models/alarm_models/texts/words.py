@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alarm_models.copying import copied_words
 from alarm_models.sample import Sample, Span
-from alarm_models.template import Rendered
+from alarm_models.texts.copying import copied_words
+from alarm_models.texts.template import Rendered
 
 __all__ = ["Laid", "Words", "split_words"]
 

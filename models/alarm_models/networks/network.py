@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from alarm_models.features import BatchCost, Features
-from alarm_models.heads import Head, Pooling
-from alarm_models.padding import padded
-from alarm_models.probing import Backbone
+from alarm_models.networks.heads import Head, Pooling
+from alarm_models.networks.padding import padded
+from alarm_models.networks.probing import Backbone
 
 __all__ = ["HeadedNetwork", "Network", "WholeNetwork"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from alarm_models.layout import Layout
+from alarm_models.packing.layout import Layout
 from alarm_models.sample import Span
 
 __all__ = ["Level", "levels_of"]

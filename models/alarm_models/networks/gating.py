@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from alarm_models.checkpoint import read_tensors
 from alarm_models.errors import CheckpointError
-from alarm_models.heads import Head, mlp
+from alarm_models.networks.checkpoint import read_tensors
+from alarm_models.networks.heads import Head, mlp
 
 __all__ = ["gated_head"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.kernels import attend, band
-from alarm_models.layout import Layout
-from alarm_models.levels import levels_of
-from alarm_models.row import Row
-from alarm_models.varlen import attend_within
+from alarm_models.packing.kernels import attend, band
+from alarm_models.packing.layout import Layout
+from alarm_models.packing.levels import levels_of
+from alarm_models.packing.row import Row
+from alarm_models.packing.varlen import attend_within
 
 __all__ = ["PackedLongformer"]
 

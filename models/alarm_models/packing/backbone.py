@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
-from alarm_models.attention import PACKED
 from alarm_models.features import BatchCost, Features
-from alarm_models.layout import Layout, lay_out
-from alarm_models.longformer import PackedLongformer
-from alarm_models.memory import Memory
-from alarm_models.row import Row, running
-from alarm_models.varlen import VARLEN
+from alarm_models.packing.attention import PACKED
+from alarm_models.packing.layout import Layout, lay_out
+from alarm_models.packing.longformer import PackedLongformer
+from alarm_models.packing.memory import Memory
+from alarm_models.packing.row import Row, running
+from alarm_models.packing.varlen import VARLEN
 
 __all__ = ["OFFSET_POSITIONS", "PackedBackbone"]
 

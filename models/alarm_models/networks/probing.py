@@ -10,11 +10,11 @@ import torch
 from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.features import Features
-from alarm_models.packing import PackedBackbone
-from alarm_models.padding import PaddedBackbone
+from alarm_models.networks.padding import PaddedBackbone
+from alarm_models.packing.backbone import PackedBackbone
+from alarm_models.packing.trimming import trim, untrim
+from alarm_models.packing.varlen import can_varlen
 from alarm_models.sample import Span
-from alarm_models.trimming import trim, untrim
-from alarm_models.varlen import can_varlen
 
 __all__ = ["Backbone", "fastest_exact"]
 

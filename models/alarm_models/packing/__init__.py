@@ -1,0 +1,1 @@
+"""Many samples in one forward pass: end to end, without padding, shared beginnings once."""
