@@ -24,7 +24,7 @@ from alarm_client.exchange import (
     refusal,
 )
 from alarm_client.types import Catalogue, Limits
-from alarm_client.wire import Job, fits, split
+from alarm_client.wire import Job, fits, halved, split
 
 T = TypeVar("T")
 
@@ -97,12 +97,10 @@ def _send_job(call: Call, job: Job[T]) -> Steps[T]:
     try:
         reply = yield from exchange(call, "POST", job.path, job.body)
     except TooLarge:
-        half = len(job.samples) // 2
-        if half == 0:
+        if len(job.samples) < 2:
             raise
-        parts = (job.part(0, half), job.part(half, len(job.samples)))
         results = []
-        for part in parts:
+        for part in halved(job):
             results.append((yield from _send_job(call, part)))
         return job.merge(results)
     return job.read(reply.body, job.samples)

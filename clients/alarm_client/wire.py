@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -13,6 +13,7 @@ from alarm_client.answers import (
     read_rewards,
     read_scores,
 )
+from alarm_client.cutting import cut, middle
 from alarm_client.types import (
     Aspects,
     Limits,
@@ -89,7 +90,7 @@ def fits(job: Job[T], limits: Limits) -> bool:
 
 
 def split(job: Job[T], limits: Limits) -> list[Job[T]]:
-    """The job in parts under the limits, in order and of about one size.
+    """The job in parts under the limits, in order and of about one size, groups whole.
 
     A single sample over the limits is a part of its own: only the server can refuse it.
     """
@@ -97,18 +98,18 @@ def split(job: Job[T], limits: Limits) -> list[Job[T]]:
         -(-len(job.samples) // limits.max_samples), -(-job.num_bytes // limits.max_body_bytes), 1
     )
     most = -(-len(job.samples) // num_parts)
-    room = limits.max_body_bytes - len(job.head) - 2
-    return [job.part(start, end) for start, end in _cut(job.encoded, most, room)]
+    # Each sample with the comma before it; the first has none.
+    room = limits.max_body_bytes - len(job.head) - 1
+    sizes = [len(piece) + 1 for piece in job.encoded]
+    groups = [sample.group for sample in job.samples]
+    parts = cut(groups, sizes, most, limits.max_samples, room)
+    return [job.part(start, end) for start, end in parts]
 
 
-def _cut(encoded: Sequence[bytes], most: int, room: int) -> Iterator[tuple[int, int]]:
-    start = used = 0
-    for index, piece in enumerate(encoded):
-        if index > start and (index - start == most or used + len(piece) > room):
-            yield start, index
-            start, used = index, 0
-        used += len(piece) + 1
-    yield start, len(encoded)
+def halved(job: Job[T]) -> tuple[Job[T], Job[T]]:
+    """The job in two, between groups where it has several."""
+    at = middle([sample.group for sample in job.samples])
+    return job.part(0, at), job.part(at, len(job.samples))
 
 
 def _head(options: Mapping[str, object]) -> bytes:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -58,8 +57,8 @@ async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: 
     try:
         with Progress(console=Console(stderr=True)) as progress, file.open("rb") as lines:
             task = progress.add_task("scoring", total=num_lines)
-            for chunk in _chunks(line for line in lines if line.strip()):
-                rewards = await _reward_lines(engine, recipe, chunk)
+            for chunk in _chunks(_parse(line) for line in lines if line.strip()):
+                rewards = await _rewards(engine, recipe, chunk)
                 num_failed += sum(reward.error is not None for reward in rewards)
                 out.writelines(f"{reward.model_dump_json()}\n" for reward in rewards)
                 progress.advance(task, len(chunk))
@@ -70,13 +69,27 @@ async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: 
     return 1 if num_failed else 0
 
 
-def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    while chunk := list(islice(lines, _AT_ONCE)):
+def _chunks(lines: Iterator[SampleIn | SampleError]) -> Iterator[list[SampleIn | SampleError]]:
+    """Some lines at a time; neighbours of one group together, however many they are."""
+    chunk: list[SampleIn | SampleError] = []
+    for line in lines:
+        if len(chunk) >= _AT_ONCE and not _are_of_one_group(chunk[-1], line):
+            yield chunk
+            chunk = []
+        chunk.append(line)
+    if chunk:
         yield chunk
 
 
-async def _reward_lines(engine: Engine, recipe: Recipe, lines: Sequence[bytes]) -> list[RewardOut]:
-    parsed = [_parse(line) for line in lines]
+def _are_of_one_group(one: SampleIn | SampleError, other: SampleIn | SampleError) -> bool:
+    if isinstance(one, SampleError) or isinstance(other, SampleError):
+        return False
+    return one.group is not None and one.group == other.group
+
+
+async def _rewards(
+    engine: Engine, recipe: Recipe, parsed: Sequence[SampleIn | SampleError]
+) -> list[RewardOut]:
     samples = [one for one in parsed if isinstance(one, SampleIn)]
     done = await reward_samples(
         engine, recipe.name, [sample_in(sample) for sample in samples], Overrides(), "admitted"

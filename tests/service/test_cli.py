@@ -67,6 +67,22 @@ def test_a_file_of_no_samples_has_no_rewards(recipe_file: Path) -> None:
     assert score(recipe_file, "\n\n") == (0, [])
 
 
+def test_a_group_that_many_lines_lead_up_to_is_compared_whole(tmp_path: Path) -> None:
+    recipe = tmp_path / "groups.toml"
+    recipe.write_text(
+        '[models.length]\nkind = "length"\n[holistic]\nmodel = "length"\n'
+        '[hierarchy]\nrule = "mo_grpo"\ngroup_size = 4\n'
+    )
+    last = "".join(sample(text, group="last") for text in ("a", "bb", "ccc", "dddddd"))
+    _, alone = score(recipe, last)
+    before = "".join(sample("a" * (1 + i % 4), group=f"g{i // 4}") for i in range(252))
+    one = sample("x") * 2  # without a group: refused, but lines all the same
+    code, lines = score(recipe, before + one + last)
+    assert code == 1
+    assert [line["reward"] for line in lines[-4:]] == [line["reward"] for line in alone]
+    assert None not in [line["reward"] for line in lines[-4:]]
+
+
 def test_a_setting_changes_the_recipe(recipe_file: Path) -> None:
     _, (plain,) = score(recipe_file, sample("a"))
     _, (tripled,) = score(recipe_file, sample("a"), "--set", "holistic.weight=3")

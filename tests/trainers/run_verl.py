@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import ray
 import torch
@@ -78,6 +79,26 @@ def each(manager: object, data: DataProto) -> list[dict[str, object]]:
     return [loop.run_until_complete(manager.run_single(data[i : i + 1])) for i in range(2)]
 
 
+def sizes_of_batches() -> tuple[float, float]:
+    """The samples and the batches that the server's models have had."""
+    lines = httpx.get(f"{os.environ['ALARM_URL']}/metrics").text.splitlines()
+
+    def total(name: str) -> float:
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    return total("alarm_batch_samples_sum"), total("alarm_batch_samples_count")
+
+
+def at_once(manager: object, data: DataProto) -> tuple[list[float], float]:
+    """The rewards of 16 calls for each sample, as verl's loop awaits them; samples a batch."""
+    loop = asyncio.get_event_loop()
+    before = sizes_of_batches()
+    calls = [manager.run_single(data[i % 2 : i % 2 + 1]) for i in range(32)]
+    rows = loop.run_until_complete(asyncio.wait_for(asyncio.gather(*calls), 120))
+    samples, batches = (now - then for now, then in zip(sizes_of_batches(), before, strict=True))
+    return [row["reward_score"] for row in rows], samples / batches
+
+
 FUNCTION = {"path": "pkg://alarm_client.trainers.verl", "name": "compute_score"}
 asyncio.set_event_loop(asyncio.new_event_loop())
 data = rollouts()
@@ -93,6 +114,9 @@ dense = load_reward_manager(dense_config, TOKENS)
 scores = [row["reward_score"] for row in each(dense, data)]
 legacy = NaiveRewardManager(TOKENS, num_examine=0, compute_score=compute_score_blocking)
 
+naive_rows = each(naive, data)
+together, samples_a_batch = at_once(naive, data)
+
 TOKENS.save_pretrained(os.getcwd())
 ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
 ray_config = config("AlarmRewardManager", "importlib", num_workers=2)
@@ -101,8 +125,10 @@ by_ray = RewardLoopManager(ray_config).compute_rm_score(data)
 Path(sys.argv[1]).write_text(
     json.dumps(
         {
-            "naive": [row["reward_score"] for row in each(naive, data)],
-            "naive_extra": each(naive, data)[0]["reward_extra_info"],
+            "naive": [row["reward_score"] for row in naive_rows],
+            "naive_extra": naive_rows[0]["reward_extra_info"],
+            "together": together,
+            "samples_a_batch": samples_a_batch,
             "ours": [row["reward_score"] for row in each(ours, data)],
             "dense": type(dense).assemble_rm_scores(data, scores).tolist(),
             "legacy_naive": legacy(data).sum(dim=1).tolist(),
