@@ -14,6 +14,8 @@ from work import Way, Work
 
 __all__ = ["Timed", "in_turns", "largest_difference", "report"]
 
+_REST_S = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Timed:
@@ -30,11 +32,16 @@ class Timed:
 
 
 def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
-    """Run each way on each round's work; the time of round -1 is not counted."""
+    """Run each way on each round's work; the time of round -1 is not counted.
+
+    Each begins after a rest: a server may look for more work, on a core of its own, for a second
+    or two after its last, and would take that core from the next.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
     for number, twins in work.items():
         for name, way in ways.items():
+            time.sleep(_REST_S)
             started = time.perf_counter()
             numbers[name][number] = way.score(twins[way.twin])
             if number >= 0:
