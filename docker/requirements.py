@@ -1,31 +1,46 @@
 """Prints what the given manifests depend on, save one another, with the extras of EXTRAS."""
 
 import os
+import re
 import sys
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?")
 
 
-def requirements(manifests: list[Path], extras: list[str]) -> list[str]:
-    """Return the requirements of all manifests, and of these extras, that none meets itself."""
+def requirements(manifests: Sequence[Path], extras: Sequence[str]) -> list[str]:
+    """Return the requirements of all manifests, and of these extras, that none meets itself.
+
+    What one asks of another's extras (``alarm-models[text]``) is among them.
+    """
     projects = [tomllib.loads(file.read_text("utf-8"))["project"] for file in manifests]
-    own = {project["name"] for project in projects}
-    wanted = {
-        requirement
-        for project in projects
-        for requirement in (
-            *project["dependencies"],
-            *(
-                one
-                for extra in extras
-                for one in project.get("optional-dependencies", {}).get(extra, ())
-            ),
-        )
-    }
-    return sorted(wanted - own)
+    own = {project["name"]: project for project in projects}
+    wanted: set[str] = set()
+
+    def take(project: dict[str, Any], extras: Sequence[str]) -> None:
+        for requirement in _asked(project, extras):
+            named = _NAME.match(requirement)
+            if named is None or named[1] not in own:
+                wanted.add(requirement)
+            else:
+                take(own[named[1]], (named[2] or "").split(","))
+
+    for project in projects:
+        take(project, extras)
+    return sorted(wanted)
+
+
+def _asked(project: dict[str, Any], extras: Sequence[str]) -> Iterator[str]:
+    yield from project["dependencies"]
+    for extra in extras:
+        yield from project.get("optional-dependencies", {}).get(extra, ())
 
 
 if __name__ == "__main__":
-    extras = os.environ.get("EXTRAS", "traces").split(",")
-    found = requirements([Path(one) for one in sys.argv[1:]], extras)
+    found = requirements(
+        [Path(one) for one in sys.argv[1:]], os.environ.get("EXTRAS", "traces").split(",")
+    )
     sys.stdout.write("\n".join(found) + "\n")
