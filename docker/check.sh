@@ -3,6 +3,7 @@
 #
 #   docker/check.sh              needs root, buildah and (where no registry answers) debootstrap
 #   TORCH=index docker/check.sh  takes torch from wherever pip is set up to find it
+#   EXTRAS=traces,ray docker/check.sh  builds the image of a cluster
 #
 # The image runs in chroot isolation, so that its network is this machine's.
 set -euo pipefail
@@ -67,7 +68,7 @@ buildah inspect --type image "$base" >/dev/null 2>&1 || buildah pull --quiet "$b
 say "the image"
 find_mounts
 buildah bud --pull-never --format docker --file docker/Dockerfile --tag "$image" \
-    --build-arg "TORCH=${TORCH:-cpu}" "${mounts[@]}" .
+    --build-arg "TORCH=${TORCH:-cpu}" --build-arg "EXTRAS=${EXTRAS:-traces}" "${mounts[@]}" .
 buildah images "$image"
 
 container=$(buildah from --pull-never "$image")
