@@ -81,7 +81,8 @@ def each(manager: object, data: DataProto) -> list[dict[str, object]]:
 
 def sizes_of_batches() -> tuple[float, float]:
     """The samples and the batches that the server's models have had."""
-    lines = httpx.get(f"{os.environ['ALARM_URL']}/metrics").text.splitlines()
+    answer = httpx.get(f"{os.environ['ALARM_URL']}/metrics").raise_for_status()
+    lines = answer.text.splitlines()
 
     def total(name: str) -> float:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))

@@ -101,7 +101,8 @@ def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_
     chats = near(asked_directly(server, [CHAT] * 2, ANSWERS))
     assert found["naive"] == texts
     assert found["together"] == pytest.approx(found["naive"] * 16, abs=1e-4)
-    assert found["samples_a_batch"] > 2
+    if isinstance(server, Process):  # the other takes one request at a time
+        assert found["samples_a_batch"] > 2
     assert found["legacy_naive"] == texts
     assert found["ours"] == chats
     assert found["naive_extra"]["alarm_failed"] == 0.0

@@ -57,7 +57,8 @@ def expected(server: Process) -> list[float]:
 
 def batched(server: Process) -> tuple[float, float]:
     """The samples and the batches that the server's models have had."""
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    answer = httpx.get(f"{server.url}/metrics", auth=("anybody", KEY)).raise_for_status()
+    lines = answer.text.splitlines()
 
     def total(name: str) -> float:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
