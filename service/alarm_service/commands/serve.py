@@ -6,6 +6,7 @@ import argparse
 import signal
 
 from alarm_models.recipe_files import load_recipes
+from alarm_service.collecting import uncollected
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.ray.asked import require_usable_ray
 from alarm_service.settings import Settings
@@ -31,7 +32,8 @@ def _run(options: argparse.Namespace) -> int:
     require_usable_ray(settings)
     listener = listen(settings.host, settings.port)
     # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
-    from alarm_service.serving import serve
+    with uncollected():
+        from alarm_service.serving import serve
 
     if settings.ray:
         from alarm_service.ray.loading import RayLoad, connect
