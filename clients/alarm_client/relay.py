@@ -114,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return _refusal(411, "invalid_request", "a body needs its Content-Length here")
         body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError("the caller hung up within its body")
         given = {name.lower(): value for name, value in self.headers.items()}
         if not is_intact(body, given):
             return _refusal(400, "garbled", "the body does not fit its Content-Digest")

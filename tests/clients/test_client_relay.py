@@ -171,6 +171,16 @@ def test_a_body_that_changed_on_its_way_is_not_passed_on() -> None:
     assert server.asked == []
 
 
+def test_half_a_body_is_not_passed_on() -> None:
+    with running(Server()) as server, relayed(server.server_port) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as caller:
+            caller.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 9\r\n\r\n[1]")
+            caller.shutdown(socket.SHUT_WR)
+            assert caller.recv(1) == b""
+    assert server.asked == []
+
+
 def test_a_body_of_unknown_length_is_refused() -> None:
     def pieces() -> Iterator[bytes]:
         yield b"{}"
