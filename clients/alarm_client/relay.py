@@ -67,11 +67,10 @@ class Relay(ThreadingHTTPServer):
             steps = _once(replace(send, timeout=timeout))
         try:
             return drive(steps, self._send, 1, caller_is_gone)
+        except AlarmConnectionError as error:
+            return _refusal(502, "unavailable", str(error))
         except AlarmError as error:
-            is_down = isinstance(error, AlarmConnectionError)
-            return _refusal(
-                *((502, "unavailable") if is_down else (504, "deadline_passed")), str(error)
-            )
+            return _refusal(504, "deadline_passed", str(error))
 
     def server_close(self) -> None:
         """Listen no more, and leave the server."""
@@ -93,26 +92,22 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
     server: Relay
 
-    def do_GET(self) -> None:
-        self._relay()
-
     def do_POST(self) -> None:
-        self._relay()
-
-    def log_message(self, *_: object) -> None:
-        """The server logs its requests; here are outages alone."""
-
-    def _relay(self) -> None:
         try:
             self._answer(self._asked())
         except (Abandoned, ConnectionError, TimeoutError):
             self.close_connection = True
 
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        """The server logs its requests; here are outages alone."""
+
     def _asked(self) -> Reply:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdigit():
             self.close_connection = True
-            return _refusal(411, "invalid_request", "a body needs its Content-Length here")
+            return _refusal(411, "bad_request", "a body needs its Content-Length here")
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionError("the caller hung up within its body")
