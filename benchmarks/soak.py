@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import socket
 import sys
 import threading
@@ -79,6 +80,7 @@ def main() -> int:
     parser.add_argument("--kill-every", type=float, default=300, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its server is not left behind
     with restartable(*FLAGS) as server:
         with AlarmClient(server.url) as client:
             client.wait_ready(timeout=120)
@@ -102,7 +104,7 @@ def disturb(
     truth: Mapping[int, float],
     options: argparse.Namespace,
 ) -> None:
-    """Run callers and faults side by side until the time is over; print a line a minute."""
+    """Run callers and faults side by side until the time is over."""
     threads = [
         threading.Thread(target=call, args=(soak, proxy, truth, number))
         for number in range(options.callers)
@@ -110,8 +112,17 @@ def disturb(
     threads.append(threading.Thread(target=be_rude, args=(soak, server, options.seed)))
     for thread in threads:
         thread.start()
-    started = time.monotonic()
-    told = killed = started
+    try:
+        watch(soak, server, proxy, options)
+    finally:
+        soak.over.set()
+        for thread in threads:
+            thread.join()
+
+
+def watch(soak: Soak, server: Restartable, proxy: Proxy, options: argparse.Namespace) -> None:
+    """Kill the server now and then, note its memory, and print a line a minute."""
+    told = killed = started = time.monotonic()
     while (now := time.monotonic()) - started < options.minutes * 60:
         time.sleep(1)
         soak.resident_mib.append(resident_mib(server.popen.pid))
@@ -123,9 +134,6 @@ def disturb(
         if now - told > 60:
             told = now
             print(json.dumps(soak.report(proxy)), flush=True)
-    soak.over.set()
-    for thread in threads:
-        thread.join()
 
 
 def call(soak: Soak, proxy: Proxy, truth: Mapping[int, float], number: int) -> None:

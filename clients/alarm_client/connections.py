@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 from alarm_client.address import Address
-from alarm_client.digests import content_digest, is_intact
+from alarm_client.digests import content_digest, is_answer_to, is_intact
 from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
 from alarm_client.exchange import Reply, Send
 from alarm_client.tracing import trace_headers
@@ -58,7 +58,7 @@ class Connections:
                 body += piece
                 if self._now() > ends:
                     raise httpx.ReadTimeout("the answer came too slowly")
-            return _reply(response, bytes(body))
+            return _reply(response, bytes(body), action.body)
 
     def close(self) -> None:
         """Close this process's connections; a parent's are the parent's to close."""
@@ -112,7 +112,7 @@ class AsyncConnections:
                 timeout=_timeout(action),
             )
             response = await asyncio.wait_for(request, action.timeout)
-            return _reply(response, response.content)
+            return _reply(response, response.content, action.body)
 
     async def aclose(self) -> None:
         """Close the running loop's connections; other loops close theirs as they shut down."""
@@ -196,8 +196,10 @@ def _timeout(action: Send) -> httpx.Timeout:
     return httpx.Timeout(action.timeout, connect=_connect_seconds(action))
 
 
-def _reply(response: httpx.Response, body: bytes) -> Reply:
+def _reply(response: httpx.Response, body: bytes, asked: bytes | None) -> Reply:
     headers = {name.lower(): value for name, value in response.headers.items()}
     if not is_intact(body, headers):
         raise httpx.ReadError("the answer does not fit its Content-Digest")
+    if asked is not None and response.is_success and not is_answer_to(asked, headers):
+        raise httpx.ReadError("the answer is not to the body that was sent, or lost its digest")
     return Reply(response.status_code, headers, body)

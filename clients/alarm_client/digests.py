@@ -21,5 +21,20 @@ def is_intact(body: bytes, headers: Mapping[str, str]) -> bool:
 
     True where they name no sha-256, or one of the body as something on its way has compressed it.
     """
-    found = _SHA_256.search(headers.get("content-digest", ""))
-    return found is None or "content-encoding" in headers or found.group() == content_digest(body)
+    return "content-encoding" in headers or _fits(body, headers.get("content-digest", ""))
+
+
+def is_answer_to(asked: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether an answer's headers (in lower case) name the body that was sent as what it answers.
+
+    A digest that is garbled itself protects nothing. So the server says what it has read too, and
+    an answer that comes with one of both digests has lost the other; one with neither is of
+    something else than this server, and taken as it is.
+    """
+    read = headers.get("request-content-digest")
+    return (read is None) == ("content-digest" not in headers) and _fits(asked, read or "")
+
+
+def _fits(body: bytes, header: str) -> bool:
+    found = _SHA_256.search(header)
+    return found is None or found.group() == content_digest(body)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-_PIECE_BYTES = 512
-
 
 @dataclass
 class Proxy:
@@ -23,6 +21,7 @@ class Proxy:
     delayed: float = 0.0
     garbled: float = 0.0
     longest_s: float = 0.05
+    piece_bytes: int = 512
     seed: int = 0
     seen: dict[str, int] = field(
         default_factory=lambda: {"cut": 0, "delayed": 0, "garbled": 0, "pieces": 0}
@@ -68,7 +67,7 @@ class Proxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
-            while piece := await reader.read(_PIECE_BYTES):
+            while piece := await reader.read(self.piece_bytes):
                 self.seen["pieces"] += 1
                 if self._falls("cut", self.cut):
                     writer.write(piece[: len(piece) // 2])

@@ -1,9 +1,10 @@
 """Between client and server: what is cut, delayed or garbled is never a wrong reward."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pytest
-from callers import Tally, load
+from callers import Tally, ask, load
 from proxy import Proxy, proxied
 from restarts import Restartable
 
@@ -45,3 +46,41 @@ def test_bytes_that_are_garbled_are_an_error_or_a_retry_and_never_a_wrong_reward
     assert proxy.seen["garbled"] > 10
     assert tally.wrong == []
     assert tally.right > 60  # garbled bodies are sent again; garbled heads may be an error
+
+
+@dataclass
+class Forging(Proxy):
+    """Changes a body that holds `body`, once, and the name of the digest that would tell.
+
+    `digest` is what its line in the head begins with.
+    """
+
+    body: tuple[bytes, bytes] = (b"", b"")
+    digest: bytes = b""
+    forged: set[bytes] = field(default_factory=set)
+
+    def _garble(self, piece: bytes) -> bytes:
+        for old, new in ((b"\r\n" + self.digest, b"\r\nX" + self.digest[1:]), self.body):
+            if old not in self.forged and old in piece:
+                self.forged.add(old)
+                piece = piece.replace(old, new, 1)
+        return piece
+
+
+@pytest.mark.parametrize(
+    ("digest", "body"),
+    [
+        (b"Content-Digest", (b"So say 7 of us", b"So say 8 of us")),
+        (b"content-digest", (b'"reward":', b'"reward":1')),
+    ],
+    ids=["request", "answer"],
+)
+def test_a_body_garbled_together_with_its_digest_is_sent_again(
+    server: Restartable, truth: Mapping[int, float], digest: bytes, body: tuple[bytes, bytes]
+) -> None:
+    proxy = Forging(server.address, garbled=1, piece_bytes=1 << 16, digest=digest, body=body)
+    tally = Tally()
+    with proxied(proxy), AlarmClient(proxy.url, timeout=30, retries=PATIENT) as client:
+        ask(client, truth, tally, 7, 1)
+    assert len(proxy.forged) == 2
+    assert (tally.right, tally.wrong, tally.errors) == (1, [], {})

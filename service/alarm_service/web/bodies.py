@@ -51,7 +51,8 @@ class BodyLimit:
     """Reads a body before its route does; answers 413 as soon as it is over the limit.
 
     One that takes longer than ``timeout_s`` is a 408, one that its `Content-Digest` does not fit a
-    400, and 429 says that the bodies of others fill the room for those that arrive.
+    400, and 429 says that the bodies of others fill the room for those that arrive. Answers say in
+    `Request-Content-Digest` what was read: a digest may have been garbled as well as its body.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -80,7 +81,7 @@ class BodyLimit:
         if body is None:  # the caller hung up
             return
         scope[BODY_BYTES] = len(body)
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, _replay(body, receive), _naming(body, send))
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         declared = headers.get("content-length", "")
@@ -120,6 +121,17 @@ class BodyLimit:
         response = error_response(error)
         response.headers["Connection"] = "close"  # what may still drip in is not waited for
         await response(scope, receive, send)
+
+
+def _naming(body: bytes, send: Send) -> Send:
+    """Return a `send` that names the body which the answer is to."""
+
+    async def name(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Request-Content-Digest"] = content_digest(body)
+        await send(message)
+
+    return name
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
