@@ -1,7 +1,8 @@
 """A group: G completions of one prompt, scored by a Llama made on the spot.
 
 Ours (packed, the prompt computed once) against transformers one by one and padded, and over HTTP
-against a server that pads what it is sent. With `--head segments` the same for token heads.
+against a server that pads what it is sent; `products` says what bounds all of them. With
+`--head segments` the same for token heads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--head", default="sequence", choices=["sequence", "segments"])
-    add_options(parser, ["http", "in-process", "transformers", "padding-server"], rounds=3)
+    rivals = ["http", "in-process", "transformers", "padding-server", "products"]
+    add_options(parser, rivals, rounds=3)
     run(parser.parse_args())
 
 

@@ -14,6 +14,7 @@ from load import Post, client
 from ours import deterministic, in_process, over_http
 from peers import infinity, vllm
 from plain import make_runner
+from products import products
 from timing import in_turns, report
 from work import Sample, Task, Way, Work
 
@@ -89,6 +90,7 @@ RIVALS: Mapping[str, Rival] = {
     "padding-server": padding_server,
     "vllm": vllm,
     "infinity": infinity,
+    "products": products,
 }
 
 

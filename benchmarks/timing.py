@@ -66,16 +66,18 @@ def report(
     """Print a table and one line of JSON.
 
     Ratios are to the way named ``base``; differences are the largest from the
-    ``references``, the numbers of each twin.
+    ``references``, the numbers of each twin; a way without numbers is there for its time alone.
     """
     table = Table("way", "seconds", "least", "most", "ratio", "difference", title=title)
     rows = {}
     for name, one in timed.items():
-        difference = largest_difference(one.numbers, references[one.twin])
+        gives = any(map(len, one.numbers.values()))
+        difference = largest_difference(one.numbers, references[one.twin]) if gives else None
         ratio = one.median / timed[base].median
         fastest, slowest = min(one.seconds), max(one.seconds)
         shown = [f"{seconds:.3f}" for seconds in (one.median, fastest, slowest)]
-        table.add_row(name, *shown, f"{ratio:.2f}", f"{difference:.1e}")
+        exact = "-" if difference is None else f"{difference:.1e}"
+        table.add_row(name, *shown, f"{ratio:.2f}", exact)
         rows[name] = {
             "seconds": list(one.seconds),
             "median": one.median,

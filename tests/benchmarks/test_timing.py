@@ -52,3 +52,13 @@ def test_the_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFix
         "ratio": 3.0,
         "difference": 0.5,
     }
+
+
+def test_a_way_without_numbers_has_a_time_and_no_difference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timed = {"ours": Timed([2.0], {0: [0.0]}), "bound": Timed([1.0], {0: []})}
+    report("a title", timed, "ours", [{0: [0.0]}])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["ways"]["bound"]["difference"] is None
+    assert found["ways"]["bound"]["ratio"] == 0.5
