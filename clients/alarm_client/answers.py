@@ -1,8 +1,8 @@
-"""Answers to typed results: checked against the samples that asked, and joined in their order."""
+"""Answers to typed results, checked against the samples that asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from alarm_client.errors import ProtocolError
 from alarm_client.fields import (
@@ -70,20 +70,6 @@ def read_catalogue(body: bytes) -> Catalogue:
             positive(limits.get("max_body_bytes"), own.max_body_bytes),
         ),
     )
-
-
-def merge_scores(results: Sequence[ScoreResult]) -> ScoreResult:
-    """The results of one call's parts as one."""
-    fingerprint = _one_fingerprint([result.fingerprint for result in results])
-    scores = tuple(score for result in results for score in result.scores)
-    return ScoreResult(results[0].model, fingerprint, scores, _sum(r.usage for r in results))
-
-
-def merge_rewards(results: Sequence[RewardResult]) -> RewardResult:
-    """The results of one call's parts as one."""
-    fingerprint = _one_fingerprint([result.fingerprint for result in results])
-    rewards = tuple(reward for result in results for reward in result.rewards)
-    return RewardResult(results[0].recipe, fingerprint, rewards, _sum(r.usage for r in results))
 
 
 def _score(row: Json) -> Score:
@@ -191,17 +177,3 @@ def _usage(answer: Json) -> Usage:
     usage = object_of(answer.get("usage") or {}, "usage")
     tokens = int(number(usage.get("num_tokens", 0), "num_tokens"))
     return Usage(tokens, int(number(usage.get("num_computed_tokens", tokens), "usage")))
-
-
-def _sum(usages: Iterable[Usage]) -> Usage:
-    every = list(usages)
-    return Usage(sum(u.num_tokens for u in every), sum(u.num_computed_tokens for u in every))
-
-
-def _one_fingerprint(fingerprints: Sequence[str]) -> str:
-    if len(set(fingerprints)) > 1:
-        raise ProtocolError(
-            f"the server changed during the call: fingerprints {sorted(set(fingerprints))}",
-            retryable=True,
-        )
-    return fingerprints[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from alarm_client.actions import Reply, Send, Sleep, Steps, Together
 from alarm_client.answers import read_catalogue
 from alarm_client.errors import (
     AlarmConnectionError,
@@ -12,17 +13,7 @@ from alarm_client.errors import (
     StatusError,
     TooLarge,
 )
-from alarm_client.exchange import (
-    RETRIED,
-    Call,
-    Reply,
-    Send,
-    Sleep,
-    Steps,
-    Together,
-    exchange,
-    refusal,
-)
+from alarm_client.exchange import RETRIED, Call, exchange, refusal
 from alarm_client.types import Catalogue, Limits
 from alarm_client.wire import Job, fits, halved, split
 

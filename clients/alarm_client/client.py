@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from alarm_client.actions import Steps
 from alarm_client.caller import Caller
 from alarm_client.calls import await_ready, fetch_catalogue, run_job
-from alarm_client.exchange import Steps
 from alarm_client.retries import Retries
 from alarm_client.types import (
     Aspects,

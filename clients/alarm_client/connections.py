@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import httpx
 
+from alarm_client.actions import Reply, Send
 from alarm_client.address import Address
-from alarm_client.digests import content_digest, is_answer_to, is_intact
-from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
-from alarm_client.exchange import Reply, Send
-from alarm_client.tracing import trace_headers
+from alarm_client.messages import headers_of, own_errors, reply_of, timeout_of
 
-_CONNECT_SECONDS = 5.0
 # Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
 _POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
 
@@ -44,13 +40,13 @@ class Connections:
         """Perform one request within its timeout; the clock is looked at between reads."""
         ends = self._now() + action.timeout
         with (
-            _own_errors(self._address.url, action),
+            own_errors(self._address.url, action),
             self._client().stream(
                 action.method,
                 self._address.url + action.path,
                 content=action.body,
-                headers=_headers(self._address, action),
-                timeout=_timeout(action),
+                headers=headers_of(self._address, action),
+                timeout=timeout_of(action),
             ) as response,
         ):
             body = bytearray()
@@ -58,7 +54,7 @@ class Connections:
                 body += piece
                 if self._now() > ends:
                     raise httpx.ReadTimeout("the answer came too slowly")
-            return _reply(response, bytes(body), action.body)
+            return reply_of(response, bytes(body), action.body)
 
     def close(self) -> None:
         """Close this process's connections; a parent's are the parent's to close."""
@@ -103,16 +99,16 @@ class AsyncConnections:
     async def send(self, action: Send) -> Reply:
         """Perform one request within its timeout."""
         client = await self._client()
-        with _own_errors(self._address.url, action):
+        with own_errors(self._address.url, action):
             request = client.request(
                 action.method,
                 self._address.url + action.path,
                 content=action.body,
-                headers=_headers(self._address, action),
-                timeout=_timeout(action),
+                headers=headers_of(self._address, action),
+                timeout=timeout_of(action),
             )
             response = await asyncio.wait_for(request, action.timeout)
-            return _reply(response, response.content, action.body)
+            return reply_of(response, response.content, action.body)
 
     async def aclose(self) -> None:
         """Close the running loop's connections; other loops close theirs as they shut down."""
@@ -148,58 +144,3 @@ async def _keep(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
         yield
     finally:
         await client.aclose()
-
-
-@contextmanager
-def _own_errors(url: str, action: Send) -> Iterator[None]:
-    where = f"{url}{action.path}"
-    try:
-        yield
-    except httpx.ConnectTimeout as error:
-        raise AlarmConnectionError(
-            f"{where}: no connection within {_connect_seconds(action):g} s; is the host right?",
-            retryable=True,
-        ) from error
-    except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
-        raise DeadlineExceeded(
-            f"{where}: no answer within the {action.timeout:g} s that were left", retryable=True
-        ) from error
-    except httpx.ConnectError as error:
-        raise AlarmConnectionError(
-            f"{where}: cannot connect ({error}); is `alarm serve` running at {url}?", retryable=True
-        ) from error
-    except httpx.RequestError as error:
-        raise AlarmConnectionError(
-            f"{where}: the connection broke ({type(error).__name__}: {error})", retryable=True
-        ) from error
-
-
-def _headers(address: Address, action: Send) -> dict[str, str]:
-    headers = {
-        "User-Agent": "alarm-client",
-        "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
-        **trace_headers(),
-    }
-    if action.body is not None:
-        headers["Content-Type"] = "application/json"
-        headers["Content-Digest"] = content_digest(action.body)
-    if address.authorization is not None:
-        headers["Authorization"] = address.authorization
-    return {**headers, **(action.headers or {})}
-
-
-def _connect_seconds(action: Send) -> float:
-    return min(_CONNECT_SECONDS, action.timeout)
-
-
-def _timeout(action: Send) -> httpx.Timeout:
-    return httpx.Timeout(action.timeout, connect=_connect_seconds(action))
-
-
-def _reply(response: httpx.Response, body: bytes, asked: bytes | None) -> Reply:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    if not is_intact(body, headers):
-        raise httpx.ReadError("the answer does not fit its Content-Digest")
-    if asked is not None and response.is_success and not is_answer_to(asked, headers):
-        raise httpx.ReadError("the answer is not to the body that was sent, or lost its digest")
-    return Reply(response.status_code, headers, body)

@@ -9,8 +9,8 @@ from contextvars import copy_context
 from threading import Event
 from typing import Any, TypeVar
 
+from alarm_client.actions import Action, Reply, Send, Sleep, Steps, Together
 from alarm_client.errors import AlarmError
-from alarm_client.exchange import Action, Reply, Send, Sleep, Steps, Together
 
 T = TypeVar("T")
 

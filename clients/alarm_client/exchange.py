@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
 
+from alarm_client.actions import Reply, Send, Sleep, Steps
 from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
@@ -18,49 +18,6 @@ from alarm_client.errors import (
 )
 from alarm_client.fields import read_object
 from alarm_client.retries import Retries, parse_retry_after, retry_delay
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded.
-
-    `headers` are sent in place of the client's own of the same names.
-    """
-
-    method: str
-    path: str
-    body: bytes | None
-    timeout: float
-    headers: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Wait so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Take several walks at once and hand back their results in order."""
-
-    walks: tuple[Steps[Any], ...]
-
-
-Action: TypeAlias = Send | Sleep | Together
-Steps: TypeAlias = Generator[Action, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server answered; header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 def throw_dice() -> float:

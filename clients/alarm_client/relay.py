@@ -13,17 +13,18 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from alarm_client.actions import Reply, Send, Steps
 from alarm_client.address import DEFAULT_URL, find_address
 from alarm_client.connections import Connections
 from alarm_client.digests import is_intact
 from alarm_client.drivers import Abandoned, drive
 from alarm_client.errors import AlarmConnectionError, AlarmError
-from alarm_client.exchange import Reply, Send, Steps, settle, start_call
+from alarm_client.exchange import settle, start_call
+from alarm_client.outages import Outage, tell
 from alarm_client.retries import Retries
 
 _PATIENCE = Retries(longest=4.0, max_reconnects=sys.maxsize)
@@ -52,7 +53,7 @@ class Relay(ThreadingHTTPServer):
         self.target = address.url
         self._timeout = timeout
         self._connections = Connections(replace(address, authorization=None), None)
-        self._outage = _Outage()
+        self._outage = Outage()
         super().__init__((host, port), _Handler)
 
     def relayed(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
@@ -143,26 +144,6 @@ class _HungUp(threading.Event):
             return bool(selector.select(0)) and not self._connection.recv(1, socket.MSG_PEEK)
 
 
-class _Outage:
-    """Tells on standard error when the server goes and when it is back, however many calls wait."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._since: float | None = None
-
-    def goes_on(self, reason: str) -> None:
-        with self._lock:
-            if self._since is None:
-                self._since = time.monotonic()
-                _tell(f"{reason}; calls wait")
-
-    def is_over(self) -> None:
-        with self._lock:
-            if self._since is not None:
-                _tell(f"it answers again, after {time.monotonic() - self._since:.1f} s")
-                self._since = None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Relay until SIGTERM or an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
@@ -174,11 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         relay = Relay(given.url, given.host, given.port, given.timeout)
     except (ValueError, OSError) as error:
-        _tell(str(error))
+        tell(str(error))
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with relay:
-        _tell(f"http://{given.host}:{relay.server_port} is {relay.target}")
+        tell(f"http://{given.host}:{relay.server_port} is {relay.target}")
         try:
             relay.serve_forever()
         except KeyboardInterrupt:
@@ -195,11 +176,6 @@ def _refusal(status: int, code: str, message: str) -> Reply:
     error = {"code": code, "message": message, "retryable": status >= 500}
     body = json.dumps({"error": error}).encode()
     return Reply(status, {"content-type": "application/json"}, body)
-
-
-def _tell(message: str) -> None:
-    sys.stderr.write(f"relay: {message}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

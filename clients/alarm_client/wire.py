@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from alarm_client.answers import (
-    merge_rewards,
-    merge_scores,
-    read_rewards,
-    read_scores,
-)
+from alarm_client.answers import read_rewards, read_scores
 from alarm_client.cutting import cut, middle
+from alarm_client.joining import merge_rewards, merge_scores
 from alarm_client.types import (
     Aspects,
     Limits,

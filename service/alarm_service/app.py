@@ -17,7 +17,7 @@ from alarm_models.recipe import Recipe
 from alarm_service.compat import pooling_router
 from alarm_service.compat import router as trainers_router
 from alarm_service.compat.labels import label_of
-from alarm_service.engine import Engine, Limits
+from alarm_service.engine import Engine
 from alarm_service.generations.making import Unchanged
 from alarm_service.keeper import Keeper
 from alarm_service.parity.gate import require_parity
@@ -28,6 +28,7 @@ from alarm_service.scheduling.devices import (
     require_determinism,
     unchanged_on_disk,
 )
+from alarm_service.scheduling.limits import Limits
 from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
 from alarm_service.telemetry.metrics import Metrics

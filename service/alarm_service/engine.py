@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import structlog
 import torch
@@ -25,6 +24,7 @@ from alarm_service.scheduling.batching import Waiting
 from alarm_service.scheduling.budget import LEAST_BUDGET
 from alarm_service.scheduling.devices import forget_models
 from alarm_service.scheduling.life import Life, State, stopping
+from alarm_service.scheduling.limits import Limits
 from alarm_service.scheduling.loaded import Loaded
 from alarm_service.scheduling.passage import Passage
 from alarm_service.scheduling.replicas import Load, Replicas
@@ -32,24 +32,9 @@ from alarm_service.scheduling.work import Scores
 from alarm_service.telemetry.metrics import Metrics
 from alarm_service.telemetry.tracing import Traces
 
-__all__ = ["Engine", "Gate", "Limits"]
+__all__ = ["Engine", "Gate"]
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much an engine holds and runs at once, in tokens, and how long a forward pass may take.
-
-    Without ``max_batch_tokens`` each model's own is measured. ``is_deterministic`` runs each sample
-    alone, so that its score has the same bits whoever else waits. A ``forward_timeout_s`` of 0 is
-    none.
-    """
-
-    max_queued_tokens: int
-    max_batch_tokens: int | None = None
-    is_deterministic: bool = False
-    forward_timeout_s: float = 0
 
 
 class Engine:

@@ -15,7 +15,8 @@ from rich.progress import Progress
 
 from alarm_models.allocator import keep_freed_memory
 from alarm_models.errors import SampleError
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
 from alarm_service.faults import explained

@@ -12,7 +12,8 @@ from alarm_models.alignment import words
 from alarm_models.assembly import Scored, aspect_reward, assemble
 from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, needs_aspect
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_models.sample import AspectReward, Reward, Sample, Score
 from alarm_models.shaping import Shaping
 from alarm_service.engine import Engine

@@ -15,13 +15,8 @@ from alarm_client import (
     SegmentScore,
     Usage,
 )
-from alarm_client.answers import (
-    merge_rewards,
-    merge_scores,
-    read_catalogue,
-    read_rewards,
-    read_scores,
-)
+from alarm_client.answers import read_catalogue, read_rewards, read_scores
+from alarm_client.joining import merge_rewards, merge_scores
 
 SAMPLE = Sample(prompt="p", completion="abc", token_offsets=[(0, 2), (2, 3)], id="7")
 SENT = {"completion": "abc", "token_offsets": [[0, 2], [2, 3]], "id": "7"}

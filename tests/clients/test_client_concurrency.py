@@ -9,9 +9,9 @@ import pytest
 from client_stand_in import StandIn, refusal
 
 from alarm_client import AlarmClient, AsyncAlarmClient, DeadlineExceeded, InvalidRequest, Sample
+from alarm_client.actions import Send
 from alarm_client.address import find_address
 from alarm_client.connections import Connections
-from alarm_client.exchange import Send
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]

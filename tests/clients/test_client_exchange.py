@@ -13,8 +13,9 @@ from alarm_client import (
     Unauthorized,
     Unavailable,
 )
+from alarm_client.actions import Reply, Send, Sleep
 from alarm_client.calls import await_ready
-from alarm_client.exchange import Call, Clocks, Reply, Send, Sleep, exchange, start_call
+from alarm_client.exchange import Call, Clocks, exchange, start_call
 
 OK = Reply(200, {}, b"{}")
 BROKEN = AlarmConnectionError("cannot connect", retryable=True)

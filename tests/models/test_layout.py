@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alarm_models.packing.beginnings import MIN_SHARED
-from alarm_models.packing.layout import Run, lay_out
+from alarm_models.packing.laying import lay_out
+from alarm_models.packing.layout import Run
 from alarm_models.sample import Span
 
 PROMPT = tuple(range(100, 120))  # 20 ids, enough to share

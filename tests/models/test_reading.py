@@ -2,7 +2,7 @@
 
 import torch
 
-from alarm_models.packing.layout import lay_out
+from alarm_models.packing.laying import lay_out
 from alarm_models.packing.reading import Reading, readings
 
 CPU = torch.device("cpu")

@@ -4,8 +4,9 @@ import pytest
 
 from alarm_models.errors import RecipeError
 from alarm_models.hierarchy import Rule
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
 from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
+from alarm_models.recipe_tables import Overrides
 from alarm_models.specs import SequenceSpec
 
 EXAMPLE = """

@@ -18,7 +18,7 @@ from alarm_models.networks.padding import PaddedBackbone
 from alarm_models.networks.probing import fastest_exact
 from alarm_models.packing.backbone import PackedBackbone
 from alarm_models.packing.kernels import attend
-from alarm_models.packing.layout import lay_out
+from alarm_models.packing.laying import lay_out
 from alarm_models.packing.levels import levels_of
 from alarm_models.packing.varlen import varlen
 

@@ -10,7 +10,8 @@ from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.features import BatchCost, Features
 from alarm_models.packing.attention import PACKED
-from alarm_models.packing.layout import Layout, lay_out
+from alarm_models.packing.laying import lay_out
+from alarm_models.packing.layout import Layout
 from alarm_models.packing.longformer import PackedLongformer
 from alarm_models.packing.memory import Memory
 from alarm_models.packing.row import Row, running

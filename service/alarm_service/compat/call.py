@@ -61,7 +61,7 @@ class Call:
                 _log.info("sample", prompt=sample.prompt_text, completion=sample.completion_text)
 
 
-def _call(
+async def _call(
     request: Request, engine: EngineOf, settings: SettingsOf, timeout_ms: TimeoutMs = None
 ) -> Call:
     """Take what a route needs of a request."""

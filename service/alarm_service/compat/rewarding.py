@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, Rule, counts_aspects
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_models.sample import Reward, Sample, Score
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.compat.splitting import SplitError, Texts

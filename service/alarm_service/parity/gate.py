@@ -10,7 +10,8 @@ from pathlib import Path
 import structlog
 
 from alarm_models.errors import SampleError
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_models.rewards import DirectModel
 from alarm_models.sample import Reward, Score
 from alarm_service.engine import Engine

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alarm_models.recipe import HolisticSpec, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import HolisticSpec
 from alarm_models.specs import NeuralSpec
 from alarm_service.catalog import ServedModel
 from alarm_service.scheduling.replicas import Load

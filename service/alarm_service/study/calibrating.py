@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_models.sample import Sample, Score
 from alarm_models.study.addition import Addition, addition, correlation
 from alarm_models.study.baselines import num_words

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alarm_models.recipe import AspectSpec, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import AspectSpec
 from alarm_models.sample import Score
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats

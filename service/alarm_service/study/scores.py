@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alarm_models.errors import SampleError
-from alarm_models.recipe import AspectSpec, HolisticSpec, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import AspectSpec, HolisticSpec
 from alarm_models.sample import Sample, Score
 from alarm_service.errors import ServiceError
 from alarm_service.settings import Settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -12,14 +12,12 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Metric,
     ProcessCollector,
 )
-from prometheus_client.metrics_core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
 from alarm_service.telemetry.change_metrics import ChangeMetrics
 from alarm_service.telemetry.reward_metrics import RewardMetrics
+from alarm_service.telemetry.seconds import Seconds
 from alarm_service.telemetry.statistics import BusyTime
 
 __all__ = ["Metrics"]
@@ -43,17 +41,6 @@ class _Scored(Protocol):
     def num_computed_tokens(self) -> int: ...
     @property
     def truncated(self) -> bool: ...
-
-
-class _Seconds(Collector):
-    """A counter of seconds that is asked for whenever metrics are read."""
-
-    def __init__(self, name: str, text: str, total_s: Callable[[], float]) -> None:
-        self._name, self._text, self._total_s = name, text, total_s
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the counter as it is now."""
-        yield CounterMetricFamily(self._name, self._text, value=self._total_s())
 
 
 class Metrics:
@@ -98,7 +85,7 @@ class Metrics:
             ("alarm_occupied_seconds", "Time with a request in the house.", self._in_house),
             ("alarm_device_busy_seconds", "Time with a batch on the device.", self._on_device),
         ):
-            registry.register(_Seconds(name, text, busy.total_s))
+            registry.register(Seconds(name, text, busy.total_s))
 
     def _declare_models(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from alarm_models.recipe import Overrides
+from alarm_models.recipe_tables import Overrides
 from alarm_service.engine import Engine
 from alarm_service.generations.generation import Generation
 from alarm_service.keeper import Change, Keeper
@@ -81,7 +81,7 @@ class ChangedOut(ServedOut):
     gone: tuple[str, ...]
 
 
-def _keeper(request: Request) -> Keeper:
+async def _keeper(request: Request) -> Keeper:
     keeper: Keeper = request.app.state.keeper
     return keeper
 

@@ -19,12 +19,15 @@ def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
 
 
-def _engine(request: Request) -> Engine:
+# Coroutines, though nothing here waits: FastAPI would call plain functions in threads.
+
+
+async def _engine(request: Request) -> Engine:
     engine: Engine = request.app.state.engine
     return engine
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 

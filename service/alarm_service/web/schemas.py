@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from alarm_models.hierarchy import Rule
-from alarm_models.recipe import Overrides
+from alarm_models.recipe_tables import Overrides
 from alarm_models.shaping import Shaping
 
 __all__ = [

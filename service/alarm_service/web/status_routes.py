@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from alarm_models.recipe import Overrides, Recipe
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_tables import Overrides
 from alarm_models.rewards import DirectModel
 from alarm_models.specs import NeuralSpec
 from alarm_service.catalog import ServedModel
