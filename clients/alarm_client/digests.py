@@ -25,14 +25,17 @@ def is_intact(body: bytes, headers: Mapping[str, str]) -> bool:
 
 
 def is_answer_to(asked: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether an answer's headers (in lower case) name the body that was sent as what it answers.
+    """Whether the body that was sent is the one which an answer's headers name as read."""
+    return _fits(asked, headers.get("request-content-digest", ""))
 
-    A digest that is garbled itself protects nothing. So the server says what it has read too, and
-    an answer that comes with one of both digests has lost the other; one with neither is of
-    something else than this server, and taken as it is.
+
+def has_lost_a_digest(headers: Mapping[str, str]) -> bool:
+    """Whether an answer to a body names only one of both, of itself and of what was asked.
+
+    A digest that is garbled itself protects nothing. Answers with neither are of another server
+    than ours.
     """
-    read = headers.get("request-content-digest")
-    return (read is None) == ("content-digest" not in headers) and _fits(asked, read or "")
+    return ("content-digest" in headers) != ("request-content-digest" in headers)
 
 
 def _fits(body: bytes, header: str) -> bool:

@@ -51,8 +51,9 @@ class Call:
 
 
 RETRIED = frozenset({408, 429, 502, 503, 504})
-# Of a 400: the request was not what had been sent.
+# Of a 400: the request was not what had been sent. Of the second kind is uvicorn's own.
 _GARBLED = "garbled"
+_NO_HTTP = b"Invalid HTTP request received."
 
 
 def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None = None) -> Call:
@@ -93,7 +94,8 @@ def settle(
             if reply.status == 200:
                 return reply
             failure = refusal(reply, call.url + path)
-            if reply.status not in RETRIED and failure.code != _GARBLED:
+            is_garbled = failure.code == _GARBLED or reply.body == _NO_HTTP
+            if reply.status not in RETRIED and not is_garbled:
                 return reply
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
         yield Sleep(_delay(call, path, attempt, failure, retry_after))

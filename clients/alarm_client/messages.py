@@ -10,7 +10,7 @@ import httpx
 
 from alarm_client.actions import Reply, Send
 from alarm_client.address import Address
-from alarm_client.digests import content_digest, is_answer_to, is_intact
+from alarm_client.digests import content_digest, has_lost_a_digest, is_answer_to, is_intact
 from alarm_client.errors import AlarmConnectionError, DeadlineExceeded
 from alarm_client.tracing import trace_headers
 
@@ -71,6 +71,8 @@ def reply_of(response: httpx.Response, body: bytes, asked: bytes | None) -> Repl
     headers = {name.lower(): value for name, value in response.headers.items()}
     if not is_intact(body, headers):
         raise httpx.ReadError("the answer does not fit its Content-Digest")
-    if asked is not None and response.is_success and not is_answer_to(asked, headers):
-        raise httpx.ReadError("the answer is not to the body that was sent, or lost its digest")
+    if asked is not None and not is_answer_to(asked, headers):
+        raise httpx.ReadError("the answer is not to the body that was sent")
+    if asked is not None and response.is_success and has_lost_a_digest(headers):
+        raise httpx.ReadError("the answer has lost one of its digests")
     return Reply(response.status_code, headers, body)

@@ -97,6 +97,15 @@ def test_a_refusal_of_the_request_itself_is_not_tried_again(status, kind):
     assert len(walk.timeouts) == 1
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"code": "garbled"}}', b"Invalid HTTP request received."]
+)
+def test_a_request_that_did_not_arrive_as_it_was_sent_is_sent_again(body):
+    walk = Walk([Reply(400, {}, body), OK])
+    assert walk.take(exchange(walk.call(), "POST", "/score", b"{}")) is OK
+    assert len(walk.timeouts) == 2
+
+
 def test_the_last_refusal_shows_when_the_time_runs_out():
     walk = Walk([])
     with pytest.raises(DeadlineExceeded, match=r"gave up after 3 tries.*5 s.*queue full") as caught:

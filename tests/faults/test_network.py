@@ -84,3 +84,15 @@ def test_a_body_garbled_together_with_its_digest_is_sent_again(
         ask(client, truth, tally, 7, 1)
     assert len(proxy.forged) == 2
     assert (tally.right, tally.wrong, tally.errors) == (1, [], {})
+
+
+def test_a_head_that_is_no_http_any_more_is_sent_again(
+    server: Restartable, truth: Mapping[int, float]
+) -> None:
+    line = (b"POST /hierarchical_reward HTTP/1.1", b"POST /hierarchical_reward HTUP/1.1")
+    proxy = Forging(server.address, garbled=1, piece_bytes=1 << 16, digest=b"none", body=line)
+    tally = Tally()
+    with proxied(proxy), AlarmClient(proxy.url, timeout=30, retries=PATIENT) as client:
+        ask(client, truth, tally, 7, 1)
+    assert proxy.forged
+    assert (tally.right, tally.wrong, tally.errors) == (1, [], {})
