@@ -13,13 +13,7 @@ import httpx
 from alarm_client.actions import Reply, Send
 from alarm_client.address import Address
 from alarm_client.messages import headers_of, own_errors, reply_of, timeout_of
-
-# Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
-_POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
-
-
-# Below: `verify` only where there is TLS, as loading certificates takes long and each new loop
-# pays for it; `trust_env` (proxies) only for servers on other machines.
+from alarm_client.transports import open_async_client, open_client
 
 
 class Connections:
@@ -66,12 +60,7 @@ class Connections:
         pid = os.getpid()
         client = self._clients.get(pid)
         if client is None:
-            fresh = httpx.Client(
-                transport=self._transport,
-                verify=self._address.is_tls,
-                trust_env=not self._address.is_local,
-                limits=_POOL,
-            )
+            fresh = open_client(self._address, self._transport)
             # No lock to be caught by a fork: setdefault lets one of two threads win.
             client = self._clients.setdefault(pid, fresh)
             if client is not fresh:
@@ -122,12 +111,7 @@ class AsyncConnections:
         entry = self._clients.get(key)
         if entry is None or entry.loop is not loop:
             self._drop_dead()
-            client = httpx.AsyncClient(
-                transport=self._transport,
-                verify=self._address.is_tls,
-                trust_env=not self._address.is_local,
-                limits=_POOL,
-            )
+            client = open_async_client(self._address, self._transport)
             entry = self._clients[key] = _OnLoop(loop, client, _keep(client))
             await entry.keeper.__anext__()
         return entry.client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,10 @@ def own_errors(url: str, action: Send) -> Iterator[None]:
             retryable=True,
         ) from error
     except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
+        if _is_gone(error):
+            raise AlarmConnectionError(
+                f"{where}: the machine at the other end says nothing any more", retryable=True
+            ) from error
         raise DeadlineExceeded(
             f"{where}: no answer within the {action.timeout:g} s that were left", retryable=True
         ) from error
@@ -40,6 +45,15 @@ def own_errors(url: str, action: Send) -> Iterator[None]:
         raise AlarmConnectionError(
             f"{where}: the connection broke ({type(error).__name__}: {error})", retryable=True
         ) from error
+
+
+def _is_gone(error: BaseException | None) -> bool:
+    """Whether a timeout is the kernel's, whose peer did not answer it, and not our own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def headers_of(address: Address, action: Send) -> dict[str, str]:

@@ -1,0 +1,89 @@
+"""Connections find out that a machine is gone, and proxies stand between only where they may."""
+
+import errno
+import socket
+
+import httpx
+import pytest
+from client_stand_in import StandIn
+from reward_server import reward_server
+
+from alarm_client import AlarmClient, AlarmConnectionError, Retries, Sample
+from alarm_client.address import Address
+from alarm_client.transports import open_async_client, open_client
+
+LINUX = pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the options are named as on Linux"
+)
+
+
+def options_of(connection: socket.socket) -> dict[str, int]:
+    names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    found = {
+        name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+    }
+    return {"SO_KEEPALIVE": connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)} | found
+
+
+WANTED = {
+    "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 20,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 40_000,
+}
+
+
+def gone(request: httpx.Request) -> httpx.Response:
+    """Fail as httpx does where the kernel finds that a peer is gone."""
+    raise httpx.ReadTimeout("timed out") from TimeoutError(errno.ETIMEDOUT, "timed out")
+
+
+def test_a_machine_that_is_gone_is_no_deadline_and_is_tried_again():
+    server = StandIn()
+    answers = iter([gone, server])
+    transport = httpx.MockTransport(lambda request: next(answers)(request))
+    at_once = Retries(first=0.0, longest=0.0)
+    with AlarmClient("http://a", transport=transport, retries=at_once) as client:
+        assert client.hierarchical_reward([Sample(prompt="p", completion="abc")]).scalars() == [3.0]
+    with (
+        AlarmClient("http://a", transport=httpx.MockTransport(gone), retries=at_once) as client,
+        pytest.raises(AlarmConnectionError, match="says nothing any more"),
+    ):
+        client.hierarchical_reward([Sample(prompt="p", completion="abc")])
+
+
+@LINUX
+def test_a_connection_asks_after_a_peer_that_says_nothing():
+    with (
+        reward_server() as server,
+        open_client(Address(server.url), None) as client,
+        client.stream("POST", f"{server.url}/score", json={"samples": []}) as response,
+    ):
+        stream = response.extensions["network_stream"]
+        assert options_of(stream.get_extra_info("socket")) == WANTED
+
+
+@LINUX
+async def test_an_async_one_does_too():
+    with reward_server() as server:
+        async with open_async_client(Address(server.url), None) as client:
+            request = client.build_request("POST", f"{server.url}/score", json={"samples": []})
+            response = await client.send(request, stream=True)
+            stream = response.extensions["network_stream"]
+            assert options_of(stream.get_extra_info("socket")) == WANTED
+            await response.aclose()
+
+
+def test_a_proxy_of_the_environment_stands_before_other_machines(monkeypatch):
+    with reward_server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with AlarmClient("http://rewards.example") as client:
+            result = client.hierarchical_reward([Sample(prompt="p", completion="abc")])
+    assert result.scalars() == [3.0]
+
+
+def test_and_not_before_this_one(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with reward_server() as server, AlarmClient(server.url) as client:
+        assert client.hierarchical_reward([Sample(prompt="p", completion="abc")]).scalars() == [3.0]
