@@ -4,17 +4,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients/pyproject.toml
 
+PRODUCT := --editable ./models --editable './service[study]' --editable ./clients
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
 .PHONY: install serve test lint audit
 
 install: .venv/installed
 
-.venv/installed: $(MANIFESTS) constraints.txt
+# What serves, and no more: what tests bring along would be imported at each start.
+.venv/product: $(MANIFESTS) constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable ./models --editable './service[study]' --editable ./clients --editable '.[dev]'
+	$(INSTALL) $(PRODUCT)
 	touch $@
 
-serve: install
+.venv/installed: $(MANIFESTS) constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) $(PRODUCT) --editable '.[dev]'
+	touch $@ .venv/product
+
+serve: .venv/product
 	$(BIN)/alarm serve
 
 test: install
