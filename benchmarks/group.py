@@ -13,8 +13,11 @@ from pathlib import Path
 
 from checkpoints import Shape, llama
 from made_samples import group
+from products import products
 from rivals import RIVALS, add_options, compare
 from work import Task
+
+_RIVALS = RIVALS | {"products": products}
 
 
 def main() -> None:
@@ -27,7 +30,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--head", default="sequence", choices=["sequence", "segments"])
     rivals = ["http", "in-process", "transformers", "padding-server", "products"]
-    add_options(parser, rivals, rounds=3)
+    add_options(parser, rivals, rounds=3, known=_RIVALS)
     run(parser.parse_args())
 
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
             Path(folder), options.head, template, dtype=options.dtype, device=options.device
         )
         llama(task.folder, Shape(options.layers, options.hidden), token_head=token_head)
-        compare(task, [RIVALS[one] for one in options.rivals], works)
+        compare(task, [_RIVALS[one] for one in options.rivals], works)
 
 
 if __name__ == "__main__":

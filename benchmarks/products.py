@@ -1,7 +1,6 @@
 """The bound of a group: the multiplications that its tokens need, and nothing else.
 
-Whoever takes as long wastes nothing: no exact way to score the group with torch is faster here, at
-the speed that the machine has in the same run.
+Whoever takes as long wastes nothing, at the speed that torch multiplies with in the same run.
 """
 
 from __future__ import annotations

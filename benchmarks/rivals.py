@@ -14,7 +14,6 @@ from load import Post, client
 from ours import deterministic, in_process, over_http
 from peers import infinity, vllm
 from plain import make_runner
-from products import products
 from timing import in_turns, report
 from work import Sample, Task, Way, Work
 
@@ -90,13 +89,17 @@ RIVALS: Mapping[str, Rival] = {
     "padding-server": padding_server,
     "vllm": vllm,
     "infinity": infinity,
-    "products": products,
 }
 
 
-def add_options(parser: argparse.ArgumentParser, rivals: Sequence[str], rounds: int) -> None:
-    """Add what every comparison has; ``rivals`` run where the caller names none."""
-    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=rivals)
+def add_options(
+    parser: argparse.ArgumentParser,
+    rivals: Sequence[str],
+    rounds: int,
+    known: Mapping[str, Rival] = RIVALS,
+) -> None:
+    """Add what every comparison has; ``rivals`` of those ``known`` run where none is named."""
+    parser.add_argument("--rivals", nargs="+", choices=known, default=rivals)
     parser.add_argument("--rounds", type=int, default=rounds, help="each has work of its own")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")

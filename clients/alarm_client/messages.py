@@ -88,5 +88,5 @@ def reply_of(response: httpx.Response, body: bytes, asked: bytes | None) -> Repl
     if asked is not None and not is_answer_to(asked, headers):
         raise httpx.ReadError("the answer is not to the body that was sent")
     if asked is not None and response.is_success and has_lost_a_digest(headers):
-        raise httpx.ReadError("the answer has lost one of its digests")
+        raise httpx.ReadError("the answer lacks one of its digests; is its server older?")
     return Reply(response.status_code, headers, body)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from typing import Any
-from urllib.request import getproxies
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -50,8 +51,11 @@ def _settings(address: Address) -> dict[str, Any]:
 
 
 def _is_proxied(address: Address) -> bool:
-    """Whether the environment may name a proxy for it, which httpx sees to without a transport."""
-    return not address.is_local and bool(getproxies())
+    """Whether the environment names a proxy for it, which httpx sees to without a transport."""
+    parts, proxies = urlsplit(address.url), getproxies()
+    if address.is_local or proxy_bypass(parts.hostname or ""):
+        return False
+    return parts.scheme in proxies or "all" in proxies
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

@@ -87,3 +87,18 @@ def test_and_not_before_this_one(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with reward_server() as server, AlarmClient(server.url) as client:
         assert client.hierarchical_reward([Sample(prompt="p", completion="abc")]).scalars() == [3.0]
+
+
+def test_nor_before_those_that_need_none(monkeypatch):
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda _, *rest, **named: resolve("127.0.0.1", *rest, **named)
+    )
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "example")
+    with (
+        reward_server() as server,
+        AlarmClient(f"http://rewards.example:{server.server_port}") as client,
+    ):
+        result = client.hierarchical_reward([Sample(prompt="p", completion="abc")])
+    assert result.scalars() == [3.0]
