@@ -13,11 +13,12 @@ from pathlib import Path
 
 from checkpoints import Shape, llama
 from made_samples import group
+from operations import of_group
 from products import products
 from rivals import RIVALS, add_options, compare
 from work import Task
 
-_RIVALS = RIVALS | {"products": products}
+_RIVALS = RIVALS | {"products": products(of_group)}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A Longformer aspect, judging sentences, at the lengths of questions with passages.
 
-Ours (packed, exactly banded) against transformers' own, padded by 8 and one by one.
+Ours (packed, exactly banded) against transformers' own, padded by 8 and one by one;
+`products` says what bounds all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import qa
 from checkpoints import Shape, longformer
+from operations import of_apart
+from products import products
 from rivals import RIVALS, add_options, compare, transformers
 from work import LABELS, Task
+
+_RIVALS = RIVALS | {"products": products(of_apart)}
 
 
 def main() -> None:
@@ -25,7 +30,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--batch", type=int, default=8, help="samples of a padded batch")
-    add_options(parser, ["in-process", "http", "transformers"], rounds=2)
+    add_options(parser, ["in-process", "http", "transformers", "products"], rounds=2, known=_RIVALS)
     run(parser.parse_args())
 
 
@@ -37,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         for number in range(-1, options.rounds)
     }
     padded = {f"padded, by {options.batch}": (options.batch, False)}
-    rivals = RIVALS | {"transformers": transformers(padded)}
+    rivals = _RIVALS | {"transformers": transformers(padded)}
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             Path(folder), "segments", "{prompt} answer:", "</s>", options.dtype, options.device

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers as hf
 from work import Sample, Task
 
-__all__ = ["Plain", "make_runner"]
+__all__ = ["Plain", "encode", "make_runner"]
+
+
+def encode(tokenizer: Any, kind: str, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenise texts for a kind; those with separators word by word, as FineGrainedRLHF does."""
+    if kind == "sequence":
+        ids: list[list[int]] = tokenizer(list(texts)).input_ids
+        return ids
+    words = [text.split() for text in texts]
+    return tokenizer(words, is_split_into_words=True).input_ids  # type: ignore[no-any-return]
 
 
 class Plain:
@@ -28,11 +38,8 @@ class Plain:
         self._separator = self._tokenizer.sep_token_id
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts; those with separators word by word, as FineGrainedRLHF does."""
-        if self._kind == "sequence":
-            return self._tokenizer(list(texts)).input_ids
-        words = [text.split() for text in texts]
-        return self._tokenizer(words, is_split_into_words=True).input_ids
+        """Tokenise texts."""
+        return encode(self._tokenizer, self._kind, texts)
 
     @torch.inference_mode()
     def numbers(

@@ -1,4 +1,4 @@
-"""The bound of a group: the multiplications that its tokens need, and nothing else.
+"""The bound of a way: the multiplications that its samples need, and nothing else but tokenising.
 
 Whoever takes as long wastes nothing, at the speed that torch multiplies with in the same run.
 """
@@ -6,68 +6,75 @@ Whoever takes as long wastes nothing, at the speed that torch multiplies with in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import transformers as hf
 from children import function_in_child
+from operations import Batch
+from plain import encode
 from work import Sample, Task, Way
 
-__all__ = ["operations", "products"]
+__all__ = ["Count", "multiplier", "products"]
+
+#: Counts what a model of a configuration has to compute for a batch.
+Count = Callable[[Any, Batch], float]
 
 #: Sides of square matrices: the fastest is what the device can do.
 _SIDES = {"cpu": (1024, 1536, 2048), "cuda": (4096, 8192)}
 _TRIED = 8
 
 
+def products(count: Count) -> Callable[[Task], AbstractContextManager[Mapping[str, Way]]]:
+    """Return the rival that only multiplies, square matrices, as much as its samples need it."""
+
+    @contextmanager
+    def rival(task: Task) -> Iterator[dict[str, Way]]:
+        config = hf.AutoConfig.from_pretrained(task.folder)
+        tokenizer = hf.AutoTokenizer.from_pretrained(task.folder)
+        with multiplier(task.device, task.dtype) as multiply:
+
+            def score(samples: Sequence[Sample]) -> list[float]:
+                texts = [task.text(sample) for sample in samples]
+                multiply(count(config, encode(tokenizer, task.kind, texts)))
+                return []
+
+            yield {"matrix products alone": Way(score)}
+
+    return rival
+
+
 @contextmanager
-def products(task: Task) -> Iterator[dict[str, Way]]:
-    """Yield the way that only multiplies, square matrices, as much as the group needs it."""
-    with function_in_child(_make_multiplier, task) as multiply:
-        yield {"matrix products alone": Way(multiply)}
+def multiplier(device: str, dtype: str) -> Iterator[Callable[[float], None]]:
+    """Yield what computes so many operations, in a process of its own."""
+    with function_in_child(_make_multiplier, device, dtype) as multiply:
+        yield multiply
 
 
-def operations(config: hf.LlamaConfig, prompt: int, ends: Sequence[int]) -> float:
-    """Count what a Llama has to compute for a prompt and its completions, each token once.
-
-    ``prompt`` and ``ends`` are in tokens. A layer multiplies a token by its weights (4 h^2 of
-    attention, 3 h m of its gated MLP), and twice h numbers for each token that it sees; a
-    multiplication with its addition is two operations. Of the last layer only keys and values are
-    needed of all tokens.
-    """
-    hidden, middle = config.hidden_size, config.intermediate_size
-    tokens = prompt + sum(ends)
-    pairs = prompt * (prompt + 1) / 2 + sum(end * prompt + end * (end + 1) / 2 for end in ends)
-    layer = tokens * (4 * hidden**2 + 3 * hidden * middle) + pairs * 2 * hidden
-    last = tokens * 2 * hidden**2
-    return 2 * ((config.num_hidden_layers - 1) * layer + last)
-
-
-def _make_multiplier(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
-    config = hf.AutoConfig.from_pretrained(task.folder)
-    device, dtype = torch.device(task.device), getattr(torch, task.dtype)
-    sides = _SIDES[device.type]
-    tried = {side: torch.randn(side, side, device=device, dtype=dtype) for side in sides}
+def _make_multiplier(device: str, dtype: str) -> Callable[[float], None]:
+    kind, number = torch.device(device), getattr(torch, dtype)
+    sides = _SIDES[kind.type]
+    tried = {side: torch.randn(side, side, device=kind, dtype=number) for side in sides}
     fastest = min(sides, key=lambda side: _multiply(tried[side], _TRIED) / side**3)
 
-    def multiply(samples: Sequence[Sample]) -> list[float]:
-        prompt = len(samples[0].prompt.split())
-        ends = [len(task.text(sample).split()) - prompt for sample in samples]
-        _multiply(tried[fastest], round(operations(config, prompt, ends) / (2 * fastest**3)))
-        return []
+    def multiply(operations: float) -> None:
+        _multiply(tried[fastest], operations / (2 * fastest**3))
 
     return multiply
 
 
 @torch.inference_mode()
-def _multiply(matrix: torch.Tensor, times: int) -> float:
+def _multiply(matrix: torch.Tensor, times: float) -> float:
     """Multiply a matrix by itself so many times; return the seconds that it took."""
     out = matrix @ matrix
     _wait_for(matrix)
     started = time.perf_counter()
-    for _ in range(times):
+    for _ in range(int(times)):
         torch.mm(matrix, matrix, out=out)
+    rest = round(times % 1 * len(matrix))
+    torch.mm(matrix[:rest], matrix, out=out[:rest])
     _wait_for(matrix)
     return time.perf_counter() - started
 

@@ -1,7 +1,7 @@
 """Ragged answers without shared prompts: a BERT made on the spot.
 
 Ours (packed) against transformers one by one, padded as sent and in sorted batches, in-process and
-over HTTP.
+over HTTP; `products` says what bounds all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from pathlib import Path
 
 from checkpoints import Shape, bert
 from made_samples import ragged
+from operations import of_apart
+from products import products
 from rivals import RIVALS, add_options, compare, transformers
 from work import Task
+
+_RIVALS = RIVALS | {"products": products(of_apart)}
 
 
 def main() -> None:
@@ -24,7 +28,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--batch", type=int, default=32, help="samples of a padded batch")
-    add_options(parser, ["http", "in-process", "transformers"], rounds=3)
+    add_options(parser, ["http", "in-process", "transformers", "products"], rounds=3, known=_RIVALS)
     run(parser.parse_args())
 
 
@@ -34,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         f"as sent, by {options.batch}": (options.batch, False),
         f"sorted, by {options.batch}": (options.batch, True),
     }
-    rivals = RIVALS | {"transformers": transformers(padded)}
+    rivals = _RIVALS | {"transformers": transformers(padded)}
     work = {
         number: ragged(options.samples, options.median, seed=number)
         for number in range(-1, options.rounds)

@@ -1,15 +1,17 @@
 """The whole recipe `long-form-qa`, in groups, at several rates of samples past the threshold.
 
 Over HTTP against the way ALaRM's own code does it: three aspects always, padded by the group, and
-the holistic model one by one. Same weights, random, made on the spot.
+the holistic model one by one; and what the multiplications alone would take. Same weights, random,
+made on the spot.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ from checkpoints import Shape, llama_with_head, longformer
 from children import function_in_child
 from load import Post, client
 from ours import alarm_serve, on_the_wire
-from reference_recipe import Rule, make_reference
+from products import multiplier
+from recipe_operations import recipe_operations
+from reference_recipe import ASPECTS, Rule, make_reference
 from timing import in_turns, report
 from work import Sample, Way, Work
-
-_ASPECTS = ("relevance", "factuality", "completeness")
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--holistic", type=int, nargs=2, default=[4, 384], help="layers, width")
     parser.add_argument("--aspects", type=int, nargs=2, default=[2, 256], help="layers, width")
     parser.add_argument(
-        "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(_ASPECTS)}"
+        "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(ASPECTS)}"
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0, of our side")
@@ -56,39 +58,72 @@ def run(options: argparse.Namespace) -> None:
             alarm_serve("long-form-qa", options.device, folder / "alarm.log", *flags)
         )
         post = stack.enter_context(client())
+        multiply = stack.enter_context(multiplier(options.device, "float32"))
+        least = partial(recipe_operations, folders)
         for at, rate in enumerate(options.rates):
             work = {
                 number: qa.group(pairs, options.group, seed=1000 * at + number + 1)
                 for number in range(-1, options.rounds)
             }
-            measure(rate, tuple(options.weights), work, reference, partial(_reward, post, url))
+            gates = [gate(rate, tuple(options.weights), work, twin, reference) for twin in (0, 1)]
+            measure(gates, work, reference, partial(_reward, post, url), multiply, least)
 
 
-def measure(
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A rule whose threshold a ``share`` of one twin's samples reach, of the ``zs`` by round."""
+
+    rule: Rule
+    share: float
+    zs: Mapping[int, Sequence[float]]
+
+
+def gate(
     rate: float,
     weights: tuple[float, float, float],
     work: Work,
+    twin: int,
+    reference: Callable[[Sequence[Sample], Rule | None], list[float]],
+) -> Gate:
+    """Open the gate for ``rate`` of a twin's samples, over all rounds."""
+    zs = {number: reference(twins[twin], None) for number, twins in work.items()}
+    counted = [z for number, some in zs.items() if number >= 0 for z in some]
+    threshold, share = threshold_for(rate, counted)
+    return Gate(Rule(threshold, weights), share, zs)
+
+
+def measure(
+    gates: Sequence[Gate],
+    work: Work,
     reference: Callable[[Sequence[Sample], Rule | None], list[float]],
     alarm: Callable[[Rule, Sequence[Sequence[Sample]]], list[float]],
+    multiply: Callable[[float], None],
+    least: Callable[[Rule, Sequence[Sample], Sequence[float]], float],
 ) -> None:
-    """Run both sides in turns with the gate open for ``rate`` of each twin's samples."""
-    rules, shares = [], []
-    for twin in (0, 1):
-        zs = [z for number in work if number >= 0 for z in reference(work[number][twin], None)]
-        threshold, share = threshold_for(rate, zs)
-        rules.append(Rule(threshold, weights))
-        shares.append(share)
+    """Run all sides in turns, each twin's with its own gate."""
+    first, second = (one.rule for one in gates)
+    # Counted before the clock runs, by the prompt, which is another in each round.
+    operations = {
+        samples[0].prompt: least(first, samples, gates[0].zs[number])
+        for number, (samples, _) in work.items()
+    }
+
+    def only_multiply(samples: Sequence[Sample]) -> list[float]:
+        multiply(operations[samples[0].prompt])
+        return []
+
     ways = {
-        "alarm, a request a group": Way(lambda samples: alarm(rules[0], [samples])),
+        "alarm, a request a group": Way(lambda samples: alarm(first, [samples])),
         "alarm, a request a sample": Way(
-            lambda samples: alarm(rules[1], [[sample] for sample in samples]), 1
+            lambda samples: alarm(second, [[sample] for sample in samples]), 1
         ),
-        "as the original does": Way(lambda samples: reference(samples, rules[0])),
+        "as the original does": Way(lambda samples: reference(samples, first)),
+        "matrix products alone": Way(only_multiply),
     }
     timed = in_turns(ways, work)
     last = max(work)
-    references = [{last: reference(work[last][twin], rules[twin])} for twin in (0, 1)]
-    title = f"long-form-qa, a group of {len(work[0][0])}, {shares[0]:.0%} past the threshold"
+    references = [{last: reference(work[last][twin], gates[twin].rule)} for twin in (0, 1)]
+    title = f"long-form-qa, a group of {len(work[0][0])}, {gates[0].share:.0%} past the threshold"
     report(title, timed, next(iter(ways)), references)
 
 
@@ -122,7 +157,7 @@ def threshold_for(rate: float, zs: Sequence[float]) -> tuple[float, float]:
 
 
 def _reward(post: Post, url: str, rule: Rule, requests: Sequence[Sequence[Sample]]) -> list[float]:
-    weights = dict(zip(_ASPECTS, rule.weights, strict=True))
+    weights = dict(zip(ASPECTS, rule.weights, strict=True))
     bodies = [
         {
             "samples": [_with_subsentences(sample) for sample in samples],

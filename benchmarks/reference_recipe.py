@@ -18,7 +18,10 @@ from plain import Plain
 from safetensors import safe_open
 from work import Sample, Task
 
-__all__ = ["Rule", "make_reference"]
+__all__ = ["ASPECTS", "Rule", "as_read", "aspect_tasks", "holistic_text", "make_reference"]
+
+#: In the order of a rule's weights.
+ASPECTS = ("relevance", "factuality", "completeness")
 
 _MEAN, _STD, _WEIGHT = -4.896130742253484, 3.0595760500526468, 5.0
 _COMPLETENESS_MEAN, _COMPLETENESS_STD = -0.44677690555995353, 8.301160619054132
@@ -44,24 +47,42 @@ class _Holistic:
     @torch.inference_mode()
     def z(self, sample: Sample) -> float:
         """Return the score in standard deviations from its mean."""
-        text = f"Human: {sample.prompt}\nAssistant: {sample.completion}"
-        ids = self._tokenizer(text, return_tensors="pt").input_ids
+        ids = self._tokenizer(holistic_text(sample), return_tensors="pt").input_ids
         states = self._model(ids).last_hidden_state
         return ((states[0, -1] @ self._head[0]).item() - _MEAN) / _STD
+
+
+def aspect_tasks(folders: Mapping[str, Path]) -> dict[str, Task]:
+    """Return how each aspect's checkpoint reads samples, given the folders of the models."""
+    segments, whole = "{prompt} answer:", "{prompt} answer: {completion}"
+    return {
+        "relevance": Task(folders["relevance_rm"], "segments", segments, "</s>"),
+        "factuality": Task(folders["factuality_rm"], "segments", segments, "</s>"),
+        "completeness": Task(folders["completeness_rm"], "sequence", whole),
+    }
+
+
+def holistic_text(sample: Sample) -> str:
+    """Return what the holistic model reads."""
+    return f"Human: {sample.prompt}\nAssistant: {sample.completion}"
+
+
+def as_read(name: str, sample: Sample) -> Sample:
+    """Return the sample as the aspect's model reads it."""
+    if name == "relevance":
+        found = re.search(r"question:\s*(.*?)\s*context:", sample.prompt, re.DOTALL)
+        question = found.group(1) if found else sample.prompt
+        return Sample(f"question: {question}", sample.completion, sample.segments)
+    if name == "completeness":
+        return Sample(" ".join(sample.prompt.split()), sample.completion)
+    return sample
 
 
 def make_reference(
     folders: Mapping[str, Path],
 ) -> Callable[[Sequence[Sample], Rule | None], list[float]]:
     """Load the four models; return what gives each sample's reward, or its z without a rule."""
-    tasks = {
-        "relevance": Task(folders["relevance_rm"], "segments", "{prompt} answer:", "</s>"),
-        "factuality": Task(folders["factuality_rm"], "segments", "{prompt} answer:", "</s>"),
-        "completeness": Task(
-            folders["completeness_rm"], "sequence", "{prompt} answer: {completion}"
-        ),
-    }
-    aspects = {name: (task, Plain(task)) for name, task in tasks.items()}
+    aspects = {name: (task, Plain(task)) for name, task in aspect_tasks(folders).items()}
     holistic = _Holistic(folders["ultrarm"])
 
     def rewards(samples: Sequence[Sample], rule: Rule | None) -> list[float]:
@@ -78,20 +99,9 @@ def make_reference(
 
 def _aspect(name: str, task: Task, plain: Plain, samples: Sequence[Sample]) -> list[float]:
     """Return each sample's shaped reward of one aspect, before its weight."""
-    texts = [task.text(_as_read(name, sample)) for sample in samples]
+    texts = [task.text(as_read(name, sample)) for sample in samples]
     rows = plain.numbers(plain.encode(texts), [len(sample.segments) for sample in samples])
     return [sum(_sigmoid(_value(name, number)) for number in row) for row in rows]
-
-
-def _as_read(name: str, sample: Sample) -> Sample:
-    """Return the sample as the aspect's model reads it."""
-    if name == "relevance":
-        found = re.search(r"question:\s*(.*?)\s*context:", sample.prompt, re.DOTALL)
-        question = found.group(1) if found else sample.prompt
-        return Sample(f"question: {question}", sample.completion, sample.segments)
-    if name == "completeness":
-        return Sample(" ".join(sample.prompt.split()), sample.completion)
-    return sample
 
 
 def _value(name: str, number: float) -> float:

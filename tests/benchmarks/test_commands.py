@@ -22,12 +22,13 @@ BOUND = {"matrix products alone"}
     [
         (GROUP, HTTP | PADDING | PLAIN | BOUND | {"alarm, in-process"}),
         ([*GROUP, "--head", "segments"], HTTP | PADDING | PLAIN | {"alarm, in-process"}),
-        (["ragged.py", *SMALL, "--samples", "32"], HTTP | PLAIN | {"alarm, in-process"}),
-        (["longformer.py", *SMALL, "--samples", "8"], HTTP | PLAIN | {"alarm, in-process"}),
+        (["ragged.py", *SMALL, "--samples", "32"], HTTP | PLAIN | BOUND | {"alarm, in-process"}),
+        (["longformer.py", *SMALL, "--samples", "8"], HTTP | PLAIN | BOUND | {"alarm, in-process"}),
         (["overhead.py", *SMALL, "--samples", "64"], HTTP | {"alarm, in-process"}),
         (
             ["recipe.py", "--holistic", "2", "128", "--aspects", "2", "128", "--rounds", "2"],
-            {"alarm, a request a group", "alarm, a request a sample", "as the original does"},
+            {"alarm, a request a group", "alarm, a request a sample", "as the original does"}
+            | BOUND,
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

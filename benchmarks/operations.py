@@ -1,0 +1,62 @@
+"""What a model has to compute for its samples, counted: the least that any way must multiply.
+
+A multiplication with its addition is two operations. A layer multiplies a token by its weights, and
+twice as many numbers as the layer is wide for each token that the token sees. Of the last layer
+only the keys and values are counted, as no more is needed of all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import transformers as hf
+
+__all__ = ["of_apart", "of_group"]
+
+#: Token ids, of each sample of a batch.
+Batch = Sequence[Sequence[int]]
+
+
+def of_group(config: hf.LlamaConfig, batch: Batch) -> float:
+    """Count what a Llama has to compute for a group: what its samples begin with, once.
+
+    A layer's weights are 4 h^2 of attention and 3 h m of the gated MLP.
+    """
+    prompt = _num_shared(batch)
+    ends = [len(ids) - prompt for ids in batch]
+    pairs = prompt * (prompt + 1) / 2 + sum(end * prompt + end * (end + 1) / 2 for end in ends)
+    weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+    return _of_layers(config, prompt + sum(ends), weights, pairs)
+
+
+def of_apart(config: hf.BertConfig | hf.LongformerConfig, batch: Batch) -> float:
+    """Count what an encoder has to compute for samples, which share nothing.
+
+    A layer's weights are 4 h^2 of attention and 2 h m of the MLP; a Longformer's tokens see half a
+    window on each side.
+    """
+    windows = getattr(config, "attention_window", None)
+    pairs = sum(_pairs(len(ids), windows[0] // 2 if windows else len(ids)) for ids in batch)
+    weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    return _of_layers(config, sum(map(len, batch)), weights, pairs)
+
+
+def _num_shared(batch: Batch) -> int:
+    num_shared = 0
+    for column in zip(*batch, strict=False):
+        if len(set(column)) > 1:
+            break
+        num_shared += 1
+    return num_shared
+
+
+def _of_layers(config: hf.PretrainedConfig, tokens: int, weights: int, pairs: float) -> float:
+    layer = tokens * weights + pairs * 2 * config.hidden_size
+    last = tokens * 2 * config.hidden_size**2
+    return 2 * ((config.num_hidden_layers - 1) * layer + last)
+
+
+def _pairs(tokens: int, side: int) -> int:
+    """Count which token sees which, itself among them, up to ``side`` before and after it."""
+    side = min(side, tokens - 1)
+    return tokens * (2 * side + 1) - side * (side + 1)
