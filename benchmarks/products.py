@@ -57,6 +57,8 @@ def _make_multiplier(device: str, dtype: str) -> Callable[[float], None]:
     kind, number = torch.device(device), getattr(torch, dtype)
     sides = _SIDES[kind.type]
     tried = {side: torch.randn(side, side, device=kind, dtype=number) for side in sides}
+    for matrix in tried.values():
+        _multiply(matrix, _TRIED)  # warms up
     fastest = min(sides, key=lambda side: _multiply(tried[side], _TRIED) / side**3)
 
     def multiply(operations: float) -> None:
@@ -68,7 +70,7 @@ def _make_multiplier(device: str, dtype: str) -> Callable[[float], None]:
 @torch.inference_mode()
 def _multiply(matrix: torch.Tensor, times: float) -> float:
     """Multiply a matrix by itself so many times; return the seconds that it took."""
-    out = matrix @ matrix
+    out = torch.empty_like(matrix)
     _wait_for(matrix)
     started = time.perf_counter()
     for _ in range(int(times)):
