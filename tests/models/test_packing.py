@@ -14,7 +14,9 @@ from alarm_models.features import Features
 from alarm_models.networks.padding import PaddedBackbone
 from alarm_models.networks.probing import fastest_exact
 from alarm_models.packing.backbone import PackedBackbone
-from alarm_models.packing.kernels import attend, band
+from alarm_models.packing.bands import Band, attend_blocks, blocks_of
+from alarm_models.packing.kernels import attend, bias_of
+from alarm_models.packing.laying import lay_out
 from alarm_models.sample import Span
 
 PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]
@@ -145,19 +147,48 @@ def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
     torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 400), st.integers(0, 150), st.integers(0, 150), st.booleans(), st.booleans())
-def test_banded_attention_is_masked_attention(
-    num_tokens: int, back: int, ahead: int, first_is_global: bool, softcapped: bool
+@pytest.mark.parametrize(("has_global", "reads"), [(True, (0,)), (False, (0, 3, 60, 170))])
+@torch.inference_mode()
+def test_a_longformers_last_layer_is_exact_where_little_is_read(
+    has_global: bool, reads: tuple[int, ...]
 ) -> None:
-    torch.manual_seed(num_tokens)
-    query, key, value = torch.randn(3, 1, 2, num_tokens, 8)
-    distance = torch.arange(num_tokens) - torch.arange(num_tokens).unsqueeze(1)
-    mask = (distance >= -back) & (distance <= ahead)
-    mask[:, 0] |= first_is_global
+    batch = [
+        Features(random_ids(length, length), tuple(Span(at, at + 1) for at in own), truncated=False)
+        for length in (9, 40, 90, 200)
+        if (own := [at for at in reads if at < length])
+    ]
+    model = base("longformer")
+    plain = PaddedBackbone(model, has_global=has_global)
+    wanted = torch.cat([plain.rows([one]) for one in batch])
+    way = PackedBackbone(model, share=False, has_global=has_global)
+    torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=3),
+    st.integers(0, 150),
+    st.integers(0, 150),
+    st.booleans(),
+    st.booleans(),
+)
+def test_banded_attention_is_masked_attention(
+    lengths: list[int], back: int, ahead: int, first_is_global: bool, softcapped: bool
+) -> None:
+    torch.manual_seed(sum(lengths))
+    query, key, value = torch.randn(3, 1, 2, sum(lengths), 8)
+    sample = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    place = torch.cat([torch.arange(length) for length in lengths])
+    distance = place - place.unsqueeze(1)
+    mask = (distance >= -back) & (distance <= ahead) | (place == 0) & torch.tensor(first_is_global)
+    mask &= sample == sample.unsqueeze(1)
     softcap = 3.0 if softcapped else None
-    wanted = attend(query, key, value, 0.3, softcap=softcap, mask=mask).out
-    got = band(
-        query, key, value, 0.3, back, ahead, softcap=softcap, first_is_global=first_is_global
-    )
+    bias = bias_of(mask, query.dtype)
+    wanted = attend(query, key, value, 0.3, softcap=softcap, bias=bias).out
+    samples = [tuple(range(1000 * n, 1000 * n + length)) for n, length in enumerate(lengths)]
+    layout = lay_out(samples, share=False)
+    band = Band(back, ahead, first_is_global)
+    blocks = blocks_of(layout, query.device, query.dtype, band)
+    got = torch.empty_like(query)
+    attend_blocks(query, key, value, got, 0.3, blocks, softcap)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)

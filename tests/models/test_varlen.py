@@ -17,7 +17,7 @@ from test_packing import alone, base, features, group, packed_way, random_ids
 from alarm_models.networks.padding import PaddedBackbone
 from alarm_models.networks.probing import fastest_exact
 from alarm_models.packing.backbone import PackedBackbone
-from alarm_models.packing.kernels import attend
+from alarm_models.packing.kernels import attend, bias_of
 from alarm_models.packing.laying import lay_out
 from alarm_models.packing.levels import levels_of
 from alarm_models.packing.varlen import varlen
@@ -60,7 +60,7 @@ def twin(
         mask = torch.ones_like(distance, dtype=torch.bool)
         mask &= (distance >= -left) | (left < 0)
         mask &= (distance <= right) | (right < 0)
-        attended = attend(q, k, v, scale, mask=mask)
+        attended = attend(q, k, v, scale, bias=bias_of(mask, q.dtype))
         out[own], lse[:, own] = attended.out[0].transpose(0, 1), attended.lse[0]
     return out, lse
 

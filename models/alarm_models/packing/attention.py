@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from alarm_models.packing.kernels import Attended, attend, band, merged
+from alarm_models.packing.bands import Band, attend_blocks, blocks_of
+from alarm_models.packing.kernels import Attended, attend, bias_of, merged
 from alarm_models.packing.layout import Layout
 from alarm_models.packing.reading import readings
 from alarm_models.packing.row import current_row
@@ -47,11 +48,9 @@ def packed_attention(
     out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
     target = out.transpose(1, 2)
     if sliding_window is not None and layout.is_cut_by(sliding_window):
-        for run in layout.runs:
-            span = slice(*run.row)
-            parts = (query[:, :, span], key[:, :, span], value[:, :, span])
-            back, ahead = sliding_window - 1, 0 if causal else sliding_window - 1
-            target[:, :, span] = band(*parts, scale, back, ahead, softcap)
+        band = Band(sliding_window - 1, 0 if causal else sliding_window - 1)
+        blocks = row.once(blocks_of, query.device, query.dtype, band)
+        attend_blocks(query, key, value, target, scale, blocks, softcap)
     else:
         _attend_runs(query, key, value, target, layout, scale, causal, softcap)
     return out, None
@@ -120,7 +119,8 @@ def attend_reads(
             for states in (key, value)
         )
         queries = query[0][:, some.queries].transpose(0, 1)  # [batch, heads, queries, dim]
-        attended = attend(queries, keys, values, scale, mask=some.mask).out
+        bias = None if some.mask is None else bias_of(some.mask, query.dtype)
+        attended = attend(queries, keys, values, scale, bias=bias).out
         out[0, some.queries] = attended.transpose(1, 2)
     return out
 

@@ -124,9 +124,9 @@ class PackedBackbone:
         if ids.ndim == 3:
             ids, types = ids[..., 0], {"token_type_ids": ids[..., 1]}
         positions = torch.tensor([self._positions(ids[0], row.layout)], device=device)
-        if self._longformer is not None:
-            return self._longformer(ids, positions, row)[0]
         with running(row):
+            if self._longformer is not None:
+                return self._longformer(ids, positions, row)[0]
             states: torch.Tensor = self._model(
                 input_ids=ids, position_ids=positions, **types
             ).last_hidden_state[0]

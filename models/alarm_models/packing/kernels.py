@@ -1,4 +1,4 @@
-"""The arithmetic of attention: within a window, over parts, and parts merged exactly."""
+"""The arithmetic of attention: over all keys or some, and parts merged exactly."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Attended", "attend", "band", "merged"]
-
-#: Queries a block where a window bounds what they see.
-_BLOCK = 128
+__all__ = ["Attended", "attend", "bias_of", "merged"]
 
 
 class Attended(NamedTuple):
@@ -31,18 +28,18 @@ def attend(
     *,
     causal: bool = False,
     softcap: float | None = None,
-    mask: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> Attended:
-    """Attend over ``[1, heads, queries, dim]``; ``mask`` is true where a query sees a key."""
+    """Attend over ``[1, heads, queries, dim]``; ``bias`` is added to logits, as `bias_of` gives it.
+
+    It is of the query's dtype, and ``[queries, keys]`` or has more dimensions before.
+    """
     if softcap is None and query.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=bias, scale=scale
         )
         return Attended(out, lse)
-    return _attend_plainly(query, key, value, scale, causal=causal, softcap=softcap, mask=mask)
+    return _attend_plainly(query, key, value, scale, causal=causal, softcap=softcap, bias=bias)
 
 
 def _attend_plainly(
@@ -53,54 +50,25 @@ def _attend_plainly(
     *,
     causal: bool,
     softcap: float | None,
-    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
 ) -> Attended:
     logits = (query @ key.transpose(-1, -2)).float() * scale  # [1, heads, queries, keys]
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if causal:
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf"))
+        unseen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        logits = logits.masked_fill(unseen, float("-inf"))
+    if bias is not None:
+        logits = logits + bias
     lse = torch.logsumexp(logits, -1)
     return Attended(torch.exp(logits - lse.unsqueeze(-1)).to(value.dtype) @ value, lse)
 
 
-def band(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    back: int,
-    ahead: int,
-    softcap: float | None = None,
-    *,
-    first_is_global: bool = False,
-) -> torch.Tensor:
-    """Attend within one sample, each token to ``back`` before it and ``ahead`` after it.
-
-    ``[1, heads, tokens, dim]`` in and out. With ``first_is_global`` every token sees the first one
-    too, wherever it stands. Work grows with tokens times window, not with tokens squared.
-    """
-    num_tokens = query.shape[2]
-    parts = []
-    for start in range(0, num_tokens, _BLOCK):
-        end = min(start + _BLOCK, num_tokens)
-        low, high = max(start - back, 0), min(end + ahead, num_tokens)
-        places = torch.arange(low, high, device=query.device)
-        keys, values = key[:, :, low:high], value[:, :, low:high]
-        if first_is_global and low > 0:
-            places = torch.cat([places.new_zeros(1), places])
-            keys = torch.cat([key[:, :, :1], keys], 2)
-            values = torch.cat([value[:, :, :1], values], 2)
-        distance = places - torch.arange(start, end, device=query.device).unsqueeze(1)
-        mask = (distance >= -back) & (distance <= ahead)  # [queries, keys]
-        if first_is_global:
-            mask |= places == 0
-        seen = None if bool(mask.all()) else mask
-        block = query[:, :, start:end]
-        parts.append(attend(block, keys, values, scale, softcap=softcap, mask=seen).out)
-    return torch.cat(parts, 2)
+def bias_of(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what to add to logits so that a query sees a key where ``mask`` is true."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
 
 
 def merged(one: Attended, other: Attended) -> Attended:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.packing.kernels import attend, band
+from alarm_models.packing.attention import attend_reads
+from alarm_models.packing.bands import Band, attend_blocks, blocks_of
+from alarm_models.packing.kernels import attend
 from alarm_models.packing.layout import Layout
 from alarm_models.packing.levels import levels_of
 from alarm_models.packing.row import Row
@@ -36,18 +38,16 @@ class PackedLongformer:
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, row: Row) -> torch.Tensor:
         """Return the last hidden states of the row's reads, ``[1, reads, hidden]``.
 
-        ``ids`` and ``positions`` are ``[1, tokens]``. After the last layer's attention only the
-        reads go on.
+        ``ids`` and ``positions`` are ``[1, tokens]``; the row is the one that is running. The last
+        layer attends and goes on for the reads alone.
         """
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
-        *_, last = layers = list(self._model.encoder.layer)
+        *layers, last = self._model.encoder.layer
         for layer in layers:
             attended = self._attend(layer.attention.self, states, row)
-            if layer is last:
-                attended, states = attended[:, row.places], states[:, row.places]
-            attended = layer.attention.output(attended, states)
-            states = layer.output(layer.intermediate(attended), attended)
-        return states  # type: ignore[no-any-return]
+            states = _finished(layer, attended, states)
+        attended = self._attend_for_reads(last.attention.self, states, row)
+        return _finished(last, attended, states[:, row.places])
 
     def _attend(self, weights: Any, states: torch.Tensor, row: Row) -> torch.Tensor:
         query, key, value = (
@@ -61,18 +61,33 @@ class PackedLongformer:
             return within.transpose(1, 2).flatten(2)
         out = query.new_empty(states.shape)  # [1, tokens, hidden]
         target = _heads(out, weights.num_heads)
-        for run in row.layout.runs:
-            own = slice(*run.row)
-            parts = (query[:, :, own], key[:, :, own], value[:, :, own])
-            if run.row.end - run.row.start <= side + 1:
-                target[:, :, own] = attend(*parts, scale).out
-            else:
-                target[:, :, own] = band(
-                    *parts, scale, side, side, first_is_global=self._has_global
-                )
+        band = Band(side, side, self._has_global)
+        blocks = row.once(blocks_of, query.device, query.dtype, band)
+        attend_blocks(query, key, value, target, scale, blocks)
         if self._has_global:
             self._attend_globally(weights, states, target, row.layout)
         return out
+
+    def _attend_for_reads(self, weights: Any, states: torch.Tensor, row: Row) -> torch.Tensor:
+        if not self._has_global:
+            query, key, value = (
+                _heads(project(of), weights.num_heads)
+                for project, of in (
+                    (weights.query, states[:, row.places]),
+                    (weights.key, states),
+                    (weights.value, states),
+                )
+            )
+            scale, window = weights.head_dim**-0.5, weights.one_sided_attn_window_size + 1
+            attended = attend_reads(
+                weights, query, key, value, scale=scale, causal=False, window=window
+            )
+            return attended.flatten(2)
+        if any(place > 0 for _, place in row.reads):
+            return self._attend(weights, states, row)[:, row.places]
+        out = torch.empty_like(states)
+        self._attend_globally(weights, states, _heads(out, weights.num_heads), row.layout)
+        return out[:, row.places]
 
     def _attend_globally(
         self, weights: Any, states: torch.Tensor, target: torch.Tensor, layout: Layout
@@ -86,6 +101,13 @@ class PackedLongformer:
             own, first = slice(*run.row), slice(run.row.start, run.row.start + 1)
             query = _heads(weights.query_global(states[:, first]), weights.num_heads)
             target[:, :, first] = attend(query, key[:, :, own], value[:, :, own], scale).out
+
+
+def _finished(layer: Any, attended: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Take a layer on from its attention; ``[1, tokens, hidden]`` each."""
+    attended = layer.attention.output(attended, states)
+    finished: torch.Tensor = layer.output(layer.intermediate(attended), attended)
+    return finished
 
 
 def _heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from alarm_models.packing.memory import Past
 __all__ = ["Row", "current_row", "running"]
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 _row: ContextVar[Row] = ContextVar("row")
 
@@ -36,11 +37,11 @@ class Row:
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _made: dict[object, Any] = field(default_factory=dict)
 
-    def once(self, make: Callable[[Layout, torch.device], _T], device: torch.device) -> _T:
-        """Return what a function makes of the layout, which is made once for all layers."""
-        if make not in self._made:
-            self._made[make] = make(self.layout, device)
-        made: _T = self._made[make]
+    def once(self, make: Callable[[Layout, *_Ts], _T], *given: *_Ts) -> _T:
+        """Return what a function makes of the layout and more, made once for all layers."""
+        if (make, given) not in self._made:
+            self._made[make, given] = make(self.layout, *given)
+        made: _T = self._made[make, given]
         return made
 
     def with_known(
