@@ -113,16 +113,24 @@ def attend_reads(
     out = query.new_empty(query.transpose(1, 2).shape)
     some_reads = readings(row.layout, row.reads, causal=causal, window=window, device=query.device)
     for some in some_reads:
-        # [heads, batch, keys, dim] -> [batch, heads, keys, dim]
-        keys, values = (
-            states[0][:, some.keys].repeat_interleave(groups, 0).transpose(0, 1)
-            for states in (key, value)
-        )
+        keys, values = (_of_tokens(states, some.keys, groups) for states in (key, value))
         queries = query[0][:, some.queries].transpose(0, 1)  # [batch, heads, queries, dim]
         bias = None if some.mask is None else bias_of(some.mask, query.dtype)
         attended = attend(queries, keys, values, scale, bias=bias).out
         out[0, some.queries] = attended.transpose(1, 2)
     return out
+
+
+def _of_tokens(states: torch.Tensor, places: torch.Tensor, times: int) -> torch.Tensor:
+    """Take the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``, each head so often.
+
+    Returns ``[batch, heads * times, keys, dim]``. A token's heads lie side by side and are copied
+    in one piece.
+    """
+    tokens = states[0].transpose(0, 1)  # [tokens, heads, dim]
+    rows = tokens.index_select(0, places.flatten())
+    taken = rows.view(*places.shape, *tokens.shape[1:]).transpose(1, 2)
+    return taken if times == 1 else taken.repeat_interleave(times, 1)
 
 
 AttentionInterface.register(PACKED, packed_attention)
