@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import transformers as hf
 
-__all__ = ["of_apart", "of_group"]
+from alarm_models.packing.beginnings import num_common
+
+__all__ = ["Batch", "of_apart", "of_group"]
 
 #: Token ids, of each sample of a batch.
 Batch = Sequence[Sequence[int]]
@@ -22,7 +24,8 @@ def of_group(config: hf.LlamaConfig, batch: Batch) -> float:
 
     A layer's weights are 4 h^2 of attention and 3 h m of the gated MLP.
     """
-    prompt = _num_shared(batch)
+    first, *others = map(tuple, batch)
+    prompt = min((num_common(first, other, 0) for other in others), default=len(first))
     ends = [len(ids) - prompt for ids in batch]
     pairs = prompt * (prompt + 1) / 2 + sum(end * prompt + end * (end + 1) / 2 for end in ends)
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
@@ -39,15 +42,6 @@ def of_apart(config: hf.BertConfig | hf.LongformerConfig, batch: Batch) -> float
     pairs = sum(_pairs(len(ids), windows[0] // 2 if windows else len(ids)) for ids in batch)
     weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
     return _of_layers(config, sum(map(len, batch)), weights, pairs)
-
-
-def _num_shared(batch: Batch) -> int:
-    num_shared = 0
-    for column in zip(*batch, strict=False):
-        if len(set(column)) > 1:
-            break
-        num_shared += 1
-    return num_shared
 
 
 def _of_layers(config: hf.PretrainedConfig, tokens: int, weights: int, pairs: float) -> float:

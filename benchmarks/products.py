@@ -17,7 +17,7 @@ from operations import Batch
 from plain import encode
 from work import Sample, Task, Way
 
-__all__ = ["Count", "multiplier", "products"]
+__all__ = ["multiplier", "products"]
 
 #: Counts what a model of a configuration has to compute for a batch.
 Count = Callable[[Any, Batch], float]
