@@ -36,8 +36,9 @@ def main() -> None:
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.3, 1])
     parser.add_argument("--group", type=int, default=8, help="samples of a group")
-    parser.add_argument("--holistic", type=int, nargs=2, default=[4, 384], help="layers, width")
-    parser.add_argument("--aspects", type=int, nargs=2, default=[2, 256], help="layers, width")
+    # The published aspects are 12 layers of this width.
+    parser.add_argument("--holistic", type=int, nargs=2, default=[4, 768], help="layers, width")
+    parser.add_argument("--aspects", type=int, nargs=2, default=[4, 768], help="layers, width")
     parser.add_argument(
         "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(ASPECTS)}"
     )
