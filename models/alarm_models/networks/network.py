@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from alarm_models.features import BatchCost, Features
 from alarm_models.networks.heads import Head, Pooling
 from alarm_models.networks.padding import padded
-from alarm_models.networks.probing import Backbone
+from alarm_models.networks.probing import Backbone, plain_way
 
 __all__ = ["HeadedNetwork", "Network", "WholeNetwork"]
 
@@ -25,6 +25,8 @@ class Network(Protocol):
     cost: BatchCost
     #: What a whole-sequence score reads; None where the recipe says.
     pooling: Pooling | None
+    #: How many tokens its tables of positions have room for; None without any.
+    max_positions: int | None
 
     def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
@@ -44,6 +46,7 @@ class HeadedNetwork:
         self.num_outputs = head.num_outputs
         self.cost: BatchCost = backbone.cost
         self.pooling = head.pooling
+        self.max_positions = backbone.max_positions
 
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
@@ -57,12 +60,10 @@ class HeadedNetwork:
 
 
 class WholeNetwork:
-    """A model that is run as transformers runs it, padded, head and all.
+    """A model that is run as transformers runs it, head and all: padded, where that is exact.
 
     ``select`` makes outputs of the logits at the reads, where those are not the outputs.
     """
-
-    cost = BatchCost.PADDED
 
     def __init__(
         self,
@@ -75,10 +76,17 @@ class WholeNetwork:
         self.dtype = model.dtype
         self.num_outputs = int(self._model.config.num_labels or 0)
         self.pooling: Pooling | None = Pooling.OWN
+        way = plain_way(model, self._forward)
+        self._together = way.together
+        self.cost = way.together.cost
+        self.max_positions = way.max_positions
 
     @torch.inference_mode()
     def outputs(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Run one padded batch; a model of one row a token is read where the samples say."""
+        """Run one batch; a model of one row a token is read where the samples say."""
+        return self._together.run(batch, self._forward)
+
+    def _forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         logits = self._model(**padded(batch, self._model)).logits
         if logits.ndim == 2:  # [batch, outputs]
             return list(torch.split(logits.float().cpu(), 1))

@@ -14,13 +14,11 @@ from alarm_models.packing.laying import lay_out
 from alarm_models.packing.layout import Layout
 from alarm_models.packing.longformer import PackedLongformer
 from alarm_models.packing.memory import Memory
+from alarm_models.packing.positions import Lengths, first_position
 from alarm_models.packing.row import Row, running
 from alarm_models.packing.varlen import VARLEN
 
-__all__ = ["OFFSET_POSITIONS", "PackedBackbone"]
-
-#: Model types whose position ids begin past the padding id, and pass over it.
-OFFSET_POSITIONS = {"roberta", "longformer", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
+__all__ = ["PackedBackbone"]
 
 
 class PackedBackbone:
@@ -30,7 +28,8 @@ class PackedBackbone:
     share: their end would have to forget their beginning. ``is_trimmed`` says that the model's
     last layer gives only the states that are read; ``is_varlen`` has torch's variable-length
     kernel attend. Where ``max_remembered_bytes`` are given, shared beginnings are not even run
-    again in later batches.
+    again in later batches. Samples that ``lengths`` keeps apart have rows of their own, and share
+    and remember nothing of each other. ``max_positions`` is how many tokens a sample may have.
     """
 
     def __init__(
@@ -42,46 +41,47 @@ class PackedBackbone:
         has_global: bool = False,
         is_varlen: bool = False,
         max_remembered_bytes: int = 0,
+        lengths: Lengths | None = None,
+        max_positions: int | None = None,
     ) -> None:
         self.is_trimmed = is_trimmed
+        self.max_positions = max_positions
         self.cost = BatchCost.SHARED if share else BatchCost.PACKED
         if not isinstance(model, LongformerModel):
             model.set_attn_implementation(VARLEN if is_varlen else PACKED)
         self._model: Any = model
         self._share = share
-        self._memory = Memory(max_remembered_bytes) if share and max_remembered_bytes else None
-        self._last: tuple[Sequence[Features], Layout] | None = None
+        self._lengths = lengths or Lengths()
+        # Beyond an open end each length has frequencies of its own: nothing to remember there.
+        num_bytes = max_remembered_bytes // max(self._lengths.num_classes, 1)
+        num_memories = self._lengths.num_classes if share and num_bytes else 0
+        self._memories = {number: Memory(num_bytes) for number in range(num_memories)}
+        self._last: tuple[Sequence[Features], list[int]] | None = None
         self._longformer = (
             PackedLongformer(model, has_global=has_global, is_varlen=is_varlen)
             if isinstance(model, LongformerModel)
             else None
         )
-        config = model.config.get_text_config()
-        self._window = getattr(config, "sliding_window", None)
-        self._padding = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
+        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
+        self._padding = first_position(model)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether anything is kept for the batches after."""
+        return bool(self._memories)
 
     def rows(self, batch: Sequence[Features]) -> torch.Tensor:
         """Return the hidden states at each sample's reads, ``[reads of the batch, hidden]``."""
-        spans = [(index, span) for index, one in enumerate(batch) for span in one.reads]
-        layout = self._lay_out(batch)
-        row = Row(
-            layout,
-            [(index, at) for index, span in spans for at in range(*span)],
-            [place for index, span in spans for place in layout.places(index, span)],
-            is_remembered=self._remembers(batch),
-        )
-        try:
-            states = self._states(row)  # [tokens read, hidden]
-        except torch.OutOfMemoryError:
-            self.forget()
-            raise
-        self._last = (batch, layout)
-        if self._memory is not None and row.is_remembered:
-            self._memory.remember(row.past([one.ids for one in batch]))
-        lengths = [span.end - span.start for _, span in spans]
-        if len(states) == len(lengths):
-            return states
-        return torch.stack([part.mean(0) for part in torch.split(states, lengths)])
+        num_computed = [0] * len(batch)
+        rows: list[torch.Tensor] = [torch.empty(0)] * len(batch)
+        for part in self._lengths.parts([one.num_tokens for one in batch]):
+            some = [batch[index] for index in part]
+            states, layout = self._run(some)
+            found = torch.split(states, [len(one.reads) for one in some])
+            for index, row, num in zip(part, found, layout.num_computed, strict=True):
+                rows[index], num_computed[index] = row, num
+        self._last = (batch, num_computed)
+        return torch.cat(rows)
 
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample added to the work; who comes first brings the rest.
@@ -89,18 +89,48 @@ class PackedBackbone:
         Of the batch that ran last; of another, what it would add now.
         """
         if self._last is not None and self._last[0] is batch:
-            return self._last[1].num_computed
-        return self._lay_out(batch).num_computed
+            return self._last[1]
+        num_computed = [0] * len(batch)
+        for part in self._lengths.parts([one.num_tokens for one in batch]):
+            layout = self._lay_out([batch[index] for index in part])
+            for index, num in zip(part, layout.num_computed, strict=True):
+                num_computed[index] = num
+        return num_computed
 
     def forget(self) -> None:
         """Free what is remembered of batches before."""
         self._last = None
-        if self._memory is not None:
-            self._memory.forget()
+        for memory in self._memories.values():
+            memory.forget()
 
-    def _remembers(self, batch: Sequence[Features]) -> bool:
-        is_typed = any(one.types for one in batch)
-        return self._memory is not None and not is_typed and self._fits_window(batch)
+    def _run(self, batch: Sequence[Features]) -> tuple[torch.Tensor, Layout]:
+        """Run samples of one class of lengths in one row."""
+        spans = [(index, span) for index, one in enumerate(batch) for span in one.reads]
+        layout = self._lay_out(batch)
+        memory = self._memory(batch)
+        row = Row(
+            layout,
+            [(index, at) for index, span in spans for at in range(*span)],
+            [place for index, span in spans for place in layout.places(index, span)],
+            is_remembered=memory is not None,
+        )
+        try:
+            states = self._states(row)  # [tokens read, hidden]
+        except torch.OutOfMemoryError:
+            self.forget()
+            raise
+        if memory is not None:
+            memory.remember(row.past([one.ids for one in batch]))
+        lengths = [span.end - span.start for _, span in spans]
+        if len(states) != len(lengths):
+            states = torch.stack([part.mean(0) for part in torch.split(states, lengths)])
+        return states, layout
+
+    def _memory(self, batch: Sequence[Features]) -> Memory | None:
+        """Return what samples of one class of lengths recall from, and are remembered in."""
+        if any(one.types for one in batch) or not self._fits_window(batch):
+            return None
+        return self._memories.get(self._lengths.of(batch[0].num_tokens))
 
     def _fits_window(self, batch: Sequence[Features]) -> bool:
         return self._window is None or max(one.num_tokens for one in batch) <= self._window
@@ -113,7 +143,7 @@ class PackedBackbone:
         return lay_out(
             [one.ids for one in batch],
             share=share,
-            memory=self._memory if share else None,
+            memory=self._memory(batch),
             first_reads=[min((span.start for span in one.reads), default=0) for one in batch],
         )
 
@@ -124,6 +154,7 @@ class PackedBackbone:
         if ids.ndim == 3:
             ids, types = ids[..., 0], {"token_type_ids": ids[..., 1]}
         positions = torch.tensor([self._positions(ids[0], row.layout)], device=device)
+        self._lengths.begin()
         with running(row):
             if self._longformer is not None:
                 return self._longformer(ids, positions, row)[0]

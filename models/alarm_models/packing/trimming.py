@@ -55,8 +55,10 @@ class _TrimmedLlama(Trimmed):
             value,
             scale=attention.scaling,
             causal=True,
-            window=getattr(attention, "sliding_window", None)
-            or getattr(attention.config, "sliding_window", None),
+            # Its own where layers differ: None there is no window, whatever the configuration says.
+            window=getattr(
+                attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+            ),
         )
         states = hidden_states[:, places] + attention.o_proj(attended.flatten(2))
         trimmed: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))

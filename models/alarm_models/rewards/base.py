@@ -13,7 +13,6 @@ from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import BatchCost, Features
 from alarm_models.networks.construction import CONSTRUCTION
 from alarm_models.networks.network import Network
-from alarm_models.packing.backbone import OFFSET_POSITIONS
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import NeuralSpec
 from alarm_models.texts.tokenizing import Tokenizer
@@ -28,6 +27,9 @@ __all__ = [
     "require_finite",
     "require_outputs",
 ]
+
+#: More tokens than any sample has.
+_NO_LIMIT = 1 << 20
 
 #: What becomes of a sample at a model.
 Outcome = Score | SampleError
@@ -112,17 +114,32 @@ class OnDevice:
 
 def max_tokens(spec: NeuralSpec, weights: Weights) -> int:
     """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
-    config = weights.network.config
-    positions = getattr(config, "max_position_embeddings", None) or 1 << 20
-    if config.model_type in OFFSET_POSITIONS:
-        positions -= int(config.pad_token_id) + 1
+    positions = _num_positions(weights.network)
     if spec.max_tokens is None:
-        return int(min(positions, weights.tokenizer.model_max_length))
+        return min(positions, weights.tokenizer.model_max_length)
+    positions *= _scaling(weights.network)
     if spec.max_tokens > positions:
         raise RecipeError(
             f"max_tokens is {spec.max_tokens}, but {spec.checkpoint} has {positions} positions"
         )
     return spec.max_tokens
+
+
+def _num_positions(network: Network) -> int:
+    """Return what the configuration says, and no more than the tables have room for.
+
+    Configurations say "no limit" in many ways: XLNet with -1, others with none or 0.
+    """
+    named = getattr(network.config, "max_position_embeddings", None)
+    limits = (named if isinstance(named, int) else None, network.max_positions)
+    return min((one for one in limits if one is not None and one > 0), default=_NO_LIMIT)
+
+
+def _scaling(network: Network) -> int:
+    """Return how many times its positions a model reads where a recipe asks: dynamic RoPE's."""
+    scaling = getattr(network.config, "rope_parameters", None) or {}
+    is_dynamic = network.max_positions is None and "dynamic" in str(scaling.get("rope_type"))
+    return max(int(scaling.get("factor") or 1), 1) if is_dynamic else 1
 
 
 def require_finite(values: Sequence[float]) -> None:

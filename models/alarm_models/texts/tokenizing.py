@@ -54,7 +54,8 @@ class Tokenizer:
     @property
     def model_max_length(self) -> int:
         """The tokenizer's own limit; very large where it has none."""
-        return int(self._loaded.model_max_length)
+        limit = self._loaded.model_max_length
+        return int(limit) if limit and limit > 0 else 1 << 60
 
     @property
     def has_chat_template(self) -> bool:

@@ -1,0 +1,272 @@
+"""What a model makes of positions: its table, where it begins, what depends on a sample's length.
+
+All of it is read off the model itself, by running it or parts of it, rather than off its type's
+name: a type that is not on a list would be served wrongly.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Lengths", "ModuleState", "PositionTables", "first_position", "lengths_of"]
+
+#: Positions whose rotation is looked at, and how many tokens beyond a limit.
+_LOOKED_AT = 8
+
+#: Beyond, a configuration means that there is no limit.
+_NO_LIMIT = 1 << 24
+
+#: The names under which configurations say where position scaling begins, whatever they nest in.
+_LIMITS = {
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "original_max_position_embeddings",
+    "original_max_seq_len",
+    "seq_length",
+}
+
+
+class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches forward passes of single samples and tells how many tokens a table has room for.
+
+    A table of positions is one whose largest index grows with the sample, token by token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._largest: dict[tuple[int, int], dict[int, int]] = {}
+        self._num_tokens = 0
+        self._lengths: set[int] = set()
+
+    def watch(self, num_tokens: int) -> PositionTables:
+        """Say how many tokens the sample has that runs in the block; none of them padding."""
+        self._num_tokens = num_tokens
+        self._lengths.add(num_tokens)
+        return self
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Note the largest index into each table."""
+        if func is torch.ops.aten.embedding.default and args[1].numel():
+            table = (args[0].data_ptr(), args[0].shape[0])
+            seen = self._largest.setdefault(table, {})
+            largest = int(args[1].max())
+            seen[self._num_tokens] = max(largest, seen.get(self._num_tokens, largest))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that every table of positions has room for; None without any."""
+        if len(self._lengths) < 3:
+            return None
+        rooms = []
+        for (_, num_rows), largest in self._largest.items():
+            firsts = {index + 1 - length for length, index in largest.items()}
+            if set(largest) == self._lengths and len(firsts) == 1:
+                rooms.append(num_rows - firsts.pop())
+        return min(rooms, default=None)
+
+
+def first_position(model: torch.nn.Module) -> int | None:
+    """Return the padding id past which position ids begin, and which they pass over.
+
+    RoBERTa and the many types built like it have it in the table's own ``padding_idx``; None for
+    positions that count from 0.
+    """
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        if padding is not None and getattr(module, "padding_idx", None) == padding:
+            return int(padding)
+    return None
+
+
+class ModuleState:
+    """What modules hold beside their weights, to find out whether a pass changes it, and undo that.
+
+    BigBird turns its sparse attention off for good after the first short sample, and RoPE with
+    dynamic scaling keeps the frequencies of the longest: a score would depend on what ran before.
+    """
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._held = [(module, _held(module)) for module in modules]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether a plain value or a submodule is another; what is merely cached does not count."""
+        return any(_differs(module, held) for module, held in self._held)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, held in self._held:
+            for name in set(module.__dict__) - set(held):
+                del module.__dict__[name]
+            module.__dict__.update({name: _copied(name, value) for name, value in held.items()})
+
+
+def _held(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: _copied(name, value) for name, value in module.__dict__.items()}
+
+
+def _copied(name: str, value: Any) -> Any:
+    """Copy the mappings that a module keeps its tensors and submodules in."""
+    return dict(value) if name in ("_buffers", "_modules") else value
+
+
+def _differs(module: torch.nn.Module, held: Mapping[str, Any]) -> bool:
+    now = module.__dict__
+    if any(now["_modules"].get(name) is not one for name, one in held["_modules"].items()):
+        return True
+    plain = {
+        name: value
+        for name, value in held.items()
+        if isinstance(value, bool | int | float | str) and "cache" not in name
+    }
+    return any(now.get(name) != value for name, value in plain.items())
+
+
+class Lengths:
+    """Which samples may stand in one row or batch, where the longest decides what positions mean.
+
+    LongRoPE takes other frequencies for all positions once the longest sample is past
+    ``original_max_position_embeddings``; dynamic scaling takes others for each length past the
+    limit. Samples of one class of lengths have the same frequencies, alone or together.
+    """
+
+    def __init__(
+        self, limits: Sequence[int] = (), *, is_open: bool = False, state: ModuleState | None = None
+    ) -> None:
+        self._limits = sorted(limits)
+        self._is_open = is_open
+        self._state = state
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes hold samples of different lengths."""
+        return len(self._limits) + (not self._is_open)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether beyond the last limit each length is a class of its own."""
+        return self._is_open
+
+    def of(self, num_tokens: int) -> int:
+        """Return the class of a sample's length, a number from 0 on."""
+        index = bisect_left(self._limits, num_tokens)
+        return num_tokens if self._is_open and index == len(self._limits) else index
+
+    def parts(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return the samples, by their places, that may run together; each part in order."""
+        parts: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            parts.setdefault(self.of(length), []).append(index)
+        return list(parts.values())
+
+    def begin(self) -> None:
+        """Have the pass that follows find what a model just loaded has."""
+        if self._state is not None:
+            self._state.restore()
+
+
+def lengths_of(model: torch.nn.Module) -> Lengths:
+    """Find where a model's rotary embeddings turn to other frequencies with the longest sample.
+
+    They are run for a few positions on both sides of every limit that the configuration names.
+    """
+    config: Any = getattr(model, "config", None)
+    named = config.to_dict() if hasattr(config, "to_dict") else {}
+    said = {one for one in _values(named, _LIMITS) if isinstance(one, int)}
+    candidates = sorted(one for one in said if 2 < one < _NO_LIMIT)
+    rotary = [module for module in model.modules() if _is_rotary(module)]
+    # Layers that have one each have theirs alike.
+    different = {(type(one), id(getattr(one, "config", None))): one for one in rotary}
+    limits: set[int] = set()
+    opens: set[int] = set()
+    try:
+        for module in different.values():
+            found, opening = _turns(module, candidates)
+            limits |= found
+            opens |= opening
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        # It takes something else than positions: by what its configuration calls it.
+        is_open = _is_named_dynamic(named)
+        return Lengths(is_open=is_open, state=ModuleState(rotary) if is_open else None)
+    if _is_scaled_by_length(named):
+        return Lengths(is_open=True, state=ModuleState(rotary))
+    if not opens:
+        return Lengths(sorted(limits))
+    first = min(opens)
+    below = sorted(limit for limit in limits if limit <= first)
+    return Lengths(below, is_open=True, state=ModuleState(rotary))
+
+
+def _turns(module: torch.nn.Module, candidates: Sequence[int]) -> tuple[set[int], set[int]]:
+    """Return the limits beyond which all rotations are others, and those beyond which they vary."""
+    limits: set[int] = set()
+    for layer_type in _layer_types(module):
+        for limit, after in zip(candidates, [*candidates[1:], None], strict=True):
+            within, beyond = (_rotation(module, limit + more, layer_type) for more in (0, 1))
+            if torch.equal(within, beyond):
+                continue
+            limits.add(limit)
+            far = 2 * limit if after is None else min(2 * limit, after)
+            further = _rotation(module, far, layer_type)
+            if far > limit + 1 and not torch.equal(beyond, further):
+                return limits, {limit}
+    return limits, set()
+
+
+def _rotation(module: torch.nn.Module, num_tokens: int, layer_type: str | None) -> torch.Tensor:
+    """Return how the first positions are rotated where the longest sample has so many tokens."""
+    # A copy: some keep what they computed for the longest.
+    fresh: Any = copy.deepcopy(module)
+    device = next((one.device for one in module.buffers()), torch.device("cpu"))
+    first = torch.arange(min(_LOOKED_AT, num_tokens - 1), device=device)
+    positions = torch.cat([first, first.new_tensor([num_tokens - 1])]).unsqueeze(0)
+    states = torch.zeros(1, 1, 1, device=device)
+    found = fresh(states, positions, **({} if layer_type is None else {"layer_type": layer_type}))
+    rotation = found[0] if isinstance(found, tuple) else found
+    if rotation.shape[:2] != positions.shape:
+        raise ValueError(f"{type(module).__name__} gives no rotation a position")
+    rotation = rotation[:, :-1]
+    return torch.view_as_real(rotation) if rotation.is_complex() else rotation
+
+
+def _layer_types(module: torch.nn.Module) -> list[str | None]:
+    types = getattr(module, "rope_type", None)
+    return [*types] if isinstance(types, dict) else [None]
+
+
+def _is_rotary(module: torch.nn.Module) -> bool:
+    return any("inv_freq" in name for name in {**module._buffers, **module.__dict__})
+
+
+def _is_named_dynamic(named: Mapping[str, Any]) -> bool:
+    types = [str(one) for one in _values(named, {"rope_type", "type"})]
+    return any("dynamic" in one or one in ("longrope", "su") for one in types)
+
+
+def _is_scaled_by_length(named: Mapping[str, Any]) -> bool:
+    """Say whether a model with code of its own scales by length (the first Qwen's two keys)."""
+    return True in list(_values(named, {"use_dynamic_ntk", "use_logn_attn"}))
+
+
+def _values(named: object, keys: set[str]) -> Iterator[object]:
+    """Yield what a configuration has under these keys, at any depth."""
+    if isinstance(named, dict):
+        for key, value in named.items():
+            if key in keys:
+                yield value
+            yield from _values(value, keys)

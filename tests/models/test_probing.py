@@ -1,0 +1,111 @@
+"""A way that does not give the model's own scores is not used: packed rows, caches, padding."""
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+import transformers as hf
+from tolerance import computed
+from unusual import CONFIGURATIONS, classifier, features, ids, network, plain
+
+from alarm_models.features import BatchCost
+from alarm_models.networks.network import HeadedNetwork, Network
+from alarm_models.networks.probing import fastest_exact
+from alarm_models.packing.backbone import PackedBackbone
+from alarm_models.packing.row import Row
+
+pytestmark = pytest.mark.numeric
+
+#: Lengths that the probe does not have, and compositions of them: (tokens, of them the prompt's).
+BATCHES = [
+    [(7, 0), (60, 0)],
+    [(40, 30), (50, 30), (34, 30)],
+    [(40, 30), (35, 30), (140, 0), (64, 0), (65, 0)],
+    [(62, 0), (63, 0), (126, 0), (128, 0)],
+    [(200, 0), (35, 30), (33, 0), (90, 30)],
+    [(40, 30), (90, 30)],
+]
+
+
+@cache
+def both(name: str) -> tuple[hf.PreTrainedModel, Network]:
+    model = classifier(name)
+    return copy.deepcopy(model), network(model)
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS])
+def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None:
+    model, served = both(name)
+    for batch in BATCHES:
+        samples = [ids(length, seed, prompt) for seed, (length, prompt) in enumerate(batch)]
+        outputs = served.outputs(features(served, samples))
+        wanted = [plain(model, sample) for sample in samples]
+        assert [one.item() for one in outputs] == computed(wanted)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bigbird", "canine", "convbert", "fnet", "mobilebert", "nystromformer", "xlnet"],
+)
+def test_a_model_that_padding_changes_is_run_one_sample_at_a_time(name: str) -> None:
+    assert both(name)[1].cost is BatchCost.ALONE
+
+
+@pytest.mark.parametrize("name", ["bart", "electra", "esm", "ibert", "luke", "mpnet", "t5"])
+def test_a_model_that_padding_does_not_change_is_padded(name: str) -> None:
+    assert both(name)[1].cost is BatchCost.PADDED
+
+
+def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
+    model = classifier("mobilebert").to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert network(model).cost is BatchCost.ALONE
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_whose_layers_attend_twice_shares_a_row_but_remembers_nothing() -> None:
+    _, served = both("diffllama")
+    assert isinstance(served, HeadedNetwork)
+    backbone = served._backbone
+    assert isinstance(backbone, PackedBackbone)
+    assert (backbone.cost, backbone.remembers) == (BatchCost.SHARED, False)
+
+
+def test_the_probe_finds_a_prefix_cache_that_recalls_wrongly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = Row._among
+    monkeypatch.setattr(Row, "_among", lambda *given: right(*given) * 1.01)
+    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    assert isinstance(backbone, PackedBackbone)
+    assert (backbone.cost, backbone.remembers) == (BatchCost.SHARED, False)
+
+
+def test_the_probe_keeps_a_prefix_cache_that_recalls_rightly() -> None:
+    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    assert isinstance(backbone, PackedBackbone)
+    assert backbone.remembers
+
+
+def test_a_window_too_short_for_the_probe_to_share_within_is_not_shared_within() -> None:
+    configuration, small = CONFIGURATIONS["modernbert"]
+    torch.manual_seed(0)
+    model = hf.AutoModel.from_config(configuration(**{**small, "local_attention": 32})).eval()
+    assert fastest_exact(model).cost is BatchCost.PACKED
+
+
+def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
+    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    (sample,) = features(both("qwen2-yarn")[1], [ids(40)])
+    assert backbone.num_computed([sample]) == [40]
+
+
+def test_the_probe_takes_a_dozen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier("qwen2-yarn").model
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    fastest_exact(model, max_remembered_bytes=1 << 28)
+    assert len(passes) == 8 + 2 + 3  # alone, in whole rows, recalled
