@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alarm_models.alignment import Placement, lay_on_tokens, on_every_token, words
 from alarm_models.errors import SampleError
@@ -58,10 +58,16 @@ class AspectRule:
             if segment.score is not None
         ]
 
-    def values(self, score: Score, tokens: Sequence[Span]) -> list[tuple[Span | None, float]]:
-        """Return the same, shaped."""
+    def shaped(
+        self, levels: Sequence[tuple[Span | None, float]]
+    ) -> list[tuple[Span | None, float]]:
+        """Return what the levels are worth."""
         shape = SHAPINGS[self.shaping]
-        return [(span, shape(level)) for span, level in self.levels(score, tokens)]
+        return [(span, shape(level)) for span, level in levels]
+
+    def values(self, score: Score, tokens: Sequence[Span]) -> list[tuple[Span | None, float]]:
+        """Return the levels, shaped."""
+        return self.shaped(self.levels(score, tokens))
 
     def _level(self, score: float, is_positive: bool | None) -> float:
         if is_positive is None:
@@ -95,7 +101,10 @@ class Scored:
         return Parts(z, counted, num_tokens, reference_z, self.sample.group)
 
     def reward(self, tokens: Sequence[float], hierarchy: Hierarchy) -> Reward:
-        """Return the reward that the rule gave, on the policy's tokens where there are any."""
+        """Return the reward that the rule gave, on the policy's tokens where there are any.
+
+        A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
+        """
         z = _normalized(self.holistic, hierarchy)
         offsets = self.sample.token_offsets
         computed = [aspect for aspect in self.aspects.values() if aspect is not None]
@@ -103,13 +112,15 @@ class Scored:
             raise SampleError(
                 "non_finite", "weights or constants are so large that the reward overflows"
             )
+        laid = tokens if offsets is None else tokens[: len(offsets)]
+        aspects = self.aspects if offsets is None or offsets else _earning_nothing(self.aspects)
         return Reward(
-            reward=sum(tokens),
-            token_rewards=None if offsets is None else tuple(tokens[: len(offsets)]),
+            reward=float(sum(laid)),
+            token_rewards=None if offsets is None else tuple(laid),
             holistic_score=self.holistic.value or 0.0,
             holistic_normalized=z,
             admitted=is_admitted(z, hierarchy),
-            aspects=self.aspects,
+            aspects=aspects,
             truncated=self.holistic.truncated or any(one.truncated for one in computed),
         )
 
@@ -122,7 +133,7 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
     """Turn an aspect's score into its reward, before the aspect's weight."""
     text, tokens = sample.completion_text, sample.token_offsets
     levels = rule.levels(score, tokens or words(text))
-    values = rule.values(score, tokens or words(text))
+    values = rule.shaped(levels)
     laid: tuple[float, ...] | None = None
     if tokens is not None:
         each = rule.placement is Placement.TOKENS and score.segments is not None
@@ -160,6 +171,15 @@ def _reward(
         return scored.reward(tokens, hierarchy)
     except SampleError as error:
         return error
+
+
+def _earning_nothing(
+    aspects: Mapping[str, AspectReward | None],
+) -> dict[str, AspectReward | None]:
+    return {
+        name: None if aspect is None else replace(aspect, reward=0.0)
+        for name, aspect in aspects.items()
+    }
 
 
 def _normalized(score: Score, hierarchy: Hierarchy) -> float:

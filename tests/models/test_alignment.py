@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +72,64 @@ def test_an_error_without_characters_makes_no_token_wrong() -> None:
 
 def test_an_error_between_tokens_makes_none_wrong() -> None:
     assert on_every_token([Span(4, 5)], TOKENS, 0.0, -1.0) == (0,) * 6
+
+
+class Counted(list[Span]):
+    """Spans that count how often one is looked at."""
+
+    num_looks = 0
+
+    def __getitem__(self, index: SupportsIndex) -> Span:  # type: ignore[override]
+        self.num_looks += 1
+        return super().__getitem__(index)
+
+
+def test_a_long_answer_with_many_segments_looks_at_each_token_a_few_times() -> None:
+    text = "a " * 16_000
+    tokens = Counted(Span(at, at + 1) for at in range(0, 32_000, 2))
+    segments: list[tuple[Span | None, float]] = [
+        (Span(at, at + 8), 0.5) for at in range(0, 32_000, 8)
+    ]
+    rewards = lay_on_tokens(segments, text, tokens)
+    assert rewards[:8] == (0, 0, 0, 0.5, 0, 0, 0, 0.5)
+    assert tokens.num_looks <= 3 * len(tokens)
+
+
+def test_segments_behind_the_last_token_look_at_each_token_a_few_times() -> None:
+    # One token over everything, thousands of short ones, and segments where only the first is.
+    tokens = Counted([Span(0, 32_000), *(Span(at, at + 1) for at in range(8_000))])
+    segments: list[tuple[Span | None, float]] = [
+        (Span(at, at + 1), 1.0) for at in range(16_000, 32_000)
+    ]
+    rewards = lay_on_tokens(segments, "a" * 32_000, tokens)
+    assert rewards[0] == 16_000
+    assert tokens.num_looks <= 3 * len(tokens)
+
+
+@given(st.data())
+def test_rewards_land_where_looking_at_every_pair_lands_them(data: st.DataObject) -> None:
+    text = data.draw(st.text(alphabet="ab \n\u2003", max_size=20))
+    point = st.integers(0, len(text) + 3)
+    spans = st.tuples(point, point).map(lambda pair: Span(min(pair), max(pair)))
+    tokens = sorted(data.draw(st.lists(spans, min_size=1, max_size=12)), key=lambda one: one.start)
+    chosen = data.draw(st.lists(spans, max_size=12))
+    values: list[tuple[Span | None, float]] = [(one, 0.1 * n) for n, one in enumerate(chosen)]
+    assert lay_on_tokens(values, text, tokens) == laid_pair_by_pair(values, text, tokens)
+    marked = tuple(-1.0 if any(shares(one, error) for error in chosen) else 0.0 for one in tokens)
+    assert on_every_token(chosen, tokens, 0.0, -1.0) == marked
+
+
+def laid_pair_by_pair(
+    values: Sequence[tuple[Span | None, float]], text: str, tokens: Sequence[Span]
+) -> tuple[float, ...]:
+    rewards = [0.0] * len(tokens)
+    for span, value in values:
+        assert span is not None
+        own = Span(span.start, span.start + len(text[span.start : span.end].rstrip()))
+        places = [index for index, token in enumerate(tokens) if shares(token, own)]
+        rewards[places[-1] if places else -1] += value
+    return tuple(rewards)
+
+
+def shares(one: Span, other: Span) -> bool:
+    return max(one.start, other.start) < min(one.end, other.end)

@@ -97,11 +97,15 @@ def test_without_token_offsets_the_sum_is_the_reward() -> None:
     assert reward.reward == 5
 
 
-def test_without_any_token_the_reward_is_still_told() -> None:
+def test_a_policy_that_made_no_token_earns_nothing_and_is_told_its_score() -> None:
     empty = Sample("p", "", token_offsets=())
-    reward = assembled(empty, whole(3.0), {"factuality": None})
-    assert reward.token_rewards == ()
-    assert reward.reward == 5
+    earned = AspectReward(0.5, (), None, 0.5, 0.5)
+    reward = assembled(empty, whole(3.0), {"factuality": earned})
+    assert (reward.token_rewards, reward.reward) == ((), 0)
+    assert (reward.holistic_score, reward.holistic_normalized) == (3, 1)
+    aspect = reward.aspects["factuality"]
+    assert aspect is not None
+    assert (aspect.token_rewards, aspect.reward, aspect.value) == ((), 0, 0.5)
 
 
 GRAMMAR = AspectRule(0, -1, 0, 1, 1, 0, Shaping.SIGMOID, Placement.TOKENS)

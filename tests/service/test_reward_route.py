@@ -123,11 +123,14 @@ async def test_without_offsets_the_reward_is_one_number() -> None:
         assert reward["reward"] == 7 + 3 + (2 - 1) + (0 + 0 - 2)
 
 
-async def test_without_tokens_the_reward_still_counts() -> None:
+async def test_without_tokens_nothing_is_earned_and_the_score_is_told() -> None:
     async with serving(FIGURE_1) as server:
-        (reward,) = await rewards(server, LOW | {"token_offsets": []})
-        assert reward["token_rewards"] == []
-        assert reward["reward"] == 3
+        for sample in (LOW, HIGH):
+            (reward,) = await rewards(server, sample | {"token_offsets": []})
+            assert (reward["token_rewards"], reward["reward"]) == ([], 0)
+            assert reward["holistic"]["score"] == (3 if sample is LOW else 7)
+            aspects = [one for one in reward["aspects"].values() if one is not None]
+            assert [one["reward"] for one in aspects] == [0] * len(aspects)
 
 
 async def test_the_holistic_score_comes_raw_and_normalised() -> None:

@@ -81,9 +81,12 @@ class Layout:
         keys = self.keys(sample, tokens)
         if not self.known:
             return keys
-        starts = [run.keys.start for run in self.runs]
         places = []
         for key in keys:
-            run = self.runs[bisect_right(starts, key) - 1]
+            run = self.runs[bisect_right(self.runs, key, key=_first_key) - 1]
             places.append(run.row.start + key - run.keys.start)
         return places
+
+
+def _first_key(run: Run) -> int:
+    return run.keys.start
