@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
 
-__all__ = ["digest", "label_names", "locate", "read_tensors", "stamps"]
+__all__ = ["code_digest", "digest", "label_names", "locate", "read_tensors", "stamps"]
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -60,6 +60,14 @@ def digest(folder: Path) -> str:
     for path in _files(folder):
         with path.open("rb") as file:
             whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return whole.hexdigest()
+
+
+def code_digest(folder: Path) -> str:
+    """Return a digest of the code that a checkpoint brings: a hex string, alike for none."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
     return whole.hexdigest()
 
 

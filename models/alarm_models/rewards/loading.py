@@ -33,6 +33,7 @@ from alarm_models.specs import (
     SequenceSpec,
     StepsSpec,
 )
+from alarm_models.texts.chat_templates import FIXED_DATE, has_dated_template
 from alarm_models.texts.template import FieldPattern
 from alarm_models.texts.tokenizing import Tokenizer
 
@@ -63,7 +64,8 @@ class Loader:
         if isinstance(spec, RemoteSpec):
             return RemoteModel(spec, fields)
         weights = self._weights(spec)
-        fingerprint = _fingerprint(spec, weights.digest, weights.network.dtype, fields)
+        folder = checkpoint.locate(spec.checkpoint)
+        fingerprint = _fingerprint(spec, folder, weights.digest, weights.network.dtype, fields)
         match spec:
             case SequenceSpec():
                 return SequenceModel(spec, weights, fields, fingerprint)
@@ -143,14 +145,22 @@ class Disk:
         if folder not in self._digests:
             self._digests[folder] = checkpoint.digest(folder)
         dtype = _dtype(spec, self._device)
-        return fingerprint == _fingerprint(spec, self._digests[folder], dtype, fields)
+        return fingerprint == _fingerprint(spec, folder, self._digests[folder], dtype, fields)
 
 
 def _fingerprint(
-    spec: NeuralSpec, digest: str, dtype: torch.dtype, fields: Mapping[str, FieldPattern]
+    spec: NeuralSpec,
+    folder: Path,
+    digest: str,
+    dtype: torch.dtype,
+    fields: Mapping[str, FieldPattern],
 ) -> str:
     """Digest all that decides a score: the same fingerprint means the same scores."""
     constants = spec.model_dump_json(exclude={"checkpoint", "dtype", "trust_remote_code"})
     patterns = sorted((name, field.pattern) for name, field in fields.items())
     parts = f"{digest}|{dtype}|{constants}|{patterns}"
+    if getattr(spec, "template", None) == "chat" and has_dated_template(folder):
+        parts += f"|{FIXED_DATE:%Y-%m-%d}"
+    if spec.trust_remote_code:
+        parts += f"|{checkpoint.code_digest(folder)}"
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.errors import RecipeError, SampleError
 from alarm_models.features import Features
 from alarm_models.networks.heads import Pooling
 from alarm_models.rewards.base import Prepared, Weights, max_tokens
@@ -34,10 +34,8 @@ class Texts:
             self._template = TextTemplate(template, fields=fields)
             if "completion" not in self._template.names:
                 raise RecipeError(f"template {template!r} does not name {{completion}}")
-        elif not weights.tokenizer.has_chat_template:
-            raise CheckpointError(
-                f"{spec.checkpoint} brings no chat template; give a text in `template`"
-            )
+        else:
+            weights.tokenizer.require_chat_template(spec.checkpoint)
 
     def render(self, sample: Sample, *, add_generation_prompt: bool = False) -> Rendered:
         """Put a sample into its text; raise `SampleError` where the template refuses it."""

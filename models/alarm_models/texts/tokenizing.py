@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from transformers import AutoTokenizer
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.sample import Message, Span
+from alarm_models.texts.chat_templates import FIXED_DATE, asks_date, draws_randomly, fix_date
 from alarm_models.texts.template import Rendered
 from alarm_models.texts.truncation import TokenIds
 
 __all__ = ["Tokenizer"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -31,6 +35,7 @@ class Tokenizer:
                 f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
             )
         self._loaded = loaded
+        self._is_dated = asks_date(self.chat_template or "")
         # A copy of our own: nobody switches truncation or padding on while we encode.
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
@@ -58,9 +63,30 @@ class Tokenizer:
         return int(limit) if limit and limit > 0 else 1 << 60
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether the checkpoint brings a chat template."""
-        return bool(self._loaded.chat_template)
+    def chat_template(self) -> str | None:
+        """The chat template that the checkpoint brings: the default one of several."""
+        template = self._loaded.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    def require_chat_template(self, checkpoint: str) -> None:
+        """Raise `CheckpointError` unless there is one that renders a sample always alike."""
+        template = self.chat_template
+        if not template:
+            raise CheckpointError(
+                f"{checkpoint} brings no chat template; give a text in `template`"
+            )
+        if draws_randomly(template):
+            raise CheckpointError(
+                f"{checkpoint}: the chat template puts in other text each time (`random` or "
+                "`lipsum`), and so would every sample's score; give a text in `template`"
+            )
+        if self._is_dated:
+            fix_date(template)
+            _logger.warning(
+                "%s: the chat template asks for the date, and is always given %s",
+                checkpoint,
+                f"{FIXED_DATE:%d %b %Y}",
+            )
 
     def separator_id(self, token: str | None) -> int:
         """Return the id of the separator token: the named one, else the tokenizer's own."""
@@ -134,6 +160,8 @@ class Tokenizer:
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        if self._is_dated:
+            fix_date(self.chat_template or "")
         try:
             text: str = self._loaded.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt

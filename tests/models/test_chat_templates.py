@@ -1,0 +1,118 @@
+"""A chat template renders a sample always alike, whatever it asks for."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from scoring import load, score
+from tolerance import computed
+
+from alarm_models.errors import CheckpointError
+from alarm_models.rewards import Loader
+from alarm_models.rewards.loading import Disk
+from alarm_models.sample import Message, Sample
+from alarm_models.specs import SequenceSpec
+from alarm_models.texts.chat_templates import draws_randomly
+from alarm_models.texts.tokenizing import Tokenizer
+
+pytestmark = pytest.mark.numeric
+
+TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+#: As Llama 3.1's: the caller's date, else the clock's, else a fixed one.
+LLAMA = (
+    "{% if date_string is not defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+    "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "Today Date: {{ date_string }}\n"
+)
+SAMPLE = Sample("Who wrote Emma?", "Jane.")
+
+
+def saved(folder: Path, template: str) -> tiny.Checkpoint:
+    tiny.sequence_classifier("llama", folder)
+    tokenizer = tiny.tokenizer(bos=True, eos=False)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tiny.Checkpoint(
+        folder, tiny.sequence_classifier("llama", folder / "again").model, tokenizer
+    )
+
+
+@pytest.mark.parametrize(
+    "dated",
+    [
+        LLAMA,
+        "Today is {{ strftime_now('%d %b %Y %H:%M:%S %f') }}\n",
+        "{% set now = strftime_now %}{% set form = '%d %b %Y %f' %}Today is {{ now(form) }}\n",
+        "{% macro today() %}{{ strftime_now('%d %b %Y %f') }}{% endmacro %}{{ today() }}\n",
+    ],
+    ids=["llama", "microseconds", "by another name", "in a macro"],
+)
+def test_a_template_that_asks_for_the_date_is_always_given_one(dated: str, tmp_path: Path) -> None:
+    saved(tmp_path, dated + TURNS)
+    tokenizer = Tokenizer(tmp_path)
+    messages = (Message("user", "Who?"), Message("assistant", "Jane."))
+    first = tokenizer.render_chat(messages).text
+    assert "26 Jul 2024" in first
+    # Others' templates compiled in between, as many as transformers keeps.
+    other = tiny.tokenizer(bos=True, eos=False)
+    for number in range(200):
+        turn = {"role": "user", "content": "Who?"}
+        other.apply_chat_template([turn], chat_template=f"{number}", tokenize=False)
+    assert tokenizer.render_chat(messages).text == first
+
+
+def test_the_score_is_of_the_fixed_date(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, LLAMA + TURNS)
+    (got,) = score(load(SequenceSpec(checkpoint=str(tmp_path))), [SAMPLE])
+    text = "Today Date: 26 Jul 2024\n[user] Who wrote Emma?\n[assistant] Jane.\n"
+    ids = torch.tensor([checkpoint.tokenizer(text, add_special_tokens=False).input_ids])
+    with torch.inference_mode():
+        wanted = checkpoint.model(input_ids=ids).logits.item()
+    assert got.value == computed(wanted)
+
+
+def test_the_fingerprint_of_a_dated_template_holds_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, LLAMA + TURNS)
+    spec = SequenceSpec(checkpoint=str(tmp_path))
+    dated = load(spec).fingerprint
+    assert Disk(torch.device("cpu")).has(spec, {}, dated)
+    text = spec.model_copy(update={"template": "{prompt} {completion}"})
+    undated = load(text).fingerprint
+    monkeypatch.setattr("alarm_models.rewards.loading.FIXED_DATE", datetime(2025, 1, 1, tzinfo=UTC))
+    assert load(spec).fingerprint != dated
+    assert load(text).fingerprint == undated
+
+
+@pytest.mark.parametrize(
+    "template", [TURNS + "{{ ['a', 'b'] | random }}", TURNS + "{{ lipsum(n=1) }}"]
+)
+def test_a_template_that_draws_random_text_is_refused(template: str, tmp_path: Path) -> None:
+    saved(tmp_path, template)
+    with pytest.raises(CheckpointError, match="give a text in `template`"):
+        load(SequenceSpec(checkpoint=str(tmp_path)))
+    load(SequenceSpec(checkpoint=str(tmp_path), template="{prompt} {completion}"))
+
+
+def test_a_word_in_a_text_draws_nothing() -> None:
+    assert not draws_randomly("A random user asks: {{ messages[0].content }}")
+
+
+def test_the_fingerprint_holds_the_code_that_a_checkpoint_brings(tmp_path: Path) -> None:
+    saved(tmp_path, TURNS)
+
+    def fingerprint(*, trusted: bool) -> str:
+        spec = SequenceSpec(checkpoint=str(tmp_path), trust_remote_code=trusted)
+        return Loader(torch.device("cpu")).load(spec, {}).fingerprint
+
+    code = tmp_path / "modeling_own.py"
+    code.write_text("# before")
+    before = fingerprint(trusted=True), fingerprint(trusted=False)
+    code.write_text("# after")
+    after = fingerprint(trusted=True), fingerprint(trusted=False)
+    assert before[0] != after[0]
+    assert before[1] == after[1]
