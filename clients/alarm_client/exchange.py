@@ -67,6 +67,9 @@ _UNAVAILABLE = frozenset({502, 503, 504})
 # Of a 400: the request was not what had been sent. Of the second kind is uvicorn's own.
 _GARBLED = "garbled"
 _NO_HTTP = b"Invalid HTTP request received."
+# Tries after the server read another Content-Type than the one that was sent: a bit may flip once,
+# and something on the way may change it always.
+_MOST_MISTYPED = 2
 
 
 def start_call(
@@ -112,7 +115,7 @@ def settle(
     headers: Mapping[str, str] | None = None,
 ) -> Steps[Reply]:
     """The first reply that is final; connection errors and `RETRIED` are tried again."""
-    num_unconnected = num_refused = 0
+    num_unconnected = num_refused = num_mistyped = 0
     connects_until: float | None = None  # set while nothing has ever answered
     while True:
         failure: AlarmError
@@ -150,6 +153,9 @@ def settle(
             if is_of_alarm(reply):
                 call.server.has_answered = True
             is_garbled = failure.code == _GARBLED or reply.body == _NO_HTTP
+            if headers is None and reply.status == 422 and "accept-post" in reply.headers:
+                num_mistyped += 1
+                is_garbled = num_mistyped <= _MOST_MISTYPED
             if reply.status not in RETRIED and not is_garbled:
                 return reply
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
