@@ -152,7 +152,8 @@ class PolicyTokens:
             start, settled = settled, max(settled, _agreement(prefix, text, settled))
             is_text = token_id not in self._special
             if start < settled:
-                spans.append((start, settled))
+                has_begun = prefix[settled:] == REPLACEMENT and settled < len(text)
+                spans.append((start, settled + has_begun))
             elif is_text and settled < min(len(prefix), len(text)):
                 spans.append((start, start + 1))
             elif is_text and prefix == before and self._adds_to(text[:settled], token_id):
@@ -160,10 +161,20 @@ class PolicyTokens:
             else:
                 spans.append((settled, settled))
             before = prefix
-        return spans
+        return _not_past_the_next(spans)
 
     def _adds_to(self, settled: str, token_id: int) -> bool:
         return settled.endswith(REPLACEMENT) and self._decode([token_id]) != ""
+
+
+def _not_past_the_next(spans: Sequence[Span]) -> list[Span]:
+    """The spans, with an empty one between the bytes of a character at the start of that."""
+    following = max((end for _, end in spans), default=0)
+    moved: list[Span] = []
+    for start, end in reversed(spans):
+        following = min(start, following)
+        moved.append((following, following if start == end else end))
+    return moved[::-1]
 
 
 def _listed(values: Any, name: str) -> list[Any]:

@@ -217,12 +217,20 @@ def test_bytes_of_half_a_character_share_its_mark(family, data, spans):
     assert offsets == [*spans, (len(text), len(text))]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(BYTE_IDS)
 def test_prefixes_give_what_the_bytes_give(ids):
     assert (
         policy_of("tokens_of_bytes")._by_prefixes(ids, policy_of("tokens_of_bytes")._decode(ids))
         == (policy_of("tokens_of_bytes").locate(ids)[1])
+    )
+
+
+def test_a_special_token_within_half_a_character_does_not_turn_back():
+    ids = [0xF0, END_OF_TEXT, 0x9F, END_OF_TEXT]
+    assert policy_of("tokens_of_latin1").locate(ids) == (
+        "\ufffd",
+        [(0, 1), (0, 0), (0, 1), (1, 1)],
     )
 
 
