@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _MOST_DIGITS = 4300  # of an integer, as Python writes them
@@ -150,12 +150,18 @@ def texts_or_messages(value: object, where: str) -> str | list[dict[str, Any]]:
     raise TypeError(f"{where} must be a text or a list of messages, got {describe(value)}{hint}")
 
 
-def spans_of(value: Any, where: str) -> list[list[int]]:
-    """`[start, end)` pairs."""
+def spans_of(value: Any, where: str) -> list[Sequence[int]]:
+    """`[start, end)` pairs, as lists or tuples."""
     rows = rows_of(value)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise TypeError(f"{where} must be a list of [start, end), got {describe(value)}")
-    return [_span(row, where, index) for index, row in enumerate(rows)]
+    # There is one a token: the usual ones are taken as they are, at no cost.
+    return [
+        row
+        if type(row) is tuple and len(row) == 2 and type(row[0]) is type(row[1]) is int
+        else _span(row, where, index)
+        for index, row in enumerate(rows)
+    ]
 
 
 def _span(row: Any, where: str, index: int) -> list[int]:

@@ -168,7 +168,7 @@ def _mapping(value: object, where: str) -> dict[str, Any]:
     return plain
 
 
-def _segments(value: object, where: str) -> dict[str, list[list[int]]]:
+def _segments(value: object, where: str) -> dict[str, list[Sequence[int]]]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{where} must be a mapping from names to spans, got {describe(value)}")
     return {
