@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -143,6 +144,7 @@ def settle(
             num_unconnected += 1
             patience = _connects_left(call, connects_until)
             is_logged = call.server.failed(str(error), call.clocks.now(), patience)
+            level = logging.DEBUG  # of an outage the beginning, the length and the end are said
         else:
             now = call.clocks.now()
             if reply.status not in _UNAVAILABLE:
@@ -162,11 +164,11 @@ def settle(
             num_tries = num_unconnected + num_refused + 1
             delay = _delay(call, path, num_refused, num_tries, failure, retry_after)
             num_refused += 1
-            is_logged = reply.status in _UNAVAILABLE and call.server.failed(
-                str(failure), now, call.time_left
-            )
+            is_outage = reply.status in _UNAVAILABLE
+            is_logged = is_outage and call.server.failed(str(failure), now, call.time_left)
+            level = logging.DEBUG if is_outage else logging.INFO
         if not is_logged:
-            LOG.info("%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
+            LOG.log(level, "%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
         yield Sleep(delay)
 
 
