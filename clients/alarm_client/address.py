@@ -80,9 +80,8 @@ def _key(value: object, name: str) -> str:
     if found:
         kind = "is not ASCII" if ord(found.group()) > 0x7F else "is a control character"
         raise ValueError(
-            f"{name}: character {found.start() + 1} of the {len(key)} of the key {kind}, which "
-            "an HTTP header cannot carry; give the server a key of letters, digits and "
-            "punctuation, on one line"
+            f"{name}: character {found.start() + 1} of the key {kind}, which an HTTP header cannot "
+            "carry; give the server a key of letters, digits and punctuation, on one line"
         )
     return key
 

@@ -60,6 +60,7 @@ def fetch_catalogue(call: Call) -> Steps[Catalogue]:
 def await_ready(call: Call) -> Steps[None]:
     """Ends when the server is ready; past the deadline raises the last reason why it was not."""
     while True:
+        begun = call.clocks.now()
         failure = yield from _ready_failure(call)
         now = call.clocks.now()
         if failure is None:
@@ -73,7 +74,7 @@ def await_ready(call: Call) -> Steps[None]:
                 retryable=True,
                 request_id=failure.request_id,
             ) from failure
-        call.server.failed(str(failure), now, call.time_left)
+        call.server.failed(str(failure), begun, now, call.time_left)
         yield Sleep(_POLL_SECONDS)
 
 

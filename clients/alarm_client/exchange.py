@@ -143,7 +143,7 @@ def settle(
             delay = _reconnect_delay(call, path, num_unconnected, num_tries, error, connects_until)
             num_unconnected += 1
             patience = _connects_left(call, connects_until)
-            is_logged = call.server.failed(str(error), call.clocks.now(), patience)
+            is_logged = call.server.failed(str(error), started, call.clocks.now(), patience)
             level = logging.DEBUG  # of an outage the beginning, the length and the end are said
         else:
             now = call.clocks.now()
@@ -165,7 +165,7 @@ def settle(
             delay = _delay(call, path, num_refused, num_tries, failure, retry_after)
             num_refused += 1
             is_outage = reply.status in _UNAVAILABLE
-            is_logged = is_outage and call.server.failed(str(failure), now, call.time_left)
+            is_logged = is_outage and call.server.failed(str(failure), started, now, call.time_left)
             level = logging.DEBUG if is_outage else logging.INFO
         if not is_logged:
             LOG.log(level, "%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
@@ -175,7 +175,9 @@ def settle(
 def is_of_alarm(reply: Reply) -> bool:
     """Whether a reply is an ALaRM server's, and not of a gateway or of another server."""
     answer = _object_or_empty(reply)
-    return isinstance(answer.get("error"), dict) or isinstance(answer.get("status"), str)
+    error = answer.get("error")
+    is_error = isinstance(error, dict) and "retryable" in error  # which others do not say
+    return is_error or ("status" in answer and "reason" in answer)
 
 
 def refusal(reply: Reply, where: str) -> StatusError:
@@ -253,7 +255,7 @@ def _reconnect_delay(
         raise _given_up(call, path, num_tries, failure) from failure
     raise AlarmConnectionError(
         f"{failure}; no ALaRM server has ever answered there, and this call has tried for "
-        f"{call.connect_timeout:g} s (connect_timeout), {num_tries} times. Check the URL "
+        f"{call.connect_timeout:g} s (connect_timeout), {num_tries} tries in all. Check the URL "
         "(ALARM_URL) and that the server runs; one that starts late is waited for by "
         "wait_ready(), or with a longer connect_timeout",
         retryable=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 
@@ -21,15 +22,18 @@ class Availability:
     def __init__(self) -> None:
         self.has_answered = False
         self._since: float | None = None
+        self._recovered = -math.inf
         self._logged = 0.0
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def failed(self, reason: str, now: float, patience: float) -> bool:
-        """Note that a request got no answer, and whether that was logged.
+    def failed(self, reason: str, begun: float, now: float, patience: float) -> bool:
+        """Note that a request which was begun at a time got no answer; say whether that is logged.
 
         `patience`: for how many seconds more the call will try.
         """
+        if begun < self._recovered:
+            return False  # another got one meanwhile
         if self._pid != os.getpid():  # forked, perhaps while another thread held the lock
             self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
@@ -49,5 +53,6 @@ class Availability:
     def recovered(self, url: str, now: float) -> None:
         """Note that a request got an answer."""
         since, self._since = self._since, None
+        self._recovered = now
         if since is not None:
             LOG.warning("%s answers again, after %.1f s", url, now - since)

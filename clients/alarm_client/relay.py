@@ -90,11 +90,12 @@ class Relay(ThreadingHTTPServer):
         self._connections.close()
 
     def _send(self, send: Send) -> Reply:
+        begun = time.monotonic()
         try:
             reply = self._connections.send(send)
         except AlarmConnectionError as error:
             if error.retryable:
-                self._server.failed(str(error), time.monotonic(), self._timeout)
+                self._server.failed(str(error), begun, time.monotonic(), self._timeout)
             raise
         self._server.recovered(self.target, time.monotonic())
         return reply

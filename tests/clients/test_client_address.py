@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from client_stand_in import StandIn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from alarm_client import AlarmClient
+from alarm_client import AlarmClient, AlarmError, Sample
 from alarm_client.address import find_address
 
 
@@ -85,11 +88,11 @@ def test_a_new_line_at_the_end_of_a_key_in_a_url_does_not_count():
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("sesame\nopen", "character 7 of the 11 of the key is a control character"),
-        ("sesame\x00", "character 7 of the 7 of the key is a control character"),
-        ("sésame", "character 2 of the 6 of the key is not ASCII"),
-        ("sesame\ud800", "character 7 of the 7 of the key is not ASCII"),
-        ("“sesame”", "character 1 of the 8 of the key is not ASCII"),
+        ("sesame\nopen", "character 7 of the key is a control character"),
+        ("sesame\x00", "character 7 of the key is a control character"),
+        ("sésame", "character 2 of the key is not ASCII"),
+        ("sesame\ud800", "character 7 of the key is not ASCII"),
+        ("“sesame”", "character 1 of the key is not ASCII"),
     ],
 )
 def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_shown(monkeypatch, key, reason):
@@ -149,3 +152,36 @@ def test_a_url_that_is_no_text_is_refused():
 )
 def test_an_address_of_this_machine_is_known(url, is_local):
     assert find_address(url, None).is_local is is_local
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["http://", "https://", "HTTP://", "", "ftp://", "http:", "//", " http://"]),
+    st.sampled_from(["", "any:sesame@", "sesame@", ":sesame@", "any:ses%FFame@", "a@b:sesame@"]),
+    st.one_of(
+        st.text(max_size=12), st.sampled_from(["host", "[::1]", "[fe80::1%25x]", "10.0.0.1", "ÄÖ"])
+    ),
+    st.one_of(st.just(""), st.integers(-9, 99999).map(lambda port: f":{port}"), st.text()),
+)
+def test_whatever_the_url_is_it_works_or_is_refused_without_its_key(scheme, key, host, rest):
+    transport = StandIn().transport
+    told = ""
+    try:
+        with AlarmClient(scheme + key + host + rest, transport=transport) as client:
+            assert "sesame" not in client.url or "sesame" in host + rest
+            client.score([Sample(prompt="p", completion="abc")])
+    except (ValueError, AlarmError) as error:
+        told = str(error)
+    assert "sesame" not in told
+
+
+@given(st.text())
+def test_whatever_the_key_is_it_can_be_sent_or_is_refused(key):
+    told = "api_key: "
+    try:
+        authorization = find_address("http://host", key).authorization or "Bearer "
+        authorization.encode("ascii")
+        assert "\n" not in authorization
+    except ValueError as error:
+        told = str(error)
+    assert told.startswith("api_key: ")

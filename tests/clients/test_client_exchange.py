@@ -173,7 +173,10 @@ def refused(url: str = "http://server") -> AlarmConnectionError:
 
 DEFAULT = Retries()
 SCORED = Reply(200, {}, b'{"scores": []}')
-LOADING = Reply(503, {}, b'{"error": {"code": "draining", "message": "loading"}}')
+LOADING = Reply(
+    503, {}, b'{"error": {"code": "draining", "message": "loading", "retryable": true}}'
+)
+OF_VLLM = Reply(404, {}, b'{"error": {"message": "Not Found", "type": "NotFound", "code": 404}}')
 GATEWAY = Reply(503, {}, b"<html>no upstream")
 
 
@@ -243,7 +246,7 @@ def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
     assert max(clock.sleeps) <= 5.0
 
 
-@pytest.mark.parametrize("reply", [GATEWAY, Reply(502, {}, b""), Reply(404, {}, b"nginx")])
+@pytest.mark.parametrize("reply", [GATEWAY, Reply(502, {}, b""), Reply(404, {}, b"nginx"), OF_VLLM])
 def test_the_reply_of_a_gateway_is_no_answer(reply):
     clock = Clock([reply])
     if reply.status == 404:
@@ -327,6 +330,15 @@ def test_however_many_calls_wait_an_outage_is_logged_once(caplog):
         next(steps)
         steps.throw(refused())
     assert len(warnings_of(caplog)) == 1
+
+
+def test_a_try_that_began_before_the_server_was_back_begins_no_outage(caplog):
+    server = Availability()
+    assert server.failed("refused", 1.0, 1.0, 60.0)
+    server.recovered("http://server", 3.0)
+    assert not server.failed("refused", 2.0, 4.0, 60.0)
+    assert len(warnings_of(caplog)) == 2
+    assert server.failed("refused", 5.0, 5.0, 60.0)
 
 
 def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(caplog):

@@ -121,7 +121,8 @@ def test_a_call_waits_for_a_server_that_is_not_there(caplog: pytest.LogCaptureFi
         callers = [threading.Thread(target=ask) for _ in range(4)]
         for caller in callers:
             caller.start()
-        time.sleep(0.3)
+        while not caplog.records:  # until one of them was refused
+            time.sleep(0.01)
         with running(Server(port=port)):
             for caller in callers:
                 caller.join()
