@@ -16,9 +16,8 @@ from alarm_client.trainers.failure import failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
 
-# A server that is restarted is waited for about two and a half minutes, if the deadline allows: a
-# training run has more to lose than that.
-_PATIENT = Retries(max_reconnects=12)
+# A server that is restarted is waited for until the deadline.
+_PATIENT = Retries()
 
 
 class RewardSource:
