@@ -8,6 +8,7 @@ from typing import Any
 
 from alarm_client.trainers.components import columns
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import split_query, without_end_tokens
@@ -17,7 +18,7 @@ __all__ = ["HABITS", "reward_func"]
 
 # OpenRLHF gives its own HTTP rewards 180 s. It logs a failure and goes on with None, which ends
 # the run later; raising leaves the reason in that log.
-HABITS = Habits("openrlhf", timeout=170.0, same_keys=True)
+HABITS = Habits("openrlhf", timeout=170.0, same_keys=True, references=("label",))
 
 
 def reward_func(
@@ -36,7 +37,8 @@ def reward_func(
         Sample(prompt=prompt, completion=without_end_tokens(split_query(query, prompt)))
         for query, prompt in zip(queries, prompts, strict=True)
     ]
-    rewards = source.rewards(samples)
+    rows = rows_of({"label": labels, "labels": labels}, len(samples))
+    rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)
     parts = columns(rewards, source.aspect_names.seen(rewards))
     return {
