@@ -39,7 +39,7 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
     [
         ("timeout", "soon", r"timeout \(or ALARM_TIMEOUT\)"),
         ("timeout", "0", "must be seconds over 0"),
-        ("on_failure", "nan", "must be 'raise', 'none' or a finite number"),
+        ("on_failure", "nan", "must be 'raise', 'none', 'group_mean' or a finite number"),
         ("aspects", "some", "must be 'admitted' or 'all'"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
 from alarm_client.trainers.placement import left_aligned
-from alarm_client.trainers.survival import REWARD_PADDING, Pad, Rows, padding, survivals
+from alarm_client.trainers.survival import PADDING, Pad, Rows, padding, survivals
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check.add_argument("trainer", help="one of the dense ones, or module:function of your own pad")
     check.add_argument("--lengths", default="3,5,4", help="tokens of some responses")
-    check.add_argument("--responses", choices=["left", "right"], default="right")
+    check.add_argument(
+        "--responses", choices=["left", "right"], help="where responses are padded, if not there"
+    )
     given = parser.parse_args(arguments)
     run = {"path": _path, "ready": _ready, "check": _check}.get(given.command, _list)
     try:
@@ -81,11 +83,15 @@ def _check(given: argparse.Namespace) -> int:
     lengths = [int(length) for length in given.lengths.split(",")]
     if ":" in given.trainer:
         return _tell(given.trainer, _imported(given.trainer), lengths)
-    if given.trainer not in REWARD_PADDING:
-        raise ValueError(f"{given.trainer!r} is none of {sorted(REWARD_PADDING)}")
-    pad = padding(REWARD_PADDING[given.trainer], given.responses)
-    _tell("the trainer's own padding", pad, lengths)
-    return _tell("placed by this client", _after_placing(pad, given.responses), lengths)
+    if given.trainer not in PADDING:
+        raise ValueError(f"{given.trainer!r} is none of {sorted(PADDING)}")
+    of_rewards, of_responses = PADDING[given.trainer]
+    responses = given.responses or of_responses
+    pad = padding(of_rewards, responses)
+    sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
+    title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
+    _tell(f"the trainer's own padding ({title})", pad, lengths)
+    return _tell("placed by this client", _after_placing(pad, responses), lengths)
 
 
 def _after_placing(pad: Pad, responses: str) -> Pad:

@@ -38,6 +38,7 @@ class RewardSource:
         self._invalid = InvalidCalls(settings.habits)
         self._shared: SharedCalls[list[Reward]] = SharedCalls()
         self._has_answered = False
+        self._hierarchy: Mapping[str, object] | None = None
         self._client = AlarmClient(
             settings.url,
             api_key=settings.api_key,
@@ -68,6 +69,22 @@ class RewardSource:
         if asker is None:
             return await self._arewards(samples)
         return await self._shared.aresult(asker, _key(samples), partial(self._arewards, samples))
+
+    def hierarchy(self) -> Mapping[str, object] | None:
+        """The rule and the weights of the recipe that is asked, with the overrides.
+
+        None where a model is asked, or the server does not tell them.
+        """
+        given = self.settings
+        if given.model is None and self._hierarchy is None:
+            try:
+                recipes = self._client.models().recipes
+            except AlarmError:
+                return None  # it is asked again with the next rewards
+            named = [one for one in recipes if given.recipe in (None, one.get("name"))]
+            if named and "weights" in named[0]:
+                self._hierarchy = {**named[0], **(given.overrides or {})}
+        return self._hierarchy
 
     def wait_ready(self, timeout: float = 600.0) -> None:
         """Return when the server's models are ready; past `timeout` raise the server's reason."""
