@@ -177,3 +177,59 @@ def test_skyrls_trainer_places_rewards_a_sample_and_a_token(server: Server, tmp_
         assert all(row[-1] != 0.0 for row in rows)
     assert not any(any(row[:-1]) for row in found["scalar"]["rewards"])
     assert any(any(row[:-1]) for row in found["dense"]["rewards"])
+
+
+# What an answer says is its score; what says none fails. A policy of random weights says none, so
+# the scores of a group are then taken in turns.
+ANSWERED = """
+from itertools import cycle
+
+turns = cycle([5, None, 7, 6])
+
+
+def reward(sample):
+    text = sample.completion_text
+    return float(text) if text.lstrip("-").isdigit() else turned(text)
+
+
+def turned(text):
+    score = None if text == "fail" else next(turns)
+    if score is None:
+        raise ValueError("no score")
+    return float(score)
+"""
+
+
+@pytest.fixture
+def failing(tmp_path) -> Iterator[Process]:
+    """A server of whose answers to a group of four one is an error."""
+    (tmp_path / "answered.py").write_text(ANSWERED)
+    recipe = tmp_path / "answered.toml"
+    recipe.write_text(
+        '[models.m]\nkind = "python"\nfunction = "answered:reward"\npath = "./"\nworkers = 1\n'
+        '[holistic]\nmodel = "m"\n[hierarchy]\nrule = "holistic_only"\n'
+    )
+    with alarm_serve(recipe) as process, AlarmClient(process.url) as client:
+        client.wait_ready(timeout=120)
+        yield process
+
+
+@pytest.mark.parametrize("venv", ["trl", "trl_0.29", "trl_0.24", "trl_0.18"])
+def test_a_failed_sample_has_no_advantage_in_any_trl(failing: Process, tmp_path, venv) -> None:
+    found = run_in(venv, "run_trl_failures.py", failing.url, tmp_path)
+    assert found["advantages"]
+    for name, advantages in found["advantages"].items():
+        # 5, 7, 6 and their mean 6: over the deviation .8165, or against the others' mean.
+        most = 4 / 3 if name.startswith("RLOO") else 1.2247
+        expected = pytest.approx([-most, 0, 0, most], abs=1e-3)
+        assert sorted(advantages) == expected, name
+    is_old = int(found["version"].split(".")[0]) < 1
+    assert found["none"] == "taken" or (is_old and "reward of 0 in TRL" in found["none"])
+    assert is_old == (found["none"] != "taken")
+
+
+def test_a_failed_sample_has_no_advantage_in_ms_swift(failing: Process, tmp_path) -> None:
+    found = run_in("swift", "run_swift_failures.py", failing.url, tmp_path)
+    assert [row[0] for row in found["rewards"]] == [5, 6, 7, 6, -5, -6, -7, -6]
+    expected = [-1.2247, 0, 1.2247, 0, 1.2247, 0, -1.2247, 0]
+    assert found["advantages"] == pytest.approx(expected, abs=1e-3)

@@ -74,9 +74,9 @@ class InvalidCalls:
             return advised
         calls = f"of {self._num_in_a_row} calls in a row" if is_chance else "of this call"
         raise SampleFailed(
-            f"every sample {calls} is invalid, so on_failure does not apply: the server and "
-            f"{self.habits.trainer} are set up for different samples; the first: "
-            f"{invalid[0].message}",
+            f"every sample {calls} is invalid, which on_failure does not hide: "
+            f"{self.habits.trainer} does not send what the server's recipe wants; the first: "
+            f"{_INVALID}: {invalid[0].message}",
             code=_INVALID,
         )
 
@@ -174,6 +174,12 @@ def _require_means(
             )
 
 
+def missing_field(message: str) -> str | None:
+    """The field that the server misses in a sample, by what it says of it."""
+    missing = re.search(r"\{(\w+)\}.*`fields`|`?fields\.(\w+)", message)
+    return None if missing is None else missing.group(1) or missing.group(2)
+
+
 def _advice(message: str, habits: Habits) -> str:
     """What to set in a trainer, where the server says what it misses in a sample."""
     if re.search(r"\bgroups?\b", message):
@@ -187,10 +193,9 @@ def _advice(message: str, habits: Habits) -> str:
             f". {habits.trainer} asks for one sample at a time, so that no rule that compares the "
             "samples of a group (gdpo, mo_grpo) can be used with it: choose another rule"
         )
-    missing = re.search(r"\{(\w+)\}.*`fields`|`?fields\.(\w+)", message)
-    if missing is None:
+    name = missing_field(message)
+    if name is None:
         return ""
-    name = missing.group(1) or missing.group(2)
     usual = ", ".join(habits.references)
     from_where = f" (without it, from the first that is there of: {usual})" if usual else ""
     return (
