@@ -42,12 +42,11 @@ class AsyncAlarmClient(Caller):
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
-        connect_timeout: float = float("inf"),
         max_concurrency: int = 8,
         retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, api_key, timeout, max_concurrency, retries, connect_timeout)
+        super().__init__(url, api_key, timeout, max_concurrency, retries)
         self._transport = transport
         self._connections = self._connect()
 

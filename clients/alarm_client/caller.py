@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alarm_client.address import find_address
 from alarm_client.calls import KnownLimits
-from alarm_client.exchange import Call, Contact, start_call
+from alarm_client.exchange import Call, start_call
 from alarm_client.retries import Retries
 
 
@@ -18,7 +18,6 @@ class Caller:
         timeout: float,
         max_concurrency: int,
         retries: Retries | None,
-        connect_timeout: float = float("inf"),
     ) -> None:
         if timeout <= 0 or max_concurrency < 1:
             raise ValueError(
@@ -30,7 +29,6 @@ class Caller:
         self._max_concurrency = max_concurrency
         self._retries = retries or Retries()
         self._known = KnownLimits()
-        self._contact = Contact(connect_timeout)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._address.url!r}, timeout={self._timeout:g})"
@@ -44,5 +42,4 @@ class Caller:
         return self._address.url
 
     def _call(self, timeout: float | None) -> Call:
-        timeout = self._timeout if timeout is None else timeout
-        return start_call(self.url, timeout, self._retries, contact=self._contact)
+        return start_call(self.url, self._timeout if timeout is None else timeout, self._retries)

@@ -34,8 +34,7 @@ class AlarmClient(Caller):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
     `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout` is the time of one
-    call in seconds, retries included; one that has never had an answer gives up after
-    `connect_timeout` seconds. `max_concurrency` bounds the requests that one large call
+    call in seconds, retries included; `max_concurrency` bounds the requests that one large call
     is split into. Safe to share between threads, to pickle and to fork; `transport` (httpx's)
     stands in for the network.
     """
@@ -46,12 +45,11 @@ class AlarmClient(Caller):
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
-        connect_timeout: float = float("inf"),
         max_concurrency: int = 8,
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(url, api_key, timeout, max_concurrency, retries, connect_timeout)
+        super().__init__(url, api_key, timeout, max_concurrency, retries)
         self._transport = transport
         self._connections = self._connect()
 

@@ -34,14 +34,6 @@ class Clocks:
     dice: Callable[[], float] = throw_dice
 
 
-@dataclass(slots=True)
-class Contact:
-    """Whether anything has ever answered a client; `timeout` seconds of a call may pass until."""
-
-    timeout: float
-    has_answered: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """What every request of one call shares: the server's URL, the deadline and the patience."""
@@ -51,7 +43,6 @@ class Call:
     deadline: float
     retries: Retries
     clocks: Clocks
-    contact: Contact | None = None
 
     @property
     def time_left(self) -> float:
@@ -65,16 +56,10 @@ _GARBLED = "garbled"
 _NO_HTTP = b"Invalid HTTP request received."
 
 
-def start_call(
-    url: str,
-    timeout: float,
-    retries: Retries,
-    clocks: Clocks | None = None,
-    contact: Contact | None = None,
-) -> Call:
+def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None = None) -> Call:
     """A call whose deadline is `timeout` seconds from now."""
     clocks = clocks or Clocks()
-    return Call(url, timeout, clocks.now() + timeout, retries, clocks, contact)
+    return Call(url, timeout, clocks.now() + timeout, retries, clocks)
 
 
 def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> Steps[Reply]:
@@ -103,12 +88,9 @@ def settle(
         except AlarmConnectionError as error:
             failure = error
             num_broken += 1
-            _check_contact(call, error)
             if num_broken > call.retries.max_reconnects:
                 raise
         else:
-            if call.contact is not None:
-                call.contact.has_answered = True
             if reply.status == 200:
                 return reply
             failure = refusal(reply, call.url + path)
@@ -148,18 +130,6 @@ def _hint(status: int, code: str | None) -> str:
     if status == 401:
         return " (set ALARM_API_KEY, or pass api_key=)"
     return " (is this the URL of an ALaRM server?)" if status == 404 and code is None else ""
-
-
-def _check_contact(call: Call, error: AlarmConnectionError) -> None:
-    contact = call.contact
-    if contact is None or contact.has_answered:
-        return
-    if call.timeout - call.time_left >= contact.timeout:
-        raise AlarmConnectionError(
-            f"{call.url} has not answered once within {contact.timeout:g} s (connect_timeout): is "
-            f"this the server's URL, and is it running? The last try: {error}",
-            retryable=True,
-        ) from error
 
 
 def _time_left(call: Call, path: str) -> float:
