@@ -19,9 +19,8 @@ from alarm_client.trainers.shared_calls import Asker, SharedCalls
 from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
 from alarm_client.wire import reward_job
 
-# A server that is restarted is waited for about two and a half minutes, if the deadline allows: a
-# training run has more to lose than that.
-_PATIENT = Retries(max_reconnects=12)
+# A server that is restarted is waited for until the deadline.
+_PATIENT = Retries()
 
 
 class RewardSource:
