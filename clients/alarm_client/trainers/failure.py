@@ -40,9 +40,9 @@ def failed_call(
     It is raised where the policy says so, where no other call could do better, and where the
     server has never answered (`has_answered`): a run must not start on nothing.
     """
-    is_unknown = not has_answered and error.status is None
     # Of a failed call no group has a mean.
-    if policy in ("raise", "group_mean") or isinstance(error, MISCONFIGURED) or is_unknown:
+    is_raised = policy in ("raise", "group_mean")
+    if is_raised or isinstance(error, MISCONFIGURED) or not has_answered:
         raise error
     reason = SampleError(error.code or type(error).__name__, str(error))
     return [Reward(None, None, None, None, None, {}, False, reason) for _ in range(num_samples)]

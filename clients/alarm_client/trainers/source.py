@@ -11,16 +11,12 @@ from alarm_client.async_client import AsyncAlarmClient
 from alarm_client.client import AlarmClient
 from alarm_client.digests import content_digest
 from alarm_client.errors import AlarmError
-from alarm_client.retries import Retries
 from alarm_client.trainers.components import AspectNames
 from alarm_client.trainers.failure import InvalidCalls, failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.shared_calls import Asker, SharedCalls
 from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
 from alarm_client.wire import reward_job
-
-# A server that is restarted is waited for until the deadline.
-_PATIENT = Retries()
 
 
 class RewardSource:
@@ -36,21 +32,18 @@ class RewardSource:
         self.aspect_names = AspectNames(settings.aspect_names)
         self._invalid = InvalidCalls(settings.habits)
         self._shared: SharedCalls[list[Reward]] = SharedCalls()
-        self._has_answered = False
         self._hierarchy: Mapping[str, object] | None = None
         self._client = AlarmClient(
             settings.url,
             api_key=settings.api_key,
             timeout=settings.timeout,
             connect_timeout=settings.connect_timeout,
-            retries=_PATIENT,
         )
         self._async_client = AsyncAlarmClient(
             settings.url,
             api_key=settings.api_key,
             timeout=settings.timeout,
             connect_timeout=settings.connect_timeout,
-            retries=_PATIENT,
         )
 
     def rewards(self, samples: Sequence[Sample], asker: Asker | None = None) -> list[Reward]:
@@ -126,15 +119,14 @@ class RewardSource:
     def _answered(
         self, result: RewardResult | ScoreResult, sent: Sequence[Sample], order: Sequence[int]
     ) -> list[Reward]:
-        self._has_answered = True
         found = result.rewards if isinstance(result, RewardResult) else _from_scores(result, sent)
         placed = dict(zip(order, found, strict=True))
         return self._invalid.checked([placed[index] for index in range(len(order))])
 
     def _failed(self, error: AlarmError, num_samples: int) -> list[Reward]:
-        self._has_answered |= error.status is not None
+        has_answered = self._client.has_answered or self._async_client.has_answered
         policy = self.settings.on_failure
-        return failed_call(error, num_samples, policy, has_answered=self._has_answered)
+        return failed_call(error, num_samples, policy, has_answered=has_answered)
 
 
 def source_of(habits: Habits, given: Mapping[str, Any] | None = None) -> RewardSource:
