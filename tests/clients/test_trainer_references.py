@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import client_tokenizers
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -36,9 +37,27 @@ from alarm_client.trainers import (
 )
 
 # The holistic score is 1 where the answer is the reference, or where Paris is in it.
+RULE = '[holistic]\nmodel = "m"\n[hierarchy]\nrule = "holistic_only"\n'
 RECIPES = {
-    "exact": 'kind = "exact-match"',
-    "paris": 'kind = "regex"\npattern = "Paris"',
+    "exact": f'[models.m]\nkind = "exact-match"\n{RULE}',
+    "paris": f'[models.m]\nkind = "regex"\npattern = "Paris"\n{RULE}',
+    "parts": """
+[models.words]
+kind = "length"
+[models.polite]
+kind = "regex"
+pattern = "please"
+[holistic]
+model = "words"
+weight = 5
+mean = 2
+[aspects.polite]
+model = "polite"
+weight = 2
+[hierarchy]
+rule = "hierarchical"
+threshold = 0.5
+""",
 }
 PROMPT = "Capital of France?"
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -54,9 +73,8 @@ Call = Callable[[], Sequence[float | None]]
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("recipes")
     flags = []
-    for name, model in RECIPES.items():
-        text = f'[models.m]\n{model}\n[holistic]\nmodel = "m"\n[hierarchy]\nrule = "holistic_only"'
-        (folder / f"{name}.toml").write_text(text)
+    for name, recipe in RECIPES.items():
+        (folder / f"{name}.toml").write_text(recipe)
         flags += ["--recipe", str(folder / f"{name}.toml")]
     with alarm_serve(flags[1], *flags[2:]) as process:
         with AlarmClient(process.url) as client:
@@ -380,3 +398,30 @@ def test_without_its_column_the_advice_says_what_to_set(asked: Callable[..., Non
         trl.AlarmReward()(prompts=["Q"] * 2, completions=["a", "b"], gold=["a", "b"])
     reward = trl.AlarmReward(fields={"reference": "gold"})
     assert reward(prompts=["Q"] * 2, completions=["a", "b"], gold=["a", "c"]) == [1.0, 0.0]
+
+
+def test_openrlhfs_file_answers_as_its_url_does(
+    asked: Callable[..., None], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked("parts")
+    monkeypatch.delenv("ALARM_OVERRIDES")
+    answers = ["please do so", "no"]  # z = 1 and -1
+    query = {"query": [f"Q: {one}" for one in answers], "prompts": ["Q: "] * 2, "labels": ["", ""]}
+    by_url = httpx.post(f"{url}/compat/openrlhf/parts", json=query).json()
+    by_file = openrlhf.reward_func(query["query"], query["prompts"], query["labels"])
+    assert by_file["rewards"].tolist() == pytest.approx(by_url["rewards"])
+    assert by_file["scores"].tolist() == pytest.approx(by_url["scores"])
+    for name in ("holistic", "polite", "admitted"):
+        logged = by_file["extra_logs"][f"alarm_{name}"].tolist()
+        assert logged == pytest.approx(by_url["extra_logs"][name])
+    assert by_file["rewards"].tolist() == pytest.approx([5 + 2 * 0.7311, -5], abs=1e-4)
+    assert by_file["extra_logs"]["alarm_polite"].tolist() == pytest.approx([1.4621, 0], abs=1e-4)
+    assert by_file["scores"].tolist() == pytest.approx([0.9984, 0.0067], abs=1e-4)
+
+
+def test_overrides_change_what_openrlhf_logs(asked: Callable[..., None]) -> None:
+    asked("parts", "weighted_sum")
+    found = openrlhf.reward_func(["Q: no"], ["Q: "], None)
+    # 5 * -1 + 2 * s(0)
+    assert found["rewards"].tolist() == [-4]
+    assert found["extra_logs"]["alarm_polite"].tolist() == [1]

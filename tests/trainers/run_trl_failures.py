@@ -42,6 +42,7 @@ def advantages(name: str, functions: list[object]) -> list[float]:
         per_device_train_batch_size=4,
         num_generations=4,
         max_completion_length=12,
+        beta=0.0,
         save_strategy="no",
         report_to=[],
         use_cpu=True,

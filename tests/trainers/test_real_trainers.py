@@ -4,6 +4,11 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
 
     cd "$ALARM_TRAINER_VENVS"
     uv venv trl && uv pip install -p trl torch==2.13.0 trl==1.16.0 datasets==5.2.0 httpx
+    uv venv trl_0.24 && uv pip install -p trl_0.24 torch trl==0.24.0 transformers==4.56.2 \
+        accelerate==1.10.1 datasets==3.6.0 httpx  # for what a failed sample becomes
+    uv venv trl_0.18 && uv pip install -p trl_0.18 torch trl==0.18.2 transformers==4.52.4 \
+        accelerate==1.7.0 datasets==3.6.0 httpx
+    ln -s swift trl_0.29
     uv venv verl && uv pip install -p verl torch==2.13.0 verl==0.9.1 cachetools httpx
     uv venv swift && uv pip install -p swift torch==2.13.0 ms-swift==4.6.0 trl==0.29.1 msgspec httpx
     uv venv openrlhf && uv pip install -p openrlhf --no-deps openrlhf==0.11.2
@@ -87,12 +92,12 @@ def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> N
             assert math.isfinite(entry[f"blocking/{part}"])
 
 
-def test_trl_goes_on_without_a_server(tmp_path) -> None:
+@pytest.mark.parametrize("policy", ["group_mean", "none", "0"])
+def test_trl_ends_without_a_server_whatever_the_policy(tmp_path, policy) -> None:
     dead = "http://127.0.0.1:9"
-    found = run_in("trl", "run_trl.py", dead, tmp_path, ALARM_TIMEOUT="1")
-    assert len(found["history"]) == 3
-    assert {entry["blocking/failed"] for entry in found["history"]} == {1.0}
-    assert all(math.isnan(value) for value in found["rewards"]["awaited"])
+    given = {"ALARM_CONNECT_TIMEOUT": "1", "ALARM_ON_FAILURE": policy}
+    with pytest.raises(AssertionError, match="no ALaRM server has ever answered there"):
+        run_in("trl", "run_trl.py", dead, tmp_path, **given)
 
 
 def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_path) -> None:
@@ -140,9 +145,10 @@ def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path)
     rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
     assert [output["reward"] for output in found] == near(rewards)
     for output, reward in zip(found, rewards, strict=True):
-        z = reward.holistic.normalized
-        assert output["score"] == pytest.approx(1 / (1 + math.exp(-z)), abs=1e-4)
-        assert output["extra_logs"]["alarm_holistic"] == pytest.approx(z, abs=1e-4)
+        assert output["score"] == pytest.approx(1 / (1 + math.exp(-reward.reward)), abs=1e-4)
+        logs = output["extra_logs"]
+        parts = [logs[f"alarm_{name}"] for name in ("holistic", "factuality", "relevance")]
+        assert sum(parts) == pytest.approx(reward.reward, abs=1e-4)
 
 
 def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Server, tmp_path) -> None:
