@@ -150,7 +150,8 @@ def report(
         raise SampleFailed(message, code=error.code)
     if policy == "group_mean":
         _require_means(rewards, groups, message, error.code)
-    LOG.warning("%s; taken as %s", message, policy)
+    taken = {"none": "skipped", "group_mean": "taken as the mean of their group"}
+    LOG.warning("%s; %s", message, taken.get(str(policy), f"taken as {policy}"))
 
 
 def _require_means(
