@@ -92,16 +92,6 @@ def test_trls_prompts_are_told_apart_by_a_column_where_one_is_named(rewards: Rew
     assert [sample["group"] for sample in rewards.samples] == ["a", "a", "b", "b"]
 
 
-def test_equal_questions_with_other_references_are_other_groups(rewards: RewardServer) -> None:
-    rewards.bad = {"x"}
-    found = trl.AlarmReward()(
-        prompts=["What is shown?"] * 4,
-        completions=["1", "x", "333", "x"],
-        answer=["a cat", "a cat", "a dog", "a dog"],
-    )
-    assert found == [1, 1, 3, 3]
-
-
 def test_trl_ends_where_a_call_fails(rewards: RewardServer) -> None:
     rewards.status = 500
     with pytest.raises(ServerFailed):

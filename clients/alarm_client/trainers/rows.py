@@ -37,10 +37,13 @@ def with_rows(
             f" of a prompt ({settings.habits.whole_groups}), and this one holds one sample; set "
             "'raise' or a number"
         )
-    known = [None] * len(samples) if prompts is None else prompts
     return [
-        _with_row(sample, row, settings, prompt)
-        for sample, row, prompt in zip(samples, rows, known, strict=True)
+        replace(
+            sample,
+            fields=_fields(row, settings) or None,
+            group=_group(row, settings, prompt),
+        )
+        for sample, row, prompt in zip(samples, rows, prompts or [None] * len(samples), strict=True)
     ]
 
 
@@ -84,11 +87,6 @@ def text_of(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _with_row(sample: Sample, row: Row, settings: Settings, prompt: Any) -> Sample:
-    fields = _fields(row, settings)
-    return replace(sample, fields=fields or None, group=_group(row, fields, settings, prompt))
-
-
 def _fields(row: Row, settings: Settings) -> dict[str, str]:
     if settings.fields is None:
         return _usual(row, settings.habits.references)
@@ -115,7 +113,7 @@ def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:
     return {}
 
 
-def _group(row: Row, fields: Mapping[str, str], settings: Settings, prompt: Any) -> Id:
+def _group(row: Row, settings: Settings, prompt: Any) -> Id:
     if settings.group is not None:
         value = _plain(_configured(row, settings.group, settings, "group"))
         return _name(value, settings.group)
@@ -124,10 +122,7 @@ def _group(row: Row, fields: Mapping[str, str], settings: Settings, prompt: Any)
     usual = settings.habits.group_column
     value = None if usual is None else _plain(_lookup(row, usual))
     is_named = value is not None and value is not _ABSENT
-    if is_named:
-        return _name(value, str(usual))
-    # Rows may ask the same with other things in mind: in an image, or in what is right.
-    return _digest([prompt_of(prompt), fields.get("reference")])
+    return _name(value, str(usual)) if is_named else _digest(prompt_of(prompt))
 
 
 def _name(value: Any, column: str) -> Id:
