@@ -37,13 +37,14 @@ def with_rows(
             f" of a prompt ({settings.habits.whole_groups}), and this one holds one sample; set "
             "'raise' or a number"
         )
+    known = [None] * len(samples) if prompts is None else prompts
     return [
         replace(
             sample,
             fields=_fields(row, settings) or None,
             group=_group(row, settings, prompt),
         )
-        for sample, row, prompt in zip(samples, rows, prompts or [None] * len(samples), strict=True)
+        for sample, row, prompt in zip(samples, rows, known, strict=True)
     ]
 
 
