@@ -10,7 +10,7 @@ from alarm_client.trainers.components import columns
 from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import split_query, without_end_tokens
+from alarm_client.trainers.texts import rest_of, without_end_tokens
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "reward_func"]
@@ -33,7 +33,7 @@ def reward_func(
 
     source = source_of(HABITS)
     samples = [
-        Sample(prompt=prompt, completion=without_end_tokens(split_query(query, prompt)))
+        Sample(prompt=prompt, completion=without_end_tokens(rest_of(query, prompt)))
         for query, prompt in zip(queries, prompts, strict=True)
     ]
     rewards = source.rewards(samples)

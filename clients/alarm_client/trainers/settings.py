@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
+from alarm_client.trainers.texts import template_of
 from alarm_client.types import Aspects
 
 OnFailure: TypeAlias = Literal["raise", "none"] | float
@@ -37,7 +39,9 @@ class Settings:
     `recipe`: a recipe of the server, its default one unless named. `model`: a model of the server,
     whose raw scores are the rewards, in place of a recipe. `aspects`: "all" computes every aspect
     so that it can be logged, "admitted" what the reward needs. `aspect_names`: the names to log,
-    known before the first answer. `on_failure`: "raise", "none" or the reward of a failed sample.
+    known before the first answer. `template`: the policy's chat template, where trainers send it:
+    a name, "plain" for none, or JSON of what stands before turns and ends them; detected where it
+    is None. `on_failure`: "raise", "none" or the reward of a failed sample.
     """
 
     trainer: str
@@ -49,13 +53,14 @@ class Settings:
     aspect_names: tuple[str, ...]
     timeout: float
     on_failure: OnFailure
+    template: str | None = None
 
 
 def read_settings(habits: Habits, given: Mapping[str, Any] | None = None) -> Settings:
     """The settings that `given` names, else `ALARM_<NAME>`, else what suits the trainer.
 
-    Names: url, api_key, recipe, model, aspects, aspect_names, timeout, on_failure. ValueError names
-    the one that is wrong.
+    Names: url, api_key, recipe, model, aspects, aspect_names, timeout, on_failure, template.
+    ValueError names the one that is wrong.
     """
     given = given or {}
     unknown = set(given) - NAMES
@@ -74,6 +79,7 @@ def read_settings(habits: Habits, given: Mapping[str, Any] | None = None) -> Set
         aspect_names=_read("aspect_names", values["aspect_names"], _names, ()),
         timeout=_read("timeout", values["timeout"], _seconds, habits.timeout),
         on_failure=_read("on_failure", values["on_failure"], _policy, habits.on_failure),
+        template=_read("template", values["template"], _template, None),
     )
     _check(settings, habits)
     return settings
@@ -120,6 +126,12 @@ def _aspects(value: Any) -> Aspects:
 def _names(value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     return tuple(name.strip() for name in names if name.strip())
+
+
+def _template(value: Any) -> str:
+    name = value if isinstance(value, str) else json.dumps(dict(value), sort_keys=True)
+    template_of(name)
+    return name
 
 
 def _seconds(value: Any) -> float:

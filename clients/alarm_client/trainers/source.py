@@ -14,6 +14,7 @@ from alarm_client.retries import Retries
 from alarm_client.trainers.components import AspectNames
 from alarm_client.trainers.failure import failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
+from alarm_client.trainers.texts import plain_samples, template_of
 from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
 
 # A server that is restarted is waited for about two and a half minutes, if the deadline allows: a
@@ -30,6 +31,7 @@ class RewardSource:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._template = template_of(settings.template)
         self.aspect_names = AspectNames(settings.aspect_names)
         self._client = AlarmClient(
             settings.url, api_key=settings.api_key, timeout=settings.timeout, retries=_PATIENT
@@ -43,6 +45,7 @@ class RewardSource:
         if not samples:
             return []
         given = self.settings
+        samples = plain_samples(samples, self._template, given.trainer)
         try:
             if given.model:
                 return _from_scores(self._client.score(samples, given.model), samples)
@@ -56,6 +59,7 @@ class RewardSource:
         if not samples:
             return []
         given = self.settings
+        samples = plain_samples(samples, self._template, given.trainer)
         try:
             if given.model:
                 return _from_scores(await self._async_client.score(samples, given.model), samples)

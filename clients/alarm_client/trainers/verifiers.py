@@ -9,7 +9,7 @@ from alarm_client.trainers.components import components
 from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, prompt_of
+from alarm_client.trainers.texts import completion_of, prompt_of, role_of
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "group_reward", "reward", "rubric_reward"]
@@ -60,7 +60,7 @@ async def group_reward(prompts: Sequence[Any], completions: Sequence[Any]) -> li
 
 
 def _role(message: Any) -> str:
-    return str(message["role"] if isinstance(message, dict) else message.role)
+    return role_of(message)
 
 
 def _plain(message: Any) -> dict[str, Any]:

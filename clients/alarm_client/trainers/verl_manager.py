@@ -11,7 +11,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.placement import left_aligned
 from alarm_client.trainers.settings import NAMES, Habits, read_settings
 from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import prompt_of
+from alarm_client.trainers.texts import decoded_prompt, prompt_of
 from alarm_client.types import Sample, Text
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ class AlarmRewardManager:
             return prompt_of(conversation)
         prompts = item.batch["prompts"]
         length = int(item.batch["attention_mask"][: prompts.shape[-1]].sum())
-        text: str = self.tokenizer.decode(
-            plain_ids(prompts[prompts.shape[-1] - length :]), skip_special_tokens=True
-        )
-        return text
+        return decoded_prompt(self.tokenizer, plain_ids(prompts[prompts.shape[-1] - length :]))
 
 
 def _as_tensor(rows: Sequence[Sequence[float]], responses: Any) -> torch.Tensor:
