@@ -16,6 +16,7 @@ from alarm_client.trainers import areal, nemo_rl, openrlhf, slime, verifiers
 from alarm_client.trainers.__main__ import FILES
 
 TEMPLATED = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = {"role": "user", "content": "Q"}
 
 
 def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
@@ -23,7 +24,7 @@ def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.reward_func([TEMPLATED + "four<|im_end|>"], [TEMPLATED], ["label"])
-    asked = {"prompt": TEMPLATED, "completion": "four", "fields": {"reference": "label"}}
+    asked = {"prompt": [QUESTION], "completion": "four", "fields": {"reference": "label"}}
     assert rewards.samples == [asked]
     assert found["rewards"].tolist() == [4.0]
     assert found["scores"].tolist() == [pytest.approx(0.9820, abs=1e-4)]  # 1 / (1 + exp(-4))
@@ -87,7 +88,7 @@ def test_areal_gets_a_float_in_a_forked_worker(rewards):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert pool.submit(call).result() == 4.0
     fields = {"reference": "a"}
-    assert rewards.samples[1] == {"prompt": TEMPLATED, "completion": "four", "fields": fields}
+    assert rewards.samples[1] == {"prompt": [QUESTION], "completion": "four", "fields": fields}
 
 
 def test_areal_prefers_the_rows_conversation(rewards):
@@ -120,7 +121,7 @@ async def test_areals_own_workflow_awaits_the_reward(rewards, monkeypatch):
     assert workflow.gconfig == "g"
     assert await workflow.score() == 4.0
     fields = {"reference": "a"}
-    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four", "fields": fields}]
+    assert rewards.samples == [{"prompt": [QUESTION], "completion": "four", "fields": fields}]
 
 
 class EnvironmentReturn(NamedTuple):  # nemo_rl/environments/interfaces.py

@@ -10,6 +10,7 @@ from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.rows import row_of, with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.texts import decoded_prompt
 from alarm_client.types import Reward, Text
 
 __all__ = ["HABITS", "TokenRewards", "make_reward"]
@@ -82,8 +83,7 @@ class TokenRewards:
         if metadata is not None and self.prompt_key in metadata[index]:
             text: str = metadata[index][self.prompt_key]
             return text
-        decoded: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return decoded
+        return decoded_prompt(self.tokenizer, ids)
 
 
 def make_reward(tokenizer: Any, kl_coef: float, **settings: Any) -> Any:

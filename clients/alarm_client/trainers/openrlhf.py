@@ -11,7 +11,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import split_query, without_end_tokens
+from alarm_client.trainers.texts import rest_of, without_end_tokens
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "reward_func"]
@@ -35,7 +35,7 @@ def reward_func(
 
     source = source_of(HABITS)
     samples = [
-        Sample(prompt=prompt, completion=without_end_tokens(split_query(query, prompt)))
+        Sample(prompt=prompt, completion=without_end_tokens(rest_of(query, prompt)))
         for query, prompt in zip(queries, prompts, strict=True)
     ]
     rows = rows_of({"label": labels, "labels": labels}, len(samples))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
+from alarm_client.trainers.texts import template_of
 from alarm_client.types import Aspects, Overrides
 
 OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
@@ -42,14 +43,16 @@ class Habits:
 class Settings:
     """Where rewards come from, what is sent for them and what a failure becomes.
 
-    `recipe`: a recipe of the server, its default one unless named; `overrides`: what to change of
-    it. `model`: a model of the server, whose raw scores are the rewards, in place of a recipe.
-    `aspects`: "all" computes every aspect so that it can be logged, "admitted" what the reward
-    needs. `aspect_names`: the names to log, known before the first answer. `fields`: the server's
-    field -> the dataset's column, None for the trainer's usual one. `group`: the column that tells
-    prompts apart, None for the prompt itself. `timeout`: seconds of one call, retries included;
-    `connect_timeout`: seconds in which the first answer must come. `on_failure`: "raise", "none",
-    "group_mean" or the reward of a failed sample.
+    `recipe`: a recipe of the server, its default one unless named; `overrides`: what to change
+    of it. `model`: a model of the server, whose raw scores are the rewards, in place of a
+    recipe. `aspects`: "all" computes every aspect so that it can be logged, "admitted" what the
+    reward needs. `aspect_names`: the names to log, known before the first answer. `fields`: the
+    server's field -> the dataset's column, None for the trainer's usual one. `group`: the
+    column that tells prompts apart, None for the prompt itself. `template`: the policy's chat
+    template, where trainers send it: a name, "plain" for none, or JSON of what stands before
+    turns and ends them; detected where it is None. `timeout`: seconds of one call, retries
+    included; `connect_timeout`: seconds in which the first answer must come. `on_failure`:
+    "raise", "none", "group_mean" or the reward of a failed sample.
     """
 
     habits: Habits
@@ -65,6 +68,7 @@ class Settings:
     timeout: float
     connect_timeout: float
     on_failure: OnFailure
+    template: str | None = None
 
     @property
     def trainer(self) -> str:
@@ -108,6 +112,7 @@ def read_settings(habits: Habits, given: Mapping[str, Any] | None = None) -> Set
         timeout=read("timeout", _seconds, habits.timeout),
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
         on_failure=read("on_failure", _policy, habits.on_failure),
+        template=read("template", _template, None),
     )
     _check(settings)
     return settings
@@ -197,6 +202,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(inner) for inner in value]
     return value
+
+
+def _template(value: Any) -> str:
+    name = value if isinstance(value, str) else json.dumps(dict(value), sort_keys=True)
+    template_of(name)
+    return name
 
 
 def _seconds(value: Any) -> float:

@@ -15,6 +15,7 @@ from alarm_client.trainers.components import AspectNames
 from alarm_client.trainers.failure import InvalidCalls, failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.shared_calls import Asker, SharedCalls
+from alarm_client.trainers.texts import plain_samples, template_of
 from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
 from alarm_client.wire import reward_job
 
@@ -29,6 +30,7 @@ class RewardSource:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._template = template_of(settings.template)
         self.aspect_names = AspectNames(settings.aspect_names)
         self._invalid = InvalidCalls(settings.habits)
         self._shared: SharedCalls[list[Reward]] = SharedCalls()
@@ -50,6 +52,7 @@ class RewardSource:
         """The rewards, from this thread."""
         if not samples:
             return []
+        samples = plain_samples(samples, self._template, self.settings.trainer)
         if asker is None:
             return self._rewards(samples)
         return self._shared.result(asker, _key(samples), partial(self._rewards, samples))
@@ -58,6 +61,7 @@ class RewardSource:
         """The rewards, awaited on the running loop."""
         if not samples:
             return []
+        samples = plain_samples(samples, self._template, self.settings.trainer)
         if asker is None:
             return await self._arewards(samples)
         return await self._shared.aresult(asker, _key(samples), partial(self._arewards, samples))

@@ -10,7 +10,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, prompt_of
+from alarm_client.trainers.texts import completion_of, prompt_of, role_of
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "group_reward", "reward", "rubric_reward"]
@@ -88,7 +88,7 @@ def _flat(row: Row) -> Row:
 
 
 def _role(message: Any) -> str:
-    return str(message["role"] if isinstance(message, dict) else message.role)
+    return role_of(message)
 
 
 def _plain(message: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from alarm_client.trainers.placement import left_aligned
 from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import NAMES, Habits, read_settings
 from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import prompt_of
+from alarm_client.trainers.texts import decoded_prompt, prompt_of
 from alarm_client.types import Sample, Text
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class AlarmRewardManager:
             return prompt_of(conversation)
         prompts = item.batch["prompts"]
         length = int(item.batch["attention_mask"][: prompts.shape[-1]].sum())
-        text: str = self.tokenizer.decode(
-            plain_ids(prompts[prompts.shape[-1] - length :]), skip_special_tokens=True
-        )
-        return text
+        return decoded_prompt(self.tokenizer, plain_ids(prompts[prompts.shape[-1] - length :]))
 
 
 def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:

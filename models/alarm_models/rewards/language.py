@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lingua import Language, LanguageDetectorBuilder
 
 from alarm_models.errors import RecipeError
@@ -9,6 +11,12 @@ from alarm_models.sample import Sample, Score
 from alarm_models.specs import LanguageSpec
 
 __all__ = ["LanguageConfidence"]
+
+#: lingua goes through a word once for each of its letters, with the interpreter held: a longer run
+#: without white space is no word of any language, and is read in parts of that length.
+_MAX_WORD = 4000
+
+_RUN = re.compile(r"\S+")
 
 
 class LanguageConfidence:
@@ -32,5 +40,16 @@ class LanguageConfidence:
 
     def __call__(self, sample: Sample) -> Score:
         """Return the target's confidence in [0, 1]."""
-        text = sample.completion_text
+        text = _with_breaks(sample.completion_text)
         return Score(self._detector.compute_language_confidence(text, self._target), None, 0, False)
+
+
+def _with_breaks(text: str) -> str:
+    """Return the text with a space in every run without white space that is longer than a word."""
+    if max(map(len, text.split()), default=0) <= _MAX_WORD:
+        return text
+    return _RUN.sub(lambda run: " ".join(_parts(run.group())), text)
+
+
+def _parts(run: str) -> list[str]:
+    return [run[at : at + _MAX_WORD] for at in range(0, len(run), _MAX_WORD)]

@@ -26,6 +26,10 @@ _HYPHENATION = "en_GB"
 #: A sentence of no more words than these is none: it is an abbreviation, or a number's first half.
 _MAX_WORDS_OF_NONE = 2
 
+#: pyphen keeps every word that it has seen, for as long as the process lives.
+_MAX_CACHED_WORDS = 50_000
+_MAX_CACHED_WORD = 100
+
 
 class Readability:
     """Grades completions; a higher grade is harder to read."""
@@ -47,6 +51,9 @@ def flesch_kincaid_grade(text: str, hyphens: Pyphen) -> float:
     """
     words = _words(text)
     num_syllables = sum(len(hyphens.positions(word.lower())) + 1 for word in words)
+    cache = hyphens.hd.cache
+    if len(cache) > _MAX_CACHED_WORDS or any(len(word) > _MAX_CACHED_WORD for word in words):
+        cache.clear()
     words_a_sentence = _rounded(len(words) / _num_sentences(text))
     syllables_a_word = _rounded(num_syllables / len(words)) if words else 0.0
     return _rounded(0.39 * words_a_sentence + 11.8 * syllables_a_word - 15.59)

@@ -127,7 +127,8 @@ class RemoteModel(DirectModel):
         if self._exchange is None:
             raise RuntimeError("the model was not opened")
         answer = await self._exchange.ask("POST", self._api.path, self._api.body(samples))
-        outcomes = self._api.read(answer, len(samples))
+        # In a thread: a recipe's pattern may take its time over an answer.
+        outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
         if len(outcomes) != len(samples):
             raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores came")
         return outcomes

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.features import Features
 from alarm_models.rewards.base import (
@@ -55,6 +56,7 @@ class SegmentsModel(OnDevice):
         parts: dict[int, Words] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
+            check_cancelled()
             try:
                 segments = self._segments(sample)
                 if segments:

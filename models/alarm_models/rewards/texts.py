@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.features import Features
 from alarm_models.networks.heads import Pooling
@@ -59,6 +60,7 @@ class Texts:
         rendered: dict[int, Rendered] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
+            check_cancelled()
             try:
                 made = render(sample)
             except SampleError as error:

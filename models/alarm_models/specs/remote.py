@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
+import regex
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from alarm_models.specs.base import Spec
 
-__all__ = ["RemoteSpec"]
+__all__ = ["ANY_NUMBER", "RemoteSpec"]
+
+#: A judge's `pattern` where the recipe names none: the rating is read as people write ratings.
+#: (As a pattern it would find a number, but not the 10 of "8/10".)
+ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
 class RemoteSpec(Spec):
@@ -28,9 +32,9 @@ class RemoteSpec(Spec):
     )
     rubric: str | None = Field(default=None, description="`chat`: what the judge is asked")
     pattern: str = Field(
-        # Not the 10 of "8/10".
-        default=r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?",
-        description="`chat`: finds the number in the judge's answer; its last match counts",
+        default=ANY_NUMBER,
+        description="`chat`: finds the number in the judge's answer; its last match counts. "
+        "Without it the answer must give exactly one rating, such as `7`, `Score: 7` or `7/10`",
     )
     lowest: float | None = Field(default=None, description="`chat`: less is no answer")
     highest: float | None = Field(default=None, description="`chat`: more is no answer")
@@ -59,8 +63,8 @@ class RemoteSpec(Spec):
     @classmethod
     def _compiles(cls, pattern: str) -> str:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            regex.compile(pattern)
+        except regex.error as error:
             raise ValueError(f"is no regular expression: {error}") from error
         return pattern
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sentencex import get_sentence_boundaries
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.sample import Span
 
 __all__ = ["SEGMENTERS", "sentences", "split_sentences", "steps", "subsentences"]
@@ -15,18 +16,42 @@ __all__ = ["SEGMENTERS", "sentences", "split_sentences", "steps", "subsentences"
 #: (FineGrainedRLHF, reward.py).
 MIN_WORDS = 5
 
+#: sentencex goes through a paragraph again for each of the characters in `_SCANNED`, with the
+#: interpreter held: characters times those is what it may be given at once (some 20 ms).
+_MAX_SCANS = 16_000_000
+
+#: A longer paragraph than that is read in windows of so many characters.
+_WINDOW = 2000
+
 _WORD = re.compile(r"\S+")
+
+#: What ends a paragraph for sentencex, which reads each on its own.
+_PARAGRAPH_END = re.compile(r"\n\r*\n")
+
+#: Quotation marks, but for apostrophes within words, and brackets.
+_SCANNED = re.compile(r"""["«»‘’‚“”‛„‟‹›《》「」()\[\]{}<>（）＜＞]|['`](?!\w)|(?<!\w)['`]""")
+
+#: Where lists and sentences may begin: what is between the scanned is compared with each of these.
+_MARK = re.compile(r"[.!?…。！？।\n]")
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def sentences(text: str) -> tuple[Span, ...]:
-    """Find the sentences of an English text; white space around them belongs to none."""
-    found = (
-        _trimmed(text, Span(boundary["start_index"], boundary["end_index"]))
-        for boundary in get_sentence_boundaries("en", text)
-    )
-    return tuple(span for span in found if span.start < span.end)
+    """Find the sentences of an English text; white space around them belongs to none.
+
+    Takes time linear in the text, whatever it is made of: a paragraph of tens of thousands of
+    characters with very many quotation marks or brackets is read in windows.
+    """
+    found: list[Span] = []
+    start = 0
+    for end in (*(match.start() for match in _PARAGRAPH_END.finditer(text)), len(text)):
+        check_cancelled()
+        # The line ends between two paragraphs are trimmed off the second.
+        paragraph = text[start:end]
+        found += (Span(one.start + start, one.end + start) for one in _in_paragraph(paragraph))
+        start = end
+    return tuple(found)
 
 
 def subsentences(text: str) -> tuple[Span, ...]:
@@ -70,6 +95,44 @@ def _split_sentence(text: str, sentence: Span) -> list[Span]:
     return [
         Span(words[first].start, words[last].end) for first, last in zip(starts, ends, strict=True)
     ]
+
+
+def _in_paragraph(text: str) -> Iterator[Span]:
+    if not text or text.isspace():
+        return
+    num_scanned = sum(1 for _ in _SCANNED.finditer(text))
+    num_marks = sum(1 for _ in _MARK.finditer(text))
+    num_scans = num_scanned * len(text) + (num_scanned + num_marks) ** 2
+    bounds = _bounds(text) if num_scans <= _MAX_SCANS else _bounds_in_windows(text)
+    for span in bounds:
+        trimmed = _trimmed(text, span)
+        if trimmed.start < trimmed.end:
+            yield trimmed
+
+
+def _bounds(text: str) -> list[Span]:
+    return [
+        Span(boundary["start_index"], boundary["end_index"])
+        for boundary in get_sentence_boundaries("en", text)
+    ]
+
+
+def _bounds_in_windows(text: str) -> list[Span]:
+    """Find sentences a window at a time; each window begins with the last sentence before it."""
+    starts = [0]
+    at = 0
+    while at < len(text):
+        check_cancelled()
+        end = at + _WINDOW
+        found = [span.start + at for span in _bounds(text[at:end])][1:]
+        starts += found if end >= len(text) else found[:-1]
+        # The last sentence may go on behind the window. One of half a window is not read again:
+        # so every character is read twice at most.
+        goes_on = found and found[-1] - at >= _WINDOW // 2 and end < len(text)
+        if found and end < len(text):
+            starts.append(found[-1])
+        at = found[-1] if goes_on else end
+    return [Span(*pair) for pair in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 def _trimmed(text: str, span: Span) -> Span:

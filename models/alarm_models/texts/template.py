@@ -9,6 +9,7 @@ from string import Formatter
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.sample import Message, Sample, Span
+from alarm_models.texts.patterns import TimedPattern
 
 __all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
 
@@ -35,19 +36,51 @@ class Rendered:
         return Rendered(text, prompt, completion)
 
 
+#: How long one field may be searched for in one prompt.
+_FIELD_TIMEOUT_S = 1.0
+
+#: ``before\s*(.*?)\s*after``, the shape of the built-in recipes' patterns: two plain texts.
+_BETWEEN = re.compile(r"([\w :#>-]*[\w:#>-])\\s\*\(\.\*\?\)\\s\*([\w:#>-][\w :#>-]*)")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldPattern:
     """Finds a field in the prompt when a caller leaves it out.
 
     The field is the pattern's first group, or the whole prompt where the pattern finds nothing.
+    Raises `RecipeError` for a pattern that cannot be read or has no group.
     """
 
     pattern: str
 
+    def __post_init__(self) -> None:
+        if self._compiled().num_groups < 1:
+            raise RecipeError(
+                f"the pattern {self.pattern!r} in [fields] has no group: put the field in brackets"
+            )
+
     def find(self, prompt: str) -> str:
-        """Return the field's text."""
-        match = re.search(self.pattern, prompt, re.DOTALL)
-        return match.group(1) if match else prompt
+        """Return the field's text; raise `SampleError` where finding it takes too long."""
+        shape = _BETWEEN.fullmatch(self.pattern)
+        if shape is not None:
+            return _between(prompt, *shape.groups())
+        match = self._compiled().search(prompt)
+        # A group that took no part in the match has no text.
+        return prompt if match is None else match.group(1) or ""
+
+    def _compiled(self) -> TimedPattern:
+        return TimedPattern(self.pattern, _FIELD_TIMEOUT_S, name="pattern in [fields]", dotall=True)
+
+
+def _between(text: str, before: str, after: str) -> str:
+    """Return what ``before\\s*(.*?)\\s*after`` finds, in time linear in the text.
+
+    A pattern engine tries every way to share white space out between the three parts: the time
+    grows by the cube of it.
+    """
+    start = text.find(before)
+    end = text.find(after, start + len(before)) if start >= 0 else -1
+    return text if end < 0 else text[start + len(before) : end].strip()
 
 
 @dataclass(frozen=True, slots=True)

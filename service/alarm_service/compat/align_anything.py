@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from alarm_models.sample import Sample
 from alarm_service.compat.rewarding import split_each
 from alarm_service.compat.shapes import TrainerBody, fields_of
-from alarm_service.compat.splitting import SplitError, Texts, split_text
+from alarm_service.compat.splitting import SplitError, Texts, require_plain, split_text
 from alarm_service.compat.templates import PLAIN, ChatTemplate
 from alarm_service.errors import Invalid
 from alarm_service.web.schemas import Text
@@ -65,6 +65,8 @@ def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sam
 
 def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
     if prompt:
+        if template is None:
+            require_plain(prompt)
         return Texts(prompt, response)
     if template is None or template is PLAIN:
         raise SplitError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.hierarchy import Hierarchy, Rule, counts_aspects
 from alarm_models.recipe import Recipe
@@ -76,6 +77,7 @@ def split_each(texts: Sequence[object], split: Callable[[int], Texts], name: str
     """Split each text by its index; raise `Invalid` that names the first that cannot be."""
     splits = []
     for index in range(len(texts)):
+        check_cancelled()
         try:
             splits.append(split(index))
         except SplitError as error:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from alarm_models.sample import Message
-from alarm_service.compat.templates import TEMPLATES, ChatTemplate, marked
+from alarm_service.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
 from alarm_service.web.schemas import Text
 
 __all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of"]
@@ -35,6 +42,10 @@ class ChatMessageIn(TrainerBody):
     content: Text | list[TextPartIn] | None = None
 
 
+#: Each turn of a text is compared with each of these: so they are short, and few.
+Marker = Annotated[Text, StringConstraints(max_length=MAX_MARKER)]
+
+
 class TextOptions(BaseModel):
     """How prompt and completion are told apart; without options by the template's own tokens."""
 
@@ -46,16 +57,18 @@ class TextOptions(BaseModel):
         "Else the one that the text begins in",
         json_schema_extra={"enum": list(TEMPLATES)},
     )
-    user: Text | SkipJsonSchema[None] = Field(
+    user: Marker | SkipJsonSchema[None] = Field(
         default=None, description="the text before a user's turn, such as `Human:`"
     )
-    assistant: Text | SkipJsonSchema[None] = Field(
+    assistant: Marker | SkipJsonSchema[None] = Field(
         default=None, description="the text before the assistant's turn, such as `Assistant:`"
     )
-    system: Text | SkipJsonSchema[None] = Field(
+    system: Marker | SkipJsonSchema[None] = Field(
         default=None, description="the text before the system's turn"
     )
-    end: list[Text] = Field(default=[], description="texts that end a turn; may be given again")
+    end: list[Marker] = Field(
+        default=[], max_length=MAX_ENDS, description="texts that end a turn; may be given again"
+    )
 
     @field_validator("template")
     @classmethod

@@ -15,9 +15,8 @@ from alarm_service.compat.shapes import (
     fields_of,
     messages_of,
 )
-from alarm_service.compat.splitting import Texts, pair_texts
+from alarm_service.compat.splitting import Texts, answer_of, pair_texts
 from alarm_service.compat.templates import ChatTemplate
-from alarm_service.compat.turns import without_ends
 from alarm_service.web.schemas import Text
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
@@ -67,5 +66,4 @@ def answer(number: Number, options: SlimeOptions) -> SlimeOut:
 def _texts(body: SlimeIn, template: ChatTemplate | None) -> Texts:
     if isinstance(body.prompt, str):
         return pair_texts(body.prompt, body.response, template)
-    ends = () if template is None else template.ends
-    return Texts(messages_of(body.prompt), without_ends(body.response, ends))
+    return Texts(messages_of(body.prompt), answer_of(body.response, template))

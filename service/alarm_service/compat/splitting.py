@@ -6,10 +6,35 @@ import re
 from dataclasses import dataclass
 
 from alarm_models.sample import Message
-from alarm_service.compat.templates import PLAIN, ChatTemplate, begin_of, detect
-from alarm_service.compat.turns import SplitError, Turn, read_answer, read_turns, without_ends
+from alarm_service.compat.templates import (
+    PLAIN,
+    THOUGHTS,
+    ChatTemplate,
+    begin_of,
+    detect,
+    detect_answer,
+    unknown_markup,
+)
+from alarm_service.compat.turns import (
+    SplitError,
+    Turn,
+    read_answer,
+    read_turns,
+    without_ends,
+    without_thoughts,
+)
 
-__all__ = ["SplitError", "Texts", "pair_texts", "split_query", "split_text"]
+__all__ = [
+    "SplitError",
+    "Texts",
+    "answer_of",
+    "pair_texts",
+    "require_plain",
+    "rest_of",
+    "split_prompt",
+    "split_query",
+    "split_text",
+]
 
 Text = str | tuple[Message, ...]
 
@@ -39,7 +64,7 @@ def split_text(text: str, template: ChatTemplate | None) -> Texts:
             "it begins in no chat template that is known: name one (`?template=`), say what stands "
             "before turns (`?user=...&assistant=...`), or `?template=plain` for completions alone"
         )
-    turns = _without_empty_last(read_turns(text[begin_of(text) :], template))
+    turns = _without_empty_last(without_thoughts(read_turns(text[begin_of(text) :], template)))
     num_prompt = len(turns)
     while num_prompt and turns[num_prompt - 1].role == "assistant":
         num_prompt -= 1
@@ -61,24 +86,79 @@ def split_query(query: str, prompt: str, template: ChatTemplate | None) -> Texts
     """
     if not prompt.strip():
         return split_text(query, template)
-    return pair_texts(prompt, query[_length_of_prompt(query, prompt) :], template)
+    return pair_texts(prompt, rest_of(query, prompt), template)
+
+
+def rest_of(query: str, prompt: str) -> str:
+    """Return what follows the prompt in a text that begins with it, as `split_query` finds it."""
+    return query[_length_of_prompt(query, prompt) :]
 
 
 def pair_texts(prompt: str, completion: str, template: ChatTemplate | None) -> Texts:
     """Take the template's tokens from a prompt and its completion.
 
     Without a template the one that the prompt begins in is taken, or none. What the prompt has
-    begun of the assistant's turn is the beginning of the completion. Raises `SplitError`.
+    begun of the assistant's turn is the beginning of the completion. Raises `SplitError`, also for
+    a prompt in a template that is not known.
     """
-    template = template or detect(prompt) or PLAIN
+    template = template or detect(prompt)
+    if template is None:
+        require_plain(prompt)
+        return Texts(prompt, answer_of(completion, None))
     if template is PLAIN:
         return Texts(prompt, without_ends(completion, ()))
+    turns, begun = _read_prompt(prompt, template)
+    answer = read_answer((begun.text if begun else "") + completion, template)
+    if begun is not None and begun.role == THOUGHTS:
+        answer[0] = Turn(THOUGHTS, answer[0].text, answer[0].is_open)
+    return Texts(_prompt(turns), _completion(_without_empty_last(without_thoughts(answer))))
+
+
+def split_prompt(prompt: str, template: ChatTemplate | None) -> tuple[Text, str]:
+    """Take the template's tokens from a prompt alone, as `pair_texts` does.
+
+    Returns it with what it has begun of the assistant's turn. Raises `SplitError`.
+    """
+    template = template or detect(prompt)
+    if template is None:
+        require_plain(prompt)
+    if template is None or template is PLAIN:
+        return prompt, ""
+    turns, begun = _read_prompt(prompt, template)
+    return _prompt(turns), begun.text if begun and begun.role != THOUGHTS else ""
+
+
+def answer_of(completion: str, template: ChatTemplate | None) -> Text:
+    """Take the tokens from an answer to a prompt that was given without any, or as messages."""
+    template = template or detect_answer(completion)
+    if template is None or template is PLAIN:
+        return without_ends(completion, ())
+    answer = without_thoughts(read_answer(completion, template))
+    return _completion(_without_empty_last(answer))
+
+
+def require_plain(prompt: str) -> None:
+    """Raise `SplitError` for a prompt with the special tokens of a template that is not known."""
+    token = unknown_markup(prompt)
+    if token is not None:
+        raise SplitError(
+            f"its prompt has {token!r}, a special token of no chat template that is known: name "
+            "the policy's template (`template`), say what stands before turns and what ends them "
+            "(`user`, `assistant`, `system`, `end`), or say `plain` for a prompt that is to be "
+            "read as it is"
+        )
+
+
+def _read_prompt(prompt: str, template: ChatTemplate) -> tuple[list[Turn], Turn | None]:
+    """Return a prompt's turns, and the turn of the assistant's that it has begun."""
     turns = read_turns(prompt[begin_of(prompt) :], template)
-    begun = ""
-    if turns and turns[-1].role == "assistant" and turns[-1].is_open:
-        begun = turns.pop().text
-    answer = _without_empty_last(read_answer(begun + completion, template))
-    return Texts(_prompt(turns), _completion(answer))
+    begun = None
+    if turns and turns[-1].role in ("assistant", THOUGHTS) and turns[-1].is_open:
+        begun = turns.pop()
+    elif turns and template.is_special:
+        # A header that is none of this template's: it only looks like it.
+        require_plain(" " + turns[-1].text)
+    return without_thoughts(turns), begun
 
 
 def _without_empty_last(turns: list[Turn]) -> list[Turn]:

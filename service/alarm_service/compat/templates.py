@@ -6,14 +6,42 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["ENDS", "PLAIN", "TEMPLATES", "ChatTemplate", "detect", "marked"]
+__all__ = [
+    "ENDS",
+    "MAX_ENDS",
+    "MAX_MARKER",
+    "PADS",
+    "PLAIN",
+    "TEMPLATES",
+    "THOUGHTS",
+    "ChatTemplate",
+    "begin_of",
+    "detect",
+    "detect_answer",
+    "marked",
+    "unknown_markup",
+]
+
+#: How many texts a caller may name as ends of a turn, and how long such a text may be: each turn
+#: is compared with each of them.
+MAX_ENDS = 16
+MAX_MARKER = 100
+
+#: The role of a turn that is the assistant's thoughts, where a template sets those apart.
+THOUGHTS = "thoughts"
+
+#: Tokens that fill a text up, on either side.
+PADS = (
+    "<pad>", "[PAD]", "<unk>", "<|pad|>", "<|finetune_right_pad_id|>", "<|finetune_right_pad|>",
+    "<｜▁pad▁｜>", "<PAD>", "<|vision_pad|>", "<|PAD_TOKEN|>", "<|reserved_special_token_0|>",
+)  # fmt: skip
 
 #: Tokens that stand before the first turn or after the last, whoever the policy is.
 _AROUND = (
-    "<s>", "</s>", "<pad>", "[PAD]", "<unk>", "<bos>", "<eos>", "<|endoftext|>", "<|pad|>",
-    "<|startoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>",
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>",
-    "<BOS_TOKEN>", "<EOS_TOKEN>", "<PAD>", "[gMASK]", "<sop>", "<|vision_pad|>",
+    "<s>", "</s>", "<bos>", "<eos>", "<|endoftext|>", "<|startoftext|>", "<|begin_of_text|>",
+    "<|end_of_text|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<BOS_TOKEN>",
+    "<EOS_TOKEN>", "[gMASK]", "<sop>", "<｜hy_begin▁of▁sentence｜>", "<｜hy_end▁of▁sentence｜>",
+    "]~!b[", "[BOS]", "<|eos|>", "<|endofprompt|>",
 )  # fmt: skip
 
 
@@ -36,9 +64,14 @@ class ChatTemplate:
     is_special: bool = True
 
     def role(self, match: re.Match[str]) -> str:
-        """Return the role that a header names."""
-        named = match["role"].strip()
-        return self.roles.get(named, named)
+        """Return the role that a header names; a header that names none is the assistant's."""
+        groups = match.groupdict()
+        if (groups.get("channel") or "").strip() == "analysis":
+            return THOUGHTS
+        named = (groups["role"] or "assistant").strip()
+        # "assistant to=functions.search", "functions.search to=assistant"
+        word = named.split(" ")[0] if " to=" in named else named
+        return "tool" if word.startswith("functions.") else self.roles.get(word, word)
 
 
 #: No template: a text is what it is.
@@ -95,8 +128,105 @@ _COMMAND_R = ChatTemplate(
     ("<|END_OF_TURN_TOKEN|>",),
     {"SYSTEM": "system", "USER": "user", "CHATBOT": "assistant"},
 )
+#: gpt-oss. What is said in the channel `analysis` are thoughts.
+_HARMONY = ChatTemplate(
+    "harmony",
+    re.compile(
+        r"(?:<\|start\|>(?P<role>[^<\n]*))?(?:<\|channel\|>(?P<channel>[^<\n]*))?"
+        r"(?:<\|constrain\|>[^<\n]*)?<\|message\|>|<\|start\|>assistant"
+    ),
+    ("<|end|>", "<|return|>", "<|call|>"),
+    {"developer": "system"},
+)
+_KIMI = ChatTemplate(
+    "kimi",
+    re.compile(
+        r"<\|im_(?P<role>system\|>tool|system|user|assistant)(?:\|>)?[^<\n]*<\|im_middle\|>"
+    ),
+    ("<|im_end|>", "[EOS]", "<|endoftext|>"),
+    {"system|>tool": "tool"},
+)
+_GRANITE = ChatTemplate(
+    "granite",
+    re.compile(r"<\|start_of_role\|>(?P<role>\w*)[^<\n]*<\|end_of_role\|>"),
+    ("<|end_of_text|>",),
+    {"assistant_tool_call": "assistant", "tool_response": "tool"},
+    strips=True,
+)
+_EXAONE = ChatTemplate(
+    "exaone",
+    re.compile(r"\[\|(?P<role>system|user|assistant|tool)\|\]"),
+    ("[|endofturn|]",),
+    strips=True,
+)
+_GEMMA_4 = ChatTemplate(
+    "gemma-4",
+    re.compile(r"<\|turn>(?P<role>\w+)\n?"),
+    ("<turn|>", "<eos>"),
+    {"model": "assistant"},
+)
+_HUNYUAN = ChatTemplate(
+    "hunyuan",
+    re.compile(r"(?P<role><｜hy_(?:User|Assistant)｜>)"),
+    (
+        "<｜hy_place▁holder▁no▁2｜>",
+        "<｜hy_place▁holder▁no▁3｜>",
+        "<｜hy_place▁holder▁no▁8｜>",
+        "<｜hy_end▁of▁sentence｜>",
+    ),
+    {"<｜hy_User｜>": "user", "<｜hy_Assistant｜>": "assistant"},
+    begins_with_system=True,
+)
+_MINIMAX = ChatTemplate(
+    "minimax",
+    re.compile(r"\]~b\](?P<role>system|developer|user|ai|tool)[^\n\[\]]*\n"),
+    ("[e~[",),
+    {"ai": "assistant", "developer": "system"},
+    strips=True,
+)
+_SEED = ChatTemplate(
+    "seed",
+    re.compile(r"<seed:bos>(?P<role>system|user|assistant|tool)\n"),
+    ("<seed:eos>",),
+    strips=True,
+)
+_LING = ChatTemplate(
+    "ling",
+    re.compile(r"<role>(?P<role>SYSTEM|HUMAN|ASSISTANT|OBSERVATION)</role>"),
+    ("<|role_end|>", "<|endoftext|>"),
+    {"SYSTEM": "system", "HUMAN": "user", "ASSISTANT": "assistant", "OBSERVATION": "tool"},
+    strips=True,
+)
+_MEGREZ = ChatTemplate(
+    "megrez",
+    re.compile(r"<\|role_start\|>(?P<role>[^<\n]*)<\|role_end\|>"),
+    ("<|turn_end|>", "<|eos|>"),
+)
+_APERTUS = ChatTemplate(
+    "apertus",
+    re.compile(r"<\|(?P<role>system|developer|user|assistant)_start\|>"),
+    ("<|system_end|>", "<|developer_end|>", "<|user_end|>", "<|assistant_end|>"),
+    {"developer": "system"},
+)
+_NEMOTRON = ChatTemplate(
+    "nemotron",
+    re.compile(r"<(?:extra_id_[01]|SPECIAL_1[01])>(?P<role>System|User|Assistant|Tool)\n"),
+    ("<extra_id_1>", "<SPECIAL_12>", "<SPECIAL_11>"),
+    {"System": "system", "User": "user", "Assistant": "assistant", "Tool": "tool"},
+    strips=True,
+)
+_OPENCHAT = ChatTemplate(
+    "openchat",
+    re.compile(r"GPT4 Correct (?P<role>User|Assistant|System):"),
+    ("<|end_of_turn|>",),
+    {"User": "user", "Assistant": "assistant", "System": "system"},
+    strips=True,
+    is_special=False,
+)
 _KNOWN = (
-    _CHATML, _LLAMA_2, _LLAMA_3, _LLAMA_4, _GEMMA, _DEEPSEEK, _PHI_3, _COMMAND_R
+    _CHATML, _LLAMA_2, _LLAMA_3, _LLAMA_4, _GEMMA, _DEEPSEEK, _PHI_3, _COMMAND_R, _HARMONY, _KIMI,
+    _GRANITE, _EXAONE, _GEMMA_4, _HUNYUAN, _MINIMAX, _SEED, _LING, _MEGREZ, _APERTUS, _NEMOTRON,
+    _OPENCHAT,
 )  # fmt: skip
 
 #: By the names that a caller may say.
@@ -109,11 +239,40 @@ TEMPLATES: Mapping[str, ChatTemplate] = {
     "zephyr": _PHI_3,
     "tulu": _PHI_3,
     "glm-4": _PHI_3,
+    "gpt-oss": _HARMONY,
 }
 
+#: Headers that a policy writes as the end of its turn.
+_HEADERS_AT_END = ("<|user|>", "<|observation|>", "<|im_user|>", "[|user|]", "<｜User｜>")
+
 #: Everything that may end a text, or pad it on either side.
-ENDS = tuple(dict.fromkeys((*(end for template in _KNOWN for end in template.ends), *_AROUND)))
-_OPENING = re.compile(rf"(?:\s|{'|'.join(map(re.escape, ENDS))})*+")
+ENDS = tuple(
+    dict.fromkeys(
+        (*(end for known in _KNOWN for end in known.ends), *_AROUND, *PADS, *_HEADERS_AT_END)
+    )
+)
+_OPENING_TOKENS = tuple(token for token in ENDS if token not in _HEADERS_AT_END)
+#: With spaces, since Python 3.10 has no possessive repetition: one step matches one token.
+_OPENING = re.compile(rf"\s+|{'|'.join(map(re.escape, _OPENING_TOKENS))}")
+
+#: What a special token of a chat template looks like. No HTML, and no code in common languages.
+_SPECIAL = (
+    r"(?:<\|[^<>|\s]{1,40}\|?>|<[^<>|\s/]{1,40}\|>|<｜[^<>｜\n]{1,60}｜>|\[\|[^\[\]|\s]{1,40}\|\]"
+    r"|<(?:start|end|begin|beginning)_of_[a-z_]{1,30}>|\[/?INST\]|<</?SYS>>|\]~!?b[\[\]]|\[e~\["
+    r"|<extra_id_\d{1,3}>|<SPECIAL_\d{1,4}>|<reserved_\d{1,4}>|<seed:\w{1,20}>|</?role>)"
+)
+#: Tokens of code and pictures, which are a prompt's own.
+_NO_MARKUP = r"(?!<\|(?:fim|file|repo|vision|image|audio|video|object|box|quad)_)"
+#: A special token that begins a text stands against what follows; "<|x|> is a token" is prose.
+_BEGINS_MARKED = re.compile(rf"{_NO_MARKUP}{_SPECIAL}(?![ \t])")
+#: One that ends a text stands against what is before it, or behind it is who speaks next.
+_ENDS_MARKED = re.compile(
+    rf"(?:(?<![ \t\"'`(])|(?=\[/INST\])){_NO_MARKUP}{_SPECIAL}"
+    r"(?:\s{0,3}(?:[\w ]{0,20}\b)?(?:assistant|model|ai|bot|chatbot|gpt|agent):?)?"
+    r"\s{0,8}(?:<think>\s{0,8}(?:</think>\s{0,8})?)?\Z",
+    re.IGNORECASE,
+)
+_TAIL = 200
 
 
 def marked(
@@ -146,11 +305,36 @@ def detect(text: str) -> ChatTemplate | None:
     for template in _KNOWN:
         if template.header.match(text, start):
             return template
-    is_deepseek = "<｜begin▁of▁sentence｜>" in text[:start]
-    return _DEEPSEEK if is_deepseek and _DEEPSEEK.header.search(text) else None
+    for first, template in (
+        ("<｜begin▁of▁sentence｜>", _DEEPSEEK),
+        ("<｜hy_begin▁of▁sentence｜>", _HUNYUAN),
+    ):
+        if first in text[:start] and template.header.search(text):
+            return template
+    return None
+
+
+def detect_answer(text: str) -> ChatTemplate | None:
+    """Return the template that an answer without its prompt is written in, where it begins so."""
+    return _HARMONY if text.startswith(("<|channel|>", "<|start|>assistant<|")) else None
+
+
+def unknown_markup(text: str) -> str | None:
+    """Return the special token that a text begins or ends with, as those of chat templates do.
+
+    None for a text that is what it is, whatever it says of special tokens.
+    """
+    found = _BEGINS_MARKED.match(text, begin_of(text))
+    if found is None:
+        found = _ENDS_MARKED.search(text[-_TAIL:])
+    if found is None or found.group().strip() in (*_AROUND, *PADS):
+        return None
+    return found.group().strip()
 
 
 def begin_of(text: str) -> int:
     """Return where a text begins, behind the tokens that open or pad it."""
-    match = _OPENING.match(text)
-    return match.end() if match else 0
+    at = 0
+    while match := _OPENING.match(text, at):
+        at = match.end()
+    return at

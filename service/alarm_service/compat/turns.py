@@ -6,19 +6,37 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alarm_service.compat.templates import ENDS, ChatTemplate
+from alarm_service.compat.templates import ENDS, PADS, THOUGHTS, ChatTemplate
 
-__all__ = ["SplitError", "Turn", "read_answer", "read_turns", "without_ends"]
+__all__ = ["SplitError", "Turn", "read_answer", "read_turns", "without_ends", "without_thoughts"]
 
 #: What stands in for thoughts where a template switches them off; no policy wrote it.
-_NO_THOUGHTS = re.compile(r"\A<think>\s*</think>\s*")
-_LLAMA_2_SYSTEM = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>(.*)\Z", re.DOTALL)
+_NO_THOUGHTS = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
 #: Ends that are also HTML are removed where a turn ends, not inside it.
-_AMBIGUOUS = frozenset({"<s>", "</s>"})
+_OPEN, _CLOSE = "<s>", "</s>"
+_AMBIGUOUS = frozenset({_OPEN, _CLOSE})
 
 
 class SplitError(ValueError):
     """A text cannot be told into prompt and completion; the message says what it lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Strikes:
+    """How often a text strikes words out as HTML does; a first token of a text is none."""
+
+    num_open: int
+    num_closed: int
+
+    @classmethod
+    def of(cls, text: str, end: int) -> _Strikes:
+        num_open = text.count(_OPEN, 0, end) - text.startswith(_OPEN)
+        return cls(num_open, text.count(_CLOSE, 0, end))
+
+    def without(self, end: str) -> _Strikes:
+        if end == _CLOSE:
+            return _Strikes(self.num_open, self.num_closed - 1)
+        return _Strikes(self.num_open - 1, self.num_closed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +65,8 @@ def read_answer(text: str, template: ChatTemplate) -> list[Turn]:
     """Read what follows a prompt: the assistant's turn, and whatever turns come behind it."""
     before, turns = _at_headers(text, template)
     first = _turn("assistant", before, template)
-    begins_anew = turns and turns[0].role == "assistant" and not first.text.strip()
+    own = ("assistant", THOUGHTS)
+    begins_anew = turns and turns[0].role in own and not first.text.strip()
     return turns if begins_anew else [first, *turns]
 
 
@@ -55,17 +74,28 @@ def without_ends(text: str, ends: Sequence[str]) -> str:
     """Cut the tokens that end a text, and whatever pads it behind those.
 
     Cut at the first of the last tokens that is one of ``ends``, if one is; else at the first that
-    is known to end or pad a text.
+    is known to end or pad a text. What is HTML too is kept where another end stands behind it, and
+    where it closes what the text opens.
     """
     known = (*ends, *ENDS)
     cut = at = len(text)
-    is_end = False
+    is_end = is_ended = False
+    html: _Strikes | None = None
     while True:
         while at and text[at - 1].isspace():
             at -= 1
         if not text.endswith(known, 0, at):
             return text[:cut]
         token = next(token for token in known if text.endswith(token, 0, at))
+        if token in _AMBIGUOUS:
+            if is_ended and token not in ends:
+                return text[:cut]
+            html = html or _Strikes.of(text, at)
+            if token == _CLOSE and html.num_open >= html.num_closed > 0:
+                return text[:cut]
+            html = html.without(token)
+        elif token not in PADS:
+            is_ended = True
         at -= len(token)
         if token in ends or not is_end:
             cut, is_end = at, is_end or token in ends
@@ -88,15 +118,29 @@ def _turn(role: str, text: str, template: ChatTemplate) -> Turn:
     for token in template.ends:
         if token not in _AMBIGUOUS:
             said = said.replace(token, "")
-    if role == "assistant":
-        said = _NO_THOUGHTS.sub("", said)
+    if role == "assistant" and (empty := _NO_THOUGHTS.match(said)):
+        said = said[empty.end() :]
     return Turn(role, said.strip() if template.strips else said, is_open)
 
 
 def _told_apart(turn: Turn) -> list[Turn]:
     """Tell Llama 2's system text from the user's turn that it stands in."""
-    found = _LLAMA_2_SYSTEM.match(turn.text) if turn.role == "user" else None
-    if found is None:
+    said = turn.text.lstrip() if turn.role == "user" else ""
+    end = said.find("<</SYS>>")
+    if not said.startswith("<<SYS>>") or end < 0:
         return [turn]
-    system, user = (part.strip() for part in found.groups())
+    system, user = said[len("<<SYS>>") : end].strip(), said[end + len("<</SYS>>") :].strip()
     return [Turn("system", system, False), Turn("user", user, turn.is_open)]
+
+
+def without_thoughts(turns: list[Turn]) -> list[Turn]:
+    """Leave out the turns that are thoughts; thoughts that no answer follows are the answer."""
+    answers = [at for at, turn in enumerate(turns) if turn.role == "assistant"]
+    last = answers[-1] if answers else -1
+    kept = []
+    for at, turn in enumerate(turns):
+        if turn.role != THOUGHTS:
+            kept.append(turn)
+        elif at > last:
+            kept.append(Turn("assistant", turn.text, turn.is_open))
+    return kept

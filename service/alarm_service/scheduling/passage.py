@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from alarm_models.cancellation import cancellable
 from alarm_models.features import BatchCost
 from alarm_models.rewards import DirectModel, Prepared, RewardModel
 from alarm_models.sample import Sample
@@ -54,10 +56,22 @@ class Passage:
         return await self._forwarded(loaded, loaded.model, samples)
 
     async def in_worker(self, call: Callable[[], _T]) -> _T:
-        """Run a plain function on a tokenising thread, off the event loop."""
+        """Run a plain function on a tokenising thread, off the event loop.
+
+        Where the caller leaves, the function ends at its next `check_cancelled`.
+        """
         if self._life.is_stopped:
             raise stopping()
-        return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+        has_left = threading.Event()
+
+        def run() -> _T:
+            with cancellable(has_left.is_set):
+                return call()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, run)
+        finally:
+            has_left.set()
 
     def close(self) -> None:
         """Let nothing through any more; whatever waits hears that the server is stopping."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.features import Features
 from alarm_models.rewards import Prepared, RewardModel
-from alarm_models.sample import Sample, require_spans_within, require_starts_within
+from alarm_models.sample import Sample, Span, require_spans_within, require_starts_within
 from alarm_service.scheduling.job import Job
 from alarm_service.scheduling.work import Work
 
 __all__ = ["faults_of", "prepare", "settle"]
+
+#: How many spans a character may be in, on average.
+_MAX_OVERLAP = 8
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
@@ -29,16 +33,30 @@ def faults_of(samples: Sequence[Sample]) -> list[SampleError | None]:
 
 
 def _fault(sample: Sample) -> SampleError | None:
+    check_cancelled()
     text = sample.completion_text
     try:
         require_spans_within(sample.token_offsets or (), text, "token_offsets")
         for name, spans in sample.segments.items():
             require = require_starts_within if name == "errors" else require_spans_within
             require(spans, text, f"segments.{name}")
+            if name != "errors":
+                _require_little_overlap(spans, text, f"segments.{name}")
     except SampleError as fault:
         # Without its traceback, which would hold the sample for as long as the error lives.
         return fault.with_traceback(None)
     return None
+
+
+def _require_little_overlap(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` for spans that repeat the text many times: each of them is read."""
+    num_covered = sum(end - start for start, end in spans)
+    if num_covered > _MAX_OVERLAP * len(text):
+        raise SampleError(
+            "invalid_sample",
+            f"{name} overlap: together they are {num_covered} characters long, and the completion "
+            f"has {len(text)}; send each part of it in one span",
+        )
 
 
 def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:

@@ -6,6 +6,8 @@ import math
 import re
 from enum import StrEnum
 
+from alarm_models.remote.ratings import RatingError, answer_part
+
 __all__ = ["CRITERIA", "Choice", "messages_for", "outcome_of", "read_choice"]
 
 
@@ -28,7 +30,19 @@ _SYSTEM = (
     "end with a line that is exactly `Verdict: A`, `Verdict: B` or `Verdict: tie`."
 )
 
-_VERDICT = re.compile(r"verdict\W{1,8}(tie|[ab])\b", re.IGNORECASE)
+#: "Verdict: A", "**Verdict:** [[B]]", "verdict - tie"; not the article of "a verdict: a close one".
+_VERDICT = re.compile(
+    r"verdict\b\W{1,8}(?:(?:is|answer|response|assistant)\b\W{1,4}){0,3}"
+    r"(?:(?P<tie>(?:a )?tie\b)|(?P<letter>[ab])(?!\w))(?=(?P<behind>[^\n]{0,200}))",
+    re.IGNORECASE,
+)
+#: What may stand on a line behind a letter that is the verdict.
+_BEHIND = re.compile(
+    r"\W*$|[\s*_`\"')\]}]*(?:[(.,;:–—-]|(?:is|wins|was|because|since|as it|for|by)\b)",
+    re.IGNORECASE,
+)
+#: Where both letters are named, none is the verdict.
+_BOTH = re.compile(r"^\W{0,4}(?:and|or|[/|&=,])\W{0,4}[ab]\b", re.IGNORECASE)
 
 
 def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[dict[str, str]]:
@@ -41,12 +55,21 @@ def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[di
 
 
 def read_choice(text: str) -> Choice | None:
-    """Read the last verdict in a judge's words; None where there is none."""
-    found = _VERDICT.findall(text)
-    if not found:
+    """Read the last verdict in a judge's words; None where there is none, or it names both."""
+    try:
+        answer = answer_part(text)
+    except RatingError:
         return None
-    last = found[-1].upper()
-    return Choice.TIE if last == "TIE" else Choice(last)
+    choices = [_choice(found) for found in _VERDICT.finditer(answer)]
+    return choices[-1] if choices else None
+
+
+def _choice(found: re.Match[str]) -> Choice | None:
+    if found["tie"]:
+        return Choice.TIE
+    if _BOTH.match(found["behind"]) or not _BEHIND.match(found["behind"]):
+        return None
+    return Choice(found["letter"].upper())
 
 
 def outcome_of(forward: Choice | None, backward: Choice | None) -> float:

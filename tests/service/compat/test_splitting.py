@@ -6,11 +6,13 @@ from alarm_models.sample import Message
 from alarm_service.compat.splitting import (
     SplitError,
     Texts,
+    answer_of,
     pair_texts,
     split_query,
     split_text,
 )
 from alarm_service.compat.templates import TEMPLATES, marked
+from alarm_service.compat.turns import without_ends
 
 CHATML = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 HUMAN = marked(user="Human:", assistant="Assistant:", system=None, ends=[])
@@ -57,6 +59,39 @@ PROMPTS = {
     "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>A.<|END_OF_TURN_TOKEN|>"
     "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>R?<|END_OF_TURN_TOKEN|>"
     "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    "harmony": "<|start|>system<|message|>S<|end|><|start|>user<|message|>Q?<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>A.<|end|><|start|>user<|message|>R?<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>",
+    "gpt-oss": "<|start|>developer<|message|>S<|end|><|start|>user<|message|>Q?<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>A.<|end|><|start|>user<|message|>R?<|end|>"
+    "<|start|>assistant",
+    "kimi": "<|im_system|>system<|im_middle|>S<|im_end|><|im_user|>user<|im_middle|>Q?<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|>A.<|im_end|><|im_user|>user<|im_middle|>R?<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|>",
+    "granite": "<|start_of_role|>system<|end_of_role|>S<|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Q?<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>A.<|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>R?<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>",
+    "exaone": "[|system|]S[|endofturn|]\n[|user|]Q?\n[|assistant|]A.[|endofturn|]\n"
+    "[|user|]R?\n[|assistant|]",
+    "gemma-4": "<bos><|turn>system\nS<turn|>\n<|turn>user\nQ?<turn|>\n<|turn>model\nA.<turn|>\n"
+    "<|turn>user\nR?<turn|>\n<|turn>model\n",
+    "hunyuan": "<｜hy_begin▁of▁sentence｜>S<｜hy_place▁holder▁no▁3｜><｜hy_User｜>Q?"
+    "<｜hy_Assistant｜>A.<｜hy_place▁holder▁no▁2｜><｜hy_User｜>R?<｜hy_Assistant｜>",
+    "minimax": "]~!b[]~b]system\nS[e~[\n]~b]user\nQ?[e~[\n]~b]ai\nA.[e~[\n]~b]user\nR?[e~[\n"
+    "]~b]ai\n",
+    "seed": "<seed:bos>system\nS<seed:eos><seed:bos>user\nQ?<seed:eos><seed:bos>assistant\nA."
+    "<seed:eos><seed:bos>user\nR?<seed:eos><seed:bos>assistant\n",
+    "ling": "<role>SYSTEM</role>S<|role_end|><role>HUMAN</role>Q?<|role_end|>"
+    "<role>ASSISTANT</role>A.<|role_end|><role>HUMAN</role>R?<|role_end|><role>ASSISTANT</role>",
+    "megrez": "<|role_start|>system<|role_end|>S<|turn_end|><|role_start|>user<|role_end|>Q?"
+    "<|turn_end|><|role_start|>assistant<|role_end|>A.<|turn_end|>"
+    "<|role_start|>user<|role_end|>R?<|turn_end|><|role_start|>assistant<|role_end|>",
+    "apertus": "<s><|system_start|>S<|system_end|><|user_start|>Q?<|user_end|>"
+    "<|assistant_start|>A.<|assistant_end|><|user_start|>R?<|user_end|><|assistant_start|>",
+    "nemotron": "<extra_id_0>System\nS\n<extra_id_1>User\nQ?\n<extra_id_1>Assistant\nA.\n"
+    "<extra_id_1>User\nR?\n<extra_id_1>Assistant\n",
 }
 #: By template: what the policy emits to end its turn, and what pads it.
 LAST = {
@@ -72,6 +107,19 @@ LAST = {
     "zephyr": "</s></s>",
     "glm-4": "<|user|>",
     "command-r": "<|END_OF_TURN_TOKEN|><PAD>",
+    "harmony": "<|return|>",
+    "gpt-oss": "<|return|><|endoftext|>",
+    "kimi": "<|im_end|>",
+    "granite": "<|end_of_text|><|end_of_text|>",
+    "exaone": "[|endofturn|][PAD]",
+    "gemma-4": "<turn|><pad>",
+    "hunyuan": "<｜hy_place▁holder▁no▁2｜>",
+    "minimax": "[e~[",
+    "seed": "<seed:eos>",
+    "ling": "<|role_end|>",
+    "megrez": "<|turn_end|>",
+    "apertus": "<|assistant_end|>",
+    "nemotron": "<extra_id_1>",
 }
 
 
@@ -118,6 +166,96 @@ def test_a_text_that_speaks_of_another_template_is_not_split_by_it() -> None:
     text = f"<|im_start|>user\n{told}<|im_end|>\n<|im_start|>assistant\nGemma: <end_of_turn>"
     expected = Texts(turns(told), "Gemma: <end_of_turn>")
     assert split_text(text + "<|im_end|>", None) == expected
+
+
+THINKING = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
+ASKED = "<|start|>user<|message|>Q?<|end|><|start|>assistant"
+
+
+def test_what_gpt_oss_thinks_is_not_its_answer() -> None:
+    expected = Texts(turns("Q?"), "B.")
+    assert pair_texts(ASKED, f"{THINKING}B.<|return|>", None) == expected
+    assert split_text(f"{ASKED}{THINKING}B.<|return|>", None) == expected
+    begun = f"{ASKED}<|channel|>analysis<|message|>"
+    rest = THINKING.removeprefix("<|channel|>analysis<|message|>")
+    assert pair_texts(begun, f"{rest}B.<|return|>", None) == expected
+    assert answer_of(f"{THINKING}B.<|return|>", None) == "B."  # of a prompt of messages
+
+
+def test_thoughts_without_an_answer_are_what_gpt_oss_said() -> None:
+    cut = pair_texts(ASKED, "<|channel|>analysis<|message|>Hm, that is", None)
+    assert cut == Texts(turns("Q?"), "Hm, that is")
+
+
+#: Prompts in templates that are not known here, or that were cut.
+UNKNOWN = {
+    "<|foo_start|>user\nQ?<|foo_end|><|foo_start|>assistant\n": "<|foo_start|>",
+    "<|startoftext|>Q?<|extra_0|>": "<|extra_0|>",
+    "<|userprompt|>Q?<|endofuserprompt|><|response|>": "<|userprompt|>",
+    "<|system|>S<|endofsystem|><|userprompt|>Q?<|endofuserprompt|><|response|>": "<|response|>",
+    "<|begin_of_sentence|>User: Q?\nAssistant: ": "<|begin_of_sentence|>",
+    "Human: Q?<|separator|>\n\nAssistant: ": "<|separator|>",
+    "<beginning_of_sentence>user name=user\nQ?<end_of_sentence>\n": "<beginning_of_sentence>",
+    "[|Human|]Q?\n[|AI|]": "[|Human|]",
+    "tail of a question<｜next｜><｜Model｜>": "<｜Model｜>",
+    "...n was it? [/INST]": "[/INST]",
+    "was it?<turn|>\n<|turn>model\n<think>\n": "<|turn>",
+}
+
+
+@pytest.mark.parametrize("prompt", UNKNOWN)
+def test_a_prompt_in_a_template_that_is_not_known_is_an_error(prompt: str) -> None:
+    with pytest.raises(SplitError, match="of no chat template that is known") as caught:
+        pair_texts(prompt, "B.", None)
+    assert UNKNOWN[prompt] in str(caught.value)
+    assert pair_texts(prompt, "B.", TEMPLATES["plain"]) == Texts(prompt, "B.")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<s>old</s> and <b>new</b>",
+        "<div><p>Q?</p></div>",
+        "Is Map<String, List<T>> fine?",
+        "cat <<EOF | grep '<|'",
+        "parse <|> (many1 digit)",
+        "xs |> List.map f <| ys",
+        "What does `<|im_start|>user` mean?",
+        "What does <|im_end|> mean",
+        "When is it written: <|eot_id|>",
+        "<|im_end|> is what?",
+        "<user>Q?</user>",
+        "Human: Q?\n\nAssistant:",
+        "USER: Q? ASSISTANT:",
+        "### Instruction:\nQ?\n\n### Response:\n",
+        "<|fim_prefix|>def f():<|fim_suffix|>\n<|fim_middle|>",
+        "[1, 2] [INST",
+        "a[|x|] = 1",
+        "Q?\n<think>\n",
+    ],
+)
+def test_html_code_and_talk_of_tokens_are_plain_prompts(prompt: str) -> None:
+    assert pair_texts(prompt, "B.", None) == Texts(prompt, "B.")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("B.<|eom_id|>", "B."),
+        ("B.<|eot_id|><|finetune_right_pad_id|><|finetune_right_pad_id|>", "B."),
+        ("B.<|user|>", "B."),
+        ("B.<|return|>", "B."),
+        ("B.</s></s></s>", "B."),
+        ("B.</s><pad><pad>", "B."),
+        ("Write <s>old</s><|im_end|>", "Write <s>old</s>"),
+        ("Write <s>old</s></s>", "Write <s>old</s>"),
+        ("Write <s>old</s>", "Write <s>old</s>"),
+        ("Write <s>old</s> anew</s>", "Write <s>old</s> anew"),
+        ("<s>B.</s>", "<s>B."),
+    ],
+)
+def test_html_is_no_end_of_a_text_whose_end_is_not_named(text: str, left: str) -> None:
+    assert without_ends(text, ()) == left
 
 
 def test_html_at_the_end_of_a_turn_is_no_end_of_a_text() -> None:

@@ -1,0 +1,263 @@
+"""The number in a judge's words, read as people write ratings: never a number of something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["RatingError", "Scale", "answer_part", "read_rating"]
+
+#: A longer answer than that is read by its end.
+_MAX_CHARACTERS = 50_000
+
+_PLAIN = r"\d{1,6}(?:[.,]\d{1,6})?"
+_RANGE = rf"{_PLAIN}[ \t]{{0,3}}(?:-|–|—|−|to|and|through|\.\.|,)[ \t]{{0,3}}{_PLAIN}"
+_NUMBER = r"(?<![\w.])[-+−]?(?:\d{1,30}(?:[.,]\d{1,30})*|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
+
+#: What says how far ratings go: "(on a scale from 1 to 10)", "[1-10]", "between 0 and 5".
+_SCALE = re.compile(
+    rf"[(\[][^()\[\]\d]{{0,40}}{_RANGE}[^()\[\]\d]{{0,40}}[)\]]"
+    rf"|\b(?:scale|range|from|between)\b[^\d.]{{0,20}}{_RANGE}"
+    rf"|{_RANGE}[ -](?:point )?(?:scale|range)\b"
+    rf"|\b\d{{1,4}}[ -]point scale\b"
+    rf"|[(\[](?:max|min|out of|of)[^()\[\]\d]{{0,20}}{_PLAIN}[)\]]"
+    r"|\b(?:max(?:imum)?|min(?:imum)?|highest|lowest|top) (?:possible )?"
+    rf"(?:score|rating|mark|grade)s?(?: is| of| being|:){{0,2}} {_PLAIN}",
+    re.IGNORECASE,
+)
+
+#: "7/10", "7 out of 10", "7 points of 10".
+_RATIO = re.compile(
+    rf"(?P<number>{_NUMBER})(?:[ \t]{{0,3}}(?:points?|stars?|marks?))?"
+    r"[ \t]{0,3}(?:[/⁄∕／]|\bout of\b|\bof\b)[ \t]{0,3}"
+    r"(?:(?:a|the|possible|maximum|max|total)[ \t]{1,3}){0,4}"
+    rf"(?P<scale>{_PLAIN})(?!\w)",
+    re.IGNORECASE,
+)
+
+_NUMBERS = re.compile(rf"{_NUMBER}(?!\w)")
+
+
+#: Between two numbers of a judge that does not settle: "7-8", "7 to 8", "7 or 8".
+_DOUBT = re.compile(r"[ \t]{0,3}(?:-|–|—|−|~|\bto\b|\bor\b)[ \t]{0,3}", re.IGNORECASE)
+
+#: How far around a number its words are looked for.
+_REACH = 120
+
+_OPENING = " \t\"'([{<>|•"
+_LIST_ITEM = re.compile(r"[.)]\s+\S")
+_REMARK = re.compile(r"\s*(?:$|[:(–—]|-\s)")
+
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+
+#: Words that say of a number that it is the rating.
+_LABELS = frozenset(
+    {
+        "score", "scores", "scored", "scoring", "rating", "ratings", "rate", "rated", "rates",
+        "grade", "graded", "mark", "give", "giving", "gave", "assign", "assigning", "award",
+        "awarding", "deserves", "deserve", "merits", "merit", "earns", "gets", "receives",
+        "verdict", "overall", "final", "total", "evaluation", "judgement", "judgment",
+    }
+)  # fmt: skip
+
+#: Words that say of a number that it is a bound, a part, or the name of something.
+_OTHERS = frozenset(
+    {
+        "least", "most", "less", "more", "than", "below", "above", "under", "over", "up", "not",
+        "no", "never", "nearly", "almost", "minus", "lose", "loses", "lost", "deduct",
+        "deducts", "deducted", "deducting", "subtract", "subtracted", "subtracting", "add",
+        "adds", "adding", "another", "by", "step", "item", "criterion", "part", "section",
+        "question", "version", "number", "line", "paragraph", "page", "chapter", "year", "if",
+        "unless", "confidence", "n't", "don't", "wouldn't", "can't", "cannot",
+    }
+)  # fmt: skip
+
+#: Words that may follow a rating: any other is what the number counts.
+_FOLLOWERS = frozenset(
+    {
+        "point", "points", "pts", "star", "stars", "mark", "marks", "overall", "total", "in",
+        "because", "since", "as", "due", "for", "but", "and", "given", "with", "on", "at",
+        "here", "from", "is", "was", "would", "seems", "reflects", "based", "although",
+        "though", "while", "which",
+    }
+)  # fmt: skip
+
+#: Words that a line may have beside the rating that is all it says.
+_ALONE = _LABELS | frozenset(
+    {
+        "my", "the", "your", "this", "is", "of", "a", "an", "it", "i", "would", "be", "so",
+        "therefore", "thus", "answer", "response", "point", "points", "star", "stars", "mark",
+        "marks", "out",
+    }
+)  # fmt: skip
+
+_FINAL = frozenset({"overall", "final", "total"})
+
+_MARKUP = re.compile(
+    r"[*`$]+|^[ \t]*#+|(?<!\w)_+|_+(?!\w)|\\(?:boxed|text|mathbf)\b|\\[()\[\]]", re.MULTILINE
+)
+
+_THOUGHTS_END = re.compile(
+    r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[/THINK\]", re.IGNORECASE
+)
+_THOUGHTS_START = re.compile(
+    r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[THINK\]", re.IGNORECASE
+)
+
+
+class RatingError(ValueError):
+    """A judge's answer has no rating, or several; the message goes on from "the answer"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The least and the greatest rating; None where a recipe names none."""
+
+    lowest: float | None = None
+    highest: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a rating may be that."""
+        is_low = self.lowest is not None and value < self.lowest
+        return not is_low and not (self.highest is not None and value > self.highest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rating:
+    """``is_marked``: the words around say that it is one; ``is_alone``: its line has no more."""
+
+    value: float
+    is_marked: bool
+    is_final: bool
+    is_alone: bool
+
+
+def answer_part(text: str) -> str:
+    """Return what stands behind a judge's thoughts; raise `RatingError` where it never ended them.
+
+    Thoughts are what stands in `<think>` or its like.
+    """
+    behind = [match.end() for match in _THOUGHTS_END.finditer(text)]
+    rest = text[behind[-1] :] if behind else text
+    begun = _THOUGHTS_START.search(rest)
+    if begun and not rest[: begun.start()].strip():
+        raise RatingError("ends within its thoughts; raise parameters.max_tokens")
+    return rest
+
+
+def read_rating(text: str, scale: Scale) -> float:
+    """Return the rating that a judge gives; raise `RatingError` unless it gives exactly one.
+
+    A rating stands alone on a line, behind a word such as `Score`, or before `/10` or `out of 10`;
+    or it is the answer's only number. Mentions of the scale, and numbers of other things, are none.
+    """
+    lines = _MARKUP.sub("", answer_part(text[-_MAX_CHARACTERS:])).splitlines()
+    lines = [line for line in lines if line.strip()]
+    by_line = [
+        list(_in_line(line, before, scale))
+        for before, line in zip(["", *lines], lines, strict=False)
+    ]
+    ratings = [one for found in by_line for one in found]
+    chosen = [one for one in ratings if one.is_marked] or ratings
+    chosen = [one for one in chosen if one.is_final] or chosen
+    values = {one.value for one in chosen}
+    if len(values) > 1 and [one.is_alone for one in by_line[-1]] == [True]:
+        # What an answer ends with, on a line of its own, is what it comes to.
+        values = {by_line[-1][0].value}
+    if not values:
+        raise RatingError("has no number that is a rating")
+    if len(values) > 1:
+        shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
+        raise RatingError(f"has several numbers ({shown}), and does not say which is the rating")
+    return values.pop()
+
+
+def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
+    """Yield the ratings that a line may have; ``before`` is the line before it."""
+    line = _SCALE.sub(" ", line)
+    ratios = list(_RATIO.finditer(line))
+    rest = _RATIO.sub(lambda match: " " * len(match.group()), line)
+    numbers = list(_NUMBERS.finditer(rest))
+    is_alone = len(ratios) + len(numbers) == 1 and _words(rest) <= _ALONE
+    for match in ratios:
+        if not _counts(line[match.end() : match.end() + _REACH], scale):
+            value = _value(match["number"], scale)
+            _require_scale(_value(match["scale"], Scale()), scale)
+            if value is not None:
+                is_final = not _FINAL.isdisjoint(
+                    _lead(line[max(0, match.start() - _REACH) : match.start()], before)
+                )
+                yield _Rating(value, True, is_final, is_alone)
+    first = len(rest) - len(rest.lstrip(_OPENING))
+    last: re.Match[str] | None = None
+    for match in numbers:
+        lead = _lead(rest[max(0, match.start() - _REACH) : match.start()], before)
+        behind = rest[match.end() : match.end() + _REACH]
+        value = _value(match.group(), scale)
+        if last is not None and not _counts(behind, scale) and _is_doubt(rest, last, match):
+            raise RatingError(f"does not settle: {rest[last.start() : match.end()]!r}")
+        last = match
+        if value is None or _counts(behind, scale) or not _OTHERS.isdisjoint(lead[-4:]):
+            continue
+        begins = match.start() == first
+        if begins and _LIST_ITEM.match(behind):
+            continue
+        is_marked = is_alone or (begins and bool(_REMARK.match(behind)))
+        is_marked = is_marked or not _LABELS.isdisjoint(lead)
+        yield _Rating(value, is_marked, not _FINAL.isdisjoint(lead), is_alone)
+
+
+def _is_doubt(line: str, first: re.Match[str], second: re.Match[str]) -> bool:
+    """Say whether two numbers are the ends of a range: "7-8", "7 to 8"."""
+    if second.start() == first.end():
+        return second.group()[0] in "-−"  # taken for a sign
+    return _DOUBT.fullmatch(line, first.end(), second.start()) is not None
+
+
+def _words(text: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(text)}
+
+
+def _lead(head: str, before: str) -> list[str]:
+    """Return the words before a number in its sentence, or in a line that announces it."""
+    sentence = re.split(r"[!?;]|\.(?=\s)", head)[-1]
+    if not head.strip() and before.rstrip().endswith(":"):
+        sentence = before
+    return [word.lower() for word in _WORD.findall(sentence)]
+
+
+def _counts(behind: str, scale: Scale) -> bool:
+    """Say whether what stands behind a number is what it counts: "3 flaws"."""
+    if behind.startswith("%"):
+        return scale.highest not in (None, 100)
+    word = re.match(r"[ \t]{0,3}([^\W\d_]+)", behind)
+    return word is not None and word[1].lower() not in _FOLLOWERS
+
+
+def _value(text: str, scale: Scale) -> float | None:
+    """Read a number, with a comma or a dot for its decimals; None where it is none."""
+    text = text.replace("−", "-")
+    readings = [text]
+    if "," in text:
+        readings = [text.replace(",", "")] if _THOUSANDS.fullmatch(text) else []
+        readings += [text.replace(",", ".")] if _DECIMAL_COMMA.fullmatch(text) else []
+    values = []
+    for reading in readings:
+        try:
+            values.append(float(reading))
+        except ValueError:
+            return None  # a version, a date
+    if len(values) > 1:
+        values = values[:1] if scale.highest is not None and scale.holds(values[0]) else []
+        if not values:
+            raise RatingError(f"has {text!r}, whose comma may be one of decimals or of thousands")
+    return values[0] if values else None
+
+
+def _require_scale(greatest: float | None, scale: Scale) -> None:
+    if scale.highest is not None and greatest != scale.highest:
+        raise RatingError(f"rates out of {greatest:g}, not of the recipe's {scale.highest:g}")
