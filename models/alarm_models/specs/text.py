@@ -134,3 +134,6 @@ class PythonSpec(CheckSpec):
     path: str = Field(default=".", description="the folder that the module is imported from")
     workers: int = Field(default=2, ge=1, description="processes")
     concurrency: int = Field(default=16, ge=1, description="calls at once of an async function")
+    environment: tuple[str, ...] = Field(
+        default=(), description="variables that it is given although they hold secrets"
+    )
