@@ -310,7 +310,8 @@ def test_module_that_starts_processes_is_found_or_refused_in_time(
 ) -> None:
     monkeypatch.setattr(pool, "START_S", 2)
     (folder / "imported.py").write_text(
-        "import my_rewards, subprocess, time\nmy_rewards.start('fork')\n"
+        "import my_rewards, time\nfrom pathlib import Path\nmy_rewards.start('fork')\n"
+        "while not Path(__file__).with_name('pids').exists(): time.sleep(0.01)\n"
         f"{'' if is_left else 'time.sleep(1000)'}\n"
         "def one(sample): return 1\n"
     )
