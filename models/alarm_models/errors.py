@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AddressError",
     "AlarmModelsError",
     "CheckpointError",
     "RecipeError",
@@ -21,6 +22,10 @@ class RecipeError(AlarmModelsError):
 
 class CheckpointError(AlarmModelsError):
     """A checkpoint cannot be had or does not fit its kind; the message says what to do."""
+
+
+class AddressError(CheckpointError):
+    """A server cannot be asked at the address, or by the proxy, that is set; says which."""
 
 
 class UnreachableError(CheckpointError):

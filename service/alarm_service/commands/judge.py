@@ -95,13 +95,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace) -> Judge:
+    from alarm_service.study.http import key_for_header, require_url
     from alarm_service.study.judging import Judge
     from alarm_service.study.verdicts import CRITERIA
 
     body = {"model": options.model, "temperature": 0, "max_tokens": 512, **options.body}
     return Judge(
-        endpoint=options.endpoint,
-        api_key=os.environ.get("OPENAI_API_KEY"),
+        endpoint=require_url(options.endpoint, "--endpoint"),
+        # An empty variable is none, as it was unset in many a shell.
+        api_key=key_for_header(os.environ.get("OPENAI_API_KEY") or None, "OPENAI_API_KEY"),
         criteria=options.criteria or CRITERIA,
         body={name: value for name, value in body.items() if value is not None},
         concurrency=options.concurrency,
