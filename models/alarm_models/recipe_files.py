@@ -14,6 +14,7 @@ from alarm_models.errors import RecipeError
 from alarm_models.recipe import Recipe
 
 __all__ = [
+    "FOLDERS",
     "built_in_names",
     "load_recipe",
     "load_recipe_again",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 #: A model's keys that may name a folder beside the recipe's file.
-_FOLDERS = {"checkpoint", "path"}
+FOLDERS = {"checkpoint", "path"}
 
 #: What rewards are made of besides scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}
@@ -101,7 +102,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
     for model in table.get("models", {}).values():
-        for key in _FOLDERS & set(model if isinstance(model, dict) else ()):
+        for key in FOLDERS & set(model if isinstance(model, dict) else ()):
             folder = model[key]
             if isinstance(folder, str) and folder.startswith(("./", "../")):
                 model[key] = str((path.parent / folder).resolve())

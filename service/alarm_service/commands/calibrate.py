@@ -42,7 +42,7 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, [options.file], options.write)
     from alarm_service.study.calibrating import calibrate, changes_of
     from alarm_service.study.calibration_page import calibration_page
     from alarm_service.study.files import read_groups

@@ -15,10 +15,12 @@ from alarm_service.commands.options import Subparsers, add_command
 from alarm_service.commands.study_options import (
     add_outputs,
     add_resampling,
+    files_of,
     outputs_of,
     positive,
     resampling_of,
 )
+from alarm_service.lines import require_other_file
 
 if TYPE_CHECKING:
     from alarm_service.study.judging import Judge
@@ -68,7 +70,8 @@ def add_to(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, options.files)
+    require_other_file(options.cache, files_of(options.files), "one of the files to be read")
     from alarm_service.study.cache import AnswerCache
     from alarm_service.study.files import named_files, read_policies
     from alarm_service.study.judgement import judge_pairs, settle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from alarm_models.recipe import Recipe
 from alarm_models.recipe_files import load_recipes
 from alarm_service.commands.options import LOCAL, add_settings, settings_of
+from alarm_service.lines import require_other_file, require_writable
 
 if TYPE_CHECKING:
     from alarm_models.study.bootstrap import Resampling
@@ -21,6 +23,7 @@ __all__ = [
     "add_outputs",
     "add_resampling",
     "add_scoring",
+    "files_of",
     "outputs_of",
     "positive",
     "resampling_of",
@@ -83,13 +86,27 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def outputs_of(options: argparse.Namespace) -> Outputs:
-    """Return where results go; raise `StudyError` where they could not be made."""
+def outputs_of(
+    options: argparse.Namespace, inputs: Iterable[str | Path], written: Path | None = None
+) -> Outputs:
+    """Return where results go; raise `AlarmModelsError` where they could not be made.
+
+    ``inputs`` are the files to be read, as ``NAME=FILE`` or alone, and ``written`` is one more that
+    will be written: neither it nor a report may be one of them.
+    """
     from alarm_service.study.report import Outputs
 
+    files = files_of(inputs)
+    require_writable(written)
+    require_other_file(written, files, "one of the files to be read")
     outputs = Outputs(options.out, options.json)
-    outputs.check()
+    outputs.check(files)
     return outputs
+
+
+def files_of(arguments: Iterable[str | Path]) -> list[Path]:
+    """Return the files that are named, as ``NAME=FILE`` or alone."""
+    return [Path(str(one).partition("=")[2] if "=" in str(one) else one) for one in arguments]
 
 
 def positive(text: str) -> int:
