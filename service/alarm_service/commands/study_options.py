@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = [
     "add_resampling",
     "add_scoring",
     "files_of",
+    "not_negative",
+    "number_within",
     "outputs_of",
     "positive",
     "resampling_of",
@@ -63,7 +66,9 @@ def add_resampling(parser: argparse.ArgumentParser) -> None:
         "--draws", type=positive, default=2000, metavar="N",
         help="bootstrap draws that an interval is made of [2000]",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="the seed of all chance [0]")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="the seed of all chance [0]"
+    )
     parser.add_argument(
         "--sample", type=positive, metavar="N", help="draw this many prompts, else take all"
     )
@@ -111,7 +116,31 @@ def files_of(arguments: Iterable[str | Path]) -> list[Path]:
 
 def positive(text: str) -> int:
     """Read a whole number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"wants 1 or more, not {number}")
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """Read a whole number of 0 or more."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"wants a whole number of {least} or more, not {text!r}")
+    return number
+
+
+def number_within(text: str, least: float, most: float) -> float:
+    """Read a number between two others, which it may not be."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least < number < most:
+        bounds = f"above {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        raise argparse.ArgumentTypeError(f"wants a number {bounds}, not {text!r}")
     return number

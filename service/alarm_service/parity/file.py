@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alarm_models.errors import AlarmModelsError
 from alarm_service.faults import explained
-from alarm_service.lines import read_lines, write_whole
+from alarm_service.lines import parsed_line, read_lines, write_whole
 from alarm_service.web.schemas import SampleIn
 
 __all__ = [
@@ -93,10 +93,15 @@ def read_parity(file: Path) -> Parity:
 
 def _read(shape: type[_S], line: bytes | None, where: str) -> _S:
     try:
+        parsed_line(line)
         return shape.model_validate_json(line or b"")
     except ValidationError as error:
         faults = explained(error.errors())
         raise ParityError(f"{where}: {faults}; `alarm record` writes such files") from error
+    except ValueError as error:
+        raise ParityError(
+            f"{where} is no JSON: {error}; `alarm record` writes such files"
+        ) from error
 
 
 def write_parity(parity: Parity, file: Path) -> None:
