@@ -6,6 +6,7 @@ __all__ = [
     "AddressError",
     "AlarmModelsError",
     "CheckpointError",
+    "NoRoomError",
     "RecipeError",
     "SampleError",
     "UnreachableError",
@@ -30,6 +31,10 @@ class AddressError(CheckpointError):
 
 class UnreachableError(CheckpointError):
     """A server that a model needs does not answer, and may yet."""
+
+
+class NoRoomError(UnreachableError):
+    """A cluster has no room for a model's replicas, and may yet have; says what to set."""
 
 
 class SampleError(AlarmModelsError):
