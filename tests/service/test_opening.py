@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from alarm_models.errors import NoRoomError, SampleError, UnreachableError
@@ -35,6 +36,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_is_waited_for_is_logged_once_and_told_until_it_is_there() -> None:
     full, gone = NoRoomError("6 replicas want 6 CPUs"), UnreachableError("gone")
     awaited: list[str | None] = []
+    structlog.reset_defaults()  # warnings too
     with capture_logs() as logs:
         await open_models([Late(full, full, gone, gone), Late(full, gone)], awaited.append)
     assert [one["error"] for one in logs] == ["6 replicas want 6 CPUs", "gone"]

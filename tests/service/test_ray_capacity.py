@@ -53,7 +53,8 @@ def test_replica_stands_whole_on_one_node(one: Share, nodes: Nodes, fitting: int
             share(1, 1),
             [{"CPU": 16.0, "GPU": 2.0}],
             "4 replicas of 1 model want 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
-            "GPUs on 1 node has room for 2: set --replicas 2 or --gpus-per-replica 0.5, or add nodes",
+            "GPUs on 1 node has room for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
+            "nodes",
         ),
         (
             Wanted(2, 2),
