@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     spin_briefly()
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()  # what cannot be written is told here, not as the interpreter ends
+        return code
     except ValidationError as error:
         return _complain(explained(error.errors()))
     except BrokenPipeError:
