@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -378,6 +379,15 @@ async def test_proxy_that_cannot_be_used_is_told_by_its_variable(
     proxies(ALL_PROXY=proxy)
     spec = {"api": "sglang", "url": "http://rewards.test", "template": "{completion}"}
     with pytest.raises(AddressError, match="ALL_PROXY cannot be used") as told:
+        await RemoteModel(RemoteSpec.model_validate(spec), {}).open()
+    assert "hidden" not in str(told.value)
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="SOCKS proxies can be used")
+async def test_socks_proxy_without_its_package_is_told(proxies: Callable[..., None]) -> None:
+    proxies(ALL_PROXY="socks5h://user:hidden@proxy:1080")
+    spec = {"api": "sglang", "url": "http://rewards.test", "template": "{completion}"}
+    with pytest.raises(AddressError, match=r"ALL_PROXY .*pip install 'httpx\[socks\]'") as told:
         await RemoteModel(RemoteSpec.model_validate(spec), {}).open()
     assert "hidden" not in str(told.value)
 
