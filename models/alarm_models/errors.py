@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 __all__ = [
+    "AddressError",
     "AlarmModelsError",
     "CheckpointError",
+    "NoRoomError",
     "RecipeError",
     "SampleError",
     "UnreachableError",
@@ -23,8 +25,16 @@ class CheckpointError(AlarmModelsError):
     """A checkpoint cannot be had or does not fit its kind; the message says what to do."""
 
 
+class AddressError(CheckpointError):
+    """A server cannot be asked at the address, or by the proxy, that is set; says which."""
+
+
 class UnreachableError(CheckpointError):
     """A server that a model needs does not answer, and may yet."""
+
+
+class NoRoomError(UnreachableError):
+    """A cluster has no room for a model's replicas, and may yet have; says what to set."""
 
 
 class SampleError(AlarmModelsError):

@@ -14,6 +14,7 @@ from alarm_models.errors import RecipeError
 from alarm_models.recipe import Recipe
 
 __all__ = [
+    "FOLDERS",
     "built_in_names",
     "load_recipe",
     "load_recipe_again",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 #: A model's keys that may name a folder beside the recipe's file.
-_FOLDERS = {"checkpoint", "path"}
+FOLDERS = {"checkpoint", "path"}
 
 #: What rewards are made of besides scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}
@@ -100,8 +101,9 @@ def _read(name_or_file: str) -> dict[str, Any]:
     table.setdefault("name", path.stem)
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
-    for model in table.get("models", {}).values():
-        for key in _FOLDERS & set(model if isinstance(model, dict) else ()):
+    models = table.get("models", {})
+    for model in models.values() if isinstance(models, dict) else ():
+        for key in FOLDERS & set(model if isinstance(model, dict) else ()):
             folder = model[key]
             if isinstance(folder, str) and folder.startswith(("./", "../")):
                 model[key] = str((path.parent / folder).resolve())
@@ -145,11 +147,19 @@ def _set(table: MutableMapping[str, Any], setting: str) -> bool:
 
 def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
     # holistic and hierarchy are every recipe's, written out or not; a model or an aspect is not.
-    return len(keys) < 3 or (len(keys) == 3 and keys[1] in table.get(keys[0], {}))
+    if len(keys) < 3:
+        return True
+    tables = table.get(keys[0])
+    return len(keys) == 3 and isinstance(tables, Mapping) and keys[1] in tables
 
 
 def set_key(table: MutableMapping[str, Any], keys: Sequence[str], value: object) -> None:
-    """Set a key by the names on the way to it; tables on the way that are missing are made."""
-    for key in keys[:-1]:
+    """Set a key by the names on the way to it; tables on the way that are missing are made.
+
+    Raises `RecipeError` where something else than a table is on the way.
+    """
+    for at, key in enumerate(keys[:-1], 1):
         table = table.setdefault(key, {})
+        if not isinstance(table, MutableMapping):
+            raise RecipeError(f"{'.'.join(keys)} cannot be set: {'.'.join(keys[:at])} is no table")
     table[keys[-1]] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -38,13 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     spin_briefly()
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()  # what cannot be written is told here, not as the interpreter ends
+        return code
     except ValidationError as error:
         return _complain(explained(error.errors()))
-    except (AlarmModelsError, SettingsError, OSError) as error:
+    except BrokenPipeError:
+        # Who reads has enough, as `head` does. What is left must not be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _complain(_sentence(error))
+    except (AlarmModelsError, SettingsError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130  # as shells count it: 128 and the signal
+
+
+def _sentence(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,7 +117,7 @@ class Engine:
             self.life.failed(error)
         except Exception as error:  # a checkpoint can fail in any way; say so and be broken
             _log.exception("loading failed")
-            self.life.failed(CheckpointError(f"the models cannot be loaded: {error!r}"))
+            self.life.failed(CheckpointError(f"the models cannot be loaded: {error!r}"[:500]))
         else:
             self.life.loaded()
             models = list(self.catalog.models)

@@ -42,6 +42,6 @@ def _got(fault: Mapping[str, Any]) -> str:
     value = fault.get("input")
     if isinstance(value, bytes):
         return " (got a body without `Content-Type: application/json`)"
-    if isinstance(value, str | list | dict):
+    if isinstance(value, str | list | tuple | dict):
         return f" (got a {type(value).__name__} of length {len(value)})"
     return f" (got {value!r})"

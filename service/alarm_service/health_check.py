@@ -20,13 +20,16 @@ _OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked at, not liste
 def probe(settings: Settings) -> tuple[bool, str]:
     """Return whether the server is ready, and why or why not in a sentence."""
     host = _OWN.get(settings.host, settings.host)
-    connection = _connection(host, settings.port, is_tls=settings.tls_certificate is not None)
+    try:
+        connection = _connection(host, settings.port, is_tls=settings.tls_certificate is not None)
+    except http.client.InvalidURL:
+        return False, f"{host!r} is no host that can be asked"
     with closing(connection):
         try:
             connection.request("GET", "/health/ready")
             answer = connection.getresponse()
             reason = _reason(answer.read())
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return False, f"no server answers on {host} port {settings.port}: {error!r}"
     if reason is None:
         return False, "what answers is no reward server"

@@ -92,7 +92,7 @@ class Keeper:
             raise Refused(str(error)) from error
         except Exception as error:  # a checkpoint can fail in any way; the others go on
             _log.exception("loading failed")
-            message = f"the models cannot be loaded: {error!r}"
+            message = f"the models cannot be loaded: {error!r}"[:500]
             self._refused(change, name, message)
             raise Refused(message) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_engine
 from alarm_service.faults import explained
+from alarm_service.lines import opened, parsed_line, read_lines, require_writable
 from alarm_service.parity.file import ParityError, write_parity
 from alarm_service.parity.gate import record
 from alarm_service.settings import Settings
@@ -29,6 +29,7 @@ def record_file(file: Path, out: Path, recipe: Recipe, settings: Settings) -> in
     the models cannot be loaded.
     """
     set_up_logs("warning")
+    require_writable(out)
     samples = _samples(file)
     return asyncio.run(_run(samples, out, recipe.model_copy(update={"parity": None}), settings))
 
@@ -48,19 +49,18 @@ async def _run(samples: list[SampleIn], out: Path, recipe: Recipe, settings: Set
 
 def _samples(file: Path) -> list[SampleIn]:
     samples = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found: Any = json.loads(line)
-            is_origin = isinstance(found, dict) and "models" in found
-            if not is_origin:
-                is_stored = isinstance(found, dict) and "sample" in found
-                samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
-        except ValidationError as error:
-            raise ParityError(f"{file}, line {number}: {explained(error.errors())}") from error
-        except (ValueError, RecursionError) as error:
-            raise ParityError(f"{file}, line {number} is no JSON: {error}") from error
+    with opened(file) as source:
+        for number, line in read_lines(source):
+            try:
+                found: Any = parsed_line(line)
+                is_origin = isinstance(found, dict) and "models" in found
+                if not is_origin:
+                    is_stored = isinstance(found, dict) and "sample" in found
+                    samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
+            except ValidationError as error:
+                raise ParityError(f"{file}, line {number}: {explained(error.errors())}") from error
+            except ValueError as error:
+                raise ParityError(f"{file}, line {number} is no JSON: {error}") from error
     if not samples:
         raise ParityError(f"{file} holds no samples")
     return samples

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, BinaryIO
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -20,6 +21,14 @@ from alarm_models.recipe_tables import Overrides
 from alarm_service.app import create_engine
 from alarm_service.engine import Engine
 from alarm_service.faults import explained
+from alarm_service.lines import (
+    STANDARD,
+    opened,
+    parsed_line,
+    read_lines,
+    replacing,
+    require_writable,
+)
 from alarm_service.settings import Settings
 from alarm_service.story import reward_samples
 from alarm_service.telemetry.logs import set_up_logs
@@ -36,45 +45,73 @@ _AT_ONCE = 256
 def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings) -> int:
     """Reward each line's sample by the recipe; a line that is no sample gets an error line.
 
-    Returns 0, or 1 where any sample failed.
+    Either may be ``-``. ``out`` is as it was until all is written, so that it may be ``file``.
+    Returns 0, or 1 where any sample failed; raises `FileError` and `OSError`.
     """
     set_up_logs("warning")
     keep_freed_memory()
-    with file.open("rb") as lines:
-        num_lines = sum(1 for line in lines if line.strip())
+    target = STANDARD if out is None else out
+    require_writable(target)
+    with opened(file) as source:
+        return asyncio.run(_run(source, target, recipe, settings))
+
+
+async def _run(source: BinaryIO, target: Path, recipe: Recipe, settings: Settings) -> int:
     engine = create_engine([recipe], settings)
-    if out is None:
-        return asyncio.run(_run(engine, recipe, file, num_lines, sys.stdout))
-    with out.open("w", encoding="utf-8") as target:
-        return asyncio.run(_run(engine, recipe, file, num_lines, target))
-
-
-async def _run(engine: Engine, recipe: Recipe, file: Path, num_lines: int, out: TextIO) -> int:
-    num_failed = 0
     await engine.start()
-    if engine.life.failure is not None:
-        sys.stderr.write(f"alarm: {engine.life.failure}\n")
-        return 1
     try:
-        with Progress(console=Console(stderr=True)) as progress, file.open("rb") as lines:
-            task = progress.add_task("scoring", total=num_lines)
-            for chunk in _chunks(_parse(line) for line in lines if line.strip()):
-                rewards = await _rewards(engine, recipe, chunk)
-                num_failed += sum(reward.error is not None for reward in rewards)
-                out.writelines(f"{reward.model_dump_json()}\n" for reward in rewards)
-                progress.advance(task, len(chunk))
+        if engine.life.failure is not None:
+            sys.stderr.write(f"alarm: {engine.life.failure}\n")
+            return 1
+        with replacing(target, _tell_kept) as out:
+            return await _score(engine, recipe, source, out)
     finally:
         await engine.close()
+
+
+async def _score(engine: Engine, recipe: Recipe, source: BinaryIO, out: IO[bytes]) -> int:
+    num_lines = num_failed = 0
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("scoring", total=_num_bytes(source))
+        for chunk in _chunks(_parse(line) for _, line in read_lines(source)):
+            rewards = await _rewards(engine, recipe, chunk)
+            num_lines += len(chunk)
+            num_failed += sum(reward.error is not None for reward in rewards)
+            out.writelines(f"{reward.model_dump_json()}\n".encode() for reward in rewards)
+            progress.advance(task, sum(one.num_bytes for one in chunk))
+        done = progress.tasks[0].completed or 1  # of a pipe the size is known at its end
+        progress.update(task, total=done, completed=done)
     if num_failed:
         sys.stderr.write(f"alarm: {num_failed} of {num_lines} samples failed; see `error`\n")
     return 1 if num_failed else 0
 
 
-def _chunks(lines: Iterator[SampleIn | SampleError]) -> Iterator[list[SampleIn | SampleError]]:
+def _tell_kept(file: Path) -> None:
+    sys.stderr.write(f"alarm: what was scored until then is in {file}\n")
+
+
+def _num_bytes(source: BinaryIO) -> int | None:
+    """Return the size of a file, as far as it tells: of a pipe nothing is known."""
+    try:
+        return os.fstat(source.fileno()).st_size or None
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """A line's sample, or what is wrong with it, and the id that it has even so."""
+
+    sample: SampleIn | SampleError
+    num_bytes: int
+    id: str | int | None = None
+
+
+def _chunks(lines: Iterator[_Parsed]) -> Iterator[list[_Parsed]]:
     """Some lines at a time; neighbours of one group together, however many they are."""
-    chunk: list[SampleIn | SampleError] = []
+    chunk: list[_Parsed] = []
     for line in lines:
-        if len(chunk) >= _AT_ONCE and not _are_of_one_group(chunk[-1], line):
+        if len(chunk) >= _AT_ONCE and not _are_of_one_group(chunk[-1].sample, line.sample):
             yield chunk
             chunk = []
         chunk.append(line)
@@ -88,28 +125,40 @@ def _are_of_one_group(one: SampleIn | SampleError, other: SampleIn | SampleError
     return one.group is not None and one.group == other.group
 
 
-async def _rewards(
-    engine: Engine, recipe: Recipe, parsed: Sequence[SampleIn | SampleError]
-) -> list[RewardOut]:
-    samples = [one for one in parsed if isinstance(one, SampleIn)]
+async def _rewards(engine: Engine, recipe: Recipe, parsed: Sequence[_Parsed]) -> list[RewardOut]:
+    samples = [one.sample for one in parsed if isinstance(one.sample, SampleIn)]
     done = await reward_samples(
         engine, recipe.name, [sample_in(sample) for sample in samples], Overrides(), "admitted"
     )
     names = list(recipe.aspects)
     rewarded = iter(zip(samples, done.rewards, strict=True))
-    blank = SampleIn(prompt="", completion="")
     return [
         reward_out(*next(rewarded), names)
-        if isinstance(one, SampleIn)
-        else reward_out(blank, one, names)
+        if isinstance(one.sample, SampleIn)
+        else reward_out(SampleIn(prompt="", completion="", id=one.id), one.sample, names)
         for one in parsed
     ]
 
 
-def _parse(line: bytes) -> SampleIn | SampleError:
+def _parse(line: bytes | None) -> _Parsed:
+    num_bytes = len(line or b"")
     try:
-        return SampleIn.model_validate(json.loads(line))
+        value = parsed_line(line)
+    except ValueError as error:
+        told = SampleError("invalid_sample", f"the line is no JSON: {error}")
+        return _Parsed(told, num_bytes)
+    try:
+        return _Parsed(SampleIn.model_validate(value), num_bytes)
     except ValidationError as error:
-        return SampleError("invalid_sample", explained(error.errors()))
-    except (ValueError, RecursionError) as error:
-        return SampleError("invalid_sample", f"the line is no JSON: {error}")
+        told = SampleError("invalid_sample", explained(error.errors()))
+        return _Parsed(told, num_bytes, _id_in(value))
+
+
+def _id_in(value: object) -> str | int | None:
+    """Return the id of what is no sample, where it has one that can be echoed."""
+    if not isinstance(value, dict):
+        return None
+    try:
+        return SampleIn(prompt="", completion="", id=value.get("id")).id
+    except ValidationError:
+        return None

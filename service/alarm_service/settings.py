@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings", "SettingsError"]
+__all__ = ["Settings", "SettingsError", "require_key"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
@@ -19,10 +19,27 @@ class SettingsError(ValueError):
     """Options that do not go together, or that name what cannot be used; says what to do."""
 
 
+def require_key(key: str, where: str) -> str:
+    """Return a key without white space around it; raise `SettingsError` where none could be sent.
+
+    The message names ``where`` the key is from, and never the key.
+    """
+    key = key.strip()
+    for at, character in enumerate(key):
+        if not character.isprintable():
+            raise SettingsError(
+                f"{where}: the key has U+{ord(character):04X} as its character {at + 1} of "
+                f"{len(key)}, which no HTTP header can hold: give the key alone"
+            )
+    return key
+
+
 class Settings(BaseSettings):
     """The server's options; a flag wins over its variable."""
 
-    model_config = SettingsConfigDict(env_prefix="ALARM_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="ALARM_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     recipe: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("mini",), description="a built-in recipe or a TOML file; may be given again"
@@ -142,6 +159,13 @@ class Settings(BaseSettings):
         if isinstance(parts, list | tuple) and not all(str(part).strip(" ;\n") for part in parts):
             raise ValueError("the key is empty: leave the option out, or give one")
         return value
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _are_usable(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> object:
+        name = f"--{info.field_name}".replace("_", "-")
+        where = f"{name} or ALARM_{str(info.field_name).upper()}"
+        return tuple(SecretStr(require_key(key.get_secret_value(), where)) for key in keys)
 
     @field_validator("api_key_file", "admin_key_file", "recipe_dir", "published", mode="before")
     @classmethod

@@ -180,6 +180,17 @@ async def test_a_checkpoint_that_is_not_there_is_told(cluster: str, tmp_path: Pa
     assert "'/nowhere' is no folder" in answer.json()["error"]["message"]
 
 
+async def test_replicas_without_room_are_told_with_numbers_and_what_to_set(
+    cluster: str, recipe: Path
+) -> None:
+    async with serving(recipe, cpus_per_replica=5) as client:
+        async with asyncio.timeout(PATIENCE_S):
+            while "want" not in (told := (await client.get("/health/ready")).json()["reason"]):
+                await asyncio.sleep(0.2)
+    assert "2 replicas of 1 model want 5 CPUs each" in told
+    assert "8 CPUs on 1 node has room for 1: set --replicas 1 or --cpus-per-replica 4" in told
+
+
 async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> None:
     from sleeping import TOKENS_PER_S, sleepers
 

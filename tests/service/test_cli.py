@@ -1,15 +1,19 @@
 import json
+import os
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import recipe_of
+from processes import command_of, recipe_of
 from tiny import Checkpoint
 
 from alarm_models.recipe_files import built_in_names
 from alarm_service.cli import main
+from alarm_service.lines import read_lines
 
 Lines = list[dict[str, Any]]
 
@@ -160,3 +164,278 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
     assert ended.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+SAMPLES = sample("The dog.", id="first") + sample("A fox jumps.", id=2)
+
+
+@pytest.fixture
+def by_length(tmp_path: Path) -> Path:
+    """A recipe that loads at once."""
+    file = tmp_path / "length.toml"
+    file.write_text('[models.length]\nkind = "length"\n[holistic]\nmodel = "length"\n')
+    return file
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "link.jsonl", "hard.jsonl"])
+def test_output_in_the_input_s_place_loses_no_sample(name: str, by_length: Path) -> None:
+    file = by_length.with_name("in.jsonl")
+    file.write_text(SAMPLES)
+    by_length.with_name("link.jsonl").symlink_to(file)
+    os.link(file, by_length.with_name("hard.jsonl"))
+    out = by_length.with_name(name)
+    assert main(["score", str(file), "--recipe", str(by_length), "--out", str(out)]) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["first", 2]
+    assert by_length.with_name("link.jsonl").is_symlink()
+
+
+def test_output_of_a_recipe_that_does_not_load_is_as_it_was(by_length: Path) -> None:
+    file, out = by_length.with_name("in.jsonl"), by_length.with_name("out.jsonl")
+    file.write_text(SAMPLES)
+    out.write_text("of yesterday")
+    by_length.write_text(
+        '[models.m]\nkind = "python"\nfunction = "no:f"\n[holistic]\nmodel = "m"\n'
+    )
+    assert main(["score", str(file), "--recipe", str(by_length), "--out", str(out)]) == 1
+    assert out.read_text() == "of yesterday"
+    assert {one.name for one in by_length.parent.iterdir()} == {
+        "in.jsonl", "length.toml", "out.jsonl",
+    }  # fmt: skip
+
+
+def test_samples_are_read_from_a_pipe_once(by_length: Path) -> None:
+    pipe, out = by_length.with_name("pipe"), by_length.with_name("out.jsonl")
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_text, args=(SAMPLES,))
+    writing.start()
+    assert main(["score", str(pipe), "--recipe", str(by_length), "--out", str(out)]) == 0
+    writing.join()
+    assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [2, 3]
+
+
+def test_standard_input_is_rewarded_until_standard_output_is_closed(by_length: Path) -> None:
+    file = by_length.with_name("in.jsonl")
+    file.write_text(SAMPLES * 5000)
+    command = command_of("score", "-", "--recipe", str(by_length))
+    with (
+        file.open() as samples,
+        subprocess.Popen(
+            command, stdin=samples, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["id"] == "first"
+        process.stdout.close()
+        assert "Error" not in process.stderr.read()
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("line", "id_"),
+    [
+        ('{"prompt": "?", "completion": null, "id": "row-7"}', "row-7"),
+        ('{"id": 7}', 7),
+        ('{"id": 7, "prompt": "?", "completion": "a", "more": 1}', 7),
+        ('{"id": "\\u00e9", "prompt": ["?"], "completion": "a"}', "é"),
+        ('{"id": "a", "prompt": "?", "completion": "a", "token_offsets": [[0, 9]]}', "a"),
+        ('{"id": 1.5, "prompt": "?"}', None),
+        ('{"id": true}', None),
+        ('{"id": ["a"]}', None),
+        ('{"id": "\\ud800", "prompt": "?", "completion": "a"}', None),
+        ("[1, 2]", None),
+        ('"row-7"', None),
+        ("7", None),
+        ("null", None),
+        ("NaN", None),
+        ('{"id": "a"', None),
+        ("\x00", None),
+        ('{"id": "a"\x00}', None),
+        ("\ufeff" + '{"prompt": "?", "completion": "a"}', None),
+        ("9" * 5000, None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_refused_line_keeps_its_place_and_its_id(
+    line: str, id_: str | int | None, by_length: Path
+) -> None:
+    code, lines = score(by_length, f"{sample('a', id='before')}{line}\r\n\n{sample('b', id=3)}")
+    assert code == 1
+    assert [one["id"] for one in lines] == ["before", id_, 3]
+    assert [one["error"] and one["error"]["code"] for one in lines] == [
+        None,
+        "invalid_sample",
+        None,
+    ]
+
+
+def test_line_that_is_too_long_is_refused_and_its_neighbours_are_not(
+    by_length: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alarm_service.scoring.read_lines", partial(read_lines, max_bytes=200))
+    code, lines = score(by_length, sample("a") + sample("b" * 10_000, id="long") + sample("c"))
+    assert code == 1
+    assert [one["reward"] for one in lines] == [1, None, 1]
+
+
+def test_marks_of_other_systems_are_no_part_of_samples(by_length: Path) -> None:
+    text = b"\xef\xbb\xbf" + (sample("a") + sample("b c")).replace("\n", "\r\n").encode()
+    code, lines = score(by_length, text)
+    assert (code, [one["reward"] for one in lines]) == (0, [1, 2])
+
+
+@pytest.mark.parametrize("flag", ["--out"])
+@pytest.mark.parametrize("command", ["score", "record"])
+def test_output_that_would_replace_the_recipe_is_refused(
+    command: str, flag: str, by_length: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = by_length.with_name("in.jsonl"), by_length.read_text()
+    file.write_text(SAMPLES)
+    assert main([command, str(file), "--recipe", str(by_length), flag, str(by_length)]) == 1
+    assert "would be lost" in capsys.readouterr().err
+    assert by_length.read_text() == before
+
+
+def test_record_of_lines_that_unicode_would_part_is_read_again(by_length: Path) -> None:
+    file, record = by_length.with_name("in.jsonl"), by_length.with_name("parity.jsonl")
+    file.write_text(json.dumps({"prompt": "?", "completion": "a\u2028b\x85c"}, ensure_ascii=False))
+    recipe = ["--recipe", str(by_length)]
+    assert main(["record", str(file), *recipe, "--out", str(record)]) == 0
+    by_length.write_text(f'parity = "{record.name}"\n{by_length.read_text()}')
+    assert main(["score", str(file), *recipe, "--out", str(by_length.with_name("out"))]) == 0
+    assert main(["record", str(record), *recipe, "--out", str(record)]) == 0
+
+
+#: Arguments that each command wants beside its files and recipe.
+GROUPS = ["calibrate", "groups.jsonl"]
+JUDGE = ["judge", "a=a.jsonl", "b=b.jsonl", "--endpoint", "http://127.0.0.1:9", "--model", "m"]
+READERS: list[list[str]] = [
+    ["score", "FILE"],
+    ["record", "FILE", "--out", "new"],
+    ["select", "FILE"],
+    ["calibrate", "FILE"],
+    ["evaluate", "a=FILE", "b=a.jsonl"],
+    ["judge", "a=FILE", *JUDGE[2:], "--yes"],
+]
+RECIPES: list[tuple[str | bytes, str]] = [
+    ("models = 1", "models: Input should be a valid"),
+    ("models.m = 3", "models.m: Input should be a valid"),
+    ('models.m.kind = "nope"', "models.m: Input tag 'nope'"),
+    ('models.m.kind = "length"\nholistic = 3', "holistic: Input should be a valid"),
+    ('models.m.kind = "length"\nholistic.model = "x"', "holistic.model is 'x'"),
+    ('models.m.kind = "length"\nmodels.m.foo = 1\nholistic.model = "m"', "models.m.length.foo"),
+    ("aspects = [1]", "aspects: Input should be a valid"),
+    ("[[models]]\nx = 1", "models: Input should be a valid"),
+    ("a = = 1", "is no TOML"),
+    (b"\xff\xfe", "is no TOML"),
+    ("", "models: Field required"),
+]
+ARGUMENTS: list[tuple[list[str], str]] = [
+    (["--set", "x"], "wants KEY=VALUE"),
+    (["--set", "=1"], "wants KEY=VALUE"),
+    (["--set", "a..b=1"], "wants KEY=VALUE"),
+    (["--set", "models.zz.kind=length"], "no recipe has a table"),
+    (["--set", "holistic.model.x=1"], "holistic.model is no table"),
+    (["--set", "models.length.kind.x=1"], "no recipe has a table"),
+    (["--set", "holistic=3"], "holistic: Input should be a valid"),
+    (["--set", "hierarchy.rule=nope"], "hierarchy.rule: Input should be"),
+    (["--recipe", "nope"], "neither a built-in recipe"),
+    (["--recipe", "."], "neither a built-in recipe"),
+    (["--device", "tpu"], "device: String should match"),
+    (["--max-batch-tokens", "0"], "max_batch_tokens: Input should be greater"),
+    (["--write", "groups.jsonl"], "groups.jsonl is one of the files to be read"),
+    (["--write", "no/such"], "there is no folder"),
+    (["--write", "."], "is a folder"),
+    (["--out", "groups.jsonl"], "groups.jsonl is a file: name a folder"),
+    (["--out", "report"], "result.json is one of the files to be read"),
+    (["--url", "nope"], "--url wants a URL"),
+    (["--url", "http://[::1"], "--url: Invalid IPv6 URL"),
+]
+JUDGES: list[tuple[list[str], str]] = [
+    (["--cache", "a.jsonl"], "a.jsonl is one of the files to be read"),
+    (["--cache", "."], "Is a directory"),
+    (["--body", "[1]"], "wants a JSON object"),
+    (["--body", '{"max_tokens": "x"}'], "wants a whole number for max_tokens"),
+    (["--timeout", "nan"], "wants a number above 0"),
+    (["--timeout", "-1"], "wants a number above 0"),
+    (["--prices", "x", "1"], "wants a number"),
+    (["--concurrency", "0"], "wants a whole number of 1 or more"),
+    (["--seed", "-1"], "wants a whole number of 0 or more"),
+    (["--seed", "x"], "wants a whole number of 0 or more"),
+]
+
+
+@pytest.fixture
+def study(by_length: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with files of every shape, which commands run in."""
+    folder = by_length.parent
+    monkeypatch.chdir(folder)
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(sample(f"said by {name}"))
+    (folder / "groups.jsonl").write_text('{"prompt": "?", "completions": ["a b", "c"]}\n')
+    (folder / "report").mkdir()
+    (folder / "report" / "result.json").hardlink_to(folder / "groups.jsonl")
+    return folder
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails; return the one sentence that it says of it."""
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("alarm")]
+    assert len(told) == 1, lines
+    assert not any("Traceback" in line for line in lines)
+    return told[0]
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda one: one[0])
+def test_file_that_cannot_be_read_is_one_sentence(
+    command: list[str], study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study / "binary").write_bytes(bytes(range(256)) * 8)
+    recipe = [] if command[0] == "judge" else ["--recipe", "length.toml"]
+    for file, told in (
+        ("nope", "nope: No such file or directory"),
+        (".", ".: Is a directory"),
+        ("a.jsonl/x", "a.jsonl/x: Not a directory"),
+        ("binary", "4 of 4 samples failed" if command[0] == "score" else "is no JSON"),
+    ):
+        run = [part.replace("FILE", file) for part in command]
+        assert told in complaint(capsys, *run, *recipe) or file == "binary"
+
+
+@pytest.mark.parametrize(("text", "told"), RECIPES)
+def test_recipe_of_another_shape_is_one_sentence(
+    text: str | bytes, told: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study / "bad.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    for command in (["score", "a.jsonl"], GROUPS, ["serve", "--port", "0"]):
+        assert told in complaint(capsys, *command, "--recipe", "bad.toml")
+
+
+@pytest.mark.parametrize(("arguments", "told"), ARGUMENTS)
+def test_wrong_argument_of_a_study_is_one_sentence(
+    arguments: list[str], told: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = [] if "--recipe" in arguments else ["--recipe", "length.toml"]
+    before = (study / "groups.jsonl").read_text()
+    assert told in complaint(capsys, *GROUPS, *recipe, *arguments)
+    assert (study / "groups.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(("arguments", "told"), JUDGES)
+def test_wrong_argument_of_a_judge_is_one_sentence(
+    arguments: list[str], told: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in complaint(capsys, *JUDGE, "--yes", *arguments)
+    assert (study / "a.jsonl").read_text() == sample("said by a")
+
+
+@pytest.mark.parametrize("host", ["no such host", "a\nb", "nowhere.invalid", "\udcff"])
+def test_health_of_no_host_is_a_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health", "--host", host, "--port", "1"]) == 1
+    assert capsys.readouterr().out.count("\n") == 1

@@ -299,3 +299,66 @@ def test_without_a_terminal_or_a_yes_nothing_is_asked(
     assert "nothing was asked" in capsys.readouterr().err
     assert judge(endpoint, files, tmp_path / "cache", "--cost") == 0
     assert endpoint.bodies == []
+
+
+@pytest.mark.parametrize("key", ["sé-same", "se\nsame", "se\x01same"])
+def test_judge_s_key_that_no_header_can_hold_is_told_by_its_variable(
+    key: str,
+    endpoint: Endpoint,
+    files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert judge(endpoint, files, tmp_path / "cache", "--yes") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("alarm: OPENAI_API_KEY: the key has ")
+    assert "same" not in told
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame\n")
+    assert judge(endpoint, files, tmp_path / "cache", "--yes", "--json") == 0
+    assert set(endpoint.keys) == {"Bearer sesame"}
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://h", "http://[::1", "http://h:port", ""])
+def test_judge_at_no_address_is_told(
+    url: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(Endpoint(url), files, tmp_path / "cache", "--yes") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("alarm: --endpoint")
+    assert told.count("\n") == 1
+
+
+def test_judge_is_asked_whatever_the_exceptions_of_the_proxy_are(
+    endpoint: Endpoint, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "fd00:10:244::/56")
+    monkeypatch.setenv("no_proxy", "fd00:10:244::/56")
+    assert judge(endpoint, files, tmp_path / "cache", "--yes", "--json") == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"choices": []},
+        {"choices": [{"message": {"content": ["Verdict: A"]}}]},
+        {"choices": [{"message": {"content": "Verdict: A"}}], "usage": [1]},
+        {"choices": [{"message": {"content": "Verdict: A"}}], "usage": {"prompt_tokens": "x"}},
+        {"choices": "x" * 100_000},
+    ],
+)
+def test_judge_of_another_shape_ends_the_run_with_a_sentence(
+    answer: Any,
+    endpoint: Endpoint,
+    files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint, "answer", lambda _: (200, answer))
+    assert judge(endpoint, files, tmp_path / "cache", "--yes") == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("alarm: the judge does not answer as chat completions do")
+    assert len(told) < 400

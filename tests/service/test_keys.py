@@ -2,8 +2,10 @@ import base64
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from served import serving
 
+from alarm_service.cli import main
 from alarm_service.settings import Settings, SettingsError
 from alarm_service.web.keys import Keys, read_keys
 
@@ -98,3 +100,33 @@ def test_a_file_without_a_key_does_not_open_the_door_to_all(text: str, tmp_path:
 def test_a_file_of_keys_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--api-key-file .*nowhere cannot be read"):
         read_keys(Settings(api_key_file=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("option", ["api_key", "admin_key"])
+@pytest.mark.parametrize("key", ["se\x01cret", "se\tcret", "secret\x7f", "se\u200bcret"])
+def test_key_with_a_control_character_is_refused_by_its_option_and_never_told(
+    option: str, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"ALARM_{option.upper()}", key)
+    assert main(["health"]) == 1
+    told = capsys.readouterr().err
+    assert f"ALARM_{option.upper()}: the key has U+" in told
+    assert "cret" not in told
+
+
+def test_key_file_with_a_control_character_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfine\nse\x00cret\n")
+    with pytest.raises(SettingsError, match=r"keys, line 3: the key has U\+0000") as told:
+        read_keys(Settings(api_key_file=file))
+    assert "cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n", " \n\n"])
+def test_end_of_a_line_or_mark_of_an_encoding_is_no_part_of_a_key(
+    ending: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\ufefffirst{ending}".encode())
+    keys = read_keys(Settings(api_key_file=file, api_key=(SecretStr(f"second{ending}"),)))
+    assert [keys.find(key) for key in (b"second", b"first")] == [0, 1]

@@ -3,7 +3,8 @@
     python -m alarm_models.functions.child FOLDER MODULE:NAME TIMEOUT_S
 
 The first line says what was found: whether the function is async, and a digest of its file. Answers
-to an async function's samples come in any order. What a function prints goes to standard error.
+to an async function's samples come in any order; one that is given up after its time says whether
+it ``leaves_processes``. What a function prints goes to standard error. `guard` runs this program.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,20 +26,24 @@ from alarm_models.sample import Message, Sample, Span
 
 __all__ = ["main"]
 
+#: Characters of an exception that are told.
+_MAX_ERROR = 400
+
 
 def main() -> None:
     """Answer until standard input ends, or the process that reads the answers does."""
     folder, target, timeout_s = sys.argv[1:4]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if sys.platform != "linux":  # where the kernel does it
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.path.insert(0, str(Path(folder).resolve()))
     try:
         function, digest = _found(target)
     except BaseException as error:  # importing a module may do anything
-        _say(answers, failed=f"{target} cannot be imported: {error!r}")
+        _say(answers, failed=f"{target} cannot be imported: {_described(error)}")
         return
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+    is_async = _is_async(function)
     _say(answers, digest=digest, is_async=is_async)
     if is_async:
         asyncio.run(_answer_at_once(function, answers, float(timeout_s)))
@@ -56,13 +61,27 @@ def _found(target: str) -> tuple[Callable[[Sample], Any], str]:
     return function, hashlib.sha256(text).hexdigest()
 
 
+def _is_async(function: Callable[[Sample], Any]) -> bool:
+    """Say whether calls are to be awaited: of a function, a partial one, or an object's call."""
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return True
+    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+
+
 def _answer_in_turn(function: Callable[[Sample], Any], answers: TextIO) -> None:
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         try:
-            _say(answers, id=asked["id"], value=_plain(function(_sample(asked["sample"]))))
+            value = function(_sample(asked["sample"]))
+            if inspect.isawaitable(value):  # a wrapper that does not say so
+                value = asyncio.run(_awaited(value))
+            _say(answers, id=asked["id"], value=_plain(value))
         except Exception as error:  # a user's function may raise anything
-            _say(answers, id=asked["id"], failed=repr(error)[:500])
+            _say(answers, id=asked["id"], failed=_described(error))
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 async def _answer_at_once(
@@ -73,13 +92,17 @@ async def _answer_at_once(
 
     async def answer(asked: Mapping[str, Any]) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as timeout:
                 value = await function(_sample(asked["sample"]))
             _say(answers, id=asked["id"], value=_plain(value))
-        except TimeoutError:
-            _say(answers, id=asked["id"], failed=f"took longer than {timeout_s:g} s")
-        except Exception as error:  # a user's function may raise anything
-            _say(answers, id=asked["id"], failed=repr(error)[:500])
+        except TimeoutError as error:
+            if timeout.expired():
+                failed = f"took longer than {timeout_s:g} s"
+                _say(answers, id=asked["id"], failed=failed, leaves_processes=_has_processes())
+            else:
+                _say(answers, id=asked["id"], failed=_described(error))
+        except (Exception, asyncio.CancelledError) as error:  # it may raise anything
+            _say(answers, id=asked["id"], failed=_described(error))
 
     while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
         task = asyncio.create_task(answer(json.loads(line)))
@@ -124,6 +147,26 @@ def _plain_span(span: Any) -> list[object]:
 
 def _say(answers: TextIO, **what: object) -> None:
     answers.write(json.dumps(what) + "\n")
+
+
+def _has_processes() -> bool:
+    """Say whether this process has started others that have not been waited for."""
+    if not hasattr(os, "waitid"):
+        return True  # who knows
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _described(error: BaseException) -> str:
+    """Return what was raised, in bounds: it goes to callers, and its text may be anything."""
+    try:
+        text = repr(error)
+    except Exception:
+        text = type(error).__name__
+    return "".join(one if one.isprintable() else " " for one in text[:_MAX_ERROR])
 
 
 def _end_with_parent(parent: int) -> None:

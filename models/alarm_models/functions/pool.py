@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from alarm_models.errors import RecipeError, SampleError
@@ -14,7 +15,7 @@ from alarm_models.functions.process import (
     FunctionProcess,
     ProcessDied,
     ProcessHangs,
-    command,
+    Program,
 )
 from alarm_models.sample import Sample
 
@@ -26,33 +27,36 @@ _GRACE_S = 1
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that was found: ``module:name`` in a folder, and a digest of its file."""
+    """A function that was found: what runs it, and a digest of its file."""
 
-    folder: str
-    target: str
-    timeout_s: float
+    program: Program
     digest: str
     is_async: bool
 
     @classmethod
-    def find(cls, folder: str, target: str, timeout_s: float) -> Function:
-        """Import it in a process; raise `RecipeError` where that fails, with what it said."""
+    def find(
+        cls, folder: str, target: str, timeout_s: float, variables: Collection[str] = ()
+    ) -> Function:
+        """Import it in a process; raise `RecipeError` where that fails, with what it said.
+
+        ``variables`` are those of the environment that it is given although they hold secrets.
+        """
+        program = Program(folder, target, timeout_s, variables)
         try:
-            done = subprocess.run(  # noqa: S603 - this interpreter, with a recipe's own names
-                command(folder, target, timeout_s),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=START_S,
-                check=False,
-            )
-            found = json.loads(done.stdout.splitlines()[0])
-        except subprocess.TimeoutExpired as error:
+            guarded = program.start()
+        except OSError as error:
+            raise RecipeError(f"{target} cannot be imported: {error}") from error
+        try:
+            found = json.loads(guarded.first_line(START_S))
+        except TimeoutError as error:
             raise RecipeError(f"{target} is not imported after {START_S} s") from error
-        except (IndexError, ValueError) as error:
+        except ValueError as error:
             raise RecipeError(f"{target} cannot be imported: its process died") from error
+        finally:
+            guarded.close()
         if "failed" in found:
             raise RecipeError(f"{found['failed']} (imported from {folder!r})")
-        return cls(folder, target, timeout_s, found["digest"], found["is_async"])
+        return cls(program, found["digest"], found["is_async"])
 
 
 class FunctionPool:
@@ -65,8 +69,11 @@ class FunctionPool:
 
     def __init__(self, function: Function, num_processes: int, concurrency: int) -> None:
         self._function = function
-        self._arguments = command(function.folder, function.target, function.timeout_s)
+        self._program = function.program
+        self._is_closed = False
         self._processes: list[FunctionProcess | None] = [None] * num_processes
+        #: Those that are asked nothing any more, and may not have answered all.
+        self._leaving: list[FunctionProcess] = []
         self._starting = [asyncio.Lock() for _ in range(num_processes)]
         self._alone = asyncio.Lock()
         self._asking: set[asyncio.Task[Answer]] = set()
@@ -84,16 +91,23 @@ class FunctionPool:
         try:
             # It goes on where the caller leaves: its process is not free before it has answered.
             return _value(await asyncio.shield(asking))
+        except asyncio.CancelledError:
+            if asking.cancelled():  # the pool was closed, rather than the caller gone
+                raise SampleError("model_failed", f"{self._program.target} was closed") from None
+            raise
         except (ProcessDied, ProcessHangs) as error:
             if not self._function.is_async:
                 raise self._failed(error) from error
         return await self._call_alone(sample)
 
     async def close(self) -> None:
-        """Kill the processes."""
-        for process in self._processes:
-            if process is not None:
-                await process.close()
+        """Kill the processes, those too that are being started."""
+        self._is_closed = True
+        for asking in self._asking:
+            asking.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
+        running = [process for process in self._processes if process is not None]
+        await asyncio.gather(*(process.close() for process in running + self._leaving))
 
     async def _ask_in_slot(self, index: int, sample: Sample) -> Answer:
         try:
@@ -103,21 +117,28 @@ class FunctionPool:
 
     def _asked(self, asking: asyncio.Task[Answer]) -> None:
         self._asking.discard(asking)
-        if not asking.cancelled():
+        with suppress(asyncio.CancelledError):
             asking.exception()  # seen, also where the caller has left
 
     async def _ask(self, index: int, sample: Sample) -> Answer:
         async with self._starting[index]:
             process = self._processes[index]
-            if process is None or not process.is_alive:
-                process = await FunctionProcess.start(self._arguments)
-                self._processes[index] = process
+            if process is None or not process.is_usable:
+                self._leaving = [one for one in self._leaving if not one.is_closed]
+                self._leaving += [] if process is None else [process]
+                self._processes[index] = None
+                process = self._processes[index] = await self._start()
         return await process.ask(sample, self._timeout_s)
+
+    async def _start(self) -> FunctionProcess:
+        if self._is_closed:
+            raise ProcessDied("it is closed")
+        return await FunctionProcess.start(self._program)
 
     async def _call_alone(self, sample: Sample) -> object:
         async with self._alone:
             try:
-                process = await FunctionProcess.start(self._arguments)
+                process = await self._start()
                 try:
                     return _value(await process.ask(sample, self._timeout_s))
                 finally:
@@ -127,13 +148,13 @@ class FunctionPool:
 
     @property
     def _timeout_s(self) -> float:
-        return self._function.timeout_s + (_GRACE_S if self._function.is_async else 0)
+        return self._program.timeout_s + (_GRACE_S if self._function.is_async else 0)
 
     def _failed(self, error: ProcessDied | ProcessHangs) -> SampleError:
-        what = f"took longer than {self._function.timeout_s:g} s"
+        what = f"took longer than {self._program.timeout_s:g} s"
         if isinstance(error, ProcessDied):
             what = f"ended its process: {error}"
-        return SampleError("model_failed", f"{self._function.target} {what}"[:500])
+        return SampleError("model_failed", f"{self._program.target} {what}"[:500])
 
 
 def _value(answer: Answer) -> object:

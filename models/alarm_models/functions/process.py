@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import selectors
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from alarm_models.functions import guard
+from alarm_models.functions.environment import without_secrets
 from alarm_models.sample import Message, Sample
 
-__all__ = ["START_S", "Answer", "FunctionProcess", "ProcessDied", "ProcessHangs", "command"]
+__all__ = ["START_S", "Answer", "FunctionProcess", "ProcessDied", "ProcessHangs", "Program"]
 
 #: What the program says: an ``id``, and a ``value`` or what ``failed``.
 Answer = Mapping[str, Any]
@@ -23,6 +32,9 @@ _MAX_LINE = 1 << 26
 #: How long importing the function may take.
 START_S = 120
 
+#: How long the guard may take to end all that a function has started: longer than it gives itself.
+_END_S = 7
+
 
 class ProcessDied(Exception):
     """The process ended with this question open; others may have been open too."""
@@ -32,39 +44,131 @@ class ProcessHangs(Exception):
     """No answer came in time; the process has been killed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a function's process runs: ``module:name`` in a folder.
+
+    ``variables`` names those of the environment that are passed on although they hold secrets.
+    """
+
+    folder: str
+    target: str
+    timeout_s: float
+    variables: Collection[str] = ()
+
+    def start(self) -> Guarded:
+        """Start it; raise `OSError`."""
+        program = "alarm_models.functions.child"
+        lifeline, held = os.pipe()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, with a recipe's own names
+                [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve()), str(lifeline),
+                 sys.executable, "-m", program, self.folder, self.target, str(self.timeout_s)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=without_secrets(self.variables),
+                pass_fds=[lifeline],
+                start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            os.close(held)
+            raise
+        finally:
+            os.close(lifeline)
+        return Guarded(process, held)
+
+
+class Guarded:
+    """A process beneath its guard, which ends all of it once `hang_up` is called."""
+
+    def __init__(self, process: subprocess.Popen[bytes], lifeline: int) -> None:
+        self.process = process
+        self._lifeline: int | None = lifeline
+
+    def hang_up(self) -> None:
+        """Have the guard kill what there is; does not wait."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def first_line(self, timeout_s: float) -> bytes:
+        """Return the first line that it writes, which no other may follow; raise `TimeoutError`."""
+        if self.process.stdout is None:
+            return b""
+        line, deadline = b"", time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                read = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not read:
+                    break
+                line += read
+        return line
+
+    def wait(self) -> None:
+        """Wait until the guard has ended, and kill it where it takes too long."""
+        try:
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def close(self) -> None:
+        """End it, where nobody else has its pipes."""
+        self.hang_up()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+
 class FunctionProcess:
     """A running process; questions may be asked side by side."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, guarded: Guarded, pipes: _Pipes) -> None:
+        self._guarded = guarded
+        self._pipes = pipes
         self._ids = itertools.count()
         self._open: dict[int, asyncio.Future[Answer]] = {}
+        #: Whether it takes no more questions, and whether it answers none.
+        self._is_retired = self._is_over = False
+        self._closing: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, arguments: Sequence[str]) -> FunctionProcess:
+    async def start(cls, program: Program) -> FunctionProcess:
         """Start a process and wait until it has its function; raise `ProcessDied`."""
-        pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments, stdin=pipe, stdout=pipe, limit=_MAX_LINE
-            )
+            guarded = program.start()
         except OSError as error:
             raise ProcessDied(f"it did not start: {error}") from error
+        pipes = await _Pipes.of(guarded.process)
         first = b""
-        with suppress(TimeoutError):
-            first = await asyncio.wait_for(_lines_of(process).readline(), START_S)
-        found: Answer = json.loads(first) if first else {"failed": "it did not start"}
-        started = cls(process)
+        try:
+            with suppress(TimeoutError, ValueError):
+                first = await asyncio.wait_for(pipes.answers.readline(), START_S)
+            found: Answer = json.loads(first) if first else {"failed": "it did not start"}
+        except BaseException:  # nobody waits for it any more
+            await cls(guarded, pipes).close()
+            raise
+        started = cls(guarded, pipes)
         if "failed" in found:
             await started.close()
             raise ProcessDied(found["failed"])
         return started
 
     @property
-    def is_alive(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it may be asked."""
-        return not self._reader.done()
+        return not self._is_retired and not self._is_over
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._reader.done()
 
     async def ask(self, sample: Sample, timeout_s: float) -> Answer:
         """Return the function's answer; raise `ProcessDied` or `ProcessHangs`."""
@@ -74,9 +178,9 @@ class FunctionProcess:
         try:
             async with asyncio.timeout(timeout_s):
                 with suppress(ConnectionError):  # the reader hears of its end, and says so
-                    self._questions.write(_line(number, sample))
-                    await self._questions.drain()
-                if not self.is_alive:
+                    self._pipes.questions.write(_line(number, sample))
+                    await self._pipes.questions.drain()
+                if self._is_over:
                     raise ProcessDied("the process ended")
                 return await answer
         except TimeoutError:
@@ -84,45 +188,72 @@ class FunctionProcess:
             raise ProcessHangs from None
         finally:
             del self._open[number]
+            if self._is_retired and not self._open:
+                self._close_soon()
 
     async def close(self) -> None:
-        """Kill it; what is open hears that it died."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._reader
+        """Kill it with all that it has started; what is open hears that it died."""
+        self._guarded.hang_up()
+        # Its pipe ends with the last process that holds it: the guard sees to that.
+        _, left = await asyncio.wait([self._reader], timeout=_END_S)
+        if left:
+            self._reader.cancel()
+            await asyncio.wait(left)
 
-    @property
-    def _questions(self) -> asyncio.StreamWriter:
-        if self._process.stdin is None:
-            raise ProcessDied("it reads no questions")
-        return self._process.stdin
+    def _close_soon(self) -> None:
+        self._guarded.hang_up()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self.close())
 
     async def _read(self) -> None:
-        answers = _lines_of(self._process)
-        with suppress(ValueError):  # a line that is too long, or no JSON: nothing it says counts
-            while line := await answers.readline():
-                answer: Answer = json.loads(line)
-                future = self._open.get(answer["id"])
-                if future is not None and not future.done():
-                    future.set_result(answer)
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        for future in self._open.values():
-            if not future.done():
-                future.set_exception(ProcessDied("the process ended"))
+        try:
+            # A line that is too long, or no JSON: nothing it says counts.
+            with suppress(ValueError, LookupError, TypeError, AttributeError):
+                while line := await self._pipes.answers.readline():
+                    self._take(json.loads(line))
+        finally:
+            self._is_over = True
+            self._guarded.hang_up()
+            self._pipes.close()
+            for future in self._open.values():
+                if not future.done():
+                    future.set_exception(ProcessDied("the process ended"))
+        await asyncio.to_thread(self._guarded.wait)
+
+    def _take(self, answer: Answer) -> None:
+        # What a call that was given up has started can only be ended with its process.
+        self._is_retired = self._is_retired or bool(answer.get("leaves_processes"))
+        future = self._open.get(answer["id"])
+        if future is not None and not future.done():
+            future.set_result(answer)
 
 
-def _lines_of(process: asyncio.subprocess.Process) -> asyncio.StreamReader:
-    if process.stdout is None:
-        raise ProcessDied("it gives no answers")
-    return process.stdout
+@dataclass(frozen=True, slots=True)
+class _Pipes:
+    """A process's output and input, read and written by the event loop."""
 
+    answers: asyncio.StreamReader
+    questions: asyncio.StreamWriter
+    transport: asyncio.ReadTransport
 
-def command(folder: str, target: str, timeout_s: float) -> list[str]:
-    """Return the command line of the program in `alarm_models.functions.child`."""
-    program = "alarm_models.functions.child"
-    return [sys.executable, "-m", program, folder, target, str(timeout_s)]
+    @classmethod
+    async def of(cls, process: subprocess.Popen[bytes]) -> _Pipes:
+        """Take a process's pipes, which are closed here from now on."""
+        loop = asyncio.get_running_loop()
+        answers = asyncio.StreamReader(limit=_MAX_LINE)
+        reading, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(answers), process.stdout
+        )
+        # A writer wants a protocol that knows when the pipe is full; this one reads nothing.
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+        writing, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
+        return cls(answers, asyncio.StreamWriter(writing, protocol, None, loop), reading)
+
+    def close(self) -> None:
+        """Close both, whatever was still to be written."""
+        self.transport.close()
+        if not self.questions.transport.is_closing():
+            self.questions.transport.abort()
 
 
 def _line(number: int, sample: Sample) -> bytes:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alarm_models.errors import SampleError
+from alarm_models.remote.client import excerpt
+from alarm_models.remote.numbers import number
 from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
 from alarm_models.specs import RemoteSpec
 
 __all__ = ["AlarmApi"]
+
+#: Of the codes of a sample's error, those that mean here what they mean there.
+_CODES = frozenset({"too_long", "non_finite", "invalid_sample", "model_failed"})
+
+_NOT_FINITE = SampleError("non_finite", "the remote model gave a number that is not finite")
 
 
 class AlarmApi:
@@ -34,11 +42,12 @@ class AlarmApi:
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
         """Read one score or error a sample."""
-        if answer["fingerprint"] != self._fingerprint:
+        there = answer["fingerprint"]
+        if there != self._fingerprint:
             return [
                 SampleError(
                     "model_failed",
-                    f"the remote model's fingerprint is {answer['fingerprint']} now, it was "
+                    f"the remote model's fingerprint is {excerpt(there)} now, it was "
                     f"{self._fingerprint}: start this server again to take the new one",
                 )
             ] * num_samples
@@ -55,25 +64,52 @@ class AlarmApi:
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading there")
         self._is_graded = row["kind"] == "steps"
-        self._fingerprint = str(row["fingerprint"])
+        if not isinstance(row["fingerprint"], str):
+            raise TypeError("a fingerprint was expected to be a text")
+        self._fingerprint = row["fingerprint"]
         return self._fingerprint
 
     def _outcome(self, row: Any) -> Score | SampleError:
         if row["error"] is not None:
-            return SampleError(str(row["error"]["code"]), str(row["error"]["message"]))
-        segments = row["segments"]
-        return Score(
-            row["score"],
+            code, message = str(row["error"]["code"]), excerpt(row["error"]["message"])
+            if code in _CODES:
+                return SampleError(code, message)
+            return SampleError("model_failed", f"{excerpt(code)}: {message}")
+        segments, outputs = row["segments"], row.get("outputs")
+        score = Score(
+            _number_or_none(row["score"]),
             None if segments is None else tuple(self._segment(one) for one in segments),
-            int(row["num_tokens"]),
-            bool(row["truncated"]),
-            outputs=row.get("outputs"),
+            _whole(row["num_tokens"]),
+            row["truncated"] is True,
+            outputs=None
+            if outputs is None
+            else {str(name): number(one) for name, one in outputs.items()},
         )
+        return score if _is_finite(score) else _NOT_FINITE
 
     def _segment(self, row: Any) -> SegmentScore:
-        score = row["score"]
+        score = _number_or_none(row["score"])
+        label = None if row["label"] is None else str(row["label"])
         is_positive = None if score is None or self._is_graded else score > 0
-        return SegmentScore(Span(row["start"], row["end"]), row["label"], score, is_positive)
+        return SegmentScore(
+            Span(_whole(row["start"]), _whole(row["end"])), label, score, is_positive
+        )
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else number(value)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("a whole number was expected")
+    return value
+
+
+def _is_finite(score: Score) -> bool:
+    numbers = [score.value, *(score.outputs or {}).values()]
+    numbers += [one.score for one in score.segments or ()]
+    return all(one is None or math.isfinite(one) for one in numbers)
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

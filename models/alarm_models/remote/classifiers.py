@@ -57,8 +57,10 @@ class VllmApi(_Classifier):
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
         """Read ``probs``, which without activation are logits."""
-        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
-        return [named_score(row["probs"], None, self._spec) for row in rows]
+        rows = {_index(row): row for row in answer["data"]}
+        if len(rows) != len(answer["data"]) or sorted(rows) != list(range(num_samples)):
+            raise ValueError(f"{num_samples} texts were sent, the answer's indices are others")
+        return [named_score(rows[at]["probs"], None, self._spec) for at in range(num_samples)]
 
     def identity(self, answer: Any) -> str:
         """Return the model's name and where its weights come from."""
@@ -108,12 +110,22 @@ class TeiApi(_Classifier):
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
         """Read the scores of each text by their labels."""
-        return [self._score({row["label"]: row["score"] for row in rows}) for rows in answer]
+        return [self._score(rows) for rows in answer]
 
     def identity(self, answer: Any) -> str:
         """Return the model, the revision of its weights and their type."""
         return str([answer["model_id"], answer.get("model_sha"), answer.get("model_dtype")])
 
-    def _score(self, by_label: Mapping[str, float]) -> Score | SampleError:
+    def _score(self, rows: Sequence[Mapping[str, Any]]) -> Score | SampleError:
+        by_label = {row["label"]: row["score"] for row in rows}
+        if len(by_label) != len(rows):
+            raise ValueError("a label has two scores")
         names = self._spec.labels or sorted(by_label)
         return named_score([by_label[name] for name in names], names, self._spec)
+
+
+def _index(row: Mapping[str, Any]) -> int:
+    index = row["index"]
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"an index was expected, not a {type(index).__name__}")
+    return index

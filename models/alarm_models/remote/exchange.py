@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from alarm_models.remote.client import NoAnswer, ask_async, excerpt, open_async_client, parsed
 from alarm_models.remote.retries import delay_s, is_worth_retrying
 from alarm_models.specs import RemoteSpec
 
@@ -23,17 +26,15 @@ class Failed(Exception):
 
 
 class Exchange:
-    """One server, for as long as it is talked to from one event loop."""
+    """One server, for as long as it is talked to from one event loop; raises `AddressError`."""
 
     def __init__(self, spec: RemoteSpec) -> None:
         self._spec = spec
         self._places = asyncio.Semaphore(spec.max_concurrent)
-        key = spec.api_key
-        self._client = httpx.AsyncClient(
-            base_url=spec.url.rstrip("/").removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
-            timeout=httpx.Timeout(spec.timeout_s, pool=None),
-            limits=httpx.Limits(max_connections=spec.max_concurrent),
+        self._key = None if spec.api_key is None else spec.api_key.get_secret_value()
+        self._base = spec.url.rstrip("/").removesuffix("/v1")
+        self._client = open_async_client(
+            self._base, self._key, limits=httpx.Limits(max_connections=spec.max_concurrent)
         )
 
     async def close(self) -> None:
@@ -44,34 +45,36 @@ class Exchange:
         """Return the JSON that a request is answered with; raise `Failed`."""
         attempt = 0
         while True:
-            headers: httpx.Headers | None = None
+            headers: Mapping[str, str] = {}
             try:
                 async with self._places:
-                    response = await self._client.request(method, path, json=body)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
-                failed = Failed(f"{self._name} cannot be reached: {error!r}")
-            else:
+                    response = await ask_async(
+                        self._client,
+                        method,
+                        f"{self._base}{path}",
+                        timeout_s=self._spec.timeout_s,
+                        max_bytes=self._spec.max_answer_bytes,
+                        json=body,
+                    )
                 if response.is_success:
-                    return _json(response, self._name)
+                    return parsed(response, self._key)
                 failed = Failed(
-                    f"{self._name} answered {response.status_code}: {response.text[:200]}",
+                    f"{self._name} answered {response.status_code}: "
+                    f"{excerpt(response.text, self._key)}",
                     response.status_code,
                 )
                 headers = response.headers
                 if not is_worth_retrying(response.status_code):
                     raise failed
+            except NoAnswer as error:
+                if error.is_of_no_use:
+                    raise Failed(f"{self._name} {error}", httpx.codes.OK) from error
+                failed = Failed(f"{self._name} {error}")
             if attempt >= self._spec.max_retries:
                 raise failed
-            await asyncio.sleep(delay_s(attempt, headers or {}, random.random()))
+            await asyncio.sleep(delay_s(attempt, headers, random.random()))
             attempt += 1
 
     @property
     def _name(self) -> str:
-        return f"{self._spec.api} at {self._client.base_url.host}"
-
-
-def _json(response: httpx.Response, name: str) -> Any:
-    try:
-        return response.json()
-    except ValueError as error:
-        raise Failed(f"{name} answered no JSON: {response.text[:200]}") from error
+        return f"{self._spec.api} at {urlsplit(self._base).hostname}"

@@ -25,4 +25,4 @@ def delay_s(attempt: int, headers: Mapping[str, str], chance: float) -> float:
     """
     wait = min(_FIRST_S * 2.0**attempt, _LONGEST_S) * (1 - chance / 2)
     asked = headers.get("Retry-After", "")
-    return max(wait, min(float(asked), _LONGEST_S)) if asked.isdigit() else wait
+    return max(wait, min(float(asked), _LONGEST_S)) if asked.isascii() and asked.isdigit() else wait

@@ -95,5 +95,5 @@ class CheckModel(DirectModel):
 
 def fingerprint_of(spec: Spec, *more: object) -> str:
     """Digest a spec and what else decides the scores: a library's version, a function's text."""
-    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency"})
+    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency", "environment"})
     return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from alarm_models.errors import SampleError, UnreachableError
+from alarm_models.remote.client import NoAnswer, ask, excerpt, open_client, parsed, without_password
 from alarm_models.rewards.grammar import GrammarError
 from alarm_models.sample import Span
 from alarm_models.specs import GrammarSpec
@@ -26,34 +27,48 @@ class LanguageTool:
         self._constants = {"language": spec.language}
         if spec.ignored_rules:
             self._constants["disabledRules"] = ",".join(spec.ignored_rules)
-        self._client = httpx.Client(
-            timeout=spec.timeout_s,
+        self._shown = without_password(self._base)
+        self._timeout_s = spec.timeout_s
+        self._client = open_client(
+            self._base,
             limits=httpx.Limits(max_connections=spec.concurrency),
-            transport=httpx.HTTPTransport(retries=_RETRIES),
+            retries=_RETRIES,
         )
 
     def greet(self) -> None:
         """Return once the server answers; raise `UnreachableError` where it does not."""
         try:
-            self._client.get(f"{self._base}/languages").raise_for_status()
-        except httpx.HTTPError as error:
+            answer = self._asked("GET", "languages")
+        except NoAnswer as error:
             raise UnreachableError(
-                f"the LanguageTool server cannot be asked at {self._base}: {error!r}"
+                f"the LanguageTool server cannot be asked at {self._shown}: it {error}"
             ) from error
+        if not answer.is_success:
+            raise UnreachableError(
+                f"the LanguageTool server cannot be asked at {self._shown}: it answered "
+                f"{answer.status_code}"
+            )
 
     def find(self, text: str) -> Sequence[GrammarError]:
         """Return the errors of a text with their rules; raise `SampleError` (``model_failed``)."""
-        url = f"{self._base}/check"
         try:
-            answer = self._client.post(url, data={"text": text, **self._constants})
-        except httpx.HTTPError as error:
-            raise _failed(f"cannot be asked at {url}: {error!r}") from error
-        if answer.status_code != httpx.codes.OK:
-            raise _failed(f"answered {answer.status_code}: {answer.text[:200]}")
-        try:
-            return [_error(match, text) for match in answer.json()["matches"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _failed(f"gave an answer that is none of its API's: {error!r}") from error
+            answer = self._asked("POST", "check", data={"text": text, **self._constants})
+            if answer.status_code != httpx.codes.OK:
+                raise _failed(f"answered {answer.status_code}: {excerpt(answer.text)}")
+            return [_error(match, text) for match in parsed(answer)["matches"]]
+        except NoAnswer as error:
+            if error.is_of_no_use:
+                raise _failed(f"gave an answer that is none of its API's: it {error}") from error
+            raise _failed(f"cannot be asked at {self._shown}/check: it {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _failed(
+                f"gave an answer that is none of its API's: {excerpt(repr(error))}"
+            ) from error
+
+    def _asked(self, method: str, path: str, **request: Any) -> httpx.Response:
+        return ask(
+            self._client, method, f"{self._base}/{path}", timeout_s=self._timeout_s, **request
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -61,7 +76,9 @@ class LanguageTool:
 
 
 def _error(match: dict[str, Any], text: str) -> GrammarError:
-    start, length = int(match["offset"]), int(match["length"])
+    start, length = match["offset"], match["length"]
+    if not all(type(one) is int and one >= 0 for one in (start, length)):
+        raise TypeError("an offset and a length were expected to be whole numbers")
     return _code_points(text, start, start + length), str(match["rule"]["id"])
 
 

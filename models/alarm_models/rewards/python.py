@@ -25,7 +25,7 @@ class PythonModel(DirectModel):
     """Asks the function; a call that raises, hangs or dies costs its own sample."""
 
     def __init__(self, spec: PythonSpec) -> None:
-        function = Function.find(spec.path, spec.function, spec.timeout_s)
+        function = Function.find(spec.path, spec.function, spec.timeout_s, spec.environment)
         super().__init__(fingerprint_of(spec, function.digest))
         self._pool = FunctionPool(function, spec.workers, spec.concurrency)
 

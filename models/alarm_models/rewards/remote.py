@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.remote import Exchange, Failed, api_of
+from alarm_models.remote.client import excerpt, without_password
 from alarm_models.rewards.base import Outcome
 from alarm_models.rewards.direct import DirectModel
 from alarm_models.sample import Sample, Score
@@ -22,13 +23,19 @@ __all__ = ["RemoteModel"]
 _PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not, not at all."))
 
 #: An answer of another shape than its API promises.
-_MISSHAPEN = (LookupError, TypeError, ValueError, AttributeError, StopIteration)
+_MISSHAPEN = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError,
+)  # fmt: skip
 
 #: What a server answers, or what stands before it, that is busy, starting or gone.
 _AWAY = frozenset({429, 502, 503, 504})
 
 #: Of what is asked for, what decides no score.
-_UNDECIDED = {"url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size"}
+_UNDECIDED = {
+    "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
+    "max_answer_bytes",
+}  # fmt: skip
 
 
 class RemoteModel(DirectModel):
@@ -80,7 +87,8 @@ class RemoteModel(DirectModel):
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except _MISSHAPEN as error:
             raise CheckpointError(
-                f"{self._spec.url} does not answer as an api `{self._spec.api}` does: {error!r}"
+                f"{self._url} does not answer as an api `{self._spec.api}` does: "
+                f"{excerpt(repr(error))}"
             ) from error
 
     async def _told(self, exchange: Exchange) -> str:
@@ -114,7 +122,8 @@ class RemoteModel(DirectModel):
             if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
                 return [problem] * len(samples)
         except _MISSHAPEN as error:
-            problem = SampleError("model_failed", f"the answer is of no known shape: {error!r}")
+            told = f"the answer is of no known shape: {excerpt(repr(error))}"
+            problem = SampleError("model_failed", told)
         if len(samples) == 1:
             return [problem]
         middle = len(samples) // 2
@@ -131,7 +140,11 @@ class RemoteModel(DirectModel):
         outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
         if len(outcomes) != len(samples):
             raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores came")
-        return outcomes
+        return [_within(*pair) for pair in zip(outcomes, samples, strict=True)]
+
+    @property
+    def _url(self) -> str:
+        return without_password(self._spec.url)
 
     async def _read(self, exchange: Exchange, body: object) -> list[Outcome]:
         return self._api.read(await exchange.ask("POST", self._api.path, body), 1)
@@ -152,7 +165,7 @@ class RemoteModel(DirectModel):
             seen += raw
         if seen and all(0 <= number <= 1 for number in seen):
             raise CheckpointError(
-                f"{self._spec.url} gives the same scores with and without activation, all within "
+                f"{self._url} gives the same scores with and without activation, all within "
                 "[0, 1]: it squashes them and cannot be told not to; run a newer one"
             )
 
@@ -162,6 +175,20 @@ def _probes(spec: RemoteSpec) -> list[Sample]:
     texts = [text for text in (spec.template, spec.rubric) if text is not None and text != "chat"]
     names = [name for text in texts for name in TextTemplate(text).names]
     return [replace(probe, fields=dict.fromkeys(names, "It is warm.")) for probe in _PROBES]
+
+
+def _within(outcome: Outcome, sample: Sample) -> Outcome:
+    """Return a score whose segments lie in the completion, where rewards are laid by them."""
+    length = len(sample.completion_text)
+    if isinstance(outcome, Score):
+        for start, end in (one.span for one in outcome.segments or ()):
+            if not start <= end <= length:
+                return SampleError(
+                    "model_failed",
+                    f"the remote model judged [{start}, {end}], but the completion has {length} "
+                    "characters",
+                )
+    return outcome
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> list[float]:

@@ -8,7 +8,8 @@ from typing import Literal
 import regex
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from alarm_models.specs.base import Spec
+from alarm_models.keys import usable_key
+from alarm_models.specs.base import Spec, require_address
 
 __all__ = ["ANY_NUMBER", "RemoteSpec"]
 
@@ -20,7 +21,9 @@ ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 class RemoteSpec(Spec):
     """A model behind another server's HTTP API."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     kind: Literal["remote"] = "remote"
     api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
@@ -48,7 +51,8 @@ class RemoteSpec(Spec):
     weights: Mapping[str, float] = Field(
         default_factory=dict, description="label -> its weight in the score"
     )
-    timeout_s: float = Field(default=60, gt=0, description="of one attempt")
+    timeout_s: float = Field(default=60, gt=0, description="of one attempt, to its last byte")
+    max_answer_bytes: int = Field(default=16 << 20, ge=1024, description="an answer may have")
     max_retries: int = Field(default=4, ge=0)
     max_concurrent: int = Field(default=16, ge=1, description="requests under way at once")
     batch_size: int = Field(default=32, ge=1, description="samples a request may have")
@@ -58,6 +62,16 @@ class RemoteSpec(Spec):
         """The texts that name fields of a sample."""
         texts = (self.template, self.rubric)
         return tuple(text for text in texts if text is not None and text != "chat")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        return require_address(url)
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(usable_key(key.get_secret_value()))
 
     @field_validator("pattern")
     @classmethod

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alarm_models.alignment import Placement
-from alarm_models.specs.base import Spec
+from alarm_models.specs.base import Spec, require_address
 
 __all__ = [
     "CheckSpec",
@@ -54,6 +54,11 @@ class GrammarSpec(CheckSpec):
     def placement(self) -> Placement:
         """Every token earns something."""
         return Placement.TOKENS
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        return None if url is None else require_address(url)
 
     @model_validator(mode="after")
     def _languagetool_has_url(self) -> GrammarSpec:
@@ -134,3 +139,6 @@ class PythonSpec(CheckSpec):
     path: str = Field(default=".", description="the folder that the module is imported from")
     workers: int = Field(default=2, ge=1, description="processes")
     concurrency: int = Field(default=16, ge=1, description="calls at once of an async function")
+    environment: tuple[str, ...] = Field(
+        default=(), description="variables that it is given although they hold secrets"
+    )

@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 from alarm_service.commands.options import Subparsers, add_command
-from alarm_service.commands.study_options import add_outputs, add_scoring, outputs_of, source_of
+from alarm_service.commands.study_options import (
+    add_outputs,
+    add_scoring,
+    number_within,
+    outputs_of,
+    source_of,
+)
 
 __all__ = ["add_to"]
 
@@ -42,7 +48,7 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, [options.file], options.write)
     from alarm_service.study.calibrating import calibrate, changes_of
     from alarm_service.study.calibration_page import calibration_page
     from alarm_service.study.files import read_groups
@@ -62,7 +68,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"wants a share between 0 and 1, not {share}")
-    return share
+    return number_within(text, 0, 1)

@@ -45,7 +45,7 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, options.files)
     from alarm_models.recipe_tables import Overrides
     from alarm_service.study.columns import Column, columns_of, require_names
     from alarm_service.study.evaluating import evaluate

@@ -24,5 +24,6 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     is_ready, reason = probe(settings_of(options))
-    sys.stdout.write(f"{reason}\n")
+    # A host that was given as bytes which are no text is told all the same.
+    sys.stdout.write(f"{reason.encode('utf-8', 'backslashreplace').decode()}\n")
     return 0 if is_ready else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,10 +16,13 @@ from alarm_service.commands.options import Subparsers, add_command
 from alarm_service.commands.study_options import (
     add_outputs,
     add_resampling,
+    files_of,
+    number_within,
     outputs_of,
     positive,
     resampling_of,
 )
+from alarm_service.lines import require_other_file
 
 if TYPE_CHECKING:
     from alarm_service.study.judging import Judge
@@ -57,10 +61,12 @@ def add_to(commands: Subparsers) -> None:
         help='more of the request, over {"temperature": 0, "max_tokens": 512}; null takes away',
     )  # fmt: skip
     parser.add_argument(
-        "--prices", type=float, nargs=2, metavar=("PROMPT", "ANSWER"),
+        "--prices", type=_price, nargs=2, metavar=("PROMPT", "ANSWER"),
         help="of a million tokens, to show the cost in money",
     )  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=120, metavar="S", help="a request's [120]")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=120, metavar="S", help="a request's [120]"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask before it costs")
     parser.add_argument("--cost", action="store_true", help="show the cost, and stop")
     add_resampling(parser)
@@ -68,7 +74,8 @@ def add_to(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, options.files)
+    require_other_file(options.cache, files_of(options.files), "one of the files to be read")
     from alarm_service.study.cache import AnswerCache
     from alarm_service.study.files import named_files, read_policies
     from alarm_service.study.judgement import judge_pairs, settle
@@ -95,13 +102,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace) -> Judge:
+    from alarm_service.study.http import key_for_header, require_url
     from alarm_service.study.judging import Judge
     from alarm_service.study.verdicts import CRITERIA
 
     body = {"model": options.model, "temperature": 0, "max_tokens": 512, **options.body}
     return Judge(
-        endpoint=options.endpoint,
-        api_key=os.environ.get("OPENAI_API_KEY"),
+        endpoint=require_url(options.endpoint, "--endpoint"),
+        # An empty variable is none, as it was unset in many a shell.
+        api_key=key_for_header(os.environ.get("OPENAI_API_KEY") or None, "OPENAI_API_KEY"),
         criteria=options.criteria or CRITERIA,
         body={name: value for name, value in body.items() if value is not None},
         concurrency=options.concurrency,
@@ -120,11 +129,23 @@ def _agreed(options: argparse.Namespace) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _seconds(text: str) -> float:
+    return number_within(text, 0, math.inf)
+
+
+def _price(text: str) -> float:
+    return number_within(text, -1e-9, math.inf)
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"wants a JSON object: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"wants a JSON object, not {text!r}")
+    for name in ("max_tokens", "max_completion_tokens"):
+        most = value.get(name, 1)
+        if most is not None and (type(most) is not int or most < 1):
+            raise argparse.ArgumentTypeError(f"wants a whole number for {name}, not {most!r}")
     return value

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
+from alarm_models.recipe import Recipe
+from alarm_models.recipe_files import locate_recipe
 from alarm_service.settings import Settings
 
-__all__ = ["LOCAL", "Subparsers", "add_command", "add_settings", "settings_of"]
+__all__ = [
+    "LOCAL",
+    "Subparsers",
+    "add_command",
+    "add_settings",
+    "recipe_files",
+    "settings_of",
+]
 
 #: What commands are added to.
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -56,6 +66,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         **{name: one for name, one in given if name in Settings.model_fields and one is not None}
     )
+
+
+def recipe_files(source: str, recipe: Recipe) -> list[Path]:
+    """Return the files that a recipe is in, which a command must not write over."""
+    parity = [] if recipe.parity is None else [Path(recipe.parity)]
+    return [locate_recipe(source), *parity]
 
 
 def _shown(default: object) -> str:

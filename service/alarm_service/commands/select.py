@@ -63,7 +63,7 @@ def add_to(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     source = source_of(options)
-    outputs = outputs_of(options)
+    outputs = outputs_of(options, options.files, options.write)
     from alarm_service.study.columns import columns_of, require_names
     from alarm_service.study.files import read_material
     from alarm_service.study.recipe_writing import write_recipe

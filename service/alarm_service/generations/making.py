@@ -11,13 +11,20 @@ import torch
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.rewards import DirectModel, Model
+from alarm_models.sample import Sample, Score
+from alarm_models.specs import PythonSpec
 from alarm_service.catalog import Catalog, ServedModel
 from alarm_service.errors import ServiceError
 from alarm_service.generations.generation import Generation
 from alarm_service.generations.opening import Awaits, open_models
 from alarm_service.generations.succession import close_models
 from alarm_service.scheduling.loaded import Loaded
-from alarm_service.scheduling.loading import in_daemon_thread, require_named_outputs, warm_up_sample
+from alarm_service.scheduling.loading import (
+    in_daemon_thread,
+    require_named_outputs,
+    shortest_warm_up_sample,
+    warm_up_sample,
+)
 from alarm_service.scheduling.passage import Passage
 from alarm_service.scheduling.replicas import Load, Replicas
 
@@ -105,17 +112,31 @@ class Maker:
             await self._first_run(loaded, named)
 
     async def _first_run(self, loaded: Loaded, named: Mapping[str, str]) -> None:
-        sample = warm_up_sample(loaded.served)
-        (outcome,) = await self._passage.outcomes(loaded, [sample])
-        if isinstance(outcome, ServiceError):
-            raise outcome
+        outcome = await self._outcome(loaded, warm_up_sample(loaded.served))
+        if isinstance(outcome, SampleError) and outcome.code == "too_long":
+            # The recipe's limit is small, and a sample of its callers' may well fit.
+            outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
+            if isinstance(loaded.served.spec, PythonSpec):
+                # It was imported; what it reads of its callers' fields nobody knows but they.
+                _log.warning(
+                    "the function has no score for a made-up sample; it is served all the same",
+                    model=loaded.name,
+                    error=str(outcome),
+                )
+                return
             if isinstance(loaded.model, DirectModel) and loaded.model.is_elsewhere:
                 # It answered as it was opened; that a judge has no number for this is no fault.
                 _log.warning("no score to warm up", model=loaded.name, error=str(outcome))
                 return
             raise CheckpointError(f"model {loaded.name!r} cannot score: {outcome}")
         require_named_outputs(named, outcome)
+
+    async def _outcome(self, loaded: Loaded, sample: Sample) -> Score | SampleError:
+        (outcome,) = await self._passage.outcomes(loaded, [sample])
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
 
 
 def _found(served: ServedModel, before: Generation) -> Loaded | None:

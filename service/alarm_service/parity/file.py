@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alarm_models.errors import AlarmModelsError
 from alarm_service.faults import explained
+from alarm_service.lines import parsed_line, read_lines, write_whole
 from alarm_service.web.schemas import SampleIn
 
 __all__ = [
@@ -78,26 +79,33 @@ class Parity:
 def read_parity(file: Path) -> Parity:
     """Read a file; raise `ParityError`, naming the line."""
     try:
-        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParityError(f"the parity file {file} cannot be read: {error}") from error
+        with file.open("rb") as source:
+            lines = list(read_lines(source))
+    except OSError as error:
+        raise ParityError(f"the parity file {file} cannot be read: {error.strerror}") from error
     if len(lines) < 2:
         raise ParityError(f"{file} holds no samples: `alarm record` writes one that does")
-    origin = _read(StoredOrigin, lines[0], f"{file}, line 1")
-    rest = enumerate(lines[1:], 2)
-    return Parity(origin, [_read(StoredSample, line, f"{file}, line {at}") for at, line in rest])
+    (number, first), *rest = lines
+    origin = _read(StoredOrigin, first, f"{file}, line {number}")
+    samples = [_read(StoredSample, line, f"{file}, line {number}") for number, line in rest]
+    return Parity(origin, samples)
 
 
-def _read(shape: type[_S], line: str, where: str) -> _S:
+def _read(shape: type[_S], line: bytes | None, where: str) -> _S:
     try:
-        return shape.model_validate_json(line)
+        parsed_line(line)
+        return shape.model_validate_json(line or b"")
     except ValidationError as error:
         faults = explained(error.errors())
         raise ParityError(f"{where}: {faults}; `alarm record` writes such files") from error
+    except ValueError as error:
+        raise ParityError(
+            f"{where} is no JSON: {error}; `alarm record` writes such files"
+        ) from error
 
 
 def write_parity(parity: Parity, file: Path) -> None:
     """Write a file."""
     lines = [parity.origin.model_dump_json()]
     lines += [sample.model_dump_json(exclude_defaults=True) for sample in parity.samples]
-    file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    write_whole(file, "".join(f"{line}\n" for line in lines))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
 import structlog
 from ray import serve
 
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, NoRoomError, SampleError
 from alarm_models.rewards import DirectModel
 from alarm_models.sample import Sample, Score
 from alarm_service.ray.calling import call, until_answered
+from alarm_service.ray.capacity import Wanted, shortage
 from alarm_service.ray.hold import Hold
-from alarm_service.ray.plan import Plan
+from alarm_service.ray.plan import PREFIX, Plan
 from alarm_service.ray.replica import About
 from alarm_service.ray.slots import Chunk, chunks
 
@@ -28,6 +30,12 @@ _CHUNK_TOKENS = 16384
 
 #: Asking costs Serve a good part of a second on a busy machine.
 _POLL_S = 1.0
+
+#: How long Serve may take to make the replicas that it was asked for, before they are counted.
+_SETTLED_S = 3
+
+#: What Serve says of replicas that no node has room for.
+_NOT_SCHEDULED = "to be scheduled"
 
 #: How often to say what a deployment that does not come up waits for.
 _PATIENCE_S = 30
@@ -43,7 +51,10 @@ class RayModel(DirectModel):
         self._method: Any = None
 
     async def open(self) -> None:
-        """Wait until the deployment has all its replicas; raise `CheckpointError`."""
+        """Wait until the deployment has all its replicas; raise `CheckpointError`.
+
+        `NoRoomError` where the cluster has no room for them: it is asked again then.
+        """
         await self._until_running()
         handle = await asyncio.to_thread(serve.get_app_handle, self._plan.name)
         about: About = await call(handle.about)
@@ -80,7 +91,7 @@ class RayModel(DirectModel):
         await asyncio.to_thread(self._hold.give_back, self._plan.name)
 
     async def _until_running(self) -> None:
-        told = time.monotonic()
+        began = told = time.monotonic()
         while True:
             status = await asyncio.to_thread(serve.status)
             application = status.applications.get(self._plan.name)
@@ -92,9 +103,43 @@ class RayModel(DirectModel):
             if state in ("DEPLOY_FAILED", "UNHEALTHY"):
                 reason = (messages or [""])[0].strip().rpartition("\n")[2]
                 raise CheckpointError(f"deployment {self._plan.name} failed: {reason}")
-            if time.monotonic() - told > _PATIENCE_S:
+            now = time.monotonic()
+            if now - began > _SETTLED_S:
+                await self._require_room(status, messages)
+            if now - told > _PATIENCE_S:
                 if state is None:  # who was to make it has ended before
                     raise CheckpointError(f"deployment {self._plan.name} was not made: start again")
                 _log.warning("deployment waits", name=self._plan.name, messages=messages)
-                told = time.monotonic()
+                told = now
             await asyncio.sleep(_POLL_S)
+
+    async def _require_room(self, status: Any, messages: Sequence[str]) -> None:
+        """Raise `NoRoomError` where replicas wait for resources that nobody will give back."""
+        nodes = await asyncio.to_thread(_nodes)
+        lacking = shortage(_wanted(status), self._plan.share, nodes)
+        if lacking is not None:
+            raise NoRoomError(lacking)
+        waiting = [one for one in messages if _NOT_SCHEDULED in one]
+        if waiting:  # there is enough of it, and others have it
+            raise NoRoomError(f"others use what replicas need: {waiting[0].strip()[:500]}")
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wanted(status: Any) -> Wanted:
+    """Count the replicas of models, of whatever generation, that run or are to run."""
+    deployments = [
+        deployment
+        for name, application in status.applications.items()
+        if name.startswith(PREFIX)
+        for deployment in application.deployments.values()
+    ]
+    states = [deployment.replica_states for deployment in deployments]
+    return Wanted(
+        num_models=len(deployments),
+        num_replicas=sum(
+            count for one in states for state, count in one.items() if state != "STOPPING"
+        ),
+    )

@@ -13,7 +13,10 @@ from alarm_service.catalog import ServedModel
 from alarm_service.scheduling.replicas import Load
 from alarm_service.settings import Settings
 
-__all__ = ["Plan", "Share", "plans"]
+__all__ = ["PREFIX", "Plan", "Share", "plans"]
+
+#: What the names of all models' applications begin with.
+PREFIX = "alarm-"
 
 #: The door is the ingress's: a replica takes what that one lets in.
 _NO_LIMIT = 1 << 60
@@ -76,7 +79,7 @@ def plans(
 
 
 def _name(generation: str, key: str) -> str:
-    return f"alarm-{generation}-{re.sub(r'[^0-9A-Za-z]+', '-', key)}"
+    return f"{PREFIX}{generation}-{re.sub(r'[^0-9A-Za-z]+', '-', key)}"
 
 
 def _alone(served: ServedModel) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -10,17 +11,24 @@ from dataclasses import replace
 from typing import TypeVar
 
 from alarm_models.errors import RecipeError
-from alarm_models.sample import Sample, Score
+from alarm_models.sample import Sample, Score, Span
 from alarm_models.texts.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
-__all__ = ["in_daemon_thread", "is_loading", "require_named_outputs", "warm_up_sample"]
+__all__ = [
+    "in_daemon_thread",
+    "is_loading",
+    "require_named_outputs",
+    "shortest_warm_up_sample",
+    "warm_up_sample",
+]
 
 _T = TypeVar("_T")
 
 _THREAD = "load"
 
-_WARM_UP = Sample("question: Is it warm? context: It is.", "It is. Yes, it is warm in here now.")
+_PROMPT = "question: Is it warm? context: It is."
+_COMPLETION = "It is. Yes, it is warm in here now."
 
 
 async def in_daemon_thread(call: Callable[[], _T]) -> _T:
@@ -49,9 +57,28 @@ def is_loading() -> bool:
 
 
 def warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample with every text that the model's templates name."""
+    """Return a sample with all that a caller may send: a user's function may read any of it.
+
+    Its fields are those that the model's templates name.
+    """
+    words = [Span(*word.span()) for word in re.finditer(r"\S+", _COMPLETION)]
+    end_of_text = Span(len(_COMPLETION), len(_COMPLETION))
     names = (name for text in served.spec.templates for name in TextTemplate(text).names)
-    return replace(_WARM_UP, fields=dict.fromkeys(names, "Is it warm?"))
+    return Sample(
+        _PROMPT,
+        _COMPLETION,
+        fields=dict.fromkeys(names, "Is it warm?"),
+        token_offsets=(*words, end_of_text),
+        id="warm-up",
+        group="warm-up",
+    )
+
+
+def shortest_warm_up_sample(served: ServedModel) -> Sample:
+    """Return a sample that fits where the other is over a small limit of the recipe's."""
+    sample = warm_up_sample(served)
+    fields = dict.fromkeys(sample.fields, "?")
+    return replace(sample, prompt="?", completion=".", fields=fields, token_offsets=(Span(0, 1),))
 
 
 def require_named_outputs(named: Mapping[str, str], score: Score) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from alarm_models.sample import Sample
 from alarm_service.faults import explained
+from alarm_service.lines import opened, parsed_line, read_lines
 from alarm_service.study.errors import StudyError
 from alarm_service.study.material import Material, Preferred
 from alarm_service.study.records import GroupIn, PreferenceIn, SampleIn
@@ -117,17 +117,15 @@ def read_policies(files: Mapping[str, Path]) -> Material:
 
 def _records(file: Path, shape: Callable[[object], type[_Record]]) -> Iterator[tuple[str, _Record]]:
     """Yield each line's record with its place, ``FILE, line N``."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with opened(file) as source:
+        for number, line in read_lines(source):
             place = f"{file}, line {number}"
-            if not line.strip():
-                continue
             try:
-                value = json.loads(line)
+                value = parsed_line(line)
                 yield place, shape(value).model_validate(value)
             except ValidationError as error:
                 raise StudyError(f"{place}: {explained(error.errors())}") from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise StudyError(f"{place} is no JSON: {error}") from error
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 
+from alarm_models.remote.client import excerpt
 from alarm_service.study.cache import Answer, AnswerCache, key_of
 from alarm_service.study.errors import StudyError
-from alarm_service.study.http import Refused, post_json
+from alarm_service.study.http import Peer, Refused
 from alarm_service.study.material import Material
 from alarm_service.study.verdicts import messages_for
 
@@ -115,12 +116,18 @@ async def ask_all(
     """
     left = _left(duels, cache)
     refused: list[str] = []
-    headers = {} if judge.api_key is None else {"Authorization": f"Bearer {judge.api_key}"}
+    peer = Peer(
+        judge.endpoint,
+        judge.api_key,
+        timeout_s=judge.timeout_s,
+        num_connections=judge.concurrency,
+        transport=transport,
+    )
 
-    async def work(client: httpx.AsyncClient) -> None:
+    async def work() -> None:
         for ask in left:
             try:
-                answer = await post_json(client, judge.url, ask.body)
+                answer = await peer.post(judge.url, ask.body)
             except Refused as error:
                 if error.status not in _OF_ONE_REQUEST:
                     raise
@@ -129,15 +136,14 @@ async def ask_all(
                 cache.add(_answer(ask.key, answer))
             answered()
 
-    async with httpx.AsyncClient(
-        headers=headers, timeout=judge.timeout_s, transport=transport
-    ) as client:
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(judge.concurrency):
-                    workers.create_task(work(client))
-        except* StudyError as group:
-            raise group.exceptions[0] from None
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(judge.concurrency):
+                workers.create_task(work())
+    except* StudyError as group:
+        raise group.exceptions[0] from None
+    finally:
+        await peer.close()
     return refused
 
 
@@ -171,14 +177,15 @@ def _ask(messages: list[dict[str, str]], judge: Judge) -> Ask:
 def _answer(key: str, answer: Any) -> Answer:
     try:
         text = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
+        usage = answer.get("usage") or {}
+        return Answer(
+            key=key,
+            text=text or "",
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StudyError(
-            f"the judge's answer has no choices[0].message.content: {answer}"
+            "the judge does not answer as chat completions do (a text in "
+            f"choices[0].message.content): {excerpt(answer)}"
         ) from error
-    usage = answer.get("usage") or {}
-    return Answer(
-        key=key,
-        text=text or "",
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,14 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from alarm_models.errors import RecipeError
-from alarm_models.recipe_files import load_recipe, locate_recipe, parse_setting, set_key
+from alarm_models.recipe_files import (
+    FOLDERS,
+    load_recipe,
+    locate_recipe,
+    parse_setting,
+    set_key,
+)
+from alarm_service.lines import write_whole
 
 __all__ = ["Change", "write_recipe"]
 
@@ -57,17 +65,20 @@ def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
         document["name"] = target.stem
     if document.get("parity"):
         document["parity"] = str((folder / str(document["parity"])).resolve())
+    if folder.resolve() == target.parent.resolve():
+        return
     for model in document.get("models", {}).values():
-        checkpoint = str(model.get("checkpoint", ""))
-        if checkpoint.startswith(("./", "../")) and folder.resolve() != target.parent.resolve():
-            model["checkpoint"] = str((folder / checkpoint).resolve())
+        for key in FOLDERS & set(model):
+            if str(model[key]).startswith(("./", "../")):
+                model[key] = str((folder / str(model[key])).resolve())
 
 
 def _write_if_a_recipe(text: str, target: Path) -> None:
-    draft = target.with_name(f".{target.stem}.draft.toml")
+    real = Path(os.path.realpath(target))
+    draft = real.with_name(f".{real.stem}.draft.toml")
     draft.write_text(text, encoding="utf-8")
     try:
         load_recipe(str(draft))
-        draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+    write_whole(target, text)

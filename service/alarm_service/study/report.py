@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,17 @@ import numpy as np
 from pydantic_core import to_json
 from rich.console import Console
 
+from alarm_service.lines import require_other_file, write_whole
+from alarm_service.study.errors import StudyError
 from alarm_service.study.html import html_of
 from alarm_service.study.markdown import markdown_of
 from alarm_service.study.page import Page, Picture, print_page
 from alarm_service.study.plots import require_plots
 
 __all__ = ["Outputs", "json_of"]
+
+#: What the files of a report end in.
+_WRITTEN = (".html", ".json", ".md", ".png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,22 @@ class Outputs:
     folder: Path | None
     as_json: bool
 
-    def check(self) -> None:
-        """Raise `StudyError` or `OSError` before long work rather than after."""
-        if self.folder is not None:
-            require_plots()
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Raise `AlarmModelsError` or `OSError` before long work rather than after.
+
+        ``inputs`` are the study's own files, which no report may replace.
+        """
+        if self.folder is None:
+            return
+        require_plots()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StudyError(f"--out {self.folder} is a file: name a folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise StudyError(f"--out {self.folder} cannot be written: permission denied")
+        for there in self.folder.iterdir():
+            if there.suffix in _WRITTEN:
+                require_other_file(there, inputs, "one of the files to be read")
 
     def give(self, page: Page, result: object) -> None:
         """Show the page, and write it with its pictures and the result."""
@@ -41,10 +59,10 @@ class Outputs:
             return
         pictures = {one.name: one.draw() for one in page.blocks if isinstance(one, Picture)}
         for name, picture in pictures.items():
-            (self.folder / f"{name}.png").write_bytes(picture)
-        (self.folder / "result.json").write_text(json_of(result), encoding="utf-8")
-        (self.folder / "report.md").write_text(markdown_of(page), encoding="utf-8")
-        (self.folder / "report.html").write_text(html_of(page, pictures), encoding="utf-8")
+            write_whole(self.folder / f"{name}.png", picture)
+        write_whole(self.folder / "result.json", json_of(result))
+        write_whole(self.folder / "report.md", markdown_of(page))
+        write_whole(self.folder / "report.html", html_of(page, pictures))
         sys.stderr.write(f"report: {self.folder / 'report.html'}\n")
 
 

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import httpx
+from pydantic import ValidationError
 
 from alarm_models.errors import SampleError
 from alarm_models.recipe import Recipe
+from alarm_models.remote.client import without_password
 from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
+from alarm_service.faults import explained
 from alarm_service.settings import Settings
 from alarm_service.study.errors import StudyError
-from alarm_service.study.http import post_json
+from alarm_service.study.http import Peer, key_for_header, require_url
 from alarm_service.web.answers import ScoreOut, ScoreResponse
 
 if TYPE_CHECKING:
@@ -41,11 +43,14 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
         async with _local(recipe, settings) as scorer:
             yield scorer
         return
-    headers = {}
-    if settings.api_key:
-        headers["Authorization"] = f"Bearer {settings.api_key[0].get_secret_value()}"
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_PATIENCE_S) as client:
-        yield RemoteScorer(client, recipe)
+    base = require_url(url, "--url")
+    given = settings.api_key[0].get_secret_value() if settings.api_key else None
+    key = key_for_header(given, "--api-key or ALARM_API_KEY")
+    peer = Peer(base, key, timeout_s=_PATIENCE_S, num_connections=1)
+    try:
+        yield RemoteScorer(peer, base, recipe)
+    finally:
+        await peer.close()
 
 
 @asynccontextmanager
@@ -85,8 +90,9 @@ class LocalScorer:
 class RemoteScorer:
     """Asks a server for raw scores; its recipe must have the same name and models."""
 
-    def __init__(self, client: httpx.AsyncClient, recipe: Recipe) -> None:
-        self._client = client
+    def __init__(self, peer: Peer, url: str, recipe: Recipe) -> None:
+        self._peer = peer
+        self._url = f"{url}/score"
         self._recipe = recipe
         self._fingerprints: dict[str, str] = {}
 
@@ -96,8 +102,19 @@ class RemoteScorer:
             "model": f"{self._recipe.name}/{model}",
             "samples": [_on_wire(sample) for sample in samples],
         }
-        answer = await post_json(self._client, "/score", body)
-        scored = ScoreResponse.model_validate(answer)
+        answer = await self._peer.post(self._url, body)
+        try:
+            scored = ScoreResponse.model_validate(answer, strict=True)
+        except ValidationError as error:
+            raise StudyError(
+                f"{without_password(self._url)} does not answer as a reward server does: "
+                f"{explained(error.errors())}"
+            ) from error
+        if len(scored.scores) != len(samples):
+            raise StudyError(
+                f"{without_password(self._url)} gave {len(scored.scores)} scores for "
+                f"{len(samples)} samples"
+            )
         self._fingerprints[model] = scored.fingerprint
         return [_off_wire(one) for one in scored.scores]
 

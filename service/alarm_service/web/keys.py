@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from alarm_service.settings import Settings, SettingsError
+from alarm_service.settings import Settings, SettingsError, require_key
 
 __all__ = ["Keys", "read_admin_keys", "read_keys"]
 
@@ -57,10 +57,15 @@ def _read(given: Sequence[SecretStr], file: Path | None, flag: str) -> list[str]
 
 def _lines(file: Path, flag: str) -> list[str]:
     try:
-        lines = file.read_text("utf-8").splitlines()
+        # Editors of some systems begin a file with a mark of its encoding, which is no key's.
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"the keys of {flag} {file} cannot be read: {error}") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys = [
+        require_key(line, f"{flag} {file}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     if not keys:
         raise SettingsError(f"{flag} {file} holds no key: write one a line")
     return keys

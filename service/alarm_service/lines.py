@@ -1,0 +1,196 @@
+"""Files of JSON lines, read once from wherever they come, and files that are written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from alarm_models.errors import AlarmModelsError
+
+__all__ = [
+    "STANDARD",
+    "FileError",
+    "Line",
+    "opened",
+    "parsed_line",
+    "read_lines",
+    "replacing",
+    "require_other_file",
+    "require_writable",
+    "write_whole",
+]
+
+#: What stands for standard input, or output.
+STANDARD = Path("-")
+
+#: As much as a request's body may have.
+_MAX_BYTES = 64 << 20
+
+_BOM = b"\xef\xbb\xbf"
+
+#: A line's number, and its bytes; None for one that is too long to be read.
+Line = tuple[int, bytes | None]
+
+
+class FileError(AlarmModelsError):
+    """A file cannot be used as it was meant; says which and why."""
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """Open a file, a pipe, or for ``-`` standard input; raise `OSError`."""
+    if file == STANDARD:
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as lines:
+        yield lines
+
+
+def read_lines(source: BinaryIO, max_bytes: int = _MAX_BYTES) -> Iterator[Line]:
+    """Yield the lines that are not blank, with their numbers; reads each byte once.
+
+    A mark of the encoding at the beginning belongs to no line.
+    """
+    number = 0
+    while line := source.readline(max_bytes + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if len(line) > max_bytes and not line.endswith(b"\n"):
+            _skip_line(source)
+            yield number, None
+        elif line.strip():
+            yield number, line
+
+
+def _skip_line(source: BinaryIO) -> None:
+    while (part := source.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass
+
+
+def parsed_line(line: bytes | None) -> Any:
+    """Return what a line holds; raise `ValueError`, which says why it is no JSON."""
+    if line is None:
+        raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def require_writable(target: Path | None) -> None:
+    """Raise `FileError` where a file could not be written, before long work rather than after."""
+    if target is None or target == STANDARD or _is_stream(target):
+        return
+    real = Path(os.path.realpath(target))
+    if real.is_dir():
+        raise FileError(f"{target} is a folder: name a file to write")
+    if not real.parent.is_dir():
+        raise FileError(f"{target} cannot be written: there is no folder {real.parent}")
+    is_there = real.exists()
+    if not os.access(real if is_there else real.parent, os.W_OK):
+        raise FileError(f"{target} cannot be written: permission denied")
+
+
+def require_other_file(target: Path | None, others: Iterable[Path], what: str) -> None:
+    """Raise `FileError` where a file that is to be written is one of others, by whatever name."""
+    if target is None or target == STANDARD or _is_stream(target):
+        return
+    for other in others:
+        with suppress(OSError):
+            if os.path.samefile(target, other):
+                raise FileError(f"{target} is {what}, which would be lost: name another file")
+
+
+@contextmanager
+def replacing(target: Path, kept: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the target's place once the block is through; raise `OSError`.
+
+    Until then the target is as it was, and may be read. Where the block fails, nothing is left; or
+    what was written, under a name of its own that ``kept`` is told. A symbolic link stays one, and
+    the target's permissions stay. A pipe or a device is written at once.
+    """
+    if target == STANDARD:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if _is_stream(target):
+        with target.open("wb") as stream:
+            yield stream
+        return
+    real = Path(os.path.realpath(target))
+    draft, path = _draft(real)
+    try:
+        with draft:
+            yield draft
+            draft.flush()
+            os.fsync(draft.fileno())
+        _put_in_place(path, real)
+    except BaseException:
+        with suppress(OSError):
+            if kept is not None and path.stat().st_size:
+                kept(path)
+            else:
+                path.unlink()
+        raise
+
+
+def write_whole(target: Path, content: str | bytes) -> None:
+    """Write a file, which has all of it or is as it was."""
+    with replacing(target) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _is_stream(target: Path) -> bool:
+    try:
+        mode = target.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _draft(real: Path) -> tuple[IO[bytes], Path]:
+    if real.is_dir():
+        raise IsADirectoryError(None, "Is a folder", str(real))
+    # Beside it, so that it can be renamed; else where there is room, to be copied.
+    for folder in (real.parent, None):
+        try:
+            number, name = tempfile.mkstemp(".part", f"{real.name}.", folder)
+        except PermissionError:
+            if not real.exists():
+                raise
+        else:
+            return os.fdopen(number, "wb"), Path(name)
+    raise PermissionError(None, "Permission denied", str(real))
+
+
+def _put_in_place(path: Path, real: Path) -> None:
+    try:
+        mode = stat.S_IMODE(real.stat().st_mode)
+    except FileNotFoundError:
+        mode = 0o666 & ~_umask()
+    os.chmod(path, mode)
+    if path.parent == real.parent:
+        try:
+            os.replace(path, real)
+        except OSError:  # a mounted file cannot be renamed, only written
+            if not real.exists():
+                raise
+        else:
+            return
+    shutil.copyfile(path, real)
+    path.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

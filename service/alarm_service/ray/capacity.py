@@ -1,0 +1,121 @@
+"""Whether the replicas that are wanted fit the cluster, and what to set where they do not: pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alarm_service.ray.plan import Share
+
+__all__ = ["Wanted", "num_that_fit", "shortage"]
+
+#: What Ray calls the resources of a node, and the option that says a replica's part of each.
+_CPU, _GPU = "CPU", "GPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The replicas of all models on the cluster, running or not."""
+
+    num_models: int
+    num_replicas: int
+
+
+def shortage(wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """Say in a sentence why the replicas do not all fit, and what to set; None where they do.
+
+    ``nodes`` are the resources of each node of the cluster, whoever uses them.
+    """
+    fitting = num_that_fit(share, nodes)
+    if wanted.num_replicas <= fitting:
+        return None
+    return (
+        f"{_replicas(wanted, share)}, and the cluster of {_there(nodes)} has room for {fitting}: "
+        f"{_remedy(wanted, share, nodes, fitting)}"
+    )
+
+
+def num_that_fit(share: Share, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many replicas fit, each whole on one node."""
+    return sum(_on_node(share.num_cpus, share.num_gpus, node) for node in nodes)
+
+
+def _on_node(num_cpus: float, num_gpus: float, node: Mapping[str, float]) -> int:
+    rooms = [
+        node.get(name, 0) / part for name, part in ((_CPU, num_cpus), (_GPU, num_gpus)) if part > 0
+    ]
+    # Ray counts in ten thousandths.
+    return math.floor(min(rooms) + 1e-4) if rooms else 1 << 30
+
+
+def _remedy(
+    wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]], fitting: int
+) -> str:
+    remedies = []
+    per_model = fitting // max(1, wanted.num_models)
+    if per_model:
+        remedies.append(f"--replicas {per_model}")
+    parts = (
+        ("--cpus-per-replica", _CPU, share.num_cpus),
+        ("--gpus-per-replica", _GPU, share.num_gpus),
+    )
+    # Of one resource that is short it is enough to want less; of two, not.
+    short = [
+        (flag, part)
+        for flag, name, given in parts
+        if given > 0
+        and num_that_fit(_only(share, name), nodes) < wanted.num_replicas
+        and (part := _largest_part(name, wanted.num_replicas, nodes)) is not None
+    ]
+    if short:
+        remedies.append(" ".join(f"{flag} {part:g}" for flag, part in short))
+    return f"set {' or '.join(remedies)}, or add nodes" if remedies else "add nodes"
+
+
+def _only(share: Share, name: str) -> Share:
+    cpus, gpus = (share.num_cpus, 0.0) if name == _CPU else (0.0, share.num_gpus)
+    return Share(share.replicas, share.most, share.queued_tokens, cpus, gpus)
+
+
+def _largest_part(
+    name: str, num_replicas: int, nodes: Sequence[Mapping[str, float]]
+) -> float | None:
+    """Return the largest part of a resource that as many replicas may have, in hundredths."""
+    totals = [node.get(name, 0) for node in nodes]
+    candidates = {
+        math.floor(100 * total / count + 1e-6) / 100
+        for total in totals
+        for count in range(1, num_replicas + 1)
+    }
+    for part in sorted(candidates, reverse=True):
+        # Ray takes parts of a GPU, and beyond one only whole ones.
+        if part <= 0 or (name == _GPU and part > 1 and part != int(part)):
+            continue
+        if sum(math.floor(total / part + 1e-4) for total in totals) >= num_replicas:
+            return part
+    return None
+
+
+def _replicas(wanted: Wanted, share: Share) -> str:
+    models = "1 model" if wanted.num_models == 1 else f"{wanted.num_models} models"
+    if wanted.num_replicas == 1:
+        return f"1 replica of {models} wants {_each(share)}"
+    return f"{wanted.num_replicas} replicas of {models} want {_each(share)} each"
+
+
+def _each(share: Share) -> str:
+    parts = [_counted(share.num_cpus, _CPU)] if share.num_cpus or not share.num_gpus else []
+    return " and ".join([*parts, *([_counted(share.num_gpus, _GPU)] if share.num_gpus else [])])
+
+
+def _there(nodes: Sequence[Mapping[str, float]]) -> str:
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in (_CPU, _GPU)}
+    resources = " and ".join(
+        _counted(total[name], name) for name in (_CPU, _GPU) if total[name] or name == _CPU
+    )
+    return f"{resources} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+
+
+def _counted(number: float, name: str) -> str:
+    return f"{number:g} {name}{'s' * (number != 1)}"

@@ -1,0 +1,105 @@
+"""Replicas counted against the nodes of a cluster; needs no Ray."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from alarm_service.ray.capacity import Wanted, num_that_fit, shortage
+from alarm_service.ray.plan import Share
+
+Nodes = list[Mapping[str, float]]
+
+
+def share(cpus: float, gpus: float = 0) -> Share:
+    return Share(replicas=2, most=2, queued_tokens=1, num_cpus=cpus, num_gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("one", "nodes", "fitting"),
+    [
+        (share(1), [{"CPU": 2.0}], 2),
+        (share(0.33), [{"CPU": 2.0}], 6),
+        (share(0.1), [{"CPU": 1.0}], 10),
+        (share(4), [{"CPU": 3.0}, {"CPU": 3.0}], 0),
+        (share(2), [{"CPU": 3.0}, {"CPU": 5.0}], 3),
+        (share(1, 1), [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], 2),
+        (share(1, 0.5), [{"CPU": 3.0, "GPU": 2.0}], 3),
+        (share(1), [], 0),
+    ],
+)
+def test_replica_stands_whole_on_one_node(one: Share, nodes: Nodes, fitting: int) -> None:
+    assert num_that_fit(one, nodes) == fitting
+
+
+@pytest.mark.parametrize(
+    ("wanted", "one", "nodes", "told"),
+    [
+        (
+            Wanted(3, 6),
+            share(1),
+            [{"CPU": 2.0}],
+            "6 replicas of 3 models want 1 CPU each, and the cluster of 2 CPUs on 1 node has room "
+            "for 2: set --cpus-per-replica 0.33, or add nodes",
+        ),
+        (
+            Wanted(3, 6),
+            share(1),
+            [{"CPU": 2.0}, {"CPU": 2.0}],
+            "6 replicas of 3 models want 1 CPU each, and the cluster of 4 CPUs on 2 nodes has room "
+            "for 4: set --replicas 1 or --cpus-per-replica 0.66, or add nodes",
+        ),
+        (
+            Wanted(1, 4),
+            share(1, 1),
+            [{"CPU": 16.0, "GPU": 2.0}],
+            "4 replicas of 1 model want 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
+            "GPUs on 1 node has room for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
+            "nodes",
+        ),
+        (
+            Wanted(2, 2),
+            share(1, 2),
+            [{"CPU": 1.0, "GPU": 1.0}],
+            "2 replicas of 2 models want 1 CPU and 2 GPUs each, and the cluster of 1 CPU and 1 GPU "
+            "on 1 node has room for 0: set --cpus-per-replica 0.5 --gpus-per-replica 0.5, or add "
+            "nodes",
+        ),
+        (
+            Wanted(1, 1),
+            share(0, 1),
+            [{"CPU": 4.0}],
+            "1 replica of 1 model wants 1 GPU, and the cluster of 4 CPUs on 1 node has room for 0: "
+            "add nodes",
+        ),
+        (
+            Wanted(1, 1),
+            share(8),
+            [],
+            "1 replica of 1 model wants 8 CPUs, and the cluster of 0 CPUs on 0 nodes has room for "
+            "0: add nodes",
+        ),
+    ],
+)
+def test_shortage_is_told_with_numbers_and_what_to_set(
+    wanted: Wanted, one: Share, nodes: Nodes, told: str
+) -> None:
+    assert shortage(wanted, one, nodes) == told
+
+
+@pytest.mark.parametrize("num_replicas", [0, 1, 2])
+def test_replicas_that_fit_are_no_shortage(num_replicas: int) -> None:
+    assert shortage(Wanted(1, num_replicas), share(1), [{"CPU": 2.0}]) is None
+
+
+@pytest.mark.parametrize("num_replicas", range(1, 30))
+@pytest.mark.parametrize("nodes", [[{"CPU": 2.0}], [{"CPU": 3.0}, {"CPU": 5.0}, {"CPU": 0.5}]])
+def test_part_that_is_told_has_room_for_all(num_replicas: int, nodes: Nodes) -> None:
+    told = shortage(Wanted(1, num_replicas), share(2), nodes)
+    if told is not None:
+        (part,) = (word for word, before in pairs(told) if before == "--cpus-per-replica")
+        assert num_that_fit(share(float(part.strip(","))), nodes) >= num_replicas
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    words = text.split()
+    return list(zip(words[1:], words, strict=False))
