@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,7 +13,7 @@ from alarm_models.sample import Message
 from alarm_service.compat.templates import TEMPLATES, ChatTemplate, marked
 from alarm_service.web.schemas import Text
 
-__all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of"]
+__all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of", "text_fields"]
 
 
 class TrainerBody(BaseModel):
@@ -94,10 +95,17 @@ def messages_of(messages: list[ChatMessageIn]) -> tuple[Message, ...]:
 
 def fields_of(label: Any) -> dict[str, str]:
     """Return a label as the field `reference`, where it is a text or a number."""
-    is_number = isinstance(label, int | float) and not isinstance(label, bool)
-    if is_number or (isinstance(label, str) and label):
-        return {"reference": str(label)}
-    return {}
+    return text_fields({"reference": label})
+
+
+def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of a trainer's row that are a text or a number, as texts by name."""
+    return {name: str(value) for name, value in columns.items() if _is_text_or_number(value)}
+
+
+def _is_text_or_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or (isinstance(value, str) and bool(value))
 
 
 def _content(message: ChatMessageIn) -> str:
