@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from alarm_models.sample import Message
 from alarm_service.compat.templates import TEMPLATES, ChatTemplate, marked
+from alarm_service.errors import Invalid
 from alarm_service.web.schemas import Text
 
 __all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of", "text_fields"]
@@ -99,8 +100,19 @@ def fields_of(label: Any) -> dict[str, str]:
 
 
 def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns of a trainer's row that are a text or a number, as texts by name."""
-    return {name: str(value) for name, value in columns.items() if _is_text_or_number(value)}
+    """Return the columns of a trainer's row that are a text or a number, as texts by name.
+
+    Raises `Invalid` where one is no Unicode, as the `Text` of other fields does.
+    """
+    fields = {name: str(value) for name, value in columns.items() if _is_text_or_number(value)}
+    for name, text in fields.items():
+        try:
+            f"{name}{text}".encode()
+        except UnicodeEncodeError:
+            raise Invalid(
+                f"{ascii(name)[:80]} should be Unicode, but has a lone surrogate"
+            ) from None
+    return fields
 
 
 def _is_text_or_number(value: Any) -> bool:

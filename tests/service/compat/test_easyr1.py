@@ -81,3 +81,23 @@ async def test_easyr1_failed_sample_fails_the_call() -> None:
     async with hearing() as (server, _):
         answer = await post(server, [given("a", EMMA), given("nan", EMMA)])
         assert error_of(answer, 422).startswith("non_finite: reward_inputs[1]")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, [given("a", EMMA | {"reference": "\ud800"})]),
+        ("/compat/slime/plain", {"prompt": "Q?", "response": "a", "label": "\ud800"}),
+        (
+            "/compat/openrlhf/plain",
+            {"query": ["Q?a"], "prompts": ["Q?"], "labels": ["\ud800"]},
+        ),
+    ],
+    ids=["easyr1", "slime", "openrlhf"],
+)
+async def test_label_with_a_lone_surrogate_is_refused(path: str, body: Any) -> None:
+    async with hearing() as (server, words):
+        headers = {"content-type": "application/json"}
+        answer = await server.client.post(path, content=json.dumps(body), headers=headers)
+        assert "'reference' should be Unicode, but has a lone surrogate" in error_of(answer, 422)
+        assert words.heard == []
