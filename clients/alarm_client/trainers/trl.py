@@ -11,6 +11,7 @@ from alarm_client.trainers.failure import scalars
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import completion_of, prompt_of
+from alarm_client.trainers.versions import older_than
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "AlarmReward", "async_reward"]
@@ -18,6 +19,8 @@ __all__ = ["HABITS", "AlarmReward", "async_reward"]
 # TRL has no timeout of its own: a rank that waits longer than the collective watchdog (600 s by
 # default) ends the run. A None is skipped by TRL.
 HABITS = Habits("trl", timeout=480.0, on_failure="none", takes_none=True)
+
+_FIRST_TO_AWAIT = (0, 27)
 
 
 class AlarmReward:
@@ -98,8 +101,14 @@ def async_reward(
 ) -> Callable[..., Coroutine[Any, Any, list[float | None]]]:
     """As AlarmReward, awaited beside the other async reward functions.
 
-    It is a bound coroutine method: every version of TRL sees that it is async, and its name.
+    It is a bound coroutine method: every version of TRL that awaits rewards sees that it is async,
+    and its name. ValueError where the installed TRL is older than 0.27, which awaits none.
     """
+    if old := older_than("trl", _FIRST_TO_AWAIT):
+        raise ValueError(
+            f"trl: TRL {old} does not await reward functions (0.27 is the first that does); use "
+            "AlarmReward(), which blocks, in place of async_reward()"
+        )
     method: Callable[..., Coroutine[Any, Any, list[float | None]]] = getattr(
         _Awaited(AlarmReward(name, part, **settings)), name
     )
