@@ -1,5 +1,6 @@
 """The shell examples, run with the trainers' commands stood in and our own as they are."""
 
+import ast
 import json
 import os
 import stat
@@ -90,3 +91,28 @@ def test_no_example_names_a_server_besides():
         lines = [one for one in path.read_text().splitlines() if "http://rewards" in one]
         expected = [': "${ALARM_URL:=http://rewards:8000}"'] if path.suffix == ".sh" else []
         assert lines == expected, path.name
+
+
+def report_of_train_grpo():
+    """Its function alone: the script imports TRL."""
+    tree = ast.parse((EXAMPLES / "train_grpo.py").read_text())
+    (function,) = (node for node in tree.body if getattr(node, "name", None) == "report")
+    names = {}
+    exec(compile(ast.Module([function], []), "train_grpo.py", "exec"), names)
+    return names["report"]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "title", "means"),
+    [
+        (1, "mean of 1 step", "0.000"),
+        (3, "mean of 1 step, first -> last", "0.000 ->    2.000"),
+        (4, "mean of 2 steps, first -> last", "0.500 ->    2.500"),
+        (60, "mean of 10 steps, first -> last", "4.500 ->   54.500"),
+    ],
+)
+def test_train_grpo_reports_first_and_last_steps_that_are_not_the_same(num_steps, title, means):
+    log = [{"reward": float(step)} for step in range(num_steps)]
+    lines = report_of_train_grpo()(log).splitlines()
+    assert lines[0] == title
+    assert lines[1].split(maxsplit=1) == ["reward", means]
