@@ -8,12 +8,15 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
+CONNECT_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
     """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded.
 
-    `headers` are sent in place of the client's own of the same names.
+    `headers` are sent in place of the client's own of the same names. `connect_timeout` bounds the
+    seconds until there is a connection.
     """
 
     method: str
@@ -21,6 +24,8 @@ class Send:
     body: bytes | None
     timeout: float
     headers: Mapping[str, str] | None = None
+    request_id: str | None = None
+    connect_timeout: float = CONNECT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,9 @@ Steps: TypeAlias = Generator[Action, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered; header names are in lower case."""
+    """What a server answered; header names are in lower case, values read as Latin-1."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    request_id: str | None = None

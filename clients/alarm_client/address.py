@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64encode
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit, urlunsplit
+from ipaddress import ip_address
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+# A header may hold the others (RFC 9110, section 5.5), without the bytes that no text names.
+_NO_HOST = re.compile(r"[\s\x00-\x20\"<>\\^`{|}\[\]]")
+_UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +29,84 @@ class Address:
         return self.url.startswith("https:")
 
     @property
+    def host(self) -> str:
+        """The server's name or IP address, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The server's port, its scheme's own unless named."""
+        return urlsplit(self.url).port or (443 if self.is_tls else 80)
+
+    @property
     def is_local(self) -> bool:
         """Whether the server is on this machine, where no proxy belongs between."""
-        return urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
+        try:
+            address = ip_address(self.host)
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+        return address.is_loopback or address.is_unspecified
 
 
 def find_address(url: str | None, api_key: str | None) -> Address:
     """The address that the arguments name, else `ALARM_URL` and `ALARM_API_KEY`, else this machine.
 
-    A key in the URL (`http://any:key@host`) is sent as HTTP Basic unless `api_key` is given.
+    A key in the URL (`http://any:key@host`) is sent as HTTP Basic unless `api_key` is given. White
+    space around a URL or a key does not count. TypeError or ValueError names the one that is wrong,
+    and tells no key.
     """
-    parts = urlsplit(url or os.environ.get("ALARM_URL") or DEFAULT_URL)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(
-            f"the server's url must look like {DEFAULT_URL}, with its scheme; "
-            f"got scheme {parts.scheme!r} and host {parts.hostname!r}"
-        )
+    given = _text(url, "url") or _text(os.environ.get("ALARM_URL"), "ALARM_URL") or DEFAULT_URL
+    parts = _split(given)
     netloc = parts.netloc.rpartition("@")[2]
     bare = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
     if api_key is None and (parts.username or parts.password):
-        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        return Address(bare, "Basic " + b64encode(pair.encode()).decode())
-    key = api_key or os.environ.get("ALARM_API_KEY")
+        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '').strip()}"
+        return Address(bare, "Basic " + b64encode(pair.encode("utf-8", "replace")).decode())
+    key = _key(api_key, "api_key") or _key(os.environ.get("ALARM_API_KEY"), "ALARM_API_KEY")
     return Address(bare, f"Bearer {key}" if key else None)
+
+
+def _text(value: object, name: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {type(value).__name__}")
+    return value.strip()
+
+
+def _key(value: object, name: str) -> str:
+    key = _text(value, name)
+    found = _UNSENDABLE.search(key)
+    if found:
+        kind = "is not ASCII" if ord(found.group()) > 0x7F else "is a control character"
+        raise ValueError(
+            f"{name}: character {found.start() + 1} of the {len(key)} of the key {kind}, which "
+            "an HTTP header cannot carry; give the server a key of letters, digits and "
+            "punctuation, on one line"
+        )
+    return key
+
+
+def _split(url: str) -> SplitResult:
+    # Errors of the standard library hold parts of the URL, where a password may be.
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise ValueError(
+            f"the server's url must look like {DEFAULT_URL}; this one's host or port cannot be read"
+        ) from None
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
+        raise ValueError(
+            f"the server's url must look like {DEFAULT_URL}, with its scheme; "
+            f"got scheme {parts.scheme!r} and host {host!r}"
+        )
+    if _NO_HOST.search(host) or any(not 0 < len(label) < 64 for label in _labels(host)):
+        raise ValueError(
+            f"the server's url must look like {DEFAULT_URL}; no host can be named {host[:200]!r}"
+        )
+    return parts
+
+
+def _labels(host: str) -> list[str]:
+    return [] if ":" in host else host.removesuffix(".").split(".")

@@ -39,7 +39,7 @@ def read_scores(body: bytes, samples: Sequence[Sample]) -> ScoreResult:
     return ScoreResult(
         text(answer, "model"),
         text(answer, "fingerprint"),
-        tuple(_score(row) for row in rows),
+        tuple(_score(row, sample) for row, sample in zip(rows, samples, strict=True)),
         _usage(answer),
     )
 
@@ -72,7 +72,14 @@ def read_catalogue(body: bytes) -> Catalogue:
     )
 
 
-def _score(row: Json) -> Score:
+def sent_name(name: Id) -> Id:
+    """An id or a group as it travels: half a surrogate pair, which UTF-8 has not, is escaped."""
+    if isinstance(name, str):
+        return name.encode("utf-8", "backslashreplace").decode()
+    return name
+
+
+def _score(row: Json, sample: Sample) -> Score:
     score = optional_number(row, "score")
     tokens = int(number(row.get("num_tokens", 0), "num_tokens"))
     outputs = None
@@ -80,7 +87,13 @@ def _score(row: Json) -> Score:
         named = object_of(row["outputs"], "outputs")
         outputs = {name: number(value, "outputs") for name, value in named.items()}
     return Score(
-        _id(row), score, _segments(row), tokens, bool(row.get("truncated")), _error(row), outputs
+        _id(row, sample),
+        score,
+        _segments(row),
+        tokens,
+        bool(row.get("truncated")),
+        _error(row),
+        outputs,
     )
 
 
@@ -97,7 +110,7 @@ def _reward(row: Json, sample: Sample) -> Reward:
                 f"{len(sample.token_offsets)} token_offsets were sent, {got} token_rewards came"
             )
     return Reward(
-        _id(row),
+        _id(row, sample),
         reward,
         token_rewards,
         _holistic(row),
@@ -156,7 +169,7 @@ def _rows(answer: Json, name: str, samples: Sequence[Sample]) -> list[Json]:
     if len(rows) != len(samples):
         raise ProtocolError(f"{len(samples)} samples were sent, {len(rows)} {name} came")
     for row, sample in zip(rows, samples, strict=True):
-        if sample.id is not None and row.get("id") != sample.id:
+        if sample.id is not None and row.get("id") != sent_name(sample.id):
             raise ProtocolError(f"{name} came out of order: {row.get('id')!r} for {sample.id!r}")
     return rows
 
@@ -168,7 +181,9 @@ def _error(row: Json) -> SampleError | None:
     return SampleError(str(error.get("code")), str(error.get("message")))
 
 
-def _id(row: Json) -> Id:
+def _id(row: Json, sample: Sample) -> Id:
+    if sample.id is not None:
+        return sample.id  # the caller's own, also where it could not travel as it is
     value = row.get("id")
     return value if isinstance(value, int) or value is None else str(value)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from alarm_client.actions import Steps
 from alarm_client.caller import Caller
 from alarm_client.calls import await_ready, fetch_catalogue, run_job
+from alarm_client.outages import Availability
 from alarm_client.retries import Retries
 from alarm_client.types import (
     Aspects,
@@ -42,11 +43,12 @@ class AsyncAlarmClient(Caller):
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
+        connect_timeout: float = 60.0,
         max_concurrency: int = 8,
         retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, api_key, timeout, max_concurrency, retries)
+        super().__init__(url, api_key, timeout, connect_timeout, max_concurrency, retries)
         self._transport = transport
         self._connections = self._connect()
 
@@ -100,6 +102,7 @@ class AsyncAlarmClient(Caller):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
+        self._server = Availability()
         self._connections = self._connect()
 
     def _connect(self) -> AsyncConnections:

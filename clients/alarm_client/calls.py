@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from alarm_client.actions import Reply, Send, Sleep, Steps, Together
@@ -10,10 +11,11 @@ from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
     DeadlineExceeded,
+    ProtocolError,
     StatusError,
     TooLarge,
 )
-from alarm_client.exchange import RETRIED, Call, exchange, refusal
+from alarm_client.exchange import RETRIED, Call, exchange, is_of_alarm, refusal
 from alarm_client.types import Catalogue, Limits
 from alarm_client.wire import Job, fits, halved, split
 
@@ -50,14 +52,18 @@ def run_job(call: Call, job: Job[T], known: KnownLimits) -> Steps[T]:
 def fetch_catalogue(call: Call) -> Steps[Catalogue]:
     """What the server offers."""
     reply = yield from exchange(call, "GET", "/models")
-    return read_catalogue(reply.body)
+    catalogue = _read(reply, lambda: read_catalogue(reply.body))
+    call.server.has_answered = True
+    return catalogue
 
 
 def await_ready(call: Call) -> Steps[None]:
     """Ends when the server is ready; past the deadline raises the last reason why it was not."""
     while True:
         failure = yield from _ready_failure(call)
+        now = call.clocks.now()
         if failure is None:
+            call.server.recovered(call.url, now)
             return
         if call.time_left <= _POLL_SECONDS:
             raise type(failure)(
@@ -65,7 +71,9 @@ def await_ready(call: Call) -> Steps[None]:
                 status=failure.status,
                 code=failure.code,
                 retryable=True,
+                request_id=failure.request_id,
             ) from failure
+        call.server.failed(str(failure), now, call.time_left)
         yield Sleep(_POLL_SECONDS)
 
 
@@ -73,9 +81,12 @@ def _ready_failure(call: Call) -> Steps[AlarmError | None]:
     path = "/health/ready"
     try:
         timeout = min(_POLL_TIMEOUT, max(0.0, call.time_left))
-        reply: Reply = yield Send("GET", path, None, timeout)
+        reply: Reply = yield Send("GET", path, None, timeout, request_id=call.next_request_id())
     except (AlarmConnectionError, DeadlineExceeded) as error:
+        if isinstance(error, AlarmConnectionError) and not error.retryable:
+            raise
         return error
+    call.server.has_answered |= is_of_alarm(reply)
     if reply.status == 200:
         return None
     failure: StatusError = refusal(reply, call.url + path)
@@ -94,4 +105,15 @@ def _send_job(call: Call, job: Job[T]) -> Steps[T]:
         for part in halved(job):
             results.append((yield from _send_job(call, part)))
         return job.merge(results)
-    return job.read(reply.body, job.samples)
+    result = _read(reply, lambda: job.read(reply.body, job.samples))
+    call.server.has_answered = True
+    return result
+
+
+def _read(reply: Reply, read: Callable[[], T]) -> T:
+    """What is read of a reply; what is wrong with it is told with its request's id."""
+    try:
+        return read()
+    except ProtocolError as error:
+        error.request_id = reply.request_id
+        raise

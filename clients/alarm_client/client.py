@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from alarm_client.actions import Steps
 from alarm_client.caller import Caller
 from alarm_client.calls import await_ready, fetch_catalogue, run_job
+from alarm_client.outages import Availability
 from alarm_client.retries import Retries
 from alarm_client.types import (
     Aspects,
@@ -34,8 +35,9 @@ class AlarmClient(Caller):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
     `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout` is the time of one
-    call in seconds, retries included; `max_concurrency` bounds the requests that one large call
-    is split into. Safe to share between threads, to pickle and to fork; `transport` (httpx's)
+    call in seconds, retries included; while no server has ever answered there, connection errors
+    end a call after `connect_timeout` seconds. `max_concurrency` bounds the requests that one large
+    call is split into. Safe to share between threads, to pickle and to fork; `transport` (httpx's)
     stands in for the network.
     """
 
@@ -45,11 +47,12 @@ class AlarmClient(Caller):
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
+        connect_timeout: float = 60.0,
         max_concurrency: int = 8,
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(url, api_key, timeout, max_concurrency, retries)
+        super().__init__(url, api_key, timeout, connect_timeout, max_concurrency, retries)
         self._transport = transport
         self._connections = self._connect()
 
@@ -103,6 +106,7 @@ class AlarmClient(Caller):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
+        self._server = Availability()
         self._connections = self._connect()
 
     def _connect(self) -> Connections:

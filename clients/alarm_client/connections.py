@@ -12,8 +12,24 @@ import httpx
 
 from alarm_client.actions import Reply, Send
 from alarm_client.address import Address
-from alarm_client.messages import headers_of, own_errors, reply_of, timeout_of
+from alarm_client.messages import (
+    headers_of,
+    opening_errors,
+    own_errors,
+    reply_of,
+    timeout_of,
+)
 from alarm_client.transports import open_async_client, open_client
+
+
+def require_readable(address: Address) -> None:
+    """Raise ValueError where httpx cannot read the server's URL."""
+    try:
+        httpx.URL(address.url)
+    except httpx.InvalidURL as error:
+        raise ValueError(
+            f"the server's url {address.url[:200]!r} cannot be read: {error}"
+        ) from None
 
 
 class Connections:
@@ -25,6 +41,7 @@ class Connections:
         transport: httpx.BaseTransport | None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        require_readable(address)
         self._address = address
         self._transport = transport
         self._now = now
@@ -33,9 +50,10 @@ class Connections:
     def send(self, action: Send) -> Reply:
         """Perform one request within its timeout; the clock is looked at between reads."""
         ends = self._now() + action.timeout
+        client = self._client()
         with (
-            own_errors(self._address.url, action),
-            self._client().stream(
+            own_errors(self._address, action),
+            client.stream(
                 action.method,
                 self._address.url + action.path,
                 content=action.body,
@@ -48,7 +66,7 @@ class Connections:
                 body += piece
                 if self._now() > ends:
                     raise httpx.ReadTimeout("the answer came too slowly")
-            return reply_of(response, bytes(body), action.body)
+            return reply_of(response, bytes(body), action)
 
     def close(self) -> None:
         """Close this process's connections; a parent's are the parent's to close."""
@@ -60,7 +78,8 @@ class Connections:
         pid = os.getpid()
         client = self._clients.get(pid)
         if client is None:
-            fresh = open_client(self._address, self._transport)
+            with opening_errors(self._address.url):
+                fresh = open_client(self._address, self._transport)
             # No lock to be caught by a fork: setdefault lets one of two threads win.
             client = self._clients.setdefault(pid, fresh)
             if client is not fresh:
@@ -81,6 +100,7 @@ class AsyncConnections:
     """The HTTP clients of one AsyncAlarmClient: each process and each event loop has its own."""
 
     def __init__(self, address: Address, transport: httpx.AsyncBaseTransport | None) -> None:
+        require_readable(address)
         self._address = address
         self._transport = transport
         self._clients: dict[tuple[int, int], _OnLoop] = {}
@@ -88,7 +108,7 @@ class AsyncConnections:
     async def send(self, action: Send) -> Reply:
         """Perform one request within its timeout."""
         client = await self._client()
-        with own_errors(self._address.url, action):
+        with own_errors(self._address, action):
             request = client.request(
                 action.method,
                 self._address.url + action.path,
@@ -97,7 +117,7 @@ class AsyncConnections:
                 timeout=timeout_of(action),
             )
             response = await asyncio.wait_for(request, action.timeout)
-            return reply_of(response, response.content, action.body)
+            return reply_of(response, response.content, action)
 
     async def aclose(self) -> None:
         """Close the running loop's connections; other loops close theirs as they shut down."""
@@ -111,7 +131,8 @@ class AsyncConnections:
         entry = self._clients.get(key)
         if entry is None or entry.loop is not loop:
             self._drop_dead()
-            client = open_async_client(self._address, self._transport)
+            with opening_errors(self._address.url):
+                client = open_async_client(self._address, self._transport)
             entry = self._clients[key] = _OnLoop(loop, client, _keep(client))
             await entry.keeper.__anext__()
         return entry.client

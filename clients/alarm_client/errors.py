@@ -21,7 +21,8 @@ class AlarmError(Exception):
         └── ServerFailed       500 and the rest
 
     `status` and `code` are the server's (None where it did not answer); `retryable` says whether
-    the same call may pass later. Calls retry by themselves until their deadline.
+    the same call may pass later. Calls retry by themselves until their deadline. `request_id` is
+    the `X-Request-Id` of the request that failed, which the server writes in its log.
     """
 
     def __init__(
@@ -31,15 +32,21 @@ class AlarmError(Exception):
         status: int | None = None,
         code: str | None = None,
         retryable: bool = False,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retryable = retryable
+        self.request_id = request_id
 
 
 class AlarmConnectionError(AlarmError):
-    """Nothing answered at the URL, or the connection broke."""
+    """Nothing answered at the URL, or the connection broke.
+
+    Not `retryable` where no request can be made as things are: the proxy of the environment cannot
+    be used, or the server's certificate is not trusted.
+    """
 
 
 class DeadlineExceeded(AlarmError):

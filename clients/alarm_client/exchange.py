@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
-from alarm_client.actions import Reply, Send, Sleep, Steps
+from alarm_client.actions import CONNECT_SECONDS, Reply, Send, Sleep, Steps
 from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
@@ -16,7 +18,8 @@ from alarm_client.errors import (
     StatusError,
     status_error,
 )
-from alarm_client.fields import read_object
+from alarm_client.fields import Json, read_object
+from alarm_client.outages import LOG, Availability
 from alarm_client.retries import Retries, parse_retry_after, retry_delay
 
 
@@ -43,30 +46,64 @@ class Call:
     deadline: float
     retries: Retries
     clocks: Clocks
+    connect_timeout: float
+    server: Availability
+    id: str
+    numbers: Iterator[int]
 
     @property
     def time_left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - self.clocks.now()
 
+    def next_request_id(self) -> str:
+        """The id of the call's next request: the call's own and a number."""
+        return f"{self.id}-{next(self.numbers)}"
+
 
 RETRIED = frozenset({408, 429, 502, 503, 504})
+# The server cannot be used as yet; that is logged as an outage is. A full queue (429) is not.
+_UNAVAILABLE = frozenset({502, 503, 504})
 # Of a 400: the request was not what had been sent. Of the second kind is uvicorn's own.
 _GARBLED = "garbled"
 _NO_HTTP = b"Invalid HTTP request received."
+# Tries after the server read another Content-Type than the one that was sent: a bit may flip once,
+# and something on the way may change it always.
+_MOST_MISTYPED = 2
 
 
-def start_call(url: str, timeout: float, retries: Retries, clocks: Clocks | None = None) -> Call:
-    """A call whose deadline is `timeout` seconds from now."""
+def start_call(
+    url: str,
+    timeout: float,
+    retries: Retries,
+    clocks: Clocks | None = None,
+    *,
+    connect_timeout: float = math.inf,
+    server: Availability | None = None,
+) -> Call:
+    """A call whose deadline is `timeout` seconds from now.
+
+    While `server` has never answered, it is tried for `connect_timeout` seconds only.
+    """
     clocks = clocks or Clocks()
-    return Call(url, timeout, clocks.now() + timeout, retries, clocks)
+    return Call(
+        url,
+        timeout,
+        clocks.now() + timeout,
+        retries,
+        clocks,
+        connect_timeout,
+        server or Availability(),
+        os.urandom(6).hex(),
+        count(1),
+    )
 
 
 def exchange(call: Call, method: str, path: str, body: bytes | None = None) -> Steps[Reply]:
     """The reply with status 200; every other is raised."""
     reply = yield from settle(call, method, path, body)
     if reply.status != 200:
-        raise refusal(reply, call.url + path)
+        raise refusal(reply, _where(call, path))
     return reply
 
 
@@ -77,71 +114,158 @@ def settle(
     body: bytes | None,
     headers: Mapping[str, str] | None = None,
 ) -> Steps[Reply]:
-    """The first reply that is final; what broke on its way and `RETRIED` are tried again."""
-    num_broken = 0
-    attempt = 0
+    """The first reply that is final; connection errors and `RETRIED` are tried again."""
+    num_unconnected = num_refused = num_mistyped = 0
+    connects_until: float | None = None  # set while nothing has ever answered
     while True:
         failure: AlarmError
-        retry_after = None
+        started = call.clocks.now()
+        time_left = _time_left(call, path)
+        connect_seconds = min(CONNECT_SECONDS, time_left)
+        if not call.server.has_answered:
+            ends = connects_until or started + call.connect_timeout
+            connect_seconds = max(0.001, min(connect_seconds, ends - started))
+        send = Send(method, path, body, time_left, headers, call.next_request_id(), connect_seconds)
         try:
-            reply: Reply = yield Send(method, path, body, _time_left(call, path), headers)
+            reply: Reply = yield send
         except AlarmConnectionError as error:
             failure = error
-            num_broken += 1
-            if num_broken > call.retries.max_reconnects:
+            most = call.retries.max_reconnects
+            if not error.retryable or (most is not None and num_unconnected >= most):
                 raise
+            if connects_until is None:
+                # A try that was answered by nobody counts from its start, one that broke after
+                # long work from its end.
+                begun = max(started, call.clocks.now() - CONNECT_SECONDS)
+                connects_until = begun + call.connect_timeout
+            num_tries = num_unconnected + num_refused + 1
+            delay = _reconnect_delay(call, path, num_unconnected, num_tries, error, connects_until)
+            num_unconnected += 1
+            patience = _connects_left(call, connects_until)
+            is_logged = call.server.failed(str(error), call.clocks.now(), patience)
         else:
+            now = call.clocks.now()
+            if reply.status not in _UNAVAILABLE:
+                call.server.recovered(call.url, now)
             if reply.status == 200:
                 return reply
-            failure = refusal(reply, call.url + path)
+            failure = refusal(reply, _where(call, path))
+            if is_of_alarm(reply):
+                call.server.has_answered = True
             is_garbled = failure.code == _GARBLED or reply.body == _NO_HTTP
+            if headers is None and reply.status == 422 and "accept-post" in reply.headers:
+                num_mistyped += 1
+                is_garbled = num_mistyped <= _MOST_MISTYPED
             if reply.status not in RETRIED and not is_garbled:
                 return reply
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
-        yield Sleep(_delay(call, path, attempt, failure, retry_after))
-        attempt += 1
+            num_tries = num_unconnected + num_refused + 1
+            delay = _delay(call, path, num_refused, num_tries, failure, retry_after)
+            num_refused += 1
+            is_logged = reply.status in _UNAVAILABLE and call.server.failed(
+                str(failure), now, call.time_left
+            )
+        if not is_logged:
+            LOG.info("%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
+        yield Sleep(delay)
+
+
+def is_of_alarm(reply: Reply) -> bool:
+    """Whether a reply is an ALaRM server's, and not of a gateway or of another server."""
+    answer = _object_or_empty(reply)
+    return isinstance(answer.get("error"), dict) or isinstance(answer.get("status"), str)
 
 
 def refusal(reply: Reply, where: str) -> StatusError:
     """The error that a reply other than 200 stands for, in the server's own words if it has any."""
     code, message, retryable = None, "", reply.status in RETRIED
-    try:
-        answer = read_object(reply.body)
-    except ProtocolError:
-        answer = {}
+    answer = _object_or_empty(reply)
     error = answer.get("error")
     if isinstance(error, dict):
-        code = str(error.get("code"))
-        message = str(error.get("message"))
+        code = None if error.get("code") is None else str(error["code"])
+        message = str(error.get("message") or "")
         retryable = bool(error.get("retryable", retryable))
     elif "reason" in answer:  # of /health/ready
         code = str(answer.get("status"))
         message = str(answer["reason"])
     message = message or reply.body[:200].decode("utf-8", "replace") or "no reason given"
+    told = f" (request {reply.request_id})" if reply.request_id else ""
     return status_error(reply.status)(
-        f"{where} answered {reply.status}: {message}{_hint(reply.status, code)}",
+        f"{where} answered {reply.status}: {message}{_hint(reply, code)}{told}",
         status=reply.status,
         code=code,
         retryable=retryable,
+        request_id=reply.request_id,
     )
 
 
-def _hint(status: int, code: str | None) -> str:
-    if status == 401:
+def _object_or_empty(reply: Reply) -> Json:
+    try:
+        return read_object(reply.body)
+    except ProtocolError:
+        return {}
+
+
+def _hint(reply: Reply, code: str | None) -> str:
+    if reply.status == 401:
         return " (set ALARM_API_KEY, or pass api_key=)"
-    return " (is this the URL of an ALaRM server?)" if status == 404 and code is None else ""
+    if 300 <= reply.status < 400:
+        target = reply.headers.get("location", "")[:200]
+        return f" (it redirects to {target!r}: is that the server's own URL?)"
+    return " (is this the URL of an ALaRM server?)" if reply.status == 404 and code is None else ""
+
+
+def _where(call: Call, path: str) -> str:
+    return call.url + path.partition("?")[0]  # the query of a relay's caller is its own
 
 
 def _time_left(call: Call, path: str) -> float:
     if call.time_left <= 0:
         raise DeadlineExceeded(
-            f"{call.url}{path}: the {call.timeout:g} s of this call are over", retryable=True
+            f"{_where(call, path)}: the {call.timeout:g} s of this call are over", retryable=True
         )
     return call.time_left
 
 
+def _connects_left(call: Call, connects_until: float) -> float:
+    """Seconds that are left for connection errors."""
+    if call.server.has_answered:
+        return call.time_left
+    return min(call.time_left, connects_until - call.clocks.now())
+
+
+def _reconnect_delay(
+    call: Call,
+    path: str,
+    attempt: int,
+    num_tries: int,
+    failure: AlarmConnectionError,
+    connects_until: float,
+) -> float:
+    connects_left = _connects_left(call, connects_until)
+    retries, dice = call.retries.of_connections, call.clocks.dice()
+    delay = retry_delay(retries, attempt, time_left=connects_left, dice=dice)
+    if delay is not None:
+        return delay
+    if call.server.has_answered or call.deadline <= connects_until:
+        raise _given_up(call, path, num_tries, failure) from failure
+    raise AlarmConnectionError(
+        f"{failure}; no ALaRM server has ever answered there, and this call has tried for "
+        f"{call.connect_timeout:g} s (connect_timeout), {num_tries} times. Check the URL "
+        "(ALARM_URL) and that the server runs; one that starts late is waited for by "
+        "wait_ready(), or with a longer connect_timeout",
+        retryable=True,
+        request_id=failure.request_id,
+    ) from failure
+
+
 def _delay(
-    call: Call, path: str, attempt: int, failure: AlarmError, retry_after: float | None
+    call: Call,
+    path: str,
+    attempt: int,
+    num_tries: int,
+    failure: AlarmError,
+    retry_after: float | None,
 ) -> float:
     delay = retry_delay(
         call.retries,
@@ -151,11 +275,16 @@ def _delay(
         retry_after=retry_after,
     )
     if delay is None:
-        raise DeadlineExceeded(
-            f"{call.url}{path}: gave up after {attempt + 1} tries, as another does not fit in the "
-            f"{call.timeout:g} s of this call; the last try: {failure}",
-            status=failure.status,
-            code=failure.code,
-            retryable=True,
-        ) from failure
+        raise _given_up(call, path, num_tries, failure) from failure
     return delay
+
+
+def _given_up(call: Call, path: str, num_tries: int, failure: AlarmError) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"{_where(call, path)}: gave up after {num_tries} tries, as another does not fit in the "
+        f"{call.timeout:g} s of this call; the last try: {failure}",
+        status=failure.status,
+        code=failure.code,
+        retryable=True,
+        request_id=failure.request_id,
+    )

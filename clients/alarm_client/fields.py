@@ -16,7 +16,7 @@ def read_object(body: bytes) -> Json:
     """The JSON object in a body, NaN and infinity refused."""
     try:
         value = json.loads(body, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         start = body[:80].decode("utf-8", "replace")
         raise ProtocolError(f"the answer is not JSON ({error}): {start!r}") from error
     return object_of(value, "the answer")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from alarm_client.json_values import integer_of, is_list
 from alarm_client.pieces import (
+    REPLACEMENT,
     Piece,
     ReadBytes,
     Span,
@@ -56,8 +58,32 @@ class PolicyTokens:
 
     def locate(self, token_ids: Sequence[int]) -> tuple[str, list[Span]]:
         """As `token_offsets`, for this tokenizer."""
-        plain = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        ids = [int(token_id) for token_id in plain]
+        return self._locate(_plain_ids(token_ids, "token_ids"))
+
+    def locate_batch(
+        self, rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None = None
+    ) -> list[tuple[str, list[Span]]]:
+        """As `locate`, for each row of ids: lists, or the rows of an array or a tensor.
+
+        `masks`: of the shape of `rows`, true where a token is the row's own. Without it all are,
+        padding too; with it a row has as many spans as it has tokens of its own, in their order.
+        """
+        ids = [_plain_ids(row, f"rows[{index}]") for index, row in enumerate(_listed(rows, "rows"))]
+        if masks is None:
+            return [self._locate(row) for row in ids]
+        kept = [_listed(mask, f"masks[{i}]") for i, mask in enumerate(_listed(masks, "masks"))]
+        shape, mask_shape = [len(row) for row in ids], [len(mask) for mask in kept]
+        if shape != mask_shape:
+            raise ValueError(
+                f"masks must have the shape of rows: {len(shape)} rows of {shape[:9]} tokens, got "
+                f"{len(mask_shape)} of {mask_shape[:9]}"
+            )
+        return [
+            self._locate([one for one, is_own in zip(row, mask, strict=True) if is_own])
+            for row, mask in zip(ids, kept, strict=True)
+        ]
+
+    def _locate(self, ids: list[int]) -> tuple[str, list[Span]]:
         text = self._decode(ids)
         for pieces, read_bytes in self._readings(ids):
             laid, spans = lay(pieces, read_bytes)
@@ -67,10 +93,15 @@ class PolicyTokens:
 
     def _readings(self, ids: Sequence[int]) -> Iterator[tuple[list[Piece], ReadBytes]]:
         """What each token writes by each family of tokenizers, the cheapest first."""
-        tokens: list[str] = [
+        written: list[str | bytes] = [
             "" if token is None or token_id in self._special else token
             for token_id, token in zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)
         ]
+        if any(isinstance(token, (bytes, bytearray)) for token in written):  # tiktoken's
+            # Their texts are added tokens, which are as they are.
+            yield [_utf8(token) for token in written], read_utf8
+            return
+        tokens = [str(token) for token in written]
         yield [self._letters(token) for token in tokens], read_utf8
         first = next((index for index, token in enumerate(tokens) if token), None)
         alone = "" if first is None else self._decode([ids[first]])
@@ -108,15 +139,59 @@ class PolicyTokens:
         return self._added[token_id]
 
     def _by_prefixes(self, ids: Sequence[int], text: str) -> list[Span]:
-        """Spans from the growth of the decoded prefixes; a character begun but not ended counts."""
+        """Spans from the growth of the decoded prefixes; a character begun but not ended counts.
+
+        Of bytes that make no character the text has one U+FFFD, which grows with the first of them:
+        a token that writes something and adds nothing to it belongs to it.
+        """
         spans: list[Span] = []
         settled = 0
+        before = ""
         for index, token_id in enumerate(ids):
             prefix = self._decode(ids[: index + 1])
             start, settled = settled, max(settled, _agreement(prefix, text, settled))
-            is_open = token_id not in self._special and settled < min(len(prefix), len(text))
-            spans.append((start, start + 1 if settled == start and is_open else settled))
+            is_text = token_id not in self._special
+            if start < settled:
+                spans.append((start, settled))
+            elif is_text and settled < min(len(prefix), len(text)):
+                spans.append((start, start + 1))
+            elif is_text and prefix == before and self._adds_to(text[:settled], token_id):
+                spans.append((settled - 1, settled))
+            else:
+                spans.append((settled, settled))
+            before = prefix
         return spans
+
+    def _adds_to(self, settled: str, token_id: int) -> bool:
+        return settled.endswith(REPLACEMENT) and self._decode([token_id]) != ""
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, (str, bytes, Mapping)) or not isinstance(plain, Iterable):
+        raise TypeError(f"{name} must be a list, an array or a tensor, got {type(values).__name__}")
+    return list(plain)
+
+
+def _plain_ids(token_ids: Any, name: str) -> list[int]:
+    return [_plain_id(value, name, index) for index, value in enumerate(_listed(token_ids, name))]
+
+
+def _plain_id(value: Any, name: str, index: int) -> int:
+    if type(value) is not int:
+        if is_list(value):
+            raise TypeError(f"{name} must be the ids of one text; locate_batch takes several")
+        value = integer_of(value, f"{name}[{index}]")
+    if value < 0:
+        shown = max(value, -(10**9))
+        raise ValueError(
+            f"{name}[{index}] must be a token's id, got {shown}; leave out masked labels"
+        )
+    return int(value)
+
+
+def _utf8(token: str | bytes) -> bytes:
+    return token.encode("utf-8", "replace") if isinstance(token, str) else bytes(token)
 
 
 _FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

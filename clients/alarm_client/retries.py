@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
     """How patient a call is within its deadline.
 
-    Delays double from `first` to `longest` seconds. A refusing server (408, 429, 502, 503, 504) is
-    asked until the deadline; one that does not answer is tried `max_reconnects` times again.
+    Delays double from `first` to `longest` seconds, or to `longest_reconnect` where no connection
+    could be made or one broke. Both are tried again until the deadline, unless `max_reconnects`
+    says how many tries there are after connection errors.
     """
 
     first: float = 0.5
     longest: float = 30.0
-    max_reconnects: int = 6
+    max_reconnects: int | None = None
+    longest_reconnect: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("first", "longest", "longest_reconnect"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be seconds of at least 0, got {value!r}")
+        if self.max_reconnects is not None and self.max_reconnects < 0:
+            raise ValueError(f"max_reconnects must be at least 0, got {self.max_reconnects!r}")
+
+    @property
+    def of_connections(self) -> Retries:
+        """The same, with the delays after connection errors."""
+        return replace(self, longest=min(self.longest, self.longest_reconnect))
 
 
 def retry_delay(
@@ -30,11 +46,15 @@ def retry_delay(
     """Seconds to wait after the failed `attempt` (from 0), or None where no time is left.
 
     `dice` in [0, 1) spreads callers: a wait of our own lies between half and all of the doubled
-    delay, one that the server named between one and one and a half times its word.
+    delay, one that the server named between one and one and a half times its word. A wait of our
+    own is cut short so that the time that is left is used up by tries; below half of `first` none
+    is worth it.
     """
-    own = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
     if retry_after is None:
-        delay = own * (0.5 + dice / 2)
+        if time_left <= retries.first / 2:
+            return None
+        own = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
+        delay = min(own * (0.5 + dice / 2), time_left / 2)
     else:
         delay = max(retry_after, retries.first / 2) * (1 + dice / 2)
         delay = min(delay, max(retry_after, time_left * 0.9))
@@ -52,6 +72,6 @@ def parse_retry_after(value: str | None, wall_clock: Callable[[], float]) -> flo
 
         try:
             seconds = parsedate_to_datetime(value).timestamp() - wall_clock()
-        except ValueError:
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
     return max(0.0, seconds) if seconds < float("inf") else None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from alarm_client.address import Address
+from alarm_client.proxies import proxy_of
 
 # Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
 _POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
@@ -28,34 +27,28 @@ _OPTIONS = {
 
 def open_client(address: Address, transport: httpx.BaseTransport | None) -> httpx.Client:
     """The blocking client of a server; `transport` is a test's own."""
-    settings = _settings(address)
-    if transport is None and not _is_proxied(address):
-        transport = httpx.HTTPTransport(**settings, socket_options=_socket_options())
-    return httpx.Client(transport=transport, **settings)
+    transport = transport or httpx.HTTPTransport(**_settings(address))
+    return httpx.Client(transport=transport, trust_env=False)
 
 
 def open_async_client(
     address: Address, transport: httpx.AsyncBaseTransport | None
 ) -> httpx.AsyncClient:
     """The client of a server for one event loop; `transport` is a test's own."""
-    settings = _settings(address)
-    if transport is None and not _is_proxied(address):
-        transport = httpx.AsyncHTTPTransport(**settings, socket_options=_socket_options())
-    return httpx.AsyncClient(transport=transport, **settings)
+    transport = transport or httpx.AsyncHTTPTransport(**_settings(address))
+    return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
 def _settings(address: Address) -> dict[str, Any]:
     # `verify` only where there is TLS, as loading certificates takes long and each new loop pays
-    # for it; `trust_env` (proxies) only for servers on other machines.
-    return {"verify": address.is_tls, "trust_env": not address.is_local, "limits": _POOL}
-
-
-def _is_proxied(address: Address) -> bool:
-    """Whether the environment names a proxy for it, which httpx sees to without a transport."""
-    parts, proxies = urlsplit(address.url), getproxies()
-    if address.is_local or proxy_bypass(parts.hostname or ""):
-        return False
-    return parts.scheme in proxies or "all" in proxies
+    # for it. The proxy is our own choice: httpx raises for what NO_PROXY may hold, and takes each
+    # network in it for a host.
+    return {
+        "verify": address.is_tls,
+        "limits": _POOL,
+        "proxy": proxy_of(address),
+        "socket_options": _socket_options(),
+    }
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

@@ -27,6 +27,7 @@ Rule: TypeAlias = Literal[
     "gdpo",
     "mo_grpo",
 ]
+Shaping: TypeAlias = Literal["sigmoid", "none"]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None
 
@@ -38,15 +39,17 @@ class Overrides(TypedDict, total=False):
     threshold: float
     holistic_weight: float
     weights: Mapping[str, float]
-    shaping: Literal["sigmoid", "none"]
+    shaping: Shaping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A prompt with one completion, each a text or chat messages.
 
-    `token_offsets`: `[start, end)` in characters of the completion, one a policy token.
-    `segments`: spans by name that replace the server's own finding.
+    `fields`: texts that a recipe may name, such as a reference. `token_offsets`: `[start, end)` in
+    characters of the completion, one a policy token. `segments`: spans by name that replace the
+    server's own finding. `id`: comes back with the score or reward. `group`: the same for samples
+    that share a prompt. Integers, spans and messages may also be numpy's and tensors'.
     """
 
     prompt: Text
@@ -182,9 +185,11 @@ class Catalogue:
 def _scalars(
     numbers: Iterable[tuple[float | None, SampleError | None]], on_error: OnError
 ) -> list[float | None]:
+    if isinstance(on_error, str) and on_error != "raise":
+        raise ValueError(f"on_error must be 'raise', None or a number, got {on_error!r}")
     scalars: list[float | None] = []
     for index, (number, error) in enumerate(numbers):
-        if number is None and on_error == "raise":
+        if number is None and isinstance(on_error, str):
             code = error.code if error else "no_segments"
             reason = error.message if error else "the model found no segment to judge"
             raise SampleFailed(f"sample {index} has no number: {code}: {reason}", code=code)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
-from alarm_client.answers import read_rewards, read_scores
+from alarm_client.answers import read_rewards, read_scores, sent_name
 from alarm_client.cutting import cut, middle
 from alarm_client.joining import merge_rewards, merge_scores
+from alarm_client.json_values import (
+    describe,
+    json_of,
+    key_of,
+    name_of,
+    spans_of,
+    text_of,
+    texts_or_messages,
+)
 from alarm_client.types import (
     Aspects,
     Limits,
-    Offsets,
     Overrides,
     RewardResult,
     Sample,
@@ -54,9 +62,9 @@ class Job(Generic[T]):
 
 
 def score_job(samples: Sequence[SampleLike], model: str | None) -> Job[ScoreResult]:
-    """A call of `/score`."""
+    """A call of `/score`; TypeError or ValueError names the sample and the field that is wrong."""
     own = as_samples(samples)
-    head = _head({"model": model})
+    head = _head({"model": text_of(model, "model")})
     return Job("/score", head, own, _encode(own), read_scores, merge_scores)
 
 
@@ -66,18 +74,26 @@ def reward_job(
     overrides: Overrides | None,
     aspects: Aspects,
 ) -> Job[RewardResult]:
-    """A call of `/hierarchical_reward`."""
+    """A call of `/hierarchical_reward`; errors as of `score_job`."""
     own = as_samples(samples)
-    head = _head({"recipe": recipe, "overrides": overrides, "aspects": aspects})
+    head = _head(
+        {
+            "recipe": text_of(recipe, "recipe"),
+            "overrides": None if overrides is None else _overrides(overrides),
+            "aspects": text_of(aspects, "aspects"),
+        }
+    )
     return Job("/hierarchical_reward", head, own, _encode(own), read_rewards, merge_rewards)
 
 
 def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
-    """The samples as `Sample`; a mapping must have a Sample's own keys."""
-    return tuple(
-        sample if isinstance(sample, Sample) else Sample(**sample)  # type: ignore[arg-type]  # checked by the server
-        for sample in samples
-    )
+    """The samples as `Sample` of plain values; a mapping must have a Sample's own keys."""
+    if isinstance(samples, (str, bytes, Sample, Mapping)) or not isinstance(samples, Iterable):
+        raise TypeError(
+            f"samples must be a list of samples, got {describe(samples)}"
+            + ("; put the one into a list" if isinstance(samples, (Sample, Mapping)) else "")
+        )
+    return tuple(_sample(sample, f"samples[{index}]") for index, sample in enumerate(samples))
 
 
 def fits(job: Job[T], limits: Limits) -> bool:
@@ -113,35 +129,63 @@ def _head(options: Mapping[str, object]) -> bytes:
     return _dump(given)[:-1] + (b"," if given else b"") + b'"samples":['
 
 
+def _overrides(overrides: object) -> object:
+    if not isinstance(overrides, Mapping):
+        raise TypeError(f"overrides must be a mapping, got {describe(overrides)}")
+    return json_of(overrides, "overrides")
+
+
+def _sample(sample: object, where: str) -> Sample:
+    if isinstance(sample, Mapping):
+        names = [key_of(name, where) for name in sample]
+        unknown = [name for name in names if name not in _NAMES]
+        missing = [name for name in ("prompt", "completion") if name not in names]
+        if unknown or missing:
+            wrong = f"has no field {unknown[0]!r}" if unknown else f"lacks its {missing[0]}"
+            raise TypeError(f"{where} {wrong}; the fields of a sample are {', '.join(_NAMES)}")
+        sample = Sample(**sample)
+    if not isinstance(sample, Sample):
+        raise TypeError(f"{where} must be a Sample or a mapping, got {describe(sample)}")
+    offsets, segments = sample.token_offsets, sample.segments
+    return Sample(
+        prompt=texts_or_messages(sample.prompt, f"{where}.prompt"),
+        completion=texts_or_messages(sample.completion, f"{where}.completion"),
+        fields=None if sample.fields is None else _mapping(sample.fields, f"{where}.fields"),
+        token_offsets=None if offsets is None else spans_of(offsets, f"{where}.token_offsets"),
+        segments=None if segments is None else _segments(segments, f"{where}.segments"),
+        id=name_of(sample.id, f"{where}.id"),
+        group=name_of(sample.group, f"{where}.group"),
+    )
+
+
+_NAMES = tuple(one.name for one in fields(Sample))
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a mapping, got {describe(value)}")
+    plain: dict[str, Any] = json_of(value, where)
+    return plain
+
+
+def _segments(value: object, where: str) -> dict[str, list[list[int]]]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a mapping from names to spans, got {describe(value)}")
+    return {
+        key_of(name, where): spans_of(spans, f"{where}[{name!r}]") for name, spans in value.items()
+    }
+
+
 def _encode(samples: Sequence[Sample]) -> tuple[bytes, ...]:
     return tuple(_dump(_present(sample)) for sample in samples)
 
 
 def _present(sample: Sample) -> dict[str, object]:
-    optional: dict[str, object] = {
-        "fields": None if sample.fields is None else dict(sample.fields),
-        "token_offsets": None if sample.token_offsets is None else _pairs(sample.token_offsets),
-        "segments": None
-        if sample.segments is None
-        else {name: _pairs(spans) for name, spans in sample.segments.items()},
-        "id": sample.id,
-        "group": sample.group,
-    }
-    return {
-        "prompt": _plain(sample.prompt),
-        "completion": _plain(sample.completion),
-        **{name: value for name, value in optional.items() if value is not None},
-    }
-
-
-def _plain(text: object) -> object:
-    if isinstance(text, str) or not isinstance(text, Sequence):
-        return text
-    return [dict(message) for message in text]
-
-
-def _pairs(spans: Offsets) -> list[list[int]]:
-    return [[int(start), int(end)] for start, end in spans]
+    present = {name: value for name in _NAMES if (value := getattr(sample, name)) is not None}
+    for name in ("id", "group"):
+        if name in present:
+            present[name] = sent_name(present[name])
+    return present
 
 
 def _dump(value: object) -> bytes:

@@ -39,6 +39,7 @@ from alarm_service.web.bodies import AnswerDigest, BodyLimit
 from alarm_service.web.keys import read_admin_keys, read_keys
 from alarm_service.web.limiting import RateLimits
 from alarm_service.web.middleware import AccessLog, Traced
+from alarm_service.web.request_ids import RequestIds
 from alarm_service.web.responses import add_error_handlers
 
 __all__ = ["create_app", "create_engine"]
@@ -137,6 +138,7 @@ def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
     keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     return [
+        Middleware(RequestIds),
         Middleware(AccessLog, metrics=engine.metrics, label=_label),
         *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
         Middleware(AnswerDigest),

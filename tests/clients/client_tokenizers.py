@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 TEXTS = [
     "The café's naïve owner said: “it isn't done, is it?” Then she left.",
@@ -78,3 +78,65 @@ def wrap(inner: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+class _Bytes(PreTrainedTokenizer):
+    """A token a byte, two words, and an end of text."""
+
+    def __init__(self, **given: object) -> None:
+        self.tokens = {self.written(bytes([byte])): byte for byte in range(256)}
+        self.tokens |= {self.written(word): 256 + at for at, word in enumerate(WORDS)}
+        self.by_id = {index: token for token, index in self.tokens.items()}
+        super().__init__(eos_token="<|endoftext|>", **given)
+        self.add_tokens(["<tool>"])
+
+    def written(self, data: bytes) -> str | bytes:
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    def get_vocab(self) -> dict[str | bytes, int]:
+        return {**self.tokens, **self.added_tokens_encoder}
+
+    def _tokenize(self, text: str, **_: object) -> list[str | bytes]:
+        return [self.written(bytes([byte])) for byte in text.encode()]
+
+    def _convert_token_to_id(self, token: str | bytes) -> int | None:
+        return self.tokens.get(token)
+
+    def _convert_id_to_token(self, index: int) -> str | bytes | None:
+        return self.by_id.get(index)
+
+
+class TokensOfBytes(_Bytes):
+    """As Qwen-7B, GLM-4 and Phi-3-small: tiktoken's own bytes."""
+
+    def written(self, data: bytes) -> bytes:
+        return data
+
+    def convert_tokens_to_string(self, tokens: list[str | bytes]) -> str:
+        pieces = [one if isinstance(one, bytes) else one.encode() for one in tokens]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+
+class TokensOfLatin1(_Bytes):
+    """As DBRX: a character a byte, but not the letters of byte-level vocabularies."""
+
+    def written(self, data: bytes) -> str:
+        return data.decode("latin-1")
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens).encode("latin-1").decode("utf-8", "replace")
+
+
+WORDS = [b"Hello", b" world", "né".encode(), "é日".encode()[:3]]
+
+
+def tokens_of_bytes() -> TokensOfBytes:
+    return TokensOfBytes()
+
+
+def tokens_of_latin1() -> TokensOfLatin1:
+    return TokensOfLatin1()

@@ -8,8 +8,8 @@ from alarm_client.trainers import settings, source
 
 
 @pytest.fixture
-def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardServer]:
-    """A server that ALARM_URL names; every source made meanwhile is closed after it."""
+def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting in the environment, and every source made meanwhile is closed after it."""
     made: list[source.RewardSource] = []
 
     make = source.RewardSource.__init__
@@ -21,9 +21,15 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardServer]:
     monkeypatch.setattr(source.RewardSource, "__init__", noted)
     for name in settings.NAMES:
         monkeypatch.delenv(f"ALARM_{name.upper()}", raising=False)
+    yield
+    for one in made:
+        one.close()
+    source._cached.cache_clear()
+
+
+@pytest.fixture
+def rewards(sources: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardServer]:
+    """A server that ALARM_URL names."""
     with reward_server() as server:
         monkeypatch.setenv("ALARM_URL", server.url)
         yield server
-        for one in made:
-            one.close()
-        source._cached.cache_clear()

@@ -14,7 +14,8 @@ class RewardServer(ThreadingHTTPServer):
     """The reward is the completion's length; on tokens, 1 on each but the last, which has the rest.
 
     `aspects` are "fluency" (half the length) and "depth" (never computed). `bad` completions get an
-    error; `status` other than 200 refuses everything.
+    error, those among `errors` their own code and message; `status` other than 200 refuses
+    everything.
     """
 
     daemon_threads = True
@@ -24,6 +25,7 @@ class RewardServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.bodies: list[dict[str, Any]] = []
         self.bad: set[str] = set()
+        self.errors: dict[str, tuple[str, str]] = {}
         self.status = 200
 
     @property
@@ -40,8 +42,9 @@ class RewardServer(ThreadingHTTPServer):
         return {"fingerprint": "f", "usage": {}, **rows}
 
     def reward(self, sample: dict[str, Any]) -> dict[str, Any]:
-        if sample["completion"] in self.bad:
-            error = {"code": "too_long", "message": "over the limit"}
+        errors = dict.fromkeys(self.bad, ("too_long", "over the limit")) | self.errors
+        if sample["completion"] in errors:
+            error = dict(zip(("code", "message"), errors[sample["completion"]], strict=True))
             return _row(sample, reward=None, holistic=None, admitted=None, aspects={}, error=error)
         length = float(len(sample["completion"]))
         return _row(

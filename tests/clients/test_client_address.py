@@ -1,5 +1,6 @@
 """Where the server is, and how to be let in."""
 
+import numpy as np
 import pytest
 
 from alarm_client import AlarmClient
@@ -50,7 +51,101 @@ def test_a_url_without_scheme_or_host_is_refused_with_an_example(url):
         find_address(url, None)
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"max_concurrency": 0}])
-def test_options_without_sense_are_refused(options):
-    with pytest.raises(ValueError, match="timeout must be over 0"):
-        AlarmClient(**options)
+@pytest.mark.parametrize("name", ["timeout", "connect_timeout", "max_concurrency"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", None, [1]])
+def test_options_without_sense_are_refused_by_their_name(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be "):
+        AlarmClient(**{name: value})
+
+
+def test_a_timeout_of_numpy_is_a_timeout():
+    assert repr(AlarmClient("http://host", timeout=np.float32(9))) == (
+        "AlarmClient('http://host', timeout=9)"
+    )
+
+
+@pytest.mark.parametrize("key", ["sesame\n", "\r\n sesame \t", "sesame"])
+def test_white_space_around_a_key_does_not_count(monkeypatch, key):
+    assert find_address("http://host", key).authorization == "Bearer sesame"
+    monkeypatch.setenv("ALARM_API_KEY", key)
+    assert find_address("http://host", None).authorization == "Bearer sesame"
+
+
+@pytest.mark.parametrize("url", ["http://host:9\n", " http://host:9 ", "http://host:9/"])
+def test_white_space_around_a_url_does_not_count(monkeypatch, url):
+    monkeypatch.setenv("ALARM_URL", url)
+    assert find_address(None, None).url == "http://host:9"
+
+
+def test_a_new_line_at_the_end_of_a_key_in_a_url_does_not_count():
+    # base64 of ":sesame"
+    assert find_address("http://:sesame%0A@host", None).authorization == "Basic OnNlc2FtZQ=="
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("sesame\nopen", "character 7 of the 11 of the key is a control character"),
+        ("sesame\x00", "character 7 of the 7 of the key is a control character"),
+        ("sésame", "character 2 of the 6 of the key is not ASCII"),
+        ("sesame\ud800", "character 7 of the 7 of the key is not ASCII"),
+        ("“sesame”", "character 1 of the 8 of the key is not ASCII"),
+    ],
+)
+def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_shown(monkeypatch, key, reason):
+    with pytest.raises(ValueError, match=f"^api_key: {reason}") as caught:
+        AlarmClient("http://host", api_key=key)
+    assert "sam" not in str(caught.value)
+    if "\x00" not in key and "\ud800" not in key:  # no variable can hold these
+        monkeypatch.setenv("ALARM_API_KEY", key)
+        with pytest.raises(ValueError, match=f"^ALARM_API_KEY: {reason}"):
+            AlarmClient("http://host")
+
+
+@pytest.mark.parametrize("key", [b"sesame", 7, ["sesame"]])
+def test_a_key_that_is_no_text_is_refused_and_not_shown(key):
+    with pytest.raises(TypeError, match=r"^api_key must be a text, got \w+$"):
+        AlarmClient("http://host", api_key=key)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://any:sesame@host:99999",
+        "http://any:sesame@host:port",
+        "http://any:sesame@host:0",
+        "http://any:sesame@[::1",
+        "http://any:sesame@ho\u2100st",
+        "http://any:sesame@host..example",
+        "http://any:sesame@" + "h" * 64 + ".example",
+        "http://any:sesame@.example",
+        "http://any:sesame@ho st",
+        "http://any:sesame@ho\x00st",
+        "http://any:sesame@xn--\u00fc",
+        "http://any:sesame@host/\x7f",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_at_once_without_its_key(url):
+    with pytest.raises(ValueError, match=r"^the server's url") as caught:
+        AlarmClient(url)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_url_that_is_no_text_is_refused():
+    with pytest.raises(TypeError, match=r"^url must be a text, got int$"):
+        AlarmClient(8000)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_local"),
+    [
+        ("http://localhost:8000", True),
+        ("http://127.0.0.2", True),
+        ("http://[::1]:8000", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://10.0.0.1", False),
+        ("http://localhost.example", False),
+    ],
+)
+def test_an_address_of_this_machine_is_known(url, is_local):
+    assert find_address(url, None).is_local is is_local

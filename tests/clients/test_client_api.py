@@ -1,5 +1,6 @@
 """What the package offers, and what it costs to import."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -12,13 +13,18 @@ def test_the_public_names_are_these():
         "AlarmConnectionError",
         "AlarmError",
         "AspectReward",
+        "Aspects",
         "AsyncAlarmClient",
         "Catalogue",
         "DeadlineExceeded",
         "Holistic",
+        "Id",
         "InvalidRequest",
         "Limits",
+        "Message",
         "NotFound",
+        "Offsets",
+        "OnError",
         "Overloaded",
         "Overrides",
         "PolicyTokens",
@@ -26,18 +32,25 @@ def test_the_public_names_are_these():
         "Retries",
         "Reward",
         "RewardResult",
+        "Rule",
         "Sample",
         "SampleError",
         "SampleFailed",
+        "SampleLike",
         "Score",
         "ScoreResult",
         "SegmentScore",
         "ServerFailed",
+        "Shaping",
+        "Span",
         "StatusError",
+        "Text",
+        "Tokenizer",
         "TooLarge",
         "Unauthorized",
         "Unavailable",
         "Usage",
+        "__version__",
         "punish_too_short",
         "token_offsets",
     ]
@@ -58,3 +71,7 @@ def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, alarm_client; print(sorted({heavy} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_packages():
+    assert alarm_client.__version__ == importlib.metadata.version("alarm-client")

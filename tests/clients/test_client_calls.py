@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import ssl
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from client_stand_in import StandIn, refusal
 from alarm_client import (
     AlarmClient,
     AlarmConnectionError,
+    AlarmError,
     AsyncAlarmClient,
     DeadlineExceeded,
     InvalidRequest,
@@ -17,8 +19,10 @@ from alarm_client import (
     ProtocolError,
     Retries,
     Sample,
+    StatusError,
     TooLarge,
     Usage,
+    __version__,
 )
 from alarm_client.calls import SAFE
 
@@ -140,7 +144,7 @@ async def test_another_server_at_the_url_is_named(ask):
 
 async def test_an_unknown_model_is_not_blamed_on_the_url(ask):
     server = StandIn([refusal(404, "not_found", "no model 'nope'; there are rm")])
-    with pytest.raises(NotFound, match=r"no model 'nope'; there are rm$"):
+    with pytest.raises(NotFound, match=r"no model 'nope'; there are rm \(request \w+-1\)$"):
         await ask(server, "score", SAMPLES[:1], "nope")
 
 
@@ -169,3 +173,74 @@ async def test_readiness_is_awaited(ask):
     server = StandIn()
     assert await ask(server, "wait_ready", timeout=5) is None
     assert server.paths == ["/health/ready"]
+
+
+async def test_an_error_carries_the_id_of_its_request(ask):
+    server = StandIn([refusal(422, "schema", "no")])
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(server, "score", SAMPLES[:1])
+    sent = server.requests[0].headers["x-request-id"]
+    assert caught.value.request_id == sent
+    assert str(caught.value).endswith(f"(request {sent})")
+
+
+async def test_an_error_carries_the_servers_own_id_where_it_has_one(ask):
+    server = StandIn([refusal(422, "schema", "no", x_request_id="of-the-server")])
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(server, "score", SAMPLES[:1])
+    assert caught.value.request_id == "of-the-server"
+
+
+async def test_an_answer_that_is_no_result_carries_the_id_of_its_request(ask):
+    server = StandIn(change=lambda answer: answer["scores"].pop())
+    with pytest.raises(ProtocolError) as caught:
+        await ask(server, "score", SAMPLES[:2])
+    assert caught.value.request_id == server.requests[0].headers["x-request-id"]
+
+
+async def test_a_broken_connection_and_a_late_answer_carry_the_id_of_their_request(ask):
+    for raised in (httpx.ReadError("reset"), httpx.ReadTimeout("slow")):
+        server = StandIn([raised] * 9)
+        with pytest.raises(AlarmError) as caught:
+            await ask(server, "score", SAMPLES[:1])
+        assert caught.value.request_id == server.requests[-1].headers["x-request-id"]
+
+
+async def test_the_requests_of_one_call_share_the_beginning_of_their_ids(ask):
+    server = StandIn([refusal(429, "full", "full", retry_after="0")], max_samples=64)
+    await ask(server, "score", SAMPLES)
+    ids = [request.headers["x-request-id"] for request in server.requests]
+    assert len(set(ids)) == len(ids) == 7
+    assert len({one.partition("-")[0] for one in ids}) == 1
+
+
+async def test_a_redirect_is_named_and_not_followed(ask):
+    server = StandIn([httpx.Response(307, headers={"Location": "https://elsewhere/score"})])
+    with pytest.raises(StatusError, match=r"redirects to 'https://elsewhere/score'"):
+        await ask(server, "score", SAMPLES[:1])
+    assert len(server.requests) == 1
+
+
+async def test_the_client_names_its_version(ask):
+    server = StandIn()
+    await ask(server, "models")
+    assert server.requests[0].headers["user-agent"] == f"alarm-client/{__version__}"
+
+
+async def test_a_client_that_another_thread_closes_opens_anew(ask):
+    closed = RuntimeError("Cannot send a request, as the client has been closed.")
+    assert (await ask(StandIn([closed]), "score", SAMPLES[1:2])).scalars() == [1.0]
+
+
+async def test_a_certificate_that_is_not_trusted_is_told_at_once(ask):
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]")
+    error.__cause__ = ssl.SSLCertVerificationError("self-signed")
+    server = StandIn([error])
+    with pytest.raises(AlarmConnectionError, match=r"not trusted.*SSL_CERT_FILE") as caught:
+        await ask(server, "score", SAMPLES[:1])
+    assert (len(server.requests), caught.value.retryable) == (1, False)
+
+
+async def test_an_error_of_tls_within_asyncio_is_a_broken_connection(ask):
+    server = StandIn([ssl.SSLError("bad record mac")])
+    assert (await ask(server, "score", SAMPLES[1:2])).scalars() == [1.0]

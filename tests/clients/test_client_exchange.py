@@ -9,13 +9,16 @@ from alarm_client import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
+    ProtocolError,
     Retries,
     Unauthorized,
     Unavailable,
 )
 from alarm_client.actions import Reply, Send, Sleep
-from alarm_client.calls import await_ready
-from alarm_client.exchange import Call, Clocks, exchange, start_call
+from alarm_client.calls import KnownLimits, await_ready, run_job
+from alarm_client.exchange import Call, Clocks, exchange, settle, start_call
+from alarm_client.outages import Availability
+from alarm_client.wire import score_job
 
 OK = Reply(200, {}, b"{}")
 BROKEN = AlarmConnectionError("cannot connect", retryable=True)
@@ -162,3 +165,194 @@ def test_waiting_with_a_wrong_key_does_not_wait():
     walk = Walk([busy(401)])
     with pytest.raises(Unauthorized, match="ALARM_API_KEY"):
         walk.take(await_ready(walk.call()))
+
+
+def refused(url: str = "http://server") -> AlarmConnectionError:
+    return AlarmConnectionError(f"{url}/score: cannot connect (refused)", retryable=True)
+
+
+DEFAULT = Retries()
+SCORED = Reply(200, {}, b'{"scores": []}')
+LOADING = Reply(503, {}, b'{"error": {"code": "draining", "message": "loading"}}')
+GATEWAY = Reply(503, {}, b"<html>no upstream")
+
+
+@dataclass
+class Clock(Walk):
+    """As Walk, with requests that take no time, as refused connections do."""
+
+    server: Availability = field(default_factory=Availability)
+    connects: list = field(default_factory=list)
+
+    def call(self, timeout: float = 480.0, connect_timeout: float = 60.0) -> Call:
+        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, dice=lambda: 0.5)
+        return start_call(
+            "http://server",
+            timeout,
+            DEFAULT,
+            clocks,
+            connect_timeout=connect_timeout,
+            server=self.server,
+        )
+
+    def take(self, steps):
+        answer = failure = None
+        while True:
+            try:
+                action = steps.throw(failure) if failure else steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = failure = None
+            if isinstance(action, Sleep):
+                self.sleeps.append(action.seconds)
+                self.now += action.seconds
+                continue
+            self.connects.append(action.connect_timeout)
+            answer = self.replies.pop(0) if self.replies else refused()
+            if isinstance(answer, tuple):  # after so many seconds
+                self.now += answer[0]
+                answer = answer[1]
+            if isinstance(answer, Exception):
+                failure = answer
+
+
+def ask(clock: Clock, **options):
+    return clock.take(settle(clock.call(**options), "POST", "/score", b"{}"))
+
+
+@pytest.mark.parametrize("connect_timeout", [10.0, 60.0])
+def test_a_server_that_never_answered_is_given_up_after_the_connect_timeout(connect_timeout):
+    clock = Clock([])
+    message = (
+        rf"cannot connect \(refused\); no ALaRM server has ever answered.*{connect_timeout:g} s"
+    )
+    with pytest.raises(AlarmConnectionError, match=message):
+        ask(clock, connect_timeout=connect_timeout)
+    assert connect_timeout - 1 < clock.now <= connect_timeout
+    assert not clock.server.has_answered
+
+
+@pytest.mark.parametrize("answer", [LOADING, busy(), busy(401), busy(422)])
+def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
+    clock = Clock([answer])
+    if answer.status in {401, 422}:
+        assert ask(clock) is answer
+    with pytest.raises(DeadlineExceeded, match=r"480 s of this call.*cannot connect \(refused\)"):
+        ask(clock)
+    assert 479 < clock.now <= 480
+    assert max(clock.sleeps) <= 5.0
+
+
+@pytest.mark.parametrize("reply", [GATEWAY, Reply(502, {}, b""), Reply(404, {}, b"nginx")])
+def test_the_reply_of_a_gateway_is_no_answer(reply):
+    clock = Clock([reply])
+    if reply.status == 404:
+        assert ask(clock) is reply
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server has ever answered"):
+        ask(clock)
+    assert not clock.server.has_answered
+
+
+def test_a_result_is_an_answer_and_junk_with_status_200_is_none():
+    answer = b'{"model": "rm", "fingerprint": "f", "scores": [], "usage": {}}'
+    clock = Clock([Reply(200, {}, b"<html>welcome"), Reply(200, {}, answer)])
+    with pytest.raises(ProtocolError):
+        clock.take(run_job(clock.call(), score_job([], None), KnownLimits()))
+    assert not clock.server.has_answered
+    clock.take(run_job(clock.call(), score_job([], None), KnownLimits()))
+    assert clock.server.has_answered
+
+
+def test_a_connection_that_broke_after_long_work_is_tried_for_the_connect_timeout_after_it():
+    clock = Clock([(100.0, refused()), (0.0, SCORED)])
+    assert ask(clock) is SCORED
+    clock = Clock([(100.0, refused())])
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock)
+    assert 150 < clock.now <= 160
+
+
+def test_a_host_that_says_nothing_is_given_up_after_the_connect_timeout():
+    clock = Clock([(5.0, refused())] * 99)
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock)
+    assert 55 < clock.now <= 65
+    assert clock.connects[0] == 5.0
+    clock = Clock([])
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock, connect_timeout=0.5)
+    assert max(clock.connects) == 0.5
+
+
+def test_what_no_try_can_mend_is_not_tried_again():
+    clock = Clock([AlarmConnectionError("the proxy is one of SOCKS")])
+    with pytest.raises(AlarmConnectionError, match="SOCKS"):
+        ask(clock)
+    assert clock.sleeps == []
+    clock = Clock([AlarmConnectionError("the proxy is one of SOCKS")])
+    with pytest.raises(AlarmConnectionError, match="SOCKS"):
+        clock.take(await_ready(clock.call()))
+    assert clock.sleeps == []
+
+
+def warnings_of(caplog) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_an_outage_is_logged_at_once_then_every_30_seconds_and_at_its_end(caplog):
+    clock = Clock([])
+    clock.server.has_answered = True
+    call = clock.call()
+    steps = settle(call, "POST", "/score", b"{}")
+    next(steps)
+    steps.throw(refused())  # at once, before any waiting
+    [first] = warnings_of(caplog)
+    assert first.startswith("http://server/score: cannot connect (refused) (trying again for up")
+    clock.replies = [refused() for _ in range(30)] + [SCORED]
+    clock.take(settle(call, "POST", "/score", b"{}"))
+    *told, last = warnings_of(caplog)
+    assert 4 <= len(told) <= 5  # 0, 30, 60, 90 and, where it comes to that, 120 s
+    assert last == f"http://server answers again, after {clock.now:.1f} s"
+    caplog.clear()
+    clock.replies = [SCORED]
+    ask(clock)
+    assert warnings_of(caplog) == []
+
+
+def test_however_many_calls_wait_an_outage_is_logged_once(caplog):
+    clock = Clock([])
+    for _ in range(8):
+        clock.replies = [refused(), SCORED]
+        steps = settle(clock.call(), "POST", "/score", b"{}")
+        next(steps)
+        steps.throw(refused())
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(caplog):
+    caplog.set_level("INFO")
+    ask(Clock([LOADING, SCORED]))
+    first, last = warnings_of(caplog)
+    assert "answered 503: loading" in first
+    assert "answers again" in last
+    caplog.clear()
+    ask(Clock([busy(after="2"), SCORED]))
+    assert warnings_of(caplog) == []
+    [retry] = [one.getMessage() for one in caplog.records]
+    assert retry == "http://server/score answered 429: queue full (try 2 follows in 2.5 s)"
+
+
+def test_waiting_for_a_server_is_logged(caplog):
+    walk = Walk([BROKEN] * 40 + [OK])
+    walk.take(await_ready(walk.call()))
+    told = warnings_of(caplog)
+    assert [("cannot connect" in line) for line in told] == [True, True, True, False]
+    assert "answers again" in told[-1]
+
+
+def test_each_request_of_a_call_has_an_id_of_its_own():
+    walk = Walk([])
+    call = walk.call()
+    ids = [call.next_request_id() for _ in range(3)]
+    assert ids == [f"{call.id}-1", f"{call.id}-2", f"{call.id}-3"]
+    assert walk.call().id != call.id

@@ -5,8 +5,10 @@ from functools import cache
 from itertools import pairwise
 
 import client_tokenizers
+import numpy as np
 import pytest
-from client_tokenizers import BYTES, TEXTS
+import torch
+from client_tokenizers import BYTES, TEXTS, WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,3 +170,110 @@ def test_ids_may_come_as_an_array():
     numpy = pytest.importorskip("numpy")
     ids = ids_of("byte_level", "a", "b")
     assert token_offsets(numpy.array(ids), tokenizer_of("byte_level")) == ("ab", [(0, 1), (1, 2)])
+
+
+END_OF_TEXT = 256 + len(WORDS)
+TOOL = END_OF_TEXT + 1
+BYTE_IDS = st.lists(
+    st.one_of(
+        st.integers(0, TOOL),
+        st.sampled_from([*"é日😀".encode(), 0xF0, 0x9F, 0xFF, 256, END_OF_TEXT]),
+    ),
+    max_size=12,
+)
+
+
+def test_tokens_that_are_bytes_are_the_bytes_that_they_write(monkeypatch):
+    monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
+    ids = [256, 257, *"🙂é".encode(), TOOL, END_OF_TEXT]
+    emoji, accent = [(11, 12)] * 4, [(12, 13)] * 2
+    assert policy_of("tokens_of_bytes").locate(ids) == (
+        "Hello world🙂é<tool>",
+        [(0, 5), (5, 11), *emoji, *accent, (13, 19), (19, 19)],
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(BYTE_IDS)
+def test_any_ids_of_bytes_are_laid_on_the_text_that_they_decode_to(ids):
+    check("tokens_of_bytes", ids)
+
+
+@pytest.mark.parametrize(
+    ("data", "spans"),
+    [
+        (b"a\xf0\x9f", [(0, 1), (1, 2), (1, 2)]),
+        (b"\xf0\x9f\x98a", [(0, 1), (0, 1), (0, 1), (1, 2)]),
+        (b"\xf0\x9fa\xf0\x9f", [(0, 1), (0, 1), (1, 2), (2, 3), (2, 3)]),
+        ("\ufffda".encode(), [(0, 1), (0, 1), (0, 1), (1, 2)]),
+        ("😀".encode(), [(0, 1)] * 4),
+        (b"\xff\xff", [(0, 1), (1, 2)]),
+    ],
+)
+@pytest.mark.parametrize("family", ["tokens_of_bytes", "tokens_of_latin1"])
+def test_bytes_of_half_a_character_share_its_mark(family, data, spans):
+    text, offsets = policy_of(family).locate([*data, END_OF_TEXT])
+    assert text == data.decode("utf-8", "replace")
+    assert offsets == [*spans, (len(text), len(text))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(BYTE_IDS)
+def test_prefixes_give_what_the_bytes_give(ids):
+    assert (
+        policy_of("tokens_of_bytes")._by_prefixes(ids, policy_of("tokens_of_bytes")._decode(ids))
+        == (policy_of("tokens_of_bytes").locate(ids)[1])
+    )
+
+
+def test_a_batch_is_located_as_its_rows_are():
+    rows = [[256, 257], [256, *"é".encode(), END_OF_TEXT], []]
+    policy = policy_of("tokens_of_bytes")
+    assert policy.locate_batch(rows) == [policy.locate(row) for row in rows]
+    assert policy.locate_batch([]) == []
+
+
+@pytest.mark.parametrize("array", [list, np.array, torch.tensor])
+def test_a_mask_leaves_padding_out(array):
+    rows = array([[256, 257, END_OF_TEXT, END_OF_TEXT], [END_OF_TEXT, 257, 256, END_OF_TEXT]])
+    masks = array([[1, 1, 1, 0], [0, 1, 1, 1]])
+    assert policy_of("tokens_of_bytes").locate_batch(rows, masks) == [
+        ("Hello world", [(0, 5), (5, 11), (11, 11)]),
+        (" worldHello", [(0, 6), (6, 11), (11, 11)]),
+    ]
+    assert [len(spans) for _, spans in policy_of("tokens_of_bytes").locate_batch(rows)] == [4, 4]
+
+
+@pytest.mark.parametrize("masks", [[[1, 1]], [[1, 1], [1]], [], [[1, 1], [1, 1], [1, 1]]])
+def test_a_mask_of_another_shape_is_refused(masks):
+    with pytest.raises(ValueError, match=r"^masks must have the shape of rows"):
+        policy_of("tokens_of_bytes").locate_batch([[256, 257], [256, 257]], masks)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([256, -100], r"token_ids\[1\] must be a token's id, got -100"),
+        ([256, 1.5], r"token_ids\[1\] must be a whole number, got 1.5"),
+        ([256, float("nan")], r"token_ids\[1\] must be a whole number, got nan"),
+        ([256, None], r"token_ids\[1\] must be a whole number, got NoneType"),
+        ([256, "a"], r"token_ids\[1\] must be a whole number, got str"),
+        ([[256, 257]], "token_ids must be the ids of one text; locate_batch"),
+        (np.array([[256, 257]]), "token_ids must be the ids of one text; locate_batch"),
+        ("text", "token_ids must be a list, an array or a tensor, got str"),
+        (None, "token_ids must be a list, an array or a tensor, got NoneType"),
+        (np.array(3), "token_ids must be a list, an array or a tensor, got ndarray"),
+    ],
+)
+def test_what_are_no_ids_is_named_by_its_place(ids, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        policy_of("tokens_of_bytes").locate(ids)
+    if isinstance(ids, list) and not isinstance(ids[0], list):
+        with pytest.raises((TypeError, ValueError), match=words.replace("token_ids", r"rows\[1\]")):
+            policy_of("tokens_of_bytes").locate_batch([[256], ids])
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor, tuple])
+def test_ids_may_come_as_arrays_tensors_and_their_scalars(array):
+    policy = policy_of("tokens_of_bytes")
+    assert policy.locate(array([256, 257])) == policy.locate([np.int64(256), torch.tensor(257)])

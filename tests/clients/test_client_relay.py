@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, *script: int | str, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.script = list(script)
+        self.request_id = "seven"
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
 
 
@@ -41,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.do_POST()
 
+    def do_HEAD(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.path, dict(self.headers), body))
@@ -48,8 +52,10 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps({"scores": [1, 2]} if step in (200, "cut") else {"error": step}).encode()
         self.send_response(step if isinstance(step, int) else 200)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Request-Id", "seven")
+        self.send_header("X-Request-Id", self.server.request_id)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         self.wfile.write(data[:5] if step == "cut" else data)
         self.close_connection = step == "cut"
 
@@ -104,7 +110,7 @@ def test_a_refusal_of_the_call_itself_is_handed_back(status: int) -> None:
     assert len(server.asked) == 1
 
 
-def test_a_call_waits_for_a_server_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_call_waits_for_a_server_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     with relayed(port) as url:
         answers: list[httpx.Response] = []
@@ -120,7 +126,7 @@ def test_a_call_waits_for_a_server_that_is_not_there(capfd: pytest.CaptureFixtur
             for caller in callers:
                 caller.join()
     assert [answer.json() for answer in answers] == [{"scores": [1, 2]}] * 4
-    told = capfd.readouterr().err.splitlines()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 2
     assert "cannot connect" in told[0]
     assert "answers again" in told[1]
@@ -196,6 +202,98 @@ def test_our_own_client_may_go_through_it(rewards: Any) -> None:
         assert client.hierarchical_reward([Sample(prompt="p", completion="four")]).scalars() == [4]
 
 
+def exchanged(url: str, request: bytes) -> tuple[int, bytes]:
+    """The status and the rest of what answers raw bytes, sent on a connection of their own."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as caller:
+        first, _, rest = request.partition(b"\r\n")
+        caller.sendall(first + b"\r\nConnection: close\r\n" + rest)
+        answer = b"".join(iter(lambda: caller.recv(65536), b""))
+    status, _, rest = answer.removeprefix(b"HTTP/1.1 ").partition(b" ")
+    return int(status), rest
+
+
+@pytest.mark.parametrize("value", ["größe".encode(), "größe".encode("latin-1"), b"\xff\x80 \xe2"])
+def test_headers_that_are_not_ascii_pass_as_they_came(value: bytes) -> None:
+    asked = b"POST /score HTTP/1.1\r\nHost: x\r\nX-Request-Id: %s\r\nContent-Length: 2\r\n\r\n{}"
+    with running(Server()) as server, relayed(server.server_port) as url:
+        server.request_id = value.decode("latin-1")
+        status, answer = exchanged(url, asked % value)
+    assert status == 200
+    [(_, headers, _)] = server.asked
+    assert headers["X-Request-Id"].encode("latin-1") == value
+    assert b"x-request-id: " + value + b"\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://anywhere:9/score?a=b", "/score?a=b"),
+        ("https://anywhere", "/"),
+        ("/sc%2Fore?x=a%20b&y=1+2", "/sc%2Fore?x=a%20b&y=1+2"),
+        ("/größe?x=€", "/gr%C3%B6%C3%9Fe?x=%E2%82%AC"),
+        ("/score?q='[]|", "/score?q='%5B%5D%7C"),
+    ],
+)
+def test_any_form_of_a_path_is_passed_on(target: str, path: str) -> None:
+    asked = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    with running(Server()) as server, relayed(server.server_port) as url:
+        status, _ = exchanged(url, asked)
+    assert status == 200
+    assert [path for path, _, _ in server.asked] == [path]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "POST /score HTTP/1.1\r\nContent-Length: ²\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: ٢\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: -2\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: +2\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: 2_0\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length:\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: " + "9" * 5000 + "\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 1\r\n\r\n{}",
+        "POST score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        "POST ftp://x/score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        "POST http://[x/score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nX-Request-Id: a\x00b\r\nContent-Length: 2\r\n\r\n{}",
+        "POST /score HTTP/1.1\r\nX-Request-Id: a\r\n b\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_what_cannot_be_passed_on_is_refused_and_not_dropped(lines: str) -> None:
+    with running(Server()) as server, relayed(server.server_port) as url:
+        status, answer = exchanged(url, lines.encode())
+    assert (status, server.asked) == (400, [])
+    assert b'"code": "bad_request"' in answer
+
+
+@pytest.mark.parametrize("milliseconds", ["²", "9" * 400, "soon", "-1"])
+def test_a_time_that_is_no_number_is_the_relays_own(milliseconds: str) -> None:
+    headers = f"X-Request-Timeout-Ms: {milliseconds}\r\nContent-Length: 2\r\n\r\n{{}}"
+    with running(Server(503)) as server, relayed(server.server_port) as url:
+        status, _ = exchanged(url, f"POST /score HTTP/1.1\r\n{headers}".encode())
+    assert (status, len(server.asked)) == (200, 2)
+
+
+def test_no_more_memory_is_taken_than_what_arrives() -> None:
+    asked = b"POST /score HTTP/1.1\r\nContent-Length: 999999999999999\r\n\r\n{}"
+    with relayed(free_port()) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as caller:
+            caller.sendall(asked)
+            caller.shutdown(socket.SHUT_WR)
+            assert caller.recv(1) == b""
+        assert httpx.get(f"{url}/health/live").status_code == 502
+
+
+def test_a_head_request_has_an_answer_without_a_body() -> None:
+    with running(Server()) as server, relayed(server.server_port) as url:
+        answer = httpx.head(f"{url}/health/live")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Length"] == "18"
+
+
 def run(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "alarm_client.relay", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -211,6 +309,18 @@ def test_it_runs_as_a_command_and_ends_on_sigterm() -> None:
         assert httpx.post(f"{url}/score", json=BODY).json() == {"scores": [1, 2]}
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
+
+
+def test_the_command_tells_an_outage_on_standard_error() -> None:
+    with run(f"http://127.0.0.1:{free_port()}", "--port", "0", "--timeout", "0.3") as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[1]
+        assert httpx.post(f"{url}/score", json=BODY).status_code == 504
+        told = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert told.startswith("relay: http://127.0.0.1:")
+    assert "cannot connect" in told
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """The arithmetic of trying again."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alarm_client.retries import Retries, parse_retry_after, retry_delay
 
@@ -51,3 +55,30 @@ def test_a_thousandth_attempt_is_no_overflow():
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date(value, seconds):
     assert parse_retry_after(value, lambda: 40.0) == seconds
+
+
+def test_a_wait_of_our_own_is_cut_short_so_that_the_time_left_is_used():
+    assert retry_delay(RETRIES, 9, time_left=6, dice=1.0) == 3.0
+    assert retry_delay(RETRIES, 9, time_left=0.51, dice=1.0) == 0.255
+
+
+def test_connection_errors_have_a_longest_delay_of_their_own():
+    retries = Retries(first=1.0, longest=30.0)
+    assert retry_delay(retries, 9, time_left=100, dice=1.0) == 30.0
+    assert retry_delay(retries.of_connections, 9, time_left=100, dice=1.0) == 5.0
+    assert Retries(longest=2.0).of_connections.longest == 2.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"first": -1.0}, {"longest": float("nan")}, {"longest": math.inf}, {"max_reconnects": -1}],
+)
+def test_numbers_without_sense_are_refused_by_their_name(options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
+        Retries(**options)
+
+
+@given(st.text())
+def test_no_text_in_retry_after_raises(value):
+    seconds = parse_retry_after(value, lambda: 40.0)
+    assert seconds is None or 0 <= seconds < math.inf

@@ -89,10 +89,14 @@ def test_a_server_that_always_dies_in_its_answer_is_given_up(server):
         client.score(SAMPLES)
 
 
-async def test_a_port_where_nothing_listens_is_named():
+def closed_port() -> str:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        return f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+async def test_a_port_where_nothing_listens_is_named():
+    url = closed_port()
     message = f"is `alarm serve` running at {url}"
     with (
         AlarmClient(url, retries=AT_ONCE) as client,
@@ -102,6 +106,33 @@ async def test_a_port_where_nothing_listens_is_named():
     async with AsyncAlarmClient(url, retries=AT_ONCE) as other:
         with pytest.raises(AlarmConnectionError, match=message):
             await other.score(SAMPLES)
+
+
+async def test_a_port_where_nothing_ever_listened_is_given_up_after_the_connect_timeout():
+    url = closed_port()
+    message = rf"^{url}/score: cannot connect.*has tried for 0.2 s.*ALARM_URL"
+    with (
+        AlarmClient(url, connect_timeout=0.2) as client,
+        pytest.raises(AlarmConnectionError, match=message) as caught,
+    ):
+        client.score(SAMPLES)
+    async with AsyncAlarmClient(url, connect_timeout=0.2) as other:
+        with pytest.raises(AlarmConnectionError, match=message):
+            await other.score(SAMPLES)
+    assert caught.value.retryable
+    assert (client.has_answered, other.has_answered) == (False, False)
+
+
+async def test_a_client_knows_whether_its_server_has_answered(server):
+    with AlarmClient(server.url) as client:
+        assert not client.has_answered
+        client.score(SAMPLES)
+        assert client.has_answered
+    async with AsyncAlarmClient(server.url) as other:
+        await other.score(SAMPLES)
+        assert other.has_answered
+        # Elsewhere another machine may be at the same address.
+        assert not pickle.loads(pickle.dumps(other)).has_answered
 
 
 def test_a_client_in_use_can_be_pickled(server):
@@ -123,7 +154,7 @@ def test_an_async_client_in_use_can_be_pickled(server):
 def score_in_child(
     client: AlarmClient, answers: "multiprocessing.SimpleQueue[list[float]]"
 ) -> None:
-    answers.put(client.score(SAMPLES).scalars())
+    answers.put([client.has_answered, *client.score(SAMPLES).scalars()])
     client.close()
 
 
@@ -136,7 +167,7 @@ def test_a_forked_child_has_connections_of_its_own(server):
         child = fork.Process(target=score_in_child, args=(client, answers))
         child.start()
         child.join(60)
-        assert (child.exitcode, answers.get()) == (0, [3.0])
+        assert (child.exitcode, answers.get()) == (0, [True, 3.0])
         # The parent's connection lives on: the child closed only its own.
         assert client.score(SAMPLES).scalars() == [3.0]
     assert server.num_connections == 2

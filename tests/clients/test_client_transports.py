@@ -43,7 +43,7 @@ def test_a_machine_that_is_gone_is_no_deadline_and_is_tried_again():
     server = StandIn()
     answers = iter([gone, server])
     transport = httpx.MockTransport(lambda request: next(answers)(request))
-    at_once = Retries(first=0.0, longest=0.0)
+    at_once = Retries(first=0.0, longest=0.0, max_reconnects=2)
     with AlarmClient("http://a", transport=transport, retries=at_once) as client:
         assert client.hierarchical_reward([Sample(prompt="p", completion="abc")]).scalars() == [3.0]
     with (

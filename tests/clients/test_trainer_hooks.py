@@ -23,9 +23,10 @@ def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.reward_func([TEMPLATED + "four<|im_end|>"], [TEMPLATED], ["label"])
-    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four"}]
+    asked = {"prompt": TEMPLATED, "completion": "four", "fields": {"reference": "label"}}
+    assert rewards.samples == [asked]
     assert found["rewards"].tolist() == [4.0]
-    assert found["scores"].tolist() == [pytest.approx(0.5987, abs=1e-4)]  # 1 / (1 + exp(-.4))
+    assert found["scores"].tolist() == [pytest.approx(0.9820, abs=1e-4)]  # 1 / (1 + exp(-4))
     assert found["extra_logs"]["alarm_fluency"].tolist() == [2.0]
     assert torch.tensor([found["rewards"]]).shape == (1,)
 
@@ -85,7 +86,8 @@ def test_areal_gets_a_float_in_a_forked_worker(rewards):
     assert call() == 4.0
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert pool.submit(call).result() == 4.0
-    assert rewards.samples[1] == {"prompt": TEMPLATED, "completion": "four"}
+    fields = {"reference": "a"}
+    assert rewards.samples[1] == {"prompt": TEMPLATED, "completion": "four", "fields": fields}
 
 
 def test_areal_prefers_the_rows_conversation(rewards):
@@ -117,7 +119,8 @@ async def test_areals_own_workflow_awaits_the_reward(rewards, monkeypatch):
     assert isinstance(workflow, RLVRWorkflow)
     assert workflow.gconfig == "g"
     assert await workflow.score() == 4.0
-    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four"}]
+    fields = {"reference": "a"}
+    assert rewards.samples == [{"prompt": TEMPLATED, "completion": "four", "fields": fields}]
 
 
 class EnvironmentReturn(NamedTuple):  # nemo_rl/environments/interfaces.py

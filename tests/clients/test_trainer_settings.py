@@ -3,13 +3,16 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 
 from alarm_client.errors import NotFound, SampleFailed, ServerFailed
 from alarm_client.trainers.components import BASE, AspectNames, columns, components, means
 from alarm_client.trainers.failure import failed_call, numbers, scalars
+from alarm_client.trainers.rows import with_rows
 from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.types import AspectReward, Holistic, Reward, SampleError
+from alarm_client.trainers.source import source_of
+from alarm_client.types import AspectReward, Holistic, Reward, Sample, SampleError
 
 SKIPS = Habits("skips", timeout=9.0, on_failure="none", takes_none=True)
 STRICT = Habits("strict", timeout=9.0, same_keys=True)
@@ -39,8 +42,13 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
     [
         ("timeout", "soon", r"timeout \(or ALARM_TIMEOUT\)"),
         ("timeout", "0", "must be seconds over 0"),
-        ("on_failure", "nan", "must be 'raise', 'none' or a finite number"),
+        ("on_failure", "nan", "must be 'raise', 'none', 'group_mean' or a finite number"),
         ("aspects", "some", "must be 'admitted' or 'all'"),
+        ("fields", "reference", r"fields \(or ALARM_FIELDS\): must name a dataset column"),
+        ("fields", {"reference": 3}, "must name a dataset column"),
+        ("overrides", "rule=gdpo", r"overrides \(or ALARM_OVERRIDES\): is not JSON"),
+        ("overrides", "[1]", "must be an object"),
+        ("connect_timeout", "-1", r"connect_timeout \(or ALARM_CONNECT_TIMEOUT\)"),
     ],
 )
 def test_a_wrong_setting_is_named(name, value, message):
@@ -63,6 +71,95 @@ def test_same_keys_on_failure_need_the_aspects_names():
         read_settings(STRICT, {"on_failure": 0})
     settings = read_settings(STRICT, {"on_failure": 0, "aspect_names": "depth, fluency"})
     assert settings.aspect_names == ("depth", "fluency")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"reference": "gold", "context": "extra.text"},
+        "reference=gold, context=extra.text",
+        '{"reference": "gold", "context": "extra.text"}',
+    ],
+)
+def test_fields_come_as_a_mapping_as_pairs_or_as_json(monkeypatch, value):
+    given = {"fields": value}
+    if isinstance(value, str):
+        monkeypatch.setenv("ALARM_FIELDS", value)
+        given = {}
+    settings = read_settings(SKIPS, given)
+    assert settings.fields == {"reference": "gold", "context": "extra.text"}
+
+
+def test_overrides_come_as_a_mapping_or_as_json(monkeypatch):
+    monkeypatch.setenv("ALARM_OVERRIDES", '{"rule": "par", "weights": {"depth": 2}}')
+    assert read_settings(SKIPS).overrides == {"rule": "par", "weights": {"depth": 2}}
+    assert read_settings(SKIPS, {"overrides": {"threshold": 1}}).overrides == {"threshold": 1}
+    with pytest.raises(ValueError, match="overrides change a recipe"):
+        read_settings(SKIPS, {"model": "rm"})
+
+
+def test_a_source_is_shared_by_equal_settings_and_no_others(sources):
+    one = source_of(SKIPS, {"overrides": {"threshold": 1}})
+    assert source_of(SKIPS, {"overrides": {"threshold": 1}}) is one
+    assert source_of(SKIPS, {"overrides": {"threshold": 2}}) is not one
+    assert source_of(SKIPS, {"fields": "reference=a"}) is not source_of(SKIPS)
+
+
+def row(settings, given):
+    (sample,) = with_rows([Sample(prompt="Q", completion="A")], [given], settings)
+    return sample.fields
+
+
+USUAL = Habits("usual", timeout=9.0, references=("reference", "answer"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("Paris", "Paris"),
+        (4, "4"),
+        (0.5, "0.5"),
+        (np.int64(4), "4"),
+        (True, "true"),
+        (["a", "b"], '["a", "b"]'),
+        (np.array(["a", "é"]), '["a", "é"]'),
+        ({"target": [1]}, '{"target": [1]}'),
+        ([{"role": "assistant", "content": "Paris"}], "Paris"),
+        ("", ""),
+        (None, None),
+        (float("nan"), None),
+    ],
+)
+def test_a_columns_value_becomes_a_text(value, text):
+    settings = read_settings(USUAL, {"fields": {"reference": "gold"}})
+    assert row(settings, {"gold": value}) == (None if text is None else {"reference": text})
+
+
+def test_the_usual_column_is_the_first_with_a_text_or_a_number():
+    settings = read_settings(USUAL)
+    assert row(settings, {"answer": 4, "other": "x"}) == {"reference": "4"}
+    assert row(settings, {"reference": None, "answer": "x"}) == {"reference": "x"}
+    for absent in ({}, {"answer": ["a"]}, {"answer": {"target": "a"}}, {"answer": ""}):
+        assert row(settings, absent) is None
+
+
+def test_fields_of_nothing_send_nothing():
+    assert row(read_settings(USUAL, {"fields": {}}), {"answer": "x"}) is None
+
+
+def test_a_dotted_column_is_inside_of_another():
+    settings = read_settings(USUAL, {"fields": {"reference": "spec.gold.text", "plain": "a.b"}})
+    given = {"spec": {"gold": {"text": "Paris"}}, "a.b": "c"}
+    assert row(settings, given) == {"reference": "Paris", "plain": "c"}
+    assert row(settings, {**given, "spec": '{"gold": {"text": "Rome"}}'})["reference"] == "Rome"
+
+
+def test_a_column_that_is_absent_is_named_with_those_that_are_there():
+    settings = read_settings(USUAL, {"fields": {"reference": "gold"}})
+    with pytest.raises(
+        ValueError, match=r"usual: fields.reference .* 'gold', .* it has \['answer', 'id'\]"
+    ):
+        row(settings, {"answer": "x", "id": 1})
 
 
 def test_settings_show_no_secrets():

@@ -101,6 +101,21 @@ def test_the_check_runs_a_users_own_padding(capsys):
     assert "2 tokens: the last reward is LOST" in capsys.readouterr().out
 
 
+def test_the_check_pads_as_skyrl_does(capsys):
+    assert main(["check", "skyrl", "--lengths", "3,5"]) == 0
+    found = capsys.readouterr().out
+    assert "rewards on the left, responses on the left" in found
+    assert "LOST" not in found
+
+
+def test_slime_pads_nothing(capsys):
+    assert main(["check", "slime", "--lengths", "3,5"]) == 0
+    assert "3 tokens: the last reward survives" in capsys.readouterr().out
+    rewards, masks = padding("none", "none")(ROWS)
+    assert rewards == ROWS
+    assert masks == [[1, 1, 1], [1]]
+
+
 def test_a_check_of_a_trainer_without_token_rewards_is_refused(capsys):
     assert main(["check", "areal"]) == 1
     assert "'areal' is none of" in capsys.readouterr().err

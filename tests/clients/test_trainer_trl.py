@@ -52,11 +52,11 @@ def test_the_parts_are_logged_as_means_and_by_sample(rewards):
 
 
 def test_the_log_has_the_same_keys_also_on_failure(rewards):
-    reward = AlarmReward()
+    reward = AlarmReward(on_failure=-1)
     _, good, good_extra = trl_call(reward, PLAIN)
     rewards.status = 500
     found, failed, failed_extra = trl_call(reward, PLAIN)
-    assert found == [None, None]
+    assert found == [-1.0, -1.0]
     assert (failed.keys(), failed_extra.keys()) == (good.keys(), good_extra.keys())
     assert failed["alarm/failed"] == [1.0]
     assert math.isnan(failed["alarm/fluency"][0])
@@ -64,13 +64,13 @@ def test_the_log_has_the_same_keys_also_on_failure(rewards):
 
 def test_named_aspects_are_keys_before_the_first_answer(rewards):
     rewards.status = 500
-    _, failed, _ = trl_call(AlarmReward(aspect_names="depth,fluency"), PLAIN)
+    _, failed, _ = trl_call(AlarmReward(aspect_names="depth,fluency", on_failure=0), PLAIN)
     assert {"alarm/depth", "alarm/fluency"} < failed.keys()
 
 
 def test_one_failed_sample_leaves_its_neighbours_alone(rewards):
     rewards.bad = {"four"}
-    assert trl_call(AlarmReward(), PLAIN)[0] == [None, 7.0]
+    assert trl_call(AlarmReward(on_failure="none"), PLAIN)[0] == [None, 7.0]
     assert trl_call(AlarmReward(on_failure=-1), PLAIN)[0] == [-1.0, 7.0]
     with pytest.raises(SampleFailed, match="1 of 2 samples"):
         trl_call(AlarmReward(on_failure="raise"), PLAIN)
@@ -175,9 +175,10 @@ def test_each_aspect_can_be_an_orm_under_its_own_name(rewards):
     assert rewards.bodies[0]["aspects"] == "all"
 
 
-def test_an_orm_skips_what_failed(rewards):
+def test_an_orm_gives_a_failed_sample_the_mean_of_its_group(rewards):
     rewards.bad = {"four"}
-    assert swift_call(ms_swift.orm("strict")(args=None), ["four", "seven!!"]) == [None, 7.0]
+    orm = ms_swift.orm("strict")(args=None)
+    assert swift_call(orm, ["four", "seven!!", "three"]) == [6.0, 7.0, 5.0]
 
 
 def test_an_aspect_that_the_recipe_lacks_is_named(rewards):

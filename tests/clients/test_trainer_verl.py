@@ -52,7 +52,8 @@ async def test_a_score_has_the_rewards_parts_beside_it(rewards):
     found = await compute_score(**CALL, extra_info={"prompt": "Q", "num_turns": None})
     assert found["score"] == 4.0
     assert (found["alarm_fluency"], found["alarm_admitted"]) == (2.0, 1.0)
-    assert rewards.samples == [{"prompt": "Q", "completion": "four"}]
+    fields = {"reference": "g"}
+    assert rewards.samples == [{"prompt": "Q", "completion": "four", "fields": fields}]
 
 
 async def test_reward_kwargs_are_merged_as_verl_merges_them(rewards):

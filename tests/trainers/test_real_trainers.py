@@ -4,6 +4,11 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
 
     cd "$ALARM_TRAINER_VENVS"
     uv venv trl && uv pip install -p trl torch==2.13.0 trl==1.16.0 datasets==5.2.0 httpx
+    uv venv trl_0.24 && uv pip install -p trl_0.24 torch trl==0.24.0 transformers==4.56.2 \
+        accelerate==1.10.1 datasets==3.6.0 httpx  # for what a failed sample becomes
+    uv venv trl_0.18 && uv pip install -p trl_0.18 torch trl==0.18.2 transformers==4.52.4 \
+        accelerate==1.7.0 datasets==3.6.0 httpx
+    ln -s swift trl_0.29
     uv venv verl && uv pip install -p verl torch==2.13.0 verl==0.9.1 cachetools httpx
     uv venv swift && uv pip install -p swift torch==2.13.0 ms-swift==4.6.0 trl==0.29.1 msgspec httpx
     uv venv openrlhf && uv pip install -p openrlhf --no-deps openrlhf==0.11.2
@@ -98,12 +103,12 @@ def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> N
             assert math.isfinite(entry[f"blocking/{part}"])
 
 
-def test_trl_goes_on_without_a_server(tmp_path) -> None:
+@pytest.mark.parametrize("policy", ["group_mean", "none", "0"])
+def test_trl_ends_without_a_server_whatever_the_policy(tmp_path, policy) -> None:
     dead = "http://127.0.0.1:9"
-    found = run_in("trl", "run_trl.py", dead, tmp_path, ALARM_TIMEOUT="1")
-    assert len(found["history"]) == 3
-    assert {entry["blocking/failed"] for entry in found["history"]} == {1.0}
-    assert all(math.isnan(value) for value in found["rewards"]["awaited"])
+    given = {"ALARM_CONNECT_TIMEOUT": "1", "ALARM_ON_FAILURE": policy}
+    with pytest.raises(AssertionError, match="no ALaRM server has ever answered there"):
+        run_in("trl", "run_trl.py", dead, tmp_path, **given)
 
 
 def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_path) -> None:
@@ -151,9 +156,10 @@ def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path)
     rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
     assert [output["reward"] for output in found] == near(rewards)
     for output, reward in zip(found, rewards, strict=True):
-        z = reward.holistic.normalized
-        assert output["score"] == pytest.approx(1 / (1 + math.exp(-z)), abs=1e-4)
-        assert output["extra_logs"]["alarm_holistic"] == pytest.approx(z, abs=1e-4)
+        assert output["score"] == pytest.approx(1 / (1 + math.exp(-reward.reward)), abs=1e-4)
+        logs = output["extra_logs"]
+        parts = [logs[f"alarm_{name}"] for name in ("holistic", "factuality", "relevance")]
+        assert sum(parts) == pytest.approx(reward.reward, abs=1e-4)
 
 
 def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Server, tmp_path) -> None:
@@ -230,3 +236,59 @@ def test_nemo_gyms_agent_reads_what_its_resources_server_got(steady, tmp_path) -
     for one in found:
         assert sum(one["reward_components"].values()) == pytest.approx(one["reward"], abs=1e-4)
         assert one["expected_answer"] == "Austen"
+
+
+# What an answer says is its score; what says none fails. A policy of random weights says none, so
+# the scores of a group are then taken in turns.
+ANSWERED = """
+from itertools import cycle
+
+turns = cycle([5, None, 7, 6])
+
+
+def reward(sample):
+    text = sample.completion_text
+    return float(text) if text.lstrip("-").isdigit() else turned(text)
+
+
+def turned(text):
+    score = None if text == "fail" else next(turns)
+    if score is None:
+        raise ValueError("no score")
+    return float(score)
+"""
+
+
+@pytest.fixture
+def failing(tmp_path) -> Iterator[Process]:
+    """A server of whose answers to a group of four one is an error."""
+    (tmp_path / "answered.py").write_text(ANSWERED)
+    recipe = tmp_path / "answered.toml"
+    recipe.write_text(
+        '[models.m]\nkind = "python"\nfunction = "answered:reward"\npath = "./"\nworkers = 1\n'
+        '[holistic]\nmodel = "m"\n[hierarchy]\nrule = "holistic_only"\n'
+    )
+    with alarm_serve(recipe) as process, AlarmClient(process.url) as client:
+        client.wait_ready(timeout=120)
+        yield process
+
+
+@pytest.mark.parametrize("venv", ["trl", "trl_0.29", "trl_0.24", "trl_0.18"])
+def test_a_failed_sample_has_no_advantage_in_any_trl(failing: Process, tmp_path, venv) -> None:
+    found = run_in(venv, "run_trl_failures.py", failing.url, tmp_path)
+    assert found["advantages"]
+    for name, advantages in found["advantages"].items():
+        # 5, 7, 6 and their mean 6: over the deviation .8165, or against the others' mean.
+        most = 4 / 3 if name.startswith("RLOO") else 1.2247
+        expected = pytest.approx([-most, 0, 0, most], abs=1e-3)
+        assert sorted(advantages) == expected, name
+    is_old = int(found["version"].split(".")[0]) < 1
+    assert found["none"] == "taken" or (is_old and "reward of 0 in TRL" in found["none"])
+    assert is_old == (found["none"] != "taken")
+
+
+def test_a_failed_sample_has_no_advantage_in_ms_swift(failing: Process, tmp_path) -> None:
+    found = run_in("swift", "run_swift_failures.py", failing.url, tmp_path)
+    assert [row[0] for row in found["rewards"]] == [5, 6, 7, 6, -5, -6, -7, -6]
+    expected = [-1.2247, 0, 1.2247, 0, 1.2247, 0, -1.2247, 0]
+    assert found["advantages"] == pytest.approx(expected, abs=1e-3)

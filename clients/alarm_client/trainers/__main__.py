@@ -1,4 +1,4 @@
-"""`python -m alarm_client.trainers`: what to write where, shipped files, and two checks."""
+"""`python -m alarm_client.trainers`: what to write where, shipped files, checks and a trial."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
+from alarm_client.trainers import trial
 from alarm_client.trainers.placement import left_aligned
-from alarm_client.trainers.survival import REWARD_PADDING, Pad, Rows, padding, survivals
+from alarm_client.trainers.survival import PADDING, Pad, Rows, padding, survivals
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {
@@ -58,7 +59,7 @@ BY_URL = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 1 where a check fails, 2 where the arguments are wrong."""
+    """Run one command; 1 where a check or a trial fails, 2 where the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.trainers", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("list", help="what to write in each trainer (the default)")
@@ -71,9 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check.add_argument("trainer", help="one of the dense ones, or module:function of your own pad")
     check.add_argument("--lengths", default="3,5,4", help="tokens of some responses")
-    check.add_argument("--responses", choices=["left", "right"], default="right")
+    check.add_argument(
+        "--responses", choices=["left", "right"], help="where responses are padded, if not there"
+    )
+    trial_of = commands.add_parser(
+        "try", help="score some completions with the settings that a trainer's module would use"
+    )
+    trial_of.add_argument("trainer", choices=sorted(WHAT_TO_WRITE))
+    trial.add_arguments(trial_of)
     given = parser.parse_args(arguments)
-    run = {"path": _path, "ready": _ready, "check": _check}.get(given.command, _list)
+    run = {"path": _path, "ready": _ready, "check": _check, "try": _try}.get(given.command, _list)
     try:
         return run(given)
     except (AlarmError, ValueError) as error:
@@ -110,11 +118,15 @@ def _check(given: argparse.Namespace) -> int:
     lengths = [int(length) for length in given.lengths.split(",")]
     if ":" in given.trainer:
         return _tell(given.trainer, _imported(given.trainer), lengths)
-    if given.trainer not in REWARD_PADDING:
-        raise ValueError(f"{given.trainer!r} is none of {sorted(REWARD_PADDING)}")
-    pad = padding(REWARD_PADDING[given.trainer], given.responses)
-    _tell("the trainer's own padding", pad, lengths)
-    return _tell("placed by this client", _after_placing(pad, given.responses), lengths)
+    if given.trainer not in PADDING:
+        raise ValueError(f"{given.trainer!r} is none of {sorted(PADDING)}")
+    of_rewards, of_responses = PADDING[given.trainer]
+    responses = given.responses or of_responses
+    pad = padding(of_rewards, responses)
+    sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
+    title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
+    _tell(f"the trainer's own padding ({title})", pad, lengths)
+    return _tell("placed by this client", _after_placing(pad, responses), lengths)
 
 
 def _after_placing(pad: Pad, responses: str) -> Pad:
@@ -125,6 +137,15 @@ def _after_placing(pad: Pad, responses: str) -> Pad:
         return pad(left_aligned(rows))[0] if responses == "right" else pad(rows)[0], masks
 
     return placed
+
+
+def _try(given: argparse.Namespace) -> int:
+    try:
+        habits = trial.habits_of(given.trainer)
+        return trial.try_samples(given, habits, lambda line: sys.stdout.write(f"{line}\n"))
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
 
 
 def _tell(title: str, pad: Pad, lengths: Sequence[int]) -> int:

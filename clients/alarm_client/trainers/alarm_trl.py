@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.too_short import punish_each
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.placement import left_aligned
+from alarm_client.trainers.rows import rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.survival import Survival, survivals
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HABITS", "check_trainer", "place", "token_scores"]
 
-HABITS = Habits("alarm_trl", timeout=480.0, aspects="admitted")
+HABITS = Habits("alarm_trl", timeout=480.0, aspects="admitted", references=("reference",))
 
 
 def token_scores(
@@ -26,24 +27,26 @@ def token_scores(
     responses: Sequence[Any],
     tokenizer: Any,
     too_short_weight: float | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
     **settings: Any,
 ) -> list[torch.Tensor]:
     """One 1-D tensor of token rewards a response, as the paper's code makes them: unplaced.
 
     `responses`: ids as `generate` returns them, with the decoder's start token, which earns none.
     `too_short_weight`: the recipe's holistic weight, for the paper's rule that a response of at
-    most two ids gets -10 times it; without it there is no such rule.
+    most two ids gets -10 times it; without it there is no such rule. `columns`: what `fields` may
+    name, a value a response each.
     """
     import torch
 
     source = source_of(HABITS, settings)
     ids = [plain_ids(response)[1:] for response in responses]
-    rewards = source.rewards(
-        [
-            token_sample(prompt_of(prompt), row, tokenizer)
-            for prompt, row in zip(prompts, ids, strict=True)
-        ]
-    )
+    samples = [
+        token_sample(prompt_of(prompt), row, tokenizer)
+        for prompt, row in zip(prompts, ids, strict=True)
+    ]
+    samples = with_rows(samples, rows_of(columns or {}, len(samples)), source.settings)
+    rewards = source.rewards(samples)
     if too_short_weight is not None:
         rewards = list(punish_each(rewards, [len(one) for one in responses], too_short_weight))
     rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)

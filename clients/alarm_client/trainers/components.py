@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from alarm_client.types import Reward
+
+# Rules that add up weighted parts, and those that count aspects past the threshold alone.
+_SUMS = ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
+_THRESHOLDS = ("hierarchical", "cascade")
 
 # What every reward has beside its aspects.
 BASE = ("reward", "holistic", "admitted", "failed")
@@ -27,6 +32,25 @@ def components(reward: Reward, aspect_names: Sequence[str]) -> dict[str, float]:
         aspect = reward.aspects.get(name)
         values[name] = math.nan if aspect is None else aspect.reward
     return values
+
+
+def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
+    """What the holistic score and each aspect add to a reward, by the rule and its weights.
+
+    Where the rule does more than add, what it starts from: the normalized holistic score and each
+    aspect's reward without its weight. An aspect that does not count adds 0. Empty on failure.
+    """
+    if reward.reward is None or reward.holistic is None:
+        return {}
+    rule, weights = hierarchy.get("rule"), hierarchy.get("weights") or {}
+    is_sum = rule in _SUMS
+    counts = reward.admitted if rule in _THRESHOLDS else rule != "holistic_only"
+    z = reward.holistic.normalized * (hierarchy.get("holistic_weight", 1.0) if is_sum else 1.0)
+    found = {"holistic": 0.0 if rule == "aspect_only" else z}
+    for name, aspect in reward.aspects.items():
+        weight = weights.get(name, 1.0) if is_sum else 1.0
+        found[name] = weight * aspect.reward if counts and aspect is not None else 0.0
+    return found
 
 
 def columns(rewards: Sequence[Reward], aspect_names: Sequence[str]) -> dict[str, list[float]]:

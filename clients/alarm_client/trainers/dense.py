@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from alarm_client.offsets import PolicyTokens
-from alarm_client.trainers.failure import report
+from alarm_client.trainers.failure import report, with_group_means
 from alarm_client.trainers.placement import on_last
 from alarm_client.trainers.settings import OnFailure
-from alarm_client.types import Reward, Sample, Text
+from alarm_client.types import Id, Reward, Sample, Text
 
 
 def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> Sample:
@@ -20,19 +20,30 @@ def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> S
 
 
 def token_rewards(
-    rewards: Sequence[Reward], lengths: Sequence[int], policy: OnFailure
+    rewards: Sequence[Reward],
+    lengths: Sequence[int],
+    policy: OnFailure,
+    groups: Sequence[Id] | None = None,
 ) -> list[list[float]]:
-    """As many floats as each response has tokens; a failed one has the policy's on its last."""
-    report(rewards, policy)
-    return [_row(reward, length, policy) for reward, length in zip(rewards, lengths, strict=True)]
+    """As many floats as each response has tokens; a failed one has the policy's on its last.
+
+    With "group_mean" that is the mean of its group's rewards, each the sum over its tokens.
+    """
+    report(rewards, policy, groups)
+    substitutes: Sequence[float | None] = [
+        policy if isinstance(policy, float) else None for _ in rewards
+    ]
+    if policy == "group_mean":
+        substitutes = with_group_means([reward.reward for reward in rewards], groups)
+    return [_row(*each) for each in zip(rewards, lengths, substitutes, strict=True)]
 
 
-def _row(reward: Reward, length: int, policy: OnFailure) -> list[float]:
+def _row(reward: Reward, length: int, substitute: float | None) -> list[float]:
     if reward.token_rewards is not None and reward.reward is not None:
         return list(reward.token_rewards)
-    if isinstance(policy, str):
+    if substitute is None:
         raise ValueError("a token needs a number; on_failure must be 'raise' or a number")
-    return on_last(policy, length)
+    return on_last(substitute, length)
 
 
 def plain_ids(ids: Any) -> list[int]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from alarm_client.trainers.components import columns, means
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers.rows import row_of, with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.types import Reward, Text
 
 __all__ = ["HABITS", "TokenRewards", "make_reward"]
 
-HABITS = Habits("fine_grained_rlhf", timeout=480.0, same_keys=True)
+HABITS = Habits("fine_grained_rlhf", timeout=480.0, same_keys=True, references=("reference",))
 
 
 class TokenRewards:
@@ -73,6 +74,8 @@ class TokenRewards:
             token_sample(self._prompt(prompt, metadata, index), row, self.tokenizer)
             for index, (prompt, row) in enumerate(zip(prompts, ids, strict=True))
         ]
+        rows = [row_of(metadata and metadata[index]) for index in range(len(samples))]
+        samples = with_rows(samples, rows, self.source.settings)
         return self.source.rewards(samples), [len(row) for row in ids]
 
     def _prompt(self, ids: list[int], metadata: Any, index: int) -> Text:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from alarm_client.trainers.failure import scalars
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.rows import groups_of, rows_of, with_rows
+from alarm_client.trainers.settings import Habits
+from alarm_client.trainers.shared_calls import Asker
+from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import completion_of, split_messages
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "AlarmORM", "orm", "register"]
 
-# As TRL, on which ms-swift stands: no timeout but the collective watchdog, and None is skipped.
-HABITS = Habits("ms_swift", timeout=480.0, on_failure="none", takes_none=True, aspects="admitted")
+# As TRL, on which ms-swift stands: no timeout but the collective watchdog. A None counts as 0 in
+# its advantages, so that it is not to be had here. `solution` is its own rewards' column.
+HABITS = Habits(
+    "ms_swift",
+    timeout=480.0,
+    on_failure="group_mean",
+    whole_groups="a per_device_train_batch_size of whole groups (num_generations)",
+    aspects="admitted",
+    references=("reference", "solution", "ground_truth", "answer", "label"),
+)
 
 
 class AlarmORM:
     """An async outcome reward: ms-swift builds it with its arguments and awaits its calls.
 
     Each call may come on a new event loop. `part`: "reward", "holistic" or an aspect's name,
-    as in `part_of`; ms-swift logs a class under its name.
+    as in `part_of`; ms-swift logs a class under its name. Several of the same settings cost one
+    scoring call a batch.
     """
 
     part = "reward"
@@ -31,10 +43,11 @@ class AlarmORM:
         given = dict(self.settings)
         if self.part != "reward":
             given.setdefault("aspects", "all")
-        self.source = RewardSource(read_settings(HABITS, given))
+        self.source = source_of(HABITS, given)
+        self._asker = Asker()
 
     async def __call__(
-        self, completions: Sequence[Any], messages: Sequence[Any] | None = None, **_: Any
+        self, completions: Sequence[Any], messages: Sequence[Any] | None = None, **columns: Any
     ) -> list[float | None]:
         """One float or None a completion; `messages` holds the conversations, answers included."""
         if messages is None:
@@ -43,8 +56,26 @@ class AlarmORM:
             Sample(prompt=split_messages(row)[0], completion=completion_of(completion))
             for row, completion in zip(messages, completions, strict=True)
         ]
-        rewards = await self.source.arewards(samples)
-        return scalars(rewards, self.source.settings.on_failure, self.part)
+        settings = self.source.settings
+        rows = rows_of(columns, len(samples))
+        prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]
+        samples = with_rows(samples, rows, settings, prompts=prompts)
+        rewards = await self.source.arewards(samples, self._asker)
+        return scalars(rewards, settings.on_failure, self.part, groups_of(samples))
+
+
+def _start(row: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:
+    """What all completions of a prompt have in common, however many turns they took since.
+
+    ms-swift's `prompt_id` counts the prompts of one process and one step, so it is told with them.
+    """
+    turns = takewhile(lambda message: _role(message) != "assistant", messages)
+    numbered = {"role": "prompt_id", "content": str(row.get("prompt_id") or "")}
+    return [numbered, *turns]
+
+
+def _role(message: Any) -> str:
+    return str(message["role"] if isinstance(message, Mapping) else message.role)
 
 
 def orm(name: str, part: str = "reward", **settings: Any) -> type[AlarmORM]:
@@ -54,6 +85,7 @@ def orm(name: str, part: str = "reward", **settings: Any) -> type[AlarmORM]:
 
 def register(orms: dict[str, Any], aspects: Sequence[str] = ()) -> None:
     """Enter `alarm`, and `alarm_<aspect>` for each aspect, among ms-swift's `orms`."""
-    orms["alarm"] = orm("alarm")
+    # With aspects beside it the reward asks as they do, so that one call serves them all.
+    orms["alarm"] = orm("alarm", aspects="all") if aspects else orm("alarm")
     for aspect in aspects:
         orms[f"alarm_{aspect}"] = orm(f"alarm_{aspect}", aspect)

@@ -11,6 +11,7 @@ from typing import Any
 
 from alarm_client.trainers.components import columns, means
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import split_messages
@@ -18,7 +19,12 @@ from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "Environment", "main", "register"]
 
-HABITS = Habits("nemo_rl", timeout=600.0)
+HABITS = Habits(
+    "nemo_rl",
+    timeout=600.0,
+    whole_groups="its synchronous rollouts",
+    references=("ground_truth", "expected_answer", "reference", "answer"),
+)
 _ACTOR = "alarm_client.trainers.nemo_rl.AlarmEnvironment"
 
 
@@ -43,8 +49,13 @@ class Environment:
 
         turns = [split_messages(log) for log in message_log_batch]
         samples = [Sample(prompt=prompt, completion=completion) for prompt, completion in turns]
+        settings = self.source.settings
+        rows = [row_of(one) for one in metadata or [None] * len(samples)]
+        prompts = [prompt for prompt, _ in turns]
+        samples = with_rows(samples, rows, settings, prompts=prompts)
         rewards = self.source.rewards(samples)
-        values = numbers(rewards, self.source.settings.on_failure)
+        groups = groups_of(samples)
+        values = numbers(rewards, settings.on_failure, groups)
         self._note(rewards)
         size = len(samples)
         return EnvironmentReturn(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.settings import Habits
+from alarm_client.trainers.rows import with_rows
+from alarm_client.trainers.settings import Habits, Settings
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import without_end_tokens
 from alarm_client.types import Reward, Sample, Text
@@ -18,7 +19,7 @@ from alarm_client.types import Reward, Sample, Text
 __all__ = ["HABITS", "main", "messages_of_query", "register"]
 
 # open-instruct awaits the rewards of a prompt's samples together, as long as they take.
-HABITS = Habits("open_instruct", timeout=600.0, aspects="admitted")
+HABITS = Habits("open_instruct", timeout=600.0, aspects="admitted", references=("label",))
 
 _TURN = re.compile(r"^(system|developer|user|assistant|tool|environment): ", re.MULTILINE)
 
@@ -53,15 +54,11 @@ def messages_of_query(query: str) -> Text:
     ]
 
 
-def _sample(prediction: str, label: Any, query: str | None) -> Sample:
+def _samples(prediction: str, label: Any, query: str | None, settings: Settings) -> list[Sample]:
     if query is None:
         raise ValueError("open_instruct: the call has no query, so the prompt is unknown")
-    is_text = isinstance(label, (str, int, float)) and not isinstance(label, bool) and label != ""
-    return Sample(
-        prompt=messages_of_query(query),
-        completion=without_end_tokens(prediction),
-        fields={"reference": str(label)} if is_text else None,
-    )
+    sample = Sample(prompt=messages_of_query(query), completion=without_end_tokens(prediction))
+    return with_rows([sample], [{"label": label}], settings)
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +80,7 @@ def _verifier() -> type[Any]:
             rollout_state: dict[str, Any] | None = None,
         ) -> Any:
             source = source_of(HABITS)
-            return _result(source.rewards([_sample(prediction, label, query)]))
+            return _result(source.rewards(_samples(prediction, label, query, source.settings)))
 
         async def async_call(
             self,
@@ -94,7 +91,9 @@ def _verifier() -> type[Any]:
             rollout_state: dict[str, Any] | None = None,
         ) -> Any:
             source = source_of(HABITS)
-            return _result(await source.arewards([_sample(prediction, label, query)]))
+            return _result(
+                await source.arewards(_samples(prediction, label, query, source.settings))
+            )
 
     def _result(rewards: list[Reward]) -> Any:
         (value,) = numbers(rewards, source_of(HABITS).settings.on_failure)

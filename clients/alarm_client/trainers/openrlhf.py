@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from math import exp
 from typing import Any
 
-from alarm_client.trainers.components import columns
+from alarm_client.trainers.components import columns, summands
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import split_query, without_end_tokens
-from alarm_client.types import Reward, Sample
+from alarm_client.types import Sample
 
 __all__ = ["HABITS", "reward_func"]
 
 # OpenRLHF gives its own HTTP rewards 180 s. It logs a failure and goes on with None, which ends
 # the run later; raising leaves the reason in that log.
-HABITS = Habits("openrlhf", timeout=170.0, same_keys=True)
+HABITS = Habits("openrlhf", timeout=170.0, same_keys=True, references=("label",))
 
 
 def reward_func(
@@ -27,7 +28,8 @@ def reward_func(
 
     A query is prompt and response as the policy's tokenizer decodes them, special tokens included;
     one that does not start with its prompt is refused. `scores`, which OpenRLHF filters by and
-    wants in [0, 1], is the logistic of the normalized holistic score (of the reward, without one).
+    wants in [0, 1], is the logistic of the reward. They and the logs are what the server's URL
+    `/compat/openrlhf` answers: an aspect's log is what it adds to the reward, `holistic` too.
     """
     import torch
 
@@ -36,17 +38,22 @@ def reward_func(
         Sample(prompt=prompt, completion=without_end_tokens(split_query(query, prompt)))
         for query, prompt in zip(queries, prompts, strict=True)
     ]
-    rewards = source.rewards(samples)
+    rows = rows_of({"label": labels, "labels": labels}, len(samples))
+    rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)
     parts = columns(rewards, source.aspect_names.seen(rewards))
+    hierarchy = source.hierarchy() if samples else None
+    for index, reward in enumerate(rewards):
+        for name, value in summands(reward, hierarchy).items() if hierarchy else ():
+            if name in parts:
+                parts[name][index] = value
     return {
         "rewards": torch.tensor(values),
-        "scores": torch.tensor([_share(one) for one in zip(rewards, values, strict=True)]),
+        "scores": torch.tensor([_logistic(value) for value in values]),
         "extra_logs": {f"alarm_{name}": torch.tensor(column) for name, column in parts.items()},
     }
 
 
-def _share(rewarded: tuple[Reward, float]) -> float:
-    reward, value = rewarded
-    z = value if reward.holistic is None else reward.holistic.normalized
-    return 1 / (1 + exp(-max(-60.0, min(60.0, z))))
+def _logistic(value: float) -> float:
+    grown = exp(-abs(value))
+    return 1 / (1 + grown) if value >= 0 else grown / (1 + grown)

@@ -8,6 +8,7 @@ from typing import Any
 
 from alarm_client.trainers.components import components
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import prompt_of, split_messages
@@ -16,11 +17,14 @@ from alarm_client.types import Sample, Text
 __all__ = ["HABITS", "AlarmEvaluator", "AlarmReward"]
 
 # rLLM waits for an evaluator, in a thread, as long as it takes.
-HABITS = Habits("rllm", timeout=600.0)
+HABITS = Habits(
+    "rllm",
+    timeout=600.0,
+    references=("reference", "ground_truth", "answer", "solution", "label"),
+)
 
 # Where rLLM's datasets have the question, in the order in which its own workflows look.
 _QUESTIONS = ("messages", "question", "prompt", "problem")
-_ANSWERS = ("ground_truth", "answer", "reference")
 
 
 class _Rewards:
@@ -29,9 +33,12 @@ class _Rewards:
     def __init__(self, **settings: Any) -> None:
         self.source = RewardSource(read_settings(HABITS, settings))
 
-    def _of(self, sample: Sample) -> tuple[float, dict[str, float]]:
+    def _of(
+        self, prompt: Text, completion: str, row: Mapping[str, Any]
+    ) -> tuple[float, dict[str, float]]:
         """The reward, and its parts that were computed by name."""
-        rewards = self.source.rewards([sample])
+        samples = [Sample(prompt=prompt, completion=completion)]
+        rewards = self.source.rewards(with_rows(samples, [row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
         parts = components(rewards[0], self.source.aspect_names.seen(rewards))
         return value, {
@@ -53,10 +60,7 @@ class AlarmEvaluator(_Rewards):
         """rLLM's EvalOutput, the reward's parts as its signals."""
         from rllm.eval.types import EvalOutput, Signal
 
-        row = getattr(task, "metadata", task)
-        prompt, completion = _last_turn(episode, task)
-        sample = Sample(prompt=prompt, completion=completion, fields=_reference(row))
-        value, parts = self._of(sample)
+        value, parts = self._of(*_last_turn(episode, task), getattr(task, "metadata", task))
         return EvalOutput(
             reward=value,
             is_correct=value > self.threshold,
@@ -72,10 +76,7 @@ class AlarmReward(_Rewards):
         from rllm.rewards.reward_types import RewardOutput
 
         text = str(getattr(action, "action", action) or "")
-        prompt = _question(task_info)
-        value, parts = self._of(
-            Sample(prompt=prompt, completion=text, fields=_reference(task_info))
-        )
+        value, parts = self._of(_question(task_info), text, task_info)
         return RewardOutput(reward=value, metadata=parts)
 
 
@@ -114,15 +115,6 @@ def _question(row: Mapping[str, Any]) -> Text:
         if row.get(name):
             return prompt_of(row[name])
     raise ValueError(f"rllm: the task has none of {list(_QUESTIONS)}; it has {sorted(row)}")
-
-
-def _reference(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """The answer of the task's row as the field `reference`, where it is a text or a number."""
-    for name in _ANSWERS:
-        value = row.get(name)
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
-            return {"reference": str(value)}
-    return None
 
 
 def _role(message: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from alarm_client.trainers.components import components
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
@@ -16,7 +17,12 @@ from alarm_client.types import Sample, Text
 
 __all__ = ["HABITS", "AlarmGenerator", "Environment", "register"]
 
-HABITS = Habits("skyrl", timeout=600.0)
+HABITS = Habits(
+    "skyrl",
+    timeout=600.0,
+    whole_groups="skyrl_dense, whose generator holds the batch",
+    references=("ground_truth", "reference", "answer"),
+)
 
 
 class Environment:
@@ -33,6 +39,7 @@ class Environment:
     ) -> None:
         super().__init__()
         self.source = source_of(HABITS, dict(env_config or {}))
+        self.row = _row(extras)
         self.is_judged = is_judged
         self.prompt: Text = []
         self.parts: dict[str, float] = {}
@@ -49,7 +56,7 @@ class Environment:
         if not self.is_judged:
             return BaseTextEnvStepOutput(observations=[], reward=0.0, done=True, metadata={})
         sample = Sample(prompt=self.prompt, completion=without_end_tokens(action))
-        rewards = self.source.rewards([sample])
+        rewards = self.source.rewards(with_rows([sample], [self.row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
         parts = components(rewards[0], self.source.aspect_names.seen(rewards))
         self.parts = {f"alarm_{name}": part for name, part in parts.items()}
@@ -78,15 +85,25 @@ class AlarmGenerator:
                 f"skyrl: {len(prompts)} prompts and {len(ids)} responses; step-wise "
                 "trajectories have no token rewards here"
             )
-        rewards = await self.source.arewards(
-            [
-                token_sample(prompt_of(prompt), row, self.tokenizer)
-                for prompt, row in zip(prompts, ids, strict=True)
-            ]
-        )
+        settings = self.source.settings
+        samples = [
+            token_sample(prompt_of(prompt), row, self.tokenizer)
+            for prompt, row in zip(prompts, ids, strict=True)
+        ]
+        extras = input_batch.get("env_extras") or [None] * len(ids)
+        extra_rows = [_row(extra) for extra in extras]
+        samples = with_rows(samples, extra_rows, settings, prompts=prompts)
+        rewards = await self.source.arewards(samples)
         lengths = [len(row) for row in ids]
-        rows = token_rewards(rewards, lengths, self.source.settings.on_failure)
+        rows = token_rewards(rewards, lengths, settings.on_failure, groups_of(samples))
         return {**output, "rewards": rows}
+
+
+def _row(extras: Any) -> Row:
+    """SkyRL's dataset columns; the `ground_truth` is inside of `reward_spec`."""
+    row = row_of(extras)
+    spec = row_of(row.get("reward_spec") or row.get("reward_model"))
+    return {**row_of(row.get("extra_info")), **spec, **row}
 
 
 def register(name: str = "alarm", is_judged: bool = True) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from alarm_client.trainers.components import components
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
-from alarm_client.types import Reward, Sample
+from alarm_client.types import Id, Reward, Sample
 
 __all__ = [
     "HABITS",
@@ -24,7 +25,15 @@ __all__ = [
 ]
 
 # slime waits for a custom reward as long as it takes, and an error ends the rollout.
-HABITS = Habits("slime", timeout=600.0, same_keys=True)
+# With `--group-rm` a call holds the completions of a prompt.
+HABITS = Habits(
+    "slime",
+    timeout=600.0,
+    whole_groups="--group-rm",
+    same_keys=True,
+    references=("label",),
+    group_column="group_index",
+)
 TOKEN_REWARDS = "alarm_token_rewards"  # noqa: S105 - a name: among a sample's metadata
 
 
@@ -33,16 +42,17 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
-    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+    is_group = isinstance(sample, (list, tuple))
+    samples = list(sample) if is_group else [sample]
     source = source_of(HABITS)
-    rewards = await source.arewards(
-        [
-            Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
-            for one in samples
-        ]
-    )
-    found = _found(args, rewards, source)
-    return found if isinstance(sample, (list, tuple)) else found[0]
+    asked = [
+        Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
+        for one in samples
+    ]
+    asked = _with_rows(asked, samples, source, is_group)
+    rewards = await source.arewards(asked)
+    found = _found(args, rewards, source, groups_of(asked))
+    return found if is_group else found[0]
 
 
 async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
@@ -50,21 +60,23 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     The policy's tokenizer is read from `--hf-checkpoint`.
     """
-    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+    is_group = isinstance(sample, (list, tuple))
+    samples = list(sample) if is_group else [sample]
     tokenizer = _tokenizer(args.hf_checkpoint)
     source = source_of(HABITS)
     ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
-    rewards = await source.arewards(
-        [
-            token_sample(prompt_of(one.prompt), row, tokenizer)
-            for one, row in zip(samples, ids, strict=True)
-        ]
-    )
-    found = _found(args, rewards, source)
-    rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)
+    asked = [
+        token_sample(prompt_of(one.prompt), row, tokenizer)
+        for one, row in zip(samples, ids, strict=True)
+    ]
+    asked = _with_rows(asked, samples, source, is_group)
+    rewards = await source.arewards(asked)
+    groups = groups_of(asked)
+    found = _found(args, rewards, source, groups)
+    rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure, groups)
     for one, row in zip(samples, rows, strict=True):
         one.metadata = {**(one.metadata or {}), TOKEN_REWARDS: row}
-    return found if isinstance(sample, (list, tuple)) else found[0]
+    return found if is_group else found[0]
 
 
 def post_process_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[Any]]:
@@ -159,8 +171,22 @@ def _discounted(rewards: Any, gamma: float) -> Any:
     return returns
 
 
-def _found(args: Any, rewards: list[Reward], source: RewardSource) -> list[Any]:
-    values = numbers(rewards, source.settings.on_failure)
+def _with_rows(
+    asked: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
+) -> list[Sample]:
+    prompts = [one.prompt for one in samples] if is_group else None
+    return with_rows(asked, [_row(one) for one in samples], source.settings, prompts=prompts)
+
+
+def _row(sample: Any) -> Row:
+    """A slime sample's own attributes, and what its metadata holds."""
+    return {**row_of(sample.metadata), **row_of(sample)}
+
+
+def _found(
+    args: Any, rewards: list[Reward], source: RewardSource, groups: Sequence[Id]
+) -> list[Any]:
+    values = numbers(rewards, source.settings.on_failure, groups)
     key = getattr(args, "reward_key", None)
     if not key:
         return list(values)

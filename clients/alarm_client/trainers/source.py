@@ -4,67 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from alarm_client.async_client import AsyncAlarmClient
 from alarm_client.client import AlarmClient
+from alarm_client.digests import content_digest
 from alarm_client.errors import AlarmError
-from alarm_client.retries import Retries
 from alarm_client.trainers.components import AspectNames
-from alarm_client.trainers.failure import failed_call
+from alarm_client.trainers.failure import InvalidCalls, failed_call
 from alarm_client.trainers.settings import Habits, Settings, read_settings
-from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
-
-# A server that is restarted is waited for about two and a half minutes, if the deadline allows: a
-# training run has more to lose than that.
-_PATIENT = Retries(max_reconnects=12)
+from alarm_client.trainers.shared_calls import Asker, SharedCalls
+from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
+from alarm_client.wire import reward_job
 
 
 class RewardSource:
     """Rewards under one trainer's settings; safe to pickle, to fork and to use from any loop.
 
     A result has one reward a sample, in order. Where the policy is not to raise, a failed call
-    gives rewards without a number; see `failure`.
+    gives rewards without a number; see `failure`. Rewards of several functions that name an
+    `asker` each cost one call a batch.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.aspect_names = AspectNames(settings.aspect_names)
+        self._invalid = InvalidCalls(settings.habits)
+        self._shared: SharedCalls[list[Reward]] = SharedCalls()
+        self._hierarchy: Mapping[str, object] | None = None
         self._client = AlarmClient(
-            settings.url, api_key=settings.api_key, timeout=settings.timeout, retries=_PATIENT
+            settings.url,
+            api_key=settings.api_key,
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
         )
         self._async_client = AsyncAlarmClient(
-            settings.url, api_key=settings.api_key, timeout=settings.timeout, retries=_PATIENT
+            settings.url,
+            api_key=settings.api_key,
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
         )
 
-    def rewards(self, samples: Sequence[Sample]) -> list[Reward]:
+    def rewards(self, samples: Sequence[Sample], asker: Asker | None = None) -> list[Reward]:
         """The rewards, from this thread."""
         if not samples:
             return []
-        given = self.settings
-        try:
-            if given.model:
-                return _from_scores(self._client.score(samples, given.model), samples)
-            result = self._client.hierarchical_reward(samples, given.recipe, aspects=given.aspects)
-        except AlarmError as error:
-            return failed_call(error, len(samples), given.on_failure)
-        return list(result.rewards)
+        if asker is None:
+            return self._rewards(samples)
+        return self._shared.result(asker, _key(samples), partial(self._rewards, samples))
 
-    async def arewards(self, samples: Sequence[Sample]) -> list[Reward]:
+    async def arewards(self, samples: Sequence[Sample], asker: Asker | None = None) -> list[Reward]:
         """The rewards, awaited on the running loop."""
         if not samples:
             return []
+        if asker is None:
+            return await self._arewards(samples)
+        return await self._shared.aresult(asker, _key(samples), partial(self._arewards, samples))
+
+    def hierarchy(self) -> Mapping[str, object] | None:
+        """The rule and the weights of the recipe that is asked, with the overrides.
+
+        None where a model is asked, or the server does not tell them.
+        """
         given = self.settings
-        try:
-            if given.model:
-                return _from_scores(await self._async_client.score(samples, given.model), samples)
-            result: RewardResult = await self._async_client.hierarchical_reward(
-                samples, given.recipe, aspects=given.aspects
-            )
-        except AlarmError as error:
-            return failed_call(error, len(samples), given.on_failure)
-        return list(result.rewards)
+        if given.model is None and self._hierarchy is None:
+            try:
+                recipes = self._client.models().recipes
+            except AlarmError:
+                return None  # it is asked again with the next rewards
+            named = [one for one in recipes if given.recipe in (None, one.get("name"))]
+            if named and "weights" in named[0]:
+                self._hierarchy = {**named[0], **(given.overrides or {})}
+        return self._hierarchy
 
     def wait_ready(self, timeout: float = 600.0) -> None:
         """Return when the server's models are ready; past `timeout` raise the server's reason."""
@@ -74,15 +86,76 @@ class RewardSource:
         """Close the blocking connections; awaited ones close with their loop."""
         self._client.close()
 
+    def _rewards(self, samples: Sequence[Sample]) -> list[Reward]:
+        given, order = self.settings, _group_by_group(samples)
+        sent = [samples[index] for index in order]
+        result: RewardResult | ScoreResult
+        try:
+            if given.model:
+                result = self._client.score(sent, given.model)
+            else:
+                result = self._client.hierarchical_reward(
+                    sent, given.recipe, given.overrides, given.aspects
+                )
+        except AlarmError as error:
+            return self._failed(error, len(samples))
+        return self._answered(result, sent, order)
+
+    async def _arewards(self, samples: Sequence[Sample]) -> list[Reward]:
+        given, order = self.settings, _group_by_group(samples)
+        sent = [samples[index] for index in order]
+        result: RewardResult | ScoreResult
+        try:
+            if given.model:
+                result = await self._async_client.score(sent, given.model)
+            else:
+                result = await self._async_client.hierarchical_reward(
+                    sent, given.recipe, given.overrides, given.aspects
+                )
+        except AlarmError as error:
+            return self._failed(error, len(samples))
+        return self._answered(result, sent, order)
+
+    def _answered(
+        self, result: RewardResult | ScoreResult, sent: Sequence[Sample], order: Sequence[int]
+    ) -> list[Reward]:
+        found = result.rewards if isinstance(result, RewardResult) else _from_scores(result, sent)
+        placed = dict(zip(order, found, strict=True))
+        return self._invalid.checked([placed[index] for index in range(len(order))])
+
+    def _failed(self, error: AlarmError, num_samples: int) -> list[Reward]:
+        has_answered = self._client.has_answered or self._async_client.has_answered
+        policy = self.settings.on_failure
+        return failed_call(error, num_samples, policy, has_answered=has_answered)
+
 
 def source_of(habits: Habits, given: Mapping[str, Any] | None = None) -> RewardSource:
     """The source for these settings; hooks that are plain functions share one a process."""
-    return _cached(read_settings(habits, given))
+    return source_for(read_settings(habits, given))
+
+
+def source_for(settings: Settings) -> RewardSource:
+    """The source for these settings, the same one in this process."""
+    return _cached(settings)
 
 
 @lru_cache(maxsize=32)
 def _cached(settings: Settings) -> RewardSource:
     return RewardSource(settings)
+
+
+def _key(samples: Sequence[Sample]) -> str:
+    """The same for the same samples: a digest of what is sent for them."""
+    return content_digest(reward_job(samples, None, None, "all").body)
+
+
+def _group_by_group(samples: Sequence[Sample]) -> list[int]:
+    """The samples' order on the wire: a group's together, so that a large call is cut between."""
+    firsts: dict[Id, int] = {}
+    for index, sample in enumerate(samples):
+        if sample.group is not None:
+            firsts.setdefault(sample.group, index)
+    return sorted(range(len(samples)), key=lambda index: firsts.get(samples[index].group, index))
 
 
 def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from alarm_client.trainers.placement import left_aligned, on_last, right_aligned
 
 Rows: TypeAlias = Sequence[Sequence[float]]
-Side: TypeAlias = Literal["left", "right"]
+Side: TypeAlias = Literal["left", "right", "none"]
 
 # Token rewards in, what the trainer holds out: rewards and mask, each [responses, width].
 Pad: TypeAlias = Callable[[Rows], "tuple[Rows, Rows]"]
@@ -45,8 +45,11 @@ def survivals(pad: Pad, lengths: Sequence[int]) -> list[Survival]:
 
 
 def padding(rewards: Side, responses: Side) -> Pad:
-    """A trainer that puts zeros on one side of rewards and padding on one side of responses."""
-    align = {"right": left_aligned, "left": right_aligned}
+    """A trainer that puts zeros on one side of rewards and padding on one side of responses.
+
+    "none": it keeps rows of their own lengths.
+    """
+    align = {"right": left_aligned, "left": right_aligned, "none": _unpadded}
 
     def pad(rows: Rows) -> tuple[Rows, Rows]:
         ones = [[1.0] * len(row) for row in rows]
@@ -55,14 +58,19 @@ def padding(rewards: Side, responses: Side) -> Pad:
     return pad
 
 
-# Where each consumer of token rewards puts zeros; responses are padded on the right in all of them.
-REWARD_PADDING: dict[str, Side] = {
-    "alarm_trl": "left",
-    "fine_grained_rlhf": "right",
-    "skyrl": "right",
-    "trlx": "right",
-    "verl": "right",
+# Where each consumer of token rewards pads them, and where it pads responses.
+PADDING: dict[str, tuple[Side, Side]] = {
+    "alarm_trl": ("left", "right"),
+    "fine_grained_rlhf": ("right", "right"),
+    "skyrl": ("left", "left"),  # skyrl/train/dataset/preprocess.py aligns both on the right
+    "slime": ("none", "none"),  # a tensor a sample
+    "trlx": ("right", "right"),
+    "verl": ("right", "right"),
 }
+
+
+def _unpadded(rows: Rows) -> list[list[float]]:
+    return [[*row] for row in rows]
 
 
 def _survival(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
@@ -13,7 +14,7 @@ from alarm_client.types import Sample
 __all__ = ["HABITS", "AlarmReward"]
 
 # torchforge waits for a reward as long as it takes.
-HABITS = Habits("torchforge", timeout=600.0, aspects="admitted")
+HABITS = Habits("torchforge", timeout=600.0, aspects="admitted", references=("target",))
 
 
 class AlarmReward:
@@ -27,11 +28,8 @@ class AlarmReward:
         self.source = RewardSource(read_settings(HABITS, settings))
 
     def __call__(self, prompt: str, response: str, target: Any = None) -> float:
-        """The reward of one response; `target`, where it is a text, is the field `reference`."""
-        sample = Sample(
-            prompt=prompt_of(prompt),
-            completion=without_end_tokens(response),
-            fields={"reference": str(target)} if target not in (None, "") else None,
-        )
-        (value,) = numbers(self.source.rewards([sample]), self.source.settings.on_failure)
+        """The reward of one response; `target` is the field `reference`."""
+        sample = Sample(prompt=prompt_of(prompt), completion=without_end_tokens(response))
+        samples = with_rows([sample], [{"target": target}], self.source.settings)
+        (value,) = numbers(self.source.rewards(samples), self.source.settings.on_failure)
         return value

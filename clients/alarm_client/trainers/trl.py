@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
 from alarm_client.trainers.components import columns, means
 from alarm_client.trainers.failure import scalars
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.rows import groups_of, rows_of, with_rows
+from alarm_client.trainers.settings import Habits, Settings, read_settings
+from alarm_client.trainers.shared_calls import Asker
+from alarm_client.trainers.source import RewardSource, source_for
 from alarm_client.trainers.texts import completion_of, prompt_of
 from alarm_client.trainers.versions import older_than
 from alarm_client.types import Reward, Sample
@@ -17,8 +21,19 @@ from alarm_client.types import Reward, Sample
 __all__ = ["HABITS", "AlarmReward", "async_reward"]
 
 # TRL has no timeout of its own: a rank that waits longer than the collective watchdog (600 s by
-# default) ends the run. A None is skipped by TRL.
-HABITS = Habits("trl", timeout=480.0, on_failure="none", takes_none=True)
+# default) ends the run. Its datasets have no usual name for what is right; these are its own
+# examples', and those of its rewards.
+HABITS = Habits(
+    "trl",
+    timeout=480.0,
+    on_failure="group_mean",
+    takes_none=True,
+    whole_groups="a per_device_train_batch_size of whole groups (num_generations)",
+    references=("reference", "ground_truth", "solution", "answer", "label"),
+)
+
+# Before, a sample for which all functions return None counts as 0 in its group's mean.
+_FIRST_TO_SKIP = (1, 6)
 
 _FIRST_TO_AWAIT = (0, 27)
 
@@ -29,14 +44,25 @@ class AlarmReward:
     Called with TRL's keywords, it returns one float or None a completion, and logs the parts of
     the reward: their means by `log_metric`, each sample's by `log_extra`. The names are the same
     in every call; `aspect_names` fixes them before the first answer. `part`: "reward", "holistic"
-    or an aspect's name, for a column of its own under TRL's `reward_weights`. `settings`: see
-    Settings.
+    or an aspect's name, for a column of its own under TRL's `reward_weights`: several of the same
+    settings cost one scoring call a batch, where all are blocking or all are awaited. `settings`:
+    see Settings.
     """
 
     def __init__(self, name: str = "alarm", part: str = "reward", **settings: Any) -> None:
         self.__name__ = name
         self.part = part
-        self.source = RewardSource(read_settings(HABITS, settings))
+        given = read_settings(HABITS, settings)
+        _refuse_none_where_it_is_zero(given)
+        self.source: RewardSource = source_for(given)
+        self._asker = Asker()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "source": self.source.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In another process, too, rewards of the same settings share their calls.
+        vars(self).update(state, source=source_for(state["source"]))
 
     def __call__(
         self,
@@ -44,11 +70,12 @@ class AlarmReward:
         completions: Sequence[Any],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
-        """The rewards of TRL's local batch; other columns and states are left alone."""
-        rewards = self.source.rewards(_samples(prompts, completions))
-        return self._finish(rewards, log_metric, log_extra)
+        """The rewards of TRL's local batch; of the columns those are sent that `fields` name."""
+        samples = self._samples(prompts, completions, columns)
+        rewards = self.source.rewards(samples, self._asker)
+        return self._finish(samples, rewards, log_metric, log_extra)
 
     async def awaited(
         self,
@@ -56,14 +83,23 @@ class AlarmReward:
         completions: Sequence[Any],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
         """As the call, awaited."""
-        rewards = await self.source.arewards(_samples(prompts, completions))
-        return self._finish(rewards, log_metric, log_extra)
+        samples = self._samples(prompts, completions, columns)
+        rewards = await self.source.arewards(samples, self._asker)
+        return self._finish(samples, rewards, log_metric, log_extra)
+
+    def _samples(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
+    ) -> list[Sample]:
+        samples = _samples(prompts, completions)
+        rows = rows_of(columns, len(samples))
+        return with_rows(samples, rows, self.source.settings, prompts=prompts)
 
     def _finish(
         self,
+        samples: list[Sample],
         rewards: list[Reward],
         log_metric: Callable[[str, float], None] | None,
         log_extra: Callable[[str, list[Any]], None] | None,
@@ -74,7 +110,8 @@ class AlarmReward:
                 log_metric(f"{self.__name__}/{part}", mean)
             if log_extra is not None:
                 log_extra(f"{self.__name__}/{part}", parts[part])
-        return scalars(rewards, self.source.settings.on_failure, self.part)
+        policy = self.source.settings.on_failure
+        return scalars(rewards, policy, self.part, groups_of(samples))
 
 
 class _Awaited:
@@ -121,6 +158,21 @@ def __getattr__(name: str) -> AlarmReward:
     if name == "reward":
         return AlarmReward()
     raise AttributeError(f"module {__name__} has no {name}")
+
+
+def _refuse_none_where_it_is_zero(settings: Settings) -> None:
+    if settings.on_failure != "none":
+        return
+    try:
+        installed = version("trl")
+    except PackageNotFoundError:
+        return
+    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
+    if numbers < _FIRST_TO_SKIP:
+        raise ValueError(
+            f"trl: on_failure 'none' is a reward of 0 in TRL {installed} (1.6 is the first to skip "
+            "the sample); set 'group_mean', 'raise' or a number"
+        )
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]:

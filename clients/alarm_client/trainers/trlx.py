@@ -7,6 +7,7 @@ from typing import Any
 
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import groups_of, rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import without_end_tokens
@@ -15,21 +16,28 @@ from alarm_client.types import Sample
 __all__ = ["HABITS", "dense_reward_fn", "reward_fn"]
 
 # Rank 0 asks while the others wait in a broadcast, so the collective watchdog is the timeout.
-HABITS = Habits("trlx", timeout=480.0, aspects="admitted")
+# `original_output` is what its own examples call a prompt's good answer.
+HABITS = Habits(
+    "trlx",
+    timeout=480.0,
+    aspects="admitted",
+    whole_groups="prompts that repeat in a batch",
+    references=("reference", "original_output", "ground_truth", "answer", "label"),
+)
 
 
 def reward_fn(
-    samples: Sequence[str], prompts: Sequence[str], outputs: Sequence[str], **_: Any
+    samples: Sequence[str], prompts: Sequence[str], outputs: Sequence[str], **columns: Any
 ) -> list[float]:
     """One reward an output: for every trainer of trlx."""
     source = source_of(HABITS)
-    rewards = source.rewards(
-        [
-            Sample(prompt=prompt, completion=without_end_tokens(output))
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
-    )
-    return numbers(rewards, source.settings.on_failure)
+    asked = [
+        Sample(prompt=prompt, completion=without_end_tokens(output))
+        for prompt, output in zip(prompts, outputs, strict=True)
+    ]
+    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
+    rewards = source.rewards(asked)
+    return numbers(rewards, source.settings.on_failure, groups_of(asked))
 
 
 def dense_reward_fn(
@@ -38,7 +46,7 @@ def dense_reward_fn(
     outputs: Sequence[str],
     tokenizer: Any = None,
     model_tok: Any = None,
-    **_: Any,
+    **columns: Any,
 ) -> list[list[float]]:
     """One reward a token of `tokenizer(output)`, from the first token on: for PPO alone.
 
@@ -50,7 +58,8 @@ def dense_reward_fn(
         raise ValueError("trlx: dense rewards need the tokenizer, which PPO passes")
     source = source_of(HABITS)
     ids = [plain_ids(policy(output).input_ids) for output in outputs]
-    rewards = source.rewards(
-        [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
-    )
-    return token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure)
+    asked = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
+    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
+    rewards = source.rewards(asked)
+    lengths = [len(row) for row in ids]
+    return token_rewards(rewards, lengths, source.settings.on_failure, groups_of(asked))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alarm_client.trainers.components import components
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import completion_of, prompt_of
@@ -15,7 +16,12 @@ from alarm_client.types import Sample
 __all__ = ["HABITS", "group_reward", "reward", "rubric_reward"]
 
 # A Rubric turns what is raised into 0.0 and a line in its log; a v1 task marks the trace as failed.
-HABITS = Habits("verifiers", timeout=240.0)
+HABITS = Habits(
+    "verifiers",
+    timeout=240.0,
+    whole_groups="group_reward among a Rubric's functions",
+    references=("reference", "answer", "ground_truth", "solution"),
+)
 
 
 async def reward(task: Any, trace: Any) -> float:
@@ -34,29 +40,51 @@ async def reward(task: Any, trace: Any) -> float:
         prompt=prompt_of(messages[:last]), completion=completion_of([_plain(messages[last])])
     )
     source = source_of(HABITS)
-    rewards = await source.arewards([sample])
+    data = getattr(task, "data", task)  # of a v1 Task, the row that it was made of
+    rewards = await source.arewards(with_rows([sample], [_flat(row_of(data))], source.settings))
     (value,) = numbers(rewards, source.settings.on_failure)
     parts = components(rewards[0], source.aspect_names.seen(rewards))
     trace.record_metrics({f"alarm/{name}": part for name, part in parts.items()})
     return value
 
 
-async def rubric_reward(prompt: Any, completion: Any) -> float:
+async def rubric_reward(
+    prompt: Any, completion: Any, answer: Any = None, info: Any = None
+) -> float:
     """Rubric: the reward of one rollout."""
-    (value,) = await group_reward([prompt], [completion])
-    return value
+    source = source_of(HABITS)
+    samples = [Sample(prompt=prompt_of(prompt), completion=completion_of(completion))]
+    rows = [_flat({"answer": answer, "info": info})]
+    rewards = await source.arewards(with_rows(samples, rows, source.settings))
+    return numbers(rewards, source.settings.on_failure)[0]
 
 
-async def group_reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+async def group_reward(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    answers: Sequence[Any] | None = None,
+    infos: Sequence[Any] | None = None,
+) -> list[float]:
     """Rubric: the rewards of a group of rollouts in one call."""
     source = source_of(HABITS)
-    rewards = await source.arewards(
-        [
-            Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-    )
-    return numbers(rewards, source.settings.on_failure)
+    samples = [
+        Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    nothing = [None] * len(samples)
+    rows = [
+        _flat({"answer": answer, "info": info})
+        for answer, info in zip(answers or nothing, infos or nothing, strict=True)
+    ]
+    samples = with_rows(samples, rows, source.settings, prompts=prompts)
+    rewards = await source.arewards(samples)
+    return numbers(rewards, source.settings.on_failure, groups_of(samples))
+
+
+def _flat(row: Row) -> Row:
+    """A row with what its `info` holds beside it."""
+    info = row.get("info")
+    return {**info, **row} if isinstance(info, Mapping) else row
 
 
 def _role(message: Any) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 from alarm_client.trainers.components import components
 from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import with_rows
 from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of
-from alarm_client.trainers.verl_manager import HABITS, AlarmRewardManager
+from alarm_client.trainers.verl_manager import HABITS, AlarmRewardManager, row_of_verl
 from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["HABITS", "AlarmRewardManager", "compute_score", "compute_score_blocking"]
@@ -29,10 +30,13 @@ async def compute_score(
     """`{"score": reward, ...}` of one response, with the reward's parts beside it.
 
     verl passes no prompt: it is taken from `extra_info[prompt_key]`. `reward_kwargs` may name
-    `prompt_key` and any of Settings.
+    `prompt_key` and any of Settings; `fields` may name `ground_truth`, which is the field
+    `reference` without it, `data_source` and what `extra_info` holds.
     """
     source = source_of(HABITS, _own(settings))
-    rewards = await source.arewards([_sample(solution_str, extra_info, prompt_key)])
+    samples = [_sample(solution_str, extra_info, prompt_key)]
+    rows = [row_of_verl(extra_info, ground_truth=ground_truth, data_source=data_source)]
+    rewards = await source.arewards(with_rows(samples, rows, source.settings))
     return _scored(rewards, source)
 
 
@@ -46,7 +50,9 @@ def compute_score_blocking(
 ) -> dict[str, float]:
     """As `compute_score`, for managers that do not await (verl up to 0.7.0, `remote`)."""
     source = source_of(HABITS, _own(settings))
-    return _scored(source.rewards([_sample(solution_str, extra_info, prompt_key)]), source)
+    samples = [_sample(solution_str, extra_info, prompt_key)]
+    rows = [row_of_verl(extra_info, ground_truth=ground_truth, data_source=data_source)]
+    return _scored(source.rewards(with_rows(samples, rows, source.settings)), source)
 
 
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.trainers.components import columns, components
 from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.placement import left_aligned
+from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import NAMES, Habits, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import prompt_of
@@ -17,10 +19,15 @@ from alarm_client.types import Sample, Text
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HABITS", "AlarmRewardManager"]
+__all__ = ["HABITS", "AlarmRewardManager", "row_of_verl"]
 
 # verl's rate_limited manager gives up after 300 s; its dicts must have the same keys throughout.
-HABITS = Habits("verl", timeout=240.0, same_keys=True)
+HABITS = Habits("verl", timeout=240.0, same_keys=True, references=("ground_truth",))
+
+# Up to 0.7.0 a manager is called with the whole batch, in which `uid` tells the prompts apart.
+_OF_BATCHES = replace(
+    HABITS, whole_groups="its managers up to 0.7.0, called with the batch", group_column="uid"
+)
 
 
 class AlarmRewardManager:
@@ -48,12 +55,14 @@ class AlarmRewardManager:
                 "reward.reward_model.enable without a resource pool of its own"
             )
         own = {name: value for name, value in given.items() if name in NAMES}
-        self.source = RewardSource(read_settings(HABITS, own))
+        self.source = RewardSource(read_settings(_OF_BATCHES, own))
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """`reward_score` and `reward_extra_info` of a trajectory, judged by its last sequence."""
-        ids, sample = self._sample(data[len(data) - 1])
-        rewards = await self.source.arewards([sample])
+        item = data[len(data) - 1]
+        ids, sample = self._sample(item)
+        samples = with_rows([sample], [_row(item)], self.source.settings)
+        rewards = await self.source.arewards(samples)
         policy = self.source.settings.on_failure
         score: float | list[float]
         if self.is_dense:
@@ -66,10 +75,18 @@ class AlarmRewardManager:
 
     def __call__(self, data: Any, return_dict: bool = False) -> Any:
         """`reward_tensor` [batch, response length] and the parts of the rewards by name."""
-        located = [self._sample(data[index]) for index in range(len(data))]
-        rewards = self.source.rewards([sample for _, sample in located])
+        items = [data[index] for index in range(len(data))]
+        located = [self._sample(item) for item in items]
+        settings = self.source.settings
+        samples = with_rows(
+            [sample for _, sample in located],
+            [_row(item) for item in items],
+            settings,
+            prompts=[self._prompt(item) for item in items],
+        )
+        rewards = self.source.rewards(samples)
         lengths = [len(ids) for ids, _ in located]
-        rows = token_rewards(rewards, lengths, self.source.settings.on_failure)
+        rows = token_rewards(rewards, lengths, settings.on_failure, groups_of(samples))
         tensor = _as_tensor(rows, data.batch["responses"])
         if not return_dict:
             return tensor
@@ -105,6 +122,20 @@ class AlarmRewardManager:
             plain_ids(prompts[prompts.shape[-1] - length :]), skip_special_tokens=True
         )
         return text
+
+
+def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
+    """A dataset row as verl hands it over: `extra_info` and what it holds, beside its columns."""
+    extra = row_of(extra_info)
+    return {**extra, "extra_info": extra, **columns}
+
+
+def _row(item: Any) -> Row:
+    columns = dict(item.non_tensor_batch)
+    judged = row_of(columns.get("reward_model"))
+    if "ground_truth" in judged:
+        columns["ground_truth"] = judged["ground_truth"]
+    return row_of_verl(columns.pop("extra_info", None), **columns)
 
 
 def _as_tensor(rows: Sequence[Sequence[float]], responses: Any) -> torch.Tensor:

@@ -138,6 +138,9 @@ class RecipeOut(ModelOut):
 
     description: str
     rule: str
+    threshold: float
+    holistic_weight: float
+    weights: dict[str, float] = Field(description="aspect -> weight")
     holistic: str
     aspects: dict[str, str] = Field(description="aspect -> model")
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from alarm_service.telemetry.metrics import Metrics
 from alarm_service.telemetry.tracing import Traces
 from alarm_service.web.authorizing import FREE_PATHS
+from alarm_service.web.request_ids import REQUEST_ID
 
 __all__ = ["AccessLog", "Traced"]
 
@@ -54,7 +55,12 @@ class AccessLog:
             self._metrics.answered(route, status, seconds)
             level = "debug" if route.startswith(("/health", "/metrics")) else "info"
             getattr(_log, level)(
-                "request", method=scope["method"], route=route, status=status, seconds=seconds
+                "request",
+                method=scope["method"],
+                route=route,
+                status=status,
+                seconds=seconds,
+                request_id=scope.get(REQUEST_ID),
             )
 
 

@@ -15,6 +15,7 @@ from alarm_models.errors import RecipeError
 from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
 from alarm_service.faults import explained
 from alarm_service.web.caller import CallerGone
+from alarm_service.web.request_ids import HEADER, REQUEST_ID
 
 __all__ = ["add_error_handlers", "error_response"]
 
@@ -43,7 +44,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(_refused(error.errors()))
+        response = error_response(_refused(error.errors()))
+        if any(isinstance(fault.get("input"), bytes) for fault in error.errors()):
+            response.headers["Accept-Post"] = "application/json"  # the body came as another type
+        return response
 
     @app.exception_handler(CallerGone)
     async def caller_gone(request: Request, error: CallerGone) -> Response:
@@ -57,7 +61,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
-        return error_response(ServiceError("the server failed; its log says why"))
+        response = error_response(ServiceError("the server failed; its log says why"))
+        if REQUEST_ID in request.scope:  # this answer passes no middleware
+            response.headers[HEADER] = request.scope[REQUEST_ID]
+        return response
 
 
 def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:

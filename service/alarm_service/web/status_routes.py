@@ -97,6 +97,7 @@ def _model_out(engine: Engine, served: ServedModel) -> ModelOut:
 def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
     holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
     generation = engine.generation
+    hierarchy = recipe.hierarchy_with(Overrides())
     return RecipeOut(
         name=recipe.name,
         recipe=recipe.name,
@@ -107,7 +108,10 @@ def _recipe_out(engine: Engine, recipe: Recipe) -> RecipeOut:
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
         description=recipe.description,
-        rule=recipe.hierarchy.rule.value,
+        rule=hierarchy.rule.value,
+        threshold=hierarchy.threshold,
+        holistic_weight=hierarchy.holistic_weight,
+        weights=dict(hierarchy.weights),
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )

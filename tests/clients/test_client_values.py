@@ -1,0 +1,344 @@
+"""Callers' values: those that are clear are sent, and every other is named by sample and field."""
+
+import datetime
+import decimal
+import enum
+import json
+from collections import UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from client_stand_in import StandIn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from alarm_client import AlarmClient, AlarmError, Sample
+from alarm_client.wire import reward_job, score_job
+
+# pytest writes parameters as texts, and Python no integer of so many digits.
+HUGE = pytest.param(10**5000, id="huge")
+MESSAGE = {"role": "user", "content": "p"}
+
+
+def sent(**fields: object) -> dict:
+    sample = Sample(**{"prompt": "p", "completion": "c", **fields})
+    return json.loads(score_job([sample], None).body)["samples"][0]
+
+
+class Pydantic(BaseModel):
+    role: str
+    content: str | None
+    name: str | None = None
+
+
+@dataclass
+class Plain:
+    role: str
+    content: str | None
+    name: str | None = None
+
+
+class Colour(str, enum.Enum):  # noqa: UP042 (as Python 3.10 has it)
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.array(3), 3),
+        (np.float32(3.0), 3),
+        (3.0, 3),
+        (torch.tensor(3), 3),
+        (np.str_("row 3"), "row 3"),
+        (Colour.RED, "red"),
+        (None, None),
+    ],
+)
+def test_an_id_or_a_group_of_numpy_is_the_one_that_it_is(value, number):
+    assert sent(id=value, group=value).get("id") == number
+    assert type(sent(group=value).get("group")) is type(number)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3.5, float("nan"), np.float32("nan"), np.float64("inf"), True, np.bool_(True), b"3", [3],
+     {"a": 1}, np.array([1, 2]), torch.tensor([1]), object(), decimal.Decimal(3), 1 + 2j,
+     datetime.date(2026, 1, 1), np.datetime64("2026-01-01"), np.longdouble("0.1"), HUGE],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["id", "group"])
+def test_another_id_or_group_is_refused_by_its_sample_and_field(field, value):
+    samples = [Sample(prompt="p", completion="c"), Sample(prompt="p", completion="c")]
+    samples[1] = Sample(prompt="p", completion="c", **{field: value})
+    with pytest.raises((TypeError, ValueError), match=rf"^samples\[1\]\.{field} "):
+        score_job(samples, None)
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [(0, 1), (1, 2)],
+        ((0, 1), (1, 2)),
+        np.array([[0, 1], [1, 2]]),
+        [np.array([0, 1]), np.array([1, 2])],
+        [[np.int32(0), np.int64(1)], [1.0, np.float32(2)]],
+        torch.tensor([[0, 1], [1, 2]]),
+        [torch.tensor([0, 1]), (torch.tensor(1), 2)],
+        iter([(0, 1), (1, 2)]),
+    ],
+)
+def test_offsets_of_arrays_and_tensors_are_the_ones_that_they_are(offsets):
+    assert sent(token_offsets=offsets)["token_offsets"] == [[0, 1], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "place"),
+    [
+        ([(0, 1), (1, 2, 3)], r"\[1\]"),
+        ([(0, 1), 1], r"\[1\]"),
+        ([(0, 1), None], r"\[1\]"),
+        ([(0, 1), "ab"], r"\[1\]"),
+        ([(0, 1), (1, 2.5)], r"\[1\]\[1\]"),
+        ([(0, 1), (float("nan"), 2)], r"\[1\]\[0\]"),
+        ([(0, 1), (None, 2)], r"\[1\]\[0\]"),
+        ([(0, 1), (True, 2)], r"\[1\]\[0\]"),
+        (np.array([0, 1]), r"\[0\]"),
+        ("ab", ""),
+        (3, ""),
+        ({0: 1}, ""),
+        (np.float32(1), ""),
+    ],
+)
+def test_a_wrong_offset_is_named_by_its_place(offsets, place):
+    sample = Sample(prompt="p", completion="c", token_offsets=offsets)
+    with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.token_offsets{place} must"):
+        score_job([sample], None)
+    if place:
+        named = Sample(prompt="p", completion="c", segments={"sentences": offsets})
+        place = rf"^samples\[0\]\.segments\['sentences'\]{place} must"
+        with pytest.raises((TypeError, ValueError), match=place):
+            score_job([named], None)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [MESSAGE],
+        (MESSAGE,),
+        [UserDict(MESSAGE)],
+        np.array([MESSAGE], dtype=object),
+        [Pydantic(role="user", content="p")],
+        [Plain(role="user", content="p")],
+        [{"role": np.str_("user"), "content": np.str_("p")}],
+    ],
+)
+def test_messages_of_arrays_and_objects_are_the_ones_that_they_are(messages):
+    got = sent(prompt=messages, completion=messages)
+    assert (got["prompt"], got["completion"]) == ([MESSAGE], [MESSAGE])
+
+
+@pytest.mark.parametrize("message", [Pydantic, Plain])
+def test_a_message_without_content_keeps_that(message):
+    assert sent(completion=[message(role="user", content=None)])["completion"] == [
+        {"role": "user", "content": None}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (None, ""),
+        (b"text", ""),
+        (3, ""),
+        (float("nan"), ""),
+        ({"role": "user"}, ""),
+        (object(), ""),
+        ([MESSAGE, "text"], r"\[1\]"),
+        ([MESSAGE, None], r"\[1\]"),
+        ([MESSAGE, SimpleNamespace(role="user", content="p")], r"\[1\]"),
+        ([MESSAGE, {"role": "user", "content": b"p"}], r"\[1\]\['content'\]"),
+        ([MESSAGE, {"role": "user", "content": float("nan")}], r"\[1\]\['content'\]"),
+        ([MESSAGE, {"role": "user", "content": {1, 2}}], r"\[1\]\['content'\]"),
+        ([MESSAGE, {3: "user"}], r"\[1\]"),
+        (np.array(["a", "b"]), r"\[0\]"),
+        (np.array([1.5]), r"\[0\]"),
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "completion"])
+def test_what_is_neither_text_nor_messages_is_named_by_its_place(field, value, place):
+    sample = Sample(**{"prompt": "p", "completion": "c", field: value})
+    with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.{field}{place} must"):
+        score_job([sample], None)
+
+
+def test_bytes_are_told_to_be_decoded():
+    with pytest.raises(TypeError, match=r"completion must be a text .* got bytes; decode it first"):
+        score_job([Sample(prompt="p", completion=b"c")], None)
+
+
+def test_fields_may_hold_what_json_knows():
+    fields = {"reference": np.str_("r"), "number": np.float32(0.5), "list": np.arange(2)}
+    assert sent(fields=fields)["fields"] == {"reference": "r", "number": 0.5, "list": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ("reference", ""),
+        (["reference"], ""),
+        ({3: "r"}, ""),
+        ({"reference": b"r"}, r"\['reference'\]"),
+        ({"reference": float("nan")}, r"\['reference'\]"),
+        ({"reference": [1, {2}]}, r"\['reference'\]\[1\]"),
+        pytest.param({"reference": 10**5000}, r"\['reference'\]", id="huge"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, place):
+    with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.fields{place} "):
+        score_job([Sample(prompt="p", completion="c", fields=fields)], None)
+
+
+def test_a_value_that_holds_itself_is_refused():
+    circle: list = []
+    circle.append(circle)
+    with pytest.raises(ValueError, match=r"^samples\[0\]\.fields\['a'\]\[0\].* deeper than 100"):
+        score_job([Sample(prompt="p", completion="c", fields={"a": circle})], None)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (None, "samples must be a list of samples, got NoneType"),
+        ("text", "samples must be a list of samples, got str"),
+        (Sample(prompt="p", completion="c"), "got Sample; put the one into a list"),
+        ({"prompt": "p", "completion": "c"}, "got dict; put the one into a list"),
+        ([("p", "c")], r"samples\[0\] must be a Sample or a mapping, got tuple"),
+        ([{"prompt": "p"}], r"samples\[0\] lacks its completion"),
+        ([{"prompt": "p", "completion": "c", "offsets": []}], r"samples\[0\] has no field 'offs"),
+        ([{1: "p"}], r"samples\[0\] must have texts for names, got int"),
+    ],
+)
+def test_what_are_no_samples_is_said(samples, words):
+    with pytest.raises(TypeError, match=words):
+        score_job(samples, None)
+
+
+def test_overrides_may_hold_numbers_of_numpy():
+    overrides = {"threshold": np.float32(0.5), "weights": {"relevance": np.int64(2)}}
+    body = json.loads(reward_job([], None, overrides, "all").body)
+    assert body["overrides"] == {"threshold": 0.5, "weights": {"relevance": 2}}
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ((None, {"threshold": float("nan")}, "all"), r"overrides\['threshold'\]"),
+        ((None, {"weights": {"a": float("inf")}}, "all"), r"overrides\['weights'\]\['a'\]"),
+        ((None, {"weights": {1: 2.0}}, "all"), r"overrides\['weights'\]"),
+        ((None, [("threshold", 1)], "all"), "overrides"),
+        ((3, None, "all"), "recipe"),
+        ((None, None, ["all"]), "aspects"),
+    ],
+)
+def test_a_wrong_option_is_named(options, place):
+    with pytest.raises((TypeError, ValueError), match=f"^{place} must "):
+        reward_job([], *options)
+
+
+@pytest.mark.parametrize("name", ["row \ud800", "row \udfff\ud800", "row"])
+def test_an_id_with_half_a_surrogate_pair_comes_back_as_it_was(name):
+    samples = [Sample(prompt="p", completion="abc", id=name)]
+    with AlarmClient("http://a", transport=StandIn().transport) as client:
+        assert [one.id for one in client.score(samples).scores] == [name]
+        assert [one.id for one in client.hierarchical_reward(samples).rewards] == [name]
+
+
+def test_groups_that_differ_in_half_a_surrogate_pair_stay_apart():
+    assert sent(group="\ud800")["group"] != sent(group="\ud801")["group"]
+
+
+def test_an_id_of_numpy_comes_back():
+    samples = [Sample(prompt="p", completion="abc", id=np.int64(7))]
+    with AlarmClient("http://a", transport=StandIn().transport) as client:
+        assert [one.id for one in client.score(samples).scores] == [7]
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.complex_numbers(),
+    st.decimals(),
+    st.dates(),
+    st.floats(width=32).map(np.float32),
+    st.integers(-5, 5).map(np.int64),
+    st.text().map(np.str_),
+    st.just(object()),
+    st.just(np.array([[1.5, float("nan")]])),
+    st.just(np.array([b"a", None], dtype=object)),
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.one_of(st.text(max_size=5), st.integers()), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+FIELDS = ("prompt", "completion", "fields", "token_offsets", "segments", "id", "group")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(FIELDS), ANYTHING, st.integers(0, 2))
+def test_whatever_a_field_holds_it_is_sent_as_json_or_refused_by_its_name(field, value, index):
+    samples = [{"prompt": "p", "completion": "c"} for _ in range(3)]
+    samples[index][field] = value
+    told = ""
+    try:
+        body = score_job(samples, None).body
+        # No NaN, no name that is no text: what any parser of JSON takes.
+        json.loads(body, parse_constant=lambda constant: pytest.fail(constant))
+    except (TypeError, ValueError) as error:
+        told = str(error)
+    assert not told or told.startswith(f"samples[{index}].{field}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["samples", "recipe", "overrides", "aspects", "timeout"]), ANYTHING)
+def test_whatever_an_argument_is_a_call_raises_what_names_it(name, value):
+    arguments = {"samples": [Sample(prompt="p", completion="c")], name: value}
+    with AlarmClient("http://a", transport=StandIn().transport) as client:
+        told = name
+        try:
+            client.hierarchical_reward(**arguments)
+        except AlarmError:
+            pass
+        except (TypeError, ValueError) as error:
+            told = str(error)
+        assert told.startswith(name)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(), st.integers(200, 599), st.dictionaries(st.text(), st.text(), max_size=2))
+def test_whatever_answers_a_call_raises_our_own_error_or_has_a_result(body, status, headers):
+    named = {
+        name.encode("utf-8", "replace"): value.encode("utf-8", "replace")
+        for name, value in {"retry-after": "0", **headers}.items()
+    }
+    reply = httpx.Response(status, content=body, headers=list(named.items()))
+    transport = httpx.MockTransport(lambda request: reply)
+    with (
+        AlarmClient("http://a", transport=transport, timeout=0.001) as client,
+        pytest.raises(AlarmError),
+    ):
+        client.score([Sample(prompt="p", completion="c")])

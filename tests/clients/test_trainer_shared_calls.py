@@ -1,0 +1,143 @@
+"""Several reward functions of one batch cost one scoring call, and no two batches share one."""
+
+import asyncio
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from reward_server import RewardServer
+from test_trainer_trl import PLAIN, swift_call, trl_call
+
+from alarm_client.errors import ServerFailed
+from alarm_client.trainers import ms_swift
+from alarm_client.trainers.shared_calls import Asker, SharedCalls
+from alarm_client.trainers.trl import AlarmReward, async_reward
+
+PARTS = ("reward", "holistic", "fluency")
+
+
+def test_parts_of_one_batch_are_one_call(rewards: RewardServer) -> None:
+    parts = [AlarmReward(part, part) for part in PARTS]
+    found = [trl_call(part, PLAIN)[0] for part in parts]
+    assert found[0] == [4, 7]
+    assert found[2] == [2, 3.5]
+    assert len(rewards.bodies) == 1
+
+
+def test_the_same_batch_again_is_scored_again(rewards: RewardServer) -> None:
+    parts = [AlarmReward(part, part) for part in PARTS]
+    for step in range(1, 4):
+        for part in parts:
+            trl_call(part, PLAIN)
+        assert len(rewards.bodies) == step
+
+
+def test_a_reward_made_later_gets_a_call_of_its_own(rewards: RewardServer) -> None:
+    assert trl_call(AlarmReward(), PLAIN)[0] == [4, 7]
+    rewards.bad = {"four"}
+    assert trl_call(AlarmReward(), PLAIN)[0] == [7, 7]
+
+
+def test_other_settings_are_other_calls(rewards: RewardServer) -> None:
+    for reward in [
+        AlarmReward(recipe="a"),
+        AlarmReward(recipe="b"),
+        AlarmReward(overrides={"threshold": 1}),
+    ]:
+        trl_call(reward, PLAIN)
+    assert [body.get("recipe") for body in rewards.bodies] == ["a", "b", None]
+    assert rewards.bodies[2]["overrides"] == {"threshold": 1}
+
+
+def test_other_columns_are_other_calls(rewards: RewardServer) -> None:
+    one, two = AlarmReward("a"), AlarmReward("b")
+    one(**PLAIN, solution=["x", "y"])
+    two(**PLAIN, solution=["x", "z"])
+    assert len(rewards.bodies) == 2
+
+
+def test_awaited_parts_are_one_call_side_by_side(rewards: RewardServer) -> None:
+    parts = [async_reward(part, part) for part in PARTS]
+
+    async def step() -> list[list[float | None]]:
+        return await asyncio.gather(*(part(**PLAIN) for part in parts))
+
+    for number in range(1, 3):  # each on a loop of its own
+        assert asyncio.run(step())[2] == [2, 3.5]
+        assert len(rewards.bodies) == number
+
+
+def test_ms_swifts_aspects_are_one_call(rewards: RewardServer) -> None:
+    orms: dict[str, type[ms_swift.AlarmORM]] = {}
+    ms_swift.register(orms, ["fluency"])
+    made = [one(args=None) for one in orms.values()]
+    for step in range(1, 3):
+        assert [swift_call(one, ["four"]) for one in made] == [[4], [2]]
+        assert len(rewards.bodies) == step
+
+
+def test_threads_with_one_batch_wait_for_one_call(rewards: RewardServer) -> None:
+    parts = [AlarmReward(part, part) for part in PARTS]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda part: trl_call(part, PLAIN)[0], parts))
+    assert found[0] == [4, 7]
+    assert len(rewards.bodies) == 1
+
+
+def test_rewards_in_another_process_share_as_they_did(rewards: RewardServer) -> None:
+    parts = pickle.loads(pickle.dumps([AlarmReward(part, part) for part in PARTS]))
+    for part in parts:
+        trl_call(part, PLAIN)
+    assert len(rewards.bodies) == 1
+
+
+def test_a_call_that_fails_fails_all_its_parts_and_not_the_next(rewards: RewardServer) -> None:
+    parts = [AlarmReward(part, part) for part in PARTS]
+    rewards.status = 500
+    for part in parts:
+        with pytest.raises(ServerFailed):
+            trl_call(part, PLAIN)
+    rewards.status = 200
+    assert trl_call(parts[0], PLAIN)[0] == [4, 7]
+
+
+def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
+    calls: SharedCalls[str] = SharedCalls()
+    first, second = Asker(), Asker()
+
+    async def cancelled() -> str:
+        started = asyncio.Event()
+
+        async def never() -> str:
+            started.set()
+            await asyncio.Event().wait()
+            return "never"
+
+        async def own() -> str:
+            return "own"
+
+        asking = asyncio.create_task(calls.aresult(first, "key", never))
+        await started.wait()
+        waiting = asyncio.create_task(calls.aresult(second, "key", own))
+        await asyncio.sleep(0)
+        asking.cancel()
+        return await waiting
+
+    assert asyncio.run(cancelled()) == "own"
+
+
+def test_two_threads_with_one_asker_have_two_batches() -> None:
+    calls: SharedCalls[int] = SharedCalls()
+    asker = Asker()
+    both = threading.Barrier(2, timeout=60)
+    made = []
+
+    def make() -> int:
+        both.wait()  # each makes its own, or this would time out
+        made.append(1)
+        return len(made)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: calls.result(asker, "key", make), range(2)))
+    assert len(made) == 2

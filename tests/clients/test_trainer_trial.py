@@ -1,0 +1,130 @@
+"""`try`: a sample scored from the command line, with what a trainer's module would send."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from processes import alarm_serve
+from reward_server import RewardServer
+
+from alarm_client import AlarmClient
+from alarm_client.__main__ import main
+from alarm_client.trainers.__main__ import WHAT_TO_WRITE
+from alarm_client.trainers.__main__ import main as of_trainers
+from alarm_client.trainers.trial import habits_of
+
+ASK = ["try", "--prompt", "Capital of France?", "--completion", "Paris"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    recipe = tmp_path_factory.mktemp("recipe") / "exact.toml"
+    recipe.write_text(
+        '[models.m]\nkind = "exact-match"\n[models.words]\nkind = "length"\n'
+        '[holistic]\nmodel = "m"\n[aspects.words]\nmodel = "words"\nshaping = "none"\n'
+        '[hierarchy]\nrule = "holistic_only"\n'
+    )
+    with alarm_serve(recipe) as process, AlarmClient(process.url) as client:
+        client.wait_ready(60)
+        yield process.url
+
+
+@pytest.fixture
+def there(url: str, sources: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALARM_URL", url)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_sample_is_scored_and_its_parts_are_told(there, capsys) -> None:
+    assert main([*ASK, "--field", "reference=Paris"]) == 0
+    assert lines(capsys) == [
+        "asked     this client: the server's default recipe",
+        "field     reference = 'Paris'",
+        "answer    'Paris'",
+        "reward    1",
+        "holistic  1 (raw 1)",
+        "admitted  yes",
+        "aspect    words 1",
+    ]
+
+
+def test_what_is_missing_is_named(there, capsys) -> None:
+    assert main(ASK) == 1
+    found = "\n".join(lines(capsys))
+    assert "ALARM_FIELDS=reference=COLUMN" in found
+    assert "missing   fields.reference: here by --field reference=TEXT" in found
+
+
+def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
+    row = json.dumps({"ground_truth": "Paris"})
+    assert of_trainers(["try", "verl", *ASK[1:], "--row", row]) == 0
+    assert "reward    1" in lines(capsys)
+
+
+def test_a_trainers_fields_setting_is_read(there, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
+    row = ["--row", '{"gold": "Rome"}']
+    assert of_trainers(["try", "trl", *ASK[1:], *row]) == 0
+    assert "reward    0" in lines(capsys)
+    assert of_trainers(["try", "trl", *ASK[1:], "--row", '{"other": "Rome"}']) == 2
+    assert "'gold'" in capsys.readouterr().err
+
+
+def test_several_completions_are_a_group(there, capsys) -> None:
+    group = ["--completion", "Rome", "--overrides", '{"rule": "gdpo", "weights": {"words": 0}}']
+    assert of_trainers(["try", "trl", *ASK[1:], *group, "--field", "reference=Paris"]) == 0
+    found = [line for line in lines(capsys) if line.startswith("reward")]
+    assert [float(line.split()[1]) for line in found] == pytest.approx([0.7071, -0.7071], abs=1e-3)
+
+
+def test_a_trainer_of_single_samples_hears_that_no_group_rule_fits(there, capsys) -> None:
+    rule = ["--overrides", '{"rule": "gdpo"}', "--field", "reference=Paris"]
+    assert of_trainers(["try", "openrlhf", *ASK[1:], *rule]) == 1
+    assert "openrlhf asks for one sample at a time" in "\n".join(lines(capsys))
+
+
+def test_one_failed_sample_is_told_beside_the_others(rewards: RewardServer, capsys) -> None:
+    rewards.bad = {"x"}
+    assert main([*ASK, "--completion", "x"]) == 1
+    found = lines(capsys)
+    assert "reward    5" in found
+    assert "failed    too_long: over the limit" in found
+
+
+def test_wrong_arguments_are_another_exit_code(rewards: RewardServer, capsys) -> None:
+    assert main([*ASK, "--field", "Paris"]) == 2
+    assert main([*ASK, "--row", "[1]"]) == 2
+    assert main([*ASK, "--overrides", "x"]) == 2
+    assert rewards.bodies == []
+    with pytest.raises(SystemExit, match="2"):
+        of_trainers(["try", "no-such-trainer", *ASK[1:]])
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+def test_no_server_is_told_with_its_url(sources, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("ALARM_CONNECT_TIMEOUT", "0.1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert main([*ASK, "--url", url]) == 1
+    assert url in "\n".join(lines(capsys))
+
+
+def test_both_commands_run_as_modules(url: str) -> None:
+    field = ["--field", "reference=Paris", "--url", url]
+    for module in (["alarm_client", *ASK], ["alarm_client.trainers", "try", "trl", *ASK[1:]]):
+        done = subprocess.run(
+            [sys.executable, "-m", *module, *field], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "reward    1\n" in done.stdout
+
+
+def test_every_trainer_can_be_tried() -> None:
+    assert {habits_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
