@@ -25,7 +25,7 @@ if given[:2] == ["-m", "alarm_client.trainers"]:
     if given[2] == "ready":
         if os.environ.get("SKIP_READY"):
             sys.exit(0)
-        given = given[:given.index("--timeout")] + ["--timeout", "0.2"]
+        given = given[:given.index("--timeout")] + ["--timeout", os.environ["SECONDS"]]
     os.execv(sys.executable, [sys.executable, *given])
 settings = {{name: value for name, value in os.environ.items() if name.startswith("ALARM_")}}
 with open(os.environ["NOTES"], "w") as file:
@@ -48,13 +48,14 @@ def run(tmp_path, monkeypatch):
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "NOTES": str(notes),
             "PYTHONPATH": str(EXAMPLES.parent),
+            "SECONDS": "60",
         }
         done = subprocess.run(
             ["/bin/sh", str(script), "--of-the-user", "a b"],
             env=os.environ | given | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=90,
         )
         return done, json.loads(notes.read_text()) if notes.exists() else None
 
@@ -80,7 +81,7 @@ def test_example_without_variables_names_a_server_and_nothing_else(script, run):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_example_without_a_server_stops_before_training(script, run):
-    done, noted = run(script, ALARM_URL=CLOSED)
+    done, noted = run(script, ALARM_URL=CLOSED, SECONDS="0.2")
     assert (done.returncode, noted) == (1, None)
     assert CLOSED in done.stderr
 

@@ -26,6 +26,13 @@ def test_torchforge_failed_sample_is_raised(rewards):
 
 async def test_miles_calls_for_a_sample_and_for_a_batch(rewards):
     args = SimpleNamespace(reward_key=None)
-    sample = SimpleNamespace(prompt="Q", response="four", label=None, metadata={}, index=0)
+    sample = SimpleNamespace(prompt="Q", response="four", label="A", metadata={}, index=0)
     assert await miles.custom_rm(args, sample) == 4.0
     assert await miles.custom_rm(args, [sample, sample]) == [4.0, 4.0]
+    assert rewards.samples[0]["fields"] == {"reference": "A"}
+
+
+async def test_miles_is_named_where_a_setting_is_wrong(rewards, monkeypatch):
+    monkeypatch.setenv("ALARM_ON_FAILURE", "none")
+    with pytest.raises(ValueError, match=r"^miles"):
+        await miles.custom_rm(SimpleNamespace(reward_key=None), [])

@@ -21,6 +21,7 @@ __all__ = [
     "custom_rm",
     "dense_rm",
     "post_process_rewards",
+    "rewarded",
     "token_level_advantages",
 ]
 
@@ -42,9 +43,14 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
+    return await rewarded(args, sample, HABITS)
+
+
+async def rewarded(args: Any, sample: Any, habits: Habits) -> Any:
+    """As `custom_rm`, for slime or a fork of it."""
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
-    source = source_of(HABITS)
+    source = source_of(habits)
     asked = [
         Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
         for one in samples
