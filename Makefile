@@ -7,7 +7,7 @@ MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients
 PRODUCT := --editable ./models --editable './service[study]' --editable ./clients
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install serve test lint audit
+.PHONY: install serve test lint wheels audit
 
 install: .venv/installed
 
@@ -34,6 +34,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
+
+# The three wheels in dist/, and the client's in an environment that has nothing but what it names.
+wheels: install
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
+		./models ./service ./clients
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/alarm_client-*.whl
+	cd dist && venv/bin/python -m alarm_client.trainers
+	rm -r dist/venv
 
 # Needs a network: asks whether a pinned version has a known vulnerability.
 audit: install

@@ -47,7 +47,11 @@ def make_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],  # Qwen2 takes no token types
     )
     config = Qwen2Config(
         vocab_size=len(words),
@@ -95,7 +99,7 @@ def train(num_steps: int, output: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Train, write the log, and print the mean reward of the first and the last ten steps."""
+    """Train, write the log, and print the means of the first and the last steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=Path("grpo-run"))
@@ -103,9 +107,25 @@ def main() -> None:
     log = train(given.steps, given.output)
     given.output.mkdir(exist_ok=True)
     (given.output / "log.json").write_text(json.dumps(log, indent=1))
-    for name in ("reward", *sorted(key for key in log[0] if key.startswith("alarm/"))):
-        first, last = ([entry[name] for entry in part] for part in (log[:10], log[-10:]))
-        print(f"{name:20} {sum(first) / len(first):8.3f} -> {sum(last) / len(last):8.3f}")
+    print(report(log))
+
+
+def report(log: list[dict[str, float]]) -> str:
+    """Each metric's mean over the first steps and over as many last ones: ten, if there are twenty.
+
+    No step is in both; of a single step there is one number.
+    """
+    width = max(1, min(10, len(log) // 2))
+    parts = [log[:width], log[-width:]] if len(log) > 1 else [log]
+    names = ("reward", *sorted(key for key in log[0] if key.startswith("alarm/")))
+    means = {
+        name: [sum(entry[name] for entry in part) / len(part) for part in parts] for name in names
+    }
+    title = f"mean of {width} step{'s' * (width > 1)}" + ", first -> last" * (len(parts) > 1)
+    lines = [
+        f"{name:20} " + " -> ".join(f"{mean:8.3f}" for mean in row) for name, row in means.items()
+    ]
+    return "\n".join([title, *lines])
 
 
 if __name__ == "__main__":

@@ -191,6 +191,23 @@ async def test_with_a_critic_slimes_own_gae_gets_the_token_rewards(
     assert (data["advantages"], data["returns"]) == (["advantages"], ["returns"])
 
 
+async def test_slime_advantages_with_a_critic_need_no_slime(slime_samples, monkeypatch):
+    args, _ = slime_samples
+    args.gamma, args.lambd, args.kl_coef = 0.5, 0.5, 1.0
+    for name in [name for name in sys.modules if name.partition(".")[0] == "slime"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "slime", None)  # to import it is an error
+    data = {
+        "rewards": [torch.tensor([1.0, 0.0, 4.0]), torch.tensor([])],
+        "kl": [torch.tensor([0.0, 1.0, 0.0]), torch.tensor([])],
+        "values": [torch.tensor([2.0, 4.0, 2.0]), torch.tensor([])],
+    }
+    slime.token_level_advantages(args, data)
+    # deltas 1 + 2 - 2 = 1, 0 - 1 + 1 - 4 = -4, 4 - 2 = 2; then a quarter of what follows is added
+    assert [row.tolist() for row in data["advantages"]] == [[0.125, -3.5, 2.0], []]
+    assert [row.tolist() for row in data["returns"]] == [[2.125, 0.5, 4.0], []]
+
+
 def test_slime_says_which_hook_is_missing(slime_samples):
     args, samples = slime_samples
     with pytest.raises(ValueError, match=r"is --custom-rm-path .*slime\.dense_rm"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alarm_client import trainers
-from alarm_client.trainers.__main__ import WHAT_TO_WRITE
+from alarm_client.trainers.__main__ import BY_URL, WHAT_TO_WRITE, main
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 PYTHON = sorted((CLIENTS / "examples").glob("*.py"))
@@ -58,10 +58,30 @@ def test_every_trainer_is_told_what_to_write():
 def test_a_trainers_module_imports_no_trainer():
     """Nor torch: what a hook needs is imported when the trainer calls it."""
     heavy = {"torch", "ray", "verl", "trl", "swift", "openrlhf", "slime", "skyrl_gym", "nemo_rl"}
-    heavy |= {"areal", "skyrl", "fgrlhf", "transformers"}
+    heavy |= {"areal", "skyrl", "fgrlhf", "transformers", "rllm", "open_instruct", "forge"}
     for name in MODULES:
         tree = ast.parse((Path(trainers.__file__).parent / f"{name}.py").read_text())
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 named = getattr(node, "module", None) or node.names[0].name
                 assert named.partition(".")[0] not in heavy, f"{name}: {named}"
+
+
+def test_the_list_ends_with_the_trainers_that_take_a_url(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18].rstrip() for line in lines[-len(BY_URL) :]] == list(BY_URL)
+    readme = (CLIENTS.parent / "README.md").read_text()
+    for trainer, path in BY_URL.items():
+        assert f"| {trainer}" in readme, trainer
+        assert path.partition("/NAME")[0] in readme, path
+
+
+def test_the_readme_names_every_trainer():
+    readme = " ".join((CLIENTS.parent / "README.md").read_text().lower().split())
+    names = {"alarm_trl": "fork of trl", "fine_grained_rlhf": "finegrainedrlhf"}
+    for trainer in [*WHAT_TO_WRITE, "unsloth", "prime-rl"]:
+        name = names.get(trainer, trainer)
+        assert (
+            name in readme or name.replace("_", " ") in readme or name.replace("_", "-") in readme
+        )

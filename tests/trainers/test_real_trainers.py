@@ -24,6 +24,17 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
     uv pip install -p areal torch==2.13.0 transformers==5.15.0 httpx aiohttp aiofiles hydra-core \
         tenacity flask torchdata lark uvloop pillow pandas colorlog ray numba orjson
 
+These have no release that installs on a CPU: clone each at the commit that is named and let a .pth
+file of the environment lead to the clone.
+
+    EasyR1 b44b311         easyr1: torch==2.13.0 transformers tensordict ray pandas codetiming httpx
+    miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc httpx
+    rllm 9beb6e0           rllm: pydantic httpx
+    open-instruct e6c3044  open_instruct: torch==2.13.0 transformers datasets ray wandb beaker-py \
+                           litellm nltk langdetect immutabledict absl-py httpx
+    Gym 07d6b0d            nemo_gym: ray openai fastapi aiohttp omegaconf hydra-core orjson \
+                           itsdangerous yappi pydot httpx
+
 Then `python -m pytest -m slow tests/trainers`. What has no environment is skipped.
 
 Each runs twice: against a steady server, and against one in trouble, which refuses its first call
@@ -183,6 +194,48 @@ def test_skyrls_trainer_places_rewards_a_sample_and_a_token(server: Server, tmp_
         assert all(row[-1] != 0.0 for row in rows)
     assert not any(any(row[:-1]) for row in found["scalar"]["rewards"])
     assert any(any(row[:-1]) for row in found["dense"]["rewards"])
+
+
+def test_easyr1s_manager_puts_the_rewards_on_the_last_tokens(server: Server, tmp_path) -> None:
+    found = run_in("easyr1", "run_easyr1.py", server.url, tmp_path)
+    rewards = asked_directly(server, [PROMPT] * 2, ANSWERS)
+    for way in ("plain", "with_ends"):
+        assert found[way]["rewards"] == near(rewards)
+        assert found[way]["sums"] == near(rewards)
+    z = [reward.holistic.normalized for reward in rewards]
+    assert found["plain"]["metrics"]["alarm_holistic"] == pytest.approx(z, abs=1e-4)
+
+
+def test_miles_finds_the_function_by_its_dotted_name_and_asks_the_url(steady, tmp_path) -> None:
+    found = run_in("miles", "run_miles.py", steady.url, tmp_path)
+    rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
+    for way in ("single", "batch", "keyed", "url"):
+        assert found[way] == near(rewards)
+
+
+def test_rllm_loads_the_evaluator_and_takes_its_output(server: Server, tmp_path) -> None:
+    found = run_in("rllm", "run_rllm.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert found["evaluator"] == near(rewards)
+    assert found["workflow"] == near(rewards)
+    assert found["captured"] == pytest.approx(rewards[0].reward, abs=1e-4)
+    assert found["signals"]["alarm_admitted"] == float(rewards[0].admitted)
+
+
+def test_open_instruct_builds_and_asks_the_verifier(server: Server, tmp_path) -> None:
+    found = run_in("open_instruct", "run_open_instruct.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    assert found["scores"] == near(rewards)
+    assert found["mean"] == pytest.approx(sum(found["scores"]) / 2)
+
+
+def test_nemo_gyms_agent_reads_what_its_resources_server_got(steady, tmp_path) -> None:
+    found = run_in("nemo_gym", "run_nemo_gym.py", steady.url, tmp_path)
+    rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
+    assert [one["reward"] for one in found] == near(rewards)
+    for one in found:
+        assert sum(one["reward_components"].values()) == pytest.approx(one["reward"], abs=1e-4)
+        assert one["expected_answer"] == "Austen"
 
 
 # What an answer says is its score; what says none fails. A policy of random weights says none, so

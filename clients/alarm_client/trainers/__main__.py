@@ -17,15 +17,24 @@ from alarm_client.trainers.survival import PADDING, Pad, Rows, padding, survival
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {
-    "trl": "GRPOTrainer(reward_funcs=AlarmReward()), from alarm_client.trainers.trl",
+    "trl": "GRPOTrainer(reward_funcs=AlarmReward()), from alarm_client.trainers.trl; "
+    "trl grpo --reward_funcs alarm_client.trainers.trl.reward; Unsloth the same",
     "ms_swift": "--external_plugins $(python -m alarm_client.trainers path ms_swift) "
     "--reward_funcs alarm",
     "verl": "reward.custom_reward_function.path=pkg://alarm_client.trainers.verl",
     "openrlhf": "--reward.remote_url $(python -m alarm_client.trainers path openrlhf)",
     "slime": "--custom-rm-path alarm_client.trainers.slime.custom_rm",
+    "miles": "--custom-rm-path alarm_client.trainers.miles.custom_rm",
+    "easyr1": "worker.reward.reward_function="
+    "$(python -m alarm_client.trainers path easyr1):compute_score",
     "areal": 'trainer.train(workflow="alarm_client.trainers.areal.AlarmWorkflow")',
     "nemo_rl": "python -m alarm_client.trainers.nemo_rl examples/run_grpo.py, with env_name: alarm",
-    "verifiers": 'rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"',
+    "verifiers": '[env.taskset.task.rewards.alarm] fn = "alarm_client.trainers.verifiers.reward"',
+    "open_instruct": "python -m alarm_client.trainers.open_instruct open_instruct/grpo_fast.py, "
+    "with dataset: alarm",
+    "rllm": "AgentTrainer(evaluator=AlarmEvaluator()), from alarm_client.trainers.rllm",
+    "torchforge": "RewardActor(reward_functions=[AlarmReward()]), "
+    "from alarm_client.trainers.torchforge",
     "trlx": "trlx.train(reward_fn=dense_reward_fn), from alarm_client.trainers.trlx",
     "skyrl": "trainer.override_entrypoint=alarm_client.trainers.skyrl_main "
     "environment.env_class=alarm",
@@ -33,6 +42,19 @@ WHAT_TO_WRITE = {
     "from alarm_client.trainers.alarm_trl",
     "fine_grained_rlhf": "reward = make_reward(tokenizer, kl_coef), "
     "from alarm_client.trainers.fine_grained_rlhf",
+}
+
+# Trainers that need no client: what their URL ends in, for a recipe or a model NAME.
+BY_URL = {
+    "OpenRLHF": "/compat/openrlhf/NAME (0.8.10, 0.8.11 and OpenRLHF-M: with ?extra_logs=0)",
+    "slime": "/compat/slime/NAME (with --reward-key score: and ?format=dict)",
+    "miles": "/compat/miles/NAME, as slime; it asks once, so through the relay",
+    "LLaMA-Factory": "/compat/llamafactory/NAME; it asks once, so through the relay",
+    "align-anything": "/compat/align-anything/NAME",
+    "EasyR1": "/compat/easyr1/NAME, to which a reward function of yours posts reward_inputs",
+    "NeMo Gym": "/compat/nemo-gym/NAME/verify, to which verify() of a resources server posts",
+    "vLLM's clients": "/compat/vllm/NAME/classify, or .../pooling",
+    "SGLang's clients": "/compat/sglang/NAME/v1/classify, or .../v1/embeddings",
 }
 
 
@@ -70,6 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(_: argparse.Namespace) -> int:
     for trainer, line in WHAT_TO_WRITE.items():
         sys.stdout.write(f"{trainer:18} {line}\n")
+    sys.stdout.write(
+        "\nBy URL alone, http://HOST:8000 or http://any:KEY@HOST:8000 before it; the relay is\n"
+        "`python -m alarm_client.relay http://HOST:8000`, which asks again while the server is "
+        "gone:\n"
+    )
+    for trainer, path in BY_URL.items():
+        sys.stdout.write(f"{trainer:18} {path}\n")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "custom_rm",
     "dense_rm",
     "post_process_rewards",
+    "rewarded",
     "token_level_advantages",
 ]
 
@@ -41,9 +43,14 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
+    return await rewarded(args, sample, HABITS)
+
+
+async def rewarded(args: Any, sample: Any, habits: Habits) -> Any:
+    """As `custom_rm`, for slime or a fork of it."""
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
-    source = source_of(HABITS)
+    source = source_of(habits)
     asked = [
         Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
         for one in samples
@@ -103,23 +110,15 @@ def token_level_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     """`--custom-advantage-function-path`: fills `advantages` and `returns` from token rewards.
 
     The token rewards less `kl_coef` times the KL are each token's reward: with a critic they go
-    through slime's own GAE, without one each advantage is the discounted sum of what follows.
+    through GAE (slime's own where slime runs), without one each advantage is the discounted sum of
+    what follows.
     """
     rewards = [
         reward.to(kl.device, kl.dtype) - args.kl_coef * kl
         for reward, kl in zip(_local_rewards(args, rollout_data), rollout_data["kl"], strict=True)
     ]
     if rollout_data.get("values"):
-        from slime.utils.ppo_utils import get_advantages_and_returns_batch
-
-        advantages, returns = get_advantages_and_returns_batch(
-            rollout_data["total_lengths"],
-            rollout_data["response_lengths"],
-            rollout_data["values"],
-            rewards,
-            args.gamma,
-            args.lambd,
-        )
+        advantages, returns = _with_critic(args, rollout_data, rewards)
     else:
         returns = [_discounted(row, args.gamma) for row in rewards]
         advantages = [row.clone() for row in returns]
@@ -137,6 +136,37 @@ def _local_rewards(args: Any, rollout_data: dict[str, Any]) -> list[Any]:
                 "tokens of this rank; token rewards need --context-parallel-size 1"
             )
     return list(rewards)
+
+
+def _with_critic(
+    args: Any, rollout_data: dict[str, Any], rewards: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Advantages and returns by GAE; a fork of slime without its module has the same from here."""
+    theirs = sys.modules.get("slime.utils.ppo_utils")
+    if theirs is not None:
+        advantages, returns = theirs.get_advantages_and_returns_batch(
+            rollout_data["total_lengths"],
+            rollout_data["response_lengths"],
+            rollout_data["values"],
+            rewards,
+            args.gamma,
+            args.lambd,
+        )
+        return advantages, returns
+    values = rollout_data["values"]
+    advantages = [
+        _discounted(reward + args.gamma * _next(value) - value, args.gamma * args.lambd)
+        for reward, value in zip(rewards, values, strict=True)
+    ]
+    returns = [row + value for row, value in zip(advantages, values, strict=True)]
+    return advantages, returns
+
+
+def _next(values: Any) -> Any:
+    """The value after each token; 0 after the last."""
+    following = values.roll(-1)
+    following[-1:] = 0
+    return following
 
 
 def _discounted(rewards: Any, gamma: float) -> Any:

@@ -15,6 +15,7 @@ from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.shared_calls import Asker
 from alarm_client.trainers.source import RewardSource, source_for
 from alarm_client.trainers.texts import completion_of, prompt_of
+from alarm_client.trainers.versions import older_than
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "AlarmReward", "async_reward"]
@@ -33,6 +34,8 @@ HABITS = Habits(
 
 # Before, a sample for which all functions return None counts as 0 in its group's mean.
 _FIRST_TO_SKIP = (1, 6)
+
+_FIRST_TO_AWAIT = (0, 27)
 
 
 class AlarmReward:
@@ -135,8 +138,14 @@ def async_reward(
 ) -> Callable[..., Coroutine[Any, Any, list[float | None]]]:
     """As AlarmReward, awaited beside the other async reward functions.
 
-    It is a bound coroutine method: every version of TRL sees that it is async, and its name.
+    It is a bound coroutine method: every version of TRL that awaits rewards sees that it is async,
+    and its name. ValueError where the installed TRL is older than 0.27, which awaits none.
     """
+    if old := older_than("trl", _FIRST_TO_AWAIT):
+        raise ValueError(
+            f"trl: TRL {old} does not await reward functions (0.27 is the first that does); use "
+            "AlarmReward(), which blocks, in place of async_reward()"
+        )
     method: Callable[..., Coroutine[Any, Any, list[float | None]]] = getattr(
         _Awaited(AlarmReward(name, part, **settings)), name
     )

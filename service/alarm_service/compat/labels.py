@@ -6,7 +6,8 @@ __all__ = ["label_of"]
 
 _PLAIN = ("/get_reward", "/v1/score/evaluation", "/classify", "/v1/classify", "/pooling",
           "/v1/embeddings")  # fmt: skip
-_BY_NAME = ("openrlhf", "slime", "llamafactory", "align-anything", "vllm", "sglang")
+_BY_NAME = ("openrlhf", "slime", "miles", "llamafactory", "align-anything", "easyr1", "nemo-gym",
+            "vllm", "sglang")  # fmt: skip
 
 
 def label_of(path: str) -> str | None:

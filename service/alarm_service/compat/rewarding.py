@@ -20,7 +20,7 @@ from alarm_service.errors import Invalid, NotFound, SampleFailed
 from alarm_service.scheduling.admission import estimate_tokens
 from alarm_service.story import reward_samples
 
-__all__ = ["Number", "Numbers", "find", "number_samples", "split_each"]
+__all__ = ["OWN_PARTS", "Number", "Numbers", "find", "number_samples", "split_each"]
 
 Target = Recipe | ServedModel
 _T = TypeVar("_T")
@@ -29,7 +29,8 @@ _T = TypeVar("_T")
 _SUMS = (Rule.HIERARCHICAL, Rule.WEIGHTED_SUM, Rule.HOLISTIC_ONLY, Rule.ASPECT_ONLY)
 
 _TRUNCATED = "truncated_samples"
-_OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
+#: What every recipe's number has beside its aspects.
+OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ async def number_samples(
         of_reward = partial(_of_reward, hierarchy=recipe.hierarchy_with(Overrides()))
         return Numbers(
             recipe.name,
-            [*recipe.aspects, *_OWN_PARTS],
+            [*recipe.aspects, *OWN_PARTS],
             _each(rewards.rewards, of_reward, field),
             rewards.num_tokens,
         )
@@ -145,4 +146,4 @@ def _of_reward(reward: Reward, hierarchy: Hierarchy) -> Number:
     weight = hierarchy.holistic_weight if is_sum else 1.0
     holistic = 0.0 if hierarchy.rule is Rule.ASPECT_ONLY else weight * z
     own = (holistic, reward.holistic_score, float(reward.admitted), float(reward.truncated))
-    return Number(reward.reward, parts | dict(zip(_OWN_PARTS, own, strict=True)))
+    return Number(reward.reward, parts | dict(zip(OWN_PARTS, own, strict=True)))

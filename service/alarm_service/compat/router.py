@@ -6,11 +6,21 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from starlette.responses import Response
 
-from alarm_service.compat import align_anything, llamafactory, openrlhf, slime
+from alarm_service.compat import (
+    align_anything,
+    easyr1,
+    llamafactory,
+    nemo_gym,
+    openrlhf,
+    slime,
+)
 from alarm_service.compat.align_anything import AlignAnythingIn, AlignAnythingOut
 from alarm_service.compat.call import Call, CallOf, Name, Options
+from alarm_service.compat.easyr1 import EasyR1Batch, EasyR1Options, EasyR1Out
 from alarm_service.compat.llamafactory import ScoreEvaluationIn, ScoreEvaluationOut
+from alarm_service.compat.nemo_gym import NemoGymIn, NemoGymOptions, NemoGymOut
 from alarm_service.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFOut
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.compat.slime import SlimeIn, SlimeOptions, SlimeOut
@@ -42,10 +52,11 @@ async def openrlhf_route(
 
 
 @router.post("/compat/slime/{name:path}", responses=WORK_ERRORS)
+@router.post("/compat/miles/{name:path}", responses=WORK_ERRORS)
 async def slime_route(
     name: Name, body: SlimeIn, options: Annotated[SlimeOptions, Query()], call: CallOf
 ) -> SlimeOut:
-    """Reward slime's sample: `--rm-type remote_rm --rm-url` is this URL."""
+    """Reward a sample of slime or miles: `--rm-type remote_rm --rm-url` is this URL."""
     prepare = partial(slime.samples_of, body, options.chat_template)
     (number,) = (await call.numbers(name, prepare, "response")).numbers
     return slime.answer(number, options)
@@ -75,6 +86,27 @@ async def align_anything_route(
     """Reward align-anything's responses: `remote_rm_url` is this URL."""
     prepare = partial(align_anything.samples_of, body, options.chat_template)
     return AlignAnythingOut(rewards=(await call.numbers(name, prepare, "responses")).values)
+
+
+@router.post("/compat/easyr1/{name:path}", responses=WORK_ERRORS)
+async def easyr1_route(
+    name: Name, body: EasyR1Batch, options: Annotated[EasyR1Options, Query()], call: CallOf
+) -> list[EasyR1Out]:
+    """Reward EasyR1's `reward_inputs`, as a batch reward function of its would."""
+    prepare = partial(easyr1.samples_of, body, options.chat_template, options)
+    return easyr1.answer((await call.numbers(name, prepare, "reward_inputs")).numbers)
+
+
+@router.post(
+    "/compat/nemo-gym/{name:path}/verify", responses=WORK_ERRORS, response_model=NemoGymOut
+)
+async def nemo_gym_route(
+    name: Name, body: NemoGymIn, options: Annotated[NemoGymOptions, Query()], call: CallOf
+) -> Response:
+    """Reward a rollout of NeMo Gym, as the `/verify` of a resources server does."""
+    prepare = partial(nemo_gym.samples_of, body, options)
+    (number,) = (await call.numbers(name, prepare, "response")).numbers
+    return nemo_gym.answer(await call.request.json(), number, options)
 
 
 async def _openrlhf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,9 +18,10 @@ from pydantic_core import PydanticCustomError
 
 from alarm_models.sample import Message
 from alarm_service.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
+from alarm_service.errors import Invalid
 from alarm_service.web.schemas import Text
 
-__all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of"]
+__all__ = ["ChatMessageIn", "TextOptions", "TrainerBody", "fields_of", "messages_of", "text_fields"]
 
 
 class TrainerBody(BaseModel):
@@ -107,10 +109,28 @@ def messages_of(messages: list[ChatMessageIn]) -> tuple[Message, ...]:
 
 def fields_of(label: Any) -> dict[str, str]:
     """Return a label as the field `reference`, where it is a text or a number."""
-    is_number = isinstance(label, int | float) and not isinstance(label, bool)
-    if is_number or (isinstance(label, str) and label):
-        return {"reference": str(label)}
-    return {}
+    return text_fields({"reference": label})
+
+
+def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of a trainer's row that are a text or a number, as texts by name.
+
+    Raises `Invalid` where one is no Unicode, as the `Text` of other fields does.
+    """
+    fields = {name: str(value) for name, value in columns.items() if _is_text_or_number(value)}
+    for name, text in fields.items():
+        try:
+            f"{name}{text}".encode()
+        except UnicodeEncodeError:
+            raise Invalid(
+                f"{ascii(name)[:80]} should be Unicode, but has a lone surrogate"
+            ) from None
+    return fields
+
+
+def _is_text_or_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or (isinstance(value, str) and bool(value))
 
 
 def _content(message: ChatMessageIn) -> str:

@@ -1,4 +1,4 @@
-"""slime, LLaMA-Factory, align-anything, vLLM and SGLang: what each sends and must get."""
+"""slime, miles, LLaMA-Factory, align-anything, vLLM and SGLang: what each sends and must get."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ POOLED = {"/classify": "probs", "/v1/classify": "probs", "/pooling": "data"}
 POOLED |= {"/v1/embeddings": "embedding"}
 
 
-async def test_slime_gets_a_bare_number() -> None:
+@pytest.mark.parametrize("trainer", ["slime", "miles"])
+async def test_slime_and_miles_get_a_bare_number(trainer: str) -> None:
     async with hearing() as (server, words):
         for prompt in (PROMPT, MESSAGES[:1], "Q?"):
             given = {"prompt": prompt, "response": "a b c<|im_end|>", "label": "L"}
-            answer = await post(server, "/compat/slime/plain", **given)
+            answer = await post(server, f"/compat/{trainer}/plain", **given)
             assert (answer.text, answer.headers["content-type"]) == ("3.0", "application/json")
         assert words.heard == [("Q?", "a b c")] * 3
         assert {sample.fields["reference"] for sample in words.samples} == {"L"}

@@ -1,0 +1,127 @@
+"""EasyR1's `worker.reward.reward_function=FILE.py:compute_score`, a batch reward function."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from alarm_client.trainers.components import components
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import groups_of, with_rows
+from alarm_client.trainers.settings import Habits, Settings
+from alarm_client.trainers.source import source_of
+from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.types import Sample, Text
+
+__all__ = ["HABITS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]
+
+# One Ray actor asks for the whole batch while the trainer waits, as long as it takes.
+HABITS = Habits(
+    "easyr1",
+    timeout=600.0,
+    whole_groups="its own batches",
+    references=("reference", "ground_truth", "answer", "solution", "label"),
+)
+
+REWARD_NAME = "alarm"
+REWARD_TYPE = "batch"
+
+
+def compute_score(
+    reward_inputs: Sequence[Mapping[str, Any]],
+    ground_truth: str | None = None,
+    **settings: Any,
+) -> list[dict[str, float]]:
+    """`{"overall": reward, ...}` of each response, with the reward's parts for EasyR1's logs.
+
+    EasyR1 passes no prompt, so the answer column holds it: an object, or its JSON, with `prompt`
+    (a text or messages) and what else the recipe needs, each text or number as the field of its
+    name, unless the setting `fields` names columns: `{"prompt": "Who wrote Emma?", "reference":
+    "Jane Austen"}`. `ground_truth` says what a column of plain texts is: "prompt", or "reference"
+    for recipes that read no prompt.
+    `reward_function_kwargs` may name it and any of Settings.
+    """
+    if ground_truth not in (None, "prompt", "reference"):
+        raise ValueError(
+            f"easyr1: ground_truth must be 'prompt' or 'reference'; got {ground_truth!r}"
+        )
+    source = source_of(HABITS, settings)
+    samples = _samples(reward_inputs, ground_truth, source.settings)
+    rewards = source.rewards(samples)
+    values = numbers(rewards, source.settings.on_failure, groups_of(samples))
+    names = source.aspect_names.seen(rewards)
+    return [
+        {"overall": value, **_logged(components(reward, names))}
+        for reward, value in zip(rewards, values, strict=True)
+    ]
+
+
+def _samples(
+    inputs: Sequence[Mapping[str, Any]], meaning: str | None, settings: Settings
+) -> list[Sample]:
+    """The samples of a batch; those of one prompt are a group, of which EasyR1 sends the whole."""
+    rows = [_row(one["ground_truth"], meaning, index) for index, one in enumerate(inputs)]
+    prompts = [_prompt(row["prompt"]) for row in rows]
+    samples = [
+        Sample(prompt=prompt, completion=without_end_tokens(one["response"]))
+        for prompt, one in zip(prompts, inputs, strict=True)
+    ]
+    located = with_rows(samples, rows, settings, prompts=prompts)
+    if settings.fields is not None:
+        return located
+    return [
+        replace(one, fields={**_texts(row), **(one.fields or {})} or None)
+        for one, row in zip(located, rows, strict=True)
+    ]
+
+
+def _row(truth: Any, meaning: str | None, index: int) -> Mapping[str, Any]:
+    """The prompt and what else a ground truth holds, by name."""
+    if isinstance(truth, str) and meaning is not None:
+        return {"prompt": truth} if meaning == "prompt" else {"prompt": "", "reference": truth}
+    row = _object(truth)
+    if row is None or row.get("prompt") is None:
+        raise ValueError(
+            f"easyr1: sample {index} has no prompt, which EasyR1 does not pass: let the answer "
+            f'column hold {{"prompt": ..., "reference": ...}}, or say by reward_function_kwargs.'
+            f"ground_truth that its plain texts are 'prompt' or 'reference'; got {truth!r:.200}"
+        )
+    return row
+
+
+def _object(truth: Any) -> Mapping[str, Any] | None:
+    if isinstance(truth, str):
+        try:
+            truth = json.loads(truth)
+        except (ValueError, RecursionError):
+            return None
+    return truth if isinstance(truth, Mapping) else None
+
+
+def _prompt(value: Any) -> Text:
+    return prompt_of(value if isinstance(value, str) else list(value))
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The texts and numbers beside the prompt; None and NaN are what tables hold for nothing."""
+    return {
+        str(name): str(value)
+        for name, value in row.items()
+        if name != "prompt"
+        and isinstance(value, (str, int, float))
+        and not isinstance(value, bool)
+        and value not in ("", math.inf, -math.inf)
+        and value == value
+    }
+
+
+def _logged(parts: Mapping[str, float]) -> dict[str, float]:
+    """What was computed: EasyR1 logs means, and one NaN would make them NaN."""
+    return {
+        f"alarm_{name}": part
+        for name, part in parts.items()
+        if name != "reward" and not math.isnan(part)
+    }

@@ -1,0 +1,23 @@
+"""miles' `--custom-rm-path`: its samples and calls are slime's, of which it is a fork.
+
+It has no hook for advantages, so there are no token rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from alarm_client.trainers import slime
+
+__all__ = ["HABITS", "custom_rm"]
+
+HABITS = replace(slime.HABITS, trainer="miles")
+
+
+async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
+    """The reward of a sample, or of each sample of a list.
+
+    With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
+    """
+    return await slime.rewarded(args, sample, HABITS)

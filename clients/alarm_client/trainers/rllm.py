@@ -1,0 +1,121 @@
+"""rLLM: an evaluator for its trainer and `--evaluator`, and a reward function for workflows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alarm_client.trainers.components import components
+from alarm_client.trainers.failure import numbers
+from alarm_client.trainers.rows import with_rows
+from alarm_client.trainers.settings import Habits, read_settings
+from alarm_client.trainers.source import RewardSource
+from alarm_client.trainers.texts import prompt_of, split_messages
+from alarm_client.types import Sample, Text
+
+__all__ = ["HABITS", "AlarmEvaluator", "AlarmReward"]
+
+# rLLM waits for an evaluator, in a thread, as long as it takes.
+HABITS = Habits(
+    "rllm",
+    timeout=600.0,
+    references=("reference", "ground_truth", "answer", "solution", "label"),
+)
+
+# Where rLLM's datasets have the question, in the order in which its own workflows look.
+_QUESTIONS = ("messages", "question", "prompt", "problem")
+
+
+class _Rewards:
+    """Rewards of one sample a call; any of Settings by argument, else by environment."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.source = RewardSource(read_settings(HABITS, settings))
+
+    def _of(
+        self, prompt: Text, completion: str, row: Mapping[str, Any]
+    ) -> tuple[float, dict[str, float]]:
+        """The reward, and its parts that were computed by name."""
+        samples = [Sample(prompt=prompt, completion=completion)]
+        rewards = self.source.rewards(with_rows(samples, [row], self.source.settings))
+        (value,) = numbers(rewards, self.source.settings.on_failure)
+        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        return value, {
+            f"alarm_{name}": part for name, part in parts.items() if not math.isnan(part)
+        }
+
+
+class AlarmEvaluator(_Rewards):
+    """`AgentTrainer(evaluator=AlarmEvaluator())`, or `--evaluator` with its `module:name`.
+
+    Judges the last reply of the last trajectory. `threshold`: `is_correct` is a reward above it.
+    """
+
+    def __init__(self, threshold: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.threshold = threshold
+
+    def evaluate(self, task: Any, episode: Any) -> Any:
+        """rLLM's EvalOutput, the reward's parts as its signals."""
+        from rllm.eval.types import EvalOutput, Signal
+
+        value, parts = self._of(*_last_turn(episode, task), getattr(task, "metadata", task))
+        return EvalOutput(
+            reward=value,
+            is_correct=value > self.threshold,
+            signals=[Signal(name, part) for name, part in parts.items()],
+        )
+
+
+class AlarmReward(_Rewards):
+    """`reward_function=AlarmReward()` of rLLM's workflows: called with the task and the action."""
+
+    def __call__(self, task_info: Mapping[str, Any], action: Any) -> Any:
+        """rLLM's RewardOutput, the reward's parts as its metadata."""
+        from rllm.rewards.reward_types import RewardOutput
+
+        text = str(getattr(action, "action", action) or "")
+        value, parts = self._of(_question(task_info), text, task_info)
+        return RewardOutput(reward=value, metadata=parts)
+
+
+def _last_turn(episode: Any, task: Any) -> tuple[Text, str]:
+    """The conversation before the policy's last reply, and that reply."""
+    steps = [step for trajectory in episode.trajectories[-1:] for step in trajectory.steps]
+    for step in reversed(steps):
+        if step.chat_completions and _role(step.chat_completions[-1]) == "assistant":
+            return split_messages(step.chat_completions)
+    return _instruction(task), _reply(episode, steps)
+
+
+def _reply(episode: Any, steps: Sequence[Any]) -> str:
+    """The final text of an episode without conversations, where rLLM's own evaluators look."""
+    if "answer" in episode.artifacts:
+        return str(episode.artifacts["answer"])
+    for trajectory in episode.trajectories[-1:]:
+        if trajectory.output:
+            return str(trajectory.output)
+    for step in reversed(steps):
+        if step.output or step.model_response:
+            return str(step.output or step.model_response)
+    return ""
+
+
+def _instruction(task: Any) -> Text:
+    instruction = getattr(task, "instruction", None)
+    if instruction:
+        chat = [{"role": "user", "content": instruction}]
+        return instruction if isinstance(instruction, str) else prompt_of(chat)
+    return _question(getattr(task, "metadata", task))
+
+
+def _question(row: Mapping[str, Any]) -> Text:
+    for name in _QUESTIONS:
+        if row.get(name):
+            return prompt_of(row[name])
+    raise ValueError(f"rllm: the task has none of {list(_QUESTIONS)}; it has {sorted(row)}")
+
+
+def _role(message: Any) -> str:
+    return str(message.get("role") if isinstance(message, Mapping) else message.role)

@@ -1,0 +1,112 @@
+"""NeMo Gym's `/verify`: conversations of the Responses API, rewarded and sent back."""
+
+from typing import Any
+
+import pytest
+from hearing import error_of, hearing, post
+from standin import FIGURE_1
+
+PATH = "/compat/nemo-gym/plain/verify"
+
+
+def message(text: str, role: str = "assistant") -> dict[str, Any]:
+    kind = "output_text" if role == "assistant" else "input_text"
+    content = [{"type": kind, "text": text, "annotations": []}]
+    return {"id": "m", "type": "message", "role": role, "content": content, "status": "completed"}
+
+
+def rollout(*output: dict[str, Any], asked: Any = "Q?", **columns: Any) -> dict[str, Any]:
+    params = {"input": asked, "tools": [], "parallel_tool_calls": True}
+    response = {"id": "r", "output": list(output), "object": "response", "created_at": 1.5}
+    return {"responses_create_params": params, "response": response, **columns}
+
+
+CALL = {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": "42"}
+THOUGHT = {"type": "reasoning", "id": "t", "summary": [{"type": "summary_text", "text": "hm"}]}
+
+
+async def test_nemo_gym_gets_its_rollout_back_with_a_reward() -> None:
+    async with hearing() as (server, words):
+        body = rollout(message("a b c"), expected_answer="A", _ng_task_index=7, more={"k": [1.0]})
+        answer = (await post(server, PATH, **body)).json()
+        assert answer.pop("reward") == 3
+        parts = [name for name in answer if name.startswith("alarm_")]
+        assert {name: answer.pop(name) for name in parts}["alarm_holistic"] == 3
+        assert answer == body
+        assert words.heard == [("Q?", "a b c")]
+        assert words.samples[0].fields == {"reference": "A"}
+
+
+async def test_nemo_gym_reference_is_the_column_that_the_url_names() -> None:
+    async with hearing() as (server, words):
+        body = rollout(message("a"), expected_answer="A", label=4)
+        await post(server, f"{PATH}?reference=label", **body)
+        assert words.samples[0].fields == {"reference": "4"}
+
+
+async def test_nemo_gym_prompt_is_all_before_the_last_message() -> None:
+    async with hearing() as (server, words):
+        asked = [{"role": "developer", "content": "Be brief."}, message("Q?", "user")]
+        body = rollout(THOUGHT, message("I look."), CALL, RESULT, CALL, THOUGHT, RESULT,
+                       message("a b"), asked=asked)  # fmt: skip
+        body["responses_create_params"]["instructions"] = "Be right."
+        assert (await post(server, PATH, **body)).json()["reward"] == 2
+        (sample,) = words.samples
+        assert [(one.role, one.content) for one in sample.prompt if not isinstance(one, str)] == [
+            ("system", "Be right."),
+            ("system", "Be brief."),
+            ("user", "Q?"),
+            ("assistant", "I look."),
+            ("tool", "42"),
+            ("assistant", ""),
+            ("tool", "42"),
+        ]
+
+
+@pytest.mark.parametrize("output", [(), (THOUGHT,), (CALL, RESULT)])
+async def test_nemo_gym_rollout_without_a_message_has_an_empty_completion(output: Any) -> None:
+    async with hearing() as (server, words):
+        answer = await post(server, PATH, **rollout(*output))
+        assert (answer.json()["reward"], words.samples[0].completion) == (0, "")
+
+
+async def test_nemo_gym_components_add_up_to_the_reward() -> None:
+    async with hearing(FIGURE_1) as (server, _):
+        body = rollout(message("AB B C AAC b c x"))
+        path = "/compat/nemo-gym/figure-1/verify"
+        answer = (await post(server, f"{path}?components=1", **body)).json()
+        assert set(answer["reward_components"]) == {"holistic", "a", "b", "c"}
+        assert sum(answer["reward_components"].values()) == pytest.approx(answer["reward"])
+        assert answer["alarm_holistic"] == answer["reward_components"]["holistic"]
+        assert "reward_components" not in (await post(server, path, **body)).json()
+
+
+IMAGE = {"type": "input_image", "image_url": "data:", "detail": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (rollout(message("nan")), "non_finite: response[0]"),
+        (rollout(message("a"), asked=[{"role": "user", "content": [IMAGE]}]),
+         "responses_create_params.input[0].content[0]: a part of type 'input_image' holds no text"),
+        (rollout({**message("a"), "content": [{"type": "output_text"}]}),
+         "response.output[0].content[0]: a part of type 'output_text' holds no text"),
+        ({"responses_create_params": {"input": "Q?"}}, "invalid: response: Field required"),
+        (rollout(message("a"), asked=None), "responses_create_params.input"),
+    ],
+)  # fmt: skip
+async def test_nemo_gym_rollout_that_cannot_be_rewarded_is_an_error(
+    body: dict[str, Any], message: str
+) -> None:
+    async with hearing() as (server, _):
+        assert message in error_of(await post(server, PATH, **body), 422)
+
+
+async def test_nemo_gym_column_with_a_lone_surrogate_comes_back_as_it_was() -> None:
+    async with hearing() as (server, _):
+        headers = {"content-type": "application/json"}
+        body = b'{"responses_create_params":{"input":"Q?"},"response":{"output":[]},"x":"\\ud800"}'
+        answer = await server.client.post(PATH, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["x"]) == (200, "\ud800")
