@@ -50,7 +50,9 @@ async def serving(folder: Path, *names: str, **settings: Any) -> AsyncIterator[h
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", headers=ADMIN) as client,
+        httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=ADMIN
+        ) as client,
     ):
         await app.state.engine.life.until_ready()
         yield client

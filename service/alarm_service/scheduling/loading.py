@@ -14,7 +14,7 @@ from alarm_models.sample import Sample, Score
 from alarm_models.texts.template import TextTemplate
 from alarm_service.catalog import ServedModel
 
-__all__ = ["in_daemon_thread", "is_loading", "require_named_outputs", "warm_up_sample"]
+__all__ = ["in_daemon_thread", "require_named_outputs", "warm_up_sample"]
 
 _T = TypeVar("_T")
 
@@ -41,11 +41,6 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return await asyncio.wrap_future(future)
-
-
-def is_loading() -> bool:
-    """Say whether a thread of `in_daemon_thread` still runs, waited for or not."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def warm_up_sample(served: ServedModel) -> Sample:
