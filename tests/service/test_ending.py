@@ -15,7 +15,7 @@ from processes import PATIENCE_S, alarm_serve, connect, recipe_of, until_event
 from served import serving, until_set
 
 #: One forward pass of seconds, most of them within one operation of torch's.
-LONG = {"samples": [{"prompt": "?", "completion": "fox " * 12_000}]}
+LONG = {"samples": [{"prompt": "?", "completion": "fox " * 48_000}]}
 
 
 async def test_end_answers_503_to_who_waits_for_the_device() -> None:

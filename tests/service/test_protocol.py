@@ -95,6 +95,7 @@ def answers_in(answer: bytes) -> list[tuple[int, Any]]:
     [
         ([GET + b"A: " + b"a" * 9000 + b"\r\n\r\n"], 431),
         ([GET + b"A: ", *[b"a" * 1000] * 2000], 431),
+        ([GET + b"A: " + b"a" * 9000], 431),
         ([GET, *[b"A: a\r\n"] * 4000], 431),
         ([GET + b"A: a\r\n" * 20 + b"\r\n"], 431),
         ([GET, b"a" * 100_000], 431),
@@ -106,7 +107,8 @@ def answers_in(answer: bytes) -> list[tuple[int, Any]]:
         ([CHUNKED, b"1\r\na\r\n0\r\nA: ", *[b"a" * 1000] * 2000], 431),
     ],
     ids=[
-        "one header", "a header without end", "headers without end", "too many headers",
+        "one header", "a header without end", "half a header", "headers without end",
+        "too many headers",
         "a name without end", "a URL", "a query without end",
         "a chunk extension", "many chunk extensions", "trailers", "a trailer without end",
     ],

@@ -42,7 +42,7 @@ def set_up_logs(level: str, stream: TextIO | None = None) -> None:
 def configure_logs(level: str, stream: TextIO | None = None) -> None:
     """Do the same without importing what is slow to import; libraries' loggers are among it."""
     numeric = getattr(logging, level.upper())
-    stream = stream or sys.stderr
+    stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
     time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso")
     renderer: Processor = structlog.processors.JSONRenderer()

@@ -77,7 +77,8 @@ class _Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._is_in_message = False
         self._is_in_head = False
-        self._head_bytes = 0  # as they came, of a head that began in an earlier piece
+        self._num_begun = 0
+        self._head_bytes = 0  # as they came; none of a piece that began with another request
         self._parsed_bytes = 0  # of the URL and the headers that are complete
         self._body_bytes = 0
         self._num_chunks = 0
@@ -119,6 +120,8 @@ class _Protocol(HttpToolsProtocol):
             self._head_bytes += len(piece)
         elif not self._is_in_message:
             self._start_head_timer()
+        is_first = not self._is_in_message
+        num_begun = self._num_begun
         in_body = self._is_in_message and not self._is_in_head
         body_bytes, num_chunks = self._body_bytes, self._num_chunks
         try:
@@ -136,6 +139,8 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._is_in_head:
             self._start_head_timer()
+            if is_first and self._num_begun == num_begun + 1:
+                self._head_bytes = len(piece)
             if self._head_bytes > self.limits.max_bytes:
                 self._refuse(self._too_large())
         elif in_body and self._is_in_message:
@@ -149,6 +154,7 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._is_in_message = self._is_in_head = True
+        self._num_begun += 1
         self._head_bytes = self._parsed_bytes = self._framing_bytes = 0
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._fail(
