@@ -39,6 +39,7 @@ from alarm_service.web.bodies import AnswerDigest, BodyLimit
 from alarm_service.web.ending import AnswerAtEnd
 from alarm_service.web.hosts import RequireHost, allowed_hosts
 from alarm_service.web.keys import read_admin_keys, read_keys
+from alarm_service.web.large import LargeBodies
 from alarm_service.web.limiting import RateLimits
 from alarm_service.web.middleware import AccessLog, HeadAsGet, PlainPath, Traced
 from alarm_service.web.responses import add_error_handlers
@@ -98,6 +99,7 @@ def create_app(
     """
 
     engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    large_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
@@ -111,6 +113,7 @@ def create_app(
             await asyncio.wait((starting,))
             await engine.close()
             engine.traces.close()
+            large_bodies.close()
 
     app = FastAPI(
         title="ALaRM reward server",
@@ -122,6 +125,7 @@ def create_app(
     )
     app.state.engine = engine
     app.state.settings = settings
+    app.state.large_bodies = large_bodies
     app.state.keeper = Keeper(engine, sources)
     app.include_router(routes.router)
     app.include_router(status_routes.router)
