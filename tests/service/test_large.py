@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,8 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import Server, serving
-from standin import FIGURE_1
+from served import Server, serving, until_set
+from standin import FIGURE_1, PATIENCE_S
 
 from alarm_models.sample import PackedSpans, Span
 from alarm_service.web import large, pieces
@@ -84,13 +83,13 @@ def test_read_json_of_another_encoding_is_what_json_loads_gives(encoding: str) -
 
 
 def test_read_json_packs_spans_and_nothing_else() -> None:
-    spans = [[at, at + 1] for at in range(100_000)]
+    spans = [[at, at + 1] for at in range(20_000)]
     found = pieces.read_json(
         json.dumps({"token_offsets": spans, "segments": {"a": spans}, "labels": spans}).encode()
     )
     assert type(found["token_offsets"]) is type(found["segments"]["a"]) is PackedSpans
     assert found["labels"] == spans
-    assert found["token_offsets"][-1] == Span(99_999, 100_000)
+    assert found["token_offsets"][-1] == Span(19_999, 20_000)
     for unsound in ([0, 1.0], [0, True], [-1, 0], [0, 1 << 41], [0], [0, 1, 2], "ab"):
         body = json.dumps({"token_offsets": [*spans, unsound]}).encode()
         assert pieces.read_json(body)["token_offsets"] == [*spans, unsound]
@@ -104,19 +103,29 @@ def test_packed_spans_are_a_sequence_of_spans() -> None:
     assert spans != ((0, 1),)
 
 
-def test_read_json_lets_other_threads_run() -> None:
-    body = json.dumps({"token_offsets": [[at, at + 1] for at in range(300_000)]}).encode()
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"token_offsets": [[at, at + 1] for at in range(20_000)]},
+        {"samples": [{"completion": "é" * 500, "id": at} for at in range(300)]},
+        {"samples": [{"fields": {str(at): "a" for at in range(20_000)}}] * 2},
+        [[[[["a"] * 50_000] * 2]]],
+        {"a" * 100_000: 1, "b": [1, {"c": ["d"] * 20_000}]},
+    ],
+)
+def test_read_json_reads_no_more_at_once_than_a_piece(
+    body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sizes = pieces._Reader._read, []
 
-    def turns_during(reader: Callable[[bytes], Any]) -> int:
-        reading = threading.Thread(target=reader, args=(body,))
-        reading.start()
-        turns = 0
-        while reading.is_alive():
-            time.sleep(0)
-            turns += 1
-        return turns
+    def noted(reader: pieces._Reader, text: bytes) -> Any:
+        sizes.append(len(text))
+        return read(reader, text)
 
-    assert turns_during(pieces.read_json) > 10 * turns_during(json.loads)
+    monkeypatch.setattr(pieces, "_PIECE_BYTES", 4096)
+    monkeypatch.setattr(pieces._Reader, "_read", noted)
+    assert plain(pieces.read_json(json.dumps(body).encode())) == body
+    assert max(sizes) <= 4096 + len("[]")
 
 
 BODIES: list[tuple[str, Any]] = [
@@ -178,24 +187,22 @@ async def test_large_body_of_too_many_faults_is_a_413_before_they_are_noted(
     assert message.startswith(f"{field} has 100000 items, a request may have {most}")
 
 
-async def test_large_body_is_read_while_others_are_served() -> None:
-    spans = [[at, at + 1] for at in range(1000)]
-    sample = {"prompt": "?", "completion": "x" * 1001, "token_offsets": spans}
-    content = json.dumps({"samples": [*[sample] * 200, {}]}).encode()
-    num_answered = 0
+async def test_large_body_is_read_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, release = threading.Event(), threading.Event()
 
-    async def watch() -> None:
-        nonlocal num_answered
-        while True:
-            assert (await server.client.get("/health/live")).status_code == 200
-            num_answered += 1
+    def held_read(body: bytes) -> Any:
+        held.set()
+        assert release.wait(PATIENCE_S)
+        return pieces.read_json(body)
 
+    monkeypatch.setattr(large, "read_json", held_read)
+    body = {"samples": [*[{"prompt": "?", "completion": "x" * 1000}] * 200, {}]}
     async with serving() as server:
-        await server.engine.life.until_ready()
-        watching = asyncio.create_task(watch())
-        headers = {"Content-Type": "application/json"}
-        answer = await server.client.post("/score", content=content, headers=headers)
-        watching.cancel()
+        reading = asyncio.create_task(server.client.post("/score", json=body))
+        await until_set(held)
+        assert (await server.client.get("/health/live")).status_code == 200
+        assert (await server.score("a b")).json()["scores"][0]["score"] == 2
+        release.set()
+        answer = await reading
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].startswith("samples[200].prompt: Field required")
-    assert num_answered > 10
