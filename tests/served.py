@@ -97,7 +97,7 @@ async def serving(
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(
-            transport=transport, base_url="http://alarm", timeout=PATIENCE_S
+            transport=transport, base_url="http://localhost", timeout=PATIENCE_S
         ) as client,
     ):
         yield Server(app, client, words, letters)

@@ -4,19 +4,24 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 PATIENCE_S = 60
 
 
 @contextmanager
-def over_tcp(app: FastAPI, lifespan: Literal["on", "off"] = "on", port: int = 0) -> Iterator[int]:
-    """Serve an app on a port, else a free one; yield it. ``off`` has its lifespan run elsewhere."""
+def over_tcp(
+    app: ASGIApp, lifespan: Literal["on", "off"] = "on", port: int = 0, **options: Any
+) -> Iterator[int]:
+    """Serve an app on a port, else a free one; yield it. ``off`` has its lifespan run elsewhere.
+
+    ``options`` are uvicorn's.
+    """
     listener = socket.create_server(("127.0.0.1", port), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan=lifespan, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan=lifespan, log_config=None, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

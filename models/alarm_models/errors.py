@@ -10,7 +10,20 @@ __all__ = [
     "RecipeError",
     "SampleError",
     "UnreachableError",
+    "quoted",
 ]
+
+#: As many characters of what a caller sent are said again in a message.
+_MAX_QUOTED = 200
+
+
+def quoted(value: object) -> str:
+    """Return a caller's name or number as messages quote it: its first 200 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number too long to show"
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 1]}…"
 
 
 class AlarmModelsError(Exception):

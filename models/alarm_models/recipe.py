@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pydantic import Field, field_validator, model_validator
 
 from alarm_models.assembly import AspectRule
-from alarm_models.errors import RecipeError
+from alarm_models.errors import RecipeError, quoted
 from alarm_models.hierarchy import Hierarchy
 from alarm_models.recipe_tables import AspectSpec, HierarchySpec, HolisticSpec, Overrides, Table
 from alarm_models.shaping import Shaping
@@ -102,7 +102,7 @@ class Recipe(Table):
         unknown = sorted(set(overrides.weights) - set(self.aspects))
         if unknown:
             raise RecipeError(
-                f"overrides.weights names {unknown}; recipe {self.name!r} has the aspects "
+                f"overrides.weights names {quoted(unknown)}; recipe {self.name!r} has the aspects "
                 f"{sorted(self.aspects)}"
             )
         own = {name: aspect.weight for name, aspect in self.aspects.items()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from operator import eq
+from typing import NamedTuple, overload
 
 from alarm_models.errors import SampleError
 
 __all__ = [
     "AspectReward",
     "Message",
+    "PackedSpans",
     "Reward",
     "Sample",
     "Score",
@@ -24,6 +27,47 @@ class Span(NamedTuple):
 
     start: int
     end: int
+
+
+class PackedSpans(Sequence[Span]):
+    """Spans as one array of numbers, start and end in turn: a fifth of the memory of tuples."""
+
+    __slots__ = ("_flat",)
+
+    def __init__(self, flat: array[int]) -> None:
+        self._flat = flat
+
+    def __len__(self) -> int:
+        """How many spans there are."""
+        return len(self._flat) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Span, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Span | tuple[Span, ...]:
+        """Return a span, or several as a tuple."""
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        at = range(len(self))[index]
+        return Span(self._flat[2 * at], self._flat[2 * at + 1])
+
+    def __iter__(self) -> Iterator[Span]:
+        """Go through the spans."""
+        numbers = iter(self._flat)
+        return map(Span, numbers, numbers)
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether these are the same spans, packed or not."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    def __hash__(self) -> int:
+        """Be equal to a tuple of the same spans here too."""
+        return hash(tuple(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +90,8 @@ class Sample:
     prompt: str | tuple[Message, ...]
     completion: str | tuple[Message, ...]
     fields: Mapping[str, str] = field(default_factory=dict)
-    token_offsets: tuple[Span, ...] | None = None
-    segments: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    token_offsets: Sequence[Span] | None = None
+    segments: Mapping[str, Sequence[Span]] = field(default_factory=dict)
     id: str | None = None
     group: str | None = None
 

@@ -36,9 +36,12 @@ from alarm_service.telemetry.tracing import NoTraces, Traces, open_traces
 from alarm_service.web import admin_routes, routes, status_routes
 from alarm_service.web.authorizing import RateLimit, RequireKey, body_tokens, one_request
 from alarm_service.web.bodies import AnswerDigest, BodyLimit
+from alarm_service.web.ending import AnswerAtEnd
+from alarm_service.web.hosts import RequireHost, allowed_hosts
 from alarm_service.web.keys import read_admin_keys, read_keys
+from alarm_service.web.large import LargeBodies
 from alarm_service.web.limiting import RateLimits
-from alarm_service.web.middleware import AccessLog, Traced
+from alarm_service.web.middleware import AccessLog, HeadAsGet, PlainPath, Traced
 from alarm_service.web.request_ids import RequestIds
 from alarm_service.web.responses import add_error_handlers
 
@@ -97,6 +100,7 @@ def create_app(
     """
 
     engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    large_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
@@ -110,16 +114,19 @@ def create_app(
             await asyncio.wait((starting,))
             await engine.close()
             engine.traces.close()
+            large_bodies.close()
 
     app = FastAPI(
         title="ALaRM reward server",
         description="Hierarchical, dense rewards for reinforcement learning.",
         version=version("alarm-service"),
         lifespan=lifespan,
+        redirect_slashes=False,
         middleware=_middleware(engine, settings),
     )
     app.state.engine = engine
     app.state.settings = settings
+    app.state.large_bodies = large_bodies
     app.state.keeper = Keeper(engine, sources)
     app.include_router(routes.router)
     app.include_router(status_routes.router)
@@ -137,11 +144,16 @@ def _label(path: str) -> str | None:
 def _middleware(engine: Engine, settings: Settings) -> list[Middleware]:
     keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
+    hosts = allowed_hosts(settings)
     return [
         Middleware(RequestIds),
+        Middleware(PlainPath),
         Middleware(AccessLog, metrics=engine.metrics, label=_label),
         *([Middleware(Traced, traces=engine.traces)] if engine.traces.is_on else []),
         Middleware(AnswerDigest),
+        Middleware(AnswerAtEnd, life=engine.life),
+        Middleware(HeadAsGet),
+        *([Middleware(RequireHost, hosts=hosts)] if hosts else []),
         Middleware(RequireKey, keys=keys, admin_keys=admin_keys),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),

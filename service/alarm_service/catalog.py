@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from alarm_models.errors import quoted
 from alarm_models.recipe import Recipe
 from alarm_models.specs import ModelSpec
 from alarm_models.texts.template import FieldPattern
@@ -49,7 +50,7 @@ class Catalog:
         if name is None:
             return self.default_recipe
         if name not in self.recipes:
-            raise NotFound(f"no recipe {name!r}; there are {', '.join(self.recipes)}")
+            raise NotFound(f"no recipe {quoted(name)}; there are {', '.join(self.recipes)}")
         return self.recipes[name]
 
     def model(self, name: str | None) -> ServedModel:
@@ -57,7 +58,7 @@ class Catalog:
         if name is None:
             return self.model_of(self.default_recipe, self.default_recipe.holistic.model)
         if name not in self._keys:
-            raise NotFound(f"no model {name!r}; there are {', '.join(self.models)}")
+            raise NotFound(f"no model {quoted(name)}; there are {', '.join(self.models)}")
         return self.models[self._keys[name]]
 
     def model_of(self, recipe: Recipe, name: str) -> ServedModel:

@@ -9,7 +9,9 @@ __all__ = [
     "Draining",
     "Forbidden",
     "Garbled",
+    "HeadersTooLarge",
     "Invalid",
+    "Misdirected",
     "NotFound",
     "Overloaded",
     "RateLimited",
@@ -18,6 +20,7 @@ __all__ = [
     "ServiceError",
     "TooLarge",
     "TooSlow",
+    "URLTooLong",
     "Unauthorized",
 ]
 
@@ -83,6 +86,18 @@ class TooLarge(ServiceError):
     status, code = 413, "too_large"
 
 
+class URLTooLong(ServiceError):
+    """The request's URL is over the limit."""
+
+    status, code = 414, "url_too_long"
+
+
+class Misdirected(ServiceError):
+    """The `Host` header names a host that this server does not answer for."""
+
+    status, code = 421, "misdirected"
+
+
 class Invalid(ServiceError):
     """The request does not fit the schema; the message names the field and what it got."""
 
@@ -109,6 +124,12 @@ class RateLimited(ServiceError):
     """This caller's key has sent more than it may in a minute."""
 
     status, code, retryable = 429, "rate_limited", True
+
+
+class HeadersTooLarge(ServiceError):
+    """The headers are over the limit in bytes or in number."""
+
+    status, code = 431, "headers_too_large"
 
 
 class Draining(ServiceError):

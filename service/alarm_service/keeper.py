@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 
@@ -12,6 +13,7 @@ from alarm_models.errors import AlarmModelsError
 from alarm_models.recipe import Recipe
 from alarm_service.engine import Engine
 from alarm_service.errors import Refused, ServiceError
+from alarm_service.faults import shortened
 from alarm_service.generations.generation import Generation
 from alarm_service.recipe_sources import RecipeSources
 from alarm_service.scheduling.life import stopping
@@ -40,6 +42,8 @@ class Keeper:
     def __init__(self, engine: Engine, sources: RecipeSources) -> None:
         self._engine = engine
         self._turn = asyncio.Lock()
+        #: The recipes whose loading is under way or waits for its turn.
+        self._loading: Counter[str] = Counter()
         self.sources = sources
 
     async def load(self, name: str) -> Change:
@@ -48,12 +52,19 @@ class Keeper:
         async def load(recipes: dict[str, Recipe]) -> None:
             source = self.sources.find(name)
             recipe = await asyncio.to_thread(self.sources.read, source)
+            loading.append(recipe.name)
+            self._loading[recipe.name] += 1
             if recipe.name in recipes:
                 raise Refused(f"recipe {recipe.name!r} is served already: reload it")
             await self._engine.change([*recipes.values(), recipe])
             self.sources.note(recipe, source)
 
-        return await self._changed("load", name, load)
+        loading = [name]
+        self._loading[name] += 1
+        try:
+            return await self._changed("load", name, load, lambda: self.sources.find(name))
+        finally:
+            self._loading -= Counter(loading)
 
     async def unload(self, name: str) -> Change:
         """Serve a recipe no more; the next in line becomes the default where it was that."""
@@ -64,7 +75,7 @@ class Keeper:
                 raise Refused(f"{name!r} is the last recipe: load another first")
             await self._engine.change([one for one in recipes.values() if one.name != name])
 
-        return await self._changed("unload", name, unload)
+        return await self._changed("unload", name, unload, lambda: self._require_known(name))
 
     async def reload(self, name: str | None = None) -> Change:
         """Read one recipe again, or all, and their models where files of theirs changed."""
@@ -74,15 +85,28 @@ class Keeper:
             again = {one: await self._read_again(recipes[one]) for one in names}
             await self._engine.change(list((recipes | again).values()), read_again=names)
 
-        return await self._changed("reload", name or "all", reload)
+        return await self._changed(
+            "reload", name or "all", reload, lambda: self._require_known(name)
+        )
+
+    def _require_known(self, name: str | None) -> None:
+        """Raise `NotFound` for a recipe that is neither served nor about to be."""
+        if name not in self._loading:
+            self._engine.catalog.recipe(name)
 
     async def _read_again(self, recipe: Recipe) -> Recipe:
         return await asyncio.to_thread(self.sources.read_again, recipe)
 
     async def _changed(
-        self, change: str, name: str, make: Callable[[dict[str, Recipe]], Awaitable[None]]
+        self,
+        change: str,
+        name: str,
+        make: Callable[[dict[str, Recipe]], Awaitable[None]],
+        check: Callable[[], object],
     ) -> Change:
+        """Make a change in its turn; ``check`` raises at once where the name is unknown."""
         try:
+            check()
             return await self._before_the_end(self._in_turn(change, name, make))
         except ServiceError as error:
             self._refused(change, name, error.message)
@@ -126,7 +150,7 @@ class Keeper:
 
     def _refused(self, change: str, name: str, why: str) -> None:
         self._engine.metrics.changes.came_to(change, "refused")
-        _log.error("recipes not changed", change=change, name=name, error=why)
+        _log.error("recipes not changed", change=change, name=shortened(name), error=why)
 
 
 def _change(before: Generation, after: Generation) -> Change:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from alarm_models.errors import quoted
 from alarm_models.recipe import Recipe
 from alarm_models.recipe_files import built_in_names, load_recipe_again
 from alarm_service.errors import NotFound, Refused
@@ -39,7 +40,9 @@ class RecipeSources:
         available = self.available()
         if name not in available:
             more = "" if self._folder else "; --recipe-dir FOLDER adds a folder's"
-            raise NotFound(f"no recipe {name!r} to load: there are {', '.join(available)}{more}")
+            raise NotFound(
+                f"no recipe {quoted(name)} to load: there are {', '.join(available)}{more}"
+            )
         if name in built_in_names() and available[name] != name:
             raise Refused(f"{name!r} is built in and in {self._folder}: rename that file")
         return available[name]

@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     insecure: bool = Field(
         default=False, description="let other machines in although there is no key"
     )
+    allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="a host name that requests may be sent to where there is no key, besides "
+        "localhost and --host; * allows any; may be given again",
+    )
     max_requests_per_minute: int | None = Field(
         default=None, ge=1, description="requests that each key may send"
     )
@@ -113,6 +118,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
     body_timeout_s: float = Field(
         default=60, gt=0, description="how long a body may take to arrive, in seconds"
+    )
+    max_header_bytes: int = Field(
+        default=64 << 10, ge=1024, description="bytes that a request's URL and headers may have"
+    )
+    max_headers: int = Field(default=100, ge=1, description="headers that a request may have")
+    header_timeout_s: float = Field(
+        default=20, gt=0, description="how long headers may take to arrive, in seconds"
     )
     max_queued_tokens: int = Field(
         default=1_000_000, ge=1, description="tokens in the house before callers get a 429"
@@ -144,7 +156,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_texts: bool = Field(default=False, description="write prompts and completions to the log")
 
-    @field_validator("recipe", "set", "api_key", "admin_key", mode="before")
+    @field_validator("recipe", "set", "api_key", "admin_key", "allowed_host", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -10,7 +10,7 @@ from processes import PATIENCE_S
 def head(path: str = "/score", **headers: object) -> bytes:
     """The start of a POST; an underscore in a header's name is a hyphen."""
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
-    return f"POST {path} HTTP/1.1\r\nHost: a\r\n{''.join(lines)}\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{''.join(lines)}\r\n".encode()
 
 
 def chunks(piece: bytes, count: int) -> Iterator[bytes]:

@@ -111,7 +111,7 @@ def test_callers_that_never_read_hold_up_nobody(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     # Twenty times a hundred answers of a large page: more than any socket's buffer.
-    pages = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100
+    pages = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
     assert len(httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE_S).content) > 50_000
     before = resident_mib(server.popen.pid)
     with contextlib.ExitStack() as callers:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -6,8 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from served import samples
+from served import samples, until_set
+from standin import PATIENCE_S
 
+from alarm_models.recipe import Recipe
 from alarm_models.recipe_files import load_recipes
 from alarm_service.app import create_app
 from alarm_service.recipe_sources import RecipeSources
@@ -50,7 +53,9 @@ async def serving(folder: Path, *names: str, **settings: Any) -> AsyncIterator[h
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", headers=ADMIN) as client,
+        httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=ADMIN
+        ) as client,
     ):
         await app.state.engine.life.until_ready()
         yield client
@@ -249,3 +254,29 @@ def test_a_key_is_an_admin_s_or_a_caller_s(tmp_path: Path) -> None:
 def test_a_folder_of_recipes_is_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--recipe-dir .* is no folder"):
         RecipeSources({}, (), tmp_path / "nowhere")
+
+
+async def test_admin_unknown_name_while_others_change_is_404_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, release = threading.Event(), threading.Event()
+    read = RecipeSources.read
+
+    def held_read(sources: RecipeSources, source: str) -> Recipe:
+        held.set()
+        assert release.wait(PATIENCE_S)
+        return read(sources, source)
+
+    monkeypatch.setattr(RecipeSources, "read", held_read)
+    async with serving(folder) as client:
+        loading = asyncio.create_task(ask(client, "load", "letters"))
+        await until_set(held)
+        behind = [asyncio.create_task(ask(client, "reload")) for _ in range(3)]
+        for path in PATHS:
+            assert (await ask(client, path, "nobody")).status_code == 404
+        # What is being loaded is no unknown name: it waits its turn.
+        unloading = asyncio.create_task(ask(client, "unload", "letters"))
+        release.set()
+        answers = [await loading, *await asyncio.gather(*behind), await unloading]
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert (await ask(client, "unload", "letters")).status_code == 404

@@ -11,7 +11,7 @@ def post(port: int, *completions: str) -> socket.socket:
     """Send a request and leave its answer unread."""
     body = json.dumps({"samples": samples(*completions)}).encode()
     head = (
-        "POST /score HTTP/1.1\r\nHost: alarm\r\nContent-Type: application/json\r\n"
+        "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", port))
@@ -74,7 +74,9 @@ async def test_a_caller_that_hangs_up_in_its_body_is_counted_and_forgotten() -> 
         await server.engine.life.until_ready()
         with over_tcp(server.app, lifespan="off") as port:
             connection = socket.create_connection(("127.0.0.1", port))
-            connection.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+            connection.sendall(
+                b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+            )
             connection.close()
             await until(lambda: "499" in _metrics(server.app))
 

@@ -97,7 +97,7 @@ async def printing(press: Press, *recipes: Any) -> AsyncIterator[tuple[Server, K
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield Server(app, client, Words(), {}), app.state.keeper
 

@@ -68,7 +68,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", timeout=None) as made,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as made,
     ):
         yield made
 

@@ -45,7 +45,7 @@ async def test_each_output_is_an_aspect_and_score_tells_them_all(checkpoint: Che
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", timeout=60) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
     ):
         score: dict[str, Any] = (await client.post("/score", json=given)).json()["scores"][0]
         reward = (await client.post("/hierarchical_reward", json=given)).json()["rewards"][0]

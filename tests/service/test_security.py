@@ -72,7 +72,7 @@ async def test_texts_are_texts_whatever_they_say(llama: Checkpoint, tmp_path: Pa
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", timeout=60) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
     ):
         body = {"samples": [{"prompt": "The fox?", "completion": trick} for trick in TRICKS]}
         answer = await client.post("/score", json=body)

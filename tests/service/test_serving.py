@@ -94,7 +94,7 @@ def test_a_wrong_key_of_a_recipe_is_told(recipe: Path) -> None:
 def test_an_idle_connection_does_not_hold_the_server_up(recipe: Path) -> None:
     with alarm_serve(recipe) as process, connect(process) as idle:
         until_event(process, "ready")
-        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: alarm\r\n\r\n")
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(12) == b"HTTP/1.1 200"
         assert process.stop(signal.SIGTERM)[0] == 0
 

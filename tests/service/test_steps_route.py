@@ -32,7 +32,7 @@ async def test_each_step_earns_its_probability_on_its_last_token(tmp_path: Path)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://alarm", timeout=60) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
     ):
         scored = (await client.post("/score", json={"samples": [SAMPLE]})).json()["scores"][0]
         own = SAMPLE | {"segments": {"steps": [[0, 21]]}}

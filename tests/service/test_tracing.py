@@ -41,7 +41,9 @@ async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
     )
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://alarm") as client,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
+        ) as client,
     ):
         await app.state.engine.life.until_ready()
         assert exporter.get_finished_spans() == ()  # nobody asked for the first runs
@@ -144,11 +146,11 @@ async def test_the_clients_say_which_span_they_are_in() -> None:
     transport = httpx.MockTransport(lambda request: _echo(request, seen))
     with tracer.start_as_current_span("step") as span:
         trace = f"{span.get_span_context().trace_id:032x}"
-        with AlarmClient("http://alarm", transport=transport) as client:
+        with AlarmClient("http://localhost", transport=transport) as client:
             client.models()
             with pytest.raises(Exception, match="500"):
                 client.score(samples(*"a" * 300))  # in requests of 2, on threads of their own
-        async with AsyncAlarmClient("http://alarm", transport=transport) as client:
+        async with AsyncAlarmClient("http://localhost", transport=transport) as client:
             await client.models()
     assert len(seen) > 3
     assert all(re.fullmatch(rf"00-{trace}-[0-9a-f]{{16}}-0[13]", one or "") for one in seen)
@@ -157,7 +159,7 @@ async def test_the_clients_say_which_span_they_are_in() -> None:
 def test_outside_a_span_the_client_sends_none() -> None:
     seen: list[str | None] = []
     transport = httpx.MockTransport(lambda request: _echo(request, seen))
-    with AlarmClient("http://alarm", transport=transport) as client:
+    with AlarmClient("http://localhost", transport=transport) as client:
         client.models()
     assert seen == [None]
 

@@ -261,8 +261,8 @@ def _line(number: int, sample: Sample) -> bytes:
         "prompt": _content(sample.prompt),
         "completion": _content(sample.completion),
         "fields": dict(sample.fields),
-        "token_offsets": sample.token_offsets,
-        "segments": dict(sample.segments),
+        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
+        "segments": {name: list(spans) for name, spans in sample.segments.items()},
         "id": sample.id,
         "group": sample.group,
     }

@@ -118,9 +118,9 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "prompt": _content(sample.prompt),
         "completion": _content(sample.completion),
         "fields": dict(sample.fields),
-        "segments": dict(sample.segments),
+        "segments": {name: list(spans) for name, spans in sample.segments.items()},
         "group": sample.group,
-        "token_offsets": sample.token_offsets,
+        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
     }
 
 

@@ -91,7 +91,7 @@ class SegmentsModel(OnDevice):
     def _segments(self, sample: Sample) -> tuple[Span, ...]:
         text, name = sample.completion_text, self._spec.segmenter
         given = sample.segments.get(name)
-        return SEGMENTERS[name](text) if given is None else given
+        return SEGMENTERS[name](text) if given is None else tuple(given)
 
     def _features(
         self, part: Words, ids: Sequence[int], owners: Sequence[int]

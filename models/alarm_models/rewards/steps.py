@@ -85,7 +85,9 @@ class StepsModel(OnDevice):
 
     def _steps(self, sample: Sample) -> tuple[Span, ...]:
         given = sample.segments.get(self._spec.segmenter)
-        return SEGMENTERS[self._spec.segmenter](sample.completion_text) if given is None else given
+        if given is not None:
+            return tuple(given)
+        return SEGMENTERS[self._spec.segmenter](sample.completion_text)
 
     def _render(self, sample: Sample) -> Rendered | Score:
         steps = self._steps(sample)

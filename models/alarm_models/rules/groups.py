@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, quoted
 from alarm_models.hierarchy import Hierarchy
 from alarm_models.rules.parts import Parts, on_last_token
 
@@ -120,10 +120,10 @@ def _fault(name: str | None, num_samples: int, hierarchy: Hierarchy) -> SampleEr
     if name is None:
         problem = "wants to know which samples share a prompt: send each one's `group`"
     elif num_samples < 2:
-        problem = f"compares samples, but group {name!r} has one alone: {_TOGETHER}"
+        problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
     elif hierarchy.group_size not in (None, num_samples):
         problem = (
-            f"has hierarchy.group_size {hierarchy.group_size}, but group {name!r} has "
+            f"has hierarchy.group_size {hierarchy.group_size}, but group {quoted(name)} has "
             f"{num_samples} samples: {_TOGETHER}"
         )
     else:

@@ -16,13 +16,11 @@ from alarm_service.errors import TooLarge
 from alarm_service.settings import Settings
 from alarm_service.web.caller import while_wanted
 from alarm_service.web.dependencies import EngineOf, SettingsOf, TimeoutMs, timeout_s
+from alarm_service.web.large import REQUESTS_A_ROLLOUT
 
 __all__ = ["Call", "CallOf", "Name", "Options"]
 
 _log = structlog.get_logger()
-
-#: Old trainers send a whole rollout at once, and none can be told to send less.
-_REQUESTS_A_ROLLOUT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Call:
         return await number_samples(self.engine, name, samples, field)
 
     def _check(self, samples: Sequence[Sample], field: str) -> None:
-        most = _REQUESTS_A_ROLLOUT * self.settings.max_samples
+        most = REQUESTS_A_ROLLOUT * self.settings.max_samples
         if len(samples) > most:
             raise TooLarge(f"{field} has {len(samples)} items, a request may have {most}")
         if self.settings.log_texts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
 import uuid
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from alarm_service.compat.rewarding import Numbers, split_each
 from alarm_service.compat.shapes import ChatMessageIn, TrainerBody, messages_of
 from alarm_service.compat.splitting import SplitError, Texts, split_text
 from alarm_service.compat.templates import ChatTemplate
+from alarm_service.errors import SampleFailed
 from alarm_service.web.schemas import Text
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "as_pooled",
     "samples_of",
 ]
+
+_FLOAT32 = struct.Struct("<f")
 
 _EXAMPLE: dict[str, Any] = {
     "model": "mini",
@@ -47,7 +52,11 @@ class PoolingIn(TrainerBody):
     use_activation: bool | None = Field(
         default=None, description="true lays scores between 0 and 1; else they are raw"
     )
-    encoding_format: Literal["float"] | None = None
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None,
+        description="`base64` gives an embedding or pooled data as float32 numbers, little-endian, "
+        "in base64: what OpenAI's client asks for",
+    )
 
     @model_validator(mode="after")
     def _has_one_input(self) -> PoolingIn:
@@ -78,7 +87,7 @@ class PooledOut(BaseModel):
 
     index: int
     object: Literal["pooling"] = "pooling"
-    data: list[float]
+    data: list[float] | str
 
 
 class EmbeddingOut(BaseModel):
@@ -86,7 +95,7 @@ class EmbeddingOut(BaseModel):
 
     index: int
     object: Literal["embedding"] = "embedding"
-    embedding: list[float]
+    embedding: list[float] | str
 
 
 class _ListOut(BaseModel):
@@ -134,15 +143,13 @@ def as_classes(numbers: Numbers, body: PoolingIn) -> ClassifyOut:
 
 def as_pooled(numbers: Numbers, body: PoolingIn) -> PoolingOut:
     """Answer as vLLM's pooling does."""
-    data = [PooledOut(index=at, data=[one]) for at, one in enumerate(_scores(numbers, body))]
+    data = [PooledOut(index=at, data=one) for at, one in enumerate(_encoded(numbers, body))]
     return PoolingOut(**_common(numbers, "pool"), data=data)
 
 
 def as_embeddings(numbers: Numbers, body: PoolingIn) -> EmbeddingsOut:
     """Answer as SGLang does for a reward model."""
-    data = [
-        EmbeddingOut(index=at, embedding=[one]) for at, one in enumerate(_scores(numbers, body))
-    ]
+    data = [EmbeddingOut(index=at, embedding=one) for at, one in enumerate(_encoded(numbers, body))]
     return EmbeddingsOut(**_common(numbers, "embd"), data=data)
 
 
@@ -156,6 +163,17 @@ def _of_messages(messages: list[ChatMessageIn]) -> Texts:
 def _scores(numbers: Numbers, body: PoolingIn) -> list[float]:
     scores = numbers.values
     return [sigmoid(score) for score in scores] if body.use_activation else scores
+
+
+def _encoded(numbers: Numbers, body: PoolingIn) -> list[list[float] | str]:
+    scores = _scores(numbers, body)
+    if body.encoding_format != "base64":
+        return [[score] for score in scores]
+    try:
+        return [base64.b64encode(_FLOAT32.pack(score)).decode() for score in scores]
+    except OverflowError:
+        message = "a score does not fit in a float32: ask for `encoding_format` float"
+        raise SampleFailed("non_finite", message) from None
 
 
 def _common(numbers: Numbers, kind: str) -> dict[str, Any]:

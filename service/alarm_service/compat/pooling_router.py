@@ -20,10 +20,11 @@ from alarm_service.compat.pooling import (
 from alarm_service.compat.rewarding import Numbers
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.web.dependencies import WORK_ERRORS
+from alarm_service.web.large import OffLoopRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["vLLM and SGLang"])
+router = APIRouter(route_class=OffLoopRoute, tags=["vLLM and SGLang"])
 
 
 @router.post("/classify", responses=WORK_ERRORS)

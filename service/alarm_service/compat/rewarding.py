@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, quoted
 from alarm_models.hierarchy import Hierarchy, Rule, counts_aspects
 from alarm_models.recipe import Recipe
 from alarm_models.recipe_tables import Overrides
@@ -71,7 +71,7 @@ def find(catalog: Catalog, name: str | None) -> Target:
         return catalog.model(name)
     except NotFound:
         names = ", ".join([*catalog.recipes, *catalog.models])
-        raise NotFound(f"no recipe or model {name!r}; there are {names}") from None
+        raise NotFound(f"no recipe or model {quoted(name)}; there are {names}") from None
 
 
 def split_each(texts: Sequence[object], split: Callable[[int], Texts], name: str) -> list[Texts]:

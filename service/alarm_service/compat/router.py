@@ -25,10 +25,11 @@ from alarm_service.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFO
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.compat.slime import SlimeIn, SlimeOptions, SlimeOut
 from alarm_service.web.dependencies import WORK_ERRORS
+from alarm_service.web.large import OffLoopRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["trainers"])
+router = APIRouter(route_class=OffLoopRoute, tags=["trainers"])
 
 #: Logs that are not wanted are left out: OpenRLHF 0.8 reads them wherever it finds the name.
 _OPENRLHF: dict[str, Any] = {"responses": WORK_ERRORS, "response_model_exclude_none": True}

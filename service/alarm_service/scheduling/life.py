@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import StrEnum
 
 from alarm_service.errors import Broken, Draining
@@ -32,6 +32,8 @@ class Life:
         self.death: Broken | None = None
         self.is_draining = False
         self.is_stopped = False
+        self.is_over = False
+        self._at_end: list[Callable[[], object]] = []
         self._models = models
         self._awaited: str | None = None
         self._is_loaded = False
@@ -91,6 +93,17 @@ class Life:
         self.is_draining = True
         self._settled.set()
         self._drained.set()
+
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Have something called when the time that draining may take is over."""
+        self._at_end.append(call)
+
+    def end(self) -> None:
+        """Let no request run any longer."""
+        self.drain()
+        self.is_over = True
+        for call in self._at_end:
+            call()
 
     def stop(self) -> None:
         """Let nothing go on."""

@@ -17,7 +17,6 @@ from alarm_service.catalog import ServedModel
 
 __all__ = [
     "in_daemon_thread",
-    "is_loading",
     "require_named_outputs",
     "shortest_warm_up_sample",
     "warm_up_sample",
@@ -49,11 +48,6 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return await asyncio.wrap_future(future)
-
-
-def is_loading() -> bool:
-    """Say whether a thread of `in_daemon_thread` still runs, waited for or not."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def warm_up_sample(served: ServedModel) -> Sample:

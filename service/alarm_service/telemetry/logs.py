@@ -4,30 +4,112 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
-import transformers
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["set_up_logs"]
+from alarm_service.faults import shortened
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["capture_strays", "configure_logs", "set_up_logs"]
+
+_log = structlog.get_logger()
+
+#: As many characters of one value are written; a traceback may have more.
+_MAX_VALUE = 2_000
+_MAX_TRACEBACK = 20_000
 
 
 def set_up_logs(level: str, stream: TextIO | None = None) -> None:
     """Write events of this level and above to a stream, standard error unless given."""
+    configure_logs(level, stream)
+    import transformers
+
+    # Loading reports and length warnings of theirs: we check both ourselves.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("transformers", "huggingface_hub"):  # they write lines of their own
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+
+
+def configure_logs(level: str, stream: TextIO | None = None) -> None:
+    """Do the same without importing what is slow to import; libraries' loggers are among it."""
     numeric = getattr(logging, level.upper())
-    stream = stream or sys.stderr
+    stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
+    time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso")
+    renderer: Processor = structlog.processors.JSONRenderer()
+    if is_terminal:
+        renderer = structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso"),
+            time,
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer(),
+            _bounded,
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
         logger_factory=structlog.WriteLoggerFactory(stream),
     )
-    logging.basicConfig(level=logging.WARNING, stream=stream)
-    # Loading reports and length warnings of theirs: we check both ourselves.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _bounded,
+                renderer,
+            ],
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                time,
+            ],
+        )
+    )
+    logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler])
+
+
+def capture_strays() -> None:
+    """Log what Python would print: warnings, and exceptions that nothing catches."""
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
+    sys.excepthook = _process_failed
+
+
+def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Cut values that are longer than a log is good for; texts were asked for as they are."""
+    if event.get("event") == "sample":
+        return event
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = shortened(value, _MAX_TRACEBACK if key == "exception" else _MAX_VALUE)
+    return event
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread is not None else None
+    error = args.exc_value or args.exc_type()
+    _log.error("a thread failed", thread=name, exc_info=error)
+
+
+def _unraisable(args: UnraisableHookArgs) -> None:
+    _log.error("an exception was ignored", where=repr(args.object), exc_info=args.exc_value)
+
+
+def _process_failed(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    _log.critical("the process failed", exc_info=error)

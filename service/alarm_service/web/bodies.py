@@ -17,6 +17,9 @@ __all__ = ["AnswerDigest", "BodyLimit"]
 #: How much all the bodies that are arriving may hold together, in bodies of the largest size.
 _MAX_ARRIVING = 8
 
+#: Smaller bodies are digested in less time than a thread takes to be handed them.
+_LARGE_BYTES = 128 << 10
+
 
 class AnswerDigest:
     """Adds its digest to each answer that is sent in one piece, so that a caller can check it."""
@@ -38,7 +41,7 @@ class AnswerDigest:
                 return
             if start is not None:
                 if not message.get("more_body", False):
-                    digest = content_digest(message.get("body", b""))
+                    digest = await _digest(message.get("body", b""))
                     MutableHeaders(scope=start)["Content-Digest"] = digest
                 await send(start)
                 start = None
@@ -70,7 +73,8 @@ class BodyLimit:
         try:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(headers, receive)
-            if body is not None and not is_intact(body, headers.get("content-digest", "")):
+            digest = "" if body is None else await _digest(body)
+            if not is_intact(digest, headers.get("content-digest", "")):
                 raise Garbled("the body does not fit its Content-Digest: send it again")
         except TimeoutError:
             await self._refuse_slow(scope, receive, send)
@@ -81,7 +85,7 @@ class BodyLimit:
         if body is None:  # the caller hung up
             return
         scope[BODY_BYTES] = len(body)
-        await self._app(scope, _replay(body, receive), _naming(body, send))
+        await self._app(scope, _replay(body, receive), _naming(digest, send))
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         declared = headers.get("content-length", "")
@@ -123,12 +127,19 @@ class BodyLimit:
         await response(scope, receive, send)
 
 
-def _naming(body: bytes, send: Send) -> Send:
+async def _digest(body: bytes) -> str:
+    """Return a body's digest; that of a large one is computed in a thread, which needs no lock."""
+    if len(body) < _LARGE_BYTES:
+        return content_digest(body)
+    return await asyncio.to_thread(content_digest, body)
+
+
+def _naming(digest: str, send: Send) -> Send:
     """Return a `send` that names the body which the answer is to."""
 
     async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["Request-Content-Digest"] = content_digest(body)
+            MutableHeaders(scope=message)["Request-Content-Digest"] = digest
         await send(message)
 
     return name

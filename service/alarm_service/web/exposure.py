@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 
 from alarm_service.settings import Settings, SettingsError
 from alarm_service.web.keys import read_admin_keys, read_keys
+from alarm_service.web.sockets import is_loopback
 
 __all__ = ["require_safe_exposure", "require_usable_certificate"]
 
@@ -37,11 +37,3 @@ def require_usable_certificate(settings: Settings) -> None:
         raise SettingsError(
             f"--tls-certificate {certificate} and --tls-key {key} cannot be used: {error}"
         ) from error
-
-
-def is_loopback(address: str) -> bool:
-    """Say whether an address is this machine's alone; a name that is not known is not."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from alarm_models.errors import RecipeError
 from alarm_service.errors import BadRequest, Invalid, NotFound, ServiceError
-from alarm_service.faults import explained
+from alarm_service.faults import explained, shortened
 from alarm_service.web.caller import CallerGone
 from alarm_service.web.request_ids import HEADER, REQUEST_ID
 
@@ -21,11 +21,15 @@ __all__ = ["add_error_handlers", "error_response"]
 
 _log = structlog.get_logger()
 
+_MAX_MESSAGE = 4000
+
 
 def error_response(error: ServiceError) -> JSONResponse:
     """Answer with an error's status and sentence."""
+    # Names that were sent are shortened where they are quoted; nothing else is this long.
+    message = shortened(error.message, _MAX_MESSAGE)
     # A caller's half surrogate, quoted back, cannot be written as UTF-8.
-    message = error.message.encode(errors="backslashreplace").decode()
+    message = message.encode(errors="backslashreplace").decode()
     body = {"code": error.code, "message": message, "retryable": error.retryable}
     headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return JSONResponse({"error": body}, error.status, headers)

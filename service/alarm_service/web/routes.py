@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from alarm_service.errors import TooLarge
 from alarm_service.settings import Settings
@@ -17,6 +19,7 @@ from alarm_service.web.dependencies import (
     TimeoutMs,
     timeout_s,
 )
+from alarm_service.web.large import OffLoopRoute, answered, is_large
 from alarm_service.web.schemas import RewardRequest, SampleIn, ScoreRequest
 from alarm_service.web.wire import reward_out, sample_in, score_out
 
@@ -24,57 +27,61 @@ __all__ = ["router"]
 
 _log = structlog.get_logger()
 
-router = APIRouter()
+router = APIRouter(route_class=OffLoopRoute)
 
 
-@router.post("/score", responses=WORK_ERRORS)
+@router.post("/score", responses=WORK_ERRORS, response_model=ScoreResponse)
 async def score(
     body: ScoreRequest,
     request: Request,
     engine: EngineOf,
     settings: SettingsOf,
     timeout_ms: TimeoutMs = None,
-) -> ScoreResponse:
+) -> ScoreResponse | Response:
     """Score samples with one model: raw logits unless its recipe names an activation."""
     _check_samples(body.samples, settings)
     samples = [sample_in(sample) for sample in body.samples]
     work = engine.score(body.model, samples)
     scores = await while_wanted(request, work, timeout_s(timeout_ms, settings))
-    return ScoreResponse(
+    rows = [partial(score_out, *pair) for pair in zip(body.samples, scores.outcomes, strict=True)]
+    response = ScoreResponse(
         model=scores.model,
         fingerprint=scores.fingerprint,
-        scores=[score_out(*pair) for pair in zip(body.samples, scores.outcomes, strict=True)],
+        scores=[] if is_large(request) else [row() for row in rows],
         usage=UsageOut(
             num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
         ),
     )
+    return await answered(request, response, "scores", rows) if is_large(request) else response
 
 
-@router.post("/hierarchical_reward", responses=WORK_ERRORS)
+@router.post("/hierarchical_reward", responses=WORK_ERRORS, response_model=RewardResponse)
 async def hierarchical_reward(
     body: RewardRequest,
     request: Request,
     engine: EngineOf,
     settings: SettingsOf,
     timeout_ms: TimeoutMs = None,
-) -> RewardResponse:
+) -> RewardResponse | Response:
     """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
     _check_samples(body.samples, settings)
     samples = [sample_in(sample) for sample in body.samples]
     work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects)
     rewards = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     names = list(rewards.recipe.aspects)
-    return RewardResponse(
+    rows = [
+        partial(reward_out, sample, reward, names)
+        for sample, reward in zip(body.samples, rewards.rewards, strict=True)
+    ]
+    response = RewardResponse(
         recipe=rewards.recipe.name,
         fingerprint=rewards.fingerprint,
-        rewards=[
-            reward_out(sample, reward, names)
-            for sample, reward in zip(body.samples, rewards.rewards, strict=True)
-        ],
+        rewards=[] if is_large(request) else [row() for row in rows],
         usage=UsageOut(
             num_tokens=rewards.num_tokens, num_computed_tokens=rewards.num_computed_tokens
         ),
     )
+    return await answered(request, response, "rewards", rows) if is_large(request) else response
 
 
 def _check_samples(samples: list[SampleIn], settings: Settings) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from alarm_models.hierarchy import Rule
 from alarm_models.recipe_tables import Overrides
+from alarm_models.sample import PackedSpans
 from alarm_models.shaping import Shaping
+from alarm_service.web.pieces import MAX_OFFSET
 
 __all__ = [
     "MessageIn",
@@ -50,8 +59,17 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Offset = Annotated[int, Field(ge=0, le=1 << 40)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 SpanIn = Annotated[list[Offset], Field(min_length=2, max_length=2, examples=[[0, 4]])]
+
+
+def _unless_packed(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Take spans as they are that were checked as they were read."""
+    return value if isinstance(value, PackedSpans) else validate(value)
+
+
+#: The first fault is told and no other: there may be millions.
+SpansIn = Annotated[list[SpanIn], Field(fail_fast=True), WrapValidator(_unless_packed)]
 Id = Annotated[Text | int | None, Field(description="echoed")]
 
 
@@ -62,22 +80,25 @@ class MessageIn(_In):
     content: Text
 
 
+MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True)]
+
+
 class SampleIn(_In):
     """A prompt with one completion."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SAMPLE]})
 
-    prompt: Text | list[MessageIn]
-    completion: Text | list[MessageIn]
+    prompt: Text | MessagesIn
+    completion: Text | MessagesIn
     fields: dict[Text, Text] = Field(
         default_factory=dict, description="texts that the model's template may name"
     )
-    token_offsets: list[SpanIn] | None = Field(
+    token_offsets: SpansIn | None = Field(
         default=None,
         description="[start, end) in code points of the completion, one a policy token; "
         "special tokens are empty spans",
     )
-    segments: dict[Literal["sentences", "subsentences", "steps", "errors"], list[SpanIn]] = Field(
+    segments: dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn] = Field(
         default_factory=dict, description="spans that replace the server's own finding"
     )
     id: Id = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
-__all__ = ["listen", "url_of"]
+__all__ = ["is_loopback", "listen", "url_of"]
 
 _BACKLOG = 2048
 
@@ -24,3 +25,11 @@ def url_of(listener: socket.socket, *, is_tls: bool = False) -> str:
     """Return the URL that reaches a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http{'s' if is_tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address is this machine's alone; a name that is not known is not."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alarm_models.errors import SampleError
-from alarm_models.sample import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.sample import (
+    AspectReward,
+    Message,
+    PackedSpans,
+    Reward,
+    Sample,
+    Score,
+    SegmentScore,
+    Span,
+)
 from alarm_service.web.answers import (
     AspectOut,
     HolisticOut,
@@ -92,7 +101,9 @@ def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:
     return tuple(Message(message.role, message.content) for message in content)
 
 
-def _spans(spans: Sequence[SpanIn]) -> tuple[Span, ...]:
+def _spans(spans: Sequence[SpanIn] | PackedSpans) -> Sequence[Span]:
+    if isinstance(spans, PackedSpans):
+        return spans
     return tuple(Span(start, end) for start, end in spans)
 
 

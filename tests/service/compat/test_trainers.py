@@ -1,5 +1,6 @@
 """slime, miles, LLaMA-Factory, align-anything, vLLM and SGLang: what each sends and must get."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -7,6 +8,9 @@ from hearing import error_of, hearing, post
 from standin import FIGURE_1
 
 from alarm_models.shaping import sigmoid
+from alarm_service.compat.pooling import PoolingIn, as_embeddings
+from alarm_service.compat.rewarding import Number, Numbers
+from alarm_service.errors import SampleFailed
 
 PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 TEXT = f"{PROMPT}a b c<|im_end|>"
@@ -158,7 +162,7 @@ async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
         ({}, "send either input or messages"),
         ({"input": TEXT, "messages": MESSAGES}, "send either input or messages"),
         ({"input": [[1, 2]]}, "Input should be a valid string"),
-        ({"input": TEXT, "encoding_format": "base64"}, "encoding_format: Input should be 'float'"),
+        ({"input": TEXT, "encoding_format": "bytes"}, "encoding_format: Input should be 'float'"),
         ({"messages": MESSAGES[:1]}, "messages[0] cannot be split"),
         ({"messages": MESSAGES[1:]}, "messages[0] cannot be split"),
         ({"messages": []}, "messages[0] cannot be split"),
@@ -173,3 +177,27 @@ async def test_a_model_that_is_not_served_is_404() -> None:
     async with hearing() as (server, _):
         answer = await post(server, "/classify", input=TEXT, model="/weights/of/another")
         assert error_of(answer, 404).startswith("not_found: no recipe or model")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/compat/sglang/plain/v1/embeddings"])
+async def test_embeddings_in_base64_are_little_endian_float32(path: str) -> None:
+    async with hearing() as (server, _):
+        body = {"input": [TEXT, TEXT], "encoding_format": "base64", "use_activation": False}
+        data = (await post(server, path, **body)).json()["data"]
+    # 3.0 is 0x40400000.
+    assert [one["embedding"] for one in data] == [base64.b64encode(b"\0\0@@").decode()] * 2
+
+
+async def test_pooled_data_in_base64_are_little_endian_float32() -> None:
+    async with hearing() as (server, _):
+        (one,) = (await post(server, "/pooling", input=TEXT, encoding_format="base64")).json()[
+            "data"
+        ]
+    assert base64.b64decode(one["data"]) == b"\0\0@@"
+
+
+def test_embedding_that_does_not_fit_a_float32_is_no_number() -> None:
+    numbers = Numbers("a", (), [Number(1e300, {})], 1)
+    body = PoolingIn(input="a", encoding_format="base64")
+    with pytest.raises(SampleFailed, match="does not fit in a float32"):
+        as_embeddings(numbers, body)
