@@ -16,8 +16,6 @@ from tolerance import printed
 
 from alarm_models.recipe import Recipe
 
-pytestmark = pytest.mark.numeric
-
 README = (Path(__file__).parents[1] / "README.md").read_text()
 URL = "http://127.0.0.1:8000"
 

@@ -12,8 +12,6 @@ from tolerance import computed
 from alarm_models.recipe_files import built_in_names
 from alarm_service.cli import main
 
-pytestmark = pytest.mark.numeric
-
 Lines = list[dict[str, Any]]
 
 
@@ -37,6 +35,7 @@ def sample(completion: str, **more: Any) -> str:
     return json.dumps({"prompt": "The fox?", "completion": completion, **more}) + "\n"
 
 
+@pytest.mark.numeric
 def test_a_file_of_samples_becomes_lines_of_rewards(recipe_file: Path, llama: Checkpoint) -> None:
     texts = ["The dog.", "The quick brown fox jumps."]
     code, lines = score(recipe_file, "".join(sample(text, id=text) for text in texts))
