@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from processes import Process, alarm_serve
+from tolerance import computed
 
 from alarm_client import AlarmClient, AsyncAlarmClient, Sample
+
+pytestmark = pytest.mark.numeric
 
 PROMPT = (
     "question: Who wrote Emma? context: wikipage: Emma (novel) text: Emma is a novel written by "
@@ -50,7 +53,7 @@ def test_token_rewards_add_up_to_the_reward(server: Process) -> None:
         (reward,) = client.hierarchical_reward([sample], aspects="all").rewards
     assert reward.token_rewards is not None
     assert len(reward.token_rewards) == 6
-    assert reward.reward == pytest.approx(sum(reward.token_rewards))
+    assert reward.reward == computed(sum(reward.token_rewards))
     assert set(reward.aspects) == {"factuality", "relevance"}
 
 
@@ -72,4 +75,4 @@ async def test_200_callers_at_once_get_what_each_gets_alone(server: Process) -> 
         for index in range(0, 200, 20):
             alone = await client.score([samples[index]])
             score = together[index].scores[0].score
-            assert score == pytest.approx(alone.scores[0].score, abs=1e-5)
+            assert score == computed(alone.scores[0].score)

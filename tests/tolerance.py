@@ -10,8 +10,13 @@ random walk: sqrt(6) * 2.3e-6 = 5.7e-6 for its 6 layers. That is a bound for har
 what was measured between `ATEN_CPU_CAPABILITY=default`, `avx2` and `avx512` is below 2e-6. pytest's
 own default, 1e-6 of the value, is below what two processors agree on.
 
-**Golden files, `golden`: 1e-4.** Other versions of torch and transformers made them, which fuse
+**Golden files, `as_golden`: 1e-4.** Other versions of torch and transformers made them, which fuse
 other operations, and they are read through a reward that weighs a score up to five times.
+
+**Numbers that a document prints, `printed`: half of their last digit, and 1e-5.**
+
+**Numbers that a trainer passes on, `logged`: 1e-4.** They go through its own tensors, means over a
+batch and logs of four digits.
 
 **Arithmetic by hand, `by_hand`: 1e-9 of the value.** Python's floats, u = 1.1e-16, and nothing that
 a processor's vector width decides.
@@ -24,12 +29,13 @@ from typing import Any
 import pytest
 import torch
 
-__all__ = ["COMPUTED", "assert_computed", "by_hand", "computed", "golden"]
+__all__ = ["COMPUTED", "as_golden", "assert_computed", "by_hand", "computed", "logged", "printed"]
 
 #: What floats that a model computed in float32 may differ by.
 COMPUTED = 1e-5
 
 _GOLDEN = 1e-4
+_LOGGED = 1e-4
 _BY_HAND = 1e-9
 
 
@@ -38,9 +44,19 @@ def computed(expected: Any) -> Any:
     return pytest.approx(expected, rel=COMPUTED, abs=COMPUTED)
 
 
-def golden(expected: Any) -> Any:
+def as_golden(expected: Any) -> Any:
     """Stand for what a golden file has, computed by other versions on another machine."""
     return pytest.approx(expected, rel=COMPUTED, abs=_GOLDEN)
+
+
+def printed(expected: Any, digits: int = 3) -> Any:
+    """Stand for what a document prints with so many digits after the point."""
+    return pytest.approx(expected, rel=COMPUTED, abs=0.5 * 10**-digits + COMPUTED)
+
+
+def logged(expected: Any) -> Any:
+    """Stand for what a trainer makes of computed numbers, and logs."""
+    return pytest.approx(expected, rel=COMPUTED, abs=_LOGGED)
 
 
 def by_hand(expected: Any) -> Any:

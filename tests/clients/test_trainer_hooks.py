@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tolerance import computed, printed
 
 from alarm_client.errors import SampleFailed
 from alarm_client.trainers import areal, nemo_rl, openrlhf, slime, verifiers
@@ -27,7 +28,7 @@ def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
     asked = {"prompt": [QUESTION], "completion": "four", "fields": {"reference": "label"}}
     assert rewards.samples == [asked]
     assert found["rewards"].tolist() == [4.0]
-    assert found["scores"].tolist() == [pytest.approx(0.9820, abs=1e-4)]  # 1 / (1 + exp(-4))
+    assert found["scores"].tolist() == [printed(0.9820, digits=4)]  # 1 / (1 + exp(-4))
     assert found["extra_logs"]["alarm_fluency"].tolist() == [2.0]
     assert torch.tensor([found["rewards"]]).shape == (1,)
 
@@ -180,7 +181,7 @@ def test_a_nemo_step_rewards_the_last_messages(rewards, nemo):
 def test_nemos_multi_reward_is_a_tensor_a_name(rewards, nemo):
     found = nemo_rl.Environment({"multi_reward": True, "aspect_names": "fluency"}).step(LOGS, [])
     assert {name: tensor.tolist() for name, tensor in found.rewards.items()} == {
-        "holistic": [pytest.approx(0.4), pytest.approx(0.7)],
+        "holistic": [computed(0.4), computed(0.7)],
         "fluency": [2.0, 3.5],
     }
 

@@ -15,6 +15,7 @@ import pytest
 from processes import recipe_of
 from replica_processes import pids_of
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
@@ -96,9 +97,8 @@ async def test_scores_are_those_of_the_model_alone(
         answer = await score(client, *samples)
         models = (await client.get("/models")).json()["models"]
         broken = await score(client, {**samples[0], "token_offsets": [[0, 10_000]]}, samples[1])  # type: ignore[dict-item]
-    assert [one["score"] for one in answer["scores"]] == pytest.approx(
-        [alone(llama, one) for one in samples], abs=1e-5
-    )
+    wanted = [alone(llama, one) for one in samples]
+    assert [one["score"] for one in answer["scores"]] == computed(wanted)
     assert models[0]["fingerprint"] == answer["fingerprint"]
     assert models[0]["device"] == "cpu"
     assert [one["error"] and one["error"]["code"] for one in broken["scores"]] == [
@@ -135,7 +135,7 @@ async def test_a_replica_that_is_killed_costs_no_answer(
             asked = [(number + step) % 64 for step in range(8)]
             answer = await score(client, *(sample(one) for one in asked))
             got = [one["score"] for one in answer["scores"]]
-            assert got == pytest.approx([truth[one] for one in asked], abs=1e-5)
+            assert got == computed([truth[one] for one in asked])
             right += len(got)
             number += 8
 
@@ -211,7 +211,7 @@ async def test_a_recipe_is_changed_on_the_cluster_while_callers_ask(
     key = {"Authorization": "Bearer operator"}
     one = sample(1)
     other = llama.plain_logits(f"User: {one['prompt']} Assistant: {one['completion']}").item()
-    truths = [pytest.approx(alone(llama, one), abs=1e-5), pytest.approx(other, abs=1e-5)]
+    truths = [computed(alone(llama, one)), computed(other)]
     changed_text = recipe_of(llama.folder).replace("Human:", "User:")
     answers: list[dict[str, Any]] = []
     is_over = False

@@ -8,10 +8,13 @@ import tiny
 import torch
 from scoring import load, score
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError
 from alarm_models.sample import Sample
 from alarm_models.specs import SequenceSpec, StepsSpec
+
+pytestmark = pytest.mark.numeric
 
 SAMPLES = [Sample("What is the capital of France?", "Paris."), Sample("Hi", "a long answer " * 9)]
 TEMPLATE = "{prompt} {completion}"
@@ -44,7 +47,7 @@ def test_a_head_of_layers_gives_the_score_that_its_layers_give(tmp_path: Path) -
         inputs = checkpoint.tokenizer(f"{sample.prompt} {sample.completion}", return_tensors="pt")
         with torch.inference_mode():
             wanted = layers(1)(checkpoint.model(**inputs).last_hidden_state[0, -1])
-        assert one.value == pytest.approx(wanted.item(), abs=1e-5)
+        assert one.value == computed(wanted.item())
 
 
 def test_a_step_model_with_code_of_its_own_needs_none_of_it(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import tiny
 import torch
 from scoring import load, score
 from tiny import DECODERS, Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError
 from alarm_models.sample import Sample
 from alarm_models.specs import GenerativeSpec
+
+pytestmark = pytest.mark.numeric
 
 SAMPLES = [
     Sample("What is the capital of France?", "Paris."),
@@ -48,8 +51,8 @@ def test_a_tokens_logit_and_logprob_are_the_next_ones(architecture: str, tmp_pat
     by_chance = score(load(spec(checkpoint, positive=token, measure="logprob")), SAMPLES)
     for sample, logit, chance in zip(SAMPLES, by_logit, by_chance, strict=True):
         logits = next_logits(checkpoint, text(sample))
-        assert logit.value == pytest.approx(logits[token].item(), abs=1e-5)
-        assert chance.value == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
+        assert logit.value == computed(logits[token].item())
+        assert chance.value == computed(logits.log_softmax(-1)[token].item())
 
 
 def test_yes_against_no_is_a_margin_or_a_probability(llama_lm: Checkpoint) -> None:
@@ -59,8 +62,8 @@ def test_yes_against_no_is_a_margin_or_a_probability(llama_lm: Checkpoint) -> No
     yes, no = llama_lm.tokenizer.convert_tokens_to_ids(["Ġquestion", "Ġanswer"])
     for sample, margin, chance in zip(SAMPLES, margins, chances, strict=True):
         logits = next_logits(llama_lm, text(sample))[[yes, no]]
-        assert margin.value == pytest.approx((logits[0] - logits[1]).item(), abs=1e-5)
-        assert chance.value == pytest.approx(logits.softmax(-1)[0].item(), abs=1e-5)
+        assert margin.value == computed((logits[0] - logits[1]).item())
+        assert chance.value == computed(logits.softmax(-1)[0].item())
 
 
 def test_the_first_token_after_a_conversation_is_nemotrons_reward(llama_lm: Checkpoint) -> None:
@@ -75,7 +78,7 @@ def test_the_first_token_after_a_conversation_is_nemotrons_reward(llama_lm: Chec
             turns, tokenize=False, add_generation_prompt=begins
         )
         wanted = next_logits(llama_lm, rendered, special=False)[0]
-        assert one.value == pytest.approx(wanted.item(), abs=1e-5)
+        assert one.value == computed(wanted.item())
 
 
 def test_a_question_is_put_as_a_users_turn(llama_lm: Checkpoint) -> None:
@@ -85,7 +88,7 @@ def test_a_question_is_put_as_a_users_turn(llama_lm: Checkpoint) -> None:
     rendered = f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n"
     token = llama_lm.tokenizer.convert_tokens_to_ids("Ġquestion")
     wanted = next_logits(llama_lm, rendered, special=False)[token]
-    assert one.value == pytest.approx(wanted.item(), abs=1e-5)
+    assert one.value == computed(wanted.item())
 
 
 def test_a_question_over_a_long_prompt_loses_the_prompts_start(llama_lm: Checkpoint) -> None:

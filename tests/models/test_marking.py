@@ -8,10 +8,13 @@ import torch
 import transformers as hf
 from safetensors.torch import save_file
 from scoring import load, score
+from tolerance import computed
 
 from alarm_models.features import Features
 from alarm_models.sample import Sample
 from alarm_models.specs import SegmentsSpec, SequenceSpec
+
+pytestmark = pytest.mark.numeric
 
 PROMPT = "The quick brown fox jumps over the dog."
 SAMPLES = [
@@ -77,7 +80,7 @@ def test_the_same_completion_scores_otherwise_where_it_is_grounded(folder: Path)
     grounded, made_up, _ = score(load(whole(folder, mark_copied=True)), SAMPLES)
     assert grounded.value != made_up.value
     plain = score(load(whole(folder, mark_copied=False)), SAMPLES)
-    assert plain[0].value == pytest.approx(plain[1].value, abs=1e-6)
+    assert plain[0].value == computed(plain[1].value)
 
 
 def test_a_batch_gives_what_each_sample_gives_alone(folder: Path) -> None:
@@ -85,7 +88,7 @@ def test_a_batch_gives_what_each_sample_gives_alone(folder: Path) -> None:
         together = score(model, SAMPLES)
         for sample, one in zip(SAMPLES, together, strict=True):
             (alone,) = score(model, [sample])
-            assert one.value == pytest.approx(alone.value, abs=1e-5)
+            assert one.value == computed(alone.value)
 
 
 def test_marks_stay_with_their_words_when_a_prompt_is_shortened(folder: Path) -> None:

@@ -7,10 +7,13 @@ import tiny
 import torch
 from scoring import load, score
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.sample import Sample
 from alarm_models.specs import MultiObjectiveSpec
+
+pytestmark = pytest.mark.numeric
 
 GATE_AT = "<|im_end|>\n<|im_start|>assistant\n"
 NAMES = ("help", "truth", "style")
@@ -67,8 +70,8 @@ def plain(armo: Checkpoint, sample: Sample) -> tuple[float, list[float]]:
 def test_the_gated_score_and_every_objective_are_armorms(armo: Checkpoint) -> None:
     for sample, one in zip(SAMPLES, score(load(spec(armo)), SAMPLES), strict=True):
         value, rewards = plain(armo, sample)
-        assert one.value == pytest.approx(value, abs=1e-5)
-        assert one.outputs == pytest.approx(dict(zip(NAMES, rewards, strict=True)), abs=1e-5)
+        assert one.value == computed(value)
+        assert one.outputs == computed(dict(zip(NAMES, rewards, strict=True)))
 
 
 def test_a_completion_that_spells_the_pattern_out_moves_no_gate(armo: Checkpoint) -> None:
@@ -105,8 +108,8 @@ def test_a_plain_classifier_has_each_logit_by_its_name(architecture: str, tmp_pa
     for sample, one in zip(SAMPLES, score(model, SAMPLES), strict=True):
         logits = plainly.plain_logits(f"{sample.prompt} {sample.completion}")
         assert one.outputs is not None
-        assert list(one.outputs.values()) == pytest.approx(logits.tolist(), abs=1e-5)
-        assert one.value == pytest.approx(float(2 * logits[0] - logits[2]), abs=1e-5)
+        assert list(one.outputs.values()) == computed(logits.tolist())
+        assert one.value == computed(float(2 * logits[0] - logits[2]))
 
 
 def test_outputs_have_the_labels_of_the_checkpoint_and_no_score_without_weights(
@@ -118,7 +121,7 @@ def test_outputs_have_the_labels_of_the_checkpoint_and_no_score_without_weights(
     assert one.value is None
     assert one.outputs is not None
     assert list(one.outputs) == ["LABEL_0", "LABEL_1", "LABEL_2"]
-    assert sum(one.outputs.values()) == pytest.approx(1)
+    assert sum(one.outputs.values()) == computed(1)
 
 
 def test_an_output_stands_for_the_score(armo: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES, DECODERS
+from tolerance import assert_computed
 
 from alarm_models.features import Features
 from alarm_models.networks.padding import PaddedBackbone
@@ -18,6 +19,8 @@ from alarm_models.packing.bands import Band, attend_blocks, blocks_of
 from alarm_models.packing.kernels import attend, bias_of
 from alarm_models.packing.laying import lay_out
 from alarm_models.sample import Span
+
+pytestmark = pytest.mark.numeric
 
 PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]
 
@@ -72,7 +75,7 @@ def packed(architecture: str, batch: list[Features]) -> tuple[PackedBackbone, to
 def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
     _, states = packed(architecture, batch)
-    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+    assert_computed(states, alone(architecture, batch))
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
@@ -83,7 +86,7 @@ def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) ->
         for ids in samples
     ]
     _, states = packed(architecture, batch)
-    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+    assert_computed(states, alone(architecture, batch))
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,13 @@ def test_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
     batch = features(*group(3, 40, 9))  # gemma2's window is 16 here
     way, states = packed("gemma2", batch)
     assert way.num_computed(batch) == [49, 50, 51]
-    torch.testing.assert_close(states, alone("gemma2", batch), atol=1e-5, rtol=1e-5)
+    assert_computed(states, alone("gemma2", batch))
 
 
 def test_a_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
     batch = features((5, tiny.PAD, 6, 7), (8, 9))
     _, states = packed("roberta", batch)
-    torch.testing.assert_close(states, alone("roberta", batch), atol=1e-5, rtol=1e-5)
+    assert_computed(states, alone("roberta", batch))
 
 
 def test_attention_of_its_own_is_found_out_and_padded() -> None:
@@ -144,7 +147,7 @@ def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
     batch = features(*(ids or (7,) for ids in samples))
     architecture = data.draw(st.sampled_from(["llama", "qwen3"]))
     _, states = packed(architecture, batch)
-    torch.testing.assert_close(states, alone(architecture, batch), atol=1e-5, rtol=1e-5)
+    assert_computed(states, alone(architecture, batch))
 
 
 @pytest.mark.parametrize(("has_global", "reads"), [(True, (0,)), (False, (0, 3, 60, 170))])
@@ -161,7 +164,7 @@ def test_a_longformers_last_layer_is_exact_where_little_is_read(
     plain = PaddedBackbone(model, has_global=has_global)
     wanted = torch.cat([plain.rows([one]) for one in batch])
     way = PackedBackbone(model, share=False, has_global=has_global)
-    torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+    assert_computed(way.rows(batch), wanted)
 
 
 @settings(max_examples=40, deadline=None)
@@ -191,4 +194,4 @@ def test_banded_attention_is_masked_attention(
     blocks = blocks_of(layout, query.device, query.dtype, band)
     got = torch.empty_like(query)
     attend_blocks(query, key, value, got, 0.3, blocks, softcap)
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    assert_computed(got, wanted)

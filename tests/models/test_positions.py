@@ -12,8 +12,10 @@ from tolerance import computed
 from unusual import CONFIGURATIONS, LONGROPE, classifier, features, ids, network, plain
 
 from alarm_models.errors import RecipeError
+from alarm_models.features import Features
+from alarm_models.networks.network import WholeNetwork
 from alarm_models.packing.positions import first_position, lengths_of
-from alarm_models.sample import Sample
+from alarm_models.sample import Sample, Span
 from alarm_models.specs import SequenceSpec
 
 pytestmark = pytest.mark.numeric
@@ -126,3 +128,16 @@ def test_dynamic_rope_forgets_how_long_the_sample_before_was() -> None:
         sample = ids(num_tokens)
         (output,) = served.outputs(features(served, [sample]))
         assert output.item() == computed(plain(fresh, sample))
+
+
+def test_longrope_keeps_padded_samples_apart_too() -> None:
+    configuration, small = CONFIGURATIONS["phi3"]
+    torch.manual_seed(0)
+    causal: Any = hf.AutoModelForCausalLM.from_config(configuration(**small)).eval()
+    served = WholeNetwork(causal, select=lambda logits: logits[:, :3])
+    samples = [ids(num_tokens) for num_tokens in (30, 90, 64, 65, 12)]
+    batch = [Features(one, (Span(len(one) - 1, len(one)),), truncated=False) for one in samples]
+    for sample, output in zip(samples, served.outputs(batch), strict=True):
+        with torch.inference_mode():
+            wanted = causal(input_ids=torch.tensor([sample])).logits[0, -1, :3]
+        assert output[0].tolist() == computed(wanted.tolist())

@@ -7,11 +7,14 @@ import tiny
 import torch
 from scoring import load, score
 from tiny import EOS, Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.rewards import RewardModel
 from alarm_models.sample import Sample, Score, Span
 from alarm_models.specs import SegmentsSpec
+
+pytestmark = pytest.mark.numeric
 
 LABELS = ("F-ERR", "Ignore", "O")
 
@@ -59,9 +62,9 @@ def test_each_segment_is_read_at_the_separator_before_it(
     ]
     first, second = score(model, samples)
     text = "Where is Paris? answer: </s> It is in France. </s> It is big."
-    assert margins(first) == pytest.approx(plain_margins(checkpoint, text), abs=1e-5)
+    assert margins(first) == computed(plain_margins(checkpoint, text))
     text = f"{samples[1].prompt} answer: </s> Yes. </s> No. </s> Maybe."
-    assert margins(second) == pytest.approx(plain_margins(checkpoint, text), abs=1e-5)
+    assert margins(second) == computed(plain_margins(checkpoint, text))
 
 
 def test_the_score_is_the_share_of_positive_segments(model: RewardModel) -> None:
@@ -89,7 +92,7 @@ def test_a_separator_in_the_text_shifts_no_label(
     (one,) = score(model, [Sample("p </s> q", "It </s> is. It was.")])
     text = "p </s> q answer: </s> It </s> is. </s> It was."
     by_place = plain_margins(checkpoint, text)
-    assert margins(one) == pytest.approx([by_place[1], by_place[3]], abs=1e-5)
+    assert margins(one) == computed([by_place[1], by_place[3]])
 
 
 def test_a_blank_completion_has_no_segments_and_needs_no_forward_pass(model: RewardModel) -> None:

@@ -9,11 +9,14 @@ import transformers as hf
 from safetensors.torch import load_file
 from scoring import load, score
 from tiny import ARCHITECTURES, Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.rewards import Loader
 from alarm_models.sample import Message, Sample, Score
 from alarm_models.specs import SequenceSpec
+
+pytestmark = pytest.mark.numeric
 
 SAMPLES = [
     Sample("What is the capital of France?", "Paris."),
@@ -41,7 +44,7 @@ def test_any_batch_gives_what_transformers_gives_alone(
     model = load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
     scores = score(model, SAMPLES)
     for text, one in zip(texts(TEMPLATE), scores, strict=True):
-        assert one.value == pytest.approx(checkpoint.plain_logits(text).item(), abs=1e-5)
+        assert one.value == computed(checkpoint.plain_logits(text).item())
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -52,7 +55,7 @@ def test_a_text_that_ends_with_end_of_text_is_read_where_transformers_reads_it(
     template = TEMPLATE + "</s>"
     model = load(SequenceSpec(checkpoint=str(tmp_path), template=template))
     for text, one in zip(texts(template), score(model, SAMPLES), strict=True):
-        assert one.value == pytest.approx(checkpoint.plain_logits(text).item(), abs=1e-5)
+        assert one.value == computed(checkpoint.plain_logits(text).item())
 
 
 def test_a_chat_template_is_applied_once(llama: Checkpoint) -> None:
@@ -66,7 +69,7 @@ def test_a_chat_template_is_applied_once(llama: Checkpoint) -> None:
     ]
     ids = llama.tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
-        assert got.value == pytest.approx(llama.model(**ids).logits.item(), abs=1e-5)
+        assert got.value == computed(llama.model(**ids).logits.item())
     assert got.num_tokens == ids["input_ids"].shape[1]
 
 
@@ -90,7 +93,7 @@ def test_a_named_head_is_read_at_the_last_token(as_bin: bool, tmp_path: Path) ->
             hidden = checkpoint.model(
                 **checkpoint.tokenizer(text, return_tensors="pt")
             ).last_hidden_state
-        assert one.value == pytest.approx((hidden[0, -1] @ weights[0]).item(), abs=1e-5)
+        assert one.value == computed((hidden[0, -1] @ weights[0]).item())
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -112,7 +115,7 @@ def test_a_named_head_may_read_the_first_token_or_the_mean(pooling: str, tmp_pat
                 **checkpoint.tokenizer(text, return_tensors="pt")
             ).last_hidden_state[0]
         state = hidden[0] if pooling == "first" else hidden.mean(0)
-        assert one.value == pytest.approx((state @ head).item(), abs=1e-5)
+        assert one.value == computed((state @ head).item())
 
 
 def test_a_long_prompt_gives_way_and_the_answer_survives(llama: Checkpoint) -> None:
@@ -142,7 +145,7 @@ def test_a_recipe_may_name_an_activation(llama: Checkpoint) -> None:
     named = SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, activation="sigmoid")
     for one, other in zip(score(raw, SAMPLES), score(load(named), SAMPLES), strict=True):
         assert one.value is not None
-        assert other.value == pytest.approx(torch.tensor(one.value).sigmoid().item(), abs=1e-6)
+        assert other.value == computed(torch.tensor(one.value).sigmoid().item())
 
 
 def test_a_score_that_is_no_number_is_an_error_of_its_sample(llama: Checkpoint) -> None:

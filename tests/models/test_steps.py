@@ -7,10 +7,13 @@ import tiny
 import torch
 from scoring import load, score
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
 from alarm_models.specs import StepsSpec
+
+pytestmark = pytest.mark.numeric
 
 STEPS = ["Two and two.", "That is\nfour.", "So it is 4."]
 SAMPLE = Sample("What is 2 + 2?", "\n\n".join(STEPS))
@@ -54,9 +57,9 @@ def test_each_step_is_read_at_the_token_after_it(checkpoint: Checkpoint) -> None
     other = Sample("A much longer question " * 9, "Yes.\n\nNo.")
     one, two = score(load(spec(checkpoint)), [SAMPLE, other])
     text = chat(str(SAMPLE.prompt), "".join(f"{step}<extra_0>" for step in STEPS))
-    assert grades(one) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    assert grades(one) == computed(plain(checkpoint, text))
     text = chat(str(other.prompt), "Yes.<extra_0>No.<extra_0>")
-    assert grades(two) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    assert grades(two) == computed(plain(checkpoint, text))
 
 
 def test_steps_are_spans_of_the_completion(checkpoint: Checkpoint) -> None:
@@ -70,14 +73,14 @@ def test_a_step_token_in_the_text_shifts_nothing(checkpoint: Checkpoint) -> None
     sample = Sample("Say <extra_0>.", "One <extra_0>\n\nTwo")
     (one,) = score(load(spec(checkpoint)), [sample])
     text = chat("Say <extra_0>.", "One <extra_0><extra_0>Two<extra_0>")
-    assert grades(one) == pytest.approx(plain(checkpoint, text, slice(2, None)), abs=1e-5)
+    assert grades(one) == computed(plain(checkpoint, text, slice(2, None)))
 
 
 def test_spans_from_the_caller_replace_our_own(checkpoint: Checkpoint) -> None:
     sample = Sample("p", "one two three", segments={"steps": (Span(0, 3), Span(4, 13))})
     (one,) = score(load(spec(checkpoint)), [sample])
     text = chat("p", "one<extra_0>two three<extra_0>")
-    assert grades(one) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    assert grades(one) == computed(plain(checkpoint, text))
 
 
 def test_a_conversation_and_a_text_template_work_alike(checkpoint: Checkpoint) -> None:
@@ -86,7 +89,7 @@ def test_a_conversation_and_a_text_template_work_alike(checkpoint: Checkpoint) -
     template = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>"
     (written,) = score(load(spec(checkpoint, template=template + "\n")), [SAMPLE])
     text = f"<s>{chat('What is 2 + 2?', ''.join(f'{step}<extra_0>' for step in STEPS))}"
-    assert grades(written) == pytest.approx(plain(checkpoint, text), abs=1e-5)
+    assert grades(written) == computed(plain(checkpoint, text))
     assert grades(chatted) == grades(*score(load(spec(checkpoint)), [SAMPLE]))
 
 
@@ -101,7 +104,7 @@ def test_the_score_is_the_reduction_of_the_steps(
     assert not isinstance(features, Score | SampleError)
     ln3 = torch.tensor(3.0).log()
     read = model.read(features, torch.tensor([[0.0, ln3], [ln3, 0.0], [5.0, 5.0]]))
-    assert read.value == pytest.approx(value)
+    assert read.value == computed(value)
     assert read.segments is not None
     assert [segment.label for segment in read.segments] == ["good", "bad", "bad"]
 
@@ -110,7 +113,7 @@ def test_labels_are_named_by_the_recipe(checkpoint: Checkpoint) -> None:
     swapped = spec(checkpoint, labels=("right", "wrong"), positive_label="right")
     (one,), (other,) = (score(load(each), [SAMPLE]) for each in (spec(checkpoint), swapped))
     for a, b in zip(grades(one), grades(other), strict=True):
-        assert a == pytest.approx(1 - (b or 0), abs=1e-6)
+        assert a == computed(1 - (b or 0))
     with pytest.raises(RecipeError, match="positive_label 'fine'"):
         load(spec(checkpoint, positive_label="fine"))
 
@@ -141,7 +144,7 @@ def test_a_token_classifier_of_two_labels_is_a_step_model(tmp_path: Path) -> Non
     logits = tagger.plain_logits("p One.<extra_0>Two.<extra_0>")
     ids = tagger.tokenizer("p One.<extra_0>Two.<extra_0>").input_ids
     at = [i for i, token in enumerate(ids) if token == 6]
-    assert grades(one) == pytest.approx(logits[at].softmax(-1)[:, 1].tolist(), abs=1e-5)
+    assert grades(one) == computed(logits[at].softmax(-1)[:, 1].tolist())
     assert one.segments is not None
     assert {segment.label for segment in one.segments} <= {"-", "+"}
 

@@ -13,6 +13,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_packing import alone, base, features, group, packed_way, random_ids
+from tolerance import assert_computed
 
 from alarm_models.networks.padding import PaddedBackbone
 from alarm_models.networks.probing import fastest_exact
@@ -21,6 +22,8 @@ from alarm_models.packing.kernels import attend, bias_of
 from alarm_models.packing.laying import lay_out
 from alarm_models.packing.levels import levels_of
 from alarm_models.packing.varlen import varlen
+
+pytestmark = pytest.mark.numeric
 
 CPU = torch.device("cpu")
 SERVED = ["llama", "qwen3", "modernbert", "roberta"]
@@ -79,7 +82,7 @@ def _twin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_states_are_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
     way = varlen_way(architecture, share=architecture in tiny.DECODERS)
-    torch.testing.assert_close(way.rows(batch), alone(architecture, batch), atol=1e-5, rtol=1e-5)
+    assert_computed(way.rows(batch), alone(architecture, batch))
 
 
 @torch.inference_mode()
@@ -88,7 +91,7 @@ def test_a_longformer_attends_within_its_windows() -> None:
     plain = PaddedBackbone(base("longformer"), has_global=False)
     wanted = torch.cat([plain.rows([one]) for one in batch])
     way = varlen_way("longformer", share=False)
-    torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+    assert_computed(way.rows(batch), wanted)
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,7 +106,7 @@ def test_any_tree_of_beginnings_is_exact_also_when_remembered(paths: list[list[i
     way = _remembering()
     wanted = alone("llama", batch)
     for _ in range(2):
-        torch.testing.assert_close(way.rows(batch), wanted, atol=1e-5, rtol=1e-5)
+        assert_computed(way.rows(batch), wanted)
 
 
 _KEPT: list[PackedBackbone] = []

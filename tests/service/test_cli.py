@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from processes import command_of, recipe_of
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe_files import built_in_names
 from alarm_service.cli import main
@@ -38,6 +39,7 @@ def sample(completion: str, **more: Any) -> str:
     return json.dumps({"prompt": "The fox?", "completion": completion, **more}) + "\n"
 
 
+@pytest.mark.numeric
 def test_a_file_of_samples_becomes_lines_of_rewards(recipe_file: Path, llama: Checkpoint) -> None:
     texts = ["The dog.", "The quick brown fox jumps."]
     code, lines = score(recipe_file, "".join(sample(text, id=text) for text in texts))
@@ -45,7 +47,7 @@ def test_a_file_of_samples_becomes_lines_of_rewards(recipe_file: Path, llama: Ch
     assert [line["id"] for line in lines] == texts
     for text, line in zip(texts, lines, strict=True):
         plain = llama.plain_logits(f"Human: The fox? Assistant: {text}").item()
-        assert line["reward"] == pytest.approx(plain, abs=1e-5)
+        assert line["reward"] == computed(plain)
 
 
 def test_a_line_that_is_no_sample_has_an_error_in_its_place(
@@ -90,7 +92,7 @@ def test_a_group_that_many_lines_lead_up_to_is_compared_whole(tmp_path: Path) ->
 def test_a_setting_changes_the_recipe(recipe_file: Path) -> None:
     _, (plain,) = score(recipe_file, sample("a"))
     _, (tripled,) = score(recipe_file, sample("a"), "--set", "holistic.weight=3")
-    assert tripled["reward"] == pytest.approx(3 * plain["reward"])
+    assert tripled["reward"] == computed(3 * plain["reward"])
 
 
 @pytest.mark.parametrize(

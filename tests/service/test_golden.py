@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from tolerance import as_golden
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.numeric, pytest.mark.asyncio(loop_scope="module")]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "qa_config.json").read_text())
@@ -134,7 +135,7 @@ async def test_every_configuration_gives_the_original_rewards(
         overrides=overrides(CONFIG["configs"][config]),
     )
     for item, reward in zip(items, answer["rewards"], strict=True):
-        assert reward["token_rewards"] == pytest.approx(golden_rewards(item, config), abs=1e-4)
+        assert reward["token_rewards"] == as_golden(golden_rewards(item, config))
 
 
 async def test_every_item_gives_the_original_rewards_unless_the_list_says_why(
@@ -151,7 +152,7 @@ async def test_every_item_gives_the_original_rewards_unless_the_list_says_why(
     different = {
         item["variant"]
         for item, reward in zip(items, answer["rewards"], strict=True)
-        if reward["token_rewards"] != pytest.approx(golden_rewards(item, config), abs=1e-4)
+        if reward["token_rewards"] != as_golden(golden_rewards(item, config))
     }
     assert different == set(DIFFERENT) - SAME_REWARDS
 
@@ -170,7 +171,7 @@ async def test_whole_scores_are_the_original_logits(
     ]
     answer = await post(client, "/score", model=model, samples=[sample(item) for item in items])
     for item, score in zip(items, answer["scores"], strict=True):
-        assert score["score"] == pytest.approx(item[key], abs=1e-4)
+        assert score["score"] == as_golden(item[key])
 
 
 @pytest.mark.parametrize(
@@ -184,4 +185,4 @@ async def test_segment_scores_are_the_original_margins(
     answer = await post(client, "/score", model=model, samples=[sample(item) for item in items])
     for item, score in zip(items, answer["scores"], strict=True):
         margins = [segment["score"] for segment in score["segments"]]
-        assert margins == pytest.approx(item[key], abs=1e-4)
+        assert margins == as_golden(item[key])

@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from tolerance import as_golden, by_hand
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.numeric, pytest.mark.asyncio(loop_scope="module")]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = json.loads((GOLDEN / "mt_config.json").read_text())
@@ -114,7 +115,7 @@ def different_tokens(item: Mapping[str, Any], config: str, rewards: list[float])
     return [
         index
         for index, value in enumerate(rewards)
-        if value != pytest.approx(golden.get(str(index), 0.0), abs=1e-4)
+        if value != as_golden(golden.get(str(index), 0.0))
     ]
 
 
@@ -159,18 +160,18 @@ async def test_the_grades_are_the_original_ones(client: httpx.AsyncClient) -> No
 
 async def test_the_confidence_is_the_original_one(client: httpx.AsyncClient) -> None:
     for item, score in zip(SCORED, await scores_of(client, "language", SCORED), strict=True):
-        assert score["score"] == pytest.approx(item["language_confidence"], abs=1e-9)
+        assert score["score"] == by_hand(item["language_confidence"])
 
 
 async def test_the_grammar_score_is_the_original_error_rate(client: httpx.AsyncClient) -> None:
     for item, score in zip(SCORED, await scores_of(client, "grammar", SCORED), strict=True):
-        assert score["score"] == pytest.approx(item["error_rate"])
+        assert score["score"] == by_hand(item["error_rate"])
         assert len(score["segments"]) == item["grammar_errors"]
 
 
 async def test_the_holistic_scores_are_the_original_logits(client: httpx.AsyncClient) -> None:
     for item, score in zip(SCORED, await scores_of(client, "ultrarm", SCORED), strict=True):
-        assert score["score"] == pytest.approx(item["holistic"], abs=1e-4)
+        assert score["score"] == as_golden(item["holistic"])
 
 
 async def test_where_the_original_raises_there_is_an_answer_or_a_reason(

@@ -13,6 +13,7 @@ from served import app_of, samples
 from standin import Words, recipe
 from tcp import over_tcp
 from tiny import Checkpoint
+from tolerance import assert_computed
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
@@ -49,7 +50,7 @@ async def test_two_hundred_callers_at_once_get_their_own_scores(
         llama.plain_logits(f"Human: The fox? Assistant: {completion(caller)}").item()
         for caller in range(NUM_CALLERS)
     ]
-    torch.testing.assert_close(torch.tensor(rewards), torch.tensor(alone), atol=1e-5, rtol=1e-5)
+    assert_computed(torch.tensor(rewards), torch.tensor(alone))
 
 
 @pytest.mark.slow

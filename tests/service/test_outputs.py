@@ -7,10 +7,13 @@ import httpx
 import pytest
 import tiny
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe import Recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +54,9 @@ async def test_each_output_is_an_aspect_and_score_tells_them_all(checkpoint: Che
         reward = (await client.post("/hierarchical_reward", json=given)).json()["rewards"][0]
     helpful, truth, style = checkpoint.plain_logits("Who? You.").tolist()
     assert score["score"] is None
-    assert score["outputs"] == pytest.approx({"help": helpful, "truth": truth, "style": style})
-    assert reward["holistic"]["score"] == pytest.approx(helpful)
-    assert reward["reward"] == pytest.approx(helpful + 2 * truth + 0.5 * style)
+    assert score["outputs"] == computed({"help": helpful, "truth": truth, "style": style})
+    assert reward["holistic"]["score"] == computed(helpful)
+    assert reward["reward"] == computed(helpful + 2 * truth + 0.5 * style)
 
 
 async def test_an_output_that_is_not_there_is_told_before_anybody_asks(

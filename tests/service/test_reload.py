@@ -16,6 +16,7 @@ import pytest
 import tiny
 from processes import PATIENCE_S, Process, alarm_serve, recipe_of, until_event
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_service.cli import main
 
@@ -86,7 +87,7 @@ class Heard:
         editions = [
             edition
             for edition, truth in self.truth.items()
-            if got == pytest.approx([truth[text] for text in asked], abs=1e-4)
+            if got == computed([truth[text] for text in asked])
         ]
         print_of = f"{route} {answer.json()['fingerprint']}"
         if len(editions) != 1 or self.editions.setdefault(print_of, editions[0]) != editions[0]:

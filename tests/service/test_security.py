@@ -11,6 +11,7 @@ from processes import recipe_of
 from served import samples, serving
 from standin import FIGURE_1
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
@@ -78,7 +79,7 @@ async def test_texts_are_texts_whatever_they_say(llama: Checkpoint, tmp_path: Pa
         answer = await client.post("/score", json=body)
     for trick, score in zip(TRICKS, answer.json()["scores"], strict=True):
         plain = llama.plain_logits(f"Human: The fox? Assistant: {trick}").item()
-        assert score["score"] == pytest.approx(plain, abs=1e-5)
+        assert score["score"] == computed(plain)
 
 
 @pytest.mark.parametrize("content_type", ["application/octet-stream", "application/x-pickle"])

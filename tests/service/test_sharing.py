@@ -11,10 +11,13 @@ import pytest
 import torch
 from processes import recipe_of
 from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe_files import load_recipe
 from alarm_service.app import create_app
 from alarm_service.settings import Settings
+
+pytestmark = pytest.mark.numeric
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 8
 COMPLETIONS = ["It does.", "It does not.", "Foxes sleep at noon.", "Who knows?"]
@@ -59,7 +62,7 @@ async def test_a_group_is_scored_as_alone_and_computes_its_prompt_once(
 ) -> None:
     async with serving(llama, tmp_path) as client:
         answer = await score(client, *GROUP)
-    assert [one["score"] for one in answer["scores"]] == pytest.approx(alone(llama), abs=1e-5)
+    assert [one["score"] for one in answer["scores"]] == computed(alone(llama))
     prompt, whole = prompt_and_whole(llama)
     assert answer["usage"]["num_tokens"] == sum(whole)
     own = sum(whole) - prompt * len(GROUP)
@@ -72,13 +75,11 @@ async def test_requests_that_come_one_after_another_share_their_prompt(
     async with serving(llama, tmp_path) as client:
         answers = [await score(client, sample) for sample in GROUP]
     scores = [answer["scores"][0]["score"] for answer in answers]
-    assert scores == pytest.approx(alone(llama), abs=1e-5)
+    assert scores == computed(alone(llama))
     prompt, whole = prompt_and_whole(llama)
-    computed = [answer["usage"]["num_computed_tokens"] for answer in answers]
-    assert computed[0] == whole[0]
-    assert all(
-        one <= total - prompt + 1 for one, total in zip(computed[1:], whole[1:], strict=True)
-    )
+    num_run = [answer["usage"]["num_computed_tokens"] for answer in answers]
+    assert num_run[0] == whole[0]
+    assert all(one <= total - prompt + 1 for one, total in zip(num_run[1:], whole[1:], strict=True))
 
 
 async def test_a_server_that_remembers_nothing_runs_each_prompt_again(
@@ -108,7 +109,7 @@ async def test_a_deterministic_server_gives_the_same_bits_in_any_company(
         )
         models = (await client.get("/models")).json()["models"]
     assert [one["score"] for one in together["scores"]] == by_itself
-    assert by_itself == pytest.approx(alone(llama), abs=1e-5)
+    assert by_itself == computed(alone(llama))
     assert [model["deterministic"] for model in models] == [True]
 
 
@@ -117,5 +118,5 @@ async def test_each_device_has_a_replica(llama: Checkpoint, tmp_path: Path) -> N
         answers = await asyncio.gather(*(score(client, sample) for sample in GROUP * 4))
         models = (await client.get("/models")).json()["models"]
     scores = [answer["scores"][0]["score"] for answer in answers]
-    assert scores == pytest.approx(alone(llama) * 4, abs=1e-5)
+    assert scores == computed(alone(llama) * 4)
     assert [model["device"] for model in models] == ["cpu,cpu"]

@@ -47,6 +47,7 @@ from collections.abc import Iterator
 import pytest
 from processes import Process, alarm_serve
 from texts_of_policies import ANSWERS, PROMPT
+from tolerance import logged
 from troubled import Server, troubled
 from venvs import run_in
 
@@ -85,7 +86,7 @@ def asked_directly(server: Server, prompts: list, completions: list) -> tuple[Re
 
 
 def near(rewards: tuple[Reward, ...]) -> object:
-    return pytest.approx([reward.reward for reward in rewards], abs=1e-4)
+    return logged([reward.reward for reward in rewards])
 
 
 def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> None:
@@ -96,9 +97,7 @@ def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> N
     assert len(found["history"]) == 3
     for entry in found["history"]:
         assert entry["blocking/failed"] == entry["awaited/failed"] == 0.0
-        assert entry["rewards/blocking/mean"] == pytest.approx(
-            entry["rewards/awaited/mean"], abs=1e-4
-        )
+        assert entry["rewards/blocking/mean"] == logged(entry["rewards/awaited/mean"])
         for part in ("holistic", "admitted", "failed", "factuality", "relevance"):
             assert math.isfinite(entry[f"blocking/{part}"])
 
@@ -116,7 +115,7 @@ def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_
     texts = near(asked_directly(server, [PROMPT] * 2, ANSWERS))
     chats = near(asked_directly(server, [CHAT] * 2, ANSWERS))
     assert found["naive"] == texts
-    assert found["together"] == pytest.approx(found["naive"] * 16, abs=1e-4)
+    assert found["together"] == logged(found["naive"] * 16)
     if isinstance(server, Process):  # the other takes one request at a time
         assert found["samples_a_batch"] > 2
     assert found["legacy_naive"] == texts
@@ -143,11 +142,11 @@ def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Server, tmp_
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [row[0] for row in found["rewards"]] == near(rewards)
     factuality = [reward.aspects["factuality"].reward for reward in rewards]
-    assert [row[1] for row in found["rewards"]] == pytest.approx(factuality, abs=1e-4)
+    assert [row[1] for row in found["rewards"]] == logged(factuality)
     assert [row[0] for row in found["again"]] == near(rewards)
     assert len(found["history"]) == 2
     for entry in found["history"]:
-        assert entry["reward"] == pytest.approx(entry["rewards/alarm/mean"], abs=1e-4)
+        assert entry["reward"] == logged(entry["rewards/alarm/mean"])
         assert 0.0 < entry["rewards/alarm_factuality/mean"] < 10.0
 
 
@@ -156,10 +155,10 @@ def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path)
     rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
     assert [output["reward"] for output in found] == near(rewards)
     for output, reward in zip(found, rewards, strict=True):
-        assert output["score"] == pytest.approx(1 / (1 + math.exp(-reward.reward)), abs=1e-4)
+        assert output["score"] == logged(1 / (1 + math.exp(-reward.reward)))
         logs = output["extra_logs"]
         parts = [logs[f"alarm_{name}"] for name in ("holistic", "factuality", "relevance")]
-        assert sum(parts) == pytest.approx(reward.reward, abs=1e-4)
+        assert sum(parts) == logged(reward.reward)
 
 
 def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Server, tmp_path) -> None:

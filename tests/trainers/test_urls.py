@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from processes import Process, alarm_serve
+from tolerance import computed, logged
 from troubled import troubled
 
 from alarm_client import AlarmClient, Sample
@@ -85,23 +86,23 @@ def with_key(url: str) -> str:
 
 def test_openrlhf_gets_rewards_and_logs(server: Process, expected: list[float]) -> None:
     rollouts = run("openrlhf", f"{with_key(server.url)}/compat/openrlhf/mini")
-    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+    assert [one["reward"][0] for one in rollouts] == logged(expected)
     for one in rollouts:
         logs = one["extra_logs"]
         parts = [logs[name][0] for name in ("holistic", "factuality", "relevance")]
-        assert one["reward"][0] == pytest.approx(sum(parts))
+        assert one["reward"][0] == computed(sum(parts))
         assert 0 <= one["scores"][0] <= 1
 
 
 def test_openrlhf_rotates_over_two_urls(server: Process, expected: list[float]) -> None:
     url = f"{with_key(server.url)}/get_reward"
     rollouts = run("openrlhf", f"{url},{url}")
-    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+    assert [one["reward"][0] for one in rollouts] == logged(expected)
 
 
 def test_llamafactory_gets_scores(server: Process, expected: list[float]) -> None:
     scores = run("llamafactory", f"{with_key(server.url)}/compat/llamafactory/mini")
-    assert scores == pytest.approx(expected, abs=1e-4)
+    assert scores == logged(expected)
 
 
 def test_an_error_ends_a_training_of_llamafactory(server: Process) -> None:
@@ -115,7 +116,7 @@ def test_verl_s_own_client_gets_rewards(
 ) -> None:
     address = with_key(server.url).removeprefix("http://")
     rewards = run("verl", f"{address}/compat/{engine}/mini", engine)
-    assert rewards == pytest.approx(expected, abs=1e-4)
+    assert rewards == logged(expected)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +145,14 @@ def test_openrlhf_outlives_a_full_server_that_is_killed(
         rollouts = run("openrlhf", f"{with_key(ill.url)}/compat/openrlhf/mini")
         assert 429 not in ill.statuses  # trainers that are known by their path wait in line
         assert ill.num_starts == 2
-    assert [one["reward"][0] for one in rollouts] == pytest.approx(expected, abs=1e-4)
+    assert [one["reward"][0] for one in rollouts] == logged(expected)
 
 
 def test_llamafactory_waits_where_a_server_is_full(server: Process, expected: list[float]) -> None:
     with troubled("--api-key", KEY, is_killed=False) as full:
         scores = run("llamafactory", f"{with_key(full.url)}/compat/llamafactory/mini")
         assert full.statuses == [200]
-    assert scores == pytest.approx(expected, abs=1e-4)
+    assert scores == logged(expected)
 
 
 def test_llamafactory_outlives_a_killed_server_behind_a_relay(
@@ -167,4 +168,4 @@ def test_llamafactory_outlives_a_killed_server_behind_a_relay(
         scores = run("llamafactory", f"{url}/compat/llamafactory/mini")
         relay.shutdown()
         assert ill.num_starts == 2
-    assert scores == pytest.approx(expected, abs=1e-4)
+    assert scores == logged(expected)

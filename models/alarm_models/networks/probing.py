@@ -42,6 +42,9 @@ _ROUNDING = 1e-5
 #: The longest window that the probe looks beyond.
 _MAX_PROBED_WINDOW = 512
 
+#: The most that a second copy of the weights may take while padding is tried in float32.
+_MAX_FLOAT32_BYTES = 4 << 30
+
 #: What a model raises that cannot be run in some way.
 _REFUSALS = (
     ValueError,
@@ -291,27 +294,43 @@ def _is_near(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> b
 def _together(model: PreTrainedModel, probe: _Probe, alone: _Alone, forward: Forward) -> Together:
     """Return which samples may be padded to one length; none where that changes what they give."""
     apart = Together(is_padded=False, lengths=alone.lengths, state=alone.state)
-    if alone.outputs is None or alone.state is not None:
-        return apart
-    together = Together(lengths=alone.lengths)
-    is_float32 = model.dtype is torch.float32
-    try:
-        with _in_float32(model):
-            outputs = alone.outputs
-            if not is_float32:
-                outputs = apart.run(_ends_read(probe.samples), forward)
-            if _serves_padded(probe, outputs, together, forward):
-                return together
-    except torch.OutOfMemoryError:
-        pass  # no room for a second copy in float32: what cannot be shown is not believed
+    if alone.outputs is not None and alone.state is None:
+        together = Together(lengths=alone.lengths)
+        if _is_padding_exact(model, probe, alone.outputs, together, apart, forward):
+            return together
     _logger.warning(
-        "%s is run one sample at a time: padding changes its scores", type(model).__name__
+        "%s is run one sample at a time: no batch is known to give its own scores",
+        type(model).__name__,
     )
     return apart
 
 
+def _is_padding_exact(
+    model: PreTrainedModel,
+    probe: _Probe,
+    outputs: Sequence[torch.Tensor],
+    together: Together,
+    apart: Together,
+    forward: Forward,
+) -> bool:
+    """Try it in float32, where rounding does not hide a wrong score, as far as there is room."""
+    num_bytes = 4 * sum(one.numel() for one in model.parameters())
+    if model.dtype is not torch.float32 and num_bytes <= _MAX_FLOAT32_BYTES:
+        try:
+            with _in_float32(model):
+                outputs = apart.run(_ends_read(probe.samples), forward)
+                return _serves_padded(probe, outputs, together, forward, torch.float32)
+        except torch.OutOfMemoryError:
+            pass
+    return _serves_padded(probe, outputs, together, forward, model.dtype)
+
+
 def _serves_padded(
-    probe: _Probe, outputs: Sequence[torch.Tensor], together: Together, forward: Forward
+    probe: _Probe,
+    outputs: Sequence[torch.Tensor],
+    together: Together,
+    forward: Forward,
+    dtype: torch.dtype,
 ) -> bool:
     """Try paddings of one token, of some and of nearly all.
 
@@ -328,14 +347,14 @@ def _serves_padded(
             if spelled in some:
                 continue
             return False
-        if not _is_near(found, torch.cat([given[ids] for ids in some]), torch.float32):
+        if not _is_near(found, torch.cat([given[ids] for ids in some]), dtype):
             return False
     return True
 
 
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Run the block in float32, where rounding hides nothing; half the bits hide a wrong score."""
+    """Run the block in float32; weights are put back as they were, bit for bit."""
     tensors = [one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
     kept = [tensor.data for tensor in tensors]
     try:
