@@ -115,7 +115,11 @@ def settle(
     body: bytes | None,
     headers: Mapping[str, str] | None = None,
 ) -> Steps[Reply]:
-    """The first reply that is final; connection errors and `RETRIED` are tried again."""
+    """The first reply that is final.
+
+    Connection errors and `RETRIED` are tried again, unless the server calls it final (`retryable`
+    false).
+    """
     num_unconnected = num_refused = num_mistyped = 0
     connects_until: float | None = None  # set while nothing has ever answered
     while True:
@@ -124,8 +128,8 @@ def settle(
         time_left = _time_left(call, path)
         connect_seconds = min(CONNECT_SECONDS, time_left)
         if not call.server.has_answered:
-            ends = connects_until or started + call.connect_timeout
-            connect_seconds = max(0.001, min(connect_seconds, ends - started))
+            limit = call.connect_timeout if connects_until is None else connects_until - started
+            connect_seconds = max(0.001, min(connect_seconds, limit))
         send = Send(method, path, body, time_left, headers, call.next_request_id(), connect_seconds)
         try:
             reply: Reply = yield send
@@ -158,7 +162,8 @@ def settle(
             if headers is None and reply.status == 422 and "accept-post" in reply.headers:
                 num_mistyped += 1
                 is_garbled = num_mistyped <= _MOST_MISTYPED
-            if reply.status not in RETRIED and not is_garbled:
+            may_pass = reply.status in RETRIED and failure.retryable
+            if not may_pass and not is_garbled:
                 return reply
             retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
             num_tries = num_unconnected + num_refused + 1

@@ -98,8 +98,7 @@ class PolicyTokens:
             for token_id, token in zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)
         ]
         if any(isinstance(token, (bytes, bytearray)) for token in written):  # tiktoken's
-            # Their texts are added tokens, which are as they are.
-            yield [_utf8(token) for token in written], read_utf8
+            yield [self._utf8(*one) for one in zip(ids, written, strict=True)], read_utf8
             return
         tokens = [str(token) for token in written]
         yield [self._letters(token) for token in tokens], read_utf8
@@ -124,6 +123,14 @@ class PolicyTokens:
             return bytes(map(self._byte_of_letter.__getitem__, token))
         except KeyError:
             return token.encode("utf-8", "replace")
+
+    def _utf8(self, token_id: int, token: str | bytes) -> bytes:
+        """Tokens that are bytes; texts among them were added, and may be left out of the text."""
+        if not isinstance(token, str):
+            return bytes(token)
+        if token and token_id not in self._added:
+            self._added[token_id] = self._decode([token_id])
+        return self._added[token_id].encode("utf-8", "replace") if token else b""
 
     def _as_written(self, token_id: int, token: str) -> str:
         """Sentencepiece tokens."""
@@ -193,16 +200,12 @@ def _plain_id(value: Any, name: str, index: int) -> int:
         if is_list(value):
             raise TypeError(f"{name} must be the ids of one text; locate_batch takes several")
         value = integer_of(value, f"{name}[{index}]")
-    if value < 0:
-        shown = max(value, -(10**9))
+    if not 0 <= value < 2**32:  # what tokenizers take
+        shown = max(-(2**40), min(value, 2**40))
         raise ValueError(
             f"{name}[{index}] must be a token's id, got {shown}; leave out masked labels"
         )
     return int(value)
-
-
-def _utf8(token: str | bytes) -> bytes:
-    return token.encode("utf-8", "replace") if isinstance(token, str) else bytes(token)
 
 
 _FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -28,7 +28,7 @@ from alarm_client.digests import is_intact
 from alarm_client.drivers import Abandoned, drive
 from alarm_client.errors import AlarmConnectionError, AlarmError
 from alarm_client.exchange import settle, start_call
-from alarm_client.outages import Availability
+from alarm_client.outages import LOG, Availability
 from alarm_client.retries import Retries
 
 _PATIENCE = Retries(longest=4.0)
@@ -108,7 +108,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            self._answer(self._asked())
+            try:
+                reply = self._asked()
+            except (Abandoned, ConnectionError, TimeoutError):
+                raise
+            except Exception:  # whatever it is, a caller that asks once has an answer
+                LOG.exception("a request to %s failed", self.path.partition("?")[0][:200])
+                self.close_connection = True
+                reply = _refusal(500, "internal", "the relay failed; its standard error says why")
+            self._answer(reply)
         except (Abandoned, ConnectionError, TimeoutError):
             self.close_connection = True
 

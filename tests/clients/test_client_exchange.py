@@ -11,6 +11,7 @@ from alarm_client import (
     Overloaded,
     ProtocolError,
     Retries,
+    StatusError,
     Unauthorized,
     Unavailable,
 )
@@ -107,6 +108,15 @@ def test_a_request_that_did_not_arrive_as_it_was_sent_is_sent_again(body):
     walk = Walk([Reply(400, {}, body), OK])
     assert walk.take(exchange(walk.call(), "POST", "/score", b"{}")) is OK
     assert len(walk.timeouts) == 2
+
+
+@pytest.mark.parametrize("status", [500, 503, 504])
+def test_what_the_server_calls_final_is_not_tried_again(status):
+    body = b'{"error": {"code": "too_slow", "message": "one pass", "retryable": false}}'
+    walk = Walk([Reply(status, {}, body), OK])
+    with pytest.raises(StatusError, match="one pass") as caught:
+        walk.take(exchange(walk.call(), "POST", "/score", b"{}"))
+    assert (len(walk.timeouts), caught.value.retryable) == (1, False)
 
 
 def test_the_last_refusal_shows_when_the_time_runs_out():

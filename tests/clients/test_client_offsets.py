@@ -8,7 +8,7 @@ import client_tokenizers
 import numpy as np
 import pytest
 import torch
-from client_tokenizers import BYTES, TEXTS, WORDS
+from client_tokenizers import BYTES, TEXTS, WORDS, TokensOfBytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,6 +193,20 @@ def test_tokens_that_are_bytes_are_the_bytes_that_they_write(monkeypatch):
     )
 
 
+def test_an_added_token_that_decoding_leaves_out_is_an_empty_span(monkeypatch):
+    """As the `<|im_end|>` of Qwen-7B, which is not among its special tokens."""
+    tokenizer = TokensOfBytes()
+    decode = tokenizer.decode
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **rest: decode([i for i in ids if i != TOOL], **rest)
+    )
+    monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
+    assert PolicyTokens(tokenizer).locate([256, TOOL, 257]) == (
+        "Hello world",
+        [(0, 5), (5, 5), (5, 11)],
+    )
+
+
 @settings(max_examples=300, deadline=None)
 @given(BYTE_IDS)
 def test_any_ids_of_bytes_are_laid_on_the_text_that_they_decode_to(ids):
@@ -261,6 +275,8 @@ def test_a_mask_of_another_shape_is_refused(masks):
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
+        ([256, 2**32], r"token_ids\[1\] must be a token's id, got 4294967296"),
+        pytest.param([256, 10**5000], r"token_ids\[1\] must be a token's id", id="huge"),
         ([256, -100], r"token_ids\[1\] must be a token's id, got -100"),
         ([256, 1.5], r"token_ids\[1\] must be a whole number, got 1.5"),
         ([256, float("nan")], r"token_ids\[1\] must be a whole number, got nan"),

@@ -17,6 +17,7 @@ import pytest
 from processes import free_port
 
 from alarm_client import AlarmClient, Sample
+from alarm_client.connections import Connections
 from alarm_client.digests import content_digest
 from alarm_client.relay import Relay
 
@@ -176,6 +177,16 @@ def test_a_body_that_changed_on_its_way_is_not_passed_on() -> None:
         answer = httpx.post(f"{url}/score", content=b"{}", headers=digest)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "garbled")
     assert server.asked == []
+
+
+def test_a_failure_of_the_relay_itself_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(Connections, "send", fail)
+    with relayed(free_port()) as url:
+        answer = httpx.post(f"{url}/score", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
 
 
 def test_half_a_body_is_not_passed_on() -> None:

@@ -1,6 +1,7 @@
 """Results as the plain numbers that trainers take, and the paper's rule for short responses."""
 
 import pickle
+from typing import get_args
 
 import pytest
 
@@ -8,14 +9,17 @@ from alarm_client import (
     Holistic,
     Reward,
     RewardResult,
+    Rule,
     Sample,
     SampleError,
     SampleFailed,
     Score,
     ScoreResult,
+    Shaping,
     Usage,
     punish_too_short,
 )
+from alarm_models import hierarchy, shaping
 
 GOOD = Reward(None, 1.5, (0.5, 0.0, 1.0), Holistic(3.0, 1.0), True, {"facts": None}, False, None)
 BAD = Reward(None, None, None, None, False, {}, False, SampleError("too_long", "9 tokens, 8 fit"))
@@ -62,3 +66,14 @@ def test_one_length_a_sample_is_asked_for():
 def test_samples_and_results_survive_pickling():
     sample = Sample(prompt="p", completion="c", token_offsets=[(0, 1)])
     assert pickle.loads(pickle.dumps((sample, RESULT))) == (sample, RESULT)
+
+
+def test_the_rules_and_shapings_are_the_servers():
+    assert set(get_args(Rule)) == {rule.value for rule in hierarchy.Rule}
+    assert set(get_args(Shaping)) == {one.value for one in shaping.Shaping}
+
+
+@pytest.mark.parametrize("on_error", ["none", "", "Raise"])
+def test_another_word_for_what_to_do_on_error_is_refused(on_error):
+    with pytest.raises(ValueError, match="on_error must be 'raise', None or a number"):
+        RESULT.scalars(on_error=on_error)
