@@ -141,7 +141,10 @@ def completion_of(value: Any) -> str:
     if _is_message(value):
         return _content(_get(value, "content"))
     messages = _messages(value, "a completion")
-    return completion_of(messages[-1]) if messages else ""
+    if not messages:
+        return ""
+    last = messages[-1]
+    return last if isinstance(last, str) else _message_content(last)
 
 
 def split_query(query: str, prompt: str) -> str:
@@ -257,6 +260,12 @@ def role_of(message: Any) -> str:
     if role is None:
         raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
     return str(getattr(role, "value", role))  # an enumeration's own word
+
+
+def _message_content(message: Any) -> str:
+    if not _is_message(message):
+        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
+    return _content(_get(message, "content"))
 
 
 def _message(message: Any) -> dict[str, str]:
