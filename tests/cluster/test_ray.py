@@ -89,6 +89,14 @@ def alone(llama: Checkpoint, one: Mapping[str, str]) -> float:
     return value
 
 
+async def reason(client: httpx.AsyncClient, part: str) -> str:
+    """Wait until the reason for not being ready has a part; return it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while part not in (told := (await client.get("/health/ready")).json()["reason"]):
+            await asyncio.sleep(0.2)
+    return str(told)
+
+
 async def test_scores_are_those_of_the_model_alone(
     cluster: str, llama: Checkpoint, recipe: Path
 ) -> None:
@@ -184,11 +192,25 @@ async def test_replicas_without_room_are_told_with_numbers_and_what_to_set(
     cluster: str, recipe: Path
 ) -> None:
     async with serving(recipe, cpus_per_replica=5) as client:
-        async with asyncio.timeout(PATIENCE_S):
-            while "want" not in (told := (await client.get("/health/ready")).json()["reason"]):
-                await asyncio.sleep(0.2)
+        told = await reason(client, "want")
     assert "2 replicas of 1 model want 5 CPUs each" in told
     assert "8 CPUs on 1 node has room for 1: set --replicas 1 or --cpus-per-replica 4" in told
+
+
+async def test_replicas_wait_for_what_others_use_and_are_told(cluster: str, recipe: Path) -> None:
+    import ray
+
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other = ray.remote(Other).options(num_cpus=7).remote()
+    assert ray.get(other.is_there.remote())
+    async with serving(recipe, cpus_per_replica=2) as client:
+        told = await reason(client, "others use the cluster")
+        assert "2 replicas of 1 model want 2 CPUs each" in told
+        ray.kill(other)
+        await score(client, sample(0))  # once there is room
 
 
 async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> None:

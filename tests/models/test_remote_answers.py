@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -443,3 +445,15 @@ async def test_client_reads_an_answer_in_parts_whole() -> None:
         response = await client.ask_async(one, "POST", url, timeout_s=30)
         assert (response.status_code, client.parsed(response)) == (201, {"a": 1})
         await one.aclose()
+
+
+def test_clients_are_built_in_one_place() -> None:
+    """Which alone knows of proxies, keys and bounds."""
+    root = Path(__file__).parents[2]
+    files = [*(root / "models/alarm_models").rglob("*.py"), *(root / "service").rglob("*.py")]
+    built = {
+        file.name
+        for file in files
+        if re.search(r"httpx\.(Async)?Client\(|httpx\.(get|post|request)\(", file.read_text())
+    }
+    assert built == {"client.py"}

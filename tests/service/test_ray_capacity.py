@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from alarm_service.ray.capacity import Wanted, num_that_fit, shortage
+from alarm_service.ray.capacity import Wanted, num_that_fit, shortage, taken_by_others
 from alarm_service.ray.plan import Share
 
 Nodes = list[Mapping[str, float]]
@@ -103,3 +103,29 @@ def test_part_that_is_told_has_room_for_all(num_replicas: int, nodes: Nodes) -> 
 def pairs(text: str) -> list[tuple[str, str]]:
     words = text.split()
     return list(zip(words[1:], words, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("one", "total", "free", "is_others"),
+    [
+        (share(0.33), {"CPU": 2.0}, {"CPU": 0.02}, False),  # all that is used is ours, and starts
+        (share(1), {"CPU": 8.0}, {"CPU": 0.0}, True),
+        (share(1), {"CPU": 8.0}, {}, True),  # Ray leaves out what there is none of
+        (share(1), {"CPU": 8.0}, {"CPU": 1.0}, False),
+        (share(1), {"CPU": 6.0}, {}, False),
+        (share(0.1, 1), {"CPU": 64.0, "GPU": 8.0}, {"CPU": 60.0}, True),
+        (share(0.1, 1), {"CPU": 64.0, "GPU": 6.0}, {"CPU": 60.0}, False),
+    ],
+)
+def test_what_is_used_beyond_all_replicas_is_others(
+    one: Share, total: Mapping[str, float], free: Mapping[str, float], is_others: bool
+) -> None:
+    told = taken_by_others(Wanted(3, 6), one, total, free)
+    assert (told is not None) == is_others
+
+
+def test_use_by_others_is_told_with_numbers() -> None:
+    assert taken_by_others(Wanted(1, 2), share(1), {"CPU": 8.0}, {"CPU": 0.5}) == (
+        "2 replicas of 1 model want 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
+        "free: make room, or add nodes"
+    )

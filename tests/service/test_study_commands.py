@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from tcp import over_tcp
 
 from alarm_models.recipe_files import load_recipe
@@ -251,3 +253,66 @@ def test_a_report_without_matplotlib_is_refused_before_any_work(
     arguments = ["select", tmp_path / "nowhere", "--recipe", recipe, "--out", tmp_path / "out"]
     assert main(list(map(str, arguments))) == 1
     assert "pip install 'alarm-service[study]'" in capsys.readouterr().err
+
+
+def a_score(**more: Any) -> dict[str, Any]:
+    plain = {"score": 1.0, "segments": None, "num_tokens": 1, "truncated": False, "error": None}
+    return plain | more
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ([a_score()], "gave 1 scores for 36 samples"),
+        ([a_score()] * 37, "gave 37 scores for 36 samples"),
+        ([a_score(score="1")] * 36, "does not answer as a reward server does"),
+        ([a_score(num_tokens="1")] * 36, "does not answer as a reward server does"),
+        ({}, "does not answer as a reward server does"),
+        (None, "answered no JSON: <html>"),
+    ],
+)
+def test_server_of_another_shape_is_told_with_its_address(
+    scores: Any,
+    told: str,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, keys = FastAPI(), set()
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        keys.add(request.headers.get("Authorization"))
+        usage = {"num_tokens": 1, "num_computed_tokens": 1}
+        answer = {"model": "m", "fingerprint": "f", "scores": scores, "usage": usage}
+        return Response("<html>") if scores is None else JSONResponse(answer)
+
+    monkeypatch.setenv("ALARM_API_KEY", "sesame\r\n")
+    with over_tcp(app) as port:
+        address = f"http://127.0.0.1:{port}"
+        arguments = ["calibrate", groups(tmp_path / "in"), "--recipe", recipe, "--url", address]
+        assert main([*map(str, arguments)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"alarm: {address}/score ")
+    assert told in last
+    assert keys == {"Bearer sesame"}
+
+
+def test_written_recipe_finds_what_its_source_has_beside_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(
+        "def reward(sample): return len(sample.completion)\n"
+    )
+    recipe = tmp_path / "here" / "own.toml"
+    recipe.write_text(
+        '[models.m]\nkind = "python"\nfunction = "mine:reward"\npath = "./"\n'
+        '[holistic]\nmodel = "m"\n[aspects.a]\nmodel = "m"\n'
+    )
+    written = tmp_path / "there" / "own.toml"
+    file = groups(tmp_path / "in")
+    run(capsys, "calibrate", file, "--recipe", recipe, "--write", written)
+    run(capsys, "calibrate", file, "--recipe", written)

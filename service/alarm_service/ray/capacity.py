@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from alarm_service.ray.plan import Share
 
-__all__ = ["Wanted", "num_that_fit", "shortage"]
+__all__ = ["Wanted", "num_that_fit", "shortage", "taken_by_others"]
 
 #: What Ray calls the resources of a node, and the option that says a replica's part of each.
 _CPU, _GPU = "CPU", "GPU"
@@ -34,6 +34,29 @@ def shortage(wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]])
         f"{_replicas(wanted, share)}, and the cluster of {_there(nodes)} has room for {fitting}: "
         f"{_remedy(wanted, share, nodes, fitting)}"
     )
+
+
+def taken_by_others(
+    wanted: Wanted, share: Share, total: Mapping[str, float], free: Mapping[str, float]
+) -> str | None:
+    """Say in a sentence that others have what replicas need; None where it is not so.
+
+    ``total`` and ``free`` are the cluster's resources. What is in use beyond what all the replicas
+    want is others'.
+    """
+    for name, part in ((_CPU, share.num_cpus), (_GPU, share.num_gpus)):
+        used = total.get(name, 0) - free.get(name, 0)
+        if (
+            part > 0
+            and free.get(name, 0) + 1e-4 < part
+            and used > wanted.num_replicas * part + 1e-4
+        ):
+            return (
+                f"{_replicas(wanted, share)}, and others use the cluster: of "
+                f"{_counted(total.get(name, 0), name)} {free.get(name, 0):g} are free: make room, "
+                "or add nodes"
+            )
+    return None
 
 
 def num_that_fit(share: Share, nodes: Sequence[Mapping[str, float]]) -> int:

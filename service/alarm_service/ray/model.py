@@ -15,7 +15,7 @@ from alarm_models.errors import CheckpointError, NoRoomError, SampleError
 from alarm_models.rewards import DirectModel
 from alarm_models.sample import Sample, Score
 from alarm_service.ray.calling import call, until_answered
-from alarm_service.ray.capacity import Wanted, shortage
+from alarm_service.ray.capacity import Wanted, shortage, taken_by_others
 from alarm_service.ray.hold import Hold
 from alarm_service.ray.plan import PREFIX, Plan
 from alarm_service.ray.replica import About
@@ -33,9 +33,6 @@ _POLL_S = 1.0
 
 #: How long Serve may take to make the replicas that it was asked for, before they are counted.
 _SETTLED_S = 3
-
-#: What Serve says of replicas that no node has room for.
-_NOT_SCHEDULED = "to be scheduled"
 
 #: How often to say what a deployment that does not come up waits for.
 _PATIENCE_S = 30
@@ -105,7 +102,7 @@ class RayModel(DirectModel):
                 raise CheckpointError(f"deployment {self._plan.name} failed: {reason}")
             now = time.monotonic()
             if now - began > _SETTLED_S:
-                await self._require_room(status, messages)
+                await self._require_room(status)
             if now - told > _PATIENCE_S:
                 if state is None:  # who was to make it has ended before
                     raise CheckpointError(f"deployment {self._plan.name} was not made: start again")
@@ -113,19 +110,22 @@ class RayModel(DirectModel):
                 told = now
             await asyncio.sleep(_POLL_S)
 
-    async def _require_room(self, status: Any, messages: Sequence[str]) -> None:
+    async def _require_room(self, status: Any) -> None:
         """Raise `NoRoomError` where replicas wait for resources that nobody will give back."""
-        nodes = await asyncio.to_thread(_nodes)
-        lacking = shortage(_wanted(status), self._plan.share, nodes)
+        wanted, share = _wanted(status), self._plan.share
+        nodes, free = await asyncio.to_thread(_resources)
+        lacking = shortage(wanted, share, nodes)
+        if lacking is None:
+            total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+            lacking = taken_by_others(wanted, share, total, free)
         if lacking is not None:
             raise NoRoomError(lacking)
-        waiting = [one for one in messages if _NOT_SCHEDULED in one]
-        if waiting:  # there is enough of it, and others have it
-            raise NoRoomError(f"others use what replicas need: {waiting[0].strip()[:500]}")
 
 
-def _nodes() -> list[Mapping[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _resources() -> tuple[list[Mapping[str, float]], Mapping[str, float]]:
+    """Return what each node has, and what is free of all of it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return nodes, ray.available_resources()
 
 
 def _wanted(status: Any) -> Wanted:
