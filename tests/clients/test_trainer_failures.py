@@ -9,6 +9,7 @@ import pytest
 from reward_server import RewardServer
 from test_trainer_hooks import slime_sample
 from test_trainer_trl import swift_call
+from test_trainer_verl import rollouts
 
 from alarm_client.errors import (
     AlarmConnectionError,
@@ -18,7 +19,16 @@ from alarm_client.errors import (
     ServerFailed,
     TooLarge,
 )
-from alarm_client.trainers import ms_swift, openrlhf, slime, trl, trlx, verifiers, verl
+from alarm_client.trainers import (
+    ms_swift,
+    openrlhf,
+    skyrl,
+    slime,
+    trl,
+    trlx,
+    verifiers,
+    verl,
+)
 from alarm_client.trainers.components import summands
 from alarm_client.trainers.failure import InvalidCalls, failed_call, scalars, with_group_means
 from alarm_client.trainers.settings import Habits
@@ -62,7 +72,7 @@ def test_a_part_that_nobody_has_is_none_for_all() -> None:
 
 def test_a_group_in_which_all_failed_is_an_error() -> None:
     rewards = [rewarded(5), rewarded(6), failed(), failed()]
-    with pytest.raises(SampleFailed, match=r"all 2 samples of a prompt failed.*over the limit"):
+    with pytest.raises(SampleFailed, match=r"all 2 samples .* of a prompt failed.*over the limit"):
         scalars(rewards, "group_mean", groups=["a", "a", "b", "b"])
 
 
@@ -257,3 +267,42 @@ def test_what_a_reward_is_made_of_adds_up_by_the_rule() -> None:
     assert summands(below, hierarchy) == {"holistic": 5, "depth": 0, "wit": 0}
     assert summands(below, {**hierarchy, "rule": "minimum"})["holistic"] == 1
     assert summands(failed(), hierarchy) == {}
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("policy", ["none", 0.0])
+def test_a_refused_request_ends_the_run(rewards: RewardServer, status: int, policy) -> None:
+    reward = trl.AlarmReward(on_failure=policy)
+    assert trl_call(reward, ["a"]) == [1]
+    rewards.status = status
+    with pytest.raises(AlarmError, match=f"answered {status}"):
+        trl_call(reward, ["a"])
+
+
+def test_verls_manager_takes_means_of_a_batch_and_not_of_one(rewards: RewardServer) -> None:
+    rewards.bad = {"The café"}
+    manager = verl.AlarmRewardManager(tokenizer=TOKENIZER, on_failure="group_mean")
+    data, lengths = rollouts("The", "The café")
+    tensor = manager(data)
+    assert tensor.sum(dim=1).tolist() == [3, 3]
+    assert tensor[1, lengths[1] - 1] == 3
+    with pytest.raises(ValueError, match="called with the batch"):
+        asyncio.run(manager.run_single(data[:1]))
+
+
+class Generator:
+    async def generate(self, input_batch: object) -> dict[str, object]:
+        ids = [TOKENIZER(text).input_ids for text in ("The", "The café", "Th")]
+        return {"response_ids": ids, "rewards": [0.0] * 3}
+
+
+def test_skyrls_generator_takes_means_of_a_prompt(rewards: RewardServer) -> None:
+    rewards.bad = {"The café"}
+    generator = skyrl.AlarmGenerator(Generator(), TOKENIZER, on_failure="group_mean")
+    output = asyncio.run(generator.generate({"prompts": ["Q"] * 3}))
+    assert [sum(row) for row in output["rewards"]] == [3, 2.5, 2]
+
+
+def test_a_failure_with_equal_neighbours_changes_no_group(rewards: RewardServer) -> None:
+    rewards.bad = {"x"}
+    assert trl_call(trl.AlarmReward(), ["a", "b", "x", "c"]) == [1, 1, 1, 1]

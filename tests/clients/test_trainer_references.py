@@ -491,9 +491,17 @@ def test_openrlhfs_file_answers_as_its_url_does(
     assert by_file["scores"].tolist() == pytest.approx([0.9984, 0.0067], abs=1e-4)
 
 
-def test_overrides_change_what_openrlhf_logs(asked: Callable[..., None]) -> None:
+def test_overrides_change_what_openrlhf_logs(
+    asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked("parts", "weighted_sum")
     found = openrlhf.reward_func(["Q: no"], ["Q: "], None)
     # 5 * -1 + 2 * s(0)
     assert found["rewards"].tolist() == [-4]
     assert found["extra_logs"]["alarm_polite"].tolist() == [1]
+    weights = {"rule": "weighted_sum", "holistic_weight": 1, "weights": {"polite": 4}}
+    monkeypatch.setenv("ALARM_OVERRIDES", json.dumps(weights))
+    found = openrlhf.reward_func(["Q: no"], ["Q: "], None)
+    assert found["rewards"].tolist() == [1]
+    assert found["extra_logs"]["alarm_holistic"].tolist() == [-1]
+    assert found["extra_logs"]["alarm_polite"].tolist() == [2]

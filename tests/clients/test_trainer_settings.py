@@ -2,6 +2,7 @@
 
 import logging
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -123,7 +124,9 @@ USUAL = Habits("usual", timeout=9.0, references=("reference", "answer"))
         (True, "true"),
         (["a", "b"], '["a", "b"]'),
         (np.array(["a", "é"]), '["a", "é"]'),
-        ({"target": [1]}, '{"target": [1]}'),
+        ({"target": np.array([1])}, '{"target": [1]}'),
+        (Decimal("0.50"), "0.50"),
+        (b"Paris", "Paris"),
         ([{"role": "assistant", "content": "Paris"}], "Paris"),
         ("", ""),
         (None, None),

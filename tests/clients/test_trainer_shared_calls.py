@@ -127,6 +127,17 @@ def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
     assert asyncio.run(cancelled()) == "own"
 
 
+def test_who_asks_much_later_has_another_batch() -> None:
+    now = [0.0]
+    calls: SharedCalls[float] = SharedCalls(now=lambda: now[0])
+    first, second, third = Asker(), Asker(), Asker()
+    assert calls.result(first, "key", lambda: now[0]) == 0
+    now[0] = 599.0
+    assert calls.result(second, "key", lambda: now[0]) == 0
+    now[0] = 601.0
+    assert calls.result(third, "key", lambda: now[0]) == 601
+
+
 def test_two_threads_with_one_asker_have_two_batches() -> None:
     calls: SharedCalls[int] = SharedCalls()
     asker = Asker()

@@ -35,7 +35,7 @@ async def main() -> list[dict[str, object]]:
     )
     outputs = await asyncio.gather(
         *(
-            executor.execute(templated, None, params, 4096, TOKENS, Engine(answer))
+            executor.execute(templated, ANSWERS[0], params, 4096, TOKENS, Engine(answer))
             for answer in ANSWERS
         )
     )

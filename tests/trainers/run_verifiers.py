@@ -15,7 +15,15 @@ from verifiers.v1.types import AssistantMessage, UserMessage
 config = TaskConfig(
     rewards={"alarm": RewardFunctionConfig(fn="alarm_client.trainers.verifiers.reward")}
 )
-task = Task(TaskData(prompt=PROMPT), config)
+
+
+class Data(TaskData):
+    """A row with what is right, as datasets have it."""
+
+    answer: str
+
+
+task = Task(Data(prompt=PROMPT, answer=ANSWERS[0]), config)
 
 
 def rollout(answer: str) -> Trace:

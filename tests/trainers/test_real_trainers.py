@@ -273,6 +273,32 @@ def failing(tmp_path) -> Iterator[Process]:
         yield process
 
 
+@pytest.fixture
+def exact(tmp_path) -> Iterator[Process]:
+    """A server whose reward is 1 where an answer is the sample's reference."""
+    recipe = tmp_path / "exact.toml"
+    recipe.write_text(
+        '[models.m]\nkind = "exact-match"\n[holistic]\nmodel = "m"\n'
+        '[hierarchy]\nrule = "holistic_only"\n'
+    )
+    with alarm_serve(recipe) as process, AlarmClient(process.url) as client:
+        client.wait_ready(timeout=120)
+        yield process
+
+
+@pytest.mark.parametrize("trainer", ["openrlhf", "verifiers"])
+def test_what_a_trainer_knows_as_right_is_the_reference(exact: Process, tmp_path, trainer) -> None:
+    found = run_in(trainer, f"run_{trainer}.py", exact.url, tmp_path)
+    assert [one["reward"] for one in found] == [1.0, 0.0]
+
+
+def test_verls_ground_truth_is_the_reference(exact: Process, tmp_path) -> None:
+    found = run_in("verl", "run_verl.py", exact.url, tmp_path)
+    for name in ("naive", "ours", "legacy_naive"):
+        assert found[name] == [1.0, 0.0]
+    assert [sum(row) for row in found["by_ray"]] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("venv", ["trl", "trl_0.29", "trl_0.24", "trl_0.18"])
 def test_a_failed_sample_has_no_advantage_in_any_trl(failing: Process, tmp_path, venv) -> None:
     found = run_in(venv, "run_trl_failures.py", failing.url, tmp_path)

@@ -164,13 +164,11 @@ def _require_means(
     for group in groups:
         if group not in rewarded:
             size = sum(other == group for other in groups)
-            of_one = (
-                "; a group of one sample has no other: let the trainer's local batch hold whole "
-                "groups, or set on_failure to 'raise' or a number"
-            )
+            of_one = " Let the trainer's local batch hold whole groups." if size == 1 else ""
             raise SampleFailed(
-                f"all {size} samples of a prompt failed, so that there is no mean to take: "
-                f"{message}{of_one if size == 1 else ''}",
+                f"all {size} samples that this call has of a prompt failed, so that there is no "
+                f"group mean to take: {message}.{of_one} With on_failure as a number the run goes "
+                "on past such a prompt",
                 code=code,
             )
 

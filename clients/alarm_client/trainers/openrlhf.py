@@ -42,7 +42,7 @@ def reward_func(
     rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)
     parts = columns(rewards, source.aspect_names.seen(rewards))
-    hierarchy = source.hierarchy() if samples else None
+    hierarchy = source.hierarchy() if samples else {}
     for index, reward in enumerate(rewards):
         for name, value in summands(reward, hierarchy).items() if hierarchy else ():
             if name in parts:

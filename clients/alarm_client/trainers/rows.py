@@ -74,7 +74,7 @@ def text_of(value: Any) -> str | None:
     """A column's value as a field's text; None where there is none.
 
     A text is itself and a number its decimal form; of messages it is the last one's text; other
-    lists and objects are their JSON. NaN is what tables hold for nothing.
+    lists, objects, true and false are their JSON. NaN is what tables hold for nothing.
     """
     value = _plain(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -85,7 +85,11 @@ def text_of(value: Any) -> str | None:
         return str(value)
     if isinstance(value, list) and value and _is_message(value[-1]):
         return completion_of(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (bool, list, Mapping)):
+        return json.dumps(value, ensure_ascii=False, default=_of_json)
+    return str(value)  # a date, a Decimal
 
 
 def _fields(row: Row, settings: Settings) -> dict[str, str]:
@@ -173,6 +177,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value
+
+
+def _of_json(value: Any) -> Any:
+    """What JSON has no type for, as what it has."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    plain = _plain(value)
+    return str(value) if plain is value else plain
 
 
 def _is_message(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
@@ -16,6 +17,9 @@ T = TypeVar("T")
 # Calls that some reward may still ask for. More are in flight only where batches are scored side
 # by side, and what is forgotten is scored again.
 _NUM_KEPT = 16
+
+# The rewards of one batch are asked for one after the other; who asks later has another batch.
+_SECONDS_KEPT = 600.0
 
 _serials = itertools.count()
 
@@ -33,7 +37,8 @@ class Asker:
 
 
 class _Call(Generic[T]):
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
+        self.started = now
         self.serial = next(_serials)
         self.result: Future[T] = Future()
         self.askers: set[int] = set()
@@ -43,10 +48,12 @@ class SharedCalls(Generic[T]):
     """Results by key, each given to an asker once.
 
     Who asks again has a new batch that happens to be the same, and it is scored anew; so it is for
-    an asker that was made after the call. A failed call fails all that share it.
+    an asker that was made after the call, or asks ten minutes after it began. A failed call fails
+    all that share it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._lock = threading.Lock()
         self._calls: OrderedDict[object, _Call[T]] = OrderedDict()
 
@@ -91,13 +98,13 @@ class SharedCalls(Generic[T]):
 
     def _join(self, asker: Asker, key: object) -> tuple[_Call[T], bool]:
         with self._lock:
-            call = self._calls.get(key)
-            is_mine = call is None or asker.serial in call.askers or asker.serial > call.serial
-            if call is None or is_mine:
-                call = self._calls[key] = _Call()
+            call, now = self._calls.get(key), self._now()
+            if call is None or not _may_join(asker, call, now):
+                call = self._calls[key] = _Call(now)
                 self._calls.move_to_end(key)
                 while len(self._calls) > _NUM_KEPT:
                     self._calls.popitem(last=False)
+            is_mine = not call.askers
             call.askers.add(asker.serial)
             return call, is_mine
 
@@ -110,6 +117,11 @@ class SharedCalls(Generic[T]):
             if self._calls.get(key) is call:
                 del self._calls[key]
         call.result.cancel()
+
+
+def _may_join(asker: Asker, call: _Call[T], now: float) -> bool:
+    is_late = call.result.done() and now - call.started > _SECONDS_KEPT
+    return not is_late and asker.serial < call.serial and asker.serial not in call.askers
 
 
 async def _outcome(result: Future[T]) -> Future[T] | None:

@@ -32,7 +32,7 @@ class RewardSource:
         self.aspect_names = AspectNames(settings.aspect_names)
         self._invalid = InvalidCalls(settings.habits)
         self._shared: SharedCalls[list[Reward]] = SharedCalls()
-        self._hierarchy: Mapping[str, object] | None = None
+        self._hierarchy: Mapping[str, Any] | None = None
         self._client = AlarmClient(
             settings.url,
             api_key=settings.api_key,
@@ -62,20 +62,19 @@ class RewardSource:
             return await self._arewards(samples)
         return await self._shared.aresult(asker, _key(samples), partial(self._arewards, samples))
 
-    def hierarchy(self) -> Mapping[str, object] | None:
+    def hierarchy(self) -> Mapping[str, Any]:
         """The rule and the weights of the recipe that is asked, with the overrides.
 
-        None where a model is asked, or the server does not tell them.
+        Empty where a model is asked, or the server does not tell them.
         """
-        given = self.settings
-        if given.model is None and self._hierarchy is None:
+        if self.settings.model is not None:
+            return {}
+        if self._hierarchy is None:
             try:
                 recipes = self._client.models().recipes
             except AlarmError:
-                return None  # it is asked again with the next rewards
-            named = [one for one in recipes if given.recipe in (None, one.get("name"))]
-            if named and "weights" in named[0]:
-                self._hierarchy = {**named[0], **(given.overrides or {})}
+                return {}  # it is asked again with the next rewards
+            self._hierarchy = _hierarchy(recipes, self.settings)
         return self._hierarchy
 
     def wait_ready(self, timeout: float = 600.0) -> None:
@@ -142,6 +141,15 @@ def source_for(settings: Settings) -> RewardSource:
 @lru_cache(maxsize=32)
 def _cached(settings: Settings) -> RewardSource:
     return RewardSource(settings)
+
+
+def _hierarchy(recipes: Sequence[Mapping[str, Any]], settings: Settings) -> Mapping[str, Any]:
+    for recipe in recipes:
+        if settings.recipe in (None, recipe.get("name")) and "weights" in recipe:
+            overrides: Mapping[str, Any] = settings.overrides or {}
+            weights = {**recipe["weights"], **overrides.get("weights", {})}
+            return {**recipe, **overrides, "weights": weights}
+    return {}
 
 
 def _key(samples: Sequence[Sample]) -> str:
