@@ -24,12 +24,17 @@ from alarm_client.errors import SampleFailed
 from alarm_client.trainers import (
     alarm_trl,
     areal,
+    easyr1,
     fine_grained_rlhf,
+    miles,
     ms_swift,
     nemo_rl,
+    open_instruct,
     openrlhf,
+    rllm,
     skyrl,
     slime,
+    torchforge,
     trl,
     trlx,
     verifiers,
@@ -88,8 +93,17 @@ def trainer_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     members: dict[str, dict[str, Any]] = {
         "nemo_rl.environments.interfaces": {"EnvironmentReturn": EnvironmentReturn},
         "skyrl_gym.envs.base_text_env": {"BaseTextEnvStepOutput": dict},
+        "rllm.eval.types": {"EvalOutput": SimpleNamespace, "Signal": lambda *given: given},
+        "rllm.rewards.reward_types": {"RewardOutput": SimpleNamespace},
+        "open_instruct.ground_truth_utils": {
+            "VerificationResult": SimpleNamespace,
+            "VerifierFunction": type("VerifierFunction", (), {"__init__": lambda *_, **__: None}),
+        },
     }
-    for name in ("nemo_rl", "nemo_rl.environments", "skyrl_gym", "skyrl_gym.envs", *members):
+    parents = {name.rpartition(".")[0] for name in members}
+    parents |= {name.partition(".")[0] for name in members}
+    open_instruct._verifier.cache_clear()
+    for name in (*parents, *members):
         module = ModuleType(name)
         vars(module).update(members.get(name, {}))
         monkeypatch.setitem(sys.modules, name, module)
@@ -293,7 +307,60 @@ def call_fine_grained_rlhf() -> Any:
     return [sum(row) for row in found["rewards/raw"]]
 
 
+def call_easyr1() -> Any:
+    truth = [{"prompt": PROMPT, "answer": reference} for reference in REFERENCES]
+    inputs = [
+        {"response": answer, "response_length": 2, "ground_truth": one}
+        for answer, one in zip(ANSWERS, [truth[0], json.dumps(truth[1])], strict=True)
+    ]
+    return [one["overall"] for one in easyr1.compute_score(inputs)]
+
+
+def of_miles() -> list[Any]:
+    given = zip(ANSWERS, REFERENCES, strict=True)
+    shared = {"prompt": CHAT, "metadata": {}, "group_index": 3}
+    return [SimpleNamespace(response=text, label=label, **shared) for text, label in given]
+
+
+def call_miles_with_a_batch() -> Any:
+    return asyncio.run(miles.custom_rm(SimpleNamespace(reward_key=None), of_miles()))
+
+
+def call_miles() -> Any:
+    args = SimpleNamespace(reward_key=None)
+    return [asyncio.run(miles.custom_rm(args, sample)) for sample in of_miles()]
+
+
+def call_rllm() -> Any:
+    task = SimpleNamespace(instruction=PROMPT, metadata={"answer": "Paris"})
+    found = []
+    for turns in messages():
+        step = SimpleNamespace(chat_completions=turns, output=None, model_response="")
+        trajectory = SimpleNamespace(steps=[step], output=None)
+        episode = SimpleNamespace(trajectories=[trajectory], artifacts={})
+        found.append(rllm.AlarmEvaluator().evaluate(task, episode).reward)
+    return found
+
+
+def call_rllm_workflow() -> Any:
+    task = {"question": PROMPT, "ground_truth": "Paris"}
+    return [rllm.AlarmReward()(task, answer).reward for answer in ANSWERS]
+
+
+def call_open_instruct() -> Any:
+    given = zip(ANSWERS, REFERENCES, strict=True)
+    verifier = open_instruct.AlarmVerifier()
+    return [verifier([1], text, label, f"user: {PROMPT}").score for text, label in given]
+
+
+def call_torchforge() -> Any:
+    reward = torchforge.AlarmReward()
+    return [reward(PROMPT, text, target) for text, target in zip(ANSWERS, REFERENCES, strict=True)]
+
+
 BY_BATCH: list[Call] = [
+    call_easyr1,
+    call_miles_with_a_batch,
     call_trl,
     call_trl_awaited,
     call_ms_swift,
@@ -306,6 +373,11 @@ BY_BATCH: list[Call] = [
     call_skyrl_generator,
 ]
 BY_SAMPLE: list[Call] = [
+    call_miles,
+    call_rllm,
+    call_rllm_workflow,
+    call_open_instruct,
+    call_torchforge,
     call_verl,
     call_verl_blocking,
     call_verl_manager,

@@ -28,6 +28,9 @@ __all__ = ["EasyR1Batch", "EasyR1Options", "EasyR1Out", "answer", "samples_of"]
 
 _Prompt = str | list[ChatMessageIn]
 
+#: Columns that hold the field `reference`, where no column is called so.
+_ANSWERS = ("ground_truth", "answer", "solution", "label")
+
 _EXAMPLE: dict[str, Any] = {
     "response": "Jane Austen wrote it.",
     "response_length": 6,
@@ -36,7 +39,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class GroundTruthIn(TrainerBody):
-    """The prompt, and beside it what the recipe needs: a text or a number is a field."""
+    """The prompt, and beside it what the recipe needs: each text or number is a field."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -101,7 +104,9 @@ def _read(truth: str | GroundTruthIn, meaning: str | None) -> tuple[_Prompt, dic
         if meaning == "reference":
             return "", {"reference": truth}
         truth = _parsed(truth)
-    return truth.prompt, text_fields(truth.model_extra or {})
+    fields = text_fields(truth.model_extra or {})
+    usual = next((fields[name] for name in _ANSWERS if name in fields), None)
+    return truth.prompt, fields if usual is None else {"reference": usual} | fields
 
 
 def _parsed(truth: str) -> GroundTruthIn:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hearing import error_of, hearing
 from served import Server
-from standin import FIGURE_1
+from standin import FIGURE_1, recipe
 
 PATH = "/compat/easyr1/plain"
 EMMA = {"prompt": "Who wrote Emma?", "reference": "Jane Austen", "year": 1815, "sources": ["a"]}
@@ -28,6 +28,13 @@ async def test_easyr1_inputs_with_a_prompt_get_an_overall_reward_each(truth: Any
         assert words.heard == [("Who wrote Emma?", "a b c"), ("Who wrote Emma?", "a")]
         assert words.samples[0].fields == {"reference": "Jane Austen", "year": "1815"}
         assert (await post(server, [])).json() == []
+
+
+async def test_easyr1_answer_of_a_row_is_its_reference() -> None:
+    async with hearing() as (server, words):
+        truths = [{"prompt": "Q?", "answer": 72}, {"prompt": "Q?", "answer": 72, "reference": "x"}]
+        await post(server, [given("a", truth) for truth in truths])
+        assert [sample.fields["reference"] for sample in words.samples] == ["72", "x"]
 
 
 async def test_easyr1_conversation_and_templated_text_are_the_same_prompt() -> None:
@@ -54,6 +61,15 @@ async def test_easyr1_samples_of_one_prompt_are_a_group() -> None:
         first, other, second = (sample.group for sample in words.samples)
         assert first == second
         assert first not in (None, other)
+
+
+async def test_easyr1_batch_can_be_compared_within_its_groups() -> None:
+    async with hearing(recipe("gdpo", hierarchy={"rule": "gdpo"})) as (server, _):
+        inputs = [given(text, {"prompt": prompt}) for text, prompt in [("a", "Q"), ("a b c", "Q")]]
+        answer = await post(server, inputs, "/compat/easyr1/gdpo")
+        # Two of a group, either side of their mean: half the square root of two.
+        overall = [one["overall"] for one in answer.json()]
+        assert overall == [pytest.approx(-0.7071, abs=1e-3), pytest.approx(0.7071, abs=1e-3)]
 
 
 @pytest.mark.parametrize(
