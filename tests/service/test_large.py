@@ -1,6 +1,7 @@
 """Large bodies: read in pieces, with the same result as whole ones, while others are served."""
 
 import asyncio
+import gc
 import json
 import threading
 from array import array
@@ -200,9 +201,11 @@ async def test_large_body_is_read_while_others_are_served(monkeypatch: pytest.Mo
     async with serving() as server:
         reading = asyncio.create_task(server.client.post("/score", json=body))
         await until_set(held)
+        assert not gc.isenabled()
         assert (await server.client.get("/health/live")).status_code == 200
         assert (await server.score("a b")).json()["scores"][0]["score"] == 2
         release.set()
         answer = await reading
+    assert gc.isenabled()
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].startswith("samples[200].prompt: Field required")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,14 +36,32 @@ REQUESTS_A_ROLLOUT = 64
 
 
 class LargeBodies:
-    """The threads that large bodies are read in."""
+    """The threads that large bodies are read in.
+
+    The garbage collector waits meanwhile: what is read is no garbage, and each time that it goes
+    through millions of small objects it holds the interpreter.
+    """
 
     def __init__(self) -> None:
+        self._num_running = 0
+        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="parse")
 
     async def run(self, call: Callable[[], _T]) -> _T:
         """Run a plain function in one of them."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, call)
+
+    def _run(self, call: Callable[[], _T]) -> _T:
+        with self._lock:
+            self._num_running += 1
+            gc.disable()
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                if not self._num_running:
+                    gc.enable()
 
     def close(self) -> None:
         """Let the threads end."""

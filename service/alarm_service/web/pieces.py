@@ -122,23 +122,30 @@ class _Reader:
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
         """Yield where members stand that fill a piece, or where a single larger one does."""
-        ends = np.append(self._commas(start, stop), stop - 1)
-        begin, index = start + 1, 0
-        while index < len(ends):
-            following = int(np.searchsorted(ends, begin + _PIECE_BYTES, side="right"))
-            is_large = following <= index
-            following = max(following, index + 1)
-            end = int(ends[following - 1])
-            first, last = self._stripped(begin, end)
-            if first < last:
-                yield first, last, is_large
-            elif len(ends) > 1:
-                raise ValueError("a comma separates nothing")
-            begin, index = end + 1, following
+        begin, held = start + 1, np.empty(0, np.int64)
+        for commas, is_last in self._commas(start, stop):
+            ends = np.append(held, np.append(commas, stop - 1) if is_last else commas)
+            index = 0
+            while index < len(ends):
+                following = int(np.searchsorted(ends, begin + _PIECE_BYTES, side="right"))
+                if following == len(ends) and not is_last:
+                    break  # the next window may have more of this piece
+                is_large = following <= index
+                following = max(following, index + 1)
+                end = int(ends[following - 1])
+                first, last = self._stripped(begin, end)
+                if first < last:
+                    yield first, last, is_large
+                elif (begin, end) != (start + 1, stop - 1):
+                    raise ValueError("a comma separates nothing")
+                begin, index = end + 1, following
+            held = ends[index:][-1:]
 
-    def _commas(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the commas between the members of the list or object between two places."""
-        found = []
+    def _commas(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], bool]]:
+        """Yield the commas between the members of the list or object between two places.
+
+        They come window by window, the last one with True.
+        """
         depth, in_text, is_escaped = 0, False, False
         for at in range(start, stop, _WINDOW_BYTES):
             window = self._bytes[at : min(at + _WINDOW_BYTES, stop)]
@@ -157,14 +164,16 @@ class _Reader:
             is_last = at + len(window) == stop
             if (depths[:-1] <= 0).any() or (depth <= 0) != is_last or depth < 0:
                 raise ValueError("brackets do not match")
-            found.append(np.flatnonzero((window == _COMMA) & ~inside & (depths == 1)) + at)
-        return np.concatenate(found)
+            yield np.flatnonzero((window == _COMMA) & ~inside & (depths == 1)) + at, is_last
 
     def _stripped(self, start: int, stop: int) -> tuple[int, int]:
+        """Leave out white space at both ends."""
         while start < stop and self._body[start] in _WHITE:
-            start += 1
+            piece = self._body[start : min(start + _PIECE_BYTES, stop)]
+            start += len(piece) - len(piece.lstrip(_WHITE))
         while start < stop and self._body[stop - 1] in _WHITE:
-            stop -= 1
+            piece = self._body[max(start, stop - _PIECE_BYTES) : stop]
+            stop -= len(piece) - len(piece.rstrip(_WHITE))
         return start, stop
 
     def _read(self, text: bytes) -> Any:
