@@ -40,6 +40,9 @@ class PaddedBackbone:
         """Return the tokens that each sample adds to the work: every sample is computed whole."""
         return [one.num_tokens for one in batch]
 
+    def forget(self) -> None:
+        """Remember nothing, as ever."""
+
 
 def padded(batch: Sequence[Features], model: Any) -> dict[str, torch.Tensor]:
     """Pad samples on the right; return a model's inputs, ``[batch, tokens]`` each."""

@@ -49,6 +49,7 @@ class PackedBackbone:
             model.set_attn_implementation(VARLEN if is_varlen else PACKED)
         self._model: Any = model
         self._share = share
+        self._max_remembered_bytes = max_remembered_bytes
         self._memory = Memory(max_remembered_bytes) if share and max_remembered_bytes else None
         self._last: tuple[Sequence[Features], Layout] | None = None
         self._longformer = (
@@ -63,6 +64,7 @@ class PackedBackbone:
     def rows(self, batch: Sequence[Features]) -> torch.Tensor:
         """Return the hidden states at each sample's reads, ``[reads of the batch, hidden]``."""
         spans = [(index, span) for index, one in enumerate(batch) for span in one.reads]
+        memory = self._memory
         layout = self._lay_out(batch)
         row = Row(
             layout,
@@ -76,8 +78,8 @@ class PackedBackbone:
             self.forget()
             raise
         self._last = (batch, layout)
-        if self._memory is not None and row.is_remembered:
-            self._memory.remember(row.past([one.ids for one in batch]))
+        if memory is not None and row.is_remembered:
+            memory.remember(row.past([one.ids for one in batch], [one.owner for one in batch]))
         lengths = [span.end - span.start for _, span in spans]
         if len(states) == len(lengths):
             return states
@@ -93,10 +95,11 @@ class PackedBackbone:
         return self._lay_out(batch).num_computed
 
     def forget(self) -> None:
-        """Free what is remembered of batches before."""
+        """Free what is remembered of batches before; one that still runs adds nothing to it."""
         self._last = None
         if self._memory is not None:
             self._memory.forget()
+            self._memory = Memory(self._max_remembered_bytes)
 
     def _remembers(self, batch: Sequence[Features]) -> bool:
         is_typed = any(one.types for one in batch)
@@ -109,12 +112,13 @@ class PackedBackbone:
         share = self._share and self._fits_window(batch)
         if any(one.types for one in batch):
             typed = [tuple(zip(one.ids, one.types, strict=True)) for one in batch]
-            return lay_out(typed, share=share)
+            return lay_out(typed, share=share, owners=[one.owner for one in batch])
         return lay_out(
             [one.ids for one in batch],
             share=share,
             memory=self._memory if share else None,
             first_reads=[min((span.start for span in one.reads), default=0) for one in batch],
+            owners=[one.owner for one in batch],
         )
 
     def _states(self, row: Row) -> torch.Tensor:
