@@ -26,8 +26,8 @@ _MAX_BATCH_S = 0.5
 #: No batch is cut to fewer tokens than this.
 _LEAST_TOKENS = 256
 
-#: How long a server has several callers after they took turns.
-_SEVERAL_S = 10.0
+#: How long a server has several callers after another one than before sent or was served.
+_SEVERAL_S = 60.0
 
 #: A sample is refused where it is expected to take so many times what it may: the prediction is
 #: rough, and whoever is let through is still watched.
@@ -138,10 +138,14 @@ class Waiting:
 
     def _add(self, work: Work) -> None:
         self._queues.setdefault(work.model, {}).setdefault(work.caller, deque()).append(work)
-        if work.caller != self._last_caller and work.caller != INTERNAL:
+        self._note(work.caller)
+
+    def _note(self, caller: Caller) -> None:
+        """Note that a caller sends or is served, and so whether there are several."""
+        if caller not in (self._last_caller, INTERNAL):
             if self._last_caller != INTERNAL:
                 self._several_since = self.now()
-            self._last_caller = work.caller
+            self._last_caller = caller
 
     def _refusal(self, work: Work) -> SampleError | None:
         if work in self.timed_out:
@@ -190,6 +194,7 @@ class Waiting:
             work.charged = work.features.num_tokens * usage.seconds_per_token
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
+            self._note(work.caller)
         self._remove(model, batch)
         usage.callers.forget(self._queues.get(model, {}))
         return batch
