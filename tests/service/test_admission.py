@@ -139,6 +139,21 @@ def test_room_is_kept_for_a_refused_request_before_newcomers() -> None:
         assert is_admitted(admission, 80, 1)  # its turn, as no more than half is taken
 
 
+def test_each_caller_may_hold_its_share_of_the_seconds_whatever_others_have_queued() -> None:
+    admission = queue(1000, max_queue_s=1, tokens_per_s=90)
+    assert is_admitted(admission, 500, 1)
+    assert is_admitted(admission, 45, 2)  # half of 90
+    assert not is_admitted(admission, 31, 3)  # a third
+    assert is_admitted(admission, 5, 4)  # before caller 3, which waits for 31
+    assert not is_admitted(admission, 2, 2)
+
+
+def test_no_share_goes_beyond_the_tokens_that_were_set() -> None:
+    admission = queue(100, max_queue_s=1, tokens_per_s=1000)
+    assert is_admitted(admission, 100, 1)
+    assert not is_admitted(admission, 1, 2)
+
+
 def test_a_place_that_nobody_comes_back_for_is_given_up() -> None:
     clock = Clock()
     admission = Admission(100, now=clock, throughput=Throughput(1000))

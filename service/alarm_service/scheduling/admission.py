@@ -97,11 +97,14 @@ class Admission:
     """Lets requests in whole or not at all, and in fair turns where there is not room for all.
 
     The queue takes as many tokens as are done in ``max_queue_s`` seconds, by measurement, and at
-    most ``max_queued_tokens``; an empty queue takes any request. A request that is refused keeps a
-    place in the order of those that wait for room, by start-time fair queueing of the tokens that
-    each caller was admitted with: room that opens up is for those before a newcomer, save that half
-    of the queue is open to anybody, so that the devices never wait for a caller to come back. The
-    first in order gets in once no more than that half is taken, however large it is.
+    most ``max_queued_tokens``; an empty queue takes any request. Each caller may hold its share of
+    those seconds, whatever others have queued, since it is served beside them.
+
+    A request that is refused keeps a place in the order of those that wait for room, by start-time
+    fair queueing of the tokens that each caller was admitted with: room that opens up is for those
+    before a newcomer, save that half of the queue is open to anybody, so that the devices never
+    wait for a caller to come back. The first in order gets in once no more than that half is
+    taken, however large it is.
     """
 
     def __init__(
@@ -122,6 +125,8 @@ class Admission:
         self.throughput = throughput or Throughput()
         self.num_queued = 0
         self._admitted: VirtualTimes[str] = VirtualTimes()
+        #: Tokens in the queue, by flow.
+        self._held: dict[str, int] = {}
         #: In order, and by what a request that comes again is known by.
         self._claims: list[_Claim] = []
         self._by_content: dict[tuple[str, int, int], list[_Claim]] = {}
@@ -173,7 +178,7 @@ class Admission:
             yield
             is_done = True
         finally:
-            self._leave(num_tokens, is_done=is_done)
+            self._leave(num_tokens, caller.flow, is_done=is_done)
 
     def retry_after_s(self, num_tokens: int = 1, before: int = 0) -> int:
         """Return the seconds until a request of so many tokens should come again, by measurement.
@@ -203,16 +208,16 @@ class Admission:
         else:
             self._remove(due)
             self._admitted.reach(due.start)
-        self._change(num_tokens)
+        self._change(num_tokens, caller.flow)
 
-    def _leave(self, num_tokens: int, *, is_done: bool) -> None:
+    def _leave(self, num_tokens: int, flow: str, *, is_done: bool) -> None:
         self._measure()
         if is_done:
             if self._busy_since is not None:
                 self.throughput.observe(num_tokens, self._busy_s)
             self._busy_s = 0.0
         self._expire()
-        self._change(-num_tokens)
+        self._change(-num_tokens, flow)
         if not self.num_queued and not self._claims:
             self._admitted = VirtualTimes()  # nobody waits: all begin anew
         self._admitted.forget({claim.flow for claim in self._claims})
@@ -228,6 +233,11 @@ class Admission:
         before = self._num_before(num_tokens, caller, claim)
         if level + before + num_tokens <= limit:
             return True
+        if not before and level + num_tokens <= self._max:
+            # It does not wait behind what others have queued beyond their shares.
+            held = self._held.get(caller.flow, 0) + num_tokens
+            if held <= limit / len({caller.flow, *self._held}):
+                return True
         return claim is not None and not before and level <= limit / 2
 
     def _may_end_idleness(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
@@ -344,9 +354,12 @@ class Admission:
             retry_after_s=retry_after_s,
         )
 
-    def _change(self, num_tokens: int) -> None:
+    def _change(self, num_tokens: int, flow: str) -> None:
         self._measure()
         self.num_queued += num_tokens
+        self._held[flow] = self._held.get(flow, 0) + num_tokens
+        if not self._held[flow]:
+            del self._held[flow]
         if not self.num_queued:
             self._empty_since = self._now()
         is_busy = self.num_queued >= min(_BUSY_TOKENS, self.max_tokens() / 4) and self._is_ready()
