@@ -1,5 +1,6 @@
 """Shares of the device: pure choices by table, and a device whose time is counted by hand."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from test_batching import M, lengths, model, work
 
 from alarm_models.features import BatchCost, Features
+from alarm_models.rewards.direct import in_turns
 from alarm_service.scheduling.batching import Waiting
 from alarm_service.scheduling.caller import Caller
 from alarm_service.scheduling.choosing import in_turn, take_batch, weights_of
@@ -294,3 +296,22 @@ def replace_fingerprint(loaded: Loaded) -> Loaded:
 
     replicas: Sequence[object] = (Printed(),)
     return Loaded(loaded.served, replicas)  # type: ignore[arg-type]
+
+
+async def test_a_large_request_of_a_function_lets_others_between() -> None:
+    places = asyncio.Semaphore(2)  # as a function's processes, which serve in the order of asking
+    order: list[str] = []
+
+    async def call(name: str) -> str:
+        async with places:
+            await asyncio.sleep(0)
+            order.append(name)
+            return name
+
+    large = asyncio.create_task(in_turns(call, [f"l{at}" for at in range(50)], 2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    single = asyncio.create_task(in_turns(call, ["single"], 2))
+    assert await large == [f"l{at}" for at in range(50)]
+    assert await single == ["single"]
+    assert order.index("single") <= 6
