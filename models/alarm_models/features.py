@@ -29,7 +29,8 @@ class Features:
 
     ``reads`` are the ranges of tokens whose hidden states are averaged (a single token mostly) and
     given to the head. ``segments`` are the spans that the reads judge, in order; there are fewer
-    reads where truncation cut some off. ``types`` are token type ids, or none.
+    reads where truncation cut some off. ``types`` are token type ids, or none. Samples of different
+    ``owner`` share nothing in a batch, and nothing that is remembered.
     """
 
     ids: tuple[int, ...]
@@ -37,6 +38,7 @@ class Features:
     truncated: bool
     segments: tuple[Span, ...] = ()
     types: tuple[int, ...] = ()
+    owner: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -68,6 +68,7 @@ def create_engine(
         settings.max_batch_tokens,
         settings.deterministic,
         settings.forward_timeout_s,
+        settings.max_queue_s,
     )
     load = load or partial(load_models, max_remembered_bytes=num_bytes)
     return Engine(

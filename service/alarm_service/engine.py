@@ -22,13 +22,14 @@ from alarm_service.generations.succession import Succession
 from alarm_service.scheduling.admission import Admission, estimate_tokens
 from alarm_service.scheduling.batching import Waiting
 from alarm_service.scheduling.budget import LEAST_BUDGET
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.scheduling.devices import forget_models
 from alarm_service.scheduling.life import Life, State, stopping
 from alarm_service.scheduling.limits import Limits
 from alarm_service.scheduling.loaded import Loaded
 from alarm_service.scheduling.passage import Passage
 from alarm_service.scheduling.replicas import Load, Replicas
-from alarm_service.scheduling.work import Scores
+from alarm_service.scheduling.work import Scores, TimedOut
 from alarm_service.telemetry.metrics import Metrics
 from alarm_service.telemetry.tracing import Traces
 
@@ -63,7 +64,7 @@ class Engine:
         self.life = Life(first.catalog.models)
         self._gate = gate
         self._succession = Succession(first, forget_models)
-        self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET)
+        self._waiting = Waiting(limits.max_batch_tokens or LEAST_BUDGET, limits.forward_timeout_s)
         self.replicas = Replicas(
             devices,
             self._waiting,
@@ -77,15 +78,19 @@ class Engine:
         )
         is_measured = limits.max_batch_tokens is None
         self._maker = Maker(self.replicas, self.passage, load, unchanged, is_measured=is_measured)
-        metrics.room(limits.max_queued_tokens)
         metrics.waiting(self._waiting.num_waiting)
+        metrics.waiting_callers(self._waiting.num_callers)
+        metrics.given_up(lambda: self.replicas.num_given_up)
         metrics.changes.serving(lambda: self.generation.fingerprints())
         metrics.ready_while(lambda: self.life.state is State.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
-            tokens_per_s=lambda: self.replicas.tokens_per_s,
+            max_queue_s=limits.max_queue_s,
             observe=metrics.queued,
+            is_ready=lambda: self.life.state is not State.LOADING,
         )
+        metrics.room(self.admission.max_tokens)
+        metrics.throughput(lambda: self.admission.throughput.tokens_per_s)
 
     @property
     def generation(self) -> Generation:
@@ -145,18 +150,27 @@ class Engine:
                     await self._gate(self, following, recipe)
             self._succession.follow(following)
 
-    async def score(self, name: str | None, samples: Sequence[Sample]) -> Scores:
+    @property
+    def is_computing(self) -> bool:
+        """Whether a forward pass may run, also after `close`: Python must not be finalized then."""
+        return self.replicas.is_running()
+
+    async def score(
+        self, name: str | None, samples: Sequence[Sample], caller: Caller = INTERNAL
+    ) -> Scores:
         """Score samples with the model of that name, else with the default recipe's holistic one.
 
         A sample that cannot be scored has its error instead. Raises `NotFound`, `Overloaded`,
         `Draining` or `Broken`.
         """
         self.catalog.model(name)  # who names nothing hears so at once
-        async with self.admitted(samples) as generation:
-            return await self.scores(generation.model(name), samples)
+        async with self.admitted(samples, caller) as generation:
+            return await self.scores(generation.model(name), samples, caller)
 
     @asynccontextmanager
-    async def admitted(self, samples: Sequence[Sample]) -> AsyncIterator[Generation]:
+    async def admitted(
+        self, samples: Sequence[Sample], caller: Caller = INTERNAL
+    ) -> AsyncIterator[Generation]:
         """Hold a place in the house for these samples, from when the models are there.
 
         Whoever is in the house keeps the generation that it got. Raises `Overloaded`, `Draining` or
@@ -165,19 +179,29 @@ class Engine:
         if self.life.is_draining:
             raise stopping()
         num_tokens = estimate_tokens(samples)
-        with self.admission.admit(num_tokens), self.metrics.in_house():
+        content = hash(tuple((sample.prompt, sample.completion) for sample in samples))
+        with self.admission.admit(num_tokens, caller, content), self.metrics.in_house():
             with self.traces.span("admit"):
                 await self.life.until_ready()
             with self._succession.taken() as generation:
                 yield generation
 
-    async def scores(self, loaded: Loaded, samples: Sequence[Sample]) -> Scores:
-        """Score samples that were admitted before."""
-        outcomes = await self.passage.outcomes(loaded, samples)
+    async def scores(
+        self, loaded: Loaded, samples: Sequence[Sample], caller: Caller = INTERNAL
+    ) -> Scores:
+        """Score samples that were admitted before.
+
+        Where one of them did not get through its forward pass, no failure of the server is raised:
+        who is told to send all of them again sends that one again.
+        """
+        outcomes = await self.passage.outcomes(loaded, samples, caller)
+        is_final = any(isinstance(outcome, TimedOut) for outcome in outcomes)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
-                raise outcome
+                if not is_final:
+                    raise outcome
+                outcome = SampleError("model_failed", f"not scored: {outcome.message}")
             self._count(loaded.name, outcome)
             scored.append(outcome)
         return Scores(scored, loaded.name, loaded.fingerprint)

@@ -18,8 +18,11 @@ from alarm_models.recipe import Recipe
 from alarm_models.rules import faults
 from alarm_models.sample import Sample, Score
 from alarm_service.engine import Engine
+from alarm_service.errors import ServiceError
 from alarm_service.generations.generation import Generation
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.work import TimedOut
 
 __all__ = ["Found", "Gathering", "counts"]
 
@@ -43,8 +46,10 @@ class Gathering:
     generation: Generation
     recipe: Recipe
     samples: Sequence[Sample]
+    caller: Caller = INTERNAL
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    _has_timed_out: bool = False
 
     async def found(self, hierarchy: Hierarchy, *, everything: bool) -> Found:
         """Score what the rule needs; with ``everything``, every aspect of every sample too."""
@@ -110,7 +115,14 @@ class Gathering:
         return {index: found[place] for index, place in asked.items()}
 
     async def _scores(self, loaded: Loaded, samples: Sequence[Sample]) -> Sequence[Outcome]:
-        scores = await self.engine.scores(loaded, samples)
+        try:
+            scores = await self.engine.scores(loaded, samples, self.caller)
+        except ServiceError as error:
+            if not self._has_timed_out:
+                raise
+            # Who is told to send all again sends the sample again that did not get through.
+            return [SampleError("model_failed", f"not scored: {error.message}")] * len(samples)
+        self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
         self.num_tokens += scores.num_tokens
         self.num_computed_tokens += scores.num_computed_tokens
         return scores.outcomes

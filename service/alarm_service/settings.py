@@ -127,7 +127,13 @@ class Settings(BaseSettings):
         default=20, gt=0, description="how long headers may take to arrive, in seconds"
     )
     max_queued_tokens: int = Field(
-        default=1_000_000, ge=1, description="tokens in the house before callers get a 429"
+        default=1_000_000, ge=1, description="tokens in the queue before callers get a 429"
+    )
+    max_queue_s: float = Field(
+        default=60,
+        ge=0,
+        description="seconds of work in the queue, as measured, before callers get a 429, where "
+        "--max-queued-tokens are more; 0 leaves it to those",
     )
     max_batch_tokens: int | None = Field(
         default=None, ge=1, description="tokens of one forward pass, else measured at the start"
@@ -144,8 +150,8 @@ class Settings(BaseSettings):
     forward_timeout_s: float = Field(
         default=300,
         ge=0,
-        description="how long one forward pass may take before the server counts as broken; "
-        "0 is for ever",
+        description="how long one forward pass may take before its sample fails and, on a GPU, "
+        "the device is given up; 0 is for ever",
     )
     drain_s: int = Field(
         default=120, ge=0, description="how long running requests may take to finish at the end"

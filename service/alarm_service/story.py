@@ -19,6 +19,7 @@ from alarm_models.shaping import Shaping
 from alarm_service.engine import Engine
 from alarm_service.gathering import Found, Gathering, counts
 from alarm_service.generations.generation import Generation
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.telemetry.earnings import AspectEarned, Earned
 from alarm_service.telemetry.reward_metrics import RewardMetrics
 
@@ -122,6 +123,7 @@ async def reward_samples(
     samples: Sequence[Sample],
     overrides: Overrides,
     aspects: Literal["admitted", "all"],
+    caller: Caller = INTERNAL,
 ) -> Rewards:
     """Reward samples by the recipe of that name, with one request's overrides.
 
@@ -129,10 +131,10 @@ async def reward_samples(
     aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
     """
     engine.catalog.recipe(name).hierarchy_with(overrides)  # what is wrong is told at once
-    async with engine.admitted(samples) as generation:
+    async with engine.admitted(samples, caller) as generation:
         recipe = generation.catalog.recipe(name)
         hierarchy = recipe.hierarchy_with(overrides)
-        gathering = Gathering(engine, generation, recipe, samples)
+        gathering = Gathering(engine, generation, recipe, samples, caller)
         found = await gathering.found(hierarchy, everything=aspects == "all")
         story = _Story(recipe, samples, overrides)
         rewards = await engine.passage.in_worker(partial(story.rewards, found, hierarchy))

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,10 @@ def test_every_sample_can_be_read_back(
         assert tuple(layout.ids[place] for place in places) == sample
         assert [layout.positions[place] for place in places] == list(range(len(sample)))
     assert sum(layout.num_computed) == len(layout.ids)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_samples_of_different_owners_share_nothing(share: bool) -> None:
+    layout = lay_out([PROMPT, PROMPT, PROMPT], share=share, owners=["a", "b", "a"])
+    assert layout.num_computed == [len(PROMPT), len(PROMPT), 0]
+    assert layout.pieces[0] == layout.pieces[2] != layout.pieces[1]

@@ -117,6 +117,21 @@ def test_a_row_too_large_to_keep_leaves_what_is_kept() -> None:
     assert memory.num_bytes == 0
 
 
+def test_rows_are_recalled_for_their_owner_alone() -> None:
+    memory = Memory(max_bytes=10_000)
+    ids = tuple(range(20))
+    layer = (torch.zeros(1, 1, 40, 1), torch.zeros(1, 1, 40, 1))
+    pieces = [(Span(0, 20),), (Span(20, 40),)]
+    memory.remember(Past([ids, ids], pieces, {0: layer}, owners=["a", "b"]))
+    found = {owner: memory.recall(ids, 0, owner) for owner in ("", "a", "b", "c")}
+    assert {owner: known and known.spans for owner, known in found.items()} == {
+        "": None,
+        "a": (Span(0, 20),),
+        "b": (Span(20, 40),),
+        "c": None,
+    }
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_batches_one_after_another_are_exact(data: st.DataObject) -> None:

@@ -1,4 +1,8 @@
 import asyncio
+import heapq
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import pytest
 from served import serving, until_set
@@ -7,26 +11,56 @@ from standin import Words, recipe
 from alarm_models.sample import Message, Sample
 from alarm_service.errors import Overloaded
 from alarm_service.scheduling.admission import Admission, estimate_tokens
+from alarm_service.scheduling.caller import Caller
+from alarm_service.scheduling.throughput import Throughput
 
 
-def door(max_tokens: int, *, tokens_per_s: float = 0) -> Admission:
-    return Admission(max_tokens, tokens_per_s=lambda: tokens_per_s, observe=lambda _: None)
+@dataclass
+class Clock:
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
 
 
-def test_an_empty_house_takes_any_request() -> None:
-    admission = door(10)
+def queue(max_tokens: int, *, max_queue_s: float = 0, tokens_per_s: float = 1000) -> Admission:
+    throughput = Throughput(tokens_per_s)
+    throughput.observe(int(1000 * tokens_per_s), 1000)  # as was assumed
+    return Admission(max_tokens, max_queue_s=max_queue_s, throughput=throughput, now=Clock())
+
+
+def caller(number: int) -> Caller:
+    return Caller(connection=f"10.0.0.1:{number}")
+
+
+def is_admitted(admission: Admission, num_tokens: int, number: int) -> bool:
+    """Ask for room and hold it if there is any; a caller's requests have its number as content."""
+    place = admission.admit(num_tokens, caller(number), number)
+    try:
+        place.__enter__()
+    except Overloaded:
+        return False
+    held.append(place)  # it would be given back where nobody had it
+    return True
+
+
+held: list[AbstractContextManager[None]] = []
+
+
+def test_an_empty_queue_takes_any_request() -> None:
+    admission = queue(10)
     with admission.admit(1000):
         assert admission.num_queued == 1000
 
 
-def test_a_house_fills_up_to_its_limit() -> None:
-    admission = door(10)
+def test_a_queue_fills_up_to_its_limit() -> None:
+    admission = queue(10)
     with admission.admit(4), admission.admit(6), pytest.raises(Overloaded), admission.admit(1):
         pass
 
 
 def test_a_place_is_given_back_whatever_happens() -> None:
-    admission = door(10)
+    admission = queue(10)
     with pytest.raises(ValueError, match="no"), admission.admit(4):
         raise ValueError("no")
     assert admission.num_queued == 0
@@ -34,12 +68,185 @@ def test_a_place_is_given_back_whatever_happens() -> None:
 
 @pytest.mark.parametrize(
     ("tokens_per_s", "seconds"),
-    [(0, 1), (1000, 1), (25, 2), (1, 30)],  # 100 tokens wait: half of them take 50 / rate
+    [(1000, 1), (25, 2), (1, 50)],  # 100 tokens are queued: half of them take 50 / rate
 )
-def test_a_full_house_says_when_half_of_it_will_be_done(tokens_per_s: float, seconds: int) -> None:
-    admission = door(100, tokens_per_s=tokens_per_s)
+def test_a_full_queue_says_when_half_of_it_will_be_done(tokens_per_s: float, seconds: int) -> None:
+    admission = queue(100, tokens_per_s=tokens_per_s)
+    with admission.admit(100), pytest.raises(Overloaded) as refused, admission.admit(1):
+        pass
+    assert refused.value.retry_after_s == seconds
+
+
+def test_a_refused_request_is_told_when_there_will_be_room_after_those_before_it() -> None:
+    admission = queue(100, tokens_per_s=1)
     with admission.admit(100):
-        assert admission.retry_after_s() == seconds
+        told = []
+        for number in range(3):
+            with pytest.raises(Overloaded) as refused, admission.admit(80, caller(number), number):
+                pass
+            told.append(refused.value.retry_after_s)
+    # 100 + 80 - 100 tokens have to go, then 80 and 160 more.
+    assert told == [80, 160, 240]
+
+
+def test_nobody_is_told_a_long_time_before_anything_was_measured() -> None:
+    admission = Admission(100, throughput=Throughput(1))
+    with admission.admit(100), pytest.raises(Overloaded) as refused, admission.admit(1):
+        pass
+    assert refused.value.retry_after_s == 5
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "room"),
+    [(2, 20), (9, 90), (50, 100)],  # ten seconds of it, and no more than 100
+)
+def test_a_queue_is_seconds_of_throughput_within_its_tokens(tokens_per_s: float, room: int) -> None:
+    assert queue(100, max_queue_s=10, tokens_per_s=tokens_per_s).max_tokens() == room
+
+
+def test_throughput_is_measured_while_there_is_enough_to_do() -> None:
+    clock = Clock()
+    throughput = Throughput(1000)
+    admission = Admission(100, max_queue_s=1, throughput=throughput, now=clock)
+    with admission.admit(10):  # less than a quarter of the queue
+        clock.seconds += 100
+    assert throughput.tokens_per_s == 1000
+    with admission.admit(50):
+        clock.seconds += 1
+    # The second that is assumed has lost a 60th of its weight's half-life.
+    kept = 0.5 ** (1 / 60)
+    assert throughput.tokens_per_s == pytest.approx((1000 * kept + 50) / (kept + 1), rel=1e-9)
+
+
+def test_what_is_not_done_is_no_throughput() -> None:
+    clock = Clock()
+    admission = Admission(100, now=clock, throughput=Throughput(1000))
+    place = admission.admit(100)
+    place.__enter__()
+    clock.seconds += 1
+    place.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+    assert admission.throughput.tokens_per_s == 1000
+
+
+def test_room_is_kept_for_a_refused_request_before_newcomers() -> None:
+    admission = queue(100)
+    with admission.admit(100):
+        assert not is_admitted(admission, 80, 1)
+    with admission.admit(30):
+        assert not is_admitted(admission, 60, 2)  # beyond the half that is open to anybody
+        assert is_admitted(admission, 15, 3)
+        assert not is_admitted(admission, 7, 4)
+        assert is_admitted(admission, 80, 1)  # its turn, as no more than half is taken
+
+
+def test_each_caller_may_hold_its_share_of_the_seconds_whatever_others_have_queued() -> None:
+    admission = queue(1000, max_queue_s=1, tokens_per_s=90)
+    assert is_admitted(admission, 500, 1)
+    assert is_admitted(admission, 45, 2)  # half of 90
+    assert not is_admitted(admission, 31, 3)  # a third
+    assert is_admitted(admission, 5, 4)  # before caller 3, which waits for 31
+    assert not is_admitted(admission, 2, 2)
+
+
+def test_no_share_goes_beyond_the_tokens_that_were_set() -> None:
+    admission = queue(100, max_queue_s=1, tokens_per_s=1000)
+    assert is_admitted(admission, 100, 1)
+    assert not is_admitted(admission, 1, 2)
+
+
+def test_a_place_that_nobody_comes_back_for_is_given_up() -> None:
+    clock = Clock()
+    admission = Admission(100, now=clock, throughput=Throughput(1000))
+    with admission.admit(60):
+        assert not is_admitted(admission, 80, 1)  # told 1 s: expected within 1.5 s and 10
+        assert not is_admitted(admission, 30, 2)
+        clock.seconds = 11.6
+        assert is_admitted(admission, 30, 2)
+
+
+def test_a_request_that_comes_again_by_another_connection_has_its_place() -> None:
+    admission = queue(100)
+    again = Caller(connection="10.0.0.1:99")
+    with admission.admit(60):
+        assert not is_admitted(admission, 80, 1)
+        with pytest.raises(Overloaded) as refused, admission.admit(80, again, content=1):
+            pass
+    assert "have a place before" not in refused.value.message
+
+
+def test_callers_that_send_the_same_are_told_apart_once_both_came_again() -> None:
+    admission = queue(100)
+    one, other = caller(1), caller(2)
+    told = []
+    with admission.admit(100):
+        for sender in (one, other, one, other):
+            with pytest.raises(Overloaded) as refused, admission.admit(80, sender, content=7):
+                pass
+            told.append("have a place before" in refused.value.message)
+    assert told == [False, False, True, False]
+
+
+def test_a_large_request_has_its_turn_among_small_ones() -> None:
+    """400 callers of a queue of 60 s: each round of them is 800 s of work, so all wait a while."""
+    waits = overload(seconds=900, tokens_per_s=1000, patience=lambda told: 5.0)
+    assert all(waits[LARGE]), "each caller of 1,024 samples gets in"
+    assert all(waits[MIDDLE])
+    assert min(map(len, waits[SMALL])) >= 10
+    # The whole round is 350 * 1920 + 48 * 60 + 2 * 61440 tokens: 798 s.
+    assert max(wait for waited in waits[LARGE] for wait in waited) <= 798 + 2 * 61
+    # A small request waits for what is queued, not for those that wait for room.
+    assert max(wait for waited in waits[SMALL] for wait in waited) <= 2 * 61.44 + 1
+
+
+def test_who_comes_back_when_told_gets_in_and_the_device_is_never_idle() -> None:
+    waits = overload(seconds=900, tokens_per_s=5000, patience=lambda told: 1.25 * told)
+    assert all(waits[LARGE])
+    numbers = [len(waited) for waited in waits[MIDDLE]]
+    # A round is 160 s: some five of them, for everybody alike.
+    assert 4 <= min(numbers) <= max(numbers) <= 9
+
+
+LARGE, MIDDLE, SMALL = 1024 * 60, 32 * 60, 60
+
+
+def overload(
+    *, seconds: float, tokens_per_s: float, patience: Callable[[int], float]
+) -> dict[int, list[list[float]]]:
+    """Let 400 callers ask again and again, of a device that does tokens in the order they came.
+
+    Returns, by the tokens of a request, how long each caller's requests took that were done. The
+    device is idle for less than a second.
+    """
+    clock = Clock()
+    admission = Admission(10**6, max_queue_s=60, now=clock, throughput=Throughput())
+    sizes = [MIDDLE] * 350 + [SMALL] * 48 + [LARGE] * 2
+    done: list[list[float]] = [[] for _ in sizes]
+    asked = [number / 4000 for number in range(len(sizes))]
+    events = [(at, number, False) for number, at in enumerate(asked)]
+    held: dict[int, AbstractContextManager[None]] = {}
+    free_at = idle_s = 0.0
+    while events[0][0] <= seconds:
+        clock.seconds, number, is_done = heapq.heappop(events)
+        if is_done:
+            held.pop(number).__exit__(None, None, None)
+            done[number].append(clock.seconds - asked[number])
+            asked[number] = clock.seconds
+        place = admission.admit(sizes[number], caller(number), number)
+        try:
+            place.__enter__()
+        except Overloaded as refused:
+            again = clock.seconds + patience(refused.retry_after_s or 0)
+            heapq.heappush(events, (again, number, False))
+            continue
+        held[number] = place
+        idle_s += max(0.0, clock.seconds - free_at)
+        free_at = max(free_at, clock.seconds) + sizes[number] / tokens_per_s
+        heapq.heappush(events, (free_at, number, True))
+    assert idle_s < 1
+    by_size: dict[int, list[list[float]]] = {LARGE: [], MIDDLE: [], SMALL: []}
+    for size, waits in zip(sizes, done, strict=True):
+        by_size[size].append(waits)
+    return by_size
 
 
 def test_tokens_are_estimated_from_characters() -> None:

@@ -102,33 +102,54 @@ async def test_a_model_that_cannot_score_at_all_breaks_the_server() -> None:
         assert "model 'words' cannot score" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("last", "cause"), [("die", "SystemExit('the end')"), ("poison", "illegal memory access")]
-)
-async def test_all_callers_hear_when_the_device_is_lost(last: str, cause: str) -> None:
+async def test_all_callers_hear_when_the_device_is_lost() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
-        doomed = [asyncio.create_task(server.score(last, "a")) for _ in range(3)]
+        doomed = [asyncio.create_task(server.score("poison", "a")) for _ in range(3)]
         await server.until_waiting(6)
         server.words.release.set()
         assert (await holder).status_code == 200
-        for one in doomed:
-            assert_broken(await one)
+        for one in doomed:  # any of them may be the cause: none is to be sent again
+            errors = [score["error"] for score in (await one).json()["scores"]]
+            assert [error["code"] for error in errors] == ["model_failed"] * 2
+            assert "it was one of 6 in its batch" in errors[0]["message"]
         late = await server.score("a")
         assert_broken(late)
-        assert cause in late.json()["error"]["message"]
+        assert "illegal memory access" in late.json()["error"]["message"]
         live = await server.client.get("/health/live")
         assert live.status_code == 503
         assert live.json()["error"]["code"] == "broken"
         assert (await server.client.get("/health/ready")).status_code == 503
 
 
+async def test_a_sample_that_ends_the_thread_fails_alone_and_others_go_on() -> None:
+    async with serving() as server:
+        holder = asyncio.create_task(server.score("hold"))
+        await until_set(server.words.held)
+        doomed = [asyncio.create_task(server.score("die", "a b")) for _ in range(3)]
+        await server.until_waiting(6)
+        server.words.release.set()
+        assert (await holder).status_code == 200
+        for one in doomed:
+            dead, alive = (await one).json()["scores"]
+            assert dead["error"]["code"] == "model_failed"
+            assert "SystemExit('the end')" in dead["error"]["message"]
+            assert alive["score"] == 2
+        # All together, then each sample alone.
+        assert sorted(server.words.batches[2:]) == [1, 1, 1, 1, 1, 1, 6]
+        again = (await server.score("die", "a")).json()["scores"]
+        assert "did not get through this sample before" in again[0]["error"]["message"]
+        assert again[1]["score"] == 1
+        assert sorted(server.words.batches[2:]) == [1] * 7 + [6]
+        assert (await server.client.get("/health/ready")).json()["reason"] == "ready"
+
+
 async def test_the_metric_says_whether_the_server_is_ready() -> None:
     async with serving() as server:
         await until_ready(server)
         assert "alarm_ready 1.0" in (await server.client.get("/metrics")).text
-        await server.score("die")
+        await server.score("poison")
         assert "alarm_ready 0.0" in (await server.client.get("/metrics")).text
 
 

@@ -39,8 +39,11 @@ async def serving(
         yield client
 
 
-async def score(client: httpx.AsyncClient, *samples: dict[str, str]) -> dict[str, Any]:
-    answer = await client.post("/score", json={"samples": samples})
+async def score(
+    client: httpx.AsyncClient, *samples: dict[str, str], key: str = ""
+) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = await client.post("/score", json={"samples": samples}, headers=headers)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -89,6 +92,35 @@ async def test_a_server_that_remembers_nothing_runs_each_prompt_again(
         answers = [await score(client, sample) for sample in GROUP]
     _, whole = prompt_and_whole(llama)
     assert [answer["usage"]["num_computed_tokens"] for answer in answers] == whole
+
+
+async def test_usage_says_nothing_of_what_another_key_sent(
+    llama: Checkpoint, tmp_path: Path
+) -> None:
+    _, whole = prompt_and_whole(llama)
+    async with serving(llama, tmp_path, api_key="one;other") as client:
+        first = [await score(client, sample, key="one") for sample in GROUP[:2]]
+        guessed = await score(client, GROUP[0], key="other")
+        together = await asyncio.gather(
+            *(score(client, GROUP[2], key=key) for key in ("one", "other", "one", "other"))
+        )
+    assert first[1]["usage"]["num_computed_tokens"] < whole[1]  # its own are shared
+    assert guessed["usage"]["num_computed_tokens"] == whole[0]
+    assert [one["scores"][0]["score"] for one in (*first, guessed)] == pytest.approx(
+        [*alone(llama)[:2], alone(llama)[0]], abs=1e-5
+    )
+    by_other = [together[index]["usage"]["num_computed_tokens"] for index in (1, 3)]
+    # The prompt is known from the guess, so that each, or the first of a batch, adds what is new.
+    new = whole[2] - prompt_and_whole(llama)[0]
+    assert all(one <= new + 1 for one in by_other)
+    assert max(by_other) > 0
+
+
+async def test_one_key_shares_as_none_does(llama: Checkpoint, tmp_path: Path) -> None:
+    async with serving(llama, tmp_path, api_key="one") as client:
+        answers = [await score(client, sample, key="one") for sample in GROUP[:2]]
+    _, whole = prompt_and_whole(llama)
+    assert answers[1]["usage"]["num_computed_tokens"] < whole[1]
 
 
 @pytest.fixture

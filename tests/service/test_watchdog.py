@@ -2,9 +2,11 @@ import asyncio
 import threading
 
 import pytest
-from served import samples, serving, until_set
-from standin import PATIENCE_S
+from served import samples, serving, until, until_set
+from standin import FIGURE_1, PATIENCE_S
 
+from alarm_models.networks.construction import Construction
+from alarm_service.scheduling import runtime
 from alarm_service.scheduling.watchdog import Watchdog
 
 
@@ -43,21 +45,107 @@ def test_a_block_after_others_and_a_pause_is_watched_too(late: threading.Event) 
         assert late.wait(PATIENCE_S)
 
 
-async def test_a_forward_pass_that_never_ends_breaks_the_server_and_all_hear_so() -> None:
+async def test_a_pass_that_never_ends_fails_its_sample_for_good_and_nobody_else() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         await server.engine.life.until_ready()
-        hanging = asyncio.create_task(server.score("hold", "a"))
+        hanging = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
-        waiting = asyncio.create_task(server.score("b"))
-        for answer in (await hanging, await waiting, await server.score("c")):
-            assert answer.status_code == 503
-            assert answer.json()["error"]["code"] == "broken"
-            assert "words takes longer than 0.5 s" in answer.json()["error"]["message"]
-        for path in ("/health/live", "/health/ready"):
-            health = await server.client.get(path)
-            assert health.status_code == 503
-            assert "--forward-timeout-s" in health.json()["reason"]
-        assert "\nalarm_ready 0.0\n" in (await server.client.get("/metrics")).text
+        waiting = asyncio.create_task(server.score("b c"))
+        (error,) = (score["error"] for score in (await hanging).json()["scores"])
+        assert error["code"] == "model_failed"
+        assert "words takes longer than 0.5 s (--forward-timeout-s)" in error["message"]
+        assert (await waiting).json()["scores"][0]["score"] == 2
+        ready = await server.client.get("/health/ready")
+        assert ready.status_code == 200
+        assert ready.json()["reason"].startswith("ready; degraded: a forward pass of words takes")
+        metrics = (await server.client.get("/metrics")).text
+        assert "\nalarm_given_up_passes 1.0\n" in metrics
+        assert '\nalarm_timed_out_samples_total{model="words"} 1.0\n' in metrics
+        num_batches = len(server.words.batches)
+        again = (await server.score("hold")).json()["scores"]
+        assert "do not send it again" in again[0]["error"]["message"]
+        assert len(server.words.batches) == num_batches  # it was not run
+        server.words.release.set()
+        await until(lambda: not server.engine.life.degraded)
+        assert (await server.client.get("/health/ready")).json()["reason"] == "ready"
+
+
+async def test_neighbours_of_a_sample_that_hangs_are_scored_alone() -> None:
+    async with serving(forward_timeout_s=0.5) as server:
+        await server.engine.life.until_ready()
+        scores = (await server.score("a", "hold", "a b", "a b c")).json()["scores"]
+        assert [one["score"] for one in scores] == [1, None, 2, 3]
+        assert [one["error"] and one["error"]["code"] for one in scores] == [
+            None,
+            "model_failed",
+            None,
+            None,
+        ]
+        assert sorted(server.words.batches[1:]) == [1, 1, 1, 1, 4]
+
+
+async def test_a_rewarded_request_with_a_sample_that_hangs_is_answered() -> None:
+    async with serving(forward_timeout_s=0.5) as server:
+        rewards = (await server.reward("a b", "hold")).json()["rewards"]
+        assert [one["reward"] for one in rewards] == [2, None]
+
+
+async def test_a_trainer_is_told_that_a_sample_which_hangs_is_not_to_be_sent_again() -> None:
+    async with serving(forward_timeout_s=0.5) as server:
+        answer = await server.client.post(
+            "/compat/slime/plain", json={"prompt": "?", "response": "hold", "label": None}
+        )
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "model_failed"
+        assert not answer.json()["error"]["retryable"]
+
+
+async def test_too_many_passes_that_never_end_break_the_server() -> None:
+    async with serving(forward_timeout_s=0.2) as server:
+        await server.engine.life.until_ready()
+        for number in range(5):
+            text = "hold " * (1 + number)
+            (score,) = (await server.score(text)).json()["scores"]
+            assert score["error"]["code"] == "model_failed"
+        late = await server.score("a")
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "broken"
+        assert "the server must be started again" in late.json()["error"]["message"]
+        assert (await server.client.get("/health/live")).status_code == 503
+
+
+async def test_a_long_pass_of_one_model_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_RELIEF_S", 0.2)
+    async with serving(FIGURE_1) as server:
+        await server.engine.life.until_ready()
+        slow = asyncio.create_task(server.score("hold"))
+        await until_set(server.words.held)
+        same = asyncio.create_task(server.score("a b"))
+        other = await server.client.post("/score", json={"model": "a", "samples": samples("A a")})
+        assert other.json()["scores"][0]["score"] == 0.5
+        assert server.words.batches == [1, 1]  # no second pass of the same model beside the first
+        server.words.release.set()
+        assert (await slow).json()["scores"][0]["score"] == 1
+        assert (await same).json()["scores"][0]["score"] == 2
+
+
+def test_a_construction_does_not_wait_for_a_pass_that_was_given_up() -> None:
+    construction = Construction()
+    inside, leave = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with construction.kept_out():
+            inside.set()
+            leave.wait(PATIENCE_S)
+
+    hanging = threading.Thread(target=hang)
+    hanging.start()
+    assert inside.wait(PATIENCE_S)
+    construction.give_up(hanging.ident or 0)
+    with construction.alone():
+        pass
+    leave.set()
+    hanging.join(PATIENCE_S)
 
 
 async def test_a_forward_pass_may_take_its_time_where_nobody_set_one() -> None:

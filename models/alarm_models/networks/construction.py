@@ -18,7 +18,8 @@ class Construction:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._num_passes = 0
+        #: The threads that run forward passes.
+        self._passes: set[int] = set()
         self._is_under_way = False
 
     @contextmanager
@@ -26,14 +27,18 @@ class Construction:
         """Run the block, a forward pass, while nothing is constructed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
-            self._num_passes += 1
+            self._passes.add(threading.get_ident())
         try:
             yield
         finally:
-            with self._changed:
-                self._num_passes -= 1
-                if self._is_under_way:
-                    self._changed.notify_all()
+            self.give_up(threading.get_ident())
+
+    def give_up(self, thread: int) -> None:
+        """Wait no longer for the pass of a thread, which may never end; nobody uses its result."""
+        with self._changed:
+            self._passes.discard(thread)
+            if self._is_under_way:
+                self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -41,7 +46,7 @@ class Construction:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
             self._is_under_way = True
-            self._changed.wait_for(lambda: not self._num_passes)
+            self._changed.wait_for(lambda: not self._passes)
         try:
             yield
         finally:

@@ -34,6 +34,9 @@ class Network(Protocol):
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample adds to the work, padding not counted."""
 
+    def forget(self) -> None:
+        """Free what is remembered of batches before."""
+
 
 class HeadedNetwork:
     """A backbone that runs the fastest exact way, and a head on the states that are read."""
@@ -57,6 +60,10 @@ class HeadedNetwork:
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Return the tokens that each sample adds to the work, padding not counted."""
         return self._backbone.num_computed(batch)
+
+    def forget(self) -> None:
+        """Free what is remembered of batches before."""
+        self._backbone.forget()
 
 
 class WholeNetwork:
@@ -100,3 +107,6 @@ class WholeNetwork:
     def num_computed(self, batch: Sequence[Features]) -> list[int]:
         """Every sample is computed whole."""
         return [one.num_tokens for one in batch]
+
+    def forget(self) -> None:
+        """Remember nothing, as ever."""

@@ -92,6 +92,9 @@ class PaddedBackbone:
             for row, one in enumerate(batch)
         ]
 
+    def forget(self) -> None:
+        """Remember nothing, as ever."""
+
 
 def padded(batch: Sequence[Features], model: Any) -> dict[str, torch.Tensor]:
     """Pad samples on the right; return a model's inputs, ``[batch, tokens]`` each."""

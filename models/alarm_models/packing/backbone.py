@@ -53,9 +53,8 @@ class PackedBackbone:
         self._share = share
         self._lengths = lengths or Lengths()
         # Beyond an open end each length has frequencies of its own: nothing to remember there.
-        num_bytes = max_remembered_bytes // max(self._lengths.num_classes, 1)
-        num_memories = self._lengths.num_classes if share and num_bytes else 0
-        self._memories = {number: Memory(num_bytes) for number in range(num_memories)}
+        self._max_memory_bytes = max_remembered_bytes // max(self._lengths.num_classes, 1)
+        self._memories = self._new_memories()
         self._last: tuple[Sequence[Features], list[int]] | None = None
         self._longformer = (
             PackedLongformer(model, has_global=has_global, is_varlen=is_varlen)
@@ -98,10 +97,15 @@ class PackedBackbone:
         return num_computed
 
     def forget(self) -> None:
-        """Free what is remembered of batches before."""
+        """Free what is remembered of batches before; one that still runs adds nothing to it."""
         self._last = None
         for memory in self._memories.values():
             memory.forget()
+        self._memories = self._new_memories()
+
+    def _new_memories(self) -> dict[int, Memory]:
+        num = self._lengths.num_classes if self._share and self._max_memory_bytes else 0
+        return {number: Memory(self._max_memory_bytes) for number in range(num)}
 
     def _run(self, batch: Sequence[Features]) -> tuple[torch.Tensor, Layout]:
         """Run samples of one class of lengths in one row."""
@@ -120,7 +124,7 @@ class PackedBackbone:
             self.forget()
             raise
         if memory is not None:
-            memory.remember(row.past([one.ids for one in batch]))
+            memory.remember(row.past([one.ids for one in batch], [one.owner for one in batch]))
         lengths = [span.end - span.start for _, span in spans]
         if len(states) != len(lengths):
             states = torch.stack([part.mean(0) for part in torch.split(states, lengths)])
@@ -139,12 +143,13 @@ class PackedBackbone:
         share = self._share and self._fits_window(batch)
         if any(one.types for one in batch):
             typed = [tuple(zip(one.ids, one.types, strict=True)) for one in batch]
-            return lay_out(typed, share=share)
+            return lay_out(typed, share=share, owners=[one.owner for one in batch])
         return lay_out(
             [one.ids for one in batch],
             share=share,
             memory=self._memory(batch),
             first_reads=[min((span.start for span in one.reads), default=0) for one in batch],
+            owners=[one.owner for one in batch],
         )
 
     def _states(self, row: Row) -> torch.Tensor:

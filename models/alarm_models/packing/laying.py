@@ -18,30 +18,35 @@ def lay_out(
     share: bool,
     memory: Memory | None = None,
     first_reads: Sequence[int] | None = None,
+    owners: Sequence[str] | None = None,
 ) -> Layout:
     """Lay samples of token ids out in one row.
 
     Identical samples are laid down once. With ``share``, samples that begin with the same ids have
     that beginning laid down once, on any number of levels; that is right for causal models alone.
     What ``memory`` knows of a beginning is not laid down at all, up to each sample's first read:
-    what is read has to run.
+    what is read has to run. Samples of different ``owners`` share nothing, be they identical.
     """
-    builder = _Builder(samples, first_reads or [0] * len(samples))
-    order = sorted(range(len(samples)), key=lambda index: samples[index])
+    owners = owners or [""] * len(samples)
+    builder = _Builder(samples, first_reads or [0] * len(samples), owners)
+    order = sorted(range(len(samples)), key=lambda index: (owners[index], samples[index]))
     if share:
         builder.grow(order, 0, (), memory)
     else:
-        alike: dict[Ids, list[int]] = {}
+        alike: dict[tuple[str, Ids], list[int]] = {}
         for index, sample in enumerate(samples):
-            alike.setdefault(sample, []).append(index)
+            alike.setdefault((owners[index], sample), []).append(index)
         for group in alike.values():
             builder.lay(group, 0, len(samples[group[0]]), (), None)
     return builder.layout
 
 
 class _Builder:
-    def __init__(self, samples: Sequence[Ids], first_reads: Sequence[int]) -> None:
+    def __init__(
+        self, samples: Sequence[Ids], first_reads: Sequence[int], owners: Sequence[str]
+    ) -> None:
         self._samples = samples
+        self._owners = owners
         self._first_reads = first_reads
         self._num_keys = 0
         num = len(samples)
@@ -88,7 +93,7 @@ class _Builder:
         if memory is None:
             return None
         end = min(end, *(self._first_reads[sample] for sample in group))
-        return memory.recall(self._samples[group[0]][:end], depth)
+        return memory.recall(self._samples[group[0]][:end], depth, self._owners[group[0]])
 
     def _lay_new(self, group: Sequence[int], depth: int, end: int, path: tuple[Span, ...]) -> None:
         layout = self.layout
@@ -127,7 +132,8 @@ class _Builder:
             if group:
                 before, after = self._samples[group[-1]], self._samples[index]
                 common = num_common(before, after, depth)
-                if common < depth + MIN_SHARED and before != after:
+                is_same = self._owners[group[-1]] == self._owners[index]
+                if not is_same or (common < depth + MIN_SHARED and before != after):
                     yield group
                     group = []
             group.append(index)

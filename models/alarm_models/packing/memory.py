@@ -24,12 +24,14 @@ class Past:
     """A row that ran: its samples, where their keys stand, and each layer's keys and values.
 
     ``pieces`` holds for each sample the spans of the keys that make it up, in order; ``layers``
-    for each layer keys and values, ``[1, heads, keys, dim]`` each.
+    for each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` whose each sample is,
+    where that is not the same nobody for all.
     """
 
     samples: Sequence[Ids]
     pieces: Sequence[Sequence[Span]]
     layers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+    owners: Sequence[str] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -51,8 +53,9 @@ class Known:
 
 
 class _Entry(NamedTuple):
-    """A sample of a past row, by its ids."""
+    """A sample of a past row, by its owner and its ids."""
 
+    owner: str
     ids: Ids
     past: Past
     sample: int
@@ -68,12 +71,15 @@ class Memory:
         self._entries: list[_Entry] = []
         self.num_bytes = 0
 
-    def recall(self, ids: Ids, depth: int) -> Known | None:
-        """Find the ids from ``depth`` on, as many as are known; None for too few to be worth it."""
-        at = bisect_left(self._entries, ids, key=_ids)
+    def recall(self, ids: Ids, depth: int, owner: str = "") -> Known | None:
+        """Find an owner's ids from ``depth`` on, as many as are known.
+
+        None for too few to be worth it.
+        """
+        at = bisect_left(self._entries, (owner, ids), key=_key)
         near = self._entries[max(at - 1, 0) : at + 1]
         end, best = max(
-            ((num_common(entry.ids, ids, 0), entry) for entry in near),
+            ((num_common(entry.ids, ids, 0), entry) for entry in near if entry.owner == owner),
             key=lambda found: found[0],
             default=(0, None),
         )
@@ -90,7 +96,8 @@ class Memory:
         self.num_bytes += past.num_bytes
         for sample, ids in enumerate(past.samples):
             if len(ids) >= MIN_SHARED:
-                insort(self._entries, _Entry(ids, past, sample), key=_ids)
+                owner = past.owners[sample] if past.owners else ""
+                insort(self._entries, _Entry(owner, ids, past, sample), key=_key)
         while self.num_bytes > self._max_bytes or len(self._pasts) > _MAX_ROWS:
             self._forget_oldest()
 
@@ -106,8 +113,8 @@ class Memory:
         self._entries = [entry for entry in self._entries if entry.past is not oldest]
 
 
-def _ids(entry: _Entry) -> Ids:
-    return entry.ids
+def _key(entry: _Entry) -> tuple[str, Ids]:
+    return entry.owner, entry.ids
 
 
 def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:

@@ -59,9 +59,9 @@ class Row:
         self.layers[layer] = (key, value)
         return key, value
 
-    def past(self, samples: Sequence[Ids]) -> Past:
-        """Return the row, once it has run, for those that come after."""
-        return Past(samples, self.layout.pieces, self.layers)
+    def past(self, samples: Sequence[Ids], owners: Sequence[str] = ()) -> Past:
+        """Return the row, once it has run, for those of the same owners that come after."""
+        return Past(samples, self.layout.pieces, self.layers, owners)
 
     def _among(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
         """Put the row's keys (kind 0) or values (1) in their places among the known."""

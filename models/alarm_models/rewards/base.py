@@ -106,6 +106,10 @@ class OnDevice:
         """Return the tokens that each sample adds to a batch's work, padding not counted."""
         return self._network.num_computed(batch)
 
+    def forget(self) -> None:
+        """Free what is remembered of batches before."""
+        self._network.forget()
+
     def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
         """Run one batch."""
         with CONSTRUCTION.kept_out():

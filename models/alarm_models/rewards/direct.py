@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from alarm_models.crew import Check, Crew
 from alarm_models.errors import SampleError
@@ -13,7 +14,10 @@ from alarm_models.rewards.base import RewardModel
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import Spec
 
-__all__ = ["CheckModel", "DirectModel", "Model", "fingerprint_of"]
+__all__ = ["CheckModel", "DirectModel", "Model", "fingerprint_of", "in_turns"]
+
+_Part = TypeVar("_Part")
+_Scored = TypeVar("_Scored")
 
 
 class DirectModel(ABC):
@@ -91,6 +95,23 @@ class CheckModel(DirectModel):
     async def close(self) -> None:
         """Let the crew's threads end."""
         self._crew.close()
+
+
+async def in_turns(
+    score: Callable[[_Part], Awaitable[_Scored]], parts: Sequence[_Part], at_once: int
+) -> list[_Scored]:
+    """Score the parts of one request, so many at once, in order.
+
+    What they wait for serves in the order of asking: a large request that asked for all at once
+    would keep others waiting for all of it.
+    """
+    slots = asyncio.Semaphore(at_once)
+
+    async def scored(part: _Part) -> _Scored:
+        async with slots:
+            return await score(part)
+
+    return list(await asyncio.gather(*map(scored, parts)))
 
 
 def fingerprint_of(spec: Spec, *more: object) -> str:

@@ -8,13 +8,12 @@ A number is the score; None says nothing; a list of ``(start, end)``, ``(start, 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from alarm_models.errors import SampleError
 from alarm_models.functions import Function, FunctionPool
 from alarm_models.rewards.base import require_finite
-from alarm_models.rewards.direct import DirectModel, fingerprint_of
+from alarm_models.rewards.direct import DirectModel, fingerprint_of, in_turns
 from alarm_models.sample import Sample, Score, SegmentScore, Span, require_spans_within
 from alarm_models.specs import PythonSpec
 
@@ -28,10 +27,11 @@ class PythonModel(DirectModel):
         function = Function.find(spec.path, spec.function, spec.timeout_s, spec.environment)
         super().__init__(fingerprint_of(spec, function.digest))
         self._pool = FunctionPool(function, spec.workers, spec.concurrency)
+        self._at_once = spec.workers * (spec.concurrency if function.is_async else 1)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         """Call the function with each sample."""
-        return list(await asyncio.gather(*(self._score(sample) for sample in samples)))
+        return await in_turns(self._score, samples, self._at_once)
 
     async def close(self) -> None:
         """Kill the processes."""

@@ -12,7 +12,7 @@ from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.remote import Exchange, Failed, api_of
 from alarm_models.remote.client import excerpt, without_password
 from alarm_models.rewards.base import Outcome
-from alarm_models.rewards.direct import DirectModel
+from alarm_models.rewards.direct import DirectModel, in_turns
 from alarm_models.sample import Sample, Score
 from alarm_models.specs import RemoteSpec
 from alarm_models.texts.template import FieldPattern, TextTemplate
@@ -109,7 +109,7 @@ class RemoteModel(DirectModel):
         """Score samples, several requests at a time; never raises for what the server does."""
         size = self._api.max_samples
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        outcomes = await asyncio.gather(*(self._scored(part) for part in parts))
+        outcomes = await in_turns(self._scored, parts, self._spec.max_concurrent)
         return [outcome for part in outcomes for outcome in part]
 
     async def _scored(self, samples: Sequence[Sample]) -> list[Outcome]:

@@ -14,6 +14,7 @@ from alarm_service.compat.rewarding import Numbers, find, number_samples
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.errors import TooLarge
 from alarm_service.settings import Settings
+from alarm_service.web.authorizing import caller_of
 from alarm_service.web.caller import while_wanted
 from alarm_service.web.dependencies import EngineOf, SettingsOf, TimeoutMs, timeout_s
 from alarm_service.web.large import REQUESTS_A_ROLLOUT
@@ -48,7 +49,9 @@ class Call:
         find(self.engine.catalog, name)  # who names nothing hears so at once
         samples = await self.engine.passage.in_worker(prepare)
         self._check(samples, field)
-        return await number_samples(self.engine, name, samples, field)
+        return await number_samples(
+            self.engine, name, samples, field, caller_of(self.request.scope)
+        )
 
     def _check(self, samples: Sequence[Sample], field: str) -> None:
         most = REQUESTS_A_ROLLOUT * self.settings.max_samples

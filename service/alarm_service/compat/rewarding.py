@@ -18,6 +18,7 @@ from alarm_service.compat.splitting import SplitError, Texts
 from alarm_service.engine import Engine
 from alarm_service.errors import Invalid, NotFound, SampleFailed
 from alarm_service.scheduling.admission import estimate_tokens
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.story import reward_samples
 
 __all__ = ["OWN_PARTS", "Number", "Numbers", "find", "number_samples", "split_each"]
@@ -87,18 +88,24 @@ def split_each(texts: Sequence[object], split: Callable[[int], Texts], name: str
 
 
 async def number_samples(
-    engine: Engine, name: str | None, samples: Sequence[Sample], field: str
+    engine: Engine,
+    name: str | None,
+    samples: Sequence[Sample],
+    field: str,
+    caller: Caller = INTERNAL,
 ) -> Numbers:
     """Give each sample its number, by the recipe or model of that name.
 
     A trainer has no way to take a null, and a made-up number would be a wrong reward: so a sample's
     failure is the whole call's, `SampleFailed`, and says which of the ``field`` it is. Where the
-    house is full the call waits for room, since trainers give up after a few tries.
+    queue is full the call waits for room, since trainers give up after a few tries.
     """
-    await engine.admission.until_room(estimate_tokens(samples))
+    await engine.admission.until_room(estimate_tokens(samples), caller)
     target = find(engine.catalog, name)
     if isinstance(target, Recipe):
-        rewards = await reward_samples(engine, target.name, samples, Overrides(), "admitted")
+        rewards = await reward_samples(
+            engine, target.name, samples, Overrides(), "admitted", caller
+        )
         recipe = rewards.recipe
         of_reward = partial(_of_reward, hierarchy=recipe.hierarchy_with(Overrides()))
         return Numbers(
@@ -107,7 +114,7 @@ async def number_samples(
             _each(rewards.rewards, of_reward, field),
             rewards.num_tokens,
         )
-    scores = await engine.score(target.key, samples)
+    scores = await engine.score(target.key, samples, caller)
     return Numbers(
         scores.model, [_TRUNCATED], _each(scores.outcomes, _of_score, field), scores.num_tokens
     )

@@ -12,6 +12,7 @@ from ray.serve.exceptions import RayServeException
 
 from alarm_service.errors import Broken
 from alarm_service.ray.replica import Answer
+from alarm_service.scheduling.caller import INTERNAL, Caller
 
 __all__ = ["call", "until_answered"]
 
@@ -34,7 +35,13 @@ async def call(method: Any, *arguments: Any, **told: Any) -> Any:
 
 
 async def until_answered(
-    method: Any, samples: Any, *, fingerprint: str, slot: int, num_tokens: int
+    method: Any,
+    samples: Any,
+    *,
+    fingerprint: str,
+    slot: int,
+    num_tokens: int,
+    caller: Caller = INTERNAL,
 ) -> Answer:
     """Have a chunk scored, by another replica where the first one dies or cannot.
 
@@ -45,7 +52,7 @@ async def until_answered(
     for number in range(_MAX_CALLS):
         if number:
             await asyncio.sleep(_PAUSE_S * 2 ** (number - 1))
-        told = {"slot": slot, "num_tokens": num_tokens, "num_passed": number}
+        told = {"slot": slot, "num_tokens": num_tokens, "num_passed": number, "caller": caller}
         try:
             answer: Answer = await call(method, samples, **told)
         except (RayError, RayServeException) as error:

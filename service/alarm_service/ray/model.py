@@ -20,6 +20,7 @@ from alarm_service.ray.hold import Hold
 from alarm_service.ray.plan import PREFIX, Plan
 from alarm_service.ray.replica import About
 from alarm_service.ray.slots import Chunk, chunks
+from alarm_service.scheduling.caller import INTERNAL, Caller
 
 __all__ = ["RayModel"]
 
@@ -60,6 +61,12 @@ class RayModel(DirectModel):
         self._method = handle.score
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        """Score samples of this process's own."""
+        return await self.score_for(INTERNAL, samples)
+
+    async def score_for(
+        self, caller: Caller, samples: Sequence[Sample]
+    ) -> list[Score | SampleError]:
         """Score samples, those of one prompt on one replica; raise `Broken` where none answers."""
         cut = chunks(samples, _CHUNK_TOKENS)
         outcomes: list[Score | SampleError | None] = [None] * len(samples)
@@ -71,6 +78,7 @@ class RayModel(DirectModel):
                 fingerprint=self._fingerprint,
                 slot=chunk.slot,
                 num_tokens=chunk.num_tokens,
+                caller=caller,
             )
             for index, outcome in zip(chunk.indices, answer.outcomes, strict=True):
                 outcomes[index] = outcome

@@ -70,7 +70,8 @@ def plans(
 
     Deployments of another generation have other names: both may be there at once.
     """
-    own = settings.model_copy(update=_THE_INGRESS_S | {"max_queued_tokens": _NO_LIMIT})
+    unlimited = {"max_queued_tokens": _NO_LIMIT, "max_queue_s": 0}
+    own = settings.model_copy(update=_THE_INGRESS_S | unlimited)
     return {
         key: Plan(_name(generation, key), _alone(served), own, share, load)
         for key, served in wanted.items()

@@ -12,6 +12,7 @@ from alarm_models.sample import Sample, Score
 from alarm_service.app import create_engine
 from alarm_service.ray.plan import Plan
 from alarm_service.ray.scaling import QUEUED_TOKENS
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.scheduling.life import State
 from alarm_service.telemetry.log_stream import log_stream
 from alarm_service.telemetry.logs import set_up_logs
@@ -55,10 +56,16 @@ class ModelReplica:
         return About(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
 
     async def score(
-        self, samples: Sequence[Sample], *, slot: int, num_tokens: int, num_passed: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        slot: int,
+        num_tokens: int,
+        num_passed: int,
+        caller: Caller = INTERNAL,
     ) -> Answer:
-        """Score samples; all else is for the router, which reads it on the way."""
-        scores = await self._engine.score(None, samples)
+        """Score a caller's samples; all else is for the router, which reads it on the way."""
+        scores = await self._engine.score(None, samples, caller)
         return Answer(scores.fingerprint, scores.outcomes)
 
     def check_health(self) -> None:

@@ -24,12 +24,14 @@ class Life:
     """A server's life: it loads, is ready, drains and stops, unless it breaks.
 
     ``failure`` is why the models could not be loaded, ``death`` why the device is lost, which any
-    thread may set. All else belongs to the event loop.
+    thread may set, as it may note in ``degraded`` why a device does less than it should, by what
+    is the matter. All else belongs to the event loop.
     """
 
     def __init__(self, models: Collection[str]) -> None:
         self.failure: Exception | None = None
         self.death: Broken | None = None
+        self.degraded: dict[object, str] = {}
         self.is_draining = False
         self.is_stopped = False
         self.is_over = False
@@ -59,6 +61,9 @@ class Life:
             case State.LOADING:
                 awaited = f"; {self._awaited}; trying again" if self._awaited else ""
                 return f"loading {', '.join(self._models)}{awaited}"
+            case State.READY if self.degraded:
+                reasons = dict.fromkeys(list(self.degraded.values()))
+                return f"ready; degraded: {'; '.join(reasons)}"
             case state:
                 return state.value
 

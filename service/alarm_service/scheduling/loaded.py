@@ -39,6 +39,15 @@ class Loaded:
         """A digest of all that decides its scores."""
         return self.model.fingerprint
 
+    @property
+    def hidden_size(self) -> int | None:
+        """The width of a network that attends to all of a sample; None where that is not known."""
+        config = getattr(self.model, "config", None) if self.replicas else None
+        if getattr(config, "sliding_window", None) or getattr(config, "attention_window", None):
+            return None
+        size = getattr(config, "hidden_size", None)
+        return size if isinstance(size, int) else None
+
     def on_device(self, index: int) -> RewardModel:
         """Return the replica on a device; raise `TypeError` where the model needs none."""
         model = self.replicas[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
@@ -13,7 +14,7 @@ from alarm_models.sample import Sample, Span, require_spans_within, require_star
 from alarm_service.scheduling.job import Job
 from alarm_service.scheduling.work import Work
 
-__all__ = ["faults_of", "prepare", "settle"]
+__all__ = ["faults_of", "owned_by", "prepare", "settle"]
 
 #: How many spans a character may be in, on average.
 _MAX_OVERLAP = 8
@@ -68,6 +69,13 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]
     return [prepared for sample in samples for prepared in _prepare(model, [sample])]
+
+
+def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
+    """Return features that share nothing with those of other keys; an empty key is no key."""
+    if not key:
+        return prepared
+    return [replace(one, owner=key) if isinstance(one, Features) else one for one in prepared]
 
 
 def settle(

@@ -39,14 +39,30 @@ class Replicas:
     ) -> None:
         self.devices = devices
         self._threads = [
-            DeviceThread(index, waiting, metrics, life, traces, forward_timeout_s=forward_timeout_s)
-            for index in range(len(devices))
+            DeviceThread(
+                index,
+                waiting,
+                metrics,
+                life,
+                traces,
+                forward_timeout_s=forward_timeout_s,
+                is_cpu=device.type == "cpu",
+                on_lost=self._has_others,
+            )
+            for index, device in enumerate(devices)
         ]
 
     @property
-    def tokens_per_s(self) -> float:
-        """What all devices together run; 0 before the first batch."""
-        return sum(thread.tokens_per_s for thread in self._threads)
+    def num_given_up(self) -> int:
+        """How many forward passes were given up and still run."""
+        return sum(thread.num_given_up() for thread in self._threads)
+
+    def is_running(self) -> bool:
+        """Say whether a device's thread runs; Python must not be finalized while one does.
+
+        A forward pass cannot be interrupted: a process that is to end meanwhile ends by `os._exit`.
+        """
+        return any(thread.is_running() for thread in self._threads)
 
     def load(
         self, load: Load, wanted: Mapping[str, ServedModel], made: list[Model], *, is_measured: bool
@@ -90,6 +106,9 @@ class Replicas:
         """Wait for the threads to end once their queue is closed."""
         for thread in self._threads:
             thread.join(timeout_s)
+
+    def _has_others(self) -> bool:
+        return not all(thread.is_lost for thread in self._threads)
 
 
 def _budget(model: Model, served: ServedModel) -> int | None:

@@ -9,9 +9,15 @@ from alarm_models.errors import SampleError
 from alarm_models.features import BatchCost, Features
 from alarm_models.sample import Score
 from alarm_service.errors import ServiceError
+from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.scheduling.loaded import Loaded
 
-__all__ = ["Outcome", "Scores", "Work"]
+__all__ = ["Outcome", "Scores", "TimedOut", "Work"]
+
+
+class TimedOut(SampleError):
+    """A sample's forward pass did not end in time, or ended the thread that ran it: final."""
+
 
 #: What becomes of one sample at one model.
 Outcome = Score | SampleError | ServiceError
@@ -23,7 +29,8 @@ class Work:
 
     ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
     gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``trace``
-    the trace that its forward pass belongs to.
+    the trace that its forward pass belongs to; ``charged`` the device time that its ``caller`` was
+    charged as it was taken, in seconds, and ``weight`` what a second of it costs that caller.
     """
 
     model: Loaded
@@ -33,6 +40,9 @@ class Work:
     since: float
     cost: BatchCost = BatchCost.PADDED
     trace: object = None
+    caller: Caller = INTERNAL
+    charged: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,24 @@ class Metrics:
             return Gauge(name, text, registry=registry)
 
         self._queued_tokens = gauge(
-            "alarm_queued_tokens", "Tokens in the house, as counted at the door."
+            "alarm_queued_tokens", "Tokens of admitted requests, estimated from their characters."
         )
         self._max_queued_tokens = gauge(
-            "alarm_max_queued_tokens", "Tokens in the house from which on callers get a 429."
+            "alarm_max_queued_tokens", "Queued tokens from which on callers get a 429."
+        )
+        self._reserved_tokens = gauge(
+            "alarm_reserved_tokens",
+            "Tokens of requests that wait in line for room or were refused and have a place kept.",
+        )
+        self._tokens_per_s = gauge(
+            "alarm_throughput_tokens_per_second",
+            "Queued tokens done in a second, measured while there was enough to do.",
+        )
+        self._waiting_callers = gauge(
+            "alarm_waiting_callers", "Callers whose samples wait for the device."
+        )
+        self._given_up_passes = gauge(
+            "alarm_given_up_passes", "Forward passes that were given up and still run."
         )
         self._waiting_samples = gauge("alarm_waiting_samples", "Samples that wait for the device.")
         self._ready = gauge("alarm_ready", "1 once every model has run.")
@@ -117,6 +131,13 @@ class Metrics:
         self._failed_batches = counter(
             "alarm_failed_batches", "Forward passes that raised and were split."
         )
+        self._timed_out_passes = counter(
+            "alarm_timed_out_passes", "Forward passes that took longer than they may."
+        )
+        self._timed_out_samples = counter(
+            "alarm_timed_out_samples",
+            "Samples that failed for good as their forward pass took too long or ended its thread.",
+        )
         self._sample_errors = Counter(
             "alarm_sample_errors", "Samples that a model failed.", ["code"], registry=registry
         )
@@ -130,13 +151,34 @@ class Metrics:
         """Be occupied while the block runs."""
         return self._in_house.running()
 
-    def queued(self, num_tokens: int) -> None:
-        """Set how many tokens are in the house."""
+    def queued(self, num_tokens: int, num_reserved: int) -> None:
+        """Set how many tokens are queued, and for how many a place is kept."""
         self._queued_tokens.set(num_tokens)
+        self._reserved_tokens.set(num_reserved)
 
-    def room(self, max_tokens: int) -> None:
-        """Set how many tokens the house takes."""
-        self._max_queued_tokens.set(max_tokens)
+    def room(self, max_tokens: Callable[[], int]) -> None:
+        """Ask this, whenever metrics are read, how many tokens the queue takes."""
+        self._max_queued_tokens.set_function(max_tokens)
+
+    def throughput(self, tokens_per_s: Callable[[], float]) -> None:
+        """Ask this, whenever metrics are read, how many queued tokens are done in a second."""
+        self._tokens_per_s.set_function(tokens_per_s)
+
+    def waiting_callers(self, num_callers: Callable[[], int]) -> None:
+        """Ask this, whenever metrics are read, how many callers wait for the device."""
+        self._waiting_callers.set_function(num_callers)
+
+    def given_up(self, num_passes: Callable[[], int]) -> None:
+        """Ask this, whenever metrics are read, how many passes that were given up still run."""
+        self._given_up_passes.set_function(num_passes)
+
+    def pass_given_up(self, model: str) -> None:
+        """Count a forward pass that took too long."""
+        self._timed_out_passes.labels(model).inc()
+
+    def sample_timed_out(self, model: str) -> None:
+        """Count a sample that did not get through its forward pass."""
+        self._timed_out_samples.labels(model).inc()
 
     def preparing(self, model: str) -> AbstractContextManager[object]:
         """Time what the block prepares."""

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alarm_service.errors import Forbidden, ServiceError, Unauthorized
+from alarm_service.scheduling.caller import Caller
 from alarm_service.web.keys import Keys
 from alarm_service.web.limiting import RateLimits
 from alarm_service.web.responses import error_response
@@ -22,6 +23,7 @@ __all__ = [
     "RateLimit",
     "RequireKey",
     "body_tokens",
+    "caller_of",
     "one_request",
 ]
 
@@ -34,8 +36,10 @@ BODY_BYTES = "alarm_body_bytes"
 #: What may be asked for as often as one likes: it costs nothing, and watchers ask often.
 FREE_PATHS = ("/health/", "/metrics")
 
-#: Where a request's scope says whose key it brought.
+#: Where a request's scope says whose key it brought, and what identifies that key where there are
+#: several.
 _CALLER = "alarm_caller"
+_KEY = "alarm_key"
 
 _BYTES_A_TOKEN = 4
 
@@ -59,7 +63,9 @@ class RequireKey:
                 if scope["path"].startswith(ADMIN):
                     self._let_admin_in(scope)
                 elif len(self._keys):
-                    scope[_CALLER] = _found(scope, self._keys, "the server's key")
+                    place = scope[_CALLER] = _found(scope, self._keys, "the server's key")
+                    if len(self._keys) > 1:
+                        scope[_KEY] = self._keys.identity(place)
             except ServiceError as error:
                 await _refused(error)(scope, receive, send)
                 return
@@ -72,6 +78,12 @@ class RequireKey:
                 "FILE, or ALARM_ADMIN_KEY)"
             )
         _found(scope, self._admin_keys, "an admin key")
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Return who sent a request: its key where there are several, and its connection."""
+    host, port = scope.get("client") or ("", "")
+    return Caller(scope.get(_KEY, ""), f"{host}:{port}")
 
 
 def _found(scope: Scope, keys: Keys, wanted: str) -> int:

@@ -8,10 +8,20 @@ from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 
 from alarm_service.engine import Engine
+from alarm_service.scheduling.caller import Caller
 from alarm_service.settings import Settings
 from alarm_service.web.answers import ErrorOut
+from alarm_service.web.authorizing import caller_of
 
-__all__ = ["WORK_ERRORS", "EngineOf", "SettingsOf", "TimeoutMs", "documented", "timeout_s"]
+__all__ = [
+    "WORK_ERRORS",
+    "CallerOf",
+    "EngineOf",
+    "SettingsOf",
+    "TimeoutMs",
+    "documented",
+    "timeout_s",
+]
 
 
 def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
@@ -27,12 +37,17 @@ async def _engine(request: Request) -> Engine:
     return engine
 
 
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
+
+
 async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
 EngineOf = Annotated[Engine, Depends(_engine)]
+CallerOf = Annotated[Caller, Depends(_caller)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
 TimeoutMs = Annotated[
     int | SkipJsonSchema[None],

@@ -35,6 +35,10 @@ class Keys:
                 found = index
         return found
 
+    def identity(self, place: int) -> str:
+        """Return what tells the key at a place from the others, and is no key itself."""
+        return self._digests[place].hex()[:16]
+
 
 def read_keys(settings: Settings) -> Keys:
     """Read the keys of the options and of their file; raise `SettingsError` for an unusable one."""

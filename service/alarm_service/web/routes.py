@@ -14,6 +14,7 @@ from alarm_service.web.answers import RewardResponse, ScoreResponse, UsageOut
 from alarm_service.web.caller import while_wanted
 from alarm_service.web.dependencies import (
     WORK_ERRORS,
+    CallerOf,
     EngineOf,
     SettingsOf,
     TimeoutMs,
@@ -36,12 +37,13 @@ async def score(
     request: Request,
     engine: EngineOf,
     settings: SettingsOf,
+    caller: CallerOf,
     timeout_ms: TimeoutMs = None,
 ) -> ScoreResponse | Response:
     """Score samples with one model: raw logits unless its recipe names an activation."""
     _check_samples(body.samples, settings)
     samples = [sample_in(sample) for sample in body.samples]
-    work = engine.score(body.model, samples)
+    work = engine.score(body.model, samples, caller)
     scores = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     rows = [partial(score_out, *pair) for pair in zip(body.samples, scores.outcomes, strict=True)]
     response = ScoreResponse(
@@ -61,12 +63,13 @@ async def hierarchical_reward(
     request: Request,
     engine: EngineOf,
     settings: SettingsOf,
+    caller: CallerOf,
     timeout_ms: TimeoutMs = None,
 ) -> RewardResponse | Response:
     """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
     _check_samples(body.samples, settings)
     samples = [sample_in(sample) for sample in body.samples]
-    work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects)
+    work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects, caller)
     rewards = await while_wanted(request, work, timeout_s(timeout_ms, settings))
     names = list(rewards.recipe.aspects)
     rows = [

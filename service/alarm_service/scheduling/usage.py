@@ -1,0 +1,103 @@
+"""What one model has used of the devices: how fast it is, and which caller had how much of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from alarm_models.features import Features
+from alarm_service.scheduling.caller import Caller
+from alarm_service.scheduling.fairness import VirtualTimes
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.work import Work
+
+__all__ = ["TimedOutSamples", "Usage", "predicted_s"]
+
+#: What is assumed of a model of which nothing was measured.
+_ASSUMED_SECONDS_PER_TOKEN = 1e-4
+
+#: The weight of all batches before, when another is measured.
+_DECAY = 0.9
+
+#: Batches smaller than this say little of how fast a model can be.
+_LEAST_TOKENS = 1024
+
+#: Samples of which it is remembered that they did not end in time, and how long.
+_MAX_TIMED_OUT = 1024
+_TIMED_OUT_S = 3600.0
+
+
+@dataclass(slots=True)
+class Usage:
+    """One model's use of the devices.
+
+    ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
+    the most that a batch of some size reached, 0 before there was one.
+    """
+
+    callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
+    best_tokens_per_s: float = 0.0
+    _num_batches: int = 0
+    _tokens: float = 0.0
+    _seconds: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The tokens that lately ran in a second; 0 before anything but the first batch did."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The device time that a token is expected to take."""
+        return 1 / self.tokens_per_s if self._tokens else _ASSUMED_SECONDS_PER_TOKEN
+
+    def measure(self, num_tokens: int, seconds: float) -> None:
+        """Note what a batch took. The first one, which pays for what is made once, counts less."""
+        self._num_batches += 1
+        if self._num_batches == 1 or num_tokens == 0:
+            return
+        seconds = max(seconds, 1e-6)
+        self._tokens = _DECAY * self._tokens + num_tokens
+        self._seconds = _DECAY * self._seconds + seconds
+        if num_tokens >= _LEAST_TOKENS:
+            self.best_tokens_per_s = max(self.best_tokens_per_s, num_tokens / seconds)
+
+
+def predicted_s(num_tokens: int, tokens_per_s: float, hidden_size: int | None) -> float:
+    """Predict the seconds of one sample's forward pass from what short samples reached.
+
+    Attention grows with the square of the length: in a transformer of the usual proportions (12
+    hidden^2 weights a layer, 4 hidden operations a pair of tokens) it takes as long as all else
+    at 6 hidden sizes of tokens.
+    """
+    attention = num_tokens / (6 * hidden_size) if hidden_size else 0.0
+    return num_tokens * (1 + attention) / tokens_per_s
+
+
+class TimedOutSamples:
+    """Samples whose forward pass did not end, by model, so that they are not run again."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._since: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, work: Work) -> None:
+        """Remember a sample, for an hour or until there are too many after it."""
+        self._since[_digest(work.model, work.features)] = self._now()
+        while len(self._since) > _MAX_TIMED_OUT:
+            self._since.popitem(last=False)
+
+    def __contains__(self, work: Work) -> bool:
+        """Say whether a sample is one of them."""
+        if not self._since:
+            return False
+        since = self._since.get(_digest(work.model, work.features))
+        return since is not None and self._now() - since < _TIMED_OUT_S
+
+
+def _digest(model: Loaded, features: Features) -> bytes:
+    content = (model.fingerprint, features.ids, features.types, features.reads)
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()

@@ -1,0 +1,317 @@
+"""Shares of the device: pure choices by table, and a device whose time is counted by hand."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_batching import M, lengths, model, work
+
+from alarm_models.features import BatchCost, Features
+from alarm_models.rewards.direct import in_turns
+from alarm_service.scheduling.batching import Waiting
+from alarm_service.scheduling.caller import Caller
+from alarm_service.scheduling.choosing import in_turn, take_batch, weights_of
+from alarm_service.scheduling.fairness import VirtualTimes
+from alarm_service.scheduling.loaded import Loaded
+from alarm_service.scheduling.usage import TimedOutSamples, predicted_s
+from alarm_service.scheduling.work import Outcome, Work
+
+A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
+
+
+def of(caller: Caller, *num_tokens: int, model: Loaded = M) -> list[Work]:
+    """Work of a caller that costs what its tokens add up to."""
+    packed = BatchCost.PACKED
+    return [replace(work(one, model=model), caller=caller, cost=packed) for one in num_tokens]
+
+
+def test_the_flow_that_was_served_least_is_next() -> None:
+    times: VirtualTimes[str] = VirtualTimes()
+    served = []
+    for _ in range(6):
+        flow = min("ab", key=times.start)
+        times.serve(flow)
+        times.charge(flow, {"a": 1, "b": 2}[flow])
+        served.append(flow)
+    # a: 0, 1, 2, 3; b: 0, 2, 4: the tags at which each was served.
+    assert "".join(served) == "abaaba"
+
+
+def test_a_flow_that_comes_late_has_saved_nothing_up() -> None:
+    times: VirtualTimes[str] = VirtualTimes()
+    for _ in range(10):
+        times.serve("a")
+        times.charge("a", 1)
+    assert times.start("b") == 9
+    assert times.start("a") == 10
+
+
+def test_a_flow_that_was_served_beyond_its_share_owes_it_after_a_pause() -> None:
+    times: VirtualTimes[str] = VirtualTimes()
+    times.charge("a", 100)
+    assert times.is_ahead("a")
+    assert not times.is_ahead("b")
+    times.reach(60)
+    assert (times.start("a"), times.start("b")) == (100, 60)
+
+
+def test_flows_without_end_are_forgotten() -> None:
+    times: VirtualTimes[int] = VirtualTimes()
+    for flow in range(5000):
+        times.charge(flow, 1 + flow)
+        times.forget({0})
+    assert len(times) <= 1025
+    assert times.start(0) == 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=6), st.integers(20, 200))
+def test_flows_that_always_wait_are_never_further_apart_than_one_service_of_each(
+    costs: list[int], num_turns: int
+) -> None:
+    times: VirtualTimes[int] = VirtualTimes()
+    served = [0] * len(costs)
+    for _ in range(num_turns):
+        flow = min(range(len(costs)), key=times.start)
+        times.serve(flow)
+        times.charge(flow, costs[flow])
+        served[flow] += costs[flow]
+        assert max(served) - min(served) <= max(costs) * 2
+
+
+@pytest.mark.parametrize(
+    ("starts", "ordered"),
+    [
+        ({A: 0, B: 0}, "abbbab"),  # a: 0, 3; b: 0, 1, 2, 3
+        ({A: 0, B: 5}, "aababb"),  # a: 0, 3, 6; b: 5, 6, 7
+        ({A: 9, B: 0}, "bbbbbb"),
+    ],
+)
+def test_callers_take_turns_by_the_device_time_they_had(
+    starts: dict[Caller, float], ordered: str
+) -> None:
+    waiting = {A: of(A, *[3] * 6), B: of(B, *[1] * 6)}
+    found = in_turn(waiting, starts.__getitem__, 1.0, 100)[:6]
+    assert "".join("ab"[one.caller == B] for one in found) == ordered
+
+
+def test_callers_of_one_key_share_one_callers_part() -> None:
+    one, two = Caller("k", "x:1"), Caller("k", "x:2")
+    assert weights_of([one, two, A, B]) == {one: 2, two: 2, A: 1, B: 1}
+    waiting = {one: of(one, *[1] * 9), two: of(two, *[1] * 9), A: of(A, *[1] * 9)}
+    found = in_turn(waiting, lambda caller: 0.0, 1.0, 100)[:12]
+    assert sum(work.caller == A for work in found) == 6  # half, the other key the other half
+
+
+def test_a_group_is_one_turn_and_stays_together() -> None:
+    def group(caller: Caller, beginning: int) -> list[Work]:
+        ids = (beginning,) * 20
+        made = [Features((*ids, own), (), False) for own in range(8)]
+        return [
+            Work(M, one, lambda outcome: None, lambda: True, 0, BatchCost.SHARED, caller=caller)
+            for one in made
+        ]
+
+    callers = [Caller(connection=f"10.0.0.1:{number}") for number in range(200)]
+    waiting = {caller: group(caller, number) for number, caller in enumerate(callers)}
+    ordered = in_turn(waiting, lambda caller: 0.0, 1.0, 100)
+    batch = take_batch(ordered, 100)
+    # A group is 20 + 8 tokens: three whole ones, though two hundred callers wait.
+    assert [one.caller for one in batch] == [c for c in callers[:3] for _ in range(8)]
+
+
+def test_a_group_is_not_cut_where_batches_are_kept_short() -> None:
+    ids = (1,) * 100
+    group = [
+        Work(M, Features((*ids, own), (), False), lambda _: None, lambda: True, 0, BatchCost.SHARED)
+        for own in range(16)
+    ]
+    assert take_batch(group, 1000, enough_tokens=10) == group  # 101 + 15 of 4 * 101
+
+
+def test_keys_never_share_a_beginning_in_what_a_batch_is_reckoned_to_cost() -> None:
+    ids = (1,) * 50
+    works = [
+        Work(M, Features(ids, (), False, owner=owner), lambda _: None, lambda: True, 0)
+        for owner in ("k", "l")
+    ]
+    shared = [replace(one, cost=BatchCost.SHARED) for one in works]
+    assert take_batch(shared, 99) == shared[:1]
+    assert take_batch(shared, 100) == shared
+
+
+class Device:
+    """Runs a queue's batches one after another and counts the seconds, by hand."""
+
+    def __init__(self, tokens_per_s: dict[str, float], max_batch_tokens: int = 1000) -> None:
+        self.seconds = 0.0
+        self.queue = Waiting(max_batch_tokens, now=lambda: self.seconds)
+        self._tokens_per_s = tokens_per_s
+
+    def run_one(self) -> list[Work]:
+        batch = self.queue.take()
+        assert batch is not None
+        num_tokens = [one.features.num_tokens for one in batch]
+        took = sum(num_tokens) / self._tokens_per_s[batch[0].model.name]
+        self.seconds += took
+        self.queue.ran(batch, num_tokens, took)
+        return batch
+
+    def until(self, is_done: Callable[[], bool]) -> int:
+        """Run batches until something is so; return how many."""
+        for number in range(1000):
+            if is_done():
+                return number
+            self.run_one()
+        raise AssertionError("never")
+
+
+def test_a_slow_model_has_the_time_of_a_fast_one_and_no_more() -> None:
+    slow, fast = model("slow"), model("fast")
+    device = Device({"slow": 100, "fast": 10_000})
+    device.queue.put(of(A, *[100] * 1000, model=slow) + of(B, *[100] * 10_000, model=fast))
+    spent = {"slow": 0.0, "fast": 0.0}
+    for _ in range(200):
+        before = device.seconds
+        (name, *_) = {one.model.name for one in device.run_one()}
+        spent[name] += device.seconds - before
+    # Each within one batch of the slow model: 1000 tokens, 10 s.
+    assert abs(spent["slow"] - spent["fast"]) <= 10
+
+
+def test_a_caller_of_a_fast_model_waits_for_one_batch_of_a_flooded_slow_one() -> None:
+    slow, fast = model("slow"), model("fast")
+    device = Device({"slow": 100, "fast": 10_000})
+    device.queue.put(of(A, *[100] * 1000, model=slow))
+    device.run_one()
+    device.run_one()
+    waits = []
+    for _ in range(20):
+        device.run_one()  # of the slow model: what runs as the caller comes
+        single = of(B, 100, model=fast)
+        device.queue.put(single)
+        waits.append(device.until(lambda one=single[0]: one.charged > 0))
+    assert waits == [1] * 20  # next, each time
+    # And since there are several callers, a slow batch is cut to half a second, or 256 tokens.
+    assert sum(lengths(device.run_one())) == 200
+
+
+def test_one_caller_alone_has_batches_of_full_size() -> None:
+    device = Device({"m": 100})
+    device.queue.put(of(A, *[100] * 50))
+    assert [sum(lengths(device.run_one())) for _ in range(5)] == [1000] * 5
+
+
+def test_a_one_sample_caller_waits_for_one_turn_of_each_flood() -> None:
+    device = Device({"m": 1000})
+    device.queue.put([one for number in range(20) for one in of(flood(number), *[100] * 200)])
+    for _ in range(10):
+        for _ in range(10):
+            device.run_one()
+        single = of(B, 100)
+        device.queue.put(single)
+        assert device.until(lambda one=single[0]: one.charged > 0) <= 4
+        # 20 floods of 100 tokens a turn, in batches of half a second, 500 tokens.
+
+
+def test_floods_have_equal_parts_of_the_device() -> None:
+    device = Device({"m": 1000})
+    sizes = {A: 100, B: 10, C: 400}
+    device.queue.put([one for caller, size in sizes.items() for one in of(caller, *[size] * 4000)])
+    spent = dict.fromkeys(sizes, 0)
+    for _ in range(100):
+        for one in device.run_one():
+            spent[one.caller] += one.features.num_tokens
+    # Nobody is ahead of another by more than a batch's worth.
+    assert max(spent.values()) - min(spent.values()) <= 1000
+
+
+def test_a_caller_pays_for_what_was_computed_not_for_what_it_sent() -> None:
+    device = Device({"m": 1000}, max_batch_tokens=100)
+    device.queue.put(of(A, *[100] * 9) + of(B, *[100] * 9))
+    order = []
+    for _ in range(9):
+        batch = device.queue.take()
+        assert batch is not None
+        (one,) = batch
+        order.append("ab"[one.caller == B])
+        num_computed = 100 if one.caller == A else 50  # what it shares was there
+        device.queue.ran(batch, [num_computed], num_computed / 1000)
+    assert order.count("b") == 6
+
+
+def test_work_of_a_busy_model_is_left_to_who_runs_it() -> None:
+    queue = Waiting(100)
+    queue.put([work(1, model=model("busy")), work(2, model=model("other"), since=1)])
+    assert lengths(queue.take(lambda: {"busy"})) == [2]
+    assert lengths(queue.take()) == [1]
+
+
+def test_a_sample_that_would_take_far_too_long_is_refused_before_it_runs() -> None:
+    heard: list[Outcome] = []
+    queue = Waiting(10_000, forward_timeout_s=4)
+    for _ in range(2):
+        queue.put(of(A, 2000))
+        queue.ran(queue.take() or [], [2000], 1.0)  # the first says nothing
+    queue.put([replace(one, deliver=heard.append) for one in of(A, 16_000, 16_001)])
+    (error,) = heard
+    assert getattr(error, "code", None) == "too_long"
+    assert "16001 tokens would take about 8 s" in str(error)
+    assert queue.num_waiting() == 1
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden_size", "seconds"),
+    [(600, None, 6), (600, 100, 12), (1200, 100, 36), (6000, 100, 660)],
+)
+def test_attention_counts_as_all_else_at_six_hidden_sizes(
+    num_tokens: int, hidden_size: int | None, seconds: float
+) -> None:
+    assert predicted_s(num_tokens, 100, hidden_size) == pytest.approx(seconds, rel=1e-12)
+
+
+def test_a_sample_that_did_not_end_is_remembered_an_hour() -> None:
+    now = [0.0]
+    timed_out = TimedOutSamples(lambda: now[0])
+    one, other = of(A, 3, 4)
+    loaded = replace_fingerprint(one.model)
+    one, other = replace(one, model=loaded), replace(other, model=loaded)
+    timed_out.add(one)
+    assert one in timed_out
+    assert replace(one, caller=B) in timed_out  # whoever sends it
+    assert other not in timed_out
+    now[0] = 3601.0
+    assert one not in timed_out
+
+
+def flood(number: int) -> Caller:
+    return Caller(connection=f"10.0.1.{number}:1")
+
+
+def replace_fingerprint(loaded: Loaded) -> Loaded:
+    class Printed:
+        fingerprint = "f"
+
+    replicas: Sequence[object] = (Printed(),)
+    return Loaded(loaded.served, replicas)  # type: ignore[arg-type]
+
+
+async def test_a_large_request_of_a_function_lets_others_between() -> None:
+    places = asyncio.Semaphore(2)  # as a function's processes, which serve in the order of asking
+    order: list[str] = []
+
+    async def call(name: str) -> str:
+        async with places:
+            await asyncio.sleep(0)
+            order.append(name)
+            return name
+
+    large = asyncio.create_task(in_turns(call, [f"l{at}" for at in range(50)], 2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    single = asyncio.create_task(in_turns(call, ["single"], 2))
+    assert await large == [f"l{at}" for at in range(50)]
+    assert await single == ["single"]
+    assert order.index("single") <= 6

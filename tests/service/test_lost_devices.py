@@ -1,0 +1,96 @@
+"""Devices on which nothing else runs while a pass hangs, as GPUs are; here the names are all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import torch
+from served import Server, until, until_set
+from standin import PATIENCE_S, Words, recipe
+
+from alarm_service.app import create_app
+from alarm_service.catalog import ServedModel
+from alarm_service.settings import Settings
+
+
+@asynccontextmanager
+async def serving_on(device: str) -> AsyncIterator[Server]:
+    """Serve `Words` on devices of these names, a forward pass of which may take half a second."""
+    words = Words()
+
+    def load(wanted: dict[str, ServedModel], _: torch.device) -> dict[str, Words]:
+        return dict.fromkeys(wanted, words)
+
+    settings = Settings(device=device, forward_timeout_s=0.5, max_batch_tokens=100)
+    app = create_app([recipe()], settings, load=load)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://alarm", timeout=PATIENCE_S) as one,
+    ):
+        await app.state.engine.life.until_ready()
+        yield Server(app, one, words, {})
+        words.release.set()
+
+
+async def test_a_pass_that_hangs_on_the_only_device_is_final_for_its_callers_alone() -> None:
+    async with serving_on("cuda:0") as server:
+        hanging = asyncio.create_task(server.reward("hold", "a"))
+        await until_set(server.words.held)
+        waiting = asyncio.create_task(server.score("b"))
+        rewards = (await hanging).json()["rewards"]
+        assert [one["error"]["code"] for one in rewards] == ["model_failed"] * 2
+        for answer in (await waiting, await server.score("c")):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["retryable"]
+            assert "the server must be started again" in answer.json()["error"]["message"]
+        assert (await server.client.get("/health/live")).status_code == 503
+
+
+async def test_samples_of_a_request_that_still_wait_are_final_too() -> None:
+    async with serving_on("cuda:0") as server:
+        many = ["hold", *["word " * 60] * 3]  # in batches of 100 tokens
+        scores = (await server.score(*many)).json()["scores"]
+        assert [one["error"]["code"] for one in scores] == ["model_failed"] * 4
+        assert "not scored: a forward pass of words takes" in scores[3]["error"]["message"]
+
+
+async def test_other_devices_go_on_and_the_one_that_hung_comes_back() -> None:
+    async with serving_on("cuda:0,cuda:1") as server:
+        hanging = asyncio.create_task(server.score("hold"))
+        await until_set(server.words.held)
+        assert (await server.score("a b")).json()["scores"][0]["score"] == 2
+        (lost,) = (await hanging).json()["scores"]
+        assert lost["error"]["code"] == "model_failed"
+        ready = await server.client.get("/health/ready")
+        assert ready.status_code == 200
+        assert "degraded: a forward pass of words takes" in ready.json()["reason"]
+        assert (await server.score("a b c")).json()["scores"][0]["score"] == 3
+        server.words.release.set()
+        await until(lambda: not server.engine.life.degraded)
+        assert not any(device.is_lost for device in server.engine.replicas._threads)
+        assert (await server.score("a")).json()["scores"][0]["score"] == 1
+
+
+async def test_a_device_that_fails_leaves_the_others() -> None:
+    async with serving_on("cuda:0,cuda:1") as server:
+        (lost,) = (await server.score("poison")).json()["scores"]
+        assert lost["error"]["code"] == "model_failed"
+        assert (await server.score("a")).json()["scores"][0]["score"] == 1
+        assert (
+            "illegal memory access" in (await server.client.get("/health/ready")).json()["reason"]
+        )
+        again = (await server.score("poison")).json()["scores"]
+        assert "do not send it again" in again[0]["error"]["message"]
+
+
+async def test_a_pass_that_runs_as_the_server_ends_is_told() -> None:
+    async with serving_on("cpu") as server:
+        running = asyncio.create_task(server.score("hold"))
+        await until_set(server.words.held)
+        assert server.engine.is_computing
+        server.words.release.set()
+        await running
+        await server.engine.close()
+        assert not server.engine.is_computing
