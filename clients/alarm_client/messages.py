@@ -60,8 +60,10 @@ def own_errors(address: Address, action: Send) -> Iterator[None]:
                 "its authority",
                 retryable=False,
             ) from error
+        is_of_tls = any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
+        question = "does it speak TLS" if is_of_tls else "is `alarm serve` running"
         raise broken(
-            f"cannot connect{_through(address)} ({error}); is `alarm serve` running at {url}?"
+            f"cannot connect{_through(address)} ({error}); {question} at {url}?"
         ) from error
     except (httpx.LocalProtocolError, UnicodeError):
         raise broken(

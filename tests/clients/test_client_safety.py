@@ -123,6 +123,15 @@ async def test_a_port_where_nothing_ever_listened_is_given_up_after_the_connect_
     assert (client.has_answered, other.has_answered) == (False, False)
 
 
+def test_a_server_that_speaks_no_tls_is_told_so(server):
+    url = server.url.replace("http:", "https:")
+    with (
+        AlarmClient(url, retries=AT_ONCE) as client,
+        pytest.raises(AlarmConnectionError, match=f"SSL.*does it speak TLS at {url}"),
+    ):
+        client.score(SAMPLES)
+
+
 async def test_a_client_knows_whether_its_server_has_answered(server):
     with AlarmClient(server.url) as client:
         assert not client.has_answered
