@@ -17,8 +17,6 @@ from alarm_models.specs import SequenceSpec
 from alarm_models.texts.chat_templates import draws_randomly
 from alarm_models.texts.tokenizing import Tokenizer
 
-pytestmark = pytest.mark.numeric
-
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 #: As Llama 3.1's: the caller's date, else the clock's, else a fixed one.
 LLAMA = (
@@ -64,6 +62,7 @@ def test_a_template_that_asks_for_the_date_is_always_given_one(dated: str, tmp_p
     assert tokenizer.render_chat(messages).text == first
 
 
+@pytest.mark.numeric
 def test_the_score_is_of_the_fixed_date(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, LLAMA + TURNS)
     (got,) = score(load(SequenceSpec(checkpoint=str(tmp_path))), [SAMPLE])
