@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from policies import tokenizer
-from texts_of_policies import PROMPT
+from texts_of_policies import ANSWERS, PROMPT
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -30,7 +30,9 @@ trainer = GRPOTrainer(
     model=policy,
     processing_class=policy_tokens,
     reward_funcs=[AlarmReward("blocking"), async_reward("awaited")],
-    train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": PROMPT}]}] * 8),
+    train_dataset=Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": PROMPT}], "solution": ANSWERS[0]}] * 8
+    ),
     args=GRPOConfig(
         output_dir="run",
         max_steps=3,

@@ -308,6 +308,13 @@ def test_what_a_trainer_knows_as_right_is_the_reference(exact: Process, tmp_path
     assert [one["reward"] for one in found] == [1.0, 0.0]
 
 
+def test_trls_dataset_column_is_the_reference(exact: Process, tmp_path) -> None:
+    found = run_in("trl", "run_trl.py", exact.url, tmp_path)
+    # Random weights never say it; without a reference the first call would have ended the run.
+    assert found["rewards"] == {"blocking": [0.0] * 4, "awaited": [0.0] * 4}
+    assert {entry["blocking/failed"] for entry in found["history"]} == {0.0}
+
+
 def test_verls_ground_truth_is_the_reference(exact: Process, tmp_path) -> None:
     found = run_in("verl", "run_verl.py", exact.url, tmp_path)
     for name in ("naive", "ours", "legacy_naive"):

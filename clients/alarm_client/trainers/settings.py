@@ -123,7 +123,8 @@ def _check(settings: Settings) -> None:
     takes = "'raise', 'group_mean' or a number" if sees_groups else "'raise' or a number"
     if policy == "none" and not habits.takes_none:
         raise ValueError(
-            f"{where}: on_failure 'none' needs a trainer that skips samples; this one takes {takes}"
+            f"{where}: on_failure 'none' needs a trainer that skips samples, and this one "
+            f"counts a null as 0 or fails on it; it takes {takes}"
         )
     if policy == "group_mean" and not sees_groups:
         raise ValueError(
