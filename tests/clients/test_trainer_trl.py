@@ -188,12 +188,12 @@ def test_an_aspect_that_the_recipe_lacks_is_named(rewards):
 
 @pytest.mark.parametrize("installed", ["0.18.2", "0.24.0", "0.26.2.post1"])
 def test_async_reward_where_trl_awaits_none_is_refused(installed, rewards, monkeypatch):
-    monkeypatch.setattr("alarm_client.trainers.versions.version", lambda _: installed)
+    monkeypatch.setattr("alarm_client.trainers.trl.version", lambda _: installed)
     with pytest.raises(ValueError, match=rf"TRL {installed} does not await .* use AlarmReward"):
         async_reward()
 
 
 @pytest.mark.parametrize("installed", ["0.27.0", "1.16.0", "1.10.0.dev0"])
 def test_async_reward_where_trl_awaits_is_made(installed, rewards, monkeypatch):
-    monkeypatch.setattr("alarm_client.trainers.versions.version", lambda _: installed)
+    monkeypatch.setattr("alarm_client.trainers.trl.version", lambda _: installed)
     assert inspect.iscoroutinefunction(async_reward())

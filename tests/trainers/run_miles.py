@@ -27,13 +27,14 @@ def samples() -> list[Sample]:
 
 async def main() -> dict[str, object]:
     ours, keyed = args(custom_rm_path=PATH), args(custom_rm_path=PATH, reward_key="score")
+    by_url = await batched_async_rm(args(rm_type="remote_rm", rm_url=URL), samples())
     group = samples()
     await batched_async_rm(keyed, group, inplace_set_reward_field=True)
     return {
+        "url": by_url,
         "single": [await async_rm(ours, one) for one in samples()],
         "batch": await batched_async_rm(ours, samples()),
         "keyed": [one.get_reward_value(keyed) for one in group],
-        "url": await batched_async_rm(args(rm_type="remote_rm", rm_url=URL), samples()),
     }
 
 

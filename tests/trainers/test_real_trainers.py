@@ -43,6 +43,7 @@ as others fill the house, is killed with SIGKILL at its first answer, and comes 
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import Process, alarm_serve
@@ -52,6 +53,7 @@ from troubled import Server, troubled
 from venvs import run_in
 
 from alarm_client import AlarmClient, Reward, Sample
+from alarm_client.relay import Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts a trainer
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -210,6 +212,20 @@ def test_miles_finds_the_function_by_its_dotted_name_and_asks_the_url(steady, tm
     rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
     for way in ("single", "batch", "keyed", "url"):
         assert found[way] == near(rewards)
+
+
+def test_miles_which_asks_once_outlives_a_killed_server_behind_a_relay(steady, tmp_path) -> None:
+    with (
+        troubled() as ill,
+        Relay(ill.url, "127.0.0.1", 0) as relay,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        thread.submit(relay.serve_forever)
+        url = f"http://127.0.0.1:{relay.server_port}"
+        found = run_in("miles", "run_miles.py", url, tmp_path)
+        relay.shutdown()
+        assert ill.num_starts == 2
+    assert found["url"] == near(asked_directly(steady, [CHAT] * 2, ANSWERS))
 
 
 def test_rllm_loads_the_evaluator_and_takes_its_output(server: Server, tmp_path) -> None:

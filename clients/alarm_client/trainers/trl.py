@@ -15,7 +15,6 @@ from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.shared_calls import Asker
 from alarm_client.trainers.source import RewardSource, source_for
 from alarm_client.trainers.texts import completion_of, prompt_of
-from alarm_client.trainers.versions import older_than
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "AlarmReward", "async_reward"]
@@ -141,7 +140,7 @@ def async_reward(
     It is a bound coroutine method: every version of TRL that awaits rewards sees that it is async,
     and its name. ValueError where the installed TRL is older than 0.27, which awaits none.
     """
-    if old := older_than("trl", _FIRST_TO_AWAIT):
+    if old := _older_than(_FIRST_TO_AWAIT):
         raise ValueError(
             f"trl: TRL {old} does not await reward functions (0.27 is the first that does); use "
             "AlarmReward(), which blocks, in place of async_reward()"
@@ -161,18 +160,22 @@ def __getattr__(name: str) -> AlarmReward:
 
 
 def _refuse_none_where_it_is_zero(settings: Settings) -> None:
-    if settings.on_failure != "none":
-        return
+    old = _older_than(_FIRST_TO_SKIP)
+    if settings.on_failure == "none" and old:
+        raise ValueError(
+            f"trl: on_failure 'none' is a reward of 0 in TRL {old} (1.6 is the first to skip "
+            "the sample); set 'group_mean', 'raise' or a number"
+        )
+
+
+def _older_than(first: tuple[int, int]) -> str | None:
+    """The TRL that is installed, where it is before `first`; else None."""
     try:
         installed = version("trl")
     except PackageNotFoundError:
-        return
+        return None
     numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
-    if numbers < _FIRST_TO_SKIP:
-        raise ValueError(
-            f"trl: on_failure 'none' is a reward of 0 in TRL {installed} (1.6 is the first to skip "
-            "the sample); set 'group_mean', 'raise' or a number"
-        )
+    return installed if numbers < first else None
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]:
