@@ -34,22 +34,22 @@ def lay(pieces: Sequence[Piece], read_bytes: ReadBytes) -> tuple[str, list[Span]
 
 def read_utf8(data: bytes) -> tuple[str, Sequence[int]]:
     """The text of bytes, U+FFFD for each longest invalid part, and the character of each byte."""
-    texts: list[str] = []
+    text = data.decode("utf-8", "replace")
     owners: list[int] = []
-    position = 0
-    while position < len(data):
-        try:
-            good, num_bad = data[position:].decode(), 0
-        except UnicodeDecodeError as error:
-            good = data[position : position + error.start].decode()
-            num_bad = error.end - error.start
-        num_good = len(good.encode())
-        owners += _owners(data[position : position + num_good], len(owners) and owners[-1] + 1)
-        if num_bad:
-            owners += [owners[-1] + 1 if owners else 0] * num_bad
-        texts += [good, REPLACEMENT if num_bad else ""]
-        position += num_good + num_bad
-    return "".join(texts), owners
+    for index, character in enumerate(text):
+        owners += [index] * _num_bytes(character, data, len(owners))
+    return text, owners
+
+
+def _num_bytes(character: str, data: bytes, start: int) -> int:
+    """How many bytes a character was read from; U+FFFD stands for itself or an invalid part."""
+    if character != REPLACEMENT or data.startswith(REPLACEMENT.encode(), start):
+        return len(character.encode())
+    try:
+        data[start : start + 4].decode()
+    except UnicodeDecodeError as error:
+        return error.end - error.start
+    return 1
 
 
 def read_utf8_or_nothing(data: bytes) -> tuple[str, Sequence[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from alarm_client.chat.templates import ENDS, PADS, THOUGHTS, ChatTemplate
 
@@ -12,6 +13,9 @@ __all__ = ["SplitError", "Turn", "read_answer", "read_turns", "without_ends", "w
 
 #: What stands in for thoughts where a template switches them off; no policy wrote it.
 _NO_THOUGHTS = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
+#: No conversation has more; a text of nothing but markers would.
+_MAX_TURNS = 10_000
+
 #: Ends that are also HTML are removed where a turn ends, not inside it.
 _OPEN, _CLOSE = "<s>", "</s>"
 _AMBIGUOUS = frozenset({_OPEN, _CLOSE})
@@ -103,7 +107,9 @@ def without_ends(text: str, ends: Sequence[str]) -> str:
 
 def _at_headers(text: str, template: ChatTemplate) -> tuple[str, list[Turn]]:
     """Return the text before the first header, and the turns that headers begin."""
-    headers = list(template.header.finditer(text))
+    headers = list(islice(template.header.finditer(text), _MAX_TURNS + 1))
+    if len(headers) > _MAX_TURNS:
+        raise SplitError(f"it has more than {_MAX_TURNS} turns of the template {template.name!r}")
     starts = [match.start() for match in headers] + [len(text)]
     turns = [
         _turn(template.role(match), text[match.end() : end], template)

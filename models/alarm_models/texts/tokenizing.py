@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.sample import Message, Span
 from alarm_models.texts.chat_templates import FIXED_DATE, asks_date, draws_randomly, fix_date
@@ -20,6 +22,9 @@ from alarm_models.texts.truncation import TokenIds
 __all__ = ["Tokenizer"]
 
 _logger = logging.getLogger(__name__)
+
+#: How long a checkpoint's chat template may take over one conversation.
+_TEMPLATE_TIMEOUT_S = 10.0
 
 
 class Tokenizer:
@@ -127,11 +132,11 @@ class Tokenizer:
         text = self._apply(messages, add_generation_prompt=add_generation_prompt)
         first, last = messages[0].content.strip(), messages[-1].content.strip()
         start = text.find(first)
-        completion = text.rfind(last)
+        completion = _rfind(text, last, 0, len(text))
         if len(messages) < 2 or start < 0 or completion < start:
             return Rendered(text, Span(0, 0), Span(0, 0))
         before = messages[-2].content.strip()
-        end = text.rfind(before, start, completion) + len(before)
+        end = _rfind(text, before, start, completion) + len(before)
         end = max(start, end)
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
@@ -159,7 +164,7 @@ class Tokenizer:
         return [*self._prefix, *ids, *self._suffix]
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = _Turns({"role": message.role, "content": message.content} for message in messages)
         if self._is_dated:
             fix_date(self.chat_template or "")
         try:
@@ -187,6 +192,34 @@ class Tokenizer:
         types = () if text.marked is None else _marked(offsets, text.marked)
         places = _holding(offsets, text.places)
         return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places)
+
+
+class _Turns(list[dict[str, str]]):
+    """Messages that a chat template may look at for so long, and while anybody wants the text."""
+
+    def __init__(self, turns: Iterator[dict[str, str]]) -> None:
+        super().__init__(turns)
+        self._deadline = time.monotonic() + _TEMPLATE_TIMEOUT_S
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for turn in super().__iter__():
+            self._check()
+            yield turn
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        self._check()
+        return super().__getitem__(index)
+
+    def _check(self) -> None:
+        check_cancelled()
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"it took longer than {_TEMPLATE_TIMEOUT_S:g} s")
+
+
+def _rfind(text: str, part: str, start: int, end: int) -> int:
+    """As `str.rfind`, whose time is that of the text times that of the part."""
+    found = text[start:end][::-1].find(part[::-1])
+    return -1 if found < 0 else end - found - len(part)
 
 
 def _marked(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ class ChatMessageIn(TrainerBody):
 
 
 #: Each turn of a text is compared with each of these: so they are short, and few.
-Marker = Annotated[Text, StringConstraints(max_length=MAX_MARKER)]
+Marker = Annotated[str, StringConstraints(max_length=MAX_MARKER)]
 
 
 class TextOptions(BaseModel):

@@ -181,3 +181,37 @@ async def test_a_rule_that_does_more_than_add_tells_what_it_starts_from() -> Non
         logs = (await post(server, "/get_reward", **body("AB B C AAC b c x"))).json()["extra_logs"]
         assert logs["holistic"] == [(7 - 1) / 0.5]
         assert logs["a"] == [1 + 2]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("&".join(f"end=x{index}" for index in range(17)), "end: List should have at most 16"),
+        ("end=" + "x" * 101, "end[0]: String should have at most 100 characters"),
+        ("user=" + "x" * 101, "user: String should have at most 100 characters"),
+    ],
+)
+async def test_markers_that_are_many_or_long_are_refused_by_name(query: str, message: str) -> None:
+    async with hearing() as (server, _):
+        path = f"/compat/openrlhf/plain?assistant=b&{query}"
+        assert message in error_of(await post(server, path, query=["a b"]), 422)
+
+
+async def test_a_text_of_nothing_but_markers_is_refused() -> None:
+    async with hearing() as (server, _):
+        path = "/compat/openrlhf/plain?user=a&assistant=b"
+        answer = await post(server, path, query=["ab" * 10_000])
+        assert "query[0] cannot be split: it has more than 10000 turns" in error_of(answer, 422)
+
+
+async def test_a_prompt_in_a_template_that_is_not_known_is_refused_with_what_to_write() -> None:
+    async with hearing() as (server, words):
+        prompt = "<|foo|>user\nQ?<|bar|><|foo|>assistant\n"
+        given = {"query": [f"{prompt}a b<|bar|>"], "prompts": [prompt]}
+        message = error_of(await post(server, "/get_reward", **given), 422)
+        assert "query[0] cannot be split: its prompt has '<|foo|>'" in message
+        assert "`template`" in message
+        markers = "user=%3C|foo|%3Euser%0A&assistant=%3C|foo|%3Eassistant%0A&end=%3C|bar|%3E"
+        answer = await post(server, f"/get_reward?{markers}", **given)
+        assert answer.json()["rewards"] == [2]
+        assert words.heard == [("Q?", "a b")]

@@ -1,0 +1,247 @@
+"""Every function that goes through callers' or models' texts takes time linear in them.
+
+Each is given degenerate texts of one length and of four times that, and the processor's time of the
+thread is compared with itself: 4 is linear, 16 quadratic. What takes less than a few milliseconds
+for the longer text is no matter, whatever it grows by. Patterns of a recipe's own, which may be
+anything, have a time limit instead; so have checkpoints' chat templates.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+import alarm_models.recipes
+from alarm_client.pieces import read_utf8
+from alarm_client.trainers.texts import plain_samples, without_end_tokens
+from alarm_client.types import Sample as ClientSample
+from alarm_models.cancellation import Cancelled, cancellable
+from alarm_models.errors import SampleError
+from alarm_models.remote.ratings import RatingError, Scale, read_rating
+from alarm_models.rewards.harper import Harper
+from alarm_models.rewards.language import LanguageConfidence
+from alarm_models.rewards.readability import Readability
+from alarm_models.rewards.repetition import repetition
+from alarm_models.rewards.similarity import Similarity
+from alarm_models.sample import Sample, Span
+from alarm_models.specs import GrammarSpec, LanguageSpec, SimilaritySpec
+from alarm_models.study import baselines
+from alarm_models.texts.copying import copied_words
+from alarm_models.texts.segmentation import sentences, steps, subsentences
+from alarm_models.texts.template import FieldPattern, Rendered, TextTemplate
+from alarm_models.texts.tokenizing import _rfind
+from alarm_models.texts.words import split_words
+from alarm_service.compat.splitting import SplitError, pair_texts, split_query, split_text
+from alarm_service.compat.templates import TEMPLATES, marked, unknown_markup
+from alarm_service.compat.turns import without_ends
+from alarm_service.study.verdicts import read_choice
+
+LENGTH = 6000
+TIMES = 4
+#: Between 4, which is linear, and 16, with room for what caches and the machine do.
+MOST = 9.0
+#: Seconds: what takes less than that is not compared.
+FLOOR = 0.004
+
+TEXTS = {
+    "spaces": " ",
+    "lines": "\n",
+    "blank lines": "\n \n",
+    "carriage returns": "\r\n",
+    "quotes": '"',
+    "opening quotes": "“",
+    "guillemets": "«",
+    "unclosed": "“a «b» ",
+    "backticks": "`",
+    "apostrophes": "'a ",
+    "brackets": "(\"'[“",
+    "angles": "<",
+    "bars": "<|",
+    "markers": "<|im_start|>user\n",
+    "turns": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA",
+    "ends": "</s>",
+    "strikes": "<s>",
+    "instructions": "[INST] <<SYS>>",
+    "questions": "question:",
+    "questions and spaces": "question: \n",
+    "digits": "1",
+    "ratings": "7/10 ",
+    "list items": "1. a\n",
+    "numbers": "1.",
+    "letters": "a",
+    "capitals": "A",
+    "initials": "A.The.",
+    "words": "word ",
+    "commas": "word, ",
+    "dots": ".",
+    "marks": "! ",
+    "combining marks": "e\u0301",
+    "emoji": "👩‍👩‍👧 ",
+    "hiragana": "\u3042",
+    "replacements": "\ufffd",
+    "thoughts": "<think>",
+    "verdicts": "verdict: ",
+    "addresses": "a@b.c ",
+    "nul": "\x00",
+}
+
+MINI = Path(next(iter(alarm_models.recipes.__path__))) / "mini"
+
+
+def quietly(call: Callable[[str], object]) -> Callable[[str], None]:
+    """What a text is, or is not, is no matter here."""
+
+    def called(text: str) -> None:
+        with suppress(SplitError, RatingError, SampleError, ValueError):
+            call(text)
+
+    return called
+
+
+def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
+    field = FieldPattern(r"question:\s*(.*?)\s*context:")
+    template = TextTemplate("{prompt:words} {question} {completion}", fields={"question": field})
+    own = marked(user="a", assistant="b", system="c", ends=[f"{index}x" for index in range(16)])
+    tokenizer = FastTokenizer.from_file(str(MINI / "tokenizer.json"))
+    yield "field", field.find
+    yield "template", lambda text: template.render(Sample(text, text))
+    yield "sentences", sentences
+    yield "subsentences", subsentences
+    yield "steps", steps
+    yield "copied words", lambda text: copied_words(text, text)
+    yield (
+        "words",
+        lambda text: split_words(
+            Rendered(text, Span(0, len(text)), Span(0, 0)),
+            Sample(text, text),
+            (Span(0, len(text)),),
+        ),
+    )
+    yield "tokens", lambda text: tokenizer.encode(text)
+    yield (
+        "found from the end",
+        lambda text: _rfind(text, "a" + text[: len(text) // 2], 0, len(text)),
+    )
+    yield "repetition", lambda text: repetition(text, 4)
+    yield "grade", baselines.reading_grade
+    yield "rating", quietly(lambda text: read_rating(text, Scale(1, 10)))
+    yield "verdict", read_choice
+    yield "ends", lambda text: without_ends(text, ())
+    yield "client's ends", without_end_tokens
+    yield "unknown markup", unknown_markup
+    yield "detected", quietly(lambda text: split_text(text, None))
+    yield "query", quietly(lambda text: split_query(f"{text}x{text}", f"a{text}x", None))
+    yield "own markers", quietly(lambda text: split_text(text, own))
+    for name in dict.fromkeys(one.name for one in TEMPLATES.values()):
+        yield (
+            f"template {name}",
+            quietly(lambda text, name=name: pair_texts(text, text, TEMPLATES[name])),
+        )
+    yield (
+        "client's samples",
+        quietly(lambda text: plain_samples([ClientSample(prompt=text, completion=text)], None, "")),
+    )
+    yield "policy's bytes", lambda text: read_utf8(text.encode()[:-1] + b"\x80" * len(text))
+
+
+FUNCTIONS = dict(functions())
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Garbage is collected when many objects are made, which says nothing of a function."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def seconds(call: Callable[[str], object], text: str) -> float:
+    started = time.thread_time()
+    call(text)
+    return time.thread_time() - started
+
+
+def growth(call: Callable[[str], object], unit: str, length: int) -> float:
+    """How many times longer a text four times as long takes; 0 where neither takes any."""
+    short, long = ((unit * length)[:size] for size in (length, TIMES * length))
+    with no_collection():
+        found = seconds(call, long)
+        if found < FLOOR:
+            return 0.0
+        best = min(seconds(call, short) for _ in range(3))
+        # What else the machine does makes a call slower, never faster.
+        for _ in range(4):
+            if found <= MOST * max(best, FLOOR / TIMES):
+                break
+            found = min(found, seconds(call, long))
+    return found / max(best, FLOOR / TIMES)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_time_grows_with_the_text_and_no_faster(name: str) -> None:
+    call = FUNCTIONS[name]
+    call("Warm up, please.")
+    grown = {text: growth(call, unit, LENGTH) for text, unit in TEXTS.items()}
+    assert {text: found for text, found in grown.items() if found > MOST} == {}
+
+
+def checks() -> Iterator[tuple[str, Callable[[], Callable[[Sample], object]]]]:
+    languages = LanguageSpec(languages=("en", "de", "fr", "es"))
+    yield "language", lambda: LanguageConfidence(languages)
+    yield "readability", Readability
+    for metric in ("chrf", "bleu"):
+        spec = SimilaritySpec(metric=metric, reference="{prompt}")
+        yield metric, lambda spec=spec: Similarity(spec, {})
+
+
+CHECKS = dict(checks())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_checks_time_grows_with_the_text_and_no_faster(name: str) -> None:
+    check = CHECKS[name]()
+
+    def call(text: str) -> object:
+        return check(Sample(text, text))
+
+    call("Warm up, please.")
+    grown = {text: growth(call, unit, LENGTH) for text, unit in TEXTS.items()}
+    assert {text: found for text, found in grown.items() if found > MOST} == {}
+
+
+@pytest.mark.parametrize("unit", ["(", "«", "1. ", "word, ", "<|im_start|>", "e\u0301", "```"])
+def test_the_grammars_time_grows_with_the_text_and_no_faster(unit: str) -> None:
+    find = Harper(GrammarSpec()).find
+    find("Warm up, please.")
+    assert growth(find, unit, LENGTH) <= MOST
+
+
+def test_growth_tells_a_quadratic_function_from_a_linear_one() -> None:
+    def quadratic(text: str) -> int:
+        return sum(text.count("b") for _ in range(0, len(text), 4))
+
+    assert growth(quadratic, "a", 4 * LENGTH) > MOST
+    assert growth(lambda text: [ord(letter) for letter in text], "a", 4 * LENGTH) < MOST
+
+
+@pytest.mark.parametrize("text", ["a" * 60 + "!", "question:" + " " * 20_000])
+def test_a_pattern_of_a_recipes_own_ends_within_its_time(text: str) -> None:
+    for pattern in (r"^(a|aa)+$", r"question:\s*(.*?)\s*context:\s*(.*?)$"):
+        with suppress(SampleError):
+            FieldPattern(pattern).find(text)
+
+
+def test_a_field_whose_pattern_takes_too_long_fails_its_sample() -> None:
+    with pytest.raises(SampleError, match=r"the pattern in \[fields\] took longer than 1 s"):
+        FieldPattern(r"^(a|aa)+$").find("a" * 60 + "!")
+
+
+def test_work_on_a_text_ends_where_nobody_waits_for_it() -> None:
+    with cancellable(lambda: True), pytest.raises(Cancelled):
+        sentences("One. Two.\n\nThree.")
