@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spin_briefly()
     try:
         code = int(options.run(options))
-        sys.stdout.flush()  # what cannot be written is told here, not as the interpreter ends
+        if sys.stdout is not None:  # what cannot be written is told here, not at the very end
+            sys.stdout.flush()
         return code
     except ValidationError as error:
         return _complain(explained(error.errors()))

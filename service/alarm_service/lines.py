@@ -48,6 +48,8 @@ class FileError(AlarmModelsError):
 def opened(file: Path) -> Iterator[BinaryIO]:
     """Open a file, a pipe, or for ``-`` standard input; raise `OSError`."""
     if file == STANDARD:
+        if sys.stdin is None:
+            raise FileError("standard input is closed: name a file to read")
         yield sys.stdin.buffer
         return
     with file.open("rb") as lines:
@@ -88,6 +90,8 @@ def parsed_line(line: bytes | None) -> Any:
 
 def require_writable(target: Path | None) -> None:
     """Raise `FileError` where a file could not be written, before long work rather than after."""
+    if target == STANDARD and sys.stdout is None:
+        raise FileError("standard output is closed: name a file to write")
     if target is None or target == STANDARD or _is_stream(target):
         return
     real = Path(os.path.realpath(target))
@@ -119,6 +123,8 @@ def replacing(target: Path, kept: Callable[[Path], object] | None = None) -> Ite
     the target's permissions stay. A pipe or a device is written at once.
     """
     if target == STANDARD:
+        if sys.stdout is None:
+            raise FileError("standard output is closed: name a file to write")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

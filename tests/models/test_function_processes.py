@@ -164,15 +164,13 @@ def until_started(folder: Path, number: int = 1) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_call_that_starts_a_process_is_ended_with_it_at_its_timeout(
-    way: str, folder: Path
-) -> None:
-    model = load_direct(**spec(folder, "waits", timeout_s=1.5))
-    late, fine = await model.score([completion(way), completion("fine")])
-    assert getattr(late, "message", "") == "my_rewards:waits took longer than 1.5 s"
+async def test_call_that_starts_a_process_is_ended_with_it_at_its_timeout(folder: Path) -> None:
+    model = load_direct(**spec(folder, "waits", timeout_s=4, workers=len(WAYS)))
+    *late, fine = await model.score([completion(one) for one in (*WAYS, "fine")])
+    for outcome in late:
+        assert getattr(outcome, "message", "") == "my_rewards:waits took longer than 4 s"
     assert fine == Score(1, None, 0, False)
-    assert len(pids(folder)) == 1
+    assert len(pids(folder)) == len(WAYS)
     until_ended(*pids(folder))
     await model.close()
 
@@ -190,13 +188,11 @@ async def test_async_call_that_starts_a_process_is_ended_with_it_at_its_timeout(
     await model.close()
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "shell"])
-async def test_process_that_a_call_leaves_behind_ends_with_the_model(
-    way: str, folder: Path
-) -> None:
+async def test_process_that_a_call_leaves_behind_ends_with_the_model(folder: Path) -> None:
     model = load_direct(**spec(folder, "leaves"))
-    assert await model.score([completion(way)]) == [Score(1, None, 0, False)]
-    assert all(map(is_running, until_started(folder)))
+    outcomes = await model.score([completion(one) for one in WAYS])
+    assert outcomes == [Score(1, None, 0, False)] * len(WAYS)
+    assert all(map(is_running, until_started(folder, len(WAYS))))
     await model.close()
     until_ended(*pids(folder))
 

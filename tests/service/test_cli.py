@@ -441,3 +441,21 @@ def test_wrong_argument_of_a_judge_is_one_sentence(
 def test_health_of_no_host_is_a_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", "--host", host, "--port", "1"]) == 1
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_streams_that_are_closed_are_told(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ("--recipe", "length.toml")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", None)
+        assert "standard input is closed" in complaint(capsys, "score", "-", *own)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", None)
+        assert "standard output is closed" in complaint(capsys, "score", "a.jsonl", *own)
+        assert main(["score", "a.jsonl", *own, "--out", "new"]) == 0
+
+
+def test_device_that_is_full_is_told(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = complaint(capsys, "score", "a.jsonl", "--recipe", "length.toml", "--out", "/dev/full")
+    assert told == "alarm: No space left on device"

@@ -1,4 +1,6 @@
 import base64
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,14 @@ def test_end_of_a_line_or_mark_of_an_encoding_is_no_part_of_a_key(
     file.write_bytes(f"\ufefffirst{ending}".encode())
     keys = read_keys(Settings(api_key_file=file, api_key=(SecretStr(f"second{ending}"),)))
     assert [keys.find(key) for key in (b"second", b"first")] == [0, 1]
+
+
+def test_keys_of_a_pipe_are_read_as_often_as_they_are_wanted(tmp_path: Path) -> None:
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe)
+    settings = Settings(api_key_file=pipe)
+    writing = threading.Thread(target=pipe.write_text, args=("first\nsecond\n",))
+    writing.start()
+    for _ in range(3):
+        assert read_keys(settings).find(b"second") == 1
+    writing.join()

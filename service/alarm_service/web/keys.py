@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -61,8 +62,9 @@ def _read(given: Sequence[SecretStr], file: Path | None, flag: str) -> list[str]
 
 def _lines(file: Path, flag: str) -> list[str]:
     try:
+        content = file.read_bytes() if file.is_file() else _piped(file)
         # Editors of some systems begin a file with a mark of its encoding, which is no key's.
-        lines = file.read_text("utf-8-sig").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"the keys of {flag} {file} cannot be read: {error}") from error
     keys = [
@@ -73,6 +75,12 @@ def _lines(file: Path, flag: str) -> list[str]:
     if not keys:
         raise SettingsError(f"{flag} {file} holds no key: write one a line")
     return keys
+
+
+@cache
+def _piped(file: Path) -> bytes:
+    """Return what a pipe holds, which can be read only once while keys are wanted several times."""
+    return file.read_bytes()
 
 
 def _digest(key: bytes) -> bytes:
