@@ -131,7 +131,9 @@ class Scored:
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
     """Turn an aspect's score into its reward, before the aspect's weight."""
-    text, tokens = sample.completion_text, sample.token_offsets
+    text = sample.completion_text
+    # Packed spans are made anew each time that they are looked at.
+    tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
     levels = rule.levels(score, tokens or words(text))
     values = rule.shaped(levels)
     laid: tuple[float, ...] | None = None

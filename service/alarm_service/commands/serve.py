@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 
 from alarm_models.recipe_files import load_recipes
 from alarm_service.collecting import uncollected
 from alarm_service.commands.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.ray.asked import require_usable_ray
 from alarm_service.settings import Settings
+from alarm_service.telemetry.log_stream import log_stream
+from alarm_service.telemetry.logs import capture_strays, configure_logs
 from alarm_service.web.exposure import require_safe_exposure, require_usable_certificate
 from alarm_service.web.sockets import listen
 
@@ -31,6 +34,9 @@ def _run(options: argparse.Namespace) -> int:
     recipes = load_recipes(settings.recipe, settings.set)
     require_usable_ray(settings)
     listener = listen(settings.host, settings.port)
+    # What libraries say as they are imported is written as all else is.
+    configure_logs(settings.log_level, log_stream(sys.stderr.fileno()))
+    capture_strays()
     # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
     with uncollected():
         from alarm_service.serving import serve
