@@ -16,7 +16,7 @@ from alarm_service.scheduling.caller import Caller
 from alarm_service.scheduling.choosing import in_turn, take_batch, weights_of
 from alarm_service.scheduling.fairness import VirtualTimes
 from alarm_service.scheduling.loaded import Loaded
-from alarm_service.scheduling.usage import TimedOutSamples, predicted_s
+from alarm_service.scheduling.usage import TimedOutSamples, Usage, predicted_s
 from alarm_service.scheduling.work import Outcome, Work
 
 A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
@@ -194,8 +194,48 @@ def test_a_caller_of_a_fast_model_waits_for_one_batch_of_a_flooded_slow_one() ->
         device.queue.put(single)
         waits.append(device.until(lambda one=single[0]: one.charged > 0))
     assert waits == [1] * 20  # next, each time
-    # And since there are several callers, a slow batch is cut to half a second, or 256 tokens.
-    assert sum(lengths(device.run_one())) == 200
+    # And since there are several callers, a slow batch is cut to half a second, or 256 tokens;
+    # every fourth to half of that.
+    assert {sum(lengths(device.run_one())) for _ in range(8)} == {100, 200}
+
+
+def usage_of(fixed_s: float, tokens_per_s: float, *sizes: int) -> Usage:
+    """Measure batches of these sizes, after a first one that says nothing."""
+    usage = Usage()
+    for size in (1, *sizes):
+        usage.measure(size, fixed_s + size / tokens_per_s)
+    return usage
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "tokens_per_s", "enough"),
+    [
+        (0, 10_000, 5000),  # half a second
+        (0, 100, 256),  # at least
+        (0.1, 10_000, 4000),  # 0.1 s and 0.4 s
+        (0.2, 10_000, 8000),  # a fifth of one second is what every batch takes
+        (1, 1000, 4000),
+    ],
+)
+def test_a_short_batch_takes_half_a_second_or_is_four_fifths_of_use(
+    fixed_s: float, tokens_per_s: float, enough: int
+) -> None:
+    usage = usage_of(fixed_s, tokens_per_s, 500, 1000, 2000, 1000)
+    assert usage.enough_tokens() == pytest.approx(enough, rel=1e-3)
+
+
+def test_batches_are_of_full_size_where_size_makes_no_difference() -> None:
+    assert usage_of(1, float("inf"), 500, 1000, 2000, 1000).enough_tokens() is None
+
+
+def test_batches_of_one_size_are_followed_by_one_of_half_that() -> None:
+    usage = usage_of(1, 1000)
+    sizes = []
+    for _ in range(4):
+        sizes.append(usage.enough_tokens() or 0)
+        usage.measure(sizes[-1], 1 + sizes[-1] / 1000)
+    assert sizes[:4] == [1024, 1024, 1024, 512]
+    assert usage.enough_tokens() == pytest.approx(4000, rel=1e-3)
 
 
 def test_one_caller_alone_has_batches_of_full_size() -> None:

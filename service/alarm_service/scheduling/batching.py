@@ -19,13 +19,6 @@ from alarm_service.scheduling.work import TimedOut, Work
 
 __all__ = ["Waiting"]
 
-#: How long a batch may be expected to take while there are several callers: whoever comes next
-#: waits for it to end.
-_MAX_BATCH_S = 0.5
-
-#: No batch is cut to fewer tokens than this.
-_LEAST_TOKENS = 256
-
 #: How long a server has several callers after another one than before sent or was served.
 _SEVERAL_S = 60.0
 
@@ -219,9 +212,8 @@ class Waiting:
 
     def _enough_tokens(self, usage: Usage) -> int | None:
         """Return what keeps a batch short while there are several callers; None where not."""
-        if not usage.tokens_per_s or self.now() - self._several_since >= _SEVERAL_S:
-            return None
-        return max(_LEAST_TOKENS, int(_MAX_BATCH_S * usage.tokens_per_s))
+        is_alone = self.now() - self._several_since >= _SEVERAL_S
+        return None if is_alone else usage.enough_tokens()
 
     def _usage_of(self, model: str) -> Usage:
         return self._usage.setdefault(model, Usage())

@@ -22,6 +22,19 @@ _ASSUMED_SECONDS_PER_TOKEN = 1e-4
 #: The weight of all batches before, when another is measured.
 _DECAY = 0.9
 
+#: How long a batch should take while there are several callers: whoever comes next waits for it.
+_MAX_BATCH_S = 0.5
+
+#: The most of a batch's time that may go into what every batch takes, however small: where that is
+#: much, as on a machine that others use, short batches would cost all callers their throughput.
+_MAX_FIXED = 0.2
+
+#: The tokens of a batch that is kept short: at least, and before it is known what batches take.
+_FEWEST_TOKENS, _UNKNOWN_TOKENS = 256, 1024
+
+#: Every so many batches one is half as large, to see what size does.
+_TRY_SMALLER = 4
+
 #: Batches smaller than this say little of how fast a model can be.
 _LEAST_TOKENS = 1024
 
@@ -43,6 +56,9 @@ class Usage:
     _num_batches: int = 0
     _tokens: float = 0.0
     _seconds: float = 0.0
+    _weight: float = 0.0
+    _squares: float = 0.0
+    _products: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -62,8 +78,42 @@ class Usage:
         seconds = max(seconds, 1e-6)
         self._tokens = _DECAY * self._tokens + num_tokens
         self._seconds = _DECAY * self._seconds + seconds
+        self._weight = _DECAY * self._weight + 1
+        self._squares = _DECAY * self._squares + num_tokens**2
+        self._products = _DECAY * self._products + num_tokens * seconds
         if num_tokens >= _LEAST_TOKENS:
             self.best_tokens_per_s = max(self.best_tokens_per_s, num_tokens / seconds)
+
+    def enough_tokens(self) -> int | None:
+        """Return the tokens of a batch that keeps others waiting half a second, by measurement.
+
+        More, where so short a batch would spend more than a fifth of its time on what every batch
+        takes; None where size makes no difference.
+        """
+        part = 1 if self._num_batches % _TRY_SMALLER else 2
+        line = self._line()
+        if line is None:
+            return _UNKNOWN_TOKENS // part
+        fixed_s, seconds_per_token = line
+        if seconds_per_token <= 0:
+            return None
+        spent_s = max(_MAX_BATCH_S - fixed_s, fixed_s * (1 / _MAX_FIXED - 1))
+        return max(_FEWEST_TOKENS, int(spent_s / seconds_per_token)) // part
+
+    def _line(self) -> tuple[float, float] | None:
+        """Fit what a batch takes by its tokens: the seconds of any batch, and those of a token.
+
+        None before batches of different sizes have run.
+        """
+        if not self._weight:
+            return None
+        mean, mean_s = self._tokens / self._weight, self._seconds / self._weight
+        variance = self._squares / self._weight - mean**2
+        if variance < (0.1 * mean) ** 2:
+            return None
+        slope = (self._products / self._weight - mean * mean_s) / variance
+        fixed_s = mean_s - slope * mean
+        return (fixed_s, slope) if fixed_s > 0 else (0.0, mean_s / mean)
 
 
 def predicted_s(num_tokens: int, tokens_per_s: float, hidden_size: int | None) -> float:
