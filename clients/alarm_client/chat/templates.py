@@ -258,8 +258,8 @@ _OPENING = re.compile(rf"\s+|{'|'.join(map(re.escape, _OPENING_TOKENS))}")
 #: What a special token of a chat template looks like. No HTML, and no code in common languages.
 _SPECIAL = (
     r"(?:<\|[^<>|\s]{1,40}\|?>|<[^<>|\s/]{1,40}\|>|<｜[^<>｜\n]{1,60}｜>|\[\|[^\[\]|\s]{1,40}\|\]"
-    r"|<(?:start|end|begin|beginning)_of_[a-z_]{1,30}>|\[/?INST\]|<</?SYS>>|\]~!?b[\[\]]|\[e~\["
-    r"|<extra_id_\d{1,3}>|<SPECIAL_\d{1,4}>|<reserved_\d{1,4}>|<seed:\w{1,20}>|</?role>)"
+    r"|<(?:start|end|begin|beginning)_of_(?:turn|sentence|role|utterance|message)>|\[/?INST\]|<</?SYS>>|\]~!?b[\[\]]|\[e~\["
+    r"|<extra_id_\d{1,3}>|<SPECIAL_\d{1,4}>|<reserved_\d{1,4}>|<seed:\w{1,20}>)"
 )
 #: Tokens of code and pictures, which are a prompt's own.
 _NO_MARKUP = r"(?!<\|(?:fim|file|repo|vision|image|audio|video|object|box|quad)_)"

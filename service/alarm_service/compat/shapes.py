@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -44,10 +43,6 @@ class ChatMessageIn(TrainerBody):
     content: Text | list[TextPartIn] | None = None
 
 
-#: Each turn of a text is compared with each of these: so they are short, and few.
-Marker = Annotated[str, StringConstraints(max_length=MAX_MARKER)]
-
-
 class TextOptions(BaseModel):
     """How prompt and completion are told apart; without options by the template's own tokens."""
 
@@ -59,16 +54,16 @@ class TextOptions(BaseModel):
         "Else the one that the text begins in",
         json_schema_extra={"enum": list(TEMPLATES)},
     )
-    user: Marker | SkipJsonSchema[None] = Field(
+    user: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before a user's turn, such as `Human:`"
     )
-    assistant: Marker | SkipJsonSchema[None] = Field(
+    assistant: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before the assistant's turn, such as `Assistant:`"
     )
-    system: Marker | SkipJsonSchema[None] = Field(
+    system: Text | SkipJsonSchema[None] = Field(
         default=None, description="the text before the system's turn"
     )
-    end: list[Marker] = Field(
+    end: list[Text] = Field(
         default=[], max_length=MAX_ENDS, description="texts that end a turn; may be given again"
     )
 
@@ -78,6 +73,17 @@ class TextOptions(BaseModel):
         if name is None or name in TEMPLATES:
             return name
         raise PydanticCustomError("template", "Input should be one of " + ", ".join(TEMPLATES))
+
+    @field_validator("user", "assistant", "system", "end")
+    @classmethod
+    def _is_short(cls, given: str | list[str] | None) -> str | list[str] | None:
+        # Each turn of a text is compared with each of these: so they are short, and few.
+        for marker in given if isinstance(given, list) else [given or ""]:
+            if len(marker) > MAX_MARKER:
+                raise PydanticCustomError(
+                    "marker", f"String should have at most {MAX_MARKER} characters"
+                )
+        return given
 
     @model_validator(mode="after")
     def _is_one_template(self) -> TextOptions:

@@ -187,7 +187,7 @@ async def test_a_rule_that_does_more_than_add_tells_what_it_starts_from() -> Non
     ("query", "message"),
     [
         ("&".join(f"end=x{index}" for index in range(17)), "end: List should have at most 16"),
-        ("end=" + "x" * 101, "end[0]: String should have at most 100 characters"),
+        ("end=" + "x" * 101, "end: String should have at most 100 characters"),
         ("user=" + "x" * 101, "user: String should have at most 100 characters"),
     ],
 )

@@ -225,6 +225,8 @@ def test_a_prompt_in_a_template_that_is_not_known_is_an_error(prompt: str) -> No
         "When is it written: <|eot_id|>",
         "<|im_end|> is what?",
         "<user>Q?</user>",
+        "<role>You are kind.</role>\nQ?",
+        "<begin_of_document>Q?<end_of_document>",
         "Human: Q?\n\nAssistant:",
         "USER: Q? ASSISTANT:",
         "### Instruction:\nQ?\n\n### Response:\n",
