@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import Server, serving, until_set
 from standin import FIGURE_1, PATIENCE_S
@@ -50,6 +50,7 @@ def read(reader: Callable[[bytes], Any], body: bytes) -> str:
         return "no JSON"
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(VALUES, st.sampled_from([None, 1]), st.booleans())
 def test_read_json_in_pieces_is_what_json_loads_gives(
     value: Any, indent: int | None, is_ascii: bool
@@ -63,6 +64,7 @@ def test_read_json_in_pieces_is_what_json_loads_gives(
         assert read(pieces.read_json, encoded) == read(json.loads, encoded)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(VALUES, st.data())
 def test_read_json_in_pieces_refuses_what_json_loads_refuses(value: Any, data: Any) -> None:
     body = bytearray(json.dumps([value, value]).encode())
@@ -81,6 +83,16 @@ def test_read_json_in_pieces_refuses_what_json_loads_refuses(value: Any, data: A
 def test_read_json_of_another_encoding_is_what_json_loads_gives(encoding: str) -> None:
     body = json.dumps({"a": ["é" * 30, "b" * 30]}, ensure_ascii=False).encode(encoding)
     assert pieces.read_json(body) == json.loads(body)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    "unit", ["\\n", "\\\\", "\\ud83d\\ude00", "\\\\ud83d", "\\ud83d", "é", "🙂", '\\"']
+)
+def test_read_json_of_a_long_text_cuts_no_character(unit: str) -> None:
+    for offset in range(30):
+        body = f'["{"a" * offset}{unit * 30}"]'.encode()
+        assert pieces.read_json(body) == json.loads(body)
 
 
 def test_read_json_packs_spans_and_nothing_else() -> None:
