@@ -19,7 +19,7 @@ from alarm_service.generations.generation import Generation
 from alarm_service.generations.making import Maker, Unchanged
 from alarm_service.generations.opening import Awaits
 from alarm_service.generations.succession import Succession
-from alarm_service.scheduling.admission import Admission, estimate_tokens
+from alarm_service.scheduling.admission import Admission, content_of, estimate_tokens
 from alarm_service.scheduling.batching import Waiting
 from alarm_service.scheduling.budget import LEAST_BUDGET
 from alarm_service.scheduling.caller import INTERNAL, Caller
@@ -179,8 +179,8 @@ class Engine:
         if self.life.is_draining:
             raise stopping()
         num_tokens = estimate_tokens(samples)
-        content = hash(tuple((sample.prompt, sample.completion) for sample in samples))
-        with self.admission.admit(num_tokens, caller, content), self.metrics.in_house():
+        place = self.admission.admit(num_tokens, caller, content_of(samples))
+        with place, self.metrics.in_house():
             with self.traces.span("admit"):
                 await self.life.until_ready()
             with self._succession.taken() as generation:

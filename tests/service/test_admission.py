@@ -2,7 +2,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from served import serving, until_set
@@ -10,7 +10,7 @@ from standin import Words, recipe
 
 from alarm_models.sample import Message, Sample
 from alarm_service.errors import Overloaded
-from alarm_service.scheduling.admission import Admission, estimate_tokens
+from alarm_service.scheduling.admission import Admission, content_of, estimate_tokens
 from alarm_service.scheduling.caller import Caller
 from alarm_service.scheduling.throughput import Throughput
 
@@ -252,6 +252,12 @@ def overload(
 def test_tokens_are_estimated_from_characters() -> None:
     sample = Sample("1234", (Message("assistant", "12345678"),), fields={"question": "1234"})
     assert estimate_tokens([sample, sample]) == 2 * (16 + 4)
+
+
+def test_a_request_is_known_again_by_its_texts() -> None:
+    one, other = Sample("a" * 200, "b"), Sample("a" * 200, "c")
+    assert content_of([one]) == content_of([replace(one, id="7")])
+    assert len({content_of(samples) for samples in ([one], [other], [one, one], [])}) == 4
 
 
 async def test_a_full_queue_is_429_and_says_when_to_come_again() -> None:

@@ -16,7 +16,7 @@ from alarm_service.scheduling.caller import INTERNAL, Caller
 from alarm_service.scheduling.fairness import VirtualTimes
 from alarm_service.scheduling.throughput import Throughput
 
-__all__ = ["Admission", "estimate_tokens"]
+__all__ = ["Admission", "content_of", "estimate_tokens"]
 
 #: Characters a token, and tokens a template: an estimate, since a full queue tokenises nothing.
 _CHARACTERS_A_TOKEN = 4
@@ -26,6 +26,9 @@ _TEMPLATE_TOKENS = 16
 #: fit in a few megabytes, since who waits there is a trainer that ends where it is refused.
 _LINE_QUEUES = 8
 _SHORTEST_LINE = 1_000_000
+
+#: Characters at either end of a text by which a request is known again.
+_END = 64
 
 #: Tokens in the queue from which on it has more to do than runs at once: two large batches.
 _BUSY_TOKENS = 16_384
@@ -60,6 +63,15 @@ def estimate_tokens(samples: Sequence[Sample]) -> int:
         // _CHARACTERS_A_TOKEN
         for sample in samples
     )
+
+
+def content_of(samples: Sequence[Sample]) -> int:
+    """Return a number that a request has in common with itself as it comes again.
+
+    Only the ends of texts are looked at: most requests are admitted and never asked for it.
+    """
+    texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
+    return hash(tuple((len(text), text[:_END], text[-_END:]) for text in texts))
 
 
 @dataclass(eq=False, slots=True)
