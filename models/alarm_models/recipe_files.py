@@ -56,7 +56,8 @@ def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) ->
         keys, _ = parse_setting(setting)
         has_table = [_set(table, setting) for table in tables]
         if not any(has_table):
-            raise RecipeError(f"--set {setting}: no recipe has a table {'.'.join(keys[:-1])!r}")
+            table_name = ".".join(keys[:-1])
+            raise RecipeError(f"--set {_shown(setting)}: no recipe has a table {table_name!r}")
     recipes = [_checked(table) for table in tables]
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
@@ -75,8 +76,11 @@ def load_recipe_again(
     table = _read(name_or_file)
     known = {} if before is None else before.model_dump(include={"models", "aspects"})
     for setting in settings:
-        if not _set(table, setting) and _has_table(known, parse_setting(setting)[0]):
-            raise RecipeError(f"--set {setting}: {name_or_file!r} has no such table any more")
+        keys, _ = parse_setting(setting)
+        if not _set(table, setting) and _has_table(known, keys):
+            raise RecipeError(
+                f"--set {_shown(setting)}: {name_or_file!r} has no such table any more"
+            )
     return _checked(table)
 
 
@@ -122,16 +126,31 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """Split ``KEY=VALUE`` into the key's parts and a TOML value, else the text as it is."""
+    """Split ``KEY=VALUE`` into the key's parts and a TOML value, else the text as it is.
+
+    Raises `RecipeError`, which tells no server's key.
+    """
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {setting!r}")
+        told = repr(f"{key}=..." if equals else key)
+        if not equals and "." not in key:  # what a separator within a value has cut off
+            told = f"{len(key)} characters without `=`"
+        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {told}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return keys, text
+    if keys[-1] == "api_key" and not isinstance(value, str):
+        return keys, text  # a key of digits is no number
     return keys, value if isinstance(value, bool | int | float | str | list) else text
+
+
+def _shown(setting: str) -> str:
+    """Return a setting as it may be told: without a key, or a URL, which may hold a password."""
+    key, _, _ = setting.partition("=")
+    is_secret = key.strip().rpartition(".")[2] in ("api_key", "url")
+    return f"{key}=..." if is_secret else setting
 
 
 def _set(table: MutableMapping[str, Any], setting: str) -> bool:

@@ -7,7 +7,7 @@ from alarm_models.hierarchy import Rule
 from alarm_models.recipe import Recipe
 from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
 from alarm_models.recipe_tables import Overrides
-from alarm_models.specs import SequenceSpec
+from alarm_models.specs import RemoteSpec, SequenceSpec
 
 EXAMPLE = """
 name = "example"
@@ -176,3 +176,25 @@ def test_the_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:
         plain.fingerprint({"rm": "abd"}, Overrides()),
     }
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+    "setting", ["models.jugde.api_key=sesame", "models..api_key=sesame", "=sesame", "sesame"]
+)
+def test_setting_that_fits_nowhere_is_told_without_its_value(setting: str) -> None:
+    with pytest.raises(RecipeError, match="--set") as told:
+        load_recipe("mini", [setting])
+    assert "sesame" not in str(told.value)
+
+
+def test_key_of_digits_is_set_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "judge.toml"
+    file.write_text(
+        '[models.judge]\nkind = "remote"\napi = "alarm"\nurl = "http://host"\n'
+        '[holistic]\nmodel = "judge"\n'
+    )
+    for text, key in (("0012345", "0012345"), ("1e5", "1e5"), ("true", "true"), ('"a b"', "a b")):
+        spec = load_recipe(str(file), [f"models.judge.api_key={text}"]).models["judge"]
+        assert isinstance(spec, RemoteSpec)
+        assert spec.api_key is not None
+        assert spec.api_key.get_secret_value() == key
