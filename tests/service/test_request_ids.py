@@ -61,7 +61,7 @@ async def test_refusals_and_failures_carry_the_id(monkeypatch: pytest.MonkeyPatc
 async def test_the_clients_error_and_the_servers_log_agree(logs: list[Any]) -> None:
     async with serving() as server:
         transport = httpx.ASGITransport(server.app)
-        async with AsyncAlarmClient("http://alarm", transport=transport) as client:
+        async with AsyncAlarmClient("http://localhost", transport=transport) as client:
             with pytest.raises(NotFound) as caught:
                 await client.score(samples("a"), "nobody")
             assert client.has_answered
@@ -89,7 +89,7 @@ async def test_a_request_whose_content_type_was_garbled_is_sent_again(num_flippe
     async with serving() as server:
         transport = Flipping(server.app, num_flipped)
         at_once = Retries(first=0.0)
-        async with AsyncAlarmClient("http://a", transport=transport, retries=at_once) as client:
+        async with AsyncAlarmClient("http://localhost", transport=transport, retries=at_once) as client:
             assert (await client.score(samples("a b"))).scalars() == [2.0]
     assert transport.num_requests == num_flipped + 1
 
@@ -98,7 +98,7 @@ async def test_one_whose_content_type_is_always_changed_is_refused() -> None:
     async with serving() as server:
         transport = Flipping(server.app, 99)
         at_once = Retries(first=0.0)
-        async with AsyncAlarmClient("http://a", transport=transport, retries=at_once) as client:
+        async with AsyncAlarmClient("http://localhost", transport=transport, retries=at_once) as client:
             with pytest.raises(InvalidRequest, match="without `Content-Type: application/json`"):
                 await client.score(samples("a b"))
     assert transport.num_requests == 3
