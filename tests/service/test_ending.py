@@ -76,7 +76,10 @@ def test_end_of_a_drain_is_503_for_every_connection_and_no_abort(recipe: Path) -
     def ask() -> None:
         answers.append(httpx.post(f"{process.url}/score", json=LONG, timeout=PATIENCE_S))
 
-    with alarm_serve(recipe, "--drain-s", "1") as process, connect(process) as half:
+    with (
+        alarm_serve(recipe, "--drain-s", "1", "--max-queue-s", "3600") as process,
+        connect(process) as half,
+    ):
         until_event(process, "ready")
         before = _batches(process.url)
         half.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")

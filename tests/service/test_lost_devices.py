@@ -27,7 +27,9 @@ async def serving_on(device: str) -> AsyncIterator[Server]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S) as one,
+        httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", timeout=PATIENCE_S
+        ) as one,
     ):
         await app.state.engine.life.until_ready()
         yield Server(app, one, words, {})

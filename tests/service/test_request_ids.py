@@ -89,7 +89,9 @@ async def test_a_request_whose_content_type_was_garbled_is_sent_again(num_flippe
     async with serving() as server:
         transport = Flipping(server.app, num_flipped)
         at_once = Retries(first=0.0)
-        async with AsyncAlarmClient("http://localhost", transport=transport, retries=at_once) as client:
+        async with AsyncAlarmClient(
+            "http://localhost", transport=transport, retries=at_once
+        ) as client:
             assert (await client.score(samples("a b"))).scalars() == [2.0]
     assert transport.num_requests == num_flipped + 1
 
@@ -98,7 +100,9 @@ async def test_one_whose_content_type_is_always_changed_is_refused() -> None:
     async with serving() as server:
         transport = Flipping(server.app, 99)
         at_once = Retries(first=0.0)
-        async with AsyncAlarmClient("http://localhost", transport=transport, retries=at_once) as client:
+        async with AsyncAlarmClient(
+            "http://localhost", transport=transport, retries=at_once
+        ) as client:
             with pytest.raises(InvalidRequest, match="without `Content-Type: application/json`"):
                 await client.score(samples("a b"))
     assert transport.num_requests == 3
