@@ -18,6 +18,7 @@ import torch
 from processes import alarm_serve
 from test_trainer_hooks import EnvironmentReturn, Trace, slime_sample
 from test_trainer_verl import DataProto
+from tolerance import computed, printed
 
 from alarm_client import AlarmClient
 from alarm_client.errors import SampleFailed
@@ -426,14 +427,14 @@ def test_par_compares_with_the_score_of_the_trainers_own_column(
 ) -> None:
     asked("paris", "par")
     # s(1 - 1) and s(0 - 1)
-    assert call() == [pytest.approx(0.5), pytest.approx(0.2689, abs=1e-4)]
+    assert call() == [printed(0.5, digits=4), printed(0.2689, digits=4)]
 
 
 @pytest.mark.parametrize("call", BY_BATCH, ids=named)
 def test_gdpo_compares_the_samples_of_a_prompt(asked: Callable[..., None], call: Call) -> None:
     asked("paris", "gdpo")
     # Mean 0 and deviation 1 of two: half the square root of two either way.
-    assert call() == [pytest.approx(0.7071, abs=1e-3), pytest.approx(-0.7071, abs=1e-3)]
+    assert call() == [printed(0.7071, digits=3), printed(-0.7071, digits=3)]
 
 
 def test_slimes_token_rewards_know_their_group(
@@ -441,7 +442,7 @@ def test_slimes_token_rewards_know_their_group(
 ) -> None:
     asked("paris", "gdpo")
     found = call_slime_dense_with_a_group(monkeypatch)
-    assert found == [pytest.approx(0.7071, abs=1e-3), pytest.approx(-0.7071, abs=1e-3)]
+    assert found == [printed(0.7071, digits=3), printed(-0.7071, digits=3)]
 
 
 @pytest.mark.parametrize("call", BY_SAMPLE, ids=named)
@@ -481,14 +482,14 @@ def test_openrlhfs_file_answers_as_its_url_does(
     query = {"query": [f"Q: {one}" for one in answers], "prompts": ["Q: "] * 2, "labels": ["", ""]}
     by_url = httpx.post(f"{url}/compat/openrlhf/parts", json=query).json()
     by_file = openrlhf.reward_func(query["query"], query["prompts"], query["labels"])
-    assert by_file["rewards"].tolist() == pytest.approx(by_url["rewards"])
-    assert by_file["scores"].tolist() == pytest.approx(by_url["scores"])
+    assert by_file["rewards"].tolist() == computed(by_url["rewards"])
+    assert by_file["scores"].tolist() == computed(by_url["scores"])
     for name in ("holistic", "polite", "admitted"):
         logged = by_file["extra_logs"][f"alarm_{name}"].tolist()
-        assert logged == pytest.approx(by_url["extra_logs"][name])
-    assert by_file["rewards"].tolist() == pytest.approx([5 + 2 * 0.7311, -5], abs=1e-4)
-    assert by_file["extra_logs"]["alarm_polite"].tolist() == pytest.approx([1.4621, 0], abs=1e-4)
-    assert by_file["scores"].tolist() == pytest.approx([0.9984, 0.0067], abs=1e-4)
+        assert logged == computed(by_url["extra_logs"][name])
+    assert by_file["rewards"].tolist() == printed([5 + 2 * 0.7311, -5], digits=4)
+    assert by_file["extra_logs"]["alarm_polite"].tolist() == printed([1.4621, 0], digits=4)
+    assert by_file["scores"].tolist() == printed([0.9984, 0.0067], digits=4)
 
 
 def test_overrides_change_what_openrlhf_logs(

@@ -225,7 +225,7 @@ async def test_model_closed_while_it_starts_leaves_no_process(folder: Path) -> N
 
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 from alarm_models.functions import Function, FunctionPool
 from alarm_models.sample import Sample
 
@@ -234,6 +234,8 @@ async def main():
     await pool.call(Sample("?", sys.argv[3]))
     await asyncio.sleep(1000)
 
+# A shell has its background jobs ignore SIGINT, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
 """
 
