@@ -169,7 +169,8 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 def growth(call: Callable[[str], object], unit: str, length: int) -> float:
     """How many times longer a text four times as long takes; 0 where neither takes any."""
-    short, long = ((unit * length)[:size] for size in (length, TIMES * length))
+    whole = unit * (TIMES * length // len(unit) + 1)
+    short, long = whole[:length], whole[: TIMES * length]
     with no_collection():
         found = seconds(call, long)
         if found < FLOOR:

@@ -202,7 +202,8 @@ async def test_processes_of_a_call_that_dies_end_with_it(folder: Path) -> None:
     died, fine = await model.score([completion("dies"), completion("fine")])
     assert "ended its process" in getattr(died, "message", "")
     assert fine == Score(1, None, 0, False)
-    until_ended(*until_started(folder, 2))
+    # The child of the call that died may have ended before it wrote its number.
+    until_ended(*until_started(folder))
     await model.close()
 
 

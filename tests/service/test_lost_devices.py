@@ -65,6 +65,7 @@ async def test_other_devices_go_on_and_the_one_that_hung_comes_back() -> None:
         assert (await server.score("a b")).json()["scores"][0]["score"] == 2
         (lost,) = (await hanging).json()["scores"]
         assert lost["error"]["code"] == "model_failed"
+        await until(lambda: bool(server.engine.life.degraded))
         ready = await server.client.get("/health/ready")
         assert ready.status_code == 200
         assert "degraded: a forward pass of words takes" in ready.json()["reason"]
@@ -80,6 +81,7 @@ async def test_a_device_that_fails_leaves_the_others() -> None:
         (lost,) = (await server.score("poison")).json()["scores"]
         assert lost["error"]["code"] == "model_failed"
         assert (await server.score("a")).json()["scores"][0]["score"] == 1
+        await until(lambda: bool(server.engine.life.degraded))
         assert (
             "illegal memory access" in (await server.client.get("/health/ready")).json()["reason"]
         )
