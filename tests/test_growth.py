@@ -7,6 +7,7 @@ anything, have a time limit instead; so have checkpoints' chat templates.
 """
 
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,7 @@ from alarm_service.compat.splitting import SplitError, pair_texts, split_query, 
 from alarm_service.compat.templates import TEMPLATES, marked, unknown_markup
 from alarm_service.compat.turns import without_ends
 from alarm_service.study.verdicts import read_choice
+from alarm_service.web.pieces import read_json
 
 LENGTH = 6000
 TIMES = 4
@@ -102,6 +104,12 @@ def quietly(call: Callable[[str], object]) -> Callable[[str], None]:
     return called
 
 
+def body(text: str, place: str) -> bytes:
+    """JSON too large to be read at once, with the text several times as a name or as a value."""
+    name, value = (text * 4, "x" * 200_000) if place == "name" else ("x", text * 4)
+    return json.dumps({"y": "x" * 200_000, name: value}).encode()
+
+
 def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
     field = FieldPattern(r"question:\s*(.*?)\s*context:")
     template = TextTemplate("{prompt:words} {question} {completion}", fields={"question": field})
@@ -145,6 +153,8 @@ def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
         "client's samples",
         quietly(lambda text: plain_samples([ClientSample(prompt=text, completion=text)], None, "")),
     )
+    for unit in ("name", "value"):
+        yield f"large body's {unit}", quietly(lambda text, unit=unit: read_json(body(text, unit)))
     yield "policy's bytes", lambda text: read_utf8(text.encode()[:-1] + b"\x80" * len(text))
 
 
@@ -169,8 +179,7 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 def growth(call: Callable[[str], object], unit: str, length: int) -> float:
     """How many times longer a text four times as long takes; 0 where neither takes any."""
-    whole = unit * (TIMES * length // len(unit) + 1)
-    short, long = whole[:length], whole[: TIMES * length]
+    short, long = ((unit * size)[:size] for size in (length, TIMES * length))
     with no_collection():
         found = seconds(call, long)
         if found < FLOOR:

@@ -108,6 +108,12 @@ def test_read_json_packs_spans_and_nothing_else() -> None:
         assert pieces.read_json(body)["token_offsets"] == [*spans, unsound]
 
 
+def test_read_json_without_packing_gives_lists(small_pieces: None) -> None:
+    spans = [[at, at + 1] for at in range(40)]
+    body = {"token_offsets": spans, "segments": {"a": spans}, "more": [{"token_offsets": spans}]}
+    assert pieces.read_json(json.dumps(body).encode(), packs_spans=False) == body
+
+
 def test_packed_spans_are_a_sequence_of_spans() -> None:
     spans = PackedSpans(array("q", [0, 1, 1, 3, 3, 3]))
     assert spans == (Span(0, 1), Span(1, 3), Span(3, 3))

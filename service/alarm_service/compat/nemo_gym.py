@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +12,7 @@ from alarm_models.sample import Message, Sample
 from alarm_service.compat.rewarding import OWN_PARTS, Number
 from alarm_service.compat.shapes import TrainerBody, fields_of
 from alarm_service.errors import Invalid
+from alarm_service.web.pieces import read_json
 from alarm_service.web.schemas import Text
 
 __all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
@@ -116,19 +116,28 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
     return [Sample((*system, *before), completion, fields_of(label))]
 
 
-def answer(sent: Mapping[str, Any], number: Number, options: NemoGymOptions) -> Response:
+def answer(sent: bytes, number: Number, options: NemoGymOptions) -> Response:
     """Answer as Gym's own resources servers do: with the request's JSON and the reward in it.
 
     Raises `Invalid` where what was sent is no JSON that could be sent back.
     """
-    parts = {f"alarm_{name}": value for name, value in number.parts.items()}
-    content: dict[str, Any] = {**sent, **parts, "reward": number.value}
-    if options.components:
-        content["reward_components"] = _components(number)
     try:
-        return Response(json.dumps(content, allow_nan=False), media_type="application/json")
+        return Response(_written(sent, number, options), media_type="application/json")
     except (ValueError, RecursionError) as error:
         raise Invalid(f"the body cannot be sent back beside its reward: {error}") from None
+
+
+def _written(sent: bytes, number: Number, options: NemoGymOptions) -> str:
+    parts = {f"alarm_{name}": value for name, value in number.parts.items()}
+    content: dict[str, Any] = {
+        **read_json(sent, packs_spans=False),
+        **parts,
+        "reward": number.value,
+    }
+    if options.components:
+        content["reward_components"] = _components(number)
+    # In pieces: written at once, a large rollout would hold the interpreter.
+    return "".join(json.JSONEncoder(allow_nan=False).iterencode(content))
 
 
 def _components(number: Number) -> dict[str, float]:

@@ -25,7 +25,7 @@ from alarm_service.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFO
 from alarm_service.compat.shapes import TextOptions
 from alarm_service.compat.slime import SlimeIn, SlimeOptions, SlimeOut
 from alarm_service.web.dependencies import WORK_ERRORS
-from alarm_service.web.large import OffLoopRoute
+from alarm_service.web.large import OffLoopRoute, off_loop
 
 __all__ = ["router"]
 
@@ -107,7 +107,8 @@ async def nemo_gym_route(
     """Reward a rollout of NeMo Gym, as the `/verify` of a resources server does."""
     prepare = partial(nemo_gym.samples_of, body, options)
     (number,) = (await call.numbers(name, prepare, "response")).numbers
-    return nemo_gym.answer(await call.request.json(), number, options)
+    write = partial(nemo_gym.answer, await call.request.body(), number, options)
+    return await off_loop(call.request, write)
 
 
 async def _openrlhf(

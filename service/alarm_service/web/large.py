@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +21,7 @@ from alarm_service.settings import Settings
 from alarm_service.web.authorizing import BODY_BYTES
 from alarm_service.web.pieces import read_json
 
-__all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_large"]
+__all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_large", "off_loop"]
 
 _T = TypeVar("_T")
 
@@ -92,6 +92,13 @@ class OffLoopRoute(APIRoute):
 def is_large(request: Request) -> bool:
     """Say whether a request's body is, and its answer may be, too large for the event loop."""
     return int(request.scope.get(BODY_BYTES, 0)) > _LARGE_BYTES
+
+
+async def off_loop(request: Request, call: Callable[[], _T]) -> _T:
+    """Run a function of a request's whole body: in a thread where that is large."""
+    if is_large(request):
+        return cast(_T, await request.app.state.large_bodies.run(call))
+    return call()
 
 
 async def answered(

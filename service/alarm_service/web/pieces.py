@@ -47,21 +47,25 @@ _WHITE = b" \t\n\r"
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 
 
-def read_json(body: bytes) -> Any:
-    """Read a body as `json.loads` does, spans packed; raise `ValueError` where it is no JSON."""
+def read_json(body: bytes, *, packs_spans: bool = True) -> Any:
+    """Read a body as `json.loads` does, spans packed; raise `ValueError` where it is no JSON.
+
+    Without ``packs_spans`` what comes back can be written as JSON again.
+    """
     encoding = json.detect_encoding(body)
     if encoding != "utf-8":  # another, or a byte order mark
         body = body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
-    return _Reader(body).value(0, len(body), 0, None, in_segments=False)
+    return _Reader(body, packs_spans=packs_spans).value(0, len(body), 0, None, in_segments=False)
 
 
 class _Reader:
     """Reads the values of one body."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *, packs_spans: bool) -> None:
         self._body = body
+        self._packs_spans = packs_spans
         self._bytes = np.frombuffer(body, np.uint8)
-        self._decoder = json.JSONDecoder(object_hook=_with_packed_spans)
+        self._decoder = json.JSONDecoder(object_hook=_with_packed_spans if packs_spans else None)
 
     def value(
         self, start: int, stop: int, level: int, key: str | None, *, in_segments: bool
@@ -78,7 +82,9 @@ class _Reader:
         if self._body[stop - 1 : stop] != (b"]" if first == b"[" else b"}"):
             raise ValueError("a bracket is not closed")
         if first == b"[":
-            return self._list(start, stop, level, may_pack=in_segments or key == _SPANS)
+            return self._list(
+                start, stop, level, may_pack=self._packs_spans and (in_segments or key == _SPANS)
+            )
         return self._object(start, stop, level, is_segments=key == _SPANS_BY_NAME)
 
     def _list(self, start: int, stop: int, level: int, *, may_pack: bool) -> Any:
@@ -107,17 +113,18 @@ class _Reader:
                 members[key] = self.value(at, end, level + 1, key, in_segments=is_segments)
             else:
                 members |= self._read(b"{%s}" % self._body[begin:end])
-        return _with_packed_spans(members)
+        return _with_packed_spans(members) if self._packs_spans else members
 
     def _key(self, start: int, stop: int) -> tuple[str, int]:
         """Return an object's member's name, and where its value begins."""
         start, _ = self._stripped(start, stop)
         end = start
         while True:
-            end = self._body.find(b'"', end + 1, stop)
+            # Only what follows the last quote is looked at: a name may have millions of them.
+            begin, end = end + 1, self._body.find(b'"', end + 1, stop)
             if end < 0 or self._body[start : start + 1] != b'"':
                 raise ValueError("a name is missing")
-            before = self._body[start:end]
+            before = self._body[begin:end]
             if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
                 break
         colon, _ = self._stripped(end + 1, stop)

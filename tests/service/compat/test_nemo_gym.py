@@ -110,3 +110,14 @@ async def test_nemo_gym_column_with_a_lone_surrogate_comes_back_as_it_was() -> N
         body = b'{"responses_create_params":{"input":"Q?"},"response":{"output":[]},"x":"\\ud800"}'
         answer = await server.client.post(PATH, content=body, headers=headers)
         assert (answer.status_code, answer.json()["x"]) == (200, "\ud800")
+
+
+async def test_nemo_gym_large_rollout_comes_back_as_it_was_sent() -> None:
+    async with hearing() as (server, words):
+        spans = [[at, at + 1] for at in range(100)]
+        body = rollout(message("a b c"), filler="x" * 200_000, token_offsets=spans,
+                       segments={"a": spans}, expected_answer="A")  # fmt: skip
+        answer = (await post(server, PATH, **body)).json()
+        assert answer.pop("reward") == 3
+        assert {name: answer[name] for name in body} == body
+        assert words.heard == [("Q?", "a b c")]
