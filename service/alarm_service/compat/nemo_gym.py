@@ -12,7 +12,7 @@ from starlette.responses import Response
 from alarm_models.sample import Message, Sample
 from alarm_service.compat.rewarding import OWN_PARTS, Number, split_each
 from alarm_service.compat.shapes import TrainerBody, fields_of
-from alarm_service.compat.splitting import answer_of
+from alarm_service.compat.splitting import Texts, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.web.schemas import Text
 
@@ -112,9 +112,10 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
     before += _turns(output[:last], "response.output")
     where = f"response.output[{last}].content"
     said = "" if last is None else _text(output[last].content, where)
-    (completion,) = split_each([said], lambda _: answer_of(said, None), where)
+    turns = (*system, *before)
+    (texts,) = split_each([said], lambda _: Texts(turns, answer_of(said, None)), where)
     label = (body.model_extra or {}).get(options.reference)
-    return [Sample((*system, *before), completion, fields_of(label))]
+    return [Sample(texts.prompt, texts.completion, fields_of(label))]
 
 
 def answer(sent: Mapping[str, Any], number: Number, options: NemoGymOptions) -> Response:
