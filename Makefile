@@ -25,8 +25,9 @@ install: .venv/installed
 serve: .venv/product
 	$(BIN)/alarm serve
 
+# Two tests at a time, those of one file one after another, each with a thread for its models.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

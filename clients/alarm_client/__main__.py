@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return try_samples(given, PLAIN, lambda line: sys.stdout.write(f"{line}\n"))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except AlarmError as error:

@@ -487,7 +487,7 @@ def test_openrlhfs_file_answers_as_its_url_does(
     for name in ("holistic", "polite", "admitted"):
         logged = by_file["extra_logs"][f"alarm_{name}"].tolist()
         assert logged == computed(by_url["extra_logs"][name])
-    assert by_file["rewards"].tolist() == printed([5 + 2 * 0.7311, -5])
+    assert by_file["rewards"].tolist() == printed([6.4621, -5], digits=4)  # 5 + 2 * 0.73106
     assert by_file["extra_logs"]["alarm_polite"].tolist() == printed([1.4621, 0], digits=4)
     assert by_file["scores"].tolist() == printed([0.9984, 0.0067], digits=4)
 

@@ -49,6 +49,15 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
         ("fields", {"reference": 3}, "must name a dataset column"),
         ("overrides", "rule=gdpo", r"overrides \(or ALARM_OVERRIDES\): is not JSON"),
         ("overrides", "[1]", "must be an object"),
+        ("timeout", True, "must be seconds over 0"),
+        ("on_failure", False, "must be 'raise', 'none', 'group_mean' or a finite number"),
+        ("group", 3, r"group \(or ALARM_GROUP\): must be a text; got 3"),
+        ("recipe", 3, r"recipe \(or ALARM_RECIPE\): must be a text"),
+        ("model", ["rm"], r"model \(or ALARM_MODEL\): must be a text"),
+        ("aspect_names", 3, r"aspect_names \(or ALARM_ASPECT_NAMES\): must be names"),
+        ("aspect_names", [1], "must be names, such as factuality,relevance"),
+        ("template", 3, r"template \(or ALARM_TEMPLATE\): must be a name, or an object"),
+        ("template", ["chatml"], "must be a name, or an object"),
         ("connect_timeout", "-1", r"connect_timeout \(or ALARM_CONNECT_TIMEOUT\)"),
     ],
 )
@@ -163,6 +172,14 @@ def test_a_column_that_is_absent_is_named_with_those_that_are_there():
         ValueError, match=r"usual: fields.reference .* 'gold', .* it has \['answer', 'id'\]"
     ):
         row(settings, {"answer": "x", "id": 1})
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float64("nan")])
+def test_a_group_of_nothing_is_refused_with_its_column(nothing):
+    samples = [Sample(prompt="Q", completion="A")] * 2
+    settings = read_settings(USUAL, {"group": "gid"})
+    with pytest.raises(ValueError, match="the column 'gid' has nothing for a sample"):
+        with_rows(samples, [{"gid": 1}, {"gid": nothing}], settings)
 
 
 def test_settings_show_no_secrets():

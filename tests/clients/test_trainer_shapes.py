@@ -1,5 +1,6 @@
 """Texts as trainers hand them over, and token rewards where trainers look for them."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,21 @@ def test_slime_pads_nothing(capsys):
 def test_a_check_of_a_trainer_without_token_rewards_is_refused(capsys):
     assert main(["check", "areal"]) == 1
     assert "'areal' is none of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no_such_module:pad"], "must be module:function .*No module named"),
+        (["os:no_such_pad"], "must be module:function .*no attribute"),
+        (["slime", "--lengths", "a,b"], "--lengths must be numbers of tokens"),
+        (["slime", "--lengths", ""], "--lengths must be numbers of tokens"),
+        (["slime", "--lengths", "0,3"], "--lengths must be numbers of tokens"),
+    ],
+)
+def test_a_wrong_argument_of_the_check_is_told(capsys, arguments, said):
+    assert main(["check", *arguments]) == 1
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_shipped_files_stand_where_no_name_hides_a_trainers_own(capsys):

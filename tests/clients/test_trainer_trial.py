@@ -67,6 +67,35 @@ def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
     assert "reward    1" in lines(capsys)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "row"),
+    [
+        ("verl", {"reward_model": {"ground_truth": "Paris"}}),
+        ("skyrl", {"reward_spec": {"ground_truth": "Paris"}}),
+        ("verifiers", {"info": {"answer": "Paris"}}),
+        ("slime", {"metadata": {"label": "Paris"}}),
+        ("miles", {"label": "Paris", "metadata": None}),
+    ],
+)
+def test_a_row_is_read_as_the_trainers_module_reads_it(there, capsys, trainer, row) -> None:
+    assert of_trainers(["try", trainer, *ASK[1:], "--row", json.dumps(row)]) == 0
+    assert "reward    1" in lines(capsys)
+
+
+def test_what_extra_info_holds_can_be_named_for_verl(there, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
+    row = ["--row", '{"extra_info": {"gold": "Paris"}}']
+    assert of_trainers(["try", "verl", *ASK[1:], *row]) == 0
+    assert "reward    1" in lines(capsys)
+
+
+def test_a_prompt_that_is_no_chat_is_told_without_a_traceback(there, capsys) -> None:
+    prompt = ["--prompt", '[{"role": "user", "content": 3}]', "--completion", "A"]
+    for run in (lambda: main(["try", *prompt]), lambda: of_trainers(["try", "trl", *prompt])):
+        assert run() == 2
+        assert "a message's content must be a text" in capsys.readouterr().err
+
+
 def test_a_trainers_fields_setting_is_read(there, capsys, monkeypatch) -> None:
     monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
     row = ["--row", '{"gold": "Rome"}']

@@ -115,7 +115,7 @@ def _ready(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    lengths = [int(length) for length in given.lengths.split(",")]
+    lengths = _lengths(given.lengths)
     if ":" in given.trainer:
         return _tell(given.trainer, _imported(given.trainer), lengths)
     if given.trainer not in PADDING:
@@ -127,6 +127,13 @@ def _check(given: argparse.Namespace) -> int:
     title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
     _tell(f"the trainer's own padding ({title})", pad, lengths)
     return _tell("placed by this client", _after_placing(pad, responses), lengths)
+
+
+def _lengths(text: str) -> list[int]:
+    lengths = [int(one) if one.strip().isdecimal() else 0 for one in text.split(",")]
+    if min(lengths) < 1:
+        raise ValueError(f"--lengths must be numbers of tokens such as 30,57,41, got {text!r}")
+    return lengths
 
 
 def _after_placing(pad: Pad, responses: str) -> Pad:
@@ -142,8 +149,11 @@ def _after_placing(pad: Pad, responses: str) -> Pad:
 def _try(given: argparse.Namespace) -> int:
     try:
         habits = trial.habits_of(given.trainer)
-        return trial.try_samples(given, habits, lambda line: sys.stdout.write(f"{line}\n"))
-    except ValueError as error:
+        read_row = trial.row_reader_of(given.trainer)
+        return trial.try_samples(
+            given, habits, lambda line: sys.stdout.write(f"{line}\n"), read_row
+        )
+    except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
 
@@ -163,7 +173,12 @@ def _shipped() -> dict[str, Path]:
 
 def _imported(name: str) -> Any:
     module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} must be module:function of something that can be imported here: {error}"
+        ) from error
 
 
 if __name__ == "__main__":

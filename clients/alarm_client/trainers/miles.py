@@ -10,7 +10,9 @@ from typing import Any
 
 from alarm_client.trainers import slime
 
-__all__ = ["HABITS", "custom_rm"]
+__all__ = ["HABITS", "custom_rm", "row_of_dataset"]
+
+row_of_dataset = slime.row_of_dataset
 
 HABITS = replace(slime.HABITS, trainer="miles")
 

@@ -131,7 +131,7 @@ def _group(row: Row, settings: Settings, prompt: Any) -> Id:
 
 
 def _name(value: Any, column: str) -> Id:
-    if value is None:
+    if value is None or value != value:  # NaN is what tables hold for nothing
         raise ValueError(f"group: the column {column!r} has nothing for a sample")
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return value

@@ -102,13 +102,13 @@ def read_settings(habits: Habits, given: Mapping[str, Any] | None = None) -> Set
         habits=habits,
         url=values["url"],
         api_key=values["api_key"],
-        recipe=values["recipe"],
-        model=values["model"],
+        recipe=read("recipe", _text, None),
+        model=read("model", _text, None),
         overrides=read("overrides", _overrides, None),
         aspects=read("aspects", _aspects, habits.aspects),
         aspect_names=read("aspect_names", _names, ()),
         fields=read("fields", _fields, None),
-        group=values["group"],
+        group=read("group", _text, None),
         timeout=read("timeout", _seconds, habits.timeout),
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
         on_failure=read("on_failure", _policy, habits.on_failure),
@@ -162,8 +162,17 @@ def _aspects(value: Any) -> Aspects:
     return value  # type: ignore[no-any-return]  # one of two literals
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("must be a text")
+    return value
+
+
 def _names(value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
+    is_many = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+    if not is_many or isinstance(names, bytes):
+        raise TypeError("must be names, such as factuality,relevance")
     return tuple(name.strip() for name in names if name.strip())
 
 
@@ -206,13 +215,15 @@ def _plain(value: Any) -> Any:
 
 
 def _template(value: Any) -> str:
-    name = value if isinstance(value, str) else json.dumps(dict(value), sort_keys=True)
+    if not isinstance(value, (str, Mapping)):
+        raise TypeError("must be a name, or an object of what stands before turns and ends them")
+    name = value if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
     template_of(name)
     return name
 
 
 def _seconds(value: Any) -> float:
-    seconds = float(value)
+    seconds = _number(value)
     if not 0 < seconds < math.inf:
         raise ValueError("must be seconds over 0")
     return seconds
@@ -221,10 +232,15 @@ def _seconds(value: Any) -> float:
 def _policy(value: Any) -> OnFailure:
     if value in ("raise", "none", "group_mean"):
         return value  # type: ignore[no-any-return]  # one of three literals
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(value)
     if not math.isfinite(number):
         raise ValueError("must be 'raise', 'none', 'group_mean' or a finite number")
     return number
+
+
+def _number(value: Any) -> float:
+    """A number or its text; NaN for anything else, true and false among it."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -15,7 +15,7 @@ from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of, without_end_tokens
 from alarm_client.types import Sample, Text
 
-__all__ = ["HABITS", "AlarmGenerator", "Environment", "register"]
+__all__ = ["HABITS", "AlarmGenerator", "Environment", "register", "row_of_dataset"]
 
 HABITS = Habits(
     "skyrl",
@@ -39,7 +39,7 @@ class Environment:
     ) -> None:
         super().__init__()
         self.source = source_of(HABITS, dict(env_config or {}))
-        self.row = _row(extras)
+        self.row = row_of_dataset(extras)
         self.is_judged = is_judged
         self.prompt: Text = []
         self.parts: dict[str, float] = {}
@@ -91,7 +91,7 @@ class AlarmGenerator:
             for prompt, row in zip(prompts, ids, strict=True)
         ]
         extras = input_batch.get("env_extras") or [None] * len(ids)
-        extra_rows = [_row(extra) for extra in extras]
+        extra_rows = [row_of_dataset(extra) for extra in extras]
         samples = with_rows(samples, extra_rows, settings, prompts=prompts)
         rewards = await self.source.arewards(samples)
         lengths = [len(row) for row in ids]
@@ -99,7 +99,7 @@ class AlarmGenerator:
         return {**output, "rewards": rows}
 
 
-def _row(extras: Any) -> Row:
+def row_of_dataset(extras: Any) -> Row:
     """SkyRL's dataset columns; the `ground_truth` is inside of `reward_spec`."""
     row = row_of(extras)
     spec = row_of(row.get("reward_spec") or row.get("reward_model"))

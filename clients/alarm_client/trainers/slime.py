@@ -22,6 +22,7 @@ __all__ = [
     "dense_rm",
     "post_process_rewards",
     "rewarded",
+    "row_of_dataset",
     "token_level_advantages",
 ]
 
@@ -181,12 +182,15 @@ def _with_rows(
     asked: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
 ) -> list[Sample]:
     prompts = [one.prompt for one in samples] if is_group else None
-    return with_rows(asked, [_row(one) for one in samples], source.settings, prompts=prompts)
+    return with_rows(
+        asked, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
+    )
 
 
-def _row(sample: Any) -> Row:
+def row_of_dataset(sample: Any) -> Row:
     """A slime sample's own attributes, and what its metadata holds."""
-    return {**row_of(sample.metadata), **row_of(sample)}
+    row = row_of(sample)
+    return {**row_of(row.get("metadata")), **row}
 
 
 def _found(

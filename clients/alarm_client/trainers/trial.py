@@ -8,17 +8,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 from alarm_client.errors import AlarmError
 from alarm_client.trainers.failure import missing_field
-from alarm_client.trainers.rows import with_rows
+from alarm_client.trainers.rows import Row, with_rows
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.source import RewardSource
 from alarm_client.trainers.texts import prompt_of
 from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["PLAIN", "add_arguments", "try_samples"]
+
+RowReader: TypeAlias = Callable[[Row], Row]
 
 # Who asks at a terminal does not wait as a training run does.
 PLAIN = Habits(
@@ -66,14 +68,27 @@ def habits_of(trainer: str) -> Habits:
     return found
 
 
-def try_samples(given: argparse.Namespace, habits: Habits, write: Callable[[str], object]) -> int:
+def row_reader_of(trainer: str) -> RowReader:
+    """How a trainer's module finds columns in a dataset row, where it looks into some of them."""
+    module = import_module(f"alarm_client.trainers.{trainer}")
+    found: RowReader = getattr(module, "row_of_dataset", dict)
+    return found
+
+
+def try_samples(
+    given: argparse.Namespace,
+    habits: Habits,
+    write: Callable[[str], object],
+    read_row: RowReader = dict,
+) -> int:
     """Score the samples, write what came of it and what is missing; 1 where one has no reward.
 
-    Raises ValueError for a wrong argument or setting, AlarmError where the server does not answer.
+    Raises ValueError or TypeError for a wrong argument or setting, AlarmError where the server
+    does not answer.
     """
     settings = _settings(given, habits)
     source = RewardSource(settings)
-    samples = _samples(given, settings)
+    samples = _samples(given, settings, read_row)
     for line in _asked(settings, samples):
         write(line)
     try:
@@ -101,8 +116,8 @@ def _settings(given: argparse.Namespace, habits: Habits) -> Settings:
     return replace(settings, on_failure="raise")
 
 
-def _samples(given: argparse.Namespace, settings: Settings) -> list[Sample]:
-    row = _object(given.row, "--row")
+def _samples(given: argparse.Namespace, settings: Settings, read_row: RowReader) -> list[Sample]:
+    row = read_row(_object(given.row, "--row"))
     fields = dict(_pair(pair) for pair in given.field)
     prompt = _prompt(given.prompt)
     samples = [Sample(prompt=prompt, completion=text) for text in given.completion]

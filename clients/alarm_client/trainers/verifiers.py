@@ -13,7 +13,7 @@ from alarm_client.trainers.source import source_of
 from alarm_client.trainers.texts import completion_of, prompt_of, role_of
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "group_reward", "reward", "rubric_reward"]
+__all__ = ["HABITS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]
 
 # A Rubric turns what is raised into 0.0 and a line in its log; a v1 task marks the trace as failed.
 HABITS = Habits(
@@ -41,7 +41,9 @@ async def reward(task: Any, trace: Any) -> float:
     )
     source = source_of(HABITS)
     data = getattr(task, "data", task)  # of a v1 Task, the row that it was made of
-    rewards = await source.arewards(with_rows([sample], [_flat(row_of(data))], source.settings))
+    rewards = await source.arewards(
+        with_rows([sample], [row_of_dataset(row_of(data))], source.settings)
+    )
     (value,) = numbers(rewards, source.settings.on_failure)
     parts = components(rewards[0], source.aspect_names.seen(rewards))
     trace.record_metrics({f"alarm/{name}": part for name, part in parts.items()})
@@ -54,7 +56,7 @@ async def rubric_reward(
     """Rubric: the reward of one rollout."""
     source = source_of(HABITS)
     samples = [Sample(prompt=prompt_of(prompt), completion=completion_of(completion))]
-    rows = [_flat({"answer": answer, "info": info})]
+    rows = [row_of_dataset({"answer": answer, "info": info})]
     rewards = await source.arewards(with_rows(samples, rows, source.settings))
     return numbers(rewards, source.settings.on_failure)[0]
 
@@ -73,7 +75,7 @@ async def group_reward(
     ]
     nothing = [None] * len(samples)
     rows = [
-        _flat({"answer": answer, "info": info})
+        row_of_dataset({"answer": answer, "info": info})
         for answer, info in zip(answers or nothing, infos or nothing, strict=True)
     ]
     samples = with_rows(samples, rows, source.settings, prompts=prompts)
@@ -81,7 +83,7 @@ async def group_reward(
     return numbers(rewards, source.settings.on_failure, groups_of(samples))
 
 
-def _flat(row: Row) -> Row:
+def row_of_dataset(row: Row) -> Row:
     """A row with what its `info` holds beside it."""
     info = row.get("info")
     return {**info, **row} if isinstance(info, Mapping) else row

@@ -10,10 +10,21 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import with_rows
 from alarm_client.trainers.source import RewardSource, source_of
 from alarm_client.trainers.texts import prompt_of
-from alarm_client.trainers.verl_manager import HABITS, AlarmRewardManager, row_of_verl
+from alarm_client.trainers.verl_manager import (
+    HABITS,
+    AlarmRewardManager,
+    row_of_dataset,
+    row_of_verl,
+)
 from alarm_client.types import Reward, Sample, Text
 
-__all__ = ["HABITS", "AlarmRewardManager", "compute_score", "compute_score_blocking"]
+__all__ = [
+    "HABITS",
+    "AlarmRewardManager",
+    "compute_score",
+    "compute_score_blocking",
+    "row_of_dataset",
+]
 
 # What verl adds to a call when it serves a reward model of its own.
 _OF_VERL = ("reward_router_address", "reward_model_tokenizer")

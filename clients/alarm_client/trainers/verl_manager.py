@@ -19,7 +19,7 @@ from alarm_client.types import Sample, Text
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HABITS", "AlarmRewardManager", "row_of_verl"]
+__all__ = ["HABITS", "AlarmRewardManager", "row_of_dataset", "row_of_verl"]
 
 # verl's rate_limited manager gives up after 300 s; its dicts must have the same keys throughout.
 HABITS = Habits("verl", timeout=240.0, same_keys=True, references=("ground_truth",))
@@ -128,7 +128,12 @@ def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
 
 
 def _row(item: Any) -> Row:
-    columns = dict(item.non_tensor_batch)
+    return row_of_dataset(item.non_tensor_batch)
+
+
+def row_of_dataset(row: Mapping[str, Any]) -> Row:
+    """A row of verl's datasets; the `ground_truth` is inside of `reward_model`."""
+    columns = dict(row)
     judged = row_of(columns.get("reward_model"))
     if "ground_truth" in judged:
         columns["ground_truth"] = judged["ground_truth"]

@@ -19,9 +19,8 @@ from alarm_service.compat.shapes import (
     messages_of,
     text_fields,
 )
-from alarm_service.compat.splitting import SplitError, Texts, pair_texts
+from alarm_service.compat.splitting import SplitError, Texts, answer_of, pair_texts
 from alarm_service.compat.templates import ChatTemplate
-from alarm_service.compat.turns import without_ends
 from alarm_service.web.schemas import Text
 
 __all__ = ["EasyR1Batch", "EasyR1Options", "EasyR1Out", "answer", "samples_of"]
@@ -123,5 +122,4 @@ def _parsed(truth: str) -> GroundTruthIn:
 def _texts(prompt: _Prompt, response: str, template: ChatTemplate | None) -> Texts:
     if isinstance(prompt, str):
         return pair_texts(prompt, response, template)
-    ends = () if template is None else template.ends
-    return Texts(messages_of(prompt), without_ends(response, ends))
+    return Texts(messages_of(prompt), answer_of(response, template))

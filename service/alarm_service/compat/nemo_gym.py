@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from alarm_models.sample import Message, Sample
-from alarm_service.compat.rewarding import OWN_PARTS, Number
+from alarm_service.compat.rewarding import OWN_PARTS, Number, split_each
 from alarm_service.compat.shapes import TrainerBody, fields_of
+from alarm_service.compat.splitting import Texts, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.web.pieces import read_json
 from alarm_service.web.schemas import Text
@@ -109,11 +110,12 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
     system = [Message("system", asked.instructions)] if asked.instructions else []
     before = _turns(items, "responses_create_params.input")
     before += _turns(output[:last], "response.output")
-    completion = (
-        "" if last is None else _text(output[last].content, f"response.output[{last}].content")
-    )
+    where = f"response.output[{last}].content"
+    said = "" if last is None else _text(output[last].content, where)
+    turns = (*system, *before)
+    (texts,) = split_each([said], lambda _: Texts(turns, answer_of(said, None)), where)
     label = (body.model_extra or {}).get(options.reference)
-    return [Sample((*system, *before), completion, fields_of(label))]
+    return [Sample(texts.prompt, texts.completion, fields_of(label))]
 
 
 def answer(sent: bytes, number: Number, options: NemoGymOptions) -> Response:

@@ -45,6 +45,17 @@ async def test_easyr1_conversation_and_templated_text_are_the_same_prompt() -> N
         assert words.heard == [("Q?", "a")] * 2
 
 
+async def test_easyr1_answer_to_messages_is_judged_without_its_thoughts() -> None:
+    said = (
+        "<|channel|>analysis<|message|>hm<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>a<|return|>"
+    )
+    async with hearing() as (server, words):
+        chat = [{"role": "user", "content": "Q?"}]
+        await post(server, [given(said, {"prompt": chat})])
+        assert words.heard == [("Q?", "a")]
+
+
 async def test_easyr1_parts_add_up_to_the_overall_reward() -> None:
     async with hearing(FIGURE_1) as (server, _):
         inputs = [given("AB B C AAC b c x", {"prompt": "Q?"})]

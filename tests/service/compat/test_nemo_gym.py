@@ -71,6 +71,17 @@ async def test_nemo_gym_rollout_without_a_message_has_an_empty_completion(output
         assert (answer.json()["reward"], words.samples[0].completion) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["a b<|im_end|>", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final"
+     "<|message|>a b<|return|>"],
+)  # fmt: skip
+async def test_nemo_gym_message_with_markup_is_judged_without_it(said: str) -> None:
+    async with hearing() as (server, words):
+        await post(server, PATH, **rollout(message(said)))
+        assert words.heard == [("Q?", "a b")]
+
+
 async def test_nemo_gym_components_add_up_to_the_reward() -> None:
     async with hearing(FIGURE_1) as (server, _):
         body = rollout(message("AB B C AAC b c x"))
