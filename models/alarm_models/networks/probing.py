@@ -8,6 +8,7 @@ padding. Whatever is not exact is not used.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
+from alarm_models.errors import CheckpointError
 from alarm_models.features import BatchCost, Features
 from alarm_models.networks.padding import PaddedBackbone, Together
 from alarm_models.packing.backbone import PackedBackbone
@@ -41,6 +43,11 @@ _ROUNDING = 1e-5
 
 #: The longest window that the probe looks beyond.
 _MAX_PROBED_WINDOW = 512
+
+#: What configurations call the lengths past which attention is another, and of them those that cut
+#: a sample up: there a second and a third piece differ too (Reformer's first sees the last).
+_WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
+_CHUNKS = re.compile("chunk")
 
 #: The most that a second copy of the weights may take while padding is tried in float32.
 _MAX_FLOAT32_BYTES = 4 << 30
@@ -118,7 +125,7 @@ class _Probe:
     """The samples that a model is tried on, by their ids.
 
     ``group`` share a beginning on two levels; ``others`` share nothing, and one of them holds the
-    special ids that a text may spell out; ``longest`` is past a short sliding window.
+    special ids that a text may spell out; ``longest`` is past short windows, chunks and blocks.
     """
 
     group: list[tuple[int, ...]]
@@ -129,11 +136,9 @@ class _Probe:
     def of(cls, model: PreTrainedModel) -> _Probe:
         """Make the samples for a model: within its vocabulary, its limit and past its window."""
         config: Any = model.config.get_text_config()
-        windows = getattr(config, "attention_window", None) or [
-            getattr(config, "sliding_window", None) or 0
-        ]
-        window = max(windows) if isinstance(windows, list) else windows
-        beyond = window + 40 if window <= _MAX_PROBED_WINDOW else 48
+        window = max(_sizes(config, _WINDOWS, _MAX_PROBED_WINDOW), default=8)
+        chunk = max(_sizes(config, _CHUNKS, _MAX_PROBED_WINDOW // 2), default=0)
+        beyond = max(window, 2 * chunk) + 40
         room = _room(model, config)
         num_ids = _num_ids(model, config)
         special = [one for one in _special_ids(config) if one < num_ids]
@@ -154,7 +159,7 @@ class _Probe:
             for n, beginning in enumerate((prompt, prompt, prompt + turn, prompt + turn))
         ]
         spelled = sample(own[1][50:56], [*special, *special[:1]], own[1][60:71])
-        others = [sample(own[1][100 : 100 + length]) for length in (4, 30)]
+        others = [sample(own[1][100 : 100 + length]) for length in (4, chunk + 30)]
         return cls(group, [*others, spelled], sample(own[1][: max(beyond, 2)]))
 
     @property
@@ -196,8 +201,17 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
             if state.is_changed:
                 is_changed = True
                 state.restore()
+        again = forward(_ends_read([probe.longest]))
+        if is_changed:
+            state.restore()
     except _REFUSALS:
         is_refused = True
+    else:
+        if not _is_near(torch.cat(again), torch.cat(outputs[-1:]), again[0].dtype):
+            raise CheckpointError(
+                f"{type(model).__name__} gives one sample another score each time (attention by "
+                "random hashes, or the like): no score of it could be had again"
+            )
     return _Alone(
         None if is_refused else outputs,
         state if is_changed else None,
@@ -383,6 +397,14 @@ def _room(model: PreTrainedModel, config: Any) -> int:
     if not isinstance(positions, int) or positions <= 0:
         return _MAX_PROBED_WINDOW + 48
     return max(positions - (first_position(model) or 0) - 8, 2)
+
+
+def _sizes(config: Any, names: re.Pattern[str], most: int) -> Iterator[int]:
+    """Yield what a configuration has under such names: lengths past which attention is another."""
+    for name, value in config.to_dict().items():
+        if names.search(name):
+            sizes = value if isinstance(value, list) else [value]
+            yield from (one for one in sizes if type(one) is int and 0 < one <= most)
 
 
 def _num_ids(model: PreTrainedModel, config: Any) -> int:
