@@ -78,6 +78,7 @@ CONFIGURATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "convbert": (hf.ConvBertConfig, _ENCODER | {"embedding_size": 32}),
     "data2vec": (hf.Data2VecTextConfig, _ENCODER),
     "diffllama": (hf.DiffLlamaConfig, _DECODER),
+    "doge": (hf.DogeConfig, _DECODER | {"keep_window_size": 64}),
     "electra": (hf.ElectraConfig, _ENCODER | {"embedding_size": 32}),
     "esm": (hf.EsmConfig, _ENCODER | {"token_dropout": True, "mask_token_id": 4}),
     "fnet": (hf.FNetConfig, _ENCODER),

@@ -44,10 +44,8 @@ _ROUNDING = 1e-5
 #: The longest window that the probe looks beyond.
 _MAX_PROBED_WINDOW = 512
 
-#: What configurations call the lengths past which attention is another, and of them those that cut
-#: a sample up: there a second and a third piece differ too (Reformer's first sees the last).
+#: What configurations call the lengths past which attention is another.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
-_CHUNKS = re.compile("chunk")
 
 #: The most that a second copy of the weights may take while padding is tried in float32.
 _MAX_FLOAT32_BYTES = 4 << 30
@@ -125,20 +123,22 @@ class _Probe:
     """The samples that a model is tried on, by their ids.
 
     ``group`` share a beginning on two levels; ``others`` share nothing, and one of them holds the
-    special ids that a text may spell out; ``longest`` is past short windows, chunks and blocks.
+    special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
+    where attention may be another: the longest by two of them, and one between that is padded.
     """
 
     group: list[tuple[int, ...]]
     others: list[tuple[int, ...]]
-    longest: tuple[int, ...]
+    beyond: list[tuple[int, ...]]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> _Probe:
         """Make the samples for a model: within its vocabulary, its limit and past its window."""
         config: Any = model.config.get_text_config()
-        window = max(_sizes(config, _WINDOWS, _MAX_PROBED_WINDOW), default=8)
-        chunk = max(_sizes(config, _CHUNKS, _MAX_PROBED_WINDOW // 2), default=0)
-        beyond = max(window, 2 * chunk) + 40
+        window = max(_windows(config), default=0)
+        beyond = [max(min(2 * window, _MAX_PROBED_WINDOW), 8) + 40]
+        if window:
+            beyond.insert(0, window + 30)
         room = _room(model, config)
         num_ids = _num_ids(model, config)
         special = [one for one in _special_ids(config) if one < num_ids]
@@ -159,18 +159,23 @@ class _Probe:
             for n, beginning in enumerate((prompt, prompt, prompt + turn, prompt + turn))
         ]
         spelled = sample(own[1][50:56], [*special, *special[:1]], own[1][60:71])
-        others = [sample(own[1][100 : 100 + length]) for length in (4, chunk + 30)]
-        return cls(group, [*others, spelled], sample(own[1][: max(beyond, 2)]))
+        others = [sample(own[1][100 : 100 + length]) for length in (4, 30)]
+        return cls(group, [*others, spelled], [sample(own[1][:length]) for length in beyond])
 
     @property
     def short(self) -> list[tuple[int, ...]]:
-        """All but the longest."""
+        """All but those that are past a window."""
         return [*self.group, *self.others]
+
+    @property
+    def longest(self) -> tuple[int, ...]:
+        """The longest of all."""
+        return self.beyond[-1]
 
     @property
     def samples(self) -> list[tuple[int, ...]]:
         """All of them."""
-        return [*self.short, self.longest]
+        return [*self.short, *self.beyond]
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,12 +404,12 @@ def _room(model: PreTrainedModel, config: Any) -> int:
     return max(positions - (first_position(model) or 0) - 8, 2)
 
 
-def _sizes(config: Any, names: re.Pattern[str], most: int) -> Iterator[int]:
-    """Yield what a configuration has under such names: lengths past which attention is another."""
+def _windows(config: Any) -> Iterator[int]:
+    """Yield the lengths, of those that the probe looks beyond, past which attention is another."""
     for name, value in config.to_dict().items():
-        if names.search(name):
+        if _WINDOWS.search(name):
             sizes = value if isinstance(value, list) else [value]
-            yield from (one for one in sizes if type(one) is int and 0 < one <= most)
+            yield from (n for n in sizes if type(n) is int and 0 < n <= _MAX_PROBED_WINDOW)
 
 
 def _num_ids(model: PreTrainedModel, config: Any) -> int:
