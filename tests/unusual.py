@@ -15,7 +15,16 @@ from alarm_models.networks.network import HeadedNetwork, Network, WholeNetwork
 from alarm_models.networks.probing import fastest_exact
 from alarm_models.rewards.texts import read_at
 
-__all__ = ["CONFIGURATIONS", "LONGROPE", "classifier", "features", "ids", "network", "plain"]
+__all__ = [
+    "CONFIGURATIONS",
+    "LONGROPE",
+    "REFORMER",
+    "classifier",
+    "features",
+    "ids",
+    "network",
+    "plain",
+]
 
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_labels": 1}
 _ENCODER = _SPECIAL | {
@@ -49,6 +58,18 @@ LONGROPE = {
 _DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 _EXPERTS = {"num_local_experts": 4, "short_mscale": 1.1, "long_mscale": 1.3}
 
+#: Attention within chunks of 64 tokens, of which the first sees the last.
+REFORMER = _SPECIAL | {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "attention_head_size": 8,
+    "feed_forward_size": 64,
+    "attn_layers": ["local", "local"],
+    "axial_pos_embds": False,
+    "max_position_embeddings": 512,
+}
+
 #: By name: a configuration's class and what makes it small.
 CONFIGURATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "bart": (hf.BartConfig, _SEQ2SEQ),
@@ -57,6 +78,7 @@ CONFIGURATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "convbert": (hf.ConvBertConfig, _ENCODER | {"embedding_size": 32}),
     "data2vec": (hf.Data2VecTextConfig, _ENCODER),
     "diffllama": (hf.DiffLlamaConfig, _DECODER),
+    "doge": (hf.DogeConfig, _DECODER | {"keep_window_size": 64}),
     "electra": (hf.ElectraConfig, _ENCODER | {"embedding_size": 32}),
     "esm": (hf.EsmConfig, _ENCODER | {"token_dropout": True, "mask_token_id": 4}),
     "fnet": (hf.FNetConfig, _ENCODER),
@@ -95,6 +117,7 @@ CONFIGURATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
             }
         },
     ),
+    "reformer": (hf.ReformerConfig, REFORMER),
     "t5": (
         hf.T5Config,
         _SPECIAL

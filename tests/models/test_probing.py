@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers as hf
 from tolerance import computed
-from unusual import CONFIGURATIONS, classifier, features, ids, network, plain
+from unusual import CONFIGURATIONS, REFORMER, classifier, features, ids, network, plain
 
+from alarm_models.errors import CheckpointError
 from alarm_models.features import BatchCost
 from alarm_models.networks.network import HeadedNetwork, Network
 from alarm_models.networks.probing import fastest_exact
@@ -23,6 +24,7 @@ BATCHES = [
     [(40, 30), (35, 30), (140, 0), (64, 0), (65, 0)],
     [(200, 0), (35, 30), (33, 0), (90, 30)],
     [(40, 30)],
+    [(101, 0), (500, 0), (9, 0)],
 ]
 
 
@@ -44,7 +46,7 @@ def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["bigbird", "canine", "convbert", "fnet", "mobilebert", "nystromformer", "xlnet"],
+    ["bigbird", "canine", "convbert", "fnet", "mobilebert", "nystromformer", "reformer", "xlnet"],
 )
 def test_a_model_that_padding_changes_is_run_one_sample_at_a_time(name: str) -> None:
     assert both(name)[1].cost is BatchCost.ALONE
@@ -53,6 +55,14 @@ def test_a_model_that_padding_changes_is_run_one_sample_at_a_time(name: str) -> 
 @pytest.mark.parametrize("name", ["bart", "electra", "esm", "ibert", "luke", "mpnet", "t5"])
 def test_a_model_that_padding_does_not_change_is_padded(name: str) -> None:
     assert both(name)[1].cost is BatchCost.PADDED
+
+
+def test_a_model_that_draws_random_numbers_for_each_score_is_refused() -> None:
+    made = hf.ReformerConfig(**REFORMER | {"attn_layers": ["local", "lsh"], "num_buckets": 8})
+    torch.manual_seed(0)
+    model = hf.AutoModelForSequenceClassification.from_config(made).eval()
+    with pytest.raises(CheckpointError, match="another score each time"):
+        network(model)
 
 
 def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
@@ -106,4 +116,4 @@ def test_the_probe_takes_a_dozen_short_passes(monkeypatch: pytest.MonkeyPatch) -
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     fastest_exact(model, max_remembered_bytes=1 << 28)
-    assert len(passes) == 8 + 2 + 3  # alone, in whole rows, recalled
+    assert len(passes) == 8 + 1 + 2 + 3  # alone, one of them again, in whole rows, recalled

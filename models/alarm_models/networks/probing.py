@@ -8,6 +8,7 @@ padding. Whatever is not exact is not used.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
+from alarm_models.errors import CheckpointError
 from alarm_models.features import BatchCost, Features
 from alarm_models.networks.padding import PaddedBackbone, Together
 from alarm_models.packing.backbone import PackedBackbone
@@ -41,6 +43,9 @@ _ROUNDING = 1e-5
 
 #: The longest window that the probe looks beyond.
 _MAX_PROBED_WINDOW = 512
+
+#: What configurations call the lengths past which attention is another.
+_WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
 #: The most that a second copy of the weights may take while padding is tried in float32.
 _MAX_FLOAT32_BYTES = 4 << 30
@@ -118,22 +123,22 @@ class _Probe:
     """The samples that a model is tried on, by their ids.
 
     ``group`` share a beginning on two levels; ``others`` share nothing, and one of them holds the
-    special ids that a text may spell out; ``longest`` is past a short sliding window.
+    special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
+    where attention may be another: the longest by two of them, and one between that is padded.
     """
 
     group: list[tuple[int, ...]]
     others: list[tuple[int, ...]]
-    longest: tuple[int, ...]
+    beyond: list[tuple[int, ...]]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> _Probe:
         """Make the samples for a model: within its vocabulary, its limit and past its window."""
         config: Any = model.config.get_text_config()
-        windows = getattr(config, "attention_window", None) or [
-            getattr(config, "sliding_window", None) or 0
-        ]
-        window = max(windows) if isinstance(windows, list) else windows
-        beyond = window + 40 if window <= _MAX_PROBED_WINDOW else 48
+        window = max(_windows(config), default=0)
+        beyond = [max(min(2 * window, _MAX_PROBED_WINDOW), 8) + 40]
+        if window:
+            beyond.insert(0, window + 30)
         room = _room(model, config)
         num_ids = _num_ids(model, config)
         special = [one for one in _special_ids(config) if one < num_ids]
@@ -155,17 +160,22 @@ class _Probe:
         ]
         spelled = sample(own[1][50:56], [*special, *special[:1]], own[1][60:71])
         others = [sample(own[1][100 : 100 + length]) for length in (4, 30)]
-        return cls(group, [*others, spelled], sample(own[1][: max(beyond, 2)]))
+        return cls(group, [*others, spelled], [sample(own[1][:length]) for length in beyond])
 
     @property
     def short(self) -> list[tuple[int, ...]]:
-        """All but the longest."""
+        """All but those that are past a window."""
         return [*self.group, *self.others]
+
+    @property
+    def longest(self) -> tuple[int, ...]:
+        """The longest of all."""
+        return self.beyond[-1]
 
     @property
     def samples(self) -> list[tuple[int, ...]]:
         """All of them."""
-        return [*self.short, self.longest]
+        return [*self.short, *self.beyond]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +206,17 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
             if state.is_changed:
                 is_changed = True
                 state.restore()
+        again = forward(_ends_read([probe.longest]))
+        if is_changed:
+            state.restore()
     except _REFUSALS:
         is_refused = True
+    else:
+        if not _is_near(torch.cat(again), torch.cat(outputs[-1:]), again[0].dtype):
+            raise CheckpointError(
+                f"{type(model).__name__} gives one sample another score each time (attention by "
+                "random hashes, or the like): no score of it could be had again"
+            )
     return _Alone(
         None if is_refused else outputs,
         state if is_changed else None,
@@ -383,6 +402,14 @@ def _room(model: PreTrainedModel, config: Any) -> int:
     if not isinstance(positions, int) or positions <= 0:
         return _MAX_PROBED_WINDOW + 48
     return max(positions - (first_position(model) or 0) - 8, 2)
+
+
+def _windows(config: Any) -> Iterator[int]:
+    """Yield the lengths, of those that the probe looks beyond, past which attention is another."""
+    for name, value in config.to_dict().items():
+        if _WINDOWS.search(name):
+            sizes = value if isinstance(value, list) else [value]
+            yield from (n for n in sizes if type(n) is int and 0 < n <= _MAX_PROBED_WINDOW)
 
 
 def _num_ids(model: PreTrainedModel, config: Any) -> int:

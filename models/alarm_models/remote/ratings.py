@@ -27,12 +27,27 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 
-#: "7/10", "7 out of 10", "7 points of 10".
+#: What stands between a rating and its scale, in the languages that judges write most.
+_OUT_OF = (
+    r"(?:[/⁄∕／]|\b(?:out of|of|von|sur|de|di|su|van|av|af|na|z|из|із|от|"
+    r"over|sobre|op)\b)"
+)
+
+#: "7/10", "7 out of 10", "7 points of 10", "7 von 10 Punkten".
 _RATIO = re.compile(
-    rf"(?P<number>{_NUMBER})(?:[ \t]{{0,3}}(?:points?|stars?|marks?))?"
-    r"[ \t]{0,3}(?:[/⁄∕／]|\bout of\b|\bof\b)[ \t]{0,3}"
-    r"(?:(?:a|the|possible|maximum|max|total)[ \t]{1,3}){0,4}"
+    rf"(?P<number>{_NUMBER})"
+    r"(?:[ \t]{0,3}(?:points?|stars?|marks?|punkten?|punti|puntos|pontos|punten|sterne|estrellas))?"
+    rf"[ \t]{{0,3}}{_OUT_OF}[ \t]{{0,3}}"
+    r"(?:(?:a|an|of|the|possible|maximum|maximal|max|total|full|perfect)[ \t]{1,3}){0,5}"
     rf"(?P<scale>{_PLAIN})(?!\w)",
+    re.IGNORECASE,
+)
+
+#: A scale before its rating: "Score/10: 7", "out of 10, I say 7", "1-10: 7".
+_SCALE_BEFORE = re.compile(
+    r"(?:[/⁄∕／]|\bout of\b)[ \t]{0,3}(?:a |the |possible |maximum |max |total ){0,3}"
+    rf"{_PLAIN}(?![\d.,]*\w)"
+    rf"|(?<![\d.,]){_RANGE}(?=[ \t]{{0,3}}:[ \t]{{0,3}}[\d.])",
     re.IGNORECASE,
 )
 
@@ -82,7 +97,8 @@ _FOLLOWERS = frozenset(
         "point", "points", "pts", "star", "stars", "mark", "marks", "overall", "total", "in",
         "because", "since", "as", "due", "for", "but", "and", "given", "with", "on", "at",
         "here", "from", "is", "was", "would", "seems", "reflects", "based", "although",
-        "though", "while", "which",
+        "though", "while", "which", "punkte", "punkten", "punti", "puntos", "pontos", "punten",
+        "sterne", "sternen", "estrellas", "étoiles",
     }
 )  # fmt: skip
 
@@ -181,6 +197,7 @@ def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
     line = _SCALE.sub(" ", line)
     ratios = list(_RATIO.finditer(line))
     rest = _RATIO.sub(lambda match: " " * len(match.group()), line)
+    rest = _SCALE_BEFORE.sub(lambda match: " " * len(match.group()), rest)
     numbers = list(_NUMBERS.finditer(rest))
     is_alone = len(ratios) + len(numbers) == 1 and _words(rest) <= _ALONE
     for match in ratios:
