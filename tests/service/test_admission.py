@@ -128,6 +128,37 @@ def test_what_is_not_done_is_no_throughput() -> None:
     assert admission.throughput.tokens_per_s == 1000
 
 
+def test_small_requests_beside_a_large_one_say_nothing_of_throughput() -> None:
+    clock = Clock()
+    throughput = Throughput(10)
+    throughput.observe(10_000, 1000)  # as was assumed
+    admission = Admission(1000, max_queue_s=60, throughput=throughput, now=clock)
+    with admission.admit(500):
+        for _ in range(50):
+            with admission.admit(1):
+                clock.seconds += 1  # in which 10 tokens are done, 9 of the large one's
+        assert throughput.tokens_per_s == pytest.approx(10)
+        with pytest.raises(Overloaded) as refused, admission.admit(600):
+            pass
+        assert refused.value.retry_after_s == 50
+    assert throughput.tokens_per_s == pytest.approx(10, rel=0.1)
+
+
+def test_a_large_request_that_is_given_up_takes_its_seconds_with_it() -> None:
+    clock = Clock()
+    throughput = Throughput(10)
+    admission = Admission(1000, max_queue_s=60, throughput=throughput, now=clock)
+    place = admission.admit(500)
+    place.__enter__()
+    with admission.admit(1):
+        clock.seconds += 20
+    clock.seconds += 20
+    place.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+    with admission.admit(300):
+        clock.seconds += 30
+    assert throughput.tokens_per_s == pytest.approx(10)
+
+
 def test_room_is_kept_for_a_refused_request_before_newcomers() -> None:
     admission = queue(100)
     with admission.admit(100):

@@ -12,6 +12,7 @@ OWN = ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.9.8.7:80",
 FOREIGN = [
     "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
     "10.0.0.1", "[fd00::1]:8000", "alarm", "localhost@evil.example", "127.0.0.1:80:80", "[", "\xe9",
+    "[::1]evil.example", "[::1].evil.example:80",
 ]  # fmt: skip
 
 

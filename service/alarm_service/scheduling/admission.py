@@ -150,6 +150,9 @@ class Admission:
         self._empty_since = -math.inf
         self._busy_since: float | None = None
         self._busy_s = 0.0
+        #: Tokens that were done, and the seconds it took, since throughput was last observed.
+        self._done_tokens = 0
+        self._done_s = 0.0
 
     def max_tokens(self) -> int:
         """Return how many tokens the queue takes now."""
@@ -225,9 +228,10 @@ class Admission:
     def _leave(self, num_tokens: int, flow: str, *, is_done: bool) -> None:
         self._measure()
         if is_done:
-            if self._busy_since is not None:
-                self.throughput.observe(num_tokens, self._busy_s)
-            self._busy_s = 0.0
+            self._count_done(num_tokens)
+        elif num_tokens > self._done_tokens:
+            # Seconds were spent on it, nobody knows how many.
+            self._done_tokens, self._done_s, self._busy_s = 0, 0.0, 0.0
         self._expire()
         self._change(-num_tokens, flow)
         if not self.num_queued and not self._claims:
@@ -377,6 +381,20 @@ class Admission:
         is_busy = self.num_queued >= min(_BUSY_TOKENS, self.max_tokens() / 4) and self._is_ready()
         self._busy_since = self._now() if is_busy else None
         self._observe(self.num_queued, self._num_reserved)
+
+    def _count_done(self, num_tokens: int) -> None:
+        """Observe throughput once about as much is done as may be half done.
+
+        A large request is counted as it ends. Small ones that are done beside it would else seem to
+        take all the time that goes into it.
+        """
+        if self._busy_since is not None:
+            self._done_tokens += num_tokens
+            self._done_s += self._busy_s
+            if self._done_tokens >= (self.num_queued - num_tokens) / 2:
+                self.throughput.observe(self._done_tokens, self._done_s)
+                self._done_tokens, self._done_s = 0, 0.0
+        self._busy_s = 0.0
 
     def _measure(self) -> None:
         """Count the time since it was last counted, if there was enough to do in it."""

@@ -81,10 +81,9 @@ class RequireHost:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[: host.find("]") + 1] or host
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    is_whole = not host.startswith("[") or name.endswith("]")  # else an address's own last part
+    return name if colon and port.isdigit() and is_whole else host
 
 
 def _plain(name: str) -> str:

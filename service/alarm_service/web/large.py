@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -79,11 +80,14 @@ class OffLoopRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def read_and_handle(request: Request) -> Response:
-            if self.body_field is not None and is_large(request) and _is_json(request):
-                body = await request.body()
+            if self.body_field is not None and _is_json(request):
                 state = request.app.state
-                read = partial(_read, body, self.body_field, state.settings)
-                request._json = await state.large_bodies.run(read)
+                if is_large(request):
+                    read = partial(_read, await request.body(), self.body_field, state.settings)
+                    request._json = await state.large_bodies.run(read)
+                else:
+                    with suppress(ValueError, RecursionError):  # which the handler answers
+                        _require_few(await request.json(), state.settings)
             return await handle(request)
 
         return read_and_handle
