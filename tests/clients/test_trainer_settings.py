@@ -3,6 +3,7 @@
 import logging
 import math
 from decimal import Decimal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,7 @@ USUAL = Habits("usual", timeout=9.0, references=("reference", "answer"))
         (Decimal("0.50"), "0.50"),
         (b"Paris", "Paris"),
         ([{"role": "assistant", "content": "Paris"}], "Paris"),
+        ([SimpleNamespace(role="assistant", content="Paris")], "Paris"),
         ("", ""),
         (None, None),
         (float("nan"), None),

@@ -1,10 +1,12 @@
 """Texts as trainers hand them over, and token rewards where trainers look for them."""
 
+import asyncio
 import re
 from types import SimpleNamespace
 
 import pytest
 
+from alarm_client.trainers import easyr1, ms_swift, openrlhf, slime, trl, trlx, verifiers
 from alarm_client.trainers.__main__ import main
 from alarm_client.trainers.placement import left_aligned, on_last, right_aligned, starting_at
 from alarm_client.trainers.survival import padding, survivals
@@ -148,3 +150,32 @@ def test_shipped_files_stand_where_no_name_hides_a_trainers_own(capsys):
 def test_without_a_command_it_says_what_to_write(capsys):
     assert main([]) == 0
     assert "alarm_client.trainers.slime.custom_rm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), 3, b"a"])
+def test_what_is_no_text_is_refused_with_its_sample(nothing):
+    chat = [HI, {"role": "assistant", "content": "yes"}]
+    slime_of = [SimpleNamespace(prompt="Q", response=one) for one in ("a", nothing)]
+    calls = {
+        "trl": lambda: trl.AlarmReward()(["Q", nothing], ["a", "b"]),
+        "ms_swift": lambda: asyncio.run(
+            ms_swift.AlarmORM()(["yes", "yes"], messages=[chat, nothing])
+        ),
+        "openrlhf": lambda: openrlhf.reward_func(["Q a", nothing], ["Q", "Q"]),
+        "trlx": lambda: trlx.reward_fn(["Q a", "Q b"], ["Q", "Q"], ["a", nothing]),
+        "slime": lambda: asyncio.run(slime.custom_rm(None, slime_of)),
+        "verifiers": lambda: asyncio.run(
+            verifiers.group_reward([[HI], nothing], [chat[1:], chat[1:]])
+        ),
+        "easyr1": lambda: easyr1.compute_score(
+            [{"response": one, "ground_truth": {"prompt": "Q"}} for one in ("a", nothing)]
+        ),
+    }
+    for trainer, call in calls.items():
+        with pytest.raises(TypeError, match=f"{trainer}: sample 1: a .* must be .*, got a"):
+            call()
+
+
+def test_columns_of_different_lengths_are_counted():
+    with pytest.raises(ValueError, match="trl: the call has 2 prompts and 1 completions"):
+        trl.AlarmReward()(["Q", "Q"], ["a"])

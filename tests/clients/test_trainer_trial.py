@@ -145,6 +145,22 @@ def test_no_server_is_told_with_its_url(sources, capsys, monkeypatch) -> None:
     assert url in "\n".join(lines(capsys))
 
 
+def test_ready_is_refused_without_the_servers_key(sources, capsys, monkeypatch, tmp_path) -> None:
+    recipe = tmp_path / "words.toml"
+    recipe.write_text(
+        '[models.words]\nkind = "length"\n[holistic]\nmodel = "words"\n'
+        '[hierarchy]\nrule = "holistic_only"\n'
+    )
+    with alarm_serve(recipe, "--api-key", "k3y") as process:
+        monkeypatch.setenv("ALARM_URL", process.url)
+        monkeypatch.setenv("ALARM_API_KEY", "another")
+        assert of_trainers(["ready", "--timeout", "60"]) == 1
+        assert "answered 401: send the server's key" in capsys.readouterr().err
+        monkeypatch.setenv("ALARM_API_KEY", "k3y")
+        assert of_trainers(["ready", "--timeout", "60"]) == 0
+        assert "is ready" in capsys.readouterr().out
+
+
 def test_both_commands_run_as_modules(url: str) -> None:
     field = ["--field", "reference=Paris", "--url", url]
     for module in (["alarm_client", *ASK], ["alarm_client.trainers", "try", "trl", *ASK[1:]]):

@@ -110,6 +110,7 @@ def _path(given: argparse.Namespace) -> int:
 def _ready(given: argparse.Namespace) -> int:
     with AlarmClient() as client:
         client.wait_ready(given.timeout)
+        client.models()  # health is open to all, this wants the key
         sys.stdout.write(f"{client.url} is ready\n")
     return 0
 

@@ -13,8 +13,8 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import groups_of, with_rows
 from alarm_client.trainers.settings import Habits, Settings
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import prompt_of, without_end_tokens
-from alarm_client.types import Sample, Text
+from alarm_client.trainers.texts import prompt_of, read_each, without_end_tokens
+from alarm_client.types import Sample
 
 __all__ = ["HABITS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]
 
@@ -64,11 +64,14 @@ def _samples(
 ) -> list[Sample]:
     """The samples of a batch; those of one prompt are a group, of which EasyR1 sends the whole."""
     rows = [_row(one["ground_truth"], meaning, index) for index, one in enumerate(inputs)]
-    prompts = [_prompt(row["prompt"]) for row in rows]
-    samples = [
-        Sample(prompt=prompt, completion=without_end_tokens(one["response"]))
-        for prompt, one in zip(prompts, inputs, strict=True)
-    ]
+
+    def read(row: Mapping[str, Any], one: Mapping[str, Any]) -> Sample:
+        return Sample(
+            prompt=prompt_of(row["prompt"]), completion=without_end_tokens(one["response"])
+        )
+
+    samples = read_each(HABITS.trainer, read, rows=rows, reward_inputs=inputs)
+    prompts = [one.prompt for one in samples]
     located = with_rows(samples, rows, settings, prompts=prompts)
     if settings.fields is not None:
         return located
@@ -99,10 +102,6 @@ def _object(truth: Any) -> Mapping[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return truth if isinstance(truth, Mapping) else None
-
-
-def _prompt(value: Any) -> Text:
-    return prompt_of(value if isinstance(value, str) else list(value))
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from alarm_client.trainers.rows import groups_of, rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.shared_calls import Asker
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, split_messages
+from alarm_client.trainers.texts import completion_of, read_each, split_messages
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "AlarmORM", "orm", "register"]
@@ -52,10 +52,11 @@ class AlarmORM:
         """One float or None a completion; `messages` holds the conversations, answers included."""
         if messages is None:
             raise ValueError("ms_swift: the call has no messages, so the prompts are unknown")
-        samples = [
-            Sample(prompt=split_messages(row)[0], completion=completion_of(completion))
-            for row, completion in zip(messages, completions, strict=True)
-        ]
+
+        def read(turns: Any, completion: Any) -> Sample:
+            return Sample(prompt=split_messages(turns)[0], completion=completion_of(completion))
+
+        samples = read_each(HABITS.trainer, read, messages=messages, completions=completions)
         settings = self.source.settings
         rows = rows_of(columns, len(samples))
         prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]

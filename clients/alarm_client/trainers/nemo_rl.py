@@ -14,7 +14,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits, read_settings
 from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import split_messages
+from alarm_client.trainers.texts import read_each, split_messages
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "Environment", "main", "register"]
@@ -47,7 +47,7 @@ class Environment:
         import torch
         from nemo_rl.environments.interfaces import EnvironmentReturn
 
-        turns = [split_messages(log) for log in message_log_batch]
+        turns = read_each(HABITS.trainer, split_messages, message_log_batch=message_log_batch)
         samples = [Sample(prompt=prompt, completion=completion) for prompt, completion in turns]
         settings = self.source.settings
         rows = [row_of(one) for one in metadata or [None] * len(samples)]

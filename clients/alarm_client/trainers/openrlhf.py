@@ -11,7 +11,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import rest_of, without_end_tokens
+from alarm_client.trainers.texts import read_each, rest_of, without_end_tokens
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "reward_func"]
@@ -34,10 +34,11 @@ def reward_func(
     import torch
 
     source = source_of(HABITS)
-    samples = [
-        Sample(prompt=prompt, completion=without_end_tokens(rest_of(query, prompt)))
-        for query, prompt in zip(queries, prompts, strict=True)
-    ]
+
+    def read(query: str, prompt: str) -> Sample:
+        return Sample(prompt=prompt, completion=without_end_tokens(rest_of(query, prompt)))
+
+    samples = read_each(HABITS.trainer, read, queries=queries, prompts=prompts)
     rows = rows_of({"label": labels, "labels": labels}, len(samples))
     rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)

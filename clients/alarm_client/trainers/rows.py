@@ -188,7 +188,9 @@ def _of_json(value: Any) -> Any:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value and "content" in value
+    if isinstance(value, Mapping):
+        return "role" in value and "content" in value
+    return hasattr(value, "role") and hasattr(value, "content")
 
 
 def _is_column(values: Any, num_rows: int) -> bool:

@@ -13,7 +13,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import RewardSource, source_of
-from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.trainers.texts import prompt_of, read_each, without_end_tokens
 from alarm_client.types import Id, Reward, Sample
 
 __all__ = [
@@ -52,10 +52,11 @@ async def rewarded(args: Any, sample: Any, habits: Habits) -> Any:
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
     source = source_of(habits)
-    asked = [
-        Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
-        for one in samples
-    ]
+
+    def read(one: Any) -> Sample:
+        return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
+
+    asked = read_each(habits.trainer, read, samples=samples)
     asked = _with_rows(asked, samples, source, is_group)
     rewards = await source.arewards(asked)
     found = _found(args, rewards, source, groups_of(asked))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from alarm_client.chat import splitting
 from alarm_client.chat.message import Message
@@ -38,6 +38,7 @@ __all__ = [
     "decoded_prompt",
     "plain_samples",
     "prompt_of",
+    "read_each",
     "rest_of",
     "role_of",
     "split_messages",
@@ -45,6 +46,8 @@ __all__ = [
     "template_of",
     "without_end_tokens",
 ]
+
+T = TypeVar("T")
 
 # Ends of a turn that policies write; a trainer that decodes with special tokens leaves them there.
 END_TOKENS = ENDS
@@ -149,6 +152,7 @@ def completion_of(value: Any) -> str:
 
 def split_query(query: str, prompt: str) -> str:
     """What follows the prompt in a query that holds both; ValueError where it does not start so."""
+    _require_texts(query, prompt)
     if not query.startswith(prompt):
         raise ValueError(_no_start(query, prompt))
     return query[len(prompt) :]
@@ -159,10 +163,17 @@ def rest_of(query: str, prompt: str) -> str:
 
     A prompt that was shortened from its start is known by its end. ValueError for another.
     """
+    _require_texts(query, prompt)
     try:
         return splitting.rest_of(query, prompt)
     except SplitError as error:
         raise ValueError(_no_start(query, prompt)) from error
+
+
+def _require_texts(query: Any, prompt: Any) -> None:
+    for name, value in (("query", query), ("prompt", prompt)):
+        if not isinstance(value, str):
+            raise TypeError(f"a {name} must be a text, got a {type(value).__name__}")
 
 
 def _no_start(query: str, prompt: str) -> str:
@@ -173,13 +184,38 @@ def _no_start(query: str, prompt: str) -> str:
 
 
 def without_end_tokens(completion: str) -> str:
-    """The completion without the end-of-turn and padding tokens that a policy's decoder left."""
+    """The completion without the end-of-turn and padding tokens that a policy's decoder left.
+
+    TypeError where it is no text.
+    """
+    if not isinstance(completion, str):
+        raise TypeError(f"a completion must be a text, got a {type(completion).__name__}")
     return without_ends(completion, ())
+
+
+def read_each(trainer: str, read: Callable[..., T], **columns: Sequence[Any]) -> list[T]:
+    """What `read` makes of each sample, of which each column has a value.
+
+    A ValueError or TypeError names the trainer and the sample; so does one for columns of different
+    lengths.
+    """
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        told = " and ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{trainer}: the call has {told}; it must have as many of each")
+    found = []
+    for index, values in enumerate(zip(*columns.values(), strict=True)):
+        try:
+            found.append(read(*values))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{trainer}: sample {index}: {error}") from error
+    return found
 
 
 def split_messages(messages: Sequence[Any]) -> tuple[Text, str]:
     """The messages before the last one, and the text of the last one."""
-    plain = [_message(message) for message in messages]
+    plain = [_message(message) for message in _messages(messages, "a conversation")]
     if not plain:
         raise ValueError("a conversation without messages has no completion")
     return plain[:-1], plain[-1]["content"]

@@ -14,7 +14,7 @@ from alarm_client.trainers.rows import groups_of, rows_of, with_rows
 from alarm_client.trainers.settings import Habits, Settings, read_settings
 from alarm_client.trainers.shared_calls import Asker
 from alarm_client.trainers.source import RewardSource, source_for
-from alarm_client.trainers.texts import completion_of, prompt_of
+from alarm_client.trainers.texts import completion_of, prompt_of, read_each
 from alarm_client.types import Reward, Sample
 
 __all__ = ["HABITS", "AlarmReward", "async_reward"]
@@ -179,7 +179,7 @@ def _older_than(first: tuple[int, int]) -> str | None:
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]:
-    return [
-        Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    def read(prompt: Any, completion: Any) -> Sample:
+        return Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
+
+    return read_each(HABITS.trainer, read, prompts=prompts, completions=completions)

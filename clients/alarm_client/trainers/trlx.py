@@ -10,7 +10,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import groups_of, rows_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import without_end_tokens
+from alarm_client.trainers.texts import read_each, without_end_tokens
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "dense_reward_fn", "reward_fn"]
@@ -31,10 +31,11 @@ def reward_fn(
 ) -> list[float]:
     """One reward an output: for every trainer of trlx."""
     source = source_of(HABITS)
-    asked = [
-        Sample(prompt=prompt, completion=without_end_tokens(output))
-        for prompt, output in zip(prompts, outputs, strict=True)
-    ]
+
+    def read(prompt: str, output: str) -> Sample:
+        return Sample(prompt=prompt, completion=without_end_tokens(output))
+
+    asked = read_each(HABITS.trainer, read, prompts=prompts, outputs=outputs)
     asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
     rewards = source.rewards(asked)
     return numbers(rewards, source.settings.on_failure, groups_of(asked))

@@ -10,7 +10,7 @@ from alarm_client.trainers.failure import numbers
 from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
 from alarm_client.trainers.settings import Habits
 from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, prompt_of, role_of
+from alarm_client.trainers.texts import completion_of, prompt_of, read_each, role_of
 from alarm_client.types import Sample
 
 __all__ = ["HABITS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]
@@ -69,10 +69,11 @@ async def group_reward(
 ) -> list[float]:
     """Rubric: the rewards of a group of rollouts in one call."""
     source = source_of(HABITS)
-    samples = [
-        Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+
+    def read(prompt: Any, completion: Any) -> Sample:
+        return Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
+
+    samples = read_each(HABITS.trainer, read, prompts=prompts, completions=completions)
     nothing = [None] * len(samples)
     rows = [
         row_of_dataset({"answer": answer, "info": info})
