@@ -65,6 +65,15 @@ def test_a_model_that_draws_random_numbers_for_each_score_is_refused() -> None:
         network(model)
 
 
+def test_a_model_of_weights_that_are_no_numbers_is_not_taken_for_a_random_one() -> None:
+    model = classifier("electra")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    served = network(model)
+    (output,) = served.outputs(features(served, [ids(20)]))
+    assert output.isnan().all()
+
+
 def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
     model = classifier("mobilebert").to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -212,7 +212,10 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
     except _REFUSALS:
         is_refused = True
     else:
-        if not _is_near(torch.cat(again), torch.cat(outputs[-1:]), again[0].dtype):
+        found, before = torch.cat(again), torch.cat(outputs[-1:])
+        # What is not a number is a failure of each sample, and no other one.
+        is_number = bool(torch.isfinite(torch.cat([found, before])).all())
+        if is_number and not _is_near(found, before, found.dtype):
             raise CheckpointError(
                 f"{type(model).__name__} gives one sample another score each time (attention by "
                 "random hashes, or the like): no score of it could be had again"

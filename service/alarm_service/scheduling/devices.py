@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from alarm_models.errors import CheckpointError
 from alarm_models.rewards import Disk, Loader, Model
 from alarm_service.catalog import ServedModel
 from alarm_service.scheduling.loaded import Loaded
@@ -35,6 +36,11 @@ def load_models(
     wanted: Mapping[str, ServedModel], device: torch.device, *, max_remembered_bytes: int
 ) -> Mapping[str, Model]:
     """Load models by their keys; raise `CheckpointError` or `RecipeError`."""
+    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= num:
+        raise CheckpointError(
+            f"device: there is no {device} here; torch finds {num} GPU{'s' * (num != 1)}"
+        )
     loader = Loader(device, max_remembered_bytes=max_remembered_bytes)
     return {key: loader.load(served.spec, served.fields) for key, served in wanted.items()}
 

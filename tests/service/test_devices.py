@@ -1,0 +1,28 @@
+"""A device that this machine has not is told in a sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alarm_models.errors import CheckpointError
+from alarm_service.cli import main
+from alarm_service.scheduling.devices import load_models
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+    num = torch.cuda.device_count()
+    with pytest.raises(CheckpointError, match=f"there is no cuda:{num} here; torch finds {num} "):
+        load_models({}, torch.device("cuda", num), max_remembered_bytes=0)
+
+
+def test_a_command_for_a_gpu_that_is_not_there_ends_with_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"prompt": "a", "completion": "b"}\n')
+    assert main(["score", str(samples), "--device", "cuda:99"]) == 1
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.splitlines()[-1].startswith("alarm: device: there is no cuda:99 here")
+    assert "Traceback" not in written.err
