@@ -169,7 +169,7 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 def growth(call: Callable[[str], object], unit: str, length: int) -> float:
     """How many times longer a text four times as long takes; 0 where neither takes any."""
-    short, long = ((unit * length)[:size] for size in (length, TIMES * length))
+    short, long = ((unit * TIMES * length)[:size] for size in (length, TIMES * length))
     with no_collection():
         found = seconds(call, long)
         if found < FLOOR:
