@@ -150,6 +150,7 @@ async def test_the_metric_says_whether_the_server_is_ready() -> None:
         await until_ready(server)
         assert "alarm_ready 1.0" in (await server.client.get("/metrics")).text
         await server.score("poison")
+        await until(lambda: server.engine.life.state == "broken")
         assert "alarm_ready 0.0" in (await server.client.get("/metrics")).text
 
 
