@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import transformers as hf
 
-from alarm_models.packing.beginnings import num_common
+from alarm_models.modeling.packed.prefix_cache import common_prefix_length
 
 __all__ = ["Batch", "of_apart", "of_group"]
 
@@ -25,7 +25,7 @@ def of_group(config: hf.LlamaConfig, batch: Batch) -> float:
     A layer's weights are 4 h^2 of attention and 3 h m of the gated MLP.
     """
     first, *others = map(tuple, batch)
-    prompt = min((num_common(first, other, 0) for other in others), default=len(first))
+    prompt = min((common_prefix_length(first, other, 0) for other in others), default=len(first))
     ends = [len(ids) - prompt for ids in batch]
     pairs = prompt * (prompt + 1) / 2 + sum(end * prompt + end * (end + 1) / 2 for end in ends)
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size

@@ -15,7 +15,7 @@ from children import free_port, function_in_child, server
 from load import Post, client
 from work import LABELS, Sample, Task, Way
 
-from alarm_models.threads import spin_briefly
+from alarm_models.process_tuning import limit_openmp_spin
 
 __all__ = ["alarm_serve", "deterministic", "in_process", "on_the_wire", "over_http", "write_recipe"]
 
@@ -101,7 +101,7 @@ def in_process(task: Task) -> Iterator[dict[str, Way]]:
     write_recipe(task)
     with ExitStack() as stack:
         with patch.dict(os.environ):
-            spin_briefly()  # as the command line has it, and no other way here
+            limit_openmp_spin()  # as the command line has it, and no other way here
             way = stack.enter_context(function_in_child(make_engine, task))
         yield {"alarm, in-process": Way(way)}
 
@@ -109,15 +109,15 @@ def in_process(task: Task) -> Iterator[dict[str, Way]]:
 def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
     """Start an engine of the service; return what scores with it."""
     # Here, in the child: importing the service sets its process up, and no other is to have that.
-    from alarm_models import sample as nouns
-    from alarm_models.allocator import keep_freed_memory
-    from alarm_models.recipe_files import load_recipe
-    from alarm_service.app import create_engine
+    from alarm_models import types as nouns
+    from alarm_models.process_tuning import disable_malloc_trim
+    from alarm_models.recipe.loader import load_recipe
+    from alarm_service.api.app import create_engine
+    from alarm_service.observability.logging import set_up_logs
     from alarm_service.settings import Settings
-    from alarm_service.telemetry.logs import set_up_logs
 
     set_up_logs("warning")
-    keep_freed_memory()  # as both `alarm serve` and `alarm score` do
+    disable_malloc_trim()  # as both `alarm serve` and `alarm score` do
     runner = asyncio.Runner()
     recipe = load_recipe(str(task.folder / "recipe.toml"))
 

@@ -9,7 +9,7 @@ from random import Random
 
 from work import Sample, Twins
 
-from alarm_models.texts.segmentation import sentences
+from alarm_models.preprocessing.segmentation import sentences
 
 __all__ = ["GOLDEN", "group", "read", "singles"]
 

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from sleeping import TOKENS_PER_S, sleepers
 
-from alarm_models.recipe import Recipe
-from alarm_models.sample import Sample
-from alarm_service.app import create_engine
-from alarm_service.engine import Engine
-from alarm_service.ray.loading import RayLoad, connect
-from alarm_service.scheduling.replicas import Load
+from alarm_models.recipe.schema import Recipe
+from alarm_models.types import Sample
+from alarm_service.api.app import create_engine
+from alarm_service.engine.devices import ModelLoader
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.ray.model import RayModelLoader, connect
 from alarm_service.settings import Settings
 
 #: Groups a request, and requests under way at once.
@@ -89,10 +89,12 @@ def recipe_of(checkpoint: str) -> Recipe:
 
 
 @asynccontextmanager
-async def replicas(recipe: Recipe, number: int, load: Load | None) -> AsyncIterator[Engine]:
+async def replicas(
+    recipe: Recipe, number: int, load: ModelLoader | None
+) -> AsyncIterator[RewardEngine]:
     """Have so many replicas of the recipe's model; this machine's cores are theirs by name only."""
     settings = Settings(ray=True, device="cpu", replicas=number, cpus_per_replica=0.1)
-    engine = create_engine([recipe], settings, RayLoad(settings, load=load))
+    engine = create_engine([recipe], settings, RayModelLoader(settings, load=load))
     await engine.start()
     if engine.life.failure is not None:
         raise engine.life.failure
@@ -102,7 +104,7 @@ async def replicas(recipe: Recipe, number: int, load: Load | None) -> AsyncItera
         await engine.close()
 
 
-async def measure(engine: Engine, options: argparse.Namespace) -> dict[str, float]:
+async def measure(engine: RewardEngine, options: argparse.Namespace) -> dict[str, float]:
     """Score a round of requests, some under way at once; what is new in each is its prompts."""
     seconds = []
     num_tokens = num_computed = 0

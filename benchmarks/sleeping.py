@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from alarm_models.features import BatchCost, Features
-from alarm_models.rewards import Model, Prepared
-from alarm_models.sample import Sample, Score
-from alarm_service.catalog import ServedModel
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.reward_models.base import Model, Prepared
+from alarm_models.types import Sample, Score
+from alarm_service.engine.model_set import ServedModel
 
 __all__ = ["TOKENS_PER_S", "sleepers"]
 
@@ -25,25 +25,25 @@ class Sleeper:
     fingerprint = "sleeper"
     limit: int | None = None
     dtype: str | None = None
-    cost = BatchCost.PACKED
+    cost = BatchLayout.PACKED
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Count words."""
         return [
-            Features((1,) * len(f"{one.prompt_text} {one.completion_text}".split()), (), False)
+            ModelInput((1,) * len(f"{one.prompt_text} {one.completion_text}".split()), (), False)
             for one in samples
         ]
 
-    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
         """Share nothing."""
         return [one.num_tokens for one in batch]
 
-    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         """Sleep for the batch's tokens."""
         time.sleep(sum(one.num_tokens for one in batch) / TOKENS_PER_S)
         return [torch.tensor([[float(one.num_tokens)]]) for one in batch]
 
-    def read(self, features: Features, outputs: torch.Tensor) -> Score:
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the number of words."""
         return Score(outputs.item(), None, features.num_tokens, features.truncated)
 

@@ -26,7 +26,8 @@ from proxy import Proxy, proxied  # noqa: E402
 from raw import head, resident_mib  # noqa: E402
 from restarts import Restartable, restartable  # noqa: E402
 
-from alarm_client import AlarmClient, Retries  # noqa: E402
+from alarm_client._retry import Retries  # noqa: E402
+from alarm_client.client import AlarmClient  # noqa: E402
 
 NUM_TEXTS = 500
 SAMPLES_A_CALL = 4

@@ -98,7 +98,7 @@ def make_holistic(folder: Path, texts: list[str]) -> None:
 
 def serve(checkpoint: str) -> tuple[subprocess.Popen[str], str]:
     """Serve the recipe on a free port; return once it is ready."""
-    program = "import sys; from alarm_service.cli import main; sys.exit(main())"
+    program = "import sys; from alarm_service.cli.main import main; sys.exit(main())"
     options = ["--recipe", "translation", "--set", f"models.ultrarm.checkpoint={checkpoint}"]
     command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 
 def command_of(*arguments: str) -> list[str]:
     """Return the `alarm` command with these arguments."""
-    program = "import sys; from alarm_service.cli import main; sys.exit(main())"
+    program = "import sys; from alarm_service.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", program, *arguments]
 
 

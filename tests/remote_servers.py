@@ -15,10 +15,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from tcp import over_tcp
 
-from alarm_models.rewards import Outcome
-from alarm_models.rewards.remote import RemoteModel
-from alarm_models.sample import Sample, Score
-from alarm_models.specs import RemoteSpec
+from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.reward_models.base import Outcome
+from alarm_models.reward_models.remote.model import RemoteModel
+from alarm_models.types import Sample, Score
 
 
 @dataclass

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import torch
 
-from alarm_models.features import Features
-from alarm_models.rewards import DirectModel, Loader, RewardModel
-from alarm_models.sample import Sample, Score
-from alarm_models.specs import ModelSpec
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.recipe.specs import ModelSpec
+from alarm_models.reward_models.base import HostModel, RewardModel
+from alarm_models.reward_models.registry import Loader
+from alarm_models.types import Sample, Score
 
 
 def load(spec: ModelSpec) -> RewardModel:
     """Load a model on the CPU."""
     model = Loader(torch.device("cpu")).load(spec, {})
-    assert not isinstance(model, DirectModel)
+    assert not isinstance(model, HostModel)
     return model
 
 
@@ -23,10 +24,10 @@ def score(model: RewardModel, samples: Sequence[Sample]) -> list[Score]:
     for one in prepared:
         if isinstance(one, Exception):
             raise one
-    features = [one for one in prepared if isinstance(one, Features)]
+    features = [one for one in prepared if isinstance(one, ModelInput)]
     outputs = iter(model.forward(features)) if features else iter(())
     return [
-        model.read(one, next(outputs)) if isinstance(one, Features) else one
+        model.read(one, next(outputs)) if isinstance(one, ModelInput) else one
         for one in prepared
         if not isinstance(one, Exception)
     ]

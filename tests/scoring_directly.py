@@ -8,21 +8,22 @@ import torch
 from pydantic import TypeAdapter
 
 from alarm_models.errors import SampleError
-from alarm_models.rewards import DirectModel, Loader
-from alarm_models.sample import Sample, Score
-from alarm_models.specs import ModelSpec
+from alarm_models.recipe.specs import ModelSpec
+from alarm_models.reward_models.base import HostModel
+from alarm_models.reward_models.registry import Loader
+from alarm_models.types import Sample, Score
 
 _SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 
 
-def load_direct(**spec: Any) -> DirectModel:
+def load_direct(**spec: Any) -> HostModel:
     """Load a model from what a recipe's table says."""
     model = Loader(torch.device("cpu")).load(_SPECS.validate_python(spec), {})
-    assert isinstance(model, DirectModel)
+    assert isinstance(model, HostModel)
     return model
 
 
-def score_directly(model: DirectModel, *samples: Sample) -> list[Score | SampleError]:
+def score_directly(model: HostModel, *samples: Sample) -> list[Score | SampleError]:
     """Score samples and close the model."""
 
     async def run() -> list[Score | SampleError]:
@@ -34,7 +35,7 @@ def score_directly(model: DirectModel, *samples: Sample) -> list[Score | SampleE
     return asyncio.run(run())
 
 
-def values(model: DirectModel, *samples: Sample) -> list[float | str | None]:
+def values(model: HostModel, *samples: Sample) -> list[float | str | None]:
     """Return each sample's value, or its error's message."""
     outcomes = score_directly(model, *samples)
     return [one.value if isinstance(one, Score) else one.message for one in outcomes]

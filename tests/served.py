@@ -12,11 +12,11 @@ import torch
 from fastapi import FastAPI
 from standin import PATIENCE_S, Letters, Words, recipe
 
-from alarm_models.recipe import Recipe
-from alarm_models.rewards import RewardModel
-from alarm_service.app import create_app
-from alarm_service.catalog import ServedModel
-from alarm_service.engine import Engine
+from alarm_models.recipe.schema import Recipe
+from alarm_models.reward_models.base import RewardModel
+from alarm_service.api.app import create_app
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.model_set import ServedModel
 from alarm_service.settings import Settings
 
 
@@ -30,7 +30,7 @@ class Server:
     letters: Mapping[str, Letters]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> RewardEngine:
         return self.app.state.engine
 
     async def score(self, *completions: str, **headers: str) -> httpx.Response:

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from alarm_models.errors import SampleError
-from alarm_models.features import BatchCost, Features
-from alarm_models.recipe import Recipe
-from alarm_models.rewards import Prepared
-from alarm_models.rewards.base import require_finite
-from alarm_models.sample import Sample, Score, SegmentScore, Span
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.recipe.schema import Recipe
+from alarm_models.reward_models.base import Prepared, require_finite
+from alarm_models.types import Sample, Score, SegmentScore, Span
 
 PATIENCE_S = 60
 
@@ -35,7 +34,7 @@ class Words:
 
     fingerprint = "words"
     limit: int | None = 512
-    cost = BatchCost.PADDED
+    cost = BatchLayout.PADDED
 
     def __init__(self, max_samples: int = 1000) -> None:
         self.batches: list[int] = []
@@ -46,10 +45,10 @@ class Words:
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text.split()) for sample in samples]
 
-    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
         return [one.num_tokens for one in batch]
 
-    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         self.batches.append(len(batch))
         words = {word for features in batch for word in features.ids}
         if HOLD in words:
@@ -66,7 +65,7 @@ class Words:
             raise torch.OutOfMemoryError("too much")
         return [torch.tensor([[self._score(features)]]) for features in batch]
 
-    def read(self, features: Features, outputs: torch.Tensor) -> Score:
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         value = outputs.item()
         require_finite([value])
         return Score(value, None, features.num_tokens, features.truncated)
@@ -76,9 +75,9 @@ class Words:
             raise ValueError("choked")
         if "long" in words:
             return SampleError("too_long", "the sample has too many tokens")
-        return Features(tuple(_SPECIAL.get(word, 1) for word in words), (), False)
+        return ModelInput(tuple(_SPECIAL.get(word, 1) for word in words), (), False)
 
-    def _score(self, features: Features) -> float:
+    def _score(self, features: ModelInput) -> float:
         return float("nan") if NAN in features.ids else float(len(features.ids))
 
 
@@ -86,7 +85,7 @@ class Letters:
     """Judges every occurrence of a letter: positive in upper case; "!" raises in `forward`."""
 
     limit: int | None = 512
-    cost = BatchCost.PADDED
+    cost = BatchLayout.PADDED
 
     def __init__(self, letter: str) -> None:
         self.fingerprint = f"letters-{letter}"
@@ -96,16 +95,16 @@ class Letters:
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text) for sample in samples]
 
-    def num_computed(self, batch: Sequence[Features]) -> list[int]:
+    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
         return [one.num_tokens for one in batch]
 
-    def forward(self, batch: Sequence[Features]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         self.batches.append(len(batch))
         if any(0 in features.ids for features in batch):
             raise ValueError("!")
         return [torch.tensor([[float(one)] for one in features.ids]) for features in batch]
 
-    def read(self, features: Features, outputs: torch.Tensor) -> Score:
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         margins = outputs[:, 0].tolist()
         segments = tuple(
             SegmentScore(span, "good" if margin > 0 else "bad", margin, margin > 0)
@@ -121,7 +120,7 @@ class Letters:
         ids = tuple(
             0 if one.group() == "!" else 1 if one.group().isupper() else -1 for one in found
         )
-        return Features(ids, (), False, tuple(Span(*one.span()) for one in found))
+        return ModelInput(ids, (), False, tuple(Span(*one.span()) for one in found))
 
 
 def recipe(name: str = "plain", **tables: Any) -> Recipe:

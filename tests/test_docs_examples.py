@@ -23,12 +23,12 @@ from remote_servers import Calls, judge, vllm
 from tcp import over_tcp
 from tiny import Checkpoint
 
-from alarm_models.recipe import Recipe
-from alarm_models.recipe_files import load_recipe
-from alarm_models.sample import Sample, Span
-from alarm_service.app import create_app, create_engine
-from alarm_service.engine import Engine
-from alarm_service.recipe_sources import RecipeSources
+from alarm_models.recipe.loader import load_recipe
+from alarm_models.recipe.schema import Recipe
+from alarm_models.types import Sample, Span
+from alarm_service.api.app import create_app, create_engine
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.recipe_manager import RecipeSources
 from alarm_service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -268,7 +268,7 @@ def stand_in(model: Mapping[str, Any]) -> FastAPI:
 
 async def errors_of(recipe: Recipe) -> dict[str, str | None]:
     """Load a recipe, and score a sample with each of its models."""
-    engine: Engine = create_engine([recipe], Settings(device="cpu"))
+    engine: RewardEngine = create_engine([recipe], Settings(device="cpu"))
     await engine.start()
     try:
         await engine.life.until_ready()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm_service.cli import main
+from alarm_service.cli.main import main
 
 DOCS = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
 COMMANDS = ("select", "calibrate", "evaluate", "judge")

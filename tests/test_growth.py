@@ -17,30 +17,34 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
 import alarm_models.recipes
-from alarm_client.pieces import read_utf8
-from alarm_client.trainers.texts import plain_samples, without_end_tokens
+from alarm_client.token_offsets import read_utf8
+from alarm_client.trainers._inputs import plain_samples, without_end_tokens
 from alarm_client.types import Sample as ClientSample
 from alarm_models.cancellation import Cancelled, cancellable
 from alarm_models.errors import SampleError
-from alarm_models.remote.ratings import RatingError, Scale, read_rating
-from alarm_models.rewards.harper import Harper
-from alarm_models.rewards.language import LanguageConfidence
-from alarm_models.rewards.readability import Readability
-from alarm_models.rewards.repetition import repetition
-from alarm_models.rewards.similarity import Similarity
-from alarm_models.sample import Sample, Span
-from alarm_models.specs import GrammarSpec, LanguageSpec, SimilaritySpec
+from alarm_models.preprocessing.segmentation import (
+    copied_words,
+    sentences,
+    split_words,
+    steps,
+    subsentences,
+)
+from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
+from alarm_models.preprocessing.tokenizer import _rfind
+from alarm_models.recipe.specs import GrammarSpec, LanguageSpec, SimilaritySpec
+from alarm_models.reward_models.harper import Harper
+from alarm_models.reward_models.language import LanguageConfidence
+from alarm_models.reward_models.readability import Readability
+from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
+from alarm_models.reward_models.similarity import Similarity
+from alarm_models.reward_models.text_checks import repetition
 from alarm_models.study import baselines
-from alarm_models.texts.copying import copied_words
-from alarm_models.texts.segmentation import sentences, steps, subsentences
-from alarm_models.texts.template import FieldPattern, Rendered, TextTemplate
-from alarm_models.texts.tokenizing import _rfind
-from alarm_models.texts.words import split_words
-from alarm_service.compat.splitting import SplitError, pair_texts, split_query, split_text
-from alarm_service.compat.templates import TEMPLATES, marked, unknown_markup
-from alarm_service.compat.turns import without_ends
-from alarm_service.study.verdicts import read_choice
-from alarm_service.web.pieces import read_json
+from alarm_models.types import Sample, Span
+from alarm_service.api.compat.splitting import pair_texts, split_query, split_text
+from alarm_service.api.compat.templates import TEMPLATES, marked, unknown_markup
+from alarm_service.api.compat.turns import SplitError, without_ends
+from alarm_service.evaluation.judge import read_choice
+from alarm_service.json_pieces import read_json
 
 LENGTH = 6000
 TIMES = 4

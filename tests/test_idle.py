@@ -5,10 +5,10 @@ import sys
 
 PROGRAM = """
 import sys, torch
-from alarm_models.recipe_files import load_recipe
-from alarm_service.app import create_app
-from alarm_service.catalog import Catalog
-from alarm_service.scheduling.devices import load_models
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
+from alarm_service.engine.model_set import Catalog
+from alarm_service.engine.devices import load_models
 from alarm_service.settings import Settings
 recipe = load_recipe("mini")
 create_app([recipe], Settings(device="cpu"))

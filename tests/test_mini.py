@@ -8,7 +8,8 @@ import pytest
 from processes import Process, alarm_serve
 from tolerance import computed
 
-from alarm_client import AlarmClient, AsyncAlarmClient, Sample
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.types import Sample
 
 pytestmark = pytest.mark.numeric
 

@@ -14,7 +14,7 @@ import pytest
 from processes import Process, alarm_serve
 from tolerance import printed
 
-from alarm_models.recipe import Recipe
+from alarm_models.recipe.schema import Recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 URL = "http://127.0.0.1:8000"

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from alarm_service.study.files import read_groups, read_policies
+from alarm_service.evaluation.dataset import read_groups, read_policies
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import transformers as hf
 
-from alarm_models.features import Features
-from alarm_models.networks.heads import Pooling, sequence_head
-from alarm_models.networks.network import HeadedNetwork, Network, WholeNetwork
-from alarm_models.networks.probing import fastest_exact
-from alarm_models.rewards.texts import read_at
+from alarm_models.modeling.backend_selection import select_backend
+from alarm_models.modeling.heads import Pooling, sequence_head
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.network import HeadedNetwork, Network, WholeNetwork
+from alarm_models.reward_models.text_pipeline import pooling_positions
 
 __all__ = [
     "CONFIGURATIONS",
@@ -157,7 +157,7 @@ def network(model: hf.PreTrainedModel) -> Network:
     if head is None:
         return WholeNetwork(model)
     base: Any = model.base_model
-    return HeadedNetwork(base, fastest_exact(base, max_remembered_bytes=1 << 28), head)
+    return HeadedNetwork(base, select_backend(base, max_remembered_bytes=1 << 28), head)
 
 
 def ids(num_tokens: int, seed: int = 0, prompt: int = 0) -> tuple[int, ...]:
@@ -168,10 +168,12 @@ def ids(num_tokens: int, seed: int = 0, prompt: int = 0) -> tuple[int, ...]:
     return (*shared[:prompt], *own, 2)
 
 
-def features(network: Network, samples: Sequence[tuple[int, ...]]) -> list[Features]:
+def features(network: Network, samples: Sequence[tuple[int, ...]]) -> list[ModelInput]:
     """Have each sample read where the network's head reads it."""
     pooling, pad = network.pooling or Pooling.LAST, network.config.pad_token_id
-    return [Features(one, (read_at(one, pooling, pad),), truncated=False) for one in samples]
+    return [
+        ModelInput(one, (pooling_positions(one, pooling, pad),), truncated=False) for one in samples
+    ]
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """A thin client of the ALaRM reward server."""
 
-from alarm_client.async_client import AsyncAlarmClient
-from alarm_client.client import AlarmClient
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient, AsyncAlarmClient
 from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
@@ -17,10 +17,8 @@ from alarm_client.errors import (
     Unauthorized,
     Unavailable,
 )
-from alarm_client.offsets import PolicyTokens, Tokenizer, token_offsets
-from alarm_client.pieces import Span
-from alarm_client.retries import Retries
-from alarm_client.too_short import punish_too_short
+from alarm_client.short_responses import punish_too_short
+from alarm_client.token_offsets import PolicyTokens, Span, Tokenizer, token_offsets
 from alarm_client.types import (
     AspectReward,
     Aspects,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from alarm_client.errors import AlarmError
-from alarm_client.trainers.trial import PLAIN, add_arguments, try_samples
+from alarm_client.trainers._try import PLAIN, add_arguments, try_samples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

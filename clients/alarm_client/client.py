@@ -1,37 +1,119 @@
-"""The client for blocking callers: calls driven with threads."""
+"""AlarmClient, AsyncAlarmClient and their common base."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
-from alarm_client.actions import Steps
-from alarm_client.caller import Caller
-from alarm_client.calls import await_ready, fetch_catalogue, run_job
-from alarm_client.outages import Availability
-from alarm_client.retries import Retries
-from alarm_client.types import (
-    Aspects,
-    Catalogue,
-    Overrides,
-    RewardResult,
-    SampleLike,
-    ScoreResult,
-)
-from alarm_client.wire import reward_job, score_job
+from alarm_client._address import find_address
+from alarm_client._operations import CachedLimits, await_ready, fetch_catalogue, run_payload
+from alarm_client._payloads import reward_payload, score_payload
+from alarm_client._retry import Availability, Call, Flow, Retries, start_call
+from alarm_client.types import Aspects, Catalogue, Overrides, RewardResult, SampleLike, ScoreResult
 
 if TYPE_CHECKING:
     import httpx
 
-    from alarm_client.connections import Connections
+    from alarm_client._transport import Connections
+if TYPE_CHECKING:
+    import httpx
+
+    from alarm_client._transport import AsyncConnections
+
+
+# What clocks and sockets take without an overflow.
+_LONGEST_SECONDS = 1e8
+
+
+class BaseClient:
+    """What both clients hold, and all that a pickled one carries: no connection is among it."""
+
+    def __init__(
+        self,
+        url: str | None,
+        api_key: str | None,
+        timeout: float,
+        connect_timeout: float,
+        max_concurrency: int,
+        retries: Retries | None,
+    ) -> None:
+        self._address = find_address(url, api_key)
+        self._timeout = _positive_seconds(timeout, "timeout")
+        self._connect_timeout = _positive_seconds(connect_timeout, "connect_timeout")
+        self._max_concurrency = _count(max_concurrency, "max_concurrency")
+        self._retries = retries or Retries()
+        self._known = CachedLimits()
+        self._server = Availability()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._address.url!r}, timeout={self._timeout:g})"
+
+    def __getstate__(self) -> dict[str, object]:
+        # What answers here may be another machine elsewhere: 127.0.0.1 is everyone's own.
+        own = {"_connections", "_server"}
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    @property
+    def url(self) -> str:
+        """The server's URL, without secrets."""
+        return self._address.url
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether an ALaRM server has ever answered this client, be it with a refusal.
+
+        Replies of gateways and of other servers do not count. A forked copy knows what its parent
+        knew, one that is unpickled begins anew.
+        """
+        return self._server.has_answered
+
+    def _call(self, timeout: float | None) -> Call:
+        return start_call(
+            self.url,
+            self._timeout if timeout is None else _seconds(timeout, "timeout"),
+            self._retries,
+            connect_timeout=self._connect_timeout,
+            server=self._server,
+        )
+
+
+def _positive_seconds(value: float, name: str) -> float:
+    seconds = _seconds(value, name)
+    if seconds <= 0:
+        raise ValueError(f"{name} must be over 0 seconds, got {value!r}")
+    return seconds
+
+
+def _seconds(value: float, name: str) -> float:
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be seconds, got {type(value).__name__}") from None
+    if not seconds <= _LONGEST_SECONDS:  # NaN included
+        raise ValueError(f"{name} must be seconds of at most {_LONGEST_SECONDS:g}, got {value!r}")
+    return seconds
+
+
+def _count(value: SupportsIndex, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
 
 # httpx and asyncio load when a client is made: importing the package costs next to nothing.
 
 T = TypeVar("T")
 
 
-class AlarmClient(Caller):
+class AlarmClient(BaseClient):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
     `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout` is the time of one
@@ -65,7 +147,7 @@ class AlarmClient(Caller):
     ) -> ScoreResult:
         """The raw scores of one model, the default recipe's holistic one unless named."""
         call = self._call(timeout)
-        return self._drive(run_job(call, score_job(samples, model), self._known))
+        return self._drive(run_payload(call, score_payload(samples, model), self._known))
 
     def hierarchical_reward(
         self,
@@ -78,8 +160,8 @@ class AlarmClient(Caller):
     ) -> RewardResult:
         """The rewards of a recipe, the server's default one unless named."""
         call = self._call(timeout)
-        job = reward_job(samples, recipe, overrides, aspects)
-        return self._drive(run_job(call, job, self._known))
+        job = reward_payload(samples, recipe, overrides, aspects)
+        return self._drive(run_payload(call, job, self._known))
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
         """The server's models, recipes and limits."""
@@ -110,11 +192,99 @@ class AlarmClient(Caller):
         self._connections = self._connect()
 
     def _connect(self) -> Connections:
-        from alarm_client.connections import Connections
+        from alarm_client._transport import Connections
 
         return Connections(self._address, self._transport)
 
-    def _drive(self, steps: Steps[T]) -> T:
-        from alarm_client.drivers import drive
+    def _drive(self, steps: Flow[T]) -> T:
+        from alarm_client._runners import run_flow
 
-        return drive(steps, self._connections.send, self._max_concurrency)
+        return run_flow(steps, self._connections.send, self._max_concurrency)
+
+
+# httpx and asyncio load when a client is made: importing the package costs next to nothing.
+
+
+class AsyncAlarmClient(BaseClient):
+    """Scores and hierarchical rewards from a server, for asyncio callers.
+
+    As AlarmClient; each event loop gets its own connections, which close when the loop shuts down.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        connect_timeout: float = 60.0,
+        max_concurrency: int = 8,
+        retries: Retries | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(url, api_key, timeout, connect_timeout, max_concurrency, retries)
+        self._transport = transport
+        self._connections = self._connect()
+
+    async def score(
+        self,
+        samples: Sequence[SampleLike],
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> ScoreResult:
+        """The raw scores of one model, the default recipe's holistic one unless named."""
+        call = self._call(timeout)
+        return await self._drive(run_payload(call, score_payload(samples, model), self._known))
+
+    async def hierarchical_reward(
+        self,
+        samples: Sequence[SampleLike],
+        recipe: str | None = None,
+        overrides: Overrides | None = None,
+        aspects: Aspects = "admitted",
+        *,
+        timeout: float | None = None,
+    ) -> RewardResult:
+        """The rewards of a recipe, the server's default one unless named."""
+        call = self._call(timeout)
+        job = reward_payload(samples, recipe, overrides, aspects)
+        return await self._drive(run_payload(call, job, self._known))
+
+    async def models(self, *, timeout: float | None = None) -> Catalogue:
+        """The server's models, recipes and limits."""
+        return await self._drive(fetch_catalogue(self._call(timeout)))
+
+    async def wait_ready(self, timeout: float = 600.0) -> None:
+        """Return when every model is ready; past `timeout` raise the server's own reason."""
+        await self._drive(await_ready(self._call(timeout)))
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections; the next call opens new ones."""
+        await self._connections.aclose()
+
+    async def __aenter__(self) -> AsyncAlarmClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._server = Availability()
+        self._connections = self._connect()
+
+    def _connect(self) -> AsyncConnections:
+        from alarm_client._transport import AsyncConnections
+
+        return AsyncConnections(self._address, self._transport)
+
+    async def _drive(self, steps: Flow[T]) -> T:
+        from alarm_client._runners import run_flow_async
+
+        return await run_flow_async(steps, self._connections.send, self._max_concurrency)

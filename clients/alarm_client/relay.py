@@ -21,17 +21,22 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
-from alarm_client.actions import Reply, Send, Steps
-from alarm_client.address import DEFAULT_URL, find_address
-from alarm_client.connections import Connections
-from alarm_client.digests import is_intact
-from alarm_client.drivers import Abandoned, drive
+from alarm_client._address import DEFAULT_URL, find_address
+from alarm_client._retry import (
+    LOG,
+    Availability,
+    Flow,
+    Reply,
+    Retries,
+    Send,
+    request_with_retries,
+    start_call,
+)
+from alarm_client._runners import FlowCancelled, run_flow
+from alarm_client._transport import Connections, is_intact
 from alarm_client.errors import AlarmConnectionError, AlarmError
-from alarm_client.exchange import settle, start_call
-from alarm_client.outages import LOG, Availability
-from alarm_client.retries import Retries
 
-_PATIENCE = Retries(longest=4.0)
+_RETRIES = Retries(longest=4.0)
 _IDLE_SECONDS = 600.0
 _PIECE_BYTES = 1 << 20
 # Digits of ASCII: `str.isdigit` is also true of others. As many as a length or a time may have.
@@ -69,14 +74,14 @@ class Relay(ThreadingHTTPServer):
         """The server's final reply, or an error of the contract's shape in its place."""
         is_scoring = send.method == "POST" and not send.path.startswith("/admin")
         timeout = min(self._timeout, seconds or self._timeout)
-        call = start_call(self.target, timeout, _PATIENCE, server=self._server)
-        steps: Steps[Reply]
+        call = start_call(self.target, timeout, _RETRIES, server=self._server)
+        steps: Flow[Reply]
         if is_scoring:
-            steps = settle(call, send.method, send.path, send.body, send.headers)
+            steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
             steps = _once(replace(send, timeout=timeout, request_id=call.next_request_id()))
         try:
-            return drive(steps, self._send, 1, caller_is_gone)
+            return run_flow(steps, self._send, 1, caller_is_gone)
         except AlarmConnectionError as error:
             if not error.retryable:
                 return _refusal(400, "bad_request", str(error))
@@ -110,14 +115,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             try:
                 reply = self._asked()
-            except (Abandoned, ConnectionError, TimeoutError):
+            except (FlowCancelled, ConnectionError, TimeoutError):
                 raise
             except Exception:  # whatever it is, a caller that asks once has an answer
                 LOG.exception("a request to %s failed", self.path.partition("?")[0][:200])
                 self.close_connection = True
                 reply = _refusal(500, "internal", "the relay failed; its standard error says why")
             self._answer(reply)
-        except (Abandoned, ConnectionError, TimeoutError):
+        except (FlowCancelled, ConnectionError, TimeoutError):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST
@@ -144,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         send = Send(self.command, path, body or None, 0.0, kept)
         milliseconds = self.headers.get("X-Request-Timeout-Ms", "")
         seconds = int(milliseconds) / 1000 if _NUMBER.fullmatch(milliseconds) else None
-        return self.server.relayed(send, seconds, _HungUp(self.connection))
+        return self.server.relayed(send, seconds, _Disconnected(self.connection))
 
     def _body(self, length: int) -> bytes:
         """The body, in pieces: no more memory is taken than what has arrived."""
@@ -169,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
 
-class _HungUp(threading.Event):
+class _Disconnected(threading.Event):
     """Set once the caller at the other end of a connection has closed it."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -228,7 +233,7 @@ def _tell(message: str) -> None:
     sys.stderr.flush()
 
 
-def _once(send: Send) -> Steps[Reply]:
+def _once(send: Send) -> Flow[Reply]:
     reply: Reply = yield send
     return reply
 

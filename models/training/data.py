@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from alarm_models.sample import Span
+from alarm_models.types import Span
 
 __all__ = ["Error", "Pair", "Question", "fold_of", "is_error", "is_held_out", "load_questions"]
 

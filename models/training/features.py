@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from alarm_models.features import Features
-from alarm_models.recipe_files import load_recipe
-from alarm_models.rewards import Loader, RewardModel
-from alarm_models.sample import Sample
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.recipe.loader import load_recipe
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.reward_models.registry import Loader
+from alarm_models.types import Sample
 from data import Pair, Question, is_error
 
 __all__ = ["ASPECTS", "Example", "examples", "load_models"]
@@ -25,9 +26,9 @@ class Example:
     ``labels`` holds for each aspect 1 for a segment without an error and 0 for one with.
     """
 
-    answers: list[Features]
+    answers: list[ModelInput]
     pairs: tuple[Pair, ...]
-    aspects: dict[str, Features]
+    aspects: dict[str, ModelInput]
     labels: dict[str, list[int]]
 
 
@@ -51,16 +52,16 @@ def _example(question: Question, models: dict[str, RewardModel]) -> Example:
         pairs.append(Pair(len(answers), 0))
         answers.append(correction)
     samples = [Sample(question.prompt, answer) for answer in answers]
-    aspects: dict[str, Features] = {}
+    aspects: dict[str, ModelInput] = {}
     labels: dict[str, list[int]] = {}
     for aspect, model in ASPECTS.items():
         (features,) = models[model].prepare(samples[:1])
-        if isinstance(features, Features):
+        if isinstance(features, ModelInput):
             aspects[aspect] = features
             labels[aspect] = [
                 int(not is_error(span, question.errors, aspect)) for span in features.segments
             ]
     prepared = models["preference"].prepare(samples)
     return Example(
-        [one for one in prepared if isinstance(one, Features)], tuple(pairs), aspects, labels
+        [one for one in prepared if isinstance(one, ModelInput)], tuple(pairs), aspects, labels
     )

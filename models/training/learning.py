@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from alarm_models.networks.padding import padded
+from alarm_models.modeling.padded import pad_batch
 from checkpoint import MiniModel
 from features import ASPECTS, Example
 
@@ -57,7 +57,7 @@ def _states(model: MiniModel, data: Sequence[Example]) -> dict[int, np.ndarray]:
     states: dict[int, np.ndarray] = {}
     for at in range(0, len(features), 32):
         batch = features[at : at + 32]
-        hidden = model.encoder(**padded(batch, model.encoder)).last_hidden_state
+        hidden = model.encoder(**pad_batch(batch, model.encoder)).last_hidden_state
         for row, one in enumerate(batch):
             means = [hidden[row, span.start : span.end].mean(0) for span in one.reads]
             states[id(one)] = torch.stack(means).numpy()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from alarm_models.features import Features
-from alarm_models.rewards import RewardModel
-from alarm_models.sample import Sample, Score
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.types import Sample, Score
 from data import Question, is_error
 from features import ASPECTS
 
@@ -38,7 +38,7 @@ def scores_of(model: RewardModel, samples: Sequence[Sample]) -> list[Score]:
     scores: list[Score] = []
     for start in range(0, len(samples), 16):
         prepared = model.prepare(samples[start : start + 16])
-        features = [one for one in prepared if isinstance(one, Features)]
+        features = [one for one in prepared if isinstance(one, ModelInput)]
         outputs = iter(model.forward(features) if features else ())
         for one in prepared:
             if isinstance(one, Exception):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from alarm_service.cli import main as alarm
+from alarm_service.cli.main import main as alarm
 from data import Pair, Question, is_held_out, load_questions
 
 #: Commands of the study by the name of their report; files lie in the current folder.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from alarm_models.rewards import RewardModel
+from alarm_models.reward_models.base import RewardModel
 from card import write_card
 from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions

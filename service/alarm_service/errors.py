@@ -1,27 +1,34 @@
-"""What the server answers instead of a result: one type a status, each a sentence to act on."""
+"""ServiceError, one type per status, and validation errors in a sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alarm_models.errors import quoted
+
 __all__ = [
     "BadRequest",
+    "BodyTimeout",
     "Broken",
+    "ChangeRefused",
+    "CorruptedBody",
     "DeadlinePassed",
     "Draining",
     "Forbidden",
-    "Garbled",
     "HeadersTooLarge",
     "Invalid",
     "Misdirected",
     "NotFound",
     "Overloaded",
     "RateLimited",
-    "Refused",
     "SampleFailed",
     "ServiceError",
     "TooLarge",
-    "TooSlow",
     "URLTooLong",
     "Unauthorized",
+    "format_validation_errors",
+    "shortened",
 ]
 
 
@@ -44,7 +51,7 @@ class BadRequest(ServiceError):
     status, code = 400, "bad_request"
 
 
-class Garbled(ServiceError):
+class CorruptedBody(ServiceError):
     """The body is not the one that was sent."""
 
     status, code, retryable = 400, "garbled", True
@@ -68,13 +75,13 @@ class NotFound(ServiceError):
     status, code = 404, "not_found"
 
 
-class TooSlow(ServiceError):
+class BodyTimeout(ServiceError):
     """The body did not arrive in time."""
 
     status, code, retryable = 408, "too_slow", True
 
 
-class Refused(ServiceError):
+class ChangeRefused(ServiceError):
     """What is served cannot be changed like this, and stays as it was."""
 
     status, code = 409, "refused"
@@ -148,3 +155,58 @@ class DeadlinePassed(ServiceError):
     """The deadline that the caller set has passed."""
 
     status, code, retryable = 504, "deadline_passed", True
+
+
+#: As many characters of a name or a number that a caller sent are said again.
+_MAX_SAID = 200
+
+#: As many faults as one sentence names.
+_MAX_ERRORS = 5
+
+#: Messages of validators may quote what they got.
+_MAX_MESSAGE = 500
+
+#: What pydantic says on the way to a fault that is no name on the wire: which of a field's types.
+_NOT_JSON_FIELDS = ("function-", "list[")
+
+
+def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:
+    """Name each of pydantic's faults by its field, with what it got.
+
+    ``within`` is what the fields' paths begin with, which is not said.
+    """
+    lines = [
+        f"{_path(fault['loc'], within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
+        for fault in faults[:_MAX_ERRORS]
+    ]
+    if len(faults) > _MAX_ERRORS:
+        lines.append(f"and {len(faults) - _MAX_ERRORS} more")
+    return "; ".join(lines)
+
+
+def shortened(text: str, most: int = _MAX_SAID) -> str:
+    """Return a text of a caller's with no more than its first ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _path(location: Sequence[str | int], within: str | None) -> str:
+    names = [_name(part) for part in location if not str(part).startswith(_NOT_JSON_FIELDS)]
+    if within is not None:
+        names = names[1:]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names)
+    return path.lstrip(".") or within or "the whole"
+
+
+def _name(part: str | int) -> str | int:
+    return shortened(part) if isinstance(part, str) else part
+
+
+def _got(fault: Mapping[str, Any]) -> str:
+    if fault["type"] in ("missing", "extra_forbidden"):
+        return ""
+    value = fault.get("input")
+    if isinstance(value, bytes):
+        return " (got a body without `Content-Type: application/json`)"
+    if isinstance(value, str | list | tuple | dict):
+        return f" (got a {type(value).__name__} of length {len(value)})"
+    return f" (got {quoted(value)})"

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from reward_server import RewardServer, reward_server
 
-from alarm_client.trainers import settings, source
+from alarm_client.trainers import _base as settings
+from alarm_client.trainers import _base as source
 
 
 @pytest.fixture

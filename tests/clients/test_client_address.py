@@ -6,8 +6,10 @@ from client_stand_in import StandIn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alarm_client import AlarmClient, AlarmError, Sample
-from alarm_client.address import find_address
+from alarm_client._address import find_address
+from alarm_client.client import AlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.types import Sample
 
 
 @pytest.fixture(autouse=True)

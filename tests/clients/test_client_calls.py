@@ -8,23 +8,21 @@ import httpx
 import pytest
 from client_stand_in import StandIn, refusal
 
-from alarm_client import (
-    AlarmClient,
+from alarm_client._operations import SAFE
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
-    AsyncAlarmClient,
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
     ProtocolError,
-    Retries,
-    Sample,
     StatusError,
     TooLarge,
-    Usage,
-    __version__,
 )
-from alarm_client.calls import SAFE
+from alarm_client.types import Sample, Usage
+from alarm_client.version import __version__
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]

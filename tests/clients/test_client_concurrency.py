@@ -8,10 +8,12 @@ import httpx
 import pytest
 from client_stand_in import StandIn, refusal
 
-from alarm_client import AlarmClient, AsyncAlarmClient, DeadlineExceeded, InvalidRequest, Sample
-from alarm_client.actions import Send
-from alarm_client.address import find_address
-from alarm_client.connections import Connections
+from alarm_client._address import find_address
+from alarm_client._retry import Send
+from alarm_client._transport import Connections
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import DeadlineExceeded, InvalidRequest
+from alarm_client.types import Sample
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]

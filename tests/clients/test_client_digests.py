@@ -2,7 +2,7 @@
 
 import pytest
 
-from alarm_client.digests import content_digest, has_lost_a_digest, is_answer_to
+from alarm_client._transport import content_digest, has_lost_a_digest, is_answer_to
 
 BOTH = {"content-digest": "sha-256=:a:", "request-content-digest": "sha-256=:b:"}
 

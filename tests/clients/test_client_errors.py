@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from alarm_client import (
+from alarm_client.errors import (
     AlarmError,
     InvalidRequest,
     NotFound,
@@ -14,8 +14,8 @@ from alarm_client import (
     TooLarge,
     Unauthorized,
     Unavailable,
+    status_error,
 )
-from alarm_client.errors import status_error
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alarm_client import AlarmClient, AlarmError, AsyncAlarmClient, Retries, Sample
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.types import Sample
 
 SAMPLES = [Sample(prompt="p", completion="abc")]
 ONCE = Retries(first=0.0, longest=0.0, max_reconnects=0)

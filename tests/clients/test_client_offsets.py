@@ -12,7 +12,7 @@ from client_tokenizers import BYTES, TEXTS, WORDS, TokensOfBytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alarm_client import PolicyTokens, token_offsets
+from alarm_client.token_offsets import PolicyTokens, token_offsets
 
 FAMILIES = ["byte_level", "byte_fallback", "unigram", "wordpiece"]
 

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reward_server import reward_server
 
-from alarm_client import AlarmClient, AlarmConnectionError, AlarmError, AsyncAlarmClient, Sample
-from alarm_client.address import find_address
-from alarm_client.proxies import is_exempt, proxy_of
+from alarm_client._address import find_address
+from alarm_client._proxies import is_exempt, proxy_of
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import AlarmConnectionError, AlarmError
+from alarm_client.types import Sample
 
 SAMPLES = [Sample(prompt="p", completion="abc")]
 

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from processes import free_port
 
-from alarm_client import AlarmClient, Sample
-from alarm_client.connections import Connections
-from alarm_client.digests import content_digest
+from alarm_client._transport import Connections, content_digest
+from alarm_client.client import AlarmClient
 from alarm_client.relay import Relay
+from alarm_client.types import Sample
 
 BODY = {"messages": ["a", "b"]}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_client.retries import Retries, parse_retry_after, retry_delay
+from alarm_client._retry import Retries, parse_retry_after, retry_delay
 
 RETRIES = Retries(first=1.0, longest=8.0)
 

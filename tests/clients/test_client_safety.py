@@ -13,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from client_stand_in import StandIn, score_row
 
-from alarm_client import AlarmClient, AlarmConnectionError, AsyncAlarmClient, Retries, Sample
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import AlarmConnectionError
+from alarm_client.types import Sample
 
 SAMPLES = [Sample(prompt="p", completion="abc")]
 AT_ONCE = Retries(first=0.0, longest=0.0, max_reconnects=2)

@@ -8,9 +8,12 @@ import pytest
 from client_stand_in import StandIn
 from reward_server import reward_server
 
-from alarm_client import AlarmClient, AlarmConnectionError, Retries, Sample
-from alarm_client.address import Address
-from alarm_client.transports import open_async_client, open_client
+from alarm_client._address import Address
+from alarm_client._retry import Retries
+from alarm_client._transport import open_async_client, open_client
+from alarm_client.client import AlarmClient
+from alarm_client.errors import AlarmConnectionError
+from alarm_client.types import Sample
 
 LINUX = pytest.mark.skipif(
     not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the options are named as on Linux"

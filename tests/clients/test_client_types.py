@@ -5,21 +5,22 @@ from typing import get_args
 
 import pytest
 
-from alarm_client import (
+from alarm_client.errors import SampleFailed
+from alarm_client.short_responses import punish_too_short
+from alarm_client.types import (
     Holistic,
     Reward,
     RewardResult,
     Rule,
     Sample,
     SampleError,
-    SampleFailed,
     Score,
     ScoreResult,
     Shaping,
     Usage,
-    punish_too_short,
 )
-from alarm_models import hierarchy, shaping
+from alarm_models.combination import rules as hierarchy
+from alarm_models.combination import rules as shaping
 
 GOOD = Reward(None, 1.5, (0.5, 0.0, 1.0), Holistic(3.0, 1.0), True, {"facts": None}, False, None)
 BAD = Reward(None, None, None, None, False, {}, False, SampleError("too_long", "9 tokens, 8 fit"))

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from alarm_client import AlarmClient, AlarmError, Sample
-from alarm_client.wire import reward_job, score_job
+from alarm_client._payloads import reward_payload, score_payload
+from alarm_client.client import AlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.types import Sample
 
 # pytest writes parameters as texts, and Python no integer of so many digits.
 HUGE = pytest.param(10**5000, id="huge")
@@ -27,7 +29,7 @@ MESSAGE = {"role": "user", "content": "p"}
 
 def sent(**fields: object) -> dict:
     sample = Sample(**{"prompt": "p", "completion": "c", **fields})
-    return json.loads(score_job([sample], None).body)["samples"][0]
+    return json.loads(score_payload([sample], None).body)["samples"][0]
 
 
 class Pydantic(BaseModel):
@@ -77,7 +79,7 @@ def test_another_id_or_group_is_refused_by_its_sample_and_field(field, value):
     samples = [Sample(prompt="p", completion="c"), Sample(prompt="p", completion="c")]
     samples[1] = Sample(prompt="p", completion="c", **{field: value})
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[1\]\.{field} "):
-        score_job(samples, None)
+        score_payload(samples, None)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +120,12 @@ def test_offsets_of_arrays_and_tensors_are_the_ones_that_they_are(offsets):
 def test_a_wrong_offset_is_named_by_its_place(offsets, place):
     sample = Sample(prompt="p", completion="c", token_offsets=offsets)
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.token_offsets{place} must"):
-        score_job([sample], None)
+        score_payload([sample], None)
     if place:
         named = Sample(prompt="p", completion="c", segments={"sentences": offsets})
         place = rf"^samples\[0\]\.segments\['sentences'\]{place} must"
         with pytest.raises((TypeError, ValueError), match=place):
-            score_job([named], None)
+            score_payload([named], None)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +176,12 @@ def test_a_message_without_content_keeps_that(message):
 def test_what_is_neither_text_nor_messages_is_named_by_its_place(field, value, place):
     sample = Sample(**{"prompt": "p", "completion": "c", field: value})
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.{field}{place} must"):
-        score_job([sample], None)
+        score_payload([sample], None)
 
 
 def test_bytes_are_told_to_be_decoded():
     with pytest.raises(TypeError, match=r"completion must be a text .* got bytes; decode it first"):
-        score_job([Sample(prompt="p", completion=b"c")], None)
+        score_payload([Sample(prompt="p", completion=b"c")], None)
 
 
 def test_fields_may_hold_what_json_knows():
@@ -201,14 +203,14 @@ def test_fields_may_hold_what_json_knows():
 )
 def test_a_wrong_field_is_named(fields, place):
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.fields{place} "):
-        score_job([Sample(prompt="p", completion="c", fields=fields)], None)
+        score_payload([Sample(prompt="p", completion="c", fields=fields)], None)
 
 
 def test_a_value_that_holds_itself_is_refused():
     circle: list = []
     circle.append(circle)
     with pytest.raises(ValueError, match=r"^samples\[0\]\.fields\['a'\]\[0\].* deeper than 100"):
-        score_job([Sample(prompt="p", completion="c", fields={"a": circle})], None)
+        score_payload([Sample(prompt="p", completion="c", fields={"a": circle})], None)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +228,12 @@ def test_a_value_that_holds_itself_is_refused():
 )
 def test_what_are_no_samples_is_said(samples, words):
     with pytest.raises(TypeError, match=words):
-        score_job(samples, None)
+        score_payload(samples, None)
 
 
 def test_overrides_may_hold_numbers_of_numpy():
     overrides = {"threshold": np.float32(0.5), "weights": {"relevance": np.int64(2)}}
-    body = json.loads(reward_job([], None, overrides, "all").body)
+    body = json.loads(reward_payload([], None, overrides, "all").body)
     assert body["overrides"] == {"threshold": 0.5, "weights": {"relevance": 2}}
 
 
@@ -248,7 +250,7 @@ def test_overrides_may_hold_numbers_of_numpy():
 )
 def test_a_wrong_option_is_named(options, place):
     with pytest.raises((TypeError, ValueError), match=f"^{place} must "):
-        reward_job([], *options)
+        reward_payload([], *options)
 
 
 @pytest.mark.parametrize("name", ["row \ud800", "row \udfff\ud800", "row"])
@@ -305,7 +307,7 @@ def test_whatever_a_field_holds_it_is_sent_as_json_or_refused_by_its_name(field,
     samples[index][field] = value
     told = ""
     try:
-        body = score_job(samples, None).body
+        body = score_payload(samples, None).body
         # No NaN, no name that is no text: what any parser of JSON takes.
         json.loads(body, parse_constant=lambda constant: pytest.fail(constant))
     except (TypeError, ValueError) as error:

@@ -8,10 +8,10 @@ import pytest
 from pydantic import BaseModel, RootModel
 
 import alarm_client.chat
-import alarm_service.compat
+import alarm_service.api.compat
 from alarm_client.trainers import nemo_rl, openrlhf, slime, trlx
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.texts import (
+from alarm_client.trainers._base import TrainerDefaults, read_settings
+from alarm_client.trainers._inputs import (
     completion_of,
     decoded_prompt,
     plain_samples,
@@ -20,25 +20,25 @@ from alarm_client.trainers.texts import (
     without_end_tokens,
 )
 from alarm_client.types import Sample
-from alarm_models.sample import Message
-from alarm_service.compat.splitting import pair_texts, split_query
+from alarm_models.types import Message
+from alarm_service.api.compat.splitting import pair_texts, split_query
 
 LLAMA_3 = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 QUESTION = [{"role": "user", "content": "Q"}]
-HABITS = Habits("here", timeout=1.0)
+HABITS = TrainerDefaults("here", timeout=1.0)
 
 
 @pytest.mark.parametrize("name", ["templates", "turns", "splitting"])
 def test_the_client_splits_texts_by_the_servers_own_code(name: str) -> None:
     server, client = (
         (Path(package.__path__[0]) / f"{name}.py").read_text()
-        for package in (alarm_service.compat, alarm_client.chat)
+        for package in (alarm_service.api.compat, alarm_client.chat)
     )
-    server = server.replace("from alarm_models.sample ", "from alarm_client.chat.message ")
-    assert client == server.replace("alarm_service.compat.", "alarm_client.chat.")
+    server = server.replace("from alarm_models.types ", "from alarm_client.chat.message ")
+    assert client == server.replace("alarm_service.api.compat.", "alarm_client.chat.")
 
 
 def plain(content: object) -> object:
@@ -95,7 +95,7 @@ def test_messages_whose_contents_are_templated_are_split_as_one_text(rewards) ->
     ]
     (sample,) = plain_samples([Sample(prompt=parts, completion="A.")], None, "nemo_rl")
     assert sample.prompt == [{"role": "system", "content": "S"}, *QUESTION]
-    assert nemo_rl.HABITS.trainer == "nemo_rl"
+    assert nemo_rl.DEFAULTS.trainer == "nemo_rl"
 
 
 def test_what_the_prompt_has_begun_shifts_the_policys_tokens() -> None:

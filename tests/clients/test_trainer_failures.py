@@ -19,22 +19,18 @@ from alarm_client.errors import (
     ServerFailed,
     TooLarge,
 )
-from alarm_client.trainers import (
-    ms_swift,
-    openrlhf,
-    skyrl,
-    slime,
-    trl,
-    trlx,
-    verifiers,
-    verl,
+from alarm_client.trainers import ms_swift, openrlhf, skyrl, slime, trl, trlx, verifiers, verl
+from alarm_client.trainers._base import (
+    InvalidCalls,
+    TrainerDefaults,
+    failed_call,
+    scalars,
+    summands,
+    with_group_means,
 )
-from alarm_client.trainers.components import summands
-from alarm_client.trainers.failure import InvalidCalls, failed_call, scalars, with_group_means
-from alarm_client.trainers.settings import Habits
 from alarm_client.types import AspectReward, Holistic, Reward, SampleError
 
-ONE = Habits("one", timeout=9.0)
+ONE = TrainerDefaults("one", timeout=9.0)
 TOKENIZER = client_tokenizers.byte_level()
 
 

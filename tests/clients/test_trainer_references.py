@@ -20,7 +20,7 @@ from test_trainer_hooks import EnvironmentReturn, Trace, slime_sample
 from test_trainer_verl import DataProto
 from tolerance import computed, printed
 
-from alarm_client import AlarmClient
+from alarm_client.client import AlarmClient
 from alarm_client.errors import SampleFailed
 from alarm_client.trainers import (
     alarm_trl,

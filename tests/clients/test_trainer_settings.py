@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 
 from alarm_client.errors import NotFound, SampleFailed, ServerFailed
-from alarm_client.trainers.components import BASE, AspectNames, columns, components, means
-from alarm_client.trainers.failure import failed_call, numbers, scalars
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import source_of
+from alarm_client.trainers._base import (
+    BASE,
+    AspectNames,
+    TrainerDefaults,
+    columns,
+    components,
+    failed_call,
+    get_reward_source,
+    means,
+    numbers,
+    read_settings,
+    scalars,
+)
+from alarm_client.trainers._columns import with_rows
 from alarm_client.types import AspectReward, Holistic, Reward, Sample, SampleError
 
-SKIPS = Habits("skips", timeout=9.0, on_failure="none", takes_none=True)
-STRICT = Habits("strict", timeout=9.0, same_keys=True)
+SKIPS = TrainerDefaults("skips", timeout=9.0, on_failure="none", takes_none=True)
+STRICT = TrainerDefaults("strict", timeout=9.0, same_keys=True)
 
 GOOD = Reward(
     None, 3.0, None, Holistic(1.0, 0.5), True, {"depth": AspectReward(2.0, None, None)}, False, None
@@ -110,10 +119,10 @@ def test_overrides_come_as_a_mapping_or_as_json(monkeypatch):
 
 
 def test_a_source_is_shared_by_equal_settings_and_no_others(sources):
-    one = source_of(SKIPS, {"overrides": {"threshold": 1}})
-    assert source_of(SKIPS, {"overrides": {"threshold": 1}}) is one
-    assert source_of(SKIPS, {"overrides": {"threshold": 2}}) is not one
-    assert source_of(SKIPS, {"fields": "reference=a"}) is not source_of(SKIPS)
+    one = get_reward_source(SKIPS, {"overrides": {"threshold": 1}})
+    assert get_reward_source(SKIPS, {"overrides": {"threshold": 1}}) is one
+    assert get_reward_source(SKIPS, {"overrides": {"threshold": 2}}) is not one
+    assert get_reward_source(SKIPS, {"fields": "reference=a"}) is not get_reward_source(SKIPS)
 
 
 def row(settings, given):
@@ -121,7 +130,7 @@ def row(settings, given):
     return sample.fields
 
 
-USUAL = Habits("usual", timeout=9.0, references=("reference", "answer"))
+USUAL = TrainerDefaults("usual", timeout=9.0, references=("reference", "answer"))
 
 
 @pytest.mark.parametrize(

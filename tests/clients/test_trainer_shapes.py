@@ -8,14 +8,20 @@ import pytest
 
 from alarm_client.trainers import easyr1, ms_swift, openrlhf, slime, trl, trlx, verifiers
 from alarm_client.trainers.__main__ import main
-from alarm_client.trainers.placement import left_aligned, on_last, right_aligned, starting_at
-from alarm_client.trainers.survival import padding, survivals
-from alarm_client.trainers.texts import (
+from alarm_client.trainers._inputs import (
     completion_of,
     prompt_of,
     split_messages,
     split_query,
     without_end_tokens,
+)
+from alarm_client.trainers._padding import (
+    at_last_token,
+    check_padding,
+    left_aligned,
+    padding,
+    right_aligned,
+    starting_at,
 )
 
 HI = {"role": "user", "content": "Hi"}
@@ -63,7 +69,7 @@ def test_rewards_are_placed_on_the_side_that_is_asked_for():
     assert left_aligned(ROWS) == [[1, 2, 3], [4, 0, 0]]
     assert right_aligned(ROWS, 4) == [[0, 1, 2, 3], [0, 0, 0, 4]]
     assert starting_at(ROWS, [1, 2], 4) == [[0, 1, 2, 3], [0, 0, 4, 0]]
-    assert on_last(5.0, 3) == [0, 0, 5]
+    assert at_last_token(5.0, 3) == [0, 0, 5]
 
 
 def test_rewards_that_do_not_fit_are_refused():
@@ -72,10 +78,13 @@ def test_rewards_that_do_not_fit_are_refused():
 
 
 def test_a_trainer_that_pads_rewards_and_responses_on_two_sides_loses_rewards():
-    found = survivals(padding("left", "right"), [3, 5])
+    found = check_padding(padding("left", "right"), [3, 5])
     assert [one.survives for one in found] == [False, True]
-    assert [one.survives for one in survivals(padding("right", "right"), [3, 5])] == [True, True]
-    assert [one.survives for one in survivals(padding("left", "left"), [3, 5])] == [True, True]
+    assert [one.survives for one in check_padding(padding("right", "right"), [3, 5])] == [
+        True,
+        True,
+    ]
+    assert [one.survives for one in check_padding(padding("left", "left"), [3, 5])] == [True, True]
 
 
 def test_a_reward_that_moves_does_not_count_as_surviving():
@@ -83,7 +92,7 @@ def test_a_reward_that_moves_does_not_count_as_surviving():
         moved = [[*row[1:], 0.0] for row in rows]
         return moved, [[1.0] * len(row) for row in rows]
 
-    (found,) = survivals(shifted, [3])
+    (found,) = check_padding(shifted, [3])
     assert (found.column, found.last_column, found.survives) == (1, 2, False)
 
 

@@ -11,7 +11,7 @@ from test_trainer_trl import PLAIN, swift_call, trl_call
 
 from alarm_client.errors import ServerFailed
 from alarm_client.trainers import ms_swift
-from alarm_client.trainers.shared_calls import Asker, SharedCalls
+from alarm_client.trainers._shared_calls import Asker, SharedCalls
 from alarm_client.trainers.trl import AlarmReward, async_reward
 
 PARTS = ("reward", "holistic", "fluency")

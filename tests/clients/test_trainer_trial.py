@@ -10,11 +10,11 @@ import pytest
 from processes import alarm_serve
 from reward_server import RewardServer
 
-from alarm_client import AlarmClient
 from alarm_client.__main__ import main
+from alarm_client.client import AlarmClient
 from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 from alarm_client.trainers.__main__ import main as of_trainers
-from alarm_client.trainers.trial import habits_of
+from alarm_client.trainers._try import habits_of
 
 ASK = ["try", "--prompt", "Capital of France?", "--completion", "Paris"]
 

@@ -19,7 +19,7 @@ def cluster() -> Iterator[str]:
     from processes import free_port
     from ray import serve
 
-    from alarm_service.ray.loading import connect
+    from alarm_service.ray.model import connect
 
     # Replicas import the stand-in device, and this checkout's packages.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])

@@ -24,7 +24,7 @@ def deploy(checkpoint: Checkpoint, folder: Path) -> None:
     """Deploy the application, as a RayService does, with the recipe as it now is."""
     from ray import serve
 
-    from alarm_service.ray.application import build
+    from alarm_service.ray.ingress import build
 
     file = folder / "tiny.toml"
     file.write_text(recipe_of(checkpoint.folder))

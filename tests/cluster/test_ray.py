@@ -17,9 +17,9 @@ from replica_processes import pids_of
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_models.recipe_files import load_recipe
-from alarm_service.app import create_app
-from alarm_service.recipe_sources import RecipeSources
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
+from alarm_service.engine.recipe_manager import RecipeSources
 from alarm_service.settings import Settings
 
 pytestmark = [
@@ -49,12 +49,12 @@ async def serving(
     The recipe's file is what a reload reads again.
     """
     generation = generation or uuid4().hex
-    from alarm_service.ray.loading import RayLoad
+    from alarm_service.ray.model import RayModelLoader
 
     settings = Settings(
         **{"ray": True, "device": "cpu", "replicas": 2, "cpus_per_replica": 0.1, **more}
     )
-    on_cluster = RayLoad(settings, generation=generation, load=load)
+    on_cluster = RayModelLoader(settings, generation=generation, load=load)
     loaded = load_recipe(str(recipe))
     sources = RecipeSources({loaded.name: str(recipe)}, (), None)
     app = create_app([loaded], settings, load=on_cluster, sources=sources)

@@ -7,8 +7,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from alarm_service.api.status_routes import router
 from alarm_service.settings import Settings
-from alarm_service.web.status_routes import router
 
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
 #: Kubernetes of early 2025 on; the fields are older.

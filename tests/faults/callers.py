@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from alarm_client import AlarmClient, AlarmError, RewardResult, Sample
+from alarm_client.client import AlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.types import RewardResult, Sample
 
 PROMPT = "question: Who wrote Emma? context: Emma is a novel by the English author Jane Austen."
 NAMES = ("Emma", "Jane Austen", "Charles Dickens", "London", "a novel", "Persuasion", "nobody")

@@ -4,7 +4,7 @@ import pytest
 from callers import truth_of
 from restarts import Restartable, restartable
 
-from alarm_client import AlarmClient
+from alarm_client.client import AlarmClient
 
 NUM_TEXTS = 96
 

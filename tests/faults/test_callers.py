@@ -12,7 +12,8 @@ from processes import PATIENCE_S, connect
 from raw import chunks, head, resident_mib, status_of
 from restarts import Restartable
 
-from alarm_client import AlarmClient, Retries
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient
 
 MIB = 1 << 20
 LIMIT = MIB

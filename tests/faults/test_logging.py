@@ -13,8 +13,9 @@ import pytest
 from processes import PATIENCE_S, command_of, environment
 from restarts import free_port
 
-from alarm_client import AlarmClient, Sample
-from alarm_service.telemetry.log_stream import log_stream
+from alarm_client.client import AlarmClient
+from alarm_client.types import Sample
+from alarm_service.observability.logging import log_stream
 
 SAMPLES = [Sample(prompt="question: Who?", completion="Jane Austen wrote it.")]
 

@@ -8,7 +8,8 @@ from callers import Tally, ask, load
 from proxy import Proxy, proxied
 from restarts import Restartable
 
-from alarm_client import AlarmClient, Retries
+from alarm_client._retry import Retries
+from alarm_client.client import AlarmClient
 
 PATIENT = Retries(first=0.02, longest=0.2, max_reconnects=50)
 

@@ -7,7 +7,7 @@ from callers import load
 from processes import PATIENCE_S
 from restarts import Restartable
 
-from alarm_client import AlarmClient
+from alarm_client.client import AlarmClient
 
 
 def killed(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE_S, Process, alarm_serve
 
-from alarm_client import AlarmClient, Sample, Score
+from alarm_client.client import AlarmClient
+from alarm_client.types import Sample, Score
 
 pytestmark = pytest.mark.slow
 

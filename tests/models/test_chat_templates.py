@@ -10,12 +10,11 @@ from scoring import load, score
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError
-from alarm_models.rewards import Loader
-from alarm_models.rewards.loading import Disk
-from alarm_models.sample import Message, Sample
-from alarm_models.specs import SequenceSpec
-from alarm_models.texts.chat_templates import draws_randomly
-from alarm_models.texts.tokenizing import Tokenizer
+from alarm_models.preprocessing.chat_templates import draws_randomly
+from alarm_models.preprocessing.tokenizer import Tokenizer
+from alarm_models.recipe.specs import SequenceSpec
+from alarm_models.reward_models.registry import CheckpointState, Loader
+from alarm_models.types import Message, Sample
 
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 #: As Llama 3.1's: the caller's date, else the clock's, else a fixed one.
@@ -79,10 +78,12 @@ def test_the_fingerprint_of_a_dated_template_holds_the_date(
     saved(tmp_path, LLAMA + TURNS)
     spec = SequenceSpec(checkpoint=str(tmp_path))
     dated = load(spec).fingerprint
-    assert Disk(torch.device("cpu")).has(spec, {}, dated)
+    assert CheckpointState(torch.device("cpu")).matches(spec, {}, dated)
     text = spec.model_copy(update={"template": "{prompt} {completion}"})
     undated = load(text).fingerprint
-    monkeypatch.setattr("alarm_models.rewards.loading.FIXED_DATE", datetime(2025, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(
+        "alarm_models.reward_models.registry.FIXED_DATE", datetime(2025, 1, 1, tzinfo=UTC)
+    )
     assert load(spec).fingerprint != dated
     assert load(text).fingerprint == undated
 

@@ -14,8 +14,10 @@ import pytest
 from scoring_directly import completion, load_direct, values
 
 from alarm_models.errors import RecipeError
-from alarm_models.functions import environment, guard, pool
-from alarm_models.sample import Score
+from alarm_models.reward_models import process_guard as guard
+from alarm_models.reward_models import process_pool as environment
+from alarm_models.reward_models import process_pool as pool
+from alarm_models.types import Score
 
 #: Each completion is a way to leave a process behind; each process notes its id.
 FUNCTIONS = """
@@ -227,8 +229,8 @@ async def test_model_closed_while_it_starts_leaves_no_process(folder: Path) -> N
 
 PROGRAM = """
 import asyncio, signal, sys
-from alarm_models.functions import Function, FunctionPool
-from alarm_models.sample import Sample
+from alarm_models.reward_models.process_pool import Function, FunctionPool
+from alarm_models.types import Sample
 
 async def main():
     pool = FunctionPool(Function.find(sys.argv[1], f"my_rewards:{sys.argv[2]}", 1000), 1, 1)
@@ -284,7 +286,7 @@ def test_guard_without_proc_or_prctl_ends_the_program_s_group(folder: Path) -> N
     wrapper = folder / "wrapper.py"
     wrapper.write_text(
         f"import sys; sys.path.insert(0, {str(Path(guard.__file__).parent)!r})\n"
-        "import guard\n"
+        "import process_guard as guard\n"
         "guard._prctl = lambda *_: None\n"
         "guard._descendants = lambda _: iter(())\n"
         "guard.main(int(sys.argv[1]), sys.argv[2:])\n"

@@ -10,8 +10,8 @@ from tiny import DECODERS, Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError
-from alarm_models.sample import Sample
-from alarm_models.specs import GenerativeSpec
+from alarm_models.recipe.specs import GenerativeSpec
+from alarm_models.types import Sample
 
 pytestmark = pytest.mark.numeric
 

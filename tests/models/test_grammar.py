@@ -4,11 +4,11 @@ from pydantic import ValidationError
 from scoring_directly import completion, load_direct, score_directly, values
 
 from alarm_models.errors import RecipeError, SampleError, UnreachableError
-from alarm_models.rewards import DirectModel
-from alarm_models.sample import Sample, Score, Span
+from alarm_models.reward_models.base import HostModel
+from alarm_models.types import Sample, Score, Span
 
 
-def errors(model: DirectModel, *samples: Sample) -> list[list[tuple[str, str | None]]]:
+def errors(model: HostModel, *samples: Sample) -> list[list[tuple[str, str | None]]]:
     """Return the characters and the rule of each sample's errors."""
     scores = score_directly(model, *samples)
     found = []

@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from alarm_models.combination.rewards import apply_rule, validate_groups
+from alarm_models.combination.rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.errors import SampleError
-from alarm_models.hierarchy import Hierarchy, Rule
-from alarm_models.rules import Part, Parts, combine_all, faults
 
-PLAIN = Hierarchy(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
+PLAIN = RuleParams(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
 WEIGHTS = np.array([2.0, 1.0, 0.5])
 GROUPS = ("x", "x", "x", "y", "y", "x")
 
 
-def batch(seed: int) -> tuple[list[Parts], np.ndarray]:
+def batch(seed: int) -> tuple[list[RuleInputs], np.ndarray]:
     """Make samples of one to three tokens, and their components."""
     chance = np.random.default_rng(seed)
     samples, components = [], []
@@ -23,11 +23,11 @@ def batch(seed: int) -> tuple[list[Parts], np.ndarray]:
         length = int(chance.integers(1, 4))
         a, b = chance.normal(size=(2, length)) * [[1.0], [40.0]]
         z = float(chance.normal())
-        aspects: Mapping[str, Part] = {
-            "a": Part(a.tolist(), None, None),
-            "b": Part(b.tolist(), None, None),
+        aspects: Mapping[str, AspectInput] = {
+            "a": AspectInput(a.tolist(), None, None),
+            "b": AspectInput(b.tolist(), None, None),
         }
-        samples.append(Parts(z, aspects, length, group=group))
+        samples.append(RuleInputs(z, aspects, length, group=group))
         components.append([z, a.sum(), b.sum()])
     return samples, np.array(components)
 
@@ -44,7 +44,7 @@ def normalised_within_groups(components: np.ndarray) -> np.ndarray:
 
 def test_mo_grpo_normalises_each_component_within_its_group_and_adds_them() -> None:
     samples, components = batch(0)
-    found = combine_all(samples, replace(PLAIN, rule=Rule.MO_GRPO))
+    found = apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO))
     totals = [sum(one) for one in found if not isinstance(one, SampleError)]
     assert totals == pytest.approx(normalised_within_groups(components))
     lengths = [len(one) for one in found if not isinstance(one, SampleError)]
@@ -53,27 +53,27 @@ def test_mo_grpo_normalises_each_component_within_its_group_and_adds_them() -> N
 
 def test_gdpo_normalises_the_sums_over_the_request_too() -> None:
     samples, components = batch(1)
-    found = combine_all(samples, replace(PLAIN, rule=Rule.GDPO))
+    found = apply_rule(samples, replace(PLAIN, rule=Rule.GDPO))
     sums = normalised_within_groups(components)
     wanted = (sums - sums.mean()) / (sums.std(ddof=1) + 1e-4)
     assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
 
 
 def test_a_group_rule_leaves_an_aspect_on_its_tokens() -> None:
-    silent = Hierarchy(Rule.MO_GRPO, 0, 0.0, 0, 1, {"a": 1.0})
+    silent = RuleParams(Rule.MO_GRPO, 0, 0.0, 0, 1, {"a": 1.0})
     samples = [
-        Parts(0.0, {"a": Part((6.0, 0.0, 0.0), None, None)}, 3, group="x"),
-        Parts(0.0, {"a": Part((2.0, 0.0), None, None)}, 2, group="x"),
+        RuleInputs(0.0, {"a": AspectInput((6.0, 0.0, 0.0), None, None)}, 3, group="x"),
+        RuleInputs(0.0, {"a": AspectInput((2.0, 0.0), None, None)}, 2, group="x"),
     ]
     std = 8**0.5 + 1e-4
-    found = combine_all(samples, silent)
+    found = apply_rule(samples, silent)
     assert found == [pytest.approx((6 / std, 0, -4 / std)), pytest.approx((2 / std, -4 / std))]
 
 
 def test_a_component_on_which_a_group_agrees_adds_nothing() -> None:
-    same = Part((0.0, 1.0), 1.0, 1.0)
-    samples = [Parts(3.0, {"a": same, "b": same}, 2, group="x")] * 4
-    assert combine_all(samples, replace(PLAIN, rule=Rule.MO_GRPO)) == [(0, 0)] * 4
+    same = AspectInput((0.0, 1.0), 1.0, 1.0)
+    samples = [RuleInputs(3.0, {"a": same, "b": same}, 2, group="x")] * 4
+    assert apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO)) == [(0, 0)] * 4
 
 
 @pytest.mark.parametrize(
@@ -88,17 +88,17 @@ def test_what_a_group_rule_cannot_compare_is_told(
     groups: list[str | None], size: int | None, told: str
 ) -> None:
     hierarchy = replace(PLAIN, rule=Rule.GDPO, group_size=size)
-    found = faults(groups, hierarchy)
+    found = validate_groups(groups, hierarchy)
     assert {fault is None for fault in found} == {True, False}
     for fault in found:
         assert fault is None or told in fault.message
 
 
 def test_rules_of_one_sample_need_no_groups() -> None:
-    assert faults([None, "x"], PLAIN) == [None, None]
+    assert validate_groups([None, "x"], PLAIN) == [None, None]
 
 
 def test_who_is_left_alone_in_a_group_is_not_rewarded_by_itself() -> None:
     samples, _ = batch(2)
-    (*_, alone) = combine_all(samples[:3] + samples[4:5], replace(PLAIN, rule=Rule.MO_GRPO))
+    (*_, alone) = apply_rule(samples[:3] + samples[4:5], replace(PLAIN, rule=Rule.MO_GRPO))
     assert isinstance(alone, SampleError)

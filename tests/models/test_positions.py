@@ -12,11 +12,11 @@ from tolerance import computed
 from unusual import CONFIGURATIONS, LONGROPE, classifier, features, ids, network, plain
 
 from alarm_models.errors import RecipeError
-from alarm_models.features import Features
-from alarm_models.networks.network import WholeNetwork
-from alarm_models.packing.positions import first_position, lengths_of
-from alarm_models.sample import Sample, Span
-from alarm_models.specs import SequenceSpec
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.network import WholeNetwork
+from alarm_models.modeling.packed.positions import first_position, lengths_of
+from alarm_models.recipe.specs import SequenceSpec
+from alarm_models.types import Sample, Span
 
 pytestmark = pytest.mark.numeric
 
@@ -136,7 +136,7 @@ def test_longrope_keeps_padded_samples_apart_too() -> None:
     causal: Any = hf.AutoModelForCausalLM.from_config(configuration(**small)).eval()
     served = WholeNetwork(causal, select=lambda logits: logits[:, :3])
     samples = [ids(num_tokens) for num_tokens in (30, 90, 64, 65, 12)]
-    batch = [Features(one, (Span(len(one) - 1, len(one)),), truncated=False) for one in samples]
+    batch = [ModelInput(one, (Span(len(one) - 1, len(one)),), truncated=False) for one in samples]
     for sample, output in zip(samples, served.outputs(batch), strict=True):
         with torch.inference_mode():
             wanted = causal(input_ids=torch.tensor([sample])).logits[0, -1, :3]

@@ -10,11 +10,11 @@ from tolerance import computed
 from unusual import CONFIGURATIONS, REFORMER, classifier, features, ids, network, plain
 
 from alarm_models.errors import CheckpointError
-from alarm_models.features import BatchCost
-from alarm_models.networks.network import HeadedNetwork, Network
-from alarm_models.networks.probing import fastest_exact
-from alarm_models.packing.backbone import PackedBackbone
-from alarm_models.packing.row import Row
+from alarm_models.modeling.backend_selection import select_backend
+from alarm_models.modeling.inputs import BatchLayout
+from alarm_models.modeling.network import HeadedNetwork, Network
+from alarm_models.modeling.packed.backbone import PackedBackbone
+from alarm_models.modeling.packed.batch import ForwardContext
 
 pytestmark = pytest.mark.numeric
 
@@ -49,12 +49,12 @@ def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None
     ["bigbird", "canine", "convbert", "fnet", "mobilebert", "nystromformer", "reformer", "xlnet"],
 )
 def test_a_model_that_padding_changes_is_run_one_sample_at_a_time(name: str) -> None:
-    assert both(name)[1].cost is BatchCost.ALONE
+    assert both(name)[1].cost is BatchLayout.SINGLE
 
 
 @pytest.mark.parametrize("name", ["bart", "electra", "esm", "ibert", "luke", "mpnet", "t5"])
 def test_a_model_that_padding_does_not_change_is_padded(name: str) -> None:
-    assert both(name)[1].cost is BatchCost.PADDED
+    assert both(name)[1].cost is BatchLayout.PADDED
 
 
 def test_a_model_that_draws_random_numbers_for_each_score_is_refused() -> None:
@@ -77,7 +77,7 @@ def test_a_model_of_weights_that_are_no_numbers_is_not_taken_for_a_random_one() 
 def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
     model = classifier("mobilebert").to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert network(model).cost is BatchCost.ALONE
+    assert network(model).cost is BatchLayout.SINGLE
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
@@ -88,34 +88,34 @@ def test_a_model_whose_layers_attend_twice_shares_a_row_but_remembers_nothing() 
     assert isinstance(served, HeadedNetwork)
     backbone = served._backbone
     assert isinstance(backbone, PackedBackbone)
-    assert (backbone.cost, backbone.remembers) == (BatchCost.SHARED, False)
+    assert (backbone.cost, backbone.has_prefix_cache) == (BatchLayout.PREFIX_SHARED, False)
 
 
 def test_the_probe_finds_a_prefix_cache_that_recalls_wrongly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = Row._among
-    monkeypatch.setattr(Row, "_among", lambda *given: right(*given) * 1.01)
-    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    right = ForwardContext._among
+    monkeypatch.setattr(ForwardContext, "_among", lambda *given: right(*given) * 1.01)
+    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
     assert isinstance(backbone, PackedBackbone)
-    assert (backbone.cost, backbone.remembers) == (BatchCost.SHARED, False)
+    assert (backbone.cost, backbone.has_prefix_cache) == (BatchLayout.PREFIX_SHARED, False)
 
 
 def test_the_probe_keeps_a_prefix_cache_that_recalls_rightly() -> None:
-    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
     assert isinstance(backbone, PackedBackbone)
-    assert backbone.remembers
+    assert backbone.has_prefix_cache
 
 
 def test_a_window_too_short_for_the_probe_to_share_within_is_not_shared_within() -> None:
     configuration, small = CONFIGURATIONS["modernbert"]
     torch.manual_seed(0)
     model = hf.AutoModel.from_config(configuration(**{**small, "local_attention": 32})).eval()
-    assert fastest_exact(model).cost is BatchCost.PACKED
+    assert select_backend(model).cost is BatchLayout.PACKED
 
 
 def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
-    backbone = fastest_exact(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
     (sample,) = features(both("qwen2-yarn")[1], [ids(40)])
     assert backbone.num_computed([sample]) == [40]
 
@@ -124,5 +124,5 @@ def test_the_probe_takes_a_dozen_short_passes(monkeypatch: pytest.MonkeyPatch) -
     model = classifier("qwen2-yarn").model
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    fastest_exact(model, max_remembered_bytes=1 << 28)
+    select_backend(model, max_remembered_bytes=1 << 28)
     assert len(passes) == 8 + 1 + 2 + 3  # alone, one of them again, in whole rows, recalled

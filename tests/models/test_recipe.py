@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from alarm_models.combination.rules import Rule
 from alarm_models.errors import RecipeError
-from alarm_models.hierarchy import Rule
-from alarm_models.recipe import Recipe
-from alarm_models.recipe_files import built_in_names, load_recipe, load_recipes
-from alarm_models.recipe_tables import Overrides
-from alarm_models.specs import RemoteSpec, SequenceSpec
+from alarm_models.recipe.loader import built_in_names, load_recipe, load_recipes
+from alarm_models.recipe.schema import Overrides, Recipe
+from alarm_models.recipe.specs import RemoteSpec, SequenceSpec
 
 EXAMPLE = """
 name = "example"
@@ -46,7 +45,7 @@ def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
 
 def test_the_long_form_recipe_has_the_papers_constants() -> None:
     recipe = load_recipe("long-form-qa")
-    hierarchy = recipe.hierarchy_with(Overrides())
+    hierarchy = recipe.rule_params(Overrides())
     assert hierarchy.rule is Rule.HIERARCHICAL
     assert (hierarchy.threshold, hierarchy.holistic_weight) == (0.6, 5.0)
     assert (hierarchy.mean, hierarchy.std) == (-4.896130742253484, 3.0595760500526468)
@@ -55,7 +54,7 @@ def test_the_long_form_recipe_has_the_papers_constants() -> None:
 
 def test_the_translation_recipe_has_the_papers_constants() -> None:
     recipe = load_recipe("translation")
-    hierarchy = recipe.hierarchy_with(Overrides())
+    hierarchy = recipe.rule_params(Overrides())
     assert hierarchy.rule is Rule.HIERARCHICAL
     assert (hierarchy.threshold, hierarchy.holistic_weight) == (0.5, 3.0)
     assert (hierarchy.mean, hierarchy.std) == (-2.34417221913525, 2.946283030347152)
@@ -162,7 +161,7 @@ def test_a_checkpoint_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -
 
 def test_a_weight_of_no_aspect_is_refused() -> None:
     with pytest.raises(RecipeError, match="grammar"):
-        load_recipe("long-form-qa").hierarchy_with(Overrides(weights={"grammar": 1.0}))
+        load_recipe("long-form-qa").rule_params(Overrides(weights={"grammar": 1.0}))
 
 
 def test_the_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:

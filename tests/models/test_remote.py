@@ -9,10 +9,10 @@ from remote_servers import Calls, completions, judge, opened, sglang, tei, value
 from tcp import over_tcp
 
 from alarm_models.errors import CheckpointError, SampleError
-from alarm_models.remote.retries import delay_s, is_worth_retrying
-from alarm_models.rewards.remote import RemoteModel
-from alarm_models.sample import Message, Sample, Score
-from alarm_models.specs import RemoteSpec
+from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.reward_models.remote.http import backoff_s, is_retryable
+from alarm_models.reward_models.remote.model import RemoteModel
+from alarm_models.types import Message, Sample, Score
 
 TEMPLATE = "{completion}"
 
@@ -153,12 +153,12 @@ def test_a_spec_that_its_api_cannot_use_is_refused(table: dict[str, Any], told: 
 
 
 def test_waits_double_up_to_a_limit_and_keep_apart() -> None:
-    assert [delay_s(attempt, {}, 0.0) for attempt in (0, 1, 2, 20)] == [0.25, 0.5, 1.0, 30.0]
-    assert delay_s(1, {}, 0.5) == 0.375
-    assert delay_s(0, {"Retry-After": "7"}, 0.0) == 7
-    assert delay_s(0, {"Retry-After": "tomorrow"}, 0.0) == 0.25
+    assert [backoff_s(attempt, {}, 0.0) for attempt in (0, 1, 2, 20)] == [0.25, 0.5, 1.0, 30.0]
+    assert backoff_s(1, {}, 0.5) == 0.375
+    assert backoff_s(0, {"Retry-After": "7"}, 0.0) == 7
+    assert backoff_s(0, {"Retry-After": "tomorrow"}, 0.0) == 0.25
 
 
 def test_what_passes_is_worth_another_try() -> None:
     statuses = (400, 401, 413, 422, 424, 429, 500, 503)
-    assert list(filter(is_worth_retrying, statuses)) == [429, 500, 503]
+    assert list(filter(is_retryable, statuses)) == [429, 500, 503]

@@ -17,14 +17,14 @@ from fastapi.responses import StreamingResponse
 from remote_servers import Calls, completions, sglang, tei, values, vllm
 from tcp import over_tcp
 
+from alarm_models.api_keys import usable_key
 from alarm_models.errors import AddressError, CheckpointError, SampleError
-from alarm_models.keys import usable_key
-from alarm_models.remote import client
-from alarm_models.remote.retries import delay_s
-from alarm_models.rewards.languagetool import LanguageTool
-from alarm_models.rewards.remote import RemoteModel
-from alarm_models.sample import Sample, Score
-from alarm_models.specs import GrammarSpec, RemoteSpec
+from alarm_models.recipe.specs import GrammarSpec, RemoteSpec
+from alarm_models.reward_models.languagetool import LanguageTool
+from alarm_models.reward_models.remote import connections as client
+from alarm_models.reward_models.remote.http import backoff_s
+from alarm_models.reward_models.remote.model import RemoteModel
+from alarm_models.types import Sample, Score
 
 KEY = "sk-0123456789"
 
@@ -252,8 +252,8 @@ async def test_server_that_answers_no_json_at_the_start_is_not_waited_for() -> N
 
 
 def test_wait_of_another_alphabet_s_digits_is_none() -> None:
-    assert delay_s(0, {"Retry-After": "²"}, 0.0) == 0.25
-    assert delay_s(0, {"Retry-After": "9" * 400}, 0.0) == 30
+    assert backoff_s(0, {"Retry-After": "²"}, 0.0) == 0.25
+    assert backoff_s(0, {"Retry-After": "9" * 400}, 0.0) == 30
 
 
 async def test_languagetool_that_drips_or_is_endless_fails_its_sample() -> None:
@@ -456,4 +456,4 @@ def test_clients_are_built_in_one_place() -> None:
         for file in files
         if re.search(r"httpx\.(Async)?Client\(|httpx\.(get|post|request)\(", file.read_text())
     }
-    assert built == {"client.py"}
+    assert built == {"connections.py"}

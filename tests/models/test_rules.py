@@ -5,25 +5,25 @@ from dataclasses import replace
 
 import pytest
 
+from alarm_models.combination.rewards import apply_rule
+from alarm_models.combination.rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.errors import SampleError
-from alarm_models.hierarchy import Hierarchy, Rule
-from alarm_models.rules import Part, Parts, combine_all
 
 #: Threshold 1, W 2, aspects a (weight 1) and b (weight 0.5).
-PLAIN = Hierarchy(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
+PLAIN = RuleParams(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
 
 
-def whole(value: float, level: float | None = None) -> Part:
+def whole(value: float, level: float | None = None) -> AspectInput:
     """Make an aspect that says one thing of the whole, on the last of two tokens."""
-    return Part((0.0, value), value, value if level is None else level)
+    return AspectInput((0.0, value), value, value if level is None else level)
 
 
-def parts(z: float, **aspects: Part) -> Parts:
-    return Parts(z, aspects, 2)
+def parts(z: float, **aspects: AspectInput) -> RuleInputs:
+    return RuleInputs(z, aspects, 2)
 
 
-def tokens(rule: Rule, given: Parts, **constants: object) -> list[float]:
-    (found,) = combine_all([given], replace(PLAIN, rule=rule, **constants))  # type: ignore[arg-type]
+def tokens(rule: Rule, given: RuleInputs, **constants: object) -> list[float]:
+    (found,) = apply_rule([given], replace(PLAIN, rule=rule, **constants))  # type: ignore[arg-type]
     assert not isinstance(found, SampleError), found
     return [round(value, 6) for value in found]
 
@@ -32,7 +32,7 @@ def tokens(rule: Rule, given: Parts, **constants: object) -> list[float]:
     ("z", "gate"), [(1.0, 0.5), (1.0 + math.log(3), 0.75), (1.0 - math.log(3), 0.25)]
 )
 def test_the_soft_gate_lets_aspects_in_by_degrees(z: float, gate: float) -> None:
-    given = parts(z, a=Part((1.0, 3.0), 2.0, 2.0))
+    given = parts(z, a=AspectInput((1.0, 3.0), 2.0, 2.0))
     assert tokens(Rule.SOFT_GATE, given, temperature=1.0) == [
         gate,
         round(2 * z + 3 * gate, 6),
@@ -67,7 +67,7 @@ def test_the_first_gate_of_a_cascade_is_the_threshold() -> None:
 
 
 def test_a_veto_leaves_the_floor_alone() -> None:
-    given = parts(2.0, a=whole(1.0, level=0.2), b=Part((4.0, 0.0), 4.0, 4.0))
+    given = parts(2.0, a=whole(1.0, level=0.2), b=AspectInput((4.0, 0.0), 4.0, 4.0))
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, -3]
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.2}) == [2, 5]
 
@@ -80,7 +80,7 @@ def test_an_aspect_without_weight_may_still_veto() -> None:
 
 
 def test_an_aspect_that_judged_nothing_vetoes_nobody() -> None:
-    given = parts(2.0, a=Part((0.0, 0.0), None, None))
+    given = parts(2.0, a=AspectInput((0.0, 0.0), None, None))
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, 4]
 
 
@@ -91,7 +91,7 @@ def test_the_product_of_all_values_by_their_weights() -> None:
 
 
 def test_a_product_of_a_negative_value_is_refused_with_what_to_do() -> None:
-    (found,) = combine_all([parts(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
+    (found,) = apply_rule([parts(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
     assert isinstance(found, SampleError)
     assert found.code == "non_finite"
     assert 'shaping "sigmoid"' in found.message
@@ -110,7 +110,7 @@ def test_par_is_a_half_where_the_completion_is_as_good_as_its_reference() -> Non
 
 
 def test_par_without_a_reference_says_what_to_send() -> None:
-    (found,) = combine_all([parts(1.0)], replace(PLAIN, rule=Rule.PAR))
+    (found,) = apply_rule([parts(1.0)], replace(PLAIN, rule=Rule.PAR))
     assert isinstance(found, SampleError)
     assert "fields.reference" in found.message
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from alarm_models.sample import Span
-from alarm_models.texts.segmentation import sentences, split_sentences, subsentences
+from alarm_models.preprocessing.segmentation import sentences, split_sentences, subsentences
+from alarm_models.types import Span
 
 
 def texts(text: str, spans: tuple[Span, ...]) -> list[str]:

@@ -10,9 +10,9 @@ from tiny import EOS, Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, SampleError
-from alarm_models.rewards import RewardModel
-from alarm_models.sample import Sample, Score, Span
-from alarm_models.specs import SegmentsSpec
+from alarm_models.recipe.specs import SegmentsSpec
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.types import Sample, Score, Span
 
 pytestmark = pytest.mark.numeric
 

@@ -12,9 +12,9 @@ from tiny import ARCHITECTURES, Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.rewards import Loader
-from alarm_models.sample import Message, Sample, Score
-from alarm_models.specs import SequenceSpec
+from alarm_models.recipe.specs import SequenceSpec
+from alarm_models.reward_models.registry import Loader
+from alarm_models.types import Message, Sample, Score
 
 pytestmark = pytest.mark.numeric
 

@@ -10,8 +10,8 @@ from tiny import Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.sample import Message, Sample, Score, SegmentScore, Span
-from alarm_models.specs import StepsSpec
+from alarm_models.recipe.specs import StepsSpec
+from alarm_models.types import Message, Sample, Score, SegmentScore, Span
 
 pytestmark = pytest.mark.numeric
 

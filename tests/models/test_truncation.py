@@ -1,8 +1,8 @@
 import pytest
 
 from alarm_models.errors import SampleError
-from alarm_models.sample import Span
-from alarm_models.texts.truncation import TokenIds, Truncation, fit
+from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
+from alarm_models.types import Span
 
 #: <s> h: p p p p a: c c </s>, with 4 tokens of the prompt.
 TOKENS = TokenIds((0, 10, 1, 2, 3, 4, 20, 30, 31, 9), Span(2, 6), num_prefix=1, num_suffix=1)

@@ -12,16 +12,15 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_packing import alone, base, features, group, packed_way, random_ids
+from test_packed_backbone import alone, base, features, group, packed_way, random_ids
 from tolerance import assert_computed
 
-from alarm_models.networks.padding import PaddedBackbone
-from alarm_models.networks.probing import fastest_exact
-from alarm_models.packing.backbone import PackedBackbone
-from alarm_models.packing.kernels import attend, bias_of
-from alarm_models.packing.laying import lay_out
-from alarm_models.packing.levels import levels_of
-from alarm_models.packing.varlen import varlen
+from alarm_models.modeling.backend_selection import select_backend
+from alarm_models.modeling.packed.backbone import PackedBackbone
+from alarm_models.modeling.packed.batch import pack
+from alarm_models.modeling.packed.kernels import attend, mask_to_bias
+from alarm_models.modeling.packed.varlen import varlen, varlen_batches
+from alarm_models.modeling.padded import PaddedBackbone
 
 pytestmark = pytest.mark.numeric
 
@@ -63,7 +62,7 @@ def twin(
         mask = torch.ones_like(distance, dtype=torch.bool)
         mask &= (distance >= -left) | (left < 0)
         mask &= (distance <= right) | (right < 0)
-        attended = attend(q, k, v, scale, bias=bias_of(mask, q.dtype))
+        attended = attend(q, k, v, scale, bias=mask_to_bias(mask, q.dtype))
         out[own], lse[:, own] = attended.out[0].transpose(0, 1), attended.lse[0]
     return out, lse
 
@@ -102,7 +101,7 @@ def test_any_tree_of_beginnings_is_exact_also_when_remembered(paths: list[list[i
     samples = [sum((random_ids(18, step) for step in path), ()) for path in paths]
     batch = features(*samples)
     # Read the last token alone: what is read has to run, the rest may be remembered.
-    batch = [type(one)(one.ids, one.reads[-1:], truncated=False) for one in batch]
+    batch = [type(one)(one.ids, one.read_positions[-1:], truncated=False) for one in batch]
     way = _remembering()
     wanted = alone("llama", batch)
     for _ in range(2):
@@ -121,15 +120,15 @@ def _remembering() -> PackedBackbone:
 def test_every_depth_of_sharing_is_one_call() -> None:
     system, one, other = range(20), range(100, 120), range(200, 220)
     samples = [(*system, *one, 7), (*system, *one, 8), (*system, *other, 9)]
-    own, first, second = levels_of(lay_out(samples, share=True), CPU)
+    own, first, second = varlen_batches(pack(samples, share=True), CPU)
     # The row: the system message, `one`, 7, 8, then `other` with 9.
-    assert own.query_starts.tolist() == [0, 20, 40, 41, 42, 63]
+    assert own.cu_seqlens_q.tolist() == [0, 20, 40, 41, 42, 63]
     assert own.queries.tolist() == own.keys.tolist() == list(range(63))
     assert first.queries.tolist() == list(range(20, 63))
     assert first.keys.tolist() == list(range(20))
     assert second.queries.tolist() == [40, 41]
     assert second.keys.tolist() == list(range(20, 40))
-    assert (own.longest_query, first.longest_query, second.longest_key) == (21, 43, 20)
+    assert (own.max_seqlen_q, first.max_seqlen_q, second.max_seqlen_k) == (21, 43, 20)
 
 
 def test_a_softcap_is_refused_so_that_the_probe_goes_on() -> None:
@@ -149,7 +148,7 @@ def test_on_a_gpu_the_kernel_serves(architecture: str, monkeypatch: pytest.Monke
     model: hf.PreTrainedModel = base(architecture).to("cuda", torch.bfloat16)  # type: ignore[arg-type]
     batch = features(*group(4, 30, 5), random_ids(90, 6))
     wanted = torch.cat([PaddedBackbone(model, has_global=False).rows([one]) for one in batch])
-    way = fastest_exact(model)
+    way = select_backend(model)
     assert isinstance(way, PackedBackbone)
     assert model.config._attn_implementation == "alarm_varlen"
     assert (way.rows(batch) - wanted).norm() <= 5e-2 * wanted.norm()

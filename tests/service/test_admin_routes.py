@@ -10,12 +10,12 @@ import pytest
 from served import samples, until_set
 from standin import PATIENCE_S
 
-from alarm_models.recipe import Recipe
-from alarm_models.recipe_files import load_recipes
-from alarm_service.app import create_app
-from alarm_service.recipe_sources import RecipeSources
+from alarm_models.recipe.loader import load_recipes
+from alarm_models.recipe.schema import Recipe
+from alarm_service.api.app import create_app
+from alarm_service.api_keys import read_admin_keys
+from alarm_service.engine.recipe_manager import RecipeSources
 from alarm_service.settings import Settings, SettingsError
-from alarm_service.web.keys import read_admin_keys
 
 ADMIN = {"Authorization": "Bearer open"}
 CALLER = {"Authorization": "Bearer sesame"}

@@ -8,11 +8,11 @@ import pytest
 from served import serving, until_set
 from standin import Words, recipe
 
-from alarm_models.sample import Message, Sample
+from alarm_models.types import Message, Sample
+from alarm_service.engine.admission import Admission, content_of, estimate_tokens
+from alarm_service.engine.caller import Caller
+from alarm_service.engine.throughput import Throughput
 from alarm_service.errors import Overloaded
-from alarm_service.scheduling.admission import Admission, content_of, estimate_tokens
-from alarm_service.scheduling.caller import Caller
-from alarm_service.scheduling.throughput import Throughput
 
 
 @dataclass

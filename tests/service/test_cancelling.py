@@ -8,8 +8,8 @@ from served import serving
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
-from alarm_models.sample import Sample, Span
-from alarm_service.scheduling.preparing import faults_of
+from alarm_models.types import Sample, Span
+from alarm_service.engine.pipeline import validate_samples
 
 
 async def test_work_of_callers_that_left_ends_and_frees_both_threads() -> None:
@@ -25,14 +25,14 @@ async def test_work_of_callers_that_left_ends_and_frees_both_threads() -> None:
 
     async with serving() as server:
         passage = server.engine.passage
-        calls = [asyncio.create_task(passage.in_worker(endless)) for _ in range(2)]
+        calls = [asyncio.create_task(passage.run_in_thread(endless)) for _ in range(2)]
         for _ in calls:
             await asyncio.to_thread(begun.acquire)
         for call in calls:
             call.cancel()
         for _ in calls:
             assert await asyncio.to_thread(ended.acquire, timeout=60)
-        assert await passage.in_worker(lambda: "free") == "free"
+        assert await passage.run_in_thread(lambda: "free") == "free"
 
 
 def test_work_that_nobody_may_cancel_goes_on() -> None:
@@ -43,7 +43,7 @@ def test_spans_that_repeat_a_completion_many_times_fail_the_sample() -> None:
     whole = (Span(0, 4),)
     fine = Sample("p", "A. B", segments={"sentences": whole * 8})
     repeated = Sample("p", "A. B", segments={"sentences": whole * 9})
-    faults = faults_of([fine, repeated])
+    faults = validate_samples([fine, repeated])
     assert faults[0] is None
     assert isinstance(faults[1], SampleError)
     assert faults[1].code == "invalid_sample"
@@ -53,4 +53,4 @@ def test_spans_that_repeat_a_completion_many_times_fail_the_sample() -> None:
 @pytest.mark.parametrize("name", ["sentences", "steps"])
 def test_overlap_is_counted_by_kind(name: str) -> None:
     sample = Sample("p", "A. B", segments={name: (Span(0, 2), Span(2, 4)) * 1})
-    assert faults_of([sample]) == [None]
+    assert validate_samples([sample]) == [None]

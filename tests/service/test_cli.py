@@ -12,9 +12,9 @@ from processes import command_of, recipe_of
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_models.recipe_files import built_in_names
-from alarm_service.cli import main
-from alarm_service.lines import read_lines
+from alarm_models.recipe.loader import built_in_names
+from alarm_service.cli.main import main
+from alarm_service.json_lines import read_lines
 
 Lines = list[dict[str, Any]]
 
@@ -135,7 +135,7 @@ def test_recipes_are_listed(
 
 
 def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
-    code = "import sys, alarm_service.cli; print(sorted({'torch', 'transformers', 'numpy', "
+    code = "import sys, alarm_service.cli.main; print(sorted({'torch', 'transformers', 'numpy', "
     code += "'matplotlib', 'httpx', 'fastapi'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -274,7 +274,7 @@ def test_refused_line_keeps_its_place_and_its_id(
 def test_line_that_is_too_long_is_refused_and_its_neighbours_are_not(
     by_length: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alarm_service.scoring.read_lines", partial(read_lines, max_bytes=200))
+    monkeypatch.setattr("alarm_service.offline.read_lines", partial(read_lines, max_bytes=200))
     code, lines = score(by_length, sample("a") + sample("b" * 10_000, id="long") + sample("c"))
     assert code == 1
     assert [one["reward"] for one in lines] == [1, None, 1]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alarm_models.errors import CheckpointError
-from alarm_service.cli import main
-from alarm_service.scheduling.devices import load_models
+from alarm_service.cli.main import main
+from alarm_service.engine.devices import load_models
 
 
 def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:

@@ -184,7 +184,7 @@ async def test_a_long_deadline_is_fine() -> None:
 async def test_what_nobody_foresaw_has_the_same_shape() -> None:
     async with serving() as server:
         await server.engine.life.until_ready()
-        server.engine.scores = None
+        server.engine.score_admitted = None
         error = error_of(await server.score("a"), 500)
         assert error["code"] == "internal"
         assert (await server.client.get("/health/live")).status_code == 200

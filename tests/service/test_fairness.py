@@ -7,24 +7,23 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_batching import M, lengths, model, work
+from test_queue import M, lengths, model, work
 
-from alarm_models.features import BatchCost, Features
-from alarm_models.rewards.direct import in_turns
-from alarm_service.scheduling.batching import Waiting
-from alarm_service.scheduling.caller import Caller
-from alarm_service.scheduling.choosing import in_turn, take_batch, weights_of
-from alarm_service.scheduling.fairness import VirtualTimes
-from alarm_service.scheduling.loaded import Loaded
-from alarm_service.scheduling.usage import TimedOutSamples, Usage, predicted_s
-from alarm_service.scheduling.work import Outcome, Work
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.reward_models.base import in_turns
+from alarm_service.engine.caller import Caller
+from alarm_service.engine.fairness import VirtualTimes
+from alarm_service.engine.model_set import LoadedModel
+from alarm_service.engine.queue import RequestQueue, in_turn, next_batch, weights_of
+from alarm_service.engine.requests import Outcome, QueuedSample
+from alarm_service.engine.usage import TimedOutSamples, Usage, predicted_s
 
 A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
 
 
-def of(caller: Caller, *num_tokens: int, model: Loaded = M) -> list[Work]:
+def of(caller: Caller, *num_tokens: int, model: LoadedModel = M) -> list[QueuedSample]:
     """Work of a caller that costs what its tokens add up to."""
-    packed = BatchCost.PACKED
+    packed = BatchLayout.PACKED
     return [replace(work(one, model=model), caller=caller, cost=packed) for one in num_tokens]
 
 
@@ -106,18 +105,26 @@ def test_callers_of_one_key_share_one_callers_part() -> None:
 
 
 def test_a_group_is_one_turn_and_stays_together() -> None:
-    def group(caller: Caller, beginning: int) -> list[Work]:
+    def group(caller: Caller, beginning: int) -> list[QueuedSample]:
         ids = (beginning,) * 20
-        made = [Features((*ids, own), (), False) for own in range(8)]
+        made = [ModelInput((*ids, own), (), False) for own in range(8)]
         return [
-            Work(M, one, lambda outcome: None, lambda: True, 0, BatchCost.SHARED, caller=caller)
+            QueuedSample(
+                M,
+                one,
+                lambda outcome: None,
+                lambda: True,
+                0,
+                BatchLayout.PREFIX_SHARED,
+                caller=caller,
+            )
             for one in made
         ]
 
     callers = [Caller(connection=f"10.0.0.1:{number}") for number in range(200)]
     waiting = {caller: group(caller, number) for number, caller in enumerate(callers)}
     ordered = in_turn(waiting, lambda caller: 0.0, 1.0, 100)
-    batch = take_batch(ordered, 100)
+    batch = next_batch(ordered, 100)
     # A group is 20 + 8 tokens: three whole ones, though two hundred callers wait.
     assert [one.caller for one in batch] == [c for c in callers[:3] for _ in range(8)]
 
@@ -125,21 +132,28 @@ def test_a_group_is_one_turn_and_stays_together() -> None:
 def test_a_group_is_not_cut_where_batches_are_kept_short() -> None:
     ids = (1,) * 100
     group = [
-        Work(M, Features((*ids, own), (), False), lambda _: None, lambda: True, 0, BatchCost.SHARED)
+        QueuedSample(
+            M,
+            ModelInput((*ids, own), (), False),
+            lambda _: None,
+            lambda: True,
+            0,
+            BatchLayout.PREFIX_SHARED,
+        )
         for own in range(16)
     ]
-    assert take_batch(group, 1000, enough_tokens=10) == group  # 101 + 15 of 4 * 101
+    assert next_batch(group, 1000, enough_tokens=10) == group  # 101 + 15 of 4 * 101
 
 
 def test_keys_never_share_a_beginning_in_what_a_batch_is_reckoned_to_cost() -> None:
     ids = (1,) * 50
     works = [
-        Work(M, Features(ids, (), False, owner=owner), lambda _: None, lambda: True, 0)
+        QueuedSample(M, ModelInput(ids, (), False, owner=owner), lambda _: None, lambda: True, 0)
         for owner in ("k", "l")
     ]
-    shared = [replace(one, cost=BatchCost.SHARED) for one in works]
-    assert take_batch(shared, 99) == shared[:1]
-    assert take_batch(shared, 100) == shared
+    shared = [replace(one, cost=BatchLayout.PREFIX_SHARED) for one in works]
+    assert next_batch(shared, 99) == shared[:1]
+    assert next_batch(shared, 100) == shared
 
 
 class Device:
@@ -147,10 +161,10 @@ class Device:
 
     def __init__(self, tokens_per_s: dict[str, float], max_batch_tokens: int = 1000) -> None:
         self.seconds = 0.0
-        self.queue = Waiting(max_batch_tokens, now=lambda: self.seconds)
+        self.queue = RequestQueue(max_batch_tokens, now=lambda: self.seconds)
         self._tokens_per_s = tokens_per_s
 
-    def run_one(self) -> list[Work]:
+    def run_one(self) -> list[QueuedSample]:
         batch = self.queue.take()
         assert batch is not None
         num_tokens = [one.features.num_tokens for one in batch]
@@ -283,7 +297,7 @@ def test_a_caller_pays_for_what_was_computed_not_for_what_it_sent() -> None:
 
 
 def test_work_of_a_busy_model_is_left_to_who_runs_it() -> None:
-    queue = Waiting(100)
+    queue = RequestQueue(100)
     queue.put([work(1, model=model("busy")), work(2, model=model("other"), since=1)])
     assert lengths(queue.take(lambda: {"busy"})) == [2]
     assert lengths(queue.take()) == [1]
@@ -291,7 +305,7 @@ def test_work_of_a_busy_model_is_left_to_who_runs_it() -> None:
 
 def test_a_sample_that_would_take_far_too_long_is_refused_before_it_runs() -> None:
     heard: list[Outcome] = []
-    queue = Waiting(10_000, forward_timeout_s=4)
+    queue = RequestQueue(10_000, forward_timeout_s=4)
     for _ in range(2):
         queue.put(of(A, 2000))
         queue.ran(queue.take() or [], [2000], 1.0)  # the first says nothing
@@ -330,12 +344,12 @@ def flood(number: int) -> Caller:
     return Caller(connection=f"10.0.1.{number}:1")
 
 
-def replace_fingerprint(loaded: Loaded) -> Loaded:
+def replace_fingerprint(loaded: LoadedModel) -> LoadedModel:
     class Printed:
         fingerprint = "f"
 
     replicas: Sequence[object] = (Printed(),)
-    return Loaded(loaded.served, replicas)  # type: ignore[arg-type]
+    return LoadedModel(loaded.served, replicas)  # type: ignore[arg-type]
 
 
 async def test_a_large_request_of_a_function_lets_others_between() -> None:

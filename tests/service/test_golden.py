@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from tolerance import as_golden
 
-from alarm_models.recipe_files import load_recipe
-from alarm_service.app import create_app
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
 from alarm_service.settings import Settings
 
 pytestmark = [pytest.mark.numeric, pytest.mark.asyncio(loop_scope="module")]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from served import Server, serving, until_set
 from standin import FIGURE_1, PATIENCE_S
 
-from alarm_models.sample import PackedSpans, Span
-from alarm_service.web import large, pieces
+from alarm_models.types import PackedSpans, Span
+from alarm_service import json_pieces as pieces
+from alarm_service.api import large_bodies as large
 
 NAMES = st.sampled_from(["token_offsets", "segments", "a", 'b"', "c\\", ""])
 LEAVES = st.one_of(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm_service.lines import (
+from alarm_service.json_lines import (
     FileError,
     parsed_line,
     read_lines,

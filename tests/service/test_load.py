@@ -15,8 +15,8 @@ from tcp import over_tcp
 from tiny import Checkpoint
 from tolerance import assert_computed
 
-from alarm_models.recipe_files import load_recipe
-from alarm_service.app import create_app
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
 from alarm_service.settings import Settings
 
 NUM_CALLERS = 200

@@ -24,8 +24,8 @@ from processes import PATIENCE_S, alarm_serve, connect, recipe_of, until_event
 from served import until
 from tiny import Checkpoint
 
-from alarm_service.telemetry import logs
-from alarm_service.telemetry.repeated import RepeatedLog
+from alarm_service.observability import logging as logs
+from alarm_service.observability.repeated_log import RepeatedLog
 
 
 class Lines(io.StringIO):

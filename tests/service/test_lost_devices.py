@@ -9,8 +9,8 @@ import torch
 from served import Server, until, until_set
 from standin import PATIENCE_S, Words, recipe
 
-from alarm_service.app import create_app
-from alarm_service.catalog import ServedModel
+from alarm_service.api.app import create_app
+from alarm_service.engine.model_set import ServedModel
 from alarm_service.settings import Settings
 
 

@@ -7,13 +7,13 @@ import structlog
 from structlog.testing import capture_logs
 
 from alarm_models.errors import NoRoomError, SampleError, UnreachableError
-from alarm_models.rewards import DirectModel
-from alarm_models.sample import Sample, Score
-from alarm_service.generations import opening
-from alarm_service.generations.opening import open_models
+from alarm_models.reward_models.base import HostModel
+from alarm_models.types import Sample, Score
+from alarm_service.engine import reload as opening
+from alarm_service.engine.reload import open_models
 
 
-class Late(DirectModel):
+class Late(HostModel):
     """Opens once it has failed in each of some ways."""
 
     def __init__(self, *errors: Exception) -> None:

@@ -9,8 +9,8 @@ import tiny
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_models.recipe import Recipe
-from alarm_service.app import create_app
+from alarm_models.recipe.schema import Recipe
+from alarm_service.api.app import create_app
 from alarm_service.settings import Settings
 
 pytestmark = pytest.mark.numeric

@@ -14,12 +14,11 @@ from tiny import Checkpoint
 
 import alarm_models
 from alarm_models.errors import SampleError
-from alarm_models.recipe_files import load_recipe
-from alarm_models.sample import Score, SegmentScore, Span
-from alarm_service.app import create_engine
-from alarm_service.cli import main
-from alarm_service.parity.difference import difference
-from alarm_service.parity.file import ParityError, StoredScore, read_parity
+from alarm_models.recipe.loader import load_recipe
+from alarm_models.types import Score, SegmentScore, Span
+from alarm_service.api.app import create_engine
+from alarm_service.cli.main import main
+from alarm_service.engine.parity import ParityError, StoredScore, difference, read_parity
 from alarm_service.settings import Settings
 
 MINI = Path(alarm_models.__file__).parent / "recipes"

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from tcp import PATIENCE_S, over_tcp
 
+from alarm_service.api.protocol import HeaderLimits, bounded_protocol
 from alarm_service.errors import ServiceError
-from alarm_service.web.protocol import HeaderLimits, bounded_protocol
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"

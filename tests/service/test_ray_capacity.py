@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import pytest
 
 from alarm_service.ray.capacity import Wanted, num_that_fit, shortage, taken_by_others
-from alarm_service.ray.plan import Share
+from alarm_service.ray.replica import ReplicaResources
 
 Nodes = list[Mapping[str, float]]
 
 
-def share(cpus: float, gpus: float = 0) -> Share:
-    return Share(replicas=2, most=2, queued_tokens=1, num_cpus=cpus, num_gpus=gpus)
+def share(cpus: float, gpus: float = 0) -> ReplicaResources:
+    return ReplicaResources(replicas=2, most=2, queued_tokens=1, num_cpus=cpus, num_gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,9 @@ def share(cpus: float, gpus: float = 0) -> Share:
         (share(1), [], 0),
     ],
 )
-def test_replica_stands_whole_on_one_node(one: Share, nodes: Nodes, fitting: int) -> None:
+def test_replica_stands_whole_on_one_node(
+    one: ReplicaResources, nodes: Nodes, fitting: int
+) -> None:
     assert num_that_fit(one, nodes) == fitting
 
 
@@ -81,7 +83,7 @@ def test_replica_stands_whole_on_one_node(one: Share, nodes: Nodes, fitting: int
     ],
 )
 def test_shortage_is_told_with_numbers_and_what_to_set(
-    wanted: Wanted, one: Share, nodes: Nodes, told: str
+    wanted: Wanted, one: ReplicaResources, nodes: Nodes, told: str
 ) -> None:
     assert shortage(wanted, one, nodes) == told
 
@@ -118,7 +120,7 @@ def pairs(text: str) -> list[tuple[str, str]]:
     ],
 )
 def test_what_is_used_beyond_all_replicas_is_others(
-    one: Share, total: Mapping[str, float], free: Mapping[str, float], is_others: bool
+    one: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float], is_others: bool
 ) -> None:
     told = taken_by_others(Wanted(3, 6), one, total, free)
     assert (told is not None) == is_others

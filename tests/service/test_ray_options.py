@@ -4,12 +4,12 @@ import pytest
 from standin import recipe as recipe_of
 
 from alarm_models.errors import SampleError
-from alarm_service.catalog import Catalog
-from alarm_service.ray.asked import require_usable_ray
-from alarm_service.ray.plan import Share, plans
+from alarm_service.engine.model_set import Catalog
+from alarm_service.preflight import require_usable_ray
+from alarm_service.ray.replica import ReplicaResources, deployment_configs
 from alarm_service.settings import Settings, SettingsError
 
-SHARE = Share(replicas=2, most=4, queued_tokens=1000, num_cpus=1, num_gpus=0)
+SHARE = ReplicaResources(replicas=2, most=4, queued_tokens=1000, num_cpus=1, num_gpus=0)
 RM = {"kind": "sequence", "checkpoint": "a/b", "template": "{completion}"}
 
 
@@ -23,13 +23,13 @@ def test_no_replicas_want_no_ray() -> None:
 
 
 def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alarm_service.ray.asked.find_spec", lambda name: None)
+    monkeypatch.setattr("alarm_service.preflight.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'alarm-service\[ray\]'"):
         require_usable_ray(Settings(ray=True))
 
 
 def test_fewer_at_most_than_at_least_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alarm_service.ray.asked.find_spec", lambda name: object())
+    monkeypatch.setattr("alarm_service.preflight.find_spec", lambda name: object())
     require_usable_ray(Settings(ray=True, replicas=4))
     with pytest.raises(SettingsError, match="--max-replicas 2 is less than --replicas 4"):
         require_usable_ray(Settings(ray=True, replicas=4, max_replicas=2))
@@ -40,7 +40,7 @@ def planned(settings: Settings, generation: str = "g") -> Any:
         models={"words": RM, "length": {"kind": "length"}},
         aspects={"length": {"model": "length"}},
     )
-    return plans(Catalog([recipe]).models, settings, SHARE, generation)
+    return deployment_configs(Catalog([recipe]).models, settings, SHARE, generation)
 
 
 def test_models_that_need_a_device_are_deployed_and_checks_are_not() -> None:

@@ -1,8 +1,7 @@
 from collections import Counter
 
 from alarm_service.ray.leases import Leases
-from alarm_service.ray.ranking import placed, ranked
-from alarm_service.ray.slots import NUM_SLOTS
+from alarm_service.ray.routing import NUM_SLOTS, choose_replica, rendezvous_order
 
 FOUR = frozenset("abcd")
 SLOTS = range(NUM_SLOTS)
@@ -10,61 +9,66 @@ SLOTS = range(NUM_SLOTS)
 
 def test_a_slot_has_the_same_replica_every_time() -> None:
     idle = dict.fromkeys(FOUR, 0)
-    assert {placed(7, 100, idle) for _ in range(10)} == {ranked(7, FOUR)[0]}
+    assert {choose_replica(7, 100, idle) for _ in range(10)} == {rendezvous_order(7, FOUR)[0]}
 
 
 def test_slots_are_spread_over_the_replicas() -> None:
-    owned = Counter(ranked(slot, FOUR)[0] for slot in SLOTS)
+    owned = Counter(rendezvous_order(slot, FOUR)[0] for slot in SLOTS)
     assert set(owned) == FOUR
     assert max(owned.values()) <= 2 * NUM_SLOTS / 4
 
 
 def test_a_replica_that_comes_takes_slots_and_moves_no_other() -> None:
     more = FOUR | {"e"}
-    moved = [slot for slot in SLOTS if ranked(slot, FOUR)[0] != ranked(slot, more)[0]]
+    moved = [
+        slot for slot in SLOTS if rendezvous_order(slot, FOUR)[0] != rendezvous_order(slot, more)[0]
+    ]
     assert 0 < len(moved) < NUM_SLOTS / 2
-    assert {ranked(slot, more)[0] for slot in moved} == {"e"}
+    assert {rendezvous_order(slot, more)[0] for slot in moved} == {"e"}
 
 
 def test_a_replica_with_less_than_a_batch_keeps_its_own() -> None:
-    first = ranked(7, FOUR)[0]
-    assert placed(7, 1000, dict.fromkeys(FOUR, 0) | {first: 7000}) == first
+    first = rendezvous_order(7, FOUR)[0]
+    assert choose_replica(7, 1000, dict.fromkeys(FOUR, 0) | {first: 7000}) == first
 
 
 def test_a_replica_with_far_more_than_the_others_gives_work_to_the_next() -> None:
-    first, second, *_ = ranked(7, FOUR)
-    assert placed(7, 1000, dict.fromkeys(FOUR, 0) | {first: 20000}) == second
+    first, second, *_ = rendezvous_order(7, FOUR)
+    assert choose_replica(7, 1000, dict.fromkeys(FOUR, 0) | {first: 20000}) == second
 
 
 def test_all_that_are_busy_alike_keep_their_own() -> None:
-    assert placed(7, 1000, dict.fromkeys(FOUR, 50_000)) == ranked(7, FOUR)[0]
+    assert choose_replica(7, 1000, dict.fromkeys(FOUR, 50_000)) == rendezvous_order(7, FOUR)[0]
 
 
 def test_what_fits_nobody_goes_to_an_idle_one() -> None:
-    first = ranked(7, FOUR)[0]
-    assert placed(7, 10**6, dict.fromkeys(FOUR, 0)) == first
-    assert placed(7, 10**6, dict.fromkeys(FOUR, 10) | {"c": 0}) == "c"
+    first = rendezvous_order(7, FOUR)[0]
+    assert choose_replica(7, 10**6, dict.fromkeys(FOUR, 0)) == first
+    assert choose_replica(7, 10**6, dict.fromkeys(FOUR, 10) | {"c": 0}) == "c"
 
 
 def test_work_that_a_replica_failed_goes_to_another() -> None:
-    order = ranked(7, FOUR)
+    order = rendezvous_order(7, FOUR)
     idle = dict.fromkeys(FOUR, 0)
-    assert [placed(7, 1, idle, num_passed=passed) for passed in range(5)] == [*order, order[0]]
+    assert [choose_replica(7, 1, idle, num_passed=passed) for passed in range(5)] == [
+        *order,
+        order[0],
+    ]
 
 
 def test_many_prompts_leave_replicas_within_a_quarter_of_their_mean() -> None:
     loads = dict.fromkeys(FOUR, 0)
     for number in range(1000):
-        loads[placed(number % NUM_SLOTS, 1000, loads)] += 1000
+        loads[choose_replica(number % NUM_SLOTS, 1000, loads)] += 1000
     assert max(loads.values()) <= 1.25 * 250_000 + 1000
 
 
 def test_a_deployment_goes_with_its_last_holder() -> None:
     leases = Leases()
     assert [leases.take("rm", holder) for holder in ("a", "b")] == [True, False]
-    assert not leases.give_back("rm", "a")
+    assert not leases.release("rm", "a")
     assert leases.held_by("a") == []
     assert leases.held_by("b") == ["rm"]
-    assert leases.give_back("rm", "b")
-    assert not leases.give_back("rm", "b")
+    assert leases.release("rm", "b")
+    assert not leases.release("rm", "b")
     assert leases.take("rm", "c")

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from alarm_service.ray.scaling import QUEUED_TOKENS, ByQueuedTokens, wanted_replicas
+from alarm_service.ray.routing import QUEUED_TOKENS, ByQueuedTokens, wanted_replicas
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-from alarm_models.sample import Message, Sample
-from alarm_service.ray.slots import NUM_SLOTS, chunks, slot_of
+from alarm_models.types import Message, Sample
+from alarm_service.ray.routing import NUM_SLOTS, chunks, slot_of
 
 
 def samples(*prompts: str) -> list[Sample]:

@@ -18,7 +18,7 @@ from processes import PATIENCE_S, Process, alarm_serve, recipe_of, until_event
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_service.cli import main
+from alarm_service.cli.main import main
 
 COMPLETIONS = [f"The {word}." for word in " ".join(tiny.TEXT).split()]
 NUM_CALLERS = 4

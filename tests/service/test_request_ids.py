@@ -8,7 +8,9 @@ import pytest
 import structlog
 from served import samples, serving
 
-from alarm_client import AsyncAlarmClient, InvalidRequest, NotFound, Retries
+from alarm_client._retry import Retries
+from alarm_client.client import AsyncAlarmClient
+from alarm_client.errors import InvalidRequest, NotFound
 
 
 @pytest.fixture

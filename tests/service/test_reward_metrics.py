@@ -7,15 +7,18 @@ from prometheus_client import CollectorRegistry
 from served import Server, samples, serving
 from standin import FIGURE_1
 
-from alarm_service.telemetry.earnings import AspectEarned, Earned
-from alarm_service.telemetry.reward_metrics import RewardMetrics
+from alarm_service.observability.reward_metrics import (
+    AspectObservation,
+    RewardMetrics,
+    RewardObservation,
+)
 
 
 def earned(
     prompt: str, z: float, num_characters: int = 1, truncated: bool = False, **aspects: float
-) -> Earned:
-    values = {name: AspectEarned(value, [value], True) for name, value in aspects.items()}
-    return Earned(prompt, num_characters, z, z, z >= 0, truncated, values)
+) -> RewardObservation:
+    values = {name: AspectObservation(value, [value], True) for name, value in aspects.items()}
+    return RewardObservation(prompt, num_characters, z, z, z >= 0, truncated, values)
 
 
 class Told:
@@ -37,7 +40,7 @@ class Told:
 
 def test_neighbours_of_one_prompt_are_compared_and_others_are_not() -> None:
     told = Told()
-    told.metrics.rewarded("r", [
+    told.metrics.observe_rewards("r", [
         earned("p", 1, a=0.1, b=0.5),
         earned("q", 9, a=0.9, b=0.5),
         earned("p", 2, a=0.2, b=0.5),  # a agrees, b ties
@@ -54,7 +57,7 @@ def test_running_correlations_are_numpy_s() -> None:
     z, length, aspect = dice.normal(size=100), dice.integers(1, 99, 100), dice.random(100)
     told = Told()
     for start in range(0, 100, 10):
-        told.metrics.rewarded("r", [
+        told.metrics.observe_rewards("r", [
             earned("p", z[i], int(length[i]), a=aspect[i]) for i in range(start, start + 10)
         ])  # fmt: skip
     weights = 0.5 ** (np.arange(99, -1, -1) / 2048)
@@ -77,8 +80,10 @@ def test_shaped_values_near_their_ends_are_counted() -> None:
     told = Told()
     values = [0.01, 0.049, 0.05, 0.5, 0.95, 0.951]
     for is_sigmoid in (True, False):
-        aspect = AspectEarned(sum(values), values, is_sigmoid)
-        told.metrics.rewarded("r", [Earned("p", 1, 0, 0, True, False, {"a": aspect})])
+        aspect = AspectObservation(sum(values), values, is_sigmoid)
+        told.metrics.observe_rewards(
+            "r", [RewardObservation("p", 1, 0, 0, True, False, {"a": aspect})]
+        )
     assert told("shaped_values_total", aspect="a") == 6
     assert told("saturated_values_total", aspect="a", end="low") == 2
     assert told("saturated_values_total", aspect="a", end="high") == 1
@@ -86,8 +91,10 @@ def test_shaped_values_near_their_ends_are_counted() -> None:
 
 def test_an_aspect_without_a_segment_has_a_reward_and_no_mean() -> None:
     told = Told()
-    empty = {"a": AspectEarned(0.0, [], True)}
-    told.metrics.rewarded("r", [Earned("p", 1, z, z, True, False, empty) for z in (1, 2)])
+    empty = {"a": AspectObservation(0.0, [], True)}
+    told.metrics.observe_rewards(
+        "r", [RewardObservation("p", 1, z, z, True, False, empty) for z in (1, 2)]
+    )
     assert told("aspect_reward_count", aspect="a") == 2
     assert told("aspect_holistic_correlation", aspect="a") is None
     assert told.pairs("a") == [None] * 3
@@ -95,9 +102,9 @@ def test_an_aspect_without_a_segment_has_a_reward_and_no_mean() -> None:
 
 def test_a_correlation_of_few_samples_is_not_a_number() -> None:
     told = Told()
-    told.metrics.rewarded("r", [earned("p", z, z) for z in range(31)])
+    told.metrics.observe_rewards("r", [earned("p", z, z) for z in range(31)])
     assert math.isnan(told("length_correlation") or 0)
-    told.metrics.rewarded("r", [earned("p", 31, 31)])
+    told.metrics.observe_rewards("r", [earned("p", 31, 31)])
     assert told("length_correlation") == pytest.approx(1)
 
 

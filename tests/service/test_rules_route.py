@@ -6,7 +6,7 @@ import pytest
 from served import Server, samples, serving
 from standin import FIGURE_1, recipe
 
-from alarm_models.recipe import Recipe
+from alarm_models.recipe.schema import Recipe
 
 
 def figure(**hierarchy: Any) -> Recipe:

@@ -13,8 +13,8 @@ from standin import FIGURE_1
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_models.recipe_files import load_recipe
-from alarm_service.app import create_app
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
 from alarm_service.settings import Settings
 
 #: What would open a file, import a module or run code somewhere, were it taken for more than text.
@@ -25,7 +25,7 @@ TRICKS = [
     "mini.toml",
     "./mini",
     "os.system",
-    "alarm_models.recipe:Recipe",
+    "alarm_models.recipe.schema:Recipe",
     "{prompt.__class__}",
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     "{% include '/etc/passwd' %}",
@@ -54,7 +54,7 @@ async def test_a_name_is_looked_up_and_never_opened(trick: str) -> None:
         {"trust_remote_code": True},
         {"overrides": {"checkpoint": "/etc"}},
         {"overrides": {"shaping": "os.system"}},
-        {"overrides": {"rule": "alarm_models.hierarchy"}},
+        {"overrides": {"rule": "alarm_models.combination.rules"}},
         {"overrides": {"weights": {"/etc/passwd": 1}}},
     ],
 )

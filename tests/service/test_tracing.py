@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import app_of, samples, serving
 from standin import FIGURE_1, Letters, Words, recipe
 
-from alarm_client import AlarmClient, AsyncAlarmClient
-from alarm_service.app import create_app
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_service.api.app import create_app
+from alarm_service.observability.tracing import NoTraces, OtelTraces
 from alarm_service.settings import Settings
-from alarm_service.telemetry.tracing import NoTraces, OtelTraces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -85,7 +85,7 @@ async def test_traces_are_off_unless_asked_for() -> None:
 
 def test_a_server_without_traces_never_imports_their_packages() -> None:
     code = (
-        "import sys, alarm_service.serving; "
+        "import sys, alarm_service.server; "
         "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -171,7 +171,7 @@ async def test_what_the_client_sends_is_what_the_server_reads() -> None:
     tracer = TracerProvider().get_tracer("trainer")
     async with app.router.lifespan_context(app):
         await app.state.engine.life.until_ready()
-        from alarm_client.tracing import trace_headers
+        from alarm_client._transport import trace_headers
 
         with tracer.start_as_current_span("step") as span:
             headers = trace_headers()

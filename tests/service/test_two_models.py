@@ -14,10 +14,10 @@ from served import until
 from tcp import over_tcp
 from tiny import config, save, tokenizer
 
-from alarm_models.recipe_files import load_recipe
-from alarm_models.rewards import Loader
-from alarm_service.app import create_app
-from alarm_service.catalog import ServedModel
+from alarm_models.recipe.loader import load_recipe
+from alarm_models.reward_models.registry import Loader
+from alarm_service.api.app import create_app
+from alarm_service.engine.model_set import ServedModel
 from alarm_service.settings import Settings
 
 PATIENCE_S = 120

@@ -6,12 +6,12 @@ import pytest
 from tiny import Checkpoint
 from tolerance import computed
 
-from alarm_models.recipe import Recipe
-from alarm_models.sample import Sample, Span, require_spans_within
-from alarm_service.app import create_engine
-from alarm_service.catalog import Catalog
+from alarm_models.recipe.schema import Recipe
+from alarm_models.types import Sample, Span, require_spans_within
+from alarm_service.api.app import create_engine
+from alarm_service.engine.devices import warm_up_sample
+from alarm_service.engine.model_set import Catalog
 from alarm_service.errors import ServiceError
-from alarm_service.scheduling.loading import warm_up_sample
 from alarm_service.settings import Settings
 
 #: Each reads something of a sample that the wire allows to be absent.

@@ -5,9 +5,9 @@ import pytest
 from served import samples, serving, until, until_set
 from standin import FIGURE_1, PATIENCE_S
 
-from alarm_models.networks.construction import Construction
-from alarm_service.scheduling import runtime
-from alarm_service.scheduling.watchdog import Watchdog
+from alarm_models.modeling.loader import ModelInitLock
+from alarm_service.engine import worker as runtime
+from alarm_service.engine.worker import Watchdog
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def late() -> threading.Event:
 def test_a_block_that_takes_too_long_is_told_while_it_runs(late: threading.Event) -> None:
     watchdog = Watchdog(0.05, late.set)
     watchdog.start()
-    with watchdog.watching():
+    with watchdog.watch():
         assert late.wait(PATIENCE_S)
 
 
@@ -26,7 +26,7 @@ def test_blocks_that_end_in_time_are_never_told(late: threading.Event) -> None:
     watchdog = Watchdog(PATIENCE_S, late.set)
     watchdog.start()
     for _ in range(1000):
-        with watchdog.watching():
+        with watchdog.watch():
             pass
     watchdog.close()
     watchdog._thread.join(PATIENCE_S)
@@ -37,11 +37,11 @@ def test_blocks_that_end_in_time_are_never_told(late: threading.Event) -> None:
 def test_a_block_after_others_and_a_pause_is_watched_too(late: threading.Event) -> None:
     watchdog = Watchdog(0.05, late.set)
     watchdog.start()
-    with watchdog.watching():
+    with watchdog.watch():
         pass
     while not watchdog._is_idle:  # it tells nobody
         pass
-    with watchdog.watching():
+    with watchdog.watch():
         assert late.wait(PATIENCE_S)
 
 
@@ -130,11 +130,11 @@ async def test_a_long_pass_of_one_model_holds_up_no_other(monkeypatch: pytest.Mo
 
 
 def test_a_construction_does_not_wait_for_a_pass_that_was_given_up() -> None:
-    construction = Construction()
+    construction = ModelInitLock()
     inside, leave = threading.Event(), threading.Event()
 
     def hang() -> None:
-        with construction.kept_out():
+        with construction.shared():
             inside.set()
             leave.wait(PATIENCE_S)
 
@@ -142,7 +142,7 @@ def test_a_construction_does_not_wait_for_a_pass_that_was_given_up() -> None:
     hanging.start()
     assert inside.wait(PATIENCE_S)
     construction.give_up(hanging.ident or 0)
-    with construction.alone():
+    with construction.exclusive():
         pass
     leave.set()
     hanging.join(PATIENCE_S)

@@ -52,8 +52,9 @@ from tolerance import logged, printed
 from troubled import Server, troubled
 from venvs import run_in
 
-from alarm_client import AlarmClient, Reward, Sample
+from alarm_client.client import AlarmClient
 from alarm_client.relay import Relay
+from alarm_client.types import Reward, Sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts a trainer
 CHAT = [{"role": "user", "content": PROMPT}]

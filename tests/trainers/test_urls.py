@@ -23,8 +23,9 @@ from processes import Process, alarm_serve
 from tolerance import computed, logged
 from troubled import troubled
 
-from alarm_client import AlarmClient, Sample
+from alarm_client.client import AlarmClient
 from alarm_client.relay import Relay
+from alarm_client.types import Sample
 
 pytestmark = pytest.mark.slow
 

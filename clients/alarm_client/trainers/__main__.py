@@ -11,9 +11,8 @@ from typing import Any
 
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
-from alarm_client.trainers import trial
-from alarm_client.trainers.placement import left_aligned
-from alarm_client.trainers.survival import PADDING, Pad, Rows, padding, survivals
+from alarm_client.trainers import _try as trial
+from alarm_client.trainers._padding import PADDING, Pad, Rows, check_padding, left_aligned, padding
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {
@@ -160,7 +159,7 @@ def _try(given: argparse.Namespace) -> int:
 
 
 def _tell(title: str, pad: Pad, lengths: Sequence[int]) -> int:
-    found = survivals(pad, lengths)
+    found = check_padding(pad, lengths)
     sys.stdout.write(f"{title}:\n")
     for one in found:
         state = "survives" if one.survives else "is LOST" if one.column is None else "is MOVED"

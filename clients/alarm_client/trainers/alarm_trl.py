@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alarm_client.too_short import punish_each
-from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
-from alarm_client.trainers.placement import left_aligned
-from alarm_client.trainers.rows import rows_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.survival import Survival, survivals
-from alarm_client.trainers.texts import prompt_of
+from alarm_client.short_responses import punish_each
+from alarm_client.trainers._base import TrainerDefaults, get_reward_source
+from alarm_client.trainers._columns import rows_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import prompt_of
+from alarm_client.trainers._padding import PaddingCheck, check_padding, left_aligned
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HABITS", "check_trainer", "place", "token_scores"]
+__all__ = ["DEFAULTS", "check_trainer", "place", "token_scores"]
 
-HABITS = Habits("alarm_trl", timeout=480.0, aspects="admitted", references=("reference",))
+DEFAULTS = TrainerDefaults(
+    "alarm_trl", timeout=480.0, aspects="admitted", references=("reference",)
+)
 
 
 def token_scores(
@@ -39,7 +39,7 @@ def token_scores(
     """
     import torch
 
-    source = source_of(HABITS, settings)
+    source = get_reward_source(DEFAULTS, settings)
     ids = [plain_ids(response)[1:] for response in responses]
     samples = [
         token_sample(prompt_of(prompt), row, tokenizer)
@@ -68,7 +68,7 @@ def place(scores: Sequence[torch.Tensor], width: int | None = None) -> list[torc
 
 def check_trainer(
     trainer: Any, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]
-) -> dict[str, list[Survival]]:
+) -> dict[str, list[PaddingCheck]]:
     """Whether the last token's reward survives in *this* PPOTrainer: unplaced, and placed.
 
     Runs the trainer's own forward pass, `compute_rewards` and mask on a marked reward a response.
@@ -90,6 +90,6 @@ def check_trainer(
 
     lengths = [len(response) - 1 for response in responses]
     return {
-        "as they are": survivals(lambda rows: pad(rows, False), lengths),
-        "placed": survivals(lambda rows: pad(rows, True), lengths),
+        "as they are": check_padding(lambda rows: pad(rows, False), lengths),
+        "placed": check_padding(lambda rows: pad(rows, True), lengths),
     }

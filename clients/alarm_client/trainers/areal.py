@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.trainers._base import TrainerDefaults, get_reward_source, numbers
+from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._inputs import prompt_of, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "IN_A_WORKER", "areward", "reward_fn"]
+__all__ = ["DEFAULTS", "IN_A_WORKER", "areward", "reward_fn"]
 
 # An episode is awaited for as long as it takes; what is raised drops it.
 _REFERENCES = ("reference", "answer", "ground_truth", "solution", "label")
-HABITS = Habits("areal", timeout=600.0, aspects="admitted", references=_REFERENCES)
+DEFAULTS = TrainerDefaults("areal", timeout=600.0, aspects="admitted", references=_REFERENCES)
 
 # AReaL's few worker processes run one reward each. It gives up after 15 s, waiting for a worker
 # included, and takes 0 after the fourth time; what is raised before it tries four times.
-IN_A_WORKER = Habits("areal", timeout=12.0, aspects="admitted", references=_REFERENCES)
+IN_A_WORKER = TrainerDefaults("areal", timeout=12.0, aspects="admitted", references=_REFERENCES)
 
 
 def reward_fn(
@@ -36,7 +34,7 @@ def reward_fn(
 
     A server that is away for a minute costs rewards there: AReaL takes 0. `AlarmWorkflow` waits.
     """
-    source = source_of(IN_A_WORKER)
+    source = get_reward_source(IN_A_WORKER)
     samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
     rewards = source.rewards(samples)
     return numbers(rewards, source.settings.on_failure)[0]
@@ -51,7 +49,7 @@ async def areward(
     **row: Any,
 ) -> float:
     """As `reward_fn`, awaited beside the other episodes' rewards."""
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
     samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
     rewards = await source.arewards(samples)
     return numbers(rewards, source.settings.on_failure)[0]

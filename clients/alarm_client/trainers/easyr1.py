@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import groups_of, with_rows
-from alarm_client.trainers.settings import Habits, Settings
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import prompt_of, read_each, without_end_tokens
+from alarm_client.trainers._base import (
+    Settings,
+    TrainerDefaults,
+    components,
+    get_reward_source,
+    numbers,
+)
+from alarm_client.trainers._columns import groups_of, with_rows
+from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]
+__all__ = ["DEFAULTS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]
 
 # One Ray actor asks for the whole batch while the trainer waits, as long as it takes.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "easyr1",
     timeout=600.0,
     whole_groups="its own batches",
@@ -48,7 +51,7 @@ def compute_score(
         raise ValueError(
             f"easyr1: ground_truth must be 'prompt' or 'reference'; got {ground_truth!r}"
         )
-    source = source_of(HABITS, settings)
+    source = get_reward_source(DEFAULTS, settings)
     samples = _samples(reward_inputs, ground_truth, source.settings)
     rewards = source.rewards(samples)
     values = numbers(rewards, source.settings.on_failure, groups_of(samples))
@@ -70,7 +73,7 @@ def _samples(
             prompt=prompt_of(row["prompt"]), completion=without_end_tokens(one["response"])
         )
 
-    samples = read_each(HABITS.trainer, read, rows=rows, reward_inputs=inputs)
+    samples = read_each(DEFAULTS.trainer, read, rows=rows, reward_inputs=inputs)
     prompts = [one.prompt for one in samples]
     located = with_rows(samples, rows, settings, prompts=prompts)
     if settings.fields is not None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers.components import columns, means
-from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
-from alarm_client.trainers.rows import row_of, with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import decoded_prompt
+from alarm_client.trainers._base import RewardSource, TrainerDefaults, columns, means, read_settings
+from alarm_client.trainers._columns import row_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import decoded_prompt
 from alarm_client.types import Reward, Text
 
-__all__ = ["HABITS", "TokenRewards", "make_reward"]
+__all__ = ["DEFAULTS", "TokenRewards", "make_reward"]
 
-HABITS = Habits("fine_grained_rlhf", timeout=480.0, same_keys=True, references=("reference",))
+DEFAULTS = TrainerDefaults(
+    "fine_grained_rlhf", timeout=480.0, same_keys=True, references=("reference",)
+)
 
 
 class TokenRewards:
@@ -30,7 +30,7 @@ class TokenRewards:
         self.tokenizer = tokenizer
         self.kl_coef = kl_coef
         self.prompt_key = prompt_key
-        self.source = RewardSource(read_settings(HABITS, settings))
+        self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     def get_reward(self, **batch: Any) -> dict[str, list[list[float]]]:
         """`rewards/raw`: a list a response, as long as its attention mask keeps tokens.

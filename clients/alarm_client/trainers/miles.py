@@ -10,11 +10,11 @@ from typing import Any
 
 from alarm_client.trainers import slime
 
-__all__ = ["HABITS", "custom_rm", "row_of_dataset"]
+__all__ = ["DEFAULTS", "custom_rm", "row_of_dataset"]
 
 row_of_dataset = slime.row_of_dataset
 
-HABITS = replace(slime.HABITS, trainer="miles")
+DEFAULTS = replace(slime.DEFAULTS, trainer="miles")
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
@@ -22,4 +22,4 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
-    return await slime.rewarded(args, sample, HABITS)
+    return await slime.rewarded(args, sample, DEFAULTS)

@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from alarm_client.trainers.failure import scalars
-from alarm_client.trainers.rows import groups_of, rows_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.shared_calls import Asker
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, read_each, split_messages
+from alarm_client.trainers._base import TrainerDefaults, get_reward_source, scalars
+from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._inputs import completion_of, read_each, split_messages
+from alarm_client.trainers._shared_calls import Asker
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "AlarmORM", "orm", "register"]
+__all__ = ["DEFAULTS", "AlarmORM", "orm", "register"]
 
 # As TRL, on which ms-swift stands: no timeout but the collective watchdog. A None counts as 0 in
 # its advantages, so that it is not to be had here. `solution` is its own rewards' column.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "ms_swift",
     timeout=480.0,
     on_failure="group_mean",
@@ -43,7 +41,7 @@ class AlarmORM:
         given = dict(self.settings)
         if self.part != "reward":
             given.setdefault("aspects", "all")
-        self.source = source_of(HABITS, given)
+        self.source = get_reward_source(DEFAULTS, given)
         self._asker = Asker()
 
     async def __call__(
@@ -56,7 +54,7 @@ class AlarmORM:
         def read(turns: Any, completion: Any) -> Sample:
             return Sample(prompt=split_messages(turns)[0], completion=completion_of(completion))
 
-        samples = read_each(HABITS.trainer, read, messages=messages, completions=completions)
+        samples = read_each(DEFAULTS.trainer, read, messages=messages, completions=completions)
         settings = self.source.settings
         rows = rows_of(columns, len(samples))
         prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]

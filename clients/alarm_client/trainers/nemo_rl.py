@@ -9,17 +9,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alarm_client.trainers.components import columns, means
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import groups_of, row_of, with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import read_each, split_messages
+from alarm_client.trainers._base import (
+    RewardSource,
+    TrainerDefaults,
+    columns,
+    means,
+    numbers,
+    read_settings,
+)
+from alarm_client.trainers._columns import groups_of, row_of, with_rows
+from alarm_client.trainers._inputs import read_each, split_messages
 from alarm_client.types import Reward, Sample
 
-__all__ = ["HABITS", "Environment", "main", "register"]
+__all__ = ["DEFAULTS", "Environment", "main", "register"]
 
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "nemo_rl",
     timeout=600.0,
     whole_groups="its synchronous rollouts",
@@ -38,7 +42,7 @@ class Environment:
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         given = dict(config or {})
         self.is_multi = bool(given.pop("multi_reward", False))
-        self.source = RewardSource(read_settings(HABITS, given))
+        self.source = RewardSource(read_settings(DEFAULTS, given))
         self.num_samples = 0
         self.parts: dict[str, float] = {}
 
@@ -47,7 +51,7 @@ class Environment:
         import torch
         from nemo_rl.environments.interfaces import EnvironmentReturn
 
-        turns = read_each(HABITS.trainer, split_messages, message_log_batch=message_log_batch)
+        turns = read_each(DEFAULTS.trainer, split_messages, message_log_batch=message_log_batch)
         samples = [Sample(prompt=prompt, completion=completion) for prompt, completion in turns]
         settings = self.source.settings
         rows = [row_of(one) for one in metadata or [None] * len(samples)]

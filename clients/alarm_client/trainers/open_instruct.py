@@ -9,17 +9,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.settings import Habits, Settings
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import without_end_tokens
+from alarm_client.trainers._base import Settings, TrainerDefaults, get_reward_source, numbers
+from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._inputs import without_end_tokens
 from alarm_client.types import Reward, Sample, Text
 
-__all__ = ["HABITS", "main", "messages_of_query", "register"]
+__all__ = ["DEFAULTS", "main", "messages_of_query", "register"]
 
 # open-instruct awaits the rewards of a prompt's samples together, as long as they take.
-HABITS = Habits("open_instruct", timeout=600.0, aspects="admitted", references=("label",))
+DEFAULTS = TrainerDefaults(
+    "open_instruct", timeout=600.0, aspects="admitted", references=("label",)
+)
 
 _TURN = re.compile(r"^(system|developer|user|assistant|tool|environment): ", re.MULTILINE)
 
@@ -79,7 +79,7 @@ def _verifier() -> type[Any]:
             query: str | None = None,
             rollout_state: dict[str, Any] | None = None,
         ) -> Any:
-            source = source_of(HABITS)
+            source = get_reward_source(DEFAULTS)
             return _result(source.rewards(_samples(prediction, label, query, source.settings)))
 
         async def async_call(
@@ -90,13 +90,13 @@ def _verifier() -> type[Any]:
             query: str | None = None,
             rollout_state: dict[str, Any] | None = None,
         ) -> Any:
-            source = source_of(HABITS)
+            source = get_reward_source(DEFAULTS)
             return _result(
                 await source.arewards(_samples(prediction, label, query, source.settings))
             )
 
     def _result(rewards: list[Reward]) -> Any:
-        (value,) = numbers(rewards, source_of(HABITS).settings.on_failure)
+        (value,) = numbers(rewards, get_reward_source(DEFAULTS).settings.on_failure)
         return VerificationResult(score=value)
 
     AlarmVerifier.__qualname__ = "AlarmVerifier"  # where workers find it, by __getattr__

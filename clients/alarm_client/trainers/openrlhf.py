@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from math import exp
 from typing import Any
 
-from alarm_client.trainers.components import columns, summands
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import rows_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import read_each, rest_of, without_end_tokens
+from alarm_client.trainers._base import (
+    TrainerDefaults,
+    columns,
+    get_reward_source,
+    numbers,
+    summands,
+)
+from alarm_client.trainers._columns import rows_of, with_rows
+from alarm_client.trainers._inputs import read_each, rest_of, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "reward_func"]
+__all__ = ["DEFAULTS", "reward_func"]
 
 # OpenRLHF gives its own HTTP rewards 180 s. It logs a failure and goes on with None, which ends
 # the run later; raising leaves the reason in that log.
-HABITS = Habits("openrlhf", timeout=170.0, same_keys=True, references=("label",))
+DEFAULTS = TrainerDefaults("openrlhf", timeout=170.0, same_keys=True, references=("label",))
 
 
 def reward_func(
@@ -33,12 +36,12 @@ def reward_func(
     """
     import torch
 
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
 
     def read(query: str, prompt: str) -> Sample:
         return Sample(prompt=prompt, completion=without_end_tokens(rest_of(query, prompt)))
 
-    samples = read_each(HABITS.trainer, read, queries=queries, prompts=prompts)
+    samples = read_each(DEFAULTS.trainer, read, queries=queries, prompts=prompts)
     rows = rows_of({"label": labels, "labels": labels}, len(samples))
     rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)

@@ -6,18 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import prompt_of, split_messages
+from alarm_client.trainers._base import (
+    RewardSource,
+    TrainerDefaults,
+    components,
+    numbers,
+    read_settings,
+)
+from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._inputs import prompt_of, split_messages
 from alarm_client.types import Sample, Text
 
-__all__ = ["HABITS", "AlarmEvaluator", "AlarmReward"]
+__all__ = ["DEFAULTS", "AlarmEvaluator", "AlarmReward"]
 
 # rLLM waits for an evaluator, in a thread, as long as it takes.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "rllm",
     timeout=600.0,
     references=("reference", "ground_truth", "answer", "solution", "label"),
@@ -31,7 +34,7 @@ class _Rewards:
     """Rewards of one sample a call; any of Settings by argument, else by environment."""
 
     def __init__(self, **settings: Any) -> None:
-        self.source = RewardSource(read_settings(HABITS, settings))
+        self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     def _of(
         self, prompt: Text, completion: str, row: Mapping[str, Any]

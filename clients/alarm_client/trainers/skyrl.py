@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource, source_of
-from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.trainers._base import (
+    RewardSource,
+    TrainerDefaults,
+    components,
+    get_reward_source,
+    numbers,
+    read_settings,
+)
+from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import prompt_of, without_end_tokens
 from alarm_client.types import Sample, Text
 
-__all__ = ["HABITS", "AlarmGenerator", "Environment", "register", "row_of_dataset"]
+__all__ = ["DEFAULTS", "AlarmGenerator", "Environment", "register", "row_of_dataset"]
 
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "skyrl",
     timeout=600.0,
     whole_groups="skyrl_dense, whose generator holds the batch",
@@ -38,7 +42,7 @@ class Environment:
         is_judged: bool = True,
     ) -> None:
         super().__init__()
-        self.source = source_of(HABITS, dict(env_config or {}))
+        self.source = get_reward_source(DEFAULTS, dict(env_config or {}))
         self.row = row_of_dataset(extras)
         self.is_judged = is_judged
         self.prompt: Text = []
@@ -73,7 +77,7 @@ class AlarmGenerator:
     def __init__(self, generator: Any, tokenizer: Any, **settings: Any) -> None:
         self.generator = generator
         self.tokenizer = tokenizer
-        self.source = RewardSource(read_settings(HABITS, settings))
+        self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     async def generate(self, input_batch: Any) -> Any:
         """The other's GeneratorOutput; `rewards[i]` is as long as `response_ids[i]`."""

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import RewardSource, source_of
-from alarm_client.trainers.texts import prompt_of, read_each, without_end_tokens
+from alarm_client.trainers._base import (
+    RewardSource,
+    TrainerDefaults,
+    components,
+    get_reward_source,
+    numbers,
+)
+from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
 from alarm_client.types import Id, Reward, Sample
 
 __all__ = [
-    "HABITS",
+    "DEFAULTS",
     "custom_rm",
     "dense_rm",
     "post_process_rewards",
@@ -28,7 +31,7 @@ __all__ = [
 
 # slime waits for a custom reward as long as it takes, and an error ends the rollout.
 # With `--group-rm` a call holds the completions of a prompt.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "slime",
     timeout=600.0,
     whole_groups="--group-rm",
@@ -44,14 +47,14 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
-    return await rewarded(args, sample, HABITS)
+    return await rewarded(args, sample, DEFAULTS)
 
 
-async def rewarded(args: Any, sample: Any, habits: Habits) -> Any:
+async def rewarded(args: Any, sample: Any, habits: TrainerDefaults) -> Any:
     """As `custom_rm`, for slime or a fork of it."""
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
-    source = source_of(habits)
+    source = get_reward_source(habits)
 
     def read(one: Any) -> Sample:
         return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
@@ -71,7 +74,7 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
     tokenizer = _tokenizer(args.hf_checkpoint)
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
     ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
     asked = [
         token_sample(prompt_of(one.prompt), row, tokenizer)

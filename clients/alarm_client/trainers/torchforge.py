@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.settings import Habits, read_settings
-from alarm_client.trainers.source import RewardSource
-from alarm_client.trainers.texts import prompt_of, without_end_tokens
+from alarm_client.trainers._base import RewardSource, TrainerDefaults, numbers, read_settings
+from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._inputs import prompt_of, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "AlarmReward"]
+__all__ = ["DEFAULTS", "AlarmReward"]
 
 # torchforge waits for a reward as long as it takes.
-HABITS = Habits("torchforge", timeout=600.0, aspects="admitted", references=("target",))
+DEFAULTS = TrainerDefaults("torchforge", timeout=600.0, aspects="admitted", references=("target",))
 
 
 class AlarmReward:
@@ -25,7 +23,7 @@ class AlarmReward:
 
     def __init__(self, name: str = "alarm", **settings: Any) -> None:
         self.__name__ = name
-        self.source = RewardSource(read_settings(HABITS, settings))
+        self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     def __call__(self, prompt: str, response: str, target: Any = None) -> float:
         """The reward of one response; `target` is the field `reference`."""

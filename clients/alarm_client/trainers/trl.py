@@ -8,21 +8,27 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
-from alarm_client.trainers.components import columns, means
-from alarm_client.trainers.failure import scalars
-from alarm_client.trainers.rows import groups_of, rows_of, with_rows
-from alarm_client.trainers.settings import Habits, Settings, read_settings
-from alarm_client.trainers.shared_calls import Asker
-from alarm_client.trainers.source import RewardSource, source_for
-from alarm_client.trainers.texts import completion_of, prompt_of, read_each
+from alarm_client.trainers._base import (
+    RewardSource,
+    Settings,
+    TrainerDefaults,
+    columns,
+    means,
+    read_settings,
+    scalars,
+    source_for,
+)
+from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
+from alarm_client.trainers._shared_calls import Asker
 from alarm_client.types import Reward, Sample
 
-__all__ = ["HABITS", "AlarmReward", "async_reward"]
+__all__ = ["DEFAULTS", "AlarmReward", "async_reward"]
 
 # TRL has no timeout of its own: a rank that waits longer than the collective watchdog (600 s by
 # default) ends the run. Its datasets have no usual name for what is right; these are its own
 # examples', and those of its rewards.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "trl",
     timeout=480.0,
     on_failure="group_mean",
@@ -51,7 +57,7 @@ class AlarmReward:
     def __init__(self, name: str = "alarm", part: str = "reward", **settings: Any) -> None:
         self.__name__ = name
         self.part = part
-        given = read_settings(HABITS, settings)
+        given = read_settings(DEFAULTS, settings)
         _refuse_none_where_it_is_zero(given)
         self.source: RewardSource = source_for(given)
         self._asker = Asker()
@@ -182,4 +188,4 @@ def _samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]
     def read(prompt: Any, completion: Any) -> Sample:
         return Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
 
-    return read_each(HABITS.trainer, read, prompts=prompts, completions=completions)
+    return read_each(DEFAULTS.trainer, read, prompts=prompts, completions=completions)

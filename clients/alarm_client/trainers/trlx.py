@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alarm_client.trainers.dense import plain_ids, token_rewards, token_sample
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import groups_of, rows_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import read_each, without_end_tokens
+from alarm_client.trainers._base import TrainerDefaults, get_reward_source, numbers
+from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import read_each, without_end_tokens
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "dense_reward_fn", "reward_fn"]
+__all__ = ["DEFAULTS", "dense_reward_fn", "reward_fn"]
 
 # Rank 0 asks while the others wait in a broadcast, so the collective watchdog is the timeout.
 # `original_output` is what its own examples call a prompt's good answer.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "trlx",
     timeout=480.0,
     aspects="admitted",
@@ -30,12 +28,12 @@ def reward_fn(
     samples: Sequence[str], prompts: Sequence[str], outputs: Sequence[str], **columns: Any
 ) -> list[float]:
     """One reward an output: for every trainer of trlx."""
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
 
     def read(prompt: str, output: str) -> Sample:
         return Sample(prompt=prompt, completion=without_end_tokens(output))
 
-    asked = read_each(HABITS.trainer, read, prompts=prompts, outputs=outputs)
+    asked = read_each(DEFAULTS.trainer, read, prompts=prompts, outputs=outputs)
     asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
     rewards = source.rewards(asked)
     return numbers(rewards, source.settings.on_failure, groups_of(asked))
@@ -57,7 +55,7 @@ def dense_reward_fn(
     policy = tokenizer or model_tok
     if policy is None:
         raise ValueError("trlx: dense rewards need the tokenizer, which PPO passes")
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
     ids = [plain_ids(policy(output).input_ids) for output in outputs]
     asked = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
     asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)

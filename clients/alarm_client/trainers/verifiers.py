@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import Row, groups_of, row_of, with_rows
-from alarm_client.trainers.settings import Habits
-from alarm_client.trainers.source import source_of
-from alarm_client.trainers.texts import completion_of, prompt_of, read_each, role_of
+from alarm_client.trainers._base import TrainerDefaults, components, get_reward_source, numbers
+from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._inputs import completion_of, prompt_of, read_each, role_of
 from alarm_client.types import Sample
 
-__all__ = ["HABITS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]
+__all__ = ["DEFAULTS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]
 
 # A Rubric turns what is raised into 0.0 and a line in its log; a v1 task marks the trace as failed.
-HABITS = Habits(
+DEFAULTS = TrainerDefaults(
     "verifiers",
     timeout=240.0,
     whole_groups="group_reward among a Rubric's functions",
@@ -39,7 +36,7 @@ async def reward(task: Any, trace: Any) -> float:
     sample = Sample(
         prompt=prompt_of(messages[:last]), completion=completion_of([_plain(messages[last])])
     )
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
     data = getattr(task, "data", task)  # of a v1 Task, the row that it was made of
     rewards = await source.arewards(
         with_rows([sample], [row_of_dataset(row_of(data))], source.settings)
@@ -54,7 +51,7 @@ async def rubric_reward(
     prompt: Any, completion: Any, answer: Any = None, info: Any = None
 ) -> float:
     """Rubric: the reward of one rollout."""
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
     samples = [Sample(prompt=prompt_of(prompt), completion=completion_of(completion))]
     rows = [row_of_dataset({"answer": answer, "info": info})]
     rewards = await source.arewards(with_rows(samples, rows, source.settings))
@@ -68,12 +65,12 @@ async def group_reward(
     infos: Sequence[Any] | None = None,
 ) -> list[float]:
     """Rubric: the rewards of a group of rollouts in one call."""
-    source = source_of(HABITS)
+    source = get_reward_source(DEFAULTS)
 
     def read(prompt: Any, completion: Any) -> Sample:
         return Sample(prompt=prompt_of(prompt), completion=completion_of(completion))
 
-    samples = read_each(HABITS.trainer, read, prompts=prompts, completions=completions)
+    samples = read_each(DEFAULTS.trainer, read, prompts=prompts, completions=completions)
     nothing = [None] * len(samples)
     rows = [
         row_of_dataset({"answer": answer, "info": info})

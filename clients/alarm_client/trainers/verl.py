@@ -1,30 +1,174 @@
-"""verl: `compute_score` for `reward.custom_reward_function`, and a manager that sees the prompt."""
+"""verl: `compute_score` for `reward.custom_reward_function`, and `AlarmRewardManager`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from alarm_client.trainers.components import components
-from alarm_client.trainers.failure import numbers
-from alarm_client.trainers.rows import with_rows
-from alarm_client.trainers.source import RewardSource, source_of
-from alarm_client.trainers.texts import prompt_of
-from alarm_client.trainers.verl_manager import (
-    HABITS,
-    AlarmRewardManager,
-    row_of_dataset,
-    row_of_verl,
+from alarm_client.trainers._base import (
+    NAMES,
+    RewardSource,
+    TrainerDefaults,
+    columns,
+    components,
+    get_reward_source,
+    numbers,
+    read_settings,
 )
+from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._inputs import decoded_prompt, prompt_of
+from alarm_client.trainers._padding import left_aligned
 from alarm_client.types import Reward, Sample, Text
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
-    "HABITS",
+    "DEFAULTS",
     "AlarmRewardManager",
     "compute_score",
     "compute_score_blocking",
     "row_of_dataset",
+    "row_of_verl",
 ]
+
+# verl's rate_limited manager gives up after 300 s; its dicts must have the same keys throughout.
+DEFAULTS = TrainerDefaults("verl", timeout=240.0, same_keys=True, references=("ground_truth",))
+
+# Up to 0.7.0 a manager is called with the whole batch, in which `uid` tells the prompts apart.
+_OF_BATCHES = replace(
+    DEFAULTS, whole_groups="its managers up to 0.7.0, called with the batch", group_column="uid"
+)
+
+
+class AlarmRewardManager:
+    """Rewards from the conversation and the sampled ids that verl holds; it imports no verl.
+
+    `run_single` is awaited for one trajectory, and `assemble_rm_scores` lays the scores of a batch;
+    verl up to 0.7.0 calls the manager with the whole batch and uses its token rewards. Settings
+    come from `reward.reward_kwargs` or the environment. `dense = true` there returns token rewards
+    from `run_single`, which verl takes where its own reward model is colocated and nowhere else.
+    """
+
+    def __init__(
+        self,
+        config: Any = None,
+        tokenizer: Any = None,
+        compute_score: Any = None,
+        **reward_kwargs: Any,
+    ) -> None:
+        given = {**_of_config(config), **reward_kwargs}
+        self.tokenizer = tokenizer
+        self.is_dense = bool(given.get("dense"))
+        if self.is_dense and config is not None and not _is_colocated(config):
+            raise ValueError(
+                "verl's streaming rewards are one float a trajectory: dense needs "
+                "reward.reward_model.enable without a resource pool of its own"
+            )
+        own = {name: value for name, value in given.items() if name in NAMES}
+        self.source = RewardSource(read_settings(_OF_BATCHES, own))
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        """`reward_score` and `reward_extra_info` of a trajectory, judged by its last sequence."""
+        item = data[len(data) - 1]
+        ids, sample = self._sample(item)
+        samples = with_rows([sample], [_row(item)], self.source.settings)
+        rewards = await self.source.arewards(samples)
+        policy = self.source.settings.on_failure
+        score: float | list[float]
+        if self.is_dense:
+            (score,) = token_rewards(rewards, [len(ids)], policy)
+        else:
+            (score,) = numbers(rewards, policy)
+        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        extra = {f"alarm_{name}": value for name, value in parts.items()}
+        return {"reward_score": score, "reward_extra_info": extra}
+
+    def __call__(self, data: Any, return_dict: bool = False) -> Any:
+        """`reward_tensor` [batch, response length] and the parts of the rewards by name."""
+        items = [data[index] for index in range(len(data))]
+        located = [self._sample(item) for item in items]
+        settings = self.source.settings
+        samples = with_rows(
+            [sample for _, sample in located],
+            [_row(item) for item in items],
+            settings,
+            prompts=[self._prompt(item) for item in items],
+        )
+        rewards = self.source.rewards(samples)
+        lengths = [len(ids) for ids, _ in located]
+        rows = token_rewards(rewards, lengths, settings.on_failure, groups_of(samples))
+        tensor = _as_tensor(rows, data.batch["responses"])
+        if not return_dict:
+            return tensor
+        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        extra = {f"alarm_{name}": values for name, values in parts.items()}
+        return {"reward_tensor": tensor, "reward_extra_info": extra}
+
+    @classmethod
+    def assemble_rm_scores(cls, data: Any, scores: Sequence[Any]) -> torch.Tensor:
+        """`rm_scores` [batch, response length]: a list from token 0 on, a float at the last."""
+        responses = data.batch["responses"]
+        mask = data.batch["attention_mask"][:, -responses.shape[1] :]
+        lengths = mask.sum(dim=1).tolist()
+        rows = [
+            list(score) if isinstance(score, (list, tuple)) else [0.0] * (length - 1) + [score]
+            for score, length in zip(scores, lengths, strict=True)
+        ]
+        return _as_tensor(rows, responses)
+
+    def _sample(self, item: Any) -> tuple[list[int], Sample]:
+        responses = item.batch["responses"]
+        length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
+        ids = plain_ids(responses[:length])
+        return ids, token_sample(self._prompt(item), ids, self.tokenizer)
+
+    def _prompt(self, item: Any) -> Text:
+        conversation = item.non_tensor_batch.get("raw_prompt")
+        if conversation is not None:
+            return prompt_of(conversation)
+        prompts = item.batch["prompts"]
+        length = int(item.batch["attention_mask"][: prompts.shape[-1]].sum())
+        return decoded_prompt(self.tokenizer, plain_ids(prompts[prompts.shape[-1] - length :]))
+
+
+def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
+    """A dataset row as verl hands it over: `extra_info` and what it holds, beside its columns."""
+    extra = row_of(extra_info)
+    return {**extra, "extra_info": extra, **columns}
+
+
+def _row(item: Any) -> Row:
+    return row_of_dataset(item.non_tensor_batch)
+
+
+def row_of_dataset(row: Mapping[str, Any]) -> Row:
+    """A row of verl's datasets; the `ground_truth` is inside of `reward_model`."""
+    columns = dict(row)
+    judged = row_of(columns.get("reward_model"))
+    if "ground_truth" in judged:
+        columns["ground_truth"] = judged["ground_truth"]
+    return row_of_verl(columns.pop("extra_info", None), **columns)
+
+
+def _as_tensor(rows: Sequence[Sequence[float]], responses: Any) -> torch.Tensor:
+    import torch
+
+    placed = left_aligned(rows, responses.shape[1])
+    return torch.tensor(placed, dtype=torch.float32, device=responses.device)
+
+
+def _of_config(config: Any) -> Mapping[str, Any]:
+    reward = None if config is None else config.get("reward")
+    return dict((reward or {}).get("reward_kwargs") or {})
+
+
+def _is_colocated(config: Any) -> bool:
+    model = (config.get("reward") or {}).get("reward_model") or {}
+    return bool(model.get("enable")) and not model.get("enable_resource_pool")
+
 
 # What verl adds to a call when it serves a reward model of its own.
 _OF_VERL = ("reward_router_address", "reward_model_tokenizer")
@@ -44,7 +188,7 @@ async def compute_score(
     `prompt_key` and any of Settings; `fields` may name `ground_truth`, which is the field
     `reference` without it, `data_source` and what `extra_info` holds.
     """
-    source = source_of(HABITS, _own(settings))
+    source = get_reward_source(DEFAULTS, _own(settings))
     samples = [_sample(solution_str, extra_info, prompt_key)]
     rows = [row_of_verl(extra_info, ground_truth=ground_truth, data_source=data_source)]
     rewards = await source.arewards(with_rows(samples, rows, source.settings))
@@ -60,7 +204,7 @@ def compute_score_blocking(
     **settings: Any,
 ) -> dict[str, float]:
     """As `compute_score`, for managers that do not await (verl up to 0.7.0, `remote`)."""
-    source = source_of(HABITS, _own(settings))
+    source = get_reward_source(DEFAULTS, _own(settings))
     samples = [_sample(solution_str, extra_info, prompt_key)]
     rows = [row_of_verl(extra_info, ground_truth=ground_truth, data_source=data_source)]
     return _scored(source.rewards(with_rows(samples, rows, source.settings)), source)

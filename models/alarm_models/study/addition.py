@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from alarm_models.alignment import words
-from alarm_models.assembly import AspectRule
-from alarm_models.sample import Score
-from alarm_models.shaping import SHAPINGS
+from alarm_models.combination.rewards import AspectRule
+from alarm_models.combination.rules import SHAPINGS
+from alarm_models.combination.token_alignment import whitespace_tokens
+from alarm_models.types import Score
 
 __all__ = ["Addition", "addition"]
 
@@ -72,8 +72,8 @@ def addition(
 
     A completion without segments, or without a score, is added nothing.
     """
-    tokens = [words(text) for text in texts]
-    values = [rule.values(one, own) for one, own in zip(scores, tokens, strict=True)]
+    tokens = [whitespace_tokens(text) for text in texts]
+    values = [rule.shaped_values(one, own) for one, own in zip(scores, tokens, strict=True)]
     added = np.array([weight * sum(value for _, value in one) for one in values])
     own = np.array([np.nan if one.value is None else one.value for one in scores], dtype=float)
     by_segments = any(one.segments is not None for one in scores)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alarm_service.ray.plan import Share
+from alarm_service.ray.replica import ReplicaResources
 
 __all__ = ["Wanted", "num_that_fit", "shortage", "taken_by_others"]
 
@@ -22,7 +22,9 @@ class Wanted:
     num_replicas: int
 
 
-def shortage(wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]]) -> str | None:
+def shortage(
+    wanted: Wanted, share: ReplicaResources, nodes: Sequence[Mapping[str, float]]
+) -> str | None:
     """Say in a sentence why the replicas do not all fit, and what to set; None where they do.
 
     ``nodes`` are the resources of each node of the cluster, whoever uses them.
@@ -37,7 +39,7 @@ def shortage(wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]])
 
 
 def taken_by_others(
-    wanted: Wanted, share: Share, total: Mapping[str, float], free: Mapping[str, float]
+    wanted: Wanted, share: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float]
 ) -> str | None:
     """Say in a sentence that others have what replicas need; None where it is not so.
 
@@ -59,7 +61,7 @@ def taken_by_others(
     return None
 
 
-def num_that_fit(share: Share, nodes: Sequence[Mapping[str, float]]) -> int:
+def num_that_fit(share: ReplicaResources, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many replicas fit, each whole on one node."""
     return sum(_on_node(share.num_cpus, share.num_gpus, node) for node in nodes)
 
@@ -73,7 +75,7 @@ def _on_node(num_cpus: float, num_gpus: float, node: Mapping[str, float]) -> int
 
 
 def _remedy(
-    wanted: Wanted, share: Share, nodes: Sequence[Mapping[str, float]], fitting: int
+    wanted: Wanted, share: ReplicaResources, nodes: Sequence[Mapping[str, float]], fitting: int
 ) -> str:
     remedies = []
     per_model = fitting // max(1, wanted.num_models)
@@ -96,9 +98,9 @@ def _remedy(
     return f"set {' or '.join(remedies)}, or add nodes" if remedies else "add nodes"
 
 
-def _only(share: Share, name: str) -> Share:
+def _only(share: ReplicaResources, name: str) -> ReplicaResources:
     cpus, gpus = (share.num_cpus, 0.0) if name == _CPU else (0.0, share.num_gpus)
-    return Share(share.replicas, share.most, share.queued_tokens, cpus, gpus)
+    return ReplicaResources(share.replicas, share.most, share.queued_tokens, cpus, gpus)
 
 
 def _largest_part(
@@ -120,14 +122,14 @@ def _largest_part(
     return None
 
 
-def _replicas(wanted: Wanted, share: Share) -> str:
+def _replicas(wanted: Wanted, share: ReplicaResources) -> str:
     models = "1 model" if wanted.num_models == 1 else f"{wanted.num_models} models"
     if wanted.num_replicas == 1:
         return f"1 replica of {models} wants {_each(share)}"
     return f"{wanted.num_replicas} replicas of {models} want {_each(share)} each"
 
 
-def _each(share: Share) -> str:
+def _each(share: ReplicaResources) -> str:
     parts = [_counted(share.num_cpus, _CPU)] if share.num_cpus or not share.num_gpus else []
     return " and ".join([*parts, *([_counted(share.num_gpus, _GPU)] if share.num_gpus else [])])
 

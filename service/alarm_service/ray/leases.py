@@ -19,7 +19,7 @@ class Leases:
         self._holders.setdefault(name, set()).add(holder)
         return is_first
 
-    def give_back(self, name: str, holder: str) -> bool:
+    def release(self, name: str, holder: str) -> bool:
         """Forget a holder of the name; say whether it was the last."""
         holders = self._holders.get(name, set())
         if holder not in holders:

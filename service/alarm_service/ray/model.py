@@ -1,30 +1,93 @@
-"""A model whose replicas are on a Ray cluster, as the engine of an ingress sees it."""
+"""A model whose replicas run on a Ray cluster, and how it is deployed and called."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from typing import Any
+from uuid import uuid4
 
 import ray
 import structlog
+import torch
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
-from alarm_models.rewards import DirectModel
-from alarm_models.sample import Sample, Score
-from alarm_service.ray.calling import call, until_answered
+from alarm_models.reward_models.base import HostModel, Model
+from alarm_models.reward_models.registry import Loader
+from alarm_models.types import Sample, Score
+from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.devices import ModelLoader
+from alarm_service.engine.model_set import ServedModel
+from alarm_service.errors import Broken
 from alarm_service.ray.capacity import Wanted, shortage, taken_by_others
-from alarm_service.ray.hold import Hold
-from alarm_service.ray.plan import PREFIX, Plan
-from alarm_service.ray.replica import About
-from alarm_service.ray.slots import Chunk, chunks
-from alarm_service.scheduling.caller import INTERNAL, Caller
+from alarm_service.ray.lease_manager import DeploymentLease
+from alarm_service.ray.replica import (
+    PREFIX,
+    DeploymentConfig,
+    ModelInfo,
+    ReplicaResources,
+    ReplicaScores,
+    deployment_configs,
+)
+from alarm_service.ray.routing import Chunk, chunks
+from alarm_service.settings import Settings
 
-__all__ = ["RayModel"]
+__all__ = ["RayModel", "RayModelLoader", "call_cancellable", "call_with_retries", "connect"]
 
 _log = structlog.get_logger()
+
+#: Times that a call is made, and the seconds before the second of them; each next is twice that.
+_MAX_CALLS = 6
+_PAUSE_S = 0.1
+
+
+async def call_cancellable(method: Any, *arguments: Any, **told: Any) -> Any:
+    """Await a handle's method; cancel it on the replica too where this is cancelled."""
+    # In a context of its own: inside a Serve ingress all calls of a request would share an id.
+    response = Context().run(method.remote, *arguments, **told)
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+async def call_with_retries(
+    method: Any,
+    samples: Any,
+    *,
+    fingerprint: str,
+    slot: int,
+    num_tokens: int,
+    caller: Caller = INTERNAL,
+) -> ReplicaScores:
+    """Have a chunk scored, by another replica where the first one dies or cannot.
+
+    A score depends on nothing but its sample, so that scoring twice is no harm. Raises `Broken`
+    where none of several calls came through.
+    """
+    reason = ""
+    for number in range(_MAX_CALLS):
+        if number:
+            await asyncio.sleep(_PAUSE_S * 2 ** (number - 1))
+        told = {"slot": slot, "num_tokens": num_tokens, "num_passed": number, "caller": caller}
+        try:
+            answer: ReplicaScores = await call_cancellable(method, samples, **told)
+        except (RayError, RayServeException) as error:
+            reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+        else:
+            if answer.fingerprint == fingerprint and len(answer.outcomes) == len(samples):
+                return answer
+            reason = f"a replica has loaded {answer.fingerprint}, the others {fingerprint}"
+        _log.warning("replica failed", reason=reason[:500], calls=number + 1)
+    raise Broken(f"no replica answered: {reason}"[:500], retry_after_s=5)
+
 
 #: What a replica is sent in one call: some batches of work.
 _CHUNK_TOKENS = 16384
@@ -39,10 +102,10 @@ _SETTLED_S = 3
 _PATIENCE_S = 30
 
 
-class RayModel(DirectModel):
+class RayModel(HostModel):
     """Scores on replicas; what they are is known once `open` is through."""
 
-    def __init__(self, plan: Plan, hold: Hold) -> None:
+    def __init__(self, plan: DeploymentConfig, hold: DeploymentLease) -> None:
         super().__init__(fingerprint="")
         self._plan = plan
         self._hold = hold
@@ -55,7 +118,7 @@ class RayModel(DirectModel):
         """
         await self._until_running()
         handle = await asyncio.to_thread(serve.get_app_handle, self._plan.name)
-        about: About = await call(handle.about)
+        about: ModelInfo = await call_cancellable(handle.about)
         self._fingerprint, self.limit = about.fingerprint, about.limit
         self.dtype, self.device = about.dtype, about.device
         self._method = handle.score
@@ -72,7 +135,7 @@ class RayModel(DirectModel):
         outcomes: list[Score | SampleError | None] = [None] * len(samples)
 
         async def score(chunk: Chunk) -> None:
-            answer = await until_answered(
+            answer = await call_with_retries(
                 self._method,
                 [samples[index] for index in chunk.indices],
                 fingerprint=self._fingerprint,
@@ -93,7 +156,7 @@ class RayModel(DirectModel):
 
     async def close(self) -> None:
         """Give the deployment back: it goes once no ingress serves it."""
-        await asyncio.to_thread(self._hold.give_back, self._plan.name)
+        await asyncio.to_thread(self._hold.release, self._plan.name)
 
     async def _until_running(self) -> None:
         began = told = time.monotonic()
@@ -150,4 +213,76 @@ def _wanted(status: Any) -> Wanted:
         num_replicas=sum(
             count for one in states for state, count in one.items() if state != "STOPPING"
         ),
+    )
+
+
+class RayModelLoader:
+    """Deploys each model that needs a device; checks and remote models stay in this process.
+
+    Wants to be connected. Each load deploys anew, so that models are changed by loading, serving
+    and then closing the old ones. ``generation`` names the first load's deployments, which
+    ingresses of one generation share.
+    """
+
+    def __init__(
+        self, settings: Settings, *, generation: str | None = None, load: ModelLoader | None = None
+    ) -> None:
+        self._settings = settings
+        self._generation = generation
+        self._load = load
+
+    def __call__(
+        self, wanted: Mapping[str, ServedModel], device: torch.device
+    ) -> Mapping[str, Model]:
+        """Load the others, then have deployments made; return before these have replicas."""
+        generation, self._generation = self._generation or uuid4().hex[:12], None
+        planned = deployment_configs(
+            wanted, self._settings, _replica_resources(self._settings), generation, self._load
+        )
+        loader = Loader(device)
+        models: dict[str, Model] = {
+            key: loader.load(served.spec, served.fields)
+            for key, served in wanted.items()
+            if key not in planned
+        }
+        hold = DeploymentLease()
+        for key, plan in planned.items():
+            hold.take(plan)
+            models[key] = RayModel(plan, hold)
+        return {key: models[key] for key in wanted}
+
+
+def connect(settings: Settings, http_options: Mapping[str, Any] | None = None) -> None:
+    """Join the cluster of ``ray_address``, or start one of this machine's own.
+
+    Without ``http_options`` no proxy is started: requests come through this process. A cluster
+    where Serve runs keeps its proxies as they are.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        ray.init(
+            address=settings.ray_address,
+            log_to_driver=settings.log_level == "debug",
+            **({} if settings.ray_address else own),
+        )
+    if http_options is None:
+        serve.start(proxy_location="Disabled")
+    else:
+        serve.start(proxy_location="HeadOnly", http_options=dict(http_options))
+
+
+def _replica_resources(settings: Settings) -> ReplicaResources:
+    gpus = settings.gpus_per_replica
+    if gpus is None:
+        wants_gpu = settings.device.startswith("cuda") or (
+            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+        )
+        gpus = float(wants_gpu)
+    return ReplicaResources(
+        replicas=settings.replicas,
+        most=settings.max_replicas or settings.replicas,
+        queued_tokens=settings.queued_tokens_per_replica,
+        num_cpus=settings.cpus_per_replica,
+        num_gpus=gpus,
     )

@@ -1,27 +1,119 @@
-"""What runs in a replica: an engine of one model, in a process and on GPUs of its own."""
+"""What runs in a replica, and the configuration of its deployment."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alarm_models.allocator import keep_freed_memory
 from alarm_models.errors import SampleError
-from alarm_models.sample import Sample, Score
-from alarm_service.app import create_engine
-from alarm_service.ray.plan import Plan
-from alarm_service.ray.scaling import QUEUED_TOKENS
-from alarm_service.scheduling.caller import INTERNAL, Caller
-from alarm_service.scheduling.life import State
-from alarm_service.telemetry.log_stream import log_stream
-from alarm_service.telemetry.logs import set_up_logs
+from alarm_models.process_tuning import disable_malloc_trim
+from alarm_models.recipe.schema import HolisticSpec, Recipe
+from alarm_models.recipe.specs import NeuralSpec
+from alarm_models.types import Sample, Score
+from alarm_service.api.app import create_engine
+from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.devices import ModelLoader
+from alarm_service.engine.lifecycle import LifecycleState
+from alarm_service.engine.model_set import ServedModel
+from alarm_service.observability.logging import log_stream, set_up_logs
+from alarm_service.ray.routing import QUEUED_TOKENS
+from alarm_service.settings import Settings
 
-__all__ = ["About", "Answer", "ModelReplica"]
+__all__ = [
+    "PREFIX",
+    "DeploymentConfig",
+    "ModelInfo",
+    "ModelReplica",
+    "ReplicaResources",
+    "ReplicaScores",
+    "deployment_configs",
+]
+
+#: What the names of all models' applications begin with.
+PREFIX = "alarm-"
+
+#: The door is the ingress's: a replica takes what that one lets in.
+_NO_LIMIT = 1 << 60
+
+
+#: What stays where requests come in, keys above all: a recipe's `--set` may hold some too.
+_THE_INGRESS_S = {
+    "api_key": (),
+    "api_key_file": None,
+    "admin_key": (),
+    "admin_key_file": None,
+    "recipe": (),
+    "set": (),
+    "recipe_dir": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ReplicaResources:
+    """What a model has of the cluster; more than ``replicas`` as tokens wait, to ``most``."""
+
+    replicas: int
+    most: int
+    queued_tokens: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentConfig:
+    """One model's deployment: a recipe of that model alone, and what its engine is told.
+
+    ``load`` is the seam for stand-in models; it must be importable where replicas run.
+    """
+
+    name: str
+    recipe: Recipe
+    settings: Settings
+    share: ReplicaResources
+    load: ModelLoader | None = None
+
+
+def deployment_configs(
+    wanted: Mapping[str, ServedModel],
+    settings: Settings,
+    share: ReplicaResources,
+    generation: str,
+    load: ModelLoader | None = None,
+) -> Mapping[str, DeploymentConfig]:
+    """Plan a deployment for each of some models that needs a device, by its key.
+
+    Deployments of another generation have other names: both may be there at once.
+    """
+    unlimited = {"max_queued_tokens": _NO_LIMIT, "max_queue_s": 0}
+    own = settings.model_copy(update=_THE_INGRESS_S | unlimited)
+    return {
+        key: DeploymentConfig(_name(generation, key), _recipe_of_one(served), own, share, load)
+        for key, served in wanted.items()
+        if isinstance(served.spec, NeuralSpec)
+    }
+
+
+def _name(generation: str, key: str) -> str:
+    return f"{PREFIX}{generation}-{re.sub(r'[^0-9A-Za-z]+', '-', key)}"
+
+
+def _recipe_of_one(served: ServedModel) -> Recipe:
+    """Return a recipe of one model, which is never asked for a reward.
+
+    It is not validated: a model of segments could not be a recipe's holistic one.
+    """
+    return Recipe.model_construct(
+        name=served.recipe,
+        models={served.name: served.spec},
+        holistic=HolisticSpec(model=served.name),
+        fields={name: field.pattern for name, field in served.fields.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
     """What a replica says of its model."""
 
     fingerprint: str
@@ -31,7 +123,7 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReplicaScores:
     """One outcome a sample, in order, and the fingerprint of the model that gave them."""
 
     fingerprint: str
@@ -41,19 +133,19 @@ class Answer:
 class ModelReplica:
     """Scores samples with one model; batches, shares and splits as an engine does alone."""
 
-    async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Serve awaits it
-        keep_freed_memory()
+    async def __init__(self, plan: DeploymentConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        disable_malloc_trim()
         set_up_logs(plan.settings.log_level, log_stream(sys.stderr.fileno()))
         self._engine = create_engine([plan.recipe], plan.settings, plan.load)
         await self._engine.start()
         if self._engine.life.failure is not None:
             raise self._engine.life.failure
-        self._model = self._engine.generation.model(None).model
+        self._model = self._engine.model_set.model(None).model
 
-    def about(self) -> About:
+    def about(self) -> ModelInfo:
         """Say what the model is."""
         devices = ",".join(map(str, self._engine.replicas.devices))
-        return About(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
+        return ModelInfo(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
 
     async def score(
         self,
@@ -63,14 +155,14 @@ class ModelReplica:
         num_tokens: int,
         num_passed: int,
         caller: Caller = INTERNAL,
-    ) -> Answer:
+    ) -> ReplicaScores:
         """Score a caller's samples; all else is for the router, which reads it on the way."""
         scores = await self._engine.score(None, samples, caller)
-        return Answer(scores.fingerprint, scores.outcomes)
+        return ReplicaScores(scores.fingerprint, scores.outcomes)
 
     def check_health(self) -> None:
         """Raise once the device is lost: Serve then puts another replica in this one's place."""
-        if self._engine.life.state is State.BROKEN:
+        if self._engine.life.state is LifecycleState.BROKEN:
             raise RuntimeError(self._engine.life.reason)
 
     def record_autoscaling_stats(self) -> dict[str, float]:

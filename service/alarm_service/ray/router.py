@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from alarm_service.ray.ranking import placed
+from alarm_service.ray.routing import choose_replica
 
 __all__ = ["SlotRouter"]
 
@@ -42,7 +42,9 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
         for (replica, _), num_tokens in list(self._under_way.items()):
             if replica.unique_id in loads:
                 loads[replica.unique_id] += num_tokens
-        chosen = replicas[placed(told["slot"], told["num_tokens"], loads, told["num_passed"])]
+        chosen = replicas[
+            choose_replica(told["slot"], told["num_tokens"], loads, told["num_passed"])
+        ]
         call = (chosen, pending_request.metadata.internal_request_id)
         self._under_way[call] = told["num_tokens"]
         return self._replicas[chosen]

@@ -8,9 +8,9 @@ import httpx
 from served import Server, serving
 from standin import Words
 
-from alarm_models.recipe import Recipe
-from alarm_models.rewards import Prepared
-from alarm_models.sample import Sample
+from alarm_models.recipe.schema import Recipe
+from alarm_models.reward_models.base import Prepared
+from alarm_models.types import Sample
 
 
 class Hearing(Words):

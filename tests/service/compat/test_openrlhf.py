@@ -4,7 +4,7 @@ import pytest
 from hearing import error_of, hearing, post
 from standin import FIGURE_1, recipe
 
-from alarm_models.shaping import sigmoid
+from alarm_models.combination.rules import sigmoid
 
 PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 

@@ -2,17 +2,10 @@ from typing import Any
 
 import pytest
 
-from alarm_models.sample import Message
-from alarm_service.compat.splitting import (
-    SplitError,
-    Texts,
-    answer_of,
-    pair_texts,
-    split_query,
-    split_text,
-)
-from alarm_service.compat.templates import TEMPLATES, marked
-from alarm_service.compat.turns import without_ends
+from alarm_models.types import Message
+from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts, split_query, split_text
+from alarm_service.api.compat.templates import TEMPLATES, marked
+from alarm_service.api.compat.turns import SplitError, without_ends
 
 CHATML = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 HUMAN = marked(user="Human:", assistant="Assistant:", system=None, ends=[])

@@ -7,9 +7,9 @@ import pytest
 from hearing import error_of, hearing, post
 from standin import FIGURE_1
 
-from alarm_models.shaping import sigmoid
-from alarm_service.compat.pooling import PoolingIn, as_embeddings
-from alarm_service.compat.rewarding import Number, Numbers
+from alarm_models.combination.rules import sigmoid
+from alarm_service.api.compat.common import ScalarReward, ScalarRewards
+from alarm_service.api.compat.pooling import PoolingIn, as_embeddings
 from alarm_service.errors import SampleFailed
 
 PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
@@ -197,7 +197,7 @@ async def test_pooled_data_in_base64_are_little_endian_float32() -> None:
 
 
 def test_embedding_that_does_not_fit_a_float32_is_no_number() -> None:
-    numbers = Numbers("a", (), [Number(1e300, {})], 1)
+    numbers = ScalarRewards("a", (), [ScalarReward(1e300, {})], 1)
     body = PoolingIn(input="a", encoding_format="base64")
     with pytest.raises(SampleFailed, match="does not fit in a float32"):
         as_embeddings(numbers, body)

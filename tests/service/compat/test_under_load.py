@@ -10,7 +10,7 @@ from served import app_of, until, until_set
 from standin import recipe
 from tcp import over_tcp
 
-from alarm_service.compat.labels import label_of
+from alarm_service.api.compat.common import label_of
 from alarm_service.errors import Overloaded
 
 KEY = "sésame"
@@ -51,13 +51,13 @@ async def test_a_line_is_as_long_as_eight_houses_or_a_million_tokens(house: int,
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         admission = server.engine.admission
-        waiting = asyncio.create_task(admission.until_room(line - 10))
+        waiting = asyncio.create_task(admission.wait_for_capacity(line - 10))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await admission.until_room(11)
+            await admission.wait_for_capacity(11)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        eleven = asyncio.create_task(admission.until_room(11))
+        eleven = asyncio.create_task(admission.wait_for_capacity(11))
         words.release.set()
         await asyncio.gather(first, eleven)
 

@@ -1,0 +1,130 @@
+"""The client's calls as flows without I/O: written once, run with threads or with asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from alarm_client._parsing import read_catalogue
+from alarm_client._payloads import Payload, fits_limits, split, split_in_two
+from alarm_client._retry import (
+    RETRIED,
+    Call,
+    Flow,
+    Gather,
+    Reply,
+    Send,
+    Sleep,
+    error_from_reply,
+    is_of_alarm,
+    request,
+)
+from alarm_client.errors import (
+    AlarmConnectionError,
+    AlarmError,
+    DeadlineExceeded,
+    ProtocolError,
+    StatusError,
+    TooLarge,
+)
+from alarm_client.types import Catalogue, Limits
+
+T = TypeVar("T")
+
+# A call within these is sent at once; a larger one asks the server for its limits first.
+SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
+_POLL_SECONDS = 1.0
+_POLL_TIMEOUT = 10.0
+
+
+class CachedLimits:
+    """The server's limits once they have been asked for."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self) -> None:
+        self.limits: Limits | None = None
+
+
+def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
+    """The result of a job, sent in as many requests as the server's limits ask for."""
+    if known.limits is None:
+        if fits_limits(job, SAFE):
+            return (yield from _send_payload(call, job))
+        known.limits = (yield from fetch_catalogue(call)).limits
+    parts = split(job, known.limits)
+    if len(parts) == 1:
+        return (yield from _send_payload(call, job))
+    results = yield Gather(tuple(_send_payload(call, part) for part in parts))
+    return job.merge(results)
+
+
+def fetch_catalogue(call: Call) -> Flow[Catalogue]:
+    """What the server offers."""
+    reply = yield from request(call, "GET", "/models")
+    catalogue = _read(reply, lambda: read_catalogue(reply.body))
+    call.server.has_answered = True
+    return catalogue
+
+
+def await_ready(call: Call) -> Flow[None]:
+    """Ends when the server is ready; past the deadline raises the last reason why it was not."""
+    while True:
+        begun = call.clocks.now()
+        failure = yield from _ready_failure(call)
+        now = call.clocks.now()
+        if failure is None:
+            call.server.recovered(call.url, now)
+            return
+        if call.time_left <= _POLL_SECONDS:
+            raise type(failure)(
+                f"not ready within {call.timeout:g} s: {failure}",
+                status=failure.status,
+                code=failure.code,
+                retryable=True,
+                request_id=failure.request_id,
+            ) from failure
+        call.server.failed(str(failure), begun, now, call.time_left)
+        yield Sleep(_POLL_SECONDS)
+
+
+def _ready_failure(call: Call) -> Flow[AlarmError | None]:
+    path = "/health/ready"
+    try:
+        timeout = min(_POLL_TIMEOUT, max(0.0, call.time_left))
+        reply: Reply = yield Send("GET", path, None, timeout, request_id=call.next_request_id())
+    except (AlarmConnectionError, DeadlineExceeded) as error:
+        if isinstance(error, AlarmConnectionError) and not error.retryable:
+            raise
+        return error
+    call.server.has_answered |= is_of_alarm(reply)
+    if reply.status == 200:
+        return None
+    failure: StatusError = error_from_reply(reply, call.url + path)
+    if reply.status not in RETRIED:
+        raise failure
+    return failure
+
+
+def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
+    try:
+        reply = yield from request(call, "POST", job.path, job.body)
+    except TooLarge:
+        if len(job.samples) < 2:
+            raise
+        results = []
+        for part in split_in_two(job):
+            results.append((yield from _send_payload(call, part)))
+        return job.merge(results)
+    result = _read(reply, lambda: job.read(reply.body, job.samples))
+    call.server.has_answered = True
+    return result
+
+
+def _read(reply: Reply, read: Callable[[], T]) -> T:
+    """What is read of a reply; what is wrong with it is told with its request's id."""
+    try:
+        return read()
+    except ProtocolError as error:
+        error.request_id = reply.request_id
+        raise

@@ -1,0 +1,275 @@
+"""Encodes samples into request bodies; splits and merges them under the server's limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from alarm_client._json_values import (
+    describe,
+    json_of,
+    key_of,
+    name_of,
+    spans_of,
+    text_of,
+    texts_or_messages,
+)
+from alarm_client._parsing import read_rewards, read_scores, sent_name
+from alarm_client.errors import ProtocolError
+from alarm_client.types import (
+    Aspects,
+    Limits,
+    Overrides,
+    RewardResult,
+    Sample,
+    SampleLike,
+    ScoreResult,
+    Usage,
+)
+
+#: Each sample's own, or None.
+Groups: TypeAlias = Sequence["str | int | None"]
+
+
+def split_ranges(
+    groups: Groups, sizes: Sequence[int], most: int, max_samples: int, room: int
+) -> Iterator[tuple[int, int]]:
+    """Parts `[start, end)` in order: of about `most` samples, never over `max_samples` and `room`.
+
+    `sizes` are the samples' bytes, a separator in each. Neighbours of one group stay together,
+    where a part holds them all; a sample over `room` is a part of its own.
+    """
+    start = used = 0
+    for first, end in _units(groups, sizes, max_samples, room):
+        size = sum(sizes[first:end])
+        is_full = first - start >= most or end - start > max_samples or used + size > room
+        if first > start and is_full:
+            yield start, first
+            start, used = first, 0
+        used += size
+    yield start, len(groups)
+
+
+def split_point(groups: Groups) -> int:
+    """Where to halve: between the two groups that are nearest to the half, else within the one."""
+    half = len(groups) // 2
+    borders = [end for _, end in _runs(groups)][:-1]
+    return min(borders, key=lambda border: abs(border - half), default=half)
+
+
+def _units(
+    groups: Groups, sizes: Sequence[int], max_samples: int, room: int
+) -> Iterator[tuple[int, int]]:
+    for first, end in _runs(groups):
+        if end - first <= max_samples and sum(sizes[first:end]) <= room:
+            yield first, end
+        else:
+            yield from ((index, index + 1) for index in range(first, end))
+
+
+def _runs(groups: Groups) -> Iterator[tuple[int, int]]:
+    """Neighbours of one group; a sample without one is alone."""
+
+    def of(index: int) -> tuple[str | int | None, int]:
+        group = groups[index]
+        return group, index if group is None else -1
+
+    for _, run in groupby(range(len(groups)), of):
+        indices = list(run)
+        yield indices[0], indices[-1] + 1
+
+
+def merge_scores(results: Sequence[ScoreResult]) -> ScoreResult:
+    """The results of one call's parts as one."""
+    fingerprint = _one_fingerprint([result.fingerprint for result in results])
+    scores = tuple(score for result in results for score in result.scores)
+    return ScoreResult(results[0].model, fingerprint, scores, _sum(r.usage for r in results))
+
+
+def merge_rewards(results: Sequence[RewardResult]) -> RewardResult:
+    """The results of one call's parts as one."""
+    fingerprint = _one_fingerprint([result.fingerprint for result in results])
+    rewards = tuple(reward for result in results for reward in result.rewards)
+    return RewardResult(results[0].recipe, fingerprint, rewards, _sum(r.usage for r in results))
+
+
+def _sum(usages: Iterable[Usage]) -> Usage:
+    every = list(usages)
+    return Usage(sum(u.num_tokens for u in every), sum(u.num_computed_tokens for u in every))
+
+
+def _one_fingerprint(fingerprints: Sequence[str]) -> str:
+    if len(set(fingerprints)) > 1:
+        raise ProtocolError(
+            f"the server changed during the call: fingerprints {sorted(set(fingerprints))}",
+            retryable=True,
+        )
+    return fingerprints[0]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Payload(Generic[T]):
+    """Samples for one endpoint, and how to read and join its answers.
+
+    `encoded` holds the JSON of each sample; `head` opens the body up to the list of samples.
+    """
+
+    path: str
+    head: bytes
+    samples: tuple[Sample, ...]
+    encoded: tuple[bytes, ...]
+    read: Callable[[bytes, Sequence[Sample]], T]
+    merge: Callable[[Sequence[T]], T]
+
+    @property
+    def body(self) -> bytes:
+        """The whole request body."""
+        return self.head + b",".join(self.encoded) + b"]}"
+
+    @property
+    def num_bytes(self) -> int:
+        """How long the body is, without building it."""
+        return len(self.head) + sum(map(len, self.encoded)) + max(0, len(self.encoded) - 1) + 2
+
+    def part(self, start: int, end: int) -> Payload[T]:
+        """The same job for some of the samples."""
+        return replace(self, samples=self.samples[start:end], encoded=self.encoded[start:end])
+
+
+def score_payload(samples: Sequence[SampleLike], model: str | None) -> Payload[ScoreResult]:
+    """A call of `/score`; TypeError or ValueError names the sample and the field that is wrong."""
+    own = as_samples(samples)
+    head = _head({"model": text_of(model, "model")})
+    return Payload("/score", head, own, _encode(own), read_scores, merge_scores)
+
+
+def reward_payload(
+    samples: Sequence[SampleLike],
+    recipe: str | None,
+    overrides: Overrides | None,
+    aspects: Aspects,
+) -> Payload[RewardResult]:
+    """A call of `/hierarchical_reward`; errors as of `score_job`."""
+    own = as_samples(samples)
+    head = _head(
+        {
+            "recipe": text_of(recipe, "recipe"),
+            "overrides": None if overrides is None else _overrides(overrides),
+            "aspects": text_of(aspects, "aspects"),
+        }
+    )
+    return Payload("/hierarchical_reward", head, own, _encode(own), read_rewards, merge_rewards)
+
+
+def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
+    """The samples as `Sample` of plain values; a mapping must have a Sample's own keys."""
+    if isinstance(samples, (str, bytes, Sample, Mapping)) or not isinstance(samples, Iterable):
+        raise TypeError(
+            f"samples must be a list of samples, got {describe(samples)}"
+            + ("; put the one into a list" if isinstance(samples, (Sample, Mapping)) else "")
+        )
+    return tuple(_sample(sample, f"samples[{index}]") for index, sample in enumerate(samples))
+
+
+def fits_limits(job: Payload[T], limits: Limits) -> bool:
+    """Whether one request may hold the whole job."""
+    return len(job.samples) <= limits.max_samples and job.num_bytes <= limits.max_body_bytes
+
+
+def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
+    """The job in parts under the limits, in order and of about one size, groups whole.
+
+    A single sample over the limits is a part of its own: only the server can refuse it.
+    """
+    num_parts = max(
+        -(-len(job.samples) // limits.max_samples), -(-job.num_bytes // limits.max_body_bytes), 1
+    )
+    most = -(-len(job.samples) // num_parts)
+    # Each sample with the comma before it; the first has none.
+    room = limits.max_body_bytes - len(job.head) - 1
+    sizes = [len(piece) + 1 for piece in job.encoded]
+    groups = [sample.group for sample in job.samples]
+    parts = split_ranges(groups, sizes, most, limits.max_samples, room)
+    return [job.part(start, end) for start, end in parts]
+
+
+def split_in_two(job: Payload[T]) -> tuple[Payload[T], Payload[T]]:
+    """The job in two, between groups where it has several."""
+    at = split_point([sample.group for sample in job.samples])
+    return job.part(0, at), job.part(at, len(job.samples))
+
+
+def _head(options: Mapping[str, object]) -> bytes:
+    given = {name: value for name, value in options.items() if value is not None}
+    return _dump(given)[:-1] + (b"," if given else b"") + b'"samples":['
+
+
+def _overrides(overrides: object) -> object:
+    if not isinstance(overrides, Mapping):
+        raise TypeError(f"overrides must be a mapping, got {describe(overrides)}")
+    return json_of(overrides, "overrides")
+
+
+def _sample(sample: object, where: str) -> Sample:
+    if isinstance(sample, Mapping):
+        names = [key_of(name, where) for name in sample]
+        unknown = [name for name in names if name not in _NAMES]
+        missing = [name for name in ("prompt", "completion") if name not in names]
+        if unknown or missing:
+            wrong = f"has no field {unknown[0]!r}" if unknown else f"lacks its {missing[0]}"
+            raise TypeError(f"{where} {wrong}; the fields of a sample are {', '.join(_NAMES)}")
+        sample = Sample(**sample)
+    if not isinstance(sample, Sample):
+        raise TypeError(f"{where} must be a Sample or a mapping, got {describe(sample)}")
+    offsets, segments = sample.token_offsets, sample.segments
+    return Sample(
+        prompt=texts_or_messages(sample.prompt, f"{where}.prompt"),
+        completion=texts_or_messages(sample.completion, f"{where}.completion"),
+        fields=None if sample.fields is None else _mapping(sample.fields, f"{where}.fields"),
+        token_offsets=None if offsets is None else spans_of(offsets, f"{where}.token_offsets"),
+        segments=None if segments is None else _segments(segments, f"{where}.segments"),
+        id=name_of(sample.id, f"{where}.id"),
+        group=name_of(sample.group, f"{where}.group"),
+    )
+
+
+_NAMES = tuple(one.name for one in fields(Sample))
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a mapping, got {describe(value)}")
+    plain: dict[str, Any] = json_of(value, where)
+    return plain
+
+
+def _segments(value: object, where: str) -> dict[str, list[Sequence[int]]]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a mapping from names to spans, got {describe(value)}")
+    return {
+        key_of(name, where): spans_of(spans, f"{where}[{name!r}]") for name, spans in value.items()
+    }
+
+
+def _encode(samples: Sequence[Sample]) -> tuple[bytes, ...]:
+    return tuple(_dump(_present(sample)) for sample in samples)
+
+
+def _present(sample: Sample) -> dict[str, object]:
+    present = {name: value for name in _NAMES if (value := getattr(sample, name)) is not None}
+    for name in ("id", "group"):
+        if name in present:
+            present[name] = sent_name(present[name])
+    return present
+
+
+def _dump(value: object) -> bytes:
+    # "replace": half a surrogate pair cannot travel; one "?" for it keeps every offset in place.
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")

@@ -1,0 +1,469 @@
+"""Requests with retries and a deadline, as flows without I/O, and the policy behind them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, TypeAlias, TypeVar
+
+from alarm_client._parsing import Json, read_object
+from alarm_client.errors import (
+    AlarmConnectionError,
+    AlarmError,
+    DeadlineExceeded,
+    ProtocolError,
+    StatusError,
+    status_error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How patient a call is within its deadline.
+
+    Delays double from `first` to `longest` seconds, or to `longest_reconnect` where no connection
+    could be made or one broke. Both are tried again until the deadline, unless `max_reconnects`
+    says how many tries there are after connection errors.
+    """
+
+    first: float = 0.5
+    longest: float = 30.0
+    max_reconnects: int | None = None
+    longest_reconnect: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("first", "longest", "longest_reconnect"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be seconds of at least 0, got {value!r}")
+        if self.max_reconnects is not None and self.max_reconnects < 0:
+            raise ValueError(f"max_reconnects must be at least 0, got {self.max_reconnects!r}")
+
+    @property
+    def of_connections(self) -> Retries:
+        """The same, with the delays after connection errors."""
+        return replace(self, longest=min(self.longest, self.longest_reconnect))
+
+
+def retry_delay(
+    retries: Retries,
+    attempt: int,
+    *,
+    time_left: float,
+    dice: float,
+    retry_after: float | None = None,
+) -> float | None:
+    """Seconds to wait after the failed `attempt` (from 0), or None where no time is left.
+
+    `dice` in [0, 1) spreads callers: a wait of our own lies between half and all of the doubled
+    delay, one that the server named between one and one and a half times its word. A wait of our
+    own is cut short so that the time that is left is used up by tries; below half of `first` none
+    is worth it.
+    """
+    if retry_after is None:
+        if time_left <= retries.first / 2:
+            return None
+        own = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
+        delay = min(own * (0.5 + dice / 2), time_left / 2)
+    else:
+        delay = max(retry_after, retries.first / 2) * (1 + dice / 2)
+        delay = min(delay, max(retry_after, time_left * 0.9))
+    return delay if delay < time_left else None
+
+
+def parse_retry_after(value: str | None, wall_clock: Callable[[], float]) -> float | None:
+    """Seconds that a Retry-After header names, as a number or a date; None if it says nothing."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        from email.utils import parsedate_to_datetime  # rare, and slow to import
+
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - wall_clock()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded.
+
+    `headers` are sent in place of the client's own of the same names. `connect_timeout` bounds the
+    seconds until there is a connection.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    timeout: float
+    headers: Mapping[str, str] | None = None
+    request_id: str | None = None
+    connect_timeout: float = CONNECT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Take several walks at once and hand back their results in order."""
+
+    flows: tuple[Flow[Any], ...]
+
+
+Action: TypeAlias = Send | Sleep | Gather
+Flow: TypeAlias = Generator[Action, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered; header names are in lower case, values read as Latin-1."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str | None = None
+
+
+LOG = logging.getLogger("alarm_client")
+
+_LOG_EVERY_SECONDS = 30.0
+
+
+class Availability:
+    """What is known of one server, shared by all calls of a client, in any thread or loop.
+
+    `has_answered`: whether an ALaRM server has ever answered at this URL. An outage is logged when
+    it begins, then every 30 seconds, and when it is over, however many calls wait.
+    """
+
+    def __init__(self) -> None:
+        self.has_answered = False
+        self._since: float | None = None
+        self._recovered = -math.inf
+        self._logged = 0.0
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def failed(self, reason: str, begun: float, now: float, patience: float) -> bool:
+        """Note that a request which was begun at a time got no answer; say whether that is logged.
+
+        `patience`: for how many seconds more the call will try.
+        """
+        if begun < self._recovered:
+            return False  # another got one meanwhile
+        if self._pid != os.getpid():  # forked, perhaps while another thread held the lock
+            self._lock, self._pid = threading.Lock(), os.getpid()
+        with self._lock:
+            is_first = self._since is None
+            if self._since is None:
+                self._since = now
+            elif now - self._logged < _LOG_EVERY_SECONDS:
+                return False
+            self._logged = now
+            seconds = now - self._since
+        if is_first:
+            LOG.warning("%s (trying again for up to %.0f s)", reason, patience)
+        else:
+            LOG.warning("%s (unavailable for %.0f s, still trying)", reason, seconds)
+        return True
+
+    def recovered(self, url: str, now: float) -> None:
+        """Note that a request got an answer."""
+        since, self._since = self._since, None
+        self._recovered = now
+        if since is not None:
+            LOG.warning("%s answers again, after %.1f s", url, now - since)
+
+
+def jitter() -> float:
+    """A number in [0, 1), not from `random`: trainers seed that and count on its sequence."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Time and chance, which tests replace."""
+
+    now: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    random: Callable[[], float] = jitter
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What every request of one call shares: the server's URL, the deadline and the patience."""
+
+    url: str
+    timeout: float
+    deadline: float
+    retries: Retries
+    clocks: Clocks
+    connect_timeout: float
+    server: Availability
+    id: str
+    numbers: Iterator[int]
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - self.clocks.now()
+
+    def next_request_id(self) -> str:
+        """The id of the call's next request: the call's own and a number."""
+        return f"{self.id}-{next(self.numbers)}"
+
+
+RETRIED = frozenset({408, 429, 502, 503, 504})
+# The server cannot be used as yet; that is logged as an outage is. A full queue (429) is not.
+_UNAVAILABLE = frozenset({502, 503, 504})
+# Of a 400: the request was not what had been sent. Of the second kind is uvicorn's own.
+_GARBLED = "garbled"
+_NO_HTTP = b"Invalid HTTP request received."
+# Tries after the server read another Content-Type than the one that was sent: a bit may flip once,
+# and something on the way may change it always.
+_MOST_MISTYPED = 2
+
+
+def start_call(
+    url: str,
+    timeout: float,
+    retries: Retries,
+    clocks: Clocks | None = None,
+    *,
+    connect_timeout: float = math.inf,
+    server: Availability | None = None,
+) -> Call:
+    """A call whose deadline is `timeout` seconds from now.
+
+    While `server` has never answered, it is tried for `connect_timeout` seconds only.
+    """
+    clocks = clocks or Clocks()
+    return Call(
+        url,
+        timeout,
+        clocks.now() + timeout,
+        retries,
+        clocks,
+        connect_timeout,
+        server or Availability(),
+        os.urandom(6).hex(),
+        count(1),
+    )
+
+
+def request(call: Call, method: str, path: str, body: bytes | None = None) -> Flow[Reply]:
+    """The reply with status 200; every other is raised."""
+    reply = yield from request_with_retries(call, method, path, body)
+    if reply.status != 200:
+        raise error_from_reply(reply, _where(call, path))
+    return reply
+
+
+def request_with_retries(
+    call: Call,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str] | None = None,
+) -> Flow[Reply]:
+    """The first reply that is final.
+
+    Connection errors and `RETRIED` are tried again, unless the server calls it final (`retryable`
+    false).
+    """
+    num_unconnected = num_refused = num_mistyped = 0
+    connects_until: float | None = None  # set while nothing has ever answered
+    while True:
+        failure: AlarmError
+        started = call.clocks.now()
+        time_left = _time_left(call, path)
+        connect_seconds = min(CONNECT_SECONDS, time_left)
+        if not call.server.has_answered:
+            limit = call.connect_timeout if connects_until is None else connects_until - started
+            connect_seconds = max(0.001, min(connect_seconds, limit))
+        send = Send(method, path, body, time_left, headers, call.next_request_id(), connect_seconds)
+        try:
+            reply: Reply = yield send
+        except AlarmConnectionError as error:
+            failure = error
+            most = call.retries.max_reconnects
+            if not error.retryable or (most is not None and num_unconnected >= most):
+                raise
+            if connects_until is None:
+                # A try that was answered by nobody counts from its start, one that broke after
+                # long work from its end.
+                begun = max(started, call.clocks.now() - CONNECT_SECONDS)
+                connects_until = begun + call.connect_timeout
+            num_tries = num_unconnected + num_refused + 1
+            delay = _reconnect_delay(call, path, num_unconnected, num_tries, error, connects_until)
+            num_unconnected += 1
+            patience = _connects_left(call, connects_until)
+            is_logged = call.server.failed(str(error), started, call.clocks.now(), patience)
+            level = logging.DEBUG  # of an outage the beginning, the length and the end are said
+        else:
+            now = call.clocks.now()
+            if reply.status not in _UNAVAILABLE:
+                call.server.recovered(call.url, now)
+            if reply.status == 200:
+                return reply
+            failure = error_from_reply(reply, _where(call, path))
+            if is_of_alarm(reply):
+                call.server.has_answered = True
+            is_garbled = failure.code == _GARBLED or reply.body == _NO_HTTP
+            if headers is None and reply.status == 422 and "accept-post" in reply.headers:
+                num_mistyped += 1
+                is_garbled = num_mistyped <= _MOST_MISTYPED
+            may_pass = reply.status in RETRIED and failure.retryable
+            if not may_pass and not is_garbled:
+                return reply
+            retry_after = parse_retry_after(reply.headers.get("retry-after"), call.clocks.wall)
+            num_tries = num_unconnected + num_refused + 1
+            delay = _delay(call, path, num_refused, num_tries, failure, retry_after)
+            num_refused += 1
+            is_outage = reply.status in _UNAVAILABLE
+            is_logged = is_outage and call.server.failed(str(failure), started, now, call.time_left)
+            level = logging.DEBUG if is_outage else logging.INFO
+        if not is_logged:
+            LOG.log(level, "%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
+        yield Sleep(delay)
+
+
+def is_of_alarm(reply: Reply) -> bool:
+    """Whether a reply is an ALaRM server's, and not of a gateway or of another server."""
+    answer = _object_or_empty(reply)
+    error = answer.get("error")
+    is_error = isinstance(error, dict) and "retryable" in error  # which others do not say
+    return is_error or ("status" in answer and "reason" in answer)
+
+
+def error_from_reply(reply: Reply, where: str) -> StatusError:
+    """The error that a reply other than 200 stands for, in the server's own words if it has any."""
+    code, message, retryable = None, "", reply.status in RETRIED
+    answer = _object_or_empty(reply)
+    error = answer.get("error")
+    if isinstance(error, dict):
+        code = None if error.get("code") is None else str(error["code"])
+        message = str(error.get("message") or "")
+        retryable = bool(error.get("retryable", retryable))
+    elif "reason" in answer:  # of /health/ready
+        code = str(answer.get("status"))
+        message = str(answer["reason"])
+    message = message or reply.body[:200].decode("utf-8", "replace") or "no reason given"
+    told = f" (request {reply.request_id})" if reply.request_id else ""
+    return status_error(reply.status)(
+        f"{where} answered {reply.status}: {message}{_hint(reply, code)}{told}",
+        status=reply.status,
+        code=code,
+        retryable=retryable,
+        request_id=reply.request_id,
+    )
+
+
+def _object_or_empty(reply: Reply) -> Json:
+    try:
+        return read_object(reply.body)
+    except ProtocolError:
+        return {}
+
+
+def _hint(reply: Reply, code: str | None) -> str:
+    if reply.status == 401:
+        return " (set ALARM_API_KEY, or pass api_key=)"
+    if 300 <= reply.status < 400:
+        target = reply.headers.get("location", "")[:200]
+        return f" (it redirects to {target!r}: is that the server's own URL?)"
+    return " (is this the URL of an ALaRM server?)" if reply.status == 404 and code is None else ""
+
+
+def _where(call: Call, path: str) -> str:
+    return call.url + path.partition("?")[0]  # the query of a relay's caller is its own
+
+
+def _time_left(call: Call, path: str) -> float:
+    if call.time_left <= 0:
+        raise DeadlineExceeded(
+            f"{_where(call, path)}: the {call.timeout:g} s of this call are over", retryable=True
+        )
+    return call.time_left
+
+
+def _connects_left(call: Call, connects_until: float) -> float:
+    """Seconds that are left for connection errors."""
+    if call.server.has_answered:
+        return call.time_left
+    return min(call.time_left, connects_until - call.clocks.now())
+
+
+def _reconnect_delay(
+    call: Call,
+    path: str,
+    attempt: int,
+    num_tries: int,
+    failure: AlarmConnectionError,
+    connects_until: float,
+) -> float:
+    connects_left = _connects_left(call, connects_until)
+    retries, dice = call.retries.of_connections, call.clocks.random()
+    delay = retry_delay(retries, attempt, time_left=connects_left, dice=dice)
+    if delay is not None:
+        return delay
+    if call.server.has_answered or call.deadline <= connects_until:
+        raise _given_up(call, path, num_tries, failure) from failure
+    raise AlarmConnectionError(
+        f"{failure}; no ALaRM server has ever answered there, and this call has tried for "
+        f"{call.connect_timeout:g} s (connect_timeout), {num_tries} tries in all. Check the URL "
+        "(ALARM_URL) and that the server runs; one that starts late is waited for by "
+        "wait_ready(), or with a longer connect_timeout",
+        retryable=True,
+        request_id=failure.request_id,
+    ) from failure
+
+
+def _delay(
+    call: Call,
+    path: str,
+    attempt: int,
+    num_tries: int,
+    failure: AlarmError,
+    retry_after: float | None,
+) -> float:
+    delay = retry_delay(
+        call.retries,
+        attempt,
+        time_left=call.time_left,
+        dice=call.clocks.random(),
+        retry_after=retry_after,
+    )
+    if delay is None:
+        raise _given_up(call, path, num_tries, failure) from failure
+    return delay
+
+
+def _given_up(call: Call, path: str, num_tries: int, failure: AlarmError) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"{_where(call, path)}: gave up after {num_tries} tries, as another does not fit in the "
+        f"{call.timeout:g} s of this call; the last try: {failure}",
+        status=failure.status,
+        code=failure.code,
+        retryable=True,
+        request_id=failure.request_id,
+    )

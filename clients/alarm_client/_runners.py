@@ -1,0 +1,122 @@
+"""Runs flows: with threads for blocking callers, with asyncio for the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from threading import Event
+from typing import Any, TypeVar
+
+from alarm_client._retry import Action, Flow, Gather, Reply, Send, Sleep
+from alarm_client.errors import AlarmError
+
+T = TypeVar("T")
+
+
+class FlowCancelled(Exception):
+    """Ends a thread whose siblings have already failed the call."""
+
+
+def run_flow(
+    steps: Flow[T],
+    send: Callable[[Send], Reply],
+    max_concurrency: int,
+    abandoned: Event | None = None,
+) -> T:
+    """Perform the steps on this thread, and walks together on threads of their own."""
+    abandoned = abandoned or Event()
+
+    def perform(action: Action) -> object:
+        if abandoned.is_set():
+            raise FlowCancelled
+        if isinstance(action, Send):
+            return send(action)
+        if isinstance(action, Sleep):
+            return abandoned.wait(action.seconds)
+        return _run_all(action, send, max_concurrency)
+
+    answer: object = None
+    failure: AlarmError | None = None
+    while True:
+        try:
+            action = steps.throw(failure) if failure else steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer, failure = None, None
+        try:
+            answer = perform(action)
+        except AlarmError as error:
+            failure = error
+
+
+def _run_all(together: Gather, send: Callable[[Send], Reply], max_concurrency: int) -> list[Any]:
+    abandoned = Event()
+    pool = ThreadPoolExecutor(min(max_concurrency, len(together.flows)), "alarm-client")
+    try:
+        # In the caller's context, so that its trace goes with each request.
+        futures = [
+            pool.submit(copy_context().run, run_flow, walk, send, max_concurrency, abandoned)
+            for walk in together.flows
+        ]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future in done:
+                future.result()
+        return [future.result() for future in futures]
+    finally:
+        abandoned.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def run_flow_async(
+    steps: Flow[T],
+    send: Callable[[Send], Awaitable[Reply]],
+    max_concurrency: int,
+) -> T:
+    """Perform the steps on the running loop, and walks together as tasks."""
+
+    async def perform(action: Action) -> object:
+        if isinstance(action, Send):
+            return await send(action)
+        if isinstance(action, Sleep):
+            await asyncio.sleep(action.seconds)
+            return None
+        return await _run_all_async(action, send, max_concurrency)
+
+    answer: object = None
+    failure: AlarmError | None = None
+    while True:
+        try:
+            action = steps.throw(failure) if failure else steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer, failure = None, None
+        try:
+            answer = await perform(action)
+        except AlarmError as error:
+            failure = error
+
+
+async def _run_all_async(
+    together: Gather,
+    send: Callable[[Send], Awaitable[Reply]],
+    max_concurrency: int,
+) -> list[Any]:
+    gate = asyncio.Semaphore(max_concurrency)
+
+    async def walk(steps: Flow[T]) -> T:
+        async with gate:
+            return await run_flow_async(steps, send, max_concurrency)
+
+    tasks = [asyncio.create_task(walk(steps)) for steps in together.flows]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,412 @@
+"""HTTP clients per process and event loop: connections, headers, digests, tracing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import hashlib
+import os
+import re
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from alarm_client._address import Address
+from alarm_client._proxies import proxy_of
+from alarm_client._retry import Reply, Send
+from alarm_client.errors import AlarmConnectionError, AlarmError, DeadlineExceeded
+from alarm_client.version import __version__
+
+# Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
+_POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
+
+# A call may wait minutes for its answer, which looks like a peer that lost its power or its
+# network. The kernels ask each other: one that says nothing for 40 seconds is gone.
+_ASKED_AFTER_SECONDS, _ASKED_EVERY_SECONDS, _ASKED_TIMES = 20, 5, 4
+_GONE_AFTER_SECONDS = _ASKED_AFTER_SECONDS + _ASKED_EVERY_SECONDS * _ASKED_TIMES
+_OPTIONS = {
+    "TCP_KEEPIDLE": _ASKED_AFTER_SECONDS,
+    "TCP_KEEPINTVL": _ASKED_EVERY_SECONDS,
+    "TCP_KEEPCNT": _ASKED_TIMES,
+    "TCP_USER_TIMEOUT": 1000 * _GONE_AFTER_SECONDS,  # of what was sent and not acknowledged
+}
+
+
+def open_client(address: Address, transport: httpx.BaseTransport | None) -> httpx.Client:
+    """The blocking client of a server; `transport` is a test's own."""
+    transport = transport or httpx.HTTPTransport(**_settings(address))
+    return httpx.Client(transport=transport, trust_env=False)
+
+
+def open_async_client(
+    address: Address, transport: httpx.AsyncBaseTransport | None
+) -> httpx.AsyncClient:
+    """The client of a server for one event loop; `transport` is a test's own."""
+    transport = transport or httpx.AsyncHTTPTransport(**_settings(address))
+    return httpx.AsyncClient(transport=transport, trust_env=False)
+
+
+def _settings(address: Address) -> dict[str, Any]:
+    # `verify` only where there is TLS, as loading certificates takes long and each new loop pays
+    # for it. The proxy is our own choice: httpx raises for what NO_PROXY may hold, and takes each
+    # network in it for a host.
+    return {
+        "verify": address.is_tls,
+        "limits": _POOL,
+        "proxy": proxy_of(address),
+        "socket_options": _socket_options(),
+    }
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    asked = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in _OPTIONS.items():
+        if hasattr(socket, name):  # systems differ
+            asked.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return asked
+
+
+_SHA_256 = re.compile(r"sha-256=:([^:]*):")
+
+
+def content_digest(body: bytes) -> str:
+    """The header's value for a body."""
+    digest = base64.b64encode(hashlib.sha256(body).digest())
+    return f"sha-256=:{digest.decode()}:"
+
+
+def is_intact(body: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether a decoded body is the one that its headers (in lower case) name.
+
+    True where they name no sha-256, or one of the body as something on its way has compressed it.
+    """
+    return "content-encoding" in headers or _fits(body, headers.get("content-digest", ""))
+
+
+def is_answer_to(asked: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether the body that was sent is the one which an answer's headers name as read."""
+    return _fits(asked, headers.get("request-content-digest", ""))
+
+
+def has_lost_a_digest(headers: Mapping[str, str]) -> bool:
+    """Whether an answer to a body names only one of both, of itself and of what was asked.
+
+    A digest that is garbled itself protects nothing. Answers with neither are of another server
+    than ours; what something on its way has compressed may come without its own.
+    """
+    is_one = ("content-digest" in headers) != ("request-content-digest" in headers)
+    return is_one and "content-encoding" not in headers
+
+
+def _fits(body: bytes, header: str) -> bool:
+    found = _SHA_256.search(header)
+    return found is None or found.group() == content_digest(body)
+
+
+def trace_headers() -> dict[str, str]:
+    """The `traceparent` of the span that the caller is in; nothing where it is in none.
+
+    A program that is traced has imported OpenTelemetry: one that has not pays nothing here.
+    """
+    headers: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(headers)
+    return headers
+
+
+@contextmanager
+def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
+    """Raise what making a connection, sending and receiving may raise as this package's errors.
+
+    None of them shows a header, as one holds the key: where httpx quotes what it was given, its own
+    error is left out of the chain as well.
+    """
+    url = address.url
+    where = f"{url}{action.path.partition('?')[0]}"
+    told = f" (request {action.request_id})" if action.request_id else ""
+
+    def broken(reason: str, *, retryable: bool = True) -> AlarmError:
+        return AlarmConnectionError(
+            f"{where}: {reason}", retryable=retryable, request_id=action.request_id
+        )
+
+    def late(reason: str) -> AlarmError:
+        return DeadlineExceeded(
+            f"{where}: {reason}{told}", retryable=True, request_id=action.request_id
+        )
+
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        seconds = f"{action.connect_timeout:.3g} s"
+        raise broken(
+            f"no connection within {seconds}{_through(address)}; is the host right?"
+        ) from error
+    except httpx.PoolTimeout as error:
+        raise late("every connection of this client was in use until the time was over") from error
+    except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
+        if _is_gone(error):
+            raise broken("the machine at the other end says nothing any more") from error
+        raise late(f"no answer within the {action.timeout:g} s that were left") from error
+    except httpx.ConnectError as error:
+        if _is_untrusted(error):
+            raise broken(
+                f"its certificate is not trusted ({error}); SSL_CERT_FILE may name the one of "
+                "its authority",
+                retryable=False,
+            ) from error
+        is_of_tls = any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
+        question = "does it speak TLS" if is_of_tls else "is `alarm serve` running"
+        raise broken(
+            f"cannot connect{_through(address)} ({error}); {question} at {url}?"
+        ) from error
+    except (httpx.LocalProtocolError, UnicodeError):
+        raise broken(
+            "the request cannot be sent, as a header or the URL holds what HTTP does not allow",
+            retryable=False,
+        ) from None
+    except httpx.RequestError as error:
+        raise broken(
+            f"the connection broke ({type(error).__name__}: {error}){told}",
+            retryable=not isinstance(error, httpx.UnsupportedProtocol),
+        ) from error
+    except OSError as error:  # such as of TLS within asyncio, which httpx passes on
+        raise broken(f"the connection broke ({type(error).__name__}: {error}){told}") from error
+    except RuntimeError as error:  # another thread has closed the client: the next try opens anew
+        if "closed" not in str(error):
+            raise
+        raise broken(f"the connection was closed ({error}){told}") from error
+    except (httpx.InvalidURL, ValueError, TypeError) as error:
+        reason = f"the request cannot be sent ({type(error).__name__}: {error})"
+        raise broken(reason, retryable=False) from error
+
+
+@contextmanager
+def opening_errors(url: str) -> Iterator[None]:
+    """Raise what keeps a client from being made as AlarmConnectionError: no try could do better."""
+    try:
+        yield
+    except ImportError as error:
+        raise AlarmConnectionError(
+            f"{url}: the environment's proxy (ALL_PROXY or HTTP_PROXY) is one of SOCKS, which "
+            "needs `pip install 'httpx[socks]'`; or add the server's host to NO_PROXY"
+        ) from error
+    except OSError as error:
+        raise AlarmConnectionError(
+            f"{url}: the certificates to trust cannot be read ({error}); see SSL_CERT_FILE and "
+            "SSL_CERT_DIR"
+        ) from error
+    except httpx.InvalidURL:  # quotes a proxy's URL, which may hold a password
+        raise AlarmConnectionError(
+            f"{url}: the environment's proxy (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) is no URL; "
+            "correct it, or add the server's host to NO_PROXY"
+        ) from None
+    except ValueError as error:
+        raise AlarmConnectionError(f"{url}: {error}") from error
+
+
+def _through(address: Address) -> str:
+    proxy = proxy_of(address)
+    if proxy is None:
+        return ""
+    return f" through the environment's proxy {proxy.partition('://')[2].rpartition('@')[2][:200]}"
+
+
+def _is_gone(error: BaseException | None) -> bool:
+    """Whether a timeout is the kernel's, whose peer did not answer it, and not our own."""
+    return any(
+        isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT for cause in _causes(error)
+    )
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def headers_of(address: Address, action: Send) -> list[tuple[bytes, bytes]]:
+    """The request's headers: its own, and in their absence those of every request."""
+    headers = {
+        "User-Agent": f"alarm-client/{__version__}",
+        "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
+        **trace_headers(),
+    }
+    if action.request_id is not None:
+        headers["X-Request-Id"] = action.request_id
+    if action.body is not None:
+        headers["Content-Type"] = "application/json"
+        headers["Content-Digest"] = content_digest(action.body)
+    if address.authorization is not None:
+        headers["Authorization"] = address.authorization
+    given = action.headers or {}
+    replaced = {name.lower() for name in given}
+    kept = {name: value for name, value in headers.items() if name.lower() not in replaced}
+    # Latin-1, as a relay has read them: a byte is a character.
+    return [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in {**kept, **given}.items()
+    ]
+
+
+def timeout_of(action: Send) -> httpx.Timeout:
+    """What httpx may take for each step."""
+    return httpx.Timeout(action.timeout, connect=min(action.connect_timeout, action.timeout))
+
+
+def reply_of(response: httpx.Response, body: bytes, action: Send) -> Reply:
+    """The response as a reply; httpx.ReadError unless it came as it was sent, to what was asked."""
+    response.headers.encoding = "latin-1"
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    asked = action.body
+    if not is_intact(body, headers):
+        raise httpx.ReadError("the answer does not fit its Content-Digest")
+    if asked is not None and not is_answer_to(asked, headers):
+        raise httpx.ReadError("the answer is not to the body that was sent")
+    if asked is not None and response.is_success and has_lost_a_digest(headers):
+        raise httpx.ReadError("the answer lacks one of its digests; is its server older?")
+    request_id = headers.get("x-request-id") or action.request_id
+    return Reply(response.status_code, headers, body, request_id)
+
+
+def require_readable(address: Address) -> None:
+    """Raise ValueError where httpx cannot read the server's URL."""
+    try:
+        httpx.URL(address.url)
+    except httpx.InvalidURL as error:
+        raise ValueError(
+            f"the server's url {address.url[:200]!r} cannot be read: {error}"
+        ) from None
+
+
+class Connections:
+    """The blocking HTTP clients of one AlarmClient: a forked child opens its own."""
+
+    def __init__(
+        self,
+        address: Address,
+        transport: httpx.BaseTransport | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        require_readable(address)
+        self._address = address
+        self._transport = transport
+        self._now = now
+        self._clients: dict[int, httpx.Client] = {}
+
+    def send(self, action: Send) -> Reply:
+        """Perform one request within its timeout; the clock is looked at between reads."""
+        ends = self._now() + action.timeout
+        client = self._client()
+        with (
+            map_httpx_errors(self._address, action),
+            client.stream(
+                action.method,
+                self._address.url + action.path,
+                content=action.body,
+                headers=headers_of(self._address, action),
+                timeout=timeout_of(action),
+            ) as response,
+        ):
+            body = bytearray()
+            for piece in response.iter_bytes():
+                body += piece
+                if self._now() > ends:
+                    raise httpx.ReadTimeout("the answer came too slowly")
+            return reply_of(response, bytes(body), action)
+
+    def close(self) -> None:
+        """Close this process's connections; a parent's are the parent's to close."""
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+    def _client(self) -> httpx.Client:
+        pid = os.getpid()
+        client = self._clients.get(pid)
+        if client is None:
+            with opening_errors(self._address.url):
+                fresh = open_client(self._address, self._transport)
+            # No lock to be caught by a fork: setdefault lets one of two threads win.
+            client = self._clients.setdefault(pid, fresh)
+            if client is not fresh:
+                fresh.close()
+        return client
+
+
+@dataclass(frozen=True, slots=True)
+class _OnLoop:
+    """A loop's client. `keeper` is suspended until the loop shuts down, and then closes it."""
+
+    loop: asyncio.AbstractEventLoop
+    client: httpx.AsyncClient
+    keeper: AsyncGenerator[None, None]
+
+
+class AsyncConnections:
+    """The HTTP clients of one AsyncAlarmClient: each process and each event loop has its own."""
+
+    def __init__(self, address: Address, transport: httpx.AsyncBaseTransport | None) -> None:
+        require_readable(address)
+        self._address = address
+        self._transport = transport
+        self._clients: dict[tuple[int, int], _OnLoop] = {}
+
+    async def send(self, action: Send) -> Reply:
+        """Perform one request within its timeout."""
+        client = await self._client()
+        with map_httpx_errors(self._address, action):
+            request = client.request(
+                action.method,
+                self._address.url + action.path,
+                content=action.body,
+                headers=headers_of(self._address, action),
+                timeout=timeout_of(action),
+            )
+            response = await asyncio.wait_for(request, action.timeout)
+            return reply_of(response, response.content, action)
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections; other loops close theirs as they shut down."""
+        entry = self._clients.pop((os.getpid(), id(asyncio.get_running_loop())), None)
+        if entry is not None:
+            await entry.keeper.aclose()
+
+    async def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        key = (os.getpid(), id(loop))
+        entry = self._clients.get(key)
+        if entry is None or entry.loop is not loop:
+            self._drop_dead()
+            with opening_errors(self._address.url):
+                client = open_async_client(self._address, self._transport)
+            entry = self._clients[key] = _OnLoop(loop, client, _keep(client))
+            await entry.keeper.__anext__()
+        return entry.client
+
+    def _drop_dead(self) -> None:
+        for key, entry in list(self._clients.items()):
+            if entry.loop.is_closed():
+                self._clients.pop(key, None)
+
+
+async def _keep(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    # A loop closes its suspended generators before itself (asyncio.run and its like see to it).
+    try:
+        yield
+    finally:
+        await client.aclose()

@@ -1,0 +1,317 @@
+"""Character offsets of a policy's sampled token ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import Any, Protocol, TypeAlias
+
+from alarm_client._json_values import integer_of, is_list
+
+Span: TypeAlias = tuple[int, int]
+Piece: TypeAlias = str | bytes
+ReadBytes: TypeAlias = Callable[[bytes], tuple[str, Sequence[int]]]
+
+REPLACEMENT = "\ufffd"
+
+
+def join_pieces(pieces: Sequence[Piece], read_bytes: ReadBytes) -> tuple[str, list[Span]]:
+    """The text of the pieces and the span of each.
+
+    Neighbouring bytes are read as one, and a character belongs to every piece that holds a byte of
+    it. A piece without content is an empty span where the next one starts.
+    """
+    texts: list[str] = []
+    length = 0
+    spans: dict[int, Span] = {}
+    solid = [(index, piece) for index, piece in enumerate(pieces) if piece]
+    for _, run in groupby(solid, key=lambda item: isinstance(item[1], bytes)):
+        text, placed = _join_run(list(run), read_bytes)
+        for index, (start, end) in placed:
+            spans[index] = (length + start, length + end)
+        texts.append(text)
+        length += len(text)
+    return "".join(texts), _fill(spans, len(pieces), length)
+
+
+def read_utf8(data: bytes) -> tuple[str, Sequence[int]]:
+    """The text of bytes, U+FFFD for each longest invalid part, and the character of each byte."""
+    text = data.decode("utf-8", "replace")
+    owners: list[int] = []
+    for index, character in enumerate(text):
+        owners += [index] * _num_bytes(character, data, len(owners))
+    return text, owners
+
+
+def _num_bytes(character: str, data: bytes, start: int) -> int:
+    """How many bytes a character was read from; U+FFFD stands for itself or an invalid part."""
+    if character != REPLACEMENT or data.startswith(REPLACEMENT.encode(), start):
+        return len(character.encode())
+    try:
+        data[start : start + 4].decode()
+    except UnicodeDecodeError as error:
+        return error.end - error.start
+    return 1
+
+
+def read_utf8_or_nothing(data: bytes) -> tuple[str, Sequence[int]]:
+    """The text of bytes, or one U+FFFD a byte if any is invalid, and the character of each byte."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return REPLACEMENT * len(data), range(len(data))
+    return read_utf8(data)
+
+
+def byte_of_letter() -> dict[str, int]:
+    """Byte-level vocabularies write a byte as a letter: itself if printable, else past 255."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(printable))
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+def _join_run(
+    run: Sequence[tuple[int, Piece]], read_bytes: ReadBytes
+) -> tuple[str, list[tuple[int, Span]]]:
+    strings = [piece for _, piece in run if isinstance(piece, str)]
+    if strings:
+        text = "".join(strings)
+        owners: Sequence[int] = range(len(text))
+    else:
+        text, owners = read_bytes(b"".join(piece for _, piece in run if isinstance(piece, bytes)))
+    ends = accumulate(len(piece) for _, piece in run)
+    return text, [
+        (index, (owners[end - len(piece)], owners[end - 1] + 1))
+        for (index, piece), end in zip(run, ends, strict=True)
+    ]
+
+
+def _owners(data: bytes, first: int) -> Iterable[int]:
+    # In valid UTF-8 every byte but 0b10xxxxxx begins a character.
+    begun = accumulate((byte & 0xC0) != 0x80 for byte in data)
+    return (first + count - 1 for count in begun)
+
+
+def _fill(spans: dict[int, Span], num_pieces: int, length: int) -> list[Span]:
+    filled: list[Span] = []
+    following = length
+    for index in reversed(range(num_pieces)):
+        span = spans.get(index, (following, following))
+        following = span[0]
+        filled.append(span)
+    return filled[::-1]
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    @property
+    def all_special_ids(self) -> Sequence[int]:
+        """The ids that are not text."""
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """The text of ids."""
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """The vocabulary's own writing of ids."""
+
+
+def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[Span]]:
+    """The completion to send for these ids, and one `[start, end)` in its characters a token.
+
+    The text is `tokenizer.decode(ids, skip_special_tokens=True,
+    clean_up_tokenization_spaces=False)`. Special tokens are empty spans at their place. Tokens
+    that share a character all get its span. For many calls make one `PolicyTokens`.
+    """
+    return PolicyTokens(tokenizer).locate(token_ids)
+
+
+class PolicyTokens:
+    """A policy's tokenizer, and what it has learnt about how its tokens write text.
+
+    Each way to read the tokens is compared with the tokenizer's own decoding of the whole; where
+    none agrees, every prefix is decoded, which is exact but takes quadratic time.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = _special_ids(tokenizer)
+        self._byte_of_letter = byte_of_letter()
+        self._added: dict[int, str] = {}
+
+    def locate(self, token_ids: Sequence[int]) -> tuple[str, list[Span]]:
+        """As `token_offsets`, for this tokenizer."""
+        return self._locate(_plain_ids(token_ids, "token_ids"))
+
+    def locate_batch(
+        self, rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None = None
+    ) -> list[tuple[str, list[Span]]]:
+        """As `locate`, for each row of ids: lists, or the rows of an array or a tensor.
+
+        `masks`: of the shape of `rows`, true where a token is the row's own. Without it all are,
+        padding too; with it a row has as many spans as it has tokens of its own, in their order.
+        """
+        ids = [_plain_ids(row, f"rows[{index}]") for index, row in enumerate(_listed(rows, "rows"))]
+        if masks is None:
+            return [self._locate(row) for row in ids]
+        kept = [_listed(mask, f"masks[{i}]") for i, mask in enumerate(_listed(masks, "masks"))]
+        shape, mask_shape = [len(row) for row in ids], [len(mask) for mask in kept]
+        if shape != mask_shape:
+            raise ValueError(
+                f"masks must have the shape of rows: {len(shape)} rows of {shape[:9]} tokens, got "
+                f"{len(mask_shape)} of {mask_shape[:9]}"
+            )
+        return [
+            self._locate([one for one, is_own in zip(row, mask, strict=True) if is_own])
+            for row, mask in zip(ids, kept, strict=True)
+        ]
+
+    def _locate(self, ids: list[int]) -> tuple[str, list[Span]]:
+        text = self._decode(ids)
+        for pieces, read_bytes in self._readings(ids):
+            laid, spans = join_pieces(pieces, read_bytes)
+            if laid == text:
+                return text, spans
+        return text, self._by_prefixes(ids, text)
+
+    def _readings(self, ids: Sequence[int]) -> Iterator[tuple[list[Piece], ReadBytes]]:
+        """What each token writes by each family of tokenizers, the cheapest first."""
+        written: list[str | bytes] = [
+            "" if token is None or token_id in self._special else token
+            for token_id, token in zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)
+        ]
+        if any(isinstance(token, (bytes, bytearray)) for token in written):  # tiktoken's
+            yield [self._utf8(*one) for one in zip(ids, written, strict=True)], read_utf8
+            return
+        tokens = [str(token) for token in written]
+        yield [self._letters(token) for token in tokens], read_utf8
+        first = next((index for index, token in enumerate(tokens) if token), None)
+        alone = "" if first is None else self._decode([ids[first]])
+        for write in self._as_written, self._in_context:
+            pieces: list[Piece] = [
+                _fallback_byte(token) or (alone if index == first else write(ids[index], token))
+                for index, token in enumerate(tokens)
+            ]
+            yield pieces, read_utf8_or_nothing
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _letters(self, token: str) -> bytes:
+        """Byte-level tokens: a letter a byte, added tokens as they are."""
+        try:
+            return bytes(map(self._byte_of_letter.__getitem__, token))
+        except KeyError:
+            return token.encode("utf-8", "replace")
+
+    def _utf8(self, token_id: int, token: str | bytes) -> bytes:
+        """Tokens that are bytes; texts among them were added, and may be left out of the text."""
+        if not isinstance(token, str):
+            return bytes(token)
+        if token and token_id not in self._added:
+            self._added[token_id] = self._decode([token_id])
+        return self._added[token_id].encode("utf-8", "replace") if token else b""
+
+    def _as_written(self, token_id: int, token: str) -> str:
+        """Sentencepiece tokens."""
+        return token.replace("\u2581", " ")
+
+    def _in_context(self, token_id: int, token: str) -> str:
+        """Tokens that write the same after any other, so also after themselves (word pieces)."""
+        if not token:
+            return ""
+        if token_id not in self._added:
+            twice = self._decode([token_id, token_id])
+            self._added[token_id] = twice[len(self._decode([token_id])) :]
+        return self._added[token_id]
+
+    def _by_prefixes(self, ids: Sequence[int], text: str) -> list[Span]:
+        """Spans from the growth of the decoded prefixes; a character begun but not ended counts.
+
+        Of bytes that make no character the text has one U+FFFD, which grows with the first of them:
+        a token that writes something and adds nothing to it belongs to it.
+        """
+        spans: list[Span] = []
+        settled = 0
+        before = ""
+        for index, token_id in enumerate(ids):
+            prefix = self._decode(ids[: index + 1])
+            start, settled = settled, max(settled, _agreement(prefix, text, settled))
+            is_text = token_id not in self._special
+            if start < settled:
+                has_begun = prefix[settled:] == REPLACEMENT and settled < len(text)
+                spans.append((start, settled + has_begun))
+            elif is_text and settled < min(len(prefix), len(text)):
+                spans.append((start, start + 1))
+            elif is_text and prefix == before and self._adds_to(text[:settled], token_id):
+                spans.append((settled - 1, settled))
+            else:
+                spans.append((settled, settled))
+            before = prefix
+        return _not_past_the_next(spans)
+
+    def _adds_to(self, settled: str, token_id: int) -> bool:
+        return settled.endswith(REPLACEMENT) and self._decode([token_id]) != ""
+
+
+def _not_past_the_next(spans: Sequence[Span]) -> list[Span]:
+    """The spans, with an empty one between the bytes of a character at the start of that."""
+    following = max((end for _, end in spans), default=0)
+    moved: list[Span] = []
+    for start, end in reversed(spans):
+        following = min(start, following)
+        moved.append((following, following if start == end else end))
+    return moved[::-1]
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, (str, bytes, Mapping)) or not isinstance(plain, Iterable):
+        raise TypeError(f"{name} must be a list, an array or a tensor, got {type(values).__name__}")
+    return list(plain)
+
+
+def _plain_ids(token_ids: Any, name: str) -> list[int]:
+    return [_plain_id(value, name, index) for index, value in enumerate(_listed(token_ids, name))]
+
+
+def _plain_id(value: Any, name: str, index: int) -> int:
+    if type(value) is not int:
+        if is_list(value):
+            raise TypeError(f"{name} must be the ids of one text; locate_batch takes several")
+        value = integer_of(value, f"{name}[{index}]")
+    if not 0 <= value < 2**32:  # what tokenizers take
+        shown = max(-(2**40), min(value, 2**40))
+        raise ValueError(
+            f"{name}[{index}] must be a token's id, got {shown}; leave out masked labels"
+        )
+    return int(value)
+
+
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _fallback_byte(token: str) -> bytes:
+    match = _FALLBACK_BYTE.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else b""
+
+
+def _agreement(prefix: str, text: str, settled: int) -> int:
+    """How many leading characters two texts share, of which `settled` may be known."""
+    if not prefix.startswith(text[:settled]):
+        return 0
+    for index in range(settled, min(len(prefix), len(text))):
+        if prefix[index] != text[index]:
+            return index
+    return min(len(prefix), len(text))
+
+
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    marked = {token_id for token_id, token in added.items() if getattr(token, "special", False)}
+    return frozenset(tokenizer.all_special_ids) | marked

@@ -1,0 +1,202 @@
+"""Dataset rows as what a Sample takes of them: the server's fields, and the prompt's group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from alarm_client.trainers._base import Settings
+from alarm_client.trainers._inputs import completion_of, prompt_of
+from alarm_client.types import Id, Sample
+
+Row: TypeAlias = Mapping[str, Any]
+
+_ABSENT = object()
+
+
+def with_rows(
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    settings: Settings,
+    *,
+    prompts: Sequence[Any] | None = None,
+) -> list[Sample]:
+    """The samples with the fields and groups that the settings take from their dataset rows.
+
+    `prompts`, where the call may hold all the completions of a prompt: as the trainer has them, so
+    that what a rollout added to one does not hide that it is the same. ValueError where a
+    configured column is absent.
+    """
+    if settings.on_failure == "group_mean" and prompts is None:
+        raise ValueError(
+            f"{settings.trainer}: on_failure 'group_mean' needs calls that hold all the completions"
+            f" of a prompt ({settings.habits.whole_groups}), and this one holds one sample; set "
+            "'raise' or a number"
+        )
+    known = [None] * len(samples) if prompts is None else prompts
+    return [
+        replace(
+            sample,
+            fields=_fields(row, settings) or None,
+            group=_group(row, settings, prompt),
+        )
+        for sample, row, prompt in zip(samples, rows, known, strict=True)
+    ]
+
+
+def groups_of(samples: Sequence[Sample]) -> list[Id]:
+    """Each sample's group."""
+    return [sample.group for sample in samples]
+
+
+def rows_of(columns: Mapping[str, Any], num_rows: int) -> list[Row]:
+    """Columns of a batch as a row a sample; what is not a column of that length is left out."""
+    whole = {name: values for name, values in columns.items() if _is_column(values, num_rows)}
+    return [{name: values[index] for name, values in whole.items()} for index in range(num_rows)]
+
+
+def row_of(value: Any) -> Row:
+    """A row from a mapping, or from an object's public attributes."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    names = getattr(type(value), "model_fields", None) or getattr(value, "__dict__", {})
+    extra = getattr(value, "model_extra", None) or {}
+    return {**{name: getattr(value, name) for name in names if not name.startswith("_")}, **extra}
+
+
+def text_of(value: Any) -> str | None:
+    """A column's value as a field's text; None where there is none.
+
+    A text is itself and a number its decimal form; of messages it is the last one's text; other
+    lists, objects, true and false are their JSON. NaN is what tables hold for nothing.
+    """
+    value = _plain(value)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list) and value and _is_message(value[-1]):
+        return completion_of(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (bool, list, Mapping)):
+        return json.dumps(value, ensure_ascii=False, default=_of_json)
+    return str(value)  # a date, a Decimal
+
+
+def _fields(row: Row, settings: Settings) -> dict[str, str]:
+    if settings.fields is None:
+        return _usual(row, settings.habits.references)
+    found = {}
+    for name, column in settings.fields.items():
+        text = text_of(_configured(row, column, settings, f"fields.{name}"))
+        if text is not None:
+            found[name] = text
+    return found
+
+
+def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:
+    """The trainer's usual column as `reference`, where it holds a text or a number.
+
+    What else it may hold, such as a list of answers or what a verifier wants to know, is no text
+    that anybody meant as a reference: `fields` says so where it is one.
+    """
+    for column in columns:
+        value = _plain(_lookup(row, column))
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number or (isinstance(value, str) and value):
+            text = text_of(value)
+            return {} if text is None else {"reference": text}
+    return {}
+
+
+def _group(row: Row, settings: Settings, prompt: Any) -> Id:
+    if settings.group is not None:
+        value = _plain(_configured(row, settings.group, settings, "group"))
+        return _name(value, settings.group)
+    if prompt is None:
+        return None
+    usual = settings.habits.group_column
+    value = None if usual is None else _plain(_lookup(row, usual))
+    is_named = value is not None and value is not _ABSENT
+    return _name(value, str(usual)) if is_named else _digest(prompt_of(prompt))
+
+
+def _name(value: Any, column: str) -> Id:
+    if value is None or value != value:  # NaN is what tables hold for nothing
+        raise ValueError(f"group: the column {column!r} has nothing for a sample")
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return value
+    return _digest(value)
+
+
+def _digest(value: Any) -> str:
+    """The same for the same prompt, in every process."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _configured(row: Row, column: str, settings: Settings, setting: str) -> Any:
+    value = _lookup(row, column)
+    if value is _ABSENT:
+        raise ValueError(
+            f"{settings.trainer}: {setting} is to come from the column {column!r}, which a sample "
+            f"does not have; it has {sorted(map(str, row))}"
+        )
+    return value
+
+
+def _lookup(row: Row, column: str) -> Any:
+    """A column, or what a dotted name leads to inside of one."""
+    if column in row:
+        return row[column]
+    first, _, rest = column.partition(".")
+    if not rest or first not in row:
+        return _ABSENT
+    inner = row[first]
+    if isinstance(inner, str):
+        try:
+            inner = json.loads(inner)  # datasets keep objects as JSON
+        except ValueError:
+            return _ABSENT
+    return _lookup(inner, rest) if isinstance(inner, Mapping) else _ABSENT
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and their scalars as lists and numbers, tuples as lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def _of_json(value: Any) -> Any:
+    """What JSON has no type for, as what it has."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    plain = _plain(value)
+    return str(value) if plain is value else plain
+
+
+def _is_message(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "role" in value and "content" in value
+    return hasattr(value, "role") and hasattr(value, "content")
+
+
+def _is_column(values: Any, num_rows: int) -> bool:
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__getitem__"):
+        return False
+    try:
+        return len(values) == num_rows
+    except TypeError:
+        return False

@@ -1,0 +1,55 @@
+"""Token rewards on a policy's own tokens: ids to samples, rewards to one float a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from alarm_client.token_offsets import PolicyTokens
+from alarm_client.trainers._base import OnFailure, report, with_group_means
+from alarm_client.trainers._padding import at_last_token
+from alarm_client.types import Id, Reward, Sample, Text
+
+
+def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> Sample:
+    """The sample of a response, with where each of its tokens lies in the completion."""
+    completion, offsets = _policy_tokens(tokenizer).locate(response_ids)
+    return Sample(prompt=prompt, completion=completion, token_offsets=offsets)
+
+
+def token_rewards(
+    rewards: Sequence[Reward],
+    lengths: Sequence[int],
+    policy: OnFailure,
+    groups: Sequence[Id] | None = None,
+) -> list[list[float]]:
+    """As many floats as each response has tokens; a failed one has the policy's on its last.
+
+    With "group_mean" that is the mean of its group's rewards, each the sum over its tokens.
+    """
+    report(rewards, policy, groups)
+    substitutes: Sequence[float | None] = [
+        policy if isinstance(policy, float) else None for _ in rewards
+    ]
+    if policy == "group_mean":
+        substitutes = with_group_means([reward.reward for reward in rewards], groups)
+    return [_row(*each) for each in zip(rewards, lengths, substitutes, strict=True)]
+
+
+def _row(reward: Reward, length: int, substitute: float | None) -> list[float]:
+    if reward.token_rewards is not None and reward.reward is not None:
+        return list(reward.token_rewards)
+    if substitute is None:
+        raise ValueError("a token needs a number; on_failure must be 'raise' or a number")
+    return at_last_token(substitute, length)
+
+
+def plain_ids(ids: Any) -> list[int]:
+    """Token ids of a list, an array or a tensor."""
+    return [int(token_id) for token_id in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+
+
+@lru_cache(maxsize=4)
+def _policy_tokens(tokenizer: Any) -> PolicyTokens:
+    return PolicyTokens(tokenizer)

@@ -1,0 +1,326 @@
+"""The shapes in which trainers hand over prompts and completions, as what a Sample takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from alarm_client.chat import splitting
+from alarm_client.chat.message import Message
+from alarm_client.chat.splitting import (
+    answer_of,
+    pair_texts,
+    require_plain,
+    split_prompt,
+    split_text,
+)
+from alarm_client.chat.templates import (
+    ENDS,
+    MAX_ENDS,
+    MAX_MARKER,
+    PLAIN,
+    TEMPLATES,
+    ChatTemplate,
+    detect,
+    detect_answer,
+    marked,
+    unknown_markup,
+)
+from alarm_client.chat.turns import SplitError, without_ends
+from alarm_client.types import Sample, Text
+
+__all__ = [
+    "END_TOKENS",
+    "completion_of",
+    "decoded_prompt",
+    "plain_samples",
+    "prompt_of",
+    "read_each",
+    "rest_of",
+    "role_of",
+    "split_messages",
+    "split_query",
+    "template_of",
+    "without_end_tokens",
+]
+
+T = TypeVar("T")
+
+# Ends of a turn that policies write; a trainer that decodes with special tokens leaves them there.
+END_TOKENS = ENDS
+
+_MARKERS = ("user", "assistant", "system", "end")
+
+
+def template_of(name: str | None) -> ChatTemplate | None:
+    """The chat template that a setting names or describes; None where it is to be detected.
+
+    A description is JSON: the texts before turns by role, and `end`, the texts that end one.
+    ValueError says what is wrong with it.
+    """
+    if name is None or name in TEMPLATES:
+        return None if name is None else TEMPLATES[name]
+    try:
+        given = json.loads(name)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"must be one of {', '.join(TEMPLATES)}, or JSON such as "
+            '{"user": "Human:", "assistant": "Assistant:", "end": ["</s>"]}'
+        )
+    unknown = sorted(set(given) - set(_MARKERS))
+    if unknown or not given.get("assistant"):
+        raise ValueError(f"must hold assistant, and of the rest only {', '.join(_MARKERS)}")
+    ends = given.get("end") or []
+    ends = [ends] if isinstance(ends, str) else list(ends)
+    markers = [*ends, *(given.get(role) or "" for role in _MARKERS[:3])]
+    if len(ends) > MAX_ENDS or any(
+        not isinstance(marker, str) or len(marker) > MAX_MARKER for marker in markers
+    ):
+        raise ValueError(
+            f"must hold texts of at most {MAX_MARKER} characters, and at most {MAX_ENDS} ends"
+        )
+    return marked(
+        user=given.get("user"),
+        assistant=given["assistant"],
+        system=given.get("system"),
+        ends=ends,
+    )
+
+
+def plain_samples(
+    samples: Sequence[Sample], template: ChatTemplate | None, trainer: str
+) -> list[Sample]:
+    """The samples without the policy's chat template, as the server's URLs split the same texts.
+
+    ValueError where a prompt is in a template that is not known, or does not fit the one named.
+    """
+    found = []
+    for index, sample in enumerate(samples):
+        try:
+            found.append(_plain_sample(sample, template))
+        except SplitError as error:
+            raise ValueError(
+                f"{trainer}: sample {index} cannot be split: {error} (the setting template, or "
+                "ALARM_TEMPLATE)"
+            ) from error
+    return found
+
+
+def decoded_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a prompt's ids: with its special tokens where those tell its turns apart."""
+    marked_text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    if detect(marked_text) is not None or unknown_markup(marked_text) is not None:
+        return marked_text
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text
+
+
+def prompt_of(value: Any) -> Text:
+    """A prompt: a text, or messages of a role and a text each."""
+    if isinstance(value, str):
+        return value
+    if _is_message(value):
+        return [_message(value)]
+    return [_message(message) for message in _messages(value, "a prompt")]
+
+
+def completion_of(value: Any) -> str:
+    """A completion's text: of a text, a message, `{"message": ...}` or messages, the last one.
+
+    A message may be a mapping or an object with a role and a content. TypeError for anything else.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    inner = _get(value, "message")
+    if inner is not None:
+        return completion_of(inner)
+    if _is_message(value):
+        return _content(_get(value, "content"))
+    messages = _messages(value, "a completion")
+    if not messages:
+        return ""
+    last = messages[-1]
+    return last if isinstance(last, str) else _message_content(last)
+
+
+def split_query(query: str, prompt: str) -> str:
+    """What follows the prompt in a query that holds both; ValueError where it does not start so."""
+    _require_texts(query, prompt)
+    if not query.startswith(prompt):
+        raise ValueError(_no_start(query, prompt))
+    return query[len(prompt) :]
+
+
+def rest_of(query: str, prompt: str) -> str:
+    """What follows the prompt in a decoded query, in which white space and padding may differ.
+
+    A prompt that was shortened from its start is known by its end. ValueError for another.
+    """
+    _require_texts(query, prompt)
+    try:
+        return splitting.rest_of(query, prompt)
+    except SplitError as error:
+        raise ValueError(_no_start(query, prompt)) from error
+
+
+def _require_texts(query: Any, prompt: Any) -> None:
+    for name, value in (("query", query), ("prompt", prompt)):
+        if not isinstance(value, str):
+            raise TypeError(f"a {name} must be a text, got a {type(value).__name__}")
+
+
+def _no_start(query: str, prompt: str) -> str:
+    return (
+        "the query does not start with its prompt, so the completion cannot be told from it: "
+        f"query {query[:80]!r}, prompt {prompt[:80]!r}"
+    )
+
+
+def without_end_tokens(completion: str) -> str:
+    """The completion without the end-of-turn and padding tokens that a policy's decoder left.
+
+    TypeError where it is no text.
+    """
+    if not isinstance(completion, str):
+        raise TypeError(f"a completion must be a text, got a {type(completion).__name__}")
+    return without_ends(completion, ())
+
+
+def read_each(trainer: str, read: Callable[..., T], **columns: Sequence[Any]) -> list[T]:
+    """What `read` makes of each sample, of which each column has a value.
+
+    A ValueError or TypeError names the trainer and the sample; so does one for columns of different
+    lengths.
+    """
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        told = " and ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{trainer}: the call has {told}; it must have as many of each")
+    found = []
+    for index, values in enumerate(zip(*columns.values(), strict=True)):
+        try:
+            found.append(read(*values))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{trainer}: sample {index}: {error}") from error
+    return found
+
+
+def split_messages(messages: Sequence[Any]) -> tuple[Text, str]:
+    """The messages before the last one, and the text of the last one."""
+    plain = [_message(message) for message in _messages(messages, "a conversation")]
+    if not plain:
+        raise ValueError("a conversation without messages has no completion")
+    return plain[:-1], plain[-1]["content"]
+
+
+def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
+    prompt = sample.prompt if isinstance(sample.prompt, str) else _templated(sample.prompt)
+    completion = sample.completion
+    is_text = isinstance(completion, str) and sample.token_offsets is None
+    if prompt is None:
+        if is_text and (template or detect_answer(str(completion))) not in (None, PLAIN):
+            return replace(sample, completion=_text(answer_of(str(completion), template)))
+        return sample
+    if not prompt.strip() and is_text and detect(str(completion)) is not None:
+        texts = split_text(str(completion), template)
+        return replace(sample, prompt=_text(texts.prompt), completion=_text(texts.completion))
+    if template is None and detect(prompt) is None:
+        require_plain(prompt)
+        return sample
+    if template is PLAIN:
+        return sample
+    if is_text:
+        texts = pair_texts(prompt, str(completion), template)
+        return replace(sample, prompt=_text(texts.prompt), completion=_text(texts.completion))
+    turns, begun = split_prompt(prompt, template)
+    sample = replace(sample, prompt=_text(turns))
+    if not begun or not isinstance(completion, str) or sample.token_offsets is None:
+        return sample
+    # What the prompt has begun of the answer is the answer's; no token of the policy's wrote it.
+    offsets = [(start + len(begun), end + len(begun)) for start, end in sample.token_offsets]
+    return replace(sample, completion=begun + completion, token_offsets=offsets)
+
+
+def _templated(messages: Sequence[Mapping[str, object]]) -> str | None:
+    """The text of messages whose contents are in a chat template already (NeMo RL); else None."""
+    contents = [message.get("content") for message in messages]
+    first = contents[0] if contents else None
+    if not isinstance(first, str):
+        return None
+    if detect(first) is None and (len(contents) > 1 or unknown_markup(first) is None):
+        return None
+    return "".join(str(content) for content in contents)
+
+
+def _text(text: str | tuple[Message, ...]) -> Text:
+    if isinstance(text, str):
+        return text
+    return [{"role": turn.role, "content": turn.content} for turn in text]
+
+
+def _messages(value: Any, what: str) -> list[Any]:
+    """The messages of a list, a tuple or an array; TypeError for what is none."""
+    is_many = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Mapping))
+    if hasattr(value, "model_dump"):
+        dumped = value.model_dump()
+        is_many, value = isinstance(dumped, list), dumped
+    if not is_many:
+        raise TypeError(
+            f"{what} must be a text or messages with a role and a content, got a "
+            f"{type(value).__name__}"
+        )
+    return list(value)
+
+
+def _is_message(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return hasattr(value, "content") and not isinstance(value, (list, tuple))
+
+
+def _get(message: Any, name: str) -> Any:
+    return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+
+
+def role_of(message: Any) -> str:
+    """The role of a message, from a mapping or an object; TypeError where it has none."""
+    role = _get(message, "role")
+    if role is None:
+        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
+    return str(getattr(role, "value", role))  # an enumeration's own word
+
+
+def _message_content(message: Any) -> str:
+    if not _is_message(message):
+        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
+    return _content(_get(message, "content"))
+
+
+def _message(message: Any) -> dict[str, str]:
+    """A message as a role and a text, from a mapping or an object with these attributes."""
+    return {"role": role_of(message), "content": _content(_get(message, "content"))}
+
+
+def _content(content: Any) -> str:
+    """The text of a content: a text, nothing (a tool call), or a list of parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (bytes, bytearray, Mapping)) or not isinstance(content, Iterable):
+        raise TypeError(
+            f"a message's content must be a text or a list of parts, got a {type(content).__name__}"
+        )
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    text = part if isinstance(part, str) else _get(part, "text")
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,202 @@
+"""`try`: some completions of a prompt, scored as a trainer's module would have them scored."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, TypeAlias
+
+from alarm_client.errors import AlarmError
+from alarm_client.trainers._base import (
+    RewardSource,
+    Settings,
+    TrainerDefaults,
+    missing_field,
+    read_settings,
+)
+from alarm_client.trainers._columns import Row, with_rows
+from alarm_client.trainers._inputs import prompt_of
+from alarm_client.types import Reward, Sample, Text
+
+__all__ = ["PLAIN", "add_arguments", "try_samples"]
+
+RowReader: TypeAlias = Callable[[Row], Row]
+
+# Who asks at a terminal does not wait as a training run does.
+PLAIN = TrainerDefaults(
+    "this client",
+    timeout=60.0,
+    whole_groups="several --completion",
+    references=("reference",),
+)
+_CONNECT_SECONDS = 10.0
+
+# Settings that are flags of their own; `fields` and `group` are given as values here.
+_FLAGS = ("url", "api_key", "recipe", "model", "overrides", "aspects", "timeout")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What both `try` commands take."""
+    parser.add_argument("--prompt", required=True, help="a text, or the JSON of chat messages")
+    parser.add_argument(
+        "--completion", required=True, action="append", help="several are one group"
+    )
+    parser.add_argument(
+        "--field", action="append", default=[], metavar="NAME=TEXT", help="such as reference=Paris"
+    )
+    parser.add_argument(
+        "--row", default="{}", help="the JSON of a dataset row, from which fields are taken"
+    )
+    parser.add_argument("--group", help="the samples' group; else the prompt tells it")
+    parser.add_argument("--url", help="of the server (ALARM_URL)")
+    parser.add_argument("--api-key", help="(ALARM_API_KEY)")
+    parser.add_argument("--recipe", help="(ALARM_RECIPE)")
+    parser.add_argument("--model", help="a model's raw score in place of a recipe (ALARM_MODEL)")
+    parser.add_argument(
+        "--overrides", help='JSON of what to change of the recipe, {"rule": "gdpo"}'
+    )
+    parser.add_argument("--aspects", choices=["admitted", "all"], default="all")
+    parser.add_argument("--timeout", type=float, help="seconds (ALARM_TIMEOUT)")
+
+
+def habits_of(trainer: str) -> TrainerDefaults:
+    """The habits of a trainer's module, by its name; ValueError where there is none."""
+    try:
+        found: TrainerDefaults = import_module(f"alarm_client.trainers.{trainer}").DEFAULTS
+    except (ModuleNotFoundError, AttributeError):
+        raise ValueError(f"no trainer {trainer!r}: `list` names those that there are") from None
+    return found
+
+
+def row_reader_of(trainer: str) -> RowReader:
+    """How a trainer's module finds columns in a dataset row, where it looks into some of them."""
+    module = import_module(f"alarm_client.trainers.{trainer}")
+    found: RowReader = getattr(module, "row_of_dataset", dict)
+    return found
+
+
+def try_samples(
+    given: argparse.Namespace,
+    habits: TrainerDefaults,
+    write: Callable[[str], object],
+    read_row: RowReader = dict,
+) -> int:
+    """Score the samples, write what came of it and what is missing; 1 where one has no reward.
+
+    Raises ValueError or TypeError for a wrong argument or setting, AlarmError where the server
+    does not answer.
+    """
+    settings = _settings(given, habits)
+    source = RewardSource(settings)
+    samples = _samples(given, settings, read_row)
+    for line in _asked(settings, samples):
+        write(line)
+    try:
+        rewards = source.rewards(samples)
+    except AlarmError as error:
+        write(f"failed    {error}")
+        missing = missing_field(str(error))
+        if missing is not None:
+            write(f"missing   fields.{missing}: here by --field {missing}=TEXT or --row")
+        return 1
+    finally:
+        source.close()
+    for sample, reward in zip(samples, rewards, strict=True):
+        for line in _told(sample, reward):
+            write(line)
+    return 0 if all(reward.reward is not None for reward in rewards) else 1
+
+
+def _settings(given: argparse.Namespace, habits: TrainerDefaults) -> Settings:
+    named = {name: getattr(given, name) for name in _FLAGS if getattr(given, name) is not None}
+    if "ALARM_CONNECT_TIMEOUT" not in os.environ:
+        named["connect_timeout"] = _CONNECT_SECONDS
+    settings = read_settings(habits, named)
+    # A failure is what one wants to see here, whatever a training run makes of it.
+    return replace(settings, on_failure="raise")
+
+
+def _samples(given: argparse.Namespace, settings: Settings, read_row: RowReader) -> list[Sample]:
+    row = read_row(_object(given.row, "--row"))
+    fields = dict(_pair(pair) for pair in given.field)
+    prompt = _prompt(given.prompt)
+    samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
+    is_batch = settings.habits.whole_groups is not None
+    # What is given as a field need not be in a row.
+    fields_by_row = settings.fields
+    if fields_by_row is not None:
+        fields_by_row = {name: one for name, one in fields_by_row.items() if name not in fields}
+    by_row = replace(
+        settings, fields=fields_by_row, group=settings.group if given.group is None else None
+    )
+    prompts = [prompt] * len(samples) if is_batch else None
+    samples = with_rows(samples, [row] * len(samples), by_row, prompts=prompts)
+    return [
+        replace(
+            sample,
+            fields={**(sample.fields or {}), **fields} or None,
+            group=given.group or sample.group,
+        )
+        for sample in samples
+    ]
+
+
+def _asked(settings: Settings, samples: Sequence[Sample]) -> Iterator[str]:
+    name = settings.model or settings.recipe or "the server's default recipe"
+    changed = f" with {json.dumps(settings.overrides)}" if settings.overrides else ""
+    yield f"asked     {settings.trainer}: {name}{changed}"
+    fields = samples[0].fields or {}
+    for field, text in fields.items():
+        yield f"field     {field} = {text[:80]!r}"
+
+
+def _told(sample: Sample, reward: Reward) -> Iterator[str]:
+    yield f"answer    {str(sample.completion)[:60]!r}"
+    if reward.error is not None:
+        yield f"failed    {reward.error.code}: {reward.error.message}"
+        return
+    if reward.reward is None:
+        yield "failed    no_segments: the model found nothing to judge"
+        return
+    yield f"reward    {reward.reward:.6g}"
+    if reward.holistic is not None:
+        raw = "" if reward.holistic.score is None else f" (raw {reward.holistic.score:.6g})"
+        yield f"holistic  {reward.holistic.normalized:.6g}{raw}"
+    if reward.admitted is not None:
+        yield f"admitted  {'yes' if reward.admitted else 'no: its aspects do not count'}"
+    for name, aspect in reward.aspects.items():
+        yield f"aspect    {name} {'not computed' if aspect is None else f'{aspect.reward:.6g}'}"
+    if reward.truncated:
+        yield "truncated the model did not read all of it"
+
+
+def _prompt(text: str) -> Text:
+    try:
+        messages = json.loads(text)
+    except ValueError:
+        return text
+    is_chat = isinstance(messages, list) and all(
+        isinstance(one, dict) and "role" in one for one in messages
+    )
+    return prompt_of(messages) if messages and is_chat else text
+
+
+def _pair(pair: str) -> tuple[str, str]:
+    name, is_there, text = pair.partition("=")
+    if not name or not is_there:
+        raise ValueError(f"--field must be NAME=TEXT, got {pair!r}")
+    return name, text
+
+
+def _object(text: str, flag: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{flag} must be an object")
+    return found

@@ -1,0 +1,1 @@
+"""Combines scores into rewards: rules, aspect shaping, token alignment. Pure arithmetic."""

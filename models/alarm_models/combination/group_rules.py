@@ -1,0 +1,134 @@
+"""Rules that compare the samples of one prompt with each other."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from alarm_models.combination.rules import RuleInputs, RuleParams, on_last_token
+from alarm_models.errors import SampleError, quoted
+
+__all__ = ["Tokens", "gdpo", "mo_grpo", "validate_group_members"]
+
+#: The rewards of one sample's tokens, or why it has none.
+Tokens = tuple[float, ...] | SampleError
+
+#: What keeps a component on which a group agrees from being divided by zero (TRL, verl).
+_EPSILON = 1e-4
+
+_TOGETHER = "send all samples of a group in one request"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Takes a group's rewards to mean 0 and standard deviation 1, wherever on the tokens."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, totals: Sequence[float]) -> _Scale:
+        """Measure a group; the deviation is the unbiased one, as torch's.
+
+        Both are NaN where the numbers are too large to be added, and so is what they scale.
+        """
+        if not all(map(math.isfinite, totals)):
+            return cls(math.nan, math.nan)
+        try:
+            std = statistics.stdev(totals) if len(totals) > 1 else 0.0
+            return cls(statistics.fmean(totals), std + _EPSILON)
+        except OverflowError:
+            return cls(math.nan, math.nan)
+
+    def apply(self, rewards: Sequence[float]) -> list[float]:
+        """Divide each token's reward; the last token pays the mean."""
+        scaled = [reward / self.std for reward in rewards]
+        scaled[-1] -= self.mean / self.std
+        return scaled
+
+
+def mo_grpo(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
+    """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
+
+    The components are the normalised holistic score, of weight ``W``, and each aspect's reward;
+    ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
+    Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
+    it, has a `SampleError`.
+    """
+    rewards: dict[int, Tokens] = {}
+    by_group: dict[str | None, list[int]] = defaultdict(list)
+    # Of a group that came whole, some may have failed since.
+    found = validate_group_members(
+        [parts.group for parts in samples], replace(hierarchy, group_size=None)
+    )
+    for index, (parts, fault) in enumerate(zip(samples, found, strict=True)):
+        if fault is None:
+            by_group[parts.group].append(index)
+        else:
+            rewards[index] = fault
+    for indices in by_group.values():
+        group = [samples[index] for index in indices]
+        rewards |= zip(indices, _normalised(group, hierarchy), strict=True)
+    return [rewards[index] for index in range(len(samples))]
+
+
+def gdpo(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
+    """Return the rewards of `mo_grpo` brought to mean 0 and deviation 1 over all the samples.
+
+    Source: GDPO (Liu et al. 2026, arXiv 2601.05242); TRL's ``normalize_then_sum``. The second
+    normalisation is over the request: send a step's groups together.
+    """
+    rewards = mo_grpo(samples, hierarchy)
+    totals = [sum(one) for one in rewards if not isinstance(one, SampleError)]
+    totals = [total for total in totals if math.isfinite(total)]
+    if not totals:
+        return rewards
+    scale = _Scale.of(totals)
+    return [one if isinstance(one, SampleError) else tuple(scale.apply(one)) for one in rewards]
+
+
+def _normalised(group: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
+    names = [name for name, weight in hierarchy.weights.items() if weight != 0]
+    rewards = [[0.0] * parts.num_tokens for parts in group]
+    components: list[tuple[float, list[Sequence[float]]]] = [
+        (
+            hierarchy.holistic_weight,
+            [on_last_token(parts.z, parts.num_tokens) for parts in group],
+        ),
+        *(
+            (hierarchy.weights[name], [parts.aspects[name].rewards for parts in group])
+            for name in names
+        ),
+    ]
+    for weight, component in components:
+        scale = _Scale.of([sum(values) for values in component])
+        for row, values in zip(rewards, component, strict=True):
+            for index, value in enumerate(scale.apply(values)):
+                row[index] += weight * value
+    return [tuple(row) for row in rewards]
+
+
+def validate_group_members(
+    groups: Sequence[str | None], hierarchy: RuleParams
+) -> list[SampleError | None]:
+    """Say of samples, by their groups' names, which a group rule cannot compare, and why."""
+    sizes = Counter(groups)
+    return [_group_error(name, sizes[name], hierarchy) for name in groups]
+
+
+def _group_error(name: str | None, num_samples: int, hierarchy: RuleParams) -> SampleError | None:
+    if name is None:
+        problem = "wants to know which samples share a prompt: send each one's `group`"
+    elif num_samples < 2:
+        problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
+    elif hierarchy.group_size not in (None, num_samples):
+        problem = (
+            f"has hierarchy.group_size {hierarchy.group_size}, but group {quoted(name)} has "
+            f"{num_samples} samples: {_TOGETHER}"
+        )
+    else:
+        return None
+    return SampleError("invalid_sample", f"rule `{hierarchy.rule}` {problem}")

@@ -1,0 +1,128 @@
+"""Where rewards on spans of a completion land on the policy's tokens."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from enum import StrEnum
+
+from alarm_models.types import Span
+
+__all__ = ["Placement", "per_token_values", "place_on_tokens", "whitespace_tokens"]
+
+_WORD = re.compile(r"\S+")
+_SPACE = re.compile(r"\s+")
+
+#: Shares no character with any token.
+_NOWHERE = Span(0, 0)
+
+
+class Placement(StrEnum):
+    """Where the rewards of segments land."""
+
+    #: On the last token of each segment.
+    SEGMENT_ENDS = "segment-ends"
+    #: On every token: one that overlaps a negative segment is wrong, and every other is right.
+    TOKENS = "tokens"
+
+
+def place_on_tokens(
+    values: Sequence[tuple[Span | None, float]], text: str, tokens: Sequence[Span]
+) -> tuple[float, ...]:
+    """Lay each value on one token; values that land on the same token add up.
+
+    A span's value lands on the last token that overlaps the span without its trailing white space;
+    one that no token overlaps, and one without a span (a reward of the whole completion), on the
+    last token, end-of-text included. ``tokens`` are spans of ``text``, starts never decreasing.
+    Returns one float a token; without tokens there is nowhere to land. Takes time in proportion to
+    tokens and values together, but for sorting and searching.
+    """
+    rewards = [0.0] * len(tokens)
+    if not rewards:
+        return ()
+    ends = _WithoutTrailingSpace(text)
+    spans = [
+        Span(span.start, ends.end(span)) if span is not None else _NOWHERE for span, _ in values
+    ]
+    for (_, value), place in zip(values, _last_overlapping(spans, tokens), strict=True):
+        rewards[place] += value
+    return tuple(rewards)
+
+
+def per_token_values(
+    errors: Sequence[Span], tokens: Sequence[Span], right: float, wrong: float
+) -> tuple[float, ...]:
+    """Return ``wrong`` for each token that shares a character with an error, else ``right``."""
+    merged = _merged(errors)
+    ends = [error.end for error in merged]
+
+    def is_wrong(token: Span) -> bool:
+        # The first error that ends past the token's start: all before it share nothing.
+        index = bisect_right(ends, token.start)
+        return token.start < token.end and index < len(ends) and merged[index].start < token.end
+
+    return tuple(wrong if is_wrong(token) else right for token in tokens)
+
+
+def whitespace_tokens(text: str) -> tuple[Span, ...]:
+    """Find the white-space words, which stand for tokens where a caller sends none."""
+    return tuple(Span(*match.span()) for match in _WORD.finditer(text))
+
+
+class _WithoutTrailingSpace:
+    """Where spans of a text end without their trailing white space."""
+
+    def __init__(self, text: str) -> None:
+        self._num_characters = len(text)
+        runs = [match.span() for match in _SPACE.finditer(text)]
+        self._starts = [start for start, _ in runs]
+        self._ends = [end for _, end in runs]
+
+    def end(self, span: Span) -> int:
+        """Return the span's end, or its start where it has nothing else."""
+        end = min(span.end, self._num_characters)
+        run = bisect_left(self._starts, end) - 1
+        if run >= 0 and self._ends[run] >= end:
+            end = self._starts[run]
+        return max(span.start, end)
+
+
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """Return spans in order, none of which touch, that hold the same characters."""
+    merged: list[Span] = []
+    for start, end in sorted(span for span in spans if span.start < span.end):
+        if merged and start <= merged[-1].end:
+            merged[-1] = Span(merged[-1].start, max(merged[-1].end, end))
+        else:
+            merged.append(Span(start, end))
+    return merged
+
+
+def _last_overlapping(spans: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
+    """Return for each span the last token that shares a character with it, else the last token.
+
+    Spans are taken by their ends, so that tokens come into question one after another. A token
+    that a later one outreaches never is the last again: what is left has falling ends.
+    """
+    places = [len(tokens) - 1] * len(spans)
+    numbers: list[int] = []
+    ends: list[int] = []  # negated, so that they rise
+    num_seen = 0
+    for index in sorted(range(len(spans)), key=lambda index: spans[index].end):
+        start, end = spans[index]
+        if start >= end:
+            continue
+        while num_seen < len(tokens) and tokens[num_seen].start < end:
+            token = tokens[num_seen]
+            if token.start < token.end:
+                while ends and -ends[-1] <= token.end:
+                    numbers.pop()
+                    ends.pop()
+                numbers.append(num_seen)
+                ends.append(-token.end)
+            num_seen += 1
+        found = bisect_left(ends, -start) - 1
+        if found >= 0:
+            places[index] = numbers[found]
+    return places

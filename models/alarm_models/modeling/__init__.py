@@ -1,0 +1,1 @@
+"""From transformers checkpoints to networks: loading, heads, backends."""

@@ -1,0 +1,204 @@
+"""Heads: sequence and token classifiers, vocabulary, MLP, and ArmoRM's gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.checkpoint import read_tensors
+
+__all__ = [
+    "Head",
+    "Pooling",
+    "gated_head",
+    "mlp",
+    "select_token_logits",
+    "sequence_head",
+    "token_head",
+    "vocabulary_head",
+]
+
+#: Decoders whose logits are their linear head's, capped where the configuration says so.
+_PLAIN_VOCABULARY = {"llama", "mistral", "qwen2", "qwen3", "gemma2"}
+
+
+class Pooling(StrEnum):
+    """Which tokens' states a whole-sequence score is read from."""
+
+    FIRST = "first"
+    LAST = "last"
+    #: transformers' decoders: the last token that is not the configured padding.
+    LAST_NOT_PADDING = "last_not_padding"
+    MEAN = "mean"
+    #: The model pools by itself.
+    OWN = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns states ``[rows, hidden]`` into outputs ``[rows, num_outputs]``."""
+
+    apply: Callable[[torch.Tensor], torch.Tensor]
+    num_outputs: int
+    pooling: Pooling | None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module that a head is that was read from tensors, to be put on its device."""
+        if not isinstance(self.apply, torch.nn.Module):
+            raise TypeError("this head belongs to its model")
+        return self.apply
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the head."""
+        return self.apply(states)
+
+
+def sequence_head(model: PreTrainedModel) -> Head | None:
+    """Take off a sequence classifier's head; None where we do not know how it reads."""
+    classifier: Any = model
+    labels = int(classifier.config.num_labels)
+    match model.config.model_type:
+        case _ if isinstance(getattr(model, "score", None), torch.nn.Linear):
+            return Head(classifier.score, labels, Pooling.LAST_NOT_PADDING)
+        case "roberta" | "xlm-roberta" | "camembert" | "longformer":
+            # These heads take the first of a sample's states themselves.
+            return Head(lambda rows: classifier.classifier(rows[:, None]), labels, Pooling.FIRST)
+        case "bert":
+            pool = classifier.base_model.pooler
+            return Head(
+                lambda rows: classifier.classifier(pool(rows[:, None])), labels, Pooling.FIRST
+            )
+        case "modernbert":
+            pooling = {"cls": Pooling.FIRST, "mean": Pooling.MEAN}[model.config.classifier_pooling]
+            return Head(lambda rows: classifier.classifier(classifier.head(rows)), labels, pooling)
+        case _:
+            return None
+
+
+def token_head(model: PreTrainedModel) -> Head | None:
+    """Take off a token classifier's head; None where we do not know how it reads."""
+    classifier: Any = model
+    labels = int(classifier.config.num_labels)
+    match model.config.model_type:
+        case _ if isinstance(getattr(model, "score", None), torch.nn.Linear):
+            return Head(classifier.score, labels, None)
+        case "bert" | "roberta" | "xlm-roberta" | "camembert" | "longformer":
+            return Head(classifier.classifier, labels, None)
+        case "modernbert":
+            return Head(lambda rows: classifier.classifier(classifier.head(rows)), labels, None)
+        case _:
+            return None
+
+
+def mlp(tensors: Mapping[str, torch.Tensor], name: str) -> Head:
+    """Build a head of the tensors under its name.
+
+    ``weight [outputs, hidden]`` with or without ``bias`` is a linear head; ``0.weight``,
+    ``2.weight`` and so on are linear layers with a ReLU between (Qwen2.5-Math-PRM, INF-ORM).
+    """
+    prefixes = sorted(
+        (key.removesuffix("weight") for key in tensors if key.endswith("weight")),
+        key=lambda prefix: int(prefix.rstrip(".") or 0) if prefix.rstrip(".").isdigit() else 0,
+    )
+    if not prefixes or any(prefix and not prefix[:-1].isdigit() for prefix in prefixes):
+        raise CheckpointError(
+            f"the checkpoint holds no tensor {name}.weight, and no layers {name}.0.weight, ...; "
+            "is `head` right?"
+        )
+    layers: list[torch.nn.Module] = []
+    for prefix in prefixes:
+        weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+        if weight.ndim != 2:
+            raise CheckpointError(
+                f"{name}.{prefix}weight has shape {list(weight.shape)}, not two dimensions"
+            )
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+        layers += [torch.nn.ReLU()] if layers else []
+        layers.append(linear)
+    return Head(torch.nn.Sequential(*layers), int(weight.shape[0]), None)
+
+
+def vocabulary_head(model: PreTrainedModel, token_ids: Sequence[int]) -> Head | None:
+    """Take off a causal model's head for some tokens; None where we do not know how it reads."""
+    causal: Any = model
+    config = causal.config.get_text_config()
+    linear = causal.get_output_embeddings()
+    if config.model_type not in _PLAIN_VOCABULARY or not isinstance(linear, torch.nn.Linear):
+        return None
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def apply(states: torch.Tensor) -> torch.Tensor:
+        logits = linear(states)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return select_token_logits(logits, token_ids)
+
+    return Head(apply, len(token_ids) + 1, Pooling.LAST)
+
+
+def select_token_logits(logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
+    """Return some tokens' logits and, last, the log of the sum over all: ``[rows, tokens + 1]``."""
+    logits = logits.float()
+    return torch.cat([logits[:, list(token_ids)], logits.logsumexp(-1, keepdim=True)], -1)
+
+
+#: Where the configuration names none (ArmoRM's own default).
+_TEMPERATURE = 10.0
+
+
+class _Gated(torch.nn.Module):
+    """Takes ``[rows, hidden]`` to ``[rows, 3 * objectives]``: rewards, rewards M, and the gate.
+
+    Every row has all three: the sample's last row is read for rewards, its prompt's for the gate.
+    """
+
+    def __init__(
+        self,
+        regression: torch.nn.Module,
+        gate: torch.nn.Module,
+        transform: torch.Tensor,
+        scale: torch.Tensor,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self._regression = regression
+        self._gate = gate
+        self._temperature = temperature
+        self._transform = torch.nn.Parameter(transform, requires_grad=False)
+        self._scale = torch.nn.Parameter(scale, requires_grad=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the three."""
+        rewards = self._regression(states)
+        gate = torch.softmax(self._gate(states) / self._temperature, -1) * self._scale
+        return torch.cat([rewards, rewards @ self._transform, gate], -1)
+
+
+def gated_head(folder: Path, name: str, config: Any) -> Head:
+    """Read a regression layer of that name and the gate beside it from a checkpoint."""
+    regression = mlp(read_tensors(folder, name), name)
+    num_objectives = regression.num_outputs
+    gate = mlp(read_tensors(folder, "gating.layers"), "gating.layers")
+    if gate.num_outputs != num_objectives:
+        raise CheckpointError(
+            f"{folder}: the gate weighs {gate.num_outputs} objectives, {name} has {num_objectives}"
+        )
+    transform = read_tensors(folder, "reward_transform_matrix").get("")
+    scale = read_tensors(folder, "gating.logit_scale").get("")
+    head = _Gated(
+        regression.module,
+        gate.module,
+        torch.eye(num_objectives) if transform is None else transform,
+        torch.ones(1) if scale is None else scale,
+        float(getattr(config, "gating_temperature", _TEMPERATURE)),
+    )
+    return Head(head, 3 * num_objectives, None)

@@ -1,0 +1,231 @@
+"""Loads transformers checkpoints as networks; no forward pass runs during construction."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LongformerModel,
+    PreTrainedModel,
+)
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.backend_selection import Backbone, select_backend
+from alarm_models.modeling.checkpoint import read_tensors
+from alarm_models.modeling.heads import (
+    Head,
+    gated_head,
+    mlp,
+    select_token_logits,
+    sequence_head,
+    token_head,
+    vocabulary_head,
+)
+from alarm_models.modeling.network import HeadedNetwork, Network, WholeNetwork
+
+__all__ = [
+    "MODEL_INIT_LOCK",
+    "BaseModel",
+    "CheckpointSource",
+    "ModelInitLock",
+    "base_with_gate",
+    "base_with_head",
+    "load_base",
+    "sequence_classifier",
+    "token_classifier",
+    "token_scorer",
+]
+
+
+class ModelInitLock:
+    """Lets any number of forward passes run side by side, and a construction alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: The threads that run forward passes.
+        self._passes: set[int] = set()
+        self._is_under_way = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Run the block, a forward pass, while nothing is constructed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_under_way)
+            self._passes.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self.give_up(threading.get_ident())
+
+    def give_up(self, thread: int) -> None:
+        """Wait no longer for the pass of a thread, which may never end; nobody uses its result."""
+        with self._changed:
+            self._passes.discard(thread)
+            if self._is_under_way:
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Run the block, a construction, while no pass runs; passes that come meanwhile wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_under_way)
+            self._is_under_way = True
+            self._changed.wait_for(lambda: not self._passes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_under_way = False
+                self._changed.notify_all()
+
+
+#: The process's, as its default dtype is.
+MODEL_INIT_LOCK = ModelInitLock()
+
+
+_init_context: Any = PreTrainedModel.get_init_context
+
+
+def _locked_init_context(cls: type[PreTrainedModel], *arguments: Any, **named: Any) -> list[Any]:
+    """Return what transformers constructs a model within, and that no pass runs meanwhile."""
+    return [MODEL_INIT_LOCK.exclusive(), *_init_context.__func__(cls, *arguments, **named)]
+
+
+# Reading the weights takes minutes and disturbs nobody; this is the moment that does.
+PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSource:
+    """Where a network comes from and how it is to run.
+
+    ``max_remembered_bytes`` bounds what a causal model keeps of prompts for the batches after.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    trust_remote_code: bool = False
+    max_remembered_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A transformer without its head, which several heads may share."""
+
+    model: PreTrainedModel
+    backbone: Backbone
+
+
+def sequence_classifier(source: CheckpointSource) -> Network:
+    """Load a sequence classifier.
+
+    Where its head can be taken off, ours reads the states that the head reads, so that padding
+    never moves it and packing is possible.
+    """
+    model = _load(AutoModelForSequenceClassification, source)
+    return _with_head(model, sequence_head(model), source, has_global=True)
+
+
+def token_classifier(source: CheckpointSource) -> Network:
+    """Load a token classifier: one row of logits a token."""
+    model = _load(AutoModelForTokenClassification, source)
+    return _with_head(model, token_head(model), source)
+
+
+def load_base(source: CheckpointSource) -> BaseModel:
+    """Load a base model, which several heads may share."""
+    model = _load(AutoModel, source)
+    return BaseModel(model, _select_backend(model, source))
+
+
+def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Network:
+    """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
+    head = mlp(read_tensors(source.folder, name), name)
+    _onto_device(head.module.to(source.dtype), source.device)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def base_with_gate(base: BaseModel, source: CheckpointSource, name: str) -> Network:
+    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's form.
+
+    The outputs are three times the objectives; see `alarm_models.modeling.heads`.
+    """
+    head = gated_head(source.folder, name, base.model.config)
+    _onto_device(head.module.to(source.dtype), source.device)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Network:
+    """Load a causal model that scores tokens as the next one.
+
+    The outputs are the logits of ``token_ids``, then the log of the sum over the vocabulary.
+    """
+    model: Any = _load(AutoModelForCausalLM, source)
+    head = vocabulary_head(model, token_ids)
+    if head is None:
+        return WholeNetwork(model, select=lambda logits: select_token_logits(logits, token_ids))
+    return HeadedNetwork(model.base_model, _select_backend(model.base_model, source), head)
+
+
+def _with_head(
+    model: PreTrainedModel, head: Head | None, source: CheckpointSource, *, has_global: bool = False
+) -> Network:
+    if head is None:
+        return WholeNetwork(model)
+    base: Any = model.base_model
+    has_global = has_global and isinstance(base, LongformerModel)
+    return HeadedNetwork(base, _select_backend(base, source, has_global=has_global), head)
+
+
+def _select_backend(
+    model: PreTrainedModel, source: CheckpointSource, *, has_global: bool = False
+) -> Backbone:
+    return select_backend(
+        model, has_global=has_global, max_remembered_bytes=source.max_remembered_bytes
+    )
+
+
+def _load(loader: Any, source: CheckpointSource) -> PreTrainedModel:
+    try:
+        model, report = loader.from_pretrained(
+            str(source.folder),
+            dtype=source.dtype,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+    # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise CheckpointError(
+            f"{source.folder} lacks {len(missing)} tensors of {type(model).__name__} "
+            f"({', '.join(missing[:3])}, ...): they would be random. Is the kind or `head` right?"
+        )
+    loaded: PreTrainedModel = _onto_device(model, source.device).eval()
+    return loaded
+
+
+def _onto_device(module: Any, device: torch.device) -> Any:
+    """Move a module to its device, in memory of its own.
+
+    On a CPU tensors may lie in the checkpoint's mapped file, and would change with it where it is
+    overwritten in place.
+    """
+    module.to(device)
+    if device.type == "cpu":
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+    return module

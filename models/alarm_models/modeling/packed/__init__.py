@@ -1,0 +1,1 @@
+"""Packed forward passes: many samples in one row without padding, shared prefixes computed once."""

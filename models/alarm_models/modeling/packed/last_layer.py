@@ -1,0 +1,122 @@
+"""The last layer, computed only for the tokens that a head reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from alarm_models.modeling.packed.attention import attend_reads
+from alarm_models.modeling.packed.batch import get_forward_context
+
+__all__ = ["LastLayerAtReads", "prune_last_layer", "restore_last_layer"]
+
+#: Decoders whose layers are laid out as Llama's, and encoders whose layers are as BERT's.
+_LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3"}
+_LIKE_BERT = {"bert", "roberta", "xlm-roberta", "camembert"}
+
+
+class LastLayerAtReads(torch.nn.Module):
+    """Stands in for a last layer: all tokens in, ``[1, reads, hidden]`` out.
+
+    Keys and values are needed of every token; queries and the rest of the layer only of the reads.
+    """
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def _weights(self) -> Any:
+        return self.layer
+
+
+class _LlamaLastLayer(LastLayerAtReads):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_: Any,
+    ) -> torch.Tensor:
+        """Run the layer."""
+        layer, attention = self._weights, self._weights.self_attn
+        places = get_forward_context().read_places
+        normed = layer.input_layernorm(hidden_states)
+        query = self._heads(attention.q_proj(normed[:, places]), "q_norm")
+        key = self._heads(attention.k_proj(normed), "k_norm")
+        value = self._heads(attention.v_proj(normed), "")
+        cos, sin = position_embeddings  # [1, tokens, dim]
+        query = _rotated(query, cos[:, places], sin[:, places])
+        attended = attend_reads(
+            attention,
+            query,
+            _rotated(key, cos, sin),
+            value,
+            scale=attention.scaling,
+            causal=True,
+            # Its own where layers differ: None there is no window, whatever the configuration says.
+            window=getattr(
+                attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+            ),
+        )
+        states = hidden_states[:, places] + attention.o_proj(attended.flatten(2))
+        trimmed: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
+        return trimmed
+
+    def _heads(self, states: torch.Tensor, norm: str) -> torch.Tensor:
+        attention = self._weights.self_attn
+        heads = states.view(*states.shape[:2], -1, attention.head_dim)
+        return getattr(attention, norm, torch.nn.Identity())(heads).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class _BertLastLayer(LastLayerAtReads):
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Run the layer."""
+        layer, attention = self._weights, self._weights.attention.self
+        reads = hidden_states[:, get_forward_context().read_places]
+        query, key, value = (
+            states.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
+            for states in (
+                attention.query(reads),
+                attention.key(hidden_states),
+                attention.value(hidden_states),
+            )
+        )
+        attended = attend_reads(
+            attention, query, key, value, scale=attention.scaling, causal=False, window=None
+        )
+        states = layer.attention.output(attended.flatten(2), reads)
+        trimmed: torch.Tensor = layer.feed_forward_chunk(states)
+        return trimmed
+
+
+def prune_last_layer(model: PreTrainedModel) -> bool:
+    """Put a trimmed last layer into a model, where we know its kind; say whether it was."""
+    kind = model.config.get_text_config().model_type
+    kinds = ((_LIKE_LLAMA, _LlamaLastLayer), (_LIKE_BERT, _BertLastLayer))
+    for like, trimmed in kinds:
+        if kind in like:
+            layers = _layers(model)
+            layers[-1] = trimmed(layers[-1])
+            return True
+    return False
+
+
+def restore_last_layer(model: PreTrainedModel) -> None:
+    """Put the whole last layer back, where it was trimmed."""
+    if model.config.get_text_config().model_type in _LIKE_LLAMA | _LIKE_BERT:
+        layers = _layers(model)
+        last = layers[-1]
+        layers[-1] = last.layer if isinstance(last, LastLayerAtReads) else last
+
+
+def _layers(model: Any) -> torch.nn.ModuleList:
+    layers: torch.nn.ModuleList = model.layers if hasattr(model, "layers") else model.encoder.layer
+    return layers
+
+
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate heads ``[1, heads, tokens, dim]`` to their positions (Su et al. 2021)."""
+    one, other = states.chunk(2, -1)
+    return states * cos[:, None] + torch.cat([-other, one], -1) * sin[:, None]

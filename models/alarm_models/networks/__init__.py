@@ -1,1 +1,0 @@
-"""Checkpoints become networks: a transformer on its device, and the head that reads it."""

@@ -1,1 +1,0 @@
-"""Many samples in one forward pass: end to end, without padding, shared beginnings once."""

@@ -1,0 +1,1 @@
+"""From a sample's texts to token ids and segment spans."""

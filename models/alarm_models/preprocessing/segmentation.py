@@ -1,0 +1,260 @@
+"""Sentences, sub-sentences and steps; words with separators; n-grams copied from the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sentencex import get_sentence_boundaries
+
+from alarm_models.cancellation import check_cancelled
+from alarm_models.preprocessing.templates import Rendered
+from alarm_models.types import Sample, Span
+
+__all__ = [
+    "SEGMENTERS",
+    "SegmentedIds",
+    "SegmentedText",
+    "copied_words",
+    "sentences",
+    "split_sentences",
+    "split_words",
+    "steps",
+    "subsentences",
+]
+
+#: The fewest words a sub-sentence has before its break; more than as many follow it
+#: (FineGrainedRLHF, reward.py).
+MIN_WORDS = 5
+
+#: sentencex goes through a paragraph again for each of the characters in `_SCANNED`, with the
+#: interpreter held: characters times those is what it may be given at once (some 20 ms).
+_MAX_SCANS = 16_000_000
+
+#: A longer paragraph than that is read in windows of so many characters.
+_WINDOW = 2000
+
+_WORD = re.compile(r"\S+")
+
+#: What ends a paragraph for sentencex, which reads each on its own.
+_PARAGRAPH_END = re.compile(r"\n\r*\n")
+
+#: Quotation marks, but for apostrophes within words, and brackets.
+_SCANNED = re.compile(r"""["«»‘’‚“”‛„‟‹›《》「」()\[\]{}<>（）＜＞]|['`](?!\w)|(?<!\w)['`]""")
+
+#: Where lists and sentences may begin: what is between the scanned is compared with each of these.
+_MARK = re.compile(r"[.!?…。！？।\n]")
+
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+def sentences(text: str) -> tuple[Span, ...]:
+    """Find the sentences of an English text; white space around them belongs to none.
+
+    Takes time linear in the text, whatever it is made of: a paragraph of tens of thousands of
+    characters with very many quotation marks or brackets is read in windows.
+    """
+    found: list[Span] = []
+    start = 0
+    for end in (*(match.start() for match in _PARAGRAPH_END.finditer(text)), len(text)):
+        check_cancelled()
+        # The line ends between two paragraphs are trimmed off the second.
+        paragraph = text[start:end]
+        found += (Span(one.start + start, one.end + start) for one in _in_paragraph(paragraph))
+        start = end
+    return tuple(found)
+
+
+def subsentences(text: str) -> tuple[Span, ...]:
+    """Find the sub-sentences of an English text: its sentences, split at ``, ; ! ?``."""
+    return split_sentences(text, sentences(text))
+
+
+def steps(text: str) -> tuple[Span, ...]:
+    """Find the steps of a solution: what blank lines set apart."""
+    breaks = [Span(*match.span()) for match in _BLANK_LINES.finditer(text)]
+    starts = [0, *(one.end for one in breaks)]
+    ends = [*(one.start for one in breaks), len(text)]
+    found = (_trimmed(text, Span(*pair)) for pair in zip(starts, ends, strict=True))
+    return tuple(span for span in found if span.start < span.end)
+
+
+def split_sentences(text: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Split each sentence at the words that end with ``, ; ! ?``.
+
+    A part has at least five words, and more than five follow a break. A part in the middle that is
+    shorter joins the one before it; a first part that is shorter goes on
+    (FineGrainedRLHF, ``split_text_to_subsentences``).
+    """
+    return tuple(part for span in spans for part in _split_sentence(text, span))
+
+
+def _split_sentence(text: str, sentence: Span) -> list[Span]:
+    words = [Span(*m.span()) for m in _WORD.finditer(text, sentence.start, sentence.end)]
+    if not words:
+        return []
+    starts = [0]
+    for index in range(1, len(words)):
+        ends_part = text[words[index - 1].end - 1] in ",;!?"
+        if not ends_part or len(words) - index <= MIN_WORDS:
+            continue
+        if index - starts[-1] >= MIN_WORDS:
+            starts.append(index)
+        elif len(starts) > 1:
+            starts[-1] = index
+    ends = [start - 1 for start in starts[1:]] + [len(words) - 1]
+    return [
+        Span(words[first].start, words[last].end) for first, last in zip(starts, ends, strict=True)
+    ]
+
+
+def _in_paragraph(text: str) -> Iterator[Span]:
+    if not text or text.isspace():
+        return
+    num_scanned = sum(1 for _ in _SCANNED.finditer(text))
+    num_marks = sum(1 for _ in _MARK.finditer(text))
+    num_scans = num_scanned * len(text) + (num_scanned + num_marks) ** 2
+    bounds = _bounds(text) if num_scans <= _MAX_SCANS else _bounds_in_windows(text)
+    for span in bounds:
+        trimmed = _trimmed(text, span)
+        if trimmed.start < trimmed.end:
+            yield trimmed
+
+
+def _bounds(text: str) -> list[Span]:
+    return [
+        Span(boundary["start_index"], boundary["end_index"])
+        for boundary in get_sentence_boundaries("en", text)
+    ]
+
+
+def _bounds_in_windows(text: str) -> list[Span]:
+    """Find sentences a window at a time; each window begins with the last sentence before it."""
+    starts = [0]
+    at = 0
+    while at < len(text):
+        check_cancelled()
+        end = at + _WINDOW
+        found = [span.start + at for span in _bounds(text[at:end])][1:]
+        starts += found if end >= len(text) else found[:-1]
+        # The last sentence may go on behind the window. One of half a window is not read again:
+        # so every character is read twice at most.
+        goes_on = found and found[-1] - at >= _WINDOW // 2 and end < len(text)
+        if found and end < len(text):
+            starts.append(found[-1])
+        at = found[-1] if goes_on else end
+    return [Span(*pair) for pair in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    part = text[span.start : span.end]
+    start = span.start + len(part) - len(part.lstrip())
+    return Span(start, max(start, span.start + len(part.rstrip())))
+
+
+#: The segmenters that a recipe and a sample's ``segments`` may name.
+SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
+    "sentences": sentences,
+    "subsentences": subsentences,
+    "steps": steps,
+}
+
+
+#: Words in a row that must stand alike in the prompt.
+_ROW = 3
+
+_WORD_CHARACTERS = re.compile(r"\w+")
+
+
+def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
+    """Find the words that stand in the prompt too, within the same three words in a row.
+
+    Case and punctuation do not count. A grounded answer copies most of its words; what it makes up
+    it does not.
+    """
+    said = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
+    rows = {tuple(said[at : at + _ROW]) for at in range(len(said) - _ROW + 1)}
+    words = [Span(*match.span()) for match in _WORD_CHARACTERS.finditer(completion)]
+    texts = [completion[word.start : word.end].casefold() for word in words]
+    copied: set[int] = set()
+    for at in range(len(words) - _ROW + 1):
+        if tuple(texts[at : at + _ROW]) in rows:
+            copied.update(range(at, at + _ROW))
+    return tuple(words[index] for index in sorted(copied))
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedIds:
+    """Token ids with a separator before each segment.
+
+    ``separators`` are the separators' places; ``prompt`` the range of tokens that came from the
+    prompt; ``types`` is 1 for tokens of copied words.
+    """
+
+    ids: list[int]
+    token_type_ids: list[int]
+    separators: list[int]
+    prompt: Span
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedText:
+    """A sample's words, in order.
+
+    ``firsts`` holds the index of each segment's first word; ``prompt`` is the range of words that
+    came from the prompt; ``copied`` the words that the completion copied from it.
+    """
+
+    segments: tuple[Span, ...]
+    words: list[str]
+    firsts: list[int]
+    prompt: Span
+    copied: frozenset[int]
+
+    def insert_separators(
+        self, ids: Sequence[int], owners: Sequence[int], separator: int
+    ) -> SegmentedIds:
+        """Put a separator before each segment; ``owners`` holds the word that each id is of."""
+        laid = SegmentedIds([], [], [], Span(0, 0))
+        inside: list[int] = []
+        # A last owner past all words lets the separators of segments without words in.
+        for token, owner in zip((*ids, None), (*owners, len(self.words)), strict=True):
+            while (
+                len(laid.separators) < len(self.firsts)
+                and owner >= self.firsts[len(laid.separators)]
+            ):
+                laid.separators.append(len(laid.ids))
+                laid.ids.append(separator)
+                laid.token_type_ids.append(0)
+            if token is None:
+                break
+            if self.prompt.start <= owner < self.prompt.end:
+                inside.append(len(laid.ids))
+            laid.ids.append(token)
+            laid.token_type_ids.append(int(owner in self.copied))
+        prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
+        return SegmentedIds(laid.ids, laid.token_type_ids, laid.separators, prompt)
+
+
+def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:
+    """Split the text before the segments, and each segment, on white space."""
+    spans = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
+    words = [prefix.text[span.start : span.end] for span in spans]
+    inside = [
+        index
+        for index, span in enumerate(spans)
+        if prefix.prompt.start <= span.start and span.end <= prefix.prompt.end
+    ]
+    text = sample.completion_text
+    places = {at for span in copied_words(sample.prompt_text, text) for at in range(*span)}
+    firsts: list[int] = []
+    copied: set[int] = set()
+    for segment in segments:
+        firsts.append(len(words))
+        for match in _WORD.finditer(text, segment.start, segment.end):
+            if not places.isdisjoint(range(*match.span())):
+                copied.add(len(words))
+            words.append(match.group())
+    prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
+    return SegmentedText(segments, words, firsts, prompt, frozenset(copied))

@@ -1,0 +1,166 @@
+"""How a sample becomes the one text that a model reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Formatter
+
+from alarm_models.errors import RecipeError, SampleError
+from alarm_models.preprocessing.patterns import TimedPattern
+from alarm_models.types import Message, Sample, Span
+
+__all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text, and where in it prompt and completion stand.
+
+    The prompt is what truncation may shorten. Tokens in ``marked`` spans are of type 1, where any
+    are given. ``places`` are characters whose tokens are to be found, in order.
+    """
+
+    text: str
+    prompt: Span
+    completion: Span
+    typed_spans: tuple[Span, ...] | None = None
+    anchor_positions: tuple[int, ...] = ()
+
+    def within(self, text: str, start: int) -> Rendered:
+        """Return this text's spans in a longer text that has it at ``start``."""
+        prompt, completion = (
+            Span(span.start + start, span.end + start) for span in (self.prompt, self.completion)
+        )
+        return Rendered(text, prompt, completion)
+
+
+#: How long one field may be searched for in one prompt.
+_FIELD_TIMEOUT_S = 1.0
+
+#: ``before\s*(.*?)\s*after``, the shape of the built-in recipes' patterns: two plain texts.
+_BETWEEN = re.compile(r"([\w :#>-]*[\w:#>-])\\s\*\(\.\*\?\)\\s\*([\w:#>-][\w :#>-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPattern:
+    """Finds a field in the prompt when a caller leaves it out.
+
+    The field is the pattern's first group, or the whole prompt where the pattern finds nothing.
+    Raises `RecipeError` for a pattern that cannot be read or has no group.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if self._compiled().num_groups < 1:
+            raise RecipeError(
+                f"the pattern {self.pattern!r} in [fields] has no group: put the field in brackets"
+            )
+
+    def find(self, prompt: str) -> str:
+        """Return the field's text; raise `SampleError` where finding it takes too long."""
+        shape = _BETWEEN.fullmatch(self.pattern)
+        if shape is not None:
+            return _between(prompt, *shape.groups())
+        match = self._compiled().search(prompt)
+        # A group that took no part in the match has no text.
+        return prompt if match is None else match.group(1) or ""
+
+    def _compiled(self) -> TimedPattern:
+        return TimedPattern(self.pattern, _FIELD_TIMEOUT_S, name="pattern in [fields]", dotall=True)
+
+
+def _between(text: str, before: str, after: str) -> str:
+    """Return what ``before\\s*(.*?)\\s*after`` finds, in time linear in the text.
+
+    A pattern engine tries every way to share white space out between the three parts: the time
+    grows by the cube of it.
+    """
+    start = text.find(before)
+    end = text.find(after, start + len(before)) if start >= 0 else -1
+    return text if end < 0 else text[start + len(before) : end].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _TemplatePart:
+    literal: str
+    name: str | None
+    as_words: bool
+
+
+class TextTemplate:
+    """A text with placeholders: ``{prompt}``, ``{completion}`` and the names of fields.
+
+    ``{name:words}`` stands for the words of a text joined by single spaces; ``{{`` for a brace.
+    Texts are put in as they are: a placeholder inside a prompt is not replaced.
+    """
+
+    def __init__(self, template: str, *, fields: Mapping[str, FieldPattern] | None = None) -> None:
+        self.names: tuple[str, ...]
+        self._parts = _parse(template)
+        self._fields = fields or {}
+        self.names = tuple(part.name for part in self._parts if part.name is not None)
+        if self.names.count("prompt") > 1:
+            raise RecipeError(f"template {template!r} names {{prompt}} more than once")
+
+    def render(self, sample: Sample) -> Rendered:
+        """Put the sample's texts in their places.
+
+        Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
+        """
+        text = ""
+        spans: dict[str, Span] = {}
+        for part in self._parts:
+            text += part.literal
+            if part.name is None:
+                continue
+            value = self._value(part.name, sample)
+            start = len(text)
+            text += " ".join(value.split()) if part.as_words else value
+            spans[part.name] = Span(start, len(text))
+            if part.name in self._fields and part.name not in sample.fields:
+                # Found in the prompt, it is the prompt: it may be shortened as that.
+                spans.setdefault("prompt", spans[part.name])
+        nowhere = Span(0, 0)
+        return Rendered(text, spans.get("prompt", nowhere), spans.get("completion", nowhere))
+
+    def _value(self, name: str, sample: Sample) -> str:
+        if name == "prompt":
+            return sample.prompt_text
+        if name == "completion":
+            return sample.completion_text
+        if name in sample.fields:
+            return sample.fields[name]
+        if name in self._fields:
+            return self._fields[name].find(sample.prompt_text)
+        raise SampleError(
+            "invalid_sample",
+            f"the model's template names {{{name}}}: send it in the sample's `fields`",
+        )
+
+
+def conversation(sample: Sample) -> tuple[Message, ...]:
+    """Return the sample as messages: a user's prompt and an assistant's completion."""
+    prompt = _as_messages(sample.prompt, "user")
+    return prompt + _as_messages(sample.completion, "assistant")
+
+
+def _as_messages(content: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    return (Message(role, content),) if isinstance(content, str) else content
+
+
+def _parse(template: str) -> tuple[_TemplatePart, ...]:
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise RecipeError(f"template {template!r} cannot be read: {error}") from error
+    parts = []
+    for literal, name, modifier, conversion in parsed:
+        if name is not None and not name.isidentifier():
+            raise RecipeError(f"template {template!r} has {{{name}}}, which is no name")
+        if conversion or modifier not in (None, "", "words"):
+            raise RecipeError(f"template {template!r}: {{{name}}} may only be followed by :words")
+        parts.append(_TemplatePart(literal, name, modifier == "words"))
+    return tuple(parts)

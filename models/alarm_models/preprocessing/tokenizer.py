@@ -1,0 +1,245 @@
+"""From text to token ids, by a checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from tokenizers import Encoding
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer
+
+from alarm_models.cancellation import check_cancelled
+from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.preprocessing.chat_templates import (
+    FIXED_DATE,
+    asks_date,
+    draws_randomly,
+    fix_date,
+)
+from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.types import Message, Span
+
+__all__ = ["Tokenizer"]
+
+_logger = logging.getLogger(__name__)
+
+#: How long a checkpoint's chat template may take over one conversation.
+_TEMPLATE_TIMEOUT_S = 10.0
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, safe to use from several threads."""
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        # transformers' loader has no types.
+        loaded: Any = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code
+        )
+        if not loaded.is_fast:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
+            )
+        self._loaded = loaded
+        self._is_dated = asks_date(self.chat_template or "")
+        # A copy of our own: nobody switches truncation or padding on while we encode.
+        self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        # A letter shows which special tokens go around a text.
+        probe = self._fast.encode("a")
+        inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
+        self._prefix = probe.ids[: inside[0]] if inside else []
+        self._suffix = probe.ids[inside[-1] + 1 :] if inside else []
+
+    @property
+    def num_prefix(self) -> int:
+        """How many special tokens stand before a text."""
+        return len(self._prefix)
+
+    @property
+    def num_suffix(self) -> int:
+        """How many special tokens stand after a text."""
+        return len(self._suffix)
+
+    @property
+    def model_max_length(self) -> int:
+        """The tokenizer's own limit; very large where it has none."""
+        limit = self._loaded.model_max_length
+        return int(limit) if limit and limit > 0 else 1 << 60
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that the checkpoint brings: the default one of several."""
+        template = self._loaded.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    def require_chat_template(self, checkpoint: str) -> None:
+        """Raise `CheckpointError` unless there is one that renders a sample always alike."""
+        template = self.chat_template
+        if not template:
+            raise CheckpointError(
+                f"{checkpoint} brings no chat template; give a text in `template`"
+            )
+        if draws_randomly(template):
+            raise CheckpointError(
+                f"{checkpoint}: the chat template puts in other text each time (`random` or "
+                "`lipsum`), and so would every sample's score; give a text in `template`"
+            )
+        if self._is_dated:
+            fix_date(template)
+            _logger.warning(
+                "%s: the chat template asks for the date, and is always given %s",
+                checkpoint,
+                f"{FIXED_DATE:%d %b %Y}",
+            )
+
+    def separator_id(self, token: str | None) -> int:
+        """Return the id of the separator token: the named one, else the tokenizer's own."""
+        name = token or self._loaded.sep_token or self._loaded.eos_token
+        token_id = None if name is None else self._fast.token_to_id(name)
+        if token_id is None:
+            raise CheckpointError(f"the tokenizer has no separator token {name!r}; set `separator`")
+        return int(token_id)
+
+    def only_id(self, text: str) -> int:
+        """Return the id of a text that is one token; raise `CheckpointError` with what it is."""
+        ids = self._fast.encode(text, add_special_tokens=False).ids
+        if len(ids) == 1:
+            return int(ids[0])
+        token_id = self._fast.token_to_id(text)
+        if token_id is None:
+            tokens = [self._fast.id_to_token(one) for one in ids]
+            raise CheckpointError(f"{text!r} is no single token of this tokenizer, but {tokens}")
+        return int(token_id)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text without special tokens around it."""
+        return tuple(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def render_turn(self, turn: Rendered) -> Rendered:
+        """Apply the checkpoint's chat template to one user's message that wants an answer."""
+        text = self._apply([Message("user", turn.text)], add_generation_prompt=True)
+        start = text.find(turn.text.strip())
+        lead = len(turn.text) - len(turn.text.lstrip())
+        return (
+            Rendered(text, Span(0, 0), Span(0, 0)) if start < 0 else turn.within(text, start - lead)
+        )
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> Rendered:
+        """Apply the checkpoint's chat template to a conversation that ends with a completion."""
+        text = self._apply(messages, add_generation_prompt=add_generation_prompt)
+        first, last = messages[0].content.strip(), messages[-1].content.strip()
+        start = text.find(first)
+        completion = _rfind(text, last, 0, len(text))
+        if len(messages) < 2 or start < 0 or completion < start:
+            return Rendered(text, Span(0, 0), Span(0, 0))
+        before = messages[-2].content.strip()
+        end = _rfind(text, before, start, completion) + len(before)
+        end = max(start, end)
+        return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
+
+    def encode(self, rendered: Sequence[Rendered], *, with_special: bool) -> list[TokenIds]:
+        """Tokenise whole texts; a text that brings its own first special token gets no second."""
+        texts = [one.text for one in rendered]
+        encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
+        return [
+            self._token_ids(encoding, one, with_special)
+            for encoding, one in zip(encodings, rendered, strict=True)
+        ]
+
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
+        """Tokenise texts that were split into words before; return ids and each id's word."""
+        encodings = self._fast.encode_batch(
+            [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
+        )
+        return [
+            (encoding.ids, [word for word in encoding.word_ids if word is not None])
+            for encoding in encodings
+        ]
+
+    def with_special(self, ids: Sequence[int]) -> list[int]:
+        """Put the tokenizer's special tokens around ids that were tokenised in parts."""
+        return [*self._prefix, *ids, *self._suffix]
+
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        turns = _Turns({"role": message.role, "content": message.content} for message in messages)
+        if self._is_dated:
+            fix_date(self.chat_template or "")
+        try:
+            text: str = self._loaded.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # the template is the checkpoint's own program: it may raise any
+            raise SampleError(
+                "invalid_sample", f"the chat template refuses these messages: {error}"
+            ) from error
+        return text
+
+    def _token_ids(self, encoding: Encoding, text: Rendered, with_special: bool) -> TokenIds:
+        ids, offsets = encoding.ids, encoding.offsets
+        num_prefix = self.num_prefix if with_special else 0
+        num_suffix = self.num_suffix if with_special else 0
+        if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1]:
+            ids, offsets = ids[1:], offsets[1:]
+        inside = [
+            index
+            for index in range(num_prefix, len(ids) - num_suffix)
+            if text.prompt.start <= offsets[index][0] and offsets[index][1] <= text.prompt.end
+        ]
+        cuttable = Span(inside[0], inside[-1] + 1) if inside else Span(num_prefix, num_prefix)
+        types = () if text.typed_spans is None else _token_types(offsets, text.typed_spans)
+        places = _tokens_at(offsets, text.anchor_positions)
+        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places)
+
+
+class _Turns(list[dict[str, str]]):
+    """Messages that a chat template may look at for so long, and while anybody wants the text."""
+
+    def __init__(self, turns: Iterator[dict[str, str]]) -> None:
+        super().__init__(turns)
+        self._deadline = time.monotonic() + _TEMPLATE_TIMEOUT_S
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for turn in super().__iter__():
+            self._check()
+            yield turn
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        self._check()
+        return super().__getitem__(index)
+
+    def _check(self) -> None:
+        check_cancelled()
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"it took longer than {_TEMPLATE_TIMEOUT_S:g} s")
+
+
+def _rfind(text: str, part: str, start: int, end: int) -> int:
+    """As `str.rfind`, whose time is that of the text times that of the part."""
+    found = text[start:end][::-1].find(part[::-1])
+    return -1 if found < 0 else end - found - len(part)
+
+
+def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:
+    """Return 1 for each token that overlaps a marked span; spans come in order."""
+    inside = {at for span in marked for at in range(span.start, span.end)}
+    return tuple(int(any(at in inside for at in range(*offset))) for offset in offsets)
+
+
+def _tokens_at(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
+    """Return the token that holds each character; characters come in order."""
+    tokens: list[int] = []
+    token = 0
+    for place in places:
+        while token < len(offsets) and not offsets[token][0] <= place < offsets[token][1]:
+            token += 1
+        if token < len(offsets):
+            tokens.append(token)
+    return tuple(tokens)

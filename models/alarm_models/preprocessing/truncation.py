@@ -1,0 +1,72 @@
+"""What gives way when a sample is longer than its model's limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from alarm_models.errors import SampleError
+from alarm_models.types import Span
+
+__all__ = ["TokenIds", "Truncation", "fit"]
+
+
+class Truncation(StrEnum):
+    """The ways to shorten a sample that a recipe may name."""
+
+    PROMPT = "prompt"
+    RIGHT = "right"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids with the range of tokens that came from the prompt.
+
+    ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
+    text; no truncation drops them. ``types`` are token type ids, or none. ``places`` are the
+    tokens that were asked for by their characters.
+    """
+
+    ids: tuple[int, ...]
+    prompt: Span
+    num_prefix: int
+    num_suffix: int
+    token_type_ids: tuple[int, ...] = ()
+    anchor_positions: tuple[int, ...] = ()
+
+    def without(self, start: int, stop: int, prompt: Span) -> TokenIds:
+        """Return these tokens less those of a range; ``prompt`` is where the prompt is then."""
+        ids = self.ids[:start] + self.ids[stop:]
+        types = self.token_type_ids[:start] + self.token_type_ids[stop:]
+        places = tuple(
+            place if place < start else place - (stop - start)
+            for place in self.anchor_positions
+            if not start <= place < stop
+        )
+        return TokenIds(ids, prompt, self.num_prefix, self.num_suffix, types, places)
+
+
+def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:
+    """Shorten the tokens to the limit, and say whether anything was dropped.
+
+    `Truncation.PROMPT` drops tokens from the prompt's start; `Truncation.RIGHT` keeps the head, as
+    the paper's code does. Raises `SampleError` (``too_long``) where that cannot be enough.
+    """
+    excess = len(tokens.ids) - max_tokens
+    if excess <= 0:
+        return tokens, False
+    if truncation is Truncation.RIGHT:
+        end = len(tokens.ids) - tokens.num_suffix
+        return tokens.without(max(end - excess, 0), end, tokens.prompt), True
+    start, stop = tokens.prompt
+    if truncation is Truncation.ERROR or excess > stop - start:
+        raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
+    return tokens.without(start, start + excess, Span(start, stop - excess)), True
+
+
+def _too_long(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> str:
+    if truncation is Truncation.ERROR:
+        return f"the sample has {len(tokens.ids)} tokens, the model takes {max_tokens}"
+    num_rest = len(tokens.ids) - (tokens.prompt.end - tokens.prompt.start)
+    return f"without any prompt the sample has {num_rest} tokens, the model takes {max_tokens}"

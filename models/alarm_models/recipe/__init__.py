@@ -1,0 +1,1 @@
+"""Recipes: their schema, model specs and loading from TOML. Imports no torch."""

@@ -1,0 +1,184 @@
+"""Reads recipes from TOML files or by built-in name, with --set overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alarm_models.errors import RecipeError
+from alarm_models.recipe.schema import Recipe
+
+__all__ = [
+    "FOLDERS",
+    "built_in_names",
+    "load_recipe",
+    "load_recipe_again",
+    "load_recipes",
+    "locate_recipe",
+    "parse_setting",
+    "set_key",
+]
+
+#: A model's keys that may name a folder beside the recipe's file.
+FOLDERS = {"checkpoint", "path"}
+
+#: What rewards are made of besides scores.
+_CONSTANTS = {"holistic", "hierarchy", "aspects"}
+
+
+def built_in_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("alarm_models") / "recipes"
+    return sorted(
+        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
+    """Read one recipe; see `load_recipes`."""
+    return load_recipes([name_or_file], settings)[0]
+
+
+def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
+    """Read recipes by built-in name or file, and set keys by their dotted names.
+
+    Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table; where it
+    changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
+    naming file and key.
+    """
+    tables = [_read(name) for name in names_or_files]
+    for setting in settings:
+        keys, _ = parse_setting(setting)
+        has_table = [_set(table, setting) for table in tables]
+        if not any(has_table):
+            table_name = ".".join(keys[:-1])
+            raise RecipeError(f"--set {_shown(setting)}: no recipe has a table {table_name!r}")
+    recipes = [_checked(table) for table in tables]
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"two recipes have one name: {names}")
+    return recipes
+
+
+def load_recipe_again(
+    name_or_file: str, settings: Iterable[str], before: Recipe | None = None
+) -> Recipe:
+    """Read one of a server's recipes; a setting for tables that it lacks is for another.
+
+    ``before`` is the recipe as it was read last: a table that a setting names must still be there.
+    Raises `RecipeError`.
+    """
+    table = _read(name_or_file)
+    known = {} if before is None else before.model_dump(include={"models", "aspects"})
+    for setting in settings:
+        keys, _ = parse_setting(setting)
+        if not _set(table, setting) and _has_table(known, keys):
+            raise RecipeError(
+                f"--set {_shown(setting)}: {name_or_file!r} has no such table any more"
+            )
+    return _checked(table)
+
+
+def locate_recipe(name_or_file: str) -> Path:
+    """Return the file of a built-in recipe, or the file that is named, there or not."""
+    if name_or_file in built_in_names():
+        return Path(str(resources.files("alarm_models") / "recipes" / f"{name_or_file}.toml"))
+    return Path(name_or_file).expanduser()
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    path = locate_recipe(name_or_file)
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            f"{name_or_file!r} is neither a built-in recipe ({', '.join(built_in_names())}) "
+            f"nor a file that can be read: {error.strerror}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    if isinstance(table.get("parity"), str) and table["parity"]:
+        table["parity"] = str(path.parent.resolve() / table["parity"])
+    models = table.get("models", {})
+    for model in models.values() if isinstance(models, dict) else ():
+        for key in FOLDERS & set(model if isinstance(model, dict) else ()):
+            folder = model[key]
+            if isinstance(folder, str) and folder.startswith(("./", "../")):
+                model[key] = str((path.parent / folder).resolve())
+    return table
+
+
+def _checked(table: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in one['loc']) or 'recipe'}: {one['msg']}"
+            for one in error.errors()
+        ]
+        raise RecipeError(f"recipe {table.get('name')!r}: {'; '.join(lines)}") from error
+
+
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """Split ``KEY=VALUE`` into the key's parts and a TOML value, else the text as it is.
+
+    Raises `RecipeError`, which tells no server's key.
+    """
+    key, equals, text = setting.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        told = repr(f"{key}=..." if equals else key)
+        if not equals and "." not in key:  # what a separator within a value has cut off
+            told = f"{len(key)} characters without `=`"
+        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {told}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, text
+    if keys[-1] == "api_key" and not isinstance(value, str):
+        return keys, text  # a key of digits is no number
+    return keys, value if isinstance(value, bool | int | float | str | list) else text
+
+
+def _shown(setting: str) -> str:
+    """Return a setting as it may be told: without a key, or a URL, which may hold a password."""
+    key, _, _ = setting.partition("=")
+    is_secret = key.strip().rpartition(".")[2] in ("api_key", "url")
+    return f"{key}=..." if is_secret else setting
+
+
+def _set(table: MutableMapping[str, Any], setting: str) -> bool:
+    """Set a key where the recipe has its table; say whether it has."""
+    keys, value = parse_setting(setting)
+    if not _has_table(table, keys):
+        return False
+    set_key(table, keys, value)
+    if keys[0] in _CONSTANTS:
+        table["parity_rewards"] = False
+    return True
+
+
+def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
+    # holistic and hierarchy are every recipe's, written out or not; a model or an aspect is not.
+    if len(keys) < 3:
+        return True
+    tables = table.get(keys[0])
+    return len(keys) == 3 and isinstance(tables, Mapping) and keys[1] in tables
+
+
+def set_key(table: MutableMapping[str, Any], keys: Sequence[str], value: object) -> None:
+    """Set a key by the names on the way to it; tables on the way that are missing are made.
+
+    Raises `RecipeError` where something else than a table is on the way.
+    """
+    for at, key in enumerate(keys[:-1], 1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, MutableMapping):
+            raise RecipeError(f"{'.'.join(keys)} cannot be set: {'.'.join(keys[:at])} is no table")
+    table[keys[-1]] = value

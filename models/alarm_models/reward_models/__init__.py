@@ -1,0 +1,1 @@
+"""Reward models: one file per kind, from samples to scores."""

@@ -1,0 +1,274 @@
+"""What reward models promise: RewardModel, its neural base, and host models without a device."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.loader import MODEL_INIT_LOCK
+from alarm_models.modeling.network import Network
+from alarm_models.preprocessing.tokenizer import Tokenizer
+from alarm_models.recipe.specs import NeuralSpec, Spec
+from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
+from alarm_models.types import Sample, Score
+
+__all__ = [
+    "CheckModel",
+    "HostModel",
+    "LoadedCheckpoint",
+    "Model",
+    "NeuralRewardModel",
+    "Outcome",
+    "Prepared",
+    "RewardModel",
+    "fingerprint_of",
+    "in_turns",
+    "max_tokens",
+    "require_finite",
+    "require_outputs",
+]
+
+#: More tokens than any sample has.
+_NO_LIMIT = 1 << 20
+
+#: What becomes of a sample at a model.
+Outcome = Score | SampleError
+
+#: What preparing a sample gives: work for the device, a score that needs none, or what is wrong.
+Prepared = ModelInput | Score | SampleError
+
+
+class RewardModel(Protocol):
+    """A model in three steps, of which only `forward` needs the device.
+
+    `prepare` and `read` may run in any thread; `forward` runs on the thread that owns the device.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides its scores."""
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens it reads of one sample; None where it reads no tokens."""
+
+    @property
+    def cost(self) -> BatchLayout:
+        """What a batch costs it."""
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that it computes in, as torch calls it; None where that is not known."""
+
+    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Turn samples into features, one answer a sample, in order."""
+
+    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A network and its tokenizer, as loaded from one checkpoint."""
+
+    network: Network
+    tokenizer: Tokenizer
+    digest: str
+    label_names: tuple[str, ...] = ()
+
+
+class NeuralRewardModel:
+    """What the kinds with weights share: limits and the forward pass are their network's."""
+
+    def __init__(self, spec: NeuralSpec, weights: LoadedCheckpoint, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.limit: int | None = max_tokens(spec, weights)
+        self.config: Any = weights.network.config
+        self._network = weights.network
+
+    @property
+    def cost(self) -> BatchLayout:
+        """What a batch costs the network."""
+        return self._network.cost
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that the network computes in."""
+        return str(self._network.dtype).removeprefix("torch.")
+
+    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
+        """Return the tokens that each sample adds to a batch's work, padding not counted."""
+        return self._network.num_computed(batch)
+
+    def forget(self) -> None:
+        """Free what is remembered of batches before."""
+        self._network.forget()
+
+    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+        """Run one batch."""
+        with MODEL_INIT_LOCK.shared():
+            return self._network.outputs(batch)
+
+
+def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
+    """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
+    positions = _num_positions(weights.network)
+    if spec.max_tokens is None:
+        return min(positions, weights.tokenizer.model_max_length)
+    positions *= _scaling(weights.network)
+    if spec.max_tokens > positions:
+        raise RecipeError(
+            f"max_tokens is {spec.max_tokens}, but {spec.checkpoint} has {positions} positions"
+        )
+    return spec.max_tokens
+
+
+def _num_positions(network: Network) -> int:
+    """Return what the configuration says, and no more than the tables have room for.
+
+    Configurations say "no limit" in many ways: XLNet with -1, others with none or 0.
+    """
+    named = getattr(network.config, "max_position_embeddings", None)
+    limits = (named if isinstance(named, int) else None, network.max_positions)
+    return min((one for one in limits if one is not None and one > 0), default=_NO_LIMIT)
+
+
+def _scaling(network: Network) -> int:
+    """Return how many times its positions a model reads where a recipe asks: dynamic RoPE's."""
+    scaling = getattr(network.config, "rope_parameters", None) or {}
+    is_dynamic = network.max_positions is None and "dynamic" in str(scaling.get("rope_type"))
+    return max(int(scaling.get("factor") or 1), 1) if is_dynamic else 1
+
+
+def require_finite(values: Sequence[float]) -> None:
+    """Raise `SampleError` (``non_finite``) for a NaN or an infinity."""
+    if not all(math.isfinite(value) for value in values):
+        raise SampleError("non_finite", "the model gave a number that is not finite")
+
+
+def require_outputs(network: Network, wanted: int, what: str) -> None:
+    """Raise `CheckpointError` unless the network gives that many numbers a read."""
+    if network.num_outputs != wanted:
+        raise CheckpointError(
+            f"{what} wants {wanted} logit{'s' * (wanted > 1)}, the checkpoint has "
+            f"{network.num_outputs}; kind `multi-objective` reads any number"
+        )
+
+
+_Part = TypeVar("_Part")
+_Scored = TypeVar("_Scored")
+
+
+class HostModel(ABC):
+    """A model that scores samples without the device: a rule, a checker, a user's function."""
+
+    #: The most tokens it reads of one sample; None where it reads none, or that is not known.
+    limit: int | None = None
+
+    #: The precision that it computes in, as torch calls it; None where that is not known.
+    dtype: str | None = None
+
+    #: Where it runs, as callers are told.
+    device = "none"
+
+    #: Whether another server scores, which has shown that it answers once `open` is through.
+    is_elsewhere = False
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides its scores, as far as it can be known."""
+        return self._fingerprint
+
+    async def open(self) -> None:
+        """Get ready, in the event loop that scores; raise `CheckpointError`.
+
+        May be asked again after an `UnreachableError`.
+        """
+        return
+
+    @abstractmethod
+    async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        """Return one outcome a sample, in order; a sample that cannot be scored fails alone."""
+
+    async def close(self) -> None:
+        """End what it has started; nothing is asked of it afterwards."""
+        return
+
+
+#: What a recipe's model is, once loaded.
+Model = RewardModel | HostModel
+
+
+class CheckModel(HostModel):
+    """A check run on a crew's threads, each sample within its time.
+
+    ``greet`` says whether a server that it asks is there, or raises `UnreachableError`.
+    """
+
+    def __init__(
+        self,
+        check: Check,
+        crew: CheckThreadPool,
+        timeout_s: float,
+        fingerprint: str,
+        greet: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(fingerprint)
+        self._check = check
+        self._greet = greet
+        self._crew = crew
+        self._timeout_s = timeout_s
+
+    async def open(self) -> None:
+        """See that whom it asks is there."""
+        if self._greet is not None:
+            await asyncio.to_thread(self._greet)
+
+    async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        """Check each sample."""
+        return await self._crew.run(self._check, samples, self._timeout_s)
+
+    async def close(self) -> None:
+        """Let the crew's threads end."""
+        self._crew.close()
+
+
+async def in_turns(
+    score: Callable[[_Part], Awaitable[_Scored]], parts: Sequence[_Part], at_once: int
+) -> list[_Scored]:
+    """Score the parts of one request, so many at once, in order.
+
+    What they wait for serves in the order of asking: a large request that asked for all at once
+    would keep others waiting for all of it.
+    """
+    slots = asyncio.Semaphore(at_once)
+
+    async def scored(part: _Part) -> _Scored:
+        async with slots:
+            return await score(part)
+
+    return list(await asyncio.gather(*map(scored, parts)))
+
+
+def fingerprint_of(spec: Spec, *more: object) -> str:
+    """Digest a spec and what else decides the scores: a library's version, a function's text."""
+    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency", "environment"})
+    return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]

@@ -1,0 +1,82 @@
+"""Kind `generative`: how likely a causal model finds one token, or yes against no, as the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from alarm_models.combination.rules import sigmoid
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
+from alarm_models.preprocessing.tokenizer import Tokenizer
+from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.recipe.specs import GenerativeSpec
+from alarm_models.reward_models.base import (
+    LoadedCheckpoint,
+    NeuralRewardModel,
+    Prepared,
+    require_finite,
+)
+from alarm_models.reward_models.text_pipeline import TextPipeline
+from alarm_models.types import Sample, Score, Span
+
+__all__ = ["GenerativeModel", "scored_tokens"]
+
+
+def scored_tokens(spec: GenerativeSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids whose logits the score is made of; raise `CheckpointError` for no token."""
+    tokens = [spec.positive] if spec.negative is None else [spec.positive, spec.negative]
+    return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
+
+
+class GenerativeModel(NeuralRewardModel):
+    """A causal language model, read for its next token after the text.
+
+    The score is the token's logit (Llama-3.1-Nemotron-70B-Reward reads token 0 so), its log
+    probability, or with ``negative`` the margin: the log-odds of yes against no.
+    """
+
+    def __init__(
+        self,
+        spec: GenerativeSpec,
+        weights: LoadedCheckpoint,
+        fields: Mapping[str, FieldPattern],
+        fingerprint: str,
+    ) -> None:
+        super().__init__(spec, weights, fingerprint)
+        vocabulary = int(self.config.vocab_size)
+        for token in (spec.positive, spec.negative):
+            if isinstance(token, int) and not 0 <= token < vocabulary:
+                raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
+        self._spec = spec
+        self._tokenizer = weights.tokenizer
+        self._texts = TextPipeline(spec, spec.template, weights, fields)
+        self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Render, tokenise and shorten."""
+        return self._texts.prepare(samples, self._render, self._features)
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read the number that the recipe names off the next token's logits."""
+        positive, *negative, total = outputs[0].tolist()
+        value = positive
+        if negative:
+            value -= negative[0]
+        elif self._spec.measure == "logprob":
+            value -= total
+        require_finite([value])
+        if self._spec.activation == "sigmoid":
+            value = sigmoid(value)
+        return Score(value, None, features.num_tokens, features.truncated)
+
+    def _render(self, sample: Sample) -> Rendered:
+        if self._ask is not None:
+            return self._tokenizer.render_turn(self._ask.render(sample))
+        return self._texts.render(sample, add_generation_prompt=self._spec.generation_prompt)
+
+    def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
+        last = len(tokens.ids) - 1
+        return ModelInput(tokens.ids, (Span(last, last + 1),), truncated)

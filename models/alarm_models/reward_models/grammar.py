@@ -1,0 +1,48 @@
+"""Kind `grammar`: errors as spans with the names of the rules they break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from alarm_models.reward_models.text_checks import num_policy_tokens
+from alarm_models.types import Sample, Score, SegmentScore, Span
+
+__all__ = ["Checker", "Grammar", "GrammarError"]
+
+#: The rule of an error that the caller found.
+_CALLERS = "error"
+
+#: An error: its characters, and the rule that it breaks.
+GrammarError = tuple[Span, str]
+
+
+class Checker(Protocol):
+    """Finds errors; may be asked by several threads at once."""
+
+    def find(self, text: str) -> Sequence[GrammarError]:
+        """Return a text's errors, spans in code points."""
+
+
+class Grammar:
+    """Has a checker find the errors that the caller does not bring as ``segments.errors``.
+
+    The score is the paper's error rate: errors a token of the policy (words without token offsets),
+    None without tokens. Lower is better.
+    """
+
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
+
+    def __call__(self, sample: Sample) -> Score:
+        """Return the errors as negative segments, labelled with their rules."""
+        text = sample.completion_text
+        given = sample.segments.get("errors")
+        if given is None:
+            errors = sorted(self._checker.find(text))
+        else:
+            errors = [(Span(start, min(end, len(text))), _CALLERS) for start, end in given]
+        num_tokens = num_policy_tokens(sample)
+        rate = len(errors) / num_tokens if num_tokens else None
+        segments = tuple(SegmentScore(span, rule, None, False) for span, rule in errors)
+        return Score(rate, segments, 0, False)

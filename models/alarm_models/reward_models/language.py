@@ -1,0 +1,55 @@
+"""Kind `language`: how sure it is that a completion is in the language it should be in."""
+
+from __future__ import annotations
+
+import re
+
+from lingua import Language, LanguageDetectorBuilder
+
+from alarm_models.errors import RecipeError
+from alarm_models.recipe.specs import LanguageSpec
+from alarm_models.types import Sample, Score
+
+__all__ = ["LanguageConfidence"]
+
+#: lingua goes through a word once for each of its letters, with the interpreter held: a longer run
+#: without white space is no word of any language, and is read in parts of that length.
+_MAX_WORD = 4000
+
+_RUN = re.compile(r"\S+")
+
+
+class LanguageConfidence:
+    """Asks lingua, which knows no languages but the recipe's (as ALaRM's code).
+
+    The score is a probability among these languages; a text without letters has 0.
+    """
+
+    def __init__(self, spec: LanguageSpec) -> None:
+        known = {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+        unknown = sorted(set(spec.languages) - set(known))
+        if unknown:
+            raise RecipeError(f"languages has {unknown}; lingua knows {', '.join(sorted(known))}")
+        self._target = known[spec.target]
+        languages = [known[code] for code in spec.languages]
+        self._detector = (
+            LanguageDetectorBuilder.from_languages(*languages)
+            .with_preloaded_language_models()
+            .build()
+        )
+
+    def __call__(self, sample: Sample) -> Score:
+        """Return the target's confidence in [0, 1]."""
+        text = _with_breaks(sample.completion_text)
+        return Score(self._detector.compute_language_confidence(text, self._target), None, 0, False)
+
+
+def _with_breaks(text: str) -> str:
+    """Return the text with a space in every run without white space that is longer than a word."""
+    if max(map(len, text.split()), default=0) <= _MAX_WORD:
+        return text
+    return _RUN.sub(lambda run: " ".join(_parts(run.group())), text)
+
+
+def _parts(run: str) -> list[str]:
+    return [run[at : at + _MAX_WORD] for at in range(0, len(run), _MAX_WORD)]

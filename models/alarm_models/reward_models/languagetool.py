@@ -1,0 +1,103 @@
+"""A LanguageTool server, the grammar checker over HTTP: `POST /v2/check`, as published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from alarm_models.errors import SampleError, UnreachableError
+from alarm_models.recipe.specs import GrammarSpec
+from alarm_models.reward_models.grammar import GrammarError
+from alarm_models.reward_models.remote.connections import (
+    NoAnswer,
+    ask,
+    excerpt,
+    open_client,
+    parsed,
+    without_password,
+)
+from alarm_models.types import Span
+
+__all__ = ["LanguageTool"]
+
+#: Connections that are refused or lost are tried again as often.
+_RETRIES = 2
+
+
+class LanguageTool:
+    """Checks texts in any language that the server knows."""
+
+    def __init__(self, spec: GrammarSpec) -> None:
+        self._base = f"{(spec.url or '').rstrip('/')}/v2"
+        self._constants = {"language": spec.language}
+        if spec.ignored_rules:
+            self._constants["disabledRules"] = ",".join(spec.ignored_rules)
+        self._shown = without_password(self._base)
+        self._timeout_s = spec.timeout_s
+        self._client = open_client(
+            self._base,
+            limits=httpx.Limits(max_connections=spec.concurrency),
+            retries=_RETRIES,
+        )
+
+    def check_reachable(self) -> None:
+        """Return once the server answers; raise `UnreachableError` where it does not."""
+        try:
+            answer = self._asked("GET", "languages")
+        except NoAnswer as error:
+            raise UnreachableError(
+                f"the LanguageTool server cannot be asked at {self._shown}: it {error}"
+            ) from error
+        if not answer.is_success:
+            raise UnreachableError(
+                f"the LanguageTool server cannot be asked at {self._shown}: it answered "
+                f"{answer.status_code}"
+            )
+
+    def find(self, text: str) -> Sequence[GrammarError]:
+        """Return the errors of a text with their rules; raise `SampleError` (``model_failed``)."""
+        try:
+            answer = self._asked("POST", "check", data={"text": text, **self._constants})
+            if answer.status_code != httpx.codes.OK:
+                raise _failed(f"answered {answer.status_code}: {excerpt(answer.text)}")
+            return [_error(match, text) for match in parsed(answer)["matches"]]
+        except NoAnswer as error:
+            if error.is_of_no_use:
+                raise _failed(f"gave an answer that is none of its API's: it {error}") from error
+            raise _failed(f"cannot be asked at {self._shown}/check: it {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _failed(
+                f"gave an answer that is none of its API's: {excerpt(repr(error))}"
+            ) from error
+
+    def _asked(self, method: str, path: str, **request: Any) -> httpx.Response:
+        return ask(
+            self._client, method, f"{self._base}/{path}", timeout_s=self._timeout_s, **request
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _error(match: dict[str, Any], text: str) -> GrammarError:
+    start, length = match["offset"], match["length"]
+    if not all(type(one) is int and one >= 0 for one in (start, length)):
+        raise TypeError("an offset and a length were expected to be whole numbers")
+    return _code_points(text, start, start + length), str(match["rule"]["id"])
+
+
+def _code_points(text: str, start: int, end: int) -> Span:
+    """Return a span in code points; LanguageTool counts as Java does, in UTF-16 units."""
+    units = text.encode("utf-16-le")
+
+    def place(at: int) -> int:
+        return len(units[: 2 * at].decode("utf-16-le", errors="ignore"))
+
+    return Span(place(start), place(end))
+
+
+def _failed(what: str) -> SampleError:
+    return SampleError("model_failed", f"the LanguageTool server {what}"[:500])

@@ -1,0 +1,113 @@
+"""Kind `multi-objective`: several named numbers for a whole completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.modeling.heads import Pooling
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.preprocessing.templates import FieldPattern
+from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.recipe.specs import MultiObjectiveSpec
+from alarm_models.reward_models.base import (
+    LoadedCheckpoint,
+    NeuralRewardModel,
+    Prepared,
+    require_finite,
+)
+from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
+from alarm_models.types import Sample, Score, Span
+
+__all__ = ["MultiObjectiveModel"]
+
+
+class MultiObjectiveModel(NeuralRewardModel):
+    """A head of several outputs, each of which an aspect may name.
+
+    The score is the gate's mix of them (ArmoRM's form, with ``gate_at``), else their sum by the
+    recipe's ``weights``, else none.
+    """
+
+    def __init__(
+        self,
+        spec: MultiObjectiveSpec,
+        weights: LoadedCheckpoint,
+        fields: Mapping[str, FieldPattern],
+        fingerprint: str,
+    ) -> None:
+        super().__init__(spec, weights, fingerprint)
+        self._spec = spec
+        self._texts = TextPipeline(spec, spec.template, weights, fields)
+        self._pooling = weights.network.pooling or Pooling(spec.pooling)
+        self._gate = () if spec.gate_at is None else weights.tokenizer.ids(spec.gate_at)
+        num_objectives = weights.network.num_outputs // (3 if self._gate else 1)
+        self._names = spec.objectives or weights.label_names
+        if len(self._names) != num_objectives:
+            raise CheckpointError(
+                f"{spec.checkpoint} has {num_objectives} outputs, and {len(self._names)} names "
+                f"{list(self._names)}: list them in order in `objectives`"
+            )
+        unknown = sorted(set(spec.weights) - set(self._names))
+        if unknown:
+            raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Render, tokenise and shorten."""
+        return self._texts.prepare(samples, self._texts.render, self._features)
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read every output, and make the score of them."""
+        if self._gate:
+            rewards, mixed, _ = outputs[1].chunk(3)
+            *_, gate = outputs[0].chunk(3)
+            value: float | None = float(gate @ mixed)
+        else:
+            rewards = self._activated(outputs[0])
+            value = self._weighed(rewards)
+        values = rewards.tolist()
+        require_finite([*values, *(() if value is None else (value,))])
+        named = dict(zip(self._names, values, strict=True))
+        return Score(value, None, features.num_tokens, features.truncated, outputs=named)
+
+    def _activated(self, rewards: torch.Tensor) -> torch.Tensor:
+        match self._spec.activation:
+            case "sigmoid":
+                return rewards.sigmoid()
+            case "softmax":
+                return rewards.softmax(-1)
+            case "none":
+                return rewards
+
+    def _weighed(self, rewards: torch.Tensor) -> float | None:
+        if not self._spec.weights:
+            return None
+        weights = [self._spec.weights.get(name, 0.0) for name in self._names]
+        return float(rewards @ torch.tensor(weights))
+
+    def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
+        read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)
+        reads = (self._gate_read(tokens), read) if self._gate else (read,)
+        return ModelInput(tokens.ids, reads, truncated)
+
+    def _gate_read(self, tokens: TokenIds) -> Span:
+        """Find where the prompt ends: the pattern's first token, not one from the completion.
+
+        ArmoRM's own code takes the pattern's last occurrence; it is the same, unless a completion
+        spells the pattern out.
+        """
+        found = [
+            at
+            for at in range(len(tokens.ids) - len(self._gate) + 1)
+            if tokens.ids[at : at + len(self._gate)] == self._gate
+        ]
+        after = [at for at in found if at >= tokens.prompt.end > 0]
+        if not found:
+            raise SampleError(
+                "too_long" if tokens.prompt.end == 0 else "invalid_sample",
+                f"gate_at {self._spec.gate_at!r} is not in what the model reads",
+            )
+        at = after[0] if after else found[-1]
+        return Span(at, at + 1)

@@ -1,0 +1,448 @@
+"""Worker processes that run users' functions and can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alarm_models.errors import RecipeError, SampleError
+from alarm_models.reward_models import process_guard as guard
+from alarm_models.types import Message, Sample
+
+__all__ = [
+    "START_S",
+    "Function",
+    "FunctionPool",
+    "FunctionProcess",
+    "FunctionResult",
+    "ProcessDied",
+    "ProcessTimeout",
+    "Program",
+    "without_secrets",
+]
+
+#: Words of a variable's name that say that its value is a secret, or leads to one.
+_SECRET = re.compile(
+    r"(^|_)(\w*(KEY|KEYS|APIKEY|TOKEN|SECRET|SECRETS|PASSWORD)|KEYS?|TOKENS?|PASSWD|PASSPHRASE"
+    r"|CREDENTIALS?|AUTH|PAT)(_|$)",
+    re.IGNORECASE,
+)
+
+#: What may hold keys of models on other servers (``models.NAME.api_key=...``).
+_SETTINGS = frozenset({"ALARM_SET"})
+
+
+def without_secrets(passed: Collection[str] = ()) -> Mapping[str, str]:
+    """Return the variables of this process, less those that hold keys and are not ``passed``."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in passed or not (_SECRET.search(name) or name.upper() in _SETTINGS)
+    }
+
+
+#: What the program says: an ``id``, and a ``value`` or what ``failed``.
+FunctionResult = Mapping[str, Any]
+
+#: The longest line: a completion, or its spans.
+_MAX_LINE = 1 << 26
+
+#: How long importing the function may take.
+START_S = 120
+
+#: How long the guard may take to end all that a function has started: longer than it gives itself.
+_END_S = 7
+
+
+class ProcessDied(Exception):
+    """The process ended with this question open; others may have been open too."""
+
+
+class ProcessTimeout(Exception):
+    """No answer came in time; the process has been killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a function's process runs: ``module:name`` in a folder.
+
+    ``variables`` names those of the environment that are passed on although they hold secrets.
+    """
+
+    folder: str
+    target: str
+    timeout_s: float
+    variables: Collection[str] = ()
+
+    def start(self) -> Guarded:
+        """Start it; raise `OSError`."""
+        program = "alarm_models.reward_models.process_worker"
+        lifeline, held = os.pipe()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, with a recipe's own names
+                [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve()), str(lifeline),
+                 sys.executable, "-m", program, self.folder, self.target, str(self.timeout_s)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=without_secrets(self.variables),
+                pass_fds=[lifeline],
+                start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            os.close(held)
+            raise
+        finally:
+            os.close(lifeline)
+        return Guarded(process, held)
+
+
+class Guarded:
+    """A process beneath its guard, which ends all of it once `hang_up` is called."""
+
+    def __init__(self, process: subprocess.Popen[bytes], lifeline: int) -> None:
+        self.process = process
+        self._lifeline: int | None = lifeline
+
+    def hang_up(self) -> None:
+        """Have the guard kill what there is; does not wait."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def first_line(self, timeout_s: float) -> bytes:
+        """Return the first line that it writes, which no other may follow; raise `TimeoutError`."""
+        if self.process.stdout is None:
+            return b""
+        line, deadline = b"", time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                read = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not read:
+                    break
+                line += read
+        return line
+
+    def wait(self) -> None:
+        """Wait until the guard has ended, and kill it where it takes too long."""
+        try:
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def close(self) -> None:
+        """End it, where nobody else has its pipes."""
+        self.hang_up()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+
+class FunctionProcess:
+    """A running process; questions may be asked side by side."""
+
+    def __init__(self, guarded: Guarded, pipes: _Pipes) -> None:
+        self._guarded = guarded
+        self._pipes = pipes
+        self._ids = itertools.count()
+        self._open: dict[int, asyncio.Future[FunctionResult]] = {}
+        #: Whether it takes no more questions, and whether it answers none.
+        self._is_retired = self._is_over = False
+        self._closing: asyncio.Task[None] | None = None
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, program: Program) -> FunctionProcess:
+        """Start a process and wait until it has its function; raise `ProcessDied`."""
+        try:
+            guarded = program.start()
+        except OSError as error:
+            raise ProcessDied(f"it did not start: {error}") from error
+        pipes = await _Pipes.of(guarded.process)
+        first = b""
+        try:
+            with suppress(TimeoutError, ValueError):
+                first = await asyncio.wait_for(pipes.answers.readline(), START_S)
+            found: FunctionResult = json.loads(first) if first else {"failed": "it did not start"}
+        except BaseException:  # nobody waits for it any more
+            await cls(guarded, pipes).close()
+            raise
+        started = cls(guarded, pipes)
+        if "failed" in found:
+            await started.close()
+            raise ProcessDied(found["failed"])
+        return started
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may be asked."""
+        return not self._is_retired and not self._is_over
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._reader.done()
+
+    async def ask(self, sample: Sample, timeout_s: float) -> FunctionResult:
+        """Return the function's answer; raise `ProcessDied` or `ProcessHangs`."""
+        number = next(self._ids)
+        answer: asyncio.Future[FunctionResult] = asyncio.get_running_loop().create_future()
+        self._open[number] = answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                with suppress(ConnectionError):  # the reader hears of its end, and says so
+                    self._pipes.questions.write(_request_line(number, sample))
+                    await self._pipes.questions.drain()
+                if self._is_over:
+                    raise ProcessDied("the process ended")
+                return await answer
+        except TimeoutError:
+            await self.close()
+            raise ProcessTimeout from None
+        finally:
+            del self._open[number]
+            if self._is_retired and not self._open:
+                self._close_soon()
+
+    async def close(self) -> None:
+        """Kill it with all that it has started; what is open hears that it died."""
+        self._guarded.hang_up()
+        # Its pipe ends with the last process that holds it: the guard sees to that.
+        _, left = await asyncio.wait([self._reader], timeout=_END_S)
+        if left:
+            self._reader.cancel()
+            await asyncio.wait(left)
+
+    def _close_soon(self) -> None:
+        self._guarded.hang_up()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self.close())
+
+    async def _read(self) -> None:
+        try:
+            # A line that is too long, or no JSON: nothing it says counts.
+            with suppress(ValueError, LookupError, TypeError, AttributeError):
+                while line := await self._pipes.answers.readline():
+                    self._take(json.loads(line))
+        finally:
+            self._is_over = True
+            self._guarded.hang_up()
+            self._pipes.close()
+            for future in self._open.values():
+                if not future.done():
+                    future.set_exception(ProcessDied("the process ended"))
+        await asyncio.to_thread(self._guarded.wait)
+
+    def _take(self, answer: FunctionResult) -> None:
+        # What a call that was given up has started can only be ended with its process.
+        self._is_retired = self._is_retired or bool(answer.get("leaves_processes"))
+        future = self._open.get(answer["id"])
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipes:
+    """A process's output and input, read and written by the event loop."""
+
+    answers: asyncio.StreamReader
+    questions: asyncio.StreamWriter
+    transport: asyncio.ReadTransport
+
+    @classmethod
+    async def of(cls, process: subprocess.Popen[bytes]) -> _Pipes:
+        """Take a process's pipes, which are closed here from now on."""
+        loop = asyncio.get_running_loop()
+        answers = asyncio.StreamReader(limit=_MAX_LINE)
+        reading, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(answers), process.stdout
+        )
+        # A writer wants a protocol that knows when the pipe is full; this one reads nothing.
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+        writing, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
+        return cls(answers, asyncio.StreamWriter(writing, protocol, None, loop), reading)
+
+    def close(self) -> None:
+        """Close both, whatever was still to be written."""
+        self.transport.close()
+        if not self.questions.transport.is_closing():
+            self.questions.transport.abort()
+
+
+def _request_line(number: int, sample: Sample) -> bytes:
+    said = {
+        "prompt": _content_to_json(sample.prompt),
+        "completion": _content_to_json(sample.completion),
+        "fields": dict(sample.fields),
+        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
+        "segments": {name: list(spans) for name, spans in sample.segments.items()},
+        "id": sample.id,
+        "group": sample.group,
+    }
+    return json.dumps({"id": number, "sample": said}).encode() + b"\n"
+
+
+def _content_to_json(content: str | tuple[Message, ...]) -> str | list[list[str]]:
+    if isinstance(content, str):
+        return content
+    return [[message.role, message.content] for message in content]
+
+
+#: What an async function has to say that it overran its time itself, before it is killed for it.
+_GRACE_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that was found: what runs it, and a digest of its file."""
+
+    program: Program
+    digest: str
+    is_async: bool
+
+    @classmethod
+    def find(
+        cls, folder: str, target: str, timeout_s: float, variables: Collection[str] = ()
+    ) -> Function:
+        """Import it in a process; raise `RecipeError` where that fails, with what it said.
+
+        ``variables`` are those of the environment that it is given although they hold secrets.
+        """
+        program = Program(folder, target, timeout_s, variables)
+        try:
+            guarded = program.start()
+        except OSError as error:
+            raise RecipeError(f"{target} cannot be imported: {error}") from error
+        try:
+            found = json.loads(guarded.first_line(START_S))
+        except TimeoutError as error:
+            raise RecipeError(f"{target} is not imported after {START_S} s") from error
+        except ValueError as error:
+            raise RecipeError(f"{target} cannot be imported: its process died") from error
+        finally:
+            guarded.close()
+        if "failed" in found:
+            raise RecipeError(f"{found['failed']} (imported from {folder!r})")
+        return cls(program, found["digest"], found["is_async"])
+
+
+class FunctionPool:
+    """Runs a function in processes, which start as they are needed.
+
+    A plain function has a process for itself while it runs, so a call that hangs or dies is killed
+    alone. Calls of an async function share processes; where one dies, each that was open there is
+    made again alone, so that only the one that killed it fails.
+    """
+
+    def __init__(self, function: Function, num_processes: int, concurrency: int) -> None:
+        self._function = function
+        self._program = function.program
+        self._is_closed = False
+        self._processes: list[FunctionProcess | None] = [None] * num_processes
+        #: Those that are asked nothing any more, and may not have answered all.
+        self._leaving: list[FunctionProcess] = []
+        self._starting = [asyncio.Lock() for _ in range(num_processes)]
+        self._alone = asyncio.Lock()
+        self._asking: set[asyncio.Task[FunctionResult]] = set()
+        self._slots: asyncio.Queue[int] = asyncio.Queue()
+        for _ in range(concurrency if function.is_async else 1):
+            for index in range(num_processes):
+                self._slots.put_nowait(index)
+
+    async def call(self, sample: Sample) -> object:
+        """Return what the function returns; raise `SampleError` (``model_failed``)."""
+        index = await self._slots.get()
+        asking = asyncio.create_task(self._ask_in_slot(index, sample))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
+        try:
+            # It goes on where the caller leaves: its process is not free before it has answered.
+            return _result_value(await asyncio.shield(asking))
+        except asyncio.CancelledError:
+            if asking.cancelled():  # the pool was closed, rather than the caller gone
+                raise SampleError("model_failed", f"{self._program.target} was closed") from None
+            raise
+        except (ProcessDied, ProcessTimeout) as error:
+            if not self._function.is_async:
+                raise self._failed(error) from error
+        return await self._call_alone(sample)
+
+    async def close(self) -> None:
+        """Kill the processes, those too that are being started."""
+        self._is_closed = True
+        for asking in self._asking:
+            asking.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
+        running = [process for process in self._processes if process is not None]
+        await asyncio.gather(*(process.close() for process in running + self._leaving))
+
+    async def _ask_in_slot(self, index: int, sample: Sample) -> FunctionResult:
+        try:
+            return await self._ask(index, sample)
+        finally:
+            self._slots.put_nowait(index)
+
+    def _asked(self, asking: asyncio.Task[FunctionResult]) -> None:
+        self._asking.discard(asking)
+        with suppress(asyncio.CancelledError):
+            asking.exception()  # seen, also where the caller has left
+
+    async def _ask(self, index: int, sample: Sample) -> FunctionResult:
+        async with self._starting[index]:
+            process = self._processes[index]
+            if process is None or not process.is_usable:
+                self._leaving = [one for one in self._leaving if not one.is_closed]
+                self._leaving += [] if process is None else [process]
+                self._processes[index] = None
+                process = self._processes[index] = await self._start()
+        return await process.ask(sample, self._timeout_s)
+
+    async def _start(self) -> FunctionProcess:
+        if self._is_closed:
+            raise ProcessDied("it is closed")
+        return await FunctionProcess.start(self._program)
+
+    async def _call_alone(self, sample: Sample) -> object:
+        async with self._alone:
+            try:
+                process = await self._start()
+                try:
+                    return _result_value(await process.ask(sample, self._timeout_s))
+                finally:
+                    await process.close()
+            except (ProcessDied, ProcessTimeout) as error:
+                raise self._failed(error) from error
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._program.timeout_s + (_GRACE_S if self._function.is_async else 0)
+
+    def _failed(self, error: ProcessDied | ProcessTimeout) -> SampleError:
+        what = f"took longer than {self._program.timeout_s:g} s"
+        if isinstance(error, ProcessDied):
+            what = f"ended its process: {error}"
+        return SampleError("model_failed", f"{self._program.target} {what}"[:500])
+
+
+def _result_value(answer: FunctionResult) -> object:
+    if "failed" in answer:
+        raise SampleError("model_failed", f"the function failed: {answer['failed']}"[:500])
+    return answer["value"]

@@ -1,0 +1,1 @@
+"""Reward models behind other servers' HTTP APIs."""

@@ -1,0 +1,421 @@
+"""Requests and responses of remote APIs: vLLM, SGLang, TEI, alarm servers, LLM judges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from alarm_models.errors import SampleError
+from alarm_models.preprocessing.patterns import TimedPattern
+from alarm_models.preprocessing.templates import FieldPattern, TextTemplate, conversation
+from alarm_models.recipe.specs import ANY_NUMBER, RemoteSpec
+from alarm_models.reward_models.remote.connections import excerpt
+from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
+from alarm_models.types import Message, Sample, Score, SegmentScore, Span
+
+__all__ = [
+    "AlarmApi",
+    "Api",
+    "JudgeApi",
+    "SglangApi",
+    "TeiApi",
+    "VllmApi",
+    "api_of",
+    "named_score",
+    "number",
+    "plain_score",
+]
+
+
+def number(value: object) -> float:
+    """Return a number of an answer; raise `TypeError` for what is none, a text of digits too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a number was expected, not a {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def plain_score(value: float) -> Score | SampleError:
+    """Return the score of one number."""
+    if not math.isfinite(value):
+        return SampleError("non_finite", "the remote model gave a number that is not finite")
+    return Score(value, None, 0, False)
+
+
+def named_score(
+    numbers: Sequence[object], names: Sequence[str] | None, spec: RemoteSpec
+) -> Score | SampleError:
+    """Return the score of one number, or of several by their names.
+
+    Several are the outputs of the score; their sum by the recipe's ``weights`` is its value.
+    Raises `TypeError` for what is no number.
+    """
+    if not isinstance(numbers, list | tuple):
+        raise TypeError(f"numbers were expected, not a {type(numbers).__name__}")
+    if len(numbers) == 1 and spec.labels is None:
+        return plain_score(number(numbers[0]))
+    names = spec.labels or names
+    if names is None or len(names) != len(numbers):
+        return SampleError(
+            "model_failed",
+            f"the remote model gave {len(numbers)} numbers: name them in order in `labels`",
+        )
+    outputs = {name: number(one) for name, one in zip(names, numbers, strict=True)}
+    if not all(map(math.isfinite, outputs.values())):
+        return SampleError("non_finite", "the remote model gave a number that is not finite")
+    return Score(_weighed(outputs, spec.weights), None, 0, False, outputs=outputs)
+
+
+def _weighed(outputs: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    if not weights:
+        return next(iter(outputs.values())) if len(outputs) == 1 else None
+    return sum(weight * outputs[name] for name, weight in weights.items())
+
+
+#: Of the codes of a sample's error, those that mean here what they mean there.
+_CODES = frozenset({"too_long", "non_finite", "invalid_sample", "model_failed"})
+
+_NOT_FINITE = SampleError("non_finite", "the remote model gave a number that is not finite")
+
+
+class AlarmApi:
+    """The ``/score`` of another alarm server; a fingerprint that changes is an error."""
+
+    path = "/score"
+    identity_path = "/models"
+
+    def __init__(self, spec: RemoteSpec) -> None:
+        self.max_samples = spec.batch_size
+        self._spec = spec
+        self._fingerprint: str | None = None
+        self._is_graded = False
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return a request of samples as they came."""
+        named = {} if self._spec.model is None else {"model": self._spec.model}
+        return named | {"samples": [_sample(sample) for sample in samples]}
+
+    def with_activation(self, body: Mapping[str, Any]) -> None:
+        """An activation is the other server's recipe's to name."""
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read one score or error a sample."""
+        there = answer["fingerprint"]
+        if there != self._fingerprint:
+            return [
+                SampleError(
+                    "model_failed",
+                    f"the remote model's fingerprint is {excerpt(there)} now, it was "
+                    f"{self._fingerprint}: start this server again to take the new one",
+                )
+            ] * num_samples
+        return [self._outcome(row) for row in answer["scores"]]
+
+    def identity(self, answer: Any) -> str:
+        """Return the model's fingerprint, and note whether it grades segments."""
+        name = self._spec.model
+        if name is None:
+            # The default is the first recipe's holistic model.
+            first = answer["recipes"][0]
+            name = first["holistic"]
+        row = next(row for row in answer["models"] if row["name"] == name)
+        if row["fingerprint"] is None:
+            raise ValueError(f"the model {name!r} is still loading there")
+        self._is_graded = row["kind"] == "steps"
+        if not isinstance(row["fingerprint"], str):
+            raise TypeError("a fingerprint was expected to be a text")
+        self._fingerprint = row["fingerprint"]
+        return self._fingerprint
+
+    def _outcome(self, row: Any) -> Score | SampleError:
+        if row["error"] is not None:
+            code, message = str(row["error"]["code"]), excerpt(row["error"]["message"])
+            if code in _CODES:
+                return SampleError(code, message)
+            return SampleError("model_failed", f"{excerpt(code)}: {message}")
+        segments, outputs = row["segments"], row.get("outputs")
+        score = Score(
+            _number_or_none(row["score"]),
+            None if segments is None else tuple(self._segment(one) for one in segments),
+            _whole(row["num_tokens"]),
+            row["truncated"] is True,
+            outputs=None
+            if outputs is None
+            else {str(name): number(one) for name, one in outputs.items()},
+        )
+        return score if _is_finite(score) else _NOT_FINITE
+
+    def _segment(self, row: Any) -> SegmentScore:
+        score = _number_or_none(row["score"])
+        label = None if row["label"] is None else str(row["label"])
+        is_positive = None if score is None or self._is_graded else score > 0
+        return SegmentScore(
+            Span(_whole(row["start"]), _whole(row["end"])), label, score, is_positive
+        )
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else number(value)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("a whole number was expected")
+    return value
+
+
+def _is_finite(score: Score) -> bool:
+    numbers = [score.value, *(score.outputs or {}).values()]
+    numbers += [one.score for one in score.segments or ()]
+    return all(one is None or math.isfinite(one) for one in numbers)
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    # Spans are tuples, which are lists in JSON.
+    return {
+        "prompt": _content(sample.prompt),
+        "completion": _content(sample.completion),
+        "fields": dict(sample.fields),
+        "segments": {name: list(spans) for name, spans in sample.segments.items()},
+        "group": sample.group,
+        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
+    }
+
+
+def _content(content: str | tuple[Message, ...]) -> object:
+    if isinstance(content, str):
+        return content
+    return [{"role": message.role, "content": message.content} for message in content]
+
+
+class _Classifier:
+    """What the three share: a text a sample, and a list of numbers a text."""
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        self.max_samples = spec.batch_size
+        self._spec = spec
+        self._template = TextTemplate(spec.template or "", fields=fields)
+        self._named: dict[str, Any] = {} if spec.model is None else {"model": spec.model}
+
+    def _texts(self, samples: Sequence[Sample]) -> list[str]:
+        return [self._template.render(sample).text for sample in samples]
+
+
+class VllmApi(_Classifier):
+    """vLLM's ``/classify``: texts, or a conversation to which it applies its chat template."""
+
+    path = "/classify"
+    identity_path = "/v1/models"
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        super().__init__(spec, fields)
+        if spec.template == "chat":
+            self.max_samples = 1
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return a request of texts, or of one conversation."""
+        common = self._named | {"use_activation": False}
+        if self._spec.template != "chat":
+            return common | {"input": self._texts(samples)}
+        turns = conversation(samples[0])
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return common | {"messages": messages}
+
+    def with_activation(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for what vLLM gives by default."""
+        return {**body, "use_activation": True}
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read ``probs``, which without activation are logits."""
+        rows = {_index(row): row for row in answer["data"]}
+        if len(rows) != len(answer["data"]) or sorted(rows) != list(range(num_samples)):
+            raise ValueError(f"{num_samples} texts were sent, the answer's indices are others")
+        return [named_score(rows[at]["probs"], None, self._spec) for at in range(num_samples)]
+
+    def identity(self, answer: Any) -> str:
+        """Return the model's name and where its weights come from."""
+        return str([[row["id"], row.get("root")] for row in answer["data"]])
+
+
+class SglangApi(_Classifier):
+    """SGLang's own ``/classify``, whose ``embedding`` is a reward model's logits."""
+
+    path = "/classify"
+    identity_path = "/get_model_info"
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return a request of texts."""
+        return self._named | {"text": self._texts(samples)}
+
+    def with_activation(self, body: Mapping[str, Any]) -> None:
+        """This route never activates."""
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read one row a text, in order."""
+        return [named_score(row["embedding"], None, self._spec) for row in answer]
+
+    def identity(self, answer: Any) -> str:
+        """Return where the weights come from."""
+        return str(answer["model_path"])
+
+
+class TeiApi(_Classifier):
+    """text-embeddings-inference's ``/predict``.
+
+    Each text is a list of one: two texts in one list would be a pair. Scores come by label, the
+    highest first, so they are read by name.
+    """
+
+    path = "/predict"
+    identity_path = "/info"
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return a request of texts, none of which may be cut in silence."""
+        inputs = [[text] for text in self._texts(samples)]
+        return {"inputs": inputs, "raw_scores": True, "truncate": False}
+
+    def with_activation(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for what TEI gives by default."""
+        return {**body, "raw_scores": False}
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read the scores of each text by their labels."""
+        return [self._score(rows) for rows in answer]
+
+    def identity(self, answer: Any) -> str:
+        """Return the model, the revision of its weights and their type."""
+        return str([answer["model_id"], answer.get("model_sha"), answer.get("model_dtype")])
+
+    def _score(self, rows: Sequence[Mapping[str, Any]]) -> Score | SampleError:
+        by_label = {row["label"]: row["score"] for row in rows}
+        if len(by_label) != len(rows):
+            raise ValueError("a label has two scores")
+        names = self._spec.labels or sorted(by_label)
+        return named_score([by_label[name] for name in names], names, self._spec)
+
+
+def _index(row: Mapping[str, Any]) -> int:
+    index = row["index"]
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"an index was expected, not a {type(index).__name__}")
+    return index
+
+
+#: How long a recipe's pattern may go through one answer.
+_PATTERN_TIMEOUT_S = 1.0
+
+
+class JudgeApi:
+    """An OpenAI-compatible ``/v1/chat/completions``.
+
+    The score is the rating that the answer gives, or the last number that the recipe's own pattern
+    finds. An answer without one, with several, out of bounds or cut off is an error of its sample:
+    no number is ever made up.
+    """
+
+    path = "/v1/chat/completions"
+    identity_path = "/v1/models"
+    max_samples = 1
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        self._spec = spec
+        self._rubric = TextTemplate(spec.rubric or "", fields=fields)
+        self._scale = Scale(spec.lowest, spec.highest)
+        self._pattern = TimedPattern(spec.pattern, _PATTERN_TIMEOUT_S)
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return the rubric with the sample's texts in their places, as one user's message."""
+        text = self._rubric.render(samples[0]).text
+        messages = [{"role": "user", "content": text}]
+        return dict(self._spec.parameters) | {"model": self._spec.model, "messages": messages}
+
+    def with_activation(self, body: Mapping[str, Any]) -> None:
+        """A judge's number has no activation."""
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read the number off the judge's words."""
+        (choice,) = answer["choices"]
+        text = choice["message"]["content"] or ""
+        if choice.get("finish_reason") == "length":
+            return [_no_number(f"was cut off; raise parameters.max_tokens: {text[-200:]!r}")]
+        try:
+            value = self._number(text)
+        except SampleError as error:
+            return [error.with_traceback(None)]
+        if not self._scale.holds(value):
+            low, high = self._scale.lowest, self._scale.highest
+            return [_no_number(f"has {value:g}, which is not within [{low}, {high}]")]
+        return [plain_score(value)]
+
+    def identity(self, answer: Any) -> str:
+        """Return the model's name and root, where the server lists it."""
+        rows = [row for row in answer["data"] if row["id"] == self._spec.model]
+        served = str([[row["id"], row.get("root")] for row in rows])
+        return served if self._is_own_pattern else f"{served}, ratings as people write them"
+
+    @property
+    def _is_own_pattern(self) -> bool:
+        return self._spec.pattern != ANY_NUMBER
+
+    def _number(self, text: str) -> float:
+        if not self._is_own_pattern:
+            try:
+                return read_rating(text, self._scale)
+            except RatingError as error:
+                raise _no_number(f"{error}: {text[-200:]!r}") from error
+        last = None
+        for match in self._pattern.finditer(text):
+            last = match.group(match.lastindex or 0)
+        if last is None:
+            raise _no_number(f"has no number: {text[:200]!r}")
+        try:
+            return float(last)
+        except ValueError as error:
+            raise _no_number(f"has {last[:200]!r}, which is no number") from error
+
+
+def _no_number(what: str) -> SampleError:
+    return SampleError("model_failed", f"the judge's answer {what}")
+
+
+class Api(Protocol):
+    """One API's requests and answers."""
+
+    path: str
+    #: Where the server says what it serves.
+    identity_path: str
+    #: The most samples that a request may have.
+    max_samples: int
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return the request for samples; raise `SampleError` for one that cannot be sent."""
+
+    def with_activation(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the request that asks for activated scores; None where there is no such choice."""
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read one outcome a sample, in order.
+
+        Raises `LookupError`, `TypeError` or `ValueError` for an answer of another shape.
+        """
+
+    def identity(self, answer: Any) -> str:
+        """Read what decides the scores off what the server says of itself; raises as `read`."""
+
+
+def api_of(spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> Api:
+    """Return the API that a recipe names."""
+    match spec.api:
+        case "vllm":
+            return VllmApi(spec, fields)
+        case "sglang":
+            return SglangApi(spec, fields)
+        case "tei":
+            return TeiApi(spec, fields)
+        case "alarm":
+            return AlarmApi(spec)
+        case "chat":
+            return JudgeApi(spec, fields)

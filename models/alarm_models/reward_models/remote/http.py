@@ -1,0 +1,106 @@
+"""JSON requests to another server, a few at a time, retried with backoff."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.reward_models.remote.connections import (
+    NoAnswer,
+    ask_async,
+    excerpt,
+    open_async_client,
+    parsed,
+)
+
+__all__ = ["RemoteClient", "RequestFailed", "backoff_s", "is_retryable"]
+
+_FIRST_S, _LONGEST_S = 0.25, 30.0
+
+#: Not now, rather than not at all; 500 is what a server says that lost one batch.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def is_retryable(status: int) -> bool:
+    """Say whether the same request may succeed later."""
+    return status in _PASSING
+
+
+def backoff_s(attempt: int, headers: Mapping[str, str], chance: float) -> float:
+    """Return how long to wait after a failed attempt, counted from 0.
+
+    The waits double; ``chance``, in [0, 1), takes up to half of one away, so that callers who
+    failed together do not come back together. A ``Retry-After`` in seconds is the least.
+    """
+    wait = min(_FIRST_S * 2.0**attempt, _LONGEST_S) * (1 - chance / 2)
+    asked = headers.get("Retry-After", "")
+    return max(wait, min(float(asked), _LONGEST_S)) if asked.isascii() and asked.isdigit() else wait
+
+
+class RequestFailed(Exception):
+    """A request that got no answer to use; ``status`` is None where none came at all."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RemoteClient:
+    """One server, for as long as it is talked to from one event loop; raises `AddressError`."""
+
+    def __init__(self, spec: RemoteSpec) -> None:
+        self._spec = spec
+        self._places = asyncio.Semaphore(spec.max_concurrent)
+        self._key = None if spec.api_key is None else spec.api_key.get_secret_value()
+        self._base = spec.url.rstrip("/").removesuffix("/v1")
+        self._client = open_async_client(
+            self._base, self._key, limits=httpx.Limits(max_connections=spec.max_concurrent)
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def request(self, method: str, path: str, body: object = None) -> Any:
+        """Return the JSON that a request is answered with; raise `Failed`."""
+        attempt = 0
+        while True:
+            headers: Mapping[str, str] = {}
+            try:
+                async with self._places:
+                    response = await ask_async(
+                        self._client,
+                        method,
+                        f"{self._base}{path}",
+                        timeout_s=self._spec.timeout_s,
+                        max_bytes=self._spec.max_answer_bytes,
+                        json=body,
+                    )
+                if response.is_success:
+                    return parsed(response, self._key)
+                failed = RequestFailed(
+                    f"{self._name} answered {response.status_code}: "
+                    f"{excerpt(response.text, self._key)}",
+                    response.status_code,
+                )
+                headers = response.headers
+                if not is_retryable(response.status_code):
+                    raise failed
+            except NoAnswer as error:
+                if error.is_of_no_use:
+                    raise RequestFailed(f"{self._name} {error}", httpx.codes.OK) from error
+                failed = RequestFailed(f"{self._name} {error}")
+            if attempt >= self._spec.max_retries:
+                raise failed
+            await asyncio.sleep(backoff_s(attempt, headers, random.random()))
+            attempt += 1
+
+    @property
+    def _name(self) -> str:
+        return f"{self._spec.api} at {urlsplit(self._base).hostname}"

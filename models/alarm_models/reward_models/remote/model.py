@@ -1,0 +1,200 @@
+"""Kind `remote`: a model that lives elsewhere, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from alarm_models.errors import CheckpointError, SampleError, UnreachableError
+from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
+from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.reward_models.base import HostModel, Outcome, in_turns
+from alarm_models.reward_models.remote.apis import api_of
+from alarm_models.reward_models.remote.connections import excerpt, without_password
+from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.types import Sample, Score
+
+__all__ = ["RemoteModel"]
+
+#: Two texts whose logits are hardly both where a sigmoid leaves them.
+_PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not, not at all."))
+
+#: An answer of another shape than its API promises.
+_UNEXPECTED_SHAPE = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError,
+)  # fmt: skip
+
+#: What a server answers, or what stands before it, that is busy, starting or gone.
+_UNAVAILABLE = frozenset({429, 502, 503, 504})
+
+#: Of what is asked for, what decides no score.
+_UNDECIDED = {
+    "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
+    "max_answer_bytes",
+}  # fmt: skip
+
+
+class RemoteModel(HostModel):
+    """Asks another server for scores; what fails there costs its samples alone.
+
+    A request that the server refuses is split in halves, down to the sample that it refuses.
+    """
+
+    is_elsewhere = True
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        super().__init__("")
+        self._spec = spec
+        self._api = api_of(spec, fields)
+        self._exchange: RemoteClient | None = None
+        self._identity = ""
+        self._patterns = sorted((name, field.pattern) for name, field in fields.items())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is asked, whom, and what that server said it serves when opened."""
+        url = urlsplit(self._spec.url)
+        asked = self._spec.model_dump_json(exclude=_UNDECIDED)
+        whom = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
+        parts = f"{asked}|{self._patterns}|{whom}|{self._identity}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    async def open(self) -> None:
+        """Hear what the server serves, and see that its scores are raw.
+
+        Raises `CheckpointError`; `UnreachableError` where the server is away for now.
+        """
+        self._exchange = RemoteClient(self._spec)
+        try:
+            await self._identify(self._exchange)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _identify(self, exchange: RemoteClient) -> None:
+        try:
+            if self._spec.api == "alarm":
+                # One that is still loading answers once it has, and can tell its fingerprint then.
+                await exchange.request("POST", self._api.path, self._api.body(_probes(self._spec)))
+            self._identity = await self._server_identity(exchange)
+            await self._require_raw(exchange)
+        except RequestFailed as failed:
+            is_away = failed.status is None or failed.status in _UNAVAILABLE
+            raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
+        except _UNEXPECTED_SHAPE as error:
+            raise CheckpointError(
+                f"{self._url} does not answer as an api `{self._spec.api}` does: "
+                f"{excerpt(repr(error))}"
+            ) from error
+
+    async def _server_identity(self, exchange: RemoteClient) -> str:
+        try:
+            return self._api.identity(await exchange.request("GET", self._api.identity_path))
+        except RequestFailed as failed:
+            if failed.status in (404, 405):
+                return ""  # not every server tells
+            raise
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._exchange is not None:
+            await self._exchange.close()
+            self._exchange = None
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score samples, several requests at a time; never raises for what the server does."""
+        size = self._api.max_samples
+        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        outcomes = await in_turns(self._scored, parts, self._spec.max_concurrent)
+        return [outcome for part in outcomes for outcome in part]
+
+    async def _scored(self, samples: Sequence[Sample]) -> list[Outcome]:
+        try:
+            return await self._request_scores(samples)
+        except SampleError as error:
+            problem = error
+        except RequestFailed as failed:
+            problem = SampleError("model_failed", str(failed))
+            if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
+                return [problem] * len(samples)
+        except _UNEXPECTED_SHAPE as error:
+            told = f"the answer is of no known shape: {excerpt(repr(error))}"
+            problem = SampleError("model_failed", told)
+        if len(samples) == 1:
+            return [problem]
+        middle = len(samples) // 2
+        halves = await asyncio.gather(
+            self._scored(samples[:middle]), self._scored(samples[middle:])
+        )
+        return [outcome for half in halves for outcome in half]
+
+    async def _request_scores(self, samples: Sequence[Sample]) -> list[Outcome]:
+        if self._exchange is None:
+            raise RuntimeError("the model was not opened")
+        answer = await self._exchange.request("POST", self._api.path, self._api.body(samples))
+        # In a thread: a recipe's pattern may take its time over an answer.
+        outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
+        if len(outcomes) != len(samples):
+            raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores came")
+        return [_within(*pair) for pair in zip(outcomes, samples, strict=True)]
+
+    @property
+    def _url(self) -> str:
+        return without_password(self._spec.url)
+
+    async def _read(self, exchange: RemoteClient, body: object) -> list[Outcome]:
+        return self._api.read(await exchange.request("POST", self._api.path, body), 1)
+
+    async def _require_raw(self, exchange: RemoteClient) -> None:
+        """Raise `CheckpointError` where the server squashes scores though it is told not to.
+
+        A server too old to know the option ignores it in silence. Then scores with and without
+        activation are the same, and between 0 and 1.
+        """
+        seen: list[float] = []
+        for probe in _probes(self._spec):
+            body = self._api.body([probe])
+            raw = _numbers(await self._read(exchange, body))
+            activated = self._api.with_activation(body)
+            if activated is None or raw != _numbers(await self._read(exchange, activated)):
+                return
+            seen += raw
+        if seen and all(0 <= number <= 1 for number in seen):
+            raise CheckpointError(
+                f"{self._url} gives the same scores with and without activation, all within "
+                "[0, 1]: it squashes them and cannot be told not to; run a newer one"
+            )
+
+
+def _probes(spec: RemoteSpec) -> list[Sample]:
+    """Return samples that have every text that the recipe's templates name."""
+    texts = [text for text in (spec.template, spec.rubric) if text is not None and text != "chat"]
+    names = [name for text in texts for name in TextTemplate(text).names]
+    return [replace(probe, fields=dict.fromkeys(names, "It is warm.")) for probe in _PROBES]
+
+
+def _within(outcome: Outcome, sample: Sample) -> Outcome:
+    """Return a score whose segments lie in the completion, where rewards are laid by them."""
+    length = len(sample.completion_text)
+    if isinstance(outcome, Score):
+        for start, end in (one.span for one in outcome.segments or ()):
+            if not start <= end <= length:
+                return SampleError(
+                    "model_failed",
+                    f"the remote model judged [{start}, {end}], but the completion has {length} "
+                    "characters",
+                )
+    return outcome
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> list[float]:
+    numbers: list[float] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Score):
+            numbers += [] if outcome.value is None else [outcome.value]
+            numbers += (outcome.outputs or {}).values()
+    return numbers

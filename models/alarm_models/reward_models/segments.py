@@ -1,0 +1,138 @@
+"""Kind `segments`: a judgement of each segment, read at the separator before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from alarm_models.cancellation import check_cancelled
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.preprocessing.segmentation import SEGMENTERS, SegmentedText, split_words
+from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
+from alarm_models.preprocessing.truncation import TokenIds, fit
+from alarm_models.recipe.specs import SegmentsSpec
+from alarm_models.reward_models.base import (
+    LoadedCheckpoint,
+    NeuralRewardModel,
+    Prepared,
+    max_tokens,
+    require_finite,
+)
+from alarm_models.types import Sample, Score, SegmentScore, Span
+
+__all__ = ["SegmentsModel"]
+
+
+class SegmentsModel(NeuralRewardModel):
+    """A token classifier over ``prefix <sep> segment <sep> segment ...`` (FineGrainedRLHF's form).
+
+    Text is split on white space before it is tokenised. Separators are put in by id and counted by
+    position, so a separator that stands in a text shifts nothing.
+    """
+
+    def __init__(
+        self,
+        spec: SegmentsSpec,
+        weights: LoadedCheckpoint,
+        fields: Mapping[str, FieldPattern],
+        fingerprint: str,
+    ) -> None:
+        super().__init__(spec, weights, fingerprint)
+        self._max_tokens = max_tokens(spec, weights)
+        self._spec = spec
+        self._weights = weights
+        self._template = TextTemplate(spec.template, fields=fields)
+        if "completion" in self._template.names:
+            raise RecipeError("the template of kind `segments` stands before the completion")
+        self._separator = weights.tokenizer.separator_id(spec.separator)
+        self._positive = self._label_index(spec.positive_label)
+        self._negative = self._label_index(spec.negative_label)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Find the segments, tokenise prefix and segments by words, and shorten."""
+        parts: dict[int, SegmentedText] = {}
+        prepared: dict[int, Prepared] = {}
+        for index, sample in enumerate(samples):
+            check_cancelled()
+            try:
+                segments = self._segments(sample)
+                if segments:
+                    parts[index] = split_words(self._template.render(sample), sample, segments)
+                else:
+                    prepared[index] = Score(None, (), 0, False)
+            except SampleError as error:
+                prepared[index] = error
+        encoded = self._weights.tokenizer.encode_words([part.words for part in parts.values()])
+        for (index, part), (ids, owners) in zip(parts.items(), encoded, strict=True):
+            prepared[index] = self._features(part, ids, owners)
+        return [prepared[index] for index in range(len(samples))]
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read a margin a segment; the score is the share of positive segments (the paper's rate).
+
+        The decision is between the two labels alone; a tie is negative.
+        """
+        margins = (outputs[:, self._positive] - outputs[:, self._negative]).tolist()
+        require_finite(margins)
+        read, unread = features.segments[: len(margins)], features.segments[len(margins) :]
+        scores = [self._segment_score(*one) for one in zip(read, margins, strict=True)]
+        scores += [SegmentScore(span, None, None, None) for span in unread]
+        share = sum(margin > 0 for margin in margins) / len(margins)
+        return Score(share, tuple(scores), features.num_tokens, features.truncated)
+
+    def _segment_score(self, span: Span, margin: float) -> SegmentScore:
+        positive = margin > 0
+        label = self._spec.positive_label if positive else self._spec.negative_label
+        return SegmentScore(span, label, margin, positive)
+
+    def _segments(self, sample: Sample) -> tuple[Span, ...]:
+        text, name = sample.completion_text, self._spec.segmenter
+        given = sample.segments.get(name)
+        return SEGMENTERS[name](text) if given is None else tuple(given)
+
+    def _features(
+        self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]
+    ) -> ModelInput | SampleError:
+        laid = part.insert_separators(ids, owners, self._separator)
+        tokenizer = self._weights.tokenizer
+        shift = tokenizer.num_prefix
+        types: tuple[int, ...] = ()
+        if self._spec.mark_copied:
+            types = (*[0] * shift, *laid.token_type_ids, *[0] * tokenizer.num_suffix)
+        tokens = TokenIds(
+            tuple(tokenizer.with_special(laid.ids)),
+            Span(laid.prompt.start + shift, laid.prompt.end + shift),
+            tokenizer.num_prefix,
+            tokenizer.num_suffix,
+            types,
+        )
+        try:
+            kept, truncated = fit(tokens, self._max_tokens, self._spec.truncation)
+        except SampleError as error:
+            return error
+        shift -= tokens.prompt.end - kept.prompt.end
+        end = len(kept.ids) - tokenizer.num_suffix
+        starts = [at + shift for at in laid.separators if at + shift < end]
+        if not starts:
+            return SampleError("too_long", "truncation leaves none of the completion's segments")
+        return ModelInput(
+            kept.ids, self._reads(starts, end), truncated, part.segments, kept.token_type_ids
+        )
+
+    def _reads(self, starts: list[int], end: int) -> tuple[Span, ...]:
+        if self._spec.pooling == "separator":
+            return tuple(Span(start, start + 1) for start in starts)
+        return tuple(Span(*pair) for pair in zip(starts, [*starts[1:], end], strict=True))
+
+    def _label_index(self, label: str) -> int:
+        names = self._weights.label_names
+        if label in names:
+            return names.index(label)
+        if self._spec.labels is None or len(self._spec.labels) != self._weights.network.num_outputs:
+            raise CheckpointError(
+                f"{self._spec.checkpoint} names its labels {list(names)}, not {label!r}; list its "
+                f"{self._weights.network.num_outputs} labels in order in `labels`"
+            )
+        return self._spec.labels.index(label)

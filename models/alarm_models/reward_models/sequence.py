@@ -1,0 +1,72 @@
+"""Kind `sequence`: one score for a whole completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from alarm_models.combination.rules import sigmoid
+from alarm_models.modeling.heads import Pooling
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.preprocessing.segmentation import copied_words
+from alarm_models.preprocessing.templates import FieldPattern, Rendered
+from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.recipe.specs import SequenceSpec
+from alarm_models.reward_models.base import (
+    LoadedCheckpoint,
+    NeuralRewardModel,
+    Prepared,
+    require_finite,
+    require_outputs,
+)
+from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
+from alarm_models.types import Sample, Score, Span
+
+__all__ = ["SequenceModel"]
+
+
+class SequenceModel(NeuralRewardModel):
+    """A one-logit classifier, or a base model with a named head, over prompt and completion.
+
+    A classifier on a decoder is read at its last token that is not the configured padding, as
+    transformers reads it; a named head where the recipe's ``pooling`` says.
+    """
+
+    def __init__(
+        self,
+        spec: SequenceSpec,
+        weights: LoadedCheckpoint,
+        fields: Mapping[str, FieldPattern],
+        fingerprint: str,
+    ) -> None:
+        super().__init__(spec, weights, fingerprint)
+        require_outputs(weights.network, 1, "kind `sequence`")
+        self._spec = spec
+        self._texts = TextPipeline(spec, spec.template, weights, fields)
+        self._pooling = weights.network.pooling or Pooling(spec.pooling)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Render, tokenise and shorten."""
+        return self._texts.prepare(samples, self._render, self._features)
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read the logit, raw unless the recipe names an activation."""
+        value = float(outputs.item())
+        require_finite([value])
+        if self._spec.activation == "sigmoid":
+            value = sigmoid(value)
+        return Score(value, None, features.num_tokens, features.truncated)
+
+    def _render(self, sample: Sample) -> Rendered:
+        text = self._texts.render(sample)
+        if not self._spec.mark_copied or self._spec.template == "chat":
+            return text
+        copied = copied_words(sample.prompt_text, sample.completion_text)
+        shift = text.completion.start
+        return replace(text, typed_spans=tuple(Span(a + shift, b + shift) for a, b in copied))
+
+    def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
+        read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)
+        return ModelInput(tokens.ids, (read,), truncated, token_type_ids=tokens.token_type_ids)

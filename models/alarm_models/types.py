@@ -1,0 +1,218 @@
+"""The data that goes in and out: Sample, Span, Message, Score, AspectReward, Reward."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import eq
+from typing import NamedTuple, overload
+
+from alarm_models.errors import SampleError
+
+__all__ = [
+    "AspectReward",
+    "Message",
+    "PackedSpans",
+    "Reward",
+    "Sample",
+    "Score",
+    "SegmentScore",
+    "Span",
+]
+
+
+class Span(NamedTuple):
+    """Characters ``[start, end)`` of a text, counted in Unicode code points."""
+
+    start: int
+    end: int
+
+
+class PackedSpans(Sequence[Span]):
+    """Spans as one array of numbers, start and end in turn: a fifth of the memory of tuples."""
+
+    __slots__ = ("_flat",)
+
+    def __init__(self, flat: array[int]) -> None:
+        self._flat = flat
+
+    def __len__(self) -> int:
+        """How many spans there are."""
+        return len(self._flat) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Span, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Span | tuple[Span, ...]:
+        """Return a span, or several as a tuple."""
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        at = range(len(self))[index]
+        return Span(self._flat[2 * at], self._flat[2 * at + 1])
+
+    def __iter__(self) -> Iterator[Span]:
+        """Go through the spans."""
+        numbers = iter(self._flat)
+        return map(Span, numbers, numbers)
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether these are the same spans, packed or not."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    def __hash__(self) -> int:
+        """Be equal to a tuple of the same spans here too."""
+        return hash(tuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt with one completion.
+
+    ``fields`` holds further texts that a template may name; ``token_offsets`` one span of the
+    completion a policy token; ``segments`` spans that replace the server's own finding, by the
+    segmenter's name; ``group`` marks samples of one prompt.
+    """
+
+    prompt: str | tuple[Message, ...]
+    completion: str | tuple[Message, ...]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    token_offsets: Sequence[Span] | None = None
+    segments: Mapping[str, Sequence[Span]] = field(default_factory=dict)
+    id: str | None = None
+    group: str | None = None
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as one text; messages are joined by blank lines."""
+        return _as_text(self.prompt)
+
+    @property
+    def completion_text(self) -> str:
+        """The text that spans and token offsets count in."""
+        return _as_text(self.completion)
+
+
+def _as_text(content: str | tuple[Message, ...]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(message.content for message in content)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentScore:
+    """A model's judgement of one segment.
+
+    ``score`` is the margin: the positive label's logit less the negative's. Both it and ``label``
+    are None where truncation left the segment unread. A segment that is graded rather than judged
+    has a ``score``, and None for ``is_positive``.
+    """
+
+    span: Span
+    label: str | None
+    score: float | None
+    is_positive: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The number a model gives a completion, with its segments where the model judges those.
+
+    ``num_tokens`` counts the tokens of the sample as the model reads it alone,
+    ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
+    ``outputs`` are the numbers of a model that gives several, by their names.
+    """
+
+    value: float | None
+    segments: tuple[SegmentScore, ...] | None
+    num_tokens: int
+    truncated: bool
+    num_computed_tokens: int = 0
+    outputs: Mapping[str, float] | None = None
+
+    def output(self, name: str | None) -> Score:
+        """Return the score that one named output is; None is this score itself.
+
+        Raises `SampleError` (``model_failed``) where the model has no such output.
+        """
+        if name is None:
+            return self
+        if self.outputs is None or name not in self.outputs:
+            there = ", ".join(self.outputs or ()) or "none"
+            raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
+        return replace(self, value=self.outputs[name], segments=None)
+
+
+@dataclass(frozen=True, slots=True)
+class AspectReward:
+    """What one aspect says, shaped, before its weight.
+
+    ``token_rewards`` has one float a policy token, or is None without token offsets. ``value`` is
+    the mean of the shaped values that make up the reward, ``level`` the same before shaping; both
+    are None where there was nothing to judge.
+    """
+
+    reward: float
+    token_rewards: tuple[float, ...] | None
+    segments: tuple[SegmentScore, ...] | None
+    value: float | None = None
+    level: float | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The number a trainer gets for a sample, and how it came about."""
+
+    reward: float
+    token_rewards: tuple[float, ...] | None
+    holistic_score: float
+    holistic_normalized: float
+    admitted: bool
+    aspects: Mapping[str, AspectReward | None]
+    truncated: bool
+
+
+def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` unless every span lies within the text and starts never decrease."""
+    last_start = 0
+    for index, (start, end) in enumerate(spans):
+        if not 0 <= start <= end <= len(text):
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] is [{start}, {end}], but the completion has "
+                f"{len(text)} characters",
+            )
+        if start < last_start:
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] starts at {start}, before {name}[{index - 1}] at {last_start}",
+            )
+        last_start = start
+
+
+def require_starts_within(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` unless every span begins within the text.
+
+    A checker's errors come in any order, overlap, and may reach past the end.
+    """
+    for index, (start, end) in enumerate(spans):
+        if not 0 <= start <= min(end, len(text)):
+            raise SampleError(
+                "invalid_sample",
+                f"{name}[{index}] is [{start}, {end}], but the completion has "
+                f"{len(text)} characters",
+            )

@@ -1,0 +1,1 @@
+"""The HTTP API: app, routes, schemas' use, middleware and error handlers."""

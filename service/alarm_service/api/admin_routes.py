@@ -1,0 +1,143 @@
+"""The routes that change what is served, for whoever has an admin key."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from alarm_models.recipe.schema import Overrides
+from alarm_service.api.deps import EngineOf, documented
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.model_set import ModelSet
+from alarm_service.engine.recipe_manager import RecipeChange, RecipeManager
+from alarm_service.schemas import Text
+
+__all__ = ["router"]
+
+_CLOSED = (
+    (401, "no admin key; the keys of callers open nothing here"),
+    (403, "the server was given no admin key; the message says how to"),
+)
+_TOLD = documented(*_CLOSED)
+_CHANGED = documented(
+    (400, "the body is no JSON, or not the one of its Content-Digest"),
+    *_CLOSED,
+    (404, "no such recipe"),
+    (408, "the body did not arrive in time"),
+    (409, "it cannot be done, and all is served as before; the message says why"),
+    (413, "the body is over the limit"),
+    (422, "the request does not fit the schema"),
+    (503, "the server is broken or stopping"),
+)
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OneRecipe(_Shape):
+    """A recipe by its name."""
+
+    recipe: Text = Field(description="a name, never a path", examples=["mini"])
+
+
+class AnyRecipe(_Shape):
+    """A recipe by its name, or all."""
+
+    recipe: Text | None = Field(default=None, description="else every recipe", examples=["mini"])
+
+
+class AdminModelOut(BaseModel):
+    """A loaded model."""
+
+    name: str = Field(description="what it is called at /score")
+    fingerprint: str
+    loaded_at: datetime
+
+
+class AdminRecipeOut(BaseModel):
+    """A served recipe, and its models by the recipe's names for them."""
+
+    name: str
+    fingerprint: str
+    models: dict[str, AdminModelOut]
+
+
+class ServedOut(BaseModel):
+    """What is served, the default first, and what else may be loaded by name."""
+
+    recipes: list[AdminRecipeOut]
+    available: list[str]
+
+
+class ChangedOut(ServedOut):
+    """The same after a change, and the models that were loaded, kept and let go for it."""
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+async def _keeper(request: Request) -> RecipeManager:
+    keeper: RecipeManager = request.app.state.keeper
+    return keeper
+
+
+_KeeperOf = Annotated[RecipeManager, Depends(_keeper)]
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+@router.get("/recipes", responses=_TOLD)
+async def recipes(keeper: _KeeperOf, engine: EngineOf) -> ServedOut:
+    """List what is loaded, and what may be; nothing is loaded before the server is ready."""
+    return ServedOut(recipes=_recipes(engine.model_set), available=list(keeper.sources.available()))
+
+
+@router.post("/load", responses=_CHANGED)
+async def load(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+    """Load a recipe, one of the built-in ones or of the operator's folder, beside the others."""
+    return _changed(keeper, engine, await keeper.load(body.recipe))
+
+
+@router.post("/unload", responses=_CHANGED)
+async def unload(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+    """Unload a recipe; requests that it has begun are finished. The last one stays."""
+    return _changed(keeper, engine, await keeper.unload(body.recipe))
+
+
+@router.post("/reload", responses=_CHANGED)
+async def reload(body: AnyRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+    """Read recipes and changed weights again; no request fails, whether it works or not."""
+    return _changed(keeper, engine, await keeper.reload(body.recipe))
+
+
+def _changed(keeper: RecipeManager, engine: RewardEngine, change: RecipeChange) -> ChangedOut:
+    return ChangedOut(
+        recipes=_recipes(engine.model_set),
+        available=list(keeper.sources.available()),
+        loaded=change.loaded,
+        kept=change.kept,
+        gone=change.gone,
+    )
+
+
+def _recipes(generation: ModelSet) -> list[AdminRecipeOut]:
+    return [
+        AdminRecipeOut(
+            name=recipe.name,
+            fingerprint=generation.fingerprint(recipe, Overrides()),
+            models={
+                name: AdminModelOut(
+                    name=loaded.name,
+                    fingerprint=loaded.fingerprint,
+                    loaded_at=datetime.fromtimestamp(loaded.since, UTC),
+                )
+                for name, loaded in generation.models_of(recipe).items()
+            },
+        )
+        for recipe in (generation.catalog.recipes.values() if generation.models else ())
+    ]

@@ -1,0 +1,181 @@
+"""The application: engine, routes and middleware put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.types import Scope
+
+from alarm_models.recipe.schema import Recipe
+from alarm_service.api import admin_routes, routes, status_routes
+from alarm_service.api.auth import (
+    APIKeyMiddleware,
+    RateLimiter,
+    RateLimitMiddleware,
+    body_tokens,
+    one_request,
+)
+from alarm_service.api.compat import pooling as pooling_router
+from alarm_service.api.compat import router as trainers_router
+from alarm_service.api.compat.common import label_of
+from alarm_service.api.drain import AnswerAtEnd
+from alarm_service.api.error_handlers import add_error_handlers
+from alarm_service.api.hosts import RequireHost, allowed_hosts
+from alarm_service.api.large_bodies import LargeBodies
+from alarm_service.api.middleware import (
+    AccessLogMiddleware,
+    BodyLimitMiddleware,
+    HeadAsGet,
+    PlainPath,
+    ResponseDigestMiddleware,
+    TracingMiddleware,
+)
+from alarm_service.api.request_ids import RequestIds
+from alarm_service.api_keys import read_admin_keys, read_keys
+from alarm_service.engine.devices import (
+    ModelLoader,
+    choose_devices,
+    load_models,
+    require_determinism,
+    unchanged_on_disk,
+)
+from alarm_service.engine.engine import EngineLimits, RewardEngine
+from alarm_service.engine.parity_check import require_parity
+from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
+from alarm_service.engine.reload import FindUnchanged
+from alarm_service.observability.metrics import Metrics
+from alarm_service.observability.tracing import NoTraces, Traces, open_traces
+from alarm_service.settings import Settings
+
+__all__ = ["create_app", "create_engine"]
+
+_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
+           "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload")  # fmt: skip
+
+
+def create_engine(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    load: ModelLoader | None = None,
+    unchanged: FindUnchanged = unchanged_on_disk,
+    traces: Traces | None = None,
+) -> RewardEngine:
+    """Make an engine for these recipes; it loads them once it is started."""
+    if settings.deterministic:
+        require_determinism()
+    # What is remembered of prompts changes the last bits of what comes after.
+    num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
+    limits = EngineLimits(
+        settings.max_queued_tokens,
+        settings.max_batch_tokens,
+        settings.deterministic,
+        settings.forward_timeout_s,
+        settings.max_queue_s,
+    )
+    load = load or partial(load_models, max_remembered_bytes=num_bytes)
+    return RewardEngine(
+        recipes,
+        load,
+        unchanged,
+        require_parity,
+        choose_devices(settings.device),
+        limits,
+        Metrics(),
+        traces or NoTraces(),
+    )
+
+
+def create_app(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    load: ModelLoader | None = None,
+    unchanged: FindUnchanged = unchanged_on_disk,
+    traces: Traces | None = None,
+    sources: RecipeSources | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Make the application; its lifespan loads the models while requests may already come.
+
+    ``load`` and ``unchanged`` are the seam for stand-in models, ``traces`` for a stand-in
+    collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
+    fails.
+    """
+
+    engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    large_bodies = LargeBodies()
+    sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(engine.start(is_patient=True))
+        starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.wait((starting,))
+            await engine.close()
+            engine.traces.close()
+            large_bodies.close()
+
+    app = FastAPI(
+        title="ALaRM reward server",
+        description="Hierarchical, dense rewards for reinforcement learning.",
+        version=version("alarm-service"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        middleware=_middleware(engine, settings),
+    )
+    app.state.engine = engine
+    app.state.settings = settings
+    app.state.large_bodies = large_bodies
+    app.state.keeper = RecipeManager(engine, sources)
+    app.include_router(routes.router)
+    app.include_router(status_routes.router)
+    app.include_router(trainers_router.router)
+    app.include_router(pooling_router.router)
+    app.include_router(admin_routes.router)
+    add_error_handlers(app)
+    return app
+
+
+def _label(path: str) -> str | None:
+    return path if path in _ROUTES else label_of(path)
+
+
+def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
+    keys, admin_keys = read_keys(settings), read_admin_keys(settings)
+    before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
+    hosts = allowed_hosts(settings)
+    return [
+        Middleware(RequestIds),
+        Middleware(PlainPath),
+        Middleware(AccessLogMiddleware, metrics=engine.metrics, label=_label),
+        *([Middleware(TracingMiddleware, traces=engine.traces)] if engine.traces.is_on else []),
+        Middleware(ResponseDigestMiddleware),
+        Middleware(AnswerAtEnd, life=engine.life),
+        Middleware(HeadAsGet),
+        *([Middleware(RequireHost, hosts=hosts)] if hosts else []),
+        Middleware(APIKeyMiddleware, keys=keys, admin_keys=admin_keys),
+        *([_rate_limit(before, "requests", one_request)] if before else []),
+        Middleware(
+            BodyLimitMiddleware,
+            max_bytes=settings.max_body_bytes,
+            timeout_s=settings.body_timeout_s,
+        ),
+        *([_rate_limit(after, "tokens", body_tokens)] if after else []),
+    ]
+
+
+def _rate_limit(per_minute: int, thing: str, cost: Callable[[Scope], float]) -> Middleware:
+    return Middleware(
+        RateLimitMiddleware, limits=RateLimiter(per_minute, thing, time.monotonic), cost=cost
+    )

@@ -1,0 +1,201 @@
+"""API key and rate-limit middleware, with a token bucket per key."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alarm_service.api.error_handlers import error_response
+from alarm_service.api_keys import Keys
+from alarm_service.engine.caller import Caller
+from alarm_service.errors import Forbidden, RateLimited, ServiceError, Unauthorized
+
+__all__ = [
+    "ADMIN",
+    "BODY_BYTES",
+    "FREE_PATHS",
+    "APIKeyMiddleware",
+    "RateLimitMiddleware",
+    "RateLimiter",
+    "TokenBucket",
+    "body_tokens",
+    "caller_of",
+    "one_request",
+]
+
+_MINUTE_S = 60.0
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """A minute's worth that fills steadily; ``level`` is what was left at the time ``since``.
+
+    What costs more than a minute's worth passes once all of it is there, and leaves a debt; what
+    costs nothing always passes.
+    """
+
+    per_minute: float
+    level: float
+    since: float
+
+    def consume(self, cost: float, now: float) -> float:
+        """Take ``cost`` and return 0; or take nothing and return the seconds until it is there."""
+        rate = self.per_minute / _MINUTE_S
+        self.level = min(self.per_minute, self.level + (now - self.since) * rate)
+        self.since = now
+        missing = min(cost, self.per_minute) - self.level
+        if cost > 0 and missing > 0:
+            return missing / rate
+        self.level -= cost
+        return 0.0
+
+
+class RateLimiter:
+    """One allowance a caller, of one thing; callers are few, as each brought a key."""
+
+    def __init__(self, per_minute: int, thing: str, now: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._thing = thing
+        self._now = now
+        self._allowances: dict[int | None, TokenBucket] = {}
+
+    def consume(self, caller: int | None, cost: float) -> None:
+        """Take a caller's cost; raise `RateLimited` where it has sent too much."""
+        now = self._now()
+        fresh = TokenBucket(self._per_minute, self._per_minute, now)
+        wait_s = self._allowances.setdefault(caller, fresh).consume(cost, now)
+        if wait_s > 0:
+            raise RateLimited(
+                f"this key may send {self._per_minute} {self._thing} a minute; "
+                f"send this again in {wait_s:.1f} s",
+                retry_after_s=math.ceil(wait_s),
+            )
+
+
+#: What the paths of admin routes begin with.
+ADMIN = "/admin/"
+
+#: Where a request's scope says how many bytes its body has, once it was read.
+BODY_BYTES = "alarm_body_bytes"
+
+#: What may be asked for as often as one likes: it costs nothing, and watchers ask often.
+FREE_PATHS = ("/health/", "/metrics")
+
+#: Where a request's scope says whose key it brought, and what identifies that key where there are
+#: several.
+_CALLER = "alarm_caller"
+_KEY = "alarm_key"
+
+_BYTES_A_TOKEN = 4
+
+
+class APIKeyMiddleware:
+    """Lets in who brings a key, as a bearer token or as the password of HTTP Basic.
+
+    Admin routes have keys of their own, and are closed where there are none. Health checks need
+    none, and nothing else does where callers have none.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, admin_keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+        self._admin_keys = admin_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 401 or 403."""
+        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+            try:
+                if scope["path"].startswith(ADMIN):
+                    self._let_admin_in(scope)
+                elif len(self._keys):
+                    place = scope[_CALLER] = _find_key(scope, self._keys, "the server's key")
+                    if len(self._keys) > 1:
+                        scope[_KEY] = self._keys.identity(place)
+            except ServiceError as error:
+                await _refusal(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _let_admin_in(self, scope: Scope) -> None:
+        if not len(self._admin_keys):
+            raise Forbidden(
+                "the admin routes are closed: give the server a key for them (--admin-key-file "
+                "FILE, or ALARM_ADMIN_KEY)"
+            )
+        _find_key(scope, self._admin_keys, "an admin key")
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Return who sent a request: its key where there are several, and its connection."""
+    host, port = scope.get("client") or ("", "")
+    return Caller(scope.get(_KEY, ""), f"{host}:{port}")
+
+
+def _find_key(scope: Scope, keys: Keys, wanted: str) -> int:
+    """Return the place of the key that a request brings; raise `Unauthorized`."""
+    key = _key_in(Headers(scope=scope).get("authorization", ""))
+    place = None if key is None else keys.find(key)
+    if place is None:
+        raise Unauthorized(
+            f"send {wanted}: `Authorization: Bearer KEY`, or as the password of Basic"
+        )
+    return place
+
+
+def _key_in(authorization: str) -> bytes | None:
+    scheme, _, given = authorization.partition(" ")
+    key = given.strip().encode("latin-1")  # the header's own bytes
+    if scheme.lower() == "bearer":
+        return key
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(key, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return None
+
+
+def _refusal(error: ServiceError) -> Response:
+    response = error_response(error)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+class RateLimitMiddleware:
+    """Answers 429 to a caller that has sent more than it may.
+
+    Health and metrics cost nothing, and whoever runs the server may always change it.
+    """
+
+    def __init__(self, app: ASGIApp, limits: RateLimiter, cost: Callable[[Scope], float]) -> None:
+        self._app = app
+        self._limits = limits
+        self._cost = cost
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 429."""
+        if scope["type"] == "http" and not scope["path"].startswith((*FREE_PATHS, ADMIN)):
+            try:
+                self._limits.consume(scope.get(_CALLER), self._cost(scope))
+            except ServiceError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def one_request(_: Scope) -> float:
+    """Cost the same, whatever is asked."""
+    return 1
+
+
+def body_tokens(scope: Scope) -> float:
+    """Cost what a body that was read may hold in tokens."""
+    return float(scope.get(BODY_BYTES, 0) // _BYTES_A_TOKEN)

@@ -1,0 +1,1 @@
+"""Routes in the request formats of trainers that take only a URL."""

@@ -1,0 +1,77 @@
+"""align-anything: prompts and responses without special tokens in, rewards out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alarm_models.types import Sample
+from alarm_service.api.compat.common import TrainerBody, fields_of, split_each
+from alarm_service.api.compat.splitting import Texts, require_plain, split_text
+from alarm_service.api.compat.templates import PLAIN, ChatTemplate
+from alarm_service.api.compat.turns import SplitError
+from alarm_service.errors import Invalid
+from alarm_service.schemas import Text
+
+__all__ = ["AlignAnythingIn", "AlignAnythingOut", "samples_of"]
+
+_EXAMPLE: dict[str, Any] = {
+    "prompts": ["Who wrote Emma?"],
+    "responses": ["Jane Austen wrote it."],
+}
+
+
+class AlignAnythingIn(TrainerBody):
+    """One prompt a response."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    prompts: list[Text]
+    responses: list[Text]
+    golden_responses: list[Text] | None = Field(
+        default=None, description="one a response, or left out: the field `reference`"
+    )
+
+
+class AlignAnythingOut(BaseModel):
+    """One reward a response."""
+
+    rewards: list[float]
+
+
+def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sample]:
+    """Pair prompts with responses; raise `Invalid` where there are not as many.
+
+    Where the trainer cannot find the prompt it sends an empty one, and the whole conversation as
+    the response: without a template that says how to split it, that is an error.
+    """
+    count = len(body.responses)
+    references: Sequence[str | None] = body.golden_responses or [None] * count
+    for name, given in (("prompts", body.prompts), ("golden_responses", references)):
+        if len(given) != count:
+            raise Invalid(f"{name} has {len(given)} items, responses has {count}: send one each")
+    texts = split_each(
+        body.responses,
+        lambda index: _texts(body.prompts[index], body.responses[index], template),
+        "responses",
+    )
+    return [
+        Sample(one.prompt, one.completion, fields_of(reference))
+        for one, reference in zip(texts, references, strict=True)
+    ]
+
+
+def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
+    if prompt:
+        if template is None:
+            require_plain(prompt)
+        return Texts(prompt, response)
+    if template is None or template is PLAIN:
+        raise SplitError(
+            "its prompt is empty, which is what align-anything sends where it found no `user` and "
+            "`assistant` in the decoded text; say what stands before turns: "
+            "`?user=...&assistant=...`"
+        )
+    return split_text(response, template)

@@ -1,0 +1,70 @@
+"""slime: one prompt and response in; the whole answer is the reward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from alarm_models.types import Sample
+from alarm_service.api.compat.common import (
+    ChatMessageIn,
+    ScalarReward,
+    TextOptions,
+    TrainerBody,
+    fields_of,
+    messages_of,
+    split_each,
+)
+from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
+from alarm_service.api.compat.templates import ChatTemplate
+from alarm_service.schemas import Text
+
+__all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
+
+_EXAMPLE: dict[str, Any] = {
+    "prompt": "<|im_start|>user\nWho wrote Emma?<|im_end|>\n<|im_start|>assistant\n",
+    "response": "Jane Austen wrote it.<|im_end|>",
+    "label": "Jane Austen",
+}
+
+
+class SlimeIn(TrainerBody):
+    """One sample; its prompt is a text in the policy's template, or messages."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    prompt: Text | list[ChatMessageIn]
+    response: Text
+    label: Any = Field(default=None, description="the field `reference`")
+
+
+class SlimeOptions(TextOptions):
+    """How texts are split, and what the answer is."""
+
+    format: Literal["number", "dict"] = Field(
+        default="number", description="`dict` with `--reward-key score`: parts beside the reward"
+    )
+
+
+#: The reward, or it as `score` with what it is made of.
+SlimeOut = float | dict[str, float]
+
+
+def samples_of(body: SlimeIn, template: ChatTemplate | None) -> list[Sample]:
+    """Take the one sample; raise `Invalid` where its template cannot be read."""
+    (texts,) = split_each([body.response], lambda _: _texts(body, template), "response")
+    return [Sample(texts.prompt, texts.completion, fields_of(body.label))]
+
+
+def answer(number: ScalarReward, options: SlimeOptions) -> SlimeOut:
+    """Answer as slime was told to read it."""
+    if options.format == "number":
+        return number.value
+    return dict(number.parts) | {"score": number.value}
+
+
+def _texts(body: SlimeIn, template: ChatTemplate | None) -> Texts:
+    if isinstance(body.prompt, str):
+        return pair_texts(body.prompt, body.response, template)
+    return Texts(messages_of(body.prompt), answer_of(body.response, template))

@@ -1,0 +1,73 @@
+"""What routes are handed: the engine, the settings, a deadline, and the errors they document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from pydantic.json_schema import SkipJsonSchema
+
+from alarm_service.api.auth import caller_of
+from alarm_service.engine.caller import Caller
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.schemas import ErrorOut
+from alarm_service.settings import Settings
+
+__all__ = [
+    "WORK_ERRORS",
+    "CallerOf",
+    "EngineOf",
+    "SettingsOf",
+    "TimeoutMs",
+    "documented",
+    "timeout_s",
+]
+
+
+def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Describe the error statuses of a route for the OpenAPI document."""
+    return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
+
+
+# Coroutines, though nothing here waits: FastAPI would call plain functions in threads.
+
+
+async def _engine(request: Request) -> RewardEngine:
+    engine: RewardEngine = request.app.state.engine
+    return engine
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+EngineOf = Annotated[RewardEngine, Depends(_engine)]
+CallerOf = Annotated[Caller, Depends(_caller)]
+SettingsOf = Annotated[Settings, Depends(_settings)]
+TimeoutMs = Annotated[
+    int | SkipJsonSchema[None],
+    Header(alias="X-Request-Timeout-Ms", ge=1, le=1 << 40, description="the caller's deadline"),
+]
+
+#: The errors of every route that does work.
+WORK_ERRORS = documented(
+    (400, "the body is no JSON, or not the one of its Content-Digest"),
+    (401, "no key, or a wrong one"),
+    (404, "no such model or recipe"),
+    (408, "the body did not arrive in time"),
+    (413, "the body or the number of samples is over the limit"),
+    (422, "the request does not fit the schema"),
+    (429, "the queue is full; `Retry-After` says when to come again"),
+    (503, "the server is broken or stopping"),
+    (504, "the deadline passed"),
+)
+
+
+def timeout_s(timeout_ms: int | None, settings: Settings) -> float:
+    """Return the deadline in seconds: the caller's, else the server's."""
+    return settings.timeout_s if timeout_ms is None else timeout_ms / 1000

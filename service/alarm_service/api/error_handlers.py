@@ -1,0 +1,94 @@
+"""How errors are answered: one shape, whatever went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from alarm_models.errors import RecipeError
+from alarm_service.api.disconnect import ClientDisconnected
+from alarm_service.api.request_ids import HEADER, REQUEST_ID
+from alarm_service.errors import (
+    BadRequest,
+    Invalid,
+    NotFound,
+    ServiceError,
+    format_validation_errors,
+    shortened,
+)
+
+__all__ = ["add_error_handlers", "error_response"]
+
+_log = structlog.get_logger()
+
+_MAX_MESSAGE = 4000
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Answer with an error's status and sentence."""
+    # Names that were sent are shortened where they are quoted; nothing else is this long.
+    message = shortened(error.message, _MAX_MESSAGE)
+    # A caller's half surrogate, quoted back, cannot be written as UTF-8.
+    message = message.encode(errors="backslashreplace").decode()
+    body = {"code": error.code, "message": message, "retryable": error.retryable}
+    headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse({"error": body}, error.status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error that may leave a route the one shape."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RecipeError)
+    async def recipe_error(request: Request, error: RecipeError) -> Response:
+        return error_response(Invalid(str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        response = error_response(_refused(error.errors()))
+        if any(isinstance(fault.get("input"), bytes) for fault in error.errors()):
+            response.headers["Accept-Post"] = "application/json"  # the body came as another type
+        return response
+
+    @app.exception_handler(ClientDisconnected)
+    async def caller_gone(request: Request, error: ClientDisconnected) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        response = error_response(_from_http(error))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        response = error_response(ServiceError("the server failed; its log says why"))
+        if REQUEST_ID in request.scope:  # this answer passes no middleware
+            response.headers[HEADER] = request.scope[REQUEST_ID]
+        return response
+
+
+def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        return BadRequest(f"the body is no JSON: {faults[0].get('ctx', {}).get('error', '')}")
+    return Invalid(format_validation_errors(faults, within=str(faults[0]["loc"][0])))
+
+
+def _from_http(error: HTTPException) -> ServiceError:
+    if error.status_code == 400:
+        return BadRequest("the body cannot be read as JSON in UTF-8")
+    if error.status_code == 404:
+        return NotFound("no such path; see /docs")
+    answer = ServiceError(str(error.detail))
+    answer.status = error.status_code
+    answer.code = str(error.detail).lower().replace(" ", "_")
+    return answer

@@ -1,0 +1,154 @@
+"""Large bodies and answers, read and written in threads while the event loop serves others."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from alarm_service.api.auth import BODY_BYTES
+from alarm_service.errors import BadRequest, TooLarge
+from alarm_service.json_pieces import read_json
+from alarm_service.settings import Settings
+
+__all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_large", "off_loop"]
+
+_T = TypeVar("_T")
+
+#: A smaller body is read in a few milliseconds, and costs more to hand to a thread.
+_LARGE_BYTES = 128 << 10
+
+#: Bodies that are read at once: each takes several times its size in memory meanwhile.
+_NUM_THREADS = 2
+
+#: Old trainers send a whole rollout at once, and none can be told to send less.
+REQUESTS_A_ROLLOUT = 64
+
+
+class LargeBodies:
+    """The threads that large bodies are read in.
+
+    The garbage collector waits meanwhile: what is read is no garbage, and each time that it goes
+    through millions of small objects it holds the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self._num_running = 0
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="parse")
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Run a plain function in one of them."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, call)
+
+    def _run(self, call: Callable[[], _T]) -> _T:
+        with self._lock:
+            self._num_running += 1
+            gc.disable()
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                if not self._num_running:
+                    gc.enable()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class OffLoopRoute(APIRoute):
+    """A route whose body, where it is large, is read and checked in a thread.
+
+    What comes of it is what FastAPI makes of a body, or the error that it raises.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's own handler behind the reading."""
+        handle = super().get_route_handler()
+
+        async def read_and_handle(request: Request) -> Response:
+            if self.body_field is not None and _is_json(request):
+                state = request.app.state
+                if is_large(request):
+                    read = partial(_read, await request.body(), self.body_field, state.settings)
+                    request._json = await state.large_bodies.run(read)
+                else:
+                    with suppress(ValueError, RecursionError):  # which the handler answers
+                        _require_few(await request.json(), state.settings)
+            return await handle(request)
+
+        return read_and_handle
+
+
+def is_large(request: Request) -> bool:
+    """Say whether a request's body is, and its answer may be, too large for the event loop."""
+    return int(request.scope.get(BODY_BYTES, 0)) > _LARGE_BYTES
+
+
+async def off_loop(request: Request, call: Callable[[], _T]) -> _T:
+    """Run a function of a request's whole body: in a thread where that is large."""
+    if is_large(request):
+        return cast(_T, await request.app.state.large_bodies.run(call))
+    return call()
+
+
+async def answered(
+    request: Request,
+    response: BaseModel,
+    rows_name: str,
+    make_rows: Sequence[Callable[[], BaseModel]],
+) -> Response:
+    """Write an answer in a thread: the ``response`` without rows, and its rows one by one."""
+    write = partial(_written, response, rows_name, make_rows)
+    content = await request.app.state.large_bodies.run(write)
+    return Response(content, media_type="application/json")
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    main, _, sub = kind.partition("/")
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
+
+
+def _read(body: bytes, field: Any, settings: Settings) -> Any:
+    try:
+        tree = read_json(body)
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"the body is no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the body cannot be read as JSON in UTF-8") from error
+    _require_few(tree, settings)
+    value, faults = field.validate(tree, {}, loc=("body",))
+    if faults:
+        raise RequestValidationError(faults)
+    return value
+
+
+def _require_few(tree: Any, settings: Settings) -> None:
+    """Raise `TooLarge` for more items than any route takes, before each has its fault noted."""
+    for name, items in tree.items() if isinstance(tree, dict) else ():
+        most = settings.max_samples * (1 if name == "samples" else REQUESTS_A_ROLLOUT)
+        if isinstance(items, list) and len(items) > most:
+            more = ": send them in several requests" if name == "samples" else ""
+            raise TooLarge(f"{name[:200]} has {len(items)} items, a request may have {most}{more}")
+
+
+def _written(
+    response: BaseModel, rows_name: str, make_rows: Sequence[Callable[[], BaseModel]]
+) -> bytes:
+    rows = b",".join(make().model_dump_json().encode() for make in make_rows)
+    before, found, after = response.model_dump_json().partition(f'"{rows_name}":[]')
+    return b"".join((before.encode(), found[:-1].encode(), rows, b"]", after.encode()))

@@ -1,0 +1,99 @@
+"""The scoring routes: `/score` and `/hierarchical_reward`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import structlog
+from fastapi import APIRouter, Request, Response
+
+from alarm_service.api.deps import WORK_ERRORS, CallerOf, EngineOf, SettingsOf, TimeoutMs, timeout_s
+from alarm_service.api.disconnect import run_until_disconnect
+from alarm_service.api.large_bodies import OffLoopRoute, answered, is_large
+from alarm_service.engine.hierarchical import reward_samples
+from alarm_service.errors import TooLarge
+from alarm_service.schemas import (
+    RewardRequest,
+    RewardResponse,
+    SampleIn,
+    ScoreRequest,
+    ScoreResponse,
+    UsageOut,
+    reward_out,
+    sample_in,
+    score_out,
+)
+from alarm_service.settings import Settings
+
+__all__ = ["router"]
+
+_log = structlog.get_logger()
+
+router = APIRouter(route_class=OffLoopRoute)
+
+
+@router.post("/score", responses=WORK_ERRORS, response_model=ScoreResponse)
+async def score(
+    body: ScoreRequest,
+    request: Request,
+    engine: EngineOf,
+    settings: SettingsOf,
+    caller: CallerOf,
+    timeout_ms: TimeoutMs = None,
+) -> ScoreResponse | Response:
+    """Score samples with one model: raw logits unless its recipe names an activation."""
+    _check_samples(body.samples, settings)
+    samples = [sample_in(sample) for sample in body.samples]
+    work = engine.score(body.model, samples, caller)
+    scores = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
+    rows = [partial(score_out, *pair) for pair in zip(body.samples, scores.outcomes, strict=True)]
+    response = ScoreResponse(
+        model=scores.model,
+        fingerprint=scores.fingerprint,
+        scores=[] if is_large(request) else [row() for row in rows],
+        usage=UsageOut(
+            num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
+        ),
+    )
+    return await answered(request, response, "scores", rows) if is_large(request) else response
+
+
+@router.post("/hierarchical_reward", responses=WORK_ERRORS, response_model=RewardResponse)
+async def hierarchical_reward(
+    body: RewardRequest,
+    request: Request,
+    engine: EngineOf,
+    settings: SettingsOf,
+    caller: CallerOf,
+    timeout_ms: TimeoutMs = None,
+) -> RewardResponse | Response:
+    """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
+    _check_samples(body.samples, settings)
+    samples = [sample_in(sample) for sample in body.samples]
+    work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects, caller)
+    rewards = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
+    names = list(rewards.recipe.aspects)
+    rows = [
+        partial(reward_out, sample, reward, names)
+        for sample, reward in zip(body.samples, rewards.rewards, strict=True)
+    ]
+    response = RewardResponse(
+        recipe=rewards.recipe.name,
+        fingerprint=rewards.fingerprint,
+        rewards=[] if is_large(request) else [row() for row in rows],
+        usage=UsageOut(
+            num_tokens=rewards.num_tokens, num_computed_tokens=rewards.num_computed_tokens
+        ),
+    )
+    return await answered(request, response, "rewards", rows) if is_large(request) else response
+
+
+def _check_samples(samples: list[SampleIn], settings: Settings) -> None:
+    if len(samples) > settings.max_samples:
+        raise TooLarge(
+            f"samples has {len(samples)} items, a request may have {settings.max_samples}: "
+            "send them in several requests"
+        )
+    if settings.log_texts:
+        for sample in samples:
+            _log.info("sample", **sample.model_dump(include={"id", "prompt", "completion"}))

@@ -1,0 +1,120 @@
+"""The routes that tell: what is served, whether it is well, and its metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from alarm_models.recipe.schema import Overrides, Recipe
+from alarm_models.recipe.specs import NeuralSpec
+from alarm_models.reward_models.base import HostModel
+from alarm_service.api.deps import EngineOf, SettingsOf, documented
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.lifecycle import LifecycleState
+from alarm_service.engine.model_set import ServedModel
+from alarm_service.schemas import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+_KEYED = documented((401, "no key, or a wrong one"))
+
+
+@router.get("/models", responses=_KEYED)
+async def models(engine: EngineOf, settings: SettingsOf) -> ModelsOut:
+    """List the models and recipes that are served; the first recipe is the default."""
+    return ModelsOut(
+        models=[_model_out(engine, served) for served in engine.catalog.models.values()],
+        recipes=[_recipe_out(engine, recipe) for recipe in engine.catalog.recipes.values()],
+        limits={
+            "max_samples": settings.max_samples,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_queued_tokens": settings.max_queued_tokens,
+        },
+    )
+
+
+@router.get(
+    "/health/live",
+    responses={503: {"model": UnwellOut, "description": "the process should be restarted"}},
+)
+async def live(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
+    """Say whether the process works; 503 once the models or the device are lost."""
+    return _health(engine, response, is_well=engine.life.state is not LifecycleState.BROKEN)
+
+
+@router.get("/health/ready", responses={503: {"model": UnwellOut, "description": "not now"}})
+async def ready(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
+    """Say whether every model has run; 503 with the reason while loading, draining or broken."""
+    return _health(engine, response, is_well=engine.life.state is LifecycleState.READY)
+
+
+@router.get(
+    "/metrics",
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **_KEYED},
+    response_class=Response,
+)
+async def metrics(engine: EngineOf) -> Response:
+    """Return the metrics in Prometheus text."""
+    return Response(
+        generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+def _health(engine: RewardEngine, response: Response, *, is_well: bool) -> HealthOut | UnwellOut:
+    status, reason = engine.life.state.value, engine.life.reason
+    if is_well:
+        return HealthOut(status=status, reason=reason)
+    response.status_code = 503
+    response.headers["Retry-After"] = "1"
+    error = ErrorBody(code=status, message=reason, retryable=True)
+    return UnwellOut(status=status, reason=reason, error=error)
+
+
+def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
+    loaded = engine.model_set.models.get(served.key)
+    return ModelOut(
+        name=served.key,
+        recipe=served.recipe,
+        kind=served.spec.kind,
+        checkpoint=getattr(served.spec, "checkpoint", None),
+        fingerprint=loaded and loaded.fingerprint,
+        device=_device(engine, served),
+        deterministic=engine.limits.is_deterministic,
+        limits={"max_tokens": loaded and loaded.model.limit},
+    )
+
+
+def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
+    holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
+    generation = engine.model_set
+    hierarchy = recipe.rule_params(Overrides())
+    return RecipeOut(
+        name=recipe.name,
+        recipe=recipe.name,
+        kind="recipe",
+        checkpoint=holistic.checkpoint,
+        fingerprint=generation.fingerprint(recipe, Overrides()) if generation.models else None,
+        device=_devices(engine) if holistic.device == "none" else holistic.device,
+        deterministic=engine.limits.is_deterministic,
+        limits=holistic.limits,
+        description=recipe.description,
+        rule=hierarchy.rule.value,
+        threshold=hierarchy.threshold,
+        holistic_weight=hierarchy.holistic_weight,
+        weights=dict(hierarchy.weights),
+        holistic=recipe.holistic.model,
+        aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
+    )
+
+
+def _device(engine: RewardEngine, served: ServedModel) -> str:
+    loaded = engine.model_set.models.get(served.key)
+    if loaded is not None and isinstance(loaded.model, HostModel):
+        return loaded.model.device
+    return _devices(engine) if isinstance(served.spec, NeuralSpec) else "none"
+
+
+def _devices(engine: RewardEngine) -> str:
+    return ",".join(map(str, engine.replicas.devices))

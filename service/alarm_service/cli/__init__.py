@@ -1,0 +1,1 @@
+"""The `alarm` command line. Imports no torch until a command needs it."""

@@ -1,0 +1,76 @@
+"""The `alarm` command: its subcommands, and how errors are printed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pydantic import ValidationError
+
+from alarm_models.errors import AlarmModelsError
+from alarm_models.process_tuning import limit_openmp_spin
+from alarm_service.cli.commands import add_health, add_recipes, add_record, add_score
+from alarm_service.cli.evaluation import add_calibrate, add_evaluate, add_judge, add_select
+from alarm_service.cli.serve import add_serve
+from alarm_service.errors import format_validation_errors
+from alarm_service.settings import SettingsError
+
+__all__ = ["main"]
+
+_COMMANDS = (
+    add_serve,
+    add_score,
+    add_recipes,
+    add_record,
+    add_health,
+    add_select,
+    add_calibrate,
+    add_evaluate,
+    add_judge,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    options = _parser().parse_args(arguments)
+    limit_openmp_spin()
+    try:
+        code = int(options.run(options))
+        if sys.stdout is not None:  # what cannot be written is told here, not at the very end
+            sys.stdout.flush()
+        return code
+    except ValidationError as error:
+        return _complain(format_validation_errors(error.errors()))
+    except BrokenPipeError:
+        # Who reads has enough, as `head` does. What is left must not be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _complain(_sentence(error))
+    except (AlarmModelsError, SettingsError) as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return 130  # as shells count it: 128 and the signal
+
+
+def _sentence(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alarm", description="The ALaRM reward server.")
+    parser.add_argument("--version", action="version", version=version("alarm-service"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add_command in _COMMANDS:
+        add_command(commands)
+    return parser
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"alarm: {message}\n")
+    return 1

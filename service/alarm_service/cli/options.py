@@ -1,0 +1,212 @@
+"""Flags that commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from alarm_models.recipe.loader import load_recipes, locate_recipe
+from alarm_models.recipe.schema import Recipe
+from alarm_service.json_lines import require_other_file, require_writable
+from alarm_service.settings import Settings
+
+if TYPE_CHECKING:
+    from alarm_models.study.bootstrap import Resampling
+    from alarm_service.evaluation.report import Outputs
+    from alarm_service.settings import Settings
+
+__all__ = [
+    "LOCAL",
+    "Source",
+    "Subparsers",
+    "add_command",
+    "add_outputs",
+    "add_resampling",
+    "add_scoring",
+    "add_settings",
+    "files_of",
+    "not_negative",
+    "number_within",
+    "outputs_of",
+    "positive",
+    "recipe_files",
+    "resampling_of",
+    "settings_of",
+    "source_of",
+]
+
+#: What commands are added to.
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+#: The settings that a command without a server has.
+LOCAL = ("recipe", "set", "device", "deterministic", "max_batch_tokens")
+
+
+def add_command(
+    commands: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command; ``description`` keeps its lines, for formats of files."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add a flag for each of these settings."""
+    for name in names:
+        field = Settings.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{field.description or ''} [ALARM_{name.upper()}; {_shown(field.default)}]"
+        text = text.replace("%", "%%").strip()
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=text)
+        elif isinstance(field.default, tuple):
+            parser.add_argument(flag, action="append", metavar="VALUE", help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Make settings of the flags that were given; variables and defaults fill the rest."""
+    given = vars(options).items()
+    return Settings(
+        **{name: one for name, one in given if name in Settings.model_fields and one is not None}
+    )
+
+
+def recipe_files(source: str, recipe: Recipe) -> list[Path]:
+    """Return the files that a recipe is in, which a command must not write over."""
+    parity = [] if recipe.parity is None else [Path(recipe.parity)]
+    return [locate_recipe(source), *parity]
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default)) or "none"
+    return "none" if default is None else str(default)
+
+
+# Numpy and torch are imported where a command runs: its help need not wait for them.
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where scores come from: a recipe, by settings on this machine or from a server."""
+
+    recipe: Recipe
+    settings: Settings
+    url: str | None
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a recipe and of what runs it."""
+    add_settings(parser, (*LOCAL, "api_key"))
+    parser.add_argument(
+        "--url", help="score at this server, which serves the recipe, rather than in this process"
+    )
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """Read the recipe; raise `RecipeError` or pydantic's ``ValidationError``."""
+    settings = settings_of(options)
+    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    return Source(recipe, settings, options.url)
+
+
+def add_resampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of chance."""
+    parser.add_argument(
+        "--draws", type=positive, default=2000, metavar="N",
+        help="bootstrap draws that an interval is made of [2000]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="the seed of all chance [0]"
+    )
+    parser.add_argument(
+        "--sample", type=positive, metavar="N", help="draw this many prompts, else take all"
+    )
+
+
+def resampling_of(options: argparse.Namespace) -> Resampling:
+    """Return how intervals are made."""
+    from alarm_models.study.bootstrap import Resampling
+
+    return Resampling(num_draws=options.draws, seed=options.seed)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what is shown and kept."""
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write report.html, result.json and plots there"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON rather than as tables"
+    )
+
+
+def outputs_of(
+    options: argparse.Namespace, inputs: Iterable[str | Path], written: Path | None = None
+) -> Outputs:
+    """Return where results go; raise `AlarmModelsError` where they could not be made.
+
+    ``inputs`` are the files to be read, as ``NAME=FILE`` or alone, and ``written`` is one more that
+    will be written: neither it nor a report may be one of them.
+    """
+    from alarm_service.evaluation.report import Outputs
+
+    files = files_of(inputs)
+    require_writable(written)
+    require_other_file(written, files, "one of the files to be read")
+    outputs = Outputs(options.out, options.json)
+    outputs.check(files)
+    return outputs
+
+
+def files_of(arguments: Iterable[str | Path]) -> list[Path]:
+    """Return the files that are named, as ``NAME=FILE`` or alone."""
+    return [Path(str(one).partition("=")[2] if "=" in str(one) else one) for one in arguments]
+
+
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """Read a whole number of 0 or more."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"wants a whole number of {least} or more, not {text!r}")
+    return number
+
+
+def number_within(text: str, least: float, most: float) -> float:
+    """Read a number between two others, which it may not be."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least < number < most:
+        bounds = f"above {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        raise argparse.ArgumentTypeError(f"wants a number {bounds}, not {text!r}")
+    return number

@@ -1,1 +1,0 @@
-"""Routes that trainers call with nothing of ours installed: they are given a URL."""

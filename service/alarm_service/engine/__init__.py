@@ -1,0 +1,1 @@
+"""The scoring engine: admission control, queue, batching, device workers, model sets, reload."""

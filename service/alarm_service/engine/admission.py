@@ -1,0 +1,408 @@
+"""Admission control: which requests the queue takes, counted in tokens, and in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from alarm_models.types import Sample
+from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.fairness import VirtualTimes
+from alarm_service.engine.throughput import Throughput
+from alarm_service.errors import Overloaded
+
+__all__ = ["Admission", "content_of", "estimate_tokens"]
+
+#: Characters a token, and tokens a template: an estimate, since a full queue tokenises nothing.
+_CHARACTERS_A_TOKEN = 4
+_TEMPLATE_TOKENS = 16
+
+#: Tokens that may wait in line for room: so many queues, and in front of a small one as many as
+#: fit in a few megabytes, since who waits there is a trainer that ends where it is refused.
+_LINE_QUEUES = 8
+_SHORTEST_LINE = 1_000_000
+
+#: Characters at either end of a text by which a request is known again.
+_END = 64
+
+#: Tokens in the queue from which on it has more to do than runs at once: two large batches.
+_BUSY_TOKENS = 16_384
+
+#: How long an empty queue is kept for those that have a place.
+_IDLE_S = 2.0
+
+#: The longest that a refused request is told to wait before anything was measured.
+_UNMEASURED_S = 5.0
+
+#: A request that is larger than this part of the queue has its turn as if it were no larger: by
+#: its tokens alone a thousand samples would come after a thousand requests of one.
+_LARGE_SHARE = 16
+
+#: Reservations of refused requests; who is refused beyond them has to be lucky.
+_MAX_RESERVED = 4096
+
+#: How long after the time that it was told a refused caller may come back and find its place:
+#: clients wait up to half as long again, to be spread.
+_LATE_TIMES, _LATE_S = 0.5, 10.0
+
+
+def estimate_tokens(samples: Sequence[Sample]) -> int:
+    """Estimate the tokens of samples from their characters, without tokenising them."""
+    return sum(
+        _TEMPLATE_TOKENS
+        + (
+            len(sample.prompt_text)
+            + len(sample.completion_text)
+            + sum(map(len, sample.fields.values()))
+        )
+        // _CHARACTERS_A_TOKEN
+        for sample in samples
+    )
+
+
+def content_of(samples: Sequence[Sample]) -> int:
+    """Return a number that a request has in common with itself as it comes again.
+
+    Only the ends of texts are looked at: most requests are admitted and never asked for it.
+    """
+    texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
+    return hash(tuple((len(text), text[:_END], text[-_END:]) for text in texts))
+
+
+@dataclass(eq=False, slots=True)
+class _Claim:
+    """A place in the order of those that wait for room.
+
+    It is kept until ``expires`` for a request that was refused. One that waits in line has a
+    ``turn``, which is set once there is room. A request that comes again is known by its
+    ``content``, since it may come by another connection than its ``caller`` had; ``former`` are the
+    connections that it came by before.
+    """
+
+    caller: Caller
+    flow: str
+    content: int
+    num_tokens: int
+    start: float
+    order: tuple[float, float]
+    expires: float = math.inf
+    turn: asyncio.Future[None] | None = None
+    former: set[str] = field(default_factory=set)
+
+    @property
+    def known_by(self) -> tuple[str, int, int]:
+        """What a request that comes again is known by."""
+        return self.caller.key, self.content, self.num_tokens
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether room is held for it."""
+        return self.turn is not None and self.turn.done()
+
+
+class Admission:
+    """Lets requests in whole or not at all, and in fair turns where there is not room for all.
+
+    The queue takes as many tokens as are done in ``max_queue_s`` seconds, by measurement, and at
+    most ``max_queued_tokens``; an empty queue takes any request. Each caller may hold its share of
+    those seconds, whatever others have queued, since it is served beside them.
+
+    A request that is refused keeps a place in the order of those that wait for room, by start-time
+    fair queueing of the tokens that each caller was admitted with: room that opens up is for those
+    before a newcomer, save that half of the queue is open to anybody, so that the devices never
+    wait for a caller to come back. The first in order gets in once no more than that half is
+    taken, however large it is.
+    """
+
+    def __init__(
+        self,
+        max_queued_tokens: int,
+        *,
+        max_queue_s: float = 0.0,
+        observe: Callable[[int, int], None] = lambda queued, reserved: None,
+        is_ready: Callable[[], bool] = lambda: True,
+        now: Callable[[], float] = time.monotonic,
+        throughput: Throughput | None = None,
+    ) -> None:
+        self._max = max_queued_tokens
+        self._max_queue_s = max_queue_s
+        self._observe = observe
+        self._is_ready = is_ready
+        self._now = now
+        self.throughput = throughput or Throughput()
+        self.num_queued = 0
+        self._admitted: VirtualTimes[str] = VirtualTimes()
+        #: Tokens in the queue, by flow.
+        self._held: dict[str, int] = {}
+        #: In order, and by what a request that comes again is known by.
+        self._claims: list[_Claim] = []
+        self._by_content: dict[tuple[str, int, int], list[_Claim]] = {}
+        self._num_reserved = 0
+        self._next_expiry = math.inf
+        self._num_claims = 0
+        #: Whose turn has just come: it calls `admit` next.
+        self._due: _Claim | None = None
+        self._empty_since = -math.inf
+        self._busy_since: float | None = None
+        self._busy_s = 0.0
+        #: Tokens that were done, and the seconds it took, since throughput was last observed.
+        self._done_tokens = 0
+        self._done_s = 0.0
+
+    def max_tokens(self) -> int:
+        """Return how many tokens the queue takes now."""
+        if not self._max_queue_s:
+            return self._max
+        return min(self._max, max(1, int(self._max_queue_s * self.throughput.tokens_per_s)))
+
+    async def wait_for_capacity(self, num_tokens: int, caller: Caller = INTERNAL) -> None:
+        """Wait in line until there is room for so many tokens; raise `Overloaded` from a full line.
+
+        Who calls `admit` next, awaiting nothing in between, gets in.
+        """
+        self._expire()
+        longest = max(_SHORTEST_LINE, _LINE_QUEUES * self._max)
+        in_line = sum(claim.num_tokens for claim in self._claims if claim.turn is not None)
+        if in_line and in_line + num_tokens > longest:
+            raise self._overloaded(num_tokens, caller, None)
+        claim = self._claim(num_tokens, caller, 0)
+        claim.turn = asyncio.get_running_loop().create_future()
+        try:
+            self._grant()
+            await claim.turn
+            self._due = claim
+            asyncio.get_running_loop().call_soon(self._lapse, claim)
+        except BaseException:
+            self._give_up(claim)
+            raise
+
+    @contextmanager
+    def admit(self, num_tokens: int, caller: Caller = INTERNAL, content: int = 0) -> Iterator[None]:
+        """Hold ``num_tokens`` of the queue while the block runs; raise `Overloaded` when full.
+
+        ``content`` tells requests apart: one that comes again has the same.
+        """
+        self._enter(num_tokens, caller, content)
+        is_done = False
+        try:
+            yield
+            is_done = True
+        finally:
+            self._leave(num_tokens, caller.flow, is_done=is_done)
+
+    def retry_after_s(self, num_tokens: int = 1, before: int = 0) -> int:
+        """Return the seconds until a request of so many tokens should come again, by measurement.
+
+        That is when there is room for it and those ``before`` it, and half of what is queued is
+        done: no sooner, since it would wait here as it waits there.
+        """
+        left = self.num_queued + before + num_tokens - self.max_tokens()
+        wait_s = max(left, self.num_queued / 2) / self.throughput.tokens_per_s
+        if not self.throughput.is_measured:
+            wait_s = min(wait_s, _UNMEASURED_S)
+        return max(1, math.ceil(wait_s))
+
+    def _enter(self, num_tokens: int, caller: Caller, content: int) -> None:
+        due, self._due = self._due, None
+        if due is None:
+            self._expire()
+            claim = self._claim_of(num_tokens, caller, content)
+            if not self._has_capacity(num_tokens, caller, claim):
+                if claim is None and len(self._claims) < _MAX_RESERVED:
+                    claim = self._claim(num_tokens, caller, content)
+                raise self._overloaded(num_tokens, caller, claim)
+            due = claim
+        if due is None:
+            self._admitted.serve(caller.flow)
+            self._admitted.charge(caller.flow, num_tokens)
+        else:
+            self._remove(due)
+            self._admitted.reach(due.start)
+        self._change(num_tokens, caller.flow)
+
+    def _leave(self, num_tokens: int, flow: str, *, is_done: bool) -> None:
+        self._measure()
+        if is_done:
+            self._count_done(num_tokens)
+        elif num_tokens > self._done_tokens:
+            # Seconds were spent on it, nobody knows how many.
+            self._done_tokens, self._done_s, self._busy_s = 0, 0.0, 0.0
+        self._expire()
+        self._change(-num_tokens, flow)
+        if not self.num_queued and not self._claims:
+            self._admitted = VirtualTimes()  # nobody waits: all begin anew
+        self._admitted.forget({claim.flow for claim in self._claims})
+        self._grant()
+
+    def _has_capacity(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
+        granted = sum(one.num_tokens for one in self._claims if one.is_granted and one is not claim)
+        level, limit = self.num_queued + granted, self.max_tokens()
+        if level + num_tokens <= limit / 2:
+            return True
+        if not level:
+            return self._may_end_idleness(num_tokens, caller, claim)
+        before = self._num_before(num_tokens, caller, claim)
+        if level + before + num_tokens <= limit:
+            return True
+        if not before and level + num_tokens <= self._max:
+            # It does not wait behind what others have queued beyond their shares.
+            held = self._held.get(caller.flow, 0) + num_tokens
+            if held <= limit / len({caller.flow, *self._held}):
+                return True
+        return claim is not None and not before and level <= limit / 2
+
+    def _may_end_idleness(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
+        """Say whether an empty queue takes a request.
+
+        It does, save that for a moment callers that have a place kept go before one that has had
+        more than its share: who is answered could else send its next large request at once, always.
+        """
+        if claim is not None and claim.turn is not None:
+            return True
+        if self._now() - self._empty_since >= _IDLE_S or not self._admitted.is_ahead(caller.flow):
+            return True
+        before = self._before(num_tokens, caller, claim)
+        return all(one.caller.flow == caller.flow for one in before)
+
+    def _num_before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> int:
+        """Count the tokens that have a place before a claim, or before what has none yet."""
+        before = self._before(num_tokens, caller, claim)
+        return sum(one.num_tokens for one in before if not one.is_granted)
+
+    def _before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> list[_Claim]:
+        order = claim.order if claim else (self._finish(num_tokens, caller), math.inf)
+        return self._claims[: bisect_left(self._claims, order, key=_order)]
+
+    def _finish(self, num_tokens: int, caller: Caller) -> float:
+        """Return where a request would stand in the order."""
+        large = self.max_tokens() / _LARGE_SHARE
+        return self._admitted.start(caller.flow) + min(num_tokens, large)
+
+    def _claim_of(self, num_tokens: int, caller: Caller, content: int) -> _Claim | None:
+        """Return the place that a request has kept from when it came before.
+
+        One of the same content by another connection is taken for the same request, until the
+        first connection brings it again: then they are two.
+        """
+        by_content = None
+        for claim in self._by_content.get((caller.key, content, num_tokens), ()):
+            if claim.turn is not None:
+                continue
+            if claim.caller.connection == caller.connection:
+                return claim
+            if by_content is None and caller.connection not in claim.former:
+                by_content = claim
+        if by_content is not None:
+            by_content.former.add(by_content.caller.connection)
+            by_content.caller = caller
+        return by_content
+
+    def _claim(self, num_tokens: int, caller: Caller, content: int) -> _Claim:
+        start = self._admitted.start(caller.flow)
+        self._num_claims += 1
+        order = (self._finish(num_tokens, caller), self._num_claims)
+        self._admitted.charge(caller.flow, num_tokens)
+        claim = _Claim(caller, caller.flow, content, num_tokens, start, order)
+        insort(self._claims, claim, key=_order)
+        self._by_content.setdefault(claim.known_by, []).append(claim)
+        self._num_reserved += num_tokens
+        return claim
+
+    def _remove(self, claim: _Claim) -> bool:
+        at = bisect_left(self._claims, claim.order, key=_order)
+        if at == len(self._claims) or self._claims[at] is not claim:
+            return False
+        del self._claims[at]
+        alike = self._by_content[claim.known_by]
+        alike.remove(claim)
+        if not alike:
+            del self._by_content[claim.known_by]
+        self._num_reserved -= claim.num_tokens
+        return True
+
+    def _give_up(self, claim: _Claim) -> None:
+        if self._remove(claim):
+            self._admitted.charge(claim.flow, -claim.num_tokens)
+            self._grant()
+
+    def _lapse(self, claim: _Claim) -> None:
+        """Give up the place of who had its turn and did not use it."""
+        if self._due is claim:
+            self._due = None
+            self._give_up(claim)
+
+    def _expire(self) -> None:
+        now = self._now()
+        if now < self._next_expiry:
+            return
+        for claim in [one for one in self._claims if one.expires <= now]:
+            self._remove(claim)
+            self._admitted.charge(claim.flow, -claim.num_tokens)
+        self._next_expiry = min((one.expires for one in self._claims), default=math.inf)
+
+    def _grant(self) -> None:
+        """Tell those that wait in line and have room now."""
+        for claim in list(self._claims):
+            if (
+                claim.turn is not None
+                and not claim.turn.done()
+                and self._has_capacity(claim.num_tokens, claim.caller, claim)
+            ):
+                claim.turn.set_result(None)
+        self._observe(self.num_queued, self._num_reserved)
+
+    def _overloaded(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> Overloaded:
+        before = self._num_before(num_tokens, caller, claim)
+        retry_after_s = self.retry_after_s(num_tokens, before)
+        if claim is not None:
+            claim.expires = self._now() + (1 + _LATE_TIMES) * retry_after_s + _LATE_S
+            self._next_expiry = min(self._next_expiry, claim.expires)
+        self._observe(self.num_queued, self._num_reserved)
+        others = f", {before} have a place before this request," if before else ""
+        return Overloaded(
+            f"{self.num_queued} tokens are queued{others} and {self.max_tokens()} may be; send "
+            f"these {num_tokens} again in {retry_after_s} s",
+            retry_after_s=retry_after_s,
+        )
+
+    def _change(self, num_tokens: int, flow: str) -> None:
+        self._measure()
+        self.num_queued += num_tokens
+        self._held[flow] = self._held.get(flow, 0) + num_tokens
+        if not self._held[flow]:
+            del self._held[flow]
+        if not self.num_queued:
+            self._empty_since = self._now()
+        is_busy = self.num_queued >= min(_BUSY_TOKENS, self.max_tokens() / 4) and self._is_ready()
+        self._busy_since = self._now() if is_busy else None
+        self._observe(self.num_queued, self._num_reserved)
+
+    def _count_done(self, num_tokens: int) -> None:
+        """Observe throughput once about as much is done as may be half done.
+
+        A large request is counted as it ends. Small ones that are done beside it would else seem to
+        take all the time that goes into it.
+        """
+        if self._busy_since is not None:
+            self._done_tokens += num_tokens
+            self._done_s += self._busy_s
+            if self._done_tokens >= (self.num_queued - num_tokens) / 2:
+                self.throughput.observe(self._done_tokens, self._done_s)
+                self._done_tokens, self._done_s = 0, 0.0
+        self._busy_s = 0.0
+
+    def _measure(self) -> None:
+        """Count the time since it was last counted, if there was enough to do in it."""
+        now = self._now()
+        if self._busy_since is not None:
+            self._busy_s += now - self._busy_since
+            self._busy_since = now
+
+
+def _order(claim: _Claim) -> tuple[float, float]:
+    return claim.order

@@ -1,0 +1,121 @@
+"""Where a server is in its life, and who waits for it to be ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from enum import StrEnum
+
+from alarm_service.errors import Broken, Draining
+
+__all__ = ["Lifecycle", "LifecycleState", "draining_error"]
+
+
+class LifecycleState(StrEnum):
+    """The stations of a life; from any of them a server may be broken."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BROKEN = "broken"
+
+
+class Lifecycle:
+    """A server's life: it loads, is ready, drains and stops, unless it breaks.
+
+    ``failure`` is why the models could not be loaded, ``death`` why the device is lost, which any
+    thread may set, as it may note in ``degraded`` why a device does less than it should, by what
+    is the matter. All else belongs to the event loop.
+    """
+
+    def __init__(self, models: Collection[str]) -> None:
+        self.failure: Exception | None = None
+        self.death: Broken | None = None
+        self.degraded: dict[object, str] = {}
+        self.is_draining = False
+        self.is_stopped = False
+        self.is_over = False
+        self._at_end: list[Callable[[], object]] = []
+        self._models = models
+        self._awaited: str | None = None
+        self._is_loaded = False
+        #: Set once the models are there, cannot be had, or are no longer waited for.
+        self._settled = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    @property
+    def state(self) -> LifecycleState:
+        """The station that it is at."""
+        if self.failure is not None or self.death is not None:
+            return LifecycleState.BROKEN
+        if self.is_draining:
+            return LifecycleState.DRAINING
+        return LifecycleState.READY if self._is_loaded else LifecycleState.LOADING
+
+    @property
+    def reason(self) -> str:
+        """Why it is there, in a sentence."""
+        match self.state:
+            case LifecycleState.BROKEN:
+                return f"broken: {self.failure or self.death}"
+            case LifecycleState.LOADING:
+                awaited = f"; {self._awaited}; trying again" if self._awaited else ""
+                return f"loading {', '.join(self._models)}{awaited}"
+            case LifecycleState.READY if self.degraded:
+                reasons = dict.fromkeys(list(self.degraded.values()))
+                return f"ready; degraded: {'; '.join(reasons)}"
+            case state:
+                return state.value
+
+    async def until_ready(self) -> None:
+        """Wait until the models are loaded; raise `Broken` or `Draining` where they will not be."""
+        await self._settled.wait()
+        if self.state is LifecycleState.BROKEN:
+            raise Broken(self.reason, retry_after_s=5)
+        if not self._is_loaded:
+            raise draining_error()
+
+    async def until_draining(self) -> None:
+        """Wait for the end to begin."""
+        await self._drained.wait()
+
+    def set_waiting_on(self, awaited: str | None) -> None:
+        """Note why loading waits for another server; None when it no longer does."""
+        self._awaited = awaited
+
+    def loaded(self) -> None:
+        """Be ready: every model has run."""
+        self._is_loaded = True
+        self._settled.set()
+
+    def failed(self, failure: Exception) -> None:
+        """Be broken: the models cannot be loaded."""
+        self.failure = failure
+        self._settled.set()
+
+    def drain(self) -> None:
+        """Take no new requests; running ones go on, save those that wait for the models."""
+        self.is_draining = True
+        self._settled.set()
+        self._drained.set()
+
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Have something called when the time that draining may take is over."""
+        self._at_end.append(call)
+
+    def end(self) -> None:
+        """Let no request run any longer."""
+        self.drain()
+        self.is_over = True
+        for call in self._at_end:
+            call()
+
+    def stop(self) -> None:
+        """Let nothing go on."""
+        self.drain()
+        self.is_stopped = True
+
+
+def draining_error() -> Draining:
+    """Return the answer to who comes too late."""
+    return Draining("the server is stopping; send this to another", retry_after_s=5)

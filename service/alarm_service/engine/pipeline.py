@@ -1,0 +1,225 @@
+"""ScoringPipeline: prepares samples in threads, queues them, and returns their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Protocol, TypeVar, runtime_checkable
+
+from alarm_models.cancellation import cancellable, check_cancelled
+from alarm_models.errors import SampleError
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
+from alarm_models.types import Sample, Score, Span, require_spans_within, require_starts_within
+from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.lifecycle import Lifecycle, draining_error
+from alarm_service.engine.model_set import LoadedModel
+from alarm_service.engine.queue import RequestQueue
+from alarm_service.engine.requests import Outcome, PendingCall, QueuedSample
+from alarm_service.observability.metrics import Metrics
+from alarm_service.observability.tracing import Traces
+
+__all__ = [
+    "ScoresForCallers",
+    "ScoringPipeline",
+    "deliver_prepared",
+    "owned_by",
+    "prepare",
+    "validate_samples",
+]
+
+#: How many spans a character may be in, on average.
+_MAX_OVERLAP = 8
+
+
+def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+    """Prepare samples for a model; one whose spans leave the completion is not shown to it."""
+    faults = validate_samples(samples)
+    fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+    prepared = iter(_prepare(model, fitting) if fitting else ())
+    return [next(prepared) if fault is None else fault for fault in faults]
+
+
+def validate_samples(samples: Sequence[Sample]) -> list[SampleError | None]:
+    """Return what is wrong with each sample, whatever model it is for."""
+    return [_validate(sample) for sample in samples]
+
+
+def _validate(sample: Sample) -> SampleError | None:
+    check_cancelled()
+    text = sample.completion_text
+    try:
+        require_spans_within(sample.token_offsets or (), text, "token_offsets")
+        for name, spans in sample.segments.items():
+            require = require_starts_within if name == "errors" else require_spans_within
+            require(spans, text, f"segments.{name}")
+            if name != "errors":
+                _require_little_overlap(spans, text, f"segments.{name}")
+    except SampleError as fault:
+        # Without its traceback, which would hold the sample for as long as the error lives.
+        return fault.with_traceback(None)
+    return None
+
+
+def _require_little_overlap(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` for spans that repeat the text many times: each of them is read."""
+    num_covered = sum(end - start for start, end in spans)
+    if num_covered > _MAX_OVERLAP * len(text):
+        raise SampleError(
+            "invalid_sample",
+            f"{name} overlap: together they are {num_covered} characters long, and the completion "
+            f"has {len(text)}; send each part of it in one span",
+        )
+
+
+def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+    """Prepare samples; where one makes the whole call raise, only that one fails."""
+    try:
+        return model.prepare(samples)
+    except Exception as error:  # a tokenizer may raise anything; its neighbours go on
+        if len(samples) == 1:
+            message = f"the sample cannot be prepared: {error!r}"[:500]
+            return [SampleError("model_failed", message)]
+    return [prepared for sample in samples for prepared in _prepare(model, [sample])]
+
+
+def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
+    """Return features that share nothing with those of other keys; an empty key is no key."""
+    if not key:
+        return prepared
+    return [replace(one, owner=key) if isinstance(one, ModelInput) else one for one in prepared]
+
+
+def deliver_prepared(
+    prepared: Sequence[Prepared], start: int, work: Callable[..., QueuedSample], job: PendingCall
+) -> list[QueuedSample]:
+    """Deliver what needs no device, and return the work that does."""
+    now = time.monotonic()
+    works = []
+    for index, one in enumerate(prepared, start):
+        receiver = job.result_callback(index)
+        if isinstance(one, ModelInput):
+            works.append(work(features=one, deliver=receiver, since=now))
+        else:
+            receiver(one)
+    return works
+
+
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class ScoresForCallers(Protocol):
+    """A model elsewhere that shares its devices out itself."""
+
+    async def score_for(
+        self, caller: Caller, samples: Sequence[Sample]
+    ) -> list[Score | SampleError]:
+        """Score a caller's samples; one outcome a sample, in order."""
+
+
+#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
+_CHUNK = 64
+
+
+class ScoringPipeline:
+    """Takes samples to what waits for the devices, and their outcomes back."""
+
+    def __init__(
+        self,
+        waiting: RequestQueue,
+        life: Lifecycle,
+        metrics: Metrics,
+        traces: Traces,
+        *,
+        is_deterministic: bool,
+    ) -> None:
+        self._waiting = waiting
+        self._life = life
+        self._metrics = metrics
+        self._traces = traces
+        self._is_deterministic = is_deterministic
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    async def score(
+        self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
+    ) -> list[Outcome]:
+        """Score a caller's samples with a model; one outcome a sample, in order."""
+        if isinstance(loaded.model, HostModel):
+            return await self._score_on_host(loaded.model, samples, caller)
+        return await self._score_on_device(loaded, loaded.model, samples, caller)
+
+    async def run_in_thread(self, call: Callable[[], _T]) -> _T:
+        """Run a plain function on a tokenising thread, off the event loop.
+
+        Where the caller leaves, the function ends at its next `check_cancelled`.
+        """
+        if self._life.is_stopped:
+            raise draining_error()
+        has_left = threading.Event()
+
+        def run() -> _T:
+            with cancellable(has_left.is_set):
+                return call()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, run)
+        finally:
+            has_left.set()
+
+    def close(self) -> None:
+        """Let nothing through any more; whatever waits hears that the server is stopping."""
+        self._waiting.close(draining_error())
+        self._workers.shutdown(wait=False)
+
+    async def _score_on_device(
+        self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
+    ) -> list[Outcome]:
+        job = PendingCall(len(samples))
+        trace = self._traces.current()
+        cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
+        try:
+            for start in range(0, len(samples), _CHUNK):
+                chunk = samples[start : start + _CHUNK]
+                prepared = await self.run_in_thread(
+                    partial(self._prepare, loaded.name, model, chunk)
+                )
+                work = partial(
+                    QueuedSample,
+                    loaded,
+                    is_active=job.is_active,
+                    cost=cost,
+                    trace=trace,
+                    caller=caller,
+                )
+                self._waiting.put(
+                    deliver_prepared(owned_by(prepared, caller.key), start, work, job)
+                )
+            return await job.wait()
+        finally:
+            job.cancel()
+
+    def _prepare(self, name: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
+        with self._metrics.preparing(name):
+            return prepare(model, samples)
+
+    async def _score_on_host(
+        self, model: HostModel, samples: Sequence[Sample], caller: Caller
+    ) -> list[Outcome]:
+        """Give a model that needs no device all samples that have no faults of their own."""
+        faults = await self.run_in_thread(partial(validate_samples, samples))
+        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await self._score(model, sound, caller) if sound else ())
+        return [next(scores) if fault is None else fault for fault in faults]
+
+    async def _score(
+        self, model: HostModel, samples: Sequence[Sample], caller: Caller
+    ) -> list[Score | SampleError]:
+        if isinstance(model, ScoresForCallers):
+            return await model.score_for(caller, samples)
+        return await model.score(samples)

@@ -1,0 +1,393 @@
+"""RequestQueue and the batching policy: which queued samples make the next batch."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from alarm_models.errors import SampleError
+from alarm_models.modeling.inputs import BatchLayout
+from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
+from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.fairness import VirtualTimes
+from alarm_service.engine.model_set import LoadedModel
+from alarm_service.engine.requests import QueuedSample, TimedOut
+from alarm_service.engine.usage import TimedOutSamples, Usage, predicted_s
+from alarm_service.errors import ServiceError
+
+__all__ = ["RequestQueue", "in_turn", "next_batch", "weights_of"]
+
+#: How far beyond the first work to look for what goes well with it.
+_WINDOW = 512
+
+#: Batches that a window may fill, where the order is the turn and not the length.
+_WINDOW_BATCHES = 4
+
+#: Where a batch is kept short, a shared beginning may still have so many times its own cost beside
+#: it: cut into more batches, it would be run again in each where nothing is remembered.
+_TIMES_FIRST = 4
+
+
+def weights_of(callers: Sequence[Caller]) -> dict[Caller, float]:
+    """Return what a token costs each caller: callers of one key share what one caller has."""
+    num_callers = Counter(caller.key for caller in callers)
+    return {caller: float(num_callers[caller.key]) if caller.key else 1.0 for caller in callers}
+
+
+def in_turn(
+    waiting: Mapping[Caller, Sequence[QueuedSample]],
+    start: Callable[[Caller], float],
+    seconds_per_token: float,
+    max_tokens: int,
+) -> list[QueuedSample]:
+    """Order one model's work by fair turns of its callers, as far as a batch may look.
+
+    Each caller's own work keeps its order. The caller with the smallest start tag has the next
+    turn, which moves its tag on by the device time that its work is expected to take; work that
+    begins alike is one turn, so that a group is not torn apart.
+    """
+    weights = weights_of(list(waiting))
+    turns = {caller: _turns(works, max_tokens) for caller, works in waiting.items()}
+    heap = [
+        (start(caller), works[0].since, number, caller)
+        for number, (caller, works) in enumerate(waiting.items())
+    ]
+    heapq.heapify(heap)
+    ordered: list[QueuedSample] = []
+    total = 0
+    while heap and len(ordered) < _WINDOW:
+        tag, _, number, caller = heap[0]
+        works, cost = next(turns[caller], ((), 0))
+        if not works:
+            heapq.heappop(heap)
+            continue
+        ordered += works
+        total += cost
+        if ordered[0].cost is not BatchLayout.PADDED and total >= _WINDOW_BATCHES * max_tokens:
+            break
+        tag += cost * seconds_per_token * weights[caller]
+        heapq.heapreplace(heap, (tag, works[-1].since, number, caller))
+    return [work for work in ordered if work.cost is ordered[0].cost]
+
+
+def _turns(
+    works: Sequence[QueuedSample], max_tokens: int
+) -> Iterator[tuple[list[QueuedSample], int]]:
+    """Cut a caller's work into turns, and say what each costs in tokens."""
+    turn: list[QueuedSample] = []
+    cost = 0
+    for work in works:
+        if turn and _begins_alike(turn[0], work):
+            own = _own_tokens(turn[0], work)
+            if cost + own <= max_tokens and len(turn) < _WINDOW:
+                turn.append(work)
+                cost += own
+                continue
+        if turn:
+            yield turn, cost
+        turn, cost = [work], work.features.num_tokens
+    if turn:
+        yield turn, cost
+
+
+def _begins_alike(one: QueuedSample, other: QueuedSample) -> bool:
+    return (
+        one.cost is BatchLayout.PREFIX_SHARED
+        and other.cost is BatchLayout.PREFIX_SHARED
+        and _beginning(one) == _beginning(other)
+    )
+
+
+def _beginning(work: QueuedSample) -> tuple[str, tuple[int, ...]]:
+    return work.features.owner, work.features.ids[:MIN_SHARED_PREFIX]
+
+
+def _own_tokens(first: QueuedSample, work: QueuedSample) -> int:
+    """Count the tokens that work adds beside work that begins alike."""
+    ids = work.features.ids
+    known = common_prefix_length(first.features.ids, ids, 0)
+    return len(ids) - (known if known >= MIN_SHARED_PREFIX else 0)
+
+
+def next_batch(
+    waiting: Sequence[QueuedSample], max_tokens: int, enough_tokens: int | None = None
+) -> list[QueuedSample]:
+    """Choose one model's next batch from its work, in turn.
+
+    The first work always goes, even where it alone costs more than ``max_tokens``; beside it goes
+    what fits within them, by what a batch costs the model. ``enough_tokens`` keeps a batch shorter,
+    save that work which begins as the first does goes along up to four times the first's cost.
+    """
+    window = waiting[:_WINDOW]
+    enough = max_tokens if enough_tokens is None else min(enough_tokens, max_tokens)
+    match waiting[0].cost:
+        case BatchLayout.SINGLE:
+            return [waiting[0]]
+        case BatchLayout.PADDED:
+            return _batch_by_length(window, enough)
+        case BatchLayout.PACKED:
+            return _batch_first_fit(window, enough)
+        case BatchLayout.PREFIX_SHARED:
+            least = min(_TIMES_FIRST * waiting[0].features.num_tokens, max_tokens)
+            return _batch_by_prefix(window, max(enough, least))
+
+
+def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
+    """Take the first and its neighbours in length: a batch costs its longest times its number."""
+    oldest = waiting[0]
+    by_length = sorted(waiting, key=lambda work: work.features.num_tokens)
+    low = high = next(index for index, work in enumerate(by_length) if work is oldest)
+    while True:
+        shorter = by_length[low - 1] if low > 0 else None
+        longer = by_length[high + 1] if high + 1 < len(by_length) else None
+        longest = by_length[high].features.num_tokens
+        num_next = high - low + 2
+        # Shorter neighbours first: they never make the batch wider.
+        if shorter is not None and longest * num_next <= max_tokens:
+            low -= 1
+        elif longer is not None and longer.features.num_tokens * num_next <= max_tokens:
+            high += 1
+        else:
+            return by_length[low : high + 1]
+
+
+def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
+    """Take work in the order it came, passing over what does not fit any more."""
+    batch = [waiting[0]]
+    left = max_tokens - waiting[0].features.num_tokens
+    for work in waiting[1:]:
+        if work.features.num_tokens <= left:
+            batch.append(work)
+            left -= work.features.num_tokens
+    return batch
+
+
+def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
+    """Take the first with those that begin alike, whose beginning is computed once.
+
+    Other groups follow in the order of their first, each only where all of it fits: a group that
+    is torn apart computes its beginning again.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[tuple[QueuedSample, int]]] = {}
+    for work in waiting:
+        group = groups.setdefault(_beginning(work), [])
+        cost = _own_tokens(group[0][0], work) if group else work.features.num_tokens
+        group.append((work, cost))
+    first, *others = groups.values()
+    batch, left = [first[0][0]], max_tokens - first[0][1]
+    for work, cost in first[1:]:
+        if cost <= left:
+            batch.append(work)
+            left -= cost
+    for group in others:
+        whole = sum(cost for _, cost in group)
+        if whole <= left:
+            batch.extend(work for work, _ in group)
+            left -= whole
+    return batch
+
+
+#: How long a server has several callers after another one than before sent or was served.
+_SEVERAL_S = 60.0
+
+#: A sample is refused where it is expected to take so many times what it may: the prediction is
+#: rough, and whoever is let through is still watched.
+_REFUSED_TIMES = 2.0
+
+
+@dataclass(slots=True)
+class RequestQueue:
+    """The work that has arrived, by model; the devices' threads take batches from it.
+
+    Models have fair shares of the devices' time, measured as their batches run, and within a model
+    its callers have. ``forward_timeout_s`` (0: none) is what a forward pass may take: samples that
+    took longer before, or are sure to, fail at once.
+    """
+
+    #: The tokens of a batch, for models that have no number of their own.
+    max_batch_tokens: int
+    forward_timeout_s: float = 0.0
+    now: Callable[[], float] = time.monotonic
+    timed_out: TimedOutSamples = field(default_factory=TimedOutSamples)
+    _queues: dict[LoadedModel, dict[Caller, deque[QueuedSample]]] = field(default_factory=dict)
+    _models: VirtualTimes[str] = field(default_factory=VirtualTimes)
+    _usage: dict[str, Usage] = field(default_factory=dict)
+    _last_caller: Caller = INTERNAL
+    _several_since: float = -_SEVERAL_S
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _closed: ServiceError | None = None
+
+    def put(self, works: Iterable[QueuedSample]) -> None:
+        """Add work; once closed, its callers hear why at once."""
+        works = list(works)
+        refused: list[tuple[QueuedSample, ServiceError | SampleError]] = []
+        with self._changed:
+            for work in works:
+                reason = self._closed or self._refusal(work)
+                if reason is None:
+                    self._add(work)
+                else:
+                    refused.append((work, reason))
+            self._changed.notify()
+        for work, reason in refused:
+            work.deliver(reason)
+
+    def take(self, busy: Callable[[], Container[str]] = tuple) -> list[QueuedSample] | None:
+        """Wait for work and take one batch of one model, in fair turns; None once closed.
+
+        Models that are ``busy`` are left to who runs them.
+        """
+        with self._changed:
+            while True:
+                self._drop_cancelled()
+                left_out = busy() if self._queues else ()
+                models = [model for model in self._queues if model.name not in left_out]
+                if models:
+                    return self._take(models)
+                if self._closed is not None:
+                    return None
+                self._changed.wait()
+
+    def wake(self) -> None:
+        """Have those that wait for work look again, as other models are busy now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def ran(
+        self, batch: Sequence[QueuedSample], num_computed: Sequence[int], seconds: float
+    ) -> None:
+        """Charge callers and model what a batch really took, in place of what was expected."""
+        total = sum(num_computed)
+        with self._changed:
+            usage = self._usage_of(batch[0].model.name)
+            usage.measure(total, seconds)
+            expected = 0.0
+            for work, num_tokens in zip(batch, num_computed, strict=True):
+                expected += work.charged
+                part = seconds * num_tokens / total if total else 0.0
+                usage.callers.charge(work.caller, (part - work.charged) * work.weight)
+                work.charged = part
+            self._models.charge(batch[0].model.name, seconds - expected)
+
+    def close(self, reason: ServiceError) -> None:
+        """Take no more work, and give what waits the reason."""
+        with self._changed:
+            self._closed = self._closed or reason
+            left = [
+                work
+                for queues in self._queues.values()
+                for works in queues.values()
+                for work in works
+            ]
+            self._queues.clear()
+            self._changed.notify_all()
+        for work in left:
+            work.deliver(reason)
+
+    def num_waiting(self) -> int:
+        """Count the samples that wait."""
+        with self._changed:
+            return sum(len(works) for queues in self._queues.values() for works in queues.values())
+
+    def num_callers(self) -> int:
+        """Count the callers whose samples wait."""
+        with self._changed:
+            return len({caller for queues in self._queues.values() for caller in queues})
+
+    def tokens_per_s(self, model: str) -> float:
+        """Return how many tokens a second a model lately ran; 0 before that is known."""
+        with self._changed:
+            return self._usage_of(model).tokens_per_s
+
+    def _add(self, work: QueuedSample) -> None:
+        self._queues.setdefault(work.model, {}).setdefault(work.caller, deque()).append(work)
+        self._note(work.caller)
+
+    def _note(self, caller: Caller) -> None:
+        """Note that a caller sends or is served, and so whether there are several."""
+        if caller not in (self._last_caller, INTERNAL):
+            if self._last_caller != INTERNAL:
+                self._several_since = self.now()
+            self._last_caller = caller
+
+    def _refusal(self, work: QueuedSample) -> SampleError | None:
+        if work in self.timed_out:
+            return TimedOut(
+                "model_failed",
+                f"model {work.model.name!r} did not get through this sample before; "
+                "it is not run again: do not send it again",
+            )
+        best = self._usage_of(work.model.name).best_tokens_per_s
+        if not self.forward_timeout_s or not best:
+            return None
+        num_tokens = work.features.num_tokens
+        seconds = predicted_s(num_tokens, best, work.model.hidden_size)
+        if seconds <= _REFUSED_TIMES * self.forward_timeout_s:
+            return None
+        return SampleError(
+            "too_long",
+            f"the sample's {num_tokens} tokens would take about {seconds:.0f} s, and one forward "
+            f"pass may take {self.forward_timeout_s:g} s (--forward-timeout-s): shorten it, or "
+            "set the model's max_tokens",
+        )
+
+    def _drop_cancelled(self) -> None:
+        for model, queues in list(self._queues.items()):
+            for caller, works in list(queues.items()):
+                wanted = [work for work in works if work.is_active()]
+                if not wanted:
+                    del queues[caller]
+                elif len(wanted) < len(works):
+                    queues[caller] = deque(wanted)
+            if not queues:
+                del self._queues[model]
+
+    def _take(self, models: Sequence[LoadedModel]) -> list[QueuedSample]:
+        model = min(models, key=self._turn_of)
+        queues = self._queues[model]
+        usage = self._usage_of(model.name)
+        budget = model.budget or self.max_batch_tokens
+        ordered = in_turn(queues, usage.callers.start, usage.seconds_per_token, budget)
+        batch = next_batch(ordered, budget, self._enough_tokens(usage))
+        self._models.serve(model.name)
+        usage.callers.serve(batch[0].caller)
+        weights = weights_of(list(queues))
+        for work in batch:
+            work.weight = weights[work.caller]
+            work.charged = work.features.num_tokens * usage.seconds_per_token
+            usage.callers.charge(work.caller, work.charged * work.weight)
+            self._models.charge(model.name, work.charged)
+            self._note(work.caller)
+        self._remove(model, batch)
+        usage.callers.forget(self._queues.get(model, {}))
+        return batch
+
+    def _turn_of(self, model: LoadedModel) -> tuple[float, float]:
+        oldest = min(works[0].since for works in self._queues[model].values())
+        return self._models.start(model.name), oldest
+
+    def _remove(self, model: LoadedModel, batch: Sequence[QueuedSample]) -> None:
+        taken = set(map(id, batch))
+        queues = self._queues[model]
+        for caller in {work.caller for work in batch}:
+            left = deque(work for work in queues[caller] if id(work) not in taken)
+            if left:
+                queues[caller] = left
+            else:
+                del queues[caller]
+        if not queues:
+            del self._queues[model]
+        if self._queues:
+            self._changed.notify()  # for another device
+
+    def _enough_tokens(self, usage: Usage) -> int | None:
+        """Return what keeps a batch short while there are several callers; None where not."""
+        is_alone = self.now() - self._several_since >= _SEVERAL_S
+        return None if is_alone else usage.enough_tokens()
+
+    def _usage_of(self, model: str) -> Usage:
+        return self._usage.setdefault(model, Usage())

@@ -1,0 +1,221 @@
+"""Loads, unloads and reloads recipes at run time, and finds their files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from alarm_models.errors import AlarmModelsError, quoted
+from alarm_models.recipe.loader import built_in_names, load_recipe_again
+from alarm_models.recipe.schema import Recipe
+from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.lifecycle import draining_error
+from alarm_service.engine.model_set import ModelSet
+from alarm_service.errors import ChangeRefused, NotFound, ServiceError, shortened
+from alarm_service.settings import SettingsError
+
+__all__ = ["RecipeChange", "RecipeManager", "RecipeSources"]
+
+
+class RecipeSources:
+    """Finds recipes by name and reads them, ``--set`` settings applied.
+
+    A name is looked up among those that there are, built in or in the operator's folder; it never
+    becomes a path. ``known`` says where the recipes are from that are served already.
+    """
+
+    def __init__(
+        self, known: Mapping[str, str], settings: Sequence[str], folder: Path | None
+    ) -> None:
+        if folder is not None and not folder.is_dir():
+            raise SettingsError(f"--recipe-dir {folder} is no folder")
+        self._known = dict(known)
+        self._settings = settings
+        self._folder = folder
+
+    def available(self) -> dict[str, str]:
+        """Return what may be loaded: each name, and where it is."""
+        files = [] if self._folder is None else sorted(self._folder.glob("*.toml"))
+        return {name: name for name in built_in_names()} | {file.stem: str(file) for file in files}
+
+    def find(self, name: str) -> str:
+        """Return where an available recipe is; raise `NotFound` for another, or `Refused`."""
+        available = self.available()
+        if name not in available:
+            more = "" if self._folder else "; --recipe-dir FOLDER adds a folder's"
+            raise NotFound(
+                f"no recipe {quoted(name)} to load: there are {', '.join(available)}{more}"
+            )
+        if name in built_in_names() and available[name] != name:
+            raise ChangeRefused(f"{name!r} is built in and in {self._folder}: rename that file")
+        return available[name]
+
+    def read(self, source: str) -> Recipe:
+        """Read a recipe from where it was found; raise `RecipeError`."""
+        return load_recipe_again(source, self._settings)
+
+    def note(self, recipe: Recipe, source: str) -> None:
+        """Note where a recipe is from that is served now."""
+        self._known[recipe.name] = source
+
+    def read_again(self, recipe: Recipe) -> Recipe:
+        """Read a recipe's file again; one that came from no file is as it is.
+
+        Raises `RecipeError`, and `Refused` where the recipe has another name now.
+        """
+        source = self._known.get(recipe.name)
+        if source is None:
+            return recipe
+        again = load_recipe_again(source, self._settings, recipe)
+        if again.name != recipe.name:
+            raise ChangeRefused(
+                f"{source} now names its recipe {again.name!r}, but callers know it as "
+                f"{recipe.name!r}: load the new name, and unload the old"
+            )
+        return again
+
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeChange:
+    """What came of a change: the models that were loaded, kept and let go, by name."""
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+class RecipeManager:
+    """Changes what an engine serves, one change at a time.
+
+    Whatever fails leaves all as it was, is logged, and raised as `Refused` or another
+    `ServiceError`.
+    """
+
+    def __init__(self, engine: RewardEngine, sources: RecipeSources) -> None:
+        self._engine = engine
+        self._turn = asyncio.Lock()
+        #: The recipes whose loading is under way or waits for its turn.
+        self._loading: Counter[str] = Counter()
+        self.sources = sources
+
+    async def load(self, name: str) -> RecipeChange:
+        """Serve one recipe more, after the others."""
+
+        async def load(recipes: dict[str, Recipe]) -> None:
+            source = self.sources.find(name)
+            recipe = await asyncio.to_thread(self.sources.read, source)
+            loading.append(recipe.name)
+            self._loading[recipe.name] += 1
+            if recipe.name in recipes:
+                raise ChangeRefused(f"recipe {recipe.name!r} is served already: reload it")
+            await self._engine.change([*recipes.values(), recipe])
+            self.sources.note(recipe, source)
+
+        loading = [name]
+        self._loading[name] += 1
+        try:
+            return await self._apply("load", name, load, lambda: self.sources.find(name))
+        finally:
+            self._loading -= Counter(loading)
+
+    async def unload(self, name: str) -> RecipeChange:
+        """Serve a recipe no more; the next in line becomes the default where it was that."""
+
+        async def unload(recipes: dict[str, Recipe]) -> None:
+            self._engine.catalog.recipe(name)
+            if len(recipes) == 1:
+                raise ChangeRefused(f"{name!r} is the last recipe: load another first")
+            await self._engine.change([one for one in recipes.values() if one.name != name])
+
+        return await self._apply("unload", name, unload, lambda: self._require_known(name))
+
+    async def reload(self, name: str | None = None) -> RecipeChange:
+        """Read one recipe again, or all, and their models where files of theirs changed."""
+
+        async def reload(recipes: dict[str, Recipe]) -> None:
+            names = list(recipes) if name is None else [self._engine.catalog.recipe(name).name]
+            again = {one: await self._read_again(recipes[one]) for one in names}
+            await self._engine.change(list((recipes | again).values()), read_again=names)
+
+        return await self._apply("reload", name or "all", reload, lambda: self._require_known(name))
+
+    def _require_known(self, name: str | None) -> None:
+        """Raise `NotFound` for a recipe that is neither served nor about to be."""
+        if name not in self._loading:
+            self._engine.catalog.recipe(name)
+
+    async def _read_again(self, recipe: Recipe) -> Recipe:
+        return await asyncio.to_thread(self.sources.read_again, recipe)
+
+    async def _apply(
+        self,
+        change: str,
+        name: str,
+        make: Callable[[dict[str, Recipe]], Awaitable[None]],
+        check: Callable[[], object],
+    ) -> RecipeChange:
+        """Make a change in its turn; ``check`` raises at once where the name is unknown."""
+        try:
+            check()
+            return await self._abort_when_draining(self._serialized(change, name, make))
+        except ServiceError as error:
+            self._refused(change, name, error.message)
+            raise
+        except AlarmModelsError as error:
+            self._refused(change, name, str(error))
+            raise ChangeRefused(str(error)) from error
+        except Exception as error:  # a checkpoint can fail in any way; the others go on
+            _log.exception("loading failed")
+            message = f"the models cannot be loaded: {error!r}"[:500]
+            self._refused(change, name, message)
+            raise ChangeRefused(message) from error
+
+    async def _serialized(
+        self, change: str, name: str, make: Callable[[dict[str, Recipe]], Awaitable[None]]
+    ) -> RecipeChange:
+        async with self._turn:
+            await self._engine.life.until_ready()
+            before = self._engine.model_set
+            await make(dict(before.catalog.recipes))
+            made = _recipe_change(before, self._engine.model_set)
+            now = self._engine.model_set.fingerprints()
+            is_same = not made.loaded and not made.gone and before.fingerprints() == now
+            outcome = "unchanged" if is_same else "changed"
+            self._engine.metrics.changes.count_change(change, outcome)
+            _log.info(f"recipes {outcome}", change=change, name=name, now=now, **asdict(made))
+            return made
+
+    async def _abort_when_draining(self, work: Awaitable[RecipeChange]) -> RecipeChange:
+        """Do the work, unless the server stops first: nobody waits then for models to load."""
+        working = asyncio.ensure_future(work)
+        ending = asyncio.ensure_future(self._engine.life.until_draining())
+        try:
+            await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise draining_error()
+            return working.result()
+        finally:
+            working.cancel()
+            ending.cancel()
+
+    def _refused(self, change: str, name: str, why: str) -> None:
+        self._engine.metrics.changes.count_change(change, "refused")
+        _log.error("recipes not changed", change=change, name=shortened(name), error=why)
+
+
+def _recipe_change(before: ModelSet, after: ModelSet) -> RecipeChange:
+    known = {id(loaded.model) for loaded in before.models.values()}
+    now = {id(loaded.model) for loaded in after.models.values()}
+    return RecipeChange(
+        tuple(key for key, one in after.models.items() if id(one.model) not in known),
+        tuple(key for key, one in after.models.items() if id(one.model) in known),
+        tuple(key for key, one in before.models.items() if id(one.model) not in now),
+    )

@@ -1,0 +1,453 @@
+"""DeviceWorker: the thread that runs batches on one device, and the watchdog over it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import structlog
+import torch
+
+from alarm_models.errors import SampleError
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.loader import MODEL_INIT_LOCK
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.types import Score
+from alarm_service.engine.lifecycle import Lifecycle
+from alarm_service.engine.queue import RequestQueue
+from alarm_service.engine.requests import Outcome, QueuedSample, TimedOut
+from alarm_service.errors import Broken
+from alarm_service.observability.metrics import Metrics
+from alarm_service.observability.tracing import Traces
+
+__all__ = ["DeviceWorker", "Watchdog"]
+
+
+class Watchdog:
+    """Calls ``on_late``, once and from a thread of its own, when a block takes too long.
+
+    One block runs at a time. The thread sleeps until the block that it saw would be late, or until
+    the next one begins: it wakes about once in ``timeout_s``, however many blocks come and go.
+    """
+
+    def __init__(self, timeout_s: float, on_late: Callable[[], None]) -> None:
+        self._timeout_s = timeout_s
+        self._on_late = on_late
+        self._begun: float | None = None
+        self._is_idle = False
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let the thread end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Be late unless the block ends in time."""
+        self._begun = time.monotonic()
+        # The thread says that it is idle before it looks whether a block has begun: so one of the
+        # two sees the other.
+        if self._is_idle:
+            with self._changed:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            self._begun = None
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                begun = self._begun
+                if begun is None:
+                    self._is_idle = True
+                    self._changed.wait_for(lambda: self._is_closed or self._begun is not None)
+                    self._is_idle = False
+                    continue
+                left_s = begun + self._timeout_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            else:
+                return
+        self._on_late()
+
+
+_log = structlog.get_logger()
+
+#: Forward passes that were given up and still run: with more of them a CPU has no time for others.
+_MAX_GIVEN_UP = 4
+
+#: How long a forward pass may hold up a CPU before a second thread serves those that wait.
+_RELIEF_S = 5.0
+
+
+@runtime_checkable
+class _Forgets(Protocol):
+    def forget(self) -> None:
+        """Keep nothing of batches before."""
+
+
+class DeviceWorker:
+    """Runs what waits on one device, each model by its replica of that ``index``.
+
+    A batch that raises is split in halves and tried again, down to single samples; only a sample
+    that fails alone fails. A sample that ends the thread, or whose forward pass takes longer than
+    ``forward_timeout_s`` (0: as long as it likes), fails for good; what shared its batch is run
+    again, each sample alone. On a CPU (``is_cpu``) the next thread takes over, since the one that
+    hangs cannot be ended. A GPU on which a pass hangs runs nothing else: all samples of its batch
+    fail, and ``on_lost`` says whether other devices go on.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        waiting: RequestQueue,
+        metrics: Metrics,
+        life: Lifecycle,
+        traces: Traces,
+        *,
+        forward_timeout_s: float,
+        is_cpu: bool = True,
+        on_lost: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.index = index
+        self.waiting = waiting
+        self.metrics = metrics
+        self.life = life
+        self.traces = traces
+        self.forward_timeout_s = forward_timeout_s
+        #: A pass hangs here, or the device itself failed, after which it runs nothing any more.
+        self.is_lost = False
+        self._has_failed = False
+        self._is_cpu = is_cpu
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Start taking batches."""
+        self._start_worker()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads to end once their queue is closed; those that hang are left."""
+        with self._lock:
+            self._is_closed = True
+            workers = list(self._workers)
+        deadline = time.monotonic() + timeout_s
+        for worker in workers:
+            worker.join(0.0 if worker.is_given_up else max(0.0, deadline - time.monotonic()))
+
+    def is_running(self) -> bool:
+        """Say whether a thread still runs: the process must not take Python down under it."""
+        with self._lock:
+            return any(worker.is_alive() for worker in self._workers)
+
+    def num_given_up(self) -> int:
+        """Count the forward passes that were given up and still run."""
+        with self._lock:
+            return sum(worker.is_given_up and worker.is_alive() for worker in self._workers)
+
+    def busy_models(self) -> set[str]:
+        """Return the models of long forward passes, which another thread leaves alone meanwhile."""
+        with self._lock:
+            relieved = [worker for worker in self._workers if worker.is_relieved()]
+        return {worker.model for worker in relieved}
+
+    def relieve(self, worker: _Worker) -> None:
+        """Serve the other models with another thread while a long forward pass runs on a CPU."""
+        if self._is_cpu and not self.busy_models() and worker.retire():
+            self._start_worker()
+
+    def on_forward_timeout(self, worker: _Worker) -> None:
+        """Give up a worker whose forward pass takes too long."""
+        model, suspects, others = worker.give_up()
+        if not suspects:  # it ended just now
+            self._start_worker()
+            return
+        message = (
+            f"a forward pass of {model} takes longer than {self.forward_timeout_s:g} s "
+            "(--forward-timeout-s)"
+        )
+        MODEL_INIT_LOCK.give_up(worker.ident)
+        self._forget(suspects[0])
+        self.metrics.pass_given_up(model)
+        self._charge(suspects, self.forward_timeout_s)
+        can_go_on = self._is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
+        self._blame(suspects, others, message, can_retry=can_go_on)
+        if can_go_on:
+            _log.error("forward pass given up", model=model, num_samples=len(suspects))
+            self.life.degraded[worker] = message
+            if not worker.was_relieved:
+                self._start_worker()
+        else:
+            self._fail_device(f"{message}: the server must be started again")
+
+    def on_worker_died(self, worker: _Worker, death: BaseException) -> None:
+        """Go on after a worker that ended; a device that failed itself is lost."""
+        model, suspects, others = worker.give_up()
+        message = f"the thread that owns the device died: {death!r}"
+        self._has_failed = isinstance(death, torch.AcceleratorError)
+        can_go_on = not self._has_failed
+        self._blame(suspects, others, message, can_retry=can_go_on)
+        if can_go_on:
+            _log.error("device thread died", model=model, error=message)
+            if not worker.was_relieved:
+                self._start_worker()
+        else:
+            self._fail_device(message)
+
+    def on_worker_returned(self, worker: _Worker) -> None:
+        """Hear that a worker which was given up has come back after all."""
+        self.life.degraded.pop(worker, None)
+        if self.is_lost and not self._has_failed and self.life.death is None:
+            self.is_lost = False
+            self.life.degraded.pop(self, None)
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        with self._lock:
+            self._workers = [worker for worker in self._workers if worker.is_alive()]
+            if self._is_closed:
+                return
+            worker = _Worker(self)
+            self._workers.append(worker)
+            worker.start()
+
+    def _blame(
+        self,
+        suspects: Sequence[QueuedSample],
+        others: Sequence[QueuedSample],
+        message: str,
+        *,
+        can_retry: bool,
+    ) -> None:
+        """Fail the sample that it was, if that is known; run its neighbours alone."""
+        again = list(others)
+        if len(suspects) > 1 and can_retry:
+            again += [replace(work, cost=BatchLayout.SINGLE, charged=0.0) for work in suspects]
+        else:
+            among = "" if len(suspects) == 1 else f"; it was one of {len(suspects)} in its batch"
+            for work in suspects:
+                if len(suspects) == 1:
+                    self.waiting.timed_out.add(work)
+                self.metrics.sample_timed_out(work.model.name)
+                work.deliver(
+                    TimedOut("model_failed", f"{message}{among}: do not send this sample again")
+                )
+        self.waiting.put(again)
+
+    def _fail_device(self, message: str) -> None:
+        """Serve with the other devices, or tell everybody that there is none."""
+        self.is_lost = True
+        if self._on_lost():
+            _log.error("device lost", error=message)
+            self.life.degraded[self] = message
+            return
+        reason = Broken(message, retry_after_s=5)
+        self.life.death = reason
+        _log.critical("device lost", error=message)
+        self.waiting.close(reason)
+
+    def _charge(self, works: Sequence[QueuedSample], seconds: float) -> None:
+        self.waiting.ran(works, [work.features.num_tokens for work in works], seconds)
+
+    def _forget(self, work: QueuedSample) -> None:
+        """Have the model begin anew: the pass that was given up may yet add to what it knows."""
+        model = work.model.replica(self.index)
+        if isinstance(model, _Forgets):
+            model.forget()
+
+
+@dataclass(eq=False)
+class _Part:
+    """What is in a forward pass now, and what of its batch waits for its turn."""
+
+    running: list[QueuedSample]
+    pending: list[list[QueuedSample]]
+
+
+class _Worker:
+    """One thread that takes batches, until its queue is closed or it is given up."""
+
+    def __init__(self, device: DeviceWorker) -> None:
+        self._device = device
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._lock = threading.Lock()
+        self._part = _Part([], [])
+        self.is_given_up = False
+        self.was_relieved = False
+        self._watchdogs = []
+        if device.forward_timeout_s:
+            self._watchdogs.append(
+                Watchdog(device.forward_timeout_s, lambda: device.on_forward_timeout(self))
+            )
+        if not device.forward_timeout_s or device.forward_timeout_s > _RELIEF_S:
+            self._watchdogs.append(Watchdog(_RELIEF_S, lambda: device.relieve(self)))
+
+    @property
+    def ident(self) -> int:
+        """The thread's identity."""
+        return self._thread.ident or 0
+
+    def start(self) -> None:
+        """Start taking batches."""
+        self._thread.start()
+        for watchdog in self._watchdogs:
+            watchdog.start()
+
+    def is_alive(self) -> bool:
+        """Say whether the thread runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        for watchdog in self._watchdogs:
+            watchdog.close()
+
+    def retire(self) -> bool:
+        """Take no batch after this one; say whether there is one that still runs."""
+        with self._lock:
+            self.was_relieved = bool(self._part.running) and not self.is_given_up
+            return self.was_relieved
+
+    def is_relieved(self) -> bool:
+        """Say whether it is in its last batch, from which something may yet come."""
+        with self._lock:
+            return self.was_relieved and not self.is_given_up and bool(self._part.running)
+
+    @property
+    def model(self) -> str:
+        """The model whose batch it runs; none between batches."""
+        running = self._part.running
+        return running[0].model.name if running else ""
+
+    def give_up(self) -> tuple[str, list[QueuedSample], list[QueuedSample]]:
+        """Have nothing come of what runs; return its model, what was running, and what was not."""
+        with self._lock:
+            self.is_given_up = True
+            part, self._part = self._part, _Part([], [])
+        others = [work for works in part.pending for work in works]
+        model = part.running[0].model.name if part.running else ""
+        return model, part.running, others
+
+    def _run(self) -> None:
+        device = self._device
+        try:
+            while not self._is_done():
+                batch = device.waiting.take(device.busy_models)
+                if batch is None:
+                    break
+                if self._is_done():  # given up as its last batch ended: another thread is there
+                    device.waiting.put(batch)
+                    break
+                with device.metrics.on_device():
+                    self._run_batch(batch)
+                del batch  # no model is held for its sake
+        except BaseException as death:  # whatever ends this thread, its callers must not hang
+            if not self.is_given_up:
+                device.on_worker_died(self, death)
+        finally:
+            for watchdog in self._watchdogs:
+                watchdog.close()
+            if self.is_given_up:
+                device.on_worker_returned(self)
+            elif self.was_relieved:
+                device.waiting.wake()
+
+    def _is_done(self) -> bool:
+        with self._lock:
+            return self.is_given_up or self.was_relieved
+
+    def _run_batch(self, batch: list[QueuedSample]) -> None:
+        device, name = self._device, batch[0].model.name
+        model = batch[0].model.replica(device.index)
+        started = time.monotonic()
+        device.metrics.batch_taken(name, batch, started)
+        computed = {id(work): work.features.num_tokens for work in batch}
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            with self._lock:
+                self._part = _Part(part, pending)
+            try:
+                outcomes = self._scored(name, model, part)
+            except torch.AcceleratorError:
+                raise  # the device is lost: nothing that comes after could run
+            except Exception as error:  # a model may raise anything; its neighbours go on
+                if self.is_given_up:
+                    return
+                _forget_failed_batch(error)
+                device.metrics.batch_failed(name)
+                _log.warning(
+                    "forward failed", model=name, num_samples=len(part), error=repr(error)[:500]
+                )
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    pending += [part[middle:], part[:middle]]
+                    continue
+                outcomes = [SampleError("model_failed", f"the model failed: {error!r}"[:500])]
+            if self.is_given_up:
+                return
+            for work, outcome in zip(part, outcomes, strict=True):
+                if isinstance(outcome, Score):
+                    computed[id(work)] = outcome.num_computed_tokens
+                work.deliver(outcome)
+        with self._lock:
+            if self.is_given_up:
+                return
+            self._part = _Part([], [])
+        ended = time.monotonic()
+        device.traces.batch(batch, started, ended)
+        num_tokens = sum(work.features.num_tokens for work in batch)
+        device.metrics.batch_done(name, num_tokens)
+        device.waiting.ran(batch, [computed[id(work)] for work in batch], ended - started)
+
+    def _scored(
+        self, name: str, model: RewardModel, works: Sequence[QueuedSample]
+    ) -> list[Outcome]:
+        features = [work.features for work in works]
+        with ExitStack() as watching:
+            watching.enter_context(self._device.metrics.forwarding(name))
+            for watchdog in self._watchdogs:
+                watching.enter_context(watchdog.watch())
+            outputs = model.forward(features)
+        if len(outputs) != len(works):
+            raise RuntimeError(f"{len(outputs)} outputs for {len(works)} samples")
+        with self._device.metrics.reading(name):
+            return _read(model, features, outputs)
+
+
+def _read(
+    model: RewardModel, features: Sequence[ModelInput], outputs: Sequence[torch.Tensor]
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for one, rows, num_computed in zip(
+        features, outputs, model.num_computed(features), strict=True
+    ):
+        try:
+            score = model.read(one, rows)
+            outcomes.append(replace(score, num_computed_tokens=num_computed))
+        except SampleError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _forget_failed_batch(error: Exception) -> None:
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Offline evaluation behind `alarm select`, `calibrate`, `evaluate` and `judge`."""

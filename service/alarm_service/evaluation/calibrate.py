@@ -1,0 +1,264 @@
+"""`alarm calibrate`: mean, std and threshold from scores, and what aspects then add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alarm_models.recipe.schema import Overrides, Recipe
+from alarm_models.study.addition import Addition, addition, correlation
+from alarm_models.study.baselines import num_words
+from alarm_models.study.calibration import Moments, admission_for, admitted_share, moments
+from alarm_models.study.pairs import Floats
+from alarm_models.types import Sample, Score
+from alarm_service.evaluation.dataset import Material
+from alarm_service.evaluation.errors import StudyError
+from alarm_service.evaluation.plots import distributions
+from alarm_service.evaluation.recipe_writer import Change
+from alarm_service.evaluation.report import (
+    Grid,
+    Page,
+    Paragraph,
+    Picture,
+    fingerprints,
+    percent,
+    plain,
+)
+from alarm_service.evaluation.scoring import Scores, rewards_of, values_of
+
+__all__ = ["CalibrationResult", "Constants", "calibrate", "calibration_page", "changes_of"]
+
+Indices = NDArray[np.intp]
+
+#: Digits after the point of what is written into a recipe.
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What normalises the holistic score, the threshold in its units, and whom that admits."""
+
+    mean: float
+    std: float
+    threshold: float
+    admitted_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """A recipe's constants as they were and as found, and what follows from the found ones.
+
+    ``additions`` are over admitted completions, with the recipe's weights (1 for a weight of 0, as
+    if it were chosen) and its shaping. ``holistic_part`` is what the holistic term gives them;
+    ``holistic_at_threshold`` the least of it, beside which an addition is the jump at the
+    threshold. The last two are correlations over all completions with the number of words.
+    """
+
+    recipe: str
+    fingerprints: Mapping[str, str]
+    num_completions: int
+    num_scored: int
+    wanted_share: float
+    before: Constants
+    found: Constants
+    aspects: Mapping[str, Moments]
+    additions: Mapping[str, Addition]
+    holistic_part: Moments
+    holistic_at_threshold: float
+    holistic_with_length: float
+    reward_with_length: float
+    faults: Sequence[str]
+    normalized: Floats
+
+
+def calibrate(
+    material: Material, recipe: Recipe, scores: Scores, wanted_share: float
+) -> CalibrationResult:
+    """Find mean, standard deviation and threshold; raise `StudyError` where scores cannot tell."""
+    raw = values_of(scores.of(recipe.holistic))
+    found = _constants(raw, wanted_share)
+    z = (raw - found.mean) / found.std
+    words = [int(num_words(one.completion_text)) for one in material.samples]
+    admitted = np.flatnonzero(z >= found.threshold)
+    hierarchy = replace(
+        recipe.rule_params(Overrides()),
+        mean=found.mean,
+        std=found.std,
+        threshold=found.threshold,
+    )
+    rewards = rewards_of(material.samples, recipe, scores, hierarchy)
+    by_aspect = {name: scores.of(spec) for name, spec in recipe.aspects.items()}
+    return CalibrationResult(
+        recipe=recipe.name,
+        fingerprints=scores.fingerprints,
+        num_completions=len(material.samples),
+        num_scored=int(np.count_nonzero(~np.isnan(raw))),
+        wanted_share=wanted_share,
+        before=_constants_of(recipe, raw),
+        found=found,
+        aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
+        additions={
+            name: _addition(one, material.samples, recipe, name, admitted)
+            for name, one in by_aspect.items()
+        },
+        holistic_part=_spread(recipe.holistic.weight * z[admitted]),
+        holistic_at_threshold=recipe.holistic.weight * found.threshold,
+        holistic_with_length=correlation(raw, words),
+        reward_with_length=correlation(rewards, words),
+        faults=scores.faults,
+        normalized=z,
+    )
+
+
+def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
+    """Return the constants to write: the holistic ones, and an aspect's where it is normalised.
+
+    An aspect is normalised where it judges whole completions and its table names a mean or a
+    standard deviation: others, such as a probability, are meant to be read as they are.
+    """
+    over = f"over {result.num_scored} completions, by alarm calibrate"
+    changes = {
+        "holistic.mean": _change(result.found.mean, over),
+        "holistic.std": _change(result.found.std, over),
+        "hierarchy.threshold": _change(
+            result.found.threshold, f"admits {result.found.admitted_share:.1%} of them"
+        ),
+    }
+    for name, spec in recipe.aspects.items():
+        own = result.aspects[name]
+        is_whole = recipe.models[spec.model].kind != "segments"
+        if is_whole and {"mean", "std"} & spec.model_fields_set and own.count and own.std > 0:
+            changes[f"aspects.{name}.mean"] = _change(own.mean, over)
+            changes[f"aspects.{name}.std"] = _change(own.std, over)
+    return changes
+
+
+def _change(value: float, reason: str) -> Change:
+    return Change(round(value, _DIGITS), reason)
+
+
+def _constants(raw: Floats, wanted_share: float) -> Constants:
+    try:
+        found = moments(raw)
+        admission = admission_for((raw - found.mean) / (found.std or 1.0), wanted_share)
+    except ValueError as error:
+        raise StudyError(f"the holistic model cannot be calibrated: {error}") from error
+    return Constants(found.mean, found.std, admission.threshold, admission.share)
+
+
+def _constants_of(recipe: Recipe, raw: Floats) -> Constants:
+    mean, std, threshold = recipe.holistic.mean, recipe.holistic.std, recipe.hierarchy.threshold
+    return Constants(mean, std, threshold, admitted_share((raw - mean) / std, threshold))
+
+
+def _spread(values: Floats) -> Moments:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Moments(float("nan"), float("nan"), 0)
+    return Moments(float(known.mean()), float(known.std()), len(known))
+
+
+def _addition(
+    scores: Sequence[Score | None],
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    name: str,
+    admitted: Indices,
+) -> Addition:
+    known = [(scores[index], samples[index].completion_text) for index in admitted]
+    return addition(
+        [score for score, _ in known if score is not None],
+        [text for score, text in known if score is not None],
+        recipe.aspect_rule(name, None),
+        recipe.aspects[name].weight or 1.0,
+    )
+
+
+def calibration_page(result: CalibrationResult) -> Page:
+    """Lay out a calibration: constants, what aspects add, and what it comes to."""
+    blocks: list[Paragraph | Grid | Picture] = [
+        Paragraph(
+            f"{result.num_completions} completions; the holistic model scored "
+            f"{result.num_scored} of them. Models: {fingerprints(result.fingerprints)}."
+        )
+    ]
+    blocks += [Paragraph(fault, is_caution=True) for fault in result.faults]
+    blocks.append(_constants_table(result))
+    blocks.append(
+        Picture(
+            "holistic",
+            "Normalised holistic scores; past the threshold, aspects are added.",
+            lambda: distributions(
+                {"holistic, normalised": {"": result.normalized}}, result.found.threshold
+            ),
+        )
+    )
+    if result.aspects:
+        blocks += _aspects(result)
+    return Page(f"Calibration of {result.recipe}", blocks)
+
+
+def _constants_table(result: CalibrationResult) -> Grid:
+    before, found = result.before, result.found
+    rows = [
+        ("mean", plain(before.mean), plain(found.mean)),
+        ("std", plain(before.std), plain(found.std)),
+        ("threshold", plain(before.threshold), plain(found.threshold)),
+        ("admitted", percent(before.admitted_share), percent(found.admitted_share)),
+    ]
+    return Grid(
+        "Constants",
+        ("", f"in {result.recipe}", "found"),
+        rows,
+        f"Wanted: {percent(result.wanted_share)} admitted. The threshold counts in standard "
+        "deviations and lies halfway between two scores.",
+    )
+
+
+def _aspects(result: CalibrationResult) -> Iterator[Grid | Paragraph]:
+    yield Grid(
+        "Scores of aspects",
+        ("", "mean", "std", "of"),
+        [
+            (name, plain(one.mean), plain(one.std), str(one.count))
+            for name, one in result.aspects.items()
+        ],
+        "Of segments: the share of right ones in a completion.",
+    )
+    yield Grid(
+        "What aspects add to an admitted completion",
+        ("", "right", "wrong", "segments", "adds", "std", "if all wrong", "r length", "r score"),
+        [_row(name, one) for name, one in result.additions.items()],
+        "Shaped and weighted (a weight of 0 is taken as 1). r: correlation of what is added with "
+        "the number of segments (of words, where completions are judged whole) and with the score.",
+    )
+    for name, one in result.additions.items():
+        if one.num_completions:
+            yield Paragraph(f"{name}: {one.explained()}.", is_caution=one.is_length_bonus)
+    yield Paragraph(
+        f"The holistic term gives an admitted completion {plain(result.holistic_part.mean)} "
+        f"(std {plain(result.holistic_part.std)}), at the threshold "
+        f"{plain(result.holistic_at_threshold)}: what aspects add is the jump there."
+    )
+    yield Paragraph(
+        f"Over all completions the holistic score follows the number of words with r = "
+        f"{plain(result.holistic_with_length)}, the whole reward with r = "
+        f"{plain(result.reward_with_length)}."
+    )
+
+
+def _row(name: str, one: Addition) -> tuple[str, ...]:
+    return (
+        name,
+        plain(one.right),
+        plain(one.wrong),
+        "–" if one.mean_segments is None else f"{one.mean_segments:.1f}",
+        plain(one.mean),
+        plain(one.std),
+        "–" if one.unearned is None else percent(one.unearned),
+        plain(one.with_length),
+        plain(one.with_score),
+    )

@@ -1,0 +1,357 @@
+"""`alarm judge`: requests to an LLM judge, their cache, and its verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alarm_models.reward_models.remote.connections import excerpt
+from alarm_models.reward_models.remote.ratings import RatingError, answer_part
+from alarm_service.evaluation.dataset import Material
+from alarm_service.evaluation.errors import StudyError
+from alarm_service.evaluation.scoring import Peer, Refused
+
+__all__ = [
+    "CRITERIA",
+    "Answer",
+    "AnswerCache",
+    "Ask",
+    "Choice",
+    "Cost",
+    "Duel",
+    "Judge",
+    "ask_all",
+    "cost_of",
+    "duels_of",
+    "key_of",
+    "messages_for",
+    "outcome_of",
+    "read_choice",
+]
+
+
+class Answer(BaseModel):
+    """A judge's words, and the tokens that they cost where the server told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def key_of(url: str, body: object) -> str:
+    """Digest all that decides an answer: whom is asked, and what."""
+    return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()[:32]
+
+
+class AnswerCache:
+    """A file of answers, one a line; a line that a killed run left torn is asked again."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._answers: dict[str, Answer] = {}
+        self._target: TextIO | None = None
+        if file.exists():
+            for line in file.read_bytes().splitlines():
+                try:
+                    answer = Answer.model_validate_json(line)
+                except ValidationError:
+                    continue
+                self._answers[answer.key] = answer
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def get(self, key: str) -> Answer | None:
+        """Return the answer to a request, where there is one."""
+        return self._answers.get(key)
+
+    def add(self, answer: Answer) -> None:
+        """Keep an answer, on disk before this returns."""
+        if self._target is None:
+            raise ValueError("an answer is added while the cache is entered")
+        self._answers[answer.key] = answer
+        self._target.write(answer.model_dump_json(exclude_none=True) + "\n")
+        self._target.flush()
+
+    def __enter__(self) -> AnswerCache:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._target = self._file.open("a+", encoding="utf-8")
+        if self._is_torn():
+            self._target.write("\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._target is not None:
+            self._target.close()
+            self._target = None
+
+    def _is_torn(self) -> bool:
+        content = self._file.read_bytes()
+        return bool(content) and not content.endswith(b"\n")
+
+
+class Choice(StrEnum):
+    """What a judge says of two answers that it knows as A and B."""
+
+    A = "A"
+    B = "B"
+    TIE = "tie"
+
+
+CRITERIA = (
+    "Which answer helps the asker more? Weigh whether it is true, whether it answers what was "
+    "asked, and whether anything important is missing. Do not favour an answer for its length or "
+    "for standing first."
+)
+
+_SYSTEM = (
+    "You compare two answers to one prompt. Say in a sentence or two what tells them apart, then "
+    "end with a line that is exactly `Verdict: A`, `Verdict: B` or `Verdict: tie`."
+)
+
+#: "Verdict: A", "**Verdict:** [[B]]", "verdict - tie"; not the article of "a verdict: a close one".
+_VERDICT = re.compile(
+    r"verdict\b\W{1,8}(?:(?:is|answer|response|assistant)\b\W{1,4}){0,3}"
+    r"(?:(?P<tie>(?:a )?tie\b)|(?P<letter>[ab])(?!\w))(?=(?P<behind>[^\n]{0,200}))",
+    re.IGNORECASE,
+)
+#: What may stand on a line behind a letter that is the verdict.
+_BEHIND = re.compile(
+    r"\W*$|[\s*_`\"')\]}]*(?:[(.,;:–—-]|(?:is|wins|was|because|since|as it|for|by)\b)",
+    re.IGNORECASE,
+)
+#: Where both letters are named, none is the verdict.
+_BOTH = re.compile(r"^\W{0,4}(?:and|or|[/|&=,])\W{0,4}[ab]\b", re.IGNORECASE)
+
+
+def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[dict[str, str]]:
+    """Return the chat that asks for a choice between ``first`` as A and ``second`` as B."""
+    asked = (
+        f"{criteria}\n\n<prompt>\n{prompt}\n</prompt>\n\n<answer_A>\n{first}\n</answer_A>\n\n"
+        f"<answer_B>\n{second}\n</answer_B>"
+    )
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+
+
+def read_choice(text: str) -> Choice | None:
+    """Read the last verdict in a judge's words; None where there is none, or it names both."""
+    try:
+        answer = answer_part(text)
+    except RatingError:
+        return None
+    choices = [_choice(found) for found in _VERDICT.finditer(answer)]
+    return choices[-1] if choices else None
+
+
+def _choice(found: re.Match[str]) -> Choice | None:
+    if found["tie"]:
+        return Choice.TIE
+    if _BOTH.match(found["behind"]) or not _BEHIND.match(found["behind"]):
+        return None
+    return Choice(found["letter"].upper())
+
+
+def outcome_of(forward: Choice | None, backward: Choice | None) -> float:
+    """Return 1 where the first wins, -1 the second, 0 for a tie, NaN where an answer is unread.
+
+    ``forward`` was asked with the first as A, ``backward`` with the second as A. Only a choice
+    that both orders confirm is a win: a judge that follows the order has said nothing.
+    """
+    if forward is None or backward is None:
+        return math.nan
+    if (forward, backward) == (Choice.A, Choice.B):
+        return 1.0
+    return -1.0 if (forward, backward) == (Choice.B, Choice.A) else 0.0
+
+
+#: What a judge answers to one request that it cannot take, while it takes others.
+_OF_ONE_REQUEST = frozenset({400, 413, 422})
+
+#: English text, roughly; what a run really cost is in the result.
+_CHARACTERS_A_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Who is asked, and how: ``body`` is what a request has beside its messages."""
+
+    endpoint: str
+    api_key: str | None
+    criteria: str
+    body: Mapping[str, Any]
+    concurrency: int
+    timeout_s: float
+
+    @property
+    def url(self) -> str:
+        """Where chats are completed."""
+        return f"{self.endpoint.rstrip('/')}/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: its body, and the key of its answer."""
+
+    key: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two completions of one prompt, by index, asked about in both orders.
+
+    Two texts that are the same are a tie that nobody is asked about: no ``asks``.
+    """
+
+    first: int
+    second: int
+    asks: tuple[Ask, Ask] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What is left to ask: requests and about how many tokens; money where prices are known."""
+
+    num_asks: int
+    num_cached: int
+    num_same: int
+    prompt_tokens: int
+    max_answer_tokens: int | None
+    money: float | None
+
+
+def duels_of(material: Material, pairs: Iterable[tuple[int, int]], judge: Judge) -> list[Duel]:
+    """Make the requests for pairs of completions."""
+    return [_duel(material, first, second, judge) for first, second in pairs]
+
+
+def cost_of(
+    duels: Sequence[Duel], cache: AnswerCache, judge: Judge, prices: tuple[float, float] | None
+) -> Cost:
+    """Count what is not in the cache; ``prices`` are of a million prompt and answer tokens."""
+    asks = {ask.key: ask for duel in duels for ask in duel.asks or ()}
+    left = [ask for ask in asks.values() if ask.key not in cache]
+    characters = sum(len(one["content"]) for ask in left for one in ask.body["messages"])
+    prompt_tokens = characters // _CHARACTERS_A_TOKEN
+    most = judge.body.get("max_tokens", judge.body.get("max_completion_tokens"))
+    answer_tokens = None if most is None else len(left) * int(most)
+    money = None
+    if prices is not None and answer_tokens is not None:
+        money = (prompt_tokens * prices[0] + answer_tokens * prices[1]) / 1e6
+    return Cost(
+        num_asks=len(left),
+        num_cached=len(asks) - len(left),
+        num_same=sum(duel.asks is None for duel in duels),
+        prompt_tokens=prompt_tokens,
+        max_answer_tokens=answer_tokens,
+        money=money,
+    )
+
+
+async def ask_all(
+    duels: Sequence[Duel],
+    cache: AnswerCache,
+    judge: Judge,
+    answered: Callable[[], None],
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> list[str]:
+    """Ask what is not in the cache, so many at a time, and keep each answer as it comes.
+
+    Returns what was refused, one sentence each. Raises `StudyError` where the judge cannot be had
+    at all; what was answered until then stays in the cache.
+    """
+    left = _left(duels, cache)
+    refused: list[str] = []
+    peer = Peer(
+        judge.endpoint,
+        judge.api_key,
+        timeout_s=judge.timeout_s,
+        num_connections=judge.concurrency,
+        transport=transport,
+    )
+
+    async def work() -> None:
+        for ask in left:
+            try:
+                answer = await peer.post(judge.url, ask.body)
+            except Refused as error:
+                if error.status not in _OF_ONE_REQUEST:
+                    raise
+                refused.append(str(error))
+            else:
+                cache.add(_answer(ask.key, answer))
+            answered()
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(judge.concurrency):
+                workers.create_task(work())
+    except* StudyError as group:
+        raise group.exceptions[0] from None
+    finally:
+        await peer.close()
+    return refused
+
+
+def _left(duels: Sequence[Duel], cache: AnswerCache) -> Iterator[Ask]:
+    """Yield each request once; the workers share the iterator."""
+    seen: set[str] = set()
+    for duel in duels:
+        for ask in duel.asks or ():
+            if ask.key not in seen and ask.key not in cache:
+                seen.add(ask.key)
+                yield ask
+
+
+def _duel(material: Material, first: int, second: int, judge: Judge) -> Duel:
+    one, other = material.samples[first], material.samples[second]
+    texts = one.completion_text, other.completion_text
+    if texts[0].strip() == texts[1].strip():
+        return Duel(first, second, None)
+    forward, backward = (
+        _ask(messages_for(one.prompt_text, *pair, judge.criteria), judge)
+        for pair in (texts, texts[::-1])
+    )
+    return Duel(first, second, (forward, backward))
+
+
+def _ask(messages: list[dict[str, str]], judge: Judge) -> Ask:
+    body = {**judge.body, "messages": messages}
+    return Ask(key_of(judge.url, body), body)
+
+
+def _answer(key: str, answer: Any) -> Answer:
+    try:
+        text = answer["choices"][0]["message"]["content"]
+        usage = answer.get("usage") or {}
+        return Answer(
+            key=key,
+            text=text or "",
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StudyError(
+            "the judge does not answer as chat completions do (a text in "
+            f"choices[0].message.content): {excerpt(answer)}"
+        ) from error

@@ -1,0 +1,232 @@
+"""What an LLM judge's verdicts amount to, and their report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+
+from alarm_models.study.bootstrap import Estimate, Resampling
+from alarm_models.study.comparison import WinRate, matrix
+from alarm_models.study.pairs import Pairs, pairs_between
+from alarm_service.evaluation.dataset import Material
+from alarm_service.evaluation.evaluate import win_rates
+from alarm_service.evaluation.judge import (
+    AnswerCache,
+    Choice,
+    Cost,
+    Duel,
+    Judge,
+    outcome_of,
+    read_choice,
+)
+from alarm_service.evaluation.plots import win_rate_maps
+from alarm_service.evaluation.report import Grid, Page, Paragraph, Picture, percent
+
+__all__ = [
+    "Judgement",
+    "JudgementResult",
+    "cost_in_words",
+    "judge_pairs",
+    "judgement_page",
+    "settle",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One pair: the policies, what each order was answered, and the outcome for the first.
+
+    ``outcome`` is 1, -1 or 0; NaN where an answer is missing or has no verdict.
+    """
+
+    prompt: int
+    id: str | None
+    first: str
+    second: str
+    forward: Choice | None
+    backward: Choice | None
+    outcome: float
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementResult:
+    """Policies by a judge; shares are of pairs that were asked about and read in both orders.
+
+    ``order_share`` is how many of them turned with the order, and so count as ties; ``tie_share``
+    those said to be ties. ``first_shown_share`` is how often the answer shown first was chosen.
+    """
+
+    model: str
+    policies: Sequence[str]
+    num_prompts: int
+    num_left_out: int
+    resampling: Resampling
+    rates: Sequence[Sequence[WinRate | None]]
+    averages: Sequence[Estimate]
+    num_pairs: int
+    num_same: int
+    num_unread: int
+    order_share: float
+    tie_share: float
+    first_shown_share: float
+    prompt_tokens: int
+    answer_tokens: int
+    refused: Sequence[str]
+    judgements: Sequence[Judgement]
+
+
+def judge_pairs(material: Material) -> list[tuple[int, int]]:
+    """Return the pairs of completions to judge: each policy's with each later one's."""
+    return [
+        (int(first), int(second))
+        for one, other in _policy_pairs(material)
+        for pairs in [pairs_between(material.prompts, material.policies, one, other)]
+        for first, second in zip(pairs.first, pairs.second, strict=True)
+    ]
+
+
+def settle(
+    material: Material,
+    duels: Sequence[Duel],
+    cache: AnswerCache,
+    model: str,
+    resampling: Resampling,
+    refused: Sequence[str],
+) -> JudgementResult:
+    """Read the answers; ``duels`` are those of `judge_pairs`, in its order."""
+    judgements = [_judgement(material, duel, cache) for duel in duels]
+    asked = [one for one, duel in zip(judgements, duels, strict=True) if duel.asks is not None]
+    read = [one for one in asked if not math.isnan(one.outcome)]
+    rates, averages = _matrix(material, judgements, resampling)
+    answers = [cache.get(ask.key) for duel in duels for ask in duel.asks or ()]
+    return JudgementResult(
+        model=model,
+        policies=material.policy_names,
+        num_prompts=material.num_prompts,
+        num_left_out=material.num_left_out,
+        resampling=resampling,
+        rates=rates,
+        averages=averages,
+        num_pairs=len(duels),
+        num_same=len(duels) - len(asked),
+        num_unread=len(asked) - len(read),
+        order_share=_share([one.forward == one.backward != Choice.TIE for one in read]),
+        tie_share=_share([Choice.TIE in (one.forward, one.backward) for one in read]),
+        first_shown_share=_share(
+            [
+                choice == Choice.A
+                for one in read
+                for choice in (one.forward, one.backward)
+                if choice != Choice.TIE
+            ]
+        ),
+        prompt_tokens=sum(one.prompt_tokens or 0 for one in answers if one is not None),
+        answer_tokens=sum(one.completion_tokens or 0 for one in answers if one is not None),
+        refused=tuple(refused),
+        judgements=judgements,
+    )
+
+
+def _judgement(material: Material, duel: Duel, cache: AnswerCache) -> Judgement:
+    sample = material.samples[duel.first]
+    forward = backward = None
+    outcome = 0.0
+    if duel.asks is not None:
+        answers = [cache.get(ask.key) for ask in duel.asks]
+        forward, backward = (None if one is None else read_choice(one.text) for one in answers)
+        outcome = outcome_of(forward, backward)
+    return Judgement(
+        prompt=material.prompts[duel.first],
+        id=sample.id,
+        first=material.policy_names[material.policies[duel.first]],
+        second=material.policy_names[material.policies[duel.second]],
+        forward=forward,
+        backward=backward,
+        outcome=outcome,
+    )
+
+
+def _policy_pairs(material: Material) -> list[tuple[int, int]]:
+    return list(combinations(range(len(material.policy_names)), 2))
+
+
+def _matrix(
+    material: Material, judgements: Sequence[Judgement], resampling: Resampling
+) -> tuple[Sequence[Sequence[WinRate | None]], Sequence[Estimate]]:
+    outcomes, pairs = {}, {}
+    start = 0
+    for one, other in _policy_pairs(material):
+        found = pairs_between(material.prompts, material.policies, one, other)
+        values = np.array([each.outcome for each in judgements[start : start + len(found)]])
+        start += len(found)
+        outcomes[one, other], pairs[one, other] = values, found
+        outcomes[other, one] = -values
+        pairs[other, one] = Pairs(found.second, found.first, found.prompt, found.num_prompts)
+    return matrix(outcomes, pairs, len(material.policy_names), resampling)
+
+
+def _share(facts: Sequence[bool]) -> float:
+    return sum(facts) / len(facts) if facts else math.nan
+
+
+def cost_in_words(cost: Cost, judge: Judge) -> str:
+    """Say what is about to be asked, before it is."""
+    most = cost.max_answer_tokens
+    answers = "no bound on answers" if most is None else f"at most {most:,} of answers"
+    money = "" if cost.money is None else f"; at most about {cost.money:,.2f} at the given prices"
+    return (
+        f"{cost.num_asks:,} requests to {judge.body.get('model')} at {judge.endpoint}, both orders "
+        f"of each pair ({cost.num_cached:,} more are in the cache, {cost.num_same:,} pairs are the "
+        f"same text): about {cost.prompt_tokens:,} tokens of prompts, {answers}{money}"
+    )
+
+
+def judgement_page(result: JudgementResult) -> Page:
+    """Lay out policies by a judge."""
+    left_out = f" ({result.num_left_out} left out)" if result.num_left_out else ""
+    blocks: list[Paragraph | Grid | Picture] = [
+        Paragraph(
+            f"{result.num_pairs} pairs of completions to {result.num_prompts} prompts{left_out}, "
+            f"each asked about in both orders; {result.num_same} pairs of the same text are ties. "
+            f"Intervals: 95% by {result.resampling.num_draws} bootstrap draws of prompts, "
+            f"seed {result.resampling.seed}. Win rates leave ties out."
+        )
+    ]
+    blocks += [Paragraph(text, is_caution=True) for text in _faults(result)]
+    blocks += [
+        win_rates("Win rates", result.policies, result.rates, result.averages),
+        Picture(
+            "win-rates",
+            f"Win rates of rows over columns by {result.model}, in % of untied prompts.",
+            partial(win_rate_maps, result.policies, {result.model: result.rates}),
+        ),
+        Paragraph(
+            f"In {percent(result.order_share)} of the pairs the judge turned with the order, which "
+            f"counts as a tie; in {percent(result.tie_share)} it said tie. The answer shown first "
+            f"was chosen {percent(result.first_shown_share)} of the time.",
+            is_caution=result.order_share > 0.3,
+        ),
+        Paragraph(
+            f"The answers cost {result.prompt_tokens:,} prompt and {result.answer_tokens:,} answer "
+            "tokens, as the endpoint counted them, cached ones included."
+        ),
+    ]
+    return Page(f"Policies by {result.model}", blocks)
+
+
+def _faults(result: JudgementResult) -> list[str]:
+    said = []
+    if result.refused:
+        count = len(result.refused)
+        said.append(f"{count} requests were refused, for example: {result.refused[0]}")
+    if result.num_unread:
+        said.append(
+            f"{result.num_unread} pairs have no verdict in one order or both, and are left out of "
+            "every figure."
+        )
+    return said

@@ -1,0 +1,496 @@
+"""Scores a dataset in this process or over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import numpy as np
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alarm_models.api_keys import usable_key
+from alarm_models.combination.rewards import ScoredSample, aspect_reward, combine_rewards
+from alarm_models.combination.rules import RuleParams, aspects_apply, needs_aspect, normalize
+from alarm_models.errors import SampleError
+from alarm_models.recipe.schema import AspectSpec, HolisticSpec, Recipe
+from alarm_models.recipe.specs import require_address
+from alarm_models.reward_models.remote.connections import (
+    NoAnswer,
+    ask_async,
+    excerpt,
+    open_async_client,
+    parsed,
+    without_password,
+)
+from alarm_models.reward_models.remote.http import backoff_s, is_retryable
+from alarm_models.study.baselines import BASELINES
+from alarm_models.study.pairs import Floats
+from alarm_models.types import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
+from alarm_service.errors import ServiceError, format_validation_errors
+from alarm_service.evaluation.dataset import Material
+from alarm_service.evaluation.errors import StudyError
+from alarm_service.schemas import ScoreOut, ScoreResponse
+from alarm_service.settings import Settings
+
+if TYPE_CHECKING:
+    from alarm_service.engine.engine import RewardEngine
+
+__all__ = [
+    "HOLISTIC",
+    "Column",
+    "LocalScorer",
+    "Peer",
+    "Refused",
+    "RemoteScorer",
+    "Scorer",
+    "Scores",
+    "columns_of",
+    "key_for_header",
+    "open_scorer",
+    "progress_bar",
+    "require_names",
+    "require_url",
+    "rewards_of",
+    "score_all",
+    "values_of",
+]
+
+_MAX_ATTEMPTS = 6
+
+#: A server that runs may answer with thousands of samples' segments.
+_MAX_ANSWER_BYTES = 256 << 20
+
+
+class Refused(StudyError):
+    """The server will not do what it was asked, however often; ``status`` is its answer's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Peer:
+    """A server that is asked, from one event loop; raises `AddressError`.
+
+    ``transport`` takes the network's place in tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        *,
+        timeout_s: float,
+        num_connections: int,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._key = key
+        self._timeout_s = timeout_s
+        limits = httpx.Limits(max_connections=num_connections)
+        self._client = open_async_client(url, key, limits=limits, transport=transport)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def post(self, url: str, body: object) -> Any:
+        """Post JSON and return the answer's; raise `Refused`, or `StudyError` where none comes."""
+        shown = without_password(url)
+        for attempt in range(_MAX_ATTEMPTS):
+            headers: Mapping[str, str] = {}
+            try:
+                answer = await ask_async(
+                    self._client,
+                    "POST",
+                    url,
+                    timeout_s=self._timeout_s,
+                    max_bytes=_MAX_ANSWER_BYTES,
+                    json=body,
+                )
+                if answer.is_success:
+                    return parsed(answer, self._key)
+            except NoAnswer as error:
+                fault = f"{shown} {error}"
+                if error.is_of_no_use:
+                    raise StudyError(fault) from error
+            else:
+                said = excerpt(answer.text, self._key)
+                fault = f"{shown} answers {answer.status_code}: {said}"
+                if not is_retryable(answer.status_code):
+                    raise Refused(fault, answer.status_code)
+                headers = answer.headers
+            if attempt + 1 < _MAX_ATTEMPTS:
+                await asyncio.sleep(backoff_s(attempt, headers, random.random()))
+        raise StudyError(f"{fault} (asked {_MAX_ATTEMPTS} times)")
+
+
+def key_for_header(key: str | None, name: str) -> str | None:
+    """Return a key as it is sent; raise `StudyError`, which says ``name`` and not the key."""
+    try:
+        return None if key is None else usable_key(key)
+    except ValueError as error:
+        raise StudyError(f"{name}: {error}") from error
+
+
+def require_url(url: str, flag: str) -> str:
+    """Return a server's URL, without a slash at its end; raise `StudyError` where it is none."""
+    if not url.startswith(("http://", "https://")):
+        raise StudyError(f"{flag} wants a URL such as http://HOST:8000, not {excerpt(url)!r}")
+    try:
+        return require_address(url).rstrip("/")
+    except ValueError as error:
+        raise StudyError(f"{flag}: {error}") from error
+
+
+_PATIENCE_S = 600
+
+
+class Scorer(Protocol):
+    """Scores samples with a recipe's models."""
+
+    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
+        """Score samples with the model that the recipe calls by that name."""
+
+    def fingerprint(self, model: str) -> str:
+        """Return the fingerprint of a model that has scored."""
+
+
+@asynccontextmanager
+async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> AsyncIterator[Scorer]:
+    """Load the recipe's models here, or find the recipe on the server at ``url``."""
+    if url is None:
+        async with _local(recipe, settings) as scorer:
+            yield scorer
+        return
+    base = require_url(url, "--url")
+    given = settings.api_key[0].get_secret_value() if settings.api_key else None
+    key = key_for_header(given, "--api-key or ALARM_API_KEY")
+    peer = Peer(base, key, timeout_s=_PATIENCE_S, num_connections=1)
+    try:
+        yield RemoteScorer(peer, base, recipe)
+    finally:
+        await peer.close()
+
+
+@asynccontextmanager
+async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
+    # Torch takes seconds to import, and a study of a server needs none.
+    from alarm_service.api.app import create_engine
+    from alarm_service.observability.logging import set_up_logs
+
+    set_up_logs("warning")
+    engine = create_engine([recipe], settings)
+    await engine.start()
+    try:
+        if engine.life.failure is not None:
+            raise StudyError(str(engine.life.failure))
+        yield LocalScorer(engine, recipe)
+    finally:
+        await engine.close()
+
+
+class LocalScorer:
+    """Runs the recipe's models in this process."""
+
+    def __init__(self, engine: RewardEngine, recipe: Recipe) -> None:
+        self._engine = engine
+        self._recipe = recipe
+
+    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
+        """Score samples; raise `ServiceError` where more come at once than the engine takes."""
+        name = f"{self._recipe.name}/{model}"
+        return (await self._engine.score(name, samples)).outcomes
+
+    def fingerprint(self, model: str) -> str:
+        """Return the fingerprint of a model."""
+        return self._engine.model_set.model_of(self._recipe, model).fingerprint
+
+
+class RemoteScorer:
+    """Asks a server for raw scores; its recipe must have the same name and models."""
+
+    def __init__(self, peer: Peer, url: str, recipe: Recipe) -> None:
+        self._peer = peer
+        self._url = f"{url}/score"
+        self._recipe = recipe
+        self._fingerprints: dict[str, str] = {}
+
+    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
+        """Score samples over HTTP; raise `StudyError` with the server's own words."""
+        body = {
+            "model": f"{self._recipe.name}/{model}",
+            "samples": [_on_wire(sample) for sample in samples],
+        }
+        answer = await self._peer.post(self._url, body)
+        try:
+            scored = ScoreResponse.model_validate(answer, strict=True)
+        except ValidationError as error:
+            raise StudyError(
+                f"{without_password(self._url)} does not answer as a reward server does: "
+                f"{format_validation_errors(error.errors())}"
+            ) from error
+        if len(scored.scores) != len(samples):
+            raise StudyError(
+                f"{without_password(self._url)} gave {len(scored.scores)} scores for "
+                f"{len(samples)} samples"
+            )
+        self._fingerprints[model] = scored.fingerprint
+        return [_off_wire(one) for one in scored.scores]
+
+    def fingerprint(self, model: str) -> str:
+        """Return the fingerprint that came with the scores."""
+        return self._fingerprints[model]
+
+
+def _on_wire(sample: Sample) -> dict[str, Any]:
+    offsets = sample.token_offsets
+    wire: dict[str, Any] = {
+        "prompt": _content(sample.prompt),
+        "completion": _content(sample.completion),
+        "fields": dict(sample.fields),
+        "segments": {
+            name: [list(span) for span in spans] for name, spans in sample.segments.items()
+        },
+    }
+    if offsets is not None:
+        wire["token_offsets"] = [list(span) for span in offsets]
+    return wire
+
+
+def _content(content: str | tuple[Message, ...]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    return [{"role": one.role, "content": one.content} for one in content]
+
+
+def _off_wire(score: ScoreOut) -> Score | SampleError:
+    if score.error is not None:
+        return SampleError(score.error.code, score.error.message)
+    segments = None if score.segments is None else tuple(
+        # The margin of the positive label's logit over the negative's: a tie is negative.
+        SegmentScore(
+            Span(one.start, one.end), one.label, one.score,
+            None if one.score is None else one.score > 0,
+        )
+        for one in score.segments
+    )  # fmt: skip
+    return Score(score.score, segments, score.num_tokens, score.truncated)
+
+
+#: Samples in the house at once: enough to fill batches of like length.
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One score a sample by model, None where it has none; ``faults`` says of which and why.
+
+    ``fingerprints`` are the models': the same fingerprint means the same scores.
+    """
+
+    by_model: Mapping[str, Sequence[Score | None]]
+    fingerprints: Mapping[str, str]
+    faults: tuple[str, ...]
+
+    def of(self, spec: HolisticSpec | AspectSpec) -> Sequence[Score | None]:
+        """Return what a part of the recipe reads of its model."""
+        return [_output(score, spec.output) for score in self.by_model[spec.model]]
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar that leaves standard output alone."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def score_all(
+    samples: Sequence[Sample], recipe: Recipe, settings: Settings, url: str | None
+) -> Scores:
+    """Score all samples with every model that the recipe's holistic part and aspects name."""
+    models = list(
+        dict.fromkeys([recipe.holistic.model, *(one.model for one in recipe.aspects.values())])
+    )
+    try:
+        return asyncio.run(_score_all(samples, models, recipe, settings, url))
+    except ServiceError as error:
+        raise StudyError(error.message) from error
+
+
+async def _score_all(
+    samples: Sequence[Sample],
+    models: Sequence[str],
+    recipe: Recipe,
+    settings: Settings,
+    url: str | None,
+) -> Scores:
+    async with open_scorer(recipe, settings, url) as scorer:
+        with progress_bar() as progress:
+            task = progress.add_task("scoring", total=len(models) * len(samples))
+            outcomes = {}
+            for model in models:
+                progress.update(task, description=f"scoring: {model}")
+                outcomes[model] = await _score(scorer, model, samples, progress)
+        fingerprints = {model: scorer.fingerprint(model) for model in models}
+    return Scores(
+        {
+            model: [one if isinstance(one, Score) else None for one in found]
+            for model, found in outcomes.items()
+        },
+        fingerprints,
+        tuple(fault for model, found in outcomes.items() for fault in _faults(model, found)),
+    )
+
+
+async def _score(
+    scorer: Scorer, model: str, samples: Sequence[Sample], progress: Progress
+) -> list[Score | SampleError]:
+    (task,) = progress.task_ids
+    found: list[Score | SampleError] = []
+    for start in range(0, len(samples), _AT_ONCE):
+        chunk = samples[start : start + _AT_ONCE]
+        found += await scorer.score(model, chunk)
+        progress.advance(task, len(chunk))
+    return found
+
+
+def _faults(model: str, found: Sequence[Score | SampleError]) -> list[str]:
+    errors = [one for one in found if isinstance(one, SampleError)]
+    counts = Counter(error.code for error in errors)
+    examples = {error.code: error.message for error in errors}
+    return [
+        f"{model} could not score {count} of {len(found)} completions, which are left out: "
+        f"{code}, for example {examples[code]!r}"
+        for code, count in counts.items()
+    ]
+
+
+def _output(score: Score | None, name: str | None) -> Score | None:
+    try:
+        return None if score is None else score.output(name)
+    except SampleError:
+        return None
+
+
+def rewards_of(
+    samples: Sequence[Sample], recipe: Recipe, scores: Scores, hierarchy: RuleParams
+) -> Floats:
+    """Return each sample's reward, NaN where a score that it needs is missing: ``[samples]``."""
+    holistic = scores.of(recipe.holistic)
+    aspects = {name: _rewarded(samples, recipe, scores, name) for name in recipe.aspects}
+    scored: dict[int, ScoredSample] = {}
+    for index, sample in enumerate(samples):
+        score, own = holistic[index], {name: one[index] for name, one in aspects.items()}
+        if score is not None and _is_complete(score, own, hierarchy):
+            scored[index] = ScoredSample(sample, score, own)
+    rewards = np.full(len(samples), np.nan)
+    for index, reward in zip(
+        scored, combine_rewards(list(scored.values()), hierarchy), strict=True
+    ):
+        if isinstance(reward, Reward):
+            rewards[index] = reward.reward
+    return rewards
+
+
+def _rewarded(
+    samples: Sequence[Sample], recipe: Recipe, scores: Scores, name: str
+) -> list[AspectReward | None]:
+    rule = recipe.aspect_rule(name, None)
+    return [
+        None if score is None else aspect_reward(score, rule, sample)
+        for sample, score in zip(samples, scores.of(recipe.aspects[name]), strict=True)
+    ]
+
+
+def _is_complete(
+    holistic: Score, aspects: Mapping[str, AspectReward | None], hierarchy: RuleParams
+) -> bool:
+    if holistic.value is None:
+        return False
+    if not aspects_apply(normalize(holistic.value, hierarchy), hierarchy):
+        return True
+    return all(
+        one is not None or not needs_aspect(name, hierarchy) for name, one in aspects.items()
+    )
+
+
+HOLISTIC = "holistic"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A name and its values ``[completions]``, NaN where missing, greater for better or lower."""
+
+    name: str
+    values: Floats
+    is_lower_better: bool
+    is_aspect: bool = False
+
+    @property
+    def oriented(self) -> Floats:
+        """The values with the better greater."""
+        return -self.values if self.is_lower_better else self.values
+
+
+def columns_of(
+    material: Material, recipe: Recipe, scores: Scores, lower: Collection[str]
+) -> list[Column]:
+    """Return the holistic column, the recipe's aspects, the file's own values and the baselines.
+
+    An aspect's value is its model's raw score, for segments the share of right ones, as in the
+    paper's figures. ``lower`` names those of which less is better, beside the aspects whose
+    reward falls as the score rises. A baseline gives way to an aspect or value of its name.
+    """
+    found = {HOLISTIC: Column(HOLISTIC, values_of(scores.of(recipe.holistic)), False)}
+    for name, spec in recipe.aspects.items():
+        values = values_of(scores.of(spec))
+        found[name] = Column(name, values, name in lower or _falls(recipe, spec), is_aspect=True)
+    for name, own in material.values.items():
+        found[name] = Column(name, np.array(own), name in lower)
+    for name, measure in BASELINES.items():
+        texts = [sample.completion_text for sample in material.samples]
+        found.setdefault(
+            name, Column(name, np.array([measure(text) for text in texts]), name in lower)
+        )
+    return list(found.values())
+
+
+def require_names(material: Material, recipe: Recipe, lower: Collection[str]) -> None:
+    """Raise `StudyError` for names that clash or that nothing has, before anything is scored."""
+    rewards = [HOLISTIC, *recipe.aspects]
+    for name in material.values:
+        if name in rewards:
+            raise StudyError(f"values.{name} has the name of a reward of recipe {recipe.name!r}")
+    names = list(dict.fromkeys([*rewards, *material.values, *BASELINES]))
+    unknown = sorted(set(lower) - set(names))
+    if unknown:
+        raise StudyError(f"--lower names {unknown}; there are {', '.join(names)}")
+
+
+def values_of(scores: Sequence[Score | None]) -> Floats:
+    """Return the scores' values, NaN where there is none."""
+    return np.array(
+        [math.nan if one is None or one.value is None else one.value for one in scores], dtype=float
+    )
+
+
+def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
+    """Say whether the aspect's reward falls as its score rises."""
+    if recipe.models[spec.model].kind == "segments":
+        slope = spec.positive - spec.negative
+    else:
+        slope = spec.scale
+    return slope * (spec.weight or 1.0) < 0

@@ -1,0 +1,180 @@
+"""Structured JSON logs, and a stream that drops lines rather than block."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import select
+import sys
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from alarm_service.errors import shortened
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+if TYPE_CHECKING:  # a type of Python 3.12, which checkers know
+    from _typeshed import ReadableBuffer
+
+__all__ = ["capture_strays", "configure_logs", "log_stream", "set_up_logs"]
+
+_log = structlog.get_logger()
+
+#: As many characters of one value are written; a traceback may have more.
+_MAX_VALUE = 2_000
+_MAX_TRACEBACK = 20_000
+
+
+def set_up_logs(level: str, stream: TextIO | None = None) -> None:
+    """Write events of this level and above to a stream, standard error unless given."""
+    configure_logs(level, stream)
+    import transformers
+
+    # Loading reports and length warnings of theirs: we check both ourselves.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("transformers", "huggingface_hub"):  # they write lines of their own
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+
+
+def configure_logs(level: str, stream: TextIO | None = None) -> None:
+    """Do the same without importing what is slow to import; libraries' loggers are among it."""
+    numeric = getattr(logging, level.upper())
+    stream = sys.stderr if stream is None else stream
+    is_terminal = stream.isatty()
+    time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso")
+    renderer: Processor = structlog.processors.JSONRenderer()
+    if is_terminal:
+        renderer = structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            time,
+            structlog.processors.format_exc_info,
+            _bounded,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _bounded,
+                renderer,
+            ],
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                time,
+            ],
+        )
+    )
+    logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler])
+
+
+def capture_strays() -> None:
+    """Log what Python would print: warnings, and exceptions that nothing catches."""
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
+    sys.excepthook = _process_failed
+
+
+def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Cut values that are longer than a log is good for; texts were asked for as they are."""
+    if event.get("event") == "sample":
+        return event
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = shortened(value, _MAX_TRACEBACK if key == "exception" else _MAX_VALUE)
+    return event
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread is not None else None
+    error = args.exc_value or args.exc_type()
+    _log.error("a thread failed", thread=name, exc_info=error)
+
+
+def _unraisable(args: UnraisableHookArgs) -> None:
+    _log.error("an exception was ignored", where=repr(args.object), exc_info=args.exc_value)
+
+
+def _process_failed(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    _log.critical("the process failed", exc_info=error)
+
+
+#: A pipe that is writable takes as much without blocking (PIPE_BUF of Linux).
+_PIECE_BYTES = 4096
+
+
+def log_stream(descriptor: int) -> TextIO:
+    """Return a stream that loses the lines that a descriptor does not take at once.
+
+    A full disk, a pipe that nobody reads or that is closed: serving goes on. Once lines are taken
+    again, the first says how many were lost.
+    """
+    raw = cast(BinaryIO, _Lossy(descriptor))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+
+class _Lossy(io.RawIOBase):
+    """Writes whole lines or, where it cannot, counts them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._lock = threading.Lock()
+        self._num_lost = 0
+        self._is_cut = False
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, lines: ReadableBuffer) -> int:
+        data = bytes(lines)
+        with self._lock:
+            if self._num_lost and self._is_taken(_loss(self._num_lost)):
+                self._num_lost = 0
+            if self._num_lost or not self._is_taken(data):
+                self._num_lost += data.count(b"\n")
+        return len(data)
+
+    def _is_taken(self, lines: bytes) -> bool:
+        # What was cut short before is ended first, so that a line begins where a line should.
+        data = (b"\n" if self._is_cut else b"") + lines
+        num_written = 0
+        try:
+            while num_written < len(data) and self._poll.poll(0):
+                piece = data[num_written : num_written + _PIECE_BYTES]
+                num_written += os.write(self._descriptor, piece)
+        except OSError:
+            pass  # full or closed: there is nowhere to say so
+        if num_written:
+            self._is_cut = num_written < len(data)
+        return num_written == len(data)
+
+
+def _loss(num_lines: int) -> bytes:
+    return json.dumps({"event": "log lines were lost", "lines": num_lines}).encode() + b"\n"

@@ -1,0 +1,229 @@
+"""Prometheus metrics of rewards."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Counted
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from alarm_service.observability.running_stats import RunningCorrelation
+
+__all__ = ["AspectObservation", "RewardMetrics", "RewardObservation", "pairwise_agreement"]
+
+
+@dataclass(frozen=True, slots=True)
+class AspectObservation:
+    """What one aspect gave a sample: its reward before its weight, and the values in it."""
+
+    reward: float
+    values: Sequence[float]
+    is_sigmoid: bool
+
+    @property
+    def mean(self) -> float:
+        """The mean value: unlike the reward, not larger for being longer."""
+        return sum(self.values) / len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardObservation:
+    """What one sample earned and for what; ``num_characters`` is its completion's length."""
+
+    prompt: Hashable
+    num_characters: int
+    reward: float
+    z: float
+    admitted: bool
+    truncated: bool
+    aspects: Mapping[str, AspectObservation]
+
+
+def pairwise_agreement(samples: Sequence[RewardObservation]) -> Iterator[tuple[str, str]]:
+    """Compare neighbours of one prompt, as the paper chooses its aspects (Lai et al. 2024).
+
+    Pairs that the holistic reward does not tell apart say nothing. The paper counts ties of the
+    aspect as agreement; here they are told apart, as a coarse aspect ties often.
+    """
+    by_prompt: dict[Hashable, list[RewardObservation]] = {}
+    for one in samples:
+        by_prompt.setdefault(one.prompt, []).append(one)
+    for group in by_prompt.values():
+        for first, second in pairwise(group):
+            if first.z == second.z:
+                continue
+            for aspect, earned in first.aspects.items():
+                other = second.aspects.get(aspect)
+                if other is not None and earned.values and other.values:
+                    yield aspect, _verdict(first.z - second.z, earned.mean - other.mean)
+
+
+def _verdict(holistic: float, aspect: float) -> str:
+    if aspect == 0:
+        return "tie"
+    return "agree" if (holistic > 0) == (aspect > 0) else "disagree"
+
+
+#: Of rewards in standard deviations, or near to 1: fine where most are, coarse far out.
+_NEAR = (-10, -5, -3, -2, -1.5, -1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
+#: Of whole rewards, which have the recipe's weights in them.
+_WIDE = (-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)
+_CHARACTERS = (0, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600)
+
+#: Correlations look back some thousands of samples: a step or a few of training.
+_HALF_LIFE, _MIN_PAIRS = 2048, 32
+
+#: Shaped values beyond these ends hardly change with what the model thinks.
+_LOW, _HIGH = 0.05, 0.95
+
+
+class RewardMetrics:
+    """The rewards' part of one server's metrics; may be told of from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, ["recipe", *labels], registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, ["recipe", *labels], registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, text, ["recipe", *labels], buckets=buckets, registry=registry)
+
+        self._holistic = histogram("alarm_holistic_reward", "Normalised holistic scores.", _NEAR)
+        self._reward = histogram("alarm_reward", "Whole rewards.", _WIDE)
+        self._aspect = histogram(
+            "alarm_aspect_reward", "Aspects' rewards before their weights.", _NEAR, "aspect"
+        )
+        self._length = histogram(
+            "alarm_completion_characters", "Lengths of rewarded completions.", _CHARACTERS
+        )
+        self._admitted = counter(
+            "alarm_admitted_samples",
+            "Rewarded samples by whether they are past the threshold.",
+            "admitted",
+        )
+        self._truncated = counter(
+            "alarm_truncated_rewards", "Rewarded samples of which a model read only a part."
+        )
+        self._errors = counter("alarm_reward_errors", "Samples without a reward.", "code")
+        self._shaped = counter(
+            "alarm_shaped_values", "Aspects' values that a sigmoid shaped.", "aspect"
+        )
+        self._saturated = counter(
+            "alarm_saturated_values", "Of those, below 0.05 or over 0.95.",
+            "aspect", "end",
+        )  # fmt: skip
+        self._pairs = counter(
+            "alarm_aspect_pairs",
+            "Neighbours of one prompt in one request, by whether the aspect orders them as the "
+            "holistic reward does: agree, disagree, or tie (the aspect sees no difference).",
+            "aspect",
+            "verdict",
+        )
+        # Histograms with negative buckets have no sum in Prometheus: the means are told besides.
+        self._reward_mean = gauge("alarm_reward_mean", "Running mean of whole rewards.")
+        self._holistic_mean = gauge(
+            "alarm_holistic_reward_mean", "Running mean of normalised holistic scores."
+        )
+        self._aspect_mean = gauge(
+            "alarm_aspect_reward_mean", "Running mean of an aspect's rewards.", "aspect"
+        )
+        self._value_mean = gauge(
+            "alarm_aspect_value_mean", "Running mean of an aspect's mean values.", "aspect"
+        )
+        self._by_length = gauge(
+            "alarm_length_correlation",
+            "Running correlation of the whole reward with the completion's length.",
+        )
+        self._holistic_by_length = gauge(
+            "alarm_holistic_length_correlation",
+            "Running correlation of the holistic reward with the completion's length.",
+        )
+        self._aspect_by_length = gauge(
+            "alarm_aspect_length_correlation",
+            "Running correlation of an aspect's reward with the completion's length.",
+            "aspect",
+        )
+        self._aspect_by_holistic = gauge(
+            "alarm_aspect_holistic_correlation",
+            "Running correlation of an aspect's mean value with the holistic reward.",
+            "aspect",
+        )
+        self._running: dict[tuple[Gauge, Gauge, tuple[str, ...]], RunningCorrelation] = {}
+        self._lock = threading.Lock()
+
+    def observe_rewards(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
+        """Note what the samples of one request earned."""
+        with self._lock:
+            self._note(recipe, samples)
+            for aspect in dict.fromkeys(name for one in samples for name in one.aspects):
+                having = [one for one in samples if aspect in one.aspects]
+                self._note_aspect(recipe, aspect, having)
+            for (aspect, verdict), num_pairs in Counted(pairwise_agreement(samples)).items():
+                self._pairs.labels(recipe, aspect, verdict).inc(num_pairs)
+            for (correlation, mean, labels), running in self._running.items():
+                correlation.labels(*labels).set(running.value)
+                mean.labels(*labels).set(running.mean_x)
+
+    def count_failure(self, recipe: str, code: str) -> None:
+        """Count a sample that got no reward."""
+        self._errors.labels(recipe, code).inc()
+
+    def _note(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
+        labels = (recipe,)
+        rewards = [one.reward for one in samples]
+        holistic = [one.z for one in samples]
+        lengths = [one.num_characters for one in samples]
+        _observe(self._reward.labels(recipe), rewards)
+        _observe(self._holistic.labels(recipe), holistic)
+        _observe(self._length.labels(recipe), lengths)
+        self._correlate(self._by_length, self._reward_mean, labels, rewards, lengths)
+        self._correlate(self._holistic_by_length, self._holistic_mean, labels, holistic, lengths)
+        num_admitted = sum(one.admitted for one in samples)
+        self._admitted.labels(recipe, "true").inc(num_admitted)
+        self._admitted.labels(recipe, "false").inc(len(samples) - num_admitted)
+        self._truncated.labels(recipe).inc(sum(one.truncated for one in samples))
+
+    def _note_aspect(self, recipe: str, aspect: str, samples: Sequence[RewardObservation]) -> None:
+        labels = (recipe, aspect)
+        every = [one.aspects[aspect] for one in samples]
+        rewards = [one.reward for one in every]
+        lengths = [one.num_characters for one in samples]
+        _observe(self._aspect.labels(*labels), rewards)
+        self._correlate(self._aspect_by_length, self._aspect_mean, labels, rewards, lengths)
+        valued = [
+            (one.aspects[aspect].mean, one.z) for one in samples if one.aspects[aspect].values
+        ]
+        means, holistic = [mean for mean, _ in valued], [z for _, z in valued]
+        self._correlate(self._aspect_by_holistic, self._value_mean, labels, means, holistic)
+        shaped = [value for one in every if one.is_sigmoid for value in one.values]
+        if shaped:
+            self._shaped.labels(*labels).inc(len(shaped))
+            self._saturated.labels(*labels, "low").inc(sum(value < _LOW for value in shaped))
+            self._saturated.labels(*labels, "high").inc(sum(value > _HIGH for value in shaped))
+
+    def _correlate(
+        self,
+        correlation: Gauge,
+        mean: Gauge,
+        labels: tuple[str, ...],
+        xs: Sequence[float],
+        ys: Sequence[float],
+    ) -> None:
+        if not xs:
+            return
+        key = (correlation, mean, labels)
+        if key not in self._running:
+            self._running[key] = RunningCorrelation(_HALF_LIFE, _MIN_PAIRS)
+        running = self._running[key]
+        for x, y in zip(xs, ys, strict=True):
+            running.add(x, y)
+
+
+def _observe(histogram: Histogram, values: Sequence[float]) -> None:
+    for value in values:
+        histogram.observe(value)

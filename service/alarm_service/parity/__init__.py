@@ -1,1 +1,0 @@
-"""The parity gate: recipes are served only where stored samples score as they did."""

@@ -1,0 +1,415 @@
+"""Request and response bodies, and their conversion to the types of alarm_models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+from alarm_models.combination.rules import Rule, Shaping
+from alarm_models.errors import SampleError
+from alarm_models.recipe.schema import Overrides
+from alarm_models.types import (
+    AspectReward,
+    Message,
+    PackedSpans,
+    Reward,
+    Sample,
+    Score,
+    SegmentScore,
+    Span,
+)
+from alarm_service.json_pieces import MAX_OFFSET
+
+__all__ = [
+    "AspectOut",
+    "ErrorBody",
+    "ErrorOut",
+    "HealthOut",
+    "HolisticOut",
+    "MessageIn",
+    "ModelOut",
+    "ModelsOut",
+    "NamedScoresOut",
+    "OverridesIn",
+    "RecipeOut",
+    "RewardOut",
+    "RewardRequest",
+    "RewardResponse",
+    "SampleErrorOut",
+    "SampleIn",
+    "ScoreOut",
+    "ScoreRequest",
+    "ScoreResponse",
+    "SegmentOut",
+    "SpanIn",
+    "UnwellOut",
+    "UsageOut",
+    "reward_out",
+    "sample_in",
+    "score_out",
+]
+
+_EXAMPLE_SAMPLE: dict[str, Any] = {
+    "prompt": "question: Who wrote Emma? context: wikipage: Emma (novel) text: Emma is a novel "
+    "written by English author Jane Austen, first published in December 1815.",
+    "completion": "Emma was written by Jane Austen. It came out in 1815.",
+    "token_offsets": [
+        [0, 4], [5, 8], [9, 16], [17, 19], [20, 24], [25, 31], [31, 32], [33, 35], [36, 40],
+        [41, 44], [45, 47], [48, 52], [52, 53], [53, 53],
+    ],
+    "id": "emma-1",
+}  # fmt: skip
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _whole(text: str) -> str:
+    """Refuse half of a surrogate pair: it can be neither tokenised nor echoed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "lone_surrogate",
+            "Input should be Unicode, but has a lone surrogate at {at}",
+            {"at": error.start},
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
+SpanIn = Annotated[list[Offset], Field(min_length=2, max_length=2, examples=[[0, 4]])]
+
+
+def _unless_packed(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Take spans as they are that were checked as they were read."""
+    return value if isinstance(value, PackedSpans) else validate(value)
+
+
+#: The first fault is told and no other: there may be millions.
+SpansIn = Annotated[list[SpanIn], Field(fail_fast=True), WrapValidator(_unless_packed)]
+Id = Annotated[Text | int | None, Field(description="echoed")]
+
+
+class MessageIn(_In):
+    """One turn of a conversation."""
+
+    role: Text
+    content: Text
+
+
+MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True)]
+
+
+class SampleIn(_In):
+    """A prompt with one completion."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SAMPLE]})
+
+    prompt: Text | MessagesIn
+    completion: Text | MessagesIn
+    fields: dict[Text, Text] = Field(
+        default_factory=dict, description="texts that the model's template may name"
+    )
+    token_offsets: SpansIn | None = Field(
+        default=None,
+        description="[start, end) in code points of the completion, one a policy token; "
+        "special tokens are empty spans",
+    )
+    segments: dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn] = Field(
+        default_factory=dict, description="spans that replace the server's own finding"
+    )
+    id: Id = None
+    group: Text | int | None = Field(default=None, description="samples of one prompt share it")
+
+
+class OverridesIn(Overrides):
+    """What one request may change of a recipe."""
+
+    model_config = ConfigDict(strict=True)
+
+    rule: Rule | None = Field(default=None, strict=False)  # comes as a string
+    shaping: Shaping | None = Field(default=None, strict=False)
+
+
+class ScoreRequest(_In):
+    """Samples for one model."""
+
+    model: Text | None = Field(default=None, description="else the default recipe's holistic model")
+    samples: list[SampleIn]
+
+
+class RewardRequest(_In):
+    """Samples for one recipe."""
+
+    recipe: Text | None = Field(default=None, description="else the server's first recipe")
+    samples: list[SampleIn]
+    overrides: OverridesIn = Field(default_factory=OverridesIn)
+    aspects: Literal["admitted", "all"] = Field(
+        default="admitted", description='"all" computes every aspect, for logging'
+    )
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class SampleErrorOut(_Out):
+    """Why one sample has no result."""
+
+    code: Literal["too_long", "non_finite", "invalid_sample", "model_failed"]
+    message: str
+
+
+class SegmentOut(_Out):
+    """A judged segment, `score` the margin between two labels; or a graded one, `score` its grade.
+
+    `score` is null where the segment was not read.
+    """
+
+    start: int
+    end: int
+    label: str | None
+    score: float | None
+
+
+class ScoreOut(_Out):
+    """One sample's score."""
+
+    id: str | int | None = Field(default=None, description="as it came")
+    score: float | None
+    segments: list[SegmentOut] | None
+    num_tokens: int
+    truncated: bool
+    error: SampleErrorOut | None
+
+
+class NamedScoresOut(ScoreOut):
+    """One sample's score from a model that gives several numbers."""
+
+    outputs: dict[str, float] = Field(description="the numbers by their names")
+
+
+class UsageOut(_Out):
+    """Tokens as if each sample were scored alone, and tokens that the device ran."""
+
+    num_tokens: int
+    num_computed_tokens: int
+
+
+class ScoreResponse(_Out):
+    """One score a sample, in order."""
+
+    model: str
+    fingerprint: str
+    scores: list[NamedScoresOut | ScoreOut]
+    usage: UsageOut
+
+
+class HolisticOut(_Out):
+    """The holistic score, raw and in standard deviations."""
+
+    score: float
+    normalized: float
+
+
+class AspectOut(_Out):
+    """What an aspect says, shaped, before its weight."""
+
+    reward: float
+    token_rewards: list[float] | None
+    segments: list[SegmentOut] | None
+
+
+class RewardOut(_Out):
+    """One sample's reward."""
+
+    id: str | int | None = Field(default=None, description="as it came")
+    reward: float | None
+    token_rewards: list[float] | None
+    holistic: HolisticOut | None
+    admitted: bool | None
+    aspects: dict[str, AspectOut | None]
+    truncated: bool
+    error: SampleErrorOut | None
+
+
+class RewardResponse(_Out):
+    """One reward a sample, in order."""
+
+    recipe: str
+    fingerprint: str
+    rewards: list[RewardOut]
+    usage: UsageOut
+
+
+class ModelOut(_Out):
+    """A served model."""
+
+    name: str
+    recipe: str
+    kind: str
+    checkpoint: str | None
+    fingerprint: str | None = Field(description="null while loading")
+    device: str
+    deterministic: bool = Field(description="whether each sample runs alone, for the same bits")
+    limits: dict[str, int | None]
+
+
+class RecipeOut(ModelOut):
+    """A served recipe; `checkpoint` and `limits` are its holistic model's."""
+
+    description: str
+    rule: str
+    threshold: float
+    holistic_weight: float
+    weights: dict[str, float] = Field(description="aspect -> weight")
+    holistic: str
+    aspects: dict[str, str] = Field(description="aspect -> model")
+
+
+class ModelsOut(_Out):
+    """What is served, and what one request may ask for."""
+
+    models: list[ModelOut]
+    recipes: list[RecipeOut]
+    limits: dict[str, int]
+
+
+class HealthOut(_Out):
+    """How the server is, in a word and a sentence."""
+
+    status: str
+    reason: str
+
+
+class ErrorBody(_Out):
+    """What went wrong, and whether the same request may succeed later."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class ErrorOut(_Out):
+    """The answer of every status but 200."""
+
+    error: ErrorBody
+
+
+class UnwellOut(HealthOut, ErrorOut):
+    """How the server is while it cannot serve: health and error in one."""
+
+
+def sample_in(sample: SampleIn) -> Sample:
+    """Take a sample off the wire."""
+    offsets = sample.token_offsets
+    return Sample(
+        prompt=_content(sample.prompt),
+        completion=_content(sample.completion),
+        fields=sample.fields,
+        token_offsets=None if offsets is None else _spans(offsets),
+        segments={name: _spans(spans) for name, spans in sample.segments.items()},
+        id=None if sample.id is None else str(sample.id),
+        group=None if sample.group is None else str(sample.group),
+    )
+
+
+def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
+    """Put a sample's score, or its error, on the wire."""
+    if isinstance(outcome, SampleError):
+        return ScoreOut(
+            id=sample.id,
+            score=None,
+            segments=None,
+            num_tokens=0,
+            truncated=False,
+            error=_error(outcome),
+        )
+    score = ScoreOut(
+        id=sample.id,
+        score=outcome.value,
+        segments=_segments(outcome.segments),
+        num_tokens=outcome.num_tokens,
+        truncated=outcome.truncated,
+        error=None,
+    )
+    if outcome.outputs is None:
+        return score
+    return NamedScoresOut(**dict(score), outputs=dict(outcome.outputs))
+
+
+def reward_out(
+    sample: SampleIn, outcome: Reward | SampleError, aspects: Sequence[str]
+) -> RewardOut:
+    """Put a sample's reward, or its error, on the wire; ``aspects`` are the recipe's names."""
+    if isinstance(outcome, SampleError):
+        return RewardOut(
+            id=sample.id,
+            reward=None,
+            token_rewards=None,
+            holistic=None,
+            admitted=None,
+            aspects=dict.fromkeys(aspects),
+            truncated=False,
+            error=_error(outcome),
+        )
+    tokens = outcome.token_rewards
+    return RewardOut(
+        id=sample.id,
+        reward=outcome.reward,
+        token_rewards=None if tokens is None else list(tokens),
+        holistic=HolisticOut(score=outcome.holistic_score, normalized=outcome.holistic_normalized),
+        admitted=outcome.admitted,
+        aspects={name: _aspect(aspect) for name, aspect in outcome.aspects.items()},
+        truncated=outcome.truncated,
+        error=None,
+    )
+
+
+def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:
+    if isinstance(content, str):
+        return content
+    return tuple(Message(message.role, message.content) for message in content)
+
+
+def _spans(spans: Sequence[SpanIn] | PackedSpans) -> Sequence[Span]:
+    if isinstance(spans, PackedSpans):
+        return spans
+    return tuple(Span(start, end) for start, end in spans)
+
+
+def _aspect(aspect: AspectReward | None) -> AspectOut | None:
+    if aspect is None:
+        return None
+    tokens = aspect.token_rewards
+    return AspectOut(
+        reward=aspect.reward,
+        token_rewards=None if tokens is None else list(tokens),
+        segments=_segments(aspect.segments),
+    )
+
+
+def _segments(segments: Sequence[SegmentScore] | None) -> list[SegmentOut] | None:
+    if segments is None:
+        return None
+    return [
+        SegmentOut(start=one.span.start, end=one.span.end, label=one.label, score=one.score)
+        for one in segments
+    ]
+
+
+def _error(error: SampleError) -> SampleErrorOut:
+    return SampleErrorOut.model_validate({"code": error.code, "message": error.message})

@@ -1,1 +1,0 @@
-"""HTTP: what comes in, who may send it, and how it is answered."""

@@ -1,0 +1,388 @@
+"""The protocol driven by hand: no network, no clock but a number."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from alarm_client._operations import CachedLimits, await_ready, run_payload
+from alarm_client._payloads import score_payload
+from alarm_client._retry import (
+    Availability,
+    Call,
+    Clocks,
+    Reply,
+    Retries,
+    Send,
+    Sleep,
+    request,
+    request_with_retries,
+    start_call,
+)
+from alarm_client.errors import (
+    AlarmConnectionError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    StatusError,
+    Unauthorized,
+    Unavailable,
+)
+
+OK = Reply(200, {}, b"{}")
+BROKEN = AlarmConnectionError("cannot connect", retryable=True)
+RETRIES = Retries(first=1.0, longest=8.0, max_reconnects=2)
+
+
+def busy(status: int = 429, after: str | None = None) -> Reply:
+    headers = {} if after is None else {"retry-after": after}
+    body = b'{"error": {"code": "busy", "message": "queue full", "retryable": true}}'
+    return Reply(status, headers, body)
+
+
+@dataclass
+class Walk:
+    """Takes steps as a driver would; each request lasts one second, and a sleep its seconds."""
+
+    replies: list
+    now: float = 0.0
+    timeouts: list = field(default_factory=list)
+    sleeps: list = field(default_factory=list)
+
+    def call(self, timeout: float = 100.0) -> Call:
+        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, random=lambda: 0.0)
+        return start_call("http://server", timeout, RETRIES, clocks)
+
+    def take(self, steps):
+        answer = failure = None
+        while True:
+            try:
+                action = steps.throw(failure) if failure else steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = failure = None
+            if isinstance(action, Sleep):
+                self.sleeps.append(action.seconds)
+                self.now += action.seconds
+                continue
+            assert isinstance(action, Send)
+            self.timeouts.append(action.timeout)
+            self.now += 1.0
+            answer = self.replies.pop(0) if self.replies else busy(503)
+            if isinstance(answer, Exception):
+                failure = answer
+
+
+def test_one_request_is_enough_where_the_server_answers():
+    walk = Walk([OK])
+    assert walk.take(request(walk.call(), "GET", "/models")) is OK
+    assert (walk.timeouts, walk.sleeps) == ([100.0], [])
+
+
+def test_each_try_has_the_time_that_is_left():
+    walk = Walk([busy(after="2"), busy(after="3"), OK])
+    walk.take(request(walk.call(), "GET", "/models"))
+    assert (walk.timeouts, walk.sleeps) == ([100.0, 97.0, 93.0], [2.0, 3.0])
+
+
+def test_delays_double_where_the_server_names_none():
+    walk = Walk([busy(), busy(502), busy(503), busy(504), OK])
+    assert walk.take(request(walk.call(), "GET", "/models")) is OK
+    assert walk.sleeps == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_a_server_that_does_not_answer_is_tried_a_few_times():
+    walk = Walk([BROKEN, BROKEN, OK])
+    assert walk.take(request(walk.call(), "GET", "/models")) is OK
+    walk = Walk([BROKEN, BROKEN, BROKEN, OK])
+    with pytest.raises(AlarmConnectionError, match="cannot connect"):
+        walk.take(request(walk.call(), "GET", "/models"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, InvalidRequest), (401, Unauthorized), (422, InvalidRequest)]
+)
+def test_a_refusal_of_the_request_itself_is_not_tried_again(status, kind):
+    walk = Walk([busy(status), OK])
+    with pytest.raises(kind, match=f"http://server/score answered {status}: queue full"):
+        walk.take(request(walk.call(), "POST", "/score", b"{}"))
+    assert len(walk.timeouts) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"code": "garbled"}}', b"Invalid HTTP request received."]
+)
+def test_a_request_that_did_not_arrive_as_it_was_sent_is_sent_again(body):
+    walk = Walk([Reply(400, {}, body), OK])
+    assert walk.take(request(walk.call(), "POST", "/score", b"{}")) is OK
+    assert len(walk.timeouts) == 2
+
+
+@pytest.mark.parametrize("status", [500, 503, 504])
+def test_what_the_server_calls_final_is_not_tried_again(status):
+    body = b'{"error": {"code": "too_slow", "message": "one pass", "retryable": false}}'
+    walk = Walk([Reply(status, {}, body), OK])
+    with pytest.raises(StatusError, match="one pass") as caught:
+        walk.take(request(walk.call(), "POST", "/score", b"{}"))
+    assert (len(walk.timeouts), caught.value.retryable) == (1, False)
+
+
+def test_the_last_refusal_shows_when_the_time_runs_out():
+    walk = Walk([])
+    with pytest.raises(DeadlineExceeded, match=r"gave up after 3 tries.*5 s.*queue full") as caught:
+        walk.take(request(walk.call(timeout=5.0), "GET", "/models"))
+    assert (caught.value.status, caught.value.code) == (503, "busy")
+    assert isinstance(caught.value.__cause__, Unavailable)
+
+
+def test_a_wait_past_the_deadline_is_not_begun():
+    walk = Walk([busy(after="60"), OK])
+    with pytest.raises(DeadlineExceeded) as caught:
+        walk.take(request(walk.call(timeout=30.0), "GET", "/models"))
+    assert walk.sleeps == []
+    assert isinstance(caught.value.__cause__, Overloaded)
+
+
+def test_no_request_is_sent_once_the_time_is_over():
+    walk = Walk([OK])
+    call = walk.call(timeout=5.0)
+    walk.now = 5.0
+    with pytest.raises(DeadlineExceeded, match="5 s of this call are over"):
+        walk.take(request(call, "GET", "/models"))
+    assert walk.timeouts == []
+
+
+def test_an_error_without_the_contracts_body_shows_what_came():
+    walk = Walk([Reply(500, {}, b"<html>oops")])
+    with pytest.raises(Exception, match="answered 500: <html>oops") as caught:
+        walk.take(request(walk.call(), "GET", "/models"))
+    assert (caught.value.status, caught.value.code) == (500, None)
+
+
+def test_readiness_is_asked_for_until_it_comes():
+    walk = Walk([BROKEN] * 9 + [busy(503), DeadlineExceeded("slow"), OK])
+    assert walk.take(await_ready(walk.call())) is None
+    assert walk.sleeps == [1.0] * 11
+
+
+def test_a_server_that_does_not_get_ready_says_why():
+    loading = Reply(503, {}, b'{"status": "loading", "reason": "loading ultrarm"}')
+    walk = Walk([loading] * 9)
+    with pytest.raises(Unavailable, match=r"not ready within 6 s.*loading ultrarm") as caught:
+        walk.take(await_ready(walk.call(timeout=6.0)))
+    assert caught.value.code == "loading"
+
+
+def test_waiting_where_nothing_listens_says_so():
+    walk = Walk([BROKEN] * 9)
+    with pytest.raises(AlarmConnectionError, match=r"not ready within 6 s: cannot connect"):
+        walk.take(await_ready(walk.call(timeout=6.0)))
+
+
+def test_waiting_with_a_wrong_key_does_not_wait():
+    walk = Walk([busy(401)])
+    with pytest.raises(Unauthorized, match="ALARM_API_KEY"):
+        walk.take(await_ready(walk.call()))
+
+
+def refused(url: str = "http://server") -> AlarmConnectionError:
+    return AlarmConnectionError(f"{url}/score: cannot connect (refused)", retryable=True)
+
+
+DEFAULT = Retries()
+SCORED = Reply(200, {}, b'{"scores": []}')
+LOADING = Reply(
+    503, {}, b'{"error": {"code": "draining", "message": "loading", "retryable": true}}'
+)
+OF_VLLM = Reply(404, {}, b'{"error": {"message": "Not Found", "type": "NotFound", "code": 404}}')
+GATEWAY = Reply(503, {}, b"<html>no upstream")
+
+
+@dataclass
+class Clock(Walk):
+    """As Walk, with requests that take no time, as refused connections do."""
+
+    server: Availability = field(default_factory=Availability)
+    connects: list = field(default_factory=list)
+
+    def call(self, timeout: float = 480.0, connect_timeout: float = 60.0) -> Call:
+        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, random=lambda: 0.5)
+        return start_call(
+            "http://server",
+            timeout,
+            DEFAULT,
+            clocks,
+            connect_timeout=connect_timeout,
+            server=self.server,
+        )
+
+    def take(self, steps):
+        answer = failure = None
+        while True:
+            try:
+                action = steps.throw(failure) if failure else steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = failure = None
+            if isinstance(action, Sleep):
+                self.sleeps.append(action.seconds)
+                self.now += action.seconds
+                continue
+            self.connects.append(action.connect_timeout)
+            answer = self.replies.pop(0) if self.replies else refused()
+            if isinstance(answer, tuple):  # after so many seconds
+                self.now += answer[0]
+                answer = answer[1]
+            if isinstance(answer, Exception):
+                failure = answer
+
+
+def ask(clock: Clock, **options):
+    return clock.take(request_with_retries(clock.call(**options), "POST", "/score", b"{}"))
+
+
+@pytest.mark.parametrize("connect_timeout", [10.0, 60.0])
+def test_a_server_that_never_answered_is_given_up_after_the_connect_timeout(connect_timeout):
+    clock = Clock([])
+    message = (
+        rf"cannot connect \(refused\); no ALaRM server has ever answered.*{connect_timeout:g} s"
+    )
+    with pytest.raises(AlarmConnectionError, match=message):
+        ask(clock, connect_timeout=connect_timeout)
+    assert connect_timeout - 1 < clock.now <= connect_timeout
+    assert not clock.server.has_answered
+
+
+@pytest.mark.parametrize("answer", [LOADING, busy(), busy(401), busy(422)])
+def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
+    clock = Clock([answer])
+    if answer.status in {401, 422}:
+        assert ask(clock) is answer
+    with pytest.raises(DeadlineExceeded, match=r"480 s of this call.*cannot connect \(refused\)"):
+        ask(clock)
+    assert 479 < clock.now <= 480
+    assert max(clock.sleeps) <= 5.0
+
+
+@pytest.mark.parametrize("reply", [GATEWAY, Reply(502, {}, b""), Reply(404, {}, b"nginx"), OF_VLLM])
+def test_the_reply_of_a_gateway_is_no_answer(reply):
+    clock = Clock([reply])
+    if reply.status == 404:
+        assert ask(clock) is reply
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server has ever answered"):
+        ask(clock)
+    assert not clock.server.has_answered
+
+
+def test_a_result_is_an_answer_and_junk_with_status_200_is_none():
+    answer = b'{"model": "rm", "fingerprint": "f", "scores": [], "usage": {}}'
+    clock = Clock([Reply(200, {}, b"<html>welcome"), Reply(200, {}, answer)])
+    with pytest.raises(ProtocolError):
+        clock.take(run_payload(clock.call(), score_payload([], None), CachedLimits()))
+    assert not clock.server.has_answered
+    clock.take(run_payload(clock.call(), score_payload([], None), CachedLimits()))
+    assert clock.server.has_answered
+
+
+def test_a_connection_that_broke_after_long_work_is_tried_for_the_connect_timeout_after_it():
+    clock = Clock([(100.0, refused()), (0.0, SCORED)])
+    assert ask(clock) is SCORED
+    clock = Clock([(100.0, refused())])
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock)
+    assert 150 < clock.now <= 160
+
+
+def test_a_host_that_says_nothing_is_given_up_after_the_connect_timeout():
+    clock = Clock([(5.0, refused())] * 99)
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock)
+    assert 55 < clock.now <= 65
+    assert clock.connects[0] == 5.0
+    clock = Clock([])
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
+        ask(clock, connect_timeout=0.5)
+    assert max(clock.connects) == 0.5
+
+
+def test_what_no_try_can_mend_is_not_tried_again():
+    clock = Clock([AlarmConnectionError("the proxy is one of SOCKS")])
+    with pytest.raises(AlarmConnectionError, match="SOCKS"):
+        ask(clock)
+    assert clock.sleeps == []
+    clock = Clock([AlarmConnectionError("the proxy is one of SOCKS")])
+    with pytest.raises(AlarmConnectionError, match="SOCKS"):
+        clock.take(await_ready(clock.call()))
+    assert clock.sleeps == []
+
+
+def warnings_of(caplog) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_an_outage_is_logged_at_once_then_every_30_seconds_and_at_its_end(caplog):
+    clock = Clock([])
+    clock.server.has_answered = True
+    call = clock.call()
+    steps = request_with_retries(call, "POST", "/score", b"{}")
+    next(steps)
+    steps.throw(refused())  # at once, before any waiting
+    [first] = warnings_of(caplog)
+    assert first.startswith("http://server/score: cannot connect (refused) (trying again for up")
+    clock.replies = [refused() for _ in range(30)] + [SCORED]
+    clock.take(request_with_retries(call, "POST", "/score", b"{}"))
+    *told, last = warnings_of(caplog)
+    assert 4 <= len(told) <= 5  # 0, 30, 60, 90 and, where it comes to that, 120 s
+    assert last == f"http://server answers again, after {clock.now:.1f} s"
+    caplog.clear()
+    clock.replies = [SCORED]
+    ask(clock)
+    assert warnings_of(caplog) == []
+
+
+def test_however_many_calls_wait_an_outage_is_logged_once(caplog):
+    clock = Clock([])
+    for _ in range(8):
+        clock.replies = [refused(), SCORED]
+        steps = request_with_retries(clock.call(), "POST", "/score", b"{}")
+        next(steps)
+        steps.throw(refused())
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_try_that_began_before_the_server_was_back_begins_no_outage(caplog):
+    server = Availability()
+    assert server.failed("refused", 1.0, 1.0, 60.0)
+    server.recovered("http://server", 3.0)
+    assert not server.failed("refused", 2.0, 4.0, 60.0)
+    assert len(warnings_of(caplog)) == 2
+    assert server.failed("refused", 5.0, 5.0, 60.0)
+
+
+def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(caplog):
+    caplog.set_level("INFO")
+    ask(Clock([LOADING, SCORED]))
+    first, last = warnings_of(caplog)
+    assert "answered 503: loading" in first
+    assert "answers again" in last
+    caplog.clear()
+    ask(Clock([busy(after="2"), SCORED]))
+    assert warnings_of(caplog) == []
+    [retry] = [one.getMessage() for one in caplog.records]
+    assert retry == "http://server/score answered 429: queue full (try 2 follows in 2.5 s)"
+
+
+def test_waiting_for_a_server_is_logged(caplog):
+    walk = Walk([BROKEN] * 40 + [OK])
+    walk.take(await_ready(walk.call()))
+    told = warnings_of(caplog)
+    assert [("cannot connect" in line) for line in told] == [True, True, True, False]
+    assert "answers again" in told[-1]
+
+
+def test_each_request_of_a_call_has_an_id_of_its_own():
+    walk = Walk([])
+    call = walk.call()
+    ids = [call.next_request_id() for _ in range(3)]
+    assert ids == [f"{call.id}-1", f"{call.id}-2", f"{call.id}-3"]
+    assert walk.call().id != call.id

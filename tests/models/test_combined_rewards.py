@@ -1,0 +1,130 @@
+from collections.abc import Mapping
+
+import pytest
+
+from alarm_models.combination.rewards import (
+    AspectRule,
+    ScoredSample,
+    aspect_reward,
+    combine_rewards,
+)
+from alarm_models.combination.rules import Rule, RuleParams, Shaping
+from alarm_models.combination.token_alignment import Placement
+from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
+
+TOKENS = (Span(0, 3), Span(3, 4), Span(5, 7), Span(7, 8), Span(8, 8))
+SAMPLE = Sample("p", "Yes. No.", token_offsets=TOKENS)
+FACTUALITY = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.NONE)
+HIERARCHY = RuleParams(Rule.HIERARCHICAL, 0.6, 5, 1.0, 2.0, {"factuality": 2.0})
+
+
+def judged(*positive: bool) -> Score:
+    spans = (Span(0, 4), Span(5, 8))
+    segments = tuple(
+        SegmentScore(span, "O" if one else "F-ERR", 1.0 if one else -1.0, one)
+        for span, one in zip(spans, positive, strict=True)
+    )
+    return Score(0.5, segments, 9, False)
+
+
+def whole(value: float) -> Score:
+    return Score(value, None, 9, False)
+
+
+def assembled(
+    sample: Sample, holistic: Score, aspects: Mapping[str, AspectReward | None]
+) -> Reward:
+    (reward,) = combine_rewards([ScoredSample(sample, holistic, aspects)], HIERARCHY)
+    assert isinstance(reward, Reward)
+    return reward
+
+
+def test_each_segment_earns_its_reward_on_its_last_token() -> None:
+    aspect = aspect_reward(judged(True, False), FACTUALITY, SAMPLE)
+    assert aspect.token_rewards == (0, 0.5, 0, -0.5, 0)
+    assert aspect.reward == 0
+
+
+def test_shaping_leaves_tokens_without_a_segment_at_zero() -> None:
+    shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
+    aspect = aspect_reward(judged(True, False), shaped, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0, 0.6224593, 0, 0.3775407, 0))
+
+
+def test_a_whole_score_is_normalised_scaled_and_laid_on_the_last_token() -> None:
+    completeness = AspectRule(1, -1, mean=1.0, std=2.0, scale=0.3, bias=0.1, shaping=Shaping.NONE)
+    aspect = aspect_reward(whole(5.0), completeness, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0, 0, 0, 0, 0.7))
+
+
+def test_a_graded_segment_earns_its_mapped_grade() -> None:
+    graded = Score(0.2, (SegmentScore(Span(0, 4), "+", 0.9, None),), 9, False)
+    steps = AspectRule(1, -1, mean=0.5, std=2.0, scale=1, bias=0.1, shaping=Shaping.NONE)
+    assert aspect_reward(graded, steps, SAMPLE).token_rewards == pytest.approx((0, 0.3, 0, 0, 0))
+
+
+def test_value_and_level_are_means_after_and_before_shaping() -> None:
+    shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
+    aspect = aspect_reward(judged(True, True), shaped, SAMPLE)
+    assert aspect.reward == pytest.approx(2 * 0.6224593)
+    assert (aspect.value, aspect.level) == (pytest.approx(0.6224593), 0.5)
+    nothing = aspect_reward(Score(None, (), 0, False), shaped, SAMPLE)
+    assert (nothing.value, nothing.level) == (None, None)
+
+
+def test_an_unread_segment_earns_nothing() -> None:
+    unread = SegmentScore(Span(5, 8), None, None, None)
+    score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)
+    assert aspect_reward(score, FACTUALITY, SAMPLE).token_rewards == (0, 0.5, 0, 0, 0)
+
+
+def test_past_the_threshold_the_weighted_aspects_join() -> None:
+    aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
+    reward = assembled(SAMPLE, whole(3.0), aspects)
+    assert reward.admitted
+    assert reward.token_rewards == (0, 1, 0, 1, 5)
+    assert reward.reward == 7
+
+
+def test_below_the_threshold_a_computed_aspect_changes_nothing() -> None:
+    aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
+    reward = assembled(SAMPLE, whole(2.0), aspects)
+    assert not reward.admitted
+    assert reward.token_rewards == (0, 0, 0, 0, 2.5)
+
+
+def test_without_token_offsets_the_sum_is_the_reward() -> None:
+    bare = Sample("p", "Yes. No.")
+    aspects = {"factuality": aspect_reward(judged(True, False), FACTUALITY, bare)}
+    reward = assembled(bare, whole(3.0), aspects)
+    assert reward.token_rewards is None
+    assert reward.reward == 5
+
+
+def test_a_policy_that_made_no_token_earns_nothing_and_is_told_its_score() -> None:
+    empty = Sample("p", "", token_offsets=())
+    earned = AspectReward(0.5, (), None, 0.5, 0.5)
+    reward = assembled(empty, whole(3.0), {"factuality": earned})
+    assert (reward.token_rewards, reward.reward) == ((), 0)
+    assert (reward.holistic_score, reward.holistic_normalized) == (3, 1)
+    aspect = reward.aspects["factuality"]
+    assert aspect is not None
+    assert (aspect.token_rewards, aspect.reward, aspect.value) == ((), 0, 0.5)
+
+
+GRAMMAR = AspectRule(0, -1, 0, 1, 1, 0, Shaping.SIGMOID, Placement.TOKENS)
+
+
+def test_grammar_is_shaped_on_every_token() -> None:
+    error = SegmentScore(Span(5, 7), "AnA", None, False)
+    aspect = aspect_reward(Score(0.2, (error,), 0, False), GRAMMAR, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((0.5, 0.5, 0.2689414, 0.5, 0.5))
+    assert aspect.reward == pytest.approx(4 * 0.5 + 0.2689414)
+
+
+def test_without_tokens_grammar_counts_words() -> None:
+    error = SegmentScore(Span(5, 7), "AnA", None, False)
+    bare = Sample("p", "Yes. No.")
+    aspect = aspect_reward(Score(0.5, (error,), 0, False), GRAMMAR, bare)
+    assert aspect.token_rewards is None
+    assert aspect.reward == pytest.approx(0.5 + 0.2689414)

@@ -1,0 +1,107 @@
+"""Token types for copied words, the same in a batch as alone."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from scoring import load, score
+from tolerance import computed
+
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.recipe.specs import SegmentsSpec, SequenceSpec
+from alarm_models.types import Sample
+
+pytestmark = pytest.mark.numeric
+
+PROMPT = "The quick brown fox jumps over the dog."
+SAMPLES = [
+    Sample(PROMPT, "A quick brown fox sleeps. It does not mind."),
+    Sample("Nothing of it.", "A quick brown fox sleeps. It does not mind."),
+    Sample(PROMPT, "No."),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        vocab_size=500,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+    )
+    model = hf.BertModel(config, add_pooling_layer=False)
+    tiny.save(model, tiny.tokenizer(bos=True, eos=True), made)
+    state = dict(model.state_dict()) | {"whole.weight": torch.randn(1, 32)}
+    state |= {"parts.weight": torch.randn(2, 32)}
+    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+def whole(folder: Path, *, mark_copied: bool) -> SequenceSpec:
+    return SequenceSpec(
+        checkpoint=str(folder),
+        template="{completion}",
+        head="whole",
+        pooling="mean",
+        mark_copied=mark_copied,
+    )
+
+
+def parts(folder: Path) -> SegmentsSpec:
+    return SegmentsSpec(
+        checkpoint=str(folder),
+        template="{prompt}",
+        head="parts",
+        labels=("error", "ok"),
+        positive_label="ok",
+        negative_label="error",
+        mark_copied=True,
+    )
+
+
+def test_tokens_of_copied_words_are_of_type_one(folder: Path) -> None:
+    model = load(whole(folder, mark_copied=True))
+    (features,) = model.prepare(SAMPLES[:1])
+    assert isinstance(features, ModelInput)
+    tokens = hf.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(features.ids)
+    marked = [
+        token for token, kind in zip(tokens, features.token_type_ids, strict=True) if kind == 1
+    ]
+    text = "".join(marked).replace("Ġ", " ").split()
+    assert text == ["quick", "brown", "fox"]
+
+
+def test_the_same_completion_scores_otherwise_where_it_is_grounded(folder: Path) -> None:
+    grounded, made_up, _ = score(load(whole(folder, mark_copied=True)), SAMPLES)
+    assert grounded.value != made_up.value
+    plain = score(load(whole(folder, mark_copied=False)), SAMPLES)
+    assert plain[0].value == computed(plain[1].value)
+
+
+def test_a_batch_gives_what_each_sample_gives_alone(folder: Path) -> None:
+    for model in (load(whole(folder, mark_copied=True)), load(parts(folder))):
+        together = score(model, SAMPLES)
+        for sample, one in zip(SAMPLES, together, strict=True):
+            (alone,) = score(model, [sample])
+            assert one.value == computed(alone.value)
+
+
+def test_marks_stay_with_their_words_when_a_prompt_is_shortened(folder: Path) -> None:
+    spec = parts(folder).model_copy(update={"max_tokens": 32})
+    long = Sample(PROMPT * 9, "A quick brown fox sleeps.")
+    (features,) = load(spec).prepare([long])
+    assert isinstance(features, ModelInput)
+    assert features.truncated
+    assert len(features.token_type_ids) == len(features.ids) == 32
+    tokens = hf.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(features.ids)
+    marked = [
+        token for token, kind in zip(tokens, features.token_type_ids, strict=True) if kind == 1
+    ]
+    assert "".join(marked).replace("Ġ", " ").split() == ["quick", "brown", "fox"]

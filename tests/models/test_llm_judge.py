@@ -1,0 +1,152 @@
+"""A chat model as a judge, against a small server that answers what it is told to."""
+
+import asyncio
+
+import pytest
+from remote_servers import completions, judge, opened, values
+
+from alarm_models.errors import SampleError
+from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
+
+JUDGE = {"model": "judge", "rubric": "Judge {completion} from 1 to 10. say:{completion}"}
+
+
+#: What a judge says -> what is made of it.
+ANSWERS: dict[str, float | str] = {
+    "7": 7,
+    "It has 3 flaws. Score: 8.5": 8.5,
+    "I give it 8/10": 8,
+    "I give it 8 / 10.": 8,
+    "none": "model_failed",
+    "11": "model_failed",
+    "Let me think about 7...": "model_failed",
+    "": "model_failed",
+}
+
+
+async def test_a_judge_gives_the_last_number_of_its_answer_or_none() -> None:
+    async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE) as (model, _):
+        assert values(await model.score(completions(*ANSWERS))) == list(ANSWERS.values())
+
+
+async def test_a_judge_is_asked_the_rubric_as_one_users_message() -> None:
+    more = {"parameters": {"temperature": 0.5, "seed": 1}}
+    async with opened(judge, api="chat", **JUDGE, **more) as (model, calls):
+        await model.score(completions("7"))
+        content = "Judge 7 from 1 to 10. say:7"
+        assert calls.bodies == [
+            {
+                "model": "judge",
+                "messages": [{"role": "user", "content": content}],
+                "temperature": 0.5,
+                "seed": 1,
+            }
+        ]
+
+
+async def test_a_judge_that_takes_too_long_fails_its_sample_alone() -> None:
+    async with opened(judge, api="chat", timeout_s=0.3, max_retries=0, **JUDGE) as (model, _):
+        slow, fast = await model.score(completions("sleep", "6"))
+        assert values([fast]) == [6]
+        assert isinstance(slow, SampleError)
+        assert slow.message == "chat at 127.0.0.1 took longer than 0.3 s"
+
+
+async def test_the_recipes_pattern_finds_the_number() -> None:
+    more = {"pattern": r"<score>(-?\d+)</score>"}
+    async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
+        outcomes = await model.score(completions("<score>4</score> of 10", "4 of 10"))
+        assert values(outcomes) == [4, "model_failed"]
+
+
+#: What a judge says of a rating from 1 to 10 -> what it means; None where it does not say.
+RATINGS: dict[str, float | None] = {
+    "7": 7,
+    "7.5.": 7.5,
+    "7,5": 7.5,
+    "**Score: 7**": 7,
+    "### Rating: 7/10": 7,
+    "[[7]]": 7,
+    '{"score": 7, "reason": "3 flaws"}': 7,
+    "<score>7</score>": 7,
+    "Rating: 7 out of 10": 7,
+    "I would give it a 3 out of 10.": 3,
+    "8 of 10": 8,
+    "7 out of a total of 10": 7,
+    "Bewertung: 7 von 10 Punkten": 7,
+    "Je donne 7 sur 10.": 7,
+    "Un 7 de 10": 7,
+    "Score/10: 7": 7,
+    "Score (/10): 7": 7,
+    "Score out of 10: 7": 7,
+    "Out of a possible 10, I give it 7.": 7,
+    "Rating 1-10: 7": 7,
+    "10 - 3": None,
+    "7-8: good": None,
+    "seven/10": None,
+    "Score: 7 (on a scale from 1 to 10)": 7,
+    "Score (1-10): 7": 7,
+    "On a scale of 1 to 10, I rate this 7.": 7,
+    "Score: 7. It misses 3 points that matter.": 7,
+    "7\n\nIt has 3 flaws.": 7,
+    "7 - it has 3 flaws": 7,
+    "It has 3 flaws. Score: 8.5": 8.5,
+    "The novel is of 1815. I rate it 8.": 8,
+    "Accuracy score: 8\nStyle score: 6\nOverall score: 7": 7,
+    "1. It is accurate.\n2. It is short.\nScore: 8": 8,
+    "<think>Perhaps 9, or 3.</think>\n7": 7,
+    "<think>Perhaps 9": None,
+    "7-8": None,
+    "7 or 8": None,
+    "10/10 would be perfect, but this is 7/10": None,
+    "Accuracy score: 8\nStyle score: 6": None,
+    "3/5": None,
+    "1,000": None,
+    "at least 7": None,
+    "I found 3 flaws.": None,
+    "seven": None,
+}
+
+
+@pytest.mark.parametrize("answer", RATINGS)
+def test_a_rating_is_read_as_people_write_it_or_not_at_all(answer: str) -> None:
+    read: float | None
+    try:
+        read = read_rating(answer, Scale(1, 10))
+    except RatingError:
+        read = None
+    assert read == RATINGS[answer]
+
+
+async def test_a_judge_that_rates_out_of_ten_is_not_read_as_ten() -> None:
+    async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE) as (model, _):
+        outcomes = await model.score(completions("Rating: 7 out of 10", "7 or 8"))
+        assert values(outcomes) == [7, "model_failed"]
+        assert isinstance(outcomes[1], SampleError)
+        assert "does not settle: '7 or 8'" in outcomes[1].message
+
+
+async def test_a_pattern_of_the_recipe_s_own_takes_its_last_match() -> None:
+    more = {"pattern": r"\d+"}
+    async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
+        assert values(await model.score(completions("7 out of 10"))) == [10]
+
+
+async def test_a_pattern_that_takes_too_long_fails_its_sample_while_others_are_served() -> None:
+    more = {"pattern": r"(a|aa)+(\d)"}
+    async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        slow, good = await model.score(completions("a" * 60 + "!7", "aa7"))
+        ticking.cancel()
+        assert values([good]) == [7]
+        assert isinstance(slow, SampleError)
+        assert "took longer than 1 s" in slow.message
+        assert ticks > 10  # the event loop went on

@@ -1,0 +1,204 @@
+"""The packed way beside the plain way: the same states from every architecture."""
+
+from functools import cache
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import ARCHITECTURES, DECODERS
+from tolerance import assert_computed
+
+from alarm_models.modeling.backend_selection import select_backend
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.packed.backbone import PackedBackbone
+from alarm_models.modeling.packed.batch import pack
+from alarm_models.modeling.packed.kernels import (
+    Window,
+    attend,
+    attend_blocks,
+    mask_to_bias,
+    window_blocks,
+)
+from alarm_models.modeling.padded import PaddedBackbone
+from alarm_models.types import Span
+
+pytestmark = pytest.mark.numeric
+
+PACKABLE = [name for name in ARCHITECTURES if name != "deberta-v2"]
+
+
+def base(architecture: str) -> hf.PreTrainedModel:
+    torch.manual_seed(0)
+    model: hf.PreTrainedModel = hf.AutoModel.from_config(tiny.config(architecture)).eval()
+    return model
+
+
+def features(*samples: tuple[int, ...]) -> list[ModelInput]:
+    return [
+        ModelInput(ids, tuple(Span(at, at + 1) for at in range(len(ids))), truncated=False)
+        for ids in samples
+    ]
+
+
+def random_ids(count: int, seed: int) -> tuple[int, ...]:
+    choose = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(10, 500, (count,), generator=choose).tolist())
+
+
+def group(num: int, shared: int, own: int) -> list[tuple[int, ...]]:
+    prompt = random_ids(shared, 99)
+    return [prompt + random_ids(own + index, index) for index in range(num)]
+
+
+@cache
+def plain_way(architecture: str) -> PaddedBackbone:
+    return PaddedBackbone(base(architecture), has_global=architecture == "longformer")
+
+
+@cache
+def packed_way(architecture: str) -> PackedBackbone:
+    way = select_backend(base(architecture), has_global=architecture == "longformer")
+    assert isinstance(way, PackedBackbone)
+    return way
+
+
+@torch.inference_mode()
+def alone(architecture: str, batch: list[ModelInput]) -> torch.Tensor:
+    return torch.cat([plain_way(architecture).rows([one]) for one in batch])
+
+
+@torch.inference_mode()
+def packed(architecture: str, batch: list[ModelInput]) -> tuple[PackedBackbone, torch.Tensor]:
+    way = packed_way(architecture)
+    return way, way.rows(batch)
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None:
+    batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
+    _, states = packed(architecture, batch)
+    assert_computed(states, alone(architecture, batch))
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) -> None:
+    samples = [*group(3, 30, 5), random_ids(90, 6)]
+    batch = [
+        ModelInput(ids, (Span(4, 5), Span(len(ids) - 1, len(ids)), Span(0, 3)), truncated=False)
+        for ids in samples
+    ]
+    _, states = packed(architecture, batch)
+    assert_computed(states, alone(architecture, batch))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_trimmed"),
+    [("llama", True), ("qwen3", True), ("roberta", True), ("gemma2", False), ("modernbert", False)],
+)
+def test_the_last_layer_is_trimmed_where_its_kind_is_known(
+    architecture: str, is_trimmed: bool
+) -> None:
+    assert packed_way(architecture).is_trimmed is is_trimmed
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_causal_models_compute_a_shared_prompt_once(architecture: str) -> None:
+    batch = features(*(ids[:16] for ids in group(4, 16, 0)), *group(2, 300, 0))
+    way, _ = packed(architecture, batch[:4])
+    assert way.num_computed(batch[:4]) == [16, 0, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert", "longformer"])
+def test_encoders_share_nothing(architecture: str) -> None:
+    batch = features(*group(3, 30, 5))
+    way, _ = packed(architecture, batch)
+    assert way.num_computed(batch) == [35, 36, 37]
+
+
+def test_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
+    batch = features(*group(3, 40, 9))  # gemma2's window is 16 here
+    way, states = packed("gemma2", batch)
+    assert way.num_computed(batch) == [49, 50, 51]
+    assert_computed(states, alone("gemma2", batch))
+
+
+def test_a_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
+    batch = features((5, tiny.PAD, 6, 7), (8, 9))
+    _, states = packed("roberta", batch)
+    assert_computed(states, alone("roberta", batch))
+
+
+def test_attention_of_its_own_is_found_out_and_padded() -> None:
+    assert isinstance(select_backend(base("deberta-v2")), PaddedBackbone)
+
+
+def test_a_refused_model_is_left_as_it_was() -> None:
+    model = base("deberta-v2")
+    before = model.config._attn_implementation
+    select_backend(model)
+    assert model.config._attn_implementation == before
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
+    shared = data.draw(st.integers(0, 40))
+    owns = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6))
+    prompt = random_ids(shared, 1)
+    samples = [prompt + random_ids(own, seed) for seed, own in enumerate(owns)]
+    batch = features(*(ids or (7,) for ids in samples))
+    architecture = data.draw(st.sampled_from(["llama", "qwen3"]))
+    _, states = packed(architecture, batch)
+    assert_computed(states, alone(architecture, batch))
+
+
+@pytest.mark.parametrize(("has_global", "reads"), [(True, (0,)), (False, (0, 3, 60, 170))])
+@torch.inference_mode()
+def test_a_longformers_last_layer_is_exact_where_little_is_read(
+    has_global: bool, reads: tuple[int, ...]
+) -> None:
+    batch = [
+        ModelInput(
+            random_ids(length, length), tuple(Span(at, at + 1) for at in own), truncated=False
+        )
+        for length in (9, 40, 90, 200)
+        if (own := [at for at in reads if at < length])
+    ]
+    model = base("longformer")
+    plain = PaddedBackbone(model, has_global=has_global)
+    wanted = torch.cat([plain.rows([one]) for one in batch])
+    way = PackedBackbone(model, share=False, has_global=has_global)
+    assert_computed(way.rows(batch), wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=3),
+    st.integers(0, 150),
+    st.integers(0, 150),
+    st.booleans(),
+    st.booleans(),
+)
+def test_banded_attention_is_masked_attention(
+    lengths: list[int], back: int, ahead: int, first_is_global: bool, softcapped: bool
+) -> None:
+    torch.manual_seed(sum(lengths))
+    query, key, value = torch.randn(3, 1, 2, sum(lengths), 8)
+    sample = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    place = torch.cat([torch.arange(length) for length in lengths])
+    distance = place - place.unsqueeze(1)
+    mask = (distance >= -back) & (distance <= ahead) | (place == 0) & torch.tensor(first_is_global)
+    mask &= sample == sample.unsqueeze(1)
+    softcap = 3.0 if softcapped else None
+    bias = mask_to_bias(mask, query.dtype)
+    wanted = attend(query, key, value, 0.3, softcap=softcap, bias=bias).out
+    samples = [tuple(range(1000 * n, 1000 * n + length)) for n, length in enumerate(lengths)]
+    layout = pack(samples, share=False)
+    band = Window(back, ahead, first_is_global)
+    blocks = window_blocks(layout, query.device, query.dtype, band)
+    got = torch.empty_like(query)
+    attend_blocks(query, key, value, got, 0.3, blocks, softcap)
+    assert_computed(got, wanted)

@@ -1,0 +1,31 @@
+"""What torch's threads are told before torch is there."""
+
+import os
+
+import pytest
+
+from alarm_models.process_tuning import limit_openmp_spin
+
+
+@pytest.fixture(autouse=True)
+def _no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "set, to be put back")
+        monkeypatch.delenv(name)
+
+
+def test_threads_look_for_work_briefly_before_they_sleep() -> None:
+    limit_openmp_spin()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 300_000  # the runtime's own count
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    limit_openmp_spin()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    limit_openmp_spin()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in os.environ

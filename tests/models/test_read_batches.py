@@ -1,0 +1,71 @@
+"""Reads: which keys each sees, and samples of about one length put together."""
+
+import torch
+
+from alarm_models.modeling.packed.attention import ReadBatch, group_reads
+from alarm_models.modeling.packed.batch import pack
+
+CPU = torch.device("cpu")
+
+
+def sees(some: ReadBatch) -> dict[int, list[int]]:
+    """Return for each read the places of the keys that it sees."""
+    mask = some.mask
+    if mask is None:
+        mask = torch.ones(len(some.queries), 1, some.queries.shape[1], some.keys.shape[1]).bool()
+    return {
+        int(query): keys[seen].tolist()
+        for queries, keys, rows in zip(some.queries, some.keys, mask[:, 0], strict=True)
+        for query, seen in zip(queries, rows, strict=True)
+    }
+
+
+def test_a_causal_read_sees_its_sample_up_to_itself() -> None:
+    layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
+    reads = [(0, 0), (0, 2), (1, 1)]
+    (some,) = group_reads(layout, reads, causal=True, window=None, device=CPU)
+    assert sees(some) == {0: [0], 1: [0, 1, 2], 2: [3, 4]}
+
+
+def test_a_read_of_an_encoder_sees_all_of_its_sample() -> None:
+    layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
+    (some,) = group_reads(layout, [(0, 0), (1, 1)], causal=False, window=None, device=CPU)
+    assert sees(some) == {0: [0, 1, 2], 1: [3, 4, 5, 6]}
+
+
+def test_samples_of_one_length_need_no_mask() -> None:
+    layout = pack([(1, 2), (3, 4)], share=False)
+    (some,) = group_reads(layout, [(0, 1), (1, 1)], causal=True, window=None, device=CPU)
+    assert some.mask is None
+    assert some.keys.tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_window_counts_the_read_itself() -> None:
+    layout = pack([(1, 2, 3, 4, 5)], share=False)
+    (causal,) = group_reads(layout, [(0, 1), (0, 4)], causal=True, window=2, device=CPU)
+    assert sees(causal) == {0: [0, 1], 1: [3, 4]}
+    (both,) = group_reads(layout, [(0, 1), (0, 4)], causal=False, window=2, device=CPU)
+    assert sees(both) == {0: [0, 1, 2], 1: [3, 4]}
+
+
+def test_reads_see_a_beginning_that_others_laid_down() -> None:
+    shared = tuple(range(20))
+    layout = pack([(*shared, 100), (*shared, 200)], share=True)
+    (some,) = group_reads(layout, [(0, 20), (1, 20)], causal=True, window=None, device=CPU)
+    assert sees(some) == {0: [*range(20), 20], 1: [*range(20), 21]}
+
+
+def test_a_sample_much_longer_than_others_is_read_apart() -> None:
+    layout = pack([(1,) * 10, (2,) * 100, (3,) * 12], share=False)
+    reads = [(0, 9), (1, 99), (2, 11)]
+    short, long = group_reads(layout, reads, causal=True, window=None, device=CPU)
+    assert short.queries.tolist() == [[0], [2]]
+    assert long.queries.tolist() == [[1]]
+
+
+def test_no_more_keys_are_gathered_at_once_than_pay() -> None:
+    samples = [(number,) * 3000 for number in range(5)]
+    layout = pack(samples, share=False)
+    reads = [(sample, 2999) for sample in range(5)]
+    found = list(group_reads(layout, reads, causal=True, window=None, device=CPU))
+    assert [len(some.keys) for some in found] == [2, 2, 1]

@@ -1,0 +1,123 @@
+"""Models and the files that they are loaded from."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling import checkpoint
+from alarm_models.modeling.loader import MODEL_INIT_LOCK, ModelInitLock
+from alarm_models.recipe.specs import LengthSpec, ModelSpec, PythonSpec, SequenceSpec
+from alarm_models.reward_models.base import Model
+from alarm_models.reward_models.registry import CheckpointState, Loader
+from alarm_models.types import Sample
+
+CPU = torch.device("cpu")
+
+
+def spec_of(folder: Path, head: str | None = None) -> SequenceSpec:
+    return SequenceSpec(checkpoint=str(folder), template="{prompt} {completion}", head=head)
+
+
+def load(spec: ModelSpec) -> Model:
+    return Loader(CPU).load(spec, {})
+
+
+def logit(model: Model) -> float:
+    (features,) = model.prepare([Sample("The fox?", "The dog.")])
+    return model.forward([features])[0].item()
+
+
+def overwrite(folder: Path) -> None:
+    """Zero a quarter of the weights, in the file that is there."""
+    (file,) = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    size = file.stat().st_size
+    with file.open("r+b") as weights:
+        weights.seek(size // 2)
+        weights.write(bytes(size // 4))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "head", "head in .bin"])
+def test_a_loaded_model_does_not_change_with_its_file(kind: str, tmp_path: Path) -> None:
+    if kind == "classifier":
+        tiny.sequence_classifier("llama", tmp_path)
+        spec = spec_of(tmp_path)
+    else:
+        tiny.base_with_head(tmp_path, as_bin=kind == "head in .bin")
+        spec = spec_of(tmp_path, head="regression_head")
+    model = load(spec)
+    before = logit(model)
+    overwrite(tmp_path)
+    assert logit(model) == before
+    assert logit(load(spec)) != before
+
+
+def test_the_disk_has_a_model_until_any_of_its_files_changes(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+    spec = spec_of(tmp_path)
+    fingerprint = load(spec).fingerprint
+    assert CheckpointState(CPU).matches(spec, {}, fingerprint)
+    assert not CheckpointState(CPU).matches(
+        spec.model_copy(update={"max_tokens": 64}), {}, fingerprint
+    )
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(f"{text}\n")
+    assert not CheckpointState(CPU).matches(spec, {}, fingerprint)
+    config.write_text(text)
+    assert CheckpointState(CPU).matches(spec, {}, fingerprint)
+    overwrite(tmp_path)
+    assert not CheckpointState(CPU).matches(spec, {}, fingerprint)
+
+
+def test_what_has_no_files_is_the_same_and_what_cannot_be_told_is_not() -> None:
+    assert CheckpointState(CPU).matches(LengthSpec(), {}, "any")
+    assert not CheckpointState(CPU).matches(PythonSpec(function="my:own"), {}, "any")
+
+
+def test_a_model_is_constructed_while_no_forward_pass_runs(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+    spec = spec_of(tmp_path).model_copy(update={"dtype": "bfloat16"})
+    loaded: list[Model] = []
+    loading = threading.Thread(target=lambda: loaded.append(load(spec)))
+    with MODEL_INIT_LOCK.shared():
+        loading.start()
+        while not MODEL_INIT_LOCK._is_under_way:  # it tells nobody
+            assert loading.is_alive()
+        assert torch.get_default_dtype() is torch.float32
+        assert loaded == []
+    loading.join(60)
+    assert loaded[0].dtype == "bfloat16"
+
+
+def test_a_forward_pass_waits_for_a_construction() -> None:
+    construction = ModelInitLock()
+    passed = threading.Event()
+
+    def run() -> None:
+        with construction.shared():
+            passed.set()
+
+    running = threading.Thread(target=run)
+    with construction.exclusive():
+        running.start()
+        assert not passed.wait(0.05)
+    assert passed.wait(60)
+    running.join(60)
+
+
+def test_weights_that_change_while_they_are_loaded_are_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+
+    def digest_and_overwrite(folder: Path) -> str:
+        overwrite(folder)
+        return "of what was there before"
+
+    monkeypatch.setattr(checkpoint, "digest", digest_and_overwrite)
+    with pytest.raises(CheckpointError, match="changed while it was loaded"):
+        load(spec_of(tmp_path))

@@ -1,0 +1,145 @@
+import base64
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from served import serving
+
+from alarm_service.api_keys import Keys, read_keys
+from alarm_service.cli.main import main
+from alarm_service.settings import Settings, SettingsError
+
+KEY = "sésame"
+
+
+def basic(user: str, password: str) -> bytes:
+    return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        f"Bearer {KEY}".encode(),
+        f"bearer  {KEY} ".encode(),
+        basic("", KEY),
+        basic("anybody", KEY),
+    ],
+)
+async def test_a_key_opens_the_door(authorization: bytes) -> None:
+    async with serving(api_key=KEY) as server:
+        answer = await server.client.get("/models", headers={"Authorization": authorization})
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        b"",
+        b"Bearer",
+        b"Bearer wrong",
+        KEY.encode(),
+        f"Digest {KEY}".encode(),
+        basic(KEY, ""),
+        basic("", "wrong"),
+        b"Basic !",
+        b"Basic \xff",
+        f"Bearer {KEY}".encode("latin-1"),
+    ],
+)
+async def test_without_the_key_all_but_health_is_401(authorization: bytes) -> None:
+    async with serving(api_key=KEY) as server:
+        headers = {"Authorization": authorization}
+        for path in ("/models", "/metrics", "/openapi.json", "/docs", "/nowhere"):
+            answer = await server.client.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "unauthorized"
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        posted = await server.client.post("/score", json={"samples": []}, headers=headers)
+        assert posted.status_code == 401
+        assert (await server.client.get("/health/live", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/../models", "//models", "/health/%2e%2e/models"])
+async def test_no_path_leads_around_the_key(path: str) -> None:
+    async with serving(api_key=KEY) as server:
+        assert (await server.client.get(path)).status_code in (401, 404)
+
+
+async def test_a_server_without_a_key_asks_for_none() -> None:
+    async with serving() as server:
+        assert (await server.client.get("/models")).status_code == 200
+
+
+def test_a_key_is_found_by_its_place_and_only_whole() -> None:
+    keys = Keys(["first", "second", "first"])
+    assert len(keys) == 2
+    assert [keys.find(key) for key in (b"first", b"second")] == [0, 1]
+    assert [keys.find(key) for key in (b"", b"firs", b"first ", b"FIRST", b"third")] == [None] * 5
+
+
+async def test_each_of_several_keys_opens_the_door(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# team one\n  {KEY}\n\n# team two\nother\n")
+    async with serving(api_key_file=file, api_key="third; fourth") as server:
+        for key in (KEY, "other", "third", "fourth"):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert (await server.client.get("/models", headers=headers)).status_code == 200
+        for key in ("# team one", "fifth", ""):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert (await server.client.get("/models", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("text", ["", "\n# nobody yet\n"])
+def test_a_file_without_a_key_does_not_open_the_door_to_all(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="holds no key"):
+        read_keys(Settings(api_key_file=file))
+
+
+def test_a_file_of_keys_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--api-key-file .*nowhere cannot be read"):
+        read_keys(Settings(api_key_file=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("option", ["api_key", "admin_key"])
+@pytest.mark.parametrize("key", ["se\x01cret", "se\tcret", "secret\x7f", "se\u200bcret"])
+def test_key_with_a_control_character_is_refused_by_its_option_and_never_told(
+    option: str, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"ALARM_{option.upper()}", key)
+    assert main(["health"]) == 1
+    told = capsys.readouterr().err
+    assert f"ALARM_{option.upper()}: the key has U+" in told
+    assert "cret" not in told
+
+
+def test_key_file_with_a_control_character_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfine\nse\x00cret\n")
+    with pytest.raises(SettingsError, match=r"keys, line 3: the key has U\+0000") as told:
+        read_keys(Settings(api_key_file=file))
+    assert "cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n", " \n\n"])
+def test_end_of_a_line_or_mark_of_an_encoding_is_no_part_of_a_key(
+    ending: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\ufefffirst{ending}".encode())
+    keys = read_keys(Settings(api_key_file=file, api_key=(SecretStr(f"second{ending}"),)))
+    assert [keys.find(key) for key in (b"second", b"first")] == [0, 1]
+
+
+def test_keys_of_a_pipe_are_read_as_often_as_they_are_wanted(tmp_path: Path) -> None:
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe)
+    settings = Settings(api_key_file=pipe)
+    writing = threading.Thread(target=pipe.write_text, args=("first\nsecond\n",))
+    writing.start()
+    for _ in range(3):
+        assert read_keys(settings).find(b"second") == 1
+    writing.join()

@@ -1,0 +1,103 @@
+"""Pages and plots of what is missing, tied or named by users."""
+
+import numpy as np
+import pytest
+
+from alarm_models.study.agreement import agreement
+from alarm_models.study.bootstrap import Estimate, Resampling
+from alarm_models.study.comparison import compare
+from alarm_models.study.pairs import pairs_within, preferences
+from alarm_service.evaluation.plots import distributions, inconsistency_bars, win_rate_maps
+from alarm_service.evaluation.report import (
+    Grid,
+    Page,
+    Paragraph,
+    Picture,
+    html_of,
+    json_of,
+    markdown_of,
+    plain,
+    plains,
+)
+
+FEW = Resampling(num_draws=20)
+NAN = float("nan")
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG")
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
+def test_bars_are_drawn_for_aspects_that_decide_nothing() -> None:
+    pairs = pairs_within([0, 0, 1, 1])
+    reference = preferences([1, 0, 1, 0], pairs)
+    values = {"good": [1, 0, 1, 0], "flat": [0, 0, 0, 0], "missing": [NAN] * 4}
+    found = {
+        name: agreement(reference, preferences(one, pairs), pairs, FEW)
+        for name, one in values.items()
+    }
+    less = {"good": found["good"]}
+    assert (
+        size_of(inconsistency_bars(found, ["good"]))[1] > size_of(inconsistency_bars(less, []))[1]
+    )
+
+
+def test_maps_and_distributions_are_drawn_where_values_are_missing() -> None:
+    found = compare(
+        [1, 2, NAN, NAN], [0, 1, 0, 1], [0, 0, 1, 1], is_lower_better=False, resampling=FEW
+    )
+    one = win_rate_maps(["a", "b"], {"reward": found.rates})
+    four = win_rate_maps(["a", "b"], dict.fromkeys("wxyz", found.rates))
+    assert size_of(four) == (3 * size_of(one)[0], 2 * size_of(one)[1])
+    values = {"a": np.array([1.0, 2.0]), "b": np.array([NAN])}
+    assert distributions({"reward": values})
+    assert distributions({"reward": {"": np.array([NAN])}}, threshold=0.5)
+
+
+def test_the_same_figures_give_the_same_picture() -> None:
+    values = {"": np.arange(20.0)}
+    assert distributions({"x": values}, 3.0) == distributions({"x": values}, 3.0)
+
+
+PAGE = Page(
+    "Of <b>",
+    [
+        Paragraph("mind | the *gap*", is_caution=True),
+        Grid("Table", ("", "n"), [("<a>|b", "1")], "a note"),
+        Picture("plot", "a plot", lambda: b"png"),
+    ],
+)
+
+
+def test_markdown_takes_no_markup_from_texts() -> None:
+    text = markdown_of(PAGE)
+    assert "> mind \\| the \\*gap\\*" in text
+    assert "| \\<a>\\|b | 1 |" in text
+    assert "![a plot](plot.png)" in text
+
+
+def test_html_takes_none_either() -> None:
+    text = html_of(PAGE, {"plot": b"png"})
+    assert "<h1>Of &lt;b&gt;</h1>" in text
+    assert "<td>&lt;a&gt;|b</td>" in text
+    assert 'src="data:image/png;base64,cG5n"' in text
+
+
+def test_json_has_null_for_what_is_not_a_number() -> None:
+    assert json_of({"a": np.array([1.0, NAN]), "b": NAN}) == (
+        '{\n  "a": [\n    1.0,\n    null\n  ],\n  "b": null\n}\n'
+    )
+
+
+def test_an_interval_has_the_digits_of_its_largest() -> None:
+    assert plains(Estimate(-13.94, -20.11, -7.705)) == "-13.9 [-20.1, -7.7]"
+    assert plains(Estimate(0.052, -0.0111, 0.113)) == "0.052 [-0.011, 0.113]"
+    assert plains(Estimate(NAN, NAN, NAN)) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (NAN, "–"), (0.12345, "0.123"), (73.96, "74.0")]
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert plain(value) == text

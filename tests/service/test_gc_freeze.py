@@ -1,0 +1,41 @@
+"""What stays for good is kept from the garbage collector."""
+
+import gc
+import weakref
+
+import pytest
+
+from alarm_models.process_tuning import gc_frozen_imports
+
+
+class Knot:
+    """Refers to itself: only the collector ends it."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_nothing_is_collected_within_and_what_came_before_is_passed_over_after() -> None:
+    try:
+        with gc_frozen_imports():
+            assert not gc.isenabled()
+            stays = weakref.ref(Knot())
+        assert gc.isenabled()
+        gc.collect()
+        assert stays() is not None
+        goes = weakref.ref(Knot())
+        gc.collect()
+        assert goes() is None
+    finally:
+        gc.unfreeze()
+    gc.collect()
+    assert stays() is None
+
+
+def test_the_collector_is_back_after_a_failure() -> None:
+    try:
+        with pytest.raises(ImportError), gc_frozen_imports():
+            raise ImportError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,51 @@
+import asyncio
+import threading
+
+from alarm_models.types import Score
+from alarm_service.engine.requests import PendingCall
+from alarm_service.errors import Draining
+
+
+def score(value: float) -> Score:
+    return Score(value, None, 1, False)
+
+
+async def test_outcomes_are_in_the_samples_order_whoever_delivers_them() -> None:
+    job = PendingCall(3)
+    threads = [
+        threading.Thread(target=job.result_callback(index), args=(score(index),))
+        for index in (2, 0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    assert await job.wait() == [score(0), score(1), score(2)]
+    for thread in threads:
+        thread.join()
+
+
+async def test_a_sample_s_first_outcome_counts() -> None:
+    job = PendingCall(1)
+    receive = job.result_callback(0)
+    receive(score(1))
+    receive(Draining("too late"))
+    assert await job.wait() == [score(1)]
+
+
+async def test_a_job_of_no_samples_is_done() -> None:
+    assert await PendingCall(0).wait() == []
+
+
+async def test_a_cancelled_job_wants_nothing_more() -> None:
+    job = PendingCall(1)
+    assert job.is_active()
+    job.cancel()
+    assert not job.is_active()
+    job.result_callback(0)(score(1))
+
+
+def test_an_outcome_that_comes_after_the_event_loop_is_let_go() -> None:
+    async def start() -> PendingCall:
+        return PendingCall(1)
+
+    job = asyncio.run(start())
+    job.result_callback(0)(score(1))

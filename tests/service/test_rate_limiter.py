@@ -1,0 +1,77 @@
+import pytest
+from served import samples, serving
+
+from alarm_service.api.auth import RateLimiter, TokenBucket
+from alarm_service.errors import RateLimited
+
+KEYS = "first-key;second-key"
+
+
+def allowance(per_minute: float = 60) -> TokenBucket:
+    return TokenBucket(per_minute, per_minute, 0)
+
+
+def test_a_minute_s_worth_may_come_at_once_and_then_one_a_second() -> None:
+    sixty = allowance()
+    assert [sixty.consume(1, now=0) for _ in range(60)] == [0] * 60
+    assert sixty.consume(1, now=0) == 1
+    assert sixty.consume(1, now=0.75) == 0.25
+    assert sixty.consume(1, now=1) == 0
+
+
+def test_what_is_refused_costs_nothing() -> None:
+    sixty = allowance()
+    sixty.consume(60, now=0)
+    assert [sixty.consume(30, now=10) for _ in range(3)] == [20] * 3
+    assert sixty.consume(10, now=10) == 0
+
+
+def test_no_more_than_a_minute_s_worth_is_saved() -> None:
+    sixty = allowance()
+    assert sixty.consume(60, now=3600) == 0
+    assert sixty.consume(1, now=3600) == 1
+
+
+def test_more_than_a_minute_s_worth_passes_when_all_is_there_and_is_paid_back() -> None:
+    sixty = allowance()
+    assert sixty.consume(90, now=0) == 0
+    assert sixty.consume(1, now=0) == 31
+    assert sixty.consume(90, now=60) == 30
+    assert sixty.consume(90, now=90) == 0
+
+
+def test_each_caller_has_an_allowance_of_its_own() -> None:
+    limits = RateLimiter(1, "requests", now=lambda: 0)
+    limits.consume(0, 1)
+    limits.consume(1, 1)
+    with pytest.raises(RateLimited, match=r"1 requests a minute; .* again in 60\.0 s") as told:
+        limits.consume(0, 1)
+    assert told.value.retry_after_s == 60
+
+
+async def test_a_key_that_asks_too_often_is_told_when_to_come_again() -> None:
+    async with serving(api_key=KEYS, max_requests_per_minute=2) as server:
+
+        async def status(key: str, path: str = "/models") -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return (await server.client.get(path, headers=headers)).status_code
+
+        assert [await status("first-key") for _ in range(3)] == [200, 200, 429]
+        assert [await status("second-key") for _ in range(3)] == [200, 200, 429]
+        assert await status("no-key") == 401
+        assert await status("first-key", "/metrics") == 200
+        assert await status("first-key", "/health/live") == 200
+        refused = await server.client.get("/models", headers={"Authorization": "Bearer first-key"})
+        assert refused.json()["error"]["code"] == "rate_limited"
+        assert refused.json()["error"]["retryable"]
+        assert 1 <= int(refused.headers["Retry-After"]) <= 30
+
+
+async def test_tokens_are_counted_by_the_body_s_bytes() -> None:
+    async with serving(max_tokens_per_minute=100) as server:
+        body = {"samples": samples("a " * 190)}  # over 400 bytes
+        assert (await server.client.post("/score", json=body)).status_code == 200
+        refused = await server.client.post("/score", json={"samples": samples("a")})
+        assert refused.status_code == 429
+        assert "may send 100 tokens a minute" in refused.json()["error"]["message"]
+        assert (await server.client.get("/models")).status_code == 200

@@ -1,0 +1,339 @@
+"""What is served changes while it is used."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from served import Server, samples, until, until_set
+from standin import PATIENCE_S, Words, recipe
+
+from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.reward_models.base import HostModel
+from alarm_models.types import Sample, Score
+from alarm_service.api.app import create_app
+from alarm_service.engine.model_set import LoadedModel, ServedModel
+from alarm_service.engine.recipe_manager import RecipeManager
+from alarm_service.errors import ChangeRefused, NotFound, ServiceError
+from alarm_service.settings import Settings
+
+
+class Pages(HostModel):
+    """Scores every sample with its edition; "hold" waits for `release`."""
+
+    def __init__(self, edition: int) -> None:
+        super().__init__(f"pages-{edition}")
+        self.edition = edition
+        self.told: list[str] = []
+        self.held = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def open(self) -> None:
+        self.told.append("opened")
+
+    async def score(self, samples: Sequence[Sample]) -> list[Any]:
+        if any(sample.completion == "hold" for sample in samples):
+            self.held.set()
+            await asyncio.wait_for(self.release.wait(), PATIENCE_S)
+        return [Score(float(self.edition), None, 0, False) for _ in samples]
+
+    async def close(self) -> None:
+        self.told.append("closed")
+
+
+@dataclass
+class Press:
+    """Loads a new edition of every model that is asked for, unless told not to."""
+
+    made: list[Any] = field(default_factory=list)
+    may_load: threading.Event = field(default_factory=threading.Event)
+    loading: threading.Event = field(default_factory=threading.Event)
+    changed: bool = True
+    failure: Exception | None = None
+    kind: Any = Pages
+
+    def load(self, wanted: Mapping[str, ServedModel], _: torch.device) -> dict[str, Any]:
+        self.loading.set()
+        assert self.may_load.wait(PATIENCE_S)
+        made = {key: self.kind(edition) for edition, key in enumerate(wanted, len(self.made) + 1)}
+        self.made += made.values()
+        if self.failure is not None:
+            raise self.failure
+        return made
+
+    def unchanged(self, models: Sequence[LoadedModel], _: torch.device) -> Sequence[LoadedModel]:
+        return [] if self.changed else models
+
+
+class Edition(Words):
+    """`Words` that can be told apart."""
+
+    def __init__(self, edition: int) -> None:
+        super().__init__()
+        self.fingerprint = f"words-{edition}"
+
+
+PAPER = recipe("paper")
+#: A second recipe, whose model is another.
+LETTER = recipe(
+    "letter",
+    models={"words": {"kind": "sequence", "checkpoint": "c/d", "template": "{completion}"}},
+)
+
+
+@asynccontextmanager
+async def printing(press: Press, *recipes: Any) -> AsyncIterator[tuple[Server, RecipeManager]]:
+    app = create_app(
+        recipes or [PAPER], Settings(device="cpu"), load=press.load, unchanged=press.unchanged
+    )
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        yield Server(app, client, Words(), {}), app.state.keeper
+
+
+@pytest.fixture
+def press() -> Press:
+    press = Press()
+    press.may_load.set()
+    return press
+
+
+async def fingerprint_of(server: Server, model: str | None = None) -> str:
+    answer = await server.client.post("/score", json={"model": model, "samples": samples("a")})
+    found: str = answer.json()["fingerprint"]
+    return found
+
+
+async def test_a_request_finishes_with_the_models_that_it_began_with(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        (old,) = press.made
+        begun = asyncio.create_task(server.score("hold"))
+        await old.held.wait()
+        change = await keeper.reload()
+        assert (change.loaded, change.kept, change.gone) == (("words",), (), ("words",))
+        after = (await server.score("a")).json()
+        assert (after["scores"][0]["score"], after["fingerprint"]) == (2, "pages-2")
+        assert old.told == ["opened"]
+        old.release.set()
+        before = (await begun).json()
+        assert (before["scores"][0]["score"], before["fingerprint"]) == (1, "pages-1")
+        await until(lambda: old.told == ["opened", "closed"])
+    assert [one.told for one in press.made] == [["opened", "closed"]] * 2
+
+
+async def test_a_reward_and_its_fingerprint_are_of_one_generation(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        first = (await server.reward("a")).json()
+        begun = asyncio.create_task(server.reward("hold"))
+        await press.made[0].held.wait()
+        await keeper.reload()
+        second = (await server.reward("a")).json()
+        press.made[0].release.set()
+        late = (await begun).json()
+        assert [one["rewards"][0]["reward"] for one in (first, late, second)] == [1, 1, 2]
+        assert first["fingerprint"] == late["fingerprint"] != second["fingerprint"]
+
+
+async def test_a_caller_who_leaves_lets_the_old_models_go(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        (old,) = press.made
+        begun = asyncio.create_task(server.score("hold"))
+        await old.held.wait()
+        await keeper.reload()
+        begun.cancel()
+        await until(lambda: old.told == ["opened", "closed"])
+
+
+async def test_a_server_that_stops_closes_every_generation_once(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        (old,) = press.made
+        begun = asyncio.create_task(server.score("hold"))
+        await old.held.wait()
+        await keeper.reload()
+        await server.engine.close()
+        assert [one.told for one in press.made] == [["opened", "closed"]] * 2
+        old.release.set()
+        await begun
+        await asyncio.sleep(0)
+        assert old.told == ["opened", "closed"]
+
+
+async def test_what_did_not_change_is_kept(press: Press) -> None:
+    press.changed = False
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        change = await keeper.reload()
+        assert (change.loaded, change.kept, change.gone) == ((), ("words",), ())
+        assert len(press.made) == 1
+        assert press.made[0].told == ["opened"]
+        metrics = (await server.client.get("/metrics")).text
+        assert 'alarm_recipe_changes_total{change="reload",outcome="unchanged"} 1.0' in metrics
+
+
+async def test_another_recipe_s_models_are_kept_without_a_look(press: Press) -> None:
+    async with printing(press, PAPER, LETTER) as (server, keeper):
+        await server.engine.life.until_ready()
+        change = await keeper.reload("letter")
+        assert (change.loaded, change.kept) == (("letter/words",), ("words",))
+        assert await fingerprint_of(server, "paper/words") == "pages-1"
+        assert await fingerprint_of(server, "letter/words") == "pages-3"
+
+
+async def test_a_model_keeps_its_weights_where_its_name_changes(press: Press) -> None:
+    async with printing(press, PAPER, LETTER) as (server, keeper):
+        await server.engine.life.until_ready()
+        assert await fingerprint_of(server, "letter/words") == "pages-2"
+        await keeper.unload("paper")
+        assert await fingerprint_of(server, "words") == "pages-2"
+        assert await fingerprint_of(server) == "pages-2"
+        assert [one["name"] for one in (await listed(server))["recipes"]] == ["letter"]
+        await until(lambda: press.made[0].told == ["opened", "closed"])
+        assert press.made[1].told == ["opened"]
+
+
+async def listed(server: Server) -> Any:
+    return (await server.client.get("/models")).json()
+
+
+async def test_the_last_recipe_stays(press: Press) -> None:
+    async with printing(press) as (_, keeper):
+        with pytest.raises(ChangeRefused, match="'paper' is the last recipe: load another first"):
+            await keeper.unload("paper")
+        with pytest.raises(NotFound, match="no recipe 'letter'; there are paper"):
+            await keeper.unload("letter")
+
+
+async def test_a_load_that_fails_leaves_everything_as_it_was(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        press.failure = CheckpointError("no weights")
+        with pytest.raises(ChangeRefused, match="no weights"):
+            await keeper.reload()
+        press.failure = RuntimeError("out of memory")
+        with pytest.raises(ChangeRefused, match="the models cannot be loaded: RuntimeError"):
+            await keeper.reload()
+        assert await fingerprint_of(server) == "pages-1"
+        assert press.made[0].told == ["opened"]
+        assert (await server.client.get("/health/ready")).status_code == 200
+        metrics = (await server.client.get("/metrics")).text
+        assert 'alarm_recipe_changes_total{change="reload",outcome="refused"} 2.0' in metrics
+
+
+class Torn(Pages):
+    """Cannot be opened."""
+
+    async def open(self) -> None:
+        await super().open()
+        raise CheckpointError("torn")
+
+
+class Blank(Pages):
+    """Has no score for anything."""
+
+    async def score(self, samples: Sequence[Sample]) -> list[Any]:
+        return [SampleError("model_failed", "blank")] * len(samples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Torn, "torn"), (Blank, "model 'words' cannot score: blank")]
+)
+async def test_models_that_do_not_work_are_closed_again(
+    press: Press, kind: type[Pages], why: str
+) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        press.kind = kind
+        with pytest.raises(ChangeRefused, match=why):
+            await keeper.reload()
+        assert [one.told for one in press.made] == [["opened"], ["opened", "closed"]]
+        assert await fingerprint_of(server) == "pages-1"
+
+
+async def begun_reload(server: Server, keeper: RecipeManager, press: Press) -> asyncio.Task[Any]:
+    """Begin a reload, which goes on once the press may load."""
+    await server.engine.life.until_ready()
+    press.may_load.clear()
+    press.loading.clear()
+    reloading = asyncio.create_task(keeper.reload())
+    await until_set(press.loading)
+    return reloading
+
+
+async def test_the_server_is_ready_and_scores_while_models_load(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        reloading = await begun_reload(server, keeper, press)
+        assert (await server.client.get("/health/ready")).status_code == 200
+        assert await fingerprint_of(server) == "pages-1"
+        press.may_load.set()
+        await reloading
+        assert (await listed(server))["models"][0]["fingerprint"] == "pages-2"
+        (recipe_info,) = (
+            line
+            for line in (await server.client.get("/metrics")).text.splitlines()
+            if line.startswith("alarm_recipe_info")
+        )
+        assert (await listed(server))["recipes"][0]["fingerprint"] in recipe_info
+
+
+async def test_changes_take_turns(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        both = await asyncio.gather(keeper.reload(), keeper.reload())
+        assert [change.gone for change in both] == [("words",)] * 2
+        assert await fingerprint_of(server) == "pages-3"
+
+
+async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
+    async with printing(press) as (server, keeper):
+        reloading = await begun_reload(server, keeper, press)
+        server.engine.life.drain()
+        with pytest.raises(ServiceError, match="the server is stopping"):
+            await reloading
+    press.may_load.set()
+
+
+async def test_a_model_s_memory_is_free_once_nobody_asks_it(press: Press) -> None:
+    press.kind = Edition
+    async with printing(press) as (server, keeper):
+        assert await fingerprint_of(server) == "words-1"
+        old = weakref.ref(press.made[0])
+        press.made.clear()
+        press.made.append(None)
+        await keeper.reload()
+        assert await fingerprint_of(server) == "words-2"
+        gc.collect()
+        await until(lambda: old() is None)
+
+
+async def test_work_of_two_generations_waits_apart(press: Press) -> None:
+    press.kind = Edition
+    async with printing(press) as (server, keeper):
+        await server.engine.life.until_ready()
+        (old,) = press.made
+        first = asyncio.create_task(server.score("hold"))
+        await until_set(old.held)
+        waiting = asyncio.create_task(server.score("a b"))
+        await server.until_waiting(1)
+        # The new model's first run waits for the device too: it has the queue's other place.
+        reloading = asyncio.create_task(keeper.reload())
+        await server.until_waiting(2)
+        old.release.set()
+        await reloading
+        answers = [(await one).json() for one in (first, waiting)]
+        assert [one["fingerprint"] for one in answers] == ["words-1"] * 2
+        assert [one["scores"][0]["score"] for one in answers] == [1, 2]
+        assert await fingerprint_of(server) == "words-2"

@@ -1,0 +1,139 @@
+"""A server whose models live elsewhere: on another of our own, and at a judge's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from remote_servers import Calls, judge
+from served import app_of
+from standin import FIGURE_1, PATIENCE_S, Letters, Words
+from tcp import over_tcp
+
+from alarm_models.recipe.schema import Recipe
+from alarm_service.api.app import create_app
+from alarm_service.settings import Settings
+
+SAMPLES = [
+    {"prompt": "?", "completion": "AB B C AAC b c x", "token_offsets": [[0, 2], [3, 10], [11, 16]]},
+    {"prompt": "?", "completion": "Ax Bx"},
+    {"prompt": "?", "completion": "boom"},
+    {"prompt": "?", "completion": "ab", "token_offsets": [[0, 99]]},
+]
+
+
+class Back:
+    """The other server: Figure 1's stand-ins behind a real socket."""
+
+    def __init__(self, port: int, words: Words) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.words = words
+
+
+@pytest.fixture
+def back() -> Iterator[Back]:
+    words = Words()
+    models = {"words": words} | {letter: Letters(letter) for letter in "abc"}
+    with over_tcp(app_of([FIGURE_1], models)) as port:
+        yield Back(port, words)
+
+
+@asynccontextmanager
+async def front(recipe: Recipe) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app([recipe], Settings(device="cpu"))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
+    ):
+        yield client
+
+
+def elsewhere(url: str) -> Recipe:
+    """Make Figure 1's recipe with all of its models on another server."""
+    table = FIGURE_1.model_dump()
+    names = list(table["models"])
+    remote = {"kind": "remote", "api": "alarm", "url": url, "max_retries": 0}
+    table["models"] = {name: remote | {"model": name} for name in names}
+    return Recipe.model_validate(table)
+
+
+async def rewards(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
+    answer = await client.post("/hierarchical_reward", json={"samples": SAMPLES} | body)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["rewards"]
+    return found
+
+
+async def test_another_server_s_models_give_its_rewards_and_its_errors(back: Back) -> None:
+    async with front(elsewhere(back.url)) as client, httpx.AsyncClient(base_url=back.url) as direct:
+        assert await rewards(client) == await rewards(direct)
+        codes = [one["error"] and one["error"]["code"] for one in await rewards(client)]
+        assert codes == [None, None, "model_failed", "invalid_sample"]
+        listed = (await client.get("/models")).json()["models"]
+        assert {model["kind"] for model in listed} == {"remote"}
+        assert all(model["fingerprint"] for model in listed)
+
+
+async def test_a_model_that_changes_elsewhere_is_not_scored_with(back: Back) -> None:
+    async with front(elsewhere(back.url)) as client:
+        await rewards(client)
+        back.words.fingerprint = "other words"  # type: ignore[misc]
+        first, *_ = await rewards(client)
+        assert first["error"]["code"] == "model_failed"
+        assert "fingerprint is other words now, it was words" in first["error"]["message"]
+
+
+async def test_a_judge_is_an_aspect_and_its_silence_costs_its_sample() -> None:
+    with over_tcp(judge(Calls())) as port:
+        model = {
+            "kind": "remote",
+            "api": "chat",
+            "url": f"http://127.0.0.1:{port}/v1",
+            "model": "judge",
+            "rubric": "Rate from 1 to 10. 5 is fair. say:{completion}",
+        }
+        table = {
+            "name": "judged",
+            "models": {"length": {"kind": "length"}, "judge": model},
+            "holistic": {"model": "length"},
+            "hierarchy": {"rule": "weighted_sum"},
+            "aspects": {"wit": {"model": "judge", "shaping": "none", "mean": 5.0}},
+        }
+        given = [{"prompt": "?", "completion": text} for text in ("I say 8", "well", "2")]
+        async with front(Recipe.model_validate(table)) as client:
+            found = await rewards(client, samples=given)
+    assert [one["reward"] for one in found] == [3 + 3, None, 1 - 3]
+    assert "aspect wit: the judge's answer has no number" in found[1]["error"]["message"]
+
+
+async def until_told(client: httpx.AsyncClient, reason: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while reason not in (await client.get("/health/ready")).json()["reason"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
+    with over_tcp(FastAPI()) as port:
+        pass  # nobody is at this port any more
+    async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
+        await until_told(client, "cannot be reached")
+        assert (await client.get("/health/ready")).status_code == 503
+        early = asyncio.create_task(rewards(client))
+        models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
+        with over_tcp(app_of([FIGURE_1], models), port=port):
+            found = await early
+            await until_told(client, "ready")
+    codes = [one["error"] and one["error"]["code"] for one in found]
+    assert codes == [None, None, "model_failed", "invalid_sample"]
+
+
+async def test_a_server_that_is_another_is_not_waited_for() -> None:
+    with over_tcp(FastAPI()) as port:
+        async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
+            await until_told(client, "broken")
+            reason = (await client.get("/health/ready")).json()["reason"]
+    assert "answered 404" in reason
