@@ -47,7 +47,7 @@ class LeaseManager:
 
     async def _watch(self, holder: str, presence: Any) -> None:
         try:
-            await presence.until_the_end.remote()
+            await presence.wait_forever.remote()
         except RayError:  # it has ended, one way or the other
             for name in self._leases.held_by(holder):
                 await self.release(name, holder)
@@ -81,15 +81,15 @@ class DeploymentLease:
     def __init__(self) -> None:
         self._holder = uuid4().hex
         self._presence = owner_liveness()
-        self._keeper = lease_manager()
-        ray.get(self._keeper.welcome.remote(self._holder, [self._presence]))
+        self._lease_manager = lease_manager()
+        ray.get(self._lease_manager.register.remote(self._holder, [self._presence]))
 
     def take(self, plan: DeploymentConfig) -> None:
         """Have it deployed; blocks until Serve knows of it, not until it has replicas."""
-        if ray.get(self._keeper.take.remote(plan.name, self._holder)):
+        if ray.get(self._lease_manager.take.remote(plan.name, self._holder)):
             target = serve.RunTarget(application_of(plan), plan.name, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
 
     def release(self, name: str) -> None:
         """Serve it no longer; does not wait."""
-        self._keeper.give_back.remote(name, self._holder)
+        self._lease_manager.release.remote(name, self._holder)
