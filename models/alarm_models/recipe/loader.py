@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.schema import Recipe
+from alarm_models.recipe.specs import KINDS
 
 __all__ = [
     "FOLDERS",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 #: A model's keys that may name a folder beside the recipe's file.
-FOLDERS = {"checkpoint", "path"}
+FOLDERS = {key for spec in KINDS.values() for key in spec.folders}
 
 #: What rewards are made of besides scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}

@@ -1,9 +1,14 @@
-"""What a recipe says of a model: one frozen pydantic spec per kind. Imports no torch."""
+"""What a recipe says of a model: one frozen pydantic spec per kind. Imports no torch.
+
+A kind is a subclass of `Spec` here and the module that it names, which registers how it is loaded
+(`alarm_models.reward_models.registry`). The union of specs, the error about an unknown kind and
+the table in docs/kinds.md come from `KINDS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
 import regex
@@ -15,6 +20,7 @@ from alarm_models.preprocessing.truncation import Truncation
 
 __all__ = [
     "ANY_NUMBER",
+    "KINDS",
     "CheckSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
@@ -34,14 +40,49 @@ __all__ = [
     "SimilaritySpec",
     "Spec",
     "StepsSpec",
+    "kinds_table",
     "require_address",
 ]
 
+#: The spec of each kind, by the name that a recipe gives it.
+KINDS: dict[str, type[Spec]] = {}
+
 
 class Spec(BaseModel):
-    """One model, as a recipe describes it; a subclass a kind."""
+    """One model, as a recipe describes it.
+
+    A subclass with a field ``kind`` is a kind; its docstring's first line describes it in the docs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: The module that registers how the kind is loaded; imported when a model of it is.
+    module: ClassVar[str]
+
+    #: Whether spec and files decide its scores: otherwise only loading it again can tell.
+    is_reproducible: ClassVar[bool] = True
+
+    #: Its keys that may name a folder; a recipe's ``./`` and ``../`` there are beside its file.
+    folders: ClassVar[tuple[str, ...]] = ()
+
+    #: Whether a model that has no score for the made-up sample of the warm-up is not served.
+    must_score_warm_up: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """The kind's name; a field of each kind, whose place among them fingerprints hold."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Register a kind."""
+        if "kind" not in cls.__annotations__:
+            return
+        kind = cls.model_fields["kind"].default
+        if kind in KINDS:
+            raise TypeError(f"{cls.__name__} and {KINDS[kind].__name__} are both kind {kind!r}")
+        KINDS[kind] = cls
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -72,6 +113,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 class NeuralSpec(Spec):
     """What every model with weights has."""
 
+    folders = ("checkpoint",)
     checkpoint: str = Field(min_length=1, description="a folder or a hub id")
     truncation: Truncation = Truncation.PROMPT
     max_tokens: int | None = Field(default=None, ge=8, description="else the checkpoint's own")
@@ -90,8 +132,9 @@ class NeuralSpec(Spec):
 
 
 class SequenceSpec(NeuralSpec):
-    """One score for a whole completion."""
+    """One score for a whole completion: a one-logit classifier, or a named head."""
 
+    module = "alarm_models.reward_models.sequence"
     kind: Literal["sequence"] = "sequence"
     template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
     pooling: Literal["first", "last", "mean"] = Field(
@@ -101,8 +144,9 @@ class SequenceSpec(NeuralSpec):
 
 
 class SegmentsSpec(NeuralSpec):
-    """A judgement of each segment, read at the separator before it."""
+    """A judgement of each segment, read at the separator before it; the share that is positive."""
 
+    module = "alarm_models.reward_models.segments"
     kind: Literal["segments"] = "segments"
     template: str = Field(description="what stands before the segments")
     segmenter: Literal["sentences", "subsentences"] = "sentences"
@@ -127,6 +171,7 @@ class SegmentsSpec(NeuralSpec):
 class StepsSpec(NeuralSpec):
     """The probability that each step of a solution is right, read at the token after it."""
 
+    module = "alarm_models.reward_models.steps"
     kind: Literal["steps"] = "steps"
     template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
     step_token: str = Field(default="<extra_0>", description="put after each step, and read there")
@@ -143,6 +188,7 @@ class StepsSpec(NeuralSpec):
 class MultiObjectiveSpec(NeuralSpec):
     """Several named numbers for a whole completion, each of use as an aspect."""
 
+    module = "alarm_models.reward_models.multi_objective"
     kind: Literal["multi-objective"] = "multi-objective"
     template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
     pooling: Literal["first", "last", "mean"] = Field(
@@ -172,8 +218,9 @@ class MultiObjectiveSpec(NeuralSpec):
 
 
 class GenerativeSpec(NeuralSpec):
-    """How likely a causal model finds one token, or yes against no, as the next."""
+    """A causal model's next token: its logit, its log probability, or the margin of yes over no."""
 
+    module = "alarm_models.reward_models.generative"
     kind: Literal["generative"] = "generative"
     template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
     ask: str | None = Field(
@@ -200,12 +247,14 @@ ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
 class RemoteSpec(Spec):
-    """A model behind another server's HTTP API."""
+    """The score of another server, over HTTP: vLLM, SGLang, TEI, alarm, a chat model as judge."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
+    module = "alarm_models.reward_models.remote.model"
+    is_reproducible = False
     kind: Literal["remote"] = "remote"
     api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
     url: str = Field(pattern=r"^https?://[^\s/]+", description="where the server is")
@@ -278,7 +327,7 @@ class RemoteSpec(Spec):
 
 
 class CheckSpec(Spec):
-    """What every rule has."""
+    """What every check of a text has."""
 
     timeout_s: float = Field(default=10, gt=0, description="one sample's time")
 
@@ -286,12 +335,14 @@ class CheckSpec(Spec):
 class LengthSpec(CheckSpec):
     """The number of the completion's tokens, or of its words without token offsets."""
 
+    module = "alarm_models.reward_models.text_checks"
     kind: Literal["length"] = "length"
 
 
 class GrammarSpec(CheckSpec):
-    """Errors as spans with rule names; every token earns something."""
+    """Grammar errors as spans with rule names, and their number a token."""
 
+    module = "alarm_models.reward_models.grammar"
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
         default="harper", description="in this process, or a LanguageTool server"
@@ -306,7 +357,7 @@ class GrammarSpec(CheckSpec):
 
     @property
     def placement(self) -> Placement:
-        """Every token earns something."""
+        """Every token gets a reward."""
         return Placement.TOKENS
 
     @field_validator("url")
@@ -324,12 +375,14 @@ class GrammarSpec(CheckSpec):
 class ReadabilitySpec(CheckSpec):
     """The Flesch-Kincaid grade of an English completion."""
 
+    module = "alarm_models.reward_models.readability"
     kind: Literal["readability"] = "readability"
 
 
 class LanguageSpec(CheckSpec):
     """The confidence in [0, 1] that a completion is in a language, among the recipe's."""
 
+    module = "alarm_models.reward_models.language"
     kind: Literal["language"] = "language"
     target: str = Field(default="en", description="an ISO 639-1 code")
     languages: tuple[str, ...] = Field(min_length=2, description="the codes that it may be")
@@ -342,23 +395,26 @@ class LanguageSpec(CheckSpec):
 
 
 class RegexSpec(CheckSpec):
-    """Whether a completion has a form: 1 or 0."""
+    """Whether a pattern matches a completion: 1 or 0."""
 
+    module = "alarm_models.reward_models.text_checks"
     kind: Literal["regex"] = "regex"
     pattern: str
     match: Literal["somewhere", "whole"] = "somewhere"
 
 
 class RepetitionSpec(CheckSpec):
-    """The share of a completion's n-grams that it said before."""
+    """The share of a completion's n-grams that occur earlier in it."""
 
+    module = "alarm_models.reward_models.text_checks"
     kind: Literal["repetition"] = "repetition"
     ngram: int = Field(default=4, ge=1, description="words")
 
 
 class SimilaritySpec(CheckSpec):
-    """How like a reference a completion is, in [0, 100]."""
+    """Similarity to a reference (chrF, chrF++, BLEU), in [0, 100]."""
 
+    module = "alarm_models.reward_models.similarity"
     kind: Literal["similarity"] = "similarity"
     metric: Literal["chrf", "chrf++", "bleu"] = "chrf"
     reference: str = Field(default="{reference}", description="names the field it is in")
@@ -372,6 +428,7 @@ class SimilaritySpec(CheckSpec):
 class ExactMatchSpec(CheckSpec):
     """Whether a completion's answer is the reference: 1 or 0."""
 
+    module = "alarm_models.reward_models.text_checks"
     kind: Literal["exact-match"] = "exact-match"
     reference: str = Field(default="{reference}", description="names the field it is in")
     answer: str | None = Field(
@@ -386,8 +443,12 @@ class ExactMatchSpec(CheckSpec):
 
 
 class PythonSpec(CheckSpec):
-    """A user's function, run in processes of its own."""
+    """What a user's function returns, run in processes of its own."""
 
+    module = "alarm_models.reward_models.python_function"
+    is_reproducible = False
+    must_score_warm_up = False  # what it reads of a sample's fields only its author knows
+    folders = ("path",)
     kind: Literal["python"] = "python"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="module:name")
     path: str = Field(default=".", description="the folder that the module is imported from")
@@ -398,21 +459,14 @@ class PythonSpec(CheckSpec):
     )
 
 
-ModelSpec = Annotated[
-    SequenceSpec
-    | SegmentsSpec
-    | StepsSpec
-    | MultiObjectiveSpec
-    | GenerativeSpec
-    | RemoteSpec
-    | LengthSpec
-    | GrammarSpec
-    | ReadabilitySpec
-    | LanguageSpec
-    | RegexSpec
-    | RepetitionSpec
-    | SimilaritySpec
-    | ExactMatchSpec
-    | PythonSpec,
-    Field(discriminator="kind"),
-]
+def kinds_table() -> str:
+    """Return the table of kinds in docs/kinds.md, in Markdown."""
+    first_lines = {kind: (spec.__doc__ or "").splitlines()[0] for kind, spec in KINDS.items()}
+    rows = [f"| `{kind}` | {line} |" for kind, line in first_lines.items()]
+    return "\n".join(["| kind | what it gives |", "|---|---|", *rows])
+
+
+if TYPE_CHECKING:
+    ModelSpec = Spec
+else:
+    ModelSpec = Annotated[Union[tuple(KINDS.values())], Field(discriminator="kind")]  # noqa: UP007

@@ -9,6 +9,8 @@ import torch
 from alarm_models.combination.rules import sigmoid
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.loader import token_scorer
+from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
@@ -19,6 +21,7 @@ from alarm_models.reward_models.base import (
     Prepared,
     require_finite,
 )
+from alarm_models.reward_models.registry import CheckpointFiles, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Sample, Score, Span
 
@@ -31,6 +34,11 @@ def scored_tokens(spec: GenerativeSpec, tokenizer: Tokenizer) -> tuple[int, ...]
     return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
 
 
+def _load_network(spec: GenerativeSpec, files: CheckpointFiles) -> Network:
+    return token_scorer(files.source, scored_tokens(spec, files.tokenizer))
+
+
+@neural_kind(GenerativeSpec, load_network=_load_network)
 class GenerativeModel(NeuralRewardModel):
     """A causal language model, read for its next token after the text.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from alarm_models.preprocessing.templates import FieldPattern
+from alarm_models.recipe.specs import GrammarSpec
+from alarm_models.reward_models.base import CheckModel, HostModel, fingerprint_of
+from alarm_models.reward_models.registry import check_model, host_kind
 from alarm_models.reward_models.text_checks import num_policy_tokens
+from alarm_models.reward_models.thread_pool import CheckThreadPool
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = ["Checker", "Grammar", "GrammarError"]
@@ -46,3 +51,18 @@ class Grammar:
         rate = len(errors) / num_tokens if num_tokens else None
         segments = tuple(SegmentScore(span, rule, None, False) for span, rule in errors)
         return Score(rate, segments, 0, False)
+
+
+@host_kind(GrammarSpec)
+def _load(spec: GrammarSpec, fields: Mapping[str, FieldPattern]) -> HostModel:
+    if spec.engine == "languagetool":
+        from alarm_models.reward_models.languagetool import LanguageTool
+
+        server = LanguageTool(spec)
+        pool = CheckThreadPool(spec.concurrency, on_close=server.close)
+        return CheckModel(
+            Grammar(server), pool, spec.timeout_s, fingerprint_of(spec), server.check_reachable
+        )
+    from alarm_models.reward_models.harper import Harper
+
+    return check_model(spec, fields, Grammar(Harper(spec)), library="harper-py")

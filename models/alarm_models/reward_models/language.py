@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from lingua import Language, LanguageDetectorBuilder
 
 from alarm_models.errors import RecipeError
+from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import LanguageSpec
+from alarm_models.reward_models.registry import check_kind
+from alarm_models.reward_models.thread_pool import Check
 from alarm_models.types import Sample, Score
 
 __all__ = ["LanguageConfidence"]
@@ -42,6 +46,11 @@ class LanguageConfidence:
         """Return the target's confidence in [0, 1]."""
         text = _with_breaks(sample.completion_text)
         return Score(self._detector.compute_language_confidence(text, self._target), None, 0, False)
+
+
+@check_kind(LanguageSpec, library="lingua-language-detector")
+def _language(spec: LanguageSpec, _fields: Mapping[str, FieldPattern]) -> Check:
+    return LanguageConfidence(spec)
 
 
 def _with_breaks(text: str) -> str:

@@ -9,6 +9,8 @@ import torch
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.loader import base_with_gate, sequence_classifier
+from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import MultiObjectiveSpec
@@ -18,12 +20,20 @@ from alarm_models.reward_models.base import (
     Prepared,
     require_finite,
 )
+from alarm_models.reward_models.registry import CheckpointFiles, head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
 from alarm_models.types import Sample, Score, Span
 
 __all__ = ["MultiObjectiveModel"]
 
 
+def _load_network(spec: MultiObjectiveSpec, files: CheckpointFiles) -> Network:
+    if spec.head is not None and spec.gate_at is not None:
+        return base_with_gate(files.base(), files.source, spec.head)
+    return head_or(sequence_classifier)(spec, files)
+
+
+@neural_kind(MultiObjectiveSpec, load_network=_load_network)
 class MultiObjectiveModel(NeuralRewardModel):
     """A head of several outputs, each of which an aspect may name.
 

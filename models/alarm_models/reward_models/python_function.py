@@ -8,12 +8,14 @@ A number is the score; None says nothing; a list of ``(start, end)``, ``(start, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from alarm_models.errors import SampleError
+from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import PythonSpec
 from alarm_models.reward_models.base import HostModel, fingerprint_of, in_turns, require_finite
 from alarm_models.reward_models.process_pool import Function, FunctionPool
+from alarm_models.reward_models.registry import host_kind
 from alarm_models.types import Sample, Score, SegmentScore, Span, require_spans_within
 
 __all__ = ["PythonModel"]
@@ -41,6 +43,11 @@ class PythonModel(HostModel):
             return _read(await self._pool.call(sample), sample.completion_text)
         except SampleError as error:
             return error.with_traceback(None)
+
+
+@host_kind(PythonSpec)
+def _load(spec: PythonSpec, _fields: Mapping[str, FieldPattern]) -> PythonModel:
+    return PythonModel(spec)
 
 
 def _read(value: object, text: str) -> Score:

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from pyphen import Pyphen
 
+from alarm_models.preprocessing.templates import FieldPattern
+from alarm_models.recipe.specs import ReadabilitySpec
+from alarm_models.reward_models.registry import check_kind
+from alarm_models.reward_models.thread_pool import Check
 from alarm_models.types import Sample, Score
 
 __all__ = ["Readability", "flesch_kincaid_grade"]
@@ -40,6 +45,11 @@ class Readability:
     def __call__(self, sample: Sample) -> Score:
         """Return the grade, which has one decimal."""
         return Score(flesch_kincaid_grade(sample.completion_text, self._hyphens), None, 0, False)
+
+
+@check_kind(ReadabilitySpec, library="pyphen")
+def _readability(_spec: ReadabilitySpec, _fields: Mapping[str, FieldPattern]) -> Check:
+    return Readability()
 
 
 def flesch_kincaid_grade(text: str, hyphens: Pyphen) -> float:

@@ -1,135 +1,190 @@
-"""From specs to models: loading, fingerprints, and what is unchanged on disk."""
+"""How each kind of model is loaded: the registry of kinds, the loader, and fingerprints.
+
+The module of a kind registers one function or class here:
+
+- `neural_kind` for a model with weights: its class, and what loads its network from a checkpoint;
+- `check_kind` for a check that runs on threads, and the library whose version decides its scores;
+- `host_kind` for any other model that needs no device.
+
+A spec names its kind's module, which is imported with the first model of the kind: so optional
+libraries are imported where they are first used.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError
-from alarm_models.modeling import checkpoint
-from alarm_models.modeling import loader as sources
+from alarm_models.modeling import checkpoint, loader
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import (
-    CheckSpec,
-    ExactMatchSpec,
-    GenerativeSpec,
-    GrammarSpec,
-    LanguageSpec,
-    LengthSpec,
-    ModelSpec,
-    MultiObjectiveSpec,
-    NeuralSpec,
-    PythonSpec,
-    ReadabilitySpec,
-    RegexSpec,
-    RemoteSpec,
-    RepetitionSpec,
-    SegmentsSpec,
-    SequenceSpec,
-    SimilaritySpec,
-    StepsSpec,
-)
+from alarm_models.recipe.specs import CheckSpec, ModelSpec, NeuralSpec, Spec
 from alarm_models.reward_models.base import (
     CheckModel,
     HostModel,
     LoadedCheckpoint,
     Model,
+    RewardModel,
     fingerprint_of,
 )
-from alarm_models.reward_models.generative import GenerativeModel, scored_tokens
-from alarm_models.reward_models.grammar import Grammar
-from alarm_models.reward_models.multi_objective import MultiObjectiveModel
-from alarm_models.reward_models.remote.model import RemoteModel
-from alarm_models.reward_models.segments import SegmentsModel
-from alarm_models.reward_models.sequence import SequenceModel
-from alarm_models.reward_models.steps import StepsModel
-from alarm_models.reward_models.text_checks import Repetition, length
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
-__all__ = ["CheckpointState", "Loader", "load_host_model"]
+__all__ = [
+    "CheckpointFiles",
+    "CheckpointState",
+    "Loader",
+    "check_kind",
+    "check_model",
+    "head_or",
+    "host_kind",
+    "load_host_model",
+    "neural_kind",
+]
 
-#: A model's threads; what they call mostly releases the interpreter.
+#: Threads of a check; what it calls mostly releases the interpreter.
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
 
-def load_host_model(spec: CheckSpec, fields: Mapping[str, FieldPattern]) -> HostModel:
+class CheckpointFiles(Protocol):
+    """What a kind's network is loaded from; checkpoints that models share are loaded once."""
+
+    @property
+    def source(self) -> CheckpointSource:
+        """The folder, the device and the precision."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+
+    def base(self) -> BaseModel:
+        """Load the model without its head, or return it where another model loaded it."""
+
+
+_NeuralSpec = TypeVar("_NeuralSpec", bound=NeuralSpec)
+_CheckSpec = TypeVar("_CheckSpec", bound=CheckSpec)
+_Spec = TypeVar("_Spec", bound=Spec)
+
+_Fields = Mapping[str, FieldPattern]
+
+#: Makes a model of its spec, its checkpoint, the patterns that find fields, and its fingerprint.
+_BuildNeural = Callable[[_NeuralSpec, LoadedCheckpoint, _Fields, str], RewardModel]
+
+#: Loads a kind's network.
+_LoadNetwork = Callable[[_NeuralSpec, CheckpointFiles], Network]
+
+#: Makes a model of its spec and the patterns that find fields in prompts.
+_LoadHost = Callable[[_Spec, _Fields], HostModel]
+
+
+@dataclass(frozen=True, slots=True)
+class _NeuralKind:
+    build: _BuildNeural[Any]
+    load_network: _LoadNetwork[Any]
+
+
+_NEURAL_KINDS: dict[type[Spec], _NeuralKind] = {}
+_HOST_KINDS: dict[type[Spec], _LoadHost[Any]] = {}
+
+_Build = TypeVar("_Build", bound=Callable[..., object])
+
+
+def neural_kind(
+    spec: type[_NeuralSpec], *, load_network: _LoadNetwork[_NeuralSpec]
+) -> Callable[[_Build], _Build]:
+    """Register a model with weights: the decorated class is called as `_BuildNeural`."""
+
+    def register(build: _Build) -> _Build:
+        _NEURAL_KINDS[spec] = _NeuralKind(build, load_network)  # type: ignore[arg-type]
+        return build
+
+    return register
+
+
+def host_kind(spec: type[_Spec]) -> Callable[[_LoadHost[_Spec]], _LoadHost[_Spec]]:
+    """Register what makes a model that needs no device of its spec and the fields' patterns."""
+
+    def register(load: _LoadHost[_Spec]) -> _LoadHost[_Spec]:
+        _HOST_KINDS[spec] = load
+        return load
+
+    return register
+
+
+def check_kind(
+    spec: type[_CheckSpec], *, library: str | None = None
+) -> Callable[[Callable[[_CheckSpec, _Fields], Check]], Callable[[_CheckSpec, _Fields], Check]]:
+    """Register what makes a check of its spec and the fields' patterns.
+
+    ``library`` is the package whose version decides the scores; the fingerprint holds it.
+    """
+
+    def register(
+        make: Callable[[_CheckSpec, _Fields], Check],
+    ) -> Callable[[_CheckSpec, _Fields], Check]:
+        def load(spec: _CheckSpec, fields: _Fields) -> HostModel:
+            return check_model(spec, fields, make(spec, fields), library=library)
+
+        _HOST_KINDS[spec] = load
+        return make
+
+    return register
+
+
+def check_model(
+    spec: CheckSpec, fields: _Fields, check: Check, *, library: str | None = None
+) -> CheckModel:
+    """Make the model of a check, run on threads."""
+    versions = [] if library is None else [f"{library} {version(library)}"]
+    # The patterns that may find what the spec's templates name.
+    patterns = sorted((name, field.pattern) for name, field in fields.items())
+    fingerprint = fingerprint_of(spec, *versions, *(patterns if spec.templates else []))
+    return CheckModel(check, CheckThreadPool(_NUM_THREADS), spec.timeout_s, fingerprint)
+
+
+def head_or(classifier: Callable[[CheckpointSource], Network]) -> _LoadNetwork[NeuralSpec]:
+    """Return what loads the head that a spec names on the base model, else a classifier."""
+
+    def load_network(spec: NeuralSpec, files: CheckpointFiles) -> Network:
+        if spec.head is None:
+            return classifier(files.source)
+        return loader.base_with_head(files.base(), files.source, spec.head)
+
+    return load_network
+
+
+def load_host_model(spec: Spec, fields: _Fields) -> HostModel:
     """Make the model of a spec; raise `RecipeError`, also where a library is not installed."""
     try:
-        return _build(spec, fields)
+        import_module(spec.module)
+        return _HOST_KINDS[type(spec)](spec, fields)
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"kind {getattr(spec, 'kind', '')!r} needs the package {error.name!r}: "
-            "pip install 'alarm-models[text]'"
+            f"kind {spec.kind!r} needs the package {error.name!r}: pip install 'alarm-models[text]'"
         ) from error
 
 
-def _build(spec: CheckSpec, fields: Mapping[str, FieldPattern]) -> HostModel:
-    match spec:
-        case PythonSpec():
-            from alarm_models.reward_models.python_function import PythonModel
+@dataclass(frozen=True, slots=True)
+class _Files:
+    source: CheckpointSource
+    tokenizer: Tokenizer
+    bases: dict[CheckpointSource, BaseModel]
 
-            return PythonModel(spec)
-        case GrammarSpec(engine="languagetool"):
-            from alarm_models.reward_models.languagetool import LanguageTool
-
-            server = LanguageTool(spec)
-            crew = CheckThreadPool(spec.concurrency, on_close=server.close)
-            return CheckModel(
-                Grammar(server), crew, spec.timeout_s, fingerprint_of(spec), server.check_reachable
-            )
-        case _:
-            check, *libraries = _check(spec, fields)
-            versions = [f"{library} {version(library)}" for library in libraries]
-            fingerprint = fingerprint_of(spec, *versions, *_patterns(spec, fields))
-            return CheckModel(check, CheckThreadPool(_NUM_THREADS), spec.timeout_s, fingerprint)
-
-
-def _check(spec: CheckSpec, fields: Mapping[str, FieldPattern]) -> tuple[Check] | tuple[Check, str]:
-    """Return a kind's check, and the library whose version decides its scores."""
-    match spec:
-        case LengthSpec():
-            return (length,)
-        case RepetitionSpec():
-            return (Repetition(spec),)
-        case GrammarSpec():
-            from alarm_models.reward_models.harper import Harper
-
-            return Grammar(Harper(spec)), "harper-py"
-        case ReadabilitySpec():
-            from alarm_models.reward_models.readability import Readability
-
-            return Readability(), "pyphen"
-        case LanguageSpec():
-            from alarm_models.reward_models.language import LanguageConfidence
-
-            return LanguageConfidence(spec), "lingua-language-detector"
-        case RegexSpec():
-            from alarm_models.reward_models.text_checks import FormatMatch
-
-            return FormatMatch(spec), "regex"
-        case ExactMatchSpec():
-            from alarm_models.reward_models.text_checks import ExactMatch
-
-            return ExactMatch(spec, fields), "regex"
-        case SimilaritySpec():
-            from alarm_models.reward_models.similarity import Similarity
-
-            return Similarity(spec, fields), "sacrebleu"
-    raise RecipeError(f"no model is made of {spec!r}")
-
-
-def _patterns(spec: CheckSpec, fields: Mapping[str, FieldPattern]) -> list[tuple[str, str]]:
-    """Return the patterns that may find what the spec's templates name."""
-    return sorted((name, field.pattern) for name, field in fields.items()) if spec.templates else []
+    def base(self) -> BaseModel:
+        if self.source not in self.bases:
+            self.bases[self.source] = loader.load_base(self.source)
+        return self.bases[self.source]
 
 
 class Loader:
@@ -146,31 +201,21 @@ class Loader:
         self._digests: dict[Path, str] = {}
         self._stamps: dict[Path, object] = {}
 
-    def load(self, spec: ModelSpec, fields: Mapping[str, FieldPattern]) -> Model:
+    def load(self, spec: ModelSpec, fields: _Fields) -> Model:
         """Load a model; ``fields`` finds what callers leave out of a sample's fields.
 
         Raises `CheckpointError` or `RecipeError`.
         """
-        if isinstance(spec, CheckSpec):
+        if not isinstance(spec, NeuralSpec):
             return load_host_model(spec, fields)
-        if isinstance(spec, RemoteSpec):
-            return RemoteModel(spec, fields)
-        weights = self._weights(spec)
+        import_module(spec.module)
+        kind = _NEURAL_KINDS[type(spec)]
+        weights = self._weights(spec, kind.load_network)
         folder = checkpoint.locate(spec.checkpoint)
         fingerprint = _fingerprint(spec, folder, weights.digest, weights.network.dtype, fields)
-        match spec:
-            case SequenceSpec():
-                return SequenceModel(spec, weights, fields, fingerprint)
-            case SegmentsSpec():
-                return SegmentsModel(spec, weights, fields, fingerprint)
-            case StepsSpec():
-                return StepsModel(spec, weights, fields, fingerprint)
-            case MultiObjectiveSpec():
-                return MultiObjectiveModel(spec, weights, fields, fingerprint)
-            case GenerativeSpec():
-                return GenerativeModel(spec, weights, fields, fingerprint)
+        return kind.build(spec, weights, fields, fingerprint)
 
-    def _weights(self, spec: NeuralSpec) -> LoadedCheckpoint:
+    def _weights(self, spec: NeuralSpec, load_network: _LoadNetwork[Any]) -> LoadedCheckpoint:
         folder = checkpoint.locate(spec.checkpoint)
         source = CheckpointSource(
             folder,
@@ -184,30 +229,12 @@ class Loader:
             self._digests[folder] = checkpoint.digest(folder)
             self._tokenizers[folder] = Tokenizer(folder, trust_remote_code=spec.trust_remote_code)
         labels = tuple(checkpoint.label_names(folder)) if spec.head is None else ()
-        network = self._network(spec, source)
+        files = _Files(source, self._tokenizers[folder], self._bases)
+        network = load_network(spec, files)
         if checkpoint.stamps(folder) != self._stamps[folder]:
             # Its digest would be of one state and its weights of another.
             raise CheckpointError(f"{folder} changed while it was loaded: load it again")
         return LoadedCheckpoint(network, self._tokenizers[folder], self._digests[folder], labels)
-
-    def _network(self, spec: NeuralSpec, source: CheckpointSource) -> Network:
-        match spec:
-            case GenerativeSpec():
-                tokens = scored_tokens(spec, self._tokenizers[source.folder])
-                return sources.token_scorer(source, tokens)
-            case MultiObjectiveSpec(head=str(head), gate_at=str()):
-                return sources.base_with_gate(self._base(source), source, head)
-            case NeuralSpec(head=str(head)):
-                return sources.base_with_head(self._base(source), source, head)
-            case SegmentsSpec() | StepsSpec():
-                return sources.token_classifier(source)
-            case _:
-                return sources.sequence_classifier(source)
-
-    def _base(self, source: CheckpointSource) -> BaseModel:
-        if source not in self._bases:
-            self._bases[source] = sources.load_base(source)
-        return self._bases[source]
 
 
 def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
@@ -234,7 +261,7 @@ class CheckpointState:
         A function's module and another server may have changed unseen: of those only loading tells.
         """
         if not isinstance(spec, NeuralSpec):
-            return not isinstance(spec, PythonSpec | RemoteSpec)
+            return spec.is_reproducible
         folder = checkpoint.locate(spec.checkpoint)
         if folder not in self._digests:
             self._digests[folder] = checkpoint.digest(folder)

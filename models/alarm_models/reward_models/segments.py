@@ -9,6 +9,7 @@ import torch
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.loader import token_classifier
 from alarm_models.preprocessing.segmentation import SEGMENTERS, SegmentedText, split_words
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.truncation import TokenIds, fit
@@ -20,11 +21,13 @@ from alarm_models.reward_models.base import (
     max_tokens,
     require_finite,
 )
+from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = ["SegmentsModel"]
 
 
+@neural_kind(SegmentsSpec, load_network=head_or(token_classifier))
 class SegmentsModel(NeuralRewardModel):
     """A token classifier over ``prefix <sep> segment <sep> segment ...`` (FineGrainedRLHF's form).
 

@@ -10,6 +10,7 @@ import torch
 from alarm_models.combination.rules import sigmoid
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.loader import sequence_classifier
 from alarm_models.preprocessing.segmentation import copied_words
 from alarm_models.preprocessing.templates import FieldPattern, Rendered
 from alarm_models.preprocessing.truncation import TokenIds
@@ -21,12 +22,14 @@ from alarm_models.reward_models.base import (
     require_finite,
     require_outputs,
 )
+from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
 from alarm_models.types import Sample, Score, Span
 
 __all__ = ["SequenceModel"]
 
 
+@neural_kind(SequenceSpec, load_network=head_or(sequence_classifier))
 class SequenceModel(NeuralRewardModel):
     """A one-logit classifier, or a base model with a named head, over prompt and completion.
 

@@ -9,11 +9,13 @@ from sacrebleu.metrics.chrf import CHRF
 
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import SimilaritySpec
+from alarm_models.reward_models.registry import check_kind
 from alarm_models.types import Sample, Score
 
 __all__ = ["Similarity"]
 
 
+@check_kind(SimilaritySpec, library="sacrebleu")
 class Similarity:
     """sacrebleu's sentence score against one reference, in [0, 100]."""
 

@@ -11,6 +11,7 @@ import torch
 from alarm_models.combination.rules import sigmoid
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.loader import token_classifier
 from alarm_models.preprocessing.segmentation import SEGMENTERS
 from alarm_models.preprocessing.templates import FieldPattern, Rendered
 from alarm_models.preprocessing.truncation import TokenIds
@@ -22,6 +23,7 @@ from alarm_models.reward_models.base import (
     require_finite,
     require_outputs,
 )
+from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
@@ -35,6 +37,7 @@ _REDUCTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 
 
+@neural_kind(StepsSpec, load_network=head_or(token_classifier))
 class StepsModel(NeuralRewardModel):
     """A process reward model over ``prompt step <step token> step <step token> ...``.
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from alarm_models.errors import RecipeError
 from alarm_models.preprocessing.patterns import TimedPattern
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
-from alarm_models.recipe.specs import ExactMatchSpec, RegexSpec, RepetitionSpec
+from alarm_models.recipe.specs import ExactMatchSpec, LengthSpec, RegexSpec, RepetitionSpec
+from alarm_models.reward_models.registry import check_kind
+from alarm_models.reward_models.thread_pool import Check
 from alarm_models.types import Sample, Score
 
 __all__ = ["ExactMatch", "FormatMatch", "Repetition", "length", "num_policy_tokens", "repetition"]
@@ -25,6 +27,11 @@ def num_policy_tokens(sample: Sample) -> int:
     return len(sample.completion_text.split())
 
 
+@check_kind(LengthSpec)
+def _length(_spec: LengthSpec, _fields: Mapping[str, FieldPattern]) -> Check:
+    return length
+
+
 class Repetition:
     """The share of n-grams that stood in the completion before (Yeo et al. 2025, 2502.03373)."""
 
@@ -34,6 +41,11 @@ class Repetition:
     def __call__(self, sample: Sample) -> Score:
         """Return a share in [0, 1): 0 where nothing is said twice."""
         return Score(repetition(sample.completion_text, self._size), None, 0, False)
+
+
+@check_kind(RepetitionSpec)
+def _repetition(spec: RepetitionSpec, _fields: Mapping[str, FieldPattern]) -> Check:
+    return Repetition(spec)
 
 
 def repetition(text: str, size: int) -> float:
@@ -58,6 +70,12 @@ class FormatMatch:
         return Score(float(self._match(sample.completion_text) is not None), None, 0, False)
 
 
+@check_kind(RegexSpec, library="regex")
+def _regex(spec: RegexSpec, _fields: Mapping[str, FieldPattern]) -> Check:
+    return FormatMatch(spec)
+
+
+@check_kind(ExactMatchSpec, library="regex")
 class ExactMatch:
     """1 where the answer in a completion is the reference, else 0; spaces around do not count.
 

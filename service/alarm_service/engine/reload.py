@@ -21,7 +21,6 @@ import structlog
 import torch
 
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError, UnreachableError
-from alarm_models.recipe.specs import PythonSpec
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.types import Sample, Score
 from alarm_service.engine.devices import (
@@ -249,8 +248,7 @@ class ModelSetBuilder:
             # The recipe's limit is small, and a sample of its callers' may well fit.
             outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
-            if isinstance(loaded.served.spec, PythonSpec):
-                # It was imported; what it reads of its callers' fields nobody knows but they.
+            if not loaded.served.spec.must_score_warm_up:
                 _log.warning(
                     "the function has no score for a made-up sample; it is served all the same",
                     model=loaded.name,

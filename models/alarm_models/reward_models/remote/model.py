@@ -12,6 +12,7 @@ from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.base import HostModel, Outcome, in_turns
+from alarm_models.reward_models.registry import host_kind
 from alarm_models.reward_models.remote.apis import api_of
 from alarm_models.reward_models.remote.connections import excerpt, without_password
 from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
@@ -38,6 +39,7 @@ _UNDECIDED = {
 }  # fmt: skip
 
 
+@host_kind(RemoteSpec)
 class RemoteModel(HostModel):
     """Asks another server for scores; what fails there costs its samples alone.
 
