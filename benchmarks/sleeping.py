@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.reward_models.base import Model, Prepared
 from alarm_models.types import Sample, Score
 from alarm_service.engine.model_set import ServedModel
@@ -34,14 +34,11 @@ class Sleeper:
             for one in samples
         ]
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Share nothing."""
-        return [one.num_tokens for one in batch]
-
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Sleep for the batch's tokens."""
-        time.sleep(sum(one.num_tokens for one in batch) / TOKENS_PER_S)
-        return [torch.tensor([[float(one.num_tokens)]]) for one in batch]
+        num_tokens = [one.num_tokens for one in batch]
+        time.sleep(sum(num_tokens) / TOKENS_PER_S)
+        return ForwardOutput([torch.tensor([[float(one)]]) for one in num_tokens], num_tokens)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the number of words."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.recipe.schema import Recipe
 from alarm_models.reward_models.base import Prepared, require_finite
 from alarm_models.types import Sample, Score, SegmentScore, Span
@@ -22,6 +22,11 @@ PATIENCE_S = 60
 #: What these words of a completion do: raise, score NaN, wait for `release`, end the thread.
 BOOM, NAN, HOLD, DIE, POISON = range(-5, 0)
 _SPECIAL = {"boom": BOOM, "nan": NAN, "hold": HOLD, "die": DIE, "poison": POISON}
+
+
+def output_of(batch: Sequence[ModelInput], rows: Sequence[torch.Tensor]) -> ForwardOutput:
+    """Return a forward pass's output where every token was computed."""
+    return ForwardOutput(rows, [one.num_tokens for one in batch])
 
 
 class Words:
@@ -45,10 +50,7 @@ class Words:
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text.split()) for sample in samples]
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        return [one.num_tokens for one in batch]
-
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         self.batches.append(len(batch))
         words = {word for features in batch for word in features.ids}
         if HOLD in words:
@@ -63,7 +65,7 @@ class Words:
             raise ValueError("boom")
         if len(batch) > self._max_samples:
             raise torch.OutOfMemoryError("too much")
-        return [torch.tensor([[self._score(features)]]) for features in batch]
+        return output_of(batch, [torch.tensor([[self._score(one)]]) for one in batch])
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         value = outputs.item()
@@ -95,14 +97,11 @@ class Letters:
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         return [self._prepare(sample.completion_text) for sample in samples]
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        return [one.num_tokens for one in batch]
-
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         self.batches.append(len(batch))
         if any(0 in features.ids for features in batch):
             raise ValueError("!")
-        return [torch.tensor([[float(one)] for one in features.ids]) for features in batch]
+        return output_of(batch, [torch.tensor([[float(one)] for one in it.ids]) for it in batch])
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         margins = outputs[:, 0].tolist()

@@ -157,7 +157,7 @@ def network(model: hf.PreTrainedModel) -> Network:
     if head is None:
         return WholeNetwork(model)
     base: Any = model.base_model
-    return HeadedNetwork(base, select_backend(base, max_remembered_bytes=1 << 28), head)
+    return HeadedNetwork(base, select_backend(base, prefix_cache_bytes=1 << 28), head)
 
 
 def ids(num_tokens: int, seed: int = 0, prompt: int = 0) -> tuple[int, ...]:

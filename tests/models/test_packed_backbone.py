@@ -12,7 +12,7 @@ from tiny import ARCHITECTURES, DECODERS
 from tolerance import assert_computed
 
 from alarm_models.modeling.backend_selection import select_backend
-from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.inputs import ModelInput, ReadStates
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.batch import pack
 from alarm_models.modeling.packed.kernels import (
@@ -22,6 +22,7 @@ from alarm_models.modeling.packed.kernels import (
     mask_to_bias,
     window_blocks,
 )
+from alarm_models.modeling.packed.sdpa import SdpaBackend
 from alarm_models.modeling.padded import PaddedBackbone
 from alarm_models.types import Span
 
@@ -67,19 +68,18 @@ def packed_way(architecture: str) -> PackedBackbone:
 
 @torch.inference_mode()
 def alone(architecture: str, batch: list[ModelInput]) -> torch.Tensor:
-    return torch.cat([plain_way(architecture).rows([one]) for one in batch])
+    return torch.cat([plain_way(architecture).forward([one]).states for one in batch])
 
 
 @torch.inference_mode()
-def packed(architecture: str, batch: list[ModelInput]) -> tuple[PackedBackbone, torch.Tensor]:
-    way = packed_way(architecture)
-    return way, way.rows(batch)
+def packed(architecture: str, batch: list[ModelInput]) -> ReadStates:
+    return packed_way(architecture).forward(batch)
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
-    _, states = packed(architecture, batch)
+    states = packed(architecture, batch).states
     assert_computed(states, alone(architecture, batch))
 
 
@@ -90,44 +90,42 @@ def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) ->
         ModelInput(ids, (Span(4, 5), Span(len(ids) - 1, len(ids)), Span(0, 3)), truncated=False)
         for ids in samples
     ]
-    _, states = packed(architecture, batch)
+    states = packed(architecture, batch).states
     assert_computed(states, alone(architecture, batch))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "is_trimmed"),
+    ("architecture", "is_pruned"),
     [("llama", True), ("qwen3", True), ("roberta", True), ("gemma2", False), ("modernbert", False)],
 )
-def test_the_last_layer_is_trimmed_where_its_kind_is_known(
-    architecture: str, is_trimmed: bool
+def test_select_backend_with_known_model_type_prunes_last_layer(
+    architecture: str, is_pruned: bool
 ) -> None:
-    assert packed_way(architecture).is_trimmed is is_trimmed
+    assert packed_way(architecture).is_pruned is is_pruned
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_causal_models_compute_a_shared_prompt_once(architecture: str) -> None:
     batch = features(*(ids[:16] for ids in group(4, 16, 0)), *group(2, 300, 0))
-    way, _ = packed(architecture, batch[:4])
-    assert way.num_computed(batch[:4]) == [16, 0, 0, 0]
+    assert packed(architecture, batch[:4]).num_computed == [16, 0, 0, 0]
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert", "longformer"])
 def test_encoders_share_nothing(architecture: str) -> None:
     batch = features(*group(3, 30, 5))
-    way, _ = packed(architecture, batch)
-    assert way.num_computed(batch) == [35, 36, 37]
+    assert packed(architecture, batch).num_computed == [35, 36, 37]
 
 
 def test_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
     batch = features(*group(3, 40, 9))  # gemma2's window is 16 here
-    way, states = packed("gemma2", batch)
-    assert way.num_computed(batch) == [49, 50, 51]
+    states, num_computed = packed("gemma2", batch)
+    assert num_computed == [49, 50, 51]
     assert_computed(states, alone("gemma2", batch))
 
 
 def test_a_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
     batch = features((5, tiny.PAD, 6, 7), (8, 9))
-    _, states = packed("roberta", batch)
+    states = packed("roberta", batch).states
     assert_computed(states, alone("roberta", batch))
 
 
@@ -151,7 +149,7 @@ def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
     samples = [prompt + random_ids(own, seed) for seed, own in enumerate(owns)]
     batch = features(*(ids or (7,) for ids in samples))
     architecture = data.draw(st.sampled_from(["llama", "qwen3"]))
-    _, states = packed(architecture, batch)
+    states = packed(architecture, batch).states
     assert_computed(states, alone(architecture, batch))
 
 
@@ -169,9 +167,9 @@ def test_a_longformers_last_layer_is_exact_where_little_is_read(
     ]
     model = base("longformer")
     plain = PaddedBackbone(model, has_global=has_global)
-    wanted = torch.cat([plain.rows([one]) for one in batch])
-    way = PackedBackbone(model, share=False, has_global=has_global)
-    assert_computed(way.rows(batch), wanted)
+    wanted = torch.cat([plain.forward([one]).states for one in batch])
+    way = PackedBackbone(model, SdpaBackend(), share=False, has_global=has_global)
+    assert_computed(way.forward(batch).states, wanted)
 
 
 @settings(max_examples=40, deadline=None)

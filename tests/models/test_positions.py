@@ -118,7 +118,7 @@ def test_a_prefix_cache_of_short_samples_is_not_recalled_by_a_long_one() -> None
     fresh = classifier("phi3")
     for num_tokens in (50, 90, 50, 60, 100):
         sample = ids(num_tokens, num_tokens, prompt=40)
-        (output,) = served.outputs(features(served, [sample]))
+        (output,) = served.forward(features(served, [sample]))
         assert output.item() == computed(plain(fresh, sample))
 
 
@@ -126,7 +126,7 @@ def test_dynamic_rope_forgets_how_long_the_sample_before_was() -> None:
     served, fresh = network(classifier("llama-dynamic")), classifier("llama-dynamic")
     for num_tokens in (40, 200, 100, 64, 65, 40):
         sample = ids(num_tokens)
-        (output,) = served.outputs(features(served, [sample]))
+        (output,) = served.forward(features(served, [sample]))
         assert output.item() == computed(plain(fresh, sample))
 
 
@@ -137,7 +137,7 @@ def test_longrope_keeps_padded_samples_apart_too() -> None:
     served = WholeNetwork(causal, select=lambda logits: logits[:, :3])
     samples = [ids(num_tokens) for num_tokens in (30, 90, 64, 65, 12)]
     batch = [ModelInput(one, (Span(len(one) - 1, len(one)),), truncated=False) for one in samples]
-    for sample, output in zip(samples, served.outputs(batch), strict=True):
+    for sample, output in zip(samples, served.forward(batch), strict=True):
         with torch.inference_mode():
             wanted = causal(input_ids=torch.tensor([sample])).logits[0, -1, :3]
         assert output[0].tolist() == computed(wanted.tolist())

@@ -33,7 +33,7 @@ def both_ways(architecture: str) -> tuple[PaddedBackbone, PackedBackbone]:
     model: hf.PreTrainedModel = hf.AutoModel.from_config(tiny.config(architecture)).eval()
     torch.manual_seed(0)
     plain = PaddedBackbone(hf.AutoModel.from_config(tiny.config(architecture)).eval())
-    packed = select_backend(model, max_remembered_bytes=1 << 30)
+    packed = select_backend(model, prefix_cache_bytes=1 << 30)
     assert isinstance(packed, PackedBackbone)
     return plain, packed
 
@@ -41,14 +41,13 @@ def both_ways(architecture: str) -> tuple[PaddedBackbone, PackedBackbone]:
 @torch.inference_mode()
 def num_run(way: PackedBackbone, *samples: tuple[int, ...]) -> list[int]:
     batch = last_read(*samples)
-    way.rows(batch)
-    return way.num_computed(batch)
+    return way.forward(batch).num_computed
 
 
 @pytest.fixture
 def llama() -> PackedBackbone:
     _, way = both_ways("llama")
-    way.forget()
+    way.clear_prefix_cache()
     return way
 
 
@@ -76,7 +75,7 @@ def test_what_is_read_runs_again(llama: PackedBackbone) -> None:
 
 def test_a_forgotten_prompt_runs_again(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, 1)) == [31]
-    llama.forget()
+    llama.clear_prefix_cache()
     assert num_run(llama, (*PROMPT, 2)) == [31]
 
 
@@ -137,7 +136,7 @@ def test_rows_are_recalled_for_their_owner_alone() -> None:
 def test_any_batches_one_after_another_are_exact(data: st.DataObject) -> None:
     plain, packed = both_ways(data.draw(st.sampled_from(["llama", "qwen3", "gemma2"])))
     if data.draw(st.booleans()):
-        packed.forget()
+        packed.clear_prefix_cache()
     words = [tuple(range(10 * n, 10 * n + 20)) for n in range(1, 4)]
     for _ in range(data.draw(st.integers(1, 3))):
         samples = data.draw(
@@ -157,5 +156,5 @@ def test_any_batches_one_after_another_are_exact(data: st.DataObject) -> None:
             spans = tuple(Span(at, at + 1) for at in sorted(reads))
             batch.append(ModelInput(ids, spans, truncated=False))
         with torch.inference_mode():
-            wanted = torch.cat([plain.rows([one]) for one in batch])
-            assert_computed(packed.rows(batch), wanted)
+            wanted = torch.cat([plain.forward([one]).states for one in batch])
+            assert_computed(packed.forward(batch).states, wanted)

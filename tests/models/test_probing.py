@@ -14,7 +14,7 @@ from alarm_models.modeling.backend_selection import select_backend
 from alarm_models.modeling.inputs import BatchLayout
 from alarm_models.modeling.network import HeadedNetwork, Network
 from alarm_models.modeling.packed.backbone import PackedBackbone
-from alarm_models.modeling.packed.batch import ForwardContext
+from alarm_models.modeling.packed.prefix_cache import BatchKV
 
 pytestmark = pytest.mark.numeric
 
@@ -39,7 +39,7 @@ def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None
     model, served = both(name)
     for batch in BATCHES:
         samples = [ids(length, seed, prompt) for seed, (length, prompt) in enumerate(batch)]
-        outputs = served.outputs(features(served, samples))
+        outputs = served.forward(features(served, samples))
         wanted = [plain(model, sample) for sample in samples]
         assert [one.item() for one in outputs] == computed(wanted)
 
@@ -70,7 +70,7 @@ def test_a_model_of_weights_that_are_no_numbers_is_not_taken_for_a_random_one() 
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     served = network(model)
-    (output,) = served.outputs(features(served, [ids(20)]))
+    (output,) = served.forward(features(served, [ids(20)]))
     assert output.isnan().all()
 
 
@@ -94,15 +94,15 @@ def test_a_model_whose_layers_attend_twice_shares_a_row_but_remembers_nothing() 
 def test_the_probe_finds_a_prefix_cache_that_recalls_wrongly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = ForwardContext._among
-    monkeypatch.setattr(ForwardContext, "_among", lambda *given: right(*given) * 1.01)
-    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    right = BatchKV._splice
+    monkeypatch.setattr(BatchKV, "_splice", lambda *given: right(*given) * 1.01)
+    backbone = select_backend(classifier("qwen2-yarn").model, prefix_cache_bytes=1 << 28)
     assert isinstance(backbone, PackedBackbone)
     assert (backbone.cost, backbone.has_prefix_cache) == (BatchLayout.PREFIX_SHARED, False)
 
 
 def test_the_probe_keeps_a_prefix_cache_that_recalls_rightly() -> None:
-    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    backbone = select_backend(classifier("qwen2-yarn").model, prefix_cache_bytes=1 << 28)
     assert isinstance(backbone, PackedBackbone)
     assert backbone.has_prefix_cache
 
@@ -115,14 +115,14 @@ def test_a_window_too_short_for_the_probe_to_share_within_is_not_shared_within()
 
 
 def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
-    backbone = select_backend(classifier("qwen2-yarn").model, max_remembered_bytes=1 << 28)
+    backbone = select_backend(classifier("qwen2-yarn").model, prefix_cache_bytes=1 << 28)
     (sample,) = features(both("qwen2-yarn")[1], [ids(40)])
-    assert backbone.num_computed([sample]) == [40]
+    assert backbone.forward([sample]).num_computed == [40]
 
 
 def test_the_probe_takes_a_dozen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("qwen2-yarn").model
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    select_backend(model, max_remembered_bytes=1 << 28)
+    select_backend(model, prefix_cache_bytes=1 << 28)
     assert len(passes) == 8 + 1 + 2 + 3  # alone, one of them again, in whole rows, recalled

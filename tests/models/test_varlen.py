@@ -19,7 +19,7 @@ from alarm_models.modeling.backend_selection import select_backend
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.batch import pack
 from alarm_models.modeling.packed.kernels import attend, mask_to_bias
-from alarm_models.modeling.packed.varlen import varlen, varlen_batches
+from alarm_models.modeling.packed.varlen import VarlenBackend, varlen, varlen_batches
 from alarm_models.modeling.padded import PaddedBackbone
 
 pytestmark = pytest.mark.numeric
@@ -68,7 +68,7 @@ def twin(
 
 
 def varlen_way(architecture: str, **options: Any) -> PackedBackbone:
-    return PackedBackbone(base(architecture), is_varlen=True, **options)
+    return PackedBackbone(base(architecture), VarlenBackend(), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -81,16 +81,16 @@ def _twin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_states_are_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
     way = varlen_way(architecture, share=architecture in tiny.DECODERS)
-    assert_computed(way.rows(batch), alone(architecture, batch))
+    assert_computed(way.forward(batch).states, alone(architecture, batch))
 
 
 @torch.inference_mode()
 def test_a_longformer_attends_within_its_windows() -> None:
     batch = features(random_ids(90, 6), random_ids(17, 7), random_ids(200, 8))
     plain = PaddedBackbone(base("longformer"), has_global=False)
-    wanted = torch.cat([plain.rows([one]) for one in batch])
+    wanted = torch.cat([plain.forward([one]).states for one in batch])
     way = varlen_way("longformer", share=False)
-    assert_computed(way.rows(batch), wanted)
+    assert_computed(way.forward(batch).states, wanted)
 
 
 @settings(max_examples=20, deadline=None)
@@ -105,7 +105,7 @@ def test_any_tree_of_beginnings_is_exact_also_when_remembered(paths: list[list[i
     way = _remembering()
     wanted = alone("llama", batch)
     for _ in range(2):
-        assert_computed(way.rows(batch), wanted)
+        assert_computed(way.forward(batch).states, wanted)
 
 
 _KEPT: list[PackedBackbone] = []
@@ -113,7 +113,7 @@ _KEPT: list[PackedBackbone] = []
 
 def _remembering() -> PackedBackbone:
     if not _KEPT:
-        _KEPT.append(varlen_way("llama", share=True, max_remembered_bytes=1 << 24))
+        _KEPT.append(varlen_way("llama", share=True, prefix_cache_bytes=1 << 24))
     return _KEPT[0]
 
 
@@ -133,7 +133,7 @@ def test_every_depth_of_sharing_is_one_call() -> None:
 
 def test_a_softcap_is_refused_so_that_the_probe_goes_on() -> None:
     with pytest.raises(ValueError, match="caps no logits"):
-        varlen_way("gemma2", share=True).rows(features(random_ids(9, 1)))
+        varlen_way("gemma2", share=True).forward(features(random_ids(9, 1)))
 
 
 def test_on_a_cpu_models_do_without_it() -> None:
@@ -147,8 +147,10 @@ def test_on_a_gpu_the_kernel_serves(architecture: str, monkeypatch: pytest.Monke
     monkeypatch.undo()
     model: hf.PreTrainedModel = base(architecture).to("cuda", torch.bfloat16)  # type: ignore[arg-type]
     batch = features(*group(4, 30, 5), random_ids(90, 6))
-    wanted = torch.cat([PaddedBackbone(model, has_global=False).rows([one]) for one in batch])
+    wanted = torch.cat(
+        [PaddedBackbone(model, has_global=False).forward([one]).states for one in batch]
+    )
     way = select_backend(model)
     assert isinstance(way, PackedBackbone)
     assert model.config._attn_implementation == "alarm_varlen"
-    assert (way.rows(batch) - wanted).norm() <= 5e-2 * wanted.norm()
+    assert (way.forward(batch).states - wanted).norm() <= 5e-2 * wanted.norm()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ModelInput, TokenSequence
 from alarm_models.recipe.specs import SequenceSpec
 from alarm_service.engine.model_set import LoadedModel, ServedModel
 from alarm_service.engine.queue import RequestQueue, next_batch
@@ -180,6 +180,25 @@ def test_work_that_begins_alike_costs_its_beginning_once() -> None:
     works[1:] = [begins(1, own, cost=BatchLayout.PREFIX_SHARED) for own in (6, 7, 8)]
     # 25 for the first; of the others' own tokens, 5 are alike too: 1, 2 and 3 more.
     assert next_batch(works, 31) == works
+
+
+def test_next_batch_counts_all_sequences_and_shares_the_prefix_of_each() -> None:
+    prompt, reference = (1,) * 40, (2,) * 30
+    sequences = [TokenSequence((*prompt, 5), ()), TokenSequence((*reference, 6), ())]
+    features = ModelInput.of_sequences(sequences, truncated=False)  # 41 + 31 tokens
+    works = [
+        QueuedSample(M, features, lambda outcome: None, lambda: True, 0, BatchLayout.PREFIX_SHARED)
+        for _ in range(3)
+    ]
+    shorter = replace(
+        works[2],
+        features=ModelInput.of_sequences(
+            [TokenSequence((*prompt, 7), ()), TokenSequence((*reference, 8), ())], truncated=False
+        ),
+    )
+    # The first costs 72 tokens, an equal one none, and one that ends otherwise its two last ones.
+    assert next_batch([works[0], works[1], shorter], 73) == works[:2]
+    assert next_batch([works[0], works[1], shorter], 74) == [*works[:2], shorter]
 
 
 def test_the_oldests_group_goes_before_what_came_between() -> None:

@@ -1,7 +1,7 @@
-"""Which way runs a model fastest and gives what the plain way gives: found out by running it.
+"""Backend selection: the fastest backbone and attention backend that are exact, by probing.
 
-The plain way is transformers alone: one sample at a time, nothing kept from one to the next. Every
-faster way is tried on what it will be given: packed rows, shared beginnings, the prefix cache,
+The reference is transformers alone: one sample at a time, nothing kept from one to the next. What
+is faster is tried on what it will be given: packed batches, shared prefixes, the prefix cache,
 padding. Whatever is not exact is not used.
 """
 
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
+from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.last_layer import prune_last_layer, restore_last_layer
 from alarm_models.modeling.packed.positions import (
@@ -29,13 +30,17 @@ from alarm_models.modeling.packed.positions import (
     first_position,
     lengths_of,
 )
-from alarm_models.modeling.packed.varlen import can_varlen
-from alarm_models.modeling.padded import PaddedBackbone, Together
+from alarm_models.modeling.packed.sdpa import SdpaBackend
+from alarm_models.modeling.packed.varlen import VarlenBackend
+from alarm_models.modeling.padded import PaddedBackbone, PaddingPolicy
 from alarm_models.types import Span
 
-__all__ = ["Backbone", "Forward", "PlainWay", "plain_way", "select_backend"]
+__all__ = ["ATTENTION_BACKENDS", "Backbone", "RunPadded", "probe_padding", "select_backend"]
 
-#: The largest error that a faster way may make, as a share of the outputs' size.
+#: The attention backends, the fastest first.
+ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), SdpaBackend())
+
+#: The largest error that a faster backend may make, as a share of the outputs' size.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 #: The error that rounding alone makes in outputs that nearly cancel out.
@@ -50,7 +55,7 @@ _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 #: The most that a second copy of the weights may take while padding is tried in float32.
 _MAX_FLOAT32_BYTES = 4 << 30
 
-#: What a model raises that cannot be run in some way.
+#: What a model raises that cannot be run by some backend.
 _REFUSALS = (
     ValueError,
     RuntimeError,
@@ -62,67 +67,84 @@ _REFUSALS = (
     AssertionError,
 )
 
-Backbone = PaddedBackbone | PackedBackbone
 
-#: Runs padded samples and returns each one's outputs, ``[reads, width]``.
-Forward = Callable[[Sequence[ModelInput]], list[torch.Tensor]]
+class Backbone(Protocol):
+    """Runs a transformer without its head on batches of single token sequences."""
+
+    @property
+    def name(self) -> str:
+        """Its attention backend, or how it pads."""
+
+    @property
+    def cost(self) -> BatchLayout:
+        """What a batch costs."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens the model's tables of positions have room for; None without any."""
+
+    def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
+        """Return the hidden states at each sample's reads."""
+
+    def clear_prefix_cache(self) -> None:
+        """Free the keys and values of earlier batches."""
+
+
+#: Runs samples in one padded pass and returns each one's outputs, ``[reads, width]``.
+RunPadded = Callable[[Sequence[ModelInput]], list[torch.Tensor]]
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PlainWay:
-    """What is known of a model from running it plainly.
-
-    ``together`` says which samples it may be given at once, ``max_positions`` how many tokens its
-    tables of positions have room for: None without any.
-    """
-
-    together: Together
-    max_positions: int | None
-
-
 @torch.inference_mode()
 def select_backend(
-    model: PreTrainedModel, *, has_global: bool = False, max_remembered_bytes: int = 0
+    model: PreTrainedModel, *, has_global: bool = False, prefix_cache_bytes: int = 0
 ) -> Backbone:
-    """Return the fastest way to run a model that gives what the plain way gives.
+    """Return the fastest backbone for a model that gives what transformers alone gives.
 
-    A model is run on a few samples each way: one that trimming, sharing, remembering, packing or
-    padding does not serve exactly (attention of its own, recurrence) is found out here and takes a
-    slower way.
+    A model is run on a few samples each way: one that a pruned last layer, shared prefixes, the
+    prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
+    found out here and gets a slower backbone.
     """
+    backbone = _select_backbone(model, has_global, prefix_cache_bytes)
+    _logger.debug("%s runs on backend %s (%s)", type(model).__name__, backbone.name, backbone.cost)
+    return backbone
+
+
+def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_bytes: int) -> Backbone:
     config: Any = model.config
     config.use_cache = False
-    forward = PaddedBackbone(model, has_global=has_global).forward
+    run_padded = PaddedBackbone(model, has_global=has_global).run_padded
     probe = _Probe.of(model)
-    alone = _run_alone(model, probe, forward)
+    reference = _run_reference(model, probe, run_padded)
     packed = None
-    if alone.outputs is not None and alone.state is None and not _has_chunks(model):
-        packed = _fastest_packed(model, probe, alone, has_global, max_remembered_bytes)
+    if reference.outputs is not None and reference.state is None and not _has_chunks(model):
+        packed = _fastest_packed(model, probe, reference, has_global, prefix_cache_bytes)
     if packed is not None:
         return packed
     return PaddedBackbone(
         model,
         has_global=has_global,
-        together=_together(model, probe, alone, forward),
-        max_positions=alone.max_positions,
+        padding=_padding_policy(model, probe, reference, run_padded),
+        max_positions=reference.max_positions,
     )
 
 
 @torch.inference_mode()
-def plain_way(model: PreTrainedModel, forward: Forward) -> PlainWay:
-    """Return which samples a model may be given at once, head and all."""
+def probe_padding(
+    model: PreTrainedModel, run_padded: RunPadded
+) -> tuple[PaddingPolicy, int | None]:
+    """Return which samples a model, head and all, may be given at once, and its `max_positions`."""
     probe = _Probe.of(model)
-    alone = _run_alone(model, probe, forward)
-    return PlainWay(_together(model, probe, alone, forward), alone.max_positions)
+    reference = _run_reference(model, probe, run_padded)
+    return _padding_policy(model, probe, reference, run_padded), reference.max_positions
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """The samples that a model is tried on, by their ids.
 
-    ``group`` share a beginning on two levels; ``others`` share nothing, and one of them holds the
+    ``group`` share a prefix on two levels; ``others`` share nothing, and one of them holds the
     special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
     where attention may be another: the longest by two of them, and one between that is padded.
     """
@@ -179,8 +201,8 @@ class _Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class _Alone:
-    """What the plain way gave: each sample's outputs at its first and its last token.
+class _Reference:
+    """What transformers alone gave: each sample's outputs at its first and its last token.
 
     ``outputs`` is None for a model that refuses the probe; ``state`` is given for one that its own
     passes change.
@@ -192,7 +214,7 @@ class _Alone:
     max_positions: int | None
 
 
-def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alone:
+def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded) -> _Reference:
     lengths, tables, state = lengths_of(model), PositionTables(), ModuleState(model.modules())
     outputs: list[torch.Tensor] = []
     is_changed = is_refused = False
@@ -202,11 +224,11 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
             lengths.begin()
             # Special ids take positions of their own.
             with nullcontext() if ids == spelled else tables.watch(len(ids)):
-                outputs += forward(_ends_read([ids]))
+                outputs += run_padded(_ends_read([ids]))
             if state.is_changed:
                 is_changed = True
                 state.restore()
-        again = forward(_ends_read([probe.longest]))
+        again = run_padded(_ends_read([probe.longest]))
         if is_changed:
             state.restore()
     except _REFUSALS:
@@ -220,7 +242,7 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
                 f"{type(model).__name__} gives one sample another score each time (attention by "
                 "random hashes, or the like): no score of it could be had again"
             )
-    return _Alone(
+    return _Reference(
         None if is_refused else outputs,
         state if is_changed else None,
         lengths,
@@ -231,33 +253,33 @@ def _run_alone(model: PreTrainedModel, probe: _Probe, forward: Forward) -> _Alon
 def _fastest_packed(
     model: PreTrainedModel,
     probe: _Probe,
-    alone: _Alone,
+    reference: _Reference,
     has_global: bool,
-    max_remembered_bytes: int,
+    prefix_cache_bytes: int,
 ) -> PackedBackbone | None:
-    """Return the fastest packed way that is exact; leave the model as it was where none is."""
+    """Return the fastest packed backbone that is exact; leave the model as it was if none is."""
     config: Any = model.config
     own = config._attn_implementation
-    kernels = (True, False) if can_varlen(model.device, model.dtype) else (False,)
-    for is_varlen, is_trimmed, share in product(kernels, (True, False), (True, False)):
-        if is_trimmed and not prune_last_layer(model):
+    backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
+    for backend, is_pruned, share in product(backends, (True, False), (True, False)):
+        if is_pruned and not prune_last_layer(model):
             continue
-        for num_bytes in dict.fromkeys((max_remembered_bytes, 0) if share else (0,)):
+        for num_bytes in dict.fromkeys((prefix_cache_bytes, 0) if share else (0,)):
             try:
                 packed = PackedBackbone(
                     model,
+                    backend,
                     share=share,
-                    is_trimmed=is_trimmed,
+                    is_pruned=is_pruned,
                     has_global=has_global,
-                    is_varlen=is_varlen,
-                    max_remembered_bytes=num_bytes,
-                    lengths=alone.lengths,
-                    max_positions=alone.max_positions,
+                    prefix_cache_bytes=num_bytes,
+                    lengths=reference.lengths,
+                    max_positions=reference.max_positions,
                 )
-                if not _serves_rows(packed, probe, alone):
+                if not _serves_batch(packed, probe, reference):
                     break
-                if not packed.has_prefix_cache or _serves_remembered(packed, probe, alone):
-                    packed.forget()
+                if not packed.has_prefix_cache or _serves_cached(packed, probe, reference):
+                    packed.clear_prefix_cache()
                     return packed
             except _REFUSALS:
                 pass  # the model knows no such attention, or keys of its own are not kept
@@ -267,44 +289,56 @@ def _fastest_packed(
     return None
 
 
-def _serves_rows(packed: PackedBackbone, probe: _Probe, alone: _Alone) -> bool:
-    """Try whole rows: without what is longer than a window too, which keeps others from sharing.
+def _serves_batch(packed: PackedBackbone, probe: _Probe, reference: _Reference) -> bool:
+    """Try batches: without what is longer than a window too, which keeps others from sharing.
 
-    A probe in which nothing was shared, or recalled below, has shown nothing.
+    A probe in which nothing was shared, or cached below, has shown nothing.
     """
-    if not _is_close(packed, _ends_read(probe.samples), probe, alone):
+    if not _is_close(packed, _ends_read(probe.samples), probe, reference):
         return False
     if packed.cost is not BatchLayout.PREFIX_SHARED:
         return True
-    batch = _ends_read(probe.short)
-    return _is_close(packed, batch, probe, alone) and _num_spared(packed, batch) > 0
+    spared = _num_spared(packed, _ends_read(probe.short), probe, reference)
+    return spared is not None and spared > 0
 
 
-def _serves_remembered(packed: PackedBackbone, probe: _Probe, alone: _Alone) -> bool:
-    """Try beginnings that earlier batches ran: known to the last token, in part, and twice over.
+def _serves_cached(packed: PackedBackbone, probe: _Probe, reference: _Reference) -> bool:
+    """Try prefixes that earlier batches computed: to the last token, in part, and twice over.
 
-    What is read is run, so samples are read at their ends here, as scores are.
+    What is read is computed, so samples are read at their ends here, as scores are.
     """
-    packed.forget()
+    packed.clear_prefix_cache()
     for some in (probe.group[::2], probe.short, probe.short):
-        batch = _last_read(some)
-        if not _is_close(packed, batch, probe, alone):
+        spared = _num_spared(packed, _last_read(some), probe, reference)
+        if spared is None:
             return False
-    # By now all but the last tokens is known.
-    return _num_spared(packed, batch) > sum(len(ids) for ids in probe.group) // 2
+    # By now all but the last tokens are cached.
+    return spared is not None and spared > sum(len(ids) for ids in probe.group) // 2
 
 
-def _num_spared(packed: PackedBackbone, batch: Sequence[ModelInput]) -> int:
-    return sum(one.num_tokens for one in batch) - sum(packed.num_computed(batch))
+def _num_spared(
+    packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
+) -> int | None:
+    """Count the tokens of a batch that are not computed; None where its states are not exact."""
+    found = packed.forward(batch)
+    if not _is_near_reference(found, batch, probe, reference):
+        return None
+    return sum(one.num_tokens for one in batch) - sum(found.num_computed)
 
 
 def _is_close(
-    packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, alone: _Alone
+    packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
+) -> bool:
+    return _is_near_reference(packed.forward(batch), batch, probe, reference)
+
+
+def _is_near_reference(
+    found: ReadStates, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
 ) -> bool:
     """Compare a packed batch's states with those of its samples alone, read for read."""
-    given = dict(zip(probe.samples, alone.outputs or (), strict=True))
+    given = dict(zip(probe.samples, reference.outputs or (), strict=True))
     wanted = [given[one.ids][-len(one.read_positions) :] for one in batch]
-    return _is_near(packed.rows(batch), torch.cat(wanted), wanted[0].dtype)
+    return _is_near(found.states, torch.cat(wanted), wanted[0].dtype)
 
 
 def _is_near(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -313,12 +347,14 @@ def _is_near(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> b
     return bool(error <= max(_TOLERANCE[dtype] * float(size), _ROUNDING))
 
 
-def _together(model: PreTrainedModel, probe: _Probe, alone: _Alone, forward: Forward) -> Together:
+def _padding_policy(
+    model: PreTrainedModel, probe: _Probe, reference: _Reference, run_padded: RunPadded
+) -> PaddingPolicy:
     """Return which samples may be padded to one length; none where that changes what they give."""
-    apart = Together(is_padded=False, lengths=alone.lengths, state=alone.state)
-    if alone.outputs is not None and alone.state is None:
-        together = Together(lengths=alone.lengths)
-        if _is_padding_exact(model, probe, alone.outputs, together, apart, forward):
+    apart = PaddingPolicy(is_padded=False, lengths=reference.lengths, state=reference.state)
+    if reference.outputs is not None and reference.state is None:
+        together = PaddingPolicy(lengths=reference.lengths)
+        if _is_padding_exact(model, probe, reference.outputs, together, apart, run_padded):
             return together
     _logger.warning(
         "%s is run one sample at a time: no batch is known to give its own scores",
@@ -331,27 +367,27 @@ def _is_padding_exact(
     model: PreTrainedModel,
     probe: _Probe,
     outputs: Sequence[torch.Tensor],
-    together: Together,
-    apart: Together,
-    forward: Forward,
+    together: PaddingPolicy,
+    apart: PaddingPolicy,
+    run_padded: RunPadded,
 ) -> bool:
     """Try it in float32, where rounding does not hide a wrong score, as far as there is room."""
     num_bytes = 4 * sum(one.numel() for one in model.parameters())
     if model.dtype is not torch.float32 and num_bytes <= _MAX_FLOAT32_BYTES:
         try:
             with _in_float32(model):
-                outputs = apart.run(_ends_read(probe.samples), forward)
-                return _serves_padded(probe, outputs, together, forward, torch.float32)
+                outputs = apart.run(_ends_read(probe.samples), run_padded)
+                return _serves_padded(probe, outputs, together, run_padded, torch.float32)
         except torch.OutOfMemoryError:
             pass
-    return _serves_padded(probe, outputs, together, forward, model.dtype)
+    return _serves_padded(probe, outputs, together, run_padded, model.dtype)
 
 
 def _serves_padded(
     probe: _Probe,
     outputs: Sequence[torch.Tensor],
-    together: Together,
-    forward: Forward,
+    together: PaddingPolicy,
+    run_padded: RunPadded,
     dtype: torch.dtype,
 ) -> bool:
     """Try paddings of one token, of some and of nearly all.
@@ -364,7 +400,7 @@ def _serves_padded(
     usual = [ids for ids in probe.samples if ids != spelled]
     for some in (usual, [short, medium], [one, one_more], [short, spelled, probe.longest]):
         try:
-            found = torch.cat(together.run(_ends_read(some), forward))
+            found = torch.cat(together.run(_ends_read(some), run_padded))
         except _REFUSALS:
             if spelled in some:
                 continue

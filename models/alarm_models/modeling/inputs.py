@@ -1,13 +1,25 @@
-"""A sample as a network takes it, and what a batch of them costs."""
+"""What a network takes and gives: token sequences in, rows of outputs and token counts out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple, overload
+
+import torch
 
 from alarm_models.types import Span
 
-__all__ = ["BatchLayout", "ModelInput"]
+__all__ = [
+    "BatchLayout",
+    "ForwardOutput",
+    "ModelInput",
+    "ReadStates",
+    "TokenSequence",
+    "split_sequences",
+    "sum_by_sample",
+]
 
 
 class BatchLayout(StrEnum):
@@ -17,20 +29,36 @@ class BatchLayout(StrEnum):
     PADDED = "padded"
     #: The sum of the samples' tokens.
     PACKED = "packed"
-    #: As packed, what several samples begin with counted once.
+    #: As packed, a prefix that samples share counted once.
     PREFIX_SHARED = "shared"
     #: No batch at all: each sample runs alone.
     SINGLE = "alone"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInput:
-    """One sample as a network takes it.
+class TokenSequence:
+    """Token ids that attend to each other, and where their hidden states are read.
 
-    ``reads`` are the ranges of tokens whose hidden states are averaged (a single token mostly) and
-    given to the head. ``segments`` are the spans that the reads judge, in order; there are fewer
-    reads where truncation cut some off. ``types`` are token type ids, or none. Samples of different
-    ``owner`` share nothing in a batch, and nothing that is remembered.
+    ``read_positions`` are the ranges of tokens whose states are averaged (a single token mostly)
+    and given to the head. ``token_type_ids`` has one a token, or none.
+    """
+
+    ids: tuple[int, ...]
+    read_positions: tuple[Span, ...]
+    token_type_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """One sample as a network takes it: one token sequence, or several that run independently.
+
+    ``ids``, ``read_positions`` and ``token_type_ids`` are those of the first sequence;
+    ``further_sequences`` are the others, such as a reference or a second completion. All count in
+    the batch's tokens, and share prefixes as sequences of different samples do. A model reads one
+    row of outputs a read position, sequence after sequence.
+
+    ``segments`` are the spans that the reads judge, in order; there are fewer reads where
+    truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
     """
 
     ids: tuple[int, ...]
@@ -39,8 +67,106 @@ class ModelInput:
     segments: tuple[Span, ...] = ()
     token_type_ids: tuple[int, ...] = ()
     owner: str = ""
+    further_sequences: tuple[TokenSequence, ...] = ()
+
+    @classmethod
+    def of_sequences(
+        cls,
+        sequences: Sequence[TokenSequence],
+        *,
+        truncated: bool,
+        segments: tuple[Span, ...] = (),
+    ) -> ModelInput:
+        """Make the input of one sample from its token sequences, one at least."""
+        first, *others = sequences
+        return cls(
+            first.ids,
+            first.read_positions,
+            truncated,
+            segments,
+            first.token_type_ids,
+            further_sequences=tuple(others),
+        )
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """All token sequences, in the order of their rows of outputs."""
+        first = TokenSequence(self.ids, self.read_positions, self.token_type_ids)
+        return (first, *self.further_sequences)
+
+    @property
+    def ids_of_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """The token ids of each sequence."""
+        return (self.ids, *(one.ids for one in self.further_sequences))
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens the model reads."""
-        return len(self.ids)
+        """How many tokens the model reads, of all sequences."""
+        return len(self.ids) + sum(len(one.ids) for one in self.further_sequences)
+
+    @property
+    def num_reads(self) -> int:
+        """How many rows of outputs it has."""
+        return len(self.read_positions) + sum(
+            len(one.read_positions) for one in self.further_sequences
+        )
+
+
+def split_sequences(batch: Sequence[ModelInput]) -> Sequence[ModelInput]:
+    """Return every token sequence as an input of its own, in order."""
+    if not any(one.further_sequences for one in batch):
+        return batch
+    return [
+        ModelInput(
+            sequence.ids,
+            sequence.read_positions,
+            one.truncated,
+            token_type_ids=sequence.token_type_ids,
+            owner=one.owner,
+        )
+        for one in batch
+        for sequence in one.sequences
+    ]
+
+
+def sum_by_sample(batch: Sequence[ModelInput], counts: Sequence[int]) -> list[int]:
+    """Add up what is counted for each token sequence, as `split_sequences` orders them."""
+    left = iter(counts)
+    return [sum(next(left) for _ in one.ids_of_sequences) for one in batch]
+
+
+class ReadStates(NamedTuple):
+    """Hidden states at a batch's read positions, ``[reads of the batch, hidden]``.
+
+    ``num_computed`` is as in `ForwardOutput`.
+    """
+
+    states: torch.Tensor
+    num_computed: list[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardOutput(Sequence[torch.Tensor]):
+    """What a forward pass gives of a batch: as a sequence, each sample's rows of outputs.
+
+    Rows are float32 on the CPU, ``[reads, outputs]``. ``num_computed`` is the number of tokens
+    computed for each sample, padding not counted: tokens of a shared prefix count for the first
+    sample that has it, tokens in the prefix cache for none.
+    """
+
+    rows: Sequence[torch.Tensor]
+    num_computed: Sequence[int]
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[torch.Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | Sequence[torch.Tensor]:
+        """Return a sample's rows."""
+        return self.rows[index]

@@ -1,4 +1,8 @@
-"""Loads transformers checkpoints as networks; no forward pass runs during construction."""
+"""Loads transformers checkpoints as networks; no forward pass runs during construction.
+
+Importing this module replaces `PreTrainedModel.get_init_context` for the whole process, since
+transformers changes the default dtype, which is the process's, while it constructs a model.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +102,7 @@ _init_context: Any = PreTrainedModel.get_init_context
 
 
 def _locked_init_context(cls: type[PreTrainedModel], *arguments: Any, **named: Any) -> list[Any]:
-    """Return what transformers constructs a model within, and that no pass runs meanwhile."""
+    """Add the model-init lock to transformers' init contexts: no pass sees a changed default."""
     return [MODEL_INIT_LOCK.exclusive(), *_init_context.__func__(cls, *arguments, **named)]
 
 
@@ -110,14 +114,14 @@ PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ig
 class CheckpointSource:
     """Where a network comes from and how it is to run.
 
-    ``max_remembered_bytes`` bounds what a causal model keeps of prompts for the batches after.
+    ``prefix_cache_bytes`` bounds the prefix cache of a causal model.
     """
 
     folder: Path
     dtype: torch.dtype
     device: torch.device
     trust_remote_code: bool = False
-    max_remembered_bytes: int = 0
+    prefix_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ def _select_backend(
     model: PreTrainedModel, source: CheckpointSource, *, has_global: bool = False
 ) -> Backbone:
     return select_backend(
-        model, has_global=has_global, max_remembered_bytes=source.max_remembered_bytes
+        model, has_global=has_global, prefix_cache_bytes=source.prefix_cache_bytes
     )
 
 

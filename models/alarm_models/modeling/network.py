@@ -8,16 +8,22 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from alarm_models.modeling.backend_selection import Backbone, plain_way
+from alarm_models.modeling.backend_selection import Backbone, probe_padding
 from alarm_models.modeling.heads import Head, Pooling
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import (
+    BatchLayout,
+    ForwardOutput,
+    ModelInput,
+    split_sequences,
+    sum_by_sample,
+)
 from alarm_models.modeling.padded import pad_batch
 
 __all__ = ["HeadedNetwork", "Network", "WholeNetwork"]
 
 
 class Network(Protocol):
-    """Runs batches: token ids in, one row of outputs a read out."""
+    """Runs batches: token sequences in, one row of outputs a read position out."""
 
     config: Any
     dtype: torch.dtype
@@ -28,14 +34,11 @@ class Network(Protocol):
     #: How many tokens its tables of positions have room for; None without any.
     max_positions: int | None
 
-    def outputs(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
-        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
+        """Run one batch."""
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Return the tokens that each sample adds to the work, padding not counted."""
-
-    def forget(self) -> None:
-        """Free what is remembered of batches before."""
+    def clear_prefix_cache(self) -> None:
+        """Free the keys and values of earlier batches."""
 
 
 class HeadedNetwork:
@@ -52,18 +55,17 @@ class HeadedNetwork:
         self.max_positions = backbone.max_positions
 
     @torch.inference_mode()
-    def outputs(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
-        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
-        rows = self._head(self._backbone.rows(batch)).float().cpu()
-        return list(torch.split(rows, [len(one.read_positions) for one in batch]))
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
+        """Run one batch."""
+        states, num_computed = self._backbone.forward(split_sequences(batch))
+        rows = self._head(states).float().cpu()
+        return ForwardOutput(
+            torch.split(rows, [one.num_reads for one in batch]), sum_by_sample(batch, num_computed)
+        )
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Return the tokens that each sample adds to the work, padding not counted."""
-        return self._backbone.num_computed(batch)
-
-    def forget(self) -> None:
-        """Free what is remembered of batches before."""
-        self._backbone.forget()
+    def clear_prefix_cache(self) -> None:
+        """Free the keys and values of earlier batches."""
+        self._backbone.clear_prefix_cache()
 
 
 class WholeNetwork:
@@ -83,17 +85,20 @@ class WholeNetwork:
         self.dtype = model.dtype
         self.num_outputs = int(self._model.config.num_labels or 0)
         self.pooling: Pooling | None = Pooling.OWN
-        way = plain_way(model, self._forward)
-        self._together = way.together
-        self.cost = way.together.cost
-        self.max_positions = way.max_positions
+        self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.cost = self._padding.cost
 
     @torch.inference_mode()
-    def outputs(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Run one batch; a model of one row a token is read where the samples say."""
-        return self._together.run(batch, self._forward)
+        rows = iter(self._padding.run(split_sequences(batch), self._run_padded))
+        by_sample = [[next(rows) for _ in one.ids_of_sequences] for one in batch]
+        return ForwardOutput(
+            [own[0] if len(own) == 1 else torch.cat(own) for own in by_sample],
+            [one.num_tokens for one in batch],
+        )
 
-    def _forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def _run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         logits = self._model(**pad_batch(batch, self._model)).logits
         if logits.ndim == 2:  # [batch, outputs]
             return list(torch.split(logits.float().cpu(), 1))
@@ -106,9 +111,5 @@ class WholeNetwork:
             for row, one in enumerate(batch)
         ]
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Every sample is computed whole."""
-        return [one.num_tokens for one in batch]
-
-    def forget(self) -> None:
-        """Remember nothing, as ever."""
+    def clear_prefix_cache(self) -> None:
+        """Do nothing: there is none."""

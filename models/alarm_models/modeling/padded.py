@@ -1,4 +1,7 @@
-"""The plain way to run a batch: samples side by side, padded to the longest, or each alone."""
+"""The padded backbone: samples side by side, padded to the longest, or each alone.
+
+It runs a model as transformers alone would, and is what faster backbones are compared with.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
 from alarm_models.modeling.packed.positions import Lengths, ModuleState
 
-__all__ = ["PaddedBackbone", "Together", "pad_batch"]
+__all__ = ["PaddedBackbone", "PaddingPolicy", "pad_batch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class PaddingPolicy:
     """Which samples of a batch a model may be given at once, so that none changes another's score.
 
     ``is_padded`` says that padding changes nothing. ``lengths`` keeps apart what position scaling
@@ -53,7 +56,7 @@ class Together:
 class PaddedBackbone:
     """Runs a transformer without its head on padded batches, as transformers alone would.
 
-    ``has_global`` gives a Longformer's first token its view of the whole sample; ``together`` says
+    ``has_global`` gives a Longformer's first token its view of the whole sample; ``padding`` says
     what may be run at once, and ``max_positions`` how many tokens a sample may have.
     """
 
@@ -62,24 +65,22 @@ class PaddedBackbone:
         model: PreTrainedModel,
         *,
         has_global: bool = False,
-        together: Together | None = None,
+        padding: PaddingPolicy | None = None,
         max_positions: int | None = None,
     ) -> None:
         self._model: Any = model
         self._has_global = has_global
-        self._together = together or Together()
-        self.cost = self._together.cost
+        self._padding = padding or PaddingPolicy()
+        self.cost = self._padding.cost
+        self.name = self.cost.value
         self.max_positions = max_positions
 
-    def rows(self, batch: Sequence[ModelInput]) -> torch.Tensor:
-        """Return the hidden states at each sample's reads, ``[reads of the batch, hidden]``."""
-        return torch.cat(self._together.run(batch, self.forward))
+    def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
+        """Return the hidden states at each sample's reads; every token is computed."""
+        states = self._padding.run(batch, self.run_padded)
+        return ReadStates(torch.cat(states), [one.num_tokens for one in batch])
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Return the tokens that each sample adds to the work: every sample is computed whole."""
-        return [one.num_tokens for one in batch]
-
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         """Run samples in one padded pass; return each one's states, ``[reads, hidden]``."""
         inputs = pad_batch(batch, self._model)
         if self._has_global:
@@ -92,8 +93,8 @@ class PaddedBackbone:
             for row, one in enumerate(batch)
         ]
 
-    def forget(self) -> None:
-        """Remember nothing, as ever."""
+    def clear_prefix_cache(self) -> None:
+        """Do nothing: there is none."""
 
 
 def pad_batch(batch: Sequence[ModelInput], model: Any) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -69,14 +69,11 @@ class RewardModel(Protocol):
     def dtype(self) -> str | None:
         """The precision that it computes in, as torch calls it; None where that is not known."""
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Return the tokens that each sample adds to a batch's work, padding not counted."""
-
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Turn samples into features, one answer a sample, in order."""
 
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
-        """Run one batch; return float32 rows on the CPU, ``[reads, outputs]`` a sample."""
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
+        """Run one batch; return rows of outputs a sample, and the tokens computed for each."""
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
@@ -111,18 +108,14 @@ class NeuralRewardModel:
         """The precision that the network computes in."""
         return str(self._network.dtype).removeprefix("torch.")
 
-    def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Return the tokens that each sample adds to a batch's work, padding not counted."""
-        return self._network.num_computed(batch)
+    def clear_prefix_cache(self) -> None:
+        """Free the keys and values of earlier batches."""
+        self._network.clear_prefix_cache()
 
-    def forget(self) -> None:
-        """Free what is remembered of batches before."""
-        self._network.forget()
-
-    def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Run one batch."""
         with MODEL_INIT_LOCK.shared():
-            return self._network.outputs(batch)
+            return self._network.forward(batch)
 
 
 def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:

@@ -190,12 +190,12 @@ class _Files:
 class Loader:
     """Loads models onto one device; models on one checkpoint share its tokenizer and its base.
 
-    ``max_remembered_bytes`` bounds what each causal model keeps of prompts for later batches.
+    ``max_remembered_bytes`` bounds the prefix cache of each causal model.
     """
 
     def __init__(self, device: torch.device, *, max_remembered_bytes: int = 0) -> None:
         self._device = device
-        self._max_remembered_bytes = max_remembered_bytes
+        self._prefix_cache_bytes = max_remembered_bytes
         self._bases: dict[CheckpointSource, BaseModel] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests: dict[Path, str] = {}
@@ -222,7 +222,7 @@ class Loader:
             _dtype(spec, self._device),
             self._device,
             spec.trust_remote_code,
-            self._max_remembered_bytes,
+            self._prefix_cache_bytes,
         )
         if folder not in self._digests:
             self._stamps[folder] = checkpoint.stamps(folder)

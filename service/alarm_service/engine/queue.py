@@ -108,9 +108,12 @@ def _beginning(work: QueuedSample) -> tuple[str, tuple[int, ...]]:
 
 def _own_tokens(first: QueuedSample, work: QueuedSample) -> int:
     """Count the tokens that work adds beside work that begins alike."""
-    ids = work.features.ids
-    known = common_prefix_length(first.features.ids, ids, 0)
-    return len(ids) - (known if known >= MIN_SHARED_PREFIX else 0)
+    before = first.features.ids_of_sequences
+    num_own = 0
+    for ids in work.features.ids_of_sequences:
+        shared = max(common_prefix_length(one, ids, 0) for one in before)
+        num_own += len(ids) - (shared if shared >= MIN_SHARED_PREFIX else 0)
+    return num_own
 
 
 def next_batch(

@@ -149,5 +149,5 @@ class TimedOutSamples:
 
 
 def _digest(model: LoadedModel, features: ModelInput) -> bytes:
-    content = (model.fingerprint, features.ids, features.token_type_ids, features.read_positions)
+    content = (model.fingerprint, features.sequences)
     return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()

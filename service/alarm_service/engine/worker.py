@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import BatchLayout, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.types import Score
@@ -95,9 +95,9 @@ _RELIEF_S = 5.0
 
 
 @runtime_checkable
-class _Forgets(Protocol):
-    def forget(self) -> None:
-        """Keep nothing of batches before."""
+class _HasPrefixCache(Protocol):
+    def clear_prefix_cache(self) -> None:
+        """Free the keys and values of earlier batches."""
 
 
 class DeviceWorker:
@@ -183,7 +183,7 @@ class DeviceWorker:
             "(--forward-timeout-s)"
         )
         MODEL_INIT_LOCK.give_up(worker.ident)
-        self._forget(suspects[0])
+        self._clear_prefix_cache(suspects[0])
         self.metrics.pass_given_up(model)
         self._charge(suspects, self.forward_timeout_s)
         can_go_on = self._is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
@@ -265,11 +265,11 @@ class DeviceWorker:
     def _charge(self, works: Sequence[QueuedSample], seconds: float) -> None:
         self.waiting.ran(works, [work.features.num_tokens for work in works], seconds)
 
-    def _forget(self, work: QueuedSample) -> None:
-        """Have the model begin anew: the pass that was given up may yet add to what it knows."""
+    def _clear_prefix_cache(self, work: QueuedSample) -> None:
+        """Start with a new prefix cache: the abandoned pass may still insert into the old one."""
         model = work.model.replica(self.index)
-        if isinstance(model, _Forgets):
-            model.forget()
+        if isinstance(model, _HasPrefixCache):
+            model.clear_prefix_cache()
 
 
 @dataclass(eq=False)
@@ -426,20 +426,18 @@ class _Worker:
             watching.enter_context(self._device.metrics.forwarding(name))
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
-            outputs = model.forward(features)
-        if len(outputs) != len(works):
-            raise RuntimeError(f"{len(outputs)} outputs for {len(works)} samples")
+            output = model.forward(features)
+        if len(output) != len(works):
+            raise RuntimeError(f"{len(output)} outputs for {len(works)} samples")
         with self._device.metrics.reading(name):
-            return _read(model, features, outputs)
+            return _read(model, features, output)
 
 
 def _read(
-    model: RewardModel, features: Sequence[ModelInput], outputs: Sequence[torch.Tensor]
+    model: RewardModel, features: Sequence[ModelInput], output: ForwardOutput
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    for one, rows, num_computed in zip(
-        features, outputs, model.num_computed(features), strict=True
-    ):
+    for one, rows, num_computed in zip(features, output, output.num_computed, strict=True):
         try:
             score = model.read(one, rows)
             outcomes.append(replace(score, num_computed_tokens=num_computed))

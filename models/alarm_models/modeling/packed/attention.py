@@ -1,42 +1,120 @@
-"""The SDPA attention backend of packed batches, and attention for read positions alone."""
+"""The attention backend: how a transformer attends over a packed batch.
+
+A backend is found by transformers' models under its name; the probe (`backend_selection`) chooses
+the fastest exact one: `varlen.VarlenBackend`, else `sdpa.SdpaBackend`. What is the same for all,
+attention for read positions alone, is here too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from alarm_models.modeling.packed.batch import PackedBatch, get_forward_context
-from alarm_models.modeling.packed.kernels import (
-    AttentionOutput,
-    Window,
-    attend,
-    attend_blocks,
-    mask_to_bias,
-    merge_attention,
-    window_blocks,
-)
+from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, get_forward_context
+from alarm_models.modeling.packed.kernels import Window, attend, mask_to_bias
 from alarm_models.types import Span
 
-__all__ = ["PACKED", "ReadBatch", "attend_reads", "group_reads", "packed_attention"]
+__all__ = [
+    "AttentionBackend",
+    "ReadBatch",
+    "attend_reads",
+    "group_reads",
+    "use_attention_backend",
+]
+
+
+class AttentionBackend(Protocol):
+    """A way to attend over a packed batch, all of whose tokens are queries."""
+
+    @property
+    def name(self) -> str:
+        """What transformers' models and the log call it."""
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Say whether it runs there, in that precision."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        context: ForwardContext,
+        *,
+        scale: float,
+        causal: bool,
+        window: Window | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        """Attend from the row's tokens to the batch's keys, each within its sample.
+
+        ``query`` is ``[1, heads, tokens, dim]``, ``key`` and ``value`` ``[1, heads, keys, dim]`` of
+        as many heads or fewer; returns ``[1, tokens, heads, dim]``. ``window`` is given where it
+        cuts samples, which then share no prefix; ``softcap`` is Gemma 2's. Raises `ValueError` for
+        what the backend cannot do.
+        """
+
+
+def use_attention_backend(model: PreTrainedModel, backend: AttentionBackend) -> None:
+    """Have a model's layers attend by a backend, over the batch of the forward context."""
+    AttentionInterface.register(backend.name, partial(_attention_function, backend))
+    model.set_attn_implementation(backend.name)
+
+
+def _attention_function(
+    backend: AttentionBackend,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' attention functions do.
+
+    ``sliding_window`` counts the tokens that a token sees on a side, itself among them.
+    """
+    context = get_forward_context()
+    key, value = context.with_cached_kv(module, key, value)
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    window = None
+    if sliding_window is not None and context.batch.is_cut_by(sliding_window):
+        window = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
+    out = backend.attend(
+        query,
+        key,
+        value,
+        context,
+        scale=scaling or query.shape[-1] ** -0.5,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+    )
+    return out, None
+
 
 #: The most keys gathered at once: beyond, copying them costs more than the calls it saves.
 _MAX_KEYS = 8192
 
-#: How much longer than the shortest sample of a reading the longest may be, and tokens beside.
+#: How much longer than its shortest sample a read batch's longest may be, and tokens beside.
 _MAX_WASTE, _FREE_TOKENS = 1.25, 8
 
 
 class ReadBatch(NamedTuple):
-    """Some samples' reads, and the keys that they look among.
+    """Some samples' reads, and the keys that they attend to.
 
     ``queries`` is ``[samples, reads]``, numbers of reads; ``keys`` is ``[samples, keys]``, where
-    keys stand; ``mask``, ``[samples, 1, reads, keys]``, is true where a read sees a key, None for
-    all.
-    Where samples differ in number the last read and the first key are repeated.
+    keys are; ``mask``, ``[samples, 1, reads, keys]``, is true where a read sees a key, None for
+    all. Where samples differ in number the last read and the first key are repeated.
     """
 
     queries: torch.Tensor
@@ -59,7 +137,7 @@ def group_reads(
     window: int | None,
     device: torch.device,
 ) -> Iterator[ReadBatch]:
-    """Yield readings that together cover all reads, (sample, place in it), sorted by sample.
+    """Yield read batches that together cover all reads, (sample, place in it), sorted by sample.
 
     ``window`` counts the tokens that a token sees on a side, itself among them.
     """
@@ -121,83 +199,6 @@ def _read_batch(samples: Sequence[_SampleReads], device: torch.device) -> ReadBa
     return ReadBatch(torch.tensor(queries, device=device), torch.tensor(keys, device=device), mask)
 
 
-#: The name under which transformers' models find our attention.
-PACKED = "alarm_packed"
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' attention functions do: ``[1, heads, tokens, dim]`` in.
-
-    Returns ``[1, tokens, heads, dim]``. ``sliding_window`` counts the tokens that a token sees on
-    a side, itself among them; ``softcap`` is Gemma 2's.
-    """
-    row = get_forward_context()
-    layout = row.batch
-    key, value = row.with_cached_kv(module, key, value)
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    scale = scaling or query.shape[-1] ** -0.5
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
-    target = out.transpose(1, 2)
-    if sliding_window is not None and layout.is_cut_by(sliding_window):
-        band = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
-        blocks = row.cached(window_blocks, query.device, query.dtype, band)
-        attend_blocks(query, key, value, target, scale, blocks, softcap)
-    else:
-        _attend_nodes(query, key, value, target, layout, scale, causal, softcap)
-    return out, None
-
-
-def _attend_nodes(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    target: torch.Tensor,
-    layout: PackedBatch,
-    scale: float,
-    causal: bool,
-    softcap: float | None,
-) -> None:
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, tokens]
-    for run in layout.nodes:
-        if run.row.start == run.row.end:
-            continue
-        own, keys = slice(*run.row), slice(*run.keys)
-        target[:, :, own], lse[:, :, own] = attend(
-            query[:, :, own],
-            key[:, :, keys],
-            value[:, :, keys],
-            scale,
-            causal=causal,
-            softcap=softcap,
-        )
-    if not layout.is_shared:
-        return
-    for run in layout.nodes:
-        # Parents come before their continuations, whose own part is there by now.
-        if run.subtree_end > run.row.end and run.keys.end > run.keys.start:
-            keys, after = slice(*run.keys), slice(run.row.end, run.subtree_end)
-            seen = attend(
-                query[:, :, after], key[:, :, keys], value[:, :, keys], scale, softcap=softcap
-            )
-            mine = AttentionOutput(target[:, :, after], lse[:, :, after])
-            target[:, :, after], lse[:, :, after] = merge_attention(mine, seen)
-
-
 def attend_reads(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -208,37 +209,34 @@ def attend_reads(
     causal: bool,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend for the current row's reads alone, over the keys of their samples' tokens.
+    """Attend for the running batch's reads alone, over the keys of their samples' tokens.
 
-    ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` is as in
-    `packed_attention`.
+    ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` counts
+    the tokens that a token sees on a side, itself among them.
     """
-    row = get_forward_context()
-    key, value = row.with_cached_kv(module, key, value)
+    context = get_forward_context()
+    key, value = context.with_cached_kv(module, key, value)
     groups = query.shape[1] // key.shape[1]
     out = query.new_empty(query.transpose(1, 2).shape)
-    some_reads = group_reads(
-        row.batch, row.reads, causal=causal, window=window, device=query.device
+    read_batches = group_reads(
+        context.batch, context.reads, causal=causal, window=window, device=query.device
     )
-    for some in some_reads:
-        keys, values = (_gather_tokens(states, some.keys, groups) for states in (key, value))
-        queries = query[0][:, some.queries].transpose(0, 1)  # [batch, heads, queries, dim]
-        bias = None if some.mask is None else mask_to_bias(some.mask, query.dtype)
+    for reads in read_batches:
+        keys, values = (_gather_tokens(states, reads.keys, groups) for states in (key, value))
+        queries = query[0][:, reads.queries].transpose(0, 1)  # [batch, heads, queries, dim]
+        bias = None if reads.mask is None else mask_to_bias(reads.mask, query.dtype)
         attended = attend(queries, keys, values, scale, bias=bias).out
-        out[0, some.queries] = attended.transpose(1, 2)
+        out[0, reads.queries] = attended.transpose(1, 2)
     return out
 
 
 def _gather_tokens(states: torch.Tensor, places: torch.Tensor, times: int) -> torch.Tensor:
     """Take the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``, each head so often.
 
-    Returns ``[batch, heads * times, keys, dim]``. A token's heads lie side by side and are copied
-    in one piece.
+    Returns ``[batch, heads * times, keys, dim]``. A token's heads are contiguous and copied in
+    one piece.
     """
     tokens = states[0].transpose(0, 1)  # [tokens, heads, dim]
     rows = tokens.index_select(0, places.flatten())
     taken = rows.view(*places.shape, *tokens.shape[1:]).transpose(1, 2)
     return taken if times == 1 else taken.repeat_interleave(times, 1)
-
-
-AttentionInterface.register(PACKED, packed_attention)

@@ -98,9 +98,9 @@ _SIZE = 128
 
 
 class Window(NamedTuple):
-    """What a token sees of its own run: so many tokens before it and after it, and itself.
+    """What a token sees of its own sample: so many tokens before it and after it, and itself.
 
-    With ``first_is_global`` every token sees the run's first one too, wherever it stands.
+    With ``first_is_global`` every token sees the sample's first one too, wherever it is.
     """
 
     back: int
@@ -109,9 +109,9 @@ class Window(NamedTuple):
 
 
 class AttentionBlock(NamedTuple):
-    """Neighbouring queries, and the keys that any of them sees, as they stand in the row.
+    """Neighbouring queries, and the keys that any of them sees, by their places in the row.
 
-    ``first`` is where their run's first token stands, where they see it although it is not among
+    ``first`` is where their node's first token is, if they see it although it is not among
     the keys. ``bias``, ``[queries, keys]``, the first token's before the others, is added to
     logits; None where every query sees every key.
     """
@@ -123,40 +123,42 @@ class AttentionBlock(NamedTuple):
 
 
 def window_blocks(
-    layout: PackedBatch, device: torch.device, dtype: torch.dtype, band: Window
+    batch: PackedBatch, device: torch.device, dtype: torch.dtype, window: Window
 ) -> list[AttentionBlock]:
-    """Cut a row's runs, none of which goes on in others, into blocks."""
+    """Cut the nodes of a batch, none of which has descendants, into blocks."""
 
     @cache
     def bias(queries: int, keys: int, offset: int, with_first: bool) -> torch.Tensor | None:
         # From each query, ``offset`` after the first key, to each key.
         distance = torch.arange(keys) - torch.arange(offset, offset + queries).unsqueeze(1)
-        mask = (distance >= -band.back) & (distance <= band.ahead)
-        if band.first_is_global:
+        mask = (distance >= -window.back) & (distance <= window.ahead)
+        if window.first_is_global:
             if with_first:
                 mask = torch.cat([mask.new_ones(queries, 1), mask], 1)
             mask[:, 0] = True
         return None if bool(mask.all()) else mask_to_bias(mask, dtype).to(device)
 
     found = []
-    for run in layout.nodes:
-        for (start, end), (low, high) in _query_blocks(run.row, band):
-            has_first = band.first_is_global and low > run.row.start
-            first = slice(run.row.start, run.row.start + 1) if has_first else None
+    for node in batch.nodes:
+        for (start, end), (low, high) in _query_blocks(node.row, window):
+            has_first = window.first_is_global and low > node.row.start
+            first = slice(node.row.start, node.row.start + 1) if has_first else None
             seen = bias(end - start, high - low, start - low, has_first)
             found.append(AttentionBlock(slice(start, end), slice(low, high), first, seen))
     return found
 
 
-def _query_blocks(row: Span, band: Window) -> Iterator[tuple[Span, Span]]:
-    """Yield neighbouring queries of a run, with the keys that any of them sees."""
-    # Where everybody sees everybody one block is cheapest.
-    size = _SIZE if row.end - row.start > min(band.back, band.ahead) + 1 else row.end - row.start
+def _query_blocks(row: Span, window: Window) -> Iterator[tuple[Span, Span]]:
+    """Yield neighbouring queries of a node, with the keys that any of them sees."""
+    # Where every token sees every other one block is cheapest.
+    size = (
+        _SIZE if row.end - row.start > min(window.back, window.ahead) + 1 else row.end - row.start
+    )
     for start in range(row.start, row.end, max(size, 1)):
         end = min(start + size, row.end)
         yield (
             Span(start, end),
-            Span(max(start - band.back, row.start), min(end + band.ahead, row.end)),
+            Span(max(start - window.back, row.start), min(end + window.ahead, row.end)),
         )
 
 

@@ -18,7 +18,7 @@ _LIKE_BERT = {"bert", "roberta", "xlm-roberta", "camembert"}
 
 
 class LastLayerAtReads(torch.nn.Module):
-    """Stands in for a last layer: all tokens in, ``[1, reads, hidden]`` out.
+    """Replaces a last layer: all tokens in, ``[1, reads, hidden]`` out.
 
     Keys and values are needed of every token; queries and the rest of the layer only of the reads.
     """
@@ -61,8 +61,8 @@ class _LlamaLastLayer(LastLayerAtReads):
             ),
         )
         states = hidden_states[:, places] + attention.o_proj(attended.flatten(2))
-        trimmed: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
-        return trimmed
+        at_reads: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
+        return at_reads
 
     def _heads(self, states: torch.Tensor, norm: str) -> torch.Tensor:
         attention = self._weights.self_attn
@@ -87,24 +87,24 @@ class _BertLastLayer(LastLayerAtReads):
             attention, query, key, value, scale=attention.scaling, causal=False, window=None
         )
         states = layer.attention.output(attended.flatten(2), reads)
-        trimmed: torch.Tensor = layer.feed_forward_chunk(states)
-        return trimmed
+        at_reads: torch.Tensor = layer.feed_forward_chunk(states)
+        return at_reads
 
 
 def prune_last_layer(model: PreTrainedModel) -> bool:
-    """Put a trimmed last layer into a model, where we know its kind; say whether it was."""
+    """Have a model compute its last layer at the reads alone, if its type is known; say whether."""
     kind = model.config.get_text_config().model_type
     kinds = ((_LIKE_LLAMA, _LlamaLastLayer), (_LIKE_BERT, _BertLastLayer))
-    for like, trimmed in kinds:
-        if kind in like:
+    for model_types, last_layer in kinds:
+        if kind in model_types:
             layers = _layers(model)
-            layers[-1] = trimmed(layers[-1])
+            layers[-1] = last_layer(layers[-1])
             return True
     return False
 
 
 def restore_last_layer(model: PreTrainedModel) -> None:
-    """Put the whole last layer back, where it was trimmed."""
+    """Put the whole last layer back, where it was pruned."""
     if model.config.get_text_config().model_type in _LIKE_LLAMA | _LIKE_BERT:
         layers = _layers(model)
         last = layers[-1]

@@ -1,4 +1,4 @@
-"""Longformer over a row of packed samples: exact banded attention, no padding to the window."""
+"""Longformer over a packed batch: exact sliding-window attention, no padding to the window."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.modeling.packed.attention import attend_reads
+from alarm_models.modeling.packed.attention import AttentionBackend, attend_reads
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
-from alarm_models.modeling.packed.kernels import Window, attend, attend_blocks, window_blocks
-from alarm_models.modeling.packed.varlen import attend_within, varlen_batches
+from alarm_models.modeling.packed.kernels import Window, attend
 
 __all__ = ["PackedLongformer"]
 
@@ -21,60 +20,59 @@ class PackedLongformer:
     A token sees ``attention_window / 2`` tokens on each side of its own sample, which is what
     transformers computes in overlapping chunks padded to the window. With ``has_global`` each
     sample's first token sees all of it, through projections of its own, and is seen by all: so do
-    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1). Without,
-    ``is_varlen`` attends by one kernel call a layer.
+    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1).
     """
 
     def __init__(
-        self, model: LongformerModel, *, has_global: bool, is_varlen: bool = False
+        self, model: LongformerModel, backend: AttentionBackend, *, has_global: bool
     ) -> None:
         self._model: Any = model
+        self._backend = backend
         self._has_global = has_global
-        self._is_varlen = is_varlen and not has_global
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, row: ForwardContext
+        self, ids: torch.Tensor, positions: torch.Tensor, context: ForwardContext
     ) -> torch.Tensor:
-        """Return the last hidden states of the row's reads, ``[1, reads, hidden]``.
+        """Return the last hidden states of the batch's reads, ``[1, reads, hidden]``.
 
-        ``ids`` and ``positions`` are ``[1, tokens]``; the row is the one that is running. The last
-        layer attends and goes on for the reads alone.
+        ``ids`` and ``positions`` are ``[1, tokens]``. The last layer runs for the reads alone.
         """
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
         *layers, last = self._model.encoder.layer
         for layer in layers:
-            attended = self._attend(layer.attention.self, states, row)
+            attended = self._attend(layer.attention.self, states, context)
             states = _finished(layer, attended, states)
-        attended = self._attend_for_reads(last.attention.self, states, row)
-        return _finished(last, attended, states[:, row.read_places])
+        attended = self._attend_for_reads(last.attention.self, states, context)
+        return _finished(last, attended, states[:, context.read_places])
 
-    def _attend(self, weights: Any, states: torch.Tensor, row: ForwardContext) -> torch.Tensor:
+    def _attend(self, weights: Any, states: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         query, key, value = (
             _heads(project(states), weights.num_heads)
             for project in (weights.query, weights.key, weights.value)
         )
-        side, scale = weights.one_sided_attn_window_size, weights.head_dim**-0.5
-        if self._is_varlen:
-            levels = row.cached(varlen_batches, states.device)
-            within = attend_within(query, key, value, levels, scale, (side, side))
-            return within.transpose(1, 2).flatten(2)
-        out = query.new_empty(states.shape)  # [1, tokens, hidden]
-        target = _heads(out, weights.num_heads)
-        band = Window(side, side, self._has_global)
-        blocks = row.cached(window_blocks, query.device, query.dtype, band)
-        attend_blocks(query, key, value, target, scale, blocks)
+        side = weights.one_sided_attn_window_size
+        attended = self._backend.attend(
+            query,
+            key,
+            value,
+            context,
+            scale=weights.head_dim**-0.5,
+            causal=False,
+            window=Window(side, side, self._has_global),
+        )
+        out = attended.flatten(2)  # [1, tokens, hidden]
         if self._has_global:
-            self._attend_globally(weights, states, target, row.batch)
+            self._attend_globally(weights, states, _heads(out, weights.num_heads), context.batch)
         return out
 
     def _attend_for_reads(
-        self, weights: Any, states: torch.Tensor, row: ForwardContext
+        self, weights: Any, states: torch.Tensor, context: ForwardContext
     ) -> torch.Tensor:
         if not self._has_global:
             query, key, value = (
                 _heads(project(of), weights.num_heads)
                 for project, of in (
-                    (weights.query, states[:, row.read_places]),
+                    (weights.query, states[:, context.read_places]),
                     (weights.key, states),
                     (weights.value, states),
                 )
@@ -84,22 +82,22 @@ class PackedLongformer:
                 weights, query, key, value, scale=scale, causal=False, window=window
             )
             return attended.flatten(2)
-        if any(place > 0 for _, place in row.reads):
-            return self._attend(weights, states, row)[:, row.read_places]
+        if any(place > 0 for _, place in context.reads):
+            return self._attend(weights, states, context)[:, context.read_places]
         out = torch.empty_like(states)
-        self._attend_globally(weights, states, _heads(out, weights.num_heads), row.batch)
-        return out[:, row.read_places]
+        self._attend_globally(weights, states, _heads(out, weights.num_heads), context.batch)
+        return out[:, context.read_places]
 
     def _attend_globally(
-        self, weights: Any, states: torch.Tensor, target: torch.Tensor, layout: PackedBatch
+        self, weights: Any, states: torch.Tensor, target: torch.Tensor, batch: PackedBatch
     ) -> None:
         key, value = (
             _heads(project(states), weights.num_heads)
             for project in (weights.key_global, weights.value_global)
         )
         scale = weights.head_dim**-0.5
-        for run in layout.nodes:
-            own, first = slice(*run.row), slice(run.row.start, run.row.start + 1)
+        for node in batch.nodes:
+            own, first = slice(*node.row), slice(node.row.start, node.row.start + 1)
             query = _heads(weights.query_global(states[:, first]), weights.num_heads)
             target[:, :, first] = attend(query, key[:, :, own], value[:, :, own], scale).out
 

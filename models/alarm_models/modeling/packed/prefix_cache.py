@@ -1,29 +1,43 @@
-"""PrefixCache: keys and values of earlier batches, found by bisection, evicted by bytes."""
+"""The prefix cache: keys and values (KV cache) of earlier batches, so that prefill skips them.
+
+- Store: `CachedBatch`, a packed batch that ran, with the keys and values of each layer.
+- Lookup: `PrefixCache.lookup`, the longest cached prefix of a sample, found by bisection.
+- Splice: `BatchKV`, which puts cached keys and values among those of a running batch.
+- Eviction: `PrefixCache.insert`, oldest batch first (FIFO), by bytes and by number of batches.
+- Policy: `PrefixCaches`, which samples may use which cache.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.packed.positions import Lengths
 from alarm_models.types import Span
 
 __all__ = [
     "MIN_SHARED_PREFIX",
+    "BatchKV",
     "CacheHit",
     "CachedBatch",
     "Ids",
     "PrefixCache",
+    "PrefixCaches",
     "common_prefix_length",
     "spans_within",
 ]
 
-#: A shared beginning shorter than this is not worth a run of its own.
+#: A shared prefix shorter than this is not worth a node of its own.
 MIN_SHARED_PREFIX = 16
+
+#: Batches that are kept, however small: a prompt that is seen again is mostly seen soon.
+_MAX_BATCHES = 64
 
 #: Token ids, or token ids with their types.
 Ids = tuple[int, ...] | tuple[tuple[int, int], ...]
@@ -41,17 +55,25 @@ def common_prefix_length(one: Ids, other: Ids, known: int) -> int:
     return low
 
 
-#: Rows that are kept, however small: a prompt that is seen again is mostly seen soon.
-_MAX_ROWS = 64
+def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:
+    """Return where a span of a sample's tokens is, given the spans that make the sample up."""
+    found: list[Span] = []
+    passed = 0
+    for start, end in pieces:
+        first, last = max(tokens.start - passed, 0), min(tokens.end - passed, end - start)
+        if first < last:
+            found.append(Span(start + first, start + last))
+        passed += end - start
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedBatch:
-    """A row that ran: its samples, where their keys stand, and each layer's keys and values.
+    """A packed batch that ran: its samples, where their keys are, each layer's keys and values.
 
-    ``pieces`` holds for each sample the spans of the keys that make it up, in order; ``layers``
-    for each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` whose each sample is,
-    where that is not the same nobody for all.
+    ``key_spans`` has for each sample the spans of the keys that make it up, in order; ``layers``
+    for each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each
+    sample, or nothing where none has one.
     """
 
     samples: Sequence[Ids]
@@ -68,7 +90,7 @@ class CachedBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheHit:
-    """Tokens of a sample that a past row holds, as spans of that row's keys."""
+    """Tokens of a sample that are cached, as spans of the keys of a cached batch."""
 
     batch: CachedBatch
     spans: tuple[Span, ...]
@@ -78,36 +100,71 @@ class CacheHit:
         return sum(end - start for start, end in self.spans)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchKV:
+    """The keys and values of a running batch by layer, cached ones spliced in.
+
+    ``hits`` says which keys of the batch are cached, in order. ``layers`` fills as the layers run.
+    """
+
+    hits: Sequence[tuple[Span, CacheHit]]
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def update(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Splice and keep a layer's keys and values of the row, ``[1, heads, tokens, dim]``.
+
+        Returns ``[1, heads, keys, dim]`` each.
+        """
+        if self.hits:
+            key, value = self._splice(key, layer, 0), self._splice(value, layer, 1)
+        self.layers[layer] = (key, value)
+        return key, value
+
+    def _splice(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
+        """Put the row's keys (kind 0) or values (1) in their places among the cached ones."""
+        parts: list[torch.Tensor] = []
+        num_placed = num_cached = 0
+        for (start, end), hit in self.hits:
+            before, num_placed = num_placed, start - num_cached
+            cached = hit.batch.layers[layer][kind]
+            parts.append(states[:, :, before:num_placed])
+            parts += (cached[:, :, slice(*span)] for span in hit.spans)
+            num_cached += end - start
+        return torch.cat([*parts, states[:, :, num_placed:]], 2)
+
+
 class _Entry(NamedTuple):
-    """A sample of a past row, by its owner and its ids."""
+    """A sample of a cached batch, by its owner and its ids."""
 
     owner: str
     ids: Ids
-    past: CachedBatch
+    batch: CachedBatch
     sample: int
 
 
 class PrefixCache:
-    """Keeps past rows, the newest as long as all together stay under a number of bytes."""
+    """Keeps the newest batches, as long as all together stay under a number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._pasts: deque[CachedBatch] = deque()
-        #: Sorted by ids: who begins most like some ids stands next to where they would stand.
+        self._batches: deque[CachedBatch] = deque()
+        #: Sorted by owner and ids: what shares the longest prefix with some ids is next to them.
         self._entries: list[_Entry] = []
         self.num_bytes = 0
 
     def lookup(self, ids: Ids, depth: int, owner: str = "") -> CacheHit | None:
-        """Find an owner's ids from ``depth`` on, as many as are known.
+        """Find an owner's ids from ``depth`` on, as many as are cached.
 
         None for too few to be worth it.
         """
         at = bisect_left(self._entries, (owner, ids), key=_key)
-        near = self._entries[max(at - 1, 0) : at + 1]
+        neighbours = self._entries[max(at - 1, 0) : at + 1]
         end, best = max(
             (
                 (common_prefix_length(entry.ids, ids, 0), entry)
-                for entry in near
+                for entry in neighbours
                 if entry.owner == owner
             ),
             key=lambda found: found[0],
@@ -115,45 +172,70 @@ class PrefixCache:
         )
         if best is None or end < depth + MIN_SHARED_PREFIX:
             return None
-        pieces = best.past.key_spans[best.sample]
-        return CacheHit(best.past, tuple(spans_within(pieces, Span(depth, end))))
+        key_spans = best.batch.key_spans[best.sample]
+        return CacheHit(best.batch, tuple(spans_within(key_spans, Span(depth, end))))
 
-    def insert(self, past: CachedBatch) -> None:
-        """Keep a row, and forget the oldest where those are too many."""
-        if past.num_bytes > self._max_bytes:
+    def insert(self, batch: CachedBatch) -> None:
+        """Keep a batch, and evict the oldest ones where those are too many."""
+        if batch.num_bytes > self._max_bytes:
             return
-        self._pasts.append(past)
-        self.num_bytes += past.num_bytes
-        for sample, ids in enumerate(past.samples):
+        self._batches.append(batch)
+        self.num_bytes += batch.num_bytes
+        for sample, ids in enumerate(batch.samples):
             if len(ids) >= MIN_SHARED_PREFIX:
-                owner = past.owners[sample] if past.owners else ""
-                insort(self._entries, _Entry(owner, ids, past, sample), key=_key)
-        while self.num_bytes > self._max_bytes or len(self._pasts) > _MAX_ROWS:
+                owner = batch.owners[sample] if batch.owners else ""
+                insort(self._entries, _Entry(owner, ids, batch, sample), key=_key)
+        while self.num_bytes > self._max_bytes or len(self._batches) > _MAX_BATCHES:
             self._evict_oldest()
 
     def clear(self) -> None:
-        """Keep nothing."""
-        self._pasts.clear()
+        """Evict everything."""
+        self._batches.clear()
         self._entries.clear()
         self.num_bytes = 0
 
     def _evict_oldest(self) -> None:
-        oldest = self._pasts.popleft()
+        oldest = self._batches.popleft()
         self.num_bytes -= oldest.num_bytes
-        self._entries = [entry for entry in self._entries if entry.past is not oldest]
+        self._entries = [entry for entry in self._entries if entry.batch is not oldest]
 
 
 def _key(entry: _Entry) -> tuple[str, Ids]:
     return entry.owner, entry.ids
 
 
-def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:
-    """Return where a span of a sample's tokens stands, given the spans that make the sample up."""
-    found: list[Span] = []
-    passed = 0
-    for start, end in pieces:
-        first, last = max(tokens.start - passed, 0), min(tokens.end - passed, end - start)
-        if first < last:
-            found.append(Span(start + first, start + last))
-        passed += end - start
-    return found
+class PrefixCaches:
+    """A model's prefix caches, one for each class of lengths, of equal shares of ``max_bytes``.
+
+    With 0 bytes there is none. Sequences of different classes have different positions (see
+    `Lengths`), so that their keys differ. Past an open end each length has frequencies of its own,
+    and nothing is cached.
+    """
+
+    def __init__(self, max_bytes: int, lengths: Lengths) -> None:
+        self._lengths = lengths
+        self._max_bytes = max_bytes // max(lengths.num_classes, 1)
+        self._caches = self._new()
+
+    def __bool__(self) -> bool:
+        """Whether anything is ever cached."""
+        return bool(self._caches)
+
+    def select(self, batch: Sequence[ModelInput]) -> PrefixCache | None:
+        """Return the cache of sequences of one class of lengths; None where they are not cached.
+
+        Sequences with token types are not.
+        """
+        if any(one.token_type_ids for one in batch):
+            return None
+        return self._caches.get(self._lengths.of(batch[0].num_tokens))
+
+    def clear(self) -> None:
+        """Evict everything; a batch that still runs adds nothing to the caches that follow."""
+        for cache in self._caches.values():
+            cache.clear()
+        self._caches = self._new()
+
+    def _new(self) -> dict[int, PrefixCache]:
+        num = self._lengths.num_classes if self._max_bytes else 0
+        return {number: PrefixCache(self._max_bytes) for number in range(num)}
