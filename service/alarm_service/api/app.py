@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
@@ -24,7 +25,6 @@ from alarm_service.api.auth import (
 )
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
-from alarm_service.api.compat.common import label_of
 from alarm_service.api.drain import AnswerAtEnd
 from alarm_service.api.error_handlers import add_error_handlers
 from alarm_service.api.hosts import RequireHost, allowed_hosts
@@ -54,10 +54,20 @@ from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import NoTraces, Traces, open_traces
 from alarm_service.settings import Settings
 
-__all__ = ["create_app", "create_engine"]
+__all__ = ["API_ROUTES", "create_app", "create_engine"]
 
-_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
-           "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload")  # fmt: skip
+_ROUTERS = (
+    routes.router,
+    status_routes.router,
+    trainers_router.router,
+    pooling_router.router,
+    admin_routes.router,
+)
+
+#: Every route of the API; metrics and logs take their labels from these.
+API_ROUTES = tuple(
+    route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)
+)
 
 
 def create_engine(
@@ -138,17 +148,10 @@ def create_app(
     app.state.settings = settings
     app.state.large_bodies = large_bodies
     app.state.keeper = RecipeManager(engine, sources)
-    app.include_router(routes.router)
-    app.include_router(status_routes.router)
-    app.include_router(trainers_router.router)
-    app.include_router(pooling_router.router)
-    app.include_router(admin_routes.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     add_error_handlers(app)
     return app
-
-
-def _label(path: str) -> str | None:
-    return path if path in _ROUTES else label_of(path)
 
 
 def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
@@ -158,7 +161,7 @@ def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
     return [
         Middleware(RequestIds),
         Middleware(PlainPath),
-        Middleware(AccessLogMiddleware, metrics=engine.metrics, label=_label),
+        Middleware(AccessLogMiddleware, metrics=engine.metrics, routes=API_ROUTES),
         *([Middleware(TracingMiddleware, traces=engine.traces)] if engine.traces.is_on else []),
         Middleware(ResponseDigestMiddleware),
         Middleware(AnswerAtEnd, life=engine.life),

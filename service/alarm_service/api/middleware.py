@@ -7,9 +7,10 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import structlog
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +38,7 @@ __all__ = [
     "TracingMiddleware",
     "content_digest",
     "is_intact",
+    "route_label",
 ]
 
 _log = structlog.get_logger()
@@ -45,17 +47,28 @@ _log = structlog.get_logger()
 _HUNG_UP = 499
 
 
-class AccessLogMiddleware:
-    """Counts, times and logs each request by its label; paths that have none share `other`.
+def route_label(path: str) -> str:
+    """Return the label of a route's path: the path up to its first parameter.
 
-    Errors of one status share a line a second: whoever has no key can cause them without end.
+    So `/compat/vllm/{name:path}/classify` is `/compat/vllm/{name}`: labels are few, and name no
+    recipe.
+    """
+    before, brace, parameter = path.partition("{")
+    return before + brace + parameter.partition("}")[0].partition(":")[0] + "}" * len(brace)
+
+
+class AccessLogMiddleware:
+    """Counts, times and logs each request by its route's label; what no route matches is `other`.
+
+    A request that other middleware refused was not routed: then ``routes`` tell its label. Errors
+    of one status share a line a second: whoever has no key can cause them without end.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, label: Callable[[str], str | None]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
         self._app = app
         self._errors = RepeatedLog()
         self._metrics = metrics
-        self._label = label
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request."""
@@ -78,7 +91,7 @@ class AccessLogMiddleware:
             raise
         finally:
             seconds = time.monotonic() - started
-            route = self._label(scope["path"]) or "other"
+            route = self._label(scope)
             self._metrics.observe_request(route, status, seconds)
             level = "debug" if route.startswith(("/health", "/metrics")) else "info"
             write = getattr(_log, level)
@@ -92,6 +105,14 @@ class AccessLogMiddleware:
                 write("request", **fields, seconds=seconds)
             else:
                 self._errors.write((level, status), write, "request", **fields, seconds=seconds)
+
+    def _label(self, scope: Scope) -> str:
+        route = scope.get("route")
+        if isinstance(route, APIRoute):
+            return route_label(route.path)
+        path = scope["path"]
+        matching = (one.path for one in self._routes if one.path_regex.match(path))
+        return next(map(route_label, matching), "other")
 
 
 class PlainPath:

@@ -52,7 +52,6 @@ __all__ = [
     "TextOptions",
     "TrainerBody",
     "fields_of",
-    "label_of",
     "messages_of",
     "resolve_target",
     "scalar_rewards",
@@ -369,18 +368,3 @@ async def _call(
 CallOf = Annotated[CompatCall, Depends(_call)]
 Name = Annotated[str, Path(description="a recipe or a model", examples=["mini"])]
 Options = Annotated[TextOptions, Query()]
-
-
-_PLAIN = ("/get_reward", "/v1/score/evaluation", "/classify", "/v1/classify", "/pooling",
-          "/v1/embeddings")  # fmt: skip
-_BY_NAME = ("openrlhf", "slime", "miles", "llamafactory", "align-anything", "easyr1", "nemo-gym",
-            "vllm", "sglang")  # fmt: skip
-
-
-def label_of(path: str) -> str | None:
-    """Return a path's label, in which every recipe and model is ``{name}``; None for others'."""
-    if path in _PLAIN:
-        return path
-    trainer = path.removeprefix("/compat/").partition("/")[0]
-    is_known = path.startswith("/compat/") and trainer in _BY_NAME
-    return f"/compat/{trainer}/{{name}}" if is_known else None
