@@ -17,27 +17,28 @@ from starlette.types import Scope
 from alarm_models.recipe.schema import Recipe
 from alarm_service.api import admin_routes, routes, status_routes
 from alarm_service.api.auth import (
+    AllowedHostsMiddleware,
     APIKeyMiddleware,
     RateLimiter,
     RateLimitMiddleware,
+    allowed_hosts,
     body_tokens,
     one_request,
 )
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
-from alarm_service.api.drain import AnswerAtEnd
 from alarm_service.api.error_handlers import add_error_handlers
-from alarm_service.api.hosts import RequireHost, allowed_hosts
 from alarm_service.api.large_bodies import LargeBodies
 from alarm_service.api.middleware import (
     AccessLogMiddleware,
     BodyLimitMiddleware,
-    HeadAsGet,
-    PlainPath,
+    DrainMiddleware,
+    HeadMiddleware,
+    RequestIdMiddleware,
     ResponseDigestMiddleware,
     TracingMiddleware,
+    TrailingSlashMiddleware,
 )
-from alarm_service.api.request_ids import RequestIds
 from alarm_service.api_keys import read_admin_keys, read_keys
 from alarm_service.engine.devices import (
     ModelLoader,
@@ -159,14 +160,14 @@ def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     hosts = allowed_hosts(settings)
     return [
-        Middleware(RequestIds),
-        Middleware(PlainPath),
+        Middleware(RequestIdMiddleware),
+        Middleware(TrailingSlashMiddleware),
         Middleware(AccessLogMiddleware, metrics=engine.metrics, routes=API_ROUTES),
         *([Middleware(TracingMiddleware, traces=engine.traces)] if engine.traces.is_on else []),
         Middleware(ResponseDigestMiddleware),
-        Middleware(AnswerAtEnd, life=engine.life),
-        Middleware(HeadAsGet),
-        *([Middleware(RequireHost, hosts=hosts)] if hosts else []),
+        Middleware(DrainMiddleware, life=engine.life),
+        Middleware(HeadMiddleware),
+        *([Middleware(AllowedHostsMiddleware, hosts=hosts)] if hosts else []),
         Middleware(APIKeyMiddleware, keys=keys, admin_keys=admin_keys),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(

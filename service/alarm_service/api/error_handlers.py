@@ -12,10 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from alarm_models.errors import RecipeError
-from alarm_service.api.disconnect import ClientDisconnected
-from alarm_service.api.request_ids import HEADER, REQUEST_ID
 from alarm_service.errors import (
     BadRequest,
+    ClientDisconnected,
     Invalid,
     NotFound,
     ServiceError,
@@ -23,11 +22,16 @@ from alarm_service.errors import (
     shortened,
 )
 
-__all__ = ["add_error_handlers", "error_response"]
+__all__ = ["REQUEST_ID", "REQUEST_ID_HEADER", "add_error_handlers", "error_response"]
 
 _log = structlog.get_logger()
 
 _MAX_MESSAGE = 4000
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+#: Where the id stands in a request's scope.
+REQUEST_ID = "alarm.request_id"
 
 
 def error_response(error: ServiceError) -> JSONResponse:
@@ -73,7 +77,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def unforeseen(request: Request, error: Exception) -> Response:
         response = error_response(ServiceError("the server failed; its log says why"))
         if REQUEST_ID in request.scope:  # this answer passes no middleware
-            response.headers[HEADER] = request.scope[REQUEST_ID]
+            response.headers[REQUEST_ID_HEADER] = request.scope[REQUEST_ID]
         return response
 
 

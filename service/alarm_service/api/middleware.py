@@ -1,4 +1,4 @@
-"""Middleware: access log, tracing spans, body limits, digests, HEAD."""
+"""Middleware: request ids, access log, tracing, HEAD, draining, body limits and digests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
 
 import structlog
 from fastapi.routing import APIRoute
@@ -15,8 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alarm_service.api.auth import BODY_BYTES, FREE_PATHS
-from alarm_service.api.error_handlers import error_response
-from alarm_service.api.request_ids import REQUEST_ID
+from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
+from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.errors import (
     BodyTimeout,
     CorruptedBody,
@@ -32,16 +34,44 @@ from alarm_service.observability.tracing import Traces
 __all__ = [
     "AccessLogMiddleware",
     "BodyLimitMiddleware",
-    "HeadAsGet",
-    "PlainPath",
+    "DrainMiddleware",
+    "HeadMiddleware",
+    "RequestIdMiddleware",
     "ResponseDigestMiddleware",
     "TracingMiddleware",
+    "TrailingSlashMiddleware",
     "content_digest",
     "is_intact",
     "route_label",
 ]
 
 _log = structlog.get_logger()
+
+_USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestIdMiddleware:
+    """Gives each request its id and each answer the header; an unusable one is replaced."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request under its id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _USABLE_ID.fullmatch(given) else uuid4().hex
+        scope[REQUEST_ID] = request_id
+
+        async def add_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, add_header)
+
 
 #: The status in logs and metrics of a request whose caller hung up (nginx's convention).
 _HUNG_UP = 499
@@ -115,7 +145,7 @@ class AccessLogMiddleware:
         return next(map(route_label, matching), "other")
 
 
-class PlainPath:
+class TrailingSlashMiddleware:
     """Takes a path with a slash at its end for the one without.
 
     A redirect would name whatever host the request named.
@@ -132,7 +162,7 @@ class PlainPath:
         await self._app(scope, receive, send)
 
 
-class HeadAsGet:
+class HeadMiddleware:
     """Answers HEAD as GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -150,6 +180,51 @@ class HeadAsGet:
             await send(message)
 
         await self._app(dict(scope, method="GET"), receive, without_body)
+
+
+class DrainMiddleware:
+    """Answers 503 to every request that still runs when the time of the drain is over.
+
+    Whether it waits for the models, for the device or for the rest of its body: its work is
+    cancelled, and its caller told to ask another server. An answer that was begun is cut short.
+    """
+
+    def __init__(self, app: ASGIApp, life: Lifecycle) -> None:
+        self._app = app
+        self._life = life
+        self._running: set[asyncio.Task[Any]] = set()
+        life.on_end(self._cancel_running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 503."""
+        task = asyncio.current_task()
+        if scope["type"] != "http" or task is None:
+            await self._app(scope, receive, send)
+            return
+        has_started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(message)
+
+        if not self._life.is_over:
+            self._running.add(task)
+            try:
+                await self._app(scope, receive, note_start)
+                return
+            except asyncio.CancelledError:
+                if not self._life.is_over:
+                    raise
+                task.uncancel()
+            finally:
+                self._running.discard(task)
+        if not has_started:
+            await error_response(draining_error())(scope, receive, send)
+
+    def _cancel_running(self) -> None:
+        for task in self._running:
+            task.cancel()
 
 
 class TracingMiddleware:

@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from alarm_models.types import Sample
-from alarm_service.engine.caller import INTERNAL, Caller
-from alarm_service.engine.fairness import VirtualTimes
-from alarm_service.engine.throughput import Throughput
+from alarm_service.engine.fairness import INTERNAL, Caller, VirtualTimes
 from alarm_service.errors import Overloaded
 
-__all__ = ["Admission", "content_of", "estimate_tokens"]
+__all__ = ["Admission", "Throughput", "content_of", "estimate_tokens"]
 
 #: Characters a token, and tokens a template: an estimate, since a full queue tokenises nothing.
 _CHARACTERS_A_TOKEN = 4
@@ -50,6 +48,13 @@ _MAX_RESERVED = 4096
 #: clients wait up to half as long again, to be spread.
 _LATE_TIMES, _LATE_S = 0.5, 10.0
 
+#: What is assumed before anything was measured, and the seconds of measuring that it counts for.
+_ASSUMED_TOKENS_PER_S = 1000.0
+_ASSUMED_S = 1.0
+
+#: The seconds of work in which what was measured before halves its weight.
+_HALF_LIFE_S = 60.0
+
 
 def estimate_tokens(samples: Sequence[Sample]) -> int:
     """Estimate the tokens of samples from their characters, without tokenising them."""
@@ -72,6 +77,32 @@ def content_of(samples: Sequence[Sample]) -> int:
     """
     texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
     return hash(tuple((len(text), text[:_END], text[-_END:]) for text in texts))
+
+
+class Throughput:
+    """Tokens a second, of requests that were done while others waited."""
+
+    def __init__(self, assumed_tokens_per_s: float = _ASSUMED_TOKENS_PER_S) -> None:
+        self._tokens = assumed_tokens_per_s * _ASSUMED_S
+        self._seconds = _ASSUMED_S
+        self._measured_s = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether more was measured than is assumed."""
+        return self._measured_s > _ASSUMED_S
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The tokens done in a second; never 0."""
+        return self._tokens / self._seconds
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Count tokens that were done after so many seconds of work."""
+        kept = 0.5 ** (seconds / _HALF_LIFE_S)
+        self._tokens = kept * self._tokens + num_tokens
+        self._seconds = kept * self._seconds + seconds
+        self._measured_s += seconds
 
 
 @dataclass(eq=False, slots=True)

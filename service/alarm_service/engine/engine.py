@@ -15,19 +15,18 @@ from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe.schema import Recipe
 from alarm_models.types import Sample, Score
 from alarm_service.engine.admission import Admission, content_of, estimate_tokens
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.devices import (
     MIN_BATCH_TOKENS,
     DevicePool,
     ModelLoader,
     release_unused_memory,
 )
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, LifecycleState, draining_error
-from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet
-from alarm_service.engine.pipeline import ScoringPipeline
-from alarm_service.engine.queue import RequestQueue
-from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, ModelSetHolder, OnBlocked
-from alarm_service.engine.requests import ModelScores, TimedOut
+from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ModelSetHolder
+from alarm_service.engine.pipeline import ModelScores, ScoringPipeline
+from alarm_service.engine.queue import RequestQueue, TimedOut
+from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, OnBlocked
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import Traces

@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import BatchLayout
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
-from alarm_service.engine.caller import INTERNAL, Caller
-from alarm_service.engine.fairness import VirtualTimes
+from alarm_models.types import Score
+from alarm_service.engine.fairness import INTERNAL, Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.requests import QueuedSample, TimedOut
-from alarm_service.engine.usage import TimedOutSamples, Usage, predicted_s
 from alarm_service.errors import ServiceError
 
-__all__ = ["RequestQueue", "in_turn", "next_batch", "weights_of"]
+__all__ = [
+    "Outcome",
+    "QueuedSample",
+    "RequestQueue",
+    "TimedOut",
+    "TimedOutSamples",
+    "in_turn",
+    "next_batch",
+    "weights_of",
+]
+
+
+class TimedOut(SampleError):
+    """A sample's forward pass did not end in time, or ended the thread that ran it: final."""
+
+
+#: What becomes of one sample at one model.
+Outcome = Score | SampleError | ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class QueuedSample:
+    """One sample that waits for a model's forward pass.
+
+    ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
+    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``trace``
+    the trace that its forward pass belongs to; ``charged`` the device time that its ``caller`` was
+    charged as it was taken, in seconds, and ``weight`` what a second of it costs that caller.
+    """
+
+    model: LoadedModel
+    features: ModelInput
+    deliver: Callable[[Outcome], None]
+    is_active: Callable[[], bool]
+    since: float
+    cost: BatchLayout = BatchLayout.PADDED
+    trace: object = None
+    caller: Caller = INTERNAL
+    charged: float = 0.0
+    weight: float = 1.0
+
 
 #: How far beyond the first work to look for what goes well with it.
 _WINDOW = 512
@@ -189,6 +228,37 @@ def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
             batch.extend(work for work, _ in group)
             left -= whole
     return batch
+
+
+#: Samples of which it is remembered that they did not end in time, and how long.
+_MAX_TIMED_OUT = 1024
+_TIMED_OUT_S = 3600.0
+
+
+class TimedOutSamples:
+    """Samples whose forward pass did not end, by model, so that they are not run again."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._since: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, work: QueuedSample) -> None:
+        """Remember a sample, for an hour or until there are too many after it."""
+        self._since[_digest(work.model, work.features)] = self._now()
+        while len(self._since) > _MAX_TIMED_OUT:
+            self._since.popitem(last=False)
+
+    def __contains__(self, work: QueuedSample) -> bool:
+        """Say whether a sample is one of them."""
+        if not self._since:
+            return False
+        since = self._since.get(_digest(work.model, work.features))
+        return since is not None and self._now() - since < _TIMED_OUT_S
+
+
+def _digest(model: LoadedModel, features: ModelInput) -> bytes:
+    content = (model.fingerprint, features.ids, features.token_type_ids, features.read_positions)
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
 
 #: How long a server has several callers after another one than before sent or was served.

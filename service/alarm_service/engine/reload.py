@@ -9,11 +9,10 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
@@ -32,16 +31,14 @@ from alarm_service.engine.devices import (
     shortest_warm_up_sample,
     warm_up_sample,
 )
-from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel
+from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel, close_models
 from alarm_service.engine.pipeline import ScoringPipeline
 from alarm_service.errors import ServiceError
 
 __all__ = [
     "FindUnchanged",
     "ModelSetBuilder",
-    "ModelSetHolder",
     "OnBlocked",
-    "close_models",
     "open_models",
 ]
 
@@ -88,80 +85,6 @@ async def _open(model: HostModel, awaits: OnBlocked | None, told: set[str]) -> N
             if awaits is not None:
                 awaits(None)
             return
-
-
-class ModelSetHolder:
-    """Holds the generation that serves, and those before it until their last request has ended.
-
-    All of it belongs to the event loop. ``forget`` is run in a thread once models are gone.
-    """
-
-    def __init__(self, first: ModelSet, forget: Callable[[], None]) -> None:
-        self.current = first
-        self._forget = forget
-        self._num_requests = {first: 0}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._is_closed = False
-
-    @contextmanager
-    def acquire(self) -> Iterator[ModelSet]:
-        """Hold the generation of now while the block runs, whatever follows it meanwhile."""
-        generation = self.current
-        self._num_requests[generation] += 1
-        try:
-            yield generation
-        finally:
-            self._num_requests[generation] -= 1
-            self._release_unused()
-
-    def swap(self, generation: ModelSet) -> None:
-        """Serve this generation from now on."""
-        self.current = generation
-        self._num_requests[generation] = 0
-        self._release_unused()
-
-    async def close(self) -> None:
-        """Close the models of all generations, whoever still holds one; once."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        await asyncio.gather(*self._closing)
-        models = {id(one): one for generation in self._num_requests for one in generation.replicas}
-        await close_models(list(models.values()))
-
-    def _release_unused(self) -> None:
-        """Close the models that no generation has which serves or has requests."""
-        if self._is_closed:
-            return
-        gone = [
-            generation
-            for generation, num_requests in self._num_requests.items()
-            if not num_requests and generation is not self.current
-        ]
-        for generation in gone:
-            del self._num_requests[generation]
-        kept = {id(model) for generation in self._num_requests for model in generation.replicas}
-        models = {id(one): one for generation in gone for one in generation.replicas}
-        closed = [model for key, model in models.items() if key not in kept]
-        if closed:
-            task = asyncio.create_task(self._end(closed))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    async def _end(self, models: list[Model]) -> None:
-        await close_models(models)
-        models.clear()
-        await asyncio.to_thread(self._forget)
-
-
-async def close_models(models: Sequence[Model]) -> None:
-    """Close those that have something to end; one that fails keeps no other from it."""
-    for model in models:
-        if isinstance(model, HostModel):
-            try:
-                await model.close()
-            except Exception as error:  # it is gone for callers all the same
-                _log.warning("a model did not close", error=repr(error))
 
 
 #: Returns those of some models that loading would give again as they are; called in a thread.

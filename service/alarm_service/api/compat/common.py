@@ -28,12 +28,11 @@ from alarm_service.api.auth import caller_of
 from alarm_service.api.compat.splitting import Texts
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
 from alarm_service.api.compat.turns import SplitError
-from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, timeout_s
-from alarm_service.api.disconnect import run_until_disconnect
+from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
 from alarm_service.api.large_bodies import REQUESTS_A_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
