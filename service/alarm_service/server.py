@@ -50,13 +50,13 @@ class _DrainingServer(uvicorn.Server):
     """Lets running requests finish after the first signal, and takes no new ones."""
 
     def __init__(
-        self, config: uvicorn.Config, engine: RewardEngine, keeper: RecipeManager, drain_s: float
+        self, config: uvicorn.Config, engine: RewardEngine, manager: RecipeManager, drain_s: float
     ) -> None:
         super().__init__(config)
         self._descriptors = Descriptors()
         self._drain_s = drain_s
         self._engine = engine
-        self._keeper = keeper
+        self._manager = manager
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -94,7 +94,7 @@ class _DrainingServer(uvicorn.Server):
 
     async def _reload(self) -> None:
         with suppress(ServiceError):  # which is logged
-            await self._keeper.reload()
+            await self._manager.reload()
 
 
 def serve(
@@ -127,7 +127,9 @@ def serve(
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    server = stop.server = _DrainingServer(config, engine, app.state.keeper, settings.drain_s)
+    server = stop.server = _DrainingServer(
+        config, engine, app.state.recipe_manager, settings.drain_s
+    )
     # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
@@ -135,7 +137,7 @@ def serve(
         "listening",
         url=url_of(listener, is_tls=config.is_ssl),
         recipes=names,
-        devices=[str(device) for device in engine.replicas.devices],
+        devices=[str(device) for device in engine.device_pool.devices],
     )
     server.run(sockets=[listener])
     code = 0

@@ -148,7 +148,7 @@ def create_app(
     app.state.engine = engine
     app.state.settings = settings
     app.state.large_bodies = large_bodies
-    app.state.keeper = RecipeManager(engine, sources)
+    app.state.recipe_manager = RecipeManager(engine, sources)
     for router in _ROUTERS:
         app.include_router(router)
     add_error_handlers(app)

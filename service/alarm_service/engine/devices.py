@@ -268,7 +268,7 @@ class DevicePool:
         """
         return any(thread.is_running() for thread in self._threads)
 
-    def load(
+    def load_replicas(
         self,
         load: ModelLoader,
         wanted: Mapping[str, ServedModel],

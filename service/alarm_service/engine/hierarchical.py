@@ -283,8 +283,8 @@ async def reward_samples(
         gathering = ScoreCollector(engine, generation, recipe, samples, caller)
         found = await gathering.collect(hierarchy, everything=aspects == "all")
         story = _RewardComputation(recipe, samples, overrides)
-        rewards = await engine.passage.run_in_thread(partial(story.rewards, found, hierarchy))
-        await engine.passage.run_in_thread(
+        rewards = await engine.pipeline.run_in_thread(partial(story.rewards, found, hierarchy))
+        await engine.pipeline.run_in_thread(
             partial(story.record_metrics, rewards, found, engine.metrics.rewards)
         )
         return Rewards(

@@ -1,4 +1,4 @@
-"""Builds the next model set, swaps it in, and releases the old one after its last request."""
+"""Builds the next model set while the current one is served."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from itertools import count
 import structlog
 import torch
 
+from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError, UnreachableError
 from alarm_models.recipe.specs import PythonSpec
 from alarm_models.reward_models.base import HostModel, Model
@@ -44,12 +45,13 @@ __all__ = [
 
 _log = structlog.get_logger()
 
+#: The first and the longest wait before a model that cannot be opened is tried again.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
 #: How long a change waits for room on a cluster: nodes that are being added come within it.
 _ROOM_S = 120
 
-#: Is told whom a start waits for, and None when it no longer does.
+#: Receives why startup is blocked, and None once it is unblocked.
 OnBlocked = Callable[[str | None], None]
 
 
@@ -57,16 +59,16 @@ async def open_models(models: Iterable[Model], awaits: OnBlocked | None) -> None
     """Open models one after another; raise `CheckpointError`.
 
     With ``awaits`` a server that is away, or a cluster that is full, is waited for, as long as it
-    takes: machines of a cluster start in any order. Without, it is an error; a full cluster after a
-    while.
+    takes: machines of a cluster start in any order. Without it that is an error, for a full cluster
+    after two minutes.
     """
-    told: set[str] = set()
+    logged: set[str] = set()
     for model in models:
         if isinstance(model, HostModel):
-            await _open(model, awaits, told)
+            await _open(model, awaits, logged)
 
 
-async def _open(model: HostModel, awaits: OnBlocked | None, told: set[str]) -> None:
+async def _open(model: HostModel, awaits: OnBlocked | None, logged: set[str]) -> None:
     began = time.monotonic()
     for attempt in count():
         try:
@@ -77,10 +79,10 @@ async def _open(model: HostModel, awaits: OnBlocked | None, told: set[str]) -> N
                 raise
             if awaits is not None:
                 awaits(str(error))
-            if str(error) not in told:  # once, rather than at each attempt
+            if str(error) not in logged:  # once, rather than at each attempt
                 _log.warning("waiting for what a model needs; trying again", error=str(error))
-                told.add(str(error))
-            await asyncio.sleep(min(_FIRST_S * 2.0 ** min(attempt, 9), _LONGEST_S))
+                logged.add(str(error))
+            await asyncio.sleep(backoff_s(attempt, first_s=_FIRST_S, max_s=_LONGEST_S))
         else:
             if awaits is not None:
                 awaits(None)
@@ -92,19 +94,19 @@ FindUnchanged = Callable[[Sequence[LoadedModel], torch.device], Sequence[LoadedM
 
 
 class ModelSetBuilder:
-    """Makes generations while another serves."""
+    """Builds model sets, keeping the models that did not change."""
 
     def __init__(
         self,
-        replicas: DevicePool,
-        passage: ScoringPipeline,
+        devices: DevicePool,
+        pipeline: ScoringPipeline,
         load: ModelLoader,
         unchanged: FindUnchanged,
         *,
         is_measured: bool,
     ) -> None:
-        self._replicas = replicas
-        self._passage = passage
+        self._devices = devices
+        self._pipeline = pipeline
         self._load = load
         self._unchanged = unchanged
         self._is_measured = is_measured
@@ -117,7 +119,7 @@ class ModelSetBuilder:
         read_again: Collection[str],
         awaits: OnBlocked | None = None,
     ) -> AsyncIterator[ModelSet]:
-        """Make the generation of a catalog, for the block to try and to put in place.
+        """Build the model set of a catalog, for the block to check and to swap in.
 
         A model that ``before`` has is kept; one of the recipes ``read_again`` only where its files
         are as they were. With ``awaits``, servers that are away are waited for. Where anything
@@ -129,13 +131,13 @@ class ModelSetBuilder:
             kept = await self._kept(catalog, before, read_again)
             wanted = {key: one for key, one in catalog.models.items() if key not in kept}
             load = partial(
-                self._replicas.load, self._load, wanted, made, is_measured=self._is_measured
+                self._devices.load_replicas, self._load, wanted, made, is_measured=self._is_measured
             )
             models = kept | (await in_daemon_thread(load) if wanted else {})
             await open_models(made, awaits)
-            generation = ModelSet(catalog, {key: models[key] for key in catalog.models})
-            await self._warm_up(generation, before)
-            yield generation
+            model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
+            await self._warm_up(model_set, before)
+            yield model_set
         except BaseException:
             await close_models(made)
             raise
@@ -148,7 +150,7 @@ class ModelSetBuilder:
         in_doubt = _keys_of(catalog, read_again) & kept.keys()
         if in_doubt:
             doubted = [kept[key] for key in in_doubt]
-            device = self._replicas.devices[0]
+            device = self._devices.devices[0]
             same = await in_daemon_thread(partial(self._unchanged, doubted, device))
             same_ids = {id(one.model) for one in same}
             kept = {
@@ -158,10 +160,10 @@ class ModelSetBuilder:
             }
         return kept
 
-    async def _warm_up(self, generation: ModelSet, before: ModelSet) -> None:
+    async def _warm_up(self, model_set: ModelSet, before: ModelSet) -> None:
         known = {id(model) for model in before.replicas}
-        for key, loaded in generation.models.items():
-            named = generation.catalog.outputs_of(loaded.served)
+        for key, loaded in model_set.models.items():
+            named = model_set.catalog.outputs_of(loaded.served)
             if id(loaded.model) in known and not _has_more(named, before, key):
                 continue
             await self._first_run(loaded, named)
@@ -188,7 +190,7 @@ class ModelSetBuilder:
         require_named_outputs(named, outcome)
 
     async def _outcome(self, loaded: LoadedModel, sample: Sample) -> Score | SampleError:
-        (outcome,) = await self._passage.score(loaded, [sample])
+        (outcome,) = await self._pipeline.score(loaded, [sample])
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome

@@ -17,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
@@ -42,7 +43,7 @@ __all__ = ["RayModel", "RayModelLoader", "call_cancellable", "call_with_retries"
 
 _log = structlog.get_logger()
 
-#: Times that a call is made, and the seconds before the second of them; each next is twice that.
+#: How often a call is made, and the first backoff in seconds.
 _MAX_CALLS = 6
 _PAUSE_S = 0.1
 
@@ -75,7 +76,7 @@ async def call_with_retries(
     reason = ""
     for number in range(_MAX_CALLS):
         if number:
-            await asyncio.sleep(_PAUSE_S * 2 ** (number - 1))
+            await asyncio.sleep(backoff_s(number - 1, first_s=_PAUSE_S))
         told = {"slot": slot, "num_tokens": num_tokens, "num_passed": number, "caller": caller}
         try:
             answer: ReplicaScores = await call_cancellable(method, samples, **told)

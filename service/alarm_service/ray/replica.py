@@ -144,7 +144,7 @@ class ModelReplica:
 
     def about(self) -> ModelInfo:
         """Say what the model is."""
-        devices = ",".join(map(str, self._engine.replicas.devices))
+        devices = ",".join(map(str, self._engine.device_pool.devices))
         return ModelInfo(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
 
     async def score(

@@ -342,7 +342,7 @@ class CompatCall:
         self, name: str | None, prepare: Callable[[], Sequence[Sample]], field: str
     ) -> ScalarRewards:
         resolve_target(self.engine.catalog, name)  # who names nothing hears so at once
-        samples = await self.engine.passage.run_in_thread(prepare)
+        samples = await self.engine.pipeline.run_in_thread(prepare)
         self._check(samples, field)
         return await scalar_rewards(
             self.engine, name, samples, field, caller_of(self.request.scope)
