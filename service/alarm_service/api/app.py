@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
@@ -52,8 +54,11 @@ from alarm_service.engine.parity_check import require_parity
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
 from alarm_service.engine.reload import FindUnchanged
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import NoTraces, Traces, open_traces
+from alarm_service.observability.tracing import TRACER_NAME, open_tracer_provider
 from alarm_service.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["API_ROUTES", "create_app", "create_engine"]
 
@@ -76,7 +81,7 @@ def create_engine(
     settings: Settings,
     load: ModelLoader | None = None,
     unchanged: FindUnchanged = unchanged_on_disk,
-    traces: Traces | None = None,
+    tracer: Tracer | None = None,
 ) -> RewardEngine:
     """Make an engine for these recipes; it loads them once it is started."""
     if settings.deterministic:
@@ -99,7 +104,7 @@ def create_engine(
         choose_devices(settings.device),
         limits,
         Metrics(),
-        traces or NoTraces(),
+        tracer or NoOpTracer(),
     )
 
 
@@ -109,18 +114,20 @@ def create_app(
     *,
     load: ModelLoader | None = None,
     unchanged: FindUnchanged = unchanged_on_disk,
-    traces: Traces | None = None,
+    tracing: TracerProvider | None = None,
     sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.
 
-    ``load`` and ``unchanged`` are the seam for stand-in models, ``traces`` for a stand-in
+    ``load`` and ``unchanged`` are the seam for stand-in models, ``tracing`` for a stand-in
     collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
     fails.
     """
 
-    engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    tracing = tracing or open_tracer_provider(settings)
+    tracer = tracing.get_tracer(TRACER_NAME) if tracing else None
+    engine = create_engine(recipes, settings, load, unchanged, tracer)
     large_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
@@ -134,7 +141,8 @@ def create_app(
             starting.cancel()
             await asyncio.wait((starting,))
             await engine.close()
-            engine.traces.close()
+            if tracing is not None:
+                tracing.shutdown()
             large_bodies.close()
 
     app = FastAPI(
@@ -143,7 +151,7 @@ def create_app(
         version=version("alarm-service"),
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=_middleware(engine, settings),
+        middleware=_middleware(engine, settings, tracer),
     )
     app.state.engine = engine
     app.state.settings = settings
@@ -155,7 +163,9 @@ def create_app(
     return app
 
 
-def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
+def _middleware(
+    engine: RewardEngine, settings: Settings, tracer: Tracer | None
+) -> list[Middleware]:
     keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     hosts = allowed_hosts(settings)
@@ -163,7 +173,7 @@ def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
         Middleware(RequestIdMiddleware),
         Middleware(TrailingSlashMiddleware),
         Middleware(AccessLogMiddleware, metrics=engine.metrics, routes=API_ROUTES),
-        *([Middleware(TracingMiddleware, traces=engine.traces)] if engine.traces.is_on else []),
+        *([Middleware(TracingMiddleware, tracer=tracer)] if tracer else []),
         Middleware(ResponseDigestMiddleware),
         Middleware(DrainMiddleware, life=engine.life),
         Middleware(HeadMiddleware),

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import structlog
 from fastapi.routing import APIRoute
+from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,7 +30,7 @@ from alarm_service.errors import (
 )
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.repeated_log import RepeatedLog
-from alarm_service.observability.tracing import Traces
+from alarm_service.observability.tracing import request_span
 
 __all__ = [
     "AccessLogMiddleware",
@@ -228,11 +229,11 @@ class DrainMiddleware:
 
 
 class TracingMiddleware:
-    """Spans each request that a trace may be about; those of watchers are none."""
+    """Starts a span for each request, except health checks and metrics."""
 
-    def __init__(self, app: ASGIApp, traces: Traces) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
-        self._traces = traces
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request within its span."""
@@ -240,11 +241,11 @@ class TracingMiddleware:
             await self._app(scope, receive, send)
             return
         name = shortened(f"{scope['method']} {scope['path']}")
-        with self._traces.request(name, Headers(scope=scope)) as attributes:
+        with request_span(self._tracer, name, Headers(scope=scope)) as span:
 
             async def note_status(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    attributes["http.response.status_code"] = message["status"]
+                    span.set_attribute("http.response.status_code", str(message["status"]))
                 await send(message)
 
             await self._app(scope, receive, note_status)

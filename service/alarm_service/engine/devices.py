@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from opentelemetry.trace import Tracer
 
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.inputs import ModelInput
@@ -26,7 +27,6 @@ from alarm_service.engine.model_set import LoadedModel, ServedModel
 from alarm_service.engine.queue import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
 
 __all__ = [
     "MIN_BATCH_TOKENS",
@@ -237,7 +237,7 @@ class DevicePool:
         waiting: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
-        traces: Traces,
+        tracer: Tracer,
         *,
         forward_timeout_s: float,
     ) -> None:
@@ -248,7 +248,7 @@ class DevicePool:
                 waiting,
                 metrics,
                 life,
-                traces,
+                tracer,
                 forward_timeout_s=forward_timeout_s,
                 is_cpu=device.type == "cpu",
                 on_lost=self._has_others,

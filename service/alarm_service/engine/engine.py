@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 import torch
+from opentelemetry.trace import Tracer
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe.schema import Recipe
@@ -29,7 +30,6 @@ from alarm_service.engine.queue import RequestQueue, TimedOut
 from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, OnBlocked
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
 
 __all__ = ["EngineLimits", "PreServeCheck", "RewardEngine"]
 
@@ -70,12 +70,12 @@ class RewardEngine:
         devices: Sequence[torch.device],
         limits: EngineLimits,
         metrics: Metrics,
-        traces: Traces,
+        tracer: Tracer,
     ) -> None:
         first = ModelSet(Catalog(recipes), {})
         self.limits = limits
         self.metrics = metrics
-        self.traces = traces
+        self.tracer = tracer
         self.life = Lifecycle(first.catalog.models)
         self._check = check
         self._model_sets = ModelSetHolder(first, release_unused_memory)
@@ -87,11 +87,11 @@ class RewardEngine:
             self._waiting,
             metrics,
             self.life,
-            traces,
+            tracer,
             forward_timeout_s=limits.forward_timeout_s,
         )
         self.pipeline = ScoringPipeline(
-            self._waiting, self.life, metrics, traces, is_deterministic=limits.is_deterministic
+            self._waiting, self.life, metrics, is_deterministic=limits.is_deterministic
         )
         is_measured = limits.max_batch_tokens is None
         self._builder = ModelSetBuilder(
@@ -200,7 +200,7 @@ class RewardEngine:
         num_tokens = estimate_tokens(samples)
         place = self.admission.admit(num_tokens, caller, content_of(samples))
         with place, self.metrics.track_request():
-            with self.traces.span("admit"):
+            with self.tracer.start_as_current_span("admit"):
                 await self.life.until_ready()
             with self._model_sets.acquire() as model_set:
                 yield model_set

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
+from opentelemetry.trace import get_current_span
+
 from alarm_models.cancellation import cancellable, check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
@@ -22,7 +24,6 @@ from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
 
 __all__ = [
     "ModelScores",
@@ -207,14 +208,12 @@ class ScoringPipeline:
         waiting: RequestQueue,
         life: Lifecycle,
         metrics: Metrics,
-        traces: Traces,
         *,
         is_deterministic: bool,
     ) -> None:
         self._waiting = waiting
         self._life = life
         self._metrics = metrics
-        self._traces = traces
         self._is_deterministic = is_deterministic
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
@@ -253,7 +252,6 @@ class ScoringPipeline:
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
         job = PendingCall(len(samples))
-        trace = self._traces.current()
         cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
         try:
             for start in range(0, len(samples), _CHUNK):
@@ -266,7 +264,7 @@ class ScoringPipeline:
                     loaded,
                     is_active=job.is_active,
                     cost=cost,
-                    trace=trace,
+                    span=get_current_span(),
                     caller=caller,
                 )
                 self._waiting.put(

@@ -10,6 +10,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from opentelemetry.trace import INVALID_SPAN, Span
+
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
@@ -42,10 +44,10 @@ Outcome = Score | SampleError | ServiceError
 class QueuedSample:
     """One sample that waits for a model's forward pass.
 
-    ``deliver`` takes the outcome, on any thread; ``is_wanted`` turns false when the caller has
-    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``trace``
-    the trace that its forward pass belongs to; ``charged`` the device time that its ``caller`` was
-    charged as it was taken, in seconds, and ``weight`` what a second of it costs that caller.
+    ``deliver`` takes the outcome, on any thread; ``is_active`` turns false when the caller has
+    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``span``
+    that of its request. ``charged`` is the device time in seconds that its ``caller`` was charged
+    when it was batched, and ``weight`` what a second of it costs that caller.
     """
 
     model: LoadedModel
@@ -54,7 +56,7 @@ class QueuedSample:
     is_active: Callable[[], bool]
     since: float
     cost: BatchLayout = BatchLayout.PADDED
-    trace: object = None
+    span: Span = INVALID_SPAN
     caller: Caller = INTERNAL
     charged: float = 0.0
     weight: float = 1.0

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 import torch
+from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
@@ -21,7 +22,7 @@ from alarm_service.engine.lifecycle import Lifecycle
 from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, TimedOut
 from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
+from alarm_service.observability.tracing import record_batch
 
 __all__ = ["DeviceWorker", "Watchdog"]
 
@@ -116,7 +117,7 @@ class DeviceWorker:
         waiting: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
-        traces: Traces,
+        tracer: Tracer,
         *,
         forward_timeout_s: float,
         is_cpu: bool = True,
@@ -126,7 +127,7 @@ class DeviceWorker:
         self.waiting = waiting
         self.metrics = metrics
         self.life = life
-        self.traces = traces
+        self.tracer = tracer
         self.forward_timeout_s = forward_timeout_s
         #: A pass hangs here, or the device itself failed, after which it runs nothing any more.
         self.is_lost = False
@@ -412,7 +413,8 @@ class _Worker:
                 return
             self._part = _Part([], [])
         ended = time.monotonic()
-        device.traces.batch(batch, started, ended)
+        if any(work.span is not INVALID_SPAN for work in batch):
+            record_batch(device.tracer, batch, started, ended)
         num_tokens = sum(work.features.num_tokens for work in batch)
         device.metrics.batch_done(name, num_tokens)
         device.waiting.ran(batch, [computed[id(work)] for work in batch], ended - started)
