@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 #: Longer than any client keeps an idle connection, so that none is closed as it is used again.
 _KEEP_ALIVE_S = 75
 
-#: How long the answers at the end of a drain may take to be sent.
+#: How long sending the last responses of a drain may take.
 _LAST_ANSWERS_S = 2
 
 #: uvicorn's.
@@ -73,7 +73,8 @@ class _DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain; not in the signal's handler, which may interrupt a holder of the log's lock.
 
-        Whoever still waits when the time is over is answered, and has a moment to take the answer.
+        Requests that still run when the time is over are answered with 503, and have a moment to
+        receive it.
         """
         _log.info("draining")
         self._engine.life.drain()
@@ -130,7 +131,7 @@ def serve(
     server = stop.server = _DrainingServer(
         config, engine, app.state.recipe_manager, settings.drain_s
     )
-    # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
+    # Until uvicorn handles signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
     _log.info(

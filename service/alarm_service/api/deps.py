@@ -1,4 +1,4 @@
-"""What routes are handed: the engine, the settings, a deadline, and the errors they document."""
+"""Dependencies of the routes: engine, settings, caller, deadline, and documented errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
 
 
-# Coroutines, though nothing here waits: FastAPI would call plain functions in threads.
+# Coroutines, though they await nothing: FastAPI would call plain functions in threads.
 
 
 async def _engine(request: Request) -> RewardEngine:
@@ -83,7 +83,7 @@ _T = TypeVar("_T")
 async def run_until_disconnect(
     request: Request, work: Coroutine[Any, Any, _T], timeout_s: float
 ) -> _T:
-    """Run the work until it is done, the deadline passes or the caller hangs up.
+    """Run the work until it is done, the deadline passes or the client disconnects.
 
     Raises `DeadlinePassed` or `ClientDisconnected`; in both cases the work is cancelled first.
     """

@@ -52,7 +52,7 @@ _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIdMiddleware:
-    """Gives each request its id and each answer the header; an unusable one is replaced."""
+    """Gives each request an id, the client's `X-Request-Id` if usable, and returns it as header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -74,8 +74,8 @@ class RequestIdMiddleware:
         await self._app(scope, receive, add_header)
 
 
-#: The status in logs and metrics of a request whose caller hung up (nginx's convention).
-_HUNG_UP = 499
+#: The status in logs and metrics of a request whose client disconnected (nginx's convention).
+_CLIENT_CLOSED = 499
 
 
 def route_label(path: str) -> str:
@@ -91,8 +91,9 @@ def route_label(path: str) -> str:
 class AccessLogMiddleware:
     """Counts, times and logs each request by its route's label; what no route matches is `other`.
 
-    A request that other middleware refused was not routed: then ``routes`` tell its label. Errors
-    of one status share a line a second: whoever has no key can cause them without end.
+    A request that other middleware refused was not routed: its label is that of the first of
+    ``routes`` that matches. Errors of one status share a log line a second: anybody can cause them,
+    also without a key.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
@@ -107,7 +108,7 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = _HUNG_UP
+        status = _CLIENT_CLOSED
 
         async def note_status(message: Message) -> None:
             nonlocal status
@@ -118,7 +119,7 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, note_status)
         except Exception:
-            status = 500  # answered further out
+            status = 500  # answered by an outer handler
             raise
         finally:
             seconds = time.monotonic() - started
@@ -147,9 +148,9 @@ class AccessLogMiddleware:
 
 
 class TrailingSlashMiddleware:
-    """Takes a path with a slash at its end for the one without.
+    """Serves a path with a trailing slash as the one without.
 
-    A redirect would name whatever host the request named.
+    A redirect would contain whatever host the request named.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -184,10 +185,10 @@ class HeadMiddleware:
 
 
 class DrainMiddleware:
-    """Answers 503 to every request that still runs when the time of the drain is over.
+    """Answers 503 to every request that is still running when the drain time is over.
 
-    Whether it waits for the models, for the device or for the rest of its body: its work is
-    cancelled, and its caller told to ask another server. An answer that was begun is cut short.
+    Whether it waits for the models, for the device or for the rest of its body: it is cancelled,
+    and its client can retry on another server. A response that was started is cut short.
     """
 
     def __init__(self, app: ASGIApp, life: Lifecycle) -> None:
@@ -266,21 +267,21 @@ def is_intact(digest: str, header: str) -> bool:
     return found is None or found.group() == digest
 
 
-#: How much all the bodies that are arriving may hold together, in bodies of the largest size.
+#: The bytes of all bodies that are being received, in bodies of the largest size.
 _MAX_ARRIVING = 8
 
-#: Smaller bodies are digested in less time than a thread takes to be handed them.
+#: A smaller body is hashed faster than it is handed to a thread.
 _LARGE_BYTES = 128 << 10
 
 
 class ResponseDigestMiddleware:
-    """Adds its digest to each answer that is sent in one piece, so that a caller can check it."""
+    """Adds `Content-Digest` to each response that is sent in one piece."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, its answer's start held back until the body is known."""
+        """Run the request; the response starts once its body is known."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -303,11 +304,11 @@ class ResponseDigestMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Reads a body before its route does; answers 413 as soon as it is over the limit.
+    """Reads the body before the route does; answers 413 as soon as it is over the limit.
 
-    One that takes longer than ``timeout_s`` is a 408, one that its `Content-Digest` does not fit a
-    400, and 429 says that the bodies of others fill the room for those that arrive. Answers say in
-    `Request-Content-Digest` what was read: a digest may have been garbled as well as its body.
+    408 is a body that takes longer than ``timeout_s``, 400 one that differs from its
+    `Content-Digest`, and 429 means that too many bytes are being received at once. Responses have
+    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -317,7 +318,7 @@ class BodyLimitMiddleware:
         self._num_arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request with its whole body, or answer why not."""
+        """Run the request with its whole body, or answer with the error."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -334,7 +335,7 @@ class BodyLimitMiddleware:
         except ServiceError as error:
             await error_response(error)(scope, receive, send)
             return
-        if body is None:  # the caller hung up
+        if body is None:  # the client disconnected
             return
         scope[BODY_BYTES] = len(body)
         await self._app(scope, _replay(body, receive), _naming(digest, send))
@@ -375,19 +376,19 @@ class BodyLimitMiddleware:
     async def _refuse_slow(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = BodyTimeout(f"the body did not arrive within {self._timeout_s:g} s; send it again")
         response = error_response(error)
-        response.headers["Connection"] = "close"  # what may still drip in is not waited for
+        response.headers["Connection"] = "close"  # the rest of the body is not read
         await response(scope, receive, send)
 
 
 async def _digest(body: bytes) -> str:
-    """Return a body's digest; that of a large one is computed in a thread, which needs no lock."""
+    """Return a body's digest; a large body is hashed in a thread, which releases the GIL."""
     if len(body) < _LARGE_BYTES:
         return content_digest(body)
     return await asyncio.to_thread(content_digest, body)
 
 
 def _naming(digest: str, send: Send) -> Send:
-    """Return a `send` that names the body which the answer is to."""
+    """Return a `send` that adds the digest of the request's body to the response."""
 
     async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -398,7 +399,7 @@ def _naming(digest: str, send: Send) -> Send:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body first."""
+    """Return a `receive` that returns the body first."""
     replayed = False
 
     async def replay() -> Message:

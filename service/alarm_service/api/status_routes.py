@@ -1,4 +1,4 @@
-"""The routes that tell: what is served, whether it is well, and its metrics."""
+"""Status routes: models and recipes, health, metrics."""
 
 from __future__ import annotations
 

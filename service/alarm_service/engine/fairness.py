@@ -13,9 +13,9 @@ __all__ = ["INTERNAL", "Caller", "Usage", "VirtualTimes", "predicted_s"]
 class Caller:
     """One caller of the server.
 
-    ``key`` identifies its API key where the server has several, and is empty where keys tell nobody
-    apart; ``connection`` is the address and port that it sends from. Callers of one key share that
-    key's part of the device.
+    ``key`` identifies its API key where the server has several, and is empty otherwise;
+    ``connection`` is the address and port that it sends from. Callers of one key share that key's
+    part of the device time.
     """
 
     key: str = ""
@@ -23,7 +23,7 @@ class Caller:
 
     @property
     def flow(self) -> str:
-        """What requests are counted for as they are admitted: the key, else the connection."""
+        """What admission counts a request for: the key, else the connection."""
         return self.key or self.connection
 
 
@@ -33,7 +33,7 @@ INTERNAL = Caller()
 
 _Flow = TypeVar("_Flow")
 
-#: Flows that are remembered, beyond which those that have nothing to make up for are forgotten.
+#: Flows that are kept; beyond these, flows that are not ahead are dropped.
 _MAX_FLOWS = 1024
 
 
@@ -53,7 +53,7 @@ class VirtualTimes(Generic[_Flow]):
         self._now = 0.0
 
     def __len__(self) -> int:
-        """Count the flows that are remembered."""
+        """Count the flows that are kept."""
         return len(self._tags)
 
     def start(self, flow: _Flow) -> float:
@@ -65,11 +65,11 @@ class VirtualTimes(Generic[_Flow]):
         return self.start(flow) > self._now
 
     def serve(self, flow: _Flow) -> None:
-        """Let flows that come from now on start no earlier than this one, whose turn it is."""
+        """Advance virtual time to this flow's start tag: it is served now."""
         self.reach(self.start(flow))
 
     def reach(self, tag: float) -> None:
-        """Let flows that come from now on start no earlier than at this tag."""
+        """Advance virtual time to this tag: new flows start no earlier."""
         self._now = max(self._now, tag)
 
     def charge(self, flow: _Flow, cost: float) -> None:
@@ -77,7 +77,7 @@ class VirtualTimes(Generic[_Flow]):
         self._tags[flow] = self.start(flow) + cost
 
     def forget(self, waiting: Container[_Flow]) -> None:
-        """Forget flows that wait for nothing and would start now, where there are many flows."""
+        """Drop flows that are not waiting and not ahead, where there are many."""
         if len(self._tags) <= _MAX_FLOWS:
             return
         self._tags = {
@@ -90,13 +90,13 @@ class VirtualTimes(Generic[_Flow]):
             del self._tags[flow]
 
 
-#: What is assumed of a model of which nothing was measured.
+#: Assumed of a model before anything was measured.
 _ASSUMED_SECONDS_PER_TOKEN = 1e-4
 
 #: The weight of all batches before, when another is measured.
 _DECAY = 0.9
 
-#: How long a batch should take while there are several callers: whoever comes next waits for it.
+#: How long a batch should take while there are several callers: the next one waits for it.
 _MAX_BATCH_S = 0.5
 
 #: The most of a batch's time that may go into what every batch takes, however small: where that is
@@ -106,7 +106,7 @@ _MAX_FIXED = 0.2
 #: The tokens of a batch that is kept short: at least, and before it is known what batches take.
 _FEWEST_TOKENS, _UNKNOWN_TOKENS = 256, 1024
 
-#: Every so many batches one is half as large, to see what size does.
+#: One of this many batches is half as large, to measure the effect of size.
 _TRY_SMALLER = 4
 
 #: Batches smaller than this say little of how fast a model can be.
@@ -141,7 +141,7 @@ class Usage:
         return 1 / self.tokens_per_s if self._tokens else _ASSUMED_SECONDS_PER_TOKEN
 
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Note what a batch took. The first one, which pays for what is made once, counts less."""
+        """Record how long a batch took. The first one, with its one-time costs, does not count."""
         self._num_batches += 1
         if self._num_batches == 1 or num_tokens == 0:
             return
@@ -155,7 +155,7 @@ class Usage:
             self.best_tokens_per_s = max(self.best_tokens_per_s, num_tokens / seconds)
 
     def enough_tokens(self) -> int | None:
-        """Return the tokens of a batch that keeps others waiting half a second, by measurement.
+        """Return the tokens of a batch that takes half a second, by measurement.
 
         More, where so short a batch would spend more than a fifth of its time on what every batch
         takes; None where size makes no difference.

@@ -80,7 +80,7 @@ class Lifecycle:
         await self._drained.wait()
 
     def set_waiting_on(self, awaited: str | None) -> None:
-        """Note why loading waits for another server; None when it no longer does."""
+        """Note why loading is blocked; None once it is not."""
         self._awaited = awaited
 
     def set_ready(self) -> None:
@@ -94,7 +94,7 @@ class Lifecycle:
         self._settled.set()
 
     def drain(self) -> None:
-        """Take no new requests; running ones go on, save those that wait for the models."""
+        """Take no new requests; running ones go on, except those that wait for the models."""
         self.is_draining = True
         self._settled.set()
         self._drained.set()
@@ -117,5 +117,5 @@ class Lifecycle:
 
 
 def draining_error() -> Draining:
-    """Return the answer to who comes too late."""
+    """Return the error of requests that arrive while the server drains."""
     return Draining("the server is stopping; send this to another", retry_after_s=5)

@@ -1,4 +1,4 @@
-"""The parity gate: a recipe is served only where its stored samples score as they did."""
+"""The parity check: a recipe is served only if its stored samples score as they did."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class ModelScores:
 class PendingCall:
     """Collects an outcome a sample, in order, and wakes the caller once when all are there.
 
-    Outcomes arrive on any thread; the event loop is woken once a job, not once a sample. A
-    cancelled job wants nothing more, so that its work is dropped from the queue.
+    Outcomes arrive on any thread; the event loop is woken once a call, not once a sample. The
+    samples of a cancelled call are dropped from the queue.
     """
 
     def __init__(self, num_samples: int) -> None:
@@ -78,11 +78,11 @@ class PendingCall:
         return partial(self._receive, index)
 
     def is_active(self) -> bool:
-        """Say whether anybody still waits."""
+        """Whether the outcomes are still wanted."""
         return not self._cancelled
 
     def cancel(self) -> None:
-        """Want nothing more."""
+        """Cancel: pending samples are dropped from the queue."""
         self._cancelled = True
 
     async def wait(self) -> list[Outcome]:
@@ -98,7 +98,7 @@ class PendingCall:
             self._num_left -= 1
             is_last = self._num_left == 0
         if is_last and not self._cancelled:
-            with suppress(RuntimeError):  # a loop that is closed has nobody left to wake
+            with suppress(RuntimeError):  # the event loop is closed already
                 self._loop.call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
@@ -111,7 +111,7 @@ _MAX_OVERLAP = 8
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-    """Prepare samples for a model; one whose spans leave the completion is not shown to it."""
+    """Prepare samples for a model; one whose spans are not within the completion fails before."""
     faults = validate_samples(samples)
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
@@ -119,7 +119,7 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def validate_samples(samples: Sequence[Sample]) -> list[SampleError | None]:
-    """Return what is wrong with each sample, whatever model it is for."""
+    """Return each sample's error, if it has one whatever the model."""
     return [_validate(sample) for sample in samples]
 
 
@@ -134,7 +134,7 @@ def _validate(sample: Sample) -> SampleError | None:
             if name != "errors":
                 _require_little_overlap(spans, text, f"segments.{name}")
     except SampleError as fault:
-        # Without its traceback, which would hold the sample for as long as the error lives.
+        # Without its traceback, which would keep the sample alive as long as the error.
         return fault.with_traceback(None)
     return None
 
@@ -154,7 +154,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     """Prepare samples; where one makes the whole call raise, only that one fails."""
     try:
         return model.prepare(samples)
-    except Exception as error:  # a tokenizer may raise anything; its neighbours go on
+    except Exception as error:  # a tokenizer may raise anything; other samples go on
         if len(samples) == 1:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]
@@ -162,7 +162,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
-    """Return features that share nothing with those of other keys; an empty key is no key."""
+    """Return inputs whose prefixes are not shared with other keys; an empty key is no key."""
     if not key:
         return prepared
     return [replace(one, owner=key) if isinstance(one, ModelInput) else one for one in prepared]
@@ -171,7 +171,7 @@ def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
 def deliver_prepared(
     prepared: Sequence[Prepared], start: int, work: Callable[..., QueuedSample], job: PendingCall
 ) -> list[QueuedSample]:
-    """Deliver what needs no device, and return the work that does."""
+    """Deliver the errors of samples, and return the samples to be queued."""
     now = time.monotonic()
     works = []
     for index, one in enumerate(prepared, start):
@@ -188,7 +188,7 @@ _T = TypeVar("_T")
 
 @runtime_checkable
 class ScoresForCallers(Protocol):
-    """A model elsewhere that shares its devices out itself."""
+    """A model on other servers that schedules callers fairly itself."""
 
     async def score_for(
         self, caller: Caller, samples: Sequence[Sample]
@@ -196,12 +196,12 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
+#: Samples tokenized at once, so that the device starts before a large request is all tokens.
 _CHUNK = 64
 
 
 class ScoringPipeline:
-    """Takes samples to what waits for the devices, and their outcomes back."""
+    """Prepares samples, queues them for the devices, and returns their outcomes."""
 
     def __init__(
         self,
@@ -226,9 +226,9 @@ class ScoringPipeline:
         return await self._score_on_device(loaded, loaded.model, samples, caller)
 
     async def run_in_thread(self, call: Callable[[], _T]) -> _T:
-        """Run a plain function on a tokenising thread, off the event loop.
+        """Run a plain function on a tokenization thread, off the event loop.
 
-        Where the caller leaves, the function ends at its next `check_cancelled`.
+        Once this is cancelled, the function ends at its next `check_cancelled`.
         """
         if self._life.is_stopped:
             raise draining_error()
@@ -244,7 +244,7 @@ class ScoringPipeline:
             has_left.set()
 
     def close(self) -> None:
-        """Let nothing through any more; whatever waits hears that the server is stopping."""
+        """Take no more samples; those that are queued fail with `Draining`."""
         self._waiting.close(draining_error())
         self._workers.shutdown(wait=False)
 
@@ -281,7 +281,7 @@ class ScoringPipeline:
     async def _score_on_host(
         self, model: HostModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
-        """Give a model that needs no device all samples that have no faults of their own."""
+        """Score the valid samples with a model that needs no device."""
         faults = await self.run_in_thread(partial(validate_samples, samples))
         sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
         scores = iter(await self._score(model, sound, caller) if sound else ())
