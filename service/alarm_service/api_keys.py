@@ -1,4 +1,4 @@
-"""The keys that callers may bring: where they come from, and whether one is among them."""
+"""API keys: reading and comparing them; imports no FastAPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Keys", "read_admin_keys", "read_keys"]
 
 
 class Keys:
-    """A set of keys that tells nothing of them through the time that it takes."""
+    """A set of API keys, looked up in constant time."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(_digest(key.encode()) for key in dict.fromkeys(keys))
@@ -25,7 +25,7 @@ class Keys:
         return len(self._digests)
 
     def find(self, key: bytes) -> int | None:
-        """Return a key's place among the keys, or None where it is none of them.
+        """Return the index of a key, or None where it is not one of these.
 
         Every key is compared, each in constant time, and digests hide how long they are.
         """
@@ -37,7 +37,7 @@ class Keys:
         return found
 
     def identity(self, place: int) -> str:
-        """Return what tells the key at a place from the others, and is no key itself."""
+        """Return what identifies the key at an index, without revealing it."""
         return self._digests[place].hex()[:16]
 
 
@@ -79,7 +79,7 @@ def _lines(file: Path, flag: str) -> list[str]:
 
 @cache
 def _piped(file: Path) -> bytes:
-    """Return what a pipe holds, which can be read only once while keys are wanted several times."""
+    """Return the contents of a pipe, which can be read only once; keys are read several times."""
     return file.read_bytes()
 
 

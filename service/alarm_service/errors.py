@@ -12,6 +12,7 @@ __all__ = [
     "BodyTimeout",
     "Broken",
     "ChangeRefused",
+    "ClientDisconnected",
     "CorruptedBody",
     "DeadlinePassed",
     "Draining",
@@ -168,6 +169,10 @@ _MAX_MESSAGE = 500
 
 #: What pydantic says on the way to a fault that is no name on the wire: which of a field's types.
 _NOT_JSON_FIELDS = ("function-", "list[")
+
+
+class ClientDisconnected(Exception):
+    """The client closed its connection: nobody will read a response."""
 
 
 def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:

@@ -37,7 +37,7 @@ from alarm_service.settings import Settings
 
 __all__ = ["record_file", "score_file"]
 
-#: Samples in the house at once: enough to fill batches of like length.
+#: Samples in flight at once: enough to fill batches of similar length.
 _AT_ONCE = 256
 
 

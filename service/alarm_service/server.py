@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 #: Longer than any client keeps an idle connection, so that none is closed as it is used again.
 _KEEP_ALIVE_S = 75
 
-#: How long the answers at the end of a drain may take to be sent.
+#: How long sending the last responses of a drain may take.
 _LAST_ANSWERS_S = 2
 
 #: uvicorn's.
@@ -50,13 +50,13 @@ class _DrainingServer(uvicorn.Server):
     """Lets running requests finish after the first signal, and takes no new ones."""
 
     def __init__(
-        self, config: uvicorn.Config, engine: RewardEngine, keeper: RecipeManager, drain_s: float
+        self, config: uvicorn.Config, engine: RewardEngine, manager: RecipeManager, drain_s: float
     ) -> None:
         super().__init__(config)
         self._descriptors = Descriptors()
         self._drain_s = drain_s
         self._engine = engine
-        self._keeper = keeper
+        self._manager = manager
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -73,7 +73,8 @@ class _DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain; not in the signal's handler, which may interrupt a holder of the log's lock.
 
-        Whoever still waits when the time is over is answered, and has a moment to take the answer.
+        Requests that still run when the time is over are answered with 503, and have a moment to
+        receive it.
         """
         _log.info("draining")
         self._engine.life.drain()
@@ -94,7 +95,7 @@ class _DrainingServer(uvicorn.Server):
 
     async def _reload(self) -> None:
         with suppress(ServiceError):  # which is logged
-            await self._keeper.reload()
+            await self._manager.reload()
 
 
 def serve(
@@ -127,15 +128,17 @@ def serve(
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    server = stop.server = _DrainingServer(config, engine, app.state.keeper, settings.drain_s)
-    # For the moments before uvicorn listens to signals; it raises them again once it has stopped.
+    server = stop.server = _DrainingServer(
+        config, engine, app.state.recipe_manager, settings.drain_s
+    )
+    # Until uvicorn handles signals; it raises them again once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
     _log.info(
         "listening",
         url=url_of(listener, is_tls=config.is_ssl),
         recipes=names,
-        devices=[str(device) for device in engine.replicas.devices],
+        devices=[str(device) for device in engine.device_pool.devices],
     )
     server.run(sockets=[listener])
     code = 0

@@ -10,7 +10,7 @@ from tcp import over_tcp
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.recipe.specs import RemoteSpec
-from alarm_models.reward_models.remote.http import backoff_s, is_retryable
+from alarm_models.reward_models.remote.http import is_retryable
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.types import Message, Sample, Score
 
@@ -150,13 +150,6 @@ async def test_a_server_that_cannot_be_reached_or_is_another_is_no_model() -> No
 def test_a_spec_that_its_api_cannot_use_is_refused(table: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         RemoteSpec.model_validate({"url": "http://host"} | table)
-
-
-def test_waits_double_up_to_a_limit_and_keep_apart() -> None:
-    assert [backoff_s(attempt, {}, 0.0) for attempt in (0, 1, 2, 20)] == [0.25, 0.5, 1.0, 30.0]
-    assert backoff_s(1, {}, 0.5) == 0.375
-    assert backoff_s(0, {"Retry-After": "7"}, 0.0) == 7
-    assert backoff_s(0, {"Retry-After": "tomorrow"}, 0.0) == 0.25
 
 
 def test_what_passes_is_worth_another_try() -> None:

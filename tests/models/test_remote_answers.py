@@ -22,7 +22,6 @@ from alarm_models.errors import AddressError, CheckpointError, SampleError
 from alarm_models.recipe.specs import GrammarSpec, RemoteSpec
 from alarm_models.reward_models.languagetool import LanguageTool
 from alarm_models.reward_models.remote import connections as client
-from alarm_models.reward_models.remote.http import backoff_s
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.types import Sample, Score
 
@@ -249,11 +248,6 @@ async def test_server_that_answers_no_json_at_the_start_is_not_waited_for() -> N
             await RemoteModel(spec, {}).open()
         assert type(told.value) is CheckpointError
         assert "hidden" not in str(told.value)
-
-
-def test_wait_of_another_alphabet_s_digits_is_none() -> None:
-    assert backoff_s(0, {"Retry-After": "²"}, 0.0) == 0.25
-    assert backoff_s(0, {"Retry-After": "9" * 400}, 0.0) == 30
 
 
 async def test_languagetool_that_drips_or_is_endless_fails_its_sample() -> None:

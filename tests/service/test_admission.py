@@ -9,9 +9,8 @@ from served import serving, until_set
 from standin import Words, recipe
 
 from alarm_models.types import Message, Sample
-from alarm_service.engine.admission import Admission, content_of, estimate_tokens
-from alarm_service.engine.caller import Caller
-from alarm_service.engine.throughput import Throughput
+from alarm_service.engine.admission import Admission, Throughput, content_of, estimate_tokens
+from alarm_service.engine.fairness import Caller
 from alarm_service.errors import Overloaded
 
 

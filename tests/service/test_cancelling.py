@@ -24,7 +24,7 @@ async def test_work_of_callers_that_left_ends_and_frees_both_threads() -> None:
             ended.release()
 
     async with serving() as server:
-        passage = server.engine.passage
+        passage = server.engine.pipeline
         calls = [asyncio.create_task(passage.run_in_thread(endless)) for _ in range(2)]
         for _ in calls:
             await asyncio.to_thread(begun.acquire)

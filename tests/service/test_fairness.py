@@ -11,12 +11,17 @@ from test_queue import M, lengths, model, work
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import in_turns
-from alarm_service.engine.caller import Caller
-from alarm_service.engine.fairness import VirtualTimes
+from alarm_service.engine.fairness import Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import RequestQueue, in_turn, next_batch, weights_of
-from alarm_service.engine.requests import Outcome, QueuedSample
-from alarm_service.engine.usage import TimedOutSamples, Usage, predicted_s
+from alarm_service.engine.queue import (
+    Outcome,
+    QueuedSample,
+    RequestQueue,
+    TimedOutSamples,
+    in_turn,
+    next_batch,
+    weights_of,
+)
 
 A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from served import serving
 
-from alarm_service.api.hosts import allowed_hosts
+from alarm_service.api.auth import allowed_hosts
 from alarm_service.settings import Settings
 
 OWN = ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.9.8.7:80", "[::1]:8000", ""]

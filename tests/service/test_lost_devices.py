@@ -72,7 +72,7 @@ async def test_other_devices_go_on_and_the_one_that_hung_comes_back() -> None:
         assert (await server.score("a b c")).json()["scores"][0]["score"] == 3
         server.words.release.set()
         await until(lambda: not server.engine.life.degraded)
-        assert not any(device.is_lost for device in server.engine.replicas._threads)
+        assert not any(device.is_lost for device in server.engine.device_pool._threads)
         assert (await server.score("a")).json()["scores"][0]["score"] == 1
 
 

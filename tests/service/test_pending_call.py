@@ -2,7 +2,7 @@ import asyncio
 import threading
 
 from alarm_models.types import Score
-from alarm_service.engine.requests import PendingCall
+from alarm_service.engine.pipeline import PendingCall
 from alarm_service.errors import Draining
 
 

@@ -98,7 +98,7 @@ async def printing(press: Press, *recipes: Any) -> AsyncIterator[tuple[Server, R
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
-        yield Server(app, client, Words(), {}), app.state.keeper
+        yield Server(app, client, Words(), {}), app.state.recipe_manager
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ async def fingerprint_of(server: Server, model: str | None = None) -> str:
 
 
 async def test_a_request_finishes_with_the_models_that_it_began_with(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
         begun = asyncio.create_task(server.score("hold"))
         await old.held.wait()
-        change = await keeper.reload()
+        change = await manager.reload()
         assert (change.loaded, change.kept, change.gone) == (("words",), (), ("words",))
         after = (await server.score("a")).json()
         assert (after["scores"][0]["score"], after["fingerprint"]) == (2, "pages-2")
@@ -133,12 +133,12 @@ async def test_a_request_finishes_with_the_models_that_it_began_with(press: Pres
 
 
 async def test_a_reward_and_its_fingerprint_are_of_one_generation(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         first = (await server.reward("a")).json()
         begun = asyncio.create_task(server.reward("hold"))
         await press.made[0].held.wait()
-        await keeper.reload()
+        await manager.reload()
         second = (await server.reward("a")).json()
         press.made[0].release.set()
         late = (await begun).json()
@@ -147,23 +147,23 @@ async def test_a_reward_and_its_fingerprint_are_of_one_generation(press: Press) 
 
 
 async def test_a_caller_who_leaves_lets_the_old_models_go(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
         begun = asyncio.create_task(server.score("hold"))
         await old.held.wait()
-        await keeper.reload()
+        await manager.reload()
         begun.cancel()
         await until(lambda: old.told == ["opened", "closed"])
 
 
 async def test_a_server_that_stops_closes_every_generation_once(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
         begun = asyncio.create_task(server.score("hold"))
         await old.held.wait()
-        await keeper.reload()
+        await manager.reload()
         await server.engine.close()
         assert [one.told for one in press.made] == [["opened", "closed"]] * 2
         old.release.set()
@@ -174,9 +174,9 @@ async def test_a_server_that_stops_closes_every_generation_once(press: Press) ->
 
 async def test_what_did_not_change_is_kept(press: Press) -> None:
     press.changed = False
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
-        change = await keeper.reload()
+        change = await manager.reload()
         assert (change.loaded, change.kept, change.gone) == ((), ("words",), ())
         assert len(press.made) == 1
         assert press.made[0].told == ["opened"]
@@ -185,19 +185,19 @@ async def test_what_did_not_change_is_kept(press: Press) -> None:
 
 
 async def test_another_recipe_s_models_are_kept_without_a_look(press: Press) -> None:
-    async with printing(press, PAPER, LETTER) as (server, keeper):
+    async with printing(press, PAPER, LETTER) as (server, manager):
         await server.engine.life.until_ready()
-        change = await keeper.reload("letter")
+        change = await manager.reload("letter")
         assert (change.loaded, change.kept) == (("letter/words",), ("words",))
         assert await fingerprint_of(server, "paper/words") == "pages-1"
         assert await fingerprint_of(server, "letter/words") == "pages-3"
 
 
 async def test_a_model_keeps_its_weights_where_its_name_changes(press: Press) -> None:
-    async with printing(press, PAPER, LETTER) as (server, keeper):
+    async with printing(press, PAPER, LETTER) as (server, manager):
         await server.engine.life.until_ready()
         assert await fingerprint_of(server, "letter/words") == "pages-2"
-        await keeper.unload("paper")
+        await manager.unload("paper")
         assert await fingerprint_of(server, "words") == "pages-2"
         assert await fingerprint_of(server) == "pages-2"
         assert [one["name"] for one in (await listed(server))["recipes"]] == ["letter"]
@@ -210,22 +210,22 @@ async def listed(server: Server) -> Any:
 
 
 async def test_the_last_recipe_stays(press: Press) -> None:
-    async with printing(press) as (_, keeper):
+    async with printing(press) as (_, manager):
         with pytest.raises(ChangeRefused, match="'paper' is the last recipe: load another first"):
-            await keeper.unload("paper")
+            await manager.unload("paper")
         with pytest.raises(NotFound, match="no recipe 'letter'; there are paper"):
-            await keeper.unload("letter")
+            await manager.unload("letter")
 
 
 async def test_a_load_that_fails_leaves_everything_as_it_was(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         press.failure = CheckpointError("no weights")
         with pytest.raises(ChangeRefused, match="no weights"):
-            await keeper.reload()
+            await manager.reload()
         press.failure = RuntimeError("out of memory")
         with pytest.raises(ChangeRefused, match="the models cannot be loaded: RuntimeError"):
-            await keeper.reload()
+            await manager.reload()
         assert await fingerprint_of(server) == "pages-1"
         assert press.made[0].told == ["opened"]
         assert (await server.client.get("/health/ready")).status_code == 200
@@ -254,28 +254,28 @@ class Blank(Pages):
 async def test_models_that_do_not_work_are_closed_again(
     press: Press, kind: type[Pages], why: str
 ) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         press.kind = kind
         with pytest.raises(ChangeRefused, match=why):
-            await keeper.reload()
+            await manager.reload()
         assert [one.told for one in press.made] == [["opened"], ["opened", "closed"]]
         assert await fingerprint_of(server) == "pages-1"
 
 
-async def begun_reload(server: Server, keeper: RecipeManager, press: Press) -> asyncio.Task[Any]:
+async def begun_reload(server: Server, manager: RecipeManager, press: Press) -> asyncio.Task[Any]:
     """Begin a reload, which goes on once the press may load."""
     await server.engine.life.until_ready()
     press.may_load.clear()
     press.loading.clear()
-    reloading = asyncio.create_task(keeper.reload())
+    reloading = asyncio.create_task(manager.reload())
     await until_set(press.loading)
     return reloading
 
 
 async def test_the_server_is_ready_and_scores_while_models_load(press: Press) -> None:
-    async with printing(press) as (server, keeper):
-        reloading = await begun_reload(server, keeper, press)
+    async with printing(press) as (server, manager):
+        reloading = await begun_reload(server, manager, press)
         assert (await server.client.get("/health/ready")).status_code == 200
         assert await fingerprint_of(server) == "pages-1"
         press.may_load.set()
@@ -290,16 +290,16 @@ async def test_the_server_is_ready_and_scores_while_models_load(press: Press) ->
 
 
 async def test_changes_take_turns(press: Press) -> None:
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
-        both = await asyncio.gather(keeper.reload(), keeper.reload())
+        both = await asyncio.gather(manager.reload(), manager.reload())
         assert [change.gone for change in both] == [("words",)] * 2
         assert await fingerprint_of(server) == "pages-3"
 
 
 async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
-    async with printing(press) as (server, keeper):
-        reloading = await begun_reload(server, keeper, press)
+    async with printing(press) as (server, manager):
+        reloading = await begun_reload(server, manager, press)
         server.engine.life.drain()
         with pytest.raises(ServiceError, match="the server is stopping"):
             await reloading
@@ -308,12 +308,12 @@ async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
 
 async def test_a_model_s_memory_is_free_once_nobody_asks_it(press: Press) -> None:
     press.kind = Edition
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         assert await fingerprint_of(server) == "words-1"
         old = weakref.ref(press.made[0])
         press.made.clear()
         press.made.append(None)
-        await keeper.reload()
+        await manager.reload()
         assert await fingerprint_of(server) == "words-2"
         gc.collect()
         await until(lambda: old() is None)
@@ -321,7 +321,7 @@ async def test_a_model_s_memory_is_free_once_nobody_asks_it(press: Press) -> Non
 
 async def test_work_of_two_generations_waits_apart(press: Press) -> None:
     press.kind = Edition
-    async with printing(press) as (server, keeper):
+    async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
         first = asyncio.create_task(server.score("hold"))
@@ -329,7 +329,7 @@ async def test_work_of_two_generations_waits_apart(press: Press) -> None:
         waiting = asyncio.create_task(server.score("a b"))
         await server.until_waiting(1)
         # The new model's first run waits for the device too: it has the queue's other place.
-        reloading = asyncio.create_task(keeper.reload())
+        reloading = asyncio.create_task(manager.reload())
         await server.until_waiting(2)
         old.release.set()
         await reloading

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from alarm_service.observability.running_stats import BusyTime, RunningCorrelation
+from alarm_service.observability.metrics import BusyTime
+from alarm_service.observability.reward_metrics import RunningCorrelation
 
 
 def correlated(num_pairs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import app_of, samples, serving
+from opentelemetry.trace import NoOpTracer
+from served import samples, serving
 from standin import FIGURE_1, Letters, Words, recipe
 
 from alarm_client.client import AlarmClient, AsyncAlarmClient
 from alarm_service.api.app import create_app
-from alarm_service.observability.tracing import NoTraces, OtelTraces
+from alarm_service.api.middleware import TracingMiddleware
+from alarm_service.observability.tracing import tracer_provider
 from alarm_service.settings import Settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -37,7 +39,7 @@ async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
         [FIGURE_1],
         Settings(device="cpu"),
         load=lambda wanted, _: {key: models[one.name] for key, one in wanted.items()},
-        traces=OtelTraces(SimpleSpanProcessor(exporter)),
+        tracing=tracer_provider(SimpleSpanProcessor(exporter)),
     )
     async with (
         app.router.lifespan_context(app),
@@ -77,10 +79,10 @@ async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
     assert alone.parent is None
 
 
-async def test_traces_are_off_unless_asked_for() -> None:
+async def test_requests_have_no_spans_unless_traces_are_asked_for() -> None:
     async with serving() as server:
-        assert isinstance(server.engine.traces, NoTraces)
-        assert "Traced" not in {one.cls.__name__ for one in server.app.user_middleware}
+        assert isinstance(server.engine.tracer, NoOpTracer)
+        assert TracingMiddleware not in {one.cls for one in server.app.user_middleware}
 
 
 def test_a_server_without_traces_never_imports_their_packages() -> None:
@@ -164,19 +166,25 @@ def test_outside_a_span_the_client_sends_none() -> None:
     assert seen == [None]
 
 
-async def test_what_the_client_sends_is_what_the_server_reads() -> None:
+async def test_span_of_the_client_is_the_parent_of_the_server_s() -> None:
     exporter = InMemorySpanExporter()
-    app = app_of([recipe()], {"words": Words()})
-    app.state.engine.traces = OtelTraces(SimpleSpanProcessor(exporter))
+    app = create_app(
+        [recipe()],
+        Settings(device="cpu"),
+        load=lambda wanted, _: {key: Words() for key in wanted},
+        tracing=tracer_provider(SimpleSpanProcessor(exporter)),
+    )
     tracer = TracerProvider().get_tracer("trainer")
-    async with app.router.lifespan_context(app):
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncAlarmClient("http://localhost", transport=transport) as client,
+    ):
         await app.state.engine.life.until_ready()
-        from alarm_client._transport import trace_headers
-
         with tracer.start_as_current_span("step") as span:
-            headers = trace_headers()
-        with app.state.engine.traces.request("POST /score", headers):
-            pass
-    (request,) = exporter.get_finished_spans()
-    assert request.parent is not None
-    assert request.parent.span_id == span.get_span_context().span_id
+            await client.score(samples("a"))
+    scores = named(list(exporter.get_finished_spans()))["POST /score"]
+    assert scores
+    for request in scores:
+        assert request.parent is not None
+        assert request.parent.span_id == span.get_span_context().span_id

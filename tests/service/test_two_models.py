@@ -40,13 +40,13 @@ class Counted:
         self._model = model
         self._name = name
         self._passes = passes
-        self._gate = gate
+        self._check = gate
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
 
     def forward(self, batch: list[object]) -> object:
-        assert self._gate.wait(PATIENCE_S)
+        assert self._check.wait(PATIENCE_S)
         self._passes.append(self._name)
         return self._model.forward(batch)  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""The routes that change what is served, for whoever has an admin key."""
+"""Admin routes, which load, unload and reload recipes; they need an admin key."""
 
 from __future__ import annotations
 
@@ -81,63 +81,65 @@ class ChangedOut(ServedOut):
     gone: tuple[str, ...]
 
 
-async def _keeper(request: Request) -> RecipeManager:
-    keeper: RecipeManager = request.app.state.keeper
-    return keeper
+async def _manager(request: Request) -> RecipeManager:
+    manager: RecipeManager = request.app.state.recipe_manager
+    return manager
 
 
-_KeeperOf = Annotated[RecipeManager, Depends(_keeper)]
+_ManagerOf = Annotated[RecipeManager, Depends(_manager)]
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
 @router.get("/recipes", responses=_TOLD)
-async def recipes(keeper: _KeeperOf, engine: EngineOf) -> ServedOut:
+async def recipes(manager: _ManagerOf, engine: EngineOf) -> ServedOut:
     """List what is loaded, and what may be; nothing is loaded before the server is ready."""
-    return ServedOut(recipes=_recipes(engine.model_set), available=list(keeper.sources.available()))
+    return ServedOut(
+        recipes=_recipes(engine.model_set), available=list(manager.sources.available())
+    )
 
 
 @router.post("/load", responses=_CHANGED)
-async def load(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+async def load(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
     """Load a recipe, one of the built-in ones or of the operator's folder, beside the others."""
-    return _changed(keeper, engine, await keeper.load(body.recipe))
+    return _changed(manager, engine, await manager.load(body.recipe))
 
 
 @router.post("/unload", responses=_CHANGED)
-async def unload(body: OneRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+async def unload(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
     """Unload a recipe; requests that it has begun are finished. The last one stays."""
-    return _changed(keeper, engine, await keeper.unload(body.recipe))
+    return _changed(manager, engine, await manager.unload(body.recipe))
 
 
 @router.post("/reload", responses=_CHANGED)
-async def reload(body: AnyRecipe, keeper: _KeeperOf, engine: EngineOf) -> ChangedOut:
+async def reload(body: AnyRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
     """Read recipes and changed weights again; no request fails, whether it works or not."""
-    return _changed(keeper, engine, await keeper.reload(body.recipe))
+    return _changed(manager, engine, await manager.reload(body.recipe))
 
 
-def _changed(keeper: RecipeManager, engine: RewardEngine, change: RecipeChange) -> ChangedOut:
+def _changed(manager: RecipeManager, engine: RewardEngine, change: RecipeChange) -> ChangedOut:
     return ChangedOut(
         recipes=_recipes(engine.model_set),
-        available=list(keeper.sources.available()),
+        available=list(manager.sources.available()),
         loaded=change.loaded,
         kept=change.kept,
         gone=change.gone,
     )
 
 
-def _recipes(generation: ModelSet) -> list[AdminRecipeOut]:
+def _recipes(model_set: ModelSet) -> list[AdminRecipeOut]:
     return [
         AdminRecipeOut(
             name=recipe.name,
-            fingerprint=generation.fingerprint(recipe, Overrides()),
+            fingerprint=model_set.fingerprint(recipe, Overrides()),
             models={
                 name: AdminModelOut(
                     name=loaded.name,
                     fingerprint=loaded.fingerprint,
                     loaded_at=datetime.fromtimestamp(loaded.since, UTC),
                 )
-                for name, loaded in generation.models_of(recipe).items()
+                for name, loaded in model_set.models_of(recipe).items()
             },
         )
-        for recipe in (generation.catalog.recipes.values() if generation.models else ())
+        for recipe in (model_set.catalog.recipes.values() if model_set.models else ())
     ]

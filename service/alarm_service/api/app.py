@@ -8,36 +8,39 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from alarm_models.recipe.schema import Recipe
 from alarm_service.api import admin_routes, routes, status_routes
 from alarm_service.api.auth import (
+    AllowedHostsMiddleware,
     APIKeyMiddleware,
     RateLimiter,
     RateLimitMiddleware,
+    allowed_hosts,
     body_tokens,
     one_request,
 )
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
-from alarm_service.api.compat.common import label_of
-from alarm_service.api.drain import AnswerAtEnd
 from alarm_service.api.error_handlers import add_error_handlers
-from alarm_service.api.hosts import RequireHost, allowed_hosts
 from alarm_service.api.large_bodies import LargeBodies
 from alarm_service.api.middleware import (
     AccessLogMiddleware,
     BodyLimitMiddleware,
-    HeadAsGet,
-    PlainPath,
+    DrainMiddleware,
+    HeadMiddleware,
+    RequestIdMiddleware,
     ResponseDigestMiddleware,
     TracingMiddleware,
+    TrailingSlashMiddleware,
 )
-from alarm_service.api.request_ids import RequestIds
 from alarm_service.api_keys import read_admin_keys, read_keys
 from alarm_service.engine.devices import (
     ModelLoader,
@@ -51,13 +54,26 @@ from alarm_service.engine.parity_check import require_parity
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
 from alarm_service.engine.reload import FindUnchanged
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import NoTraces, Traces, open_traces
+from alarm_service.observability.tracing import TRACER_NAME, open_tracer_provider
 from alarm_service.settings import Settings
 
-__all__ = ["create_app", "create_engine"]
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
-_ROUTES = ("/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
-           "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload")  # fmt: skip
+__all__ = ["API_ROUTES", "create_app", "create_engine"]
+
+_ROUTERS = (
+    routes.router,
+    status_routes.router,
+    trainers_router.router,
+    pooling_router.router,
+    admin_routes.router,
+)
+
+#: Every route of the API; metrics and logs take their labels from these.
+API_ROUTES = tuple(
+    route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)
+)
 
 
 def create_engine(
@@ -65,7 +81,7 @@ def create_engine(
     settings: Settings,
     load: ModelLoader | None = None,
     unchanged: FindUnchanged = unchanged_on_disk,
-    traces: Traces | None = None,
+    tracer: Tracer | None = None,
 ) -> RewardEngine:
     """Make an engine for these recipes; it loads them once it is started."""
     if settings.deterministic:
@@ -88,7 +104,7 @@ def create_engine(
         choose_devices(settings.device),
         limits,
         Metrics(),
-        traces or NoTraces(),
+        tracer or NoOpTracer(),
     )
 
 
@@ -98,18 +114,20 @@ def create_app(
     *,
     load: ModelLoader | None = None,
     unchanged: FindUnchanged = unchanged_on_disk,
-    traces: Traces | None = None,
+    tracing: TracerProvider | None = None,
     sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Make the application; its lifespan loads the models while requests may already come.
 
-    ``load`` and ``unchanged`` are the seam for stand-in models, ``traces`` for a stand-in
+    ``load`` and ``unchanged`` are the seam for stand-in models, ``tracing`` for a stand-in
     collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
     fails.
     """
 
-    engine = create_engine(recipes, settings, load, unchanged, traces or open_traces(settings))
+    tracing = tracing or open_tracer_provider(settings)
+    tracer = tracing.get_tracer(TRACER_NAME) if tracing else None
+    engine = create_engine(recipes, settings, load, unchanged, tracer)
     large_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
@@ -123,7 +141,8 @@ def create_app(
             starting.cancel()
             await asyncio.wait((starting,))
             await engine.close()
-            engine.traces.close()
+            if tracing is not None:
+                tracing.shutdown()
             large_bodies.close()
 
     app = FastAPI(
@@ -132,38 +151,33 @@ def create_app(
         version=version("alarm-service"),
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=_middleware(engine, settings),
+        middleware=_middleware(engine, settings, tracer),
     )
     app.state.engine = engine
     app.state.settings = settings
     app.state.large_bodies = large_bodies
-    app.state.keeper = RecipeManager(engine, sources)
-    app.include_router(routes.router)
-    app.include_router(status_routes.router)
-    app.include_router(trainers_router.router)
-    app.include_router(pooling_router.router)
-    app.include_router(admin_routes.router)
+    app.state.recipe_manager = RecipeManager(engine, sources)
+    for router in _ROUTERS:
+        app.include_router(router)
     add_error_handlers(app)
     return app
 
 
-def _label(path: str) -> str | None:
-    return path if path in _ROUTES else label_of(path)
-
-
-def _middleware(engine: RewardEngine, settings: Settings) -> list[Middleware]:
+def _middleware(
+    engine: RewardEngine, settings: Settings, tracer: Tracer | None
+) -> list[Middleware]:
     keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     hosts = allowed_hosts(settings)
     return [
-        Middleware(RequestIds),
-        Middleware(PlainPath),
-        Middleware(AccessLogMiddleware, metrics=engine.metrics, label=_label),
-        *([Middleware(TracingMiddleware, traces=engine.traces)] if engine.traces.is_on else []),
+        Middleware(RequestIdMiddleware),
+        Middleware(TrailingSlashMiddleware),
+        Middleware(AccessLogMiddleware, metrics=engine.metrics, routes=API_ROUTES),
+        *([Middleware(TracingMiddleware, tracer=tracer)] if tracer else []),
         Middleware(ResponseDigestMiddleware),
-        Middleware(AnswerAtEnd, life=engine.life),
-        Middleware(HeadAsGet),
-        *([Middleware(RequireHost, hosts=hosts)] if hosts else []),
+        Middleware(DrainMiddleware, life=engine.life),
+        Middleware(HeadMiddleware),
+        *([Middleware(AllowedHostsMiddleware, hosts=hosts)] if hosts else []),
         Middleware(APIKeyMiddleware, keys=keys, admin_keys=admin_keys),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(

@@ -1,9 +1,10 @@
-"""API key and rate-limit middleware, with a token bucket per key."""
+"""Who may send requests, and how many: API keys, host names, a token bucket per key."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +13,25 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from alarm_models.errors import quoted
 from alarm_service.api.error_handlers import error_response
-from alarm_service.api_keys import Keys
-from alarm_service.engine.caller import Caller
-from alarm_service.errors import Forbidden, RateLimited, ServiceError, Unauthorized
+from alarm_service.api_keys import Keys, read_keys
+from alarm_service.engine.fairness import Caller
+from alarm_service.errors import Forbidden, Misdirected, RateLimited, ServiceError, Unauthorized
+from alarm_service.preflight import is_loopback
+from alarm_service.settings import Settings
 
 __all__ = [
     "ADMIN",
     "BODY_BYTES",
     "FREE_PATHS",
     "APIKeyMiddleware",
+    "AllowedHosts",
+    "AllowedHostsMiddleware",
     "RateLimitMiddleware",
     "RateLimiter",
     "TokenBucket",
+    "allowed_hosts",
     "body_tokens",
     "caller_of",
     "one_request",
@@ -35,10 +42,10 @@ _MINUTE_S = 60.0
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A minute's worth that fills steadily; ``level`` is what was left at the time ``since``.
+    """A token bucket that is refilled over a minute; ``level`` is what was left at ``since``.
 
-    What costs more than a minute's worth passes once all of it is there, and leaves a debt; what
-    costs nothing always passes.
+    A cost above the bucket's capacity passes once the bucket is full, and leaves it negative; a
+    cost of 0 always passes.
     """
 
     per_minute: float
@@ -46,7 +53,7 @@ class TokenBucket:
     since: float
 
     def consume(self, cost: float, now: float) -> float:
-        """Take ``cost`` and return 0; or take nothing and return the seconds until it is there."""
+        """Take ``cost`` and return 0, or take nothing and return the seconds to wait."""
         rate = self.per_minute / _MINUTE_S
         self.level = min(self.per_minute, self.level + (now - self.since) * rate)
         self.since = now
@@ -58,19 +65,19 @@ class TokenBucket:
 
 
 class RateLimiter:
-    """One allowance a caller, of one thing; callers are few, as each brought a key."""
+    """A token bucket for each caller; callers are few, since each has a key."""
 
     def __init__(self, per_minute: int, thing: str, now: Callable[[], float]) -> None:
         self._per_minute = per_minute
         self._thing = thing
         self._now = now
-        self._allowances: dict[int | None, TokenBucket] = {}
+        self._buckets: dict[int | None, TokenBucket] = {}
 
     def consume(self, caller: int | None, cost: float) -> None:
-        """Take a caller's cost; raise `RateLimited` where it has sent too much."""
+        """Take the cost from a caller's bucket; raise `RateLimited` where it is empty."""
         now = self._now()
         fresh = TokenBucket(self._per_minute, self._per_minute, now)
-        wait_s = self._allowances.setdefault(caller, fresh).consume(cost, now)
+        wait_s = self._buckets.setdefault(caller, fresh).consume(cost, now)
         if wait_s > 0:
             raise RateLimited(
                 f"this key may send {self._per_minute} {self._thing} a minute; "
@@ -79,17 +86,17 @@ class RateLimiter:
             )
 
 
-#: What the paths of admin routes begin with.
+#: The prefix of admin routes.
 ADMIN = "/admin/"
 
-#: Where a request's scope says how many bytes its body has, once it was read.
+#: The key in a request's scope of its body's size in bytes, set once it was read.
 BODY_BYTES = "alarm_body_bytes"
 
-#: What may be asked for as often as one likes: it costs nothing, and watchers ask often.
+#: Paths without rate limit and trace: they cost little, and monitoring asks often.
 FREE_PATHS = ("/health/", "/metrics")
 
-#: Where a request's scope says whose key it brought, and what identifies that key where there are
-#: several.
+#: The keys in a request's scope of its API key's index, and of what identifies that key where there
+#: are several.
 _CALLER = "alarm_caller"
 _KEY = "alarm_key"
 
@@ -97,15 +104,16 @@ _BYTES_A_TOKEN = 4
 
 
 class APIKeyMiddleware:
-    """Lets in who brings a key, as a bearer token or as the password of HTTP Basic.
+    """Requires an API key, as a bearer token or as the password of HTTP Basic.
 
-    Admin routes have keys of their own, and are closed where there are none. Health checks need
-    none, and nothing else does where callers have none.
+    Admin routes have keys of their own, and are closed where there are none. Health checks need no
+    key, and other routes need one only where the server has keys.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, admin_keys: Keys) -> None:
         self._app = app
         self._keys = keys
+        self._num_keys = len(keys)
         self._admin_keys = admin_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,17 +121,17 @@ class APIKeyMiddleware:
         if scope["type"] == "http" and not scope["path"].startswith("/health/"):
             try:
                 if scope["path"].startswith(ADMIN):
-                    self._let_admin_in(scope)
-                elif len(self._keys):
+                    self._require_admin_key(scope)
+                elif self._num_keys:
                     place = scope[_CALLER] = _find_key(scope, self._keys, "the server's key")
-                    if len(self._keys) > 1:
+                    if self._num_keys > 1:
                         scope[_KEY] = self._keys.identity(place)
             except ServiceError as error:
                 await _refusal(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _let_admin_in(self, scope: Scope) -> None:
+    def _require_admin_key(self, scope: Scope) -> None:
         if not len(self._admin_keys):
             raise Forbidden(
                 "the admin routes are closed: give the server a key for them (--admin-key-file "
@@ -133,13 +141,13 @@ class APIKeyMiddleware:
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Return who sent a request: its key where there are several, and its connection."""
+    """Return the caller of a request: its key where there are several, and its connection."""
     host, port = scope.get("client") or ("", "")
     return Caller(scope.get(_KEY, ""), f"{host}:{port}")
 
 
 def _find_key(scope: Scope, keys: Keys, wanted: str) -> int:
-    """Return the place of the key that a request brings; raise `Unauthorized`."""
+    """Return the index of a request's key; raise `Unauthorized`."""
     key = _key_in(Headers(scope=scope).get("authorization", ""))
     place = None if key is None else keys.find(key)
     if place is None:
@@ -170,10 +178,7 @@ def _refusal(error: ServiceError) -> Response:
 
 
 class RateLimitMiddleware:
-    """Answers 429 to a caller that has sent more than it may.
-
-    Health and metrics cost nothing, and whoever runs the server may always change it.
-    """
+    """Answers 429 to a caller over its rate limit; health, metrics and admin routes have none."""
 
     def __init__(self, app: ASGIApp, limits: RateLimiter, cost: Callable[[Scope], float]) -> None:
         self._app = app
@@ -192,10 +197,82 @@ class RateLimitMiddleware:
 
 
 def one_request(_: Scope) -> float:
-    """Cost the same, whatever is asked."""
+    """Return the cost of any request."""
     return 1
 
 
 def body_tokens(scope: Scope) -> float:
-    """Cost what a body that was read may hold in tokens."""
+    """Return an estimate of the tokens in a body that was read."""
     return float(scope.get(BODY_BYTES, 0) // _BYTES_A_TOKEN)
+
+
+def allowed_hosts(settings: Settings) -> AllowedHosts | None:
+    """Return the hosts that requests may name, or None where they may name any.
+
+    A server on loopback needs no key, so a web page could use it through a browser on this machine,
+    by a name that resolves to this machine (DNS rebinding). `Host` is then the page's name. Such a
+    page has no API key, so servers with keys answer to every name that a proxy may use.
+    """
+    is_local = is_loopback(settings.published or settings.host)
+    if len(read_keys(settings)) or not is_local or "*" in settings.allowed_host:
+        return None
+    names = {"localhost", settings.host, *([settings.published] if settings.published else [])}
+    return AllowedHosts(
+        frozenset(_plain(name) for name in (*names, *settings.allowed_host)),
+        any_address=not is_loopback(settings.host),
+    )
+
+
+class AllowedHosts:
+    """The host names of a server, without ports; loopback addresses are always allowed.
+
+    ``any_address`` allows every IP address: a container is reached by its own, and a web page has
+    an IP address as its name only where it is served from there.
+    """
+
+    def __init__(self, names: frozenset[str], *, any_address: bool) -> None:
+        self._names = names
+        self._any_address = any_address
+
+    def __contains__(self, host: str) -> bool:
+        """Say whether a request's `Host` is one of these."""
+        name = _plain(_without_port(host))
+        if name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self._any_address or address.is_loopback
+
+
+class AllowedHostsMiddleware:
+    """Answers 421 to a request whose `Host` is not allowed; one without `Host` is served."""
+
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 421."""
+        if scope["type"] == "http":
+            for host in Headers(scope=scope).getlist("host"):
+                if host and host not in self._hosts:
+                    error = Misdirected(
+                        f"this server does not answer for the host {quoted(host)}: "
+                        "without a key it answers for localhost alone; name the host with "
+                        "--allowed-host (ALARM_ALLOWED_HOST), or give the server a key"
+                    )
+                    await error_response(error)(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    is_whole = not host.startswith("[") or name.endswith("]")  # else an address's own last part
+    return name if colon and port.isdigit() and is_whole else host
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")

@@ -1,15 +1,18 @@
-"""What routes are handed: the engine, the settings, a deadline, and the errors they document."""
+"""Dependencies of the routes: engine, settings, caller, deadline, and documented errors."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 
 from alarm_service.api.auth import caller_of
-from alarm_service.engine.caller import Caller
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.fairness import Caller
+from alarm_service.errors import ClientDisconnected, DeadlinePassed
 from alarm_service.schemas import ErrorOut
 from alarm_service.settings import Settings
 
@@ -20,6 +23,7 @@ __all__ = [
     "SettingsOf",
     "TimeoutMs",
     "documented",
+    "run_until_disconnect",
     "timeout_s",
 ]
 
@@ -29,7 +33,7 @@ def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
 
 
-# Coroutines, though nothing here waits: FastAPI would call plain functions in threads.
+# Coroutines, though they await nothing: FastAPI would call plain functions in threads.
 
 
 async def _engine(request: Request) -> RewardEngine:
@@ -71,3 +75,33 @@ WORK_ERRORS = documented(
 def timeout_s(timeout_ms: int | None, settings: Settings) -> float:
     """Return the deadline in seconds: the caller's, else the server's."""
     return settings.timeout_s if timeout_ms is None else timeout_ms / 1000
+
+
+_T = TypeVar("_T")
+
+
+async def run_until_disconnect(
+    request: Request, work: Coroutine[Any, Any, _T], timeout_s: float
+) -> _T:
+    """Run the work until it is done, the deadline passes or the client disconnects.
+
+    Raises `DeadlinePassed` or `ClientDisconnected`; in both cases the work is cancelled first.
+    """
+    task = asyncio.ensure_future(work)
+    hang_up = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, hang_up), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if hang_up.done():
+            raise ClientDisconnected
+        raise DeadlinePassed(f"no result within {timeout_s:g} s; ask again or allow more time")
+    finally:
+        for one in (task, hang_up):
+            one.cancel()
+        await asyncio.gather(task, hang_up, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,4 +1,4 @@
-"""How errors are answered: one shape, whatever went wrong."""
+"""Error responses, which have one shape, and the handlers that make them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from alarm_models.errors import RecipeError
-from alarm_service.api.disconnect import ClientDisconnected
-from alarm_service.api.request_ids import HEADER, REQUEST_ID
 from alarm_service.errors import (
     BadRequest,
+    ClientDisconnected,
     Invalid,
     NotFound,
     ServiceError,
@@ -23,18 +22,23 @@ from alarm_service.errors import (
     shortened,
 )
 
-__all__ = ["add_error_handlers", "error_response"]
+__all__ = ["REQUEST_ID", "REQUEST_ID_HEADER", "add_error_handlers", "error_response"]
 
 _log = structlog.get_logger()
 
 _MAX_MESSAGE = 4000
 
+REQUEST_ID_HEADER = "X-Request-Id"
+
+#: Where the id stands in a request's scope.
+REQUEST_ID = "alarm.request_id"
+
 
 def error_response(error: ServiceError) -> JSONResponse:
-    """Answer with an error's status and sentence."""
-    # Names that were sent are shortened where they are quoted; nothing else is this long.
+    """Return the response to an error, with its status and message."""
+    # Quoted names are shortened before; no other message is this long.
     message = shortened(error.message, _MAX_MESSAGE)
-    # A caller's half surrogate, quoted back, cannot be written as UTF-8.
+    # A lone surrogate that is quoted cannot be encoded as UTF-8.
     message = message.encode(errors="backslashreplace").decode()
     body = {"code": error.code, "message": message, "retryable": error.retryable}
     headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
@@ -42,7 +46,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every error that may leave a route the one shape."""
+    """Handle every error that may leave a route."""
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
@@ -56,7 +60,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
         response = error_response(_refused(error.errors()))
         if any(isinstance(fault.get("input"), bytes) for fault in error.errors()):
-            response.headers["Accept-Post"] = "application/json"  # the body came as another type
+            response.headers["Accept-Post"] = "application/json"  # another content type
         return response
 
     @app.exception_handler(ClientDisconnected)
@@ -72,8 +76,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         response = error_response(ServiceError("the server failed; its log says why"))
-        if REQUEST_ID in request.scope:  # this answer passes no middleware
-            response.headers[HEADER] = request.scope[REQUEST_ID]
+        if REQUEST_ID in request.scope:  # this response passes no middleware
+            response.headers[REQUEST_ID_HEADER] = request.scope[REQUEST_ID]
         return response
 
 

@@ -1,4 +1,4 @@
-"""Large bodies and answers, read and written in threads while the event loop serves others."""
+"""Large bodies and responses, parsed and serialized in threads, off the event loop."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_
 
 _T = TypeVar("_T")
 
-#: A smaller body is read in a few milliseconds, and costs more to hand to a thread.
+#: A smaller body is parsed in a few milliseconds; handing it to a thread would cost more.
 _LARGE_BYTES = 128 << 10
 
-#: Bodies that are read at once: each takes several times its size in memory meanwhile.
+#: Bodies that are parsed at once: each takes several times its size in memory meanwhile.
 _NUM_THREADS = 2
 
-#: Old trainers send a whole rollout at once, and none can be told to send less.
+#: Old trainers send a whole rollout in one request, and cannot be configured to send less.
 REQUESTS_A_ROLLOUT = 64
 
 
 class LargeBodies:
-    """The threads that large bodies are read in.
+    """The threads that parse large bodies.
 
-    The garbage collector waits meanwhile: what is read is no garbage, and each time that it goes
-    through millions of small objects it holds the interpreter.
+    Garbage collection is off meanwhile: parsed JSON is not garbage, and each collection over
+    millions of small objects would hold the GIL.
     """
 
     def __init__(self) -> None:
@@ -65,18 +65,18 @@ class LargeBodies:
                     gc.enable()
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class OffLoopRoute(APIRoute):
-    """A route whose body, where it is large, is read and checked in a thread.
+    """A route whose body, where it is large, is parsed and validated in a thread.
 
-    What comes of it is what FastAPI makes of a body, or the error that it raises.
+    Values and errors are those of FastAPI.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's own handler behind the reading."""
+        """Return FastAPI's own handler, after the parsing."""
         handle = super().get_route_handler()
 
         async def read_and_handle(request: Request) -> Response:
@@ -86,7 +86,7 @@ class OffLoopRoute(APIRoute):
                     read = partial(_read, await request.body(), self.body_field, state.settings)
                     request._json = await state.large_bodies.run(read)
                 else:
-                    with suppress(ValueError, RecursionError):  # which the handler answers
+                    with suppress(ValueError, RecursionError):  # the handler answers these
                         _require_few(await request.json(), state.settings)
             return await handle(request)
 
@@ -94,12 +94,12 @@ class OffLoopRoute(APIRoute):
 
 
 def is_large(request: Request) -> bool:
-    """Say whether a request's body is, and its answer may be, too large for the event loop."""
+    """Whether a request's body is, and its response may be, too large for the event loop."""
     return int(request.scope.get(BODY_BYTES, 0)) > _LARGE_BYTES
 
 
 async def off_loop(request: Request, call: Callable[[], _T]) -> _T:
-    """Run a function of a request's whole body: in a thread where that is large."""
+    """Run a function of a request's whole body, in a thread where that is large."""
     if is_large(request):
         return cast(_T, await request.app.state.large_bodies.run(call))
     return call()
@@ -111,7 +111,7 @@ async def answered(
     rows_name: str,
     make_rows: Sequence[Callable[[], BaseModel]],
 ) -> Response:
-    """Write an answer in a thread: the ``response`` without rows, and its rows one by one."""
+    """Serialize a response in a thread: the ``response`` without rows, and its rows one by one."""
     write = partial(_written, response, rows_name, make_rows)
     content = await request.app.state.large_bodies.run(write)
     return Response(content, media_type="application/json")
@@ -138,7 +138,7 @@ def _read(body: bytes, field: Any, settings: Settings) -> Any:
 
 
 def _require_few(tree: Any, settings: Settings) -> None:
-    """Raise `TooLarge` for more items than any route takes, before each has its fault noted."""
+    """Raise `TooLarge` for more items than any route takes, before each is validated."""
     for name, items in tree.items() if isinstance(tree, dict) else ():
         most = settings.max_samples * (1 if name == "samples" else REQUESTS_A_ROLLOUT)
         if isinstance(items, list) and len(items) > most:

@@ -1,4 +1,4 @@
-"""Middleware: access log, tracing spans, body limits, digests, HEAD."""
+"""Middleware: request ids, access log, tracing, HEAD, draining, body limits and digests."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
 
 import structlog
+from fastapi.routing import APIRoute
+from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alarm_service.api.auth import BODY_BYTES, FREE_PATHS
-from alarm_service.api.error_handlers import error_response
-from alarm_service.api.request_ids import REQUEST_ID
+from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
+from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.errors import (
     BodyTimeout,
     CorruptedBody,
@@ -26,36 +30,77 @@ from alarm_service.errors import (
 )
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.repeated_log import RepeatedLog
-from alarm_service.observability.tracing import Traces
+from alarm_service.observability.tracing import request_span
 
 __all__ = [
     "AccessLogMiddleware",
     "BodyLimitMiddleware",
-    "HeadAsGet",
-    "PlainPath",
+    "DrainMiddleware",
+    "HeadMiddleware",
+    "RequestIdMiddleware",
     "ResponseDigestMiddleware",
     "TracingMiddleware",
+    "TrailingSlashMiddleware",
     "content_digest",
     "is_intact",
+    "route_label",
 ]
 
 _log = structlog.get_logger()
 
-#: The status in logs and metrics of a request whose caller hung up (nginx's convention).
-_HUNG_UP = 499
+_USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestIdMiddleware:
+    """Gives each request an id, the client's `X-Request-Id` if usable, and returns it as header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request under its id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _USABLE_ID.fullmatch(given) else uuid4().hex
+        scope[REQUEST_ID] = request_id
+
+        async def add_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, add_header)
+
+
+#: The status in logs and metrics of a request whose client disconnected (nginx's convention).
+_CLIENT_CLOSED = 499
+
+
+def route_label(path: str) -> str:
+    """Return the label of a route's path: the path up to its first parameter.
+
+    So `/compat/vllm/{name:path}/classify` is `/compat/vllm/{name}`: labels are few, and name no
+    recipe.
+    """
+    before, brace, parameter = path.partition("{")
+    return before + brace + parameter.partition("}")[0].partition(":")[0] + "}" * len(brace)
 
 
 class AccessLogMiddleware:
-    """Counts, times and logs each request by its label; paths that have none share `other`.
+    """Counts, times and logs each request by its route's label; what no route matches is `other`.
 
-    Errors of one status share a line a second: whoever has no key can cause them without end.
+    A request that other middleware refused was not routed: its label is that of the first of
+    ``routes`` that matches. Errors of one status share a log line a second: anybody can cause them,
+    also without a key.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, label: Callable[[str], str | None]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
         self._app = app
         self._errors = RepeatedLog()
         self._metrics = metrics
-        self._label = label
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request."""
@@ -63,7 +108,7 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = _HUNG_UP
+        status = _CLIENT_CLOSED
 
         async def note_status(message: Message) -> None:
             nonlocal status
@@ -74,11 +119,11 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, note_status)
         except Exception:
-            status = 500  # answered further out
+            status = 500  # answered by an outer handler
             raise
         finally:
             seconds = time.monotonic() - started
-            route = self._label(scope["path"]) or "other"
+            route = self._label(scope)
             self._metrics.observe_request(route, status, seconds)
             level = "debug" if route.startswith(("/health", "/metrics")) else "info"
             write = getattr(_log, level)
@@ -93,11 +138,19 @@ class AccessLogMiddleware:
             else:
                 self._errors.write((level, status), write, "request", **fields, seconds=seconds)
 
+    def _label(self, scope: Scope) -> str:
+        route = scope.get("route")
+        if isinstance(route, APIRoute):
+            return route_label(route.path)
+        path = scope["path"]
+        matching = (one.path for one in self._routes if one.path_regex.match(path))
+        return next(map(route_label, matching), "other")
 
-class PlainPath:
-    """Takes a path with a slash at its end for the one without.
 
-    A redirect would name whatever host the request named.
+class TrailingSlashMiddleware:
+    """Serves a path with a trailing slash as the one without.
+
+    A redirect would contain whatever host the request named.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -111,7 +164,7 @@ class PlainPath:
         await self._app(scope, receive, send)
 
 
-class HeadAsGet:
+class HeadMiddleware:
     """Answers HEAD as GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -131,12 +184,57 @@ class HeadAsGet:
         await self._app(dict(scope, method="GET"), receive, without_body)
 
 
-class TracingMiddleware:
-    """Spans each request that a trace may be about; those of watchers are none."""
+class DrainMiddleware:
+    """Answers 503 to every request that is still running when the drain time is over.
 
-    def __init__(self, app: ASGIApp, traces: Traces) -> None:
+    Whether it waits for the models, for the device or for the rest of its body: it is cancelled,
+    and its client can retry on another server. A response that was started is cut short.
+    """
+
+    def __init__(self, app: ASGIApp, life: Lifecycle) -> None:
         self._app = app
-        self._traces = traces
+        self._life = life
+        self._running: set[asyncio.Task[Any]] = set()
+        life.on_end(self._cancel_running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, or answer 503."""
+        task = asyncio.current_task()
+        if scope["type"] != "http" or task is None:
+            await self._app(scope, receive, send)
+            return
+        has_started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(message)
+
+        if not self._life.is_over:
+            self._running.add(task)
+            try:
+                await self._app(scope, receive, note_start)
+                return
+            except asyncio.CancelledError:
+                if not self._life.is_over:
+                    raise
+                task.uncancel()
+            finally:
+                self._running.discard(task)
+        if not has_started:
+            await error_response(draining_error())(scope, receive, send)
+
+    def _cancel_running(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+
+class TracingMiddleware:
+    """Starts a span for each request, except health checks and metrics."""
+
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+        self._app = app
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request within its span."""
@@ -144,11 +242,11 @@ class TracingMiddleware:
             await self._app(scope, receive, send)
             return
         name = shortened(f"{scope['method']} {scope['path']}")
-        with self._traces.request(name, Headers(scope=scope)) as attributes:
+        with request_span(self._tracer, name, Headers(scope=scope)) as span:
 
             async def note_status(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    attributes["http.response.status_code"] = message["status"]
+                    span.set_attribute("http.response.status_code", str(message["status"]))
                 await send(message)
 
             await self._app(scope, receive, note_status)
@@ -169,21 +267,21 @@ def is_intact(digest: str, header: str) -> bool:
     return found is None or found.group() == digest
 
 
-#: How much all the bodies that are arriving may hold together, in bodies of the largest size.
+#: The bytes of all bodies that are being received, in bodies of the largest size.
 _MAX_ARRIVING = 8
 
-#: Smaller bodies are digested in less time than a thread takes to be handed them.
+#: A smaller body is hashed faster than it is handed to a thread.
 _LARGE_BYTES = 128 << 10
 
 
 class ResponseDigestMiddleware:
-    """Adds its digest to each answer that is sent in one piece, so that a caller can check it."""
+    """Adds `Content-Digest` to each response that is sent in one piece."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, its answer's start held back until the body is known."""
+        """Run the request; the response starts once its body is known."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -206,11 +304,11 @@ class ResponseDigestMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Reads a body before its route does; answers 413 as soon as it is over the limit.
+    """Reads the body before the route does; answers 413 as soon as it is over the limit.
 
-    One that takes longer than ``timeout_s`` is a 408, one that its `Content-Digest` does not fit a
-    400, and 429 says that the bodies of others fill the room for those that arrive. Answers say in
-    `Request-Content-Digest` what was read: a digest may have been garbled as well as its body.
+    408 is a body that takes longer than ``timeout_s``, 400 one that differs from its
+    `Content-Digest`, and 429 means that too many bytes are being received at once. Responses have
+    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -220,7 +318,7 @@ class BodyLimitMiddleware:
         self._num_arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request with its whole body, or answer why not."""
+        """Run the request with its whole body, or answer with the error."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -237,7 +335,7 @@ class BodyLimitMiddleware:
         except ServiceError as error:
             await error_response(error)(scope, receive, send)
             return
-        if body is None:  # the caller hung up
+        if body is None:  # the client disconnected
             return
         scope[BODY_BYTES] = len(body)
         await self._app(scope, _replay(body, receive), _naming(digest, send))
@@ -278,19 +376,19 @@ class BodyLimitMiddleware:
     async def _refuse_slow(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = BodyTimeout(f"the body did not arrive within {self._timeout_s:g} s; send it again")
         response = error_response(error)
-        response.headers["Connection"] = "close"  # what may still drip in is not waited for
+        response.headers["Connection"] = "close"  # the rest of the body is not read
         await response(scope, receive, send)
 
 
 async def _digest(body: bytes) -> str:
-    """Return a body's digest; that of a large one is computed in a thread, which needs no lock."""
+    """Return a body's digest; a large body is hashed in a thread, which releases the GIL."""
     if len(body) < _LARGE_BYTES:
         return content_digest(body)
     return await asyncio.to_thread(content_digest, body)
 
 
 def _naming(digest: str, send: Send) -> Send:
-    """Return a `send` that names the body which the answer is to."""
+    """Return a `send` that adds the digest of the request's body to the response."""
 
     async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -301,7 +399,7 @@ def _naming(digest: str, send: Send) -> Send:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body first."""
+    """Return a `receive` that returns the body first."""
     replayed = False
 
     async def replay() -> Message:

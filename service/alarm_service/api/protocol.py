@@ -31,25 +31,25 @@ __all__ = ["HeaderLimits", "bounded_protocol"]
 #: Bytes that the parser is given at once; what is counted lags behind by no more.
 _PIECE_BYTES = 64 << 10
 
-#: What most servers and proxies take, and more than a browser sends.
+#: What most servers and proxies accept, and more than a browser sends.
 _MAX_URL_BYTES = 16 << 10
 
-#: Requests that may wait on one connection for those before them.
+#: Pipelined requests on one connection.
 _MAX_PIPELINED = 128
 
 #: The bytes of a chunk's size line and its end, without extensions.
 _CHUNK_BYTES = 16
 
-#: How long what a refused caller still sends is read and dropped, so that the answer reaches it:
-#: a socket that is closed with unread data resets the connection.
+#: How long input is read and dropped after a refusal, so that the response reaches the client: a
+#: socket that is closed with unread data resets the connection.
 _LINGER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderLimits:
-    """What a request may bring before any key is asked for, and who hears of refusals.
+    """Limits of a request before its key is checked; ``refused`` is called with each refusal.
 
-    ``unread_timeout_s`` is how long the rest of a body may come whose request was answered.
+    ``unread_timeout_s`` is how long the rest of a body is read after its request was answered.
     """
 
     max_bytes: int
@@ -60,12 +60,12 @@ class HeaderLimits:
 
 
 def bounded_protocol(limits: HeaderLimits) -> type[HttpToolsProtocol]:
-    """Return the protocol class for uvicorn that keeps these limits."""
+    """Return a protocol class for uvicorn that enforces these limits."""
     return cast(type[HttpToolsProtocol], type("_Bounded", (_Protocol,), {"limits": limits}))
 
 
 class _Protocol(HttpToolsProtocol):
-    """Refuses what is over the limits, in the errors' one shape, and closes the connection.
+    """Refuses a request over the limits with an error response, and closes the connection.
 
     The parser keeps an unfinished header to itself, so bytes are counted as they come. Requests
     that were sent before the refused one on the same connection are answered first. Trailers are
@@ -85,14 +85,14 @@ class _Protocol(HttpToolsProtocol):
         self._framing_bytes = 0  # of chunk extensions and trailers
         self._fault: ServiceError | None = None
         self._refusal: ServiceError | None = None
-        self._is_deaf = False  # what comes is dropped
+        self._drops_input = False  # further input is dropped
         self._running: RequestResponseCycle | None = None
         self._head_timer: TimerHandle | None = None
         self._close_timer: TimerHandle | None = None
         super().__init__(*args, **kwargs)
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Begin; a connection that sends nothing is closed as an idle one is."""
+        """Start; a connection that sends nothing is closed like an idle one."""
         super().connection_made(cast(Transport, transport))
         self._begin_idling()
 
@@ -105,11 +105,11 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, piece by piece, until something is to be refused."""
+        """Parse the data, piece by piece, until something is refused."""
         self._unset_keepalive_if_required()
         view = memoryview(data)
         for at in range(0, len(view), _PIECE_BYTES):
-            if self._is_deaf or self.transport.is_closing():
+            if self._drops_input or self.transport.is_closing():
                 return
             self._take(view[at : at + _PIECE_BYTES])
         if not self._is_in_message and not self._is_busy:
@@ -127,9 +127,9 @@ class _Protocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            # What follows belongs to a protocol that is not spoken here: the request is answered,
-            # and nothing behind it.
-            self._is_deaf = True
+            # What follows belongs to another protocol, which is not supported: the request is
+            # answered, and nothing after it.
+            self._drops_input = True
             self.cycle.keep_alive = False
             return
         except httptools.HttpParserError:
@@ -192,7 +192,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, or queue the request behind those before it."""
+        """Run the request, or queue it after those before it."""
         super().on_headers_complete()
         self._is_in_head = False
         self._stop_head_timer()
@@ -210,14 +210,14 @@ class _Protocol(HttpToolsProtocol):
         """Be ready for the next request."""
         self._is_in_message = self._is_in_head = False
         super().on_message_complete()
-        if self._close_timer is not None:  # all that was waited for after the answer
+        if self._close_timer is not None:  # the rest of a body whose request was answered
             self._close_timer.cancel()
             self._close_timer = None
 
     # Answers.
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or tell what was refused behind the last."""
+        """Go on with the next request, or answer the refused one after the last."""
         super().on_response_complete()
         if self.transport.is_closing() or self._is_busy:
             return
@@ -231,7 +231,7 @@ class _Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
-        return False  # a client may offer other protocols; it is answered in this one
+        return False  # a client may offer other protocols; the response is HTTP/1.1
 
     @property
     def _is_busy(self) -> bool:
@@ -245,7 +245,7 @@ class _Protocol(HttpToolsProtocol):
         raise error
 
     def _refuse(self, error: ServiceError) -> None:
-        self._refusal, self._is_deaf = error, True
+        self._refusal, self._drops_input = error, True
         self._stop_head_timer()
         self._unset_keepalive_if_required()
         self.limits.refused(error)
@@ -255,7 +255,7 @@ class _Protocol(HttpToolsProtocol):
             self._send_refusal(error)
 
     def _abandon(self, cycle: RequestResponseCycle) -> None:
-        """Give up a request in the middle of its body."""
+        """Abort a request in the middle of its body."""
         if self.pipeline and self.pipeline[0][0] is cycle:
             self.pipeline.popleft()
         elif cycle.response_started:

@@ -7,8 +7,15 @@ from functools import partial
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from alarm_service.api.deps import WORK_ERRORS, CallerOf, EngineOf, SettingsOf, TimeoutMs, timeout_s
-from alarm_service.api.disconnect import run_until_disconnect
+from alarm_service.api.deps import (
+    WORK_ERRORS,
+    CallerOf,
+    EngineOf,
+    SettingsOf,
+    TimeoutMs,
+    run_until_disconnect,
+    timeout_s,
+)
 from alarm_service.api.large_bodies import OffLoopRoute, answered, is_large
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.errors import TooLarge

@@ -1,4 +1,4 @@
-"""The routes that tell: what is served, whether it is well, and its metrics."""
+"""Status routes: models and recipes, health, metrics."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
 
 def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
     holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
-    generation = engine.model_set
+    model_set = engine.model_set
     hierarchy = recipe.rule_params(Overrides())
     return RecipeOut(
         name=recipe.name,
         recipe=recipe.name,
         kind="recipe",
         checkpoint=holistic.checkpoint,
-        fingerprint=generation.fingerprint(recipe, Overrides()) if generation.models else None,
+        fingerprint=model_set.fingerprint(recipe, Overrides()) if model_set.models else None,
         device=_devices(engine) if holistic.device == "none" else holistic.device,
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
@@ -117,4 +117,4 @@ def _device(engine: RewardEngine, served: ServedModel) -> str:
 
 
 def _devices(engine: RewardEngine) -> str:
-    return ",".join(map(str, engine.replicas.devices))
+    return ",".join(map(str, engine.device_pool.devices))

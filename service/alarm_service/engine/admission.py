@@ -11,44 +11,49 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from alarm_models.types import Sample
-from alarm_service.engine.caller import INTERNAL, Caller
-from alarm_service.engine.fairness import VirtualTimes
-from alarm_service.engine.throughput import Throughput
+from alarm_service.engine.fairness import INTERNAL, Caller, VirtualTimes
 from alarm_service.errors import Overloaded
 
-__all__ = ["Admission", "content_of", "estimate_tokens"]
+__all__ = ["Admission", "Throughput", "content_of", "estimate_tokens"]
 
 #: Characters a token, and tokens a template: an estimate, since a full queue tokenises nothing.
 _CHARACTERS_A_TOKEN = 4
 _TEMPLATE_TOKENS = 16
 
-#: Tokens that may wait in line for room: so many queues, and in front of a small one as many as
-#: fit in a few megabytes, since who waits there is a trainer that ends where it is refused.
+#: Tokens that may wait for capacity: a multiple of the queue, and before a small queue what fits in
+#: a few megabytes, since those that wait are trainers that stop when they are refused.
 _LINE_QUEUES = 8
 _SHORTEST_LINE = 1_000_000
 
-#: Characters at either end of a text by which a request is known again.
+#: Characters at either end of a text that identify a request that is sent again.
 _END = 64
 
-#: Tokens in the queue from which on it has more to do than runs at once: two large batches.
+#: A queue of this many tokens keeps the devices busy: two large batches.
 _BUSY_TOKENS = 16_384
 
-#: How long an empty queue is kept for those that have a place.
+#: How long an empty queue is reserved for refused requests that will be sent again.
 _IDLE_S = 2.0
 
-#: The longest that a refused request is told to wait before anything was measured.
+#: The longest `Retry-After` before throughput was measured.
 _UNMEASURED_S = 5.0
 
-#: A request that is larger than this part of the queue has its turn as if it were no larger: by
-#: its tokens alone a thousand samples would come after a thousand requests of one.
+#: A request larger than this part of the queue is ordered as if it had only this size: by its
+#: tokens alone, one of a thousand samples would come after a thousand requests of one.
 _LARGE_SHARE = 16
 
-#: Reservations of refused requests; who is refused beyond them has to be lucky.
+#: Reservations of refused requests; a request refused beyond these has none.
 _MAX_RESERVED = 4096
 
-#: How long after the time that it was told a refused caller may come back and find its place:
-#: clients wait up to half as long again, to be spread.
+#: A reservation is kept until after its `Retry-After`, by this factor and these seconds more:
+#: clients add jitter of up to half.
 _LATE_TIMES, _LATE_S = 0.5, 10.0
+
+#: What is assumed before anything was measured, and the seconds of measuring that it counts for.
+_ASSUMED_TOKENS_PER_S = 1000.0
+_ASSUMED_S = 1.0
+
+#: The seconds of work in which what was measured before halves its weight.
+_HALF_LIFE_S = 60.0
 
 
 def estimate_tokens(samples: Sequence[Sample]) -> int:
@@ -66,22 +71,47 @@ def estimate_tokens(samples: Sequence[Sample]) -> int:
 
 
 def content_of(samples: Sequence[Sample]) -> int:
-    """Return a number that a request has in common with itself as it comes again.
+    """Return a hash that is the same when a request is sent again.
 
-    Only the ends of texts are looked at: most requests are admitted and never asked for it.
+    It covers the ends of the texts only: most requests are admitted at once and never need it.
     """
     texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
     return hash(tuple((len(text), text[:_END], text[-_END:]) for text in texts))
 
 
+class Throughput:
+    """Tokens a second, of requests that were done while others waited."""
+
+    def __init__(self, assumed_tokens_per_s: float = _ASSUMED_TOKENS_PER_S) -> None:
+        self._tokens = assumed_tokens_per_s * _ASSUMED_S
+        self._seconds = _ASSUMED_S
+        self._measured_s = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether more was measured than is assumed."""
+        return self._measured_s > _ASSUMED_S
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The tokens done in a second; never 0."""
+        return self._tokens / self._seconds
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Count tokens that were done after so many seconds of work."""
+        kept = 0.5 ** (seconds / _HALF_LIFE_S)
+        self._tokens = kept * self._tokens + num_tokens
+        self._seconds = kept * self._seconds + seconds
+        self._measured_s += seconds
+
+
 @dataclass(eq=False, slots=True)
 class _Claim:
-    """A place in the order of those that wait for room.
+    """A reservation: a request's place in the order of those that wait for capacity.
 
-    It is kept until ``expires`` for a request that was refused. One that waits in line has a
-    ``turn``, which is set once there is room. A request that comes again is known by its
-    ``content``, since it may come by another connection than its ``caller`` had; ``former`` are the
-    connections that it came by before.
+    A refused request has one until ``expires``. A request that waits in the server has a ``turn``,
+    which is set once there is capacity. A request that is sent again is identified by its
+    ``content``, since it may use another connection than before; ``former`` are the earlier ones.
     """
 
     caller: Caller
@@ -96,27 +126,26 @@ class _Claim:
 
     @property
     def known_by(self) -> tuple[str, int, int]:
-        """What a request that comes again is known by."""
+        """What identifies a request that is sent again."""
         return self.caller.key, self.content, self.num_tokens
 
     @property
     def is_granted(self) -> bool:
-        """Whether room is held for it."""
+        """Whether capacity is reserved for it."""
         return self.turn is not None and self.turn.done()
 
 
 class Admission:
-    """Lets requests in whole or not at all, and in fair turns where there is not room for all.
+    """Token-based admission control: admits a request whole or not at all, callers in fair turns.
 
-    The queue takes as many tokens as are done in ``max_queue_s`` seconds, by measurement, and at
-    most ``max_queued_tokens``; an empty queue takes any request. Each caller may hold its share of
+    The queue takes as many tokens as are scored in ``max_queue_s`` seconds, by measurement, and at
+    most ``max_queued_tokens``; an empty queue takes any request. Each caller may queue its share of
     those seconds, whatever others have queued, since it is served beside them.
 
-    A request that is refused keeps a place in the order of those that wait for room, by start-time
-    fair queueing of the tokens that each caller was admitted with: room that opens up is for those
-    before a newcomer, save that half of the queue is open to anybody, so that the devices never
-    wait for a caller to come back. The first in order gets in once no more than that half is
-    taken, however large it is.
+    A refused request keeps a reservation. These are ordered by start-time fair queueing of the
+    tokens that each caller was admitted with, and come before new requests; but half of the queue
+    is open to every request, so that devices never idle until a client retries. The first in order
+    is admitted once no more than that half is taken, however large it is.
     """
 
     def __init__(
@@ -161,9 +190,10 @@ class Admission:
         return min(self._max, max(1, int(self._max_queue_s * self.throughput.tokens_per_s)))
 
     async def wait_for_capacity(self, num_tokens: int, caller: Caller = INTERNAL) -> None:
-        """Wait in line until there is room for so many tokens; raise `Overloaded` from a full line.
+        """Wait until there is capacity for these tokens; raise `Overloaded` where too many wait.
 
-        Who calls `admit` next, awaiting nothing in between, gets in.
+        The caller must call `admit` before its next await; otherwise another request may take the
+        capacity.
         """
         self._expire()
         longest = max(_SHORTEST_LINE, _LINE_QUEUES * self._max)
@@ -183,9 +213,9 @@ class Admission:
 
     @contextmanager
     def admit(self, num_tokens: int, caller: Caller = INTERNAL, content: int = 0) -> Iterator[None]:
-        """Hold ``num_tokens`` of the queue while the block runs; raise `Overloaded` when full.
+        """Occupy ``num_tokens`` of the queue while the block runs; raise `Overloaded` when full.
 
-        ``content`` tells requests apart: one that comes again has the same.
+        ``content`` identifies a request that is sent again, as `content_of` does.
         """
         self._enter(num_tokens, caller, content)
         is_done = False
@@ -196,10 +226,10 @@ class Admission:
             self._leave(num_tokens, caller.flow, is_done=is_done)
 
     def retry_after_s(self, num_tokens: int = 1, before: int = 0) -> int:
-        """Return the seconds until a request of so many tokens should come again, by measurement.
+        """Return the seconds after which a request should be sent again, by measured throughput.
 
-        That is when there is room for it and those ``before`` it, and half of what is queued is
-        done: no sooner, since it would wait here as it waits there.
+        By then there is capacity for it and the ``before`` tokens ahead of it, and half of what is
+        queued is scored: no sooner, since it would only wait in the server instead.
         """
         left = self.num_queued + before + num_tokens - self.max_tokens()
         wait_s = max(left, self.num_queued / 2) / self.throughput.tokens_per_s
@@ -230,12 +260,12 @@ class Admission:
         if is_done:
             self._count_done(num_tokens)
         elif num_tokens > self._done_tokens:
-            # Seconds were spent on it, nobody knows how many.
+            # Device time was spent on it, an unknown amount.
             self._done_tokens, self._done_s, self._busy_s = 0, 0.0, 0.0
         self._expire()
         self._change(-num_tokens, flow)
         if not self.num_queued and not self._claims:
-            self._admitted = VirtualTimes()  # nobody waits: all begin anew
+            self._admitted = VirtualTimes()  # nothing waits: all callers start equal
         self._admitted.forget({claim.flow for claim in self._claims})
         self._grant()
 
@@ -250,7 +280,7 @@ class Admission:
         if level + before + num_tokens <= limit:
             return True
         if not before and level + num_tokens <= self._max:
-            # It does not wait behind what others have queued beyond their shares.
+            # It need not wait for what others have queued beyond their shares.
             held = self._held.get(caller.flow, 0) + num_tokens
             if held <= limit / len({caller.flow, *self._held}):
                 return True
@@ -259,8 +289,8 @@ class Admission:
     def _may_end_idleness(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
         """Say whether an empty queue takes a request.
 
-        It does, save that for a moment callers that have a place kept go before one that has had
-        more than its share: who is answered could else send its next large request at once, always.
+        It does, except that for a moment callers with a reservation go before one that has had more
+        than its share: otherwise a caller could always send its next large request at once.
         """
         if claim is not None and claim.turn is not None:
             return True
@@ -270,7 +300,7 @@ class Admission:
         return all(one.caller.flow == caller.flow for one in before)
 
     def _num_before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> int:
-        """Count the tokens that have a place before a claim, or before what has none yet."""
+        """Count the tokens reserved ahead of a claim, or ahead of a request that has none yet."""
         before = self._before(num_tokens, caller, claim)
         return sum(one.num_tokens for one in before if not one.is_granted)
 
@@ -279,15 +309,15 @@ class Admission:
         return self._claims[: bisect_left(self._claims, order, key=_order)]
 
     def _finish(self, num_tokens: int, caller: Caller) -> float:
-        """Return where a request would stand in the order."""
+        """Return a request's finish tag, which orders it."""
         large = self.max_tokens() / _LARGE_SHARE
         return self._admitted.start(caller.flow) + min(num_tokens, large)
 
     def _claim_of(self, num_tokens: int, caller: Caller, content: int) -> _Claim | None:
-        """Return the place that a request has kept from when it came before.
+        """Return the reservation of a request that was refused before.
 
-        One of the same content by another connection is taken for the same request, until the
-        first connection brings it again: then they are two.
+        The same content on another connection counts as the same request, until the first
+        connection sends it again: then they are two.
         """
         by_content = None
         for claim in self._by_content.get((caller.key, content, num_tokens), ()):
@@ -331,7 +361,7 @@ class Admission:
             self._grant()
 
     def _lapse(self, claim: _Claim) -> None:
-        """Give up the place of who had its turn and did not use it."""
+        """Give up a reservation whose turn came and was not used."""
         if self._due is claim:
             self._due = None
             self._give_up(claim)
@@ -346,7 +376,7 @@ class Admission:
         self._next_expiry = min((one.expires for one in self._claims), default=math.inf)
 
     def _grant(self) -> None:
-        """Tell those that wait in line and have room now."""
+        """Wake the requests that wait and for which there is capacity now."""
         for claim in list(self._claims):
             if (
                 claim.turn is not None
@@ -385,8 +415,8 @@ class Admission:
     def _count_done(self, num_tokens: int) -> None:
         """Observe throughput once about as much is done as may be half done.
 
-        A large request is counted as it ends. Small ones that are done beside it would else seem to
-        take all the time that goes into it.
+        A large request is counted when it ends; small ones that ran beside it would otherwise seem
+        to have taken all of its time.
         """
         if self._busy_since is not None:
             self._done_tokens += num_tokens
@@ -397,7 +427,7 @@ class Admission:
         self._busy_s = 0.0
 
     def _measure(self) -> None:
-        """Count the time since it was last counted, if there was enough to do in it."""
+        """Count the time since the last measurement, if the queue kept the devices busy."""
         now = self._now()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since

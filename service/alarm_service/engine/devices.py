@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from opentelemetry.trace import Tracer
 
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.inputs import ModelInput
@@ -26,7 +27,6 @@ from alarm_service.engine.model_set import LoadedModel, ServedModel
 from alarm_service.engine.queue import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
 
 __all__ = [
     "MIN_BATCH_TOKENS",
@@ -70,7 +70,7 @@ def load_models(
 
 
 def unchanged_on_disk(models: Sequence[LoadedModel], device: torch.device) -> list[LoadedModel]:
-    """Return those that loading would give again as they are; raise `CheckpointError`."""
+    """Return the models that loading again would not change; raise `CheckpointError`."""
     disk = CheckpointState(device)
     return [
         loaded
@@ -80,8 +80,8 @@ def unchanged_on_disk(models: Sequence[LoadedModel], device: torch.device) -> li
 
 
 def release_unused_memory() -> None:
-    """Give back the memory of models that nobody holds any more."""
-    gc.collect()  # networks hold themselves in circles
+    """Release the memory of models that are not referenced any more."""
+    gc.collect()  # networks have reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -104,7 +104,7 @@ _COMPLETION = "It is. Yes, it is warm in here now."
 async def in_daemon_thread(call: Callable[[], _T]) -> _T:
     """Run a plain function on a thread that ends with the process.
 
-    A download can take hours; a server that is told to stop does not wait for it.
+    A download can take hours; a server that stops does not wait for it.
     """
     future: Future[_T] = Future()
 
@@ -112,7 +112,7 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
         future.set_running_or_notify_cancel()
         try:
             result = call()
-        except BaseException as error:  # whatever ended the thread is the caller's to hear
+        except BaseException as error:  # raised where it is awaited
             future.set_exception(error)
         else:
             future.set_result(result)
@@ -122,7 +122,7 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 
 
 def warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample with all that a caller may send: a user's function may read any of it.
+    """Return a sample with all optional parts of a request: a user's function may read any of it.
 
     Its fields are those that the model's templates name.
     """
@@ -160,15 +160,15 @@ _FIRST, _LAST = 1024, 1 << 16
 #: No budget is smaller unless the device is: a group with a long prompt should fit.
 MIN_BATCH_TOKENS = 8192
 
-#: A larger batch has to be this much faster a token.
+#: How much faster per token a larger batch has to be.
 _GAIN = 1.05
 
-#: Callers of a batch wait for all of it; one that takes this long is long enough.
+#: Requests wait for their whole batch: it need not take longer than this.
 _LONGEST_S = 0.5
 
 
 def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
-    """Return the tokens of the largest batch that fits the device and still gains.
+    """Return the tokens of the largest batch that fits the device and is still faster per token.
 
     ``sample`` is one that the model accepts; it is made longer and different each time.
     """
@@ -192,7 +192,7 @@ def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
 
 
 def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
-    """Double the tokens of a batch for as long as it fits, gains and does not take long.
+    """Double the tokens of a batch while it fits, gets faster per token and is short enough.
 
     ``seconds`` runs a batch of that many tokens and says what it took; it may raise
     `torch.OutOfMemoryError`.
@@ -203,7 +203,7 @@ def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
         try:
             took = seconds(num_tokens)
         except torch.OutOfMemoryError:
-            # Half of what did not fit, for samples that are less alike than these.
+            # Half of the last size that fitted, for samples that differ more than these.
             return max(num_tokens // 4, _FIRST)
         rate = num_tokens / took
         if rate < best_rate * _GAIN:
@@ -229,7 +229,7 @@ ModelLoader = Callable[[Mapping[str, ServedModel], torch.device], Mapping[str, M
 
 
 class DevicePool:
-    """Runs what waits on any of several devices, whichever is free."""
+    """The device workers; queued samples run on whichever device is free."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class DevicePool:
         waiting: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
-        traces: Traces,
+        tracer: Tracer,
         *,
         forward_timeout_s: float,
     ) -> None:
@@ -248,7 +248,7 @@ class DevicePool:
                 waiting,
                 metrics,
                 life,
-                traces,
+                tracer,
                 forward_timeout_s=forward_timeout_s,
                 is_cpu=device.type == "cpu",
                 on_lost=self._has_others,
@@ -258,7 +258,7 @@ class DevicePool:
 
     @property
     def num_given_up(self) -> int:
-        """How many forward passes were given up and still run."""
+        """The number of abandoned forward passes that still run."""
         return sum(thread.num_given_up() for thread in self._threads)
 
     def is_running(self) -> bool:
@@ -268,7 +268,7 @@ class DevicePool:
         """
         return any(thread.is_running() for thread in self._threads)
 
-    def load(
+    def load_replicas(
         self,
         load: ModelLoader,
         wanted: Mapping[str, ServedModel],
@@ -278,8 +278,8 @@ class DevicePool:
     ) -> dict[str, LoadedModel]:
         """Load models onto each device; those that need none are loaded once.
 
-        Each model is put into ``made`` as soon as it is there: where a later one cannot be loaded,
-        the caller has these to close. ``is_measured`` runs batches on a GPU to find each model's
+        Each model is appended to ``made`` once it is loaded: where a later one cannot be, the
+        caller has to close these. ``is_measured`` runs batches on a GPU to find each model's
         budget of tokens; on a CPU a batch is bound by its arithmetic long before the budget that
         there is.
         """

@@ -1,15 +1,39 @@
-"""Start-time fair queueing: who is served next, by what each was served before."""
+"""Fair queueing: the callers that share a model, who is served next, and measured device time."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-__all__ = ["VirtualTimes"]
+__all__ = ["INTERNAL", "Caller", "Usage", "VirtualTimes", "predicted_s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One caller of the server.
+
+    ``key`` identifies its API key where the server has several, and is empty otherwise;
+    ``connection`` is the address and port that it sends from. Callers of one key share that key's
+    part of the device time.
+    """
+
+    key: str = ""
+    connection: str = ""
+
+    @property
+    def flow(self) -> str:
+        """What admission counts a request for: the key, else the connection."""
+        return self.key or self.connection
+
+
+#: The server itself: warm-up, parity checks, files scored without a server.
+INTERNAL = Caller()
+
 
 _Flow = TypeVar("_Flow")
 
-#: Flows that are remembered, beyond which those that have nothing to make up for are forgotten.
+#: Flows that are kept; beyond these, flows that are not ahead are dropped.
 _MAX_FLOWS = 1024
 
 
@@ -29,7 +53,7 @@ class VirtualTimes(Generic[_Flow]):
         self._now = 0.0
 
     def __len__(self) -> int:
-        """Count the flows that are remembered."""
+        """Count the flows that are kept."""
         return len(self._tags)
 
     def start(self, flow: _Flow) -> float:
@@ -41,11 +65,11 @@ class VirtualTimes(Generic[_Flow]):
         return self.start(flow) > self._now
 
     def serve(self, flow: _Flow) -> None:
-        """Let flows that come from now on start no earlier than this one, whose turn it is."""
+        """Advance virtual time to this flow's start tag: it is served now."""
         self.reach(self.start(flow))
 
     def reach(self, tag: float) -> None:
-        """Let flows that come from now on start no earlier than at this tag."""
+        """Advance virtual time to this tag: new flows start no earlier."""
         self._now = max(self._now, tag)
 
     def charge(self, flow: _Flow, cost: float) -> None:
@@ -53,7 +77,7 @@ class VirtualTimes(Generic[_Flow]):
         self._tags[flow] = self.start(flow) + cost
 
     def forget(self, waiting: Container[_Flow]) -> None:
-        """Forget flows that wait for nothing and would start now, where there are many flows."""
+        """Drop flows that are not waiting and not ahead, where there are many."""
         if len(self._tags) <= _MAX_FLOWS:
             return
         self._tags = {
@@ -64,3 +88,110 @@ class VirtualTimes(Generic[_Flow]):
         )
         for flow in idle[: max(0, len(self._tags) - _MAX_FLOWS)]:
             del self._tags[flow]
+
+
+#: Assumed of a model before anything was measured.
+_ASSUMED_SECONDS_PER_TOKEN = 1e-4
+
+#: The weight of all batches before, when another is measured.
+_DECAY = 0.9
+
+#: How long a batch should take while there are several callers: the next one waits for it.
+_MAX_BATCH_S = 0.5
+
+#: The most of a batch's time that may go into what every batch takes, however small: where that is
+#: much, as on a machine that others use, short batches would cost all callers their throughput.
+_MAX_FIXED = 0.2
+
+#: The tokens of a batch that is kept short: at least, and before it is known what batches take.
+_FEWEST_TOKENS, _UNKNOWN_TOKENS = 256, 1024
+
+#: One of this many batches is half as large, to measure the effect of size.
+_TRY_SMALLER = 4
+
+#: Batches smaller than this say little of how fast a model can be.
+_LEAST_TOKENS = 1024
+
+
+@dataclass(slots=True)
+class Usage:
+    """One model's use of the devices.
+
+    ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
+    the most that a batch of some size reached, 0 before there was one.
+    """
+
+    callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
+    best_tokens_per_s: float = 0.0
+    _num_batches: int = 0
+    _tokens: float = 0.0
+    _seconds: float = 0.0
+    _weight: float = 0.0
+    _squares: float = 0.0
+    _products: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The tokens that lately ran in a second; 0 before anything but the first batch did."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The device time that a token is expected to take."""
+        return 1 / self.tokens_per_s if self._tokens else _ASSUMED_SECONDS_PER_TOKEN
+
+    def measure(self, num_tokens: int, seconds: float) -> None:
+        """Record how long a batch took. The first one, with its one-time costs, does not count."""
+        self._num_batches += 1
+        if self._num_batches == 1 or num_tokens == 0:
+            return
+        seconds = max(seconds, 1e-6)
+        self._tokens = _DECAY * self._tokens + num_tokens
+        self._seconds = _DECAY * self._seconds + seconds
+        self._weight = _DECAY * self._weight + 1
+        self._squares = _DECAY * self._squares + num_tokens**2
+        self._products = _DECAY * self._products + num_tokens * seconds
+        if num_tokens >= _LEAST_TOKENS:
+            self.best_tokens_per_s = max(self.best_tokens_per_s, num_tokens / seconds)
+
+    def enough_tokens(self) -> int | None:
+        """Return the tokens of a batch that takes half a second, by measurement.
+
+        More, where so short a batch would spend more than a fifth of its time on what every batch
+        takes; None where size makes no difference.
+        """
+        part = 1 if self._num_batches % _TRY_SMALLER else 2
+        line = self._line()
+        if line is None:
+            return _UNKNOWN_TOKENS // part
+        fixed_s, seconds_per_token = line
+        if seconds_per_token <= 0:
+            return None
+        spent_s = max(_MAX_BATCH_S - fixed_s, fixed_s * (1 / _MAX_FIXED - 1))
+        return max(_FEWEST_TOKENS, int(spent_s / seconds_per_token)) // part
+
+    def _line(self) -> tuple[float, float] | None:
+        """Fit what a batch takes by its tokens: the seconds of any batch, and those of a token.
+
+        None before batches of different sizes have run.
+        """
+        if not self._weight:
+            return None
+        mean, mean_s = self._tokens / self._weight, self._seconds / self._weight
+        variance = self._squares / self._weight - mean**2
+        if variance < (0.1 * mean) ** 2:
+            return None
+        slope = (self._products / self._weight - mean * mean_s) / variance
+        fixed_s = mean_s - slope * mean
+        return (fixed_s, slope) if fixed_s > 0 else (0.0, mean_s / mean)
+
+
+def predicted_s(num_tokens: int, tokens_per_s: float, hidden_size: int | None) -> float:
+    """Predict the seconds of one sample's forward pass from what short samples reached.
+
+    Attention grows with the square of the length: in a transformer of the usual proportions (12
+    hidden^2 weights a layer, 4 hidden operations a pair of tokens) it takes as long as all else
+    at 6 hidden sizes of tokens.
+    """
+    attention = num_tokens / (6 * hidden_size) if hidden_size else 0.0
+    return num_tokens * (1 + attention) / tokens_per_s

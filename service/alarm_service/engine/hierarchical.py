@@ -27,10 +27,10 @@ from alarm_models.combination.token_alignment import whitespace_tokens
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import AspectReward, Reward, Sample, Score
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import LoadedModel, ModelSet
-from alarm_service.engine.requests import TimedOut
+from alarm_service.engine.queue import TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.reward_metrics import (
     AspectObservation,
@@ -283,8 +283,8 @@ async def reward_samples(
         gathering = ScoreCollector(engine, generation, recipe, samples, caller)
         found = await gathering.collect(hierarchy, everything=aspects == "all")
         story = _RewardComputation(recipe, samples, overrides)
-        rewards = await engine.passage.run_in_thread(partial(story.rewards, found, hierarchy))
-        await engine.passage.run_in_thread(
+        rewards = await engine.pipeline.run_in_thread(partial(story.rewards, found, hierarchy))
+        await engine.pipeline.run_in_thread(
             partial(story.record_metrics, rewards, found, engine.metrics.rewards)
         )
         return Rewards(

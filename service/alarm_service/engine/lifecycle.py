@@ -1,4 +1,4 @@
-"""Where a server is in its life, and who waits for it to be ready."""
+"""Lifecycle: loading, ready, draining or broken, and waiting for the server to be ready."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Lifecycle", "LifecycleState", "draining_error"]
 
 
 class LifecycleState(StrEnum):
-    """The stations of a life; from any of them a server may be broken."""
+    """The states of a server; any of them may turn into `BROKEN`."""
 
     LOADING = "loading"
     READY = "ready"
@@ -21,7 +21,7 @@ class LifecycleState(StrEnum):
 
 
 class Lifecycle:
-    """A server's life: it loads, is ready, drains and stops, unless it breaks.
+    """The server's state: it loads, is ready, drains and stops, unless it breaks.
 
     ``failure`` is why the models could not be loaded, ``death`` why the device is lost, which any
     thread may set, as it may note in ``degraded`` why a device does less than it should, by what
@@ -45,7 +45,7 @@ class Lifecycle:
 
     @property
     def state(self) -> LifecycleState:
-        """The station that it is at."""
+        """The state of now."""
         if self.failure is not None or self.death is not None:
             return LifecycleState.BROKEN
         if self.is_draining:
@@ -54,7 +54,7 @@ class Lifecycle:
 
     @property
     def reason(self) -> str:
-        """Why it is there, in a sentence."""
+        """Why the server is in this state, in a sentence."""
         match self.state:
             case LifecycleState.BROKEN:
                 return f"broken: {self.failure or self.death}"
@@ -76,25 +76,25 @@ class Lifecycle:
             raise draining_error()
 
     async def until_draining(self) -> None:
-        """Wait for the end to begin."""
+        """Wait until the server drains."""
         await self._drained.wait()
 
     def set_waiting_on(self, awaited: str | None) -> None:
-        """Note why loading waits for another server; None when it no longer does."""
+        """Note why loading is blocked; None once it is not."""
         self._awaited = awaited
 
-    def loaded(self) -> None:
-        """Be ready: every model has run."""
+    def set_ready(self) -> None:
+        """Note that every model has run: requests are served."""
         self._is_loaded = True
         self._settled.set()
 
-    def failed(self, failure: Exception) -> None:
-        """Be broken: the models cannot be loaded."""
+    def set_failed(self, failure: Exception) -> None:
+        """Note that the models cannot be loaded."""
         self.failure = failure
         self._settled.set()
 
     def drain(self) -> None:
-        """Take no new requests; running ones go on, save those that wait for the models."""
+        """Take no new requests; running ones go on, except those that wait for the models."""
         self.is_draining = True
         self._settled.set()
         self._drained.set()
@@ -117,5 +117,5 @@ class Lifecycle:
 
 
 def draining_error() -> Draining:
-    """Return the answer to who comes too late."""
+    """Return the error of requests that arrive while the server drains."""
     return Draining("the server is stopping; send this to another", retry_after_s=5)

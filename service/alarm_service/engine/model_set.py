@@ -1,9 +1,13 @@
-"""Catalog, LoadedModel and ModelSet: what is served right now, by name."""
+"""Catalog, LoadedModel and ModelSet: what is served now, by name; ModelSetHolder swaps it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import structlog
 
 from alarm_models.errors import quoted
 from alarm_models.preprocessing.templates import FieldPattern
@@ -12,7 +16,9 @@ from alarm_models.recipe.specs import ModelSpec
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_service.errors import NotFound
 
-__all__ = ["Catalog", "LoadedModel", "ModelSet", "ServedModel"]
+__all__ = ["Catalog", "LoadedModel", "ModelSet", "ModelSetHolder", "ServedModel", "close_models"]
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +33,24 @@ class ServedModel:
 
 
 class Catalog:
-    """Finds recipes and models by name.
+    """The recipes that are served and their models' specs, by name; nothing is loaded for it.
 
     A model is served once for all recipes that say the same of it. Its bare name means the first
-    recipe's; ``recipe/model`` means that recipe's.
+    recipe's; ``recipe/model`` means that recipe's. ``models`` has each model once, by its key;
+    ``by_name`` by every name that it goes by.
     """
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         self.recipes = {recipe.name: recipe for recipe in recipes}
         self.models: dict[str, ServedModel] = {}
-        self._keys: dict[str, str] = {}
+        self.by_name: dict[str, ServedModel] = {}
         for recipe in recipes:
             for name, spec in recipe.models.items():
                 self._add(recipe, name, spec)
 
     @property
     def default_recipe(self) -> Recipe:
-        """The recipe that requests mean which name none."""
+        """The recipe of requests that name none."""
         return next(iter(self.recipes.values()))
 
     def recipe(self, name: str | None) -> Recipe:
@@ -58,16 +65,16 @@ class Catalog:
         """Return the model of that name, else the default recipe's holistic model."""
         if name is None:
             return self.model_of(self.default_recipe, self.default_recipe.holistic.model)
-        if name not in self._keys:
+        if name not in self.by_name:
             raise NotFound(f"no model {quoted(name)}; there are {', '.join(self.models)}")
-        return self.models[self._keys[name]]
+        return self.by_name[name]
 
     def model_of(self, recipe: Recipe, name: str) -> ServedModel:
         """Return the model that a recipe calls by that name."""
-        return self.models[self._keys[f"{recipe.name}/{name}"]]
+        return self.by_name[_full_name(recipe, name)]
 
     def outputs_of(self, served: ServedModel) -> dict[str, str]:
-        """Return the outputs of a model that recipes name, by the keys that name them."""
+        """Return the outputs of a model that recipes name, by the recipe keys that name them."""
         named: dict[str, str] = {}
         for recipe in self.recipes.values():
             tables = {"holistic": recipe.holistic} | {
@@ -79,20 +86,24 @@ class Catalog:
         return named
 
     def _add(self, recipe: Recipe, name: str, spec: ModelSpec) -> None:
-        fields = recipe.field_patterns
+        full_name, fields = _full_name(recipe, name), recipe.field_patterns
         for served in self.models.values():
             if (served.name, served.spec, served.fields) == (name, spec, fields):
-                self._keys[f"{recipe.name}/{name}"] = served.key
+                self.by_name[full_name] = served
                 return
-        key = f"{recipe.name}/{name}" if name in self._keys else name
-        self.models[key] = ServedModel(key, name, recipe.name, spec, fields)
-        self._keys[f"{recipe.name}/{name}"] = key
-        self._keys.setdefault(name, key)
+        key = full_name if name in self.by_name else name
+        served = ServedModel(key, name, recipe.name, spec, fields)
+        self.models[key] = self.by_name[full_name] = served
+        self.by_name.setdefault(name, served)
+
+
+def _full_name(recipe: Recipe, model: str) -> str:
+    return f"{recipe.name}/{model}"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LoadedModel:
-    """One model, loaded; it is equal to none but itself, so that two of one name never mix.
+    """One loaded model; compared by identity, so that two of one name never mix.
 
     ``replicas`` are the model on each device, in their order; one that needs no device is there
     once. ``budget`` is the tokens of its batches where it was measured, ``since`` the time when it
@@ -136,28 +147,36 @@ class LoadedModel:
         return model
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ModelSet:
-    """A catalog and its models by key. A request takes one, and finishes with it.
+    """A catalog and its loaded models. A request takes one, and finishes with it.
 
-    Before the first models are there it has none.
+    Before the first models are loaded it has none. ``models`` has each model once, by its key.
     """
 
-    catalog: Catalog
-    models: Mapping[str, LoadedModel]
+    def __init__(self, catalog: Catalog, models: Mapping[str, LoadedModel]) -> None:
+        self.catalog = catalog
+        self.models = models
+        #: By every name that a model goes by.
+        self._by_name = {
+            name: models[served.key]
+            for name, served in catalog.by_name.items()
+            if served.key in models
+        }
 
     @property
     def replicas(self) -> list[Model]:
-        """Every model on every device; one that two generations share is in both."""
+        """Every model on every device; a model that two sets share is in both."""
         return [model for loaded in self.models.values() for model in loaded.replicas]
 
     def model(self, name: str | None) -> LoadedModel:
         """Return the model of that name, else the default; raise `NotFound`."""
+        if name in self._by_name:
+            return self._by_name[name]
         return self.models[self.catalog.model(name).key]
 
     def model_of(self, recipe: Recipe, name: str) -> LoadedModel:
         """Return the model that a recipe calls by that name."""
-        return self.models[self.catalog.model_of(recipe, name).key]
+        return self._by_name[_full_name(recipe, name)]
 
     def models_of(self, recipe: Recipe) -> dict[str, LoadedModel]:
         """Return a recipe's models by the recipe's names."""
@@ -172,3 +191,78 @@ class ModelSet:
         """Return each recipe's fingerprint; none before the models are there."""
         recipes = self.catalog.recipes.values() if self.models else ()
         return {recipe.name: self.fingerprint(recipe, Overrides()) for recipe in recipes}
+
+
+class ModelSetHolder:
+    """Holds the model set that is served, and earlier ones until their last request has ended.
+
+    Reference-counted, and used by the event loop alone. ``release`` runs in a thread once models
+    were closed.
+    """
+
+    def __init__(self, first: ModelSet, release: Callable[[], None]) -> None:
+        self.current = first
+        self._release = release
+        self._num_requests = {first: 0}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    @contextmanager
+    def acquire(self) -> Iterator[ModelSet]:
+        """Keep the current model set from being released while the block runs."""
+        model_set = self.current
+        self._num_requests[model_set] += 1
+        try:
+            yield model_set
+        finally:
+            self._num_requests[model_set] -= 1
+            self._release_unused()
+
+    def swap(self, model_set: ModelSet) -> None:
+        """Serve this model set from now on."""
+        self.current = model_set
+        self._num_requests[model_set] = 0
+        self._release_unused()
+
+    async def close(self) -> None:
+        """Close the models of all model sets, also of those still in use; once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await asyncio.gather(*self._closing)
+        models = {id(one): one for model_set in self._num_requests for one in model_set.replicas}
+        await close_models(list(models.values()))
+
+    def _release_unused(self) -> None:
+        """Close the models that are only in sets that are neither served nor in use."""
+        if self._is_closed:
+            return
+        unused = [
+            model_set
+            for model_set, num_requests in self._num_requests.items()
+            if not num_requests and model_set is not self.current
+        ]
+        for model_set in unused:
+            del self._num_requests[model_set]
+        kept = {id(model) for model_set in self._num_requests for model in model_set.replicas}
+        models = {id(one): one for model_set in unused for one in model_set.replicas}
+        closed = [model for key, model in models.items() if key not in kept]
+        if closed:
+            task = asyncio.create_task(self._end(closed))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _end(self, models: list[Model]) -> None:
+        await close_models(models)
+        models.clear()
+        await asyncio.to_thread(self._release)
+
+
+async def close_models(models: Sequence[Model]) -> None:
+    """Close host models; one that fails does not keep the others from being closed."""
+    for model in models:
+        if isinstance(model, HostModel):
+            try:
+                await model.close()
+            except Exception as error:  # it is gone for callers all the same
+                _log.warning("a model did not close", error=repr(error))

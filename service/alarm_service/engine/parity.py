@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ParityError(AlarmModelsError):
-    """Stored scores are not those that are found, or cannot be read; says which and what to do."""
+    """Stored scores differ from those found, or cannot be read; says which and what to do."""
 
 
 class _Stored(BaseModel):
@@ -74,7 +74,7 @@ _S = TypeVar("_S", bound=_Stored)
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What a file holds."""
+    """The contents of a parity file."""
 
     origin: StoredOrigin
     samples: Sequence[StoredSample]
@@ -159,5 +159,5 @@ def is_close(
 
 
 def shown(value: float | None) -> str:
-    """Write a number for people."""
+    """Format a number for a message."""
     return "none" if value is None else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""The parity gate: a recipe is served only where its stored samples score as they did."""
+"""The parity check: a recipe is served only if its stored samples score as they did."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _CurrentScores:
     rewards: Sequence[Reward | SampleError] | None
 
 
-async def require_parity(engine: RewardEngine, generation: ModelSet, recipe: Recipe) -> None:
+async def require_parity(engine: RewardEngine, model_set: ModelSet, recipe: Recipe) -> None:
     """Raise `ParityError`, naming the first difference, unless stored samples score as they did.
 
     Scores in another precision than the stored may differ by 3%, or by 0.03 where they are small;
@@ -54,9 +54,7 @@ async def require_parity(engine: RewardEngine, generation: ModelSet, recipe: Rec
         return
     file = Path(recipe.parity)
     stored = await asyncio.to_thread(read_parity, file)
-    found = await _current_scores(
-        engine, generation, recipe, [one.sample for one in stored.samples]
-    )
+    found = await _current_scores(engine, model_set, recipe, [one.sample for one in stored.samples])
     problem = _first_problem(recipe, stored, found)
     if problem is not None:
         raise ParityError(
@@ -68,8 +66,8 @@ async def require_parity(engine: RewardEngine, generation: ModelSet, recipe: Rec
 
 async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleIn]) -> Parity:
     """Return what the samples score now; raise `ParityError` where one has no score."""
-    generation = engine.model_set
-    found = await _current_scores(engine, generation, recipe, samples)
+    model_set = engine.model_set
+    found = await _current_scores(engine, model_set, recipe, samples)
     lines = []
     for index, sample in enumerate(samples):
         scores = {}
@@ -90,16 +88,16 @@ async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleI
         name: StoredModel(fingerprint=one.fingerprint, dtype=one.model.dtype)
         for name, one in found.models.items()
     }
-    fingerprint = generation.fingerprint(recipe, Overrides())
+    fingerprint = model_set.fingerprint(recipe, Overrides())
     return Parity(StoredOrigin(recipe=recipe.name, fingerprint=fingerprint, models=models), lines)
 
 
 async def _current_scores(
-    engine: RewardEngine, generation: ModelSet, recipe: Recipe, samples: Sequence[SampleIn]
+    engine: RewardEngine, model_set: ModelSet, recipe: Recipe, samples: Sequence[SampleIn]
 ) -> _CurrentScores:
     """Score samples with every model of the recipe but those on other servers, and reward them."""
     given = [sample_in(sample) for sample in samples]
-    everything = generation.models_of(recipe)
+    everything = model_set.models_of(recipe)
     models = {
         name: loaded
         for name, loaded in everything.items()
@@ -110,7 +108,7 @@ async def _current_scores(
         for name, loaded in models.items()
     }
     has_all = models.keys() == everything.keys()
-    rewards = await reward_admitted(engine, generation, recipe, given) if has_all else None
+    rewards = await reward_admitted(engine, model_set, recipe, given) if has_all else None
     return _CurrentScores(models, scores, rewards)
 
 

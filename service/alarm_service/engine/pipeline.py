@@ -7,24 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
+
+from opentelemetry.trace import get_current_span
 
 from alarm_models.cancellation import cancellable, check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
 from alarm_models.types import Sample, Score, Span, require_spans_within, require_starts_within
-from alarm_service.engine.caller import INTERNAL, Caller
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import RequestQueue
-from alarm_service.engine.requests import Outcome, PendingCall, QueuedSample
+from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
 
 __all__ = [
+    "ModelScores",
+    "PendingCall",
     "ScoresForCallers",
     "ScoringPipeline",
     "deliver_prepared",
@@ -33,12 +36,82 @@ __all__ = [
     "validate_samples",
 ]
 
+
+@dataclass(frozen=True, slots=True)
+class ModelScores:
+    """One outcome a sample, in order, and the model that they are of."""
+
+    outcomes: Sequence[Score | SampleError]
+    model: str
+    fingerprint: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens as if each sample were scored alone."""
+        return sum(one.num_tokens for one in self.outcomes if isinstance(one, Score))
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Count the tokens that the device ran, padding not counted."""
+        return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
+
+
+class PendingCall:
+    """Collects an outcome a sample, in order, and wakes the caller once when all are there.
+
+    Outcomes arrive on any thread; the event loop is woken once a call, not once a sample. The
+    samples of a cancelled call are dropped from the queue.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._outcomes: list[Outcome | None] = [None] * num_samples
+        self._num_left = num_samples
+        self._lock = threading.Lock()
+        self._cancelled = False
+        if num_samples == 0:
+            self._finished.set_result(None)
+
+    def result_callback(self, index: int) -> Callable[[Outcome], None]:
+        """Return the function that takes sample ``index``'s outcome."""
+        return partial(self._receive, index)
+
+    def is_active(self) -> bool:
+        """Whether the outcomes are still wanted."""
+        return not self._cancelled
+
+    def cancel(self) -> None:
+        """Cancel: pending samples are dropped from the queue."""
+        self._cancelled = True
+
+    async def wait(self) -> list[Outcome]:
+        """Wait for every sample's outcome."""
+        await self._finished
+        return [outcome for outcome in self._outcomes if outcome is not None]
+
+    def _receive(self, index: int, outcome: Outcome) -> None:
+        with self._lock:
+            if self._outcomes[index] is not None:
+                return
+            self._outcomes[index] = outcome
+            self._num_left -= 1
+            is_last = self._num_left == 0
+        if is_last and not self._cancelled:
+            with suppress(RuntimeError):  # the event loop is closed already
+                self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+
 #: How many spans a character may be in, on average.
 _MAX_OVERLAP = 8
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-    """Prepare samples for a model; one whose spans leave the completion is not shown to it."""
+    """Prepare samples for a model; one whose spans are not within the completion fails before."""
     faults = validate_samples(samples)
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
@@ -46,7 +119,7 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def validate_samples(samples: Sequence[Sample]) -> list[SampleError | None]:
-    """Return what is wrong with each sample, whatever model it is for."""
+    """Return each sample's error, if it has one whatever the model."""
     return [_validate(sample) for sample in samples]
 
 
@@ -61,7 +134,7 @@ def _validate(sample: Sample) -> SampleError | None:
             if name != "errors":
                 _require_little_overlap(spans, text, f"segments.{name}")
     except SampleError as fault:
-        # Without its traceback, which would hold the sample for as long as the error lives.
+        # Without its traceback, which would keep the sample alive as long as the error.
         return fault.with_traceback(None)
     return None
 
@@ -81,7 +154,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     """Prepare samples; where one makes the whole call raise, only that one fails."""
     try:
         return model.prepare(samples)
-    except Exception as error:  # a tokenizer may raise anything; its neighbours go on
+    except Exception as error:  # a tokenizer may raise anything; other samples go on
         if len(samples) == 1:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]
@@ -89,7 +162,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
-    """Return features that share nothing with those of other keys; an empty key is no key."""
+    """Return inputs whose prefixes are not shared with other keys; an empty key is no key."""
     if not key:
         return prepared
     return [replace(one, owner=key) if isinstance(one, ModelInput) else one for one in prepared]
@@ -98,7 +171,7 @@ def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
 def deliver_prepared(
     prepared: Sequence[Prepared], start: int, work: Callable[..., QueuedSample], job: PendingCall
 ) -> list[QueuedSample]:
-    """Deliver what needs no device, and return the work that does."""
+    """Deliver the errors of samples, and return the samples to be queued."""
     now = time.monotonic()
     works = []
     for index, one in enumerate(prepared, start):
@@ -115,7 +188,7 @@ _T = TypeVar("_T")
 
 @runtime_checkable
 class ScoresForCallers(Protocol):
-    """A model elsewhere that shares its devices out itself."""
+    """A model on other servers that schedules callers fairly itself."""
 
     async def score_for(
         self, caller: Caller, samples: Sequence[Sample]
@@ -123,26 +196,24 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
+#: Samples tokenized at once, so that the device starts before a large request is all tokens.
 _CHUNK = 64
 
 
 class ScoringPipeline:
-    """Takes samples to what waits for the devices, and their outcomes back."""
+    """Prepares samples, queues them for the devices, and returns their outcomes."""
 
     def __init__(
         self,
         waiting: RequestQueue,
         life: Lifecycle,
         metrics: Metrics,
-        traces: Traces,
         *,
         is_deterministic: bool,
     ) -> None:
         self._waiting = waiting
         self._life = life
         self._metrics = metrics
-        self._traces = traces
         self._is_deterministic = is_deterministic
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
@@ -155,9 +226,9 @@ class ScoringPipeline:
         return await self._score_on_device(loaded, loaded.model, samples, caller)
 
     async def run_in_thread(self, call: Callable[[], _T]) -> _T:
-        """Run a plain function on a tokenising thread, off the event loop.
+        """Run a plain function on a tokenization thread, off the event loop.
 
-        Where the caller leaves, the function ends at its next `check_cancelled`.
+        Once this is cancelled, the function ends at its next `check_cancelled`.
         """
         if self._life.is_stopped:
             raise draining_error()
@@ -173,7 +244,7 @@ class ScoringPipeline:
             has_left.set()
 
     def close(self) -> None:
-        """Let nothing through any more; whatever waits hears that the server is stopping."""
+        """Take no more samples; those that are queued fail with `Draining`."""
         self._waiting.close(draining_error())
         self._workers.shutdown(wait=False)
 
@@ -181,7 +252,6 @@ class ScoringPipeline:
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
         job = PendingCall(len(samples))
-        trace = self._traces.current()
         cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
         try:
             for start in range(0, len(samples), _CHUNK):
@@ -194,7 +264,7 @@ class ScoringPipeline:
                     loaded,
                     is_active=job.is_active,
                     cost=cost,
-                    trace=trace,
+                    span=get_current_span(),
                     caller=caller,
                 )
                 self._waiting.put(
@@ -211,7 +281,7 @@ class ScoringPipeline:
     async def _score_on_host(
         self, model: HostModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
-        """Give a model that needs no device all samples that have no faults of their own."""
+        """Score the valid samples with a model that needs no device."""
         faults = await self.run_in_thread(partial(validate_samples, samples))
         sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
         scores = iter(await self._score(model, sound, caller) if sound else ())

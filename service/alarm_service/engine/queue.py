@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from opentelemetry.trace import INVALID_SPAN, Span
+
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import BatchLayout
+from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
-from alarm_service.engine.caller import INTERNAL, Caller
-from alarm_service.engine.fairness import VirtualTimes
+from alarm_models.types import Score
+from alarm_service.engine.fairness import INTERNAL, Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.requests import QueuedSample, TimedOut
-from alarm_service.engine.usage import TimedOutSamples, Usage, predicted_s
 from alarm_service.errors import ServiceError
 
-__all__ = ["RequestQueue", "in_turn", "next_batch", "weights_of"]
+__all__ = [
+    "Outcome",
+    "QueuedSample",
+    "RequestQueue",
+    "TimedOut",
+    "TimedOutSamples",
+    "in_turn",
+    "next_batch",
+    "weights_of",
+]
 
-#: How far beyond the first work to look for what goes well with it.
+
+class TimedOut(SampleError):
+    """A sample's forward pass did not end in time, or ended the thread that ran it: final."""
+
+
+#: What becomes of one sample at one model.
+Outcome = Score | SampleError | ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class QueuedSample:
+    """One sample that waits for a model's forward pass.
+
+    ``deliver`` takes the outcome, on any thread; ``is_active`` turns false when the caller has
+    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``span``
+    that of its request. ``charged`` is the device time in seconds that its ``caller`` was charged
+    when it was batched, and ``weight`` what a second of it costs that caller.
+    """
+
+    model: LoadedModel
+    features: ModelInput
+    deliver: Callable[[Outcome], None]
+    is_active: Callable[[], bool]
+    since: float
+    cost: BatchLayout = BatchLayout.PADDED
+    span: Span = INVALID_SPAN
+    caller: Caller = INTERNAL
+    charged: float = 0.0
+    weight: float = 1.0
+
+
+#: How many samples of the queue are considered for a batch.
 _WINDOW = 512
 
-#: Batches that a window may fill, where the order is the turn and not the length.
+#: Batches that a window may fill, where samples are ordered by turn and not by length.
 _WINDOW_BATCHES = 4
 
-#: Where a batch is kept short, a shared beginning may still have so many times its own cost beside
-#: it: cut into more batches, it would be run again in each where nothing is remembered.
+#: Where a batch is kept short, it may still have this many times the cost of its first sample, if
+#: the others share its prefix: in several batches the prefix would be computed in each of them.
 _TIMES_FIRST = 4
 
 
 def weights_of(callers: Sequence[Caller]) -> dict[Caller, float]:
-    """Return what a token costs each caller: callers of one key share what one caller has."""
+    """Return the weight of a token for each caller: callers of one key share one caller's part."""
     num_callers = Counter(caller.key for caller in callers)
     return {caller: float(num_callers[caller.key]) if caller.key else 1.0 for caller in callers}
 
@@ -44,11 +85,11 @@ def in_turn(
     seconds_per_token: float,
     max_tokens: int,
 ) -> list[QueuedSample]:
-    """Order one model's work by fair turns of its callers, as far as a batch may look.
+    """Order one model's samples by fair turns of its callers, as many as a batch considers.
 
-    Each caller's own work keeps its order. The caller with the smallest start tag has the next
-    turn, which moves its tag on by the device time that its work is expected to take; work that
-    begins alike is one turn, so that a group is not torn apart.
+    Each caller's own samples keep their order. The caller with the smallest start tag has the next
+    turn, which moves its tag on by the device time that the turn is expected to take; samples that
+    share a prefix are one turn, so that a group is not split.
     """
     weights = weights_of(list(waiting))
     turns = {caller: _turns(works, max_tokens) for caller, works in waiting.items()}
@@ -77,11 +118,11 @@ def in_turn(
 def _turns(
     works: Sequence[QueuedSample], max_tokens: int
 ) -> Iterator[tuple[list[QueuedSample], int]]:
-    """Cut a caller's work into turns, and say what each costs in tokens."""
+    """Cut a caller's samples into turns, each with its cost in tokens."""
     turn: list[QueuedSample] = []
     cost = 0
     for work in works:
-        if turn and _begins_alike(turn[0], work):
+        if turn and _shares_prefix(turn[0], work):
             own = _own_tokens(turn[0], work)
             if cost + own <= max_tokens and len(turn) < _WINDOW:
                 turn.append(work)
@@ -94,20 +135,20 @@ def _turns(
         yield turn, cost
 
 
-def _begins_alike(one: QueuedSample, other: QueuedSample) -> bool:
+def _shares_prefix(one: QueuedSample, other: QueuedSample) -> bool:
     return (
         one.cost is BatchLayout.PREFIX_SHARED
         and other.cost is BatchLayout.PREFIX_SHARED
-        and _beginning(one) == _beginning(other)
+        and _prefix_key(one) == _prefix_key(other)
     )
 
 
-def _beginning(work: QueuedSample) -> tuple[str, tuple[int, ...]]:
+def _prefix_key(work: QueuedSample) -> tuple[str, tuple[int, ...]]:
     return work.features.owner, work.features.ids[:MIN_SHARED_PREFIX]
 
 
 def _own_tokens(first: QueuedSample, work: QueuedSample) -> int:
-    """Count the tokens that work adds beside work that begins alike."""
+    """Count the tokens that a sample adds to one that shares its prefix."""
     before = first.features.ids_of_sequences
     num_own = 0
     for ids in work.features.ids_of_sequences:
@@ -119,11 +160,11 @@ def _own_tokens(first: QueuedSample, work: QueuedSample) -> int:
 def next_batch(
     waiting: Sequence[QueuedSample], max_tokens: int, enough_tokens: int | None = None
 ) -> list[QueuedSample]:
-    """Choose one model's next batch from its work, in turn.
+    """Select one model's next batch from its queued samples, which are in order.
 
-    The first work always goes, even where it alone costs more than ``max_tokens``; beside it goes
-    what fits within them, by what a batch costs the model. ``enough_tokens`` keeps a batch shorter,
-    save that work which begins as the first does goes along up to four times the first's cost.
+    The first sample is always included, even where it alone costs more than ``max_tokens``; others
+    are where they fit, by what a batch costs the model. ``enough_tokens`` keeps a batch shorter,
+    except that samples with the prefix of the first may cost up to four times as much as it does.
     """
     window = waiting[:_WINDOW]
     enough = max_tokens if enough_tokens is None else min(enough_tokens, max_tokens)
@@ -140,7 +181,7 @@ def next_batch(
 
 
 def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take the first and its neighbours in length: a batch costs its longest times its number."""
+    """Take the first and its neighbours in length: a batch costs its longest times its size."""
     oldest = waiting[0]
     by_length = sorted(waiting, key=lambda work: work.features.num_tokens)
     low = high = next(index for index, work in enumerate(by_length) if work is oldest)
@@ -159,7 +200,7 @@ def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
 
 
 def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take work in the order it came, passing over what does not fit any more."""
+    """Take samples in order, skipping those that do not fit any more."""
     batch = [waiting[0]]
     left = max_tokens - waiting[0].features.num_tokens
     for work in waiting[1:]:
@@ -170,14 +211,14 @@ def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
 
 
 def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take the first with those that begin alike, whose beginning is computed once.
+    """Take the first and those that share its prefix, which is computed once.
 
-    Other groups follow in the order of their first, each only where all of it fits: a group that
-    is torn apart computes its beginning again.
+    Other groups follow in the order of their first sample, each only where all of it fits: a group
+    that is split computes its prefix twice.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[QueuedSample, int]]] = {}
     for work in waiting:
-        group = groups.setdefault(_beginning(work), [])
+        group = groups.setdefault(_prefix_key(work), [])
         cost = _own_tokens(group[0][0], work) if group else work.features.num_tokens
         group.append((work, cost))
     first, *others = groups.values()
@@ -194,21 +235,52 @@ def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
     return batch
 
 
-#: How long a server has several callers after another one than before sent or was served.
+#: How many timed-out samples are kept, and for how long.
+_MAX_TIMED_OUT = 1024
+_TIMED_OUT_S = 3600.0
+
+
+class TimedOutSamples:
+    """Samples whose forward pass timed out, by model, so that they are not run again."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._since: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, work: QueuedSample) -> None:
+        """Add a sample, for an hour or until there are too many after it."""
+        self._since[_digest(work.model, work.features)] = self._now()
+        while len(self._since) > _MAX_TIMED_OUT:
+            self._since.popitem(last=False)
+
+    def __contains__(self, work: QueuedSample) -> bool:
+        """Say whether a sample is one of them."""
+        if not self._since:
+            return False
+        since = self._since.get(_digest(work.model, work.features))
+        return since is not None and self._now() - since < _TIMED_OUT_S
+
+
+def _digest(model: LoadedModel, features: ModelInput) -> bytes:
+    content = (model.fingerprint, features.sequences)
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
+
+
+#: How long a server counts as having several callers after the caller changed.
 _SEVERAL_S = 60.0
 
-#: A sample is refused where it is expected to take so many times what it may: the prediction is
-#: rough, and whoever is let through is still watched.
+#: A sample is refused where it is predicted to take this many times the limit: predictions are
+#: rough, and a pass that runs is still timed.
 _REFUSED_TIMES = 2.0
 
 
 @dataclass(slots=True)
 class RequestQueue:
-    """The work that has arrived, by model; the devices' threads take batches from it.
+    """Queued samples by model and caller; device workers take batches from it.
 
-    Models have fair shares of the devices' time, measured as their batches run, and within a model
-    its callers have. ``forward_timeout_s`` (0: none) is what a forward pass may take: samples that
-    took longer before, or are sure to, fail at once.
+    Models have fair shares of device time, measured as their batches run, and so have the callers
+    of a model. ``forward_timeout_s`` (0: none) is what a forward pass may take: samples that timed
+    out before, or surely will, fail at once.
     """
 
     #: The tokens of a batch, for models that have no number of their own.
@@ -225,7 +297,7 @@ class RequestQueue:
     _closed: ServiceError | None = None
 
     def put(self, works: Iterable[QueuedSample]) -> None:
-        """Add work; once closed, its callers hear why at once."""
+        """Queue samples; once closed, each fails at once with the reason."""
         works = list(works)
         refused: list[tuple[QueuedSample, ServiceError | SampleError]] = []
         with self._changed:
@@ -240,9 +312,9 @@ class RequestQueue:
             work.deliver(reason)
 
     def take(self, busy: Callable[[], Container[str]] = tuple) -> list[QueuedSample] | None:
-        """Wait for work and take one batch of one model, in fair turns; None once closed.
+        """Wait for samples and take one batch of one model, in fair turns; None once closed.
 
-        Models that are ``busy`` are left to who runs them.
+        Models that are ``busy`` are skipped.
         """
         with self._changed:
             while True:
@@ -256,14 +328,14 @@ class RequestQueue:
                 self._changed.wait()
 
     def wake(self) -> None:
-        """Have those that wait for work look again, as other models are busy now."""
+        """Wake the workers that wait: other models are busy now."""
         with self._changed:
             self._changed.notify_all()
 
     def ran(
         self, batch: Sequence[QueuedSample], num_computed: Sequence[int], seconds: float
     ) -> None:
-        """Charge callers and model what a batch really took, in place of what was expected."""
+        """Charge callers and model the measured time of a batch in place of the predicted one."""
         total = sum(num_computed)
         with self._changed:
             usage = self._usage_of(batch[0].model.name)
@@ -277,7 +349,7 @@ class RequestQueue:
             self._models.charge(batch[0].model.name, seconds - expected)
 
     def close(self, reason: ServiceError) -> None:
-        """Take no more work, and give what waits the reason."""
+        """Take no more samples; those that are queued fail with the reason."""
         with self._changed:
             self._closed = self._closed or reason
             left = [
@@ -292,17 +364,17 @@ class RequestQueue:
             work.deliver(reason)
 
     def num_waiting(self) -> int:
-        """Count the samples that wait."""
+        """Count the queued samples."""
         with self._changed:
             return sum(len(works) for queues in self._queues.values() for works in queues.values())
 
     def num_callers(self) -> int:
-        """Count the callers whose samples wait."""
+        """Count the callers with queued samples."""
         with self._changed:
             return len({caller for queues in self._queues.values() for caller in queues})
 
     def tokens_per_s(self, model: str) -> float:
-        """Return how many tokens a second a model lately ran; 0 before that is known."""
+        """Return the recent throughput of a model in tokens per second; 0 before it is measured."""
         with self._changed:
             return self._usage_of(model).tokens_per_s
 
@@ -311,7 +383,7 @@ class RequestQueue:
         self._note(work.caller)
 
     def _note(self, caller: Caller) -> None:
-        """Note that a caller sends or is served, and so whether there are several."""
+        """Note whether there are several callers: this one sends or is served."""
         if caller not in (self._last_caller, INTERNAL):
             if self._last_caller != INTERNAL:
                 self._several_since = self.now()
@@ -388,7 +460,7 @@ class RequestQueue:
             self._changed.notify()  # for another device
 
     def _enough_tokens(self, usage: Usage) -> int | None:
-        """Return what keeps a batch short while there are several callers; None where not."""
+        """Return the tokens of a short batch while there are several callers; else None."""
         is_alone = self.now() - self._several_since >= _SEVERAL_S
         return None if is_alone else usage.enough_tokens()
 

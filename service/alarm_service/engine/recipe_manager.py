@@ -39,12 +39,12 @@ class RecipeSources:
         self._folder = folder
 
     def available(self) -> dict[str, str]:
-        """Return what may be loaded: each name, and where it is."""
+        """Return the recipes that may be loaded: each name, with its file or built-in name."""
         files = [] if self._folder is None else sorted(self._folder.glob("*.toml"))
         return {name: name for name in built_in_names()} | {file.stem: str(file) for file in files}
 
     def find(self, name: str) -> str:
-        """Return where an available recipe is; raise `NotFound` for another, or `Refused`."""
+        """Return where an available recipe is; raise `NotFound` for another, or `ChangeRefused`."""
         available = self.available()
         if name not in available:
             more = "" if self._folder else "; --recipe-dir FOLDER adds a folder's"
@@ -60,13 +60,13 @@ class RecipeSources:
         return load_recipe_again(source, self._settings)
 
     def note(self, recipe: Recipe, source: str) -> None:
-        """Note where a recipe is from that is served now."""
+        """Note the source of a recipe that is served now."""
         self._known[recipe.name] = source
 
     def read_again(self, recipe: Recipe) -> Recipe:
-        """Read a recipe's file again; one that came from no file is as it is.
+        """Read a recipe's file again; one without a file is returned as it is.
 
-        Raises `RecipeError`, and `Refused` where the recipe has another name now.
+        Raises `RecipeError`, and `ChangeRefused` where the recipe has another name now.
         """
         source = self._known.get(recipe.name)
         if source is None:
@@ -85,7 +85,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RecipeChange:
-    """What came of a change: the models that were loaded, kept and let go, by name."""
+    """The models that a change loaded, kept and released, by name."""
 
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
@@ -95,19 +95,19 @@ class RecipeChange:
 class RecipeManager:
     """Changes what an engine serves, one change at a time.
 
-    Whatever fails leaves all as it was, is logged, and raised as `Refused` or another
-    `ServiceError`.
+    A change that fails leaves everything as it was; it is logged, and raised as `ChangeRefused` or
+    another `ServiceError`.
     """
 
     def __init__(self, engine: RewardEngine, sources: RecipeSources) -> None:
         self._engine = engine
         self._turn = asyncio.Lock()
-        #: The recipes whose loading is under way or waits for its turn.
+        #: The recipes that are being loaded, or wait for that.
         self._loading: Counter[str] = Counter()
         self.sources = sources
 
     async def load(self, name: str) -> RecipeChange:
-        """Serve one recipe more, after the others."""
+        """Serve one more recipe, after the others."""
 
         async def load(recipes: dict[str, Recipe]) -> None:
             source = self.sources.find(name)
@@ -127,7 +127,7 @@ class RecipeManager:
             self._loading -= Counter(loading)
 
     async def unload(self, name: str) -> RecipeChange:
-        """Serve a recipe no more; the next in line becomes the default where it was that."""
+        """Stop serving a recipe; where it was the default, the next one becomes it."""
 
         async def unload(recipes: dict[str, Recipe]) -> None:
             self._engine.catalog.recipe(name)
@@ -162,7 +162,7 @@ class RecipeManager:
         make: Callable[[dict[str, Recipe]], Awaitable[None]],
         check: Callable[[], object],
     ) -> RecipeChange:
-        """Make a change in its turn; ``check`` raises at once where the name is unknown."""
+        """Make a change after earlier ones; ``check`` raises at once for an unknown name."""
         try:
             check()
             return await self._abort_when_draining(self._serialized(change, name, make))
@@ -194,7 +194,7 @@ class RecipeManager:
             return made
 
     async def _abort_when_draining(self, work: Awaitable[RecipeChange]) -> RecipeChange:
-        """Do the work, unless the server stops first: nobody waits then for models to load."""
+        """Await the work, unless the server drains first: it does not wait for models to load."""
         working = asyncio.ensure_future(work)
         ending = asyncio.ensure_future(self._engine.life.until_draining())
         try:

@@ -1,4 +1,4 @@
-"""Builds the next model set, swaps it in, and releases the old one after its last request."""
+"""Builds the next model set while the current one is served."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
 import structlog
 import torch
 
+from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError, UnreachableError
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.types import Sample, Score
@@ -31,27 +31,26 @@ from alarm_service.engine.devices import (
     shortest_warm_up_sample,
     warm_up_sample,
 )
-from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel
+from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel, close_models
 from alarm_service.engine.pipeline import ScoringPipeline
 from alarm_service.errors import ServiceError
 
 __all__ = [
     "FindUnchanged",
     "ModelSetBuilder",
-    "ModelSetHolder",
     "OnBlocked",
-    "close_models",
     "open_models",
 ]
 
 _log = structlog.get_logger()
 
+#: The first and the longest wait before a model that cannot be opened is tried again.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
 #: How long a change waits for room on a cluster: nodes that are being added come within it.
 _ROOM_S = 120
 
-#: Is told whom a start waits for, and None when it no longer does.
+#: Receives why startup is blocked, and None once it is unblocked.
 OnBlocked = Callable[[str | None], None]
 
 
@@ -59,16 +58,16 @@ async def open_models(models: Iterable[Model], awaits: OnBlocked | None) -> None
     """Open models one after another; raise `CheckpointError`.
 
     With ``awaits`` a server that is away, or a cluster that is full, is waited for, as long as it
-    takes: machines of a cluster start in any order. Without, it is an error; a full cluster after a
-    while.
+    takes: machines of a cluster start in any order. Without it that is an error, for a full cluster
+    after two minutes.
     """
-    told: set[str] = set()
+    logged: set[str] = set()
     for model in models:
         if isinstance(model, HostModel):
-            await _open(model, awaits, told)
+            await _open(model, awaits, logged)
 
 
-async def _open(model: HostModel, awaits: OnBlocked | None, told: set[str]) -> None:
+async def _open(model: HostModel, awaits: OnBlocked | None, logged: set[str]) -> None:
     began = time.monotonic()
     for attempt in count():
         try:
@@ -79,88 +78,14 @@ async def _open(model: HostModel, awaits: OnBlocked | None, told: set[str]) -> N
                 raise
             if awaits is not None:
                 awaits(str(error))
-            if str(error) not in told:  # once, rather than at each attempt
+            if str(error) not in logged:  # once, rather than at each attempt
                 _log.warning("waiting for what a model needs; trying again", error=str(error))
-                told.add(str(error))
-            await asyncio.sleep(min(_FIRST_S * 2.0 ** min(attempt, 9), _LONGEST_S))
+                logged.add(str(error))
+            await asyncio.sleep(backoff_s(attempt, first_s=_FIRST_S, max_s=_LONGEST_S))
         else:
             if awaits is not None:
                 awaits(None)
             return
-
-
-class ModelSetHolder:
-    """Holds the generation that serves, and those before it until their last request has ended.
-
-    All of it belongs to the event loop. ``forget`` is run in a thread once models are gone.
-    """
-
-    def __init__(self, first: ModelSet, forget: Callable[[], None]) -> None:
-        self.current = first
-        self._forget = forget
-        self._num_requests = {first: 0}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._is_closed = False
-
-    @contextmanager
-    def acquire(self) -> Iterator[ModelSet]:
-        """Hold the generation of now while the block runs, whatever follows it meanwhile."""
-        generation = self.current
-        self._num_requests[generation] += 1
-        try:
-            yield generation
-        finally:
-            self._num_requests[generation] -= 1
-            self._release_unused()
-
-    def swap(self, generation: ModelSet) -> None:
-        """Serve this generation from now on."""
-        self.current = generation
-        self._num_requests[generation] = 0
-        self._release_unused()
-
-    async def close(self) -> None:
-        """Close the models of all generations, whoever still holds one; once."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        await asyncio.gather(*self._closing)
-        models = {id(one): one for generation in self._num_requests for one in generation.replicas}
-        await close_models(list(models.values()))
-
-    def _release_unused(self) -> None:
-        """Close the models that no generation has which serves or has requests."""
-        if self._is_closed:
-            return
-        gone = [
-            generation
-            for generation, num_requests in self._num_requests.items()
-            if not num_requests and generation is not self.current
-        ]
-        for generation in gone:
-            del self._num_requests[generation]
-        kept = {id(model) for generation in self._num_requests for model in generation.replicas}
-        models = {id(one): one for generation in gone for one in generation.replicas}
-        closed = [model for key, model in models.items() if key not in kept]
-        if closed:
-            task = asyncio.create_task(self._end(closed))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    async def _end(self, models: list[Model]) -> None:
-        await close_models(models)
-        models.clear()
-        await asyncio.to_thread(self._forget)
-
-
-async def close_models(models: Sequence[Model]) -> None:
-    """Close those that have something to end; one that fails keeps no other from it."""
-    for model in models:
-        if isinstance(model, HostModel):
-            try:
-                await model.close()
-            except Exception as error:  # it is gone for callers all the same
-                _log.warning("a model did not close", error=repr(error))
 
 
 #: Returns those of some models that loading would give again as they are; called in a thread.
@@ -168,19 +93,19 @@ FindUnchanged = Callable[[Sequence[LoadedModel], torch.device], Sequence[LoadedM
 
 
 class ModelSetBuilder:
-    """Makes generations while another serves."""
+    """Builds model sets, keeping the models that did not change."""
 
     def __init__(
         self,
-        replicas: DevicePool,
-        passage: ScoringPipeline,
+        devices: DevicePool,
+        pipeline: ScoringPipeline,
         load: ModelLoader,
         unchanged: FindUnchanged,
         *,
         is_measured: bool,
     ) -> None:
-        self._replicas = replicas
-        self._passage = passage
+        self._devices = devices
+        self._pipeline = pipeline
         self._load = load
         self._unchanged = unchanged
         self._is_measured = is_measured
@@ -193,7 +118,7 @@ class ModelSetBuilder:
         read_again: Collection[str],
         awaits: OnBlocked | None = None,
     ) -> AsyncIterator[ModelSet]:
-        """Make the generation of a catalog, for the block to try and to put in place.
+        """Build the model set of a catalog, for the block to check and to swap in.
 
         A model that ``before`` has is kept; one of the recipes ``read_again`` only where its files
         are as they were. With ``awaits``, servers that are away are waited for. Where anything
@@ -205,13 +130,13 @@ class ModelSetBuilder:
             kept = await self._kept(catalog, before, read_again)
             wanted = {key: one for key, one in catalog.models.items() if key not in kept}
             load = partial(
-                self._replicas.load, self._load, wanted, made, is_measured=self._is_measured
+                self._devices.load_replicas, self._load, wanted, made, is_measured=self._is_measured
             )
             models = kept | (await in_daemon_thread(load) if wanted else {})
             await open_models(made, awaits)
-            generation = ModelSet(catalog, {key: models[key] for key in catalog.models})
-            await self._warm_up(generation, before)
-            yield generation
+            model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
+            await self._warm_up(model_set, before)
+            yield model_set
         except BaseException:
             await close_models(made)
             raise
@@ -224,7 +149,7 @@ class ModelSetBuilder:
         in_doubt = _keys_of(catalog, read_again) & kept.keys()
         if in_doubt:
             doubted = [kept[key] for key in in_doubt]
-            device = self._replicas.devices[0]
+            device = self._devices.devices[0]
             same = await in_daemon_thread(partial(self._unchanged, doubted, device))
             same_ids = {id(one.model) for one in same}
             kept = {
@@ -234,10 +159,10 @@ class ModelSetBuilder:
             }
         return kept
 
-    async def _warm_up(self, generation: ModelSet, before: ModelSet) -> None:
+    async def _warm_up(self, model_set: ModelSet, before: ModelSet) -> None:
         known = {id(model) for model in before.replicas}
-        for key, loaded in generation.models.items():
-            named = generation.catalog.outputs_of(loaded.served)
+        for key, loaded in model_set.models.items():
+            named = model_set.catalog.outputs_of(loaded.served)
             if id(loaded.model) in known and not _has_more(named, before, key):
                 continue
             await self._first_run(loaded, named)
@@ -263,7 +188,7 @@ class ModelSetBuilder:
         require_named_outputs(named, outcome)
 
     async def _outcome(self, loaded: LoadedModel, sample: Sample) -> Score | SampleError:
-        (outcome,) = await self._passage.score(loaded, [sample])
+        (outcome,) = await self._pipeline.score(loaded, [sample])
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome

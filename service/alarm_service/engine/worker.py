@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 import torch
+from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
@@ -18,11 +19,10 @@ from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.queue import RequestQueue
-from alarm_service.engine.requests import Outcome, QueuedSample, TimedOut
+from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, TimedOut
 from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
-from alarm_service.observability.tracing import Traces
+from alarm_service.observability.tracing import record_batch
 
 __all__ = ["DeviceWorker", "Watchdog"]
 
@@ -55,7 +55,7 @@ class Watchdog:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Be late unless the block ends in time."""
+        """Call ``on_late`` if the block runs longer than ``timeout_s``."""
         self._begun = time.monotonic()
         # The thread says that it is idle before it looks whether a block has begun: so one of the
         # two sees the other.
@@ -87,10 +87,10 @@ class Watchdog:
 
 _log = structlog.get_logger()
 
-#: Forward passes that were given up and still run: with more of them a CPU has no time for others.
+#: Abandoned forward passes that may still run on a CPU: more would leave no time for others.
 _MAX_GIVEN_UP = 4
 
-#: How long a forward pass may hold up a CPU before a second thread serves those that wait.
+#: How long a forward pass may run on a CPU before a second thread serves other models.
 _RELIEF_S = 5.0
 
 
@@ -101,12 +101,12 @@ class _HasPrefixCache(Protocol):
 
 
 class DeviceWorker:
-    """Runs what waits on one device, each model by its replica of that ``index``.
+    """Runs batches on one device, each model by its replica of that ``index``.
 
     A batch that raises is split in halves and tried again, down to single samples; only a sample
     that fails alone fails. A sample that ends the thread, or whose forward pass takes longer than
-    ``forward_timeout_s`` (0: as long as it likes), fails for good; what shared its batch is run
-    again, each sample alone. On a CPU (``is_cpu``) the next thread takes over, since the one that
+    ``forward_timeout_s`` (0: no limit), fails for good; the others of its batch are run again, each
+    alone. On a CPU (``is_cpu``) the next thread takes over, since the one that
     hangs cannot be ended. A GPU on which a pass hangs runs nothing else: all samples of its batch
     fail, and ``on_lost`` says whether other devices go on.
     """
@@ -117,7 +117,7 @@ class DeviceWorker:
         waiting: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
-        traces: Traces,
+        tracer: Tracer,
         *,
         forward_timeout_s: float,
         is_cpu: bool = True,
@@ -127,9 +127,9 @@ class DeviceWorker:
         self.waiting = waiting
         self.metrics = metrics
         self.life = life
-        self.traces = traces
+        self.tracer = tracer
         self.forward_timeout_s = forward_timeout_s
-        #: A pass hangs here, or the device itself failed, after which it runs nothing any more.
+        #: A forward pass hangs, or the device itself failed: it runs nothing any more.
         self.is_lost = False
         self._has_failed = False
         self._is_cpu = is_cpu
@@ -143,7 +143,7 @@ class DeviceWorker:
         self._start_worker()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the threads to end once their queue is closed; those that hang are left."""
+        """Wait for the threads to end once their queue is closed; not for those that hang."""
         with self._lock:
             self._is_closed = True
             workers = list(self._workers)
@@ -157,12 +157,12 @@ class DeviceWorker:
             return any(worker.is_alive() for worker in self._workers)
 
     def num_given_up(self) -> int:
-        """Count the forward passes that were given up and still run."""
+        """Count the abandoned forward passes that still run."""
         with self._lock:
             return sum(worker.is_given_up and worker.is_alive() for worker in self._workers)
 
     def busy_models(self) -> set[str]:
-        """Return the models of long forward passes, which another thread leaves alone meanwhile."""
+        """Return the models of long forward passes, which other threads must not run meanwhile."""
         with self._lock:
             relieved = [worker for worker in self._workers if worker.is_relieved()]
         return {worker.model for worker in relieved}
@@ -173,7 +173,7 @@ class DeviceWorker:
             self._start_worker()
 
     def on_forward_timeout(self, worker: _Worker) -> None:
-        """Give up a worker whose forward pass takes too long."""
+        """Abandon a worker whose forward pass takes too long."""
         model, suspects, others = worker.give_up()
         if not suspects:  # it ended just now
             self._start_worker()
@@ -197,7 +197,7 @@ class DeviceWorker:
             self._fail_device(f"{message}: the server must be started again")
 
     def on_worker_died(self, worker: _Worker, death: BaseException) -> None:
-        """Go on after a worker that ended; a device that failed itself is lost."""
+        """Start another worker after one died; a device that failed itself is lost."""
         model, suspects, others = worker.give_up()
         message = f"the thread that owns the device died: {death!r}"
         self._has_failed = isinstance(death, torch.AcceleratorError)
@@ -211,7 +211,7 @@ class DeviceWorker:
             self._fail_device(message)
 
     def on_worker_returned(self, worker: _Worker) -> None:
-        """Hear that a worker which was given up has come back after all."""
+        """Note that an abandoned worker has returned after all."""
         self.life.degraded.pop(worker, None)
         if self.is_lost and not self._has_failed and self.life.death is None:
             self.is_lost = False
@@ -235,7 +235,7 @@ class DeviceWorker:
         *,
         can_retry: bool,
     ) -> None:
-        """Fail the sample that it was, if that is known; run its neighbours alone."""
+        """Fail the sample that caused it, if that is known; run the others of its batch alone."""
         again = list(others)
         if len(suspects) > 1 and can_retry:
             again += [replace(work, cost=BatchLayout.SINGLE, charged=0.0) for work in suspects]
@@ -251,7 +251,7 @@ class DeviceWorker:
         self.waiting.put(again)
 
     def _fail_device(self, message: str) -> None:
-        """Serve with the other devices, or tell everybody that there is none."""
+        """Serve with the other devices, or fail all requests where there is none."""
         self.is_lost = True
         if self._on_lost():
             _log.error("device lost", error=message)
@@ -274,14 +274,14 @@ class DeviceWorker:
 
 @dataclass(eq=False)
 class _Part:
-    """What is in a forward pass now, and what of its batch waits for its turn."""
+    """The samples in a forward pass now, and the parts of its batch that are yet to run."""
 
     running: list[QueuedSample]
     pending: list[list[QueuedSample]]
 
 
 class _Worker:
-    """One thread that takes batches, until its queue is closed or it is given up."""
+    """One thread that takes batches, until its queue is closed or it is abandoned."""
 
     def __init__(self, device: DeviceWorker) -> None:
         self._device = device
@@ -321,13 +321,13 @@ class _Worker:
             watchdog.close()
 
     def retire(self) -> bool:
-        """Take no batch after this one; say whether there is one that still runs."""
+        """Take no batch after this one; return whether one still runs."""
         with self._lock:
             self.was_relieved = bool(self._part.running) and not self.is_given_up
             return self.was_relieved
 
     def is_relieved(self) -> bool:
-        """Say whether it is in its last batch, from which something may yet come."""
+        """Whether it runs its last batch, whose outcome still counts."""
         with self._lock:
             return self.was_relieved and not self.is_given_up and bool(self._part.running)
 
@@ -338,7 +338,7 @@ class _Worker:
         return running[0].model.name if running else ""
 
     def give_up(self) -> tuple[str, list[QueuedSample], list[QueuedSample]]:
-        """Have nothing come of what runs; return its model, what was running, and what was not."""
+        """Discard what runs; return its model, the samples of this pass, and those yet to run."""
         with self._lock:
             self.is_given_up = True
             part, self._part = self._part, _Part([], [])
@@ -353,13 +353,13 @@ class _Worker:
                 batch = device.waiting.take(device.busy_models)
                 if batch is None:
                     break
-                if self._is_done():  # given up as its last batch ended: another thread is there
+                if self._is_done():  # abandoned as its last batch ended: another thread runs
                     device.waiting.put(batch)
                     break
                 with device.metrics.on_device():
                     self._run_batch(batch)
-                del batch  # no model is held for its sake
-        except BaseException as death:  # whatever ends this thread, its callers must not hang
+                del batch  # so that it keeps no model from being released
+        except BaseException as death:  # requests must not hang, whatever ends this thread
             if not self.is_given_up:
                 device.on_worker_died(self, death)
         finally:
@@ -388,8 +388,8 @@ class _Worker:
             try:
                 outcomes = self._scored(name, model, part)
             except torch.AcceleratorError:
-                raise  # the device is lost: nothing that comes after could run
-            except Exception as error:  # a model may raise anything; its neighbours go on
+                raise  # the device is lost: nothing could run after it
+            except Exception as error:  # a model may raise anything; other batches go on
                 if self.is_given_up:
                     return
                 _forget_failed_batch(error)
@@ -413,7 +413,8 @@ class _Worker:
                 return
             self._part = _Part([], [])
         ended = time.monotonic()
-        device.traces.batch(batch, started, ended)
+        if any(work.span is not INVALID_SPAN for work in batch):
+            record_batch(device.tracer, batch, started, ended)
         num_tokens = sum(work.features.num_tokens for work in batch)
         device.metrics.batch_done(name, num_tokens)
         device.waiting.ran(batch, [computed[id(work)] for work in batch], ended - started)

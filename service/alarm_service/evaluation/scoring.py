@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alarm_models.api_keys import usable_key
+from alarm_models.backoff import backoff_s
 from alarm_models.combination.rewards import ScoredSample, aspect_reward, combine_rewards
 from alarm_models.combination.rules import RuleParams, aspects_apply, needs_aspect, normalize
 from alarm_models.errors import SampleError
@@ -31,7 +31,7 @@ from alarm_models.reward_models.remote.connections import (
     parsed,
     without_password,
 )
-from alarm_models.reward_models.remote.http import backoff_s, is_retryable
+from alarm_models.reward_models.remote.http import is_retryable
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
 from alarm_models.types import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
@@ -129,7 +129,7 @@ class Peer:
                     raise Refused(fault, answer.status_code)
                 headers = answer.headers
             if attempt + 1 < _MAX_ATTEMPTS:
-                await asyncio.sleep(backoff_s(attempt, headers, random.random()))
+                await asyncio.sleep(backoff_s(attempt, headers))
         raise StudyError(f"{fault} (asked {_MAX_ATTEMPTS} times)")
 
 

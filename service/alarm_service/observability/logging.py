@@ -26,7 +26,7 @@ __all__ = ["capture_strays", "configure_logs", "log_stream", "set_up_logs"]
 
 _log = structlog.get_logger()
 
-#: As many characters of one value are written; a traceback may have more.
+#: The characters of one value that are written, and of a traceback.
 _MAX_VALUE = 2_000
 _MAX_TRACEBACK = 20_000
 
@@ -85,7 +85,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
 
 
 def capture_strays() -> None:
-    """Log what Python would print: warnings, and exceptions that nothing catches."""
+    """Log what Python would print: warnings and uncaught exceptions."""
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
@@ -93,7 +93,7 @@ def capture_strays() -> None:
 
 
 def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Cut values that are longer than a log is good for; texts were asked for as they are."""
+    """Shorten long values; the texts of `--log-texts` are logged whole."""
     if event.get("event") == "sample":
         return event
     for key, value in event.items():
@@ -126,9 +126,9 @@ _PIECE_BYTES = 4096
 
 
 def log_stream(descriptor: int) -> TextIO:
-    """Return a stream that loses the lines that a descriptor does not take at once.
+    """Return a stream that drops lines which would block.
 
-    A full disk, a pipe that nobody reads or that is closed: serving goes on. Once lines are taken
+    With a full disk, or a pipe that is closed or not read, serving goes on. Once lines are accepted
     again, the first says how many were lost.
     """
     raw = cast(BinaryIO, _Lossy(descriptor))
@@ -136,7 +136,7 @@ def log_stream(descriptor: int) -> TextIO:
 
 
 class _Lossy(io.RawIOBase):
-    """Writes whole lines or, where it cannot, counts them."""
+    """Writes whole lines, or counts those that it drops."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -162,7 +162,7 @@ class _Lossy(io.RawIOBase):
         return len(data)
 
     def _is_taken(self, lines: bytes) -> bool:
-        # What was cut short before is ended first, so that a line begins where a line should.
+        # A line that was cut short is ended first, so that the next one starts on its own.
         data = (b"\n" if self._is_cut else b"") + lines
         num_written = 0
         try:

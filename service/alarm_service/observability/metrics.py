@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from prometheus_client import (
@@ -19,9 +20,44 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from alarm_service.observability.reward_metrics import RewardMetrics
-from alarm_service.observability.running_stats import BusyTime
 
-__all__ = ["CallbackCounter", "ChangeMetrics", "Metrics"]
+__all__ = ["BusyTime", "CallbackCounter", "ChangeMetrics", "Metrics"]
+
+
+class BusyTime:
+    """The time in which at least one of any number of things is going on."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._num_running = 0
+        self._since = 0.0
+        self._past_s = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Be busy while the block runs."""
+        with self._lock:
+            if self._num_running == 0:
+                self._since = self._now()
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                if self._num_running == 0:
+                    self._past_s += self._now() - self._since
+
+    def num_running(self) -> int:
+        """Count what is going on."""
+        with self._lock:
+            return self._num_running
+
+    def total_s(self) -> float:
+        """Return the busy seconds so far, what is going on included."""
+        with self._lock:
+            return self._past_s + (self._now() - self._since if self._num_running else 0.0)
 
 
 class _Served(Collector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter as Counted
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -10,9 +11,54 @@ from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from alarm_service.observability.running_stats import RunningCorrelation
+__all__ = [
+    "AspectObservation",
+    "RewardMetrics",
+    "RewardObservation",
+    "RunningCorrelation",
+    "pairwise_agreement",
+]
 
-__all__ = ["AspectObservation", "RewardMetrics", "RewardObservation", "pairwise_agreement"]
+
+class RunningCorrelation:
+    """Pearson's correlation of pairs, of which the older count less.
+
+    A pair's weight halves every ``half_life`` pairs. The mean and the sums of squares are updated
+    as West (1979) does for weighted data, so that nothing is lost to large means.
+    """
+
+    def __init__(self, half_life: float, min_pairs: int) -> None:
+        self._decay: float = 0.5 ** (1 / half_life)
+        self._min_pairs = min_pairs
+        self._num_pairs = 0
+        self._weight = 0.0
+        self._mean_x = self._mean_y = 0.0
+        self._xx = self._xy = self._yy = 0.0
+
+    def add(self, x: float, y: float) -> None:
+        """Count one more pair."""
+        self._num_pairs += 1
+        self._weight = self._decay * self._weight + 1
+        from_x, from_y = x - self._mean_x, y - self._mean_y
+        self._mean_x += from_x / self._weight
+        self._mean_y += from_y / self._weight
+        left_x, left_y = x - self._mean_x, y - self._mean_y
+        self._xx = self._decay * self._xx + from_x * left_x
+        self._yy = self._decay * self._yy + from_y * left_y
+        self._xy = self._decay * self._xy + from_x * left_y
+
+    @property
+    def mean_x(self) -> float:
+        """The mean of the pairs' first sides, with the same weights; 0 of none."""
+        return self._mean_x
+
+    @property
+    def value(self) -> float:
+        """The correlation in [-1, 1]; NaN for too few pairs, or where one side never changes."""
+        scale = math.sqrt(self._xx) * math.sqrt(self._yy)
+        if self._num_pairs < self._min_pairs or scale == 0:
+            return math.nan
+        return max(-1.0, min(1.0, self._xy / scale))
 
 
 @dataclass(frozen=True, slots=True)

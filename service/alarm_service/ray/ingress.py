@@ -1,4 +1,4 @@
-"""The routes as a Ray Serve ingress: what a RayService's ``import_path`` names."""
+"""The routes as a Ray Serve ingress, which a RayService's ``import_path`` names."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def build(options: Mapping[str, Any]) -> Any:
     Each build has models of its own, so that a changed recipe, or the same with other weights, is
     loaded beside the old one, which goes when the last replica that serves it has drained.
     """
-    # A name or a value that does not fit is told before anything starts.
+    # An unknown name or an invalid value is refused before anything starts.
     settings = Settings(**options)
     deployment = serve.deployment(
         serve.ingress()(Ingress),

@@ -1,15 +1,24 @@
-"""Who uses which deployment: one that nobody uses any more is to be removed."""
+"""Leases of deployments: one that no process serves any more is deleted.
+
+mypy does not see the calls of Ray actors (``manager.take.remote(...)``): the tests in tests/cluster
+run them.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
-__all__ = ["Leases"]
+from alarm_service.ray.replica import DeploymentConfig, application_of
+
+__all__ = ["DeploymentLease", "LeaseManager", "Leases", "lease_manager", "owner_liveness"]
 
 
 @dataclass(slots=True)
 class Leases:
-    """Names of deployments, each with its holders."""
+    """Deployments by name, each with the holders that serve it."""
 
     _holders: dict[str, set[str]] = field(default_factory=dict)
 
@@ -33,3 +42,93 @@ class Leases:
     def held_by(self, holder: str) -> list[str]:
         """Return the names of a holder."""
         return [name for name, holders in self._holders.items() if holder in holders]
+
+
+class LeaseManager:
+    """Counts the ingresses that serve a deployment, and deletes it with the last of them.
+
+    Each has an `OwnerLiveness`, an actor that Ray ends with its owner: so the leases of one that
+    is killed are released too.
+    """
+
+    def __init__(self) -> None:
+        self._leases = Leases()
+        self._watching: set[asyncio.Task[None]] = set()
+
+    async def register(self, holder: str, liveness: list[Any]) -> None:
+        """Release what a holder has once it ends."""
+        task = asyncio.create_task(self._watch(holder, liveness[0]))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    async def take(self, name: str, holder: str) -> bool:
+        """Note a holder of a deployment; say whether it is the first, who has to deploy it."""
+        return self._leases.take(name, holder)
+
+    async def release(self, name: str, holder: str) -> None:
+        """Delete a deployment once its last holder has released it."""
+        from ray import serve
+
+        if self._leases.release(name, holder):
+            await asyncio.to_thread(serve.delete, name, _blocking=False)
+
+    async def _watch(self, holder: str, liveness: Any) -> None:
+        from ray.exceptions import RayError
+
+        try:
+            await liveness.wait_forever.remote()
+        except RayError:  # it has ended, one way or the other
+            for name in self._leases.held_by(holder):
+                await self.release(name, holder)
+
+
+class OwnerLiveness:
+    """An actor that exists for as long as the process that made it."""
+
+    async def wait_forever(self) -> None:
+        """Wait until the actor ends."""
+        await asyncio.Event().wait()
+
+
+def lease_manager() -> Any:
+    """Return the cluster's lease manager, which outlives the process that starts it."""
+    import ray
+
+    # Servers of an earlier version share it under this name.
+    options = {"name": "keeper", "namespace": "alarm", "lifetime": "detached"}
+    actor = ray.remote(LeaseManager).options(
+        **options, get_if_exists=True, num_cpus=0, max_restarts=-1
+    )
+    return actor.remote()
+
+
+def owner_liveness() -> Any:
+    """Return an actor that ends with this process."""
+    import ray
+
+    return ray.remote(OwnerLiveness).options(num_cpus=0).remote()
+
+
+class DeploymentLease:
+    """This process's leases: deploys what no process has deployed, releases what it has ended."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._holder = uuid4().hex
+        self._liveness = owner_liveness()
+        self._lease_manager = lease_manager()
+        ray.get(self._lease_manager.register.remote(self._holder, [self._liveness]))
+
+    def take(self, plan: DeploymentConfig) -> None:
+        """Lease a deployment; blocks until Serve knows of it, not until it has replicas."""
+        import ray
+        from ray import serve
+
+        if ray.get(self._lease_manager.take.remote(plan.name, self._holder)):
+            target = serve.RunTarget(application_of(plan), plan.name, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
+
+    def release(self, name: str) -> None:
+        """Release a deployment, without waiting."""
+        self._lease_manager.release.remote(name, self._holder)

@@ -1,4 +1,4 @@
-"""A model whose replicas run on a Ray cluster, and how it is deployed and called."""
+"""A model whose replicas run on a Ray cluster: how it is loaded, called and routed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,17 +17,19 @@ import torch
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Score
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.devices import ModelLoader
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import ServedModel
 from alarm_service.errors import Broken
 from alarm_service.ray.capacity import Wanted, shortage, taken_by_others
-from alarm_service.ray.lease_manager import DeploymentLease
+from alarm_service.ray.leases import DeploymentLease
 from alarm_service.ray.replica import (
     PREFIX,
     DeploymentConfig,
@@ -35,22 +38,29 @@ from alarm_service.ray.replica import (
     ReplicaScores,
     deployment_configs,
 )
-from alarm_service.ray.routing import Chunk, chunks
+from alarm_service.ray.routing import Chunk, choose_replica, chunks, rendezvous_order
 from alarm_service.settings import Settings
 
-__all__ = ["RayModel", "RayModelLoader", "call_cancellable", "call_with_retries", "connect"]
+__all__ = [
+    "RayModel",
+    "RayModelLoader",
+    "SlotRouter",
+    "call_cancellable",
+    "call_with_retries",
+    "connect",
+]
 
 _log = structlog.get_logger()
 
-#: Times that a call is made, and the seconds before the second of them; each next is twice that.
+#: How often a call is made, and the first backoff in seconds.
 _MAX_CALLS = 6
 _PAUSE_S = 0.1
 
 
-async def call_cancellable(method: Any, *arguments: Any, **told: Any) -> Any:
+async def call_cancellable(method: Any, *arguments: Any, **fields: Any) -> Any:
     """Await a handle's method; cancel it on the replica too where this is cancelled."""
     # In a context of its own: inside a Serve ingress all calls of a request would share an id.
-    response = Context().run(method.remote, *arguments, **told)
+    response = Context().run(method.remote, *arguments, **fields)
     try:
         return await response
     except asyncio.CancelledError:
@@ -75,10 +85,10 @@ async def call_with_retries(
     reason = ""
     for number in range(_MAX_CALLS):
         if number:
-            await asyncio.sleep(_PAUSE_S * 2 ** (number - 1))
-        told = {"slot": slot, "num_tokens": num_tokens, "num_passed": number, "caller": caller}
+            await asyncio.sleep(backoff_s(number - 1, first_s=_PAUSE_S))
+        fields = {"slot": slot, "num_tokens": num_tokens, "num_passed": number, "caller": caller}
         try:
-            answer: ReplicaScores = await call_cancellable(method, samples, **told)
+            answer: ReplicaScores = await call_cancellable(method, samples, **fields)
         except (RayError, RayServeException) as error:
             reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
         else:
@@ -87,6 +97,59 @@ async def call_with_retries(
             reason = f"a replica has loaded {answer.fingerprint}, the others {fingerprint}"
         _log.warning("replica failed", reason=reason[:500], calls=number + 1)
     raise Broken(f"no replica answered: {reason}"[:500], retry_after_s=5)
+
+
+class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that we could check
+    """Sends a slot's calls to the replica that `choose_replica` chooses by the tokens under way.
+
+    A choice counts for the next one from when it is made, so that calls of one request spread out.
+    Where the chosen replica cannot take a call, the others follow in the slot's order.
+    """
+
+    def initialize_state(self, **_: Any) -> None:
+        """Begin with no calls under way."""
+        #: By Serve's id of a call: the replica that has it, and its tokens.
+        self._under_way: dict[str, tuple[ReplicaID, int]] = {}
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Rank the replicas for a call; those of a call without a slot are all alike."""
+        if pending_request is None or "slot" not in pending_request.kwargs:
+            return [candidate_replicas]  # a call that is about the model: any replica answers it
+        fields = pending_request.kwargs
+        call_id = pending_request.metadata.internal_request_id
+        self._under_way.pop(call_id, None)  # chosen again, since no replica could take it
+        replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        loads = dict.fromkeys(replicas, 0)
+        for replica_id, num_tokens in self._under_way.values():
+            if replica_id.unique_id in loads:
+                loads[replica_id.unique_id] += num_tokens
+        slot, num_tokens = fields["slot"], fields["num_tokens"]
+        chosen = choose_replica(slot, num_tokens, loads, fields["num_passed"])
+        self._under_way[call_id] = (replicas[chosen].replica_id, num_tokens)
+        pending_request.future.add_done_callback(partial(self._forget_cancelled, call_id))
+        order = dict.fromkeys([chosen, *rendezvous_order(slot, frozenset(replicas))])
+        return [[replicas[name]] for name in order]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
+    ) -> None:
+        """Note the replica that took a call, which may be another than the chosen one."""
+        call_id = pending_request.metadata.internal_request_id
+        if call_id in self._under_way:
+            self._under_way[call_id] = (replica_id, self._under_way[call_id][1])
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Forget a call that has ended, or that its replica refused."""
+        if self._under_way.get(internal_request_id, (None, 0))[0] == replica_id:
+            del self._under_way[internal_request_id]
+
+    def _forget_cancelled(self, call_id: str, routed: asyncio.Future[Any]) -> None:
+        if routed.cancelled():
+            self._under_way.pop(call_id, None)
 
 
 #: What a replica is sent in one call: some batches of work.
@@ -98,17 +161,17 @@ _POLL_S = 1.0
 #: How long Serve may take to make the replicas that it was asked for, before they are counted.
 _SETTLED_S = 3
 
-#: How often to say what a deployment that does not come up waits for.
+#: How often to log what a deployment that is not running waits for.
 _PATIENCE_S = 30
 
 
 class RayModel(HostModel):
     """Scores on replicas; what they are is known once `open` is through."""
 
-    def __init__(self, plan: DeploymentConfig, hold: DeploymentLease) -> None:
+    def __init__(self, plan: DeploymentConfig, lease: DeploymentLease) -> None:
         super().__init__(fingerprint="")
         self._plan = plan
-        self._hold = hold
+        self._lease = lease
         self._method: Any = None
 
     async def open(self) -> None:
@@ -156,10 +219,10 @@ class RayModel(HostModel):
 
     async def close(self) -> None:
         """Give the deployment back: it goes once no ingress serves it."""
-        await asyncio.to_thread(self._hold.release, self._plan.name)
+        await asyncio.to_thread(self._lease.release, self._plan.name)
 
     async def _until_running(self) -> None:
-        began = told = time.monotonic()
+        began = logged = time.monotonic()
         while True:
             status = await asyncio.to_thread(serve.status)
             application = status.applications.get(self._plan.name)
@@ -174,11 +237,11 @@ class RayModel(HostModel):
             now = time.monotonic()
             if now - began > _SETTLED_S:
                 await self._require_room(status)
-            if now - told > _PATIENCE_S:
-                if state is None:  # who was to make it has ended before
+            if now - logged > _PATIENCE_S:
+                if state is None:  # the process that was to make it has ended
                     raise CheckpointError(f"deployment {self._plan.name} was not made: start again")
                 _log.warning("deployment waits", name=self._plan.name, messages=messages)
-                told = now
+                logged = now
             await asyncio.sleep(_POLL_S)
 
     async def _require_room(self, status: Any) -> None:
@@ -245,10 +308,10 @@ class RayModelLoader:
             for key, served in wanted.items()
             if key not in planned
         }
-        hold = DeploymentLease()
+        lease = DeploymentLease()
         for key, plan in planned.items():
-            hold.take(plan)
-            models[key] = RayModel(plan, hold)
+            lease.take(plan)
+            models[key] = RayModel(plan, lease)
         return {key: models[key] for key in wanted}
 
 

@@ -1,4 +1,4 @@
-"""What runs in a replica, and the configuration of its deployment."""
+"""What runs in a replica, and its deployment on Ray Serve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alarm_models.errors import SampleError
 from alarm_models.process_tuning import disable_malloc_trim
@@ -13,8 +14,8 @@ from alarm_models.recipe.schema import HolisticSpec, Recipe
 from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.types import Sample, Score
 from alarm_service.api.app import create_engine
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.devices import ModelLoader
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import LifecycleState
 from alarm_service.engine.model_set import ServedModel
 from alarm_service.observability.logging import log_stream, set_up_logs
@@ -28,18 +29,19 @@ __all__ = [
     "ModelReplica",
     "ReplicaResources",
     "ReplicaScores",
+    "application_of",
     "deployment_configs",
 ]
 
 #: What the names of all models' applications begin with.
 PREFIX = "alarm-"
 
-#: The door is the ingress's: a replica takes what that one lets in.
+#: The ingress does admission control: a replica takes whatever was admitted there.
 _NO_LIMIT = 1 << 60
 
 
-#: What stays where requests come in, keys above all: a recipe's `--set` may hold some too.
-_THE_INGRESS_S = {
+#: Settings that stay in the ingress, keys above all: a recipe's `--set` may have some too.
+_INGRESS_ONLY = {
     "api_key": (),
     "api_key_file": None,
     "admin_key": (),
@@ -52,7 +54,7 @@ _THE_INGRESS_S = {
 
 @dataclass(frozen=True, slots=True)
 class ReplicaResources:
-    """What a model has of the cluster; more than ``replicas`` as tokens wait, to ``most``."""
+    """A model's share of the cluster: from ``replicas`` to ``most`` replicas, by queued tokens."""
 
     replicas: int
     most: int
@@ -63,7 +65,7 @@ class ReplicaResources:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentConfig:
-    """One model's deployment: a recipe of that model alone, and what its engine is told.
+    """One model's deployment: a recipe of that model alone, and its engine's settings.
 
     ``load`` is the seam for stand-in models; it must be importable where replicas run.
     """
@@ -82,12 +84,12 @@ def deployment_configs(
     generation: str,
     load: ModelLoader | None = None,
 ) -> Mapping[str, DeploymentConfig]:
-    """Plan a deployment for each of some models that needs a device, by its key.
+    """Return a deployment's configuration for each of the models that needs a device, by its key.
 
     Deployments of another generation have other names: both may be there at once.
     """
     unlimited = {"max_queued_tokens": _NO_LIMIT, "max_queue_s": 0}
-    own = settings.model_copy(update=_THE_INGRESS_S | unlimited)
+    own = settings.model_copy(update=_INGRESS_ONLY | unlimited)
     return {
         key: DeploymentConfig(_name(generation, key), _recipe_of_one(served), own, share, load)
         for key, served in wanted.items()
@@ -144,7 +146,7 @@ class ModelReplica:
 
     def about(self) -> ModelInfo:
         """Say what the model is."""
-        devices = ",".join(map(str, self._engine.replicas.devices))
+        devices = ",".join(map(str, self._engine.device_pool.devices))
         return ModelInfo(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
 
     async def score(
@@ -166,9 +168,50 @@ class ModelReplica:
             raise RuntimeError(self._engine.life.reason)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell the autoscaler how many tokens are in this house."""
+        """Report the queued tokens of this replica to the autoscaler."""
         return {QUEUED_TOKENS: float(self._engine.admission.num_queued)}
 
     async def __del__(self) -> None:
-        """Hear from Serve that nothing is asked any more."""
+        """End the engine; Serve calls this once the replica has no more requests."""
         await self._engine.close()
+
+
+#: A replica has a queue and batches of its own: it should be sent all there is.
+_MAX_ONGOING = 4096
+
+#: A first start may fetch tens of gigabytes; a replica that fails this often will not start.
+_MAX_STARTS = 3
+
+
+def application_of(plan: DeploymentConfig) -> Any:
+    """Return the Serve application of one model."""
+    from ray import serve
+    from ray.serve.config import RequestRouterConfig
+
+    deployment = serve.deployment(
+        ModelReplica,
+        name="model",
+        max_ongoing_requests=_MAX_ONGOING,
+        max_constructor_retry_count=_MAX_STARTS,
+        graceful_shutdown_timeout_s=plan.settings.drain_s,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": plan.share.num_cpus, "num_gpus": plan.share.num_gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class="alarm_service.ray.model.SlotRouter"
+        ),
+        **_num_replicas(plan.share),
+    )
+    return deployment.bind(plan)
+
+
+def _num_replicas(share: ReplicaResources) -> dict[str, Any]:
+    if share.most <= share.replicas:
+        return {"num_replicas": share.replicas}
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    policy = AutoscalingPolicy(
+        policy_function="alarm_service.ray.routing.ByQueuedTokens",
+        policy_kwargs={"tokens_per_replica": share.queued_tokens},
+    )
+    scaling = AutoscalingConfig(min_replicas=share.replicas, max_replicas=share.most, policy=policy)
+    return {"autoscaling_config": scaling}

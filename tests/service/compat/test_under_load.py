@@ -10,7 +10,6 @@ from served import app_of, until, until_set
 from standin import recipe
 from tcp import over_tcp
 
-from alarm_service.api.compat.common import label_of
 from alarm_service.errors import Overloaded
 
 KEY = "sésame"
@@ -85,22 +84,6 @@ async def test_paths_share_labels() -> None:
         assert 'alarm_requests_total{route="/compat/slime/{name}",status="200"} 2.0' in text
         assert 'alarm_requests_total{route="/compat/slime/{name}",status="404"} 1.0' in text
         assert 'alarm_requests_total{route="other",status="404"} 1.0' in text
-
-
-@pytest.mark.parametrize(
-    ("path", "label"),
-    [
-        ("/get_reward", "/get_reward"),
-        ("/v1/score/evaluation", "/v1/score/evaluation"),
-        ("/compat/openrlhf/a/b/get_reward", "/compat/openrlhf/{name}"),
-        ("/compat/openrlhf", "/compat/openrlhf/{name}"),
-        ("/compat/other/a", None),
-        ("/openrlhf/a", None),
-        ("/score", None),
-    ],
-)
-def test_a_path_s_label_names_no_recipe(path: str, label: str | None) -> None:
-    assert label_of(path) == label
 
 
 async def test_a_key_in_the_url_is_enough() -> None:

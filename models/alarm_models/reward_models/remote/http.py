@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from alarm_models.backoff import backoff_s
 from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
@@ -19,9 +19,7 @@ from alarm_models.reward_models.remote.connections import (
     parsed,
 )
 
-__all__ = ["RemoteClient", "RequestFailed", "backoff_s", "is_retryable"]
-
-_FIRST_S, _LONGEST_S = 0.25, 30.0
+__all__ = ["RemoteClient", "RequestFailed", "is_retryable"]
 
 #: Not now, rather than not at all; 500 is what a server says that lost one batch.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -30,17 +28,6 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 def is_retryable(status: int) -> bool:
     """Say whether the same request may succeed later."""
     return status in _PASSING
-
-
-def backoff_s(attempt: int, headers: Mapping[str, str], chance: float) -> float:
-    """Return how long to wait after a failed attempt, counted from 0.
-
-    The waits double; ``chance``, in [0, 1), takes up to half of one away, so that callers who
-    failed together do not come back together. A ``Retry-After`` in seconds is the least.
-    """
-    wait = min(_FIRST_S * 2.0**attempt, _LONGEST_S) * (1 - chance / 2)
-    asked = headers.get("Retry-After", "")
-    return max(wait, min(float(asked), _LONGEST_S)) if asked.isascii() and asked.isdigit() else wait
 
 
 class RequestFailed(Exception):
@@ -98,7 +85,7 @@ class RemoteClient:
                 failed = RequestFailed(f"{self._name} {error}")
             if attempt >= self._spec.max_retries:
                 raise failed
-            await asyncio.sleep(backoff_s(attempt, headers, random.random()))
+            await asyncio.sleep(backoff_s(attempt, headers))
             attempt += 1
 
     @property

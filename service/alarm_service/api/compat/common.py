@@ -28,12 +28,11 @@ from alarm_service.api.auth import caller_of
 from alarm_service.api.compat.splitting import Texts
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
 from alarm_service.api.compat.turns import SplitError
-from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, timeout_s
-from alarm_service.api.disconnect import run_until_disconnect
+from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
 from alarm_service.api.large_bodies import REQUESTS_A_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
-from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
@@ -52,7 +51,6 @@ __all__ = [
     "TextOptions",
     "TrainerBody",
     "fields_of",
-    "label_of",
     "messages_of",
     "resolve_target",
     "scalar_rewards",
@@ -344,7 +342,7 @@ class CompatCall:
         self, name: str | None, prepare: Callable[[], Sequence[Sample]], field: str
     ) -> ScalarRewards:
         resolve_target(self.engine.catalog, name)  # who names nothing hears so at once
-        samples = await self.engine.passage.run_in_thread(prepare)
+        samples = await self.engine.pipeline.run_in_thread(prepare)
         self._check(samples, field)
         return await scalar_rewards(
             self.engine, name, samples, field, caller_of(self.request.scope)
@@ -369,18 +367,3 @@ async def _call(
 CallOf = Annotated[CompatCall, Depends(_call)]
 Name = Annotated[str, Path(description="a recipe or a model", examples=["mini"])]
 Options = Annotated[TextOptions, Query()]
-
-
-_PLAIN = ("/get_reward", "/v1/score/evaluation", "/classify", "/v1/classify", "/pooling",
-          "/v1/embeddings")  # fmt: skip
-_BY_NAME = ("openrlhf", "slime", "miles", "llamafactory", "align-anything", "easyr1", "nemo-gym",
-            "vllm", "sglang")  # fmt: skip
-
-
-def label_of(path: str) -> str | None:
-    """Return a path's label, in which every recipe and model is ``{name}``; None for others'."""
-    if path in _PLAIN:
-        return path
-    trainer = path.removeprefix("/compat/").partition("/")[0]
-    is_known = path.startswith("/compat/") and trainer in _BY_NAME
-    return f"/compat/{trainer}/{{name}}" if is_known else None
