@@ -28,6 +28,7 @@ from alarm_service.engine.pipeline import ScoringPipeline
 from alarm_service.engine.queue import RequestQueue
 from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, ModelSetHolder, OnBlocked
 from alarm_service.engine.requests import ModelScores, TimedOut
+from alarm_service.engine.threads import CancellableThreadPool
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import Traces
@@ -94,6 +95,8 @@ class RewardEngine:
         self.passage = ScoringPipeline(
             self._waiting, self.life, metrics, traces, is_deterministic=limits.is_deterministic
         )
+        # Apart from tokenizing, so that the rewards of one request wait for no other's tokens.
+        self.combining_threads = CancellableThreadPool(2, "combine", self.life)
         is_measured = limits.max_batch_tokens is None
         self._maker = ModelSetBuilder(
             self.replicas, self.passage, load, unchanged, is_measured=is_measured
@@ -230,6 +233,7 @@ class RewardEngine:
         """End threads and processes; whatever still waits hears that the server is stopping."""
         self.life.stop()
         self.passage.close()
+        self.combining_threads.close()
         await asyncio.to_thread(self.replicas.join, timeout_s=5)
         await self._succession.close()
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
-from alarm_models.cancellation import cancellable, check_cancelled
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
@@ -21,6 +18,7 @@ from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.queue import RequestQueue
 from alarm_service.engine.requests import Outcome, PendingCall, QueuedSample
+from alarm_service.engine.threads import CancellableThreadPool
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import Traces
 
@@ -140,11 +138,10 @@ class ScoringPipeline:
         is_deterministic: bool,
     ) -> None:
         self._waiting = waiting
-        self._life = life
         self._metrics = metrics
         self._traces = traces
         self._is_deterministic = is_deterministic
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._threads = CancellableThreadPool(2, "tokenize", life)
 
     async def score(
         self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
@@ -159,23 +156,12 @@ class ScoringPipeline:
 
         Where the caller leaves, the function ends at its next `check_cancelled`.
         """
-        if self._life.is_stopped:
-            raise draining_error()
-        has_left = threading.Event()
-
-        def run() -> _T:
-            with cancellable(has_left.is_set):
-                return call()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, run)
-        finally:
-            has_left.set()
+        return await self._threads.run(call)
 
     def close(self) -> None:
         """Let nothing through any more; whatever waits hears that the server is stopping."""
         self._waiting.close(draining_error())
-        self._workers.shutdown(wait=False)
+        self._threads.close()
 
     async def _score_on_device(
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
