@@ -35,11 +35,12 @@ TokenRewards = tuple[float, ...] | SampleError
 class Constant:
     """A key of a recipe's ``[hierarchy]`` table that only some rules use.
 
-    ``gt`` and ``ge`` are bounds of the value; ``names_aspects`` is true where its items (or keys)
-    are names of the recipe's aspects.
+    ``example`` is a value, for documentation and tests; ``gt`` and ``ge`` are bounds.
+    ``names_aspects`` is true where its items (or keys) are names of the recipe's aspects.
     """
 
     description: str
+    example: object
     gt: float | None = None
     ge: float | None = None
     names_aspects: bool = False
@@ -66,14 +67,16 @@ class RuleParams:
     mean: float
     std: float
     weights: Mapping[str, float]
-    temperature: float = _constant(1.0, Constant("the width of the gate", gt=0))
-    floor: float = _constant(0.0, Constant("the reward of a sample that misses a minimum"))
+    temperature: float = _constant(1.0, Constant("the width of the gate", 0.5, gt=0))
+    floor: float = _constant(0.0, Constant("the reward of a sample that misses a minimum", -5.0))
     minimums: Mapping[str, float] = _constant(
-        {}, Constant("aspect -> the level that it must reach", names_aspects=True)
+        {}, Constant("aspect -> the level that it must reach", {"a": 0.5}, names_aspects=True)
     )
-    order: tuple[str, ...] = _constant((), Constant("aspects by priority", names_aspects=True))
+    order: tuple[str, ...] = _constant(
+        (), Constant("aspects by priority", ("a", "b"), names_aspects=True)
+    )
     group_size: int | None = _constant(
-        None, Constant("the samples of a group, where all groups have as many", ge=2)
+        None, Constant("the samples of a group, where all groups have as many", 2, ge=2)
     )
 
     @property
