@@ -104,7 +104,9 @@ HELPERS = {"skyrl_dense", "skyrl_main", "texts"}
 )
 def test_trainer_has_a_line_to_write_a_row_and_a_test(module: str) -> None:
     assert module in WHAT_TO_WRITE
-    assert re.search(rf"\|.*\b{module}(\b|_)", (ROOT / "clients" / "TRAINERS.md").read_text("utf-8"))
+    assert re.search(
+        rf"\|.*\b{module}(\b|_)", (ROOT / "clients" / "TRAINERS.md").read_text("utf-8")
+    )
     assert is_tested(rf"\b{module}\b", "tests/clients/test_trainer_")
 
 

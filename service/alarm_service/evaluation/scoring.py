@@ -38,9 +38,10 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 from alarm_models.reward_models.remote.http import backoff_s, is_retryable
+from alarm_models.sample_json import sample_to_json
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
-from alarm_models.types import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
@@ -234,7 +235,7 @@ class RemoteScorer:
         """Score samples over HTTP; raise `StudyError` with the server's own words."""
         body = {
             "model": f"{self._recipe.name}/{model}",
-            "samples": [_on_wire(sample) for sample in samples],
+            "samples": [sample_to_json(sample) for sample in samples],
         }
         answer = await self._peer.post(self._url, body)
         try:
@@ -255,27 +256,6 @@ class RemoteScorer:
     def fingerprint(self, model: str) -> str:
         """Return the fingerprint that came with the scores."""
         return self._fingerprints[model]
-
-
-def _on_wire(sample: Sample) -> dict[str, Any]:
-    offsets = sample.token_offsets
-    wire: dict[str, Any] = {
-        "prompt": _content(sample.prompt),
-        "completion": _content(sample.completion),
-        "fields": dict(sample.fields),
-        "segments": {
-            name: [list(span) for span in spans] for name, spans in sample.segments.items()
-        },
-    }
-    if offsets is not None:
-        wire["token_offsets"] = [list(span) for span in offsets]
-    return wire
-
-
-def _content(content: str | tuple[Message, ...]) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
-    return [{"role": one.role, "content": one.content} for one in content]
 
 
 def _off_wire(score: ScoreOut) -> Score | SampleError:
