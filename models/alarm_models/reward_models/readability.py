@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 
 from pyphen import Pyphen
 
 from alarm_models.types import Sample, Score
 
-__all__ = ["Readability", "flesch_kincaid_grade"]
+__all__ = ["Readability", "flesch_kincaid_grade", "hyphenation"]
 
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _SENTENCE = re.compile(r"\b[^.!?]+[.!?]*")
@@ -35,11 +36,17 @@ class Readability:
     """Grades completions; a higher grade is harder to read."""
 
     def __init__(self) -> None:
-        self._hyphens = Pyphen(lang=_HYPHENATION)
+        self._hyphens = hyphenation()
 
     def __call__(self, sample: Sample) -> Score:
         """Return the grade, which has one decimal."""
         return Score(flesch_kincaid_grade(sample.completion_text, self._hyphens), None, 0, False)
+
+
+@cache
+def hyphenation() -> Pyphen:
+    """Return the dictionary that syllables are counted by."""
+    return Pyphen(lang=_HYPHENATION)
 
 
 def flesch_kincaid_grade(text: str, hyphens: Pyphen) -> float:
