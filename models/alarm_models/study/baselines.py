@@ -17,9 +17,9 @@ def reading_grade(text: str) -> float:
 
     Needs `alarm-models[text]`.
     """
-    from alarm_models.reward_models.readability import flesch_kincaid_grade, hyphenation
+    from alarm_models.preprocessing.reading_grade import flesch_kincaid_grade
 
-    return flesch_kincaid_grade(text, hyphenation())
+    return flesch_kincaid_grade(text)
 
 
 #: What every study compares aspects with; the paper's figures show length too.
