@@ -7,7 +7,7 @@ MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients
 PRODUCT := --editable ./models --editable './service[study]' --editable ./clients
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install serve test lint wheels audit
+.PHONY: install serve test lint docs wheels audit
 
 install: .venv/installed
 
@@ -35,6 +35,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
+
+# The tables of docs/ that the code knows: rules, constants, routes, metrics.
+docs: install
+	$(BIN)/python docs/generate.py
 
 # The three wheels in dist/, and the client's in an environment that has nothing but what it names.
 wheels: install

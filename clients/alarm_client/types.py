@@ -12,21 +12,9 @@ Message: TypeAlias = Mapping[str, object]
 Id: TypeAlias = str | int | None
 Text: TypeAlias = str | Sequence[Message]
 Offsets: TypeAlias = Sequence[Sequence[int]]
-Rule: TypeAlias = Literal[
-    "hierarchical",
-    "weighted_sum",
-    "holistic_only",
-    "aspect_only",
-    "soft_gate",
-    "cascade",
-    "veto",
-    "product",
-    "minimum",
-    "par",
-    "log_sigmoid",
-    "gdpo",
-    "mo_grpo",
-]
+#: A rule's name, such as "hierarchical" or "weighted_sum"; the server's docs/rules.md has them all,
+#: and the server refuses a name that it does not know. Not a Literal: a server may be newer.
+Rule: TypeAlias = str
 Shaping: TypeAlias = Literal["sigmoid", "none"]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None

@@ -162,7 +162,7 @@ class AspectReward:
 
     ``token_rewards`` has one float a policy token, or is None without token offsets. ``value`` is
     the mean of the shaped values that make up the reward, ``level`` the same before shaping; both
-    are None where there was nothing to judge.
+    are None where there was nothing to judge. ``shaped_values`` are those values, in order.
     """
 
     reward: float
@@ -171,6 +171,7 @@ class AspectReward:
     value: float | None = None
     level: float | None = None
     truncated: bool = False
+    shaped_values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -7,9 +8,11 @@ from alarm_models.combination.rewards import (
     ScoredSample,
     aspect_reward,
     combine_rewards,
+    decide,
 )
 from alarm_models.combination.rules import Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
+from alarm_models.errors import SampleError
 from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
 
 TOKENS = (Span(0, 3), Span(3, 4), Span(5, 7), Span(7, 8), Span(8, 8))
@@ -31,33 +34,32 @@ def whole(value: float) -> Score:
     return Score(value, None, 9, False)
 
 
-def assembled(
-    sample: Sample, holistic: Score, aspects: Mapping[str, AspectReward | None]
-) -> Reward:
-    (reward,) = combine_rewards([ScoredSample(sample, holistic, aspects)], HIERARCHY)
+def combined(sample: Sample, holistic: Score, aspects: Mapping[str, AspectReward | None]) -> Reward:
+    scored = ScoredSample(sample, decide(holistic, HIERARCHY), aspects)
+    (reward,) = combine_rewards([scored], HIERARCHY)
     assert isinstance(reward, Reward)
     return reward
 
 
-def test_each_segment_earns_its_reward_on_its_last_token() -> None:
+def test_segment_reward_lands_on_its_last_token() -> None:
     aspect = aspect_reward(judged(True, False), FACTUALITY, SAMPLE)
     assert aspect.token_rewards == (0, 0.5, 0, -0.5, 0)
     assert aspect.reward == 0
 
 
-def test_shaping_leaves_tokens_without_a_segment_at_zero() -> None:
+def test_sigmoid_shaping_leaves_tokens_without_a_segment_at_zero() -> None:
     shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
     aspect = aspect_reward(judged(True, False), shaped, SAMPLE)
     assert aspect.token_rewards == pytest.approx((0, 0.6224593, 0, 0.3775407, 0))
 
 
-def test_a_whole_score_is_normalised_scaled_and_laid_on_the_last_token() -> None:
+def test_whole_score_is_normalised_scaled_and_paid_on_the_last_token() -> None:
     completeness = AspectRule(1, -1, mean=1.0, std=2.0, scale=0.3, bias=0.1, shaping=Shaping.NONE)
     aspect = aspect_reward(whole(5.0), completeness, SAMPLE)
     assert aspect.token_rewards == pytest.approx((0, 0, 0, 0, 0.7))
 
 
-def test_a_graded_segment_earns_its_mapped_grade() -> None:
+def test_graded_segment_earns_its_mapped_grade() -> None:
     graded = Score(0.2, (SegmentScore(Span(0, 4), "+", 0.9, None),), 9, False)
     steps = AspectRule(1, -1, mean=0.5, std=2.0, scale=1, bias=0.1, shaping=Shaping.NONE)
     assert aspect_reward(graded, steps, SAMPLE).token_rewards == pytest.approx((0, 0.3, 0, 0, 0))
@@ -72,39 +74,39 @@ def test_value_and_level_are_means_after_and_before_shaping() -> None:
     assert (nothing.value, nothing.level) == (None, None)
 
 
-def test_an_unread_segment_earns_nothing() -> None:
+def test_unread_segment_earns_nothing() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)
     assert aspect_reward(score, FACTUALITY, SAMPLE).token_rewards == (0, 0.5, 0, 0, 0)
 
 
-def test_past_the_threshold_the_weighted_aspects_join() -> None:
+def test_reward_past_the_threshold_has_the_weighted_aspects() -> None:
     aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
-    reward = assembled(SAMPLE, whole(3.0), aspects)
+    reward = combined(SAMPLE, whole(3.0), aspects)
     assert reward.admitted
     assert reward.token_rewards == (0, 1, 0, 1, 5)
     assert reward.reward == 7
 
 
-def test_below_the_threshold_a_computed_aspect_changes_nothing() -> None:
+def test_reward_below_the_threshold_ignores_computed_aspects() -> None:
     aspects = {"factuality": aspect_reward(judged(True, True), FACTUALITY, SAMPLE)}
-    reward = assembled(SAMPLE, whole(2.0), aspects)
+    reward = combined(SAMPLE, whole(2.0), aspects)
     assert not reward.admitted
     assert reward.token_rewards == (0, 0, 0, 0, 2.5)
 
 
-def test_without_token_offsets_the_sum_is_the_reward() -> None:
+def test_reward_without_token_offsets_is_one_number() -> None:
     bare = Sample("p", "Yes. No.")
     aspects = {"factuality": aspect_reward(judged(True, False), FACTUALITY, bare)}
-    reward = assembled(bare, whole(3.0), aspects)
+    reward = combined(bare, whole(3.0), aspects)
     assert reward.token_rewards is None
     assert reward.reward == 5
 
 
-def test_a_policy_that_made_no_token_earns_nothing_and_is_told_its_score() -> None:
+def test_reward_without_tokens_is_zero_and_keeps_the_score() -> None:
     empty = Sample("p", "", token_offsets=())
     earned = AspectReward(0.5, (), None, 0.5, 0.5)
-    reward = assembled(empty, whole(3.0), {"factuality": earned})
+    reward = combined(empty, whole(3.0), {"factuality": earned})
     assert (reward.token_rewards, reward.reward) == ((), 0)
     assert (reward.holistic_score, reward.holistic_normalized) == (3, 1)
     aspect = reward.aspects["factuality"]
@@ -115,16 +117,50 @@ def test_a_policy_that_made_no_token_earns_nothing_and_is_told_its_score() -> No
 GRAMMAR = AspectRule(0, -1, 0, 1, 1, 0, Shaping.SIGMOID, Placement.TOKENS)
 
 
-def test_grammar_is_shaped_on_every_token() -> None:
+def test_per_token_placement_shapes_every_token() -> None:
     error = SegmentScore(Span(5, 7), "AnA", None, False)
     aspect = aspect_reward(Score(0.2, (error,), 0, False), GRAMMAR, SAMPLE)
     assert aspect.token_rewards == pytest.approx((0.5, 0.5, 0.2689414, 0.5, 0.5))
     assert aspect.reward == pytest.approx(4 * 0.5 + 0.2689414)
 
 
-def test_without_tokens_grammar_counts_words() -> None:
+def test_per_token_placement_without_tokens_counts_words() -> None:
     error = SegmentScore(Span(5, 7), "AnA", None, False)
     bare = Sample("p", "Yes. No.")
     aspect = aspect_reward(Score(0.5, (error,), 0, False), GRAMMAR, bare)
     assert aspect.token_rewards is None
     assert aspect.reward == pytest.approx(0.5 + 0.2689414)
+
+
+def test_shaped_values_of_an_aspect_are_what_its_reward_sums() -> None:
+    shaped = AspectRule(0.5, -0.5, 0, 1, 1, 0, Shaping.SIGMOID)
+    aspect = aspect_reward(judged(True, False), shaped, SAMPLE)
+    assert aspect.shaped_values == pytest.approx((0.6224593, 0.3775407))
+    assert aspect.reward == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "below", "past"),
+    [
+        (Rule.HIERARCHICAL, False, True),
+        (Rule.WEIGHTED_SUM, True, True),
+        (Rule.HOLISTIC_ONLY, False, False),
+    ],
+)
+def test_decide_says_whether_aspects_count_by_rule_and_threshold(
+    rule: Rule, below: bool, past: bool
+) -> None:
+    params = replace(HIERARCHY, rule=rule)
+    # Mean 1, deviation 2, threshold 0.6: a score of 2.2 is at it.
+    low, high = decide(whole(2.1), params), decide(whole(2.2), params)
+    assert (low.admitted, high.admitted) == (False, True)
+    assert (low.aspects_count, high.aspects_count) == (below, past)
+    assert high.z == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("value", "code"), [(None, "model_failed"), (1e308, "non_finite")])
+def test_decide_without_a_finite_score_is_an_error(value: float | None, code: str) -> None:
+    params = replace(HIERARCHY, mean=-1e308)
+    with pytest.raises(SampleError) as caught:
+        decide(Score(value, None, 9, False), params)
+    assert caught.value.code == code

@@ -16,7 +16,7 @@ GROUPS = ("x", "x", "x", "y", "y", "x")
 
 
 def batch(seed: int) -> tuple[list[RuleInputs], np.ndarray]:
-    """Make samples of one to three tokens, and their components."""
+    """Return samples of one to three tokens, and their components."""
     chance = np.random.default_rng(seed)
     samples, components = [], []
     for group in GROUPS:
@@ -42,7 +42,7 @@ def normalised_within_groups(components: np.ndarray) -> np.ndarray:
     return wanted
 
 
-def test_mo_grpo_normalises_each_component_within_its_group_and_adds_them() -> None:
+def test_mo_grpo_normalises_each_component_within_its_group() -> None:
     samples, components = batch(0)
     found = apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO))
     totals = [sum(one) for one in found if not isinstance(one, SampleError)]
@@ -51,7 +51,7 @@ def test_mo_grpo_normalises_each_component_within_its_group_and_adds_them() -> N
     assert lengths == [one.num_tokens for one in samples]
 
 
-def test_gdpo_normalises_the_sums_over_the_request_too() -> None:
+def test_gdpo_normalises_the_sums_over_the_request() -> None:
     samples, components = batch(1)
     found = apply_rule(samples, replace(PLAIN, rule=Rule.GDPO))
     sums = normalised_within_groups(components)
@@ -59,7 +59,7 @@ def test_gdpo_normalises_the_sums_over_the_request_too() -> None:
     assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
 
 
-def test_a_group_rule_leaves_an_aspect_on_its_tokens() -> None:
+def test_mo_grpo_keeps_an_aspect_on_its_tokens() -> None:
     silent = RuleParams(Rule.MO_GRPO, 0, 0.0, 0, 1, {"a": 1.0})
     samples = [
         RuleInputs(0.0, {"a": AspectInput((6.0, 0.0, 0.0), None, None)}, 3, group="x"),
@@ -70,7 +70,7 @@ def test_a_group_rule_leaves_an_aspect_on_its_tokens() -> None:
     assert found == [pytest.approx((6 / std, 0, -4 / std)), pytest.approx((2 / std, -4 / std))]
 
 
-def test_a_component_on_which_a_group_agrees_adds_nothing() -> None:
+def test_mo_grpo_component_without_variance_adds_nothing() -> None:
     same = AspectInput((0.0, 1.0), 1.0, 1.0)
     samples = [RuleInputs(3.0, {"a": same, "b": same}, 2, group="x")] * 4
     assert apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO)) == [(0, 0)] * 4
@@ -84,7 +84,7 @@ def test_a_component_on_which_a_group_agrees_adds_nothing() -> None:
         (["x", "x", "y", "y", "y"], 3, "hierarchy.group_size 3, but group 'x' has 2 samples"),
     ],
 )
-def test_what_a_group_rule_cannot_compare_is_told(
+def test_validate_groups_names_what_a_group_rule_cannot_compare(
     groups: list[str | None], size: int | None, told: str
 ) -> None:
     hierarchy = replace(PLAIN, rule=Rule.GDPO, group_size=size)
@@ -94,11 +94,11 @@ def test_what_a_group_rule_cannot_compare_is_told(
         assert fault is None or told in fault.message
 
 
-def test_rules_of_one_sample_need_no_groups() -> None:
+def test_validate_groups_sample_rule_needs_no_groups() -> None:
     assert validate_groups([None, "x"], PLAIN) == [None, None]
 
 
-def test_who_is_left_alone_in_a_group_is_not_rewarded_by_itself() -> None:
+def test_mo_grpo_sample_left_alone_in_its_group_is_an_error() -> None:
     samples, _ = batch(2)
     (*_, alone) = apply_rule(samples[:3] + samples[4:5], replace(PLAIN, rule=Rule.MO_GRPO))
     assert isinstance(alone, SampleError)

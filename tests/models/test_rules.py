@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from alarm_models.combination.rewards import apply_rule
-from alarm_models.combination.rules import AspectInput, Rule, RuleInputs, RuleParams
+from alarm_models.combination.rules import (
+    AspectInput,
+    Rule,
+    RuleInputs,
+    RuleParams,
+    aspects_apply,
+)
 from alarm_models.errors import SampleError
 
 #: Threshold 1, W 2, aspects a (weight 1) and b (weight 0.5).
@@ -14,11 +20,11 @@ PLAIN = RuleParams(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
 
 
 def whole(value: float, level: float | None = None) -> AspectInput:
-    """Make an aspect that says one thing of the whole, on the last of two tokens."""
+    """Return an aspect that judges the whole completion, paid on the last of two tokens."""
     return AspectInput((0.0, value), value, value if level is None else level)
 
 
-def parts(z: float, **aspects: AspectInput) -> RuleInputs:
+def inputs(z: float, **aspects: AspectInput) -> RuleInputs:
     return RuleInputs(z, aspects, 2)
 
 
@@ -31,92 +37,94 @@ def tokens(rule: Rule, given: RuleInputs, **constants: object) -> list[float]:
 @pytest.mark.parametrize(
     ("z", "gate"), [(1.0, 0.5), (1.0 + math.log(3), 0.75), (1.0 - math.log(3), 0.25)]
 )
-def test_the_soft_gate_lets_aspects_in_by_degrees(z: float, gate: float) -> None:
-    given = parts(z, a=AspectInput((1.0, 3.0), 2.0, 2.0))
+def test_soft_gate_past_the_threshold_scales_aspects_by_the_sigmoid(z: float, gate: float) -> None:
+    given = inputs(z, a=AspectInput((1.0, 3.0), 2.0, 2.0))
     assert tokens(Rule.SOFT_GATE, given, temperature=1.0) == [
         gate,
         round(2 * z + 3 * gate, 6),
     ]
 
 
-def test_a_soft_gate_of_no_width_is_the_papers() -> None:
+def test_soft_gate_with_tiny_temperature_equals_hierarchical() -> None:
     for z in (0.9, 1.1):
-        given = parts(z, a=whole(3.0))
+        given = inputs(z, a=whole(3.0))
         sharp = tokens(Rule.SOFT_GATE, given, temperature=1e-9)
-        assert sharp == tokens(Rule.HIERARCHICAL, parts(z, a=whole(3.0 if z > 1 else 0.0)))
+        assert sharp == tokens(Rule.HIERARCHICAL, inputs(z, **({"a": whole(3.0)} if z > 1 else {})))
 
 
 @pytest.mark.parametrize(
     ("level", "expected"),
     [
         (0.5, [0, 4 + 1 + 0.5 * 10]),  # equality passes, as at the threshold
-        (0.4, [0, 4 + 1]),  # what is behind the closed gate does not count
+        (0.4, [0, 4 + 1]),  # b, behind the closed gate, does not count
     ],
 )
-def test_a_cascade_closes_behind_an_aspect_below_its_minimum(
+def test_cascade_aspect_below_its_minimum_closes_the_gate_behind_it(
     level: float, expected: list[float]
 ) -> None:
-    given = parts(2.0, a=whole(1.0, level), b=whole(10.0))
+    given = inputs(2.0, a=whole(1.0, level), b=whole(10.0))
     constants = {"order": ("a",), "minimums": {"a": 0.5}}
     assert tokens(Rule.CASCADE, given, **constants) == expected
 
 
-def test_the_first_gate_of_a_cascade_is_the_threshold() -> None:
-    given = parts(0.9, a=whole(1.0), b=whole(10.0))
-    assert tokens(Rule.CASCADE, given, order=("a",), minimums={"a": 0.5}) == [0, 1.8]
+def test_cascade_below_the_threshold_pays_the_holistic_reward_alone() -> None:
+    # Below the threshold no aspect counts, so the rule is given none.
+    cascade = {"order": ("a",), "minimums": {"a": 0.5}}
+    assert not aspects_apply(0.9, replace(PLAIN, rule=Rule.CASCADE, **cascade))
+    assert tokens(Rule.CASCADE, inputs(0.9), **cascade) == [0, 1.8]
 
 
-def test_a_veto_leaves_the_floor_alone() -> None:
-    given = parts(2.0, a=whole(1.0, level=0.2), b=AspectInput((4.0, 0.0), 4.0, 4.0))
+def test_veto_aspect_below_its_minimum_pays_the_floor_alone() -> None:
+    given = inputs(2.0, a=whole(1.0, level=0.2), b=AspectInput((4.0, 0.0), 4.0, 4.0))
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, -3]
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.2}) == [2, 5]
 
 
-def test_an_aspect_without_weight_may_still_veto() -> None:
-    given = parts(2.0, a=whole(1.0), b=whole(9.0, level=0.0))
+def test_veto_aspect_of_weight_zero_still_vetoes() -> None:
+    given = inputs(2.0, a=whole(1.0), b=whole(9.0, level=0.0))
     constants = {"floor": -3.0, "weights": {"a": 1.0, "b": 0.0}}
     assert tokens(Rule.VETO, given, minimums={"b": 0.5}, **constants) == [0, -3]
     assert tokens(Rule.VETO, given, minimums={"b": -1}, **constants) == [0, 5]
 
 
-def test_an_aspect_that_judged_nothing_vetoes_nobody() -> None:
-    given = parts(2.0, a=AspectInput((0.0, 0.0), None, None))
+def test_veto_aspect_that_judged_nothing_passes() -> None:
+    given = inputs(2.0, a=AspectInput((0.0, 0.0), None, None))
     assert tokens(Rule.VETO, given, floor=-3.0, minimums={"a": 0.5}) == [0, 4]
 
 
-def test_the_product_of_all_values_by_their_weights() -> None:
-    given = parts(0.0, a=whole(0.25), b=whole(0.16))
+def test_product_raises_each_value_to_its_weight() -> None:
+    given = inputs(0.0, a=whole(0.25), b=whole(0.16))
     assert tokens(Rule.PRODUCT, given) == [0, 0.5**2 * 0.25 * 0.4]
-    assert tokens(Rule.PRODUCT, parts(0.0, a=whole(0.0))) == [0, 0]
+    assert tokens(Rule.PRODUCT, inputs(0.0, a=whole(0.0))) == [0, 0]
 
 
-def test_a_product_of_a_negative_value_is_refused_with_what_to_do() -> None:
-    (found,) = apply_rule([parts(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
+def test_product_negative_value_is_an_error_that_names_the_shaping() -> None:
+    (found,) = apply_rule([inputs(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
     assert isinstance(found, SampleError)
     assert found.code == "non_finite"
     assert 'shaping "sigmoid"' in found.message
 
 
-def test_the_minimum_is_the_least_of_the_weighted_values() -> None:
-    assert tokens(Rule.MINIMUM, parts(3.0, a=whole(5.0), b=whole(8.0))) == [0, 4]
-    assert tokens(Rule.MINIMUM, parts(1.0, a=whole(5.0), b=whole(8.0))) == [0, 2]
+def test_minimum_is_the_least_of_the_weighted_values() -> None:
+    assert tokens(Rule.MINIMUM, inputs(3.0, a=whole(5.0), b=whole(8.0))) == [0, 4]
+    assert tokens(Rule.MINIMUM, inputs(1.0, a=whole(5.0), b=whole(8.0))) == [0, 2]
 
 
-def test_par_is_a_half_where_the_completion_is_as_good_as_its_reference() -> None:
-    given = replace(parts(1.7, a=whole(3.0)), reference_z=1.7)
+def test_par_completion_equal_to_its_reference_pays_half_the_weight() -> None:
+    given = replace(inputs(1.7, a=whole(3.0)), reference_z=1.7)
     assert tokens(Rule.PAR, given) == [0, 2 * 0.5 + 3]
-    better = replace(parts(1.7 + math.log(3)), reference_z=1.7)
+    better = replace(inputs(1.7 + math.log(3)), reference_z=1.7)
     assert tokens(Rule.PAR, better) == [0, 1.5]
 
 
-def test_par_without_a_reference_says_what_to_send() -> None:
-    (found,) = apply_rule([parts(1.0)], replace(PLAIN, rule=Rule.PAR))
+def test_par_without_a_reference_names_the_field_to_send() -> None:
+    (found,) = apply_rule([inputs(1.0)], replace(PLAIN, rule=Rule.PAR))
     assert isinstance(found, SampleError)
     assert "fields.reference" in found.message
 
 
-def test_log_sigmoids_add_up() -> None:
-    given = parts(0.0, a=whole(9.0, level=math.log(3)), b=whole(9.0, level=-math.log(3)))
+def test_log_sigmoid_adds_weighted_log_sigmoids() -> None:
+    given = inputs(0.0, a=whole(9.0, level=math.log(3)), b=whole(9.0, level=-math.log(3)))
     wanted = 2 * math.log(0.5) + math.log(0.75) + 0.5 * math.log(0.25)
     assert tokens(Rule.LOG_SIGMOID, given) == [0, round(wanted, 6)]
-    assert tokens(Rule.LOG_SIGMOID, parts(-1000.0)) == [0, -2000]
+    assert tokens(Rule.LOG_SIGMOID, inputs(-1000.0)) == [0, -2000]

@@ -1,4 +1,4 @@
-"""Rules that compare the samples of one prompt with each other."""
+"""Rules that compare the samples of one prompt. A new one is a function here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from alarm_models.combination.rules import RuleInputs, RuleParams, on_last_token
+from alarm_models.combination.rule_registry import (
+    RuleInputs,
+    RuleParams,
+    TokenRewards,
+    group_rule,
+    on_last_token,
+)
 from alarm_models.errors import SampleError, quoted
 
-__all__ = ["Tokens", "gdpo", "mo_grpo", "validate_group_members"]
+__all__ = ["gdpo", "mo_grpo", "validate_group_members"]
 
-#: The rewards of one sample's tokens, or why it has none.
-Tokens = tuple[float, ...] | SampleError
-
-#: What keeps a component on which a group agrees from being divided by zero (TRL, verl).
+#: Keeps a component on which a group agrees from being divided by zero (TRL, verl).
 _EPSILON = 1e-4
 
 _TOGETHER = "send all samples of a group in one request"
@@ -50,38 +53,20 @@ class _Scale:
         return scaled
 
 
-def mo_grpo(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
-    """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
-
-    The components are the normalised holistic score, of weight ``W``, and each aspect's reward;
-    ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
-    Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
-    it, has a `SampleError`.
-    """
-    rewards: dict[int, Tokens] = {}
-    by_group: dict[str | None, list[int]] = defaultdict(list)
-    # Of a group that came whole, some may have failed since.
-    found = validate_group_members(
-        [parts.group for parts in samples], replace(hierarchy, group_size=None)
-    )
-    for index, (parts, fault) in enumerate(zip(samples, found, strict=True)):
-        if fault is None:
-            by_group[parts.group].append(index)
-        else:
-            rewards[index] = fault
-    for indices in by_group.values():
-        group = [samples[index] for index in indices]
-        rewards |= zip(indices, _normalised(group, hierarchy), strict=True)
-    return [rewards[index] for index in range(len(samples))]
-
-
-def gdpo(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
+@group_rule(
+    "gdpo",
+    summary="As `mo_grpo`, and the sums are normalised over the request as well.",
+    reward="as `mo_grpo`, then brought to mean 0 and deviation 1 over the request",
+    source="GDPO, arXiv 2601.05242",
+    accepts=("group_size",),
+)
+def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
     """Return the rewards of `mo_grpo` brought to mean 0 and deviation 1 over all the samples.
 
     Source: GDPO (Liu et al. 2026, arXiv 2601.05242); TRL's ``normalize_then_sum``. The second
     normalisation is over the request: send a step's groups together.
     """
-    rewards = mo_grpo(samples, hierarchy)
+    rewards = mo_grpo(samples, params)
     totals = [sum(one) for one in rewards if not isinstance(one, SampleError)]
     totals = [total for total in totals if math.isfinite(total)]
     if not totals:
@@ -90,16 +75,49 @@ def gdpo(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
     return [one if isinstance(one, SampleError) else tuple(scale.apply(one)) for one in rewards]
 
 
-def _normalised(group: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
-    names = [name for name, weight in hierarchy.weights.items() if weight != 0]
+@group_rule(
+    "mo_grpo",
+    summary="Each component is normalised within its group before they are added.",
+    reward="`sum_k w_k (r_k - mean_G) / (std_G + 1e-4)`, the holistic score among the `r_k` with "
+    "weight `W`",
+    source="MO-GRPO, arXiv 2509.22047",
+    accepts=("group_size",),
+)
+def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
+
+    The components are the normalised holistic score, of weight ``W``, and each aspect's reward;
+    ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
+    Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
+    it, has a `SampleError`.
+    """
+    rewards: dict[int, TokenRewards] = {}
+    by_group: dict[str | None, list[int]] = defaultdict(list)
+    # Of a group that came whole, some may have failed since.
+    found = validate_group_members(
+        [parts.group for parts in samples], replace(params, group_size=None)
+    )
+    for index, (parts, fault) in enumerate(zip(samples, found, strict=True)):
+        if fault is None:
+            by_group[parts.group].append(index)
+        else:
+            rewards[index] = fault
+    for indices in by_group.values():
+        group = [samples[index] for index in indices]
+        rewards |= zip(indices, _normalised(group, params), strict=True)
+    return [rewards[index] for index in range(len(samples))]
+
+
+def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    names = [name for name, weight in params.weights.items() if weight != 0]
     rewards = [[0.0] * parts.num_tokens for parts in group]
     components: list[tuple[float, list[Sequence[float]]]] = [
         (
-            hierarchy.holistic_weight,
+            params.holistic_weight,
             [on_last_token(parts.z, parts.num_tokens) for parts in group],
         ),
         *(
-            (hierarchy.weights[name], [parts.aspects[name].rewards for parts in group])
+            (params.weights[name], [parts.aspects[name].rewards for parts in group])
             for name in names
         ),
     ]
@@ -112,23 +130,23 @@ def _normalised(group: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Toke
 
 
 def validate_group_members(
-    groups: Sequence[str | None], hierarchy: RuleParams
+    groups: Sequence[str | None], params: RuleParams
 ) -> list[SampleError | None]:
     """Say of samples, by their groups' names, which a group rule cannot compare, and why."""
     sizes = Counter(groups)
-    return [_group_error(name, sizes[name], hierarchy) for name in groups]
+    return [_group_error(name, sizes[name], params) for name in groups]
 
 
-def _group_error(name: str | None, num_samples: int, hierarchy: RuleParams) -> SampleError | None:
+def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
     if name is None:
         problem = "wants to know which samples share a prompt: send each one's `group`"
     elif num_samples < 2:
         problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
-    elif hierarchy.group_size not in (None, num_samples):
+    elif params.group_size not in (None, num_samples):
         problem = (
-            f"has hierarchy.group_size {hierarchy.group_size}, but group {quoted(name)} has "
+            f"has hierarchy.group_size {params.group_size}, but group {quoted(name)} has "
             f"{num_samples} samples: {_TOGETHER}"
         )
     else:
         return None
-    return SampleError("invalid_sample", f"rule `{hierarchy.rule}` {problem}")
+    return SampleError("invalid_sample", f"rule `{params.rule}` {problem}")

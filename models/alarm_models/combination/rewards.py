@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from alarm_models.combination.group_rules import Tokens, gdpo, mo_grpo, validate_group_members
 from alarm_models.combination.rules import (
     SHAPINGS,
     AspectInput,
-    Rule,
     RuleInputs,
     RuleParams,
     Shaping,
-    aspects_apply,
-    cascade,
+    apply_rule,
     is_admitted,
-    log_sigmoid,
-    minimum,
-    needs_aspect,
     normalize,
-    par,
-    product,
-    soft_gate,
-    sum_of_counted,
-    veto,
+    validate_groups,
 )
 from alarm_models.combination.token_alignment import (
     Placement,
@@ -38,12 +28,29 @@ from alarm_models.types import AspectReward, Reward, Sample, Score, Span
 
 __all__ = [
     "AspectRule",
+    "AspectValues",
+    "HolisticDecision",
     "ScoredSample",
     "apply_rule",
     "aspect_reward",
     "combine_rewards",
+    "decide",
+    "normalized_score",
     "validate_groups",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class AspectValues:
+    """What a score is worth to an aspect, before and after shaping.
+
+    The three lists are as long as each other, one entry per judged segment or per token; a span of
+    None is the whole completion.
+    """
+
+    spans: Sequence[Span | None]
+    raw: Sequence[float]
+    shaped: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +72,28 @@ class AspectRule:
     shaping: Shaping
     placement: Placement = Placement.SEGMENT_ENDS
 
-    def raw_values(self, score: Score, tokens: Sequence[Span]) -> list[tuple[Span | None, float]]:
-        """Return the values before shaping, with their spans; None is the whole completion.
+    def values(self, score: Score, tokens: Sequence[Span]) -> AspectValues:
+        """Return the values of a score; ``tokens`` are the completion's, or its words."""
+        spans, raw = self._raw_values(score, tokens)
+        shape = SHAPINGS[self.shaping]
+        return AspectValues(spans, raw, [shape(value) for value in raw])
 
-        ``tokens`` are the completion's, or its words.
-        """
+    def _raw_values(
+        self, score: Score, tokens: Sequence[Span]
+    ) -> tuple[Sequence[Span | None], Sequence[float]]:
         if score.segments is None:
-            return [] if score.value is None else [(None, self._raw_value(score.value, None))]
+            if score.value is None:
+                return (), ()
+            return (None,), (self._raw_value(score.value, None),)
         if self.placement is Placement.TOKENS:
             errors = [segment.span for segment in score.segments if segment.is_positive is False]
-            levels = per_token_values(errors, tokens, self.positive, self.negative)
-            return list(zip(tokens, levels, strict=False))
-        return [
+            return tokens, per_token_values(errors, tokens, self.positive, self.negative)
+        judged = [
             (segment.span, self._raw_value(segment.score, segment.is_positive))
             for segment in score.segments
             if segment.score is not None
         ]
-
-    def shaped(
-        self, levels: Sequence[tuple[Span | None, float]]
-    ) -> list[tuple[Span | None, float]]:
-        """Return what the levels are worth."""
-        shape = SHAPINGS[self.shaping]
-        return [(span, shape(level)) for span, level in levels]
-
-    def shaped_values(
-        self, score: Score, tokens: Sequence[Span]
-    ) -> list[tuple[Span | None, float]]:
-        """Return the levels, shaped."""
-        return self.shaped(self.raw_values(score, tokens))
+        return [span for span, _ in judged], [value for _, value in judged]
 
     def _raw_value(self, score: float, is_positive: bool | None) -> float:
         if is_positive is None:
@@ -101,53 +101,110 @@ class AspectRule:
         return self.positive if is_positive else self.negative
 
 
+def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
+    """Turn an aspect's score into its reward, before the aspect's weight."""
+    text = sample.completion_text
+    # Packed spans are made anew each time that they are looked at.
+    tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
+    values = rule.values(score, tokens or whitespace_tokens(text))
+    token_rewards: tuple[float, ...] | None = None
+    if tokens is not None:
+        is_per_token = rule.placement is Placement.TOKENS and score.segments is not None
+        token_rewards = (
+            tuple(values.shaped[: len(tokens)])
+            if is_per_token
+            else place_on_tokens(list(zip(values.spans, values.shaped, strict=True)), text, tokens)
+        )
+    return AspectReward(
+        sum(values.shaped),
+        token_rewards,
+        score.segments,
+        _mean(values.shaped),
+        _mean(values.raw),
+        score.truncated,
+        tuple(values.shaped),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HolisticDecision:
+    """A sample's holistic score, and what it decides: made once, by `decide`, and carried.
+
+    ``z`` is the normalised score; ``admitted`` says whether it is past the threshold, and
+    ``aspects_count`` whether the rule uses the sample's aspects.
+    """
+
+    score: Score
+    z: float
+    admitted: bool
+    aspects_count: bool
+
+
+def decide(score: Score, params: RuleParams) -> HolisticDecision:
+    """Compare a holistic score with the threshold; raise `SampleError` as `normalized_score`."""
+    z = normalized_score(score, params)
+    admitted = is_admitted(z, params)
+    return HolisticDecision(
+        score, z, admitted, params.definition.aspects.includes(admitted=admitted)
+    )
+
+
+def normalized_score(score: Score, params: RuleParams) -> float:
+    """Return ``z`` of a holistic score; raise `SampleError` unless it is a finite number."""
+    if score.value is None:
+        raise SampleError("model_failed", "the holistic model gave no score")
+    z = normalize(score.value, params)
+    if not math.isfinite(z):
+        raise SampleError("non_finite", "mean or std are so extreme that the score overflows")
+    return z
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredSample:
-    """One sample with the scores that its reward is made of.
+    """One sample with everything that its reward is made of.
 
     ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
-    rule needs must be there. ``reference`` is the holistic score of a reference completion.
+    rule needs must be there. ``reference_z`` is the normalised holistic score of a reference
+    completion.
     """
 
     sample: Sample
-    holistic: Score
+    holistic: HolisticDecision
     aspects: Mapping[str, AspectReward | None]
-    reference: Score | None = None
+    reference_z: float | None = None
 
-    def rule_inputs(self, hierarchy: RuleParams) -> RuleInputs:
-        """Return what the rule combines; raise `SampleError` where the holistic score lacks."""
-        z = _normalized(self.holistic, hierarchy)
+    def rule_inputs(self, params: RuleParams) -> RuleInputs:
+        """Return what the rule combines: of the aspects, those that count."""
         counted = {
             name: self._aspect_input(aspect)
             for name, aspect in self.aspects.items()
-            if aspect is not None and needs_aspect(name, hierarchy) and aspects_apply(z, hierarchy)
+            if self.holistic.aspects_count and aspect is not None and params.needs_aspect(name)
         }
-        reference_z = None if self.reference is None else _normalized(self.reference, hierarchy)
         num_tokens = len(self.sample.token_offsets or ()) or 1
-        return RuleInputs(z, counted, num_tokens, reference_z, self.sample.group)
+        return RuleInputs(self.holistic.z, counted, num_tokens, self.reference_z, self.sample.group)
 
-    def reward(self, tokens: Sequence[float], hierarchy: RuleParams) -> Reward:
+    def reward(self, tokens: Sequence[float]) -> Reward:
         """Return the reward that the rule gave, on the policy's tokens where there are any.
 
         A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
         """
-        z = _normalized(self.holistic, hierarchy)
         offsets = self.sample.token_offsets
         computed = [aspect for aspect in self.aspects.values() if aspect is not None]
         if not all(map(math.isfinite, tokens)):
             raise SampleError(
                 "non_finite", "weights or constants are so large that the reward overflows"
             )
-        laid = tokens if offsets is None else tokens[: len(offsets)]
-        aspects = self.aspects if offsets is None or offsets else _earning_nothing(self.aspects)
+        paid = tokens if offsets is None else tokens[: len(offsets)]
+        aspects = self.aspects if offsets is None or offsets else _without_reward(self.aspects)
+        score = self.holistic.score
         return Reward(
-            reward=float(sum(laid)),
-            token_rewards=None if offsets is None else tuple(laid),
-            holistic_score=self.holistic.value or 0.0,
-            holistic_normalized=z,
-            admitted=is_admitted(z, hierarchy),
+            reward=float(sum(paid)),
+            token_rewards=None if offsets is None else tuple(paid),
+            holistic_score=score.value or 0.0,
+            holistic_normalized=self.holistic.z,
+            admitted=self.holistic.admitted,
             aspects=aspects,
-            truncated=self.holistic.truncated or any(one.truncated for one in computed),
+            truncated=score.truncated or any(one.truncated for one in computed),
         )
 
     def _aspect_input(self, aspect: AspectReward) -> AspectInput:
@@ -155,55 +212,24 @@ class ScoredSample:
         return AspectInput(rewards or (), aspect.value, aspect.level)
 
 
-def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
-    """Turn an aspect's score into its reward, before the aspect's weight."""
-    text = sample.completion_text
-    # Packed spans are made anew each time that they are looked at.
-    tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
-    levels = rule.raw_values(score, tokens or whitespace_tokens(text))
-    values = rule.shaped(levels)
-    laid: tuple[float, ...] | None = None
-    if tokens is not None:
-        each = rule.placement is Placement.TOKENS and score.segments is not None
-        laid = (
-            tuple(value for _, value in values[: len(tokens)])
-            if each
-            else place_on_tokens(values, text, tokens)
-        )
-    earned = [value for _, value in values]
-    level = _mean([level for _, level in levels])
-    return AspectReward(sum(earned), laid, score.segments, _mean(earned), level, score.truncated)
-
-
 def combine_rewards(
-    samples: Sequence[ScoredSample], hierarchy: RuleParams
+    samples: Sequence[ScoredSample], params: RuleParams
 ) -> list[Reward | SampleError]:
     """Combine the scores of each sample by the recipe's rule, in order."""
-    parts: dict[int, RuleInputs] = {}
-    rewards: dict[int, Reward | SampleError] = {}
-    for index, scored in enumerate(samples):
-        try:
-            parts[index] = scored.rule_inputs(hierarchy)
-        except SampleError as error:
-            rewards[index] = error
-    combined = apply_rule(list(parts.values()), hierarchy)
-    for index, tokens in zip(parts, combined, strict=True):
-        rewards[index] = _reward(samples[index], tokens, hierarchy)
-    return [rewards[index] for index in range(len(samples))]
+    combined = apply_rule([scored.rule_inputs(params) for scored in samples], params)
+    return [_reward(scored, tokens) for scored, tokens in zip(samples, combined, strict=True)]
 
 
-def _reward(
-    scored: ScoredSample, tokens: tuple[float, ...] | SampleError, hierarchy: RuleParams
-) -> Reward | SampleError:
+def _reward(scored: ScoredSample, tokens: tuple[float, ...] | SampleError) -> Reward | SampleError:
     if isinstance(tokens, SampleError):
         return tokens
     try:
-        return scored.reward(tokens, hierarchy)
+        return scored.reward(tokens)
     except SampleError as error:
         return error
 
 
-def _earning_nothing(
+def _without_reward(
     aspects: Mapping[str, AspectReward | None],
 ) -> dict[str, AspectReward | None]:
     return {
@@ -212,61 +238,5 @@ def _earning_nothing(
     }
 
 
-def _normalized(score: Score, hierarchy: RuleParams) -> float:
-    if score.value is None:
-        raise SampleError("model_failed", "the holistic model gave no score")
-    z = normalize(score.value, hierarchy)
-    if not math.isfinite(z):
-        raise SampleError("non_finite", "mean or std are so extreme that the score overflows")
-    return z
-
-
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-#: Rules that look at one sample at a time.
-_SAMPLE_RULES: Mapping[Rule, Callable[[RuleInputs, RuleParams], tuple[float, ...]]] = {
-    Rule.HIERARCHICAL: sum_of_counted,
-    Rule.WEIGHTED_SUM: sum_of_counted,
-    Rule.HOLISTIC_ONLY: sum_of_counted,
-    Rule.ASPECT_ONLY: sum_of_counted,
-    Rule.SOFT_GATE: soft_gate,
-    Rule.CASCADE: cascade,
-    Rule.VETO: veto,
-    Rule.PRODUCT: product,
-    Rule.MINIMUM: minimum,
-    Rule.PAR: par,
-    Rule.LOG_SIGMOID: log_sigmoid,
-}
-
-#: Rules that compare the samples of a group.
-_GROUP_RULES: Mapping[Rule, Callable[[Sequence[RuleInputs], RuleParams], list[Tokens]]] = {
-    Rule.GDPO: gdpo,
-    Rule.MO_GRPO: mo_grpo,
-}
-
-
-def apply_rule(samples: Sequence[RuleInputs], hierarchy: RuleParams) -> list[Tokens]:
-    """Return the rewards of each sample's tokens, or why it has none, in order."""
-    if hierarchy.rule in _GROUP_RULES:
-        return _GROUP_RULES[hierarchy.rule](samples, hierarchy)
-    return [_apply_sample_rule(parts, hierarchy) for parts in samples]
-
-
-def validate_groups(
-    groups: Sequence[str | None], hierarchy: RuleParams
-) -> list[SampleError | None]:
-    """Say of samples, by their groups' names, which the rule cannot serve whatever they score."""
-    if hierarchy.rule in _GROUP_RULES:
-        return validate_group_members(groups, hierarchy)
-    return [None] * len(groups)
-
-
-def _apply_sample_rule(parts: RuleInputs, hierarchy: RuleParams) -> Tokens:
-    try:
-        return _SAMPLE_RULES[hierarchy.rule](parts, hierarchy)
-    except SampleError as error:
-        return error
-    except ArithmeticError:
-        return SampleError("non_finite", "the rule's constants are so large that it overflows")

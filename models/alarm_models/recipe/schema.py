@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.combination.rules import Rule, RuleParams, Shaping
+from alarm_models.combination.rule_registry import CONSTANTS
+from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
@@ -33,41 +44,50 @@ class HolisticSpec(Table):
     std: float = Field(default=1.0, gt=0)
 
 
-#: The constants that a rule cannot do without.
-_REQUIRED_CONSTANTS = {
-    Rule.SOFT_GATE: ("temperature",),
-    Rule.CASCADE: ("order", "minimums"),
-    Rule.VETO: ("floor", "minimums"),
-}
+_T = TypeVar("_T", bound=Table)
 
 
+def _with_constants(table: type[_T]) -> type[_T]:
+    """Return the table with a key for each constant that `RuleParams` declares for rules."""
+    hints = get_type_hints(RuleParams)
+    keys: dict[str, Any] = {}
+    for one in dataclasses.fields(RuleParams):
+        if one.name not in CONSTANTS:
+            continue
+        constant = CONSTANTS[one.name]
+        told = partial(Field, gt=constant.gt, ge=constant.ge, description=constant.description)
+        hint = hints[one.name]
+        if one.default_factory is dict:
+            keys[one.name] = (hint, told(default_factory=dict))
+        elif one.default == ():
+            keys[one.name] = (hint, told(default=()))
+        else:  # None is a recipe that does not give it
+            keys[one.name] = (hint | None, told(default=None))
+    return create_model(
+        table.__name__, __base__=table, __module__=table.__module__, __doc__=table.__doc__, **keys
+    )
+
+
+@_with_constants
 class HierarchySpec(Table):
-    """The rule of combination; the threshold counts in standard deviations."""
+    """The rule of combination, and its constants; the threshold counts in standard deviations."""
 
-    rule: Rule = Rule.HIERARCHICAL
+    rule: Rule = Rule("hierarchical")
     threshold: float = 0.0
-    temperature: float | None = Field(default=None, gt=0, description="`soft_gate`: its width")
-    floor: float | None = Field(default=None, description="`veto`: what a vetoed sample gets")
-    minimums: Mapping[str, float] = Field(
-        default_factory=dict,
-        description="`veto`, `cascade`: aspect -> the level that it must reach",
-    )
-    order: tuple[str, ...] = Field(default=(), description="`cascade`: aspects by priority")
-    group_size: int | None = Field(
-        default=None, ge=2, description="`gdpo`, `mo_grpo`: samples a group, where all have as many"
-    )
+
+    def constants(self) -> dict[str, Any]:
+        """Return the constants of rules that the recipe gives."""
+        given = {name: getattr(self, name) for name in CONSTANTS}
+        return {name: value for name, value in given.items() if value not in (None, (), {})}
 
     def require_constants(self, rule: Rule) -> None:
-        """Raise `RecipeError`, naming what lacks, unless all is here that a rule wants."""
-        lacking = [name for name in _REQUIRED_CONSTANTS.get(rule, ()) if not self._has(name)]
-        if lacking:
+        """Raise `RecipeError`, naming what is missing, unless all is here that a rule requires."""
+        given = self.constants()
+        missing = [name for name in RULES[rule].requires if name not in given]
+        if missing:
             raise RecipeError(
-                f"rule `{rule}` wants {' and '.join(f'hierarchy.{name}' for name in lacking)}"
+                f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in missing)}"
             )
-
-    def _has(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value is not None and value not in ((), {})
 
 
 class AspectSpec(Table):
@@ -141,8 +161,9 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _rule_has_its_constants(self) -> Recipe:
-        for key in ("minimums", "order"):
-            unknown = sorted(set(getattr(self.hierarchy, key)) - set(self.aspects))
+        for key, value in self.hierarchy.constants().items():
+            named = set(value) if CONSTANTS[key].names_aspects else set()
+            unknown = sorted(named - set(self.aspects))
             if unknown:
                 raise ValueError(
                     f"hierarchy.{key} names {unknown}, but the aspects are {sorted(self.aspects)}"
@@ -195,12 +216,7 @@ class Recipe(Table):
             mean=self.holistic.mean,
             std=self.holistic.std,
             weights=own | dict(overrides.weights),
-            # A rule that wants one of these has it; the others never look.
-            temperature=spec.temperature or 1.0,
-            floor=spec.floor or 0.0,
-            minimums=spec.minimums,
-            order=spec.order,
-            group_size=spec.group_size,
+            **spec.constants(),
         )
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:

@@ -20,7 +20,8 @@ from typing import Any
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.reward_models import process_guard as guard
-from alarm_models.types import Message, Sample
+from alarm_models.sample_json import sample_to_json
+from alarm_models.types import Sample
 
 __all__ = [
     "START_S",
@@ -288,22 +289,7 @@ class _Pipes:
 
 
 def _request_line(number: int, sample: Sample) -> bytes:
-    said = {
-        "prompt": _content_to_json(sample.prompt),
-        "completion": _content_to_json(sample.completion),
-        "fields": dict(sample.fields),
-        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
-        "segments": {name: list(spans) for name, spans in sample.segments.items()},
-        "id": sample.id,
-        "group": sample.group,
-    }
-    return json.dumps({"id": number, "sample": said}).encode() + b"\n"
-
-
-def _content_to_json(content: str | tuple[Message, ...]) -> str | list[list[str]]:
-    if isinstance(content, str):
-        return content
-    return [[message.role, message.content] for message in content]
+    return json.dumps({"id": number, "sample": sample_to_json(sample)}).encode() + b"\n"
 
 
 #: What an async function has to say that it overran its time itself, before it is killed for it.

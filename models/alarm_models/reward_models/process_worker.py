@@ -22,7 +22,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from alarm_models.types import Message, Sample, Span
+from alarm_models.sample_json import sample_from_json
+from alarm_models.types import Sample
 
 __all__ = ["main"]
 
@@ -72,7 +73,7 @@ def _serve_sequentially(function: Callable[[Sample], Any], answers: TextIO) -> N
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         try:
-            value = function(_sample_from_json(asked["sample"]))
+            value = function(sample_from_json(asked["sample"]))
             if inspect.isawaitable(value):  # a wrapper that does not say so
                 value = asyncio.run(_awaited(value))
             _write_answer(answers, id=asked["id"], value=_result_to_json(value))
@@ -93,7 +94,7 @@ async def _serve_concurrently(
     async def answer(asked: Mapping[str, Any]) -> None:
         try:
             async with asyncio.timeout(timeout_s) as timeout:
-                value = await function(_sample_from_json(asked["sample"]))
+                value = await function(sample_from_json(asked["sample"]))
             _write_answer(answers, id=asked["id"], value=_result_to_json(value))
         except TimeoutError as error:
             if timeout.expired():
@@ -110,25 +111,6 @@ async def _serve_concurrently(
         task = asyncio.create_task(answer(json.loads(line)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-
-
-def _sample_from_json(said: Mapping[str, Any]) -> Sample:
-    offsets = said["token_offsets"]
-    return Sample(
-        prompt=_content_from_json(said["prompt"]),
-        completion=_content_from_json(said["completion"]),
-        fields=said["fields"],
-        token_offsets=None if offsets is None else tuple(Span(*pair) for pair in offsets),
-        segments={
-            name: tuple(Span(*pair) for pair in pairs) for name, pairs in said["segments"].items()
-        },
-        id=said["id"],
-        group=said["group"],
-    )
-
-
-def _content_from_json(said: str | list[list[str]]) -> str | tuple[Message, ...]:
-    return said if isinstance(said, str) else tuple(Message(*message) for message in said)
 
 
 def _result_to_json(value: object) -> object:

@@ -73,8 +73,8 @@ def addition(
     A completion without segments, or without a score, is added nothing.
     """
     tokens = [whitespace_tokens(text) for text in texts]
-    values = [rule.shaped_values(one, own) for one, own in zip(scores, tokens, strict=True)]
-    added = np.array([weight * sum(value for _, value in one) for one in values])
+    values = [rule.values(one, own).shaped for one, own in zip(scores, tokens, strict=True)]
+    added = np.array([weight * sum(one) for one in values])
     own = np.array([np.nan if one.value is None else one.value for one in scores], dtype=float)
     by_segments = any(one.segments is not None for one in scores)
     if not by_segments:

@@ -1,15 +1,10 @@
-"""What a text shows without a model, to compare aspects with: length and how hard it reads."""
+"""What a text shows without a model, to compare aspects with: its length and its reading grade."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 __all__ = ["BASELINES", "num_words", "reading_grade"]
-
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
-_VOWELS = re.compile(r"[aeiouy]+")
 
 
 def num_words(text: str) -> float:
@@ -18,23 +13,13 @@ def num_words(text: str) -> float:
 
 
 def reading_grade(text: str) -> float:
-    """Return the Flesch-Kincaid grade: ``.39 words/sentence + 11.8 syllables/word - 15.59``.
+    """Return the Flesch-Kincaid grade of an English text, as kind `readability` scores it.
 
-    Syllables are groups of vowels, a silent final e left out: right for most English words.
-    A text without words has grade 0.
+    Needs `alarm-models[text]`.
     """
-    words = _WORD.findall(text)
-    if not words:
-        return 0.0
-    sentences = max(1, len(_SENTENCE_END.findall(text.strip())))
-    syllables = sum(_syllables(word.lower()) for word in words)
-    return 0.39 * len(words) / sentences + 11.8 * syllables / len(words) - 15.59
+    from alarm_models.preprocessing.reading_grade import flesch_kincaid_grade
 
-
-def _syllables(word: str) -> int:
-    groups = len(_VOWELS.findall(word))
-    silent = word.endswith("e") and not word.endswith(("le", "ee", "ie", "oe", "ue", "ye"))
-    return max(1, groups - silent)
+    return flesch_kincaid_grade(text)
 
 
 #: What every study compares aspects with; the paper's figures show length too.

@@ -89,7 +89,7 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
 def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
     holistic = _model_out(engine, engine.catalog.model_of(recipe, recipe.holistic.model))
     model_set = engine.model_set
-    hierarchy = recipe.rule_params(Overrides())
+    params = recipe.rule_params(Overrides())
     return RecipeOut(
         name=recipe.name,
         recipe=recipe.name,
@@ -100,10 +100,10 @@ def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
         description=recipe.description,
-        rule=hierarchy.rule.value,
-        threshold=hierarchy.threshold,
-        holistic_weight=hierarchy.holistic_weight,
-        weights=dict(hierarchy.weights),
+        rule=params.rule,
+        threshold=params.threshold,
+        holistic_weight=params.holistic_weight,
+        weights=dict(params.weights),
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )

@@ -28,6 +28,7 @@ from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, Model
 from alarm_service.engine.pipeline import ModelScores, ScoringPipeline
 from alarm_service.engine.queue import RequestQueue, TimedOut
 from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, OnBlocked
+from alarm_service.engine.threads import CancellableThreadPool
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 
@@ -93,6 +94,8 @@ class RewardEngine:
         self.pipeline = ScoringPipeline(
             self._waiting, self.life, metrics, is_deterministic=limits.is_deterministic
         )
+        # Apart from tokenizing, so that the rewards of one request wait for no other's tokens.
+        self.combining_threads = CancellableThreadPool(2, "combine", self.life)
         is_measured = limits.max_batch_tokens is None
         self._builder = ModelSetBuilder(
             self.device_pool, self.pipeline, load, unchanged, is_measured=is_measured
@@ -229,6 +232,7 @@ class RewardEngine:
         """End threads and processes; what is still queued fails with `Draining`."""
         self.life.stop()
         self.pipeline.close()
+        self.combining_threads.close()
         await asyncio.to_thread(self.device_pool.join, timeout_s=5)
         await self._model_sets.close()
 

@@ -7,23 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from alarm_models.combination.rewards import (
+    AspectRule,
+    HolisticDecision,
     ScoredSample,
     aspect_reward,
     combine_rewards,
+    decide,
+    normalized_score,
     validate_groups,
 )
-from alarm_models.combination.rules import (
-    RuleParams,
-    Shaping,
-    aspects_apply,
-    needs_aspect,
-    needs_reference,
-    normalize,
-)
-from alarm_models.combination.token_alignment import whitespace_tokens
+from alarm_models.combination.rules import RuleParams, Shaping
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import AspectReward, Reward, Sample, Score
@@ -40,9 +36,9 @@ from alarm_service.observability.reward_metrics import (
 
 __all__ = [
     "CollectedScores",
+    "RequestRecipe",
     "Rewards",
     "ScoreCollector",
-    "outcome_passes",
     "reward_admitted",
     "reward_samples",
 ]
@@ -51,89 +47,116 @@ Outcome = Score | SampleError
 
 
 @dataclass(frozen=True, slots=True)
-class CollectedScores:
-    """What models said: a sample's index -> score or error."""
+class RequestRecipe:
+    """A recipe with one request's overrides: resolved once, used by every step of the request."""
 
-    holistic: Mapping[int, Outcome]
+    recipe: Recipe
+    overrides: Overrides
+    params: RuleParams
+    aspect_rules: Mapping[str, AspectRule]
+    #: The aspects that the rule uses where aspects count.
+    needed: frozenset[str]
+
+    @classmethod
+    def resolve(cls, recipe: Recipe, overrides: Overrides) -> RequestRecipe:
+        """Apply the overrides; raise `RecipeError` where the recipe cannot have them."""
+        params = recipe.rule_params(overrides)
+        return cls(
+            recipe,
+            overrides,
+            params,
+            {name: recipe.aspect_rule(name, overrides.shaping) for name in recipe.aspects},
+            frozenset(name for name in recipe.aspects if params.needs_aspect(name)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedScores:
+    """What the models of a recipe said, by a sample's index: a score, or why there is none.
+
+    A holistic score comes with what it decides: whether the sample is past the threshold, and
+    whether its aspects count.
+    """
+
+    holistic: Mapping[int, HolisticDecision | SampleError]
     aspects: Mapping[str, Mapping[int, Outcome]]
     references: Mapping[int, Outcome]
 
 
 @dataclass(slots=True)
 class ScoreCollector:
-    """One request's samples, and what they have cost so far."""
+    """Scores one request's samples with a recipe's models, and counts the tokens."""
 
     engine: RewardEngine
     model_set: ModelSet
-    recipe: Recipe
+    request: RequestRecipe
     samples: Sequence[Sample]
     caller: Caller = INTERNAL
     num_tokens: int = 0
     num_computed_tokens: int = 0
     _has_timed_out: bool = False
 
-    async def collect(self, hierarchy: RuleParams, *, everything: bool) -> CollectedScores:
-        """Score what the rule needs; with ``everything``, every aspect of every sample too."""
-        refused = validate_groups([sample.group for sample in self.samples], hierarchy)
-        served = [index for index, fault in enumerate(refused) if fault is None]
-        holistic: dict[int, Outcome] = {
-            index: fault for index, fault in enumerate(refused) if fault is not None
-        }
-        references = self.references(served if needs_reference(hierarchy) else ())
-        spec = self.recipe.holistic
-        if everything:
+    async def collect(self, *, every_aspect: bool) -> CollectedScores:
+        """Score what the rule needs; with ``every_aspect``, all aspects of all samples too."""
+        recipe, params = self.request.recipe, self.request.params
+        errors = validate_groups([sample.group for sample in self.samples], params)
+        valid = [index for index, error in enumerate(errors) if error is None]
+        invalid = {index: error for index, error in enumerate(errors) if error is not None}
+        references = self.references(valid if params.definition.needs_reference else ())
+        holistic = self.scores(recipe.holistic.model, recipe.holistic.output, valid)
+        if every_aspect:
             scores, aspects, compared = await asyncio.gather(
-                self.scores(spec.model, spec.output, served),
-                self.aspects(list(self.recipe.aspects), served),
-                references,
+                holistic, self.aspects(list(recipe.aspects), valid), references
             )
-            return CollectedScores(holistic | scores, aspects, compared)
-        scores, compared = await asyncio.gather(
-            self.scores(spec.model, spec.output, served), references
-        )
-        needed = [name for name in self.recipe.aspects if needs_aspect(name, hierarchy)]
-        counted = [index for index in served if outcome_passes(scores[index], hierarchy)]
+            return CollectedScores(invalid | self._decisions(scores), aspects, compared)
+        scores, compared = await asyncio.gather(holistic, references)
+        decisions = self._decisions(scores)
+        needed = [name for name in recipe.aspects if name in self.request.needed]
+        counted = [index for index in valid if _aspects_count(decisions[index])]
         aspects = await self.aspects(needed, counted) if counted else {}
-        return CollectedScores(holistic | scores, aspects, compared)
+        return CollectedScores(invalid | decisions, aspects, compared)
 
     async def scores(
         self, model: str, output: str | None, indices: Sequence[int]
     ) -> dict[int, Outcome]:
         """Score some of the samples with one of the recipe's models, or with one output of it."""
-        loaded = self.model_set.model_of(self.recipe, model)
+        loaded = self.model_set.model_of(self.request.recipe, model)
         scores = await self._scores(loaded, [self.samples[index] for index in indices])
         return {index: _output(one, output) for index, one in zip(indices, scores, strict=True)}
 
     async def aspects(
         self, names: Sequence[str], indices: Sequence[int]
     ) -> dict[str, dict[int, Outcome]]:
-        """Score aspects side by side; those that share a model are read from one pass."""
-        models = sorted({self.recipe.aspects[name].model for name in names})
+        """Score aspects concurrently; those that share a model are read from one forward pass."""
+        specs = self.request.recipe.aspects
+        models = sorted({specs[name].model for name in names})
         scores = await asyncio.gather(*(self.scores(model, None, indices) for model in models))
         by_model = dict(zip(models, scores, strict=True))
-        found: dict[str, dict[int, Outcome]] = {}
-        for name in names:
-            spec = self.recipe.aspects[name]
-            outcomes = by_model[spec.model].items()
-            found[name] = {index: _output(one, spec.output) for index, one in outcomes}
-        return found
+        return {
+            name: {
+                index: _output(one, specs[name].output)
+                for index, one in by_model[specs[name].model].items()
+            }
+            for name in names
+        }
 
     async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
-        """Score the reference completions of samples that bring one, each text once."""
-        model = self.model_set.model_of(self.recipe, self.recipe.holistic.model)
-        places: dict[object, int] = {}
-        asked: dict[int, int] = {}
+        """Score the reference completions of samples that have one, each text once."""
+        recipe = self.request.recipe
+        model = self.model_set.model_of(recipe, recipe.holistic.model)
+        first: dict[object, int] = {}
+        same_as: dict[int, int] = {}
         for index in indices:
             sample = self.samples[index]
             if "reference" in sample.fields:
                 key = (sample.prompt, tuple(sorted(sample.fields.items())))
-                asked[index] = places.setdefault(key, index)
-        unique = list(places.values())
+                same_as[index] = first.setdefault(key, index)
+        unique = list(first.values())
         if not unique:
             return {}
         scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
-        found = dict(zip(unique, scores, strict=True))
-        return {index: found[place] for index, place in asked.items()}
+        by_index = dict(zip(unique, scores, strict=True))
+        return {index: by_index[other] for index, other in same_as.items()}
 
     async def _scores(self, loaded: LoadedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
         try:
@@ -141,19 +164,29 @@ class ScoreCollector:
         except ServiceError as error:
             if not self._has_timed_out:
                 raise
-            # Who is told to send all again sends the sample again that did not get through.
+            # A client that is told to retry would send again the sample that timed out.
             return [SampleError("model_failed", f"not scored: {error.message}")] * len(samples)
         self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
         self.num_tokens += scores.num_tokens
         self.num_computed_tokens += scores.num_computed_tokens
         return scores.outcomes
 
+    def _decisions(
+        self, scores: Mapping[int, Outcome]
+    ) -> dict[int, HolisticDecision | SampleError]:
+        return {index: self._decision(score) for index, score in scores.items()}
 
-def outcome_passes(outcome: Outcome, hierarchy: RuleParams) -> bool:
-    """Say whether the aspects of a sample count, by its holistic outcome."""
-    if isinstance(outcome, SampleError) or outcome.value is None:
-        return False
-    return aspects_apply(normalize(outcome.value, hierarchy), hierarchy)
+    def _decision(self, score: Outcome) -> HolisticDecision | SampleError:
+        if isinstance(score, SampleError):
+            return score
+        try:
+            return decide(score, self.request.params)
+        except SampleError as error:
+            return error
+
+
+def _aspects_count(decision: HolisticDecision | SampleError) -> bool:
+    return isinstance(decision, HolisticDecision) and decision.aspects_count
 
 
 def _output(outcome: Outcome, name: str | None) -> Outcome:
@@ -169,9 +202,10 @@ def _reference(sample: Sample) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """One reward or error a sample, in order, the recipe that they are by, and what they cost."""
+    """One reward or error per sample, in order, how they were made, and their cost in tokens."""
 
     recipe: Recipe
+    params: RuleParams
     fingerprint: str
     rewards: Sequence[Reward | SampleError]
     num_tokens: int
@@ -180,78 +214,69 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class _RewardComputation:
-    """One request's samples, and the recipe that rewards them."""
+    """One request's samples and their scores, and the recipe that makes rewards of them."""
 
-    recipe: Recipe
+    request: RequestRecipe
     samples: Sequence[Sample]
-    overrides: Overrides
+    scores: CollectedScores
 
-    def rewards(self, found: CollectedScores, hierarchy: RuleParams) -> list[Reward | SampleError]:
+    def rewards(self) -> list[Reward | SampleError]:
         """Combine each sample's scores; one that lacks a score it needs has that score's error."""
         rewards: dict[int, Reward | SampleError] = {}
         scored: dict[int, ScoredSample] = {}
         for index in range(len(self.samples)):
             try:
-                scored[index] = self._scored(index, found, hierarchy)
+                scored[index] = self._scored(index)
             except SampleError as error:
                 rewards[index] = error
-        rewards |= zip(scored, combine_rewards(list(scored.values()), hierarchy), strict=True)
+        combined = combine_rewards(list(scored.values()), self.request.params)
+        rewards |= zip(scored, combined, strict=True)
         return [rewards[index] for index in range(len(self.samples))]
 
-    def _scored(self, index: int, found: CollectedScores, hierarchy: RuleParams) -> ScoredSample:
-        sample = self.samples[index]
-        holistic = _score(found.holistic[index])
-        is_counted = outcome_passes(holistic, hierarchy)
+    def rewards_with_metrics(self, metrics: RewardMetrics) -> list[Reward | SampleError]:
+        """Combine each sample's scores, and record the rewards."""
+        rewards = self.rewards()
+        recipe = self.request.recipe.name
+        observations = []
+        for sample, reward in zip(self.samples, rewards, strict=True):
+            if isinstance(reward, SampleError):
+                metrics.count_failure(recipe, reward.code)
+            else:
+                observations.append(self._observation(sample, reward))
+        metrics.observe_rewards(recipe, observations)
+        return rewards
+
+    def _scored(self, index: int) -> ScoredSample:
+        decision = _result(self.scores.holistic[index])
         aspects: dict[str, AspectReward | None] = {}
-        for name in self.recipe.aspects:
-            outcome = found.aspects.get(name, {}).get(index)
+        for name in self.request.recipe.aspects:
+            outcome = self.scores.aspects.get(name, {}).get(index)
             try:
-                aspects[name] = (
-                    None if outcome is None else self._aspect(sample, name, _score(outcome))
-                )
+                aspects[name] = None if outcome is None else self._aspect(index, name, outcome)
             except SampleError as error:
                 # An aspect that was asked for only to be logged costs the sample nothing.
-                if is_counted and needs_aspect(name, hierarchy):
+                if decision.aspects_count and name in self.request.needed:
                     raise SampleError(error.code, f"aspect {name}: {error.message}") from error
                 aspects[name] = None
-        reference = found.references.get(index)
-        return ScoredSample(
-            sample, holistic, aspects, None if reference is None else _score(reference)
+        reference = self.scores.references.get(index)
+        reference_z = (
+            None if reference is None else normalized_score(_result(reference), self.request.params)
         )
+        return ScoredSample(self.samples[index], decision, aspects, reference_z)
 
-    def _aspect(self, sample: Sample, name: str, score: Score) -> AspectReward:
-        rule = self.recipe.aspect_rule(name, self.overrides.shaping)
-        aspect = aspect_reward(score, rule, sample)
+    def _aspect(self, index: int, name: str, outcome: Outcome) -> AspectReward:
+        rule = self.request.aspect_rules[name]
+        aspect = aspect_reward(_result(outcome), rule, self.samples[index])
         if not math.isfinite(aspect.reward):
             raise SampleError("non_finite", "its constants are so large that its reward overflows")
         return aspect
 
-    def record_metrics(
-        self,
-        rewards: Sequence[Reward | SampleError],
-        found: CollectedScores,
-        metrics: RewardMetrics,
-    ) -> None:
-        """Tell the metrics what was earned, and for what."""
-        earned = []
-        for index, reward in enumerate(rewards):
-            if isinstance(reward, SampleError):
-                metrics.count_failure(self.recipe.name, reward.code)
-            else:
-                earned.append(self._observation(index, reward, found))
-        metrics.observe_rewards(self.recipe.name, earned)
-
-    def _observation(self, index: int, reward: Reward, found: CollectedScores) -> RewardObservation:
-        sample = self.samples[index]
-        tokens = sample.token_offsets or whitespace_tokens(sample.completion_text)
+    def _observation(self, sample: Sample, reward: Reward) -> RewardObservation:
         aspects = {}
         for name, aspect in reward.aspects.items():
-            score = found.aspects.get(name, {}).get(index)
-            if aspect is not None and isinstance(score, Score):
-                rule = self.recipe.aspect_rule(name, self.overrides.shaping)
-                values = [value for _, value in rule.shaped_values(score, tokens)]
-                is_sigmoid = rule.shaping is Shaping.SIGMOID
-                aspects[name] = AspectObservation(aspect.reward, values, is_sigmoid)
+            if aspect is not None:
+                is_sigmoid = self.request.aspect_rules[name].shaping is Shaping.SIGMOID
+                aspects[name] = AspectObservation(aspect.reward, aspect.shaped_values, is_sigmoid)
         return RewardObservation(
             prompt=sample.prompt,
             num_characters=len(sample.completion_text),
@@ -276,37 +301,42 @@ async def reward_samples(
     ``admitted`` computes the aspects that the rewards need and no more; ``all`` computes every
     aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
     """
-    engine.catalog.recipe(name).rule_params(overrides)  # what is wrong is told at once
-    async with engine.admit(samples, caller) as generation:
-        recipe = generation.catalog.recipe(name)
-        hierarchy = recipe.rule_params(overrides)
-        gathering = ScoreCollector(engine, generation, recipe, samples, caller)
-        found = await gathering.collect(hierarchy, everything=aspects == "all")
-        story = _RewardComputation(recipe, samples, overrides)
-        rewards = await engine.pipeline.run_in_thread(partial(story.rewards, found, hierarchy))
-        await engine.pipeline.run_in_thread(
-            partial(story.record_metrics, rewards, found, engine.metrics.rewards)
+    # Before admission, so that a wrong request is refused without waiting for models or capacity.
+    request = RequestRecipe.resolve(engine.catalog.recipe(name), overrides)
+    async with engine.admit(samples, caller) as model_set:
+        recipe = model_set.catalog.recipe(name)
+        if recipe is not request.recipe:  # reloaded while this request waited
+            request = RequestRecipe.resolve(recipe, overrides)
+        collector = ScoreCollector(engine, model_set, request, samples, caller)
+        scores = await collector.collect(every_aspect=aspects == "all")
+        computation = _RewardComputation(request, samples, scores)
+        rewards = await engine.combining_threads.run(
+            partial(computation.rewards_with_metrics, engine.metrics.rewards)
         )
         return Rewards(
             recipe,
-            generation.fingerprint(recipe, overrides),
+            request.params,
+            model_set.fingerprint(recipe, overrides),
             rewards,
-            gathering.num_tokens,
-            gathering.num_computed_tokens,
+            collector.num_tokens,
+            collector.num_computed_tokens,
         )
 
 
 async def reward_admitted(
-    engine: RewardEngine, generation: ModelSet, recipe: Recipe, samples: Sequence[Sample]
+    engine: RewardEngine, model_set: ModelSet, recipe: Recipe, samples: Sequence[Sample]
 ) -> list[Reward | SampleError]:
-    """Reward samples by a generation's recipe, in the house or not; no metrics hear of it."""
-    hierarchy = recipe.rule_params(Overrides())
-    gathering = ScoreCollector(engine, generation, recipe, samples)
-    found = await gathering.collect(hierarchy, everything=False)
-    return _RewardComputation(recipe, samples, Overrides()).rewards(found, hierarchy)
+    """Reward samples by a model set's recipe, without admission control and without metrics."""
+    request = RequestRecipe.resolve(recipe, Overrides())
+    collector = ScoreCollector(engine, model_set, request, samples)
+    scores = await collector.collect(every_aspect=False)
+    return _RewardComputation(request, samples, scores).rewards()
 
 
-def _score(outcome: Score | SampleError) -> Score:
+_Result = TypeVar("_Result")
+
+
+def _result(outcome: _Result | SampleError) -> _Result:
     if isinstance(outcome, SampleError):
         raise outcome
     return outcome

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from opentelemetry.trace import get_current_span
 
-from alarm_models.cancellation import cancellable, check_cancelled
+from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
@@ -23,6 +22,7 @@ from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue
+from alarm_service.engine.threads import CancellableThreadPool
 from alarm_service.observability.metrics import Metrics
 
 __all__ = [
@@ -212,10 +212,9 @@ class ScoringPipeline:
         is_deterministic: bool,
     ) -> None:
         self._waiting = waiting
-        self._life = life
         self._metrics = metrics
         self._is_deterministic = is_deterministic
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._threads = CancellableThreadPool(2, "tokenize", life)
 
     async def score(
         self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
@@ -230,23 +229,12 @@ class ScoringPipeline:
 
         Once this is cancelled, the function ends at its next `check_cancelled`.
         """
-        if self._life.is_stopped:
-            raise draining_error()
-        has_left = threading.Event()
-
-        def run() -> _T:
-            with cancellable(has_left.is_set):
-                return call()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, run)
-        finally:
-            has_left.set()
+        return await self._threads.run(call)
 
     def close(self) -> None:
         """Take no more samples; those that are queued fail with `Draining`."""
         self._waiting.close(draining_error())
-        self._workers.shutdown(wait=False)
+        self._threads.close()
 
     async def _score_on_device(
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller

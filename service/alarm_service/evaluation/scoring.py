@@ -18,8 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alarm_models.api_keys import usable_key
 from alarm_models.backoff import backoff_s
-from alarm_models.combination.rewards import ScoredSample, aspect_reward, combine_rewards
-from alarm_models.combination.rules import RuleParams, aspects_apply, needs_aspect, normalize
+from alarm_models.combination.rewards import (
+    HolisticDecision,
+    ScoredSample,
+    aspect_reward,
+    combine_rewards,
+    decide,
+)
+from alarm_models.combination.rules import RuleParams
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import AspectSpec, HolisticSpec, Recipe
 from alarm_models.recipe.specs import require_address
@@ -32,9 +38,10 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 from alarm_models.reward_models.remote.http import is_retryable
+from alarm_models.sample_json import sample_to_json
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
-from alarm_models.types import AspectReward, Message, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
@@ -228,7 +235,7 @@ class RemoteScorer:
         """Score samples over HTTP; raise `StudyError` with the server's own words."""
         body = {
             "model": f"{self._recipe.name}/{model}",
-            "samples": [_on_wire(sample) for sample in samples],
+            "samples": [sample_to_json(sample) for sample in samples],
         }
         answer = await self._peer.post(self._url, body)
         try:
@@ -249,27 +256,6 @@ class RemoteScorer:
     def fingerprint(self, model: str) -> str:
         """Return the fingerprint that came with the scores."""
         return self._fingerprints[model]
-
-
-def _on_wire(sample: Sample) -> dict[str, Any]:
-    offsets = sample.token_offsets
-    wire: dict[str, Any] = {
-        "prompt": _content(sample.prompt),
-        "completion": _content(sample.completion),
-        "fields": dict(sample.fields),
-        "segments": {
-            name: [list(span) for span in spans] for name, spans in sample.segments.items()
-        },
-    }
-    if offsets is not None:
-        wire["token_offsets"] = [list(span) for span in offsets]
-    return wire
-
-
-def _content(content: str | tuple[Message, ...]) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
-    return [{"role": one.role, "content": one.content} for one in content]
 
 
 def _off_wire(score: ScoreOut) -> Score | SampleError:
@@ -386,20 +372,19 @@ def _output(score: Score | None, name: str | None) -> Score | None:
 
 
 def rewards_of(
-    samples: Sequence[Sample], recipe: Recipe, scores: Scores, hierarchy: RuleParams
+    samples: Sequence[Sample], recipe: Recipe, scores: Scores, params: RuleParams
 ) -> Floats:
     """Return each sample's reward, NaN where a score that it needs is missing: ``[samples]``."""
     holistic = scores.of(recipe.holistic)
     aspects = {name: _rewarded(samples, recipe, scores, name) for name in recipe.aspects}
     scored: dict[int, ScoredSample] = {}
     for index, sample in enumerate(samples):
-        score, own = holistic[index], {name: one[index] for name, one in aspects.items()}
-        if score is not None and _is_complete(score, own, hierarchy):
-            scored[index] = ScoredSample(sample, score, own)
+        decision = _decision(holistic[index], params)
+        own = {name: one[index] for name, one in aspects.items()}
+        if decision is not None and _is_complete(decision, own, params):
+            scored[index] = ScoredSample(sample, decision, own)
     rewards = np.full(len(samples), np.nan)
-    for index, reward in zip(
-        scored, combine_rewards(list(scored.values()), hierarchy), strict=True
-    ):
+    for index, reward in zip(scored, combine_rewards(list(scored.values()), params), strict=True):
         if isinstance(reward, Reward):
             rewards[index] = reward.reward
     return rewards
@@ -415,15 +400,18 @@ def _rewarded(
     ]
 
 
+def _decision(score: Score | None, params: RuleParams) -> HolisticDecision | None:
+    try:
+        return None if score is None else decide(score, params)
+    except SampleError:
+        return None
+
+
 def _is_complete(
-    holistic: Score, aspects: Mapping[str, AspectReward | None], hierarchy: RuleParams
+    holistic: HolisticDecision, aspects: Mapping[str, AspectReward | None], params: RuleParams
 ) -> bool:
-    if holistic.value is None:
-        return False
-    if not aspects_apply(normalize(holistic.value, hierarchy), hierarchy):
-        return True
-    return all(
-        one is not None or not needs_aspect(name, hierarchy) for name, one in aspects.items()
+    return not holistic.aspects_count or all(
+        one is not None or not params.needs_aspect(name) for name, one in aspects.items()
     )
 
 

@@ -12,7 +12,8 @@ from alarm_models.preprocessing.templates import FieldPattern, TextTemplate, con
 from alarm_models.recipe.specs import ANY_NUMBER, RemoteSpec
 from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
-from alarm_models.types import Message, Sample, Score, SegmentScore, Span
+from alarm_models.sample_json import sample_to_json
+from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = [
     "AlarmApi",
@@ -96,7 +97,7 @@ class AlarmApi:
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return a request of samples as they came."""
         named = {} if self._spec.model is None else {"model": self._spec.model}
-        return named | {"samples": [_sample(sample) for sample in samples]}
+        return named | {"samples": [sample_to_json(sample) for sample in samples]}
 
     def with_activation(self, body: Mapping[str, Any]) -> None:
         """An activation is the other server's recipe's to name."""
@@ -171,24 +172,6 @@ def _is_finite(score: Score) -> bool:
     numbers = [score.value, *(score.outputs or {}).values()]
     numbers += [one.score for one in score.segments or ()]
     return all(one is None or math.isfinite(one) for one in numbers)
-
-
-def _sample(sample: Sample) -> dict[str, Any]:
-    # Spans are tuples, which are lists in JSON.
-    return {
-        "prompt": _content(sample.prompt),
-        "completion": _content(sample.completion),
-        "fields": dict(sample.fields),
-        "segments": {name: list(spans) for name, spans in sample.segments.items()},
-        "group": sample.group,
-        "token_offsets": None if sample.token_offsets is None else list(sample.token_offsets),
-    }
-
-
-def _content(content: str | tuple[Message, ...]) -> object:
-    if isinstance(content, str):
-        return content
-    return [{"role": message.role, "content": message.content} for message in content]
 
 
 class _Classifier:

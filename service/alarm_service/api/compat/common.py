@@ -20,7 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.combination.rules import Rule, RuleParams, aspects_apply
+from alarm_models.combination.rules import RuleParams
 from alarm_models.errors import SampleError, quoted
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Message, Reward, Sample, Score
@@ -184,9 +184,6 @@ def _content(message: ChatMessageIn) -> str:
 Target = Recipe | ServedModel
 _T = TypeVar("_T")
 
-#: The rules that add up weighted parts.
-_SUMS = (Rule.HIERARCHICAL, Rule.WEIGHTED_SUM, Rule.HOLISTIC_ONLY, Rule.ASPECT_ONLY)
-
 _TRUNCATED = "truncated_samples"
 #: What every recipe's number has beside its aspects.
 OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
@@ -265,7 +262,7 @@ async def scalar_rewards(
             engine, target.name, samples, Overrides(), "admitted", caller
         )
         recipe = rewards.recipe
-        of_reward = partial(_of_reward, hierarchy=recipe.rule_params(Overrides()))
+        of_reward = partial(_of_reward, params=rewards.params)
         return ScalarRewards(
             recipe.name,
             [*recipe.aspects, *OWN_PARTS],
@@ -298,18 +295,17 @@ def _of_score(score: Score) -> ScalarReward:
     return ScalarReward(score.value, {_TRUNCATED: float(score.truncated)})
 
 
-def _of_reward(reward: Reward, hierarchy: RuleParams) -> ScalarReward:
-    z = reward.holistic_normalized
-    counts = aspects_apply(z, hierarchy)
-    is_sum = hierarchy.rule in _SUMS
+def _of_reward(reward: Reward, params: RuleParams) -> ScalarReward:
+    rule = params.definition
+    aspects_count = rule.aspects.includes(admitted=reward.admitted)
     parts = {
-        name: (hierarchy.weights[name] if is_sum else 1.0) * aspect.reward
-        if counts and aspect is not None
+        name: (params.weights[name] if rule.adds_up else 1.0) * aspect.reward
+        if aspects_count and aspect is not None
         else 0.0
         for name, aspect in reward.aspects.items()
     }
-    weight = hierarchy.holistic_weight if is_sum else 1.0
-    holistic = 0.0 if hierarchy.rule is Rule.ASPECT_ONLY else weight * z
+    weight = params.holistic_weight if rule.adds_up else 1.0
+    holistic = weight * reward.holistic_normalized if rule.uses_holistic else 0.0
     own = (holistic, reward.holistic_score, float(reward.admitted), float(reward.truncated))
     return ScalarReward(reward.reward, parts | dict(zip(OWN_PARTS, own, strict=True)))
 

@@ -1,0 +1,129 @@
+"""Write the tables of docs/ that the code knows: rules, constants, routes, metrics.
+
+`make docs` runs it. tests/test_contributing.py fails while a table is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from fastapi.openapi.utils import get_openapi
+from prometheus_client.metrics_core import Metric
+
+from alarm_models.combination.rule_registry import CONSTANTS, RULES, RuleDefinition
+from alarm_models.combination.rules import Rule
+from alarm_models.recipe.loader import load_recipe
+from alarm_service.api.app import create_app
+from alarm_service.observability.metrics import Metrics
+from alarm_service.settings import Settings
+
+DOCS = Path(__file__).parent
+
+
+def rules() -> str:
+    """Return the table of rules."""
+    rows = [
+        (f"`{rule.name}`", rule.summary, rule.reward, _constants_of(rule), rule.source)
+        for rule in (RULES[name] for name in Rule)
+    ]
+    return _table(("rule", "what it does", "reward", "constants", "source"), rows)
+
+
+def _constants_of(rule: RuleDefinition) -> str:
+    optional = (name if name == "threshold" else f"{name}` (optional)" for name in rule.accepts)
+    names = [*rule.requires, *optional]
+    return ", ".join(f"`{name}" if name.endswith(")") else f"`{name}`" for name in names)
+
+
+def constants() -> str:
+    """Return the table of constants that only some rules use."""
+    rows = [
+        (
+            f"`{name}`",
+            constant.description,
+            ", ".join(f"`{rule}`" for rule in Rule if name in RULES[rule].constants),
+        )
+        for name, constant in CONSTANTS.items()
+    ]
+    return _table(("constant", "what it is", "rules"), rows)
+
+
+def routes() -> str:
+    """Return the table of routes, by path."""
+    app = create_app([load_recipe("mini")], Settings(device="cpu"))
+    paths = get_openapi(title="", version="", routes=app.routes)["paths"]
+    rows = [
+        (f"`{method.upper()} {path}`", operation.get("description", "").partition("\n")[0])
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    ]
+    return _table(("route", "what it does"), rows)
+
+
+def metrics() -> str:
+    """Return the table of metrics, by name."""
+    found = Metrics()
+    found.changes.serving(lambda: {"mini": ""})
+    families = {
+        family.name: (family, collector)
+        for collector in list(found.registry._collector_to_names)
+        for family in collector.collect()
+        if family.name.startswith("alarm_")
+    }
+    rows = [
+        (
+            f"`{name}_total`" if family.type == "counter" else f"`{name}`",
+            family.type,
+            ", ".join(f"`{label}`" for label in _labels(family, collector)),
+            family.documentation,
+        )
+        for name, (family, collector) in sorted(families.items())
+    ]
+    return _table(("metric", "type", "labels", "what it says"), rows)
+
+
+def _labels(family: Metric, collector: object) -> Iterable[str]:
+    return getattr(collector, "_labelnames", ()) or getattr(family, "_labelnames", ())
+
+
+#: A table's name in its markers -> the page it is in, and what makes it.
+TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "rules": ("rules.md", rules),
+    "constants": ("rules.md", constants),
+    "routes": ("routes.md", routes),
+    "metrics": ("metrics.md", metrics),
+}
+
+
+def with_table(name: str, page: str) -> str:
+    """Return a page with its table as the code has it now."""
+    markers = rf"(<!-- begin {name}:[^\n]*-->\n).*?(<!-- end {name} -->)"
+    _, make = TABLES[name]
+    written, count = re.subn(
+        markers, lambda found: f"{found[1]}{make()}{found[2]}", page, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"the page needs one pair of markers of {name!r}, and has {count}")
+    return written
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [_row(head), _row("---" for _ in head).replace(" ", ""), *(_row(row) for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def main() -> None:
+    """Write every table into its page."""
+    for name, (file, _) in TABLES.items():
+        path = DOCS / file
+        path.write_text(with_table(name, path.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

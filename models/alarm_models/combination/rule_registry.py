@@ -1,0 +1,274 @@
+"""The registry of rules: what a rule declares, what it is given, and the constants it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, TypedDict, Unpack
+
+from alarm_models.errors import SampleError
+
+__all__ = [
+    "CONSTANTS",
+    "RULES",
+    "AspectInput",
+    "AspectsCount",
+    "Constant",
+    "RuleDefinition",
+    "RuleInputs",
+    "RuleParams",
+    "RuleTraits",
+    "TokenRewards",
+    "group_rule",
+    "is_admitted",
+    "normalize",
+    "on_last_token",
+    "sample_rule",
+]
+
+#: The rewards of one sample's tokens, ``[num_tokens]``, or the reason why it has none.
+TokenRewards = tuple[float, ...] | SampleError
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A key of a recipe's ``[hierarchy]`` table that only some rules use.
+
+    ``example`` is a value, for documentation and tests; ``gt`` and ``ge`` are bounds.
+    ``names_aspects`` is true where its items (or keys) are names of the recipe's aspects.
+    """
+
+    description: str
+    example: object
+    gt: float | None = None
+    ge: float | None = None
+    names_aspects: bool = False
+
+
+def _constant(default: Any, constant: Constant) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"constant": constant})
+    return field(default=default, metadata={"constant": constant})
+
+
+@dataclass(frozen=True, slots=True)
+class RuleParams:
+    """A rule by name, with the recipe's constants and one weight per aspect.
+
+    The fields after ``weights`` are constants of single rules. A recipe's ``[hierarchy]`` table has
+    the same keys with the same types, made from these fields; a rule declares which of them it
+    requires. The defaults stand in for what a rule does not use.
+    """
+
+    rule: str
+    threshold: float
+    holistic_weight: float
+    mean: float
+    std: float
+    weights: Mapping[str, float]
+    temperature: float = _constant(1.0, Constant("the width of the gate", 0.5, gt=0))
+    floor: float = _constant(0.0, Constant("the reward of a sample that misses a minimum", -5.0))
+    minimums: Mapping[str, float] = _constant(
+        {}, Constant("aspect -> the level that it must reach", {"a": 0.5}, names_aspects=True)
+    )
+    order: tuple[str, ...] = _constant(
+        (), Constant("aspects by priority", ("a", "b"), names_aspects=True)
+    )
+    group_size: int | None = _constant(
+        None, Constant("the samples of a group, where all groups have as many", 2, ge=2)
+    )
+
+    @property
+    def definition(self) -> RuleDefinition:
+        """The rule itself."""
+        return RULES[self.rule]
+
+    def needs_aspect(self, name: str) -> bool:
+        """Say whether the rule uses an aspect where aspects count: by its weight or its minimum."""
+        has_minimum = "minimums" in self.definition.constants and name in self.minimums
+        return has_minimum or self.weights[name] != 0
+
+
+#: The constants by name, in the order of `RuleParams`.
+CONSTANTS: Mapping[str, Constant] = {
+    one.name: one.metadata["constant"] for one in fields(RuleParams) if "constant" in one.metadata
+}
+
+
+def normalize(score: float, params: RuleParams) -> float:
+    """Return ``z``, the holistic score in standard deviations from its mean."""
+    return (score - params.mean) / params.std
+
+
+def is_admitted(z: float, params: RuleParams) -> bool:
+    """Say whether a sample is past the threshold; equality is."""
+    return z >= params.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class AspectInput:
+    """One aspect of one sample, as a rule sees it.
+
+    ``rewards`` are its shaped rewards on the tokens, ``[num_tokens]``. ``value`` is their mean over
+    the segments that it judged, or the one reward of the whole completion; ``level`` is the same
+    before shaping. Both are None where it judged nothing.
+    """
+
+    rewards: Sequence[float]
+    value: float | None
+    level: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInputs:
+    """One sample, as a rule sees it.
+
+    ``aspects`` holds those that count: none where the rule waits for the threshold and the sample
+    is below it. ``num_tokens`` is one where only a scalar is asked for. ``reference_z`` is the
+    normalised holistic score of a reference completion, for rules that compare with one; ``group``
+    is the caller's name for the samples of one prompt.
+    """
+
+    z: float
+    aspects: Mapping[str, AspectInput]
+    num_tokens: int
+    reference_z: float | None = None
+    group: str | None = None
+
+    def weighted(self, params: RuleParams) -> Iterator[tuple[float, AspectInput]]:
+        """Yield the aspects that have a weight, each with its weight."""
+        for name, aspect in self.aspects.items():
+            if params.weights[name] != 0:
+                yield params.weights[name], aspect
+
+    def passes(self, name: str, params: RuleParams) -> bool:
+        """Say whether an aspect's level reaches its minimum.
+
+        An aspect without a minimum passes, and so does one that judged nothing.
+        """
+        aspect, minimum = self.aspects.get(name), params.minimums.get(name)
+        if aspect is None or aspect.level is None or minimum is None:
+            return True
+        return aspect.level >= minimum
+
+
+SampleRule = Callable[[RuleInputs, RuleParams], tuple[float, ...]]
+GroupRule = Callable[[Sequence[RuleInputs], RuleParams], list[TokenRewards]]
+
+
+class AspectsCount(StrEnum):
+    """For which samples a rule uses aspects."""
+
+    ALWAYS = "always"
+    WHEN_ADMITTED = "when admitted"
+    NEVER = "never"
+
+    def includes(self, *, admitted: bool) -> bool:
+        """Say whether a sample's aspects count, by whether it is past the threshold."""
+        return admitted if self is AspectsCount.WHEN_ADMITTED else self is AspectsCount.ALWAYS
+
+
+class RuleTraits(TypedDict, total=False):
+    """What a rule may declare beside its name, summary, formula and source."""
+
+    #: Keys of ``[hierarchy]`` without which a recipe with this rule is refused.
+    requires: tuple[str, ...]
+    #: Keys of ``[hierarchy]`` that it uses where the recipe has them.
+    accepts: tuple[str, ...]
+    aspects: AspectsCount
+    #: Whether it wants the holistic score of each sample's ``fields.reference``.
+    needs_reference: bool
+    #: Whether the reward is the sum of the weighted parts, so that each part's share can be told.
+    adds_up: bool
+    #: Whether the holistic score is among the parts.
+    uses_holistic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RuleDefinition:
+    """A rule: what recipes, requests, documentation and the combination of rewards know of it.
+
+    ``summary`` is a sentence, ``reward`` the formula; both are for docs/rules.md. `RuleTraits`
+    explains the rest. ``apply`` takes the samples of one request and returns one result per sample,
+    in order.
+    """
+
+    name: str
+    summary: str
+    reward: str
+    source: str
+    apply: GroupRule
+    compares_groups: bool
+    requires: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()
+    aspects: AspectsCount = AspectsCount.ALWAYS
+    needs_reference: bool = False
+    adds_up: bool = False
+    uses_holistic: bool = True
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The keys of ``[hierarchy]`` that it uses."""
+        return (*self.requires, *self.accepts)
+
+
+#: Every rule by name, in the order of definition.
+RULES: dict[str, RuleDefinition] = {}
+
+
+def sample_rule(
+    name: str, *, summary: str, reward: str, source: str, **traits: Unpack[RuleTraits]
+) -> Callable[[SampleRule], SampleRule]:
+    """Register a rule that looks at one sample at a time; see `RuleDefinition`.
+
+    A `SampleError` that the function raises is the sample's; so is an arithmetic overflow.
+    """
+
+    def register(function: SampleRule) -> SampleRule:
+        def apply(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+            return [_apply_to_sample(function, inputs, params) for inputs in samples]
+
+        _register(
+            RuleDefinition(name, summary, reward, source, apply, compares_groups=False, **traits)
+        )
+        return function
+
+    return register
+
+
+def group_rule(
+    name: str, *, summary: str, reward: str, source: str, **traits: Unpack[RuleTraits]
+) -> Callable[[GroupRule], GroupRule]:
+    """Register a rule that compares the samples of one group; see `RuleDefinition`."""
+
+    def register(function: GroupRule) -> GroupRule:
+        _register(
+            RuleDefinition(name, summary, reward, source, function, compares_groups=True, **traits)
+        )
+        return function
+
+    return register
+
+
+def _register(rule: RuleDefinition) -> None:
+    if rule.name in RULES:
+        raise ValueError(f"two rules are called {rule.name!r}")
+    unknown = set(rule.constants) - {"threshold", *CONSTANTS}
+    if unknown:
+        raise ValueError(f"rule {rule.name!r} uses {sorted(unknown)}, which RuleParams lacks")
+    RULES[rule.name] = rule
+
+
+def _apply_to_sample(function: SampleRule, inputs: RuleInputs, params: RuleParams) -> TokenRewards:
+    try:
+        return function(inputs, params)
+    except SampleError as error:
+        return error
+    except ArithmeticError:
+        return SampleError("non_finite", "the rule's constants are so large that it overflows")
+
+
+def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:
+    """Return token rewards that are 0 but on the last token: ``[num_tokens]``."""
+    return (*[0.0] * (num_tokens - 1), value)

@@ -1,0 +1,270 @@
+"""Rules that look at one sample at a time. A new one is a function here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from alarm_models.combination.rule_registry import (
+    AspectsCount,
+    RuleInputs,
+    RuleParams,
+    on_last_token,
+    sample_rule,
+)
+from alarm_models.combination.shaping import sigmoid
+from alarm_models.errors import SampleError
+
+__all__ = [
+    "aspect_only",
+    "cascade",
+    "hierarchical",
+    "holistic_only",
+    "log_sigmoid",
+    "minimum",
+    "par",
+    "product",
+    "soft_gate",
+    "sum_of_counted",
+    "veto",
+    "weighted_sum",
+]
+
+_ALARM = "ALaRM, arXiv 2403.06754"
+
+
+@sample_rule(
+    "hierarchical",
+    summary="The holistic reward alone below the threshold, with the aspects from it on.",
+    reward="`W z` on the last token; from `threshold` on `+ sum w_k a_k[t]`",
+    source=_ALARM,
+    accepts=("threshold",),
+    aspects=AspectsCount.WHEN_ADMITTED,
+    adds_up=True,
+)
+def hierarchical(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``, the sum only of an admitted sample.
+
+    Lai et al. 2024 (arXiv 2403.06754), Figure 1; the three rules below are its baselines.
+    """
+    return sum_of_counted(inputs, params)
+
+
+@sample_rule(
+    "weighted_sum",
+    summary="The holistic reward and all aspects, for every sample.",
+    reward="`W z` on the last token `+ sum w_k a_k[t]`",
+    source=_ALARM,
+    adds_up=True,
+)
+def weighted_sum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``."""
+    return sum_of_counted(inputs, params)
+
+
+@sample_rule(
+    "holistic_only",
+    summary="The holistic reward alone.",
+    reward="`W z` on the last token",
+    source=_ALARM,
+    aspects=AspectsCount.NEVER,
+    adds_up=True,
+)
+def holistic_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last]``."""
+    return sum_of_counted(inputs, params)
+
+
+@sample_rule(
+    "aspect_only",
+    summary="The aspects alone.",
+    reward="`sum w_k a_k[t]`",
+    source=_ALARM,
+    adds_up=True,
+    uses_holistic=False,
+)
+def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``sum_k w_k*a_k[t]``."""
+    return tuple(_sum_of_aspects(inputs, params, inputs.aspects))
+
+
+@sample_rule(
+    "soft_gate",
+    summary="Aspects count the more, the further the holistic score is past the threshold.",
+    reward="`W z` on the last token `+ s((z - threshold) / temperature) sum w_k a_k[t]`",
+    source="ours: no jump at the threshold",
+    requires=("temperature",),
+    accepts=("threshold",),
+)
+def soft_gate(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + s((z - threshold)/temperature) * sum_k w_k*a_k[t]``.
+
+    The paper's gate made continuous, so that no reward jumps at the threshold: there aspects count
+    by half, and a temperature towards 0 gives `hierarchical` back.
+    """
+    gate = sigmoid((inputs.z - params.threshold) / params.temperature)
+    return _sum(inputs, params, inputs.z, inputs.aspects, scale=gate)
+
+
+@sample_rule(
+    "cascade",
+    summary="Aspects count in order, up to the first that misses its minimum.",
+    reward="`W z`, then the aspects of `order` until one misses its minimum, then all others",
+    source="G-RA, August 2025",
+    requires=("order", "minimums"),
+    accepts=("threshold",),
+    aspects=AspectsCount.WHEN_ADMITTED,
+)
+def cascade(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return the sum of the parts before the first closed gate, and of that gate itself.
+
+    ``R = sum_k m_k*w_k*a_k``, where ``m_k`` is 1 if every part of a higher priority reaches its
+    minimum. The holistic score comes first, and its minimum is the threshold; then the aspects of
+    ``order``; then all others together. Source: the gates of G-RA (Sun et al., August 2025).
+    """
+    counted: set[str] = set()
+    for name in params.order:
+        counted.add(name)
+        if not inputs.passes(name, params):
+            break
+    else:
+        counted.update(inputs.aspects)
+    return _sum(inputs, params, inputs.z, counted)
+
+
+@sample_rule(
+    "veto",
+    summary="A sample of which an aspect misses its minimum gets the floor and nothing else.",
+    reward="`floor` on the last token where an aspect misses its minimum, else the weighted sum",
+    source="Rubicon, arXiv 2508.12790",
+    requires=("floor", "minimums"),
+)
+def veto(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``floor`` on the last token if an aspect misses its minimum, else the weighted sum.
+
+    Source: the veto of critical rubrics in Rubicon (Huang et al. 2025, arXiv 2508.12790).
+    """
+    if all(inputs.passes(name, params) for name in params.minimums):
+        return sum_of_counted(inputs, params)
+    return on_last_token(params.floor, inputs.num_tokens)
+
+
+@sample_rule(
+    "product",
+    summary="All parts must be good for the whole to be.",
+    reward="`s(z)^W prod v_k^w_k` on the last token",
+    source="arXiv 2511.09158",
+)
+def product(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``s(z)^W * prod_k v_k^w_k``, where ``v_k`` is an aspect's shaped value.
+
+    An aspect pays only as far as the outcome is right: the multiplicative form of "explicit
+    dependency" (arXiv 2511.09158). Raises `SampleError` for a negative value, and for a zero with a
+    negative weight.
+    """
+    value = sigmoid(inputs.z) ** params.holistic_weight
+    for weight, aspect in inputs.weighted(params):
+        if aspect.value is None:
+            continue
+        if aspect.value < 0 or (aspect.value == 0 and weight < 0):
+            raise SampleError(
+                "non_finite",
+                f"rule `product` cannot raise {aspect.value:g} to the weight {weight:g}: give the "
+                'aspect shaping "sigmoid", or constants that keep it positive',
+            )
+        value *= aspect.value**weight
+    return on_last_token(value, inputs.num_tokens)
+
+
+@sample_rule(
+    "minimum",
+    summary="The worst part is the reward.",
+    reward="`min(W z, w_k v_k)` on the last token",
+    source="arXiv 2310.02743",
+)
+def minimum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``min(W*z, w_1*v_1, ...)``, where ``v_k`` is an aspect's shaped value.
+
+    Source: worst-case optimisation over reward models (Coste et al. 2023, arXiv 2310.02743), which
+    takes all to be on one scale: aspects then want shaping "none", and constants that make it so.
+    """
+    values = [
+        weight * aspect.value
+        for weight, aspect in inputs.weighted(params)
+        if aspect.value is not None
+    ]
+    return on_last_token(min([params.holistic_weight * inputs.z, *values]), inputs.num_tokens)
+
+
+@sample_rule(
+    "par",
+    summary="The holistic reward is how far the completion beats a reference, bounded.",
+    reward="`W s(z - z_ref)` on the last token `+ sum w_k a_k[t]`",
+    source="PAR, arXiv 2502.18770",
+    needs_reference=True,
+)
+def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*s(z - z_ref)*1[t = last] + sum_k w_k*a_k[t]``.
+
+    ``z_ref`` is the score of a reference completion of the same prompt, so that the reward is
+    bounded, and a half where the completion is as good as the reference. Source: preference as
+    reward, PAR (Fu et al. 2025, arXiv 2502.18770). Raises `SampleError` without a reference.
+    """
+    if inputs.reference_z is None:
+        raise SampleError(
+            "invalid_sample",
+            "rule `par` compares with a reference: send its text in the sample's "
+            "`fields.reference`",
+        )
+    return _sum(inputs, params, sigmoid(inputs.z - inputs.reference_z), inputs.aspects)
+
+
+@sample_rule(
+    "log_sigmoid",
+    summary="What is bad weighs more than what is good.",
+    reward="`W log s(z) + sum w_k log s(level_k)` on the last token",
+    source="arXiv 2402.00742",
+)
+def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*log s(z) + sum_k w_k*log s(level_k)``.
+
+    The log-odds that all are above their means together; ``z`` and levels are centred by their
+    ``mean``. Source: Wang et al. 2024 (ICML, arXiv 2402.00742), where the mean is a reference's
+    score.
+    """
+    value = params.holistic_weight * _log_sigmoid(inputs.z)
+    for weight, aspect in inputs.weighted(params):
+        if aspect.level is not None:
+            value += weight * _log_sigmoid(aspect.level)
+    return on_last_token(value, inputs.num_tokens)
+
+
+def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]`` over the aspects that count."""
+    return _sum(inputs, params, inputs.z, inputs.aspects)
+
+
+def _sum(
+    inputs: RuleInputs, params: RuleParams, z: float, names: Collection[str], scale: float = 1.0
+) -> tuple[float, ...]:
+    rewards = _sum_of_aspects(inputs, params, names, scale)
+    if rewards:
+        rewards[-1] += params.holistic_weight * z
+    return tuple(rewards)
+
+
+def _sum_of_aspects(
+    inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
+) -> list[float]:
+    """Return ``scale * sum_k w_k*a_k[t]`` over the named aspects that have a weight."""
+    rewards = [0.0] * inputs.num_tokens
+    for name, aspect in inputs.aspects.items():
+        weight = params.weights[name]
+        if name in names and weight != 0:
+            for index, reward in enumerate(aspect.rewards):
+                rewards[index] += weight * (scale * reward)
+    return rewards
+
+
+def _log_sigmoid(value: float) -> float:
+    return min(value, 0.0) - math.log1p(math.exp(-abs(value)))

@@ -1,0 +1,106 @@
+"""What a rule declares is what recipes, requests and rewards know of it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from alarm_models.combination.rule_registry import (
+    CONSTANTS,
+    RULES,
+    RuleDefinition,
+    RuleInputs,
+    sample_rule,
+)
+from alarm_models.combination.rules import AspectInput, Rule, RuleParams, apply_rule
+from alarm_models.errors import RecipeError, SampleError
+from alarm_models.recipe.schema import HierarchySpec, Overrides, Recipe
+
+ALL = pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+
+
+def examples(rule: RuleDefinition) -> dict[str, Any]:
+    """Return a value of each constant that the rule uses."""
+    return {name: CONSTANTS[name].example for name in rule.constants if name != "threshold"}
+
+
+def recipe(**hierarchy: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "r",
+            "models": {"m": {"kind": "length"}},
+            "holistic": {"model": "m"},
+            "aspects": {"a": {"model": "m"}, "b": {"model": "m"}},
+            "hierarchy": hierarchy,
+        }
+    )
+
+
+def test_rule_enum_has_the_registered_names_with_group_rules_last() -> None:
+    assert sorted(Rule) == sorted(RULES)
+    assert [RULES[rule].compares_groups for rule in Rule] == sorted(
+        rule.compares_groups for rule in RULES.values()
+    )
+    assert Rule["SOFT_GATE"] == "soft_gate"
+
+
+def test_hierarchy_table_has_the_constants_of_the_registry_in_order() -> None:
+    assert list(HierarchySpec.model_fields) == ["rule", "threshold", *CONSTANTS]
+    for name, constant in CONSTANTS.items():
+        assert HierarchySpec.model_fields[name].description == constant.description
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_constant_is_used_by_some_rule(constant: str) -> None:
+    assert any(constant in rule.constants for rule in RULES.values())
+
+
+@ALL
+def test_rule_in_a_recipe_without_its_constants_is_refused_by_name(rule: RuleDefinition) -> None:
+    given = examples(rule)
+    assert recipe(rule=rule.name, **given).hierarchy.rule == rule.name
+    for name in rule.requires:
+        with pytest.raises(ValueError, match=f"rule `{rule.name}` requires hierarchy.{name}"):
+            recipe(rule=rule.name, **{key: one for key, one in given.items() if key != name})
+
+
+@ALL
+def test_rule_in_overrides_without_its_constants_is_refused_by_name(rule: RuleDefinition) -> None:
+    overrides = Overrides(rule=Rule(rule.name))
+    if rule.requires:
+        with pytest.raises(RecipeError, match=f"hierarchy.{rule.requires[0]}"):
+            recipe().rule_params(overrides)
+    else:
+        assert recipe().rule_params(overrides).rule == rule.name
+
+
+@ALL
+def test_rule_rewards_every_token_of_a_group_with_finite_numbers(rule: RuleDefinition) -> None:
+    params = dataclasses.replace(
+        RuleParams(rule.name, 0.0, 1.0, 0.0, 1.0, {"a": 1.0, "b": 0.0}),
+        **examples(rule),
+    )
+    samples = [
+        RuleInputs(z, {"a": AspectInput((0.5, z), 0.5, 0.5)}, 2, reference_z=0.0, group="g")
+        for z in (1.0, 2.0)
+    ]
+    found = apply_rule(samples, params)
+    assert len(found) == 2
+    for tokens in found:
+        assert not isinstance(tokens, SampleError), tokens
+        assert len(tokens) == 2
+        assert all(map(math.isfinite, tokens))
+
+
+def test_rule_of_a_known_name_cannot_be_registered_again() -> None:
+    register = sample_rule("veto", summary="", reward="", source="")
+    with pytest.raises(ValueError, match="two rules are called 'veto'"):
+        register(lambda inputs, params: ())
+
+
+def test_rule_with_an_undeclared_constant_cannot_be_registered() -> None:
+    register = sample_rule("new", summary="", reward="", source="", requires=("alpha",))
+    with pytest.raises(ValueError, match=r"rule 'new' uses \['alpha'\]"):
+        register(lambda inputs, params: ())
+    assert "new" not in RULES
