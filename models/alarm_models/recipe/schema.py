@@ -18,22 +18,24 @@ __all__ = ["AspectSpec", "HierarchySpec", "HolisticSpec", "Overrides", "Recipe",
 
 
 class Table(BaseModel):
-    """A table that refuses keys it does not know, and numbers that are none."""
+    """A table of a recipe; unknown keys, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HolisticSpec(Table):
-    """The model that judges whole completions, and the constants that normalise its score."""
+    """The model that scores whole completions, and the constants that normalize its score."""
 
     model: str
-    output: str | None = Field(default=None, description="of a model that gives several numbers")
+    output: str | None = Field(
+        default=None, description="which output to use, of a model with several"
+    )
     weight: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
 
 
-#: The constants that a rule cannot do without.
+#: The constants that a rule requires.
 _REQUIRED_CONSTANTS = {
     Rule.SOFT_GATE: ("temperature",),
     Rule.CASCADE: ("order", "minimums"),
@@ -42,27 +44,33 @@ _REQUIRED_CONSTANTS = {
 
 
 class HierarchySpec(Table):
-    """The rule of combination; the threshold counts in standard deviations."""
+    """The rule that combines scores; `threshold` is in standard deviations."""
 
     rule: Rule = Rule.HIERARCHICAL
     threshold: float = 0.0
-    temperature: float | None = Field(default=None, gt=0, description="`soft_gate`: its width")
-    floor: float | None = Field(default=None, description="`veto`: what a vetoed sample gets")
+    temperature: float | None = Field(
+        default=None, gt=0, description="`soft_gate`: width of the gate"
+    )
+    floor: float | None = Field(default=None, description="`veto`: reward of a vetoed sample")
     minimums: Mapping[str, float] = Field(
         default_factory=dict,
-        description="`veto`, `cascade`: aspect -> the level that it must reach",
+        description="`veto`, `cascade`: aspect -> minimum level",
     )
-    order: tuple[str, ...] = Field(default=(), description="`cascade`: aspects by priority")
+    order: tuple[str, ...] = Field(
+        default=(), description="`cascade`: aspects in order of priority"
+    )
     group_size: int | None = Field(
-        default=None, ge=2, description="`gdpo`, `mo_grpo`: samples a group, where all have as many"
+        default=None,
+        ge=2,
+        description="`gdpo`, `mo_grpo`: samples per group; groups of another size are refused",
     )
 
     def require_constants(self, rule: Rule) -> None:
-        """Raise `RecipeError`, naming what lacks, unless all is here that a rule wants."""
+        """Raise `RecipeError` naming the constants that ``rule`` requires and that are missing."""
         lacking = [name for name in _REQUIRED_CONSTANTS.get(rule, ()) if not self._has(name)]
         if lacking:
             raise RecipeError(
-                f"rule `{rule}` wants {' and '.join(f'hierarchy.{name}' for name in lacking)}"
+                f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in lacking)}"
             )
 
     def _has(self, name: str) -> bool:
@@ -71,13 +79,17 @@ class HierarchySpec(Table):
 
 
 class AspectSpec(Table):
-    """A model's place in the reward: its weight, its shaping, and what maps scores to rewards."""
+    """An aspect: its model, its weight, and how scores become rewards."""
 
     model: str
-    output: str | None = Field(default=None, description="of a model that gives several numbers")
+    output: str | None = Field(
+        default=None, description="which output to use, of a model with several"
+    )
     weight: float = 1.0
     shaping: Shaping = Shaping.SIGMOID
-    placement: Placement | None = Field(default=None, description="else the model's kind's own")
+    placement: Placement | None = Field(
+        default=None, description="default: that of the model's kind"
+    )
     positive: float = 1.0
     negative: float = -1.0
     mean: float = 0.0
@@ -87,7 +99,7 @@ class AspectSpec(Table):
 
 
 class Overrides(Table):
-    """What one request may change of a recipe."""
+    """Per-request overrides of a recipe."""
 
     rule: Rule | None = None
     threshold: float | None = None
@@ -107,13 +119,16 @@ class Recipe(Table):
     aspects: Mapping[str, AspectSpec] = Field(default_factory=dict)
     fields: Mapping[str, str] = Field(
         default_factory=dict,
-        description="field name -> pattern that finds it in the prompt when a caller leaves it out",
+        description="field name -> pattern that finds it in the prompt if a request omits it",
     )
     parity: str | None = Field(
-        default=None, description="a file of samples and their scores, compared before it is served"
+        default=None,
+        description="file of samples with scores to reproduce before the recipe is served",
     )
-    parity_tolerance: float = Field(default=1e-4, ge=0, description="how far they may differ")
-    parity_rewards: bool = Field(default=True, description="whether rewards are compared too")
+    parity_tolerance: float = Field(default=1e-4, ge=0, description="largest difference allowed")
+    parity_rewards: bool = Field(
+        default=True, description="whether to compare rewards as well as scores"
+    )
 
     @field_validator("parity")
     @classmethod
@@ -129,13 +144,15 @@ class Recipe(Table):
                 raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
         spec = self.models[self.holistic.model]
         if spec.kind == "segments":
-            raise ValueError(f"holistic.model {self.holistic.model!r} judges segments, not wholes")
+            raise ValueError(
+                f"holistic.model {self.holistic.model!r} scores segments, not whole completions"
+            )
         if isinstance(spec, MultiObjectiveSpec) and not (
             spec.weights or spec.gate_at or self.holistic.output
         ):
             raise ValueError(
-                f"holistic.model {self.holistic.model!r} gives several numbers: name one in "
-                f"holistic.output, or weigh them in models.{self.holistic.model}.weights"
+                f"holistic.model {self.holistic.model!r} has several outputs: name one in "
+                f"holistic.output, or set models.{self.holistic.model}.weights"
             )
         return self
 
@@ -155,7 +172,7 @@ class Recipe(Table):
 
     @property
     def field_patterns(self) -> dict[str, FieldPattern]:
-        """The patterns that find fields in prompts."""
+        """The patterns of fields that are found in prompts."""
         return {name: FieldPattern(pattern) for name, pattern in self.fields.items()}
 
     def aspect_rule(self, name: str, shaping: Shaping | None) -> AspectRule:
@@ -175,7 +192,7 @@ class Recipe(Table):
     def rule_params(self, overrides: Overrides) -> RuleParams:
         """Return the rule with its constants.
 
-        Raises `RecipeError` for a weight of no aspect, and for a rule whose constants lack.
+        Raises `RecipeError` for a weight of an unknown aspect and for missing constants.
         """
         unknown = sorted(set(overrides.weights) - set(self.aspects))
         if unknown:
@@ -195,7 +212,7 @@ class Recipe(Table):
             mean=self.holistic.mean,
             std=self.holistic.std,
             weights=own | dict(overrides.weights),
-            # A rule that wants one of these has it; the others never look.
+            # Rules that use one of these require it; the other rules never read it.
             temperature=spec.temperature or 1.0,
             floor=spec.floor or 0.0,
             minimums=spec.minimums,
@@ -205,7 +222,7 @@ class Recipe(Table):
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:
         """Digest the models' fingerprints and all constants, overrides included."""
-        # Without defaults, so that a new option changes no fingerprint of who does not use it.
+        # Without defaults: a new option must not change the fingerprints of existing recipes.
         constants = self.model_dump_json(
             include={"holistic", "hierarchy", "aspects"}, exclude_defaults=True
         )
