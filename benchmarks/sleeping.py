@@ -1,4 +1,4 @@
-"""A stand-in for a device that costs no core: it sleeps as long as the tokens would take."""
+"""A stand-in for a device that uses no core: it sleeps for the time the tokens would take."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from alarm_service.engine.model_set import ServedModel
 
 __all__ = ["TOKENS_PER_S", "sleepers"]
 
-#: The speed of one such device.
+#: Tokens per second of one device.
 TOKENS_PER_S = 20_000
 
 
 class Sleeper:
-    """Scores a completion with its number of words, a token each."""
+    """Scores a completion by its number of words; each is a token."""
 
     fingerprint = "sleeper"
     limit: int | None = None
@@ -35,11 +35,11 @@ class Sleeper:
         ]
 
     def num_computed(self, batch: Sequence[ModelInput]) -> list[int]:
-        """Share nothing."""
+        """Share no tokens."""
         return [one.num_tokens for one in batch]
 
     def forward(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
-        """Sleep for the batch's tokens."""
+        """Sleep for the time of the batch's tokens."""
         time.sleep(sum(one.num_tokens for one in batch) / TOKENS_PER_S)
         return [torch.tensor([[float(one.num_tokens)]]) for one in batch]
 
@@ -49,5 +49,5 @@ class Sleeper:
 
 
 def sleepers(wanted: Mapping[str, ServedModel], device: Any) -> Mapping[str, Model]:
-    """Load a sleeper for every model."""
+    """Load a `Sleeper` for every model."""
     return dict.fromkeys(wanted, Sleeper())
