@@ -1,4 +1,4 @@
-"""Checkpoints made on the spot: random weights in the shapes that are measured."""
+"""Builds checkpoints with random weights in the shapes to measure."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _PAD, _CLS, _SEP, _UNK = range(FIRST_WORD)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a model is; heads are 64 wide, or 32 in models of less than 512."""
+    """The size of a model. Attention heads are 64 wide, or 32 if the model is narrower than 512."""
 
     layers: int
     hidden: int
 
     @property
     def num_heads(self) -> int:
-        """How many heads attention has."""
+        """The number of attention heads."""
         return self.hidden // (64 if self.hidden >= 512 else 32)
 
 
 def llama(folder: Path, shape: Shape, *, token_head: bool = False) -> None:
-    """Save a Llama classifier: one logit, or one a label and token."""
+    """Save a Llama classifier: one logit, or one per label and token."""
     _start()
     labels = {"id2label": dict(enumerate(LABELS))} if token_head else {"num_labels": 1}
     made = _llama_config(shape, VOCABULARY, **labels)
@@ -44,9 +44,9 @@ def llama(folder: Path, shape: Shape, *, token_head: bool = False) -> None:
 
 
 def bert(folder: Path, shape: Shape) -> None:
-    """Save a BERT classifier of one logit.
+    """Save a BERT classifier with one logit.
 
-    Its two token types are alike: rerankers mark the second text, the others mark none.
+    Both token types have the same embedding: rerankers mark the second text, others mark none.
     """
     _start()
     made = hf.BertConfig(
@@ -66,7 +66,7 @@ def bert(folder: Path, shape: Shape) -> None:
 
 
 def longformer(folder: Path, shape: Shape, tokenizer: Path, labels: tuple[str, ...] = ()) -> None:
-    """Save a Longformer of window 512: a token classifier of these labels, else of one logit."""
+    """Save a Longformer with window 512 as a token classifier with labels, or with one logit."""
     _start()
     own = json.loads((tokenizer / "config.json").read_text())
     made = hf.LongformerConfig(
@@ -88,7 +88,7 @@ def longformer(folder: Path, shape: Shape, tokenizer: Path, labels: tuple[str, .
 
 
 def llama_with_head(folder: Path, shape: Shape, tokenizer: Path) -> None:
-    """Save a Llama base with a linear ``regression_head``, laid out as openbmb/UltraRM-13b."""
+    """Save a Llama base with a linear ``regression_head``, named as in openbmb/UltraRM-13b."""
     _start()
     own = json.loads((tokenizer / "config.json").read_text())
     model = hf.LlamaModel(_llama_config(shape, own["vocab_size"]))
@@ -121,7 +121,7 @@ def _llama_config(shape: Shape, vocabulary: int, **more: object) -> hf.LlamaConf
 
 
 def _save_words(folder: Path, *, encoder: bool) -> None:
-    """Save a tokenizer of the made words; encoders have special tokens around a text."""
+    """Save a tokenizer for the made-up words; encoders add special tokens around a text."""
     vocabulary = {token: index for index, token in enumerate(_SPECIAL)}
     vocabulary |= {f"w{index}": index for index in range(FIRST_WORD, VOCABULARY)}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -134,8 +134,7 @@ def _save_words(folder: Path, *, encoder: bool) -> None:
             special_tokens=[("[CLS]", _CLS), ("[SEP]", _SEP)],
         )
     fast.save(str(folder / "tokenizer.json"))
-    # By hand: older and newer transformers name their generic class differently, and the peers
-    # read the older name.
+    # Written by hand: transformers renamed its generic class, and the peers read the older name.
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
     longest = 512 if encoder else 4096
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, **names}

@@ -1,4 +1,4 @@
-"""Child processes: a function that lives in one, and a server that runs until we are done."""
+"""Child processes: a function that runs in one, and a server for the time of a context."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _STOP_S = 20
 def function_in_child(
     make: Callable[..., Callable[..., Any]], *arguments: Any
 ) -> Iterator[Callable[..., Any]]:
-    """Call ``make(*arguments)`` in a process of its own; yield what calls its result there.
+    """Call ``make(*arguments)`` in a child process; yield a function that calls its result there.
 
-    The process ends with the context. An exception there ends it too, with its traceback on
+    The process ends with the context. An exception there ends it as well, with its traceback on
     standard error, and raises `EOFError` here.
     """
     context = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ def function_in_child(
         return ours.recv()
 
     try:
-        ours.recv()  # it is made
+        ours.recv()  # wait until it is built
         yield call
     finally:
         ours.close()
@@ -68,10 +68,10 @@ def server(
     environment: Mapping[str, str] | None = None,
     patience_s: float = 300,
 ) -> Iterator[str]:
-    """Run a server until the context ends; yield its base URL once ``url`` answers 200.
+    """Run a server while the context is open; yield its base URL once ``url`` answers 200.
 
-    Raises `RuntimeError` with the end of its log where it never does. From now on SIGTERM ends
-    this process as an interrupt does, so that no server outlives it.
+    Raises `RuntimeError` with the end of the log if it never does. From now on SIGTERM ends this
+    process like an interrupt, so that no server outlives it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with log.open("wb") as output:
@@ -90,7 +90,7 @@ def server(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -109,7 +109,7 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path, patience
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its own children: it leads a session of its own."""
+    """End the process and its children, which share its session."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sig)

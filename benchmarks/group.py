@@ -1,8 +1,8 @@
-"""A group: G completions of one prompt, scored by a Llama made on the spot.
+"""Scores groups of G completions of one prompt with a random Llama.
 
-Ours (packed, the prompt computed once) against transformers one by one and padded, and over HTTP
-against a server that pads what it is sent; `products` says what bounds all of them. With
-`--head segments` the same for token heads.
+Compares the service (packed, the prompt computed once) with transformers one by one and padded, and
+over HTTP with a server that pads its batches. `products` measures the lower bound of all of them.
+`--head segments` does the same for token heads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RIVALS = RIVALS | {"products": products(of_group)}
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, nargs="+", default=[4, 8, 16], help="sizes G")
+    parser.add_argument("--groups", type=int, nargs="+", default=[4, 8, 16], help="group sizes G")
     parser.add_argument("--prompt", type=int, default=900, help="tokens of the shared prompt")
     parser.add_argument("--completion", type=int, default=100, help="mean tokens of a completion")
     parser.add_argument("--layers", type=int, default=12)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure each size of group; every round's group is new."""
+    """Measure each group size; every round uses a new group."""
     works = {
         f"group of {size}, {options.head}": {
             number: group(size, options.prompt, options.completion, seed=1000 * size + number)

@@ -1,4 +1,4 @@
-"""A client that has any number of requests in flight."""
+"""An HTTP client with any number of requests in flight."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Post", "client"]
 
 
 class Post(Protocol):
-    """Sends all bodies at once, each in a request of its own; returns the answers in order."""
+    """Sends all bodies at once, one request each; returns the responses in order."""
 
     def __call__(self, url: str, bodies: Sequence[Any]) -> list[Any]:
-        """Raise `RuntimeError` for any answer but 200."""
+        """Raise `RuntimeError` for any status other than 200."""
 
 
 @contextmanager
 def client() -> Iterator[Post]:
-    """Yield a way to post; connections stay open until the context ends."""
+    """Yield a post function; connections stay open while the context is open."""
     with asyncio.Runner() as runner:
         session = runner.run(_session())
 
@@ -36,7 +36,7 @@ def client() -> Iterator[Post]:
 
 
 async def _session() -> aiohttp.ClientSession:
-    # aiohttp holds 100 connections open otherwise.
+    # Without this, aiohttp is limited to 100 connections.
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     )

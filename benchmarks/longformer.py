@@ -1,7 +1,7 @@
-"""A Longformer aspect, judging sentences, at the lengths of questions with passages.
+"""Scores sentences with a Longformer aspect, at the lengths of questions with passages.
 
-Ours (packed, exactly banded) against transformers' own, padded by 8 and one by one;
-`products` says what bounds all of them.
+Compares the service (packed, exact sliding window) with transformers' own Longformer, padded in
+batches of 8 and one by one. `products` measures the lower bound of all of them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--prompts", type=Path, default=qa.GOLDEN / "qa_items.jsonl", help="or qa_prompts.json"
+        "--prompts",
+        type=Path,
+        default=qa.GOLDEN / "qa_items.jsonl",
+        help="qa_items.jsonl, or qa_prompts.json",
     )
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=8, help="samples of a padded batch")
+    parser.add_argument("--batch", type=int, default=8, help="samples per padded batch")
     add_options(parser, ["in-process", "http", "transformers", "products"], rounds=2, known=_RIVALS)
     run(parser.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure; every round's samples are drawn anew."""
+    """Measure; every round draws new samples."""
     pairs = qa.read(options.prompts)
     work = {
         number: qa.singles(pairs, options.samples, seed=number + 1)

@@ -1,4 +1,4 @@
-"""Samples made of random words, of which each is one token."""
+"""Generates samples of random words, each of which is one token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from work import Sample, Twins
 __all__ = ["FIRST_WORD", "VOCABULARY", "group", "ragged", "ragged_lengths"]
 
 VOCABULARY = 30522
-#: The ids below it are special tokens.
+#: Ids below this are special tokens.
 FIRST_WORD = 4
 
 _WORDS_OF_A_SEGMENT = 20
 
 
 def group(size: int, prompt: int, completion: int, seed: int) -> Twins:
-    """Make one prompt with completions of half to one and a half times the mean, in tokens.
+    """Make a prompt with completions of half to one and a half times the mean length, in tokens.
 
     Completions have segments of twenty words.
     """
@@ -31,9 +31,9 @@ def group(size: int, prompt: int, completion: int, seed: int) -> Twins:
 
 
 def ragged(count: int, median: int, seed: int) -> Twins:
-    """Make samples without a common beginning; the prompt is one word, the same for all.
+    """Make samples without a common prefix; the prompt is the same single word for all.
 
-    Rerankers want such a word as their query.
+    Rerankers use this word as their query.
     """
     choose = Random(seed)
     lengths = ragged_lengths(count, median, choose)
@@ -45,7 +45,7 @@ def ragged(count: int, median: int, seed: int) -> Twins:
 
 
 def ragged_lengths(count: int, median: int, choose: Random) -> list[int]:
-    """Choose lengths that spread as answers' do: log-normal around the median, 8 to 500."""
+    """Draw lengths distributed like those of answers: log-normal around the median, 8 to 500."""
     lengths = (round(choose.lognormvariate(0, 0.5) * median) for _ in range(count))
     return [min(max(length, 8), 500) for length in lengths]
 

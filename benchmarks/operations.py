@@ -1,8 +1,8 @@
-"""What a model has to compute for its samples, counted: the least that any way must multiply.
+"""Counts the multiplications that any implementation needs for a batch: a lower bound.
 
-A multiplication with its addition is two operations. A layer multiplies a token by its weights, and
-twice as many numbers as the layer is wide for each token that the token sees. Of the last layer
-only the keys and values are counted, as no more is needed of all tokens.
+A multiply-add counts as two operations. A layer multiplies each token by its weights and, for each
+token that it attends to, twice as many numbers as the layer is wide. In the last layer only keys
+and values are counted, because nothing else is needed for all tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from alarm_models.modeling.packed.prefix_cache import common_prefix_length
 
 __all__ = ["Batch", "of_apart", "of_group"]
 
-#: Token ids, of each sample of a batch.
+#: Token ids of each sample of a batch.
 Batch = Sequence[Sequence[int]]
 
 
 def of_group(config: hf.LlamaConfig, batch: Batch) -> float:
-    """Count what a Llama has to compute for a group: what its samples begin with, once.
+    """Count the operations of a Llama for a group, its common prefix once.
 
     A layer's weights are 4 h^2 of attention and 3 h m of the gated MLP.
     """
@@ -33,10 +33,11 @@ def of_group(config: hf.LlamaConfig, batch: Batch) -> float:
 
 
 def of_apart(config: hf.BertConfig | hf.LongformerConfig, batch: Batch) -> float:
-    """Count what an encoder has to compute for samples, which share nothing.
+    """Count the operations of an encoder, for which samples share nothing.
 
-    A layer's weights are 4 h^2 of attention and 2 h m of the MLP; a Longformer's tokens see half a
-    window on each side.
+    A layer's weights are 4 h^2 of attention and 2 h m of the MLP; a '
+    'Longformer's tokens attend to half
+    a window on each side.
     """
     windows = getattr(config, "attention_window", None)
     pairs = sum(_pairs(len(ids), windows[0] // 2 if windows else len(ids)) for ids in batch)
@@ -51,6 +52,6 @@ def _of_layers(config: hf.PretrainedConfig, tokens: int, weights: int, pairs: fl
 
 
 def _pairs(tokens: int, side: int) -> int:
-    """Count which token sees which, itself among them, up to ``side`` before and after it."""
+    """Count pairs of tokens that attend to each other, including itself, up to ``side`` apart."""
     side = min(side, tokens - 1)
     return tokens * (2 * side + 1) - side * (side + 1)

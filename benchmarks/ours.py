@@ -1,4 +1,4 @@
-"""Our side: `alarm serve` behind its socket, and its engine called in-process."""
+"""The service under test: `alarm serve` over HTTP, and its engine in-process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ __all__ = ["alarm_serve", "deterministic", "in_process", "on_the_wire", "over_ht
 
 
 def write_recipe(task: Task) -> Path:
-    """Write the recipe of one model beside its checkpoint."""
+    """Write a recipe with one model beside its checkpoint."""
     template = task.template if task.kind == "sequence" else f"{task.template.strip()} "
     more = ""
     if task.kind == "segments":
         more = f'positive_label = "{LABELS[-1]}"\nnegative_label = "{LABELS[0]}"\n'
         more += f'separator = "{task.separator}"\n'
-    # A recipe's holistic model judges wholes: beside token heads stands one without weights.
+    # A holistic model must score whole completions, so a token head gets a weightless one beside
+    # it.
     holistic = "measured" if task.kind == "sequence" else "length"
     length = "" if task.kind == "sequence" else '[models.length]\nkind = "length"\n'
     path = task.folder / "recipe.toml"
@@ -53,7 +54,7 @@ def alarm_serve(recipe: str, device: str, log: Path, *flags: str) -> Iterator[st
 def over_http(
     task: Task, name: str = "alarm", flags: Sequence[str] = ()
 ) -> Iterator[dict[str, Way]]:
-    """Yield the ways through `alarm serve`: one request for all, and one a sample."""
+    """Yield the variants over HTTP: one request for all samples, and one per sample."""
     log = task.folder / f"{name}.log"
     recipe = str(write_recipe(task))
     with alarm_serve(recipe, task.device, log, *flags) as url, client() as post:
@@ -66,12 +67,12 @@ def over_http(
 
 
 def deterministic(task: Task) -> AbstractContextManager[dict[str, Way]]:
-    """Yield the same ways where the same sample is to have the same bits in any company."""
+    """Yield the same variants with `--deterministic`."""
     return over_http(task, "alarm --deterministic", ["--deterministic"])
 
 
 def on_the_wire(sample: Sample) -> dict[str, Any]:
-    """Return a sample as requests have it."""
+    """Return a sample as JSON for a request."""
     body: dict[str, Any] = {"prompt": sample.prompt, "completion": sample.completion}
     if sample.segments:
         body["segments"] = {"sentences": [list(span) for span in sample.segments]}
@@ -97,18 +98,18 @@ def _read(score: Mapping[str, Any]) -> list[float]:
 
 @contextmanager
 def in_process(task: Task) -> Iterator[dict[str, Way]]:
-    """Yield the way through the engine without HTTP, in a child process."""
+    """Yield the variant without HTTP: the engine in a child process."""
     write_recipe(task)
     with ExitStack() as stack:
         with patch.dict(os.environ):
-            limit_openmp_spin()  # as the command line has it, and no other way here
+            limit_openmp_spin()  # as in the command line, and for this variant only
             way = stack.enter_context(function_in_child(make_engine, task))
         yield {"alarm, in-process": Way(way)}
 
 
 def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
-    """Start an engine of the service; return what scores with it."""
-    # Here, in the child: importing the service sets its process up, and no other is to have that.
+    """Start an engine of the service; return a function that scores with it."""
+    # In the child, because importing the service changes process-wide settings.
     from alarm_models import types as nouns
     from alarm_models.process_tuning import disable_malloc_trim
     from alarm_models.recipe.loader import load_recipe
@@ -117,7 +118,7 @@ def make_engine(task: Task) -> Callable[[Sequence[Sample]], list[float]]:
     from alarm_service.settings import Settings
 
     set_up_logs("warning")
-    disable_malloc_trim()  # as both `alarm serve` and `alarm score` do
+    disable_malloc_trim()  # as `alarm serve` and `alarm score` do
     runner = asyncio.Runner()
     recipe = load_recipe(str(task.folder / "recipe.toml"))
 

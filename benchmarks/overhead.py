@@ -1,6 +1,6 @@
-"""What HTTP costs: one request, and a request a sample in flight, against the engine alone.
+"""Measures the cost of HTTP, in one request or one per sample, against the engine alone.
 
-The engine is called in a process of its own without HTTP, on the same batches of work.
+The engine runs in its own process without HTTP, on the same batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--median", type=int, default=82, help="tokens of a completion")
+    parser.add_argument("--median", type=int, default=82, help="median tokens of a completion")
     parser.add_argument("--layers", type=int, default=6, help="12 for 150M parameters")
     parser.add_argument("--hidden", type=int, default=384, help="1024 for 150M parameters")
     add_options(parser, ["in-process", "http"], rounds=3)
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure; every round's samples are new."""
+    """Measure; every round uses new samples."""
     work = {
         number: ragged(options.samples, options.median, seed=number)
         for number in range(-1, options.rounds)

@@ -1,6 +1,6 @@
-"""A plain reward server that pads what it is sent, the way OpenRLHF's ``serve_rm`` works.
+"""A simple reward server with padded batches, like OpenRLHF's ``serve_rm``.
 
-One request at a time, its whole list in one padded batch, run where the event loop waits.
+It handles one request at a time, as one padded batch, and blocks its event loop meanwhile.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from work import Task
 
 
 def create_app(task: Task) -> FastAPI:
-    """Make the application: ``POST /get_reward`` takes texts and gives each one's numbers."""
+    """Create the application: ``POST /get_reward`` takes texts and returns the numbers of each."""
     plain = Plain(task)
     app = FastAPI()
 
     @app.get("/ready")
     async def ready() -> None:
-        """Answer once the model is loaded."""
+        """Answer 200 once the model is loaded."""
 
     @app.post("/get_reward")
     async def get_reward(request: Request) -> dict[str, Any]:
-        """Score the texts of ``query``; ``num_segments`` says how many separators count."""
+        """Score the texts of ``query``; ``num_segments`` is the number of separators to read."""
         body = await request.json()
         rows = plain.numbers(plain.encode(body["query"]), body["num_segments"])
         return {"rewards": rows, "scores": rows, "extra_logs": {}}
@@ -35,9 +35,9 @@ def create_app(task: Task) -> FastAPI:
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until a signal arrives."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="the checkpoint")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--kind", choices=["sequence", "segments"], required=True)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")

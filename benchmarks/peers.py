@@ -1,4 +1,4 @@
-"""infinity and vLLM as rivals: their own servers in their own environments, on loopback."""
+"""infinity and vLLM as rivals: their servers in their own environments, on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE_S = 300
 
 @contextmanager
 def vllm(task: Task) -> Iterator[dict[str, Way]]:
-    """Yield the ways through ``vllm serve``, eager, with its prefix cache where it has one."""
+    """Yield the variants over ``vllm serve``, eager, with its prefix cache if it has one."""
     port = str(free_port())
     command = [str(bin_folder("vllm") / "vllm"), "serve", str(task.folder), "--runner", "pooling"]
     command += ["--served-model-name", "measured", "--dtype", task.dtype, "--enforce-eager"]
@@ -46,10 +46,10 @@ def vllm(task: Task) -> Iterator[dict[str, Way]]:
 
 
 def _vllm_variables() -> dict[str, str]:
-    """Return what its manual advises for a CPU: every core, Intel's OpenMP, and tcmalloc.
+    """Return the variables that vLLM's manual recommends: all cores, Intel's OpenMP, tcmalloc.
 
-    By itself it leaves a core free for its front, which on two cores is half of them. tcmalloc is
-    used where a copy of it is put into the environment's ``lib``.
+    By default it reserves a core for its front end, which is half of two cores. tcmalloc is used if
+    a copy of it is in the environment's ``lib``.
     """
     cores = sorted(os.sched_getaffinity(0))
     cores = cores[: int(os.environ.get("OMP_NUM_THREADS", len(cores)))]
@@ -81,7 +81,7 @@ def _classify(
 def _pool_tokens(
     post: Post, url: str, task: Task, requests: Sequence[Sequence[Sample]]
 ) -> list[float]:
-    """Take every token's logits, and read them at the separators, which are words as others."""
+    """Read every token's logits at the separators, which are words like any other."""
     bodies = [
         {
             "model": "measured",
@@ -103,9 +103,9 @@ def _pool_tokens(
 
 @contextmanager
 def infinity(task: Task) -> Iterator[dict[str, Way]]:
-    """Yield the ways through infinity's reranker, which serves classifiers of one logit.
+    """Yield the variants over infinity's reranker, which serves one-logit classifiers.
 
-    A sample's prompt is the query: a request has one.
+    The prompt is the query, of which a request has one.
     """
     port = str(free_port())
     command = [str(bin_folder("infinity") / "infinity_emb"), "v2"]

@@ -1,4 +1,4 @@
-"""transformers run plainly: padded batches of whole texts, the prompt in each."""
+"""Runs transformers directly: padded batches of whole texts, each with its prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Plain", "encode", "make_runner"]
 
 
 def encode(tokenizer: Any, kind: str, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenise texts for a kind; those with separators word by word, as FineGrainedRLHF does."""
+    """Tokenize texts for a kind; texts with separators word by word, as FineGrainedRLHF does."""
     if kind == "sequence":
         ids: list[list[int]] = tokenizer(list(texts)).input_ids
         return ids
@@ -22,7 +22,7 @@ def encode(tokenizer: Any, kind: str, texts: Sequence[str]) -> list[list[int]]:
 
 
 class Plain:
-    """A checkpoint as transformers loads it."""
+    """A checkpoint loaded by transformers."""
 
     def __init__(self, task: Task) -> None:
         hf.logging.set_verbosity_error()
@@ -38,14 +38,14 @@ class Plain:
         self._separator = self._tokenizer.sep_token_id
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts."""
+        """Tokenize texts."""
         return encode(self._tokenizer, self._kind, texts)
 
     @torch.inference_mode()
     def numbers(
         self, batch: Sequence[Sequence[int]], num_segments: Sequence[int]
     ) -> list[list[float]]:
-        """Run one batch, padded to its longest; return each sample's numbers."""
+        """Run one batch, padded to its longest text; return each sample's numbers."""
         padded = self._tokenizer.pad(
             {"input_ids": [list(ids) for ids in batch]}, return_tensors="pt"
         )
@@ -62,7 +62,7 @@ class Plain:
 
 
 def make_runner(task: Task) -> Callable[[Sequence[Sample], int | None, bool], list[float]]:
-    """Return what runs batches of a size (None: all at once), by length or as they come."""
+    """Return a function that runs batches of a size (None: all at once), optionally sorted."""
     plain = Plain(task)
 
     def run(samples: Sequence[Sample], size: int | None, by_length: bool) -> list[float]:

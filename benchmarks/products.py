@@ -1,6 +1,6 @@
-"""The bound of a way: the multiplications that its samples need, and nothing else but tokenising.
+"""Measures a lower bound: tokenization and only the multiplications that the samples need.
 
-Whoever takes as long wastes nothing, at the speed that torch multiplies with in the same run.
+An implementation that takes as long wastes nothing, at the speed of torch in the same run.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from work import Sample, Task, Way
 
 __all__ = ["multiplier", "products"]
 
-#: Counts what a model of a configuration has to compute for a batch.
+#: Counts the operations of a model with a given configuration for a batch.
 Count = Callable[[Any, Batch], float]
 
-#: Sides of square matrices: the fastest is what the device can do.
+#: Sides of the square matrices tried; the fastest is used.
 _SIDES = {"cpu": (1024, 1536, 2048), "cuda": (4096, 8192)}
 _TRIED = 8
 
 
 def products(count: Count) -> Callable[[Task], AbstractContextManager[Mapping[str, Way]]]:
-    """Return the rival that only multiplies, square matrices, as much as its samples need it."""
+    """Return the rival that only multiplies square matrices, with the samples' operations."""
 
     @contextmanager
     def rival(task: Task) -> Iterator[dict[str, Way]]:
@@ -48,7 +48,7 @@ def products(count: Count) -> Callable[[Task], AbstractContextManager[Mapping[st
 
 @contextmanager
 def multiplier(device: str, dtype: str) -> Iterator[Callable[[float], None]]:
-    """Yield what computes so many operations, in a process of its own."""
+    """Yield a function that computes a number of operations in a child process."""
     with function_in_child(_make_multiplier, device, dtype) as multiply:
         yield multiply
 
@@ -69,7 +69,7 @@ def _make_multiplier(device: str, dtype: str) -> Callable[[float], None]:
 
 @torch.inference_mode()
 def _multiply(matrix: torch.Tensor, times: float) -> float:
-    """Multiply a matrix by itself so many times; return the seconds that it took."""
+    """Multiply a matrix by itself ``times`` times; return the seconds taken."""
     out = torch.empty_like(matrix)
     _wait_for(matrix)
     started = time.perf_counter()

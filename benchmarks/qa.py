@@ -1,4 +1,4 @@
-"""Questions with their passages, and answers: the lengths that the aspects meet."""
+"""Questions with passages, and answers: texts of realistic lengths for the aspects."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["GOLDEN", "group", "read", "singles"]
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
-#: Texts that fit every model here, in characters.
+#: Longest text that fits every model here, in characters.
 _MOST = 6000
 
 
 def read(path: Path) -> list[tuple[str, str]]:
-    """Read prompts with an answer each.
+    """Read prompts with one answer each.
 
-    From FineGrainedRLHF's list of prompts (``text`` and ``answer``), or from golden items, one a
-    line (``prompt`` and ``response``). Texts that hold a separator, have no sentence, or are over
-    6,000 characters are left out.
+    Reads FineGrainedRLHF's list of prompts (``text`` and ``answer``), or golden items, one per line
+    (``prompt`` and ``response``). Skips texts with a separator, without a sentence, or with over
+    6,000 characters.
     """
     content = path.read_text()
     if content.lstrip().startswith("["):
@@ -40,13 +40,13 @@ def read(path: Path) -> list[tuple[str, str]]:
 
 
 def singles(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Twins:
-    """Choose prompts with their answers."""
+    """Draw prompts with their answers."""
     chosen = Random(seed).choices(pairs, k=count)
     return _twins([(prompt, [answer]) for prompt, answer in chosen], seed)
 
 
 def group(pairs: Sequence[tuple[str, str]], size: int, seed: int) -> Twins:
-    """Choose a prompt and ``size`` answers, which may be another prompt's."""
+    """Draw a prompt and ``size`` answers, which may belong to other prompts."""
     choose = Random(seed)
     prompt, _ = choose.choice(pairs)
     return _twins([(prompt, [answer for _, answer in choose.choices(pairs, k=size)])], seed)
@@ -54,8 +54,8 @@ def group(pairs: Sequence[tuple[str, str]], size: int, seed: int) -> Twins:
 
 def _twins(prompts: Sequence[tuple[str, list[str]]], seed: int) -> Twins:
     def twin(number: int) -> list[Sample]:
-        # A first word of its own: what a server remembers of a prompt from another round, which
-        # may have drawn it too, or from the other twin, is no beginning of this one.
+        # A distinct first word, so that no prefix cached in another round, or for the other twin,
+        # matches this prompt.
         first = f"{number}{seed:04}"
         return [
             _sample(f"{first} {prompt}", answer)

@@ -1,7 +1,7 @@
-"""Ragged answers without shared prompts: a BERT made on the spot.
+"""Scores answers of varied lengths without shared prompts with a random BERT.
 
-Ours (packed) against transformers one by one, padded as sent and in sorted batches, in-process and
-over HTTP; `products` says what bounds all of them.
+Compares the service (packed) with transformers one by one, padded as sent and in sorted batches,
+in-process and over HTTP. `products` measures the lower bound of all of them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--median", type=int, default=82, help="tokens of a completion")
+    parser.add_argument("--median", type=int, default=82, help="median tokens of a completion")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
-    parser.add_argument("--batch", type=int, default=32, help="samples of a padded batch")
+    parser.add_argument("--batch", type=int, default=32, help="samples per padded batch")
     add_options(parser, ["http", "in-process", "transformers", "products"], rounds=3, known=_RIVALS)
     run(parser.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure; every round's samples are new."""
+    """Measure; every round uses new samples."""
     padded = {
         f"as sent, by {options.batch}": (options.batch, False),
         f"sorted, by {options.batch}": (options.batch, True),
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         for number in range(-1, options.rounds)
     }
     with tempfile.TemporaryDirectory() as folder:
-        # The prompt is what rerankers call a query: a text of its own.
+        # Rerankers call the prompt a query; it is a separate text.
         template = "{prompt} [SEP] {completion}"
         task = Task(Path(folder), "sequence", template, dtype=options.dtype, device=options.device)
         bert(task.folder, Shape(options.layers, options.hidden))

@@ -1,8 +1,8 @@
-"""The whole recipe `long-form-qa`, in groups, at several rates of samples past the threshold.
+"""Scores groups with the recipe `long-form-qa`, at several shares past the threshold.
 
-Over HTTP against the way ALaRM's own code does it: three aspects always, padded by the group, and
-the holistic model one by one; and what the multiplications alone would take. Same weights, random,
-made on the spot.
+Compares the service over HTTP with the procedure of ALaRM's own code (all three aspects, padded per
+group, and the holistic model one by one), and with the time of the multiplications alone. All use
+the same random weights.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--prompts", type=Path, default=qa.GOLDEN / "qa_items.jsonl", help="or qa_prompts.json"
+        "--prompts",
+        type=Path,
+        default=qa.GOLDEN / "qa_items.jsonl",
+        help="qa_items.jsonl, or qa_prompts.json",
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.3, 1])
-    parser.add_argument("--group", type=int, default=8, help="samples of a group")
+    parser.add_argument("--group", type=int, default=8, help="samples per group")
     # The published aspects are 12 layers of this width.
     parser.add_argument("--holistic", type=int, nargs=2, default=[4, 768], help="layers, width")
     parser.add_argument("--aspects", type=int, nargs=2, default=[4, 768], help="layers, width")
@@ -43,12 +46,12 @@ def main() -> None:
         "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(ASPECTS)}"
     )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:0, of our side")
+    parser.add_argument("--device", default="cpu", help="device of the service: cpu or cuda:0")
     run(parser.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure each rate; every round is a new group."""
+    """Measure each rate; every round uses a new group."""
     pairs = qa.read(options.prompts)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A rule whose threshold a ``share`` of one twin's samples reach, of the ``zs`` by round."""
+    """A rule whose threshold a ``share`` of one twin's samples reach; ``zs`` are by round."""
 
     rule: Rule
     share: float
@@ -86,7 +89,7 @@ def gate(
     twin: int,
     reference: Callable[[Sequence[Sample], Rule | None], list[float]],
 ) -> Gate:
-    """Open the gate for ``rate`` of a twin's samples, over all rounds."""
+    """Set the threshold that ``rate`` of a twin's samples reach, over all rounds."""
     zs = {number: reference(twins[twin], None) for number, twins in work.items()}
     counted = [z for number, some in zs.items() if number >= 0 for z in some]
     threshold, share = threshold_for(rate, counted)
@@ -101,9 +104,9 @@ def measure(
     multiply: Callable[[float], None],
     least: Callable[[Rule, Sequence[Sample], Sequence[float]], float],
 ) -> None:
-    """Run all sides in turns, each twin's with its own gate."""
+    """Run all variants in turn, each twin with its own threshold."""
     first, second = (one.rule for one in gates)
-    # Counted before the clock runs, by the prompt, which is another in each round.
+    # Computed before timing starts, keyed by the prompt, which is different in each round.
     operations = {
         samples[0].prompt: least(first, samples, gates[0].zs[number])
         for number, (samples, _) in work.items()
@@ -129,7 +132,7 @@ def measure(
 
 
 def make_models(folder: Path, holistic: Shape, aspects: Shape) -> dict[str, Path]:
-    """Make the recipe's four checkpoints; return their folders by the models' names."""
+    """Create the recipe's four checkpoints; return their folders by model name."""
     names = ("ultrarm", "relevance_rm", "factuality_rm", "completeness_rm")
     folders = {name: folder / name for name in names}
     llama_with_head(folders["ultrarm"], holistic, qa.GOLDEN / "holistic_rm")
@@ -141,7 +144,7 @@ def make_models(folder: Path, holistic: Shape, aspects: Shape) -> dict[str, Path
 
 
 def settings(folders: dict[str, Path]) -> list[str]:
-    """Return what sets the recipe to these checkpoints, with room for every text."""
+    """Return the settings that make the recipe use these checkpoints and accept every text."""
     checkpoints = [f"models.{name}.checkpoint={folder}" for name, folder in folders.items()]
     return [*checkpoints, "models.ultrarm.max_tokens=4096"]
 
@@ -149,7 +152,7 @@ def settings(folders: dict[str, Path]) -> list[str]:
 def threshold_for(rate: float, zs: Sequence[float]) -> tuple[float, float]:
     """Return a threshold and, nearest to ``rate``, the share of samples past it.
 
-    The threshold lies between two of the given ``zs``, or beyond them all.
+    The threshold lies between two of the ``zs``, or beyond all of them.
     """
     ordered = sorted(zs, reverse=True)
     count = round(rate * len(ordered))
@@ -175,7 +178,7 @@ def _reward(post: Post, url: str, rule: Rule, requests: Sequence[Sequence[Sample
 
 
 def _with_subsentences(sample: Sample) -> dict[str, Any]:
-    """Return a sample whose sentences are its sub-sentences too, as the other side reads it."""
+    """Return a sample whose sub-sentences are its sentences, as the reference reads it."""
     body = on_the_wire(sample)
     body["segments"]["subsentences"] = body["segments"]["sentences"]
     return body

@@ -1,4 +1,4 @@
-"""What `long-form-qa` has to compute for a group: all of it once, and aspects where they count."""
+"""Counts the operations of `long-form-qa` for a group: aspects only where they count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def recipe_operations(
 ) -> float:
     """Count the operations of the holistic model, and of aspects with a weight.
 
-    Those read only the samples whose ``zs`` reach the rule's threshold.
+    Aspects read only the samples whose ``zs`` reach the rule's threshold.
     """
     admitted = [one for one, z in zip(samples, zs, strict=True) if z >= rule.threshold]
     total = _count(of_group, folders["ultrarm"], "sequence", list(map(holistic_text, samples)))

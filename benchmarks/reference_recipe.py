@@ -1,7 +1,7 @@
-"""The recipe `long-form-qa` the way ALaRM's own code runs it, on transformers' own models.
+"""Runs the recipe `long-form-qa` like ALaRM's own code, with transformers' models.
 
 Three aspects for every sample, each in one padded batch; the holistic model one by one; then the
-rule (halfrot/ALaRM, long-form-QA/train_ppo.py), written here anew.
+rule. This is a new implementation of halfrot/ALaRM, long-form-QA/train_ppo.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from work import Sample, Task
 
 __all__ = ["ASPECTS", "Rule", "as_read", "aspect_tasks", "holistic_text", "make_reference"]
 
-#: In the order of a rule's weights.
+#: The aspects, in the order of a rule's weights.
 ASPECTS = ("relevance", "factuality", "completeness")
 
 _MEAN, _STD, _WEIGHT = -4.896130742253484, 3.0595760500526468, 5.0
@@ -36,7 +36,7 @@ class Rule:
 
 
 class _Holistic:
-    """A Llama with a linear head on its last token, as UltraRM's own class runs it."""
+    """A Llama with a linear head on its last token, like UltraRM's own class."""
 
     def __init__(self, folder: Path) -> None:
         self._model = hf.LlamaModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -53,7 +53,7 @@ class _Holistic:
 
 
 def aspect_tasks(folders: Mapping[str, Path]) -> dict[str, Task]:
-    """Return how each aspect's checkpoint reads samples, given the folders of the models."""
+    """Return the task of each aspect, given the folders of the models."""
     segments, whole = "{prompt} answer:", "{prompt} answer: {completion}"
     return {
         "relevance": Task(folders["relevance_rm"], "segments", segments, "</s>"),
@@ -63,7 +63,7 @@ def aspect_tasks(folders: Mapping[str, Path]) -> dict[str, Task]:
 
 
 def holistic_text(sample: Sample) -> str:
-    """Return what the holistic model reads."""
+    """Return the text that the holistic model reads."""
     return f"Human: {sample.prompt}\nAssistant: {sample.completion}"
 
 
@@ -81,7 +81,7 @@ def as_read(name: str, sample: Sample) -> Sample:
 def make_reference(
     folders: Mapping[str, Path],
 ) -> Callable[[Sequence[Sample], Rule | None], list[float]]:
-    """Load the four models; return what gives each sample's reward, or its z without a rule."""
+    """Load the four models; return a function of samples to rewards, or to z without a rule."""
     aspects = {name: (task, Plain(task)) for name, task in aspect_tasks(folders).items()}
     holistic = _Holistic(folders["ultrarm"])
 
@@ -98,7 +98,7 @@ def make_reference(
 
 
 def _aspect(name: str, task: Task, plain: Plain, samples: Sequence[Sample]) -> list[float]:
-    """Return each sample's shaped reward of one aspect, before its weight."""
+    """Return one aspect's shaped reward of each sample, before weighting."""
     texts = [task.text(as_read(name, sample)) for sample in samples]
     rows = plain.numbers(plain.encode(texts), [len(sample.segments) for sample in samples])
     return [sum(_sigmoid(_value(name, number)) for number in row) for row in rows]

@@ -1,7 +1,7 @@
-"""Replicas on a Ray cluster: does twice as many score twice as much, and do groups stay together?
+"""Measures how throughput scales with Ray replicas, and whether groups stay together.
 
-The cluster is one of this machine's own. First the device is a stand-in that sleeps, so that only
-routing is measured; then it is this machine's cores, with a Llama made on the spot.
+The cluster is local. First the device is a stand-in that sleeps, so that only routing is measured;
+then replicas share this machine's cores, with a random Llama.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.ray.model import RayModelLoader, connect
 from alarm_service.settings import Settings
 
-#: Groups a request, and requests under way at once.
+#: Groups per request, and concurrent requests.
 _GROUPS = 4
 _CALLERS = 8
 
@@ -41,17 +41,29 @@ _CALLERS = 8
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sleeping", type=int, nargs="*", default=[1, 2, 4], help="replicas")
-    parser.add_argument("--real", type=int, nargs="*", default=[1, 2], help="replicas")
+    parser.add_argument(
+        "--sleeping",
+        type=int,
+        nargs="*",
+        default=[1, 2, 4],
+        help="numbers of replicas with the sleeping device",
+    )
+    parser.add_argument(
+        "--real",
+        type=int,
+        nargs="*",
+        default=[1, 2],
+        help="numbers of replicas on this machine's cores",
+    )
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=8, help="samples a group")
+    parser.add_argument("--size", type=int, default=8, help="samples per group")
     parser.add_argument("--prompt", type=int, default=200, help="tokens of a prompt")
     parser.add_argument("--completion", type=int, default=50, help="mean tokens of a completion")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     options = parser.parse_args()
-    # Replicas import the stand-in device, and have a core each.
+    # Replicas import the stand-in device and reserve a core each.
     os.environ["PYTHONPATH"] = os.pathsep.join(one for one in sys.path if one)
     os.environ["OMP_NUM_THREADS"] = "1"
     connect(Settings(ray=True, log_level="error"))
@@ -59,7 +71,7 @@ def main() -> None:
 
 
 async def run(options: argparse.Namespace) -> None:
-    """Measure each number of replicas, one after another, on the same work."""
+    """Measure each number of replicas in turn, on the same work."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         llama(Path(folder), Shape(options.layers, options.hidden))
@@ -76,7 +88,7 @@ async def run(options: argparse.Namespace) -> None:
 
 
 def recipe_of(checkpoint: str) -> Recipe:
-    """Make a recipe of one model."""
+    """Make a recipe with one model."""
     rm = {"kind": "sequence", "checkpoint": checkpoint, "template": "{prompt} {completion}"}
     return Recipe.model_validate(
         {
@@ -92,7 +104,7 @@ def recipe_of(checkpoint: str) -> Recipe:
 async def replicas(
     recipe: Recipe, number: int, load: ModelLoader | None
 ) -> AsyncIterator[RewardEngine]:
-    """Have so many replicas of the recipe's model; this machine's cores are theirs by name only."""
+    """Run replicas of the recipe's model; Ray's core reservations are nominal."""
     settings = Settings(ray=True, device="cpu", replicas=number, cpus_per_replica=0.1)
     engine = create_engine([recipe], settings, RayModelLoader(settings, load=load))
     await engine.start()
@@ -105,7 +117,7 @@ async def replicas(
 
 
 async def measure(engine: RewardEngine, options: argparse.Namespace) -> dict[str, float]:
-    """Score a round of requests, some under way at once; what is new in each is its prompts."""
+    """Score a round of concurrent requests, each with new prompts."""
     seconds = []
     num_tokens = num_computed = 0
     for number in range(-1, options.rounds):
@@ -131,7 +143,7 @@ async def measure(engine: RewardEngine, options: argparse.Namespace) -> dict[str
 
 
 def requests(options: argparse.Namespace, number: int) -> Sequence[Sequence[Sample]]:
-    """Make one round's requests, of several shuffled groups each."""
+    """Make the requests of one round, each with several shuffled groups."""
     made = []
     for request in range(options.requests):
         samples = [

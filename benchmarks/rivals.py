@@ -1,4 +1,4 @@
-"""What is measured beside what: rivals by name, each in a process of its own, run in turns."""
+"""The implementations to compare: each rival runs in its own process, and all run in turn."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from work import Sample, Task, Way, Work
 
 __all__ = ["RIVALS", "Batches", "add_options", "compare", "padding_server", "transformers"]
 
-#: Yields its ways by name, ready to run.
+#: Yields variants by name, ready to run.
 Rival = Callable[[Task], AbstractContextManager[Mapping[str, Way]]]
 
-#: A batch's size, None for all samples at once, and whether samples are sorted by length first.
+#: Batch size (None: all samples at once), and whether samples are first sorted by length.
 Batches = tuple[int | None, bool]
 
 _ONE_BY_ONE = "transformers, one by one"
 
 
 def transformers(ways: Mapping[str, Batches]) -> Rival:
-    """Return transformers in batches of these forms, one by one among them."""
+    """Return transformers as a rival, with these batch forms."""
     forms = {"one by one": (1, False), **ways}
 
     @contextmanager
@@ -46,7 +46,7 @@ def transformers(ways: Mapping[str, Batches]) -> Rival:
 
 @contextmanager
 def padding_server(task: Task) -> Iterator[dict[str, Way]]:
-    """Yield the ways through a plain server that pads what it is sent."""
+    """Yield the variants over the padding server."""
     port = str(free_port())
     script = Path(__file__).with_name("padding_server.py")
     flags = {
@@ -98,17 +98,19 @@ def add_options(
     rounds: int,
     known: Mapping[str, Rival] = RIVALS,
 ) -> None:
-    """Add what every comparison has; ``rivals`` of those ``known`` run where none is named."""
+    """Add the common options; ``rivals`` are the default among those ``known``."""
     parser.add_argument("--rivals", nargs="+", choices=known, default=rivals)
-    parser.add_argument("--rounds", type=int, default=rounds, help="each has work of its own")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="number of rounds, each with new samples"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
 
 
 def compare(task: Task, rivals: Sequence[Rival], works: Mapping[str, Work]) -> None:
-    """Run rivals in turns on each work; report ratios to the first rival's first way.
+    """Run rivals in turn on each round; report ratios to the first rival's first variant.
 
-    Differences are from transformers one by one in float32, on the last round.
+    Differences are from transformers one by one in float32, in the last round.
     """
     with ExitStack() as stack:
         ways: dict[str, Way] = {}

@@ -1,4 +1,4 @@
-"""A stand-in for a device that costs no core: it sleeps as long as the tokens would take."""
+"""A stand-in for a device that uses no core: it sleeps for the time the tokens would take."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from alarm_service.engine.model_set import ServedModel
 
 __all__ = ["TOKENS_PER_S", "sleepers"]
 
-#: The speed of one such device.
+#: Tokens per second of one device.
 TOKENS_PER_S = 20_000
 
 
 class Sleeper:
-    """Scores a completion with its number of words, a token each."""
+    """Scores a completion by its number of words; each is a token."""
 
     fingerprint = "sleeper"
     limit: int | None = None
@@ -35,7 +35,7 @@ class Sleeper:
         ]
 
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
-        """Sleep for the batch's tokens."""
+        """Sleep for the time of the batch's tokens; no tokens are shared."""
         num_tokens = [one.num_tokens for one in batch]
         time.sleep(sum(num_tokens) / TOKENS_PER_S)
         return ForwardOutput([torch.tensor([[float(one)]]) for one in num_tokens], num_tokens)
@@ -46,5 +46,5 @@ class Sleeper:
 
 
 def sleepers(wanted: Mapping[str, ServedModel], device: Any) -> Mapping[str, Model]:
-    """Load a sleeper for every model."""
+    """Load a `Sleeper` for every model."""
     return dict.fromkeys(wanted, Sleeper())

@@ -1,8 +1,8 @@
-"""A server under load while everything goes wrong that tests/faults knows of; prints its tally.
+"""Runs a server under load with all the faults of tests/faults; prints the counts.
 
-Callers ask through a proxy that cuts, delays and garbles; others send bodies that never end or read
-no answers; the server is killed again and again. Ends with 1 if a reward was wrong or lost, if
-memory grew, or if the server does not serve as before once it is left alone.
+Callers send requests through a proxy that cuts, delays and corrupts them; other clients send bodies
+that never end or do not read responses; the server is killed repeatedly. Exits with 1 if a reward
+was wrong or lost, if memory grew, or if the server does not recover afterwards.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # the faults are those of the tests
+sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # the faults come from the tests
 
 from callers import Tally, ask, load, sample, truth_of  # noqa: E402
 from proxy import Proxy, proxied  # noqa: E402
@@ -37,7 +37,7 @@ MOST_GROWTH_MIB = 200
 
 @dataclass
 class Soak:
-    """What a run did and saw; `tally` is the callers'."""
+    """The results of a run; `tally` has the callers' counts."""
 
     tally: Tally = field(default_factory=Tally)
     num_calls: int = 0
@@ -49,14 +49,14 @@ class Soak:
 
     @property
     def is_good(self) -> bool:
-        """Whether every reward was right, every call has its end, and memory stayed."""
+        """Whether every reward was right, every call ended, and memory did not grow."""
         lost = self.num_calls * SAMPLES_A_CALL - self.tally.right - len(self.tally.wrong)
         lost -= sum(self.tally.errors.values()) * SAMPLES_A_CALL
         growth = max(self.resident_mib) - self.resident_mib[0]
         return not self.tally.wrong and lost == 0 and growth < MOST_GROWTH_MIB
 
     def report(self, proxy: Proxy) -> dict[str, object]:
-        """Say it in JSON's types."""
+        """Return the results as JSON types."""
         return {
             "calls": self.num_calls,
             "rewards_right": self.tally.right,
@@ -78,10 +78,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--callers", type=int, default=8)
-    parser.add_argument("--kill-every", type=float, default=300, help="seconds")
+    parser.add_argument("--kill-every", type=float, default=300, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its server is not left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its server is stopped too
     with restartable(*FLAGS) as server:
         with AlarmClient(server.url) as client:
             client.wait_ready(timeout=120)
@@ -105,7 +105,7 @@ def disturb(
     truth: Mapping[int, float],
     options: argparse.Namespace,
 ) -> None:
-    """Run callers and faults side by side until the time is over."""
+    """Run callers and faults concurrently until the time is up."""
     threads = [
         threading.Thread(target=call, args=(soak, proxy, truth, number))
         for number in range(options.callers)
@@ -122,7 +122,7 @@ def disturb(
 
 
 def watch(soak: Soak, server: Restartable, proxy: Proxy, options: argparse.Namespace) -> None:
-    """Kill the server now and then, note its memory, and print a line a minute."""
+    """Kill the server from time to time, record its memory, and print a line per minute."""
     told = killed = started = time.monotonic()
     while (now := time.monotonic()) - started < options.minutes * 60:
         time.sleep(1)
@@ -138,7 +138,7 @@ def watch(soak: Soak, server: Restartable, proxy: Proxy, options: argparse.Names
 
 
 def call(soak: Soak, proxy: Proxy, truth: Mapping[int, float], number: int) -> None:
-    """Ask and ask, from a place of the caller's own."""
+    """Send requests in a loop, with a connection of its own."""
     retries = Retries(first=0.1, longest=2.0, max_reconnects=100)
     with AlarmClient(proxy.url, timeout=60, retries=retries) as client:
         start = number * 61
@@ -150,7 +150,7 @@ def call(soak: Soak, proxy: Proxy, truth: Mapping[int, float], number: int) -> N
 
 
 def be_rude(soak: Soak, server: Restartable, seed: int) -> None:
-    """Send bodies that never end, or whole ones whose answers nobody reads, eight at once."""
+    """Send endless bodies, or complete ones whose responses are not read, eight at a time."""
     dice = random.Random(seed)
     one = sample(1)
     whole = json.dumps({"samples": [{"prompt": one.prompt, "completion": one.completion}] * 30})
@@ -164,7 +164,7 @@ def be_rude(soak: Soak, server: Restartable, seed: int) -> None:
     while not soak.over.wait(dice.uniform(0, 2)):
         with contextlib.ExitStack() as connections:
             for _ in range(8):
-                with contextlib.suppress(OSError):  # the server may be down just now
+                with contextlib.suppress(OSError):  # the server may be down
                     address = ("127.0.0.1", server.port)
                     caller = connections.enter_context(socket.create_connection(address, 1))
                     caller.sendall(dice.choice(kinds))

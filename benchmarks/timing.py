@@ -1,4 +1,4 @@
-"""Times several ways of doing the same work in turns, so that noise falls on all alike."""
+"""Times several variants of the same work in turn, so that noise affects all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REST_S = 3
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one way took, in seconds a round, and the numbers it gave in each, of which twin."""
+    """Seconds per round of one variant, and its numbers in each round, with their twin."""
 
     seconds: Sequence[float]
     numbers: Mapping[int, Sequence[float]]
@@ -27,15 +27,15 @@ class Timed:
 
     @property
     def median(self) -> float:
-        """The middle of the rounds."""
+        """The median over the rounds."""
         return statistics.median(self.seconds)
 
 
 def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
-    """Run each way on each round's work; the time of round -1 is not counted.
+    """Run each variant on each round's work; round -1 is warm-up and not timed.
 
-    Each begins after a rest: a server may look for more work, on a core of its own, for a second
-    or two after its last, and would take that core from the next.
+    Each turn starts after a pause: a server may poll for work, on a core of its own, for a second
+    or two after its last request, and would take that core from the next variant.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
@@ -52,7 +52,7 @@ def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
 def largest_difference(
     numbers: Mapping[int, Sequence[float]], reference: Mapping[int, Sequence[float]]
 ) -> float:
-    """Return the largest difference between two ways' numbers, over the rounds both have."""
+    """Return the largest difference between two variants' numbers, over common rounds."""
     pairs = [pair for at in reference for pair in zip(numbers[at], reference[at], strict=True)]
     return max(abs(one - other) for one, other in pairs)
 
@@ -65,8 +65,8 @@ def report(
 ) -> None:
     """Print a table and one line of JSON.
 
-    Ratios are to the way named ``base``; differences are the largest from the
-    ``references``, the numbers of each twin; a way without numbers is there for its time alone.
+    Ratios are relative to the variant ``base``; differences are the largest from ``references``,
+    the numbers of each twin. A variant without numbers is only timed.
     """
     table = Table("way", "seconds", "least", "most", "ratio", "difference", title=title)
     rows = {}

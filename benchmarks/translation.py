@@ -1,7 +1,7 @@
-"""The translation recipe over HTTP: real sentence pairs, every aspect of every sample.
+"""Scores real sentence pairs with the translation recipe over HTTP, every aspect of every sample.
 
-`alarm serve` runs in a process of its own with a 2-layer holistic model made on the spot, so that
-the rules and not the model bound it; requests of 64 samples come from as many connections as asked.
+`alarm serve` runs in its own process with a random 2-layer holistic model, so that the checks and
+not the model limit it. Requests have 64 samples; the number of connections is an option.
 """
 
 import argparse
@@ -31,7 +31,9 @@ ASPECTS = ("grammar", "readability", "language")
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pairs", type=Path, help="a zip or text: English, tab, Spanish a line")
+    parser.add_argument(
+        "pairs", type=Path, help="zip or text file with lines of English, tab, Spanish"
+    )
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -43,7 +45,7 @@ def main() -> None:
         server, url = serve(folder)
         try:
             for number in range(options.rounds):
-                # Sentences that were not checked before: harper remembers those that were.
+                # New sentences, because harper caches those it has checked.
                 chosen = random.sample(pairs, options.samples)
                 before = cpu_seconds(server.pid)
                 seconds = asyncio.run(score(url, chosen, options.connections))
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:
-    """Return (English, Spanish) pairs; of a zip, those of its one .txt file of pairs."""
+    """Return (English, Spanish) pairs; from a zip, those of its only .txt file of pairs."""
     if file.suffix == ".zip":
         with zipfile.ZipFile(file) as archive:
             name = max(archive.infolist(), key=lambda one: one.file_size).filename
@@ -73,7 +75,7 @@ def read_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def make_holistic(folder: Path, texts: list[str]) -> None:
-    """Save a 2-layer Llama with UltraRM's head, random weights, and a tokenizer of these texts."""
+    """Save a 2-layer Llama with UltraRM's head, random weights, and a tokenizer for these texts."""
     fast = Tokenizer(models.BPE(unk_token="<unk>"))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -104,7 +106,7 @@ def serve(checkpoint: str) -> tuple[subprocess.Popen[str], str]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     said = next(line for line in server.stderr if '"listening"' in line)
-    # Nobody reads its log from here on; without this its pipe would fill.
+    # Drain the log, or its pipe would fill up.
     subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
     found = re.search(r"http://[\d.:]+", said)
     assert found is not None
@@ -114,13 +116,13 @@ def serve(checkpoint: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used."""
+    """Return the CPU time of a process."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def score(url: str, pairs: list[tuple[str, str]], connections: int) -> float:
-    """Reward the pairs, every aspect of each; return the seconds that it took."""
+    """Reward the pairs with every aspect; return the seconds taken."""
     requests = [
         [sample(*pair) for pair in pairs[at : at + SAMPLES_A_REQUEST]]
         for at in range(0, len(pairs), SAMPLES_A_REQUEST)
@@ -134,7 +136,7 @@ async def score(url: str, pairs: list[tuple[str, str]], connections: int) -> flo
 
 
 async def send(client: httpx.AsyncClient, requests: list[list[dict[str, Any]]]) -> None:
-    """Send requests one after another; fail unless every sample has every aspect."""
+    """Send requests sequentially; fail unless every sample has every aspect."""
     for samples in requests:
         body = {"samples": samples, "aspects": "all"}
         answer = await client.post("/hierarchical_reward", json=body)
@@ -144,7 +146,7 @@ async def send(client: httpx.AsyncClient, requests: list[list[dict[str, Any]]]) 
 
 
 def sample(english: str, spanish: str) -> dict[str, Any]:
-    """Make a sample as a trainer sends it: words as tokens, and an end-of-text token."""
+    """Make a sample like a trainer: words as tokens, and an end-of-text token."""
     tokens = [list(word.span()) for word in re.finditer(r"\w+|[^\w\s]", english)]
     return {
         "prompt": f"translate Spanish to English: {spanish}",

@@ -1,4 +1,4 @@
-"""What every way is given, and gives: a task, samples, numbers."""
+"""The inputs and outputs of every variant: a task, samples, numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 __all__ = ["LABELS", "Sample", "Task", "Twins", "Way", "Work"]
 
-#: Of the token classifiers that are made here; a segment's margin is the last less the first.
+#: Labels of the token classifiers here; a segment's margin is the last minus the first.
 LABELS = ("ERR", "O")
 
 
@@ -24,9 +24,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A checkpoint, and how it reads samples.
+    """A checkpoint, and how samples are presented to it.
 
-    Kind ``sequence`` gives one number a sample, ``segments`` one margin a segment, read at the
+    Kind ``sequence`` gives one number per sample, ``segments`` one margin per segment, read at the
     separator before it.
     """
 
@@ -38,7 +38,7 @@ class Task:
     device: str = "cpu"
 
     def text(self, sample: Sample) -> str:
-        """Return the text that the model reads, separators written out."""
+        """Return the text that the model reads, including separators."""
         if self.kind == "sequence":
             return self.template.format(prompt=sample.prompt, completion=sample.completion)
         parts = [self.template.format(prompt=sample.prompt).strip()]
@@ -47,19 +47,19 @@ class Task:
         return " ".join(parts)
 
 
-#: Two lists of samples of the same lengths, without a beginning in common.
+#: Two lists of samples with the same lengths and without a common prefix.
 Twins = tuple[Sequence[Sample], Sequence[Sample]]
 
-#: The twins of each round; round -1 is for warming up.
+#: The twins of each round; round -1 is the warm-up.
 Work = Mapping[int, Twins]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to score samples; ``score`` returns their numbers, one after the other.
+    """One implementation to time; ``score`` returns the numbers of samples, concatenated.
 
-    A server that remembers prompts is given each prompt once: of its two ways, the second scores
-    the round's second ``twin``.
+    A server with a prefix cache must see each prompt only once, so the second of its two variants
+    scores the round's second ``twin``.
     """
 
     score: Callable[[Sequence[Sample]], list[float]]

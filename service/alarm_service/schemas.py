@@ -76,7 +76,7 @@ class _In(BaseModel):
 
 
 def _whole(text: str) -> str:
-    """Refuse half of a surrogate pair: it can be neither tokenised nor echoed."""
+    """Refuse lone surrogates, which can be neither tokenized nor echoed."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -94,13 +94,13 @@ SpanIn = Annotated[list[Offset], Field(min_length=2, max_length=2, examples=[[0,
 
 
 def _unless_packed(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Take spans as they are that were checked as they were read."""
+    """Skip validation of spans that were already validated while parsing."""
     return value if isinstance(value, PackedSpans) else validate(value)
 
 
-#: The first fault is told and no other: there may be millions.
+#: Only the first error is reported: there may be millions.
 SpansIn = Annotated[list[SpanIn], Field(fail_fast=True), WrapValidator(_unless_packed)]
-Id = Annotated[Text | int | None, Field(description="echoed")]
+Id = Annotated[Text | int | None, Field(description="echoed in the response")]
 
 
 class MessageIn(_In):
@@ -121,22 +121,24 @@ class SampleIn(_In):
     prompt: Text | MessagesIn
     completion: Text | MessagesIn
     fields: dict[Text, Text] = Field(
-        default_factory=dict, description="texts that the model's template may name"
+        default_factory=dict, description="named texts for the model's template"
     )
     token_offsets: SpansIn | None = Field(
         default=None,
-        description="[start, end) in code points of the completion, one a policy token; "
+        description="[start, end) of each policy token, in code points of the completion; "
         "special tokens are empty spans",
     )
     segments: dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn] = Field(
-        default_factory=dict, description="spans that replace the server's own finding"
+        default_factory=dict, description="spans to use instead of those the server would find"
     )
     id: Id = None
-    group: Text | int | None = Field(default=None, description="samples of one prompt share it")
+    group: Text | int | None = Field(
+        default=None, description="the same for all samples of a prompt"
+    )
 
 
 class OverridesIn(Overrides):
-    """What one request may change of a recipe."""
+    """Per-request overrides of a recipe."""
 
     model_config = ConfigDict(strict=True)
 
@@ -145,20 +147,24 @@ class OverridesIn(Overrides):
 
 
 class ScoreRequest(_In):
-    """Samples for one model."""
+    """Samples to score with one model."""
 
-    model: Text | None = Field(default=None, description="else the default recipe's holistic model")
+    model: Text | None = Field(
+        default=None, description="default: the holistic model of the default recipe"
+    )
     samples: list[SampleIn]
 
 
 class RewardRequest(_In):
-    """Samples for one recipe."""
+    """Samples to reward with one recipe."""
 
-    recipe: Text | None = Field(default=None, description="else the server's first recipe")
+    recipe: Text | None = Field(default=None, description="default: the server's first recipe")
     samples: list[SampleIn]
     overrides: OverridesIn = Field(default_factory=OverridesIn)
     aspects: Literal["admitted", "all"] = Field(
-        default="admitted", description='"all" computes every aspect, for logging'
+        default="admitted",
+        description='"admitted" computes the aspects that the reward needs; "all" computes '
+        "every aspect of every sample, for logging",
     )
 
 
@@ -174,9 +180,9 @@ class SampleErrorOut(_Out):
 
 
 class SegmentOut(_Out):
-    """A judged segment, `score` the margin between two labels; or a graded one, `score` its grade.
+    """A scored segment; `score` is the margin between two labels, or the segment's grade.
 
-    `score` is null where the segment was not read.
+    `score` is null if the model did not read the segment.
     """
 
     start: int
@@ -188,7 +194,7 @@ class SegmentOut(_Out):
 class ScoreOut(_Out):
     """One sample's score."""
 
-    id: str | int | None = Field(default=None, description="as it came")
+    id: str | int | None = Field(default=None, description="as in the request")
     score: float | None
     segments: list[SegmentOut] | None
     num_tokens: int
@@ -197,20 +203,20 @@ class ScoreOut(_Out):
 
 
 class NamedScoresOut(ScoreOut):
-    """One sample's score from a model that gives several numbers."""
+    """One sample's score from a model with several named outputs."""
 
-    outputs: dict[str, float] = Field(description="the numbers by their names")
+    outputs: dict[str, float] = Field(description="output name -> value")
 
 
 class UsageOut(_Out):
-    """Tokens as if each sample were scored alone, and tokens that the device ran."""
+    """Tokens as if each sample were scored alone, and tokens that were actually computed."""
 
     num_tokens: int
     num_computed_tokens: int
 
 
 class ScoreResponse(_Out):
-    """One score a sample, in order."""
+    """One score per sample, in request order."""
 
     model: str
     fingerprint: str
@@ -226,7 +232,7 @@ class HolisticOut(_Out):
 
 
 class AspectOut(_Out):
-    """What an aspect says, shaped, before its weight."""
+    """An aspect's shaped reward, before weighting."""
 
     reward: float
     token_rewards: list[float] | None
@@ -236,7 +242,7 @@ class AspectOut(_Out):
 class RewardOut(_Out):
     """One sample's reward."""
 
-    id: str | int | None = Field(default=None, description="as it came")
+    id: str | int | None = Field(default=None, description="as in the request")
     reward: float | None
     token_rewards: list[float] | None
     holistic: HolisticOut | None
@@ -247,7 +253,7 @@ class RewardOut(_Out):
 
 
 class RewardResponse(_Out):
-    """One reward a sample, in order."""
+    """One reward per sample, in request order."""
 
     recipe: str
     fingerprint: str
@@ -264,7 +270,9 @@ class ModelOut(_Out):
     checkpoint: str | None
     fingerprint: str | None = Field(description="null while loading")
     device: str
-    deterministic: bool = Field(description="whether each sample runs alone, for the same bits")
+    deterministic: bool = Field(
+        description="whether each sample runs alone, so that scores are bit-identical"
+    )
     limits: dict[str, int | None]
 
 
@@ -281,7 +289,7 @@ class RecipeOut(ModelOut):
 
 
 class ModelsOut(_Out):
-    """What is served, and what one request may ask for."""
+    """The models and recipes being served, and the limits of a request."""
 
     models: list[ModelOut]
     recipes: list[RecipeOut]
@@ -289,14 +297,14 @@ class ModelsOut(_Out):
 
 
 class HealthOut(_Out):
-    """How the server is, in a word and a sentence."""
+    """The server's status as a word, and the reason as a sentence."""
 
     status: str
     reason: str
 
 
 class ErrorBody(_Out):
-    """What went wrong, and whether the same request may succeed later."""
+    """An error, and whether the same request may succeed later."""
 
     code: str
     message: str
@@ -304,17 +312,17 @@ class ErrorBody(_Out):
 
 
 class ErrorOut(_Out):
-    """The answer of every status but 200."""
+    """The body of every response with a status other than 200."""
 
     error: ErrorBody
 
 
 class UnwellOut(HealthOut, ErrorOut):
-    """How the server is while it cannot serve: health and error in one."""
+    """Health while the server cannot serve; also an error body."""
 
 
 def sample_in(sample: SampleIn) -> Sample:
-    """Take a sample off the wire."""
+    """Convert a request's sample."""
     offsets = sample.token_offsets
     return Sample(
         prompt=_content(sample.prompt),
@@ -328,7 +336,7 @@ def sample_in(sample: SampleIn) -> Sample:
 
 
 def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
-    """Put a sample's score, or its error, on the wire."""
+    """Convert a sample's score or error to its response."""
     if isinstance(outcome, SampleError):
         return ScoreOut(
             id=sample.id,
@@ -354,7 +362,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
 def reward_out(
     sample: SampleIn, outcome: Reward | SampleError, aspects: Sequence[str]
 ) -> RewardOut:
-    """Put a sample's reward, or its error, on the wire; ``aspects`` are the recipe's names."""
+    """Convert a sample's reward or error to its response; ``aspects`` are the recipe's aspects."""
     if isinstance(outcome, SampleError):
         return RewardOut(
             id=sample.id,

@@ -1,4 +1,4 @@
-"""Every option of the server, once: a flag of `alarm serve` and an ALARM_* variable alike."""
+"""Every option of the server: a flag of `alarm serve` and an ALARM_* environment variable."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SEPARATOR = re.compile(r"[;\n]+")
 
 
 class SettingsError(ValueError):
-    """Options that do not go together, or that name what cannot be used; says what to do."""
+    """Options that conflict or name something unusable; the message says what to do."""
 
 
 def require_key(key: str, where: str) -> str:
-    """Return a key without white space around it; raise `SettingsError` where none could be sent.
+    """Return a key without surrounding white space; raise `SettingsError` if no header can hold it.
 
-    The message names ``where`` the key is from, and never the key.
+    The message names ``where`` the key comes from and never contains the key.
     """
     key = key.strip()
     for at, character in enumerate(key):
@@ -35,132 +35,148 @@ def require_key(key: str, where: str) -> str:
 
 
 class Settings(BaseSettings):
-    """The server's options; a flag wins over its variable."""
+    """The server's options; a flag takes precedence over its variable."""
 
     model_config = SettingsConfigDict(
         env_prefix="ALARM_", frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
     recipe: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("mini",), description="a built-in recipe or a TOML file; may be given again"
+        default=("mini",), description="built-in recipe or TOML file; repeatable"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="KEY=VALUE sets a recipe key by its dotted name; may be given again"
+        default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
     )
-    host: str = Field(default="127.0.0.1", description="the address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="the port; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one"
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
-        description="auto, cpu or cuda:N; several, with commas between, have a replica each",
+        description="auto, cpu or cuda:N; a comma-separated list runs a replica on each",
     )
     ray: bool = Field(
-        default=False, description="put each model on a Ray cluster, in replicas of its own"
+        default=False, description="run each model on a Ray cluster, with its own replicas"
     )
     ray_address: str | None = Field(
-        default=None, description="the cluster to join, else one of this machine is started"
+        default=None, description="Ray cluster to join; if unset, a local one is started"
     )
-    replicas: int = Field(default=1, ge=1, description="replicas that each model has on Ray")
+    replicas: int = Field(default=1, ge=1, description="Ray replicas per model")
     max_replicas: int | None = Field(
-        default=None, ge=1, description="replicas that each may have on Ray as tokens wait"
+        default=None, ge=1, description="Ray replicas per model when scaled up by queued tokens"
     )
     queued_tokens_per_replica: int = Field(
-        default=100_000, ge=1, description="tokens in a replica from which on Ray starts another"
+        default=100_000,
+        ge=1,
+        description="queued tokens per replica above which Ray starts another",
     )
     gpus_per_replica: float | None = Field(
         default=None,
         ge=0,
-        description="a replica's GPUs on Ray, else one where the cluster has any",
+        description="GPUs per Ray replica; if unset, 1 if the cluster has GPUs, else 0",
     )
-    cpus_per_replica: float = Field(default=1, ge=0, description="a replica's cores on Ray")
+    cpus_per_replica: float = Field(default=1, ge=0, description="CPU cores per Ray replica")
     deterministic: bool = Field(
         default=False,
-        description="the same sample has the same bits whatever else waits: each runs alone",
+        description="bit-identical scores whatever else is batched: each sample runs alone",
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="a key that callers may bring; may be given again"
+        default=(),
+        description="API key that callers must use (with --url: the key to send); repeatable",
     )
     api_key_file: Path | None = Field(
-        default=None, description="a file of keys, one a line; `#` begins a comment"
+        default=None, description="file of API keys, one per line; `#` starts a comment"
     )
     admin_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="a key for the routes of /admin; may be given again"
+        default=(), description="key for the /admin routes; repeatable"
     )
     admin_key_file: Path | None = Field(
-        default=None, description="a file of such keys; without any /admin is closed"
+        default=None,
+        description="file of admin keys; without an admin key the /admin routes are disabled",
     )
     recipe_dir: Path | None = Field(
-        default=None, description="a folder of recipes that /admin may load by their names"
+        default=None, description="folder of recipes that /admin may load by name"
     )
     published: str | None = Field(
         default=None,
-        description="the address that outsiders reach, where it is not --host (a container's)",
+        description="address that other machines reach, if it is not --host (as in a container)",
     )
-    insecure: bool = Field(
-        default=False, description="let other machines in although there is no key"
-    )
+    insecure: bool = Field(default=False, description="listen beyond loopback without an API key")
     allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="a host name that requests may be sent to where there is no key, besides "
-        "localhost and --host; * allows any; may be given again",
+        description="further Host header accepted when no API key is set, besides localhost and "
+        "--host; * accepts any; repeatable",
     )
     max_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="requests that each key may send"
+        default=None, ge=1, description="requests per minute per API key"
     )
     max_tokens_per_minute: int | None = Field(
-        default=None, ge=1, description="tokens that each key may send, 4 bytes of a body each"
+        default=None,
+        ge=1,
+        description="tokens per minute per API key; 4 body bytes count as one token",
     )
     tls_certificate: Path | None = Field(
-        default=None, description="a PEM file of the certificate's chain: serve https"
+        default=None, description="PEM file of the certificate chain; enables HTTPS"
     )
-    tls_key: Path | None = Field(default=None, description="a PEM file of the certificate's key")
-    max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
-    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key"
+    )
+    max_samples: int = Field(default=1024, ge=1, description="maximum samples per request")
+    max_body_bytes: int = Field(
+        default=64 << 20, ge=1024, description="maximum size of a request body in bytes"
+    )
     body_timeout_s: float = Field(
-        default=60, gt=0, description="how long a body may take to arrive, in seconds"
+        default=60, gt=0, description="seconds within which a request body must arrive"
     )
     max_header_bytes: int = Field(
-        default=64 << 10, ge=1024, description="bytes that a request's URL and headers may have"
+        default=64 << 10,
+        ge=1024,
+        description="maximum size of a request's URL and headers in bytes",
     )
-    max_headers: int = Field(default=100, ge=1, description="headers that a request may have")
+    max_headers: int = Field(default=100, ge=1, description="maximum number of headers per request")
     header_timeout_s: float = Field(
-        default=20, gt=0, description="how long headers may take to arrive, in seconds"
+        default=20, gt=0, description="seconds within which a request's headers must arrive"
     )
     max_queued_tokens: int = Field(
-        default=1_000_000, ge=1, description="tokens in the queue before callers get a 429"
+        default=1_000_000, ge=1, description="queue capacity in tokens; further requests get 429"
     )
     max_queue_s: float = Field(
         default=60,
         ge=0,
-        description="seconds of work in the queue, as measured, before callers get a 429, where "
-        "--max-queued-tokens are more; 0 leaves it to those",
+        description="queue capacity in seconds of work at the measured throughput, if that is "
+        "less than --max-queued-tokens; 0 disables it",
     )
     max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="tokens of one forward pass, else measured at the start"
+        default=None,
+        ge=1,
+        description="maximum tokens per forward pass; if unset, measured at startup",
     )
     max_remembered_bytes: int = Field(
         default=1 << 30,
         ge=0,
-        description="bytes of keys and values that a causal model keeps of prompts for later "
-        "batches, a model and device",
+        description="size of the prefix cache (keys and values of prompts) in bytes, per causal "
+        "model and device",
     )
     timeout_s: float = Field(
-        default=600, gt=0, description="the deadline of a request that brings none"
+        default=600, gt=0, description="deadline in seconds of a request that does not set one"
     )
     forward_timeout_s: float = Field(
         default=300,
         ge=0,
-        description="how long one forward pass may take before its sample fails and, on a GPU, "
-        "the device is given up; 0 is for ever",
+        description="seconds after which a forward pass is abandoned: its sample fails and, on a "
+        "GPU, the device is no longer used; 0 disables the limit",
     )
     drain_s: int = Field(
-        default=120, ge=0, description="how long running requests may take to finish at the end"
+        default=120, ge=0, description="seconds that running requests have to finish at shutdown"
     )
     traces: str | None = Field(
-        default=None, description="the OTLP/HTTP address that takes OpenTelemetry traces"
+        default=None, description="OTLP/HTTP endpoint to which OpenTelemetry traces are exported"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_texts: bool = Field(default=False, description="write prompts and completions to the log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    log_texts: bool = Field(default=False, description="log prompts and completions")
 
     @field_validator("recipe", "set", "api_key", "admin_key", "allowed_host", mode="before")
     @classmethod
@@ -172,7 +188,7 @@ class Settings(BaseSettings):
     @field_validator("api_key", "admin_key", mode="before")
     @classmethod
     def _require_a_key(cls, value: object) -> object:
-        # Whoever sets this wants a key: an empty one must not open the door to all.
+        # A key was intended: an empty one must not disable authentication.
         parts = (value,) if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and not all(str(part).strip(" ;\n") for part in parts):
             raise ValueError("the key is empty: leave the option out, or give one")

@@ -137,5 +137,5 @@ def test_wrong_names_are_refused(armo: Checkpoint) -> None:
         load(spec(armo, objectives=("a", "b")))
     with pytest.raises(RecipeError, match="wit"):
         load(spec(armo, gate_at=None, weights={"wit": 1.0}))
-    with pytest.raises(ValueError, match="gate_at wants `head`"):
+    with pytest.raises(ValueError, match="gate_at requires `head`"):
         MultiObjectiveSpec(checkpoint="a/b", gate_at=GATE_AT)

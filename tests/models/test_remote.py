@@ -138,11 +138,11 @@ async def test_a_server_that_cannot_be_reached_or_is_another_is_no_model() -> No
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"api": "tei"}, "wants template"),
-        ({"api": "chat"}, "wants rubric and model"),
-        ({"api": "alarm", "template": "{completion}"}, "takes no template"),
+        ({"api": "tei"}, "requires template"),
+        ({"api": "chat"}, "requires rubric and model"),
+        ({"api": "alarm", "template": "{completion}"}, "does not use template"),
         ({"api": "sglang", "template": "chat"}, "applies no chat template"),
-        ({"api": "chat", "model": "m", "rubric": "r", "pattern": "("}, "no regular expression"),
+        ({"api": "chat", "model": "m", "rubric": "r", "pattern": "("}, "not a valid regular"),
         ({"api": "alarm", "url": "localhost:8000"}, "url"),
         ({"api": "grpc"}, "'vllm', 'sglang', 'tei', 'alarm' or 'chat'"),
     ],

@@ -356,14 +356,14 @@ ARGUMENTS: list[tuple[list[str], str]] = [
 JUDGES: list[tuple[list[str], str]] = [
     (["--cache", "a.jsonl"], "a.jsonl is one of the files to be read"),
     (["--cache", "."], "Is a directory"),
-    (["--body", "[1]"], "wants a JSON object"),
-    (["--body", '{"max_tokens": "x"}'], "wants a whole number for max_tokens"),
-    (["--timeout", "nan"], "wants a number above 0"),
-    (["--timeout", "-1"], "wants a number above 0"),
-    (["--prices", "x", "1"], "wants a number"),
-    (["--concurrency", "0"], "wants a whole number of 1 or more"),
-    (["--seed", "-1"], "wants a whole number of 0 or more"),
-    (["--seed", "x"], "wants a whole number of 0 or more"),
+    (["--body", "[1]"], "expected a JSON object"),
+    (["--body", '{"max_tokens": "x"}'], "max_tokens must be an integer of at least 1"),
+    (["--timeout", "nan"], "expected a number above 0"),
+    (["--timeout", "-1"], "expected a number above 0"),
+    (["--prices", "x", "1"], "expected a number"),
+    (["--concurrency", "0"], "expected an integer of at least 1"),
+    (["--seed", "-1"], "expected an integer of at least 0"),
+    (["--seed", "x"], "expected an integer of at least 0"),
 ]
 
 

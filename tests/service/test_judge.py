@@ -314,7 +314,7 @@ def test_without_a_terminal_or_a_yes_nothing_is_asked(
     endpoint: Endpoint, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(endpoint, files, tmp_path / "cache") == 1
-    assert "nothing was asked" in capsys.readouterr().err
+    assert "no requests were sent" in capsys.readouterr().err
     assert judge(endpoint, files, tmp_path / "cache", "--cost") == 0
     assert endpoint.bodies == []
 

@@ -29,16 +29,18 @@ __all__ = ["AspectSpec", "HierarchySpec", "HolisticSpec", "Overrides", "Recipe",
 
 
 class Table(BaseModel):
-    """A table that refuses keys it does not know, and numbers that are none."""
+    """A table of a recipe; unknown keys, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HolisticSpec(Table):
-    """The model that judges whole completions, and the constants that normalise its score."""
+    """The model that scores whole completions, and the constants that normalize its score."""
 
     model: str
-    output: str | None = Field(default=None, description="of a model that gives several numbers")
+    output: str | None = Field(
+        default=None, description="which output to use, of a model with several"
+    )
     weight: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
@@ -70,7 +72,7 @@ def _with_constants(table: type[_T]) -> type[_T]:
 
 @_with_constants
 class HierarchySpec(Table):
-    """The rule of combination, and its constants; the threshold counts in standard deviations."""
+    """The rule that combines scores; `threshold` is in standard deviations."""
 
     rule: Rule = Rule("hierarchical")
     threshold: float = 0.0
@@ -81,7 +83,7 @@ class HierarchySpec(Table):
         return {name: value for name, value in given.items() if value not in (None, (), {})}
 
     def require_constants(self, rule: Rule) -> None:
-        """Raise `RecipeError`, naming what is missing, unless all is here that a rule requires."""
+        """Raise `RecipeError` naming the constants that ``rule`` requires and that are missing."""
         given = self.constants()
         missing = [name for name in RULES[rule].requires if name not in given]
         if missing:
@@ -91,13 +93,17 @@ class HierarchySpec(Table):
 
 
 class AspectSpec(Table):
-    """A model's place in the reward: its weight, its shaping, and what maps scores to rewards."""
+    """An aspect: its model, its weight, and how scores become rewards."""
 
     model: str
-    output: str | None = Field(default=None, description="of a model that gives several numbers")
+    output: str | None = Field(
+        default=None, description="which output to use, of a model with several"
+    )
     weight: float = 1.0
     shaping: Shaping = Shaping.SIGMOID
-    placement: Placement | None = Field(default=None, description="else the model's kind's own")
+    placement: Placement | None = Field(
+        default=None, description="default: that of the model's kind"
+    )
     positive: float = 1.0
     negative: float = -1.0
     mean: float = 0.0
@@ -107,7 +113,7 @@ class AspectSpec(Table):
 
 
 class Overrides(Table):
-    """What one request may change of a recipe."""
+    """Per-request overrides of a recipe."""
 
     rule: Rule | None = None
     threshold: float | None = None
@@ -127,13 +133,16 @@ class Recipe(Table):
     aspects: Mapping[str, AspectSpec] = Field(default_factory=dict)
     fields: Mapping[str, str] = Field(
         default_factory=dict,
-        description="field name -> pattern that finds it in the prompt when a caller leaves it out",
+        description="field name -> pattern that finds it in the prompt if a request omits it",
     )
     parity: str | None = Field(
-        default=None, description="a file of samples and their scores, compared before it is served"
+        default=None,
+        description="file of samples with scores to reproduce before the recipe is served",
     )
-    parity_tolerance: float = Field(default=1e-4, ge=0, description="how far they may differ")
-    parity_rewards: bool = Field(default=True, description="whether rewards are compared too")
+    parity_tolerance: float = Field(default=1e-4, ge=0, description="largest difference allowed")
+    parity_rewards: bool = Field(
+        default=True, description="whether to compare rewards as well as scores"
+    )
 
     @field_validator("parity")
     @classmethod
@@ -149,13 +158,15 @@ class Recipe(Table):
                 raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
         spec = self.models[self.holistic.model]
         if spec.kind == "segments":
-            raise ValueError(f"holistic.model {self.holistic.model!r} judges segments, not wholes")
+            raise ValueError(
+                f"holistic.model {self.holistic.model!r} scores segments, not whole completions"
+            )
         if isinstance(spec, MultiObjectiveSpec) and not (
             spec.weights or spec.gate_at or self.holistic.output
         ):
             raise ValueError(
-                f"holistic.model {self.holistic.model!r} gives several numbers: name one in "
-                f"holistic.output, or weigh them in models.{self.holistic.model}.weights"
+                f"holistic.model {self.holistic.model!r} has several outputs: name one in "
+                f"holistic.output, or set models.{self.holistic.model}.weights"
             )
         return self
 
@@ -176,7 +187,7 @@ class Recipe(Table):
 
     @property
     def field_patterns(self) -> dict[str, FieldPattern]:
-        """The patterns that find fields in prompts."""
+        """The patterns of fields that are found in prompts."""
         return {name: FieldPattern(pattern) for name, pattern in self.fields.items()}
 
     def aspect_rule(self, name: str, shaping: Shaping | None) -> AspectRule:
@@ -196,7 +207,7 @@ class Recipe(Table):
     def rule_params(self, overrides: Overrides) -> RuleParams:
         """Return the rule with its constants.
 
-        Raises `RecipeError` for a weight of no aspect, and for a rule whose constants lack.
+        Raises `RecipeError` for a weight of an unknown aspect and for missing constants.
         """
         unknown = sorted(set(overrides.weights) - set(self.aspects))
         if unknown:
@@ -221,7 +232,7 @@ class Recipe(Table):
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:
         """Digest the models' fingerprints and all constants, overrides included."""
-        # Without defaults, so that a new option changes no fingerprint of who does not use it.
+        # Without defaults: a new option must not change the fingerprints of existing recipes.
         constants = self.model_dump_json(
             include={"holistic", "hierarchy", "aspects"}, exclude_defaults=True
         )

@@ -86,17 +86,17 @@ class Spec(BaseModel):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The texts that name fields of a sample."""
+        """The templates that may name fields of a sample."""
         return ()
 
     @property
     def placement(self) -> Placement:
-        """Where its rewards land unless an aspect says otherwise."""
+        """Where the model's rewards are placed unless an aspect sets `placement`."""
         return Placement.SEGMENT_ENDS
 
 
 def require_address(url: str) -> str:
-    """Return a URL of a server; raise `ValueError` where no request could be sent to it."""
+    """Return the URL of a server; raise `ValueError` if no request can be sent to it."""
     if not url.isprintable() or any(character.isspace() for character in url):
         raise ValueError("the URL has a space or a character that is not printable")
     parts = urlsplit(url)
@@ -111,22 +111,26 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class NeuralSpec(Spec):
-    """What every model with weights has."""
+    """Keys of every model with weights."""
 
     folders = ("checkpoint",)
-    checkpoint: str = Field(min_length=1, description="a folder or a hub id")
+    checkpoint: str = Field(min_length=1, description="folder or hub id")
     truncation: Truncation = Truncation.PROMPT
-    max_tokens: int | None = Field(default=None, ge=8, description="else the checkpoint's own")
-    dtype: Dtype = Field(default="auto", description="float32 on a CPU, bfloat16 on a GPU")
-    head: str | None = Field(default=None, description="a linear head on the base model, by name")
+    max_tokens: int | None = Field(default=None, ge=8, description="default: the checkpoint's")
+    dtype: Dtype = Field(
+        default="auto", description="`auto` is float32 on a CPU, bfloat16 on a GPU"
+    )
+    head: str | None = Field(
+        default=None, description="tensor name of a linear head for the base model"
+    )
     mark_copied: bool = Field(
-        default=False, description="token type 1 for words copied from the prompt"
+        default=False, description="give words copied from the prompt token type 1"
     )
     trust_remote_code: bool = False
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The texts that name fields of a sample; not the tokenizer's own template."""
+        """The templates that may name fields of a sample, except the tokenizer's chat template."""
         texts = (getattr(self, key, None) for key in ("template", "ask"))
         return tuple(text for text in texts if text is not None and text != "chat")
 
@@ -136,28 +140,31 @@ class SequenceSpec(NeuralSpec):
 
     module = "alarm_models.reward_models.sequence"
     kind: Literal["sequence"] = "sequence"
-    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    template: str = Field(
+        default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
+    )
     pooling: Literal["first", "last", "mean"] = Field(
-        default="last", description="the tokens that a named head reads"
+        default="last", description="tokens that a named head reads"
     )
     activation: Literal["none", "sigmoid"] = "none"
 
 
 class SegmentsSpec(NeuralSpec):
-    """A judgement of each segment, read at the separator before it; the share that is positive."""
+    """One score per segment, read at the separator before it."""
 
     module = "alarm_models.reward_models.segments"
     kind: Literal["segments"] = "segments"
-    template: str = Field(description="what stands before the segments")
+    template: str = Field(description="template text before the segments")
     segmenter: Literal["sentences", "subsentences"] = "sentences"
-    separator: str | None = Field(default=None, description="else the tokenizer's own")
+    separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
-        default="separator", description="the separator alone, or with the segment's tokens"
+        default="separator",
+        description="read the separator alone, or the mean over it and the segment's tokens",
     )
     positive_label: str
     negative_label: str
     labels: tuple[str, ...] | None = Field(
-        default=None, description="label names by position, where the checkpoint names none"
+        default=None, description="label names by position, if the checkpoint has none"
     )
 
     @model_validator(mode="after")
@@ -169,41 +176,47 @@ class SegmentsSpec(NeuralSpec):
 
 
 class StepsSpec(NeuralSpec):
-    """The probability that each step of a solution is right, read at the token after it."""
+    """The probability that each step of a solution is right, read at the step token after it."""
 
     module = "alarm_models.reward_models.steps"
     kind: Literal["steps"] = "steps"
-    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
-    step_token: str = Field(default="<extra_0>", description="put after each step, and read there")
+    template: str = Field(
+        default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
+    )
+    step_token: str = Field(
+        default="<extra_0>", description="token put after each step, where the step is read"
+    )
     segmenter: Literal["steps", "sentences"] = "steps"
     labels: tuple[str, str] | None = Field(
-        default=None, description="label names by position, where the checkpoint names none"
+        default=None, description="label names by position, if the checkpoint has none"
     )
-    positive_label: str | None = Field(default=None, description="else the second label")
+    positive_label: str | None = Field(default=None, description="default: the second label")
     reduction: Literal["min", "mean", "product", "last"] = Field(
-        default="min", description="what makes one score of the steps' probabilities"
+        default="min", description="how the steps' probabilities become one score"
     )
 
 
 class MultiObjectiveSpec(NeuralSpec):
-    """Several named numbers for a whole completion, each of use as an aspect."""
+    """Several named outputs for a whole completion, each usable as an aspect."""
 
     module = "alarm_models.reward_models.multi_objective"
     kind: Literal["multi-objective"] = "multi-objective"
-    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    template: str = Field(
+        default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
+    )
     pooling: Literal["first", "last", "mean"] = Field(
-        default="last", description="the tokens that a named head reads"
+        default="last", description="tokens that a named head reads"
     )
     objectives: tuple[str, ...] | None = Field(
-        default=None, description="the outputs' names by position, else the checkpoint's labels"
+        default=None, description="output names by position; default: the checkpoint's labels"
     )
     activation: Literal["none", "sigmoid", "softmax"] = "none"
     weights: Mapping[str, float] = Field(
-        default_factory=dict, description="objective -> its weight in the score"
+        default_factory=dict, description="objective -> weight in the score"
     )
     gate_at: str | None = Field(
         default=None,
-        description="ArmoRM's form: the text that ends a prompt, at whose first token gate reads",
+        description="ArmoRM: text at the end of a prompt; the gate reads its first token",
     )
 
     @model_validator(mode="after")
@@ -211,38 +224,40 @@ class MultiObjectiveSpec(NeuralSpec):
         if self.gate_at is None:
             return self
         if self.head is None:
-            raise ValueError('gate_at wants `head`, the regression layer ("regression_layer")')
+            raise ValueError('gate_at requires `head`, the regression layer ("regression_layer")')
         if self.weights:
-            raise ValueError("weights are the gate's where gate_at is given: leave one out")
+            raise ValueError("gate_at computes the weights: remove `weights` or `gate_at`")
         return self
 
 
 class GenerativeSpec(NeuralSpec):
-    """A causal model's next token: its logit, its log probability, or the margin of yes over no."""
+    """The score of a causal model's next token, or of yes against no."""
 
     module = "alarm_models.reward_models.generative"
     kind: Literal["generative"] = "generative"
-    template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
+    template: str = Field(
+        default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
+    )
     ask: str | None = Field(
-        default=None, description="a text that is put to the chat template as a user's message"
+        default=None, description="text rendered with the chat template as a user message"
     )
     generation_prompt: bool = Field(
-        default=False, description="let the next turn begin after the conversation"
+        default=False, description="start the next turn after the conversation"
     )
-    positive: str | int = Field(description="a token, as text or id")
-    negative: str | int | None = Field(default=None, description="score positive against this")
+    positive: str | int = Field(description="token whose score is read, as text or id")
+    negative: str | int | None = Field(default=None, description="token to compare `positive` with")
     measure: Literal["logit", "logprob"] = "logit"
     activation: Literal["none", "sigmoid"] = "none"
 
     @model_validator(mode="after")
     def _asks_in_a_chat(self) -> GenerativeSpec:
         if self.ask is not None and self.template != "chat":
-            raise ValueError("ask is put to the chat template: leave `template` out")
+            raise ValueError("ask uses the chat template: remove `template`")
         return self
 
 
-#: A judge's `pattern` where the recipe names none: the rating is read as people write ratings.
-#: (As a pattern it would find a number, but not the 10 of "8/10".)
+#: The default of a judge's `pattern`, for which ratings are parsed as people write them.
+#: (Used as a pattern it would find a number, but not the 10 of "8/10".)
 ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
@@ -257,39 +272,43 @@ class RemoteSpec(Spec):
     is_reproducible = False
     kind: Literal["remote"] = "remote"
     api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="where the server is")
-    model: str | None = Field(default=None, description="the model's name there")
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    model: str | None = Field(default=None, description="name of the model on that server")
     api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
     template: str | None = Field(
-        default=None, description='a text; "chat" lets vLLM apply its tokenizer\'s own'
+        default=None, description='template text; "chat" lets vLLM apply its chat template'
     )
-    rubric: str | None = Field(default=None, description="`chat`: what the judge is asked")
+    rubric: str | None = Field(
+        default=None, description="`chat`: template of the question to the judge"
+    )
     pattern: str = Field(
         default=ANY_NUMBER,
-        description="`chat`: finds the number in the judge's answer; its last match counts. "
-        "Without it the answer must give exactly one rating, such as `7`, `Score: 7` or `7/10`",
+        description="`chat`: pattern of the rating in the judge's answer; the last match counts. "
+        "By default the answer must have exactly one rating, such as `7`, `Score: 7` or `7/10`",
     )
-    lowest: float | None = Field(default=None, description="`chat`: less is no answer")
-    highest: float | None = Field(default=None, description="`chat`: more is no answer")
+    lowest: float | None = Field(default=None, description="`chat`: lowest valid rating")
+    highest: float | None = Field(default=None, description="`chat`: highest valid rating")
     parameters: Mapping[str, bool | int | float | str] = Field(
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
-        description="`chat`: sent with each request",
+        description="`chat`: request parameters",
     )
-    labels: tuple[str, ...] | None = Field(
-        default=None, description="the names of several numbers by position"
-    )
+    labels: tuple[str, ...] | None = Field(default=None, description="output names by position")
     weights: Mapping[str, float] = Field(
-        default_factory=dict, description="label -> its weight in the score"
+        default_factory=dict, description="label -> weight in the score"
     )
-    timeout_s: float = Field(default=60, gt=0, description="of one attempt, to its last byte")
-    max_answer_bytes: int = Field(default=16 << 20, ge=1024, description="an answer may have")
+    timeout_s: float = Field(
+        default=60, gt=0, description="timeout of one attempt, including its whole response"
+    )
+    max_answer_bytes: int = Field(
+        default=16 << 20, ge=1024, description="maximum size of a response"
+    )
     max_retries: int = Field(default=4, ge=0)
-    max_concurrent: int = Field(default=16, ge=1, description="requests under way at once")
-    batch_size: int = Field(default=32, ge=1, description="samples a request may have")
+    max_concurrent: int = Field(default=16, ge=1, description="maximum concurrent requests")
+    batch_size: int = Field(default=32, ge=1, description="maximum samples per request")
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The texts that name fields of a sample."""
+        """The templates that may name fields of a sample."""
         texts = (self.template, self.rubric)
         return tuple(text for text in texts if text is not None and text != "chat")
 
@@ -309,7 +328,7 @@ class RemoteSpec(Spec):
         try:
             regex.compile(pattern)
         except regex.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+            raise ValueError(f"is not a valid regular expression: {error}") from error
         return pattern
 
     @model_validator(mode="after")
@@ -317,43 +336,49 @@ class RemoteSpec(Spec):
         wanted = {"chat": ("rubric", "model"), "alarm": ()}.get(self.api, ("template",))
         lacking = [name for name in wanted if getattr(self, name) is None]
         if lacking:
-            raise ValueError(f"api `{self.api}` wants {' and '.join(lacking)}")
+            raise ValueError(f"api `{self.api}` requires {' and '.join(lacking)}")
         for name in ("template", "rubric"):
             if getattr(self, name) is not None and name not in wanted:
-                raise ValueError(f"api `{self.api}` takes no {name}")
+                raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
-            raise ValueError(f"api `{self.api}` applies no chat template: write one in `template`")
+            raise ValueError(
+                f"api `{self.api}` applies no chat template: write the template text in `template`"
+            )
         return self
 
 
 class CheckSpec(Spec):
-    """What every check of a text has."""
+    """Keys of every check."""
 
-    timeout_s: float = Field(default=10, gt=0, description="one sample's time")
+    timeout_s: float = Field(default=10, gt=0, description="time limit per sample")
 
 
 class LengthSpec(CheckSpec):
-    """The number of the completion's tokens, or of its words without token offsets."""
+    """Length of the completion in tokens, or in words without token offsets."""
 
     module = "alarm_models.reward_models.text_checks"
     kind: Literal["length"] = "length"
 
 
 class GrammarSpec(CheckSpec):
-    """Grammar errors as spans with rule names, and their number a token."""
+    """Grammar errors as spans with rule names; every token gets a reward."""
 
     module = "alarm_models.reward_models.grammar"
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
-        default="harper", description="in this process, or a LanguageTool server"
+        default="harper", description="harper runs in this process; languagetool is a server"
     )
     url: str | None = Field(
-        default=None, pattern=r"^https?://", description="where the LanguageTool server listens"
+        default=None, pattern=r"^https?://", description="URL of the LanguageTool server"
     )
-    language: str = Field(default="en-US", description="harper knows English alone")
-    markup: Literal["plaintext", "markdown"] = Field(default="plaintext", description="harper's")
+    language: str = Field(default="en-US", description="harper supports only English")
+    markup: Literal["plaintext", "markdown"] = Field(
+        default="plaintext", description="only for harper"
+    )
     ignored_rules: tuple[str, ...] = ()
-    concurrency: int = Field(default=8, ge=1, description="texts at a LanguageTool server at once")
+    concurrency: int = Field(
+        default=8, ge=1, description="maximum concurrent requests to a LanguageTool server"
+    )
 
     @property
     def placement(self) -> Placement:
@@ -368,7 +393,9 @@ class GrammarSpec(CheckSpec):
     @model_validator(mode="after")
     def _languagetool_has_url(self) -> GrammarSpec:
         if (self.engine == "languagetool") != (self.url is not None):
-            raise ValueError('`url` is where the server of engine = "languagetool" listens')
+            raise ValueError(
+                'engine = "languagetool" requires `url`, and other engines do not use it'
+            )
         return self
 
 
@@ -380,12 +407,14 @@ class ReadabilitySpec(CheckSpec):
 
 
 class LanguageSpec(CheckSpec):
-    """The confidence in [0, 1] that a completion is in a language, among the recipe's."""
+    """The probability that a completion is in the target language, among `languages`."""
 
     module = "alarm_models.reward_models.language"
     kind: Literal["language"] = "language"
-    target: str = Field(default="en", description="an ISO 639-1 code")
-    languages: tuple[str, ...] = Field(min_length=2, description="the codes that it may be")
+    target: str = Field(default="en", description="ISO 639-1 code")
+    languages: tuple[str, ...] = Field(
+        min_length=2, description="ISO 639-1 codes to choose from, including the target"
+    )
 
     @model_validator(mode="after")
     def _languages_hold_target(self) -> LanguageSpec:
@@ -395,7 +424,7 @@ class LanguageSpec(CheckSpec):
 
 
 class RegexSpec(CheckSpec):
-    """Whether a pattern matches a completion: 1 or 0."""
+    """1 if the completion matches a pattern, else 0."""
 
     module = "alarm_models.reward_models.text_checks"
     kind: Literal["regex"] = "regex"
@@ -404,20 +433,20 @@ class RegexSpec(CheckSpec):
 
 
 class RepetitionSpec(CheckSpec):
-    """The share of a completion's n-grams that occur earlier in it."""
+    """The share of a completion's n-grams that repeat an earlier one."""
 
     module = "alarm_models.reward_models.text_checks"
     kind: Literal["repetition"] = "repetition"
-    ngram: int = Field(default=4, ge=1, description="words")
+    ngram: int = Field(default=4, ge=1, description="words per n-gram")
 
 
 class SimilaritySpec(CheckSpec):
-    """Similarity to a reference (chrF, chrF++, BLEU), in [0, 100]."""
+    """Similarity of the completion to a reference, in [0, 100]."""
 
     module = "alarm_models.reward_models.similarity"
     kind: Literal["similarity"] = "similarity"
     metric: Literal["chrf", "chrf++", "bleu"] = "chrf"
-    reference: str = Field(default="{reference}", description="names the field it is in")
+    reference: str = Field(default="{reference}", description="template of the reference")
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -426,13 +455,13 @@ class SimilaritySpec(CheckSpec):
 
 
 class ExactMatchSpec(CheckSpec):
-    """Whether a completion's answer is the reference: 1 or 0."""
+    """1 if the completion's answer equals the reference, else 0."""
 
     module = "alarm_models.reward_models.text_checks"
     kind: Literal["exact-match"] = "exact-match"
-    reference: str = Field(default="{reference}", description="names the field it is in")
+    reference: str = Field(default="{reference}", description="template of the reference")
     answer: str | None = Field(
-        default=None, description="a pattern whose last match has the answer as its first group"
+        default=None, description="pattern; the first group of its last match is the answer"
     )
     ignore_case: bool = False
 
@@ -443,7 +472,7 @@ class ExactMatchSpec(CheckSpec):
 
 
 class PythonSpec(CheckSpec):
-    """What a user's function returns, run in processes of its own."""
+    """A user's Python function, run in its own processes."""
 
     module = "alarm_models.reward_models.python_function"
     is_reproducible = False
@@ -451,11 +480,14 @@ class PythonSpec(CheckSpec):
     folders = ("path",)
     kind: Literal["python"] = "python"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="module:name")
-    path: str = Field(default=".", description="the folder that the module is imported from")
-    workers: int = Field(default=2, ge=1, description="processes")
-    concurrency: int = Field(default=16, ge=1, description="calls at once of an async function")
+    path: str = Field(default=".", description="folder to import the module from")
+    workers: int = Field(default=2, ge=1, description="number of processes")
+    concurrency: int = Field(
+        default=16, ge=1, description="maximum concurrent calls per process of an async function"
+    )
     environment: tuple[str, ...] = Field(
-        default=(), description="variables that it is given although they hold secrets"
+        default=(),
+        description="environment variables to pass although their names look like secrets",
     )
 
 

@@ -29,18 +29,17 @@ __all__ = ["add_health", "add_recipes", "add_record", "add_score", "probe"]
 
 
 def add_score(commands: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        commands, "score", _run_score, "reward a file of samples, without a server"
-    )
+    """Add the subcommand."""
+    parser = add_command(commands, "score", _run_score, "score a file of samples without a server")
     parser.add_argument(
         "file",
         type=Path,
-        help="a JSON object a line: a sample as on the wire; - reads standard input",
+        help="JSON lines, one sample per line as in a request; - reads standard input",
     )
     parser.add_argument(
-        "--out", type=Path, help="written once all is scored, so that it may be the same file; "
-        "else standard output",
+        "--out", type=Path, help="output file, written after all samples are scored, so it "
+        "may be the "
+        "input file; default: standard output",
     )  # fmt: skip
     add_settings(parser, LOCAL)
 
@@ -49,40 +48,45 @@ def _run_score(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
     require_other_file(options.out, recipe_files(settings.recipe[0], recipe), "the recipe's own")
-    # A wrong recipe is told before torch, which takes seconds, is imported.
+    # Recipe errors are reported before torch, which takes seconds, is imported.
     from alarm_service.offline import score_file
 
     return score_file(options.file, options.out, recipe, settings)
 
 
 def add_record(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
-        commands, "record", _run_record, "store samples with their scores, for a recipe's `parity`"
+        commands,
+        "record",
+        _run_record,
+        "store samples with their scores for a recipe's parity check",
     )
     parser.add_argument(
         "file",
         type=Path,
-        help="a JSON object a line: a sample as on the wire; or an earlier record; - reads "
+        help="JSON lines, one sample per line as in a request, or an earlier record; - reads "
         "standard input",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the file that `parity` names")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output file, which the recipe names as `parity`"
+    )
     add_settings(parser, LOCAL)
 
 
 def _run_record(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
-    own = [locate_recipe(settings.recipe[0])]  # its parity file is what this writes
+    own = [locate_recipe(settings.recipe[0])]  # the parity file is the output
     require_other_file(options.out, own, "the recipe's own")
-    # A wrong recipe is told before torch, which takes seconds, is imported.
+    # Recipe errors are reported before torch, which takes seconds, is imported.
     from alarm_service.offline import record_file
 
     return record_file(options.file, options.out, recipe, settings)
 
 
 def add_recipes(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     add_command(commands, "recipes", _run_recipes, "list the built-in recipes")
 
 
@@ -102,15 +106,15 @@ def _run_recipes(_: argparse.Namespace) -> int:
     return 0
 
 
-_PATIENCE_S = 5
+_TIMEOUT_S = 5
 
-#: Where a server that listens on all addresses is reached from its own machine.
-_OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked at, not listened on
+#: Loopback addresses of servers that listen on all addresses.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - connected to, not listened on
 
 
 def probe(settings: Settings) -> tuple[bool, str]:
-    """Return whether the server is ready, and why or why not in a sentence."""
-    host = _OWN.get(settings.host, settings.host)
+    """Return whether the server is ready, and the reason as a sentence."""
+    host = _LOOPBACK.get(settings.host, settings.host)
     try:
         connection = _connection(host, settings.port, is_tls=settings.tls_certificate is not None)
     except http.client.InvalidURL:
@@ -129,10 +133,10 @@ def probe(settings: Settings) -> tuple[bool, str]:
 
 def _connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
     if not is_tls:
-        return http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
-    # The certificate is made out to the name that callers use, not to this machine's own.
+        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    # The certificate names the host that callers use, not loopback.
     context = ssl._create_unverified_context()  # noqa: S323
-    return http.client.HTTPSConnection(host, port, timeout=_PATIENCE_S, context=context)
+    return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
 
 
 def _reason(body: bytes) -> str | None:
@@ -142,20 +146,20 @@ def _reason(body: bytes) -> str | None:
         return None
 
 
-#: The settings that say where a server is.
+#: The settings that locate a server.
 _ADDRESS = ("host", "port", "tls_certificate")
 
 
 def add_health(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
-        commands, "health", _run_health, "say whether the server of this machine is ready"
+        commands, "health", _run_health, "report whether the server on this machine is ready"
     )
     add_settings(parser, _ADDRESS)
 
 
 def _run_health(options: argparse.Namespace) -> int:
     is_ready, reason = probe(settings_of(options))
-    # A host that was given as bytes which are no text is told all the same.
+    # A host that is not valid UTF-8 is printed with escapes.
     sys.stdout.write(f"{reason.encode('utf-8', 'backslashreplace').decode()}\n")
     return 0 if is_ready else 1

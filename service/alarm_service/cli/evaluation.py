@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 __all__ = ["POLICY_FILES", "add_calibrate", "add_evaluate", "add_judge", "add_select"]
 
 _SELECT_DESCRIPTION = """\
-Compare every aspect of a recipe with its holistic reward on pairs of completions, and recommend
-the aspects that agree. Length and readability are compared beside them.
+Compare each aspect of a recipe with its holistic reward on pairs of completions, and recommend
+the aspects that agree. Length and readability are compared too, as baselines.
 
-FILE is one file, a JSON object a line: a prompt with its completions
+FILE is either one JSON lines file of prompts with their completions
   {"prompt": "...", "completions": ["...", "..."]}
-or two files as NAME=FILE, of two policies' completions to the same prompts
+or two files as NAME=FILE with the completions of two policies for the same prompts
   {"prompt": "...", "completion": "..."}
-A line of completions may also have
-  "fields"       {"question": "..."}: texts that templates name
-  "values"       {"name": [0.5, null]}: further figures to compare, one a completion
-  "preferences"  [{"first": 0, "second": 1, "preferred": "first"}]: people's word on two of them;
-                 "preferred" is "first", "second" or null for neither
+A line with several completions may also have
+  "fields"       {"question": "..."}: texts that the recipe's templates use
+  "values"       {"name": [0.5, null]}: further scores to compare, one per completion
+  "preferences"  [{"first": 0, "second": 1, "preferred": "first"}]: human preferences
+                 between two of them; "preferred" is "first", "second" or null for neither
 """
 
 
 def add_select(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
         commands, "select", _run_select, "find the aspects that agree with the holistic reward",
         _SELECT_DESCRIPTION,
@@ -56,17 +56,21 @@ def add_select(commands: Subparsers) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="FILE, or NAME=FILE twice")
     parser.add_argument(
         "--against", choices=("holistic", "preferences"), default="holistic",
-        help="what chosen aspects must agree with [holistic]",
+        help="what selected aspects must agree with [default holistic]",
     )  # fmt: skip
     parser.add_argument(
-        "--choose", type=positive, default=1, metavar="N", help="recommend at most N aspects [1]"
+        "--choose",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="recommend at most N aspects [default 1]",
     )
     parser.add_argument(
         "--lower", action="append", default=[], metavar="NAME",
-        help="less of this is better; may be given again",
+        help="aspect or value for which lower is better; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the recipe with what was chosen"
+        "--write", type=Path, metavar="FILE", help="write the recipe with the selected aspects"
     )
     add_resampling(parser)
     add_outputs(parser)
@@ -109,33 +113,34 @@ def _run_select(options: argparse.Namespace) -> int:
 
 
 _CALIBRATE_DESCRIPTION = """\
-Find the constants of a recipe on completions of the policy that training starts from: the
-holistic mean and standard deviation, and a threshold that admits a wanted share. Shows what each
-aspect would add past it, and says where that is a bonus for length.
+Estimate the constants of a recipe on completions of the initial policy: mean and standard
+deviation of the holistic score, and the threshold that admits the wanted share. Shows what each
+aspect adds to the reward past the threshold, and reports an aspect that is a length bonus.
 
-FILE has a JSON object a line, a sample or a prompt with its completions:
+FILE is a JSON lines file of samples, or of prompts with their completions:
   {"prompt": "...", "completion": "..."}
   {"prompt": "...", "completions": ["...", "..."]}
-both with "fields" {"question": "..."} where the recipe's templates name some
+each with "fields" {"question": "..."} if the recipe's templates use some
 """
 
 
 def add_calibrate(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
         commands,
         "calibrate",
         _run_calibrate,
-        "find a recipe's mean, std and threshold",
+        "estimate a recipe's mean, std and threshold",
         _CALIBRATE_DESCRIPTION,
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
         "--admit", type=_share, default=0.27, metavar="SHARE",
-        help="the share of completions past the threshold [0.27, as z >= 0.6 of a normal]",
+        help="share of completions past the threshold [default 0.27, as z >= 0.6 in a normal "
+        "distribution]",
     )  # fmt: skip
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the recipe with the constants found"
+        "--write", type=Path, metavar="FILE", help="write the recipe with these constants"
     )
     add_outputs(parser)
     add_scoring(parser)
@@ -166,28 +171,32 @@ def _share(text: str) -> float:
 
 
 POLICY_FILES = """\
-Each FILE has a policy's completions, a JSON object a line:
+Each FILE is a JSON lines file with the completions of one policy:
   {"prompt": "...", "completion": "..."}
-with "fields" {"question": "..."} where templates name some. Prompts are matched by "id" where a
-line has one, else by their text. A policy may answer a prompt several times.
+with "fields" {"question": "..."} if templates use some. Prompts are matched by "id" if a line has
+one, else by their text. A policy may have several completions per prompt.
 """
 
 _EVALUATE_DESCRIPTION = f"""\
-Compare policies by each reward of a recipe: mean, spread, gain over the first policy, and
-win rates of each over each, with paired bootstrap intervals over prompts.
+Compare policies by each reward of a recipe: mean, standard deviation, gain over the first policy
+and pairwise win rates, with paired bootstrap intervals over prompts.
 
 {POLICY_FILES}"""
 
 
 def add_evaluate(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
-        commands, "evaluate", _run_evaluate, "compare policies' completions", _EVALUATE_DESCRIPTION
+        commands,
+        "evaluate",
+        _run_evaluate,
+        "compare policies by their completions",
+        _EVALUATE_DESCRIPTION,
     )
-    parser.add_argument("files", nargs="+", metavar="NAME=FILE", help="a policy's completions")
+    parser.add_argument("files", nargs="+", metavar="NAME=FILE", help="completions of one policy")
     parser.add_argument(
         "--lower", action="append", default=[], metavar="NAME",
-        help="less of this is better; may be given again",
+        help="aspect or value for which lower is better; repeatable",
     )  # fmt: skip
     add_resampling(parser)
     add_outputs(parser)
@@ -226,46 +235,58 @@ def _run_evaluate(options: argparse.Namespace) -> int:
 
 _JUDGE_DESCRIPTION = f"""\
 Ask a model behind an OpenAI-compatible endpoint which of two policies' completions is better.
-Each pair is asked about in both orders; where the orders disagree it is a tie. Answers are kept in
-a cache as they come: a run that was stopped goes on, and a run again asks nothing.
+Each pair is judged in both orders; if the orders disagree it is a tie. Answers are cached as they
+arrive, so an interrupted run resumes and a repeated run sends no requests.
 
 {POLICY_FILES}
-The key comes from the variable OPENAI_API_KEY. Cost is shown first, and asked about on a terminal;
-elsewhere --yes is needed.
+The API key is read from OPENAI_API_KEY. The estimated cost is shown first: on a terminal you are
+asked to confirm it, elsewhere --yes is required.
 """
 
 
 def add_judge(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(
-        commands, "judge", _run_judge, "let a model judge policies", _JUDGE_DESCRIPTION
+        commands, "judge", _run_judge, "compare policies with an LLM judge", _JUDGE_DESCRIPTION
     )
-    parser.add_argument("files", nargs="+", metavar="NAME=FILE", help="a policy's completions")
+    parser.add_argument("files", nargs="+", metavar="NAME=FILE", help="completions of one policy")
     parser.add_argument(
-        "--endpoint", required=True, metavar="URL", help="for example https://HOST/v1"
+        "--endpoint",
+        required=True,
+        metavar="URL",
+        help="OpenAI-compatible endpoint, such as https://HOST/v1",
     )
-    parser.add_argument("--model", required=True, help="the judge, as the endpoint calls it")
-    parser.add_argument("--criteria", help="what decides, in words, rather than our own")
+    parser.add_argument("--model", required=True, help="name of the judge model at the endpoint")
+    parser.add_argument("--criteria", help="text that replaces the default judging criteria")
     parser.add_argument(
         "--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE",
-        help="where answers are kept [judge-cache.jsonl]",
+        help="cache of answers [default judge-cache.jsonl]",
     )  # fmt: skip
     parser.add_argument(
-        "--concurrency", type=positive, default=8, metavar="N", help="requests at once [8]"
+        "--concurrency",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="maximum concurrent requests [default 8]",
     )
     parser.add_argument(
         "--body", type=_object, default={}, metavar="JSON",
-        help='more of the request, over {"temperature": 0, "max_tokens": 512}; null takes away',
+        help='request parameters, merged over {"temperature": 0, "max_tokens": 512}; null '
+        'removes one',
     )  # fmt: skip
     parser.add_argument(
         "--prices", type=_price, nargs=2, metavar=("PROMPT", "ANSWER"),
-        help="of a million tokens, to show the cost in money",
+        help="prices per million prompt and answer tokens, to show the cost in money",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", type=_seconds, default=120, metavar="S", help="a request's [120]"
+        "--timeout",
+        type=_seconds,
+        default=120,
+        metavar="S",
+        help="timeout per request in seconds [default 120]",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask before it costs")
-    parser.add_argument("--cost", action="store_true", help="show the cost, and stop")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    parser.add_argument("--cost", action="store_true", help="show the estimated cost and exit")
     add_resampling(parser)
     add_outputs(parser)
 
@@ -308,7 +329,7 @@ def _judge(options: argparse.Namespace) -> Judge:
     body = {"model": options.model, "temperature": 0, "max_tokens": 512, **options.body}
     return Judge(
         endpoint=require_url(options.endpoint, "--endpoint"),
-        # An empty variable is none, as it was unset in many a shell.
+        # Treat an empty variable as unset.
         api_key=key_for_header(os.environ.get("OPENAI_API_KEY") or None, "OPENAI_API_KEY"),
         criteria=options.criteria or CRITERIA,
         body={name: value for name, value in body.items() if value is not None},
@@ -321,9 +342,11 @@ def _agreed(options: argparse.Namespace) -> bool:
     if options.yes:
         return True
     if not sys.stdin.isatty():
-        sys.stderr.write("alarm: nothing was asked; --yes goes on without a terminal\n")
+        sys.stderr.write(
+            "alarm: no requests were sent; without a terminal, pass --yes to confirm\n"
+        )
         return False
-    sys.stderr.write("Go on? [y/N] ")
+    sys.stderr.write("Continue? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -340,11 +363,13 @@ def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"wants a JSON object: {error}") from error
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"wants a JSON object, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
     for name in ("max_tokens", "max_completion_tokens"):
         most = value.get(name, 1)
         if most is not None and (type(most) is not int or most < 1):
-            raise argparse.ArgumentTypeError(f"wants a whole number for {name}, not {most!r}")
+            raise argparse.ArgumentTypeError(
+                f"{name} must be an integer of at least 1, got {most!r}"
+            )
     return value

@@ -1,4 +1,4 @@
-"""The `alarm` command: its subcommands, and how errors are printed."""
+"""The `alarm` command: subcommands and error output."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit_openmp_spin()
     try:
         code = int(options.run(options))
-        if sys.stdout is not None:  # what cannot be written is told here, not at the very end
+        if sys.stdout is not None:  # raise write errors here, not at interpreter exit
             sys.stdout.flush()
         return code
     except ValidationError as error:
         return _complain(format_validation_errors(error.errors()))
     except BrokenPipeError:
-        # Who reads has enough, as `head` does. What is left must not be written at the end.
+        # The reader closed the pipe, as `head` does; do not flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AlarmModelsError, SettingsError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        return 130  # as shells count it: 128 and the signal
+        return 130  # the shell convention: 128 + SIGINT
 
 
 def _sentence(error: OSError) -> str:
@@ -63,7 +63,10 @@ def _sentence(error: OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="alarm", description="The ALaRM reward server.")
+    parser = argparse.ArgumentParser(
+        prog="alarm",
+        description="ALaRM reward server: serve recipes, score files, run offline evaluations.",
+    )
     parser.add_argument("--version", action="version", version=version("alarm-service"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_command in _COMMANDS:

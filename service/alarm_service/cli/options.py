@@ -1,4 +1,4 @@
-"""Flags that commands share, and how they become settings."""
+"""Flags that commands share, and their conversion to settings."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ __all__ = [
     "source_of",
 ]
 
-#: What commands are added to.
+#: The subparsers that commands are added to.
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-#: The settings that a command without a server has.
+#: The settings of commands that run without a server.
 LOCAL = ("recipe", "set", "device", "deterministic", "max_batch_tokens")
 
 
@@ -53,7 +53,7 @@ def add_command(
     summary: str,
     description: str = "",
 ) -> argparse.ArgumentParser:
-    """Add a command; ``description`` keeps its lines, for formats of files."""
+    """Add a command; ``description`` keeps its line breaks, to show file formats."""
     parser = commands.add_parser(
         name,
         help=summary,
@@ -69,7 +69,9 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     for name in names:
         field = Settings.model_fields[name]
         flag = f"--{name.replace('_', '-')}"
-        text = f"{field.description or ''} [ALARM_{name.upper()}; {_shown(field.default)}]"
+        text = (
+            f"{field.description or ''} [env ALARM_{name.upper()}; default {_shown(field.default)}]"
+        )
         text = text.replace("%", "%%").strip()
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
@@ -80,7 +82,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Make settings of the flags that were given; variables and defaults fill the rest."""
+    """Build settings from the flags given; variables and defaults fill in the rest."""
     given = vars(options).items()
     return Settings(
         **{name: one for name, one in given if name in Settings.model_fields and one is not None}
@@ -88,7 +90,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def recipe_files(source: str, recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe is in, which a command must not write over."""
+    """Return the files of a recipe, which a command must not overwrite."""
     parity = [] if recipe.parity is None else [Path(recipe.parity)]
     return [locate_recipe(source), *parity]
 
@@ -99,12 +101,12 @@ def _shown(default: object) -> str:
     return "none" if default is None else str(default)
 
 
-# Numpy and torch are imported where a command runs: its help need not wait for them.
+# numpy and torch are imported when a command runs, so that --help stays fast.
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where scores come from: a recipe, by settings on this machine or from a server."""
+    """Where scores come from: a recipe, scored in this process or by a server."""
 
     recipe: Recipe
     settings: Settings
@@ -112,10 +114,10 @@ class Source:
 
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a recipe and of what runs it."""
+    """Add the flags that name a recipe and configure how it is run."""
     add_settings(parser, (*LOCAL, "api_key"))
     parser.add_argument(
-        "--url", help="score at this server, which serves the recipe, rather than in this process"
+        "--url", help="score with this server, which serves the recipe, instead of in this process"
     )
 
 
@@ -127,43 +129,49 @@ def source_of(options: argparse.Namespace) -> Source:
 
 
 def add_resampling(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of chance."""
+    """Add the flags of random sampling."""
     parser.add_argument(
         "--draws", type=positive, default=2000, metavar="N",
-        help="bootstrap draws that an interval is made of [2000]",
+        help="bootstrap draws per confidence interval [default 2000]",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=not_negative, default=0, metavar="N", help="the seed of all chance [0]"
+        "--seed", type=not_negative, default=0, metavar="N", help="random seed [default 0]"
     )
     parser.add_argument(
-        "--sample", type=positive, metavar="N", help="draw this many prompts, else take all"
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="use a random sample of N prompts instead of all",
     )
 
 
 def resampling_of(options: argparse.Namespace) -> Resampling:
-    """Return how intervals are made."""
+    """Return the bootstrap settings of confidence intervals."""
     from alarm_models.study.bootstrap import Resampling
 
     return Resampling(num_draws=options.draws, seed=options.seed)
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of what is shown and kept."""
+    """Add the output flags."""
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="write report.html, result.json and plots there"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write report.html, report.md, result.json and plots to this folder",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print the result as JSON rather than as tables"
+        "--json", action="store_true", help="print the result as JSON instead of tables"
     )
 
 
 def outputs_of(
     options: argparse.Namespace, inputs: Iterable[str | Path], written: Path | None = None
 ) -> Outputs:
-    """Return where results go; raise `AlarmModelsError` where they could not be made.
+    """Return where results are written; raise `AlarmModelsError` if they cannot be written there.
 
-    ``inputs`` are the files to be read, as ``NAME=FILE`` or alone, and ``written`` is one more that
-    will be written: neither it nor a report may be one of them.
+    ``inputs`` are the files to be read, as ``NAME=FILE`` or a path, and ``written`` is a further
+    output file: neither it nor a report may overwrite an input.
     """
     from alarm_service.evaluation.report import Outputs
 
@@ -176,17 +184,17 @@ def outputs_of(
 
 
 def files_of(arguments: Iterable[str | Path]) -> list[Path]:
-    """Return the files that are named, as ``NAME=FILE`` or alone."""
+    """Return the files named as ``NAME=FILE`` or by their path."""
     return [Path(str(one).partition("=")[2] if "=" in str(one) else one) for one in arguments]
 
 
 def positive(text: str) -> int:
-    """Read a whole number of 1 or more."""
+    """Parse an integer of at least 1."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """Read a whole number of 0 or more."""
+    """Parse an integer of at least 0."""
     return _at_least(0, text)
 
 
@@ -196,17 +204,17 @@ def _at_least(least: int, text: str) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise argparse.ArgumentTypeError(f"wants a whole number of {least} or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
     return number
 
 
 def number_within(text: str, least: float, most: float) -> float:
-    """Read a number between two others, which it may not be."""
+    """Parse a number strictly between two bounds."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not least < number < most:
         bounds = f"above {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
-        raise argparse.ArgumentTypeError(f"wants a number {bounds}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number {bounds}, got {text!r}")
     return number

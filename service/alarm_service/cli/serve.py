@@ -22,13 +22,13 @@ __all__ = ["add_serve"]
 
 
 def add_serve(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the subcommand."""
     parser = add_command(commands, "serve", _run_serve, "serve recipes over HTTP")
     add_settings(parser, tuple(Settings.model_fields))
 
 
 def _run_serve(options: argparse.Namespace) -> int:
-    # A hangup asks to read recipes again, and these are about to be read.
+    # SIGHUP means reload, and the recipes are about to be loaded anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = settings_of(options)
     require_safe_exposure(settings)
@@ -36,17 +36,17 @@ def _run_serve(options: argparse.Namespace) -> int:
     recipes = load_recipes(settings.recipe, settings.set)
     require_usable_ray(settings)
     listener = listen(settings.host, settings.port)
-    # What libraries say as they are imported is written as all else is.
+    # Configure logging first, so that what libraries log at import is JSON too.
     configure_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     capture_strays()
-    # Importing torch takes seconds: callers that connect meanwhile wait in the socket's queue.
+    # Importing torch takes seconds; callers that connect meanwhile wait in the listen backlog.
     with gc_frozen_imports():
         from alarm_service.server import serve
 
     if settings.ray:
         from alarm_service.ray.model import RayModelLoader, connect
 
-        # Before the server listens to signals, which Ray would take from it.
+        # Ray replaces signal handlers, so connect before the server installs its own.
         connect(settings)
         return serve(recipes, settings, listener, RayModelLoader(settings))
     return serve(recipes, settings, listener)

@@ -61,14 +61,14 @@ class BusyTime:
 
 
 class _Served(Collector):
-    """Which recipes are served, asked for whenever metrics are read."""
+    """Collects the recipes being served when metrics are scraped."""
 
     def __init__(self, fingerprints: Callable[[], Mapping[str, str]]) -> None:
         self._fingerprints = fingerprints
 
     def collect(self) -> Iterable[Metric]:
-        """Return 1 for each recipe, with its fingerprint of now."""
-        text = "1 for each recipe that is served, with its fingerprint."
+        """Yield 1 for each recipe, labelled with its current fingerprint."""
+        text = "1 for each recipe being served, labelled with its fingerprint."
         family = GaugeMetricFamily("alarm_recipe_info", text, labels=["recipe", "fingerprint"])
         for recipe, fingerprint in self._fingerprints().items():
             family.add_metric([recipe, fingerprint], 1)
@@ -76,38 +76,38 @@ class _Served(Collector):
 
 
 class ChangeMetrics:
-    """Counts changes by their outcome; recipes' names are the operator's, never a caller's."""
+    """Metrics of recipe changes. Recipe names come from the operator, never from a request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._changes = Counter(
             "alarm_recipe_changes",
-            "Recipes loaded, unloaded and reloaded at run time, by what came of it.",
+            "Recipe loads, unloads and reloads at run time, by outcome.",
             ["change", "outcome"],
             registry=registry,
         )
 
     def count_change(self, change: str, outcome: str) -> None:
-        """Count a change: changed, unchanged, or refused."""
+        """Count a change; the outcome is changed, unchanged or refused."""
         self._changes.labels(change, outcome).inc()
 
     def serving(self, fingerprints: Callable[[], Mapping[str, str]]) -> None:
-        """Ask this, whenever metrics are read, for each recipe's fingerprint."""
+        """Register a callback that returns the fingerprint of each recipe at scrape time."""
         self._registry.register(_Served(fingerprints))
 
 
 class CallbackCounter(Collector):
-    """A counter of seconds that is asked for whenever metrics are read."""
+    """A counter of seconds, computed at scrape time."""
 
     def __init__(self, name: str, text: str, total_s: Callable[[], float]) -> None:
         self._name, self._text, self._total_s = name, text, total_s
 
     def collect(self) -> Iterable[Metric]:
-        """Return the counter as it is now."""
+        """Yield the counter's current value."""
         yield CounterMetricFamily(self._name, self._text, value=self._total_s())
 
 
-#: From a small model's step to the longest that a trainer waits.
+#: From one step of a small model to the longest timeout of a trainer.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
             300, 600)  # fmt: skip
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -129,24 +129,27 @@ class _Scored(Protocol):
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.rewards = RewardMetrics(registry)
         self.changes = ChangeMetrics(registry)
-        self._in_house, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
+        self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)
         ProcessCollector(registry=registry)
 
     def _declare_requests(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
-            "alarm_requests", "Answered requests.", ["route", "status"], registry=registry
+            "alarm_requests",
+            "HTTP requests answered, by route and status.",
+            ["route", "status"],
+            registry=registry,
         )
         self._request_seconds = Histogram(
             "alarm_request_seconds",
-            "From a request's first byte to its answer.",
+            "Seconds from the first byte of a request to its response.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
@@ -156,33 +159,43 @@ class Metrics:
             return Gauge(name, text, registry=registry)
 
         self._queued_tokens = gauge(
-            "alarm_queued_tokens", "Tokens of admitted requests, estimated from their characters."
+            "alarm_queued_tokens",
+            "Tokens of admitted requests, estimated from their length in characters.",
         )
         self._max_queued_tokens = gauge(
-            "alarm_max_queued_tokens", "Queued tokens from which on callers get a 429."
+            "alarm_max_queued_tokens", "Queue capacity in tokens; requests beyond it get HTTP 429."
         )
         self._reserved_tokens = gauge(
             "alarm_reserved_tokens",
-            "Tokens of requests that wait in line for room or were refused and have a place kept.",
+            "Tokens of requests that wait for queue capacity or were refused and keep their place.",
         )
         self._tokens_per_s = gauge(
             "alarm_throughput_tokens_per_second",
-            "Queued tokens done in a second, measured while there was enough to do.",
+            "Queued tokens completed per second, measured while the queue is not empty.",
         )
         self._waiting_callers = gauge(
-            "alarm_waiting_callers", "Callers whose samples wait for the device."
+            "alarm_waiting_callers", "Callers with samples waiting for a device."
         )
         self._given_up_passes = gauge(
-            "alarm_given_up_passes", "Forward passes that were given up and still run."
+            "alarm_given_up_passes",
+            "Forward passes that were abandoned after a timeout and are still running.",
         )
-        self._waiting_samples = gauge("alarm_waiting_samples", "Samples that wait for the device.")
-        self._ready = gauge("alarm_ready", "1 once every model has run.")
-        gauge("alarm_admitted_requests", "Requests in the house.").set_function(
-            self._in_house.num_running
-        )
+        self._waiting_samples = gauge("alarm_waiting_samples", "Samples waiting for a device.")
+        self._ready = gauge("alarm_ready", "1 once every model is loaded and warmed up.")
+        gauge(
+            "alarm_admitted_requests", "Admitted requests that are queued or running."
+        ).set_function(self._in_flight.num_running)
         for name, text, busy in (
-            ("alarm_occupied_seconds", "Time with a request in the house.", self._in_house),
-            ("alarm_device_busy_seconds", "Time with a batch on the device.", self._on_device),
+            (
+                "alarm_occupied_seconds",
+                "Seconds during which at least one admitted request was in flight.",
+                self._in_flight,
+            ),
+            (
+                "alarm_device_busy_seconds",
+                "Seconds during which a batch was running on a device.",
+                self._on_device,
+            ),
         ):
             registry.register(CallbackCounter(name, text, busy.total_s))
 
@@ -194,98 +207,109 @@ class Metrics:
             return Histogram(name, text, ["model"], buckets=buckets, registry=registry)
 
         self._prepare_seconds = histogram(
-            "alarm_prepare_seconds", "Tokenising up to 64 samples of a request."
+            "alarm_prepare_seconds", "Seconds to tokenize up to 64 samples of a request."
         )
         self._queue_seconds = histogram(
-            "alarm_queue_seconds", "From a sample's tokens to its forward pass."
+            "alarm_queue_seconds",
+            "Seconds a tokenized sample waited in the queue for its forward pass.",
         )
-        self._forward_seconds = histogram("alarm_forward_seconds", "One forward pass.")
+        self._forward_seconds = histogram("alarm_forward_seconds", "Seconds per forward pass.")
         self._read_seconds = histogram(
-            "alarm_read_seconds", "Reading the scores off a forward pass."
+            "alarm_read_seconds",
+            "Seconds to compute the scores from the outputs of a forward pass.",
         )
-        self._batch_samples = histogram("alarm_batch_samples", "Samples a batch.", _SAMPLES)
+        self._batch_samples = histogram("alarm_batch_samples", "Samples per batch.", _SAMPLES)
         self._batch_tokens = histogram(
-            "alarm_batch_tokens", "Tokens a batch, padding not counted.", _TOKENS
+            "alarm_batch_tokens", "Tokens per batch, excluding padding.", _TOKENS
         )
-        self._scored = counter("alarm_scored_samples", "Samples that got a score.")
-        self._tokens = counter("alarm_tokens", "Their tokens, as if each were scored alone.")
+        self._scored = counter("alarm_scored_samples", "Samples scored.")
+        self._tokens = counter(
+            "alarm_tokens", "Tokens of scored samples, counting shared prefixes once per sample."
+        )
         self._computed_tokens = counter(
-            "alarm_computed_tokens", "Their tokens that the device ran: fewer where shared."
+            "alarm_computed_tokens",
+            "Tokens of scored samples that a device computed, without shared or cached prefixes.",
         )
-        self._truncated = counter("alarm_truncated_samples", "Samples that were shortened.")
+        self._truncated = counter(
+            "alarm_truncated_samples", "Samples truncated to a model's limit."
+        )
         self._failed_batches = counter(
-            "alarm_failed_batches", "Forward passes that raised and were split."
+            "alarm_failed_batches",
+            "Batches whose forward pass raised and that were split to be retried.",
         )
         self._timed_out_passes = counter(
-            "alarm_timed_out_passes", "Forward passes that took longer than they may."
+            "alarm_timed_out_passes", "Forward passes that exceeded --forward-timeout-s."
         )
         self._timed_out_samples = counter(
             "alarm_timed_out_samples",
-            "Samples that failed for good as their forward pass took too long or ended its thread.",
+            "Samples failed permanently because their forward pass timed out or its thread died.",
         )
         self._sample_errors = Counter(
-            "alarm_sample_errors", "Samples that a model failed.", ["code"], registry=registry
+            "alarm_sample_errors",
+            "Samples that a model failed to score, by error code.",
+            ["code"],
+            registry=registry,
         )
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
-        """Count one answer."""
+        """Count one response and its duration."""
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def track_request(self) -> AbstractContextManager[None]:
-        """Be occupied while the block runs."""
-        return self._in_house.running()
+        """Count a request as in flight while the block runs."""
+        return self._in_flight.running()
 
     def set_queued_tokens(self, num_tokens: int, num_reserved: int) -> None:
-        """Set how many tokens are queued, and for how many a place is kept."""
+        """Set the number of queued tokens and of tokens with a reserved place."""
         self._queued_tokens.set(num_tokens)
         self._reserved_tokens.set(num_reserved)
 
     def set_queue_capacity(self, max_tokens: Callable[[], int]) -> None:
-        """Ask this, whenever metrics are read, how many tokens the queue takes."""
+        """Register a callback for the queue capacity in tokens."""
         self._max_queued_tokens.set_function(max_tokens)
 
     def throughput(self, tokens_per_s: Callable[[], float]) -> None:
-        """Ask this, whenever metrics are read, how many queued tokens are done in a second."""
+        """Register a callback for the measured throughput in tokens per second."""
         self._tokens_per_s.set_function(tokens_per_s)
 
     def waiting_callers(self, num_callers: Callable[[], int]) -> None:
-        """Ask this, whenever metrics are read, how many callers wait for the device."""
+        """Register a callback for the number of callers with waiting samples."""
         self._waiting_callers.set_function(num_callers)
 
     def given_up(self, num_passes: Callable[[], int]) -> None:
-        """Ask this, whenever metrics are read, how many passes that were given up still run."""
+        """Register a callback for the number of abandoned passes that are still running."""
         self._given_up_passes.set_function(num_passes)
 
     def pass_given_up(self, model: str) -> None:
-        """Count a forward pass that took too long."""
+        """Count a forward pass that exceeded its timeout."""
         self._timed_out_passes.labels(model).inc()
 
     def sample_timed_out(self, model: str) -> None:
-        """Count a sample that did not get through its forward pass."""
+        """Count a sample that failed because its forward pass timed out."""
         self._timed_out_samples.labels(model).inc()
 
     def preparing(self, model: str) -> AbstractContextManager[object]:
-        """Time what the block prepares."""
+        """Time the block as preparation."""
         return self._prepare_seconds.labels(model).time()
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Have the device busy while the block runs."""
+        """Count the device as busy while the block runs."""
         return self._on_device.running()
 
     def batch_taken(self, model: str, batch: Sequence[_Arrived], now: float) -> None:
-        """Note a batch's size and how long each of its samples waited."""
+        """Observe the size of a batch and how long each of its samples waited."""
         self._batch_samples.labels(model).observe(len(batch))
         waited = self._queue_seconds.labels(model)
         for work in batch:
             waited.observe(now - work.since)
 
     def forwarding(self, model: str) -> AbstractContextManager[object]:
-        """Time the block's forward pass."""
+        """Time the block as a forward pass."""
         return self._forward_seconds.labels(model).time()
 
     def reading(self, model: str) -> AbstractContextManager[object]:
-        """Time the block's reading."""
+        """Time the block as reading scores."""
         return self._read_seconds.labels(model).time()
 
     def batch_failed(self, model: str) -> None:
@@ -293,7 +317,7 @@ class Metrics:
         self._failed_batches.labels(model).inc()
 
     def batch_done(self, model: str, num_tokens: int) -> None:
-        """Note what a batch held."""
+        """Observe the number of tokens in a batch."""
         self._batch_tokens.labels(model).observe(num_tokens)
 
     def sample_failed(self, code: str) -> None:
@@ -301,16 +325,16 @@ class Metrics:
         self._sample_errors.labels(code).inc()
 
     def sample_scored(self, model: str, score: _Scored) -> None:
-        """Count a sample that got a score, and what that took."""
+        """Count a scored sample and its tokens."""
         self._scored.labels(model).inc()
         self._tokens.labels(model).inc(score.num_tokens)
         self._computed_tokens.labels(model).inc(score.num_computed_tokens)
         self._truncated.labels(model).inc(score.truncated)
 
     def bind_waiting_samples(self, num_samples: Callable[[], int]) -> None:
-        """Ask this, whenever metrics are read, how many samples wait."""
+        """Register a callback for the number of waiting samples."""
         self._waiting_samples.set_function(num_samples)
 
     def bind_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Ask this, whenever metrics are read, whether the server is ready."""
+        """Register a callback that tells whether the server is ready."""
         self._ready.set_function(is_ready)

@@ -63,7 +63,7 @@ class RunningCorrelation:
 
 @dataclass(frozen=True, slots=True)
 class AspectObservation:
-    """What one aspect gave a sample: its reward before its weight, and the values in it."""
+    """One aspect's reward for a sample, before its weight, and the shaped values behind it."""
 
     reward: float
     values: Sequence[float]
@@ -71,13 +71,13 @@ class AspectObservation:
 
     @property
     def mean(self) -> float:
-        """The mean value: unlike the reward, not larger for being longer."""
+        """The mean value; unlike the reward it does not grow with the completion's length."""
         return sum(self.values) / len(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardObservation:
-    """What one sample earned and for what; ``num_characters`` is its completion's length."""
+    """One sample's reward and its parts; ``num_characters`` is the completion's length."""
 
     prompt: Hashable
     num_characters: int
@@ -89,10 +89,10 @@ class RewardObservation:
 
 
 def pairwise_agreement(samples: Sequence[RewardObservation]) -> Iterator[tuple[str, str]]:
-    """Compare neighbours of one prompt, as the paper chooses its aspects (Lai et al. 2024).
+    """Compare adjacent samples of a prompt, as the paper selects aspects (Lai et al. 2024).
 
-    Pairs that the holistic reward does not tell apart say nothing. The paper counts ties of the
-    aspect as agreement; here they are told apart, as a coarse aspect ties often.
+    Pairs that the holistic reward ties are skipped. The paper counts pairs that the aspect ties
+    as agreement; here they are reported separately, because a coarse aspect ties often.
     """
     by_prompt: dict[Hashable, list[RewardObservation]] = {}
     for one in samples:
@@ -101,10 +101,10 @@ def pairwise_agreement(samples: Sequence[RewardObservation]) -> Iterator[tuple[s
         for first, second in pairwise(group):
             if first.z == second.z:
                 continue
-            for aspect, earned in first.aspects.items():
+            for aspect, mine in first.aspects.items():
                 other = second.aspects.get(aspect)
-                if other is not None and earned.values and other.values:
-                    yield aspect, _verdict(first.z - second.z, earned.mean - other.mean)
+                if other is not None and mine.values and other.values:
+                    yield aspect, _verdict(first.z - second.z, mine.mean - other.mean)
 
 
 def _verdict(holistic: float, aspect: float) -> str:
@@ -113,21 +113,21 @@ def _verdict(holistic: float, aspect: float) -> str:
     return "agree" if (holistic > 0) == (aspect > 0) else "disagree"
 
 
-#: Of rewards in standard deviations, or near to 1: fine where most are, coarse far out.
+#: Buckets for rewards in standard deviations or near 1: fine in the centre, coarse in the tails.
 _NEAR = (-10, -5, -3, -2, -1.5, -1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
-#: Of whole rewards, which have the recipe's weights in them.
+#: Buckets for total rewards, which include the recipe's weights.
 _WIDE = (-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)
 _CHARACTERS = (0, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600)
 
-#: Correlations look back some thousands of samples: a step or a few of training.
+#: Running correlations cover a few thousand samples: one or a few training steps.
 _HALF_LIFE, _MIN_PAIRS = 2048, 32
 
-#: Shaped values beyond these ends hardly change with what the model thinks.
+#: Shaped values outside of these bounds hardly change with the model's score.
 _LOW, _HIGH = 0.05, 0.95
 
 
 class RewardMetrics:
-    """The rewards' part of one server's metrics; may be told of from any thread."""
+    """The reward metrics of one server; thread-safe."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -139,51 +139,60 @@ class RewardMetrics:
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(name, text, ["recipe", *labels], buckets=buckets, registry=registry)
 
-        self._holistic = histogram("alarm_holistic_reward", "Normalised holistic scores.", _NEAR)
-        self._reward = histogram("alarm_reward", "Whole rewards.", _WIDE)
+        self._holistic = histogram("alarm_holistic_reward", "Normalized holistic scores.", _NEAR)
+        self._reward = histogram("alarm_reward", "Total rewards.", _WIDE)
         self._aspect = histogram(
-            "alarm_aspect_reward", "Aspects' rewards before their weights.", _NEAR, "aspect"
+            "alarm_aspect_reward", "Aspect rewards before weighting.", _NEAR, "aspect"
         )
         self._length = histogram(
-            "alarm_completion_characters", "Lengths of rewarded completions.", _CHARACTERS
+            "alarm_completion_characters",
+            "Lengths of rewarded completions in characters.",
+            _CHARACTERS,
         )
         self._admitted = counter(
             "alarm_admitted_samples",
-            "Rewarded samples by whether they are past the threshold.",
+            "Rewarded samples, by whether they are past the threshold.",
             "admitted",
         )
         self._truncated = counter(
-            "alarm_truncated_rewards", "Rewarded samples of which a model read only a part."
+            "alarm_truncated_rewards", "Rewarded samples that a model read only in part."
         )
-        self._errors = counter("alarm_reward_errors", "Samples without a reward.", "code")
+        self._errors = counter(
+            "alarm_reward_errors", "Samples without a reward, by error code.", "code"
+        )
         self._shaped = counter(
-            "alarm_shaped_values", "Aspects' values that a sigmoid shaped.", "aspect"
+            "alarm_shaped_values", "Aspect values shaped by a sigmoid.", "aspect"
         )
         self._saturated = counter(
-            "alarm_saturated_values", "Of those, below 0.05 or over 0.95.",
+            "alarm_saturated_values", "Sigmoid-shaped aspect values below 0.05 (low) or "
+            "above 0.95 (high).",
             "aspect", "end",
         )  # fmt: skip
         self._pairs = counter(
             "alarm_aspect_pairs",
-            "Neighbours of one prompt in one request, by whether the aspect orders them as the "
-            "holistic reward does: agree, disagree, or tie (the aspect sees no difference).",
+            "Adjacent samples of a prompt in a request, by whether the aspect orders them like the "
+            "holistic reward: agree, disagree, or tie (equal for the aspect).",
             "aspect",
             "verdict",
         )
-        # Histograms with negative buckets have no sum in Prometheus: the means are told besides.
-        self._reward_mean = gauge("alarm_reward_mean", "Running mean of whole rewards.")
+        # Histograms with negative buckets have no sum in Prometheus, so means are gauges.
+        self._reward_mean = gauge("alarm_reward_mean", "Running mean of total rewards.")
         self._holistic_mean = gauge(
-            "alarm_holistic_reward_mean", "Running mean of normalised holistic scores."
+            "alarm_holistic_reward_mean", "Running mean of normalized holistic scores."
         )
         self._aspect_mean = gauge(
-            "alarm_aspect_reward_mean", "Running mean of an aspect's rewards.", "aspect"
+            "alarm_aspect_reward_mean",
+            "Running mean of an aspect's rewards before weighting.",
+            "aspect",
         )
         self._value_mean = gauge(
-            "alarm_aspect_value_mean", "Running mean of an aspect's mean values.", "aspect"
+            "alarm_aspect_value_mean",
+            "Running mean of an aspect's mean value per sample.",
+            "aspect",
         )
         self._by_length = gauge(
             "alarm_length_correlation",
-            "Running correlation of the whole reward with the completion's length.",
+            "Running correlation of the total reward with the completion's length.",
         )
         self._holistic_by_length = gauge(
             "alarm_holistic_length_correlation",
@@ -203,12 +212,12 @@ class RewardMetrics:
         self._lock = threading.Lock()
 
     def observe_rewards(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
-        """Note what the samples of one request earned."""
+        """Observe the rewards of the samples of one request."""
         with self._lock:
-            self._note(recipe, samples)
+            self._observe_total(recipe, samples)
             for aspect in dict.fromkeys(name for one in samples for name in one.aspects):
                 having = [one for one in samples if aspect in one.aspects]
-                self._note_aspect(recipe, aspect, having)
+                self._observe_aspect(recipe, aspect, having)
             for (aspect, verdict), num_pairs in Counted(pairwise_agreement(samples)).items():
                 self._pairs.labels(recipe, aspect, verdict).inc(num_pairs)
             for (correlation, mean, labels), running in self._running.items():
@@ -216,10 +225,10 @@ class RewardMetrics:
                 mean.labels(*labels).set(running.mean_x)
 
     def count_failure(self, recipe: str, code: str) -> None:
-        """Count a sample that got no reward."""
+        """Count a sample without a reward."""
         self._errors.labels(recipe, code).inc()
 
-    def _note(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
+    def _observe_total(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
         labels = (recipe,)
         rewards = [one.reward for one in samples]
         holistic = [one.z for one in samples]
@@ -234,7 +243,9 @@ class RewardMetrics:
         self._admitted.labels(recipe, "false").inc(len(samples) - num_admitted)
         self._truncated.labels(recipe).inc(sum(one.truncated for one in samples))
 
-    def _note_aspect(self, recipe: str, aspect: str, samples: Sequence[RewardObservation]) -> None:
+    def _observe_aspect(
+        self, recipe: str, aspect: str, samples: Sequence[RewardObservation]
+    ) -> None:
         labels = (recipe, aspect)
         every = [one.aspects[aspect] for one in samples]
         rewards = [one.reward for one in every]
