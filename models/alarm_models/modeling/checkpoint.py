@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.inspection import foreign_checkpoint, joined
+from alarm_models.modeling.inspection import joined, no_weights
 
 __all__ = [
     "code_digest",
@@ -42,11 +42,7 @@ def locate(checkpoint: str) -> Path:
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
-            raise CheckpointError(
-                foreign_checkpoint(folder)
-                or f"{folder} holds no config.json, but {files}: is it a checkpoint's folder?"
-            )
+            raise CheckpointError(no_weights(folder))
         return folder
     try:
         snapshot = Path(snapshot_download(checkpoint, allow_patterns=_SMALL_FILES))
@@ -69,9 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
         files = sorted(path for path in folder.glob(pattern) if path.name != "training_args.bin")
         if files:
             return files
-    raise CheckpointError(
-        foreign_checkpoint(folder) or f"{folder} has neither .safetensors nor .bin weights"
-    )
+    raise CheckpointError(no_weights(folder))
 
 
 def digest(folder: Path) -> str:

@@ -21,9 +21,9 @@ __all__ = [
     "CheckpointFacts",
     "Quantization",
     "TensorInfo",
-    "foreign_checkpoint",
     "inspect_folder",
     "joined",
+    "no_weights",
     "read_config",
 ]
 
@@ -33,7 +33,7 @@ _MAX_HEADER_BYTES = 100 << 20
 #: Where the layers of a transformer begin in a tensor's name: ``<base>.layers.0.``, ``h.0.``, ...
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
-    r"(?:(?:encoder|decoder|transformer|backbone)\.)*"
+    r"(?:(?:encoder|decoder)\.|(?<=\.)transformer\.)*"
     r"(?:layers?|h|blocks?|layer_groups)\.\d+\."
 )
 
@@ -247,8 +247,8 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return _read_json(folder / "config.json")
 
 
-def foreign_checkpoint(folder: Path) -> str | None:
-    """Say what a folder without a configuration is instead, and what to do; None if unknown."""
+def no_weights(folder: Path) -> str:
+    """Say what a folder without a configuration or without weights holds, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         told = _read_json(adapter)
@@ -266,7 +266,11 @@ def foreign_checkpoint(folder: Path) -> str | None:
             "heads and is not read here. Give the folder or hub id of the safetensors that it was "
             "made from"
         )
-    return None
+    files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
+    lacks = "neither .safetensors nor .bin weights"
+    if not (folder / "config.json").is_file():
+        lacks = "no config.json"
+    return f"{folder} holds {lacks}, but {files}: is it a checkpoint's folder?"
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:

@@ -41,7 +41,7 @@ from alarm_models.modeling.heads import (
     token_head,
     vocabulary_head,
 )
-from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder
+from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
 from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
 
 __all__ = [
@@ -223,6 +223,8 @@ def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Networ
 def _facts(source: CheckpointSource) -> CheckpointFacts:
     """Read what a checkpoint's files say, and refuse what cannot be served as its card reads it."""
     facts = inspect_folder(source.folder)
+    if not facts.tensors:
+        raise CheckpointError(no_weights(source.folder))
     require_plain_weights(facts)
     if not source.is_normalized:
         require_raw_scores(facts)

@@ -37,9 +37,12 @@ class Tokenizer:
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
-        loaded: Any = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code
-        )
+        try:
+            loaded: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # its files, or code of its own, may raise any
+            raise CheckpointError(_unreadable(folder, error)) from error
         if not loaded.is_fast:
             raise CheckpointError(
                 f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
@@ -55,6 +58,7 @@ class Tokenizer:
         inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
         self._prefix = probe.ids[: inside[0]] if inside else []
         self._suffix = probe.ids[inside[-1] + 1 :] if inside else []
+        self._split_bos = self._bos_read_apart()
 
     @property
     def num_prefix(self) -> int:
@@ -151,8 +155,29 @@ class Tokenizer:
         encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
         return [
             self._token_ids(encoding, one, with_special)
+            if with_special or not self._split_bos or not one.text.startswith(self._split_bos)
+            else self._after_bos(one)
             for encoding, one in zip(encodings, rendered, strict=True)
         ]
+
+    def _bos_read_apart(self) -> str:
+        """Return the BOS where a text behind a written-out one is read otherwise, else nothing.
+
+        transformers 5 reads Llama 2's sentencepiece tokenizers so: the space that begins a text is
+        not put behind a written-out ``<s>``. Models were trained on texts that have it.
+        """
+        bos = self._loaded.bos_token
+        if not bos or self._suffix or self._prefix != [self._fast.token_to_id(bos)]:
+            return ""
+        written = self._fast.encode(f"{bos}a", add_special_tokens=False).ids
+        return "" if written == self._fast.encode("a").ids else str(bos)
+
+    def _after_bos(self, text: Rendered) -> TokenIds:
+        """Tokenise a text behind its BOS, which the tokenizer puts before it by itself."""
+        start = len(self._split_bos)
+        encoding = self._fast.encode(text.text[start:])
+        offsets = [(first + start, last + start) for first, last in encoding.offsets]
+        return self._located(encoding.ids, [(0, start), *offsets[1:]], text, 0, 0)
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
@@ -188,6 +213,17 @@ class Tokenizer:
         num_suffix = self.num_suffix if with_special else 0
         if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1]:
             ids, offsets = ids[1:], offsets[1:]
+        return self._located(ids, offsets, text, num_prefix, num_suffix)
+
+    def _located(
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        text: Rendered,
+        num_prefix: int,
+        num_suffix: int,
+    ) -> TokenIds:
+        """Find what truncation may shorten, and the tokens that are asked for."""
         inside = [
             index
             for index in range(num_prefix, len(ids) - num_suffix)
@@ -197,6 +233,18 @@ class Tokenizer:
         types = () if text.typed_spans is None else _token_types(offsets, text.typed_spans)
         places = _tokens_at(offsets, text.anchor_positions)
         return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places)
+
+
+def _unreadable(folder: Path, error: Exception) -> str:
+    """Say why there is no tokenizer, what files of one are there, and what to write."""
+    patterns = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*", "special_tokens_map*")
+    files = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {said}); of its files "
+        f"there are {', '.join(files) or 'none'}. Write `tokenizer`, the folder or hub id of one "
+        "with a tokenizer.json (the base model's), or copy that one's files here"
+    )
 
 
 class _Turns(list[dict[str, str]]):

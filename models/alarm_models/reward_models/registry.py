@@ -178,6 +178,7 @@ class Loader:
             self._device,
             spec.trust_remote_code,
             self._max_remembered_bytes,
+            is_normalized="normalization" in type(spec).model_fields,
         )
         if folder not in self._digests:
             self._stamps[folder] = checkpoint.stamps(folder)
