@@ -266,6 +266,12 @@ class ModelOut(_Out):
     device: str
     deterministic: bool = Field(description="whether each sample runs alone, for the same bits")
     limits: dict[str, int | None]
+    read_token: str | None = Field(
+        default=None, description="the token a score is read at; null where several make it"
+    )
+    notes: list[str] = Field(
+        default_factory=list, description="where scores may differ from those of the model's card"
+    )
 
 
 class RecipeOut(ModelOut):

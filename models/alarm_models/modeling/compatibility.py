@@ -42,6 +42,11 @@ _QUANTISED_WAYS = {
     "bitsandbytes": "bitsandbytes weights need kernels that are not installed with this server",
 }
 
+#: Where transformers' messages go over into lists of classes and general advice.
+_LISTS = re.compile(
+    "This could be because|Model type should be one of|, one of|It must be one of|, or contain"
+)
+
 #: The most of another library's message that is told.
 _MAX_TOLD = 300
 
@@ -110,7 +115,7 @@ def missing_refusal(facts: CheckpointFacts, model: Any, missing: Sequence[str]) 
     """Say which tensors a class lacks, what the files hold instead, and what to write."""
     name = type(model).__name__
     text = (
-        f"{facts.folder} lacks {len(missing)} tensors of {name} ({joined(missing)}): they would "
+        f"{facts.folder} lacks {_counted(missing)} of {name} ({joined(missing)}), which would "
         f"be random; {facts.describe()}. "
     )
     base, wanted = facts.base_prefix, f"{getattr(model, 'base_model_prefix', '')}."
@@ -135,7 +140,7 @@ def require_known_tensors(
     lost = [one for one in left if is_whole or _is_within(one, modules, model)]
     if lost:
         raise CheckpointError(
-            f"{facts.folder} holds {len(lost)} tensors that {type(model).__name__} does not know "
+            f"{facts.folder} holds {_counted(lost)} that {type(model).__name__} does not know "
             f"({joined(_shaped(facts, lost))}): without them its scores would be other ones; "
             f"{facts.describe()}. {_what_to_write(facts)}or give the checkpoint in the layout of "
             "the class that its config.json names"
@@ -150,6 +155,10 @@ def _is_within(name: str, modules: dict[str, Any], model: Any) -> bool:
     return bool(owner) and any(one in modules for one in known)
 
 
+def _counted(tensors: Sequence[str]) -> str:
+    return f"{len(tensors)} tensor{'s' * (len(tensors) > 1)}"
+
+
 def _shaped(facts: CheckpointFacts, names: Sequence[str]) -> list[str]:
     return [f"{name}{facts.tensors.get(name) or ''}" for name in names]
 
@@ -161,7 +170,7 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     if facts.quantization is not None:
         told = _first_sentence(error)
         return f"{_quantised_refusal(facts, facts.quantization)} (transformers says: {told})"
-    text = f"{facts.folder} cannot be loaded: {_first_sentence(error)}; {facts.describe()}. "
+    text = f"{facts.folder} cannot be loaded: {_told(facts, error)}; {facts.describe()}. "
     if is_trusted and facts.auto_map:
         text += (
             f"Its own code does not run with transformers {transformers.__version__}: leave "
@@ -173,11 +182,21 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     return (text + _what_to_write(facts)).strip().removesuffix(",")
 
 
+def _told(facts: CheckpointFacts, error: Exception) -> str:
+    said = str(error)
+    if "ignore_mismatched_sizes" in said:
+        return (
+            f"its tensors have other sizes than its class makes (config.json says num_labels "
+            f"{facts.num_labels or 'nothing, which stands for 2'})"
+        )
+    if "custom code which must be executed" in said:
+        return "it has a class of its own, and is not trusted"
+    return _first_sentence(error)
+
+
 def _first_sentence(error: Exception) -> str:
     """Return what an error says, without the lists of class names that transformers adds."""
-    said = re.split(
-        r"Model type should be one of|, one of|It must be one of|, or contain", str(error)
-    )
+    said = _LISTS.split(str(error))
     text = " ".join(said[0].split()) or type(error).__name__
     if not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"

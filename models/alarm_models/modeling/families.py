@@ -57,10 +57,15 @@ def _meets(patterns: tuple[str, ...], name: str) -> bool:
 def families() -> tuple[Family, ...]:
     """Return the table's rows in order."""
     text = (resources.files("alarm_models.modeling") / "families.toml").read_text("utf-8")
-    return tuple(
-        Family(**{key: tuple(one) if isinstance(one, list) else one for key, one in row.items()})
-        for row in tomllib.loads(text)["families"]
-    )
+    rows: list[dict[str, Any]] = tomllib.loads(text)["families"]
+    return tuple(_family(row) for row in rows)
+
+
+def _family(row: Mapping[str, Any]) -> Family:
+    keys: dict[str, Any] = {
+        key: tuple(one) if isinstance(one, list) else one for key, one in row.items()
+    }
+    return Family(**keys)
 
 
 def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:

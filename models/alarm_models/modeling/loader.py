@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from alarm_models.errors import CheckpointError
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_tensors
 from alarm_models.modeling.compatibility import (
-    class_note,
     loading_refusal,
     missing_refusal,
     require_known_tensors,
@@ -56,9 +54,6 @@ __all__ = [
     "token_classifier",
     "token_scorer",
 ]
-
-
-_logger = logging.getLogger(__name__)
 
 
 class ModelInitLock:
@@ -162,7 +157,6 @@ def sequence_classifier(source: CheckpointSource) -> Network:
             return _with_head(model, sequence_head(model), source, has_global=True)
     require_stock_class(facts, (auto, "AutoModel"), "a stock sequence classifier")
     model = _load(AutoModelForSequenceClassification, source, facts)
-    _warn(source, class_note(facts, type(model).__name__))
     return _with_head(model, sequence_head(model), source, has_global=True)
 
 
@@ -173,7 +167,6 @@ def token_classifier(source: CheckpointSource) -> Network:
         names = ("AutoModelForTokenClassification", "AutoModel")
         require_stock_class(facts, names, "a stock token classifier")
     model = _load(AutoModelForTokenClassification, source, facts)
-    _warn(source, class_note(facts, type(model).__name__))
     return _with_head(model, token_head(model), source)
 
 
@@ -245,11 +238,6 @@ def _require_fit(head: Head, base: BaseModel, source: CheckpointSource, name: st
             f"{source.folder}: the head {name} takes {first.in_features} numbers, and the base's "
             f"states have {hidden}: it is not read from one token's state"
         )
-
-
-def _warn(source: CheckpointSource, note: str | None) -> None:
-    if note is not None:
-        _logger.warning("%s: %s", source.folder, note)
 
 
 def _with_head(

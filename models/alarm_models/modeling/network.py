@@ -201,7 +201,7 @@ def _named_tensors(answer: Any) -> dict[str, torch.Tensor]:
 def _sample_rows(answer: Any, num_samples: int) -> torch.Tensor | None:
     """Return the output that has a row a sample, ``[samples, outputs]``; None where none has.
 
-    One of the usual names counts before others, and else the only one with one number a sample.
+    One of the usual names counts before others, then the only one, then the only single number.
     """
     named = _named_tensors(answer)
     rows = {
@@ -214,7 +214,7 @@ def _sample_rows(answer: Any, num_samples: int) -> torch.Tensor | None:
     for name in _SCORE_NAMES:
         if name in rows:
             return rows[name]
-    single = [one for one in rows.values() if one.shape[1] == 1]
+    single = [one for one in rows.values() if len(rows) == 1 or one.shape[1] == 1]
     return single[0] if len(single) == 1 else None
 
 

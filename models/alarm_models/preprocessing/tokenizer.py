@@ -121,6 +121,10 @@ class Tokenizer:
             raise CheckpointError(f"{text!r} is no single token of this tokenizer, but {tokens}")
         return int(token_id)
 
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text: special ones as they are written."""
+        return str(self._fast.decode([token_id], skip_special_tokens=False))
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without special tokens around it."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -43,11 +44,13 @@ from alarm_models.reward_models.base import (
     HostModel,
     LoadedCheckpoint,
     Model,
+    NeuralRewardModel,
     fingerprint_of,
 )
 from alarm_models.reward_models.generative import GenerativeModel, scored_tokens
 from alarm_models.reward_models.grammar import Grammar
 from alarm_models.reward_models.multi_objective import MultiObjectiveModel
+from alarm_models.reward_models.reading import read_token, reading_notes
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.reward_models.segments import SegmentsModel
 from alarm_models.reward_models.sequence import SequenceModel
@@ -56,6 +59,8 @@ from alarm_models.reward_models.text_checks import Repetition, length
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = ["CheckpointState", "Loader", "load_host_model"]
+
+_logger = logging.getLogger(__name__)
 
 #: A model's threads; what they call mostly releases the interpreter.
 _NUM_THREADS = min(4, os.cpu_count() or 1)
@@ -158,6 +163,19 @@ class Loader:
         weights = self._weights(spec)
         folder = checkpoint.locate(spec.checkpoint)
         fingerprint = _fingerprint(spec, folder, weights.digest, weights.network.dtype, fields)
+        model = self._model(spec, weights, fields, fingerprint)
+        model.read_token = read_token(model, spec, weights.tokenizer)
+        model.notes = reading_notes(spec, folder)
+        _tell(spec, model)
+        return model
+
+    def _model(
+        self,
+        spec: NeuralSpec,
+        weights: LoadedCheckpoint,
+        fields: Mapping[str, FieldPattern],
+        fingerprint: str,
+    ) -> NeuralRewardModel:
         match spec:
             case SequenceSpec():
                 return SequenceModel(spec, weights, fields, fingerprint)
@@ -169,6 +187,7 @@ class Loader:
                 return MultiObjectiveModel(spec, weights, fields, fingerprint)
             case GenerativeSpec():
                 return GenerativeModel(spec, weights, fields, fingerprint)
+        raise RecipeError(f"no model is made of {spec!r}")
 
     def _weights(self, spec: NeuralSpec) -> LoadedCheckpoint:
         folder = checkpoint.locate(spec.checkpoint)
@@ -209,6 +228,14 @@ class Loader:
         if source not in self._bases:
             self._bases[source] = sources.load_base(source)
         return self._bases[source]
+
+
+def _tell(spec: NeuralSpec, model: NeuralRewardModel) -> None:
+    """Log what a model's score is read at, and where it may differ from its card's."""
+    if model.read_token is not None:
+        _logger.info("%s: the score is read at the token %r", spec.checkpoint, model.read_token)
+    for note in model.notes:
+        _logger.warning("%s: %s", spec.checkpoint, note)
 
 
 def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
