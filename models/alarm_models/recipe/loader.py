@@ -16,6 +16,7 @@ from alarm_models.recipe.schema import Recipe
 __all__ = [
     "FOLDERS",
     "built_in_names",
+    "is_template_file",
     "load_recipe",
     "load_recipe_again",
     "load_recipes",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 #: A model's keys that may name a folder beside the recipe's file.
-FOLDERS = {"checkpoint", "path"}
+FOLDERS = {"checkpoint", "path", "tokenizer", "adapter"}
 
 #: What rewards are made of besides scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}
@@ -105,16 +106,46 @@ def _read(name_or_file: str) -> dict[str, Any]:
     table.setdefault("name", path.stem)
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
-    models = table.get("models", {})
-    for model in models.values() if isinstance(models, dict) else ():
-        for key in FOLDERS & set(model if isinstance(model, dict) else ()):
+    for model in _models(table):
+        for key in FOLDERS & set(model):
             folder = model[key]
             if isinstance(folder, str) and folder.startswith(("./", "../")):
                 model[key] = str((path.parent / folder).resolve())
+        if is_template_file(model.get("chat_template")):
+            model["chat_template"] = str((path.parent / model["chat_template"]).resolve())
     return table
 
 
+def is_template_file(value: object) -> bool:
+    """Say whether a `chat_template` names a file rather than being the text."""
+    return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
+
+
+def _models(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    models = table.get("models", {})
+    return [
+        model
+        for model in (models.values() if isinstance(models, dict) else ())
+        if isinstance(model, dict)
+    ]
+
+
+def _read_templates(table: Mapping[str, Any]) -> None:
+    """Put the text of a chat template's file in place of its name."""
+    for model in _models(table):
+        file = model.get("chat_template")
+        if is_template_file(file):
+            try:
+                model["chat_template"] = Path(file).expanduser().read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(
+                    f"recipe {table.get('name')!r}: chat_template names {file}, which cannot be "
+                    f"read: {error}"
+                ) from error
+
+
 def _checked(table: Mapping[str, Any]) -> Recipe:
+    _read_templates(table)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -143,7 +174,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         return keys, text
     if keys[-1] == "api_key" and not isinstance(value, str):
         return keys, text  # a key of digits is no number
-    return keys, value if isinstance(value, bool | int | float | str | list) else text
+    return keys, value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
 def _shown(setting: str) -> str:

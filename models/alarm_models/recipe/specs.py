@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from alarm_models.api_keys import usable_key
 from alarm_models.combination.token_alignment import Placement
@@ -16,6 +24,7 @@ from alarm_models.preprocessing.truncation import Truncation
 __all__ = [
     "ANY_NUMBER",
     "CheckSpec",
+    "ClassifierSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -24,6 +33,7 @@ __all__ = [
     "ModelSpec",
     "MultiObjectiveSpec",
     "NeuralSpec",
+    "Normalization",
     "PythonSpec",
     "ReadabilitySpec",
     "RegexSpec",
@@ -34,14 +44,34 @@ __all__ = [
     "SimilaritySpec",
     "Spec",
     "StepsSpec",
+    "TextSpec",
+    "TurnsSpec",
     "require_address",
 ]
+
+
+class _Added:
+    """Marks a key that came after the first fingerprints, which digest it only where it is set."""
 
 
 class Spec(BaseModel):
     """One model, as a recipe describes it; a subclass a kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def constants(self, exclude: frozenset[str]) -> str:
+        """Return the keys that fingerprints digest, as JSON.
+
+        A key that was added later is left out at its default, so that it changes no fingerprint of
+        a recipe that does not use it.
+        """
+        unused = {
+            name
+            for name, field in type(self).model_fields.items()
+            if _Added in field.metadata
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+        }
+        return self.model_dump_json(exclude={*exclude, *unused})
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -68,6 +98,10 @@ def require_address(url: str) -> str:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+#: A later key of a few types; see `Spec.constants`.
+_Text = Annotated[str | None, _Added]
+_Flag = Annotated[bool, _Added]
+
 
 class NeuralSpec(Spec):
     """What every model with weights has."""
@@ -81,6 +115,16 @@ class NeuralSpec(Spec):
         default=False, description="token type 1 for words copied from the prompt"
     )
     trust_remote_code: bool = False
+    revision: _Text = Field(default=None, description="a hub id's branch, tag or commit")
+    tokenizer: _Text = Field(
+        default=None, min_length=1, description="a folder or a hub id, else the checkpoint's own"
+    )
+    adapter: _Text = Field(
+        default=None, min_length=1, description="a LoRA of PEFT: a folder or a hub id"
+    )
+    prefix: _Text = Field(
+        default=None, min_length=1, description="what the names of the base's tensors begin with"
+    )
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -89,10 +133,125 @@ class NeuralSpec(Spec):
         return tuple(text for text in texts if text is not None and text != "chat")
 
 
-class SequenceSpec(NeuralSpec):
+#: What `template_arguments` may not name: the sample decides it, or the server.
+_OWN_ARGUMENTS = frozenset(
+    {
+        "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
+        "chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation",
+        "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)  # fmt: skip
+
+
+class TurnsSpec(BaseModel):
+    """What is written for each message of a conversation, by its role; ``{}`` is its text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str
+    assistant: str
+    system: str | None = Field(default=None, description="else a system message is refused")
+    tool: str | None = Field(default=None, description="else a tool's message is refused")
+    start: str = Field(default="", description="stands before the first")
+    separator: str = Field(default="", description="stands between two")
+    generation: str = Field(default="", description="begins the next turn, where a kind wants one")
+
+    @model_validator(mode="after")
+    def _each_has_one_place(self) -> TurnsSpec:
+        for role in ("user", "assistant", "system", "tool"):
+            text = getattr(self, role)
+            if text is not None and text.count("{}") != 1:
+                raise ValueError(
+                    f"turns.{role} is {text!r}: write {{}} once, where the message's text goes"
+                )
+        return self
+
+
+class TextSpec(NeuralSpec):
+    """What kinds have that read prompt and completion as one text."""
+
+    special_tokens: Annotated[bool | None, _Added] = Field(
+        default=None,
+        description="whether the tokenizer puts its own around; else for a text, not for a chat",
+    )
+    strip: Annotated[bool | str, _Added] = Field(
+        default=False,
+        description="what goes from the text's end: white space, or this text where it is there",
+    )
+    suffix: Annotated[str, _Added] = Field(
+        default="", description="put at the text's end, unless that ends so; never truncated"
+    )
+    template_arguments: Annotated[Mapping[str, JsonValue], _Added] = Field(
+        default_factory=dict, description="given to the chat template"
+    )
+    chat_template: _Text = Field(
+        default=None,
+        min_length=1,
+        description="Jinja, or a file that ends in .jinja: in place of the tokenizer's own",
+    )
+    turns: Annotated[TurnsSpec | None, _Added] = Field(
+        default=None, description="texts by role, in place of the tokenizer's chat template"
+    )
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _are_the_recipes_to_give(cls, arguments: Mapping[str, JsonValue]) -> Mapping[str, Any]:
+        own = sorted(_OWN_ARGUMENTS & set(arguments))
+        if own:
+            raise ValueError(f"names {own}, which are not the recipe's to give: leave them out")
+        return arguments
+
+    @model_validator(mode="after")
+    def _one_way_to_a_text(self) -> TextSpec:
+        is_chat = getattr(self, "template", "chat") == "chat"
+        if self.chat_template is not None and self.turns is not None:
+            raise ValueError("turns and chat_template both write the chat: leave one out")
+        for key in ("chat_template", "template_arguments"):
+            if getattr(self, key) and not is_chat:
+                raise ValueError(f"{key} is for a chat: leave `template` out")
+        if self.template_arguments and self.turns is not None:
+            raise ValueError("template_arguments is for a chat template: turns take none")
+        return self
+
+
+class Normalization(BaseModel):
+    """What a published class does to a raw score: ``(score - mean) / std``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+
+class ClassifierSpec(TextSpec):
+    """What kinds have that read a whole sample, as one text or as two."""
+
+    pair: _Flag = Field(
+        default=False,
+        description="prompt and completion as two texts, joined as the tokenizer joins a pair",
+    )
+
+    @model_validator(mode="after")
+    def _pair_has_two_texts(self) -> ClassifierSpec:
+        if not self.pair:
+            return self
+        for key, default in (("template", "chat"), ("suffix", ""), ("strip", False)):
+            if getattr(self, key) != default:
+                raise ValueError(f"pair reads prompt and completion as they are: leave {key} out")
+        for key in ("chat_template", "template_arguments", "mark_copied", "gate_at"):
+            if getattr(self, key, None):
+                raise ValueError(f"pair goes without {key}: leave one out")
+        return self
+
+
+class SequenceSpec(ClassifierSpec):
     """One score for a whole completion."""
 
     kind: Literal["sequence"] = "sequence"
+    normalization: Annotated[Normalization | Literal["none"] | None, _Added] = Field(
+        default=None, description="else what the checkpoint's configuration says"
+    )
     template: str = Field(default="chat", description='a text, or "chat": the tokenizer\'s own')
     pooling: Literal["first", "last", "mean"] = Field(
         default="last", description="the tokens that a named head reads"
@@ -124,7 +283,7 @@ class SegmentsSpec(NeuralSpec):
         return self
 
 
-class StepsSpec(NeuralSpec):
+class StepsSpec(TextSpec):
     """The probability that each step of a solution is right, read at the token after it."""
 
     kind: Literal["steps"] = "steps"
@@ -140,7 +299,7 @@ class StepsSpec(NeuralSpec):
     )
 
 
-class MultiObjectiveSpec(NeuralSpec):
+class MultiObjectiveSpec(ClassifierSpec):
     """Several named numbers for a whole completion, each of use as an aspect."""
 
     kind: Literal["multi-objective"] = "multi-objective"
@@ -171,7 +330,7 @@ class MultiObjectiveSpec(NeuralSpec):
         return self
 
 
-class GenerativeSpec(NeuralSpec):
+class GenerativeSpec(TextSpec):
     """How likely a causal model finds one token, or yes against no, as the next."""
 
     kind: Literal["generative"] = "generative"
@@ -179,8 +338,8 @@ class GenerativeSpec(NeuralSpec):
     ask: str | None = Field(
         default=None, description="a text that is put to the chat template as a user's message"
     )
-    generation_prompt: bool = Field(
-        default=False, description="let the next turn begin after the conversation"
+    generation_prompt: bool | None = Field(
+        default=None, description="let the next turn begin after the text; else after `ask` alone"
     )
     positive: str | int = Field(description="a token, as text or id")
     negative: str | int | None = Field(default=None, description="score positive against this")
@@ -192,6 +351,21 @@ class GenerativeSpec(NeuralSpec):
         if self.ask is not None and self.template != "chat":
             raise ValueError("ask is put to the chat template: leave `template` out")
         return self
+
+    @property
+    def begins_turn(self) -> bool:
+        """Whether the next turn begins after the text."""
+        return self.ask is not None if self.generation_prompt is None else self.generation_prompt
+
+    def constants(self, exclude: frozenset[str]) -> str:
+        """Return the keys that fingerprints digest, as JSON; see `Spec.constants`.
+
+        The first fingerprints held `generation_prompt = false` for a recipe that names none.
+        """
+        named = self.model_copy(update={"generation_prompt": self.generation_prompt is True})
+        constants = super(GenerativeSpec, named).constants(exclude)
+        is_asked_without = self.ask is not None and self.generation_prompt is False
+        return f"{constants}|without the next turn" if is_asked_without else constants
 
 
 #: A judge's `pattern` where the recipe names none: the rating is read as people write ratings.

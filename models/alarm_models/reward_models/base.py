@@ -284,5 +284,5 @@ async def in_turns(
 
 def fingerprint_of(spec: Spec, *more: object) -> str:
     """Digest a spec and what else decides the scores: a library's version, a function's text."""
-    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency", "environment"})
+    own = spec.constants(frozenset({"timeout_s", "workers", "concurrency", "environment"}))
     return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]
