@@ -26,6 +26,7 @@ __all__ = [
     "require_plain_weights",
     "require_raw_scores",
     "require_stock_class",
+    "unknown_family_refusal",
 ]
 
 #: What files of older versions hold beside the weights, which classes now make themselves, and
@@ -180,6 +181,15 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     elif facts.auto_map and not is_trusted:
         text += "Write `trust_remote_code = true` where you have read and trust its own code. "
     return (text + _what_to_write(facts)).strip().removesuffix(",")
+
+
+def unknown_family_refusal(facts: CheckpointFacts) -> str:
+    """Say that nothing tells how a checkpoint is read, what is in it, and what to write."""
+    return (
+        f"{facts.folder}: its files do not tell how its score is read; {facts.describe()}. "
+        f"{_what_to_write(facts)}or write a recipe as its card reads it: `kind`, `template` and "
+        "`head`, see docs/kinds.md"
+    )
 
 
 def _told(facts: CheckpointFacts, error: Exception) -> str:

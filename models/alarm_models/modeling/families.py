@@ -13,7 +13,7 @@ from typing import Any
 
 from alarm_models.modeling.inspection import CheckpointFacts
 
-__all__ = ["Family", "families", "is_stock_class", "match_family", "recipe_lines"]
+__all__ = ["Family", "families", "is_stock_class", "match_family", "recipe_lines", "toml_value"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,12 @@ class Family:
     names: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    prefix: str | None = None
     num_labels: int | None = None
     chat_template: bool | None = None
     stock: bool | None = None
     ranker: bool | None = None
+    several_labels: bool | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     note: str | None = None
@@ -42,6 +44,8 @@ class Family:
             and (not self.names or any(_meets(self.names, one.lower()) for one in names))
             and _meets(self.model_types, facts.model_type or "")
             and set(self.tensors) <= set(facts.tensors)
+            and self.prefix in (None, facts.base_prefix)
+            and self.several_labels in (None, (facts.num_labels or 0) > 1)
             and self.num_labels in (None, facts.num_labels)
             and self.chat_template in (None, facts.chat_template is not None)
             and (self.stock is None or self.stock == is_stock_class(first))
@@ -75,8 +79,17 @@ def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:
 
 def recipe_lines(keys: Mapping[str, Any]) -> str:
     """Write recipe keys as a recipe has them, in one line: ``head = "score"``, ..."""
-    # TOML's strings, numbers, booleans and lists of strings are written as JSON's are.
-    return ", ".join(f"{key} = {json.dumps(one, ensure_ascii=False)}" for key, one in keys.items())
+    return ", ".join(f"{key} = {toml_value(one)}" for key, one in keys.items())
+
+
+def toml_value(value: Any) -> str:
+    """Write a value as TOML does, a table in one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    # TOML's strings, numbers and booleans are written as JSON's are, but for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def is_stock_class(name: str) -> bool:

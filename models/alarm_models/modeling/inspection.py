@@ -197,6 +197,13 @@ class CheckpointFacts:
             given = _read_json(self.folder / "chat_template.json").get("chat_template")
         return given if isinstance(given, str) else None
 
+    @property
+    def eos_token(self) -> str | None:
+        """The tokenizer's end of text."""
+        named = self.tokenizer_config.get("eos_token")
+        named = named.get("content") if isinstance(named, Mapping) else named
+        return named if isinstance(named, str) else None
+
     def describe(self) -> str:
         """Say what is in the files, in one clause: head-like tensors, the base, the classes."""
         parts = [f"{name}{info}" for name, info in self.heads.items()]

@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
 from alarm_models.errors import RecipeError
+from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint
 from alarm_models.recipe.schema import Recipe
 
 __all__ = [
@@ -47,6 +48,8 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
 
 def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
     """Read recipes by built-in name or file, and set keys by their dotted names.
+
+    ``checkpoint:`` before a folder or hub id makes the recipe of that checkpoint's files.
 
     Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table; where it
     changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
@@ -93,6 +96,8 @@ def locate_recipe(name_or_file: str) -> Path:
 
 
 def _read(name_or_file: str) -> dict[str, Any]:
+    if name_or_file.startswith(SOURCE):
+        return _copied(recipe_of_checkpoint(name_or_file.removeprefix(SOURCE)).table)
     path = locate_recipe(name_or_file)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -116,7 +121,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     return table
 
 
-def is_template_file(value: object) -> bool:
+def is_template_file(value: object) -> TypeGuard[str]:
     """Say whether a `chat_template` names a file rather than being the text."""
     return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
 
@@ -142,6 +147,11 @@ def _read_templates(table: Mapping[str, Any]) -> None:
                     f"recipe {table.get('name')!r}: chat_template names {file}, which cannot be "
                     f"read: {error}"
                 ) from error
+
+
+def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table whose tables may be set without changing the family's row."""
+    return {key: _copied(one) if isinstance(one, Mapping) else one for key, one in table.items()}
 
 
 def _checked(table: Mapping[str, Any]) -> Recipe:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from alarm_models.errors import RecipeError
 from alarm_models.modeling.compatibility import class_note
 from alarm_models.modeling.families import match_family, recipe_lines
@@ -41,6 +43,12 @@ def _field_names(spec: NeuralSpec) -> list[str]:
         return []
 
 
+def _differs(given: object, wanted: object) -> bool:
+    if isinstance(given, BaseModel):
+        given = given.model_dump(exclude_defaults=True)
+    return given != wanted and wanted != "$eos"
+
+
 def reading_notes(spec: NeuralSpec, folder: Path) -> tuple[str, ...]:
     """Say in sentences where scores may differ from those of the model's card."""
     facts = inspect_folder(folder)
@@ -52,7 +60,7 @@ def reading_notes(spec: NeuralSpec, folder: Path) -> tuple[str, ...]:
         others = {
             key: value
             for key, value in family.recipe.items()
-            if key not in _FREE_KEYS and hasattr(spec, key) and getattr(spec, key) != value
+            if key not in _FREE_KEYS and _differs(getattr(spec, key, value), value)
         }
         if others:
             notes.append(
