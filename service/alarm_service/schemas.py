@@ -274,6 +274,12 @@ class ModelOut(_Out):
         description="whether each sample runs alone, so that scores are bit-identical"
     )
     limits: dict[str, int | None]
+    read_token: str | None = Field(
+        default=None, description="the token a score is read at; null where several make it"
+    )
+    notes: list[str] = Field(
+        default_factory=list, description="where scores may differ from those of the model's card"
+    )
 
 
 class RecipeOut(ModelOut):

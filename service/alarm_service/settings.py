@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings", "SettingsError", "require_key"]
+__all__ = ["Settings", "SettingsError", "require_key", "with_models"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
@@ -43,6 +44,14 @@ class Settings(BaseSettings):
 
     recipe: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("mini",), description="built-in recipe or TOML file; repeatable"
+    )
+    model: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="a checkpoint's folder or hub id, whose recipe is made of its files; may be "
+        "given again",
+    )
+    template: str | None = Field(
+        default=None, description="the template of each `model`, where its files tell none"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
@@ -178,7 +187,9 @@ class Settings(BaseSettings):
     )
     log_texts: bool = Field(default=False, description="log prompts and completions")
 
-    @field_validator("recipe", "set", "api_key", "admin_key", "allowed_host", mode="before")
+    @field_validator(
+        "recipe", "model", "set", "api_key", "admin_key", "allowed_host", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -205,3 +216,23 @@ class Settings(BaseSettings):
     @classmethod
     def _unset_where_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+
+def with_models(settings: Settings) -> Settings:
+    """Return settings whose recipes hold one of each `model`, and the default one only if named.
+
+    Raises `SettingsError` for a `template` without a `model`.
+    """
+    if not settings.model:
+        if settings.template is not None:
+            raise SettingsError("--template is the template of --model: name one, or use --set")
+        return settings
+    named = settings.recipe if "recipe" in settings.model_fields_set else ()
+    made = tuple(f"checkpoint:{one}" for one in settings.model)
+    values = settings.set
+    if settings.template is not None:
+        # As TOML's text, so that a template which looks like a number is one text all the same.
+        values = (*values, f"models.rm.template={json.dumps(settings.template)}")
+    return settings.model_copy(
+        update={"recipe": (*made, *named), "set": values, "model": (), "template": None}
+    )

@@ -67,9 +67,38 @@ def test_a_template_that_cannot_be_read_is_refused(template: str) -> None:
         TextTemplate(template)
 
 
-def test_a_prompt_may_be_named_once() -> None:
-    with pytest.raises(RecipeError, match="more than once"):
-        TextTemplate("{prompt} {prompt}")
+def test_a_prompt_that_stands_twice_is_told_in_both_places() -> None:
+    rendered = TextTemplate("{prompt}: a. {prompt}: {completion}").render(Sample("Hi", "b"))
+    assert rendered.text == "Hi: a. Hi: b"
+    assert (rendered.copies, rendered.prompt) == ((Span(0, 2),), Span(7, 9))
+
+
+def test_braces_that_are_no_name_are_refused_with_how_to_write_them() -> None:
+    with pytest.raises(RecipeError, match="written twice"):
+        TextTemplate("Answer in \\boxed{}. {completion}")
+    assert TextTemplate("In \\boxed{{}}: {completion}").render(Sample("", "b")).text == (
+        "In \\boxed{}: b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("strip", "suffix", "text", "kept"),
+    [
+        (False, "", "a b\n\n", 0),
+        (True, "", "a b", 0),
+        ("\n", "", "a b\n", 0),
+        ("b", "", "a b\n\n", 0),
+        (True, " </s>", "a b </s>", 5),
+        (True, " b", "a b", 1),  # it ends so
+        (False, "\n", "a b\n\n", 1),
+    ],
+)
+def test_a_text_ends_as_the_recipe_says(
+    strip: bool | str, suffix: str, text: str, kept: int
+) -> None:
+    ended = TextTemplate("a {completion}").render(Sample("", "b\n\n")).ended(strip, suffix)
+    assert (ended.text, ended.kept) == (text, kept)
+    assert ended.completion.end <= len(text)
 
 
 def test_messages_in_a_text_template_are_joined_by_blank_lines() -> None:

@@ -40,3 +40,16 @@ def test_right_truncation_keeps_the_head_and_the_closing_token() -> None:
 def test_error_truncation_fails_the_sample_with_both_numbers() -> None:
     with pytest.raises(SampleError, match="has 10 tokens, the model takes 9"):
         fit(TOKENS, 9, Truncation.ERROR)
+
+
+def test_a_prompt_that_stands_twice_is_shortened_alike_in_both_places() -> None:
+    # p p p p r: c p p p p c </s>
+    tokens = TokenIds(
+        (1, 2, 3, 4, 20, 30, 1, 2, 3, 4, 31, 9), Span(6, 10), 0, 1, copies=(Span(0, 4),)
+    )
+    kept, truncated = fit(tokens, 9, Truncation.PROMPT)
+    assert truncated
+    assert kept.ids == (3, 4, 20, 30, 3, 4, 31, 9)
+    assert (kept.copies, kept.prompt) == ((Span(0, 2),), Span(4, 6))
+    with pytest.raises(SampleError, match="without any prompt the sample has 4 tokens"):
+        fit(tokens, 3, Truncation.PROMPT)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -12,8 +16,18 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling.inspection import joined, no_weights
 
-__all__ = ["code_digest", "digest", "label_names", "locate", "read_tensors", "stamps"]
+__all__ = [
+    "code_digest",
+    "digest",
+    "label_names",
+    "locate",
+    "pickle_refusal",
+    "read_bin",
+    "read_tensors",
+    "stamps",
+]
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -28,7 +42,7 @@ def locate(checkpoint: str) -> Path:
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} holds no config.json: is it a checkpoint's folder?")
+            raise CheckpointError(no_weights(folder))
         return folder
     try:
         snapshot = Path(snapshot_download(checkpoint, allow_patterns=_SMALL_FILES))
@@ -51,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
         files = sorted(path for path in folder.glob(pattern) if path.name != "training_args.bin")
         if files:
             return files
-    raise CheckpointError(f"{folder} has neither .safetensors nor .bin weights")
+    raise CheckpointError(no_weights(folder))
 
 
 def digest(folder: Path) -> str:
@@ -100,13 +114,51 @@ def _of_safetensors(file: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def _of_bin(file: Path, name: str) -> dict[str, torch.Tensor]:
-    # Tensors only: a pickled object raises instead of running.
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return {
-        key: tensor
-        for key, tensor in state.items()
-        if _is_of(key, name) and isinstance(tensor, torch.Tensor)
-    }
+    return {key: tensor for key, tensor in read_bin(file).items() if _is_of(key, name)}
+
+
+def read_bin(file: Path) -> dict[str, torch.Tensor]:
+    """Map a ``.bin`` file's tensors; raise `CheckpointError` where it holds anything else.
+
+    A pickled object raises instead of running.
+    """
+    try:
+        state: Any = _load_bin(file)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(pickle_refusal(str(file), error)) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file} is no file of tensors that torch reads: {error}") from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{file} holds a {type(state).__name__}, not tensors by their names")
+    tensors = {key: one for key, one in state.items() if isinstance(one, torch.Tensor)}
+    nested = [str(key) for key, one in state.items() if isinstance(one, Mapping)]
+    if nested and not tensors:
+        raise CheckpointError(
+            f"{file} holds its tensors one level down, under {joined(map(repr, nested))} (as "
+            "DeepSpeed and Lightning save them). Save that part alone, best as safetensors"
+        )
+    return tensors
+
+
+def _load_bin(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        # The format of torch before 1.6 cannot be mapped.
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def pickle_refusal(where: str, error: Exception) -> str:
+    """Say that weights hold an object, which is never unpickled, and what to do instead."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f"an object ({found[1]})" if found else "something other than tensors"
+    return (
+        f"{where}: a weight file holds {what}, which is not opened: it could run any code "
+        "(files are read with weights_only=True). Where you trust its author, load it once "
+        "elsewhere, keep its tensors alone, and save those as model.safetensors"
+    )
 
 
 def _is_of(key: str, name: str) -> bool:

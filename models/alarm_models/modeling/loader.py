@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -27,6 +26,14 @@ from transformers import (
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_tensors
+from alarm_models.modeling.compatibility import (
+    loading_refusal,
+    missing_refusal,
+    require_known_tensors,
+    require_plain_weights,
+    require_raw_scores,
+    require_stock_class,
+)
 from alarm_models.modeling.heads import (
     Head,
     gated_head,
@@ -36,7 +43,8 @@ from alarm_models.modeling.heads import (
     token_head,
     vocabulary_head,
 )
-from alarm_models.modeling.network import HeadedNetwork, Network, WholeNetwork
+from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
+from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
 
 __all__ = [
     "MODEL_INIT_LOCK",
@@ -122,6 +130,8 @@ class CheckpointSource:
     device: torch.device
     trust_remote_code: bool = False
     prefix_cache_bytes: int = 0
+    #: Whether the recipe says how scores are normalised that config.json wants normalised.
+    is_normalized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +146,50 @@ def sequence_classifier(source: CheckpointSource) -> Network:
     """Load a sequence classifier.
 
     Where its head can be taken off, ours reads the states that the head reads, so that padding
-    never moves it and packing is possible.
+    never moves it and packing is possible. A trusted class of the checkpoint's own is run by its
+    own forward.
     """
-    model = _load(AutoModelForSequenceClassification, source)
+    facts = _facts(source)
+    auto = "AutoModelForSequenceClassification"
+    if source.trust_remote_code:
+        own = next((name for name in (auto, "AutoModel") if name in facts.auto_map), None)
+        if own is not None:
+            loader = AutoModel if own == "AutoModel" else AutoModelForSequenceClassification
+            model = _load(loader, source, facts)
+            if _is_own_class(model):
+                return OwnForwardNetwork(model, str(source.folder))
+            return _with_head(model, sequence_head(model), source, has_global=True)
+    require_stock_class(facts, (auto, "AutoModel"), "a stock sequence classifier")
+    model = _load(AutoModelForSequenceClassification, source, facts)
     return _with_head(model, sequence_head(model), source, has_global=True)
 
 
 def token_classifier(source: CheckpointSource) -> Network:
     """Load a token classifier: one row of logits a token."""
-    model = _load(AutoModelForTokenClassification, source)
+    facts = _facts(source)
+    if not source.trust_remote_code:
+        names = ("AutoModelForTokenClassification", "AutoModel")
+        require_stock_class(facts, names, "a stock token classifier")
+    model = _load(AutoModelForTokenClassification, source, facts)
     return _with_head(model, token_head(model), source)
 
 
 def load_base(source: CheckpointSource) -> BaseModel:
-    """Load a base model, which several heads may share."""
-    model = _load(AutoModel, source)
+    """Load a base model, which several heads may share.
+
+    Where a checkpoint's own class is a base with its head, the base inside it is taken.
+    """
+    facts = _facts(source)
+    model: Any = _load(AutoModel, source, facts, is_whole=False)
+    if _is_own_class(model) and isinstance(model.base_model, PreTrainedModel):
+        model = model.base_model
     return BaseModel(model, _select_backend(model, source))
 
 
 def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Network:
     """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
     head = mlp(read_tensors(source.folder, name), name)
+    _require_fit(head, base, source, name)
     _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
 
@@ -176,11 +209,39 @@ def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Networ
 
     The outputs are the logits of ``token_ids``, then the log of the sum over the vocabulary.
     """
-    model: Any = _load(AutoModelForCausalLM, source)
+    facts = _facts(source)
+    model: Any = _load(AutoModelForCausalLM, source, facts, is_whole=False)
     head = vocabulary_head(model, token_ids)
     if head is None:
         return WholeNetwork(model, select=lambda logits: select_token_logits(logits, token_ids))
     return HeadedNetwork(model.base_model, _select_backend(model.base_model, source), head)
+
+
+def _facts(source: CheckpointSource) -> CheckpointFacts:
+    """Read what a checkpoint's files say, and refuse what cannot be served as its card reads it."""
+    facts = inspect_folder(source.folder)
+    if not facts.tensors:
+        raise CheckpointError(no_weights(source.folder))
+    require_plain_weights(facts)
+    if not source.is_normalized:
+        require_raw_scores(facts)
+    return facts
+
+
+def _is_own_class(model: PreTrainedModel) -> bool:
+    """Say whether a model's class is the checkpoint's own code."""
+    return type(model).__module__.startswith("transformers_modules.")
+
+
+def _require_fit(head: Head, base: BaseModel, source: CheckpointSource, name: str) -> None:
+    """Raise `CheckpointError` where a head does not take the base's states."""
+    first = next(one for one in head.module.modules() if isinstance(one, torch.nn.Linear))
+    hidden = getattr(base.model.config.get_text_config(), "hidden_size", first.in_features)
+    if first.in_features != hidden:
+        raise CheckpointError(
+            f"{source.folder}: the head {name} takes {first.in_features} numbers, and the base's "
+            f"states have {hidden}: it is not read from one token's state"
+        )
 
 
 def _with_head(
@@ -201,7 +262,17 @@ def _select_backend(
     )
 
 
-def _load(loader: Any, source: CheckpointSource) -> PreTrainedModel:
+def _load(
+    loader: Any,
+    source: CheckpointSource,
+    facts: CheckpointFacts,
+    *,
+    is_whole: bool = True,
+) -> PreTrainedModel:
+    """Load a model with all its tensors; raise `CheckpointError`.
+
+    ``is_whole`` says that its class is to know every tensor, a head's too.
+    """
     try:
         model, report = loader.from_pretrained(
             str(source.folder),
@@ -209,15 +280,14 @@ def _load(loader: Any, source: CheckpointSource) -> PreTrainedModel:
             trust_remote_code=source.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+    except Exception as error:  # the checkpoint's own code may raise any, and so may its files
+        told = loading_refusal(facts, error, is_trusted=source.trust_remote_code)
+        raise CheckpointError(told) from error
     # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise CheckpointError(
-            f"{source.folder} lacks {len(missing)} tensors of {type(model).__name__} "
-            f"({', '.join(missing[:3])}, ...): they would be random. Is the kind or `head` right?"
-        )
+        raise CheckpointError(missing_refusal(facts, model, missing))
+    require_known_tensors(facts, model, sorted(report["unexpected_keys"]), is_whole=is_whole)
     loaded: PreTrainedModel = _onto_device(model, source.device).eval()
     return loaded
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
+from alarm_models.errors import CheckpointError
 from alarm_models.modeling.backend_selection import Backbone, probe_padding
 from alarm_models.modeling.heads import Head, Pooling
 from alarm_models.modeling.inputs import (
@@ -18,8 +19,9 @@ from alarm_models.modeling.inputs import (
     sum_by_sample,
 )
 from alarm_models.modeling.padded import pad_batch
+from alarm_models.types import Span
 
-__all__ = ["HeadedNetwork", "Network", "WholeNetwork"]
+__all__ = ["HeadedNetwork", "Network", "OwnForwardNetwork", "WholeNetwork"]
 
 
 class Network(Protocol):
@@ -113,3 +115,106 @@ class WholeNetwork:
 
     def clear_prefix_cache(self) -> None:
         """Do nothing: there is none."""
+
+
+#: What own classes call the number that they are asked for, the likeliest first.
+_SCORE_NAMES = ("logits", "score", "scores", "reward", "rewards", "end_scores")
+
+
+class OwnForwardNetwork:
+    """A checkpoint's own class, run by its own forward: a row of numbers a sample.
+
+    Raises `CheckpointError` where the forward does not run on token ids and an attention mask, or
+    where none of its outputs has a row a sample. Samples run alone unless padding changes nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, checkpoint: str) -> None:
+        self._model: Any = model
+        self._where = f"{checkpoint}: its own class {type(model).__name__}"
+        self.config: Any = model.config.get_text_config()
+        self.dtype = model.dtype
+        self.pooling: Pooling | None = Pooling.OWN
+        # Two lengths tell a number a token from a number a sample.
+        short, long = (self._run_once(num_tokens) for num_tokens in (6, 9))
+        if short != long:
+            raise CheckpointError(
+                f"{self._where} gives a number a token ({short} for 6 tokens), not one a sample: "
+                "write `head` and `pooling`, and leave `trust_remote_code` out"
+            )
+        self.num_outputs = short
+        self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.cost = self._padding.cost
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
+        """Run one batch: float32 rows on the CPU, ``[1, outputs]`` a sample."""
+        rows = self._padding.run(batch, self._run_padded)
+        return ForwardOutput(rows, [one.num_tokens for one in batch])
+
+    def clear_prefix_cache(self) -> None:
+        """Do nothing: there is none."""
+
+    def _run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+        answer = self._model(**pad_batch(batch, self._model))
+        rows = _sample_rows(answer, len(batch))
+        if rows is None:
+            raise CheckpointError(
+                f"{self._where} answers with {_told(answer)} for a batch of {len(batch)}: wanted "
+                "is one number a sample, as `.logits` [batch, 1] or by another name"
+            )
+        return list(torch.split(rows.float().cpu(), 1))
+
+    @torch.inference_mode()
+    def _run_once(self, num_tokens: int) -> int:
+        """Return how many numbers a sample of so many tokens gets."""
+        ids = tuple(range(1, num_tokens + 1))
+        try:
+            (row,) = self._run_padded([ModelInput(ids, (Span(0, 1),), False)])
+        except CheckpointError:
+            raise
+        except ValueError:
+            # It looks for tokens that these ids do not have (ArmoRM's end of the prompt).
+            return 1
+        except Exception as error:  # the checkpoint's own code may raise any
+            raise CheckpointError(
+                f"{self._where} does not run on input_ids and attention_mask: "
+                f"{type(error).__name__}: {str(error)[:300]}"
+            ) from error
+        return row.shape[1]
+
+
+def _named_tensors(answer: Any) -> dict[str, torch.Tensor]:
+    if isinstance(answer, torch.Tensor):
+        return {"a tensor": answer}
+    if isinstance(answer, Mapping):
+        return {str(key): one for key, one in answer.items() if isinstance(one, torch.Tensor)}
+    if isinstance(answer, tuple | list):
+        return {f"[{at}]": one for at, one in enumerate(answer) if isinstance(one, torch.Tensor)}
+    fields = vars(answer) if hasattr(answer, "__dict__") else {}
+    return {key: one for key, one in fields.items() if isinstance(one, torch.Tensor)}
+
+
+def _sample_rows(answer: Any, num_samples: int) -> torch.Tensor | None:
+    """Return the output that has a row a sample, ``[samples, outputs]``; None where none has.
+
+    One of the usual names counts before others, then the only one, then the only single number.
+    """
+    named = _named_tensors(answer)
+    rows = {
+        name: one.reshape(num_samples, -1)
+        for name, one in named.items()
+        if one.ndim <= 2
+        and one.numel() > 0
+        and (one.shape[:1] == (num_samples,) or num_samples == 1 == one.numel())
+    }
+    for name in _SCORE_NAMES:
+        if name in rows:
+            return rows[name]
+    single = [one for one in rows.values() if len(rows) == 1 or one.shape[1] == 1]
+    return single[0] if len(single) == 1 else None
+
+
+def _told(answer: Any) -> str:
+    named = _named_tensors(answer)
+    shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in named.items())
+    return f"{type(answer).__name__}" + (f" of {shapes}" if shapes else " without a tensor")

@@ -7,15 +7,26 @@ later, Granite) is answered with one fixed date; a template that draws random te
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, RecipeError
 
-__all__ = ["FIXED_DATE", "asks_date", "draws_randomly", "fix_date", "has_dated_template"]
+__all__ = [
+    "FIXED_DATE",
+    "ChatFormat",
+    "asks_date",
+    "draws_randomly",
+    "fix_date",
+    "has_dated_template",
+    "require_jinja",
+]
 
 #: The date that Llama 3.1's and 3.2's own templates fall back to where there is no clock.
 FIXED_DATE = datetime(2024, 7, 26, tzinfo=UTC)
@@ -26,6 +37,28 @@ _DATE = re.compile(r"\bstrftime_now\b")
 _RANDOM = re.compile(r"\|\s{0,9}random\b|\blipsum\b")
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What a recipe says of a chat: a template in place of the tokenizer's own, its arguments."""
+
+    template: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def require_jinja(template: str) -> None:
+    """Raise `RecipeError`, with the line, unless a recipe's own template can be compiled."""
+    compile_template: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
+    if compile_template is None:
+        return  # the first sample will tell
+    try:
+        compile_template(template)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise RecipeError(
+            f"chat_template is no Jinja{f', line {line}' if line else ''}: {error}"
+        ) from error
 
 
 def fix_date(template: str) -> None:

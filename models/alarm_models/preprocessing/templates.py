@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.preprocessing.patterns import TimedPattern
 from alarm_models.types import Message, Sample, Span
 
-__all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
+__all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation", "num_prompt_messages"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A text, and where in it prompt and completion stand.
 
-    The prompt is what truncation may shorten. Tokens in ``marked`` spans are of type 1, where any
-    are given. ``places`` are characters whose tokens are to be found, in order.
+    The prompt is what truncation may shorten. Tokens in ``typed_spans`` are of type 1, where any
+    are given. ``anchor_positions`` are characters whose tokens are to be found, in order.
+    ``copies`` are the prompt's earlier places in a text that has it more than once; all are
+    shortened alike. ``kept`` counts the characters at the end that no truncation drops. ``pair`` is
+    a second text, the completion, which the tokenizer joins to the first.
     """
 
     text: str
@@ -27,13 +30,39 @@ class Rendered:
     completion: Span
     typed_spans: tuple[Span, ...] | None = None
     anchor_positions: tuple[int, ...] = ()
+    copies: tuple[Span, ...] = ()
+    kept: int = 0
+    pair: str | None = None
 
     def within(self, text: str, start: int) -> Rendered:
         """Return this text's spans in a longer text that has it at ``start``."""
-        prompt, completion = (
-            Span(span.start + start, span.end + start) for span in (self.prompt, self.completion)
+        prompt, completion, *copies = (
+            Span(span.start + start, span.end + start)
+            for span in (self.prompt, self.completion, *self.copies)
         )
-        return Rendered(text, prompt, completion)
+        return Rendered(text, prompt, completion, copies=tuple(copies))
+
+    def ended(self, strip: bool | str, suffix: str) -> Rendered:
+        """Return this text less what ``strip`` names at its end, and with ``suffix`` there.
+
+        ``strip`` is a text that goes once, or True for white space. A text that ends with the
+        suffix, white space around it not counted, gets no second.
+        """
+        text = self.text
+        if strip:
+            text = text.rstrip() if strip is True else text.removesuffix(strip)
+        end = len(text)
+        kept = 0
+        if suffix:
+            core = suffix.strip() or suffix
+            text, kept = (text, len(core)) if text.endswith(core) else (text + suffix, len(suffix))
+        prompt, completion, *copies = (
+            Span(min(span.start, end), min(span.end, end))
+            for span in (self.prompt, self.completion, *self.copies)
+        )
+        return replace(
+            self, text=text, prompt=prompt, completion=completion, copies=tuple(copies), kept=kept
+        )
 
 
 #: How long one field may be searched for in one prompt.
@@ -102,8 +131,6 @@ class TextTemplate:
         self._parts = _parse(template)
         self._fields = fields or {}
         self.names = tuple(part.name for part in self._parts if part.name is not None)
-        if self.names.count("prompt") > 1:
-            raise RecipeError(f"template {template!r} names {{prompt}} more than once")
 
     def render(self, sample: Sample) -> Rendered:
         """Put the sample's texts in their places.
@@ -112,6 +139,7 @@ class TextTemplate:
         """
         text = ""
         spans: dict[str, Span] = {}
+        prompts: list[Span] = []
         for part in self._parts:
             text += part.literal
             if part.name is None:
@@ -120,11 +148,18 @@ class TextTemplate:
             start = len(text)
             text += " ".join(value.split()) if part.as_words else value
             spans[part.name] = Span(start, len(text))
+            if part.name == "prompt":
+                prompts.append(spans["prompt"])
             if part.name in self._fields and part.name not in sample.fields:
                 # Found in the prompt, it is the prompt: it may be shortened as that.
                 spans.setdefault("prompt", spans[part.name])
         nowhere = Span(0, 0)
-        return Rendered(text, spans.get("prompt", nowhere), spans.get("completion", nowhere))
+        return Rendered(
+            text,
+            spans.get("prompt", nowhere),
+            spans.get("completion", nowhere),
+            copies=tuple(prompts[:-1]),
+        )
 
     def _value(self, name: str, sample: Sample) -> str:
         if name == "prompt":
@@ -147,6 +182,11 @@ def conversation(sample: Sample) -> tuple[Message, ...]:
     return prompt + _as_messages(sample.completion, "assistant")
 
 
+def num_prompt_messages(sample: Sample) -> int:
+    """Return how many of the `conversation`'s messages are the prompt's."""
+    return 1 if isinstance(sample.prompt, str) else len(sample.prompt)
+
+
 def _as_messages(content: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
     return (Message(role, content),) if isinstance(content, str) else content
 
@@ -155,11 +195,17 @@ def _parse(template: str) -> tuple[_TemplatePart, ...]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise RecipeError(f"template {template!r} cannot be read: {error}") from error
+        raise RecipeError(
+            f"template {template!r} cannot be read: {error}; braces that are meant are written "
+            "twice: {{ and }}"
+        ) from error
     parts = []
     for literal, name, modifier, conversion in parsed:
         if name is not None and not name.isidentifier():
-            raise RecipeError(f"template {template!r} has {{{name}}}, which is no name")
+            raise RecipeError(
+                f"template {template!r} has {{{name}}}, which is no name; braces that are meant "
+                "are written twice: {{ and }}"
+            )
         if conversion or modifier not in (None, "", "words"):
             raise RecipeError(f"template {template!r}: {{{name}}} may only be followed by :words")
         parts.append(_TemplatePart(literal, name, modifier == "words"))

@@ -16,6 +16,7 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.preprocessing.chat_templates import (
     FIXED_DATE,
+    ChatFormat,
     asks_date,
     draws_randomly,
     fix_date,
@@ -31,21 +32,27 @@ _logger = logging.getLogger(__name__)
 #: How long a checkpoint's chat template may take over one conversation.
 _TEMPLATE_TIMEOUT_S = 10.0
 
+#: The tokenizer's own chat template, with no arguments.
+_OWN = ChatFormat()
+
 
 class Tokenizer:
     """A checkpoint's tokenizer, safe to use from several threads."""
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
-        loaded: Any = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code
-        )
+        try:
+            loaded: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # its files, or code of its own, may raise any
+            raise CheckpointError(_unreadable(folder, error)) from error
         if not loaded.is_fast:
             raise CheckpointError(
                 f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
             )
         self._loaded = loaded
-        self._is_dated = asks_date(self.chat_template or "")
+        self._has_types = "token_type_ids" in loaded.model_input_names
         # A copy of our own: nobody switches truncation or padding on while we encode.
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
@@ -55,6 +62,7 @@ class Tokenizer:
         inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
         self._prefix = probe.ids[: inside[0]] if inside else []
         self._suffix = probe.ids[inside[-1] + 1 :] if inside else []
+        self._split_bos = self._bos_read_apart()
 
     @property
     def num_prefix(self) -> int:
@@ -78,9 +86,9 @@ class Tokenizer:
         template = self._loaded.chat_template
         return template.get("default") if isinstance(template, dict) else template
 
-    def require_chat_template(self, checkpoint: str) -> None:
+    def require_chat_template(self, checkpoint: str, chat: ChatFormat = _OWN) -> None:
         """Raise `CheckpointError` unless there is one that renders a sample always alike."""
-        template = self.chat_template
+        template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
                 f"{checkpoint} brings no chat template; give a text in `template`"
@@ -90,8 +98,10 @@ class Tokenizer:
                 f"{checkpoint}: the chat template puts in other text each time (`random` or "
                 "`lipsum`), and so would every sample's score; give a text in `template`"
             )
-        if self._is_dated:
+        if asks_date(template):
             fix_date(template)
+            if "date_string" in chat.arguments:
+                return  # the templates that we know ask for no other date then
             _logger.warning(
                 "%s: the chat template asks for the date, and is always given %s",
                 checkpoint,
@@ -117,13 +127,19 @@ class Tokenizer:
             raise CheckpointError(f"{text!r} is no single token of this tokenizer, but {tokens}")
         return int(token_id)
 
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text: special ones as they are written."""
+        return str(self._fast.decode([token_id], skip_special_tokens=False))
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without special tokens around it."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)
 
-    def render_turn(self, turn: Rendered) -> Rendered:
-        """Apply the checkpoint's chat template to one user's message that wants an answer."""
-        text = self._apply([Message("user", turn.text)], add_generation_prompt=True)
+    def render_turn(
+        self, turn: Rendered, *, add_generation_prompt: bool = True, chat: ChatFormat = _OWN
+    ) -> Rendered:
+        """Apply the chat template to one user's message, mostly one that wants an answer."""
+        text = self._apply([Message("user", turn.text)], chat, add_generation_prompt)
         start = text.find(turn.text.strip())
         lead = len(turn.text) - len(turn.text.lstrip())
         return (
@@ -131,10 +147,14 @@ class Tokenizer:
         )
 
     def render_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        chat: ChatFormat = _OWN,
     ) -> Rendered:
         """Apply the checkpoint's chat template to a conversation that ends with a completion."""
-        text = self._apply(messages, add_generation_prompt=add_generation_prompt)
+        text = self._apply(messages, chat, add_generation_prompt)
         first, last = messages[0].content.strip(), messages[-1].content.strip()
         start = text.find(first)
         completion = _rfind(text, last, 0, len(text))
@@ -145,14 +165,68 @@ class Tokenizer:
         end = max(start, end)
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
-    def encode(self, rendered: Sequence[Rendered], *, with_special: bool) -> list[TokenIds]:
-        """Tokenise whole texts; a text that brings its own first special token gets no second."""
-        texts = [one.text for one in rendered]
+    def encode(
+        self, rendered: Sequence[Rendered], *, with_special: bool, may_repeat: bool = False
+    ) -> list[TokenIds]:
+        """Tokenise whole texts, or pairs as transformers joins them.
+
+        Unless it ``may_repeat``, a text that brings its own first special token gets no second.
+        """
+        # transformers takes an empty second text for none.
+        texts = [(one.text, one.pair) if one.pair else one.text for one in rendered]
         encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
         return [
-            self._token_ids(encoding, one, with_special)
+            self._read(encoding, one, with_special, may_repeat)
             for encoding, one in zip(encodings, rendered, strict=True)
         ]
+
+    def _read(
+        self, encoding: Encoding, text: Rendered, with_special: bool, may_repeat: bool
+    ) -> TokenIds:
+        if text.pair is not None:
+            return self._pair_ids(encoding)
+        if with_special or not self._split_bos or not text.text.startswith(self._split_bos):
+            return self._token_ids(encoding, text, with_special, may_repeat)
+        return self._after_bos(text)
+
+    def _bos_read_apart(self) -> str:
+        """Return the BOS where a text behind a written-out one is read otherwise, else nothing.
+
+        transformers 5 reads Llama 2's sentencepiece tokenizers so: the space that begins a text is
+        not put behind a written-out ``<s>``. Models were trained on texts that have it.
+        """
+        bos = self._loaded.bos_token
+        if not bos or self._suffix or self._prefix != [self._fast.token_to_id(bos)]:
+            return ""
+        written = self._fast.encode(f"{bos}a", add_special_tokens=False).ids
+        return "" if written == self._fast.encode("a").ids else str(bos)
+
+    def _after_bos(self, text: Rendered) -> TokenIds:
+        """Tokenise a text behind its BOS, which the tokenizer puts before it by itself."""
+        start = len(self._split_bos)
+        encoding = self._fast.encode(text.text[start:])
+        offsets = [(first + start, last + start) for first, last in encoding.offsets]
+        return self._located(encoding.ids, [(0, start), *offsets[1:]], text, 0, 0)
+
+    def _located(
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        text: Rendered,
+        num_prefix: int,
+        num_suffix: int,
+    ) -> TokenIds:
+        """Find what truncation may shorten, and the tokens that are asked for."""
+        inside = range(num_prefix, len(ids) - num_suffix)
+        cuttable, *copies = (
+            _tokens_within(span, offsets, inside) for span in (text.prompt, *text.copies)
+        )
+        if text.kept:
+            start = len(text.text) - text.kept
+            num_suffix += sum(offsets[index][0] >= start for index in inside)
+        types = () if text.typed_spans is None else _token_types(offsets, text.typed_spans)
+        places = _tokens_at(offsets, text.anchor_positions)
+        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places, tuple(copies))
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
@@ -168,13 +242,20 @@ class Tokenizer:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
         return [*self._prefix, *ids, *self._suffix]
 
-    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _apply(
+        self, messages: Sequence[Message], chat: ChatFormat, add_generation_prompt: bool
+    ) -> str:
         turns = _Turns({"role": message.role, "content": message.content} for message in messages)
-        if self._is_dated:
-            fix_date(self.chat_template or "")
+        template = chat.template or self.chat_template or ""
+        if asks_date(template):
+            fix_date(template)
         try:
             text: str = self._loaded.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                chat_template=chat.template,
+                **chat.arguments,
             )
         except Exception as error:  # the template is the checkpoint's own program: it may raise any
             raise SampleError(
@@ -182,21 +263,41 @@ class Tokenizer:
             ) from error
         return text
 
-    def _token_ids(self, encoding: Encoding, text: Rendered, with_special: bool) -> TokenIds:
+    def _token_ids(
+        self, encoding: Encoding, text: Rendered, with_special: bool, may_repeat: bool
+    ) -> TokenIds:
         ids, offsets = encoding.ids, encoding.offsets
         num_prefix = self.num_prefix if with_special else 0
         num_suffix = self.num_suffix if with_special else 0
-        if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1]:
+        if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1] and not may_repeat:
             ids, offsets = ids[1:], offsets[1:]
-        inside = [
-            index
-            for index in range(num_prefix, len(ids) - num_suffix)
-            if text.prompt.start <= offsets[index][0] and offsets[index][1] <= text.prompt.end
-        ]
-        cuttable = Span(inside[0], inside[-1] + 1) if inside else Span(num_prefix, num_prefix)
-        types = () if text.typed_spans is None else _token_types(offsets, text.typed_spans)
-        places = _tokens_at(offsets, text.anchor_positions)
-        return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places)
+        return self._located(ids, offsets, text, num_prefix, num_suffix)
+
+    def _pair_ids(self, encoding: Encoding) -> TokenIds:
+        owners = encoding.sequence_ids
+        inside = [index for index, owner in enumerate(owners) if owner is not None]
+        first = inside[0] if inside else len(owners)
+        prompt = [index for index in inside if owners[index] == 0]
+        types = encoding.type_ids if self._has_types else ()
+        return TokenIds(
+            tuple(encoding.ids),
+            Span(prompt[0], prompt[-1] + 1) if prompt else Span(first, first),
+            first,
+            len(owners) - inside[-1] - 1 if inside else 0,
+            tuple(types),
+        )
+
+
+def _unreadable(folder: Path, error: Exception) -> str:
+    """Say why there is no tokenizer, what files of one are there, and what to write."""
+    patterns = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*", "special_tokens_map*")
+    files = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {said}); of its files "
+        f"there are {', '.join(files) or 'none'}. Write `tokenizer`, the folder or hub id of one "
+        "with a tokenizer.json (the base model's), or copy that one's files here"
+    )
 
 
 class _Turns(list[dict[str, str]]):
@@ -225,6 +326,16 @@ def _rfind(text: str, part: str, start: int, end: int) -> int:
     """As `str.rfind`, whose time is that of the text times that of the part."""
     found = text[start:end][::-1].find(part[::-1])
     return -1 if found < 0 else end - found - len(part)
+
+
+def _tokens_within(span: Span, offsets: Sequence[tuple[int, int]], inside: range) -> Span:
+    """Return the range of tokens that lie in a span of characters."""
+    within = [
+        index
+        for index in inside
+        if span.start <= offsets[index][0] and offsets[index][1] <= span.end
+    ]
+    return Span(within[0], within[-1] + 1) if within else Span(inside.start, inside.start)
 
 
 def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:

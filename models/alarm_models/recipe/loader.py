@@ -6,17 +6,19 @@ import tomllib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
 from alarm_models.errors import RecipeError
+from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint
 from alarm_models.recipe.schema import Recipe
 from alarm_models.recipe.specs import KINDS
 
 __all__ = [
     "FOLDERS",
     "built_in_names",
+    "is_template_file",
     "load_recipe",
     "load_recipe_again",
     "load_recipes",
@@ -47,6 +49,8 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
 
 def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
     """Read recipes by built-in name or file, and set keys by their dotted names.
+
+    ``checkpoint:`` before a folder or hub id makes the recipe of that checkpoint's files.
 
     Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table; where it
     changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
@@ -93,6 +97,8 @@ def locate_recipe(name_or_file: str) -> Path:
 
 
 def _read(name_or_file: str) -> dict[str, Any]:
+    if name_or_file.startswith(SOURCE):
+        return _copied(recipe_of_checkpoint(name_or_file.removeprefix(SOURCE)).table)
     path = locate_recipe(name_or_file)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -106,16 +112,51 @@ def _read(name_or_file: str) -> dict[str, Any]:
     table.setdefault("name", path.stem)
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
-    models = table.get("models", {})
-    for model in models.values() if isinstance(models, dict) else ():
-        for key in FOLDERS & set(model if isinstance(model, dict) else ()):
+    for model in _models(table):
+        for key in FOLDERS & set(model):
             folder = model[key]
             if isinstance(folder, str) and folder.startswith(("./", "../")):
                 model[key] = str((path.parent / folder).resolve())
+        if is_template_file(model.get("chat_template")):
+            model["chat_template"] = str((path.parent / model["chat_template"]).resolve())
     return table
 
 
+def is_template_file(value: object) -> TypeGuard[str]:
+    """Say whether a `chat_template` names a file rather than being the text."""
+    return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
+
+
+def _models(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    models = table.get("models", {})
+    return [
+        model
+        for model in (models.values() if isinstance(models, dict) else ())
+        if isinstance(model, dict)
+    ]
+
+
+def _read_templates(table: Mapping[str, Any]) -> None:
+    """Put the text of a chat template's file in place of its name."""
+    for model in _models(table):
+        file = model.get("chat_template")
+        if is_template_file(file):
+            try:
+                model["chat_template"] = Path(file).expanduser().read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(
+                    f"recipe {table.get('name')!r}: chat_template names {file}, which cannot be "
+                    f"read: {error}"
+                ) from error
+
+
+def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table whose tables may be set without changing the family's row."""
+    return {key: _copied(one) if isinstance(one, Mapping) else one for key, one in table.items()}
+
+
 def _checked(table: Mapping[str, Any]) -> Recipe:
+    _read_templates(table)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -144,7 +185,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         return keys, text
     if keys[-1] == "api_key" and not isinstance(value, str):
         return keys, text  # a key of digits is no number
-    return keys, value if isinstance(value, bool | int | float | str | list) else text
+    return keys, value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
 def _shown(setting: str) -> str:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from alarm_models.api_keys import usable_key
 from alarm_models.combination.token_alignment import Placement
@@ -22,6 +30,7 @@ __all__ = [
     "ANY_NUMBER",
     "KINDS",
     "CheckSpec",
+    "ClassifierSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -30,6 +39,7 @@ __all__ = [
     "ModelSpec",
     "MultiObjectiveSpec",
     "NeuralSpec",
+    "Normalization",
     "PythonSpec",
     "ReadabilitySpec",
     "RegexSpec",
@@ -40,12 +50,18 @@ __all__ = [
     "SimilaritySpec",
     "Spec",
     "StepsSpec",
+    "TextSpec",
+    "TurnsSpec",
     "kinds_table",
     "require_address",
 ]
 
 #: The spec of each kind, by the name that a recipe gives it.
 KINDS: dict[str, type[Spec]] = {}
+
+
+class _Added:
+    """Marks a key that came after the first fingerprints, which digest it only where it is set."""
 
 
 class Spec(BaseModel):
@@ -84,6 +100,20 @@ class Spec(BaseModel):
             raise TypeError(f"{cls.__name__} and {KINDS[kind].__name__} are both kind {kind!r}")
         KINDS[kind] = cls
 
+    def constants(self, exclude: frozenset[str]) -> str:
+        """Return the keys that fingerprints digest, as JSON.
+
+        A key that was added later is left out at its default, so that it changes no fingerprint of
+        a recipe that does not use it.
+        """
+        unused = {
+            name
+            for name, field in type(self).model_fields.items()
+            if _Added in field.metadata
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+        }
+        return self.model_dump_json(exclude={*exclude, *unused})
+
     @property
     def templates(self) -> tuple[str, ...]:
         """The templates that may name fields of a sample."""
@@ -109,11 +139,15 @@ def require_address(url: str) -> str:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+#: A later key of a few types; see `Spec.constants`.
+_Text = Annotated[str | None, _Added]
+_Flag = Annotated[bool, _Added]
+
 
 class NeuralSpec(Spec):
     """Keys of every model with weights."""
 
-    folders = ("checkpoint",)
+    folders = ("checkpoint", "tokenizer", "adapter")
     checkpoint: str = Field(min_length=1, description="folder or hub id")
     truncation: Truncation = Truncation.PROMPT
     max_tokens: int | None = Field(default=None, ge=8, description="default: the checkpoint's")
@@ -127,6 +161,16 @@ class NeuralSpec(Spec):
         default=False, description="give words copied from the prompt token type 1"
     )
     trust_remote_code: bool = False
+    revision: _Text = Field(default=None, description="a hub id's branch, tag or commit")
+    tokenizer: _Text = Field(
+        default=None, min_length=1, description="a folder or a hub id, else the checkpoint's own"
+    )
+    adapter: _Text = Field(
+        default=None, min_length=1, description="a LoRA of PEFT: a folder or a hub id"
+    )
+    prefix: _Text = Field(
+        default=None, min_length=1, description="what the names of the base's tensors begin with"
+    )
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -135,11 +179,126 @@ class NeuralSpec(Spec):
         return tuple(text for text in texts if text is not None and text != "chat")
 
 
-class SequenceSpec(NeuralSpec):
+#: What `template_arguments` may not name: the sample decides it, or the server.
+_OWN_ARGUMENTS = frozenset(
+    {
+        "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
+        "chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation",
+        "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)  # fmt: skip
+
+
+class TurnsSpec(BaseModel):
+    """What is written for each message of a conversation, by its role; ``{}`` is its text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str
+    assistant: str
+    system: str | None = Field(default=None, description="else a system message is refused")
+    tool: str | None = Field(default=None, description="else a tool's message is refused")
+    start: str = Field(default="", description="stands before the first")
+    separator: str = Field(default="", description="stands between two")
+    generation: str = Field(default="", description="begins the next turn, where a kind wants one")
+
+    @model_validator(mode="after")
+    def _each_has_one_place(self) -> TurnsSpec:
+        for role in ("user", "assistant", "system", "tool"):
+            text = getattr(self, role)
+            if text is not None and text.count("{}") != 1:
+                raise ValueError(
+                    f"turns.{role} is {text!r}: write {{}} once, where the message's text goes"
+                )
+        return self
+
+
+class TextSpec(NeuralSpec):
+    """What kinds have that read prompt and completion as one text."""
+
+    special_tokens: Annotated[bool | None, _Added] = Field(
+        default=None,
+        description="whether the tokenizer puts its own around; else for a text, not for a chat",
+    )
+    strip: Annotated[bool | str, _Added] = Field(
+        default=False,
+        description="what goes from the text's end: white space, or this text where it is there",
+    )
+    suffix: Annotated[str, _Added] = Field(
+        default="", description="put at the text's end, unless that ends so; never truncated"
+    )
+    template_arguments: Annotated[Mapping[str, JsonValue], _Added] = Field(
+        default_factory=dict, description="given to the chat template"
+    )
+    chat_template: _Text = Field(
+        default=None,
+        min_length=1,
+        description="Jinja, or a file that ends in .jinja: in place of the tokenizer's own",
+    )
+    turns: Annotated[TurnsSpec | None, _Added] = Field(
+        default=None, description="texts by role, in place of the tokenizer's chat template"
+    )
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _are_the_recipes_to_give(cls, arguments: Mapping[str, JsonValue]) -> Mapping[str, Any]:
+        own = sorted(_OWN_ARGUMENTS & set(arguments))
+        if own:
+            raise ValueError(f"names {own}, which are not the recipe's to give: leave them out")
+        return arguments
+
+    @model_validator(mode="after")
+    def _one_way_to_a_text(self) -> TextSpec:
+        is_chat = getattr(self, "template", "chat") == "chat"
+        if self.chat_template is not None and self.turns is not None:
+            raise ValueError("turns and chat_template both write the chat: leave one out")
+        for key in ("chat_template", "template_arguments"):
+            if getattr(self, key) and not is_chat:
+                raise ValueError(f"{key} is for a chat: leave `template` out")
+        if self.template_arguments and self.turns is not None:
+            raise ValueError("template_arguments is for a chat template: turns take none")
+        return self
+
+
+class Normalization(BaseModel):
+    """What a published class does to a raw score: ``(score - mean) / std``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+
+class ClassifierSpec(TextSpec):
+    """What kinds have that read a whole sample, as one text or as two."""
+
+    pair: _Flag = Field(
+        default=False,
+        description="prompt and completion as two texts, joined as the tokenizer joins a pair",
+    )
+
+    @model_validator(mode="after")
+    def _pair_has_two_texts(self) -> ClassifierSpec:
+        if not self.pair:
+            return self
+        for key, default in (("template", "chat"), ("suffix", ""), ("strip", False)):
+            if getattr(self, key) != default:
+                raise ValueError(f"pair reads prompt and completion as they are: leave {key} out")
+        for key in ("chat_template", "template_arguments", "mark_copied", "gate_at"):
+            if getattr(self, key, None):
+                raise ValueError(f"pair goes without {key}: leave one out")
+        return self
+
+
+class SequenceSpec(ClassifierSpec):
     """One score for a whole completion: a one-logit classifier, or a named head."""
 
     module = "alarm_models.reward_models.sequence"
     kind: Literal["sequence"] = "sequence"
+    normalization: Annotated[Normalization | Literal["none"] | None, _Added] = Field(
+        default=None, description="else what the checkpoint's configuration says"
+    )
     template: str = Field(
         default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
     )
@@ -175,7 +334,7 @@ class SegmentsSpec(NeuralSpec):
         return self
 
 
-class StepsSpec(NeuralSpec):
+class StepsSpec(TextSpec):
     """The probability that each step of a solution is right, read at the step token after it."""
 
     module = "alarm_models.reward_models.steps"
@@ -196,7 +355,7 @@ class StepsSpec(NeuralSpec):
     )
 
 
-class MultiObjectiveSpec(NeuralSpec):
+class MultiObjectiveSpec(ClassifierSpec):
     """Several named outputs for a whole completion, each usable as an aspect."""
 
     module = "alarm_models.reward_models.multi_objective"
@@ -230,7 +389,7 @@ class MultiObjectiveSpec(NeuralSpec):
         return self
 
 
-class GenerativeSpec(NeuralSpec):
+class GenerativeSpec(TextSpec):
     """The score of a causal model's next token, or of yes against no."""
 
     module = "alarm_models.reward_models.generative"
@@ -241,8 +400,8 @@ class GenerativeSpec(NeuralSpec):
     ask: str | None = Field(
         default=None, description="text rendered with the chat template as a user message"
     )
-    generation_prompt: bool = Field(
-        default=False, description="start the next turn after the conversation"
+    generation_prompt: bool | None = Field(
+        default=None, description="start the next turn after the text; default: only after `ask`"
     )
     positive: str | int = Field(description="token whose score is read, as text or id")
     negative: str | int | None = Field(default=None, description="token to compare `positive` with")
@@ -254,6 +413,21 @@ class GenerativeSpec(NeuralSpec):
         if self.ask is not None and self.template != "chat":
             raise ValueError("ask uses the chat template: remove `template`")
         return self
+
+    @property
+    def begins_turn(self) -> bool:
+        """Whether the next turn begins after the text."""
+        return self.ask is not None if self.generation_prompt is None else self.generation_prompt
+
+    def constants(self, exclude: frozenset[str]) -> str:
+        """Return the keys that fingerprints digest, as JSON; see `Spec.constants`.
+
+        The first fingerprints held `generation_prompt = false` for a recipe that names none.
+        """
+        named = self.model_copy(update={"generation_prompt": self.generation_prompt is True})
+        constants = super(GenerativeSpec, named).constants(exclude)
+        is_asked_without = self.ask is not None and self.generation_prompt is False
+        return f"{constants}|without the next turn" if is_asked_without else constants
 
 
 #: The default of a judge's `pattern`, for which ratings are parsed as people write them.

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.modeling.network import Network
@@ -89,7 +90,7 @@ class LoadedCheckpoint:
     label_names: tuple[str, ...] = ()
 
 
-class NeuralRewardModel:
+class NeuralRewardModel(ABC):
     """What the kinds with weights share: limits and the forward pass are their network's."""
 
     def __init__(self, spec: NeuralSpec, weights: LoadedCheckpoint, fingerprint: str) -> None:
@@ -97,6 +98,19 @@ class NeuralRewardModel:
         self.limit: int | None = max_tokens(spec, weights)
         self.config: Any = weights.network.config
         self._network = weights.network
+        self.pooling: Pooling | None = weights.network.pooling
+        #: The token that a sample's score is read at; None where several make it, or none is known.
+        self.read_token: str | None = None
+        #: Where scores may differ from those of the model's card, in sentences.
+        self.notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Turn samples into features, one answer a sample, in order."""
+
+    @abstractmethod
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
 
     @property
     def cost(self) -> BatchLayout:
@@ -263,5 +277,5 @@ async def in_turns(
 
 def fingerprint_of(spec: Spec, *more: object) -> str:
     """Digest a spec and what else decides the scores: a library's version, a function's text."""
-    own = spec.model_dump_json(exclude={"timeout_s", "workers", "concurrency", "environment"})
+    own = spec.constants(frozenset({"timeout_s", "workers", "concurrency", "environment"}))
     return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]

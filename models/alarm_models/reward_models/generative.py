@@ -59,7 +59,6 @@ class GenerativeModel(NeuralRewardModel):
             if isinstance(token, int) and not 0 <= token < vocabulary:
                 raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
         self._spec = spec
-        self._tokenizer = weights.tokenizer
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)
 
@@ -82,8 +81,9 @@ class GenerativeModel(NeuralRewardModel):
 
     def _render(self, sample: Sample) -> Rendered:
         if self._ask is not None:
-            return self._tokenizer.render_turn(self._ask.render(sample))
-        return self._texts.render(sample, add_generation_prompt=self._spec.generation_prompt)
+            question = self._ask.render(sample)
+            return self._texts.render_question(question, begins_turn=self._spec.begins_turn)
+        return self._texts.render(sample, add_generation_prompt=self._spec.begins_turn)
 
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
         last = len(tokens.ids) - 1

@@ -100,7 +100,7 @@ class MultiObjectiveModel(NeuralRewardModel):
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
         read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)
         reads = (self._gate_read(tokens), read) if self._gate else (read,)
-        return ModelInput(tokens.ids, reads, truncated)
+        return ModelInput(tokens.ids, reads, truncated, token_type_ids=tokens.token_type_ids)
 
     def _gate_read(self, tokens: TokenIds) -> Span:
         """Find where the prompt ends: the pattern's first token, not one from the completion.

@@ -13,6 +13,7 @@ libraries are imported where they are first used.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,9 +37,10 @@ from alarm_models.reward_models.base import (
     HostModel,
     LoadedCheckpoint,
     Model,
-    RewardModel,
+    NeuralRewardModel,
     fingerprint_of,
 )
+from alarm_models.reward_models.reading import read_token, reading_notes
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "load_host_model",
     "neural_kind",
 ]
+
+_logger = logging.getLogger(__name__)
 
 #: Threads of a check; what it calls mostly releases the interpreter.
 _NUM_THREADS = min(4, os.cpu_count() or 1)
@@ -79,7 +83,7 @@ _Spec = TypeVar("_Spec", bound=Spec)
 _Fields = Mapping[str, FieldPattern]
 
 #: Makes a model of its spec, its checkpoint, the patterns that find fields, and its fingerprint.
-_BuildNeural = Callable[[_NeuralSpec, LoadedCheckpoint, _Fields, str], RewardModel]
+_BuildNeural = Callable[[_NeuralSpec, LoadedCheckpoint, _Fields, str], NeuralRewardModel]
 
 #: Loads a kind's network.
 _LoadNetwork = Callable[[_NeuralSpec, CheckpointFiles], Network]
@@ -213,7 +217,11 @@ class Loader:
         weights = self._weights(spec, kind.load_network)
         folder = checkpoint.locate(spec.checkpoint)
         fingerprint = _fingerprint(spec, folder, weights.digest, weights.network.dtype, fields)
-        return kind.build(spec, weights, fields, fingerprint)
+        model = kind.build(spec, weights, fields, fingerprint)
+        model.read_token = read_token(model, spec, weights.tokenizer)
+        model.notes = reading_notes(spec, folder)
+        _tell(spec, model)
+        return model
 
     def _weights(self, spec: NeuralSpec, load_network: _LoadNetwork[Any]) -> LoadedCheckpoint:
         folder = checkpoint.locate(spec.checkpoint)
@@ -223,6 +231,7 @@ class Loader:
             self._device,
             spec.trust_remote_code,
             self._prefix_cache_bytes,
+            is_normalized="normalization" in type(spec).model_fields,
         )
         if folder not in self._digests:
             self._stamps[folder] = checkpoint.stamps(folder)
@@ -235,6 +244,14 @@ class Loader:
             # Its digest would be of one state and its weights of another.
             raise CheckpointError(f"{folder} changed while it was loaded: load it again")
         return LoadedCheckpoint(network, self._tokenizers[folder], self._digests[folder], labels)
+
+
+def _tell(spec: NeuralSpec, model: NeuralRewardModel) -> None:
+    """Log what a model's score is read at, and where it may differ from its card's."""
+    if model.read_token is not None:
+        _logger.info("%s: the score is read at the token %r", spec.checkpoint, model.read_token)
+    for note in model.notes:
+        _logger.warning("%s: %s", spec.checkpoint, note)
 
 
 def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:

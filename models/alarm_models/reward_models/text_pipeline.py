@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate, conversation
+from alarm_models.preprocessing.chat_templates import ChatFormat, require_jinja
+from alarm_models.preprocessing.templates import (
+    FieldPattern,
+    Rendered,
+    TextTemplate,
+    conversation,
+    num_prompt_messages,
+)
 from alarm_models.preprocessing.truncation import TokenIds, fit
-from alarm_models.recipe.specs import NeuralSpec
+from alarm_models.preprocessing.turns import Turns
+from alarm_models.recipe.specs import ClassifierSpec, TextSpec, TurnsSpec
 from alarm_models.reward_models.base import LoadedCheckpoint, Prepared, max_tokens
-from alarm_models.types import Sample, Score, Span
+from alarm_models.types import Message, Sample, Score, Span
 
 __all__ = ["TextPipeline", "pooling_positions"]
 
 
 class TextPipeline:
-    """Turns samples into the tokens of one text each, by a template or the tokenizer's own chat."""
+    """Turns samples into the tokens of one text each.
+
+    The text is a template's, the recipe's turns', or the tokenizer's own chat; with ``pair`` there
+    are two, which the tokenizer joins.
+    """
 
     def __init__(
         self,
-        spec: NeuralSpec,
+        spec: TextSpec,
         template: str,
         weights: LoadedCheckpoint,
         fields: Mapping[str, FieldPattern],
@@ -31,20 +44,65 @@ class TextPipeline:
         self._tokenizer = weights.tokenizer
         self._max_tokens = max_tokens(spec, weights)
         self._template: TextTemplate | None = None
+        self._turns = None if spec.turns is None else _turns(spec.turns)
+        self._chat = ChatFormat(spec.chat_template, spec.template_arguments)
+        self._is_pair = isinstance(spec, ClassifierSpec) and spec.pair
         if template != "chat":
             self._template = TextTemplate(template, fields=fields)
             if "completion" not in self._template.names:
                 raise RecipeError(f"template {template!r} does not name {{completion}}")
-        else:
-            weights.tokenizer.require_chat_template(spec.checkpoint)
+        elif self._turns is None and not self._is_pair:
+            if spec.chat_template is not None:
+                require_jinja(spec.chat_template)
+            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat)
+        is_chat = template == "chat" and self._turns is None and not self._is_pair
+        named = spec.special_tokens
+        self._with_special = not is_chat if named is None else named
 
     def render(self, sample: Sample, *, add_generation_prompt: bool = False) -> Rendered:
         """Put a sample into its text; raise `SampleError` where the template refuses it."""
+        if self._is_pair:
+            return self._two_texts(sample)
         if self._template is not None:
-            return self._template.render(sample)
+            return self._template.render(self._with_prompt_as_text(sample))
+        messages = conversation(sample)
+        if self._turns is not None:
+            return self._turns.render(
+                messages, num_prompt_messages(sample), add_generation_prompt=add_generation_prompt
+            )
         return self._tokenizer.render_chat(
-            conversation(sample), add_generation_prompt=add_generation_prompt
+            messages, add_generation_prompt=add_generation_prompt, chat=self._chat
         )
+
+    def render_question(self, question: Rendered, *, begins_turn: bool) -> Rendered:
+        """Put a text to the chat as a user's message; the next turn begins after it, or not."""
+        if self._turns is None:
+            return self._tokenizer.render_turn(
+                question, add_generation_prompt=begins_turn, chat=self._chat
+            )
+        message = Message("user", question.text)
+        turn = self._turns.render([message], 1, add_generation_prompt=begins_turn)
+        return question.within(turn.text, turn.prompt.start)
+
+    def _two_texts(self, sample: Sample) -> Rendered:
+        prompt = self._with_prompt_as_text(sample).prompt
+        if not isinstance(prompt, str):
+            if len(prompt) > 1 or any(message.role != "user" for message in prompt):
+                raise SampleError(
+                    "invalid_sample",
+                    "the model reads one question and one answer: a prompt of several messages "
+                    "wants `turns` in the recipe, which say how they are written",
+                )
+            prompt = sample.prompt_text
+        answer = sample.completion_text
+        return Rendered(prompt, Span(0, len(prompt)), Span(0, len(answer)), pair=answer)
+
+    def _with_prompt_as_text(self, sample: Sample) -> Sample:
+        """Return the sample with its prompt's messages written by the recipe's turns."""
+        if self._turns is None or isinstance(sample.prompt, str):
+            return sample
+        written = self._turns.render(sample.prompt, len(sample.prompt)).text
+        return replace(sample, prompt=written)
 
     def prepare(
         self,
@@ -69,9 +127,11 @@ class TextPipeline:
                 if isinstance(made, Score):
                     prepared[index] = made
                 else:
-                    rendered[index] = made
+                    rendered[index] = made.ended(self._spec.strip, self._spec.suffix)
         encoded = self._tokenizer.encode(
-            list(rendered.values()), with_special=self._template is not None
+            list(rendered.values()),
+            with_special=self._with_special,
+            may_repeat=self._spec.special_tokens is True,
         )
         for index, tokens in zip(rendered, encoded, strict=True):
             try:
@@ -84,6 +144,12 @@ class TextPipeline:
         if not tokens.ids:
             raise SampleError("invalid_sample", "prompt and completion are empty: nothing to read")
         return fit(tokens, self._max_tokens, self._spec.truncation)
+
+
+def _turns(spec: TurnsSpec) -> Turns:
+    texts = {role: getattr(spec, role) for role in ("system", "user", "assistant", "tool")}
+    by_role = {role: text for role, text in texts.items() if text is not None}
+    return Turns(by_role, spec.start, spec.separator, spec.generation)
 
 
 def pooling_positions(ids: Sequence[int], pooling: Pooling, pad: int | None) -> Span:

@@ -83,6 +83,8 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
         device=_device(engine, served),
         deterministic=engine.limits.is_deterministic,
         limits={"max_tokens": loaded and loaded.model.limit},
+        read_token=getattr(loaded and loaded.model, "read_token", None),
+        notes=list(getattr(loaded and loaded.model, "notes", ())),
     )
 
 
@@ -99,6 +101,8 @@ def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
         device=_devices(engine) if holistic.device == "none" else holistic.device,
         deterministic=engine.limits.is_deterministic,
         limits=holistic.limits,
+        read_token=holistic.read_token,
+        notes=holistic.notes,
         description=recipe.description,
         rule=params.rule,
         threshold=params.threshold,

@@ -14,6 +14,7 @@ from alarm_models.errors import AlarmModelsError
 from alarm_models.process_tuning import limit_openmp_spin
 from alarm_service.cli.commands import add_health, add_recipes, add_record, add_score
 from alarm_service.cli.evaluation import add_calibrate, add_evaluate, add_judge, add_select
+from alarm_service.cli.inspect import add_inspect
 from alarm_service.cli.serve import add_serve
 from alarm_service.errors import format_validation_errors
 from alarm_service.settings import SettingsError
@@ -24,6 +25,7 @@ _COMMANDS = (
     add_serve,
     add_score,
     add_recipes,
+    add_inspect,
     add_record,
     add_health,
     add_select,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from alarm_models.recipe.loader import load_recipes, locate_recipe
 from alarm_models.recipe.schema import Recipe
 from alarm_service.json_lines import require_other_file, require_writable
-from alarm_service.settings import Settings
+from alarm_service.settings import Settings, with_models
 
 if TYPE_CHECKING:
     from alarm_models.study.bootstrap import Resampling
@@ -84,8 +84,14 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 def settings_of(options: argparse.Namespace) -> Settings:
     """Build settings from the flags given; variables and defaults fill in the rest."""
     given = vars(options).items()
-    return Settings(
-        **{name: one for name, one in given if name in Settings.model_fields and one is not None}
+    return with_models(
+        Settings(
+            **{
+                name: one
+                for name, one in given
+                if name in Settings.model_fields and one is not None
+            }
+        )
     )
 
 

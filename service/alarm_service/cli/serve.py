@@ -6,8 +6,12 @@ import argparse
 import signal
 import sys
 
+import structlog
+
 from alarm_models.process_tuning import gc_frozen_imports
+from alarm_models.recipe.from_checkpoint import SOURCE
 from alarm_models.recipe.loader import load_recipes
+from alarm_models.recipe.schema import Recipe
 from alarm_service.cli.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.observability.logging import capture_strays, configure_logs, log_stream
 from alarm_service.preflight import (
@@ -20,11 +24,21 @@ from alarm_service.settings import Settings
 
 __all__ = ["add_serve"]
 
+_log = structlog.get_logger()
+
 
 def add_serve(commands: Subparsers) -> None:
     """Add the subcommand."""
     parser = add_command(commands, "serve", _run_serve, "serve recipes over HTTP")
     add_settings(parser, tuple(Settings.model_fields))
+
+
+def _keys(recipe: Recipe) -> dict[str, object]:
+    """Return what a recipe says of its models, less what it leaves at the default."""
+    return {
+        name: {"kind": spec.kind, **spec.model_dump(mode="json", exclude_defaults=True)}
+        for name, spec in recipe.models.items()
+    }
 
 
 def _run_serve(options: argparse.Namespace) -> int:
@@ -39,6 +53,9 @@ def _run_serve(options: argparse.Namespace) -> int:
     # Configure logging first, so that what libraries log at import is JSON too.
     configure_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     capture_strays()
+    for source, recipe in zip(settings.recipe, recipes, strict=True):
+        if source.startswith(SOURCE):
+            _log.info("recipe made of a checkpoint", recipe=recipe.name, models=_keys(recipe))
     # Importing torch takes seconds; callers that connect meanwhile wait in the listen backlog.
     with gc_frozen_imports():
         from alarm_service.server import serve

@@ -11,7 +11,14 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from alarm_models.errors import RecipeError
-from alarm_models.recipe.loader import FOLDERS, load_recipe, locate_recipe, parse_setting, set_key
+from alarm_models.recipe.loader import (
+    FOLDERS,
+    is_template_file,
+    load_recipe,
+    locate_recipe,
+    parse_setting,
+    set_key,
+)
 from alarm_service.json_lines import write_whole
 
 __all__ = ["Change", "write_recipe"]
@@ -65,6 +72,8 @@ def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
         for key in FOLDERS & set(model):
             if str(model[key]).startswith(("./", "../")):
                 model[key] = str((folder / str(model[key])).resolve())
+        if is_template_file(model.get("chat_template")):
+            model["chat_template"] = str((folder / str(model["chat_template"])).resolve())
 
 
 def _write_if_a_recipe(text: str, target: Path) -> None:

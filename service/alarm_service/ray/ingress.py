@@ -16,7 +16,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.observability.logging import set_up_logs
 from alarm_service.preflight import require_safe_exposure
 from alarm_service.ray.model import RayModelLoader
-from alarm_service.settings import Settings
+from alarm_service.settings import Settings, with_models
 
 __all__ = ["Ingress", "build"]
 
@@ -34,7 +34,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Make the application in the replica."""
-        settings = Settings(**{"host": "0.0.0.0", **self._options})  # noqa: S104  # Serve's proxies
+        settings = with_models(Settings(**{"host": "0.0.0.0", **self._options}))  # noqa: S104  # Serve's proxies
         require_safe_exposure(settings)
         set_up_logs(settings.log_level)
         recipes = load_recipes(settings.recipe, settings.set)
@@ -64,7 +64,7 @@ def build(options: Mapping[str, Any]) -> Any:
     loaded beside the old one, which goes when the last replica that serves it has drained.
     """
     # An unknown name or an invalid value is refused before anything starts.
-    settings = Settings(**options)
+    settings = with_models(Settings(**options))
     deployment = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",

@@ -33,10 +33,12 @@ _UNEXPECTED_SHAPE = (
 _UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Of what is asked for, what decides no score.
-_UNDECIDED = {
-    "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
-    "max_answer_bytes",
-}  # fmt: skip
+_UNDECIDED = frozenset(
+    {
+        "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
+        "max_answer_bytes",
+    }
+)  # fmt: skip
 
 
 @host_kind(RemoteSpec)
@@ -60,7 +62,7 @@ class RemoteModel(HostModel):
     def fingerprint(self) -> str:
         """A digest of what is asked, whom, and what that server said it serves when opened."""
         url = urlsplit(self._spec.url)
-        asked = self._spec.model_dump_json(exclude=_UNDECIDED)
+        asked = self._spec.constants(_UNDECIDED)
         whom = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
         parts = f"{asked}|{self._patterns}|{whom}|{self._identity}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""Known families of reward models, from one table of data: which recipe keys read them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from alarm_models.modeling.inspection import CheckpointFacts
+
+__all__ = ["Family", "families", "is_stock_class", "match_family", "recipe_lines", "toml_value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A row of the table: conditions, and the recipe keys or the refusal for what meets them."""
+
+    name: str
+    architectures: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    prefix: str | None = None
+    num_labels: int | None = None
+    chat_template: bool | None = None
+    stock: bool | None = None
+    ranker: bool | None = None
+    several_labels: bool | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    refusal: str | None = None
+    note: str | None = None
+
+    def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
+        """Say whether a checkpoint of that hub id or folder meets every condition."""
+        first = facts.architectures[0] if facts.architectures else ""
+        names = (checkpoint, facts.folder.name, str(facts.config.get("_name_or_path") or ""))
+        return (
+            _meets(self.architectures, first)
+            and (not self.names or any(_meets(self.names, one.lower()) for one in names))
+            and _meets(self.model_types, facts.model_type or "")
+            and set(self.tensors) <= set(facts.tensors)
+            and self.prefix in (None, facts.base_prefix)
+            and self.several_labels in (None, (facts.num_labels or 0) > 1)
+            and self.num_labels in (None, facts.num_labels)
+            and self.chat_template in (None, facts.chat_template is not None)
+            and (self.stock is None or self.stock == is_stock_class(first))
+            and self.ranker in (None, "ranker_type" in facts.config)
+        )
+
+
+def _meets(patterns: tuple[str, ...], name: str) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return the table's rows in order."""
+    text = (resources.files("alarm_models.modeling") / "families.toml").read_text("utf-8")
+    rows: list[dict[str, Any]] = tomllib.loads(text)["families"]
+    return tuple(_family(row) for row in rows)
+
+
+def _family(row: Mapping[str, Any]) -> Family:
+    keys: dict[str, Any] = {
+        key: tuple(one) if isinstance(one, list) else one for key, one in row.items()
+    }
+    return Family(**keys)
+
+
+def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:
+    """Return the first family that a checkpoint belongs to; None for an unknown one."""
+    return next((one for one in families() if one.matches(facts, checkpoint)), None)
+
+
+def recipe_lines(keys: Mapping[str, Any]) -> str:
+    """Write recipe keys as a recipe has them, in one line: ``head = "score"``, ..."""
+    return ", ".join(f"{key} = {toml_value(one)}" for key, one in keys.items())
+
+
+def toml_value(value: Any) -> str:
+    """Write a value as TOML does, a table in one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    # TOML's strings, numbers and booleans are written as JSON's are, but for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def is_stock_class(name: str) -> bool:
+    """Say whether transformers has a class of that name itself."""
+    import transformers  # takes seconds, and is no matter to who reads the table alone
+
+    return name.isidentifier() and hasattr(transformers, name)

@@ -1,0 +1,107 @@
+"""A recipe made of a checkpoint alone: its family's keys, or a refusal with what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.families import Family, match_family, toml_value
+from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder
+
+__all__ = ["SOURCE", "CheckpointRecipe", "recipe_of_checkpoint", "recipe_text"]
+
+#: What stands before a folder or hub id where a recipe is made of the checkpoint.
+SOURCE = "checkpoint:"
+
+#: The name of the one model of such a recipe.
+_MODEL = "rm"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecipe:
+    """A recipe's table, the family that it was made by, and what the files say."""
+
+    table: Mapping[str, Any]
+    family: Family
+    facts: CheckpointFacts
+
+
+def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
+    """Make the recipe of a folder or hub id; raise `CheckpointError` saying what is there.
+
+    A hub id's files are fetched, weights and all, as loading would.
+    """
+    # Both import torch, which a recipe's file does without.
+    from alarm_models.modeling.checkpoint import locate
+    from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
+
+    folder = locate(checkpoint)
+    facts = inspect_folder(folder)
+    require_plain_weights(facts)
+    family = match_family(facts, checkpoint)
+    if family is None:
+        raise CheckpointError(unknown_family_refusal(facts))
+    holistic: dict[str, Any] = {"model": _MODEL}
+    if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
+        holistic["output"] = _labels(facts)[-1]
+    where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    table = {
+        "name": _name(checkpoint),
+        "description": family.name + (f": {family.note}" if family.note else ""),
+        "models": {_MODEL: {"checkpoint": where, **_keys(family, facts)}},
+        "holistic": holistic,
+        "hierarchy": {"rule": "holistic_only"},
+    }
+    return CheckpointRecipe(table, family, facts)
+
+
+def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:
+    """Return the family's recipe keys, the end of text put in where they name it."""
+    keys = dict(family.recipe)
+    if keys.get("suffix") == "$eos":
+        end = facts.eos_token
+        if end is None:
+            raise CheckpointError(
+                f"{facts.folder}: the tokenizer names no eos_token: write `suffix`"
+            )
+        # OpenRLHF puts a space before it, unless the chat's text ends with it anyway.
+        template = facts.chat_template or ""
+        keys["suffix"] = end if end in template or "eos_token" in template else f" {end}"
+    return keys
+
+
+def _labels(facts: CheckpointFacts) -> list[str]:
+    labels = facts.config.get("id2label") or {"0": "LABEL_0"}
+    return [str(labels[key]) for key in sorted(labels, key=int)]
+
+
+def _name(checkpoint: str) -> str:
+    """Return a recipe's name: the last part of a folder or hub id, without other characters."""
+    last = Path(checkpoint).expanduser().resolve().name if "/" not in checkpoint else checkpoint
+    return re.sub(r"[^\w.-]+", "-", last.rstrip("/").rpartition("/")[2]) or "model"
+
+
+def recipe_text(table: Mapping[str, Any]) -> str:
+    """Write a recipe's table as TOML, ready to be saved and served."""
+    lines: list[str] = []
+    _write_table(lines, table, ())
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(lines: list[str], table: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    plain = {key: one for key, one in table.items() if not isinstance(one, Mapping)}
+    if path and plain:
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{_key(key)} = {toml_value(one)}" for key, one in plain.items()]
+    for key, one in table.items():
+        if isinstance(one, Mapping):
+            _write_table(lines, one, (*path, _key(key)))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)

@@ -1,0 +1,311 @@
+"""Tiny random checkpoints in the layouts that reward models are published in.
+
+Only layouts are published ones: names of tensors, keys of configurations, templates, forms of
+files. Weights are random, tokenizers are trained on a few sentences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+
+HIDDEN = 32
+
+_CORPUS = [
+    "A red kite rises over the harbour while two fishermen mend their nets.",
+    "What is the boiling point of water? It is 100 degrees at sea level.",
+    "Step 1: 6 times 7 is 42. Step 2: 42 less 2 is 40. The answer is 40. yes no + -",
+    "user assistant system model Human: Assistant: USER: ASSISTANT: BEGINNING OF CONVERSATION:",
+    "Ça va? Über straße, naïve words; and some 日本語 too.",
+] * 2
+
+_GPT_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+#: As Llama 3.2's: the date stands in the system turn.
+LLAMA32 = (
+    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday Date: "
+    "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}<|eot_id|>"
+    + LLAMA3.removeprefix("{{ bos_token }}")
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} "
+    "[/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}<start_of_turn>"
+    "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}"
+    "<end_of_turn>\n{% endfor %}"
+)
+
+_QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>", "<|reward|>"]
+_LLAMA3_TOKENS = [
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "<|reserved_special_token_1|>", "[PAD]",
+]  # fmt: skip
+
+
+def _byte_bpe(special: Sequence[str], bos: str | None) -> Tokenizer:
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_GPT_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=480,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(_CORPUS, trainer)
+    _put_first(fast, bos)
+    return fast
+
+
+def _put_first(fast: Tokenizer, bos: str | None) -> None:
+    if bos is not None:
+        fast.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A $B:1",
+            special_tokens=[(bos, fast.token_to_id(bos))],
+        )
+
+
+def _write(folder: Path, fast: Tokenizer, name: str, chat: str | None, **more: Any) -> None:
+    """Write a tokenizer as transformers 4 did: the template in tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": name, **more} | ({} if chat is None else {"chat_template": chat})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), "utf-8")
+
+
+def qwen_tokenizer(folder: Path, chat: str | None = CHATML) -> None:
+    """Qwen 2.5's form: nothing around a text, end and padding apart."""
+    fast = _byte_bpe(_QWEN_TOKENS, None)
+    _write(
+        folder, fast, "Qwen2Tokenizer", chat, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        bos_token=None, model_max_length=4096,
+    )  # fmt: skip
+
+
+def llama3_tokenizer(folder: Path, chat: str | None = LLAMA3, **more: Any) -> None:
+    """Llama 3's form: a BOS before each text."""
+    fast = _byte_bpe(_LLAMA3_TOKENS, "<|begin_of_text|>")
+    _write(
+        folder, fast, "PreTrainedTokenizerFast", chat, bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>", pad_token="[PAD]", model_max_length=4096, **more,
+    )  # fmt: skip
+
+
+def llama2_tokenizer(
+    folder: Path, chat: str | None = LLAMA2, *, name: str = "LlamaTokenizer", **more: Any
+) -> None:
+    """Llama 2's form: sentencepiece pieces with bytes behind them, and a BOS."""
+    special = ["<unk>", "<s>", "</s>"]
+    letters = sorted({letter for text in _CORPUS for letter in text.replace(" ", "▁")})
+    fast = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    fast.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = BpeTrainer(
+        vocab_size=520,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    fast.train_from_iterator([word for text in _CORPUS for word in text.split()], trainer)
+    state = json.loads(fast.to_str())
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] in special]
+    fast = Tokenizer.from_str(json.dumps(state))
+    _put_first(fast, "<s>")
+    _write(
+        folder, fast, name, chat, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        pad_token="<unk>", add_bos_token=True, add_eos_token=False, model_max_length=4096, **more,
+    )  # fmt: skip
+
+
+def gemma_tokenizer(folder: Path) -> None:
+    """Gemma 2's form, byte-level here: a BOS, turns between tokens of their own."""
+    fast = _byte_bpe(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], "<bos>")
+    _write(
+        folder, fast, "PreTrainedTokenizerFast", GEMMA, bos_token="<bos>", eos_token="<eos>",
+        pad_token="<pad>", model_max_length=4096,
+    )  # fmt: skip
+
+
+def deberta_tokenizer(folder: Path) -> None:
+    """DeBERTa v3's form: unigram pieces between [CLS] and [SEP]."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    fast = Tokenizer(models.Unigram())
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.decoder = decoders.Metaspace()
+    trainer = UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="[UNK]", show_progress=False
+    )
+    fast.train_from_iterator(_CORPUS, trainer)
+    _put_around(fast)
+    _write(
+        folder, fast, "PreTrainedTokenizerFast", None, cls_token="[CLS]", sep_token="[SEP]",
+        pad_token="[PAD]", unk_token="[UNK]", model_max_length=512,
+    )  # fmt: skip
+
+
+def bert_tokenizer(folder: Path) -> None:
+    """BERT's form: word pieces, the answer of token type 1."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    fast = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    fast.normalizer = normalizers.BertNormalizer()
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.train_from_iterator(
+        _CORPUS, WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    )
+    _put_around(fast)
+    _write(
+        folder, fast, "BertTokenizer", None, cls_token="[CLS]", sep_token="[SEP]",
+        pad_token="[PAD]", unk_token="[UNK]", model_max_length=512,
+    )  # fmt: skip
+
+
+def _put_around(fast: Tokenizer) -> None:
+    fast.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(one, fast.token_to_id(one)) for one in ("[CLS]", "[SEP]")],
+    )
+
+
+#: What makes any decoder small.
+DECODER: Mapping[str, Any] = {
+    "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "vocab_size": 520,
+    "max_position_embeddings": 4096, "initializer_range": 0.25,
+}  # fmt: skip
+#: What makes any encoder small.
+ENCODER: Mapping[str, Any] = {
+    "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48, "vocab_size": 520, "max_position_embeddings": 512,
+    "initializer_range": 0.25,
+}  # fmt: skip
+
+
+def base(config: type[Any], **more: Any) -> Any:
+    """Make a base model with random weights."""
+    torch.manual_seed(11)
+    return hf.AutoModel.from_config(config(**{**DECODER, **more})).float().eval()
+
+
+def linear(outputs: int = 1, *, bias: bool = False, inputs: int = HIDDEN) -> torch.nn.Linear:
+    """Make a head whose scores are of order 1."""
+    torch.manual_seed(12)
+    head = torch.nn.Linear(inputs, outputs, bias=bias)
+    torch.nn.init.normal_(head.weight, 0, 0.4)
+    return head
+
+
+def layers(*widths: int) -> torch.nn.Sequential:
+    """Make a head of linear layers with a ReLU between."""
+    torch.manual_seed(13)
+    made: list[torch.nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        made += [torch.nn.ReLU()] if made else []
+        made.append(torch.nn.Linear(inputs, outputs))
+    return torch.nn.Sequential(*made)
+
+
+def named(name: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a module's tensors under a name."""
+    return {f"{name}.{key}": one for key, one in module.state_dict().items()}
+
+
+def write_weights(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    suffix: str = "safetensors",
+    parts: int = 1,
+) -> None:
+    """Write tensors as safetensors or ``.bin``, whole or in parts with an index."""
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    index: dict[str, str] = {}
+    for part in range(parts):
+        name = f"{stem}.{suffix}" if parts == 1 else f"{stem}-{part + 1:05}-of-{parts:05}.{suffix}"
+        some = {key: tensors[key].clone() for key in list(tensors)[part::parts]}
+        index |= dict.fromkeys(some, name)
+        if suffix == "safetensors":
+            save_file(some, folder / name, metadata={"format": "pt"})
+        else:
+            torch.save(some, folder / name)
+    if parts > 1:
+        table = {"metadata": {}, "weight_map": index}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(table), "utf-8")
+
+
+def write_base(
+    folder: Path,
+    model: Any,
+    heads: Mapping[str, torch.Tensor],
+    *,
+    prefix: str = "model.",
+    suffix: str = "safetensors",
+    parts: int = 1,
+    **config: Any,
+) -> None:
+    """Write a base under a prefix, heads beside it, and config.json with these keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{prefix}{key}": one for key, one in model.state_dict().items()}
+    write_weights(folder, tensors | dict(heads), suffix=suffix, parts=parts)
+    model.config.save_pretrained(folder)
+    edit_config(folder, **config)
+
+
+def edit_config(folder: Path, **keys: Any) -> None:
+    """Set keys of config.json; None takes a key out."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8")) | keys
+    kept = {key: one for key, one in config.items() if one is not None}
+    file.write_text(json.dumps(kept, indent=1), "utf-8")
+
+
+def write_classifier(
+    folder: Path,
+    config: type[Any],
+    tokenizer: Callable[[Path], None],
+    *,
+    auto: Any = hf.AutoModelForSequenceClassification,
+    shard: str = "5GB",
+    **more: Any,
+) -> None:
+    """Write a stock classifier, as transformers saves it, and its tokenizer."""
+    torch.manual_seed(14)
+    small = ENCODER if "num_key_value_heads" not in vars(config()) else DECODER
+    model = auto.from_config(config(**{"num_labels": 1, **small, **more})).float()
+    for key, tensor in model.named_parameters():
+        if key.startswith(("score", "classifier")) or "token_type" in key:
+            torch.nn.init.normal_(tensor, 0, 0.4)
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer(folder)

@@ -1,0 +1,167 @@
+"""A checkpoint alone is enough: the table of families makes its recipe, or says why not."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+from pydantic import TypeAdapter
+from tolerance import computed
+
+from alarm_models.errors import CheckpointError, RecipeError
+from alarm_models.modeling.families import Family, families, match_family
+from alarm_models.modeling.inspection import inspect_folder
+from alarm_models.recipe.from_checkpoint import recipe_of_checkpoint, recipe_text
+from alarm_models.recipe.loader import load_recipe
+from alarm_models.recipe.specs import ModelSpec
+from zoo import builders, cards, test_classifiers, test_value_heads
+from zoo.cases import Case, load, scores
+
+#: Rows that only a hub id tells: the folders have names like those.
+_NAMES = {"starling_34b_prefix": "Starling-RM-34B"}
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -> None:
+    assert (family.refusal is None) == bool(family.recipe)
+    if family.recipe:
+        TypeAdapter(ModelSpec).validate_python({**family.recipe, "checkpoint": "x"})
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(
+    "case",
+    [
+        one
+        for one in (*test_classifiers.CASES, *test_value_heads.CASES)
+        if "prefix" not in one.recipe
+    ],
+    ids=lambda case: case.name,
+)
+def test_checkpoint_alone_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / _NAMES.get(case.name, case.name)
+    card = case.build(folder)
+    made = recipe_of_checkpoint(str(folder))
+    got = scores(load(folder, made.table["models"]["rm"]), case.samples)
+    assert got == {name: computed(card(sent)) for name, sent in case.samples.items()}
+
+
+@pytest.mark.numeric
+def test_turns_of_a_family_write_chats_as_its_card_does(tmp_path: Path) -> None:
+    case = next(one for one in test_value_heads.CASES if one.name.startswith("ultrarm"))
+    card = case.build(tmp_path)
+    made = recipe_of_checkpoint(str(tmp_path))
+    got = scores(load(tmp_path, made.table["models"]["rm"]), cards.CHATS)
+    assert got == {name: computed(card(sent)) for name, sent in cards.CHATS.items()}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("ends_with_eos", [True, False])
+def test_openrlhf_reads_at_the_end_of_text_that_it_was_trained_with(
+    tmp_path: Path, ends_with_eos: bool
+) -> None:
+    base, head = builders.base(hf.Qwen2Config, pad_token_id=0), builders.linear()
+    builders.write_base(
+        tmp_path, base, builders.named("score", head), architectures=["RewardModel"],
+        normalize_reward=False,
+    )  # fmt: skip
+    end = "<|im_end|>" if ends_with_eos else "<|endoftext|>"
+    builders.qwen_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(file.read_text().replace('"eos_token": "<|im_end|>"', f'"eos_token": "{end}"'))
+    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
+
+    def card(sent: cards.Sent) -> float:
+        text = tokenizer.apply_chat_template(cards.turns(sent), tokenize=False).rstrip("\n")
+        text = text if text.endswith(end) else f"{text} {end}"
+        return cards.at_last(base, head, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    made = recipe_of_checkpoint(str(tmp_path))
+    got = scores(load(tmp_path, made.table["models"]["rm"]), cards.ALL)
+    assert got == {name: computed(card(sent)) for name, sent in cards.ALL.items()}
+
+
+def test_several_labels_give_their_last_one_as_the_score(tmp_path: Path) -> None:
+    builders.write_classifier(
+        tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0,
+        id2label={0: "harmful", 1: "helpful"}, num_labels=2,
+    )  # fmt: skip
+    recipe = load_recipe(f"checkpoint:{tmp_path}")
+    assert recipe.holistic.output == "helpful"
+    assert recipe.models["rm"].kind == "multi-objective"
+
+
+def test_classifier_without_a_chat_template_asks_for_a_text(tmp_path: Path) -> None:
+    def tokenizer(folder: Path) -> None:
+        builders.llama3_tokenizer(folder, None)
+
+    builders.write_classifier(tmp_path, hf.LlamaConfig, tokenizer, pad_token_id=6)
+    table = recipe_of_checkpoint(str(tmp_path)).table["models"]["rm"]
+    with pytest.raises(CheckpointError, match="brings no chat template; give a text in `template`"):
+        load(tmp_path, table)
+    source, template = f"checkpoint:{tmp_path}", "models.rm.template={prompt}\n{completion}"
+    spec = load_recipe(source, [template]).models["rm"]
+    assert scores(load(tmp_path, spec.model_dump(exclude_defaults=True)), cards.PLAIN)
+
+
+def test_unknown_causal_model_is_refused_with_what_is_in_its_files(tmp_path: Path) -> None:
+    hf.MistralForCausalLM(hf.MistralConfig(**builders.DECODER)).save_pretrained(tmp_path)
+    builders.llama2_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        recipe_of_checkpoint(str(tmp_path))
+    assert "21 tensors under model., architectures MistralForCausalLM" in str(refused.value)
+    assert "kind `generative`" in str(refused.value)
+
+
+def test_made_recipe_is_written_as_the_toml_that_it_is_read_from(tmp_path: Path) -> None:
+    folder = tmp_path / "UltraRM 13b"
+    next(one for one in test_value_heads.CASES if one.name.startswith("ultrarm")).build(folder)
+    table = recipe_of_checkpoint(str(folder)).table
+    assert table["name"] == "UltraRM-13b"
+    text = recipe_text(table)
+    assert _plain(tomllib.loads(text)) == _plain(table)
+    file = tmp_path / "made.toml"
+    file.write_text(text, "utf-8")
+    assert load_recipe(str(file)).models == load_recipe(f"checkpoint:{folder}").models
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _plain(one)
+        if isinstance(one, Mapping)
+        else list(one)
+        if isinstance(one, tuple)
+        else one
+        for key, one in table.items()
+    }
+
+
+def test_setting_a_key_of_a_made_recipe_leaves_the_family_as_it_was(tmp_path: Path) -> None:
+    case = next(one for one in test_value_heads.CASES if one.name == "inf_orm")
+    case.build(tmp_path)
+    changed = load_recipe(f"checkpoint:{tmp_path}", ["models.rm.head=other"])
+    assert changed.models["rm"].head == "other"  # type: ignore[union-attr]
+    family = match_family(inspect_folder(tmp_path))
+    assert family is not None
+    assert family.recipe["head"] == "score"
+
+
+def test_key_that_contradicts_the_family_is_named(tmp_path: Path) -> None:
+    next(one for one in test_classifiers.CASES if one.name == "bert_cross_encoder").build(tmp_path)
+    with pytest.raises(RecipeError, match="leave template out"):
+        load_recipe(f"checkpoint:{tmp_path}", ["models.rm.template={prompt} {completion}"])
+
+
+def test_athene_read_at_another_token_is_warned_of(tmp_path: Path) -> None:
+    case = next(one for one in test_value_heads.CASES if one.name.startswith("athene"))
+    case.build(tmp_path)
+    wrong = load(tmp_path, {"head": "v_head"})
+    assert wrong.read_token == "<|eot_id|>"
+    assert any('suffix = "<|reserved_special_token_1|>"' in note for note in wrong.notes)
+    right = load(tmp_path, case.recipe)
+    assert right.read_token == "<|reserved_special_token_1|>"
+    assert right.notes == ()

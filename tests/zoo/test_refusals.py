@@ -1,0 +1,376 @@
+"""What cannot be scored is refused with what is in the files and what to write, never guessed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from alarm_models.errors import CheckpointError
+from zoo import builders
+from zoo.cases import load
+
+_QWEN = {"pad_token_id": 0, "eos_token_id": 2}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A checkpoint that is refused, the recipe that asks for it, and what the message says."""
+
+    name: str
+    build: Callable[[Path], object]
+    says: tuple[str, ...]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _classifier(folder: Path, **more: Any) -> dict[str, torch.Tensor]:
+    builders.write_classifier(folder, hf.Qwen2Config, builders.qwen_tokenizer, **_QWEN, **more)
+    return load_file(folder / "model.safetensors")
+
+
+def _rewrite(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _quantised(
+    config: Mapping[str, Any] | None,
+    pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
+) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        packed: dict[str, torch.Tensor] = {}
+        for name, tensor in _classifier(folder).items():
+            is_packed = name.endswith("_proj.weight")
+            packed |= pack(name.removesuffix("weight"), tensor) if is_packed else {name: tensor}
+        _rewrite(folder, packed)
+        if config is not None:
+            builders.edit_config(folder, quantization_config=dict(config))
+
+    return build
+
+
+def _gptq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows, columns = weight.shape
+    return {
+        f"{name}qweight": torch.zeros(columns // 8, rows, dtype=torch.int32),
+        f"{name}qzeros": torch.zeros(1, rows // 8, dtype=torch.int32),
+        f"{name}scales": torch.ones(1, rows, dtype=torch.float16),
+        f"{name}g_idx": torch.zeros(columns, dtype=torch.int32),
+    }
+
+
+def _fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}weight": weight.to(torch.float8_e4m3fn),
+        f"{name}weight_scale": torch.ones(1),
+    }
+
+
+def _fp8_blocks(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}weight": weight.to(torch.float8_e4m3fn),
+        f"{name}weight_scale_inv": torch.ones(1, 1),
+    }
+
+
+def _compressed(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}weight_packed": torch.zeros(weight.shape[0], 4, dtype=torch.int32),
+        f"{name}weight_scale": torch.ones(weight.shape[0], 1),
+        f"{name}weight_shape": torch.tensor(weight.shape),
+    }
+
+
+def _bnb(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}weight": torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8),
+        f"{name}weight.absmax": torch.ones(4),
+        f"{name}weight.quant_map": torch.zeros(16),
+    }
+
+
+def _gguf(folder: Path) -> None:
+    (folder / "rm-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(32))
+
+
+def _gguf_beside_config(folder: Path) -> None:
+    _gguf(folder)
+    builders.qwen_tokenizer(folder)
+    hf.Qwen2Config(**builders.DECODER).save_pretrained(folder)
+
+
+def _adapter(folder: Path, task: str = "SEQ_CLS") -> None:
+    builders.qwen_tokenizer(folder)
+    told = {"peft_type": "LORA", "task_type": task, "r": 4, "target_modules": ["q_proj"]}
+    told["base_model_name_or_path"] = "Qwen/Qwen2.5-7B-Instruct"
+    (folder / "adapter_config.json").write_text(json.dumps(told), "utf-8")
+    tensors = {"base_model.model.score.weight": torch.zeros(1, 32)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def _adapter_beside_config(folder: Path) -> None:
+    _adapter(folder)
+    hf.Qwen2Config(**builders.DECODER, num_labels=1).save_pretrained(folder)
+
+
+def _llama_factory_adapter(folder: Path) -> None:
+    _adapter(folder, "CAUSAL_LM")
+    save_file(
+        builders.named("v_head.summary", builders.linear(bias=True)),
+        folder / "value_head.safetensors",
+    )
+
+
+def _pair_ranker(folder: Path) -> None:
+    base = hf.DebertaV2Model(hf.DebertaV2Config(**builders.ENCODER)).eval()
+    head = builders.named("head_layer.1", builders.linear(32, inputs=64))
+    builders.write_base(
+        folder, base, head, prefix="pretrained_model.", architectures=["DebertaV2PairRM"]
+    )
+    builders.deberta_tokenizer(folder)
+
+
+def _blender(folder: Path) -> None:
+    builders.deberta_tokenizer(folder)
+    config = {"ranker_type": "pairranker", "model_type": "deberta", "num_tasks": 1}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    torch.save({"pretrained_model.x": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+
+def _t5(folder: Path) -> None:
+    builders.deberta_tokenizer(folder)
+    config = hf.T5Config(
+        vocab_size=520, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    hf.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def _unknown_type(folder: Path) -> None:
+    _internlm(folder, code=False)
+
+
+def _internlm(folder: Path, *, code: bool = True) -> None:
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), builders.named("v_head", builders.linear()),
+        architectures=["InternLM2ForRewardModel"], model_type="internlm2",
+        auto_map={
+            "AutoConfig": "configuration_internlm2.InternLM2Config",
+            "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
+        } if code else None,
+    )  # fmt: skip
+    builders.llama2_tokenizer(folder)
+
+
+def _bin(tensors: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        state = _classifier(folder)
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors(state), folder / "pytorch_model.bin")
+
+    return build
+
+
+def _no_safetensors(folder: Path) -> None:
+    _classifier(folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def _token_classifier(folder: Path) -> None:
+    builders.write_classifier(
+        folder, hf.Qwen2Config, builders.qwen_tokenizer,
+        auto=hf.AutoModelForTokenClassification, **_QWEN,
+    )  # fmt: skip
+
+
+def _two_layers(folder: Path) -> None:
+    head = builders.named("score", builders.layers(32, 32, 1))
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), head,
+        architectures=["INFORMForSequenceClassification"], num_labels=1,
+    )  # fmt: skip
+    builders.llama3_tokenizer(folder)
+
+
+def _openrlhf(folder: Path) -> None:
+    builders.write_base(
+        folder, builders.base(hf.Qwen2Config), builders.named("score", builders.linear()),
+        architectures=["RewardModel"], normalize_reward=False, mean=0.1, std=2.0,
+    )  # fmt: skip
+    builders.qwen_tokenizer(folder)
+
+
+def _beaver_normalized(folder: Path) -> None:
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), builders.named("score_head", builders.linear()),
+        architectures=["LlamaForScore"], do_normalize=True, mean=[1.0], var=[4.0],
+    )  # fmt: skip
+    builders.llama2_tokenizer(folder, None)
+
+
+def _urm(folder: Path) -> None:
+    heads = builders.named("score", builders.linear(10))
+    heads |= builders.named("weights.fc.0", builders.linear(5))
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), heads,
+        id2label={str(at): f"LABEL_{at}" for at in range(10)},
+        architectures=["LlamaForSequenceClassificationWithNormal_Weights"],
+        auto_map={"AutoModelForSequenceClassification": "modeling_custom.WithNormalWeights"},
+    )  # fmt: skip
+    builders.llama3_tokenizer(folder)
+
+
+def _other_prefix(folder: Path) -> None:
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), builders.named("v_head", builders.linear()),
+        prefix="transformer.", architectures=["LlamaForSequenceClassification"],
+    )  # fmt: skip
+    builders.llama3_tokenizer(folder)
+
+
+def _causal(folder: Path) -> None:
+    torch.manual_seed(1)
+    hf.MistralForCausalLM(hf.MistralConfig(**builders.DECODER)).save_pretrained(folder)
+    builders.llama2_tokenizer(folder)
+
+
+def _no_tokenizer(folder: Path) -> None:
+    builders.write_base(
+        folder, builders.base(hf.LlamaConfig), builders.named("v_head", builders.linear())
+    )
+
+
+_V_HEAD = {"head": "v_head"}
+_TEXT = {"template": "{prompt}\n{completion}"}
+
+CASES = [
+    Refused("gptq", _quantised({"quant_method": "gptq", "bits": 4}, _gptq), ("gptq", "remote")),
+    Refused("awq", _quantised({"quant_method": "awq", "bits": 4}, _gptq), ("awq", "remote")),
+    Refused(
+        "fp8_blocks",
+        _quantised({"quant_method": "fp8", "weight_block_size": [128, 128]}, _fp8_blocks),
+        ("fp8", "quantization_config in config.json", "remote"),
+    ),
+    Refused(
+        "bitsandbytes",
+        _quantised({"quant_method": "bitsandbytes", "load_in_4bit": True}, _bnb),
+        ("bitsandbytes", "remote"),
+    ),
+    Refused(
+        "compressed_tensors",
+        _quantised({"quant_method": "compressed-tensors"}, _compressed),
+        ("compressed-tensors", "remote"),
+    ),
+    Refused(
+        "modelopt_fp8_without_a_configuration",
+        _quantised(None, _fp8),
+        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantised"),
+    ),
+    Refused("gguf", _gguf, ("rm-Q4_K_M.gguf", "GGUF", "safetensors")),
+    Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "GGUF")),
+    Refused("adapter", _adapter, ("PEFT adapter", "Qwen/Qwen2.5-7B-Instruct", "`adapter =")),
+    Refused("adapter_beside_config", _adapter_beside_config, ("PEFT adapter", "merge_and_unload")),
+    Refused(
+        "llama_factory_adapter",
+        _llama_factory_adapter,
+        ("PEFT adapter", "CAUSAL_LM", "`adapter ="),
+        {"head": "v_head.summary"},
+    ),
+    Refused("pairrm", _pair_ranker, ("pairwise", "no score to one", "pointwise"), _TEXT),
+    Refused("pairrm_of_llm_blender", _blender, ("pairwise", "no score to one"), _TEXT),
+    Refused(
+        "unieval_t5",
+        _t5,
+        ("sequence-to-sequence", "`remote`"),
+        {**_TEXT, "kind": "generative", "positive": 10},
+    ),
+    Refused(
+        "pickled_object",
+        _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
+        ("argparse.Namespace", "not opened", "model.safetensors"),
+    ),
+    Refused(
+        "pickled_object_beside_a_head",
+        _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
+        ("argparse.Namespace", "not opened"),
+        {"head": "score"},
+    ),
+    Refused("nested_state", _bin(lambda state: {"module": state}), ("'module'", "one level down")),
+    Refused("pointer_of_lfs", _no_safetensors, ("no safetensors file", "Git LFS")),
+    Refused(
+        "token_classifier_as_a_sequence",
+        _token_classifier,
+        ("score.bias [1]", "Qwen2ForTokenClassification", '`kind = "sequence", head = "score"'),
+    ),
+    Refused(
+        "layers_where_one_is_wanted",
+        _two_layers,
+        ("score.0.weight [32, 32]", '`kind = "sequence", head = "score"'),
+    ),
+    Refused("openrlhf_without_a_head", _openrlhf, ("score.weight [1, 32]", 'head = "score"')),
+    Refused(
+        "urm_untrusted",
+        _urm,
+        ("modeling_custom.WithNormalWeights", "weights.fc.0.weight", "trust_remote_code = true"),
+        {"kind": "multi-objective"},
+    ),
+    Refused(
+        "internlm2_untrusted",
+        _internlm,
+        ("v_head.weight [1, 32]", "trust_remote_code = true", "InternLM2ForRewardModel"),
+    ),
+    Refused(
+        "internlm2_untrusted_with_its_head",
+        _internlm,
+        ("v_head.weight [1, 32]", "trust_remote_code = true"),
+        _V_HEAD,
+    ),
+    Refused("unknown_type_without_code", _unknown_type, ("internlm2", "v_head.weight"), _V_HEAD),
+    Refused(
+        "other_prefix",
+        _other_prefix,
+        ("v_head.weight [1, 32]", "under transformer.", '`prefix = "transformer."`', "`head ="),
+    ),
+    Refused(
+        "other_prefix_with_its_head",
+        _other_prefix,
+        ("20 tensors under transformer.", '`prefix = "transformer."`'),
+        _V_HEAD,
+    ),
+    Refused(
+        "causal_model_as_steps",
+        _causal,
+        ("MistralForCausalLM", "`generative`"),
+        {**_TEXT, "kind": "steps", "step_token": "</s>"},
+    ),
+    Refused("no_tokenizer", _no_tokenizer, ("tokenizer", "`tokenizer`"), {**_V_HEAD, **_TEXT}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
+    case: Refused, tmp_path: Path
+) -> None:
+    case.build(tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        load(tmp_path, case.recipe)
+    message = str(refused.value)
+    assert [part for part in case.says if part not in message] == []
+    assert len(message) < 1500
+    assert "Traceback" not in message
+    assert "weights_only=False" not in message.replace("`", "")
+    assert "`weights_only` set to `False`" not in message
+
+
+def test_normalised_scores_of_a_configuration_are_not_left_raw(tmp_path: Path) -> None:
+    _beaver_normalized(tmp_path)
+    recipe = {"head": "score_head", "template": "{prompt}{completion}", "kind": "multi-objective"}
+    with pytest.raises(CheckpointError, match=r"do_normalize True, mean \[1.0\], var \[4.0\]"):
+        load(tmp_path, recipe | {"objectives": ["cost"]})
