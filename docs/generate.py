@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that the code knows: rules, constants, routes, metrics.
+"""Write the tables of docs/ that the code knows: kinds, rules, constants, routes, metrics.
 
 `make docs` runs it. tests/test_contributing.py fails while a table is out of date.
 """
@@ -15,11 +15,18 @@ from prometheus_client.metrics_core import Metric
 from alarm_models.combination.rule_registry import CONSTANTS, RULES, RuleDefinition
 from alarm_models.combination.rules import Rule
 from alarm_models.recipe.loader import load_recipe
+from alarm_models.recipe.specs import KINDS
 from alarm_service.api.app import create_app
 from alarm_service.observability.metrics import Metrics
 from alarm_service.settings import Settings
 
 DOCS = Path(__file__).parent
+
+
+def kinds() -> str:
+    """Return the table of kinds, from the first lines of their specs' docstrings."""
+    rows = [(f"`{kind}`", (spec.__doc__ or "").splitlines()[0]) for kind, spec in KINDS.items()]
+    return _table(("kind", "what it gives"), rows)
 
 
 def rules() -> str:
@@ -90,6 +97,7 @@ def _labels(family: Metric, collector: object) -> Iterable[str]:
 
 #: A table's name in its markers -> the page it is in, and what makes it.
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "kinds": ("kinds.md", kinds),
     "rules": ("rules.md", rules),
     "constants": ("rules.md", constants),
     "routes": ("routes.md", routes),

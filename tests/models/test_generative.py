@@ -111,5 +111,5 @@ def test_what_is_no_token_is_refused_with_what_it_is(llama_lm: Checkpoint) -> No
         load(spec(llama_lm, positive="certainly"))
     with pytest.raises(CheckpointError, match="outside the vocabulary of 500"):
         load(spec(llama_lm, negative=500))
-    with pytest.raises(ValueError, match="leave `template` out"):
+    with pytest.raises(ValueError, match="remove `template`"):
         spec(llama_lm, ask="{completion}?")

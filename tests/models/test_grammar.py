@@ -82,7 +82,7 @@ def test_what_harper_does_not_know_is_told_at_loading(
 
 @pytest.mark.parametrize("more", [{"engine": "languagetool"}, {"url": "http://127.0.0.1:1"}])
 def test_a_languagetool_server_and_its_url_go_together(more: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match="`url` is where"):
+    with pytest.raises(ValidationError, match="requires `url`"):
         load_direct(kind="grammar", **more)
 
 

@@ -52,7 +52,6 @@ __all__ = [
     "StepsSpec",
     "TextSpec",
     "TurnsSpec",
-    "kinds_table",
     "require_address",
 ]
 
@@ -663,13 +662,6 @@ class PythonSpec(CheckSpec):
         default=(),
         description="environment variables to pass although their names look like secrets",
     )
-
-
-def kinds_table() -> str:
-    """Return the table of kinds in docs/kinds.md, in Markdown."""
-    first_lines = {kind: (spec.__doc__ or "").splitlines()[0] for kind, spec in KINDS.items()}
-    rows = [f"| `{kind}` | {line} |" for kind, line in first_lines.items()]
-    return "\n".join(["| kind | what it gives |", "|---|---|", *rows])
 
 
 if TYPE_CHECKING:
