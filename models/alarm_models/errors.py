@@ -47,7 +47,7 @@ class UnreachableError(CheckpointError):
 
 
 class NoRoomError(UnreachableError):
-    """A cluster has no room for a model's replicas, and may yet have; says what to set."""
+    """A cluster has no capacity for a model's replicas yet; the message says what to set."""
 
 
 class SampleError(AlarmModelsError):

@@ -64,7 +64,7 @@ def digest(folder: Path) -> str:
 
 
 def code_digest(folder: Path) -> str:
-    """Return a digest of the code that a checkpoint brings: a hex string, alike for none."""
+    """Return a digest of the code that a checkpoint brings: a hex string, equal if it has none."""
     whole = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -72,7 +72,7 @@ def code_digest(folder: Path) -> str:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return what changes when any of the files that are digested is written: quickly told."""
+    """Return what changes when any digested file is written: sizes and times, without reading."""
     stats = {path.name: path.stat() for path in _files(folder)}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
 

@@ -53,7 +53,7 @@ __all__ = [
 
 
 class ModelInitLock:
-    """Lets any number of forward passes run side by side, and a construction alone."""
+    """A shared lock for forward passes, exclusive for constructing a model."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -73,7 +73,7 @@ class ModelInitLock:
             self.give_up(threading.get_ident())
 
     def give_up(self, thread: int) -> None:
-        """Wait no longer for the pass of a thread, which may never end; nobody uses its result."""
+        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
         with self._changed:
             self._passes.discard(thread)
             if self._is_under_way:
@@ -106,7 +106,7 @@ def _locked_init_context(cls: type[PreTrainedModel], *arguments: Any, **named: A
     return [MODEL_INIT_LOCK.exclusive(), *_init_context.__func__(cls, *arguments, **named)]
 
 
-# Reading the weights takes minutes and disturbs nobody; this is the moment that does.
+# Reading the weights takes minutes and affects no other model; this moment does.
 PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ignore[assignment]
 
 
@@ -211,7 +211,7 @@ def _load(loader: Any, source: CheckpointSource) -> PreTrainedModel:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
-    # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
+    # A tensor that the files lack would be random: never serve it. We read no poolers.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise CheckpointError(
@@ -223,9 +223,9 @@ def _load(loader: Any, source: CheckpointSource) -> PreTrainedModel:
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:
-    """Move a module to its device, in memory of its own.
+    """Move a module to its device, into memory of its own.
 
-    On a CPU tensors may lie in the checkpoint's mapped file, and would change with it where it is
+    On a CPU tensors may be views of the checkpoint's mapped file, and would change if it were
     overwritten in place.
     """
     module.to(device)

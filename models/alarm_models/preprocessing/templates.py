@@ -16,7 +16,7 @@ __all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation"]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and where in it prompt and completion stand.
+    """A text, and where in it prompt and completion are.
 
     The prompt is what truncation may shorten. Tokens in ``marked`` spans are of type 1, where any
     are given. ``places`` are characters whose tokens are to be found, in order.

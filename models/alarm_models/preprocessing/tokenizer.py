@@ -46,7 +46,7 @@ class Tokenizer:
             )
         self._loaded = loaded
         self._is_dated = asks_date(self.chat_template or "")
-        # A copy of our own: nobody switches truncation or padding on while we encode.
+        # A copy of our own, so that no other code enables truncation or padding while we encode.
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -58,12 +58,12 @@ class Tokenizer:
 
     @property
     def num_prefix(self) -> int:
-        """How many special tokens stand before a text."""
+        """How many special tokens come before a text."""
         return len(self._prefix)
 
     @property
     def num_suffix(self) -> int:
-        """How many special tokens stand after a text."""
+        """How many special tokens come after a text."""
         return len(self._suffix)
 
     @property
@@ -79,7 +79,7 @@ class Tokenizer:
         return template.get("default") if isinstance(template, dict) else template
 
     def require_chat_template(self, checkpoint: str) -> None:
-        """Raise `CheckpointError` unless there is one that renders a sample always alike."""
+        """Raise `CheckpointError` unless there is one, and it always renders a sample the same."""
         template = self.chat_template
         if not template:
             raise CheckpointError(

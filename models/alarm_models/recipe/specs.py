@@ -148,7 +148,7 @@ class SegmentsSpec(NeuralSpec):
 
     module = "alarm_models.reward_models.segments"
     kind: Literal["segments"] = "segments"
-    template: str = Field(description="what stands before the segments")
+    template: str = Field(description="the text before the segments")
     segmenter: Literal["sentences", "subsentences"] = "sentences"
     separator: str | None = Field(default=None, description="else the tokenizer's own")
     pooling: Literal["separator", "mean"] = Field(
@@ -284,7 +284,7 @@ class RemoteSpec(Spec):
     timeout_s: float = Field(default=60, gt=0, description="of one attempt, to its last byte")
     max_answer_bytes: int = Field(default=16 << 20, ge=1024, description="an answer may have")
     max_retries: int = Field(default=4, ge=0)
-    max_concurrent: int = Field(default=16, ge=1, description="requests under way at once")
+    max_concurrent: int = Field(default=16, ge=1, description="requests in flight at once")
     batch_size: int = Field(default=32, ge=1, description="samples a request may have")
 
     @property

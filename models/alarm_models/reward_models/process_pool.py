@@ -1,4 +1,7 @@
-"""Worker processes that run users' functions and can be killed."""
+"""A pool of worker processes that run users' functions and are killed at the time limit.
+
+Unlike a check of ours (`thread_pool`), a user's function may loop for ever, fork or crash.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ class Program:
     def start(self) -> Guarded:
         """Start it; raise `OSError`."""
         program = "alarm_models.reward_models.process_worker"
-        lifeline, held = os.pipe()
+        lifeline, our_end = os.pipe()
         try:
             process = subprocess.Popen(  # noqa: S603 - this interpreter, with a recipe's own names
                 [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve()), str(lifeline),
@@ -102,11 +105,11 @@ class Program:
                 start_new_session=True,
             )  # fmt: skip
         except BaseException:
-            os.close(held)
+            os.close(our_end)
             raise
         finally:
             os.close(lifeline)
-        return Guarded(process, held)
+        return Guarded(process, our_end)
 
 
 class Guarded:
@@ -182,7 +185,7 @@ class FunctionProcess:
             with suppress(TimeoutError, ValueError):
                 first = await asyncio.wait_for(pipes.answers.readline(), START_S)
             found: FunctionResult = json.loads(first) if first else {"failed": "it did not start"}
-        except BaseException:  # nobody waits for it any more
+        except BaseException:  # its caller is gone
             await cls(guarded, pipes).close()
             raise
         started = cls(guarded, pipes)
@@ -208,7 +211,7 @@ class FunctionProcess:
         self._open[number] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                with suppress(ConnectionError):  # the reader hears of its end, and says so
+                with suppress(ConnectionError):  # the reader sees that it ended, and reports it
                     self._pipes.questions.write(_request_line(number, sample))
                     await self._pipes.questions.drain()
                 if self._is_over:
@@ -223,7 +226,7 @@ class FunctionProcess:
                 self._close_soon()
 
     async def close(self) -> None:
-        """Kill it with all that it has started; what is open hears that it died."""
+        """Kill it with all that it has started; open calls fail with `ProcessDied`."""
         self._guarded.hang_up()
         # Its pipe ends with the last process that holds it: the guard sees to that.
         _, left = await asyncio.wait([self._reader], timeout=_END_S)
@@ -374,7 +377,7 @@ class FunctionPool:
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
         try:
-            # It goes on where the caller leaves: its process is not free before it has answered.
+            # It continues if the caller leaves: its process is busy until it has answered.
             return _result_value(await asyncio.shield(asking))
         except asyncio.CancelledError:
             if asking.cancelled():  # the pool was closed, rather than the caller gone

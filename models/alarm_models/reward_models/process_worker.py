@@ -26,7 +26,7 @@ from alarm_models.types import Message, Sample, Span
 
 __all__ = ["main"]
 
-#: Characters of an exception that are told.
+#: Characters of an exception that are reported.
 _MAX_ERROR = 400
 
 

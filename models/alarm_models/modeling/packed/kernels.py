@@ -14,6 +14,7 @@ from alarm_models.types import Span
 __all__ = [
     "AttentionBlock",
     "AttentionOutput",
+    "AttentionParams",
     "Window",
     "attend",
     "attend_blocks",
@@ -106,6 +107,18 @@ class Window(NamedTuple):
     back: int
     ahead: int
     first_is_global: bool = False
+
+
+class AttentionParams(NamedTuple):
+    """How a layer attends.
+
+    ``window`` is given where it cuts samples, which then share no prefix; ``softcap`` is Gemma 2's.
+    """
+
+    scale: float
+    causal: bool
+    window: Window | None = None
+    softcap: float | None = None
 
 
 class AttentionBlock(NamedTuple):

@@ -31,7 +31,7 @@ __all__ = [
 #: Scores of thousands of samples with their segments.
 MAX_ANSWER_BYTES = 16 << 20
 
-#: What is told of another server's words.
+#: Characters of another server's text that error messages quote.
 _MAX_EXCERPT = 200
 
 
@@ -133,16 +133,16 @@ def ask(
 
 
 def parsed(response: httpx.Response, secret: str | None = None) -> Any:
-    """Return an answer's JSON; raise `NoAnswer`, which tells no ``secret``."""
+    """Return a response's JSON; raise `NoAnswer`, which never contains ``secret``."""
     try:
         return json.loads(response.content)
     except (ValueError, RecursionError) as error:
-        told = excerpt(response.text, secret)
-        raise NoAnswer(f"answered no JSON: {told}", is_of_no_use=True) from error
+        quoted = excerpt(response.text, secret)
+        raise NoAnswer(f"answered no JSON: {quoted}", is_of_no_use=True) from error
 
 
 def excerpt(text: object, secret: str | None = None) -> str:
-    """Return the beginning of what another server said, on one line, for people to read."""
+    """Return the start of another server's text, on one line, for error messages."""
     # Longer than what is shown, so that a secret at the cut is found whole.
     said = str(text)[: _MAX_EXCERPT + 4096]
     if secret:
@@ -152,7 +152,7 @@ def excerpt(text: object, secret: str | None = None) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return a URL as it may be told: without a user's name and password, query and fragment."""
+    """Return a URL that may be logged: without user name, password, query and fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -177,7 +177,7 @@ def _require_bounded(body: bytearray, max_bytes: int) -> None:
 
 
 def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
-    # The body is as it was before any encoding of the way.
+    # The body is decoded already.
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
@@ -187,7 +187,7 @@ def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
 
 
 def _no_answer(error: Exception) -> NoAnswer:
-    # What httpx says of a header is its value; keys are checked before, and never told.
+    # httpx's error quotes the header's value; keys are checked before, and never logged.
     if isinstance(error, httpx.LocalProtocolError):
         return NoAnswer("cannot be asked: a header has characters that no header can hold")
     return NoAnswer(f"cannot be reached: {excerpt(repr(error))}")
