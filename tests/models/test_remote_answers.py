@@ -17,9 +17,8 @@ from fastapi.responses import StreamingResponse
 from remote_servers import Calls, completions, sglang, tei, values, vllm
 from tcp import over_tcp
 
-from alarm_models.api_keys import usable_key
 from alarm_models.errors import AddressError, CheckpointError, SampleError
-from alarm_models.recipe.specs import GrammarSpec, RemoteSpec
+from alarm_models.recipe.specs import GrammarSpec, RemoteSpec, usable_key
 from alarm_models.reward_models.languagetool import LanguageTool
 from alarm_models.reward_models.remote import connections as client
 from alarm_models.reward_models.remote.http import backoff_s

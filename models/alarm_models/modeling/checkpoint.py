@@ -1,4 +1,4 @@
-"""Where a model's weights are, what they are, and how they are read without unpickling objects."""
+"""Checkpoints: locate, digest and read them, without unpickling objects."""
 
 from __future__ import annotations
 

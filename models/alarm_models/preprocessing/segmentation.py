@@ -138,7 +138,7 @@ def _bounds_in_windows(text: str) -> list[Span]:
         end = at + _WINDOW
         found = [span.start + at for span in _bounds(text[at:end])][1:]
         starts += found if end >= len(text) else found[:-1]
-        # The last sentence may go on behind the window. One of half a window is not read again:
+        # The last sentence may continue past the window. One of half a window is not read again:
         # so every character is read twice at most.
         goes_on = found and found[-1] - at >= _WINDOW // 2 and end < len(text)
         if found and end < len(text):
@@ -215,10 +215,10 @@ class SegmentedText:
     def insert_separators(
         self, ids: Sequence[int], owners: Sequence[int], separator: int
     ) -> SegmentedIds:
-        """Put a separator before each segment; ``owners`` holds the word that each id is of."""
+        """Put a separator before each segment; ``owners`` has the word of each id."""
         joined = SegmentedIds([], [], [], Span(0, 0))
         inside: list[int] = []
-        # A last owner past all words lets the separators of segments without words in.
+        # A last owner past all words adds the separators of segments without words.
         for token, owner in zip((*ids, None), (*owners, len(self.words)), strict=True):
             while (
                 len(joined.separators) < len(self.firsts)

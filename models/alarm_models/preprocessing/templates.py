@@ -1,4 +1,4 @@
-"""How a sample becomes the one text that a model reads."""
+"""Templates: a sample rendered as one text, with the spans of prompt and completion."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rendered:
         return Rendered(text, prompt, completion)
 
 
-#: How long one field may be searched for in one prompt.
+#: Time limit of a field's pattern on one prompt, in seconds.
 _FIELD_TIMEOUT_S = 1.0
 
 #: ``before\s*(.*?)\s*after``, the shape of the built-in recipes' patterns: two plain texts.
@@ -106,7 +106,7 @@ class TextTemplate:
             raise RecipeError(f"template {template!r} names {{prompt}} more than once")
 
     def render(self, sample: Sample) -> Rendered:
-        """Put the sample's texts in their places.
+        """Render a sample.
 
         Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
         """
@@ -121,7 +121,7 @@ class TextTemplate:
             text += " ".join(value.split()) if part.as_words else value
             spans[part.name] = Span(start, len(text))
             if part.name in self._fields and part.name not in sample.fields:
-                # Found in the prompt, it is the prompt: it may be shortened as that.
+                # Found in the prompt, it is part of it, and may be truncated as the prompt is.
                 spans.setdefault("prompt", spans[part.name])
         nowhere = Span(0, 0)
         return Rendered(text, spans.get("prompt", nowhere), spans.get("completion", nowhere))

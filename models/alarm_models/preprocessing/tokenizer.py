@@ -1,4 +1,4 @@
-"""From text to token ids, by a checkpoint's own tokenizer."""
+"""Tokenizer: text to token ids, and chat templates, by a checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Tokenizer"]
 
 _logger = logging.getLogger(__name__)
 
-#: How long a checkpoint's chat template may take over one conversation.
+#: Time limit of a checkpoint's chat template for one conversation, in seconds.
 _TEMPLATE_TIMEOUT_S = 10.0
 
 
@@ -176,7 +176,7 @@ class Tokenizer:
             text: str = self._loaded.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # the template is the checkpoint's own program: it may raise any
+        except Exception as error:  # the checkpoint's template may raise anything
             raise SampleError(
                 "invalid_sample", f"the chat template refuses these messages: {error}"
             ) from error
@@ -200,7 +200,7 @@ class Tokenizer:
 
 
 class _Turns(list[dict[str, str]]):
-    """Messages that a chat template may look at for so long, and while anybody wants the text."""
+    """Messages for a chat template, with a time limit, which stop it once the caller has left."""
 
     def __init__(self, turns: Iterator[dict[str, str]]) -> None:
         super().__init__(turns)
@@ -234,7 +234,7 @@ def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> 
 
 
 def _tokens_at(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
-    """Return the token that holds each character; characters come in order."""
+    """Return the token that has each character; characters come in order."""
     tokens: list[int] = []
     token = 0
     for place in places:

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import regex
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from alarm_models.api_keys import usable_key
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.truncation import Truncation
 
@@ -42,6 +41,7 @@ __all__ = [
     "StepsSpec",
     "kinds_table",
     "require_address",
+    "usable_key",
 ]
 
 #: The spec of each kind, by the name that a recipe gives it.
@@ -105,6 +105,24 @@ def require_address(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("the URL has a query or a fragment, which would not be sent")
     return url
+
+
+def usable_key(key: str) -> str:
+    """Return a key that is sent to a server, without the white space that files and shells leave.
+
+    Raises `ValueError`, which says what is wrong and never what the key is.
+    """
+    key = key.strip()
+    if not key:
+        raise ValueError("the key is empty: leave it out, or give one")
+    for at, character in enumerate(key):
+        if not " " <= character <= "~":
+            what = "a line break" if character in "\r\n" else f"U+{ord(character):04X}"
+            raise ValueError(
+                f"the key has {what} as its character {at + 1} of {len(key)}, which no HTTP header "
+                "can hold: give the key alone"
+            )
+    return key
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

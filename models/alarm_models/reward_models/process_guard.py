@@ -1,4 +1,4 @@
-"""The program that runs a function's process, and leaves nothing of it behind.
+"""The guard: a program that runs a worker process, and kills its whole process tree at the end.
 
     python guard.py LIFELINE PROGRAM ARGUMENTS...
 

@@ -57,10 +57,10 @@ def without_secrets(passed: Collection[str] = ()) -> Mapping[str, str]:
     }
 
 
-#: What the program says: an ``id``, and a ``value`` or what ``failed``.
+#: A line of the worker's output: an ``id``, and a ``value`` or what ``failed``.
 FunctionResult = Mapping[str, Any]
 
-#: The longest line: a completion, or its spans.
+#: The longest line in bytes: a completion, or its spans.
 _MAX_LINE = 1 << 26
 
 #: How long importing the function may take.
@@ -71,11 +71,11 @@ _END_S = 7
 
 
 class ProcessDied(Exception):
-    """The process ended with this question open; others may have been open too."""
+    """The process ended during this call; other calls may have been open too."""
 
 
 class ProcessTimeout(Exception):
-    """No answer came in time; the process has been killed."""
+    """The call timed out; the process has been killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Guarded:
         self._lifeline: int | None = lifeline
 
     def hang_up(self) -> None:
-        """Have the guard kill what there is; does not wait."""
+        """Have the guard kill the process tree; does not wait."""
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
@@ -151,7 +151,7 @@ class Guarded:
             self.process.wait()
 
     def close(self) -> None:
-        """End it, where nobody else has its pipes."""
+        """End it, if nothing else reads its pipes."""
         self.hang_up()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -160,14 +160,14 @@ class Guarded:
 
 
 class FunctionProcess:
-    """A running process; questions may be asked side by side."""
+    """A running worker process; calls may be concurrent."""
 
     def __init__(self, guarded: Guarded, pipes: _Pipes) -> None:
         self._guarded = guarded
         self._pipes = pipes
         self._ids = itertools.count()
         self._open: dict[int, asyncio.Future[FunctionResult]] = {}
-        #: Whether it takes no more questions, and whether it answers none.
+        #: Whether it takes no more calls, and whether it has ended.
         self._is_retired = self._is_over = False
         self._closing: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read())
@@ -196,16 +196,16 @@ class FunctionProcess:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may be asked."""
+        """Whether it takes calls."""
         return not self._is_retired and not self._is_over
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether it has ended and its pipes are closed."""
         return self._reader.done()
 
     async def ask(self, sample: Sample, timeout_s: float) -> FunctionResult:
-        """Return the function's answer; raise `ProcessDied` or `ProcessHangs`."""
+        """Return the function's result; raise `ProcessDied` or `ProcessTimeout`."""
         number = next(self._ids)
         answer: asyncio.Future[FunctionResult] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
@@ -228,7 +228,7 @@ class FunctionProcess:
     async def close(self) -> None:
         """Kill it with all that it has started; open calls fail with `ProcessDied`."""
         self._guarded.hang_up()
-        # Its pipe ends with the last process that holds it: the guard sees to that.
+        # Its pipe closes with the last process that has it open: the guard ends them all.
         _, left = await asyncio.wait([self._reader], timeout=_END_S)
         if left:
             self._reader.cancel()
@@ -241,7 +241,7 @@ class FunctionProcess:
 
     async def _read(self) -> None:
         try:
-            # A line that is too long, or no JSON: nothing it says counts.
+            # A line that is too long, or no JSON, ends the process.
             with suppress(ValueError, LookupError, TypeError, AttributeError):
                 while line := await self._pipes.answers.readline():
                     self._take(json.loads(line))
@@ -255,7 +255,7 @@ class FunctionProcess:
         await asyncio.to_thread(self._guarded.wait)
 
     def _take(self, answer: FunctionResult) -> None:
-        # What a call that was given up has started can only be ended with its process.
+        # What an abandoned call has started can only be ended with its process.
         self._is_retired = self._is_retired or bool(answer.get("leaves_processes"))
         future = self._open.get(answer["id"])
         if future is not None and not future.done():
@@ -309,7 +309,7 @@ def _content_to_json(content: str | tuple[Message, ...]) -> str | list[list[str]
     return [[message.role, message.content] for message in content]
 
 
-#: What an async function has to say that it overran its time itself, before it is killed for it.
+#: Time for an async function to report its own timeout before it is killed, in seconds.
 _GRACE_S = 1
 
 
@@ -360,7 +360,7 @@ class FunctionPool:
         self._program = function.program
         self._is_closed = False
         self._processes: list[FunctionProcess | None] = [None] * num_processes
-        #: Those that are asked nothing any more, and may not have answered all.
+        #: Those that take no more calls, and may have open ones.
         self._leaving: list[FunctionProcess] = []
         self._starting = [asyncio.Lock() for _ in range(num_processes)]
         self._alone = asyncio.Lock()
@@ -389,7 +389,7 @@ class FunctionPool:
         return await self._call_alone(sample)
 
     async def close(self) -> None:
-        """Kill the processes, those too that are being started."""
+        """Kill the processes, also those that are starting."""
         self._is_closed = True
         for asking in self._asking:
             asking.cancel()

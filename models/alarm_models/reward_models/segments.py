@@ -54,7 +54,7 @@ class SegmentsModel(NeuralRewardModel):
         self._negative = self._label_index(spec.negative_label)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the segments, tokenise prefix and segments by words, and shorten."""
+        """Find the segments, tokenise prefix and segments by words, and truncate."""
         parts: dict[int, SegmentedText] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):

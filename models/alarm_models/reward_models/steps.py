@@ -64,7 +64,7 @@ class StepsModel(NeuralRewardModel):
         self._positive = self._labels.index(wanted)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the steps, put a step token after each, tokenise and shorten."""
+        """Find the steps, put a step token after each, tokenise and truncate."""
         prepared = self._texts.prepare(samples, self._render, self._features)
         return [
             replace(one, segments=self._steps(sample)) if isinstance(one, ModelInput) else one

@@ -17,12 +17,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alarm_models.api_keys import usable_key
 from alarm_models.combination.rewards import ScoredSample, aspect_reward, combine_rewards
 from alarm_models.combination.rules import RuleParams, aspects_apply, needs_aspect, normalize
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import AspectSpec, HolisticSpec, Recipe
-from alarm_models.recipe.specs import require_address
+from alarm_models.recipe.specs import require_address, usable_key
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
     ask_async,

@@ -45,9 +45,10 @@ def attend(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
 ) -> AttentionOutput:
-    """Attend over ``[1, heads, queries, dim]``; ``bias`` is added to logits, as `bias_of` gives it.
+    """Attend over ``[1, heads, queries, dim]``.
 
-    It is of the query's dtype, and ``[queries, keys]`` or has more dimensions before.
+    ``bias`` (`mask_to_bias`) is added to logits, of the query's dtype, and ``[queries, keys]``
+    or has more dimensions before.
     """
     if softcap is None and query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

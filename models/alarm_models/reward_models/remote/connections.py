@@ -1,4 +1,4 @@
-"""HTTP clients of other servers, built in one place, and their answers, read within bounds."""
+"""HTTP clients of other servers: proxies, and responses read within bounds of bytes and time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MAX_EXCERPT = 200
 
 
 class NoAnswer(Exception):
-    """No answer came, or one that is of no use, as it will be the next time; says why."""
+    """There was no response, or an unusable one that a retry would not mend; says why."""
 
     def __init__(self, message: str, *, is_of_no_use: bool = False) -> None:
         super().__init__(message)
@@ -86,7 +86,7 @@ async def ask_async(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return an answer that was read whole; raise `NoAnswer`.
+    """Return a response, read to its end; raise `NoAnswer`.
 
     ``timeout_s`` is for all of it, however slowly it comes; ``max_bytes`` is of its body.
     """
@@ -115,7 +115,7 @@ def ask(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return an answer that was read whole; raise `NoAnswer`. As `ask_async`, on a thread."""
+    """Return a response, read to its end; raise `NoAnswer`. As `ask_async`, on a thread."""
     ends = time.monotonic() + timeout_s
     try:
         with client.stream(method, url, timeout=timeout_s, **request) as response:
@@ -161,13 +161,13 @@ def without_password(url: str) -> str:
 
 
 def _headers(key: str | None) -> Mapping[str, str]:
-    # An answer that is bounded in bytes is not to grow a thousandfold when it is unpacked.
+    # A response that is bounded in bytes must not grow a thousandfold when it is decompressed.
     plain = {"Accept-Encoding": "identity"}
     return plain if key is None else plain | {"Authorization": f"Bearer {key}"}
 
 
 def _verify(url: str) -> bool:
-    # Without TLS, loading certificates would be for nothing.
+    # Without TLS, no certificates are loaded.
     return url.startswith("https:")
 
 
@@ -226,7 +226,7 @@ def _proxy_setting(url: str) -> tuple[str, str] | None:
 
 
 def _is_excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Say whether a host is asked without a proxy: this machine, or one that ``NO_PROXY`` names.
+    """Say whether a host is reached without a proxy: this machine, or one in ``NO_PROXY``.
 
     It may name hosts, domains, addresses and ranges of addresses, with or without a port.
     """

@@ -52,7 +52,7 @@ class RemoteModel(HostModel):
         super().__init__("")
         self._spec = spec
         self._api = api_of(spec, fields)
-        self._exchange: RemoteClient | None = None
+        self._client: RemoteClient | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
 
@@ -70,20 +70,20 @@ class RemoteModel(HostModel):
 
         Raises `CheckpointError`; `UnreachableError` where the server is away for now.
         """
-        self._exchange = RemoteClient(self._spec)
+        self._client = RemoteClient(self._spec)
         try:
-            await self._identify(self._exchange)
+            await self._identify(self._client)
         except BaseException:
             await self.close()
             raise
 
-    async def _identify(self, exchange: RemoteClient) -> None:
+    async def _identify(self, client: RemoteClient) -> None:
         try:
             if self._spec.api == "alarm":
                 # One that is still loading responds once it is ready, and then has a fingerprint.
-                await exchange.request("POST", self._api.path, self._api.body(_probes(self._spec)))
-            self._identity = await self._server_identity(exchange)
-            await self._require_raw(exchange)
+                await client.request("POST", self._api.path, self._api.body(_probes(self._spec)))
+            self._identity = await self._server_identity(client)
+            await self._require_raw(client)
         except RequestFailed as failed:
             is_away = failed.status is None or failed.status in _UNAVAILABLE
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
@@ -93,9 +93,9 @@ class RemoteModel(HostModel):
                 f"{excerpt(repr(error))}"
             ) from error
 
-    async def _server_identity(self, exchange: RemoteClient) -> str:
+    async def _server_identity(self, client: RemoteClient) -> str:
         try:
-            return self._api.identity(await exchange.request("GET", self._api.identity_path))
+            return self._api.identity(await client.request("GET", self._api.identity_path))
         except RequestFailed as failed:
             if failed.status in (404, 405):
                 return ""  # not every server has the route
@@ -103,9 +103,9 @@ class RemoteModel(HostModel):
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._exchange is not None:
-            await self._exchange.close()
-            self._exchange = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Score samples, several requests at a time; never raises for what the server does."""
@@ -135,9 +135,9 @@ class RemoteModel(HostModel):
         return [outcome for half in halves for outcome in half]
 
     async def _request_scores(self, samples: Sequence[Sample]) -> list[Outcome]:
-        if self._exchange is None:
+        if self._client is None:
             raise RuntimeError("the model was not opened")
-        answer = await self._exchange.request("POST", self._api.path, self._api.body(samples))
+        answer = await self._client.request("POST", self._api.path, self._api.body(samples))
         # In a thread: a recipe's pattern may take its time over an answer.
         outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
         if len(outcomes) != len(samples):
@@ -148,10 +148,10 @@ class RemoteModel(HostModel):
     def _url(self) -> str:
         return without_password(self._spec.url)
 
-    async def _read(self, exchange: RemoteClient, body: object) -> list[Outcome]:
-        return self._api.read(await exchange.request("POST", self._api.path, body), 1)
+    async def _read(self, client: RemoteClient, body: object) -> list[Outcome]:
+        return self._api.read(await client.request("POST", self._api.path, body), 1)
 
-    async def _require_raw(self, exchange: RemoteClient) -> None:
+    async def _require_raw(self, client: RemoteClient) -> None:
         """Raise `CheckpointError` if the server applies an activation all the same.
 
         A server too old to know the option ignores it in silence. Then scores with and without
@@ -160,9 +160,9 @@ class RemoteModel(HostModel):
         seen: list[float] = []
         for probe in _probes(self._spec):
             body = self._api.body([probe])
-            raw = _numbers(await self._read(exchange, body))
+            raw = _numbers(await self._read(client, body))
             activated = self._api.with_activation(body)
-            if activated is None or raw != _numbers(await self._read(exchange, activated)):
+            if activated is None or raw != _numbers(await self._read(client, activated)):
                 return
             seen += raw
         if seen and all(0 <= number <= 1 for number in seen):
