@@ -68,6 +68,9 @@ class Spec(BaseModel):
     #: Whether a model that has no score for the made-up sample of the warm-up is not served.
     must_score_warm_up: ClassVar[bool] = True
 
+    #: Whether it judges whole completions, as a holistic model must, rather than segments alone.
+    judges_wholes: ClassVar[bool] = True
+
     if TYPE_CHECKING:
 
         @property
@@ -88,6 +91,11 @@ class Spec(BaseModel):
     def templates(self) -> tuple[str, ...]:
         """The texts that name fields of a sample."""
         return ()
+
+    @property
+    def has_score(self) -> bool:
+        """Whether it gives one score; a model of several numbers may give those alone."""
+        return True
 
     @property
     def placement(self) -> Placement:
@@ -165,6 +173,7 @@ class SegmentsSpec(NeuralSpec):
     """A judgement of each segment, read at the separator before it; the share that is positive."""
 
     module = "alarm_models.reward_models.segments"
+    judges_wholes = False
     kind: Literal["segments"] = "segments"
     template: str = Field(description="the text before the segments")
     segmenter: Literal["sentences", "subsentences"] = "sentences"
@@ -223,6 +232,11 @@ class MultiObjectiveSpec(NeuralSpec):
         default=None,
         description="ArmoRM's form: the text that ends a prompt, at whose first token gate reads",
     )
+
+    @property
+    def has_score(self) -> bool:
+        """Whether its numbers are weighed."""
+        return bool(self.weights or self.gate_at)
 
     @model_validator(mode="after")
     def _one_way_to_a_score(self) -> MultiObjectiveSpec:

@@ -488,7 +488,7 @@ def values_of(scores: Sequence[Score | None]) -> Floats:
 
 def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
     """Say whether the aspect's reward falls as its score rises."""
-    if recipe.models[spec.model].kind == "segments":
+    if not recipe.models[spec.model].judges_wholes:
         slope = spec.positive - spec.negative
     else:
         slope = spec.scale
