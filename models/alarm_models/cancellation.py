@@ -1,4 +1,4 @@
-"""Lets a function on a worker thread end early once nobody wants its result any more."""
+"""Cancellation: lets a function on a worker thread end early once its caller has left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Cancelled", "cancellable", "check_cancelled"]
 
 
 class Cancelled(BaseException):
-    """Nobody wants the result; no `Exception`, so that what shields neighbours lets it through."""
+    """The caller has left. No `Exception`, so that handlers that isolate samples let it through."""
 
 
 _is_cancelled: ContextVar[Callable[[], bool] | None] = ContextVar("is_cancelled", default=None)

@@ -1,4 +1,4 @@
-"""What can go wrong with a recipe, a checkpoint or one sample."""
+"""Errors of recipes, checkpoints and single samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = [
     "quoted",
 ]
 
-#: As many characters of what a caller sent are said again in a message.
+#: Characters of a caller's text that messages quote.
 _MAX_QUOTED = 200
 
 
@@ -35,19 +35,19 @@ class RecipeError(AlarmModelsError):
 
 
 class CheckpointError(AlarmModelsError):
-    """A checkpoint cannot be had or does not fit its kind; the message says what to do."""
+    """A checkpoint cannot be loaded or does not fit its kind; the message says what to do."""
 
 
 class AddressError(CheckpointError):
-    """A server cannot be asked at the address, or by the proxy, that is set; says which."""
+    """The address or the proxy that is set for a server cannot be used; the message says which."""
 
 
 class UnreachableError(CheckpointError):
-    """A server that a model needs does not answer, and may yet."""
+    """A server that a model needs does not respond, and may do so later."""
 
 
 class NoRoomError(UnreachableError):
-    """A cluster has no room for a model's replicas, and may yet have; says what to set."""
+    """A cluster has no capacity for a model's replicas yet; the message says what to set."""
 
 
 class SampleError(AlarmModelsError):
@@ -62,5 +62,5 @@ class SampleError(AlarmModelsError):
         self.message = message
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
-        """Be pickled whole, for who scores in other processes."""
+        """Pickle code and message, so that scoring in other processes can raise it."""
         return type(self), (self.code, self.message)

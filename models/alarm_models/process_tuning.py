@@ -18,7 +18,7 @@ _MOST = 1 << 30
 
 
 def disable_malloc_trim() -> bool:
-    """Have glibc reuse large blocks instead of giving them back; say whether it could be told.
+    """Have glibc reuse large blocks instead of giving them back; say whether that could be set.
 
     By default each large tensor is mapped afresh and its pages fault in one by one, which can cost
     a forward pass on a CPU more than its arithmetic beside the matrix products. Affects the whole
@@ -39,7 +39,7 @@ _NUM_SPINS = "20000"
 
 
 def limit_openmp_spin() -> None:
-    """Have OpenMP's threads look for work for a moment, then sleep; the user's word wins.
+    """Have OpenMP's threads spin for a moment before they sleep, unless the user has set it.
 
     Spinning on, as they do by default, they keep the cores from tokenisers, checks and the event
     loop; sleeping at once, they wake too late for a small model's operations. Read by GNU's
@@ -52,7 +52,7 @@ def limit_openmp_spin() -> None:
 
 @contextmanager
 def gc_frozen_imports() -> Iterator[None]:
-    """Have no collections while the block runs, and later ones pass over what is there by then.
+    """Disable garbage collection in the block, and freeze what exists at its end.
 
     For imports: torch's and transformers' make a million objects, none of them garbage, which the
     collector would go through again and again, an eighth of the time they take.

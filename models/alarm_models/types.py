@@ -1,4 +1,4 @@
-"""The data that goes in and out: Sample, Span, Message, Score, AspectReward, Reward."""
+"""Inputs and results: Sample, Span, Message, Score, AspectReward, Reward."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PackedSpans(Sequence[Span]):
         return Span(self._flat[2 * at], self._flat[2 * at + 1])
 
     def __iter__(self) -> Iterator[Span]:
-        """Go through the spans."""
+        """Iterate over the spans."""
         numbers = iter(self._flat)
         return map(Span, numbers, numbers)
 
@@ -66,7 +66,7 @@ class PackedSpans(Sequence[Span]):
         return len(self) == len(other) and all(map(eq, self, other))
 
     def __hash__(self) -> int:
-        """Be equal to a tuple of the same spans here too."""
+        """Compare with a tuple of spans."""
         return hash(tuple(self))
 
 
@@ -129,7 +129,7 @@ class SegmentScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The number a model gives a completion, with its segments where the model judges those.
+    """The number a model gives a completion, with its segments if the model judges segments.
 
     ``num_tokens`` counts the tokens of the sample as the model reads it alone,
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
@@ -176,7 +176,7 @@ class AspectReward:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The number a trainer gets for a sample, and how it came about."""
+    """The number a trainer gets for a sample, and its parts."""
 
     reward: float
     token_rewards: tuple[float, ...] | None

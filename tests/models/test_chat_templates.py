@@ -47,7 +47,7 @@ def saved(folder: Path, template: str) -> tiny.Checkpoint:
     ],
     ids=["llama", "microseconds", "by another name", "in a macro"],
 )
-def test_a_template_that_asks_for_the_date_is_always_given_one(dated: str, tmp_path: Path) -> None:
+def test_chat_template_with_strftime_now_gets_the_fixed_date(dated: str, tmp_path: Path) -> None:
     saved(tmp_path, dated + TURNS)
     tokenizer = Tokenizer(tmp_path)
     messages = (Message("user", "Who?"), Message("assistant", "Jane."))
@@ -62,7 +62,7 @@ def test_a_template_that_asks_for_the_date_is_always_given_one(dated: str, tmp_p
 
 
 @pytest.mark.numeric
-def test_the_score_is_of_the_fixed_date(tmp_path: Path) -> None:
+def test_score_of_dated_template_is_of_the_fixed_date(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, LLAMA + TURNS)
     (got,) = score(load(SequenceSpec(checkpoint=str(tmp_path))), [SAMPLE])
     text = "Today Date: 26 Jul 2024\n[user] Who wrote Emma?\n[assistant] Jane.\n"
@@ -72,7 +72,7 @@ def test_the_score_is_of_the_fixed_date(tmp_path: Path) -> None:
     assert got.value == computed(wanted)
 
 
-def test_the_fingerprint_of_a_dated_template_holds_the_date(
+def test_fingerprint_of_dated_template_includes_the_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path, LLAMA + TURNS)
@@ -91,18 +91,18 @@ def test_the_fingerprint_of_a_dated_template_holds_the_date(
 @pytest.mark.parametrize(
     "template", [TURNS + "{{ ['a', 'b'] | random }}", TURNS + "{{ lipsum(n=1) }}"]
 )
-def test_a_template_that_draws_random_text_is_refused(template: str, tmp_path: Path) -> None:
+def test_chat_template_with_random_text_is_refused(template: str, tmp_path: Path) -> None:
     saved(tmp_path, template)
     with pytest.raises(CheckpointError, match="give a text in `template`"):
         load(SequenceSpec(checkpoint=str(tmp_path)))
     load(SequenceSpec(checkpoint=str(tmp_path), template="{prompt} {completion}"))
 
 
-def test_a_word_in_a_text_draws_nothing() -> None:
+def test_chat_template_with_random_as_plain_text_is_accepted() -> None:
     assert not draws_randomly("A random user asks: {{ messages[0].content }}")
 
 
-def test_the_fingerprint_holds_the_code_that_a_checkpoint_brings(tmp_path: Path) -> None:
+def test_fingerprint_with_remote_code_includes_the_code(tmp_path: Path) -> None:
     saved(tmp_path, TURNS)
 
     def fingerprint(*, trusted: bool) -> str:

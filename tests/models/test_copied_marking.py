@@ -66,7 +66,7 @@ def parts(folder: Path) -> SegmentsSpec:
     )
 
 
-def test_tokens_of_copied_words_are_of_type_one(folder: Path) -> None:
+def test_mark_copied_gives_copied_words_token_type_one(folder: Path) -> None:
     model = load(whole(folder, mark_copied=True))
     (features,) = model.prepare(SAMPLES[:1])
     assert isinstance(features, ModelInput)
@@ -78,14 +78,14 @@ def test_tokens_of_copied_words_are_of_type_one(folder: Path) -> None:
     assert text == ["quick", "brown", "fox"]
 
 
-def test_the_same_completion_scores_otherwise_where_it_is_grounded(folder: Path) -> None:
+def test_mark_copied_with_another_prompt_changes_the_score(folder: Path) -> None:
     grounded, made_up, _ = score(load(whole(folder, mark_copied=True)), SAMPLES)
     assert grounded.value != made_up.value
     plain = score(load(whole(folder, mark_copied=False)), SAMPLES)
     assert plain[0].value == computed(plain[1].value)
 
 
-def test_a_batch_gives_what_each_sample_gives_alone(folder: Path) -> None:
+def test_mark_copied_in_a_batch_gives_the_scores_of_each_alone(folder: Path) -> None:
     for model in (load(whole(folder, mark_copied=True)), load(parts(folder))):
         together = score(model, SAMPLES)
         for sample, one in zip(SAMPLES, together, strict=True):
@@ -93,7 +93,7 @@ def test_a_batch_gives_what_each_sample_gives_alone(folder: Path) -> None:
             assert one.value == computed(alone.value)
 
 
-def test_marks_stay_with_their_words_when_a_prompt_is_shortened(folder: Path) -> None:
+def test_mark_copied_with_truncated_prompt_keeps_types_with_their_words(folder: Path) -> None:
     spec = parts(folder).model_copy(update={"max_tokens": 32})
     long = Sample(PROMPT * 9, "A quick brown fox sleeps.")
     (features,) = load(spec).prepare([long])

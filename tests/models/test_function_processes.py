@@ -394,7 +394,7 @@ def test_text_of_an_exception_is_bounded_and_printable(folder: Path) -> None:
     assert none == "the function failed: Long"
 
 
-def test_names_of_secrets_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_secrets_drops_only_names_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"KEY": "1", "KEYBOARD": "2", "X_KEY_ID": "3"})
     assert environment.without_secrets() == {"KEYBOARD": "2"}
     assert environment.without_secrets(["KEY"]) == {"KEYBOARD": "2", "KEY": "1"}

@@ -44,7 +44,9 @@ def llama_lm(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.mark.parametrize("architecture", [*DECODERS, "gpt2"])
-def test_a_tokens_logit_and_logprob_are_the_next_ones(architecture: str, tmp_path: Path) -> None:
+def test_generative_score_is_the_next_tokens_logit_or_logprob(
+    architecture: str, tmp_path: Path
+) -> None:
     checkpoint = tiny.causal(architecture, tmp_path)
     token = checkpoint.tokenizer.convert_tokens_to_ids("Ġquestion")
     by_logit = score(load(spec(checkpoint)), SAMPLES)
@@ -55,7 +57,7 @@ def test_a_tokens_logit_and_logprob_are_the_next_ones(architecture: str, tmp_pat
         assert chance.value == computed(logits.log_softmax(-1)[token].item())
 
 
-def test_yes_against_no_is_a_margin_or_a_probability(llama_lm: Checkpoint) -> None:
+def test_generative_with_negative_gives_a_margin_or_a_probability(llama_lm: Checkpoint) -> None:
     both = {"positive": " question", "negative": " answer"}
     margins = score(load(spec(llama_lm, **both)), SAMPLES)
     chances = score(load(spec(llama_lm, **both, activation="sigmoid")), SAMPLES)
@@ -66,7 +68,7 @@ def test_yes_against_no_is_a_margin_or_a_probability(llama_lm: Checkpoint) -> No
         assert chance.value == computed(logits.softmax(-1)[0].item())
 
 
-def test_the_first_token_after_a_conversation_is_nemotrons_reward(llama_lm: Checkpoint) -> None:
+def test_generative_with_generation_prompt_is_nemotrons_reward(llama_lm: Checkpoint) -> None:
     turns = [
         {"role": "user", "content": SAMPLES[0].prompt},
         {"role": "assistant", "content": SAMPLES[0].completion},
@@ -81,7 +83,7 @@ def test_the_first_token_after_a_conversation_is_nemotrons_reward(llama_lm: Chec
         assert one.value == computed(wanted.item())
 
 
-def test_a_question_is_put_as_a_users_turn(llama_lm: Checkpoint) -> None:
+def test_generative_ask_is_rendered_as_a_user_message(llama_lm: Checkpoint) -> None:
     ask = "Does {completion} answer {prompt}?"
     (one,) = score(load(spec(llama_lm, template="chat", ask=ask)), SAMPLES[:1])
     turn = ask.format(prompt=SAMPLES[0].prompt, completion=SAMPLES[0].completion)
@@ -91,7 +93,7 @@ def test_a_question_is_put_as_a_users_turn(llama_lm: Checkpoint) -> None:
     assert one.value == computed(wanted.item())
 
 
-def test_a_question_over_a_long_prompt_loses_the_prompts_start(llama_lm: Checkpoint) -> None:
+def test_generative_ask_over_long_prompt_truncates_the_prompts_start(llama_lm: Checkpoint) -> None:
     ask = "{prompt}\nIs it {completion}?"
     model = load(spec(llama_lm, template="chat", ask=ask, max_tokens=64))
     (one,) = score(model, [Sample("word " * 300, "so")])
@@ -99,14 +101,14 @@ def test_a_question_over_a_long_prompt_loses_the_prompts_start(llama_lm: Checkpo
     assert one.num_tokens == 64
 
 
-def test_a_prompt_is_computed_once_for_its_group(llama_lm: Checkpoint) -> None:
+def test_generative_group_computes_its_prompt_once(llama_lm: Checkpoint) -> None:
     model = load(spec(llama_lm))
     features = model.prepare([Sample("A long question " * 9, end) for end in ("yes", "no")])
     first, second = model.forward(features).num_computed  # type: ignore[arg-type]
     assert second < first / 4
 
 
-def test_what_is_no_token_is_refused_with_what_it_is(llama_lm: Checkpoint) -> None:
+def test_generative_with_text_of_several_tokens_is_refused(llama_lm: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="'certainly' is no single token"):
         load(spec(llama_lm, positive="certainly"))
     with pytest.raises(CheckpointError, match="outside the vocabulary of 500"):

@@ -19,7 +19,7 @@ def errors(model: HostModel, *samples: Sample) -> list[list[tuple[str, str | Non
     return found
 
 
-def test_harpers_spans_are_the_right_characters_behind_accents_and_emoji() -> None:
+def test_harper_spans_after_accents_and_emoji_count_code_points() -> None:
     assert errors(
         load_direct(kind="grammar"),
         completion("She said “I should of went” 🎉 to the the store."),
@@ -32,7 +32,7 @@ def test_harpers_spans_are_the_right_characters_behind_accents_and_emoji() -> No
     ]
 
 
-def test_the_errors_that_a_caller_brings_replace_our_own() -> None:
+def test_grammar_with_errors_from_the_caller_skips_the_checker() -> None:
     text = "This is an test."
     sample = Sample("?", text, segments={"errors": (Span(8, 10), Span(0, 4), Span(15, 99))})
     (score,) = score_directly(load_direct(kind="grammar"), sample)
@@ -42,7 +42,7 @@ def test_the_errors_that_a_caller_brings_replace_our_own() -> None:
     assert {one.is_positive for one in score.segments or ()} == {False}
 
 
-def test_the_score_is_errors_a_token() -> None:
+def test_grammar_score_is_errors_per_token() -> None:
     model = load_direct(kind="grammar")
     assert values(model, completion("This is an test."), completion("Fine."), completion("")) == [
         0.25,
@@ -51,14 +51,14 @@ def test_the_score_is_errors_a_token() -> None:
     ]
 
 
-def test_ignored_rules_find_nothing() -> None:
+def test_harper_with_ignored_rules_finds_no_errors() -> None:
     text = completion("This is an test of the the rule.")
     assert errors(load_direct(kind="grammar", ignored_rules=["AnA"]), text) == [
         [("the the", "RepeatedWords")]
     ]
 
 
-def test_dialects_spell_differently() -> None:
+def test_harper_dialects_differ_in_spelling() -> None:
     text = completion("Her favourite colour is grey.")
     (american,) = errors(load_direct(kind="grammar", language="en-US"), text)
     (british,) = errors(load_direct(kind="grammar", language="en-GB"), text)
@@ -73,7 +73,7 @@ def test_dialects_spell_differently() -> None:
         ({"ignored_rules": ["NoSuchRule"]}, r"ignored_rules has \['NoSuchRule'\]"),
     ],
 )
-def test_what_harper_does_not_know_is_told_at_loading(
+def test_harper_with_unknown_language_or_rule_is_refused_at_loading(
     more: dict[str, object], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -81,12 +81,14 @@ def test_what_harper_does_not_know_is_told_at_loading(
 
 
 @pytest.mark.parametrize("more", [{"engine": "languagetool"}, {"url": "http://127.0.0.1:1"}])
-def test_a_languagetool_server_and_its_url_go_together(more: dict[str, object]) -> None:
+def test_grammar_spec_with_engine_and_url_that_do_not_match_is_refused(
+    more: dict[str, object],
+) -> None:
     with pytest.raises(ValidationError, match="requires `url`"):
         load_direct(kind="grammar", **more)
 
 
-def test_languagetools_offsets_become_code_points() -> None:
+def test_languagetool_offsets_become_code_points() -> None:
     with languagetool() as server:
         model = load_direct(
             kind="grammar",
@@ -100,7 +102,7 @@ def test_languagetools_offsets_become_code_points() -> None:
         assert server.forms == [{"text": text, "language": "en-GB", "disabledRules": "A,B"}]
 
 
-def test_a_text_that_the_server_does_not_check_fails_alone() -> None:
+def test_languagetool_refusing_a_text_fails_its_sample_alone() -> None:
     with languagetool() as server:
         model = load_direct(kind="grammar", engine="languagetool", url=server.url)
         texts = ("so so", "overload", "fine", "nonsense")
@@ -113,7 +115,7 @@ def test_a_text_that_the_server_does_not_check_fails_alone() -> None:
         assert "gave an answer that is none of its API's" in nonsense.message
 
 
-def test_a_server_that_is_not_there_costs_its_samples_alone() -> None:
+def test_languagetool_unreachable_fails_its_samples_alone() -> None:
     model = load_direct(kind="grammar", engine="languagetool", url="http://127.0.0.1:9")
     (outcome,) = score_directly(model, completion("fine"))
     assert isinstance(outcome, SampleError)
@@ -121,7 +123,7 @@ def test_a_server_that_is_not_there_costs_its_samples_alone() -> None:
     assert "cannot be asked at http://127.0.0.1:9/v2/check" in outcome.message
 
 
-async def test_a_server_that_is_not_there_may_yet_come() -> None:
+async def test_languagetool_unreachable_at_open_raises_unreachable_error() -> None:
     away = load_direct(kind="grammar", engine="languagetool", url="http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match="cannot be asked"):
         await away.open()

@@ -40,7 +40,7 @@ def foreign(folder: Path, outputs: int, name: str = "score") -> Checkpoint:
     return checkpoint
 
 
-def test_a_head_of_layers_gives_the_score_that_its_layers_give(tmp_path: Path) -> None:
+def test_mlp_head_gives_the_score_of_its_layers(tmp_path: Path) -> None:
     checkpoint = foreign(tmp_path, outputs=1)
     model = load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="score"))
     for sample, one in zip(SAMPLES, score(model, SAMPLES), strict=True):
@@ -50,14 +50,14 @@ def test_a_head_of_layers_gives_the_score_that_its_layers_give(tmp_path: Path) -
         assert one.value == computed(wanted.item())
 
 
-def test_a_step_model_with_code_of_its_own_needs_none_of_it(tmp_path: Path) -> None:
+def test_steps_with_named_head_needs_no_remote_code(tmp_path: Path) -> None:
     foreign(tmp_path, outputs=2)
     (one,) = score(load(StepsSpec(checkpoint=str(tmp_path), head="score")), SAMPLES[:1])
     assert one.value is not None
 
 
 @pytest.mark.parametrize("head", ["v_head", "scor"])
-def test_a_head_that_is_not_there_is_named(head: str, tmp_path: Path) -> None:
+def test_missing_head_is_named_in_the_error(head: str, tmp_path: Path) -> None:
     foreign(tmp_path, outputs=1)
     with pytest.raises(CheckpointError, match=rf"no tensor {head}\.weight"):
         load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head=head))

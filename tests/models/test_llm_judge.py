@@ -24,12 +24,12 @@ ANSWERS: dict[str, float | str] = {
 }
 
 
-async def test_a_judge_gives_the_last_number_of_its_answer_or_none() -> None:
+async def test_judge_pattern_takes_the_last_number_or_fails() -> None:
     async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE) as (model, _):
         assert values(await model.score(completions(*ANSWERS))) == list(ANSWERS.values())
 
 
-async def test_a_judge_is_asked_the_rubric_as_one_users_message() -> None:
+async def test_judge_request_is_the_rubric_as_one_user_message() -> None:
     more = {"parameters": {"temperature": 0.5, "seed": 1}}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, calls):
         await model.score(completions("7"))
@@ -44,7 +44,7 @@ async def test_a_judge_is_asked_the_rubric_as_one_users_message() -> None:
         ]
 
 
-async def test_a_judge_that_takes_too_long_fails_its_sample_alone() -> None:
+async def test_judge_timeout_fails_its_sample_alone() -> None:
     async with opened(judge, api="chat", timeout_s=0.3, max_retries=0, **JUDGE) as (model, _):
         slow, fast = await model.score(completions("sleep", "6"))
         assert values([fast]) == [6]
@@ -52,7 +52,7 @@ async def test_a_judge_that_takes_too_long_fails_its_sample_alone() -> None:
         assert slow.message == "chat at 127.0.0.1 took longer than 0.3 s"
 
 
-async def test_the_recipes_pattern_finds_the_number() -> None:
+async def test_judge_with_recipe_pattern_reads_the_number() -> None:
     more = {"pattern": r"<score>(-?\d+)</score>"}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
         outcomes = await model.score(completions("<score>4</score> of 10", "4 of 10"))
@@ -109,7 +109,7 @@ RATINGS: dict[str, float | None] = {
 
 
 @pytest.mark.parametrize("answer", RATINGS)
-def test_a_rating_is_read_as_people_write_it_or_not_at_all(answer: str) -> None:
+def test_rating_is_read_in_common_forms_or_refused(answer: str) -> None:
     read: float | None
     try:
         read = read_rating(answer, Scale(1, 10))
@@ -118,7 +118,7 @@ def test_a_rating_is_read_as_people_write_it_or_not_at_all(answer: str) -> None:
     assert read == RATINGS[answer]
 
 
-async def test_a_judge_that_rates_out_of_ten_is_not_read_as_ten() -> None:
+async def test_rating_out_of_ten_is_not_read_as_ten() -> None:
     async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE) as (model, _):
         outcomes = await model.score(completions("Rating: 7 out of 10", "7 or 8"))
         assert values(outcomes) == [7, "model_failed"]
@@ -126,13 +126,13 @@ async def test_a_judge_that_rates_out_of_ten_is_not_read_as_ten() -> None:
         assert "does not settle: '7 or 8'" in outcomes[1].message
 
 
-async def test_a_pattern_of_the_recipe_s_own_takes_its_last_match() -> None:
+async def test_rating_with_recipe_pattern_takes_its_last_match() -> None:
     more = {"pattern": r"\d+"}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
         assert values(await model.score(completions("7 out of 10"))) == [10]
 
 
-async def test_a_pattern_that_takes_too_long_fails_its_sample_while_others_are_served() -> None:
+async def test_rating_pattern_timeout_fails_its_sample_while_others_are_served() -> None:
     more = {"pattern": r"(a|aa)+(\d)"}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
         ticks = 0

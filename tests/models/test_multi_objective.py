@@ -67,14 +67,14 @@ def plain(armo: Checkpoint, sample: Sample) -> tuple[float, list[float]]:
     return float(gate @ (rewards @ t["reward_transform_matrix"])), rewards.tolist()
 
 
-def test_the_gated_score_and_every_objective_are_armorms(armo: Checkpoint) -> None:
+def test_multi_objective_with_gate_gives_armorms_score_and_objectives(armo: Checkpoint) -> None:
     for sample, one in zip(SAMPLES, score(load(spec(armo)), SAMPLES), strict=True):
         value, rewards = plain(armo, sample)
         assert one.value == computed(value)
         assert one.outputs == computed(dict(zip(NAMES, rewards, strict=True)))
 
 
-def test_a_completion_that_spells_the_pattern_out_moves_no_gate(armo: Checkpoint) -> None:
+def test_multi_objective_gate_pattern_in_the_completion_is_ignored(armo: Checkpoint) -> None:
     model = load(spec(armo))
     (plainly, spelled) = model.prepare([Sample("Hi", "Hello"), Sample("Hi", f"Hello{GATE_AT}you")])
     assert not isinstance(plainly, Exception)
@@ -82,20 +82,22 @@ def test_a_completion_that_spells_the_pattern_out_moves_no_gate(armo: Checkpoint
     assert plainly.read_positions[0] == spelled.read_positions[0]  # type: ignore[union-attr]
 
 
-def test_a_long_prompt_keeps_its_gate(armo: Checkpoint) -> None:
+def test_multi_objective_with_truncated_prompt_keeps_its_gate(armo: Checkpoint) -> None:
     (one,) = score(load(spec(armo, max_tokens=64)), [Sample("word " * 300, "Yes.")])
     assert one.truncated
     assert one.value is not None
 
 
-def test_a_pattern_that_is_not_there_fails_its_sample(armo: Checkpoint) -> None:
+def test_multi_objective_without_gate_pattern_fails_the_sample(armo: Checkpoint) -> None:
     (error,) = load(spec(armo, template="{prompt} {completion}")).prepare([Sample("a", "b")])
     assert isinstance(error, SampleError)
     assert "gate_at" in error.message
 
 
 @pytest.mark.parametrize("architecture", ["llama", "roberta", "deberta-v2", "modernbert"])
-def test_a_plain_classifier_has_each_logit_by_its_name(architecture: str, tmp_path: Path) -> None:
+def test_multi_objective_of_a_classifier_names_each_logit(
+    architecture: str, tmp_path: Path
+) -> None:
     plainly = tiny.sequence_classifier(architecture, tmp_path, labels=3)
     model = load(
         MultiObjectiveSpec(
@@ -112,7 +114,7 @@ def test_a_plain_classifier_has_each_logit_by_its_name(architecture: str, tmp_pa
         assert one.value == computed(float(2 * logits[0] - logits[2]))
 
 
-def test_outputs_have_the_labels_of_the_checkpoint_and_no_score_without_weights(
+def test_multi_objective_without_weights_has_labels_and_no_score(
     tmp_path: Path,
 ) -> None:
     tiny.sequence_classifier("llama", tmp_path, labels=3)
@@ -124,7 +126,7 @@ def test_outputs_have_the_labels_of_the_checkpoint_and_no_score_without_weights(
     assert sum(one.outputs.values()) == computed(1)
 
 
-def test_an_output_stands_for_the_score(armo: Checkpoint) -> None:
+def test_score_with_output_is_that_output(armo: Checkpoint) -> None:
     (one,) = score(load(spec(armo)), SAMPLES[:1])
     assert one.outputs is not None
     assert one.output("truth").value == one.outputs["truth"]
@@ -132,7 +134,7 @@ def test_an_output_stands_for_the_score(armo: Checkpoint) -> None:
         one.output("wit")
 
 
-def test_wrong_names_are_refused(armo: Checkpoint) -> None:
+def test_multi_objective_with_wrong_names_is_refused(armo: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="3 outputs, and 2 names"):
         load(spec(armo, objectives=("a", "b")))
     with pytest.raises(RecipeError, match="wit"):

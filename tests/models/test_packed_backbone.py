@@ -1,4 +1,4 @@
-"""The packed way beside the plain way: the same states from every architecture."""
+"""PackedBackbone beside PaddedBackbone: the same states from every architecture."""
 
 from functools import cache
 
@@ -55,36 +55,36 @@ def group(num: int, shared: int, own: int) -> list[tuple[int, ...]]:
 
 
 @cache
-def plain_way(architecture: str) -> PaddedBackbone:
+def padded_backbone(architecture: str) -> PaddedBackbone:
     return PaddedBackbone(base(architecture), has_global=architecture == "longformer")
 
 
 @cache
-def packed_way(architecture: str) -> PackedBackbone:
-    way = select_backend(base(architecture), has_global=architecture == "longformer")
-    assert isinstance(way, PackedBackbone)
-    return way
+def packed_backbone(architecture: str) -> PackedBackbone:
+    backbone = select_backend(base(architecture), has_global=architecture == "longformer")
+    assert isinstance(backbone, PackedBackbone)
+    return backbone
 
 
 @torch.inference_mode()
 def alone(architecture: str, batch: list[ModelInput]) -> torch.Tensor:
-    return torch.cat([plain_way(architecture).forward([one]).states for one in batch])
+    return torch.cat([padded_backbone(architecture).forward([one]).states for one in batch])
 
 
 @torch.inference_mode()
 def packed(architecture: str, batch: list[ModelInput]) -> ReadStates:
-    return packed_way(architecture).forward(batch)
+    return packed_backbone(architecture).forward(batch)
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_packed_states_are_those_of_each_sample_alone(architecture: str) -> None:
+def test_packed_states_equal_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
     states = packed(architecture, batch).states
     assert_computed(states, alone(architecture, batch))
 
 
 @pytest.mark.parametrize("architecture", PACKABLE)
-def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) -> None:
+def test_packed_reads_of_some_tokens_equal_their_states_among_all(architecture: str) -> None:
     samples = [*group(3, 30, 5), random_ids(90, 6)]
     batch = [
         ModelInput(ids, (Span(4, 5), Span(len(ids) - 1, len(ids)), Span(0, 3)), truncated=False)
@@ -101,39 +101,39 @@ def test_reading_a_few_tokens_gives_their_states_among_all(architecture: str) ->
 def test_select_backend_with_known_model_type_prunes_last_layer(
     architecture: str, is_pruned: bool
 ) -> None:
-    assert packed_way(architecture).is_pruned is is_pruned
+    assert packed_backbone(architecture).is_pruned is is_pruned
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_causal_models_compute_a_shared_prompt_once(architecture: str) -> None:
+def test_packed_causal_model_computes_a_shared_prompt_once(architecture: str) -> None:
     batch = features(*(ids[:16] for ids in group(4, 16, 0)), *group(2, 300, 0))
     assert packed(architecture, batch[:4]).num_computed == [16, 0, 0, 0]
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert", "longformer"])
-def test_encoders_share_nothing(architecture: str) -> None:
+def test_packed_encoder_shares_no_prefix(architecture: str) -> None:
     batch = features(*group(3, 30, 5))
     assert packed(architecture, batch).num_computed == [35, 36, 37]
 
 
-def test_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
+def test_packed_samples_past_a_sliding_window_are_exact_and_not_shared() -> None:
     batch = features(*group(3, 40, 9))  # gemma2's window is 16 here
     states, num_computed = packed("gemma2", batch)
     assert num_computed == [49, 50, 51]
     assert_computed(states, alone("gemma2", batch))
 
 
-def test_a_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
+def test_packed_padding_id_inside_a_sample_keeps_robertas_positions() -> None:
     batch = features((5, tiny.PAD, 6, 7), (8, 9))
     states = packed("roberta", batch).states
     assert_computed(states, alone("roberta", batch))
 
 
-def test_attention_of_its_own_is_found_out_and_padded() -> None:
+def test_select_backend_with_custom_attention_pads() -> None:
     assert isinstance(select_backend(base("deberta-v2")), PaddedBackbone)
 
 
-def test_a_refused_model_is_left_as_it_was() -> None:
+def test_select_backend_of_a_padded_model_leaves_it_unchanged() -> None:
     model = base("deberta-v2")
     before = model.config._attn_implementation
     select_backend(model)
@@ -142,7 +142,7 @@ def test_a_refused_model_is_left_as_it_was() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
+def test_packed_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
     shared = data.draw(st.integers(0, 40))
     owns = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6))
     prompt = random_ids(shared, 1)
@@ -155,7 +155,7 @@ def test_any_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("has_global", "reads"), [(True, (0,)), (False, (0, 3, 60, 170))])
 @torch.inference_mode()
-def test_a_longformers_last_layer_is_exact_where_little_is_read(
+def test_packed_longformer_last_layer_with_few_reads_is_exact(
     has_global: bool, reads: tuple[int, ...]
 ) -> None:
     batch = [
@@ -168,8 +168,8 @@ def test_a_longformers_last_layer_is_exact_where_little_is_read(
     model = base("longformer")
     plain = PaddedBackbone(model, has_global=has_global)
     wanted = torch.cat([plain.forward([one]).states for one in batch])
-    way = PackedBackbone(model, SdpaBackend(), share=False, has_global=has_global)
-    assert_computed(way.forward(batch).states, wanted)
+    backbone = PackedBackbone(model, SdpaBackend(), share=False, has_global=has_global)
+    assert_computed(backbone.forward(batch).states, wanted)
 
 
 @settings(max_examples=40, deadline=None)
@@ -180,7 +180,7 @@ def test_a_longformers_last_layer_is_exact_where_little_is_read(
     st.booleans(),
     st.booleans(),
 )
-def test_banded_attention_is_masked_attention(
+def test_window_blocks_equal_masked_attention(
     lengths: list[int], back: int, ahead: int, first_is_global: bool, softcapped: bool
 ) -> None:
     torch.manual_seed(sum(lengths))

@@ -9,7 +9,7 @@ from alarm_models.types import Span
 PROMPT = tuple(range(100, 120))  # 20 ids, enough to share
 
 
-def test_without_sharing_samples_stand_end_to_end() -> None:
+def test_pack_without_sharing_puts_samples_end_to_end() -> None:
     layout = pack([(1, 2, 3), (1, 2)], share=False)
     assert layout.ids == [1, 2, 3, 1, 2]
     assert layout.positions == [0, 1, 2, 0, 1]
@@ -20,7 +20,7 @@ def test_without_sharing_samples_stand_end_to_end() -> None:
     assert layout.num_computed == [3, 2]
 
 
-def test_a_shared_prompt_is_laid_down_once() -> None:
+def test_pack_with_shared_prompt_has_it_once() -> None:
     layout = pack([(*PROMPT, 1, 2), (*PROMPT, 3)], share=True)
     assert layout.ids == [*PROMPT, 1, 2, 3]
     assert layout.positions == [*range(20), 20, 21, 20]
@@ -32,26 +32,26 @@ def test_a_shared_prompt_is_laid_down_once() -> None:
     assert layout.num_computed == [22, 1]
 
 
-def test_a_short_common_beginning_is_not_shared() -> None:
+def test_pack_with_short_common_prefix_does_not_share_it() -> None:
     short = PROMPT[: MIN_SHARED_PREFIX - 1]
     layout = pack([(*short, 1), (*short, 2)], share=True)
     assert len(layout.ids) == 2 * MIN_SHARED_PREFIX
 
 
-def test_identical_samples_are_computed_once() -> None:
+def test_pack_of_identical_samples_has_them_once() -> None:
     layout = pack([PROMPT, PROMPT, PROMPT], share=True)
     assert layout.ids == list(PROMPT)
     assert layout.num_computed == [20, 0, 0]
 
 
-def test_a_sample_that_another_goes_on_from_is_part_of_it() -> None:
+def test_pack_of_a_sample_that_is_a_prefix_of_another_shares_all_of_it() -> None:
     layout = pack([(*PROMPT, 7), PROMPT], share=True)
     assert layout.ids == [*PROMPT, 7]
     assert layout.positions_in_batch(1, Span(19, 20)) == [19]
     assert layout.positions_in_batch(0, Span(20, 21)) == [20]
 
 
-def test_sharing_goes_down_several_levels() -> None:
+def test_pack_shares_prefixes_on_several_levels() -> None:
     middle = tuple(range(200, 220))
     layout = pack([(*PROMPT, *middle, 1), (*PROMPT, *middle, 2), (*PROMPT, 3)], share=True)
     assert len(layout.ids) == 20 + 20 + 1 + 1 + 1
@@ -66,7 +66,7 @@ def test_sharing_goes_down_several_levels() -> None:
     ),
     st.booleans(),
 )
-def test_every_sample_can_be_read_back(
+def test_pack_of_any_samples_can_be_read_back(
     drawn: list[tuple[int, int, list[int]]], share: bool
 ) -> None:
     samples = [((first,) * count + tuple(rest)) or (9,) for first, count, rest in drawn]
@@ -79,7 +79,7 @@ def test_every_sample_can_be_read_back(
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_samples_of_different_owners_share_nothing(share: bool) -> None:
+def test_pack_with_different_owners_shares_nothing(share: bool) -> None:
     layout = pack([PROMPT, PROMPT, PROMPT], share=share, owners=["a", "b", "a"])
     assert layout.num_computed == [len(PROMPT), len(PROMPT), 0]
     assert layout.key_spans[0] == layout.key_spans[2] != layout.key_spans[1]

@@ -46,9 +46,7 @@ def saved(name: str, folder: Path, **changed: Any) -> hf.PreTrainedModel:
         ("qwen2-yarn", 66),  # no table: what the configuration says
     ],
 )
-def test_a_models_limit_is_what_its_tables_have_room_for(
-    name: str, limit: int, tmp_path: Path
-) -> None:
+def test_limit_is_the_size_of_the_position_tables(name: str, limit: int, tmp_path: Path) -> None:
     saved(name, tmp_path, max_position_embeddings=66)
     model = load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
     assert model.limit == limit
@@ -56,7 +54,7 @@ def test_a_models_limit_is_what_its_tables_have_room_for(
     assert (one.num_tokens, one.truncated) == (limit, True)
 
 
-def test_a_configuration_without_a_limit_has_none(tmp_path: Path) -> None:
+def test_limit_without_one_in_the_configuration_is_the_recipes(tmp_path: Path) -> None:
     saved("xlnet", tmp_path)  # its configuration says -1
     model = load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, max_tokens=2000))
     assert model.limit == 2000
@@ -64,7 +62,7 @@ def test_a_configuration_without_a_limit_has_none(tmp_path: Path) -> None:
     assert (one.num_tokens > 512, one.truncated) == (True, False)
 
 
-def test_dynamic_rope_may_be_given_its_factor_times_the_tokens(tmp_path: Path) -> None:
+def test_limit_with_dynamic_rope_may_be_its_factor_times_the_positions(tmp_path: Path) -> None:
     saved("llama-dynamic", tmp_path)  # 64 positions, factor 4
     spec = SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE)
     assert load(spec).limit == 64
@@ -73,30 +71,30 @@ def test_dynamic_rope_may_be_given_its_factor_times_the_tokens(tmp_path: Path) -
         load(spec.model_copy(update={"max_tokens": 257}))
 
 
-def test_the_padding_id_that_positions_begin_past_is_the_tables_own() -> None:
+def test_first_position_is_the_tables_padding_id() -> None:
     names = ("data2vec", "mpnet", "electra", "phi3")
     assert [first_position(classifier(name)) for name in names] == [0, 1, None, None]
 
 
 @pytest.mark.parametrize("name", ["phi3", "phimoe"])
-def test_longrope_keeps_samples_on_both_sides_of_its_limit_apart(name: str) -> None:
+def test_lengths_with_longrope_split_at_its_limit(name: str) -> None:
     lengths = lengths_of(classifier(name))
     assert lengths.parts([10, 64, 65, 12, 300]) == [[0, 1, 3], [2, 4]]
     assert lengths.num_classes == 2
 
 
-def test_dynamic_rope_keeps_each_length_past_its_limit_apart() -> None:
+def test_lengths_with_dynamic_rope_split_each_length_past_its_limit() -> None:
     lengths = lengths_of(classifier("llama-dynamic"))
     assert lengths.parts([10, 64, 65, 12, 65, 66]) == [[0, 1, 3], [2, 4], [5]]
-    assert lengths.num_classes == 1  # of those that may remember
+    assert lengths.num_classes == 1  # of those that may be cached
 
 
 @pytest.mark.parametrize("name", ["qwen2-yarn", "electra", "xlnet"])
-def test_positions_that_mean_the_same_at_any_length_keep_nothing_apart(name: str) -> None:
+def test_lengths_with_plain_rope_split_nothing(name: str) -> None:
     assert lengths_of(classifier(name)).parts([1, 64, 65, 4000]) == [[0, 1, 2, 3]]
 
 
-def test_rope_by_layer_type_is_looked_at_layer_type_by_layer_type() -> None:
+def test_lengths_with_rope_by_layer_type_check_each_type() -> None:
     plain_rope = {"rope_type": "default", "rope_theta": 10000.0}
     made = hf.Gemma3TextConfig(
         vocab_size=300,
@@ -112,7 +110,7 @@ def test_rope_by_layer_type_is_looked_at_layer_type_by_layer_type() -> None:
     assert lengths_of(hf.AutoModel.from_config(made)).parts([64, 65]) == [[0], [1]]
 
 
-def test_a_prefix_cache_of_short_samples_is_not_recalled_by_a_long_one() -> None:
+def test_prefix_cache_of_short_samples_is_not_used_by_a_long_one() -> None:
     model = classifier("phi3")
     served = network(model)
     fresh = classifier("phi3")
@@ -122,7 +120,7 @@ def test_a_prefix_cache_of_short_samples_is_not_recalled_by_a_long_one() -> None
         assert output.item() == computed(plain(fresh, sample))
 
 
-def test_dynamic_rope_forgets_how_long_the_sample_before_was() -> None:
+def test_dynamic_rope_after_a_long_sample_is_reset() -> None:
     served, fresh = network(classifier("llama-dynamic")), classifier("llama-dynamic")
     for num_tokens in (40, 200, 100, 64, 65, 40):
         sample = ids(num_tokens)
@@ -130,7 +128,7 @@ def test_dynamic_rope_forgets_how_long_the_sample_before_was() -> None:
         assert output.item() == computed(plain(fresh, sample))
 
 
-def test_longrope_keeps_padded_samples_apart_too() -> None:
+def test_padded_longrope_splits_batches_at_its_limit() -> None:
     configuration, small = CONFIGURATIONS["phi3"]
     torch.manual_seed(0)
     causal: Any = hf.AutoModelForCausalLM.from_config(configuration(**small)).eval()

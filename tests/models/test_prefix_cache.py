@@ -1,4 +1,4 @@
-"""What earlier batches ran of a prompt is not run again, and nothing else changes."""
+"""The prefix cache: what earlier batches computed is not computed again, and scores stay."""
 
 from functools import cache
 
@@ -28,7 +28,7 @@ def last_read(*samples: tuple[int, ...]) -> list[ModelInput]:
 
 
 @cache
-def both_ways(architecture: str) -> tuple[PaddedBackbone, PackedBackbone]:
+def both_backbones(architecture: str) -> tuple[PaddedBackbone, PackedBackbone]:
     torch.manual_seed(0)
     model: hf.PreTrainedModel = hf.AutoModel.from_config(tiny.config(architecture)).eval()
     torch.manual_seed(0)
@@ -39,47 +39,47 @@ def both_ways(architecture: str) -> tuple[PaddedBackbone, PackedBackbone]:
 
 
 @torch.inference_mode()
-def num_run(way: PackedBackbone, *samples: tuple[int, ...]) -> list[int]:
+def num_run(backbone: PackedBackbone, *samples: tuple[int, ...]) -> list[int]:
     batch = last_read(*samples)
-    return way.forward(batch).num_computed
+    return backbone.forward(batch).num_computed
 
 
 @pytest.fixture
 def llama() -> PackedBackbone:
-    _, way = both_ways("llama")
-    way.clear_prefix_cache()
-    return way
+    _, backbone = both_backbones("llama")
+    backbone.clear_prefix_cache()
+    return backbone
 
 
-def test_a_prompt_that_ran_in_an_earlier_batch_is_not_run_again(llama: PackedBackbone) -> None:
+def test_prefix_cache_of_an_earlier_batch_skips_its_prompt(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, 1, 2)) == [32]
     assert num_run(llama, (*PROMPT, 3), (*PROMPT, 4, 5)) == [1, 2]
 
 
-def test_a_conversation_goes_on_from_its_turns_before(llama: PackedBackbone) -> None:
+def test_prefix_cache_of_a_conversation_skips_its_earlier_turns(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, 1)) == [31]
     assert num_run(llama, (*PROMPT, *TURN, 1)) == [21]
     assert num_run(llama, (*PROMPT, *TURN, 2), (*PROMPT, 9)) == [1, 1]
 
 
-def test_prompts_that_share_a_system_message_each_recall_their_own(llama: PackedBackbone) -> None:
+def test_prefix_cache_with_shared_system_message_serves_each_prompt(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, *TURN, 1)) == [51]
     other = tuple(range(300, 320))
     assert num_run(llama, (*PROMPT, *TURN, 2), (*PROMPT, *other, 3)) == [1, 21]
 
 
-def test_what_is_read_runs_again(llama: PackedBackbone) -> None:
+def test_prefix_cache_computes_read_positions_again(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, 1)) == [31]
     assert num_run(llama, (*PROMPT, 1)) == [1]
 
 
-def test_a_forgotten_prompt_runs_again(llama: PackedBackbone) -> None:
+def test_prefix_cache_once_cleared_computes_the_prompt_again(llama: PackedBackbone) -> None:
     assert num_run(llama, (*PROMPT, 1)) == [31]
     llama.clear_prefix_cache()
     assert num_run(llama, (*PROMPT, 2)) == [31]
 
 
-def test_out_of_memory_frees_what_is_remembered(
+def test_prefix_cache_on_out_of_memory_is_cleared(
     llama: PackedBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_run(llama, (*PROMPT, 1))
@@ -94,35 +94,35 @@ def _out_of_memory(*_: object) -> torch.Tensor:
     raise torch.OutOfMemoryError("the device is full")
 
 
-def test_the_oldest_rows_are_forgotten_first() -> None:
-    memory = PrefixCache(max_bytes=2 * 160)  # each row below keeps 160 bytes
+def test_prefix_cache_over_its_bytes_evicts_the_oldest_batch() -> None:
+    cache = PrefixCache(max_bytes=2 * 160)  # each batch below keeps 160 bytes
 
-    def past(first: int) -> CachedBatch:
+    def cached_batch(first: int) -> CachedBatch:
         ids = tuple(range(first, first + 20))
         layer = (torch.zeros(1, 1, 20, 1), torch.zeros(1, 1, 20, 1))
         return CachedBatch([ids], [(Span(0, 20),)], {0: layer})
 
     for first in (0, 100, 200):
-        memory.insert(past(first))
-    assert memory.num_bytes == 320
-    assert memory.lookup(tuple(range(20)), 0) is None
-    assert memory.lookup((*range(200, 218), 7), 0) is not None
+        cache.insert(cached_batch(first))
+    assert cache.num_bytes == 320
+    assert cache.lookup(tuple(range(20)), 0) is None
+    assert cache.lookup((*range(200, 218), 7), 0) is not None
 
 
-def test_a_row_too_large_to_keep_leaves_what_is_kept() -> None:
-    memory = PrefixCache(max_bytes=100)
+def test_prefix_cache_insert_of_too_large_a_batch_keeps_nothing() -> None:
+    cache = PrefixCache(max_bytes=100)
     layer = (torch.zeros(1, 1, 20, 1), torch.zeros(1, 1, 20, 1))
-    memory.insert(CachedBatch([tuple(range(20))], [(Span(0, 20),)], {0: layer}))
-    assert memory.num_bytes == 0
+    cache.insert(CachedBatch([tuple(range(20))], [(Span(0, 20),)], {0: layer}))
+    assert cache.num_bytes == 0
 
 
-def test_rows_are_recalled_for_their_owner_alone() -> None:
-    memory = PrefixCache(max_bytes=10_000)
+def test_prefix_cache_lookup_finds_batches_of_the_same_owner_only() -> None:
+    cache = PrefixCache(max_bytes=10_000)
     ids = tuple(range(20))
     layer = (torch.zeros(1, 1, 40, 1), torch.zeros(1, 1, 40, 1))
     pieces = [(Span(0, 20),), (Span(20, 40),)]
-    memory.insert(CachedBatch([ids, ids], pieces, {0: layer}, owners=["a", "b"]))
-    found = {owner: memory.lookup(ids, 0, owner) for owner in ("", "a", "b", "c")}
+    cache.insert(CachedBatch([ids, ids], pieces, {0: layer}, owners=["a", "b"]))
+    found = {owner: cache.lookup(ids, 0, owner) for owner in ("", "a", "b", "c")}
     assert {owner: known and known.spans for owner, known in found.items()} == {
         "": None,
         "a": (Span(0, 20),),
@@ -133,8 +133,8 @@ def test_rows_are_recalled_for_their_owner_alone() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_any_batches_one_after_another_are_exact(data: st.DataObject) -> None:
-    plain, packed = both_ways(data.draw(st.sampled_from(["llama", "qwen3", "gemma2"])))
+def test_prefix_cache_over_any_batches_is_exact(data: st.DataObject) -> None:
+    plain, packed = both_backbones(data.draw(st.sampled_from(["llama", "qwen3", "gemma2"])))
     if data.draw(st.booleans()):
         packed.clear_prefix_cache()
     words = [tuple(range(10 * n, 10 * n + 20)) for n in range(1, 4)]
@@ -150,8 +150,8 @@ def test_any_batches_one_after_another_are_exact(data: st.DataObject) -> None:
             )
         )
         batch = []
-        for beginning, end in samples:
-            ids = (*(one for part in beginning for one in part), *end)
+        for prefix, end in samples:
+            ids = (*(one for part in prefix for one in part), *end)
             reads = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=2))
             spans = tuple(Span(at, at + 1) for at in sorted(reads))
             batch.append(ModelInput(ids, spans, truncated=False))

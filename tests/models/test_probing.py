@@ -1,4 +1,4 @@
-"""A way that does not give the model's own scores is not used: packed rows, caches, padding."""
+"""Backend selection: what does not give the model's own scores is not used."""
 
 import copy
 from functools import cache
@@ -35,7 +35,7 @@ def both(name: str) -> tuple[hf.PreTrainedModel, Network]:
 
 
 @pytest.mark.parametrize("name", [*CONFIGURATIONS])
-def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None:
+def test_selected_backend_gives_transformers_scores_in_any_batch(name: str) -> None:
     model, served = both(name)
     for batch in BATCHES:
         samples = [ids(length, seed, prompt) for seed, (length, prompt) in enumerate(batch)]
@@ -48,16 +48,16 @@ def test_a_score_is_transformers_alone_in_any_batch_and_order(name: str) -> None
     "name",
     ["bigbird", "canine", "convbert", "fnet", "mobilebert", "nystromformer", "reformer", "xlnet"],
 )
-def test_a_model_that_padding_changes_is_run_one_sample_at_a_time(name: str) -> None:
+def test_select_backend_if_padding_changes_scores_runs_samples_alone(name: str) -> None:
     assert both(name)[1].cost is BatchLayout.SINGLE
 
 
 @pytest.mark.parametrize("name", ["bart", "electra", "esm", "ibert", "luke", "mpnet", "t5"])
-def test_a_model_that_padding_does_not_change_is_padded(name: str) -> None:
+def test_select_backend_if_padding_is_exact_pads(name: str) -> None:
     assert both(name)[1].cost is BatchLayout.PADDED
 
 
-def test_a_model_that_draws_random_numbers_for_each_score_is_refused() -> None:
+def test_select_backend_with_random_scores_is_refused() -> None:
     made = hf.ReformerConfig(**REFORMER | {"attn_layers": ["local", "lsh"], "num_buckets": 8})
     torch.manual_seed(0)
     model = hf.AutoModelForSequenceClassification.from_config(made).eval()
@@ -65,7 +65,7 @@ def test_a_model_that_draws_random_numbers_for_each_score_is_refused() -> None:
         network(model)
 
 
-def test_a_model_of_weights_that_are_no_numbers_is_not_taken_for_a_random_one() -> None:
+def test_select_backend_with_nan_weights_is_not_refused_as_random() -> None:
     model = classifier("electra")
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
@@ -74,7 +74,7 @@ def test_a_model_of_weights_that_are_no_numbers_is_not_taken_for_a_random_one() 
     assert output.isnan().all()
 
 
-def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
+def test_probe_of_padding_in_half_precision_runs_in_float32() -> None:
     model = classifier("mobilebert").to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert network(model).cost is BatchLayout.SINGLE
@@ -83,7 +83,7 @@ def test_padding_is_tried_in_float32_where_rounding_hides_nothing() -> None:
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
 
 
-def test_a_model_whose_layers_attend_twice_shares_a_row_but_remembers_nothing() -> None:
+def test_select_backend_with_two_attentions_a_layer_shares_without_prefix_cache() -> None:
     _, served = both("diffllama")
     assert isinstance(served, HeadedNetwork)
     backbone = served._backbone
@@ -91,7 +91,7 @@ def test_a_model_whose_layers_attend_twice_shares_a_row_but_remembers_nothing() 
     assert (backbone.cost, backbone.has_prefix_cache) == (BatchLayout.PREFIX_SHARED, False)
 
 
-def test_the_probe_finds_a_prefix_cache_that_recalls_wrongly(
+def test_probe_with_inexact_prefix_cache_disables_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = BatchKV._splice
@@ -101,28 +101,30 @@ def test_the_probe_finds_a_prefix_cache_that_recalls_wrongly(
     assert (backbone.cost, backbone.has_prefix_cache) == (BatchLayout.PREFIX_SHARED, False)
 
 
-def test_the_probe_keeps_a_prefix_cache_that_recalls_rightly() -> None:
+def test_probe_with_exact_prefix_cache_keeps_it() -> None:
     backbone = select_backend(classifier("qwen2-yarn").model, prefix_cache_bytes=1 << 28)
     assert isinstance(backbone, PackedBackbone)
     assert backbone.has_prefix_cache
 
 
-def test_a_window_too_short_for_the_probe_to_share_within_is_not_shared_within() -> None:
+def test_probe_with_window_too_short_to_share_selects_packed() -> None:
     configuration, small = CONFIGURATIONS["modernbert"]
     torch.manual_seed(0)
     model = hf.AutoModel.from_config(configuration(**{**small, "local_attention": 32})).eval()
     assert select_backend(model).cost is BatchLayout.PACKED
 
 
-def test_a_probe_leaves_nothing_in_the_prefix_cache() -> None:
+def test_probe_leaves_the_prefix_cache_empty() -> None:
     backbone = select_backend(classifier("qwen2-yarn").model, prefix_cache_bytes=1 << 28)
     (sample,) = features(both("qwen2-yarn")[1], [ids(40)])
     assert backbone.forward([sample]).num_computed == [40]
 
 
-def test_the_probe_takes_a_dozen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_takes_fourteen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("qwen2-yarn").model
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     select_backend(model, prefix_cache_bytes=1 << 28)
-    assert len(passes) == 8 + 1 + 2 + 3  # alone, one of them again, in whole rows, recalled
+    assert (
+        len(passes) == 8 + 1 + 2 + 3
+    )  # alone, one of them again, in batches, with the prefix cache

@@ -14,13 +14,13 @@ def _no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_threads_look_for_work_briefly_before_they_sleep() -> None:
+def test_openmp_threads_spin_briefly_before_they_sleep() -> None:
     limit_openmp_spin()
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
     assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 300_000  # the runtime's own count
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_setting_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     limit_openmp_spin()
     assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -52,7 +52,7 @@ def spec(folder: str, name: str, **more: object) -> dict[str, object]:
     return {"kind": "python", "function": f"my_rewards:{name}", "path": folder} | more
 
 
-def test_a_call_that_raises_hangs_or_dies_costs_its_own_sample(folder: str) -> None:
+def test_function_that_raises_hangs_or_dies_fails_its_sample_alone(folder: str) -> None:
     model = load_direct(**spec(folder, "words", timeout_s=1.5, workers=1))
     texts = ("a b", "raise", "a", "hang", "a b c", "die", "a b c d")
     assert values(model, *map(completion, texts)) == [
@@ -66,7 +66,7 @@ def test_a_call_that_raises_hangs_or_dies_costs_its_own_sample(folder: str) -> N
     ]
 
 
-def test_an_async_function_is_called_side_by_side_and_fails_one_by_one(folder: str) -> None:
+def test_async_function_runs_concurrently_and_fails_one_by_one(folder: str) -> None:
     model = load_direct(**spec(folder, "words_later", timeout_s=1.5, workers=1))
     texts = ("a b", "hang", "die", "a", "raise", "a b c")
     assert values(model, *map(completion, texts)) == [
@@ -79,14 +79,14 @@ def test_an_async_function_is_called_side_by_side_and_fails_one_by_one(folder: s
     ]
 
 
-def test_an_async_function_that_blocks_costs_its_own_sample(folder: str) -> None:
+def test_async_function_that_blocks_fails_its_sample_alone(folder: str) -> None:
     model = load_direct(**spec(folder, "words_later", timeout_s=0.5, workers=1))
     blocked, fine = values(model, completion("block"), completion("a b"))
     assert blocked == "my_rewards:words_later took longer than 0.5 s"
     assert fine == 2
 
 
-async def test_a_call_whose_caller_left_holds_its_process_until_it_is_killed(folder: str) -> None:
+async def test_function_whose_caller_left_occupies_its_process_until_killed(folder: str) -> None:
     model = load_direct(**spec(folder, "words", timeout_s=1.5, workers=1))
     leaving = asyncio.create_task(model.score([completion("hang")]))
     await asyncio.sleep(0.1)
@@ -96,7 +96,7 @@ async def test_a_call_whose_caller_left_holds_its_process_until_it_is_killed(fol
     await model.close()
 
 
-def test_spans_are_judged_by_their_scores(folder: str) -> None:
+def test_function_spans_are_positive_by_their_scores(folder: str) -> None:
     model = load_direct(**spec(folder, "capitals"))
     (score,) = score_directly(model, completion("aBc"))
     assert isinstance(score, Score)
@@ -107,7 +107,7 @@ def test_spans_are_judged_by_their_scores(folder: str) -> None:
     assert score.value == 0.5
 
 
-def test_a_function_sees_the_whole_sample(folder: str) -> None:
+def test_function_receives_the_whole_sample(folder: str) -> None:
     from alarm_models.types import Message
 
     sample = Sample(
@@ -120,7 +120,7 @@ def test_a_function_sees_the_whole_sample(folder: str) -> None:
     assert values(load_direct(**spec(folder, "by_the_rest")), sample) == [2 + 1 + 5 + 4]
 
 
-def test_what_is_no_score_is_an_error(folder: str) -> None:
+def test_function_result_that_is_no_score_is_an_error(folder: str) -> None:
     model = load_direct(**spec(folder, "whatever"))
     nan, none, text, far = score_directly(model, *map(completion, ("nan", "none", "text", "far")))
     assert getattr(nan, "code", None) == "non_finite"
@@ -138,14 +138,14 @@ def test_what_is_no_score_is_an_error(folder: str) -> None:
         ("os:sep", "sep is no function"),
     ],
 )
-def test_a_function_that_is_not_there_is_told_at_loading(
+def test_function_that_is_missing_is_refused_at_loading(
     folder: str, function: str, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         load_direct(kind="python", function=function, path=folder)
 
 
-def test_a_changed_file_changes_the_fingerprint(folder: str) -> None:
+def test_function_fingerprint_changes_with_its_file(folder: str) -> None:
     first, again = (load_direct(**spec(folder, "words")) for _ in range(2))
     with (Path(folder) / "my_rewards.py").open("a") as file:
         file.write("# changed\n")

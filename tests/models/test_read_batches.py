@@ -20,27 +20,27 @@ def sees(some: ReadBatch) -> dict[int, list[int]]:
     }
 
 
-def test_a_causal_read_sees_its_sample_up_to_itself() -> None:
+def test_group_reads_causal_read_sees_its_sample_up_to_itself() -> None:
     layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
     reads = [(0, 0), (0, 2), (1, 1)]
     (some,) = group_reads(layout, reads, causal=True, window=None, device=CPU)
     assert sees(some) == {0: [0], 1: [0, 1, 2], 2: [3, 4]}
 
 
-def test_a_read_of_an_encoder_sees_all_of_its_sample() -> None:
+def test_group_reads_of_an_encoder_sees_all_of_its_sample() -> None:
     layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
     (some,) = group_reads(layout, [(0, 0), (1, 1)], causal=False, window=None, device=CPU)
     assert sees(some) == {0: [0, 1, 2], 1: [3, 4, 5, 6]}
 
 
-def test_samples_of_one_length_need_no_mask() -> None:
+def test_group_reads_of_equal_lengths_needs_no_mask() -> None:
     layout = pack([(1, 2), (3, 4)], share=False)
     (some,) = group_reads(layout, [(0, 1), (1, 1)], causal=True, window=None, device=CPU)
     assert some.mask is None
     assert some.keys.tolist() == [[0, 1], [2, 3]]
 
 
-def test_a_window_counts_the_read_itself() -> None:
+def test_group_reads_window_counts_the_read_itself() -> None:
     layout = pack([(1, 2, 3, 4, 5)], share=False)
     (causal,) = group_reads(layout, [(0, 1), (0, 4)], causal=True, window=2, device=CPU)
     assert sees(causal) == {0: [0, 1], 1: [3, 4]}
@@ -48,14 +48,14 @@ def test_a_window_counts_the_read_itself() -> None:
     assert sees(both) == {0: [0, 1, 2], 1: [3, 4]}
 
 
-def test_reads_see_a_beginning_that_others_laid_down() -> None:
+def test_group_reads_sees_a_shared_prefix() -> None:
     shared = tuple(range(20))
     layout = pack([(*shared, 100), (*shared, 200)], share=True)
     (some,) = group_reads(layout, [(0, 20), (1, 20)], causal=True, window=None, device=CPU)
     assert sees(some) == {0: [*range(20), 20], 1: [*range(20), 21]}
 
 
-def test_a_sample_much_longer_than_others_is_read_apart() -> None:
+def test_group_reads_splits_off_a_much_longer_sample() -> None:
     layout = pack([(1,) * 10, (2,) * 100, (3,) * 12], share=False)
     reads = [(0, 9), (1, 99), (2, 11)]
     short, long = group_reads(layout, reads, causal=True, window=None, device=CPU)
@@ -63,7 +63,7 @@ def test_a_sample_much_longer_than_others_is_read_apart() -> None:
     assert long.queries.tolist() == [[1]]
 
 
-def test_no_more_keys_are_gathered_at_once_than_pay() -> None:
+def test_group_reads_bounds_the_keys_gathered_at_once() -> None:
     samples = [(number,) * 3000 for number in range(5)]
     layout = pack(samples, share=False)
     reads = [(sample, 2999) for sample in range(5)]

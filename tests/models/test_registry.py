@@ -41,7 +41,7 @@ def overwrite(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classifier", "head", "head in .bin"])
-def test_a_loaded_model_does_not_change_with_its_file(kind: str, tmp_path: Path) -> None:
+def test_loaded_model_with_overwritten_file_is_unchanged(kind: str, tmp_path: Path) -> None:
     if kind == "classifier":
         tiny.sequence_classifier("llama", tmp_path)
         spec = spec_of(tmp_path)
@@ -55,7 +55,7 @@ def test_a_loaded_model_does_not_change_with_its_file(kind: str, tmp_path: Path)
     assert logit(load(spec)) != before
 
 
-def test_the_disk_has_a_model_until_any_of_its_files_changes(tmp_path: Path) -> None:
+def test_checkpoint_state_matches_until_any_file_changes(tmp_path: Path) -> None:
     tiny.sequence_classifier("llama", tmp_path)
     spec = spec_of(tmp_path)
     fingerprint = load(spec).fingerprint
@@ -73,12 +73,12 @@ def test_the_disk_has_a_model_until_any_of_its_files_changes(tmp_path: Path) -> 
     assert not CheckpointState(CPU).matches(spec, {}, fingerprint)
 
 
-def test_what_has_no_files_is_the_same_and_what_cannot_be_told_is_not() -> None:
+def test_checkpoint_state_without_files_matches_only_reproducible_kinds() -> None:
     assert CheckpointState(CPU).matches(LengthSpec(), {}, "any")
     assert not CheckpointState(CPU).matches(PythonSpec(function="my:own"), {}, "any")
 
 
-def test_a_model_is_constructed_while_no_forward_pass_runs(tmp_path: Path) -> None:
+def test_loader_constructs_a_model_while_no_forward_pass_runs(tmp_path: Path) -> None:
     tiny.sequence_classifier("llama", tmp_path)
     spec = spec_of(tmp_path).model_copy(update={"dtype": "bfloat16"})
     loaded: list[Model] = []
@@ -93,7 +93,7 @@ def test_a_model_is_constructed_while_no_forward_pass_runs(tmp_path: Path) -> No
     assert loaded[0].dtype == "bfloat16"
 
 
-def test_a_forward_pass_waits_for_a_construction() -> None:
+def test_model_init_lock_exclusive_blocks_forward_passes() -> None:
     construction = ModelInitLock()
     passed = threading.Event()
 
@@ -109,7 +109,7 @@ def test_a_forward_pass_waits_for_a_construction() -> None:
     running.join(60)
 
 
-def test_weights_that_change_while_they_are_loaded_are_not_served(
+def test_loader_with_weights_that_change_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.sequence_classifier("llama", tmp_path)

@@ -20,14 +20,14 @@ TEMPLATE = "{completion}"
 TEXTS = ("a" * 12, "b" * 7, "c" * 10)
 
 
-async def test_vllm_is_asked_for_raw_logits_and_its_rows_are_put_in_order() -> None:
+async def test_vllm_request_wants_raw_logits_and_rows_are_sorted() -> None:
     async with opened(vllm, template=TEMPLATE, model="rm", api_key="key") as (model, calls):
         assert values(await model.score(completions(*TEXTS))) == [2, -3, 0]
         assert calls.bodies == [{"model": "rm", "input": list(TEXTS), "use_activation": False}]
         assert set(calls.keys) == {"Bearer key"}
 
 
-async def test_vllm_applies_its_chat_template_to_one_conversation_a_request() -> None:
+async def test_vllm_chat_template_takes_one_conversation_a_request() -> None:
     async with opened(vllm, template="chat") as (model, calls):
         prompt = (Message("user", "Hi"),)
         assert values(await model.score([Sample(prompt, "there" * 3), Sample("p", "q")])) == [7, -8]
@@ -35,19 +35,19 @@ async def test_vllm_applies_its_chat_template_to_one_conversation_a_request() ->
         assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"]
 
 
-async def test_a_server_that_squashes_whatever_it_is_asked_is_refused() -> None:
+async def test_remote_that_always_applies_activation_is_refused() -> None:
     with pytest.raises(CheckpointError, match="with and without activation"):
         async with opened(vllm, Calls(is_old=True), template=TEMPLATE):
             pass
 
 
-async def test_sglang_is_read_where_it_gives_logits() -> None:
+async def test_sglang_is_read_from_the_route_with_logits() -> None:
     async with opened(sglang, template=TEMPLATE) as (model, calls):
         assert values(await model.score(completions(*TEXTS))) == [2, -3, 0]
         assert calls.bodies == [{"text": list(TEXTS)}]
 
 
-async def test_tei_is_read_by_label_and_never_sent_a_pair() -> None:
+async def test_tei_is_read_by_label_and_sent_single_texts() -> None:
     more = {"template": TEMPLATE, "weights": {"ok": 1.0}, "batch_size": 2}
     async with opened(tei, **more) as (model, calls):
         scores = await model.score(completions(*TEXTS))
@@ -59,27 +59,29 @@ async def test_tei_is_read_by_label_and_never_sent_a_pair() -> None:
 
 
 @pytest.mark.parametrize("make", [vllm, sglang, tei])
-async def test_a_text_that_is_refused_fails_alone(make: Callable[[Calls], FastAPI]) -> None:
+async def test_remote_refusing_a_text_fails_its_sample_alone(
+    make: Callable[[Calls], FastAPI],
+) -> None:
     weights = {"weights": {"ok": 1.0}} if make is tei else {}
     async with opened(make, template=TEMPLATE, max_retries=0, **weights) as (model, _):
         outcomes = await model.score(completions("a" * 11, "boom", "b" * 12, "c" * 13))
         assert values(outcomes) == [1, "model_failed", 2, 3]
 
 
-async def test_a_batch_over_the_servers_limit_is_halved() -> None:
+async def test_remote_batch_over_the_servers_limit_is_halved() -> None:
     async with opened(tei, template=TEMPLATE, weights={"ok": 1.0}) as (model, calls):
         assert values(await model.score(completions(*"abcdef"))) == [-9] * 6
         assert [len(body["inputs"]) for body in calls.bodies] == [6, 3, 3]
 
 
-async def test_a_busy_server_is_asked_again() -> None:
+async def test_remote_busy_is_retried() -> None:
     async with opened(sglang, template=TEMPLATE) as (model, calls):
         calls.num_refused = 1
         assert values(await model.score(completions("a" * 12))) == [2]
         assert len(calls.bodies) == 2
 
 
-async def test_a_server_that_stays_busy_fails_its_samples_and_says_so() -> None:
+async def test_remote_that_stays_busy_fails_its_samples_with_the_reason() -> None:
     async with opened(sglang, template=TEMPLATE) as (model, calls):
         calls.num_refused = 99
         (outcome,) = await model.score(completions("a"))
@@ -87,14 +89,14 @@ async def test_a_server_that_stays_busy_fails_its_samples_and_says_so() -> None:
         assert outcome.message == 'sglang at 127.0.0.1 answered 503: {"error":"busy"}'
 
 
-async def test_no_more_requests_are_under_way_than_allowed() -> None:
+async def test_remote_requests_in_flight_are_bounded() -> None:
     more = {"template": TEMPLATE, "batch_size": 1, "max_concurrent": 3}
     async with opened(sglang, **more) as (model, calls):
         await model.score(completions(*"abcdefghijkl"))
         assert calls.most_running == 3
 
 
-async def test_a_server_that_is_gone_fails_its_samples_and_nothing_else() -> None:
+async def test_remote_unreachable_fails_its_samples_alone() -> None:
     calls = Calls()
     with over_tcp(sglang(calls)) as port:
         base = {"api": "sglang", "url": f"http://127.0.0.1:{port}", "template": TEMPLATE}
@@ -104,7 +106,7 @@ async def test_a_server_that_is_gone_fails_its_samples_and_nothing_else() -> Non
     await model.close()
 
 
-async def test_the_fingerprint_changes_with_what_is_asked_and_not_with_how_often() -> None:
+async def test_remote_fingerprint_changes_with_the_request_but_not_with_retries() -> None:
     calls, prints = Calls(), []
     with over_tcp(vllm(calls)) as port:
         for more in (
@@ -126,7 +128,7 @@ async def test_the_fingerprint_changes_with_what_is_asked_and_not_with_how_often
     assert len({plain, *others}) == 3
 
 
-async def test_a_server_that_cannot_be_reached_or_is_another_is_no_model() -> None:
+async def test_remote_unreachable_or_of_another_api_is_refused_at_open() -> None:
     spec = {"api": "vllm", "url": "http://127.0.0.1:9", "template": TEMPLATE, "max_retries": 0}
     with pytest.raises(CheckpointError, match="cannot be reached"):
         await RemoteModel(RemoteSpec.model_validate(spec), {}).open()
@@ -147,11 +149,11 @@ async def test_a_server_that_cannot_be_reached_or_is_another_is_no_model() -> No
         ({"api": "grpc"}, "'vllm', 'sglang', 'tei', 'alarm' or 'chat'"),
     ],
 )
-def test_a_spec_that_its_api_cannot_use_is_refused(table: dict[str, Any], told: str) -> None:
+def test_remote_spec_with_keys_of_another_api_is_refused(table: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         RemoteSpec.model_validate({"url": "http://host"} | table)
 
 
-def test_what_passes_is_worth_another_try() -> None:
+def test_retry_applies_to_transient_statuses() -> None:
     statuses = (400, 401, 413, 422, 424, 429, 500, 503)
     assert list(filter(is_retryable, statuses)) == [429, 500, 503]

@@ -17,9 +17,8 @@ from fastapi.responses import StreamingResponse
 from remote_servers import Calls, completions, sglang, tei, values, vllm
 from tcp import over_tcp
 
-from alarm_models.api_keys import usable_key
 from alarm_models.errors import AddressError, CheckpointError, SampleError
-from alarm_models.recipe.specs import GrammarSpec, RemoteSpec
+from alarm_models.recipe.specs import GrammarSpec, RemoteSpec, usable_key
 from alarm_models.reward_models.languagetool import LanguageTool
 from alarm_models.reward_models.remote import connections as client
 from alarm_models.reward_models.remote.model import RemoteModel
@@ -200,7 +199,7 @@ async def test_segment_beyond_the_completion_fails_its_sample(span: tuple[int, i
         assert values(await model.score(completions("abcd", "b"))) == ["model_failed", 1.5]
 
 
-async def test_error_code_that_is_not_known_is_told_as_a_failed_model() -> None:
+async def test_unknown_error_code_becomes_model_failed() -> None:
     errors = [
         {"code": "group_conflict", "message": "a\nb" * 500},
         {"code": "too_long", "message": ""},
@@ -216,7 +215,7 @@ async def test_error_code_that_is_not_known_is_told_as_a_failed_model() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 503])
-async def test_words_of_a_refusal_are_few_plain_and_without_the_key(status: int) -> None:
+async def test_refusal_text_is_bounded_printable_and_without_the_key(status: int) -> None:
     said = f"\x1b[31mIncorrect key {KEY}\n" + "x" * 1000
     async with opened(sglang, api_key=KEY) as (model, instead):
         instead.make = body(said.encode(), status)
@@ -227,7 +226,7 @@ async def test_words_of_a_refusal_are_few_plain_and_without_the_key(status: int)
         assert len(outcome.message) < 260
 
 
-async def test_key_at_the_cut_of_what_is_told_is_not_told_in_part() -> None:
+async def test_key_at_the_cut_of_an_excerpt_is_not_shown_in_part() -> None:
     async with opened(sglang, api_key=KEY) as (model, instead):
         instead.make = body(("x" * 195 + KEY).encode(), 400)
         (outcome,) = await model.score(completions("a"))
@@ -344,14 +343,14 @@ RANGES = "localhost,fd00:10:244::/56,10.0.0.0/8,.example.com,host:8000,[fd11::1]
         ("https://rewards.test", False),
     ],
 )
-async def test_server_is_asked_by_the_proxy_that_the_environment_names(
+async def test_request_goes_through_the_proxy_of_the_environment(
     url: str, is_proxied: bool, proxies: Callable[..., None]
 ) -> None:
     proxies(HTTP_PROXY="http://proxy.test:3128", NO_PROXY=RANGES)
     assert client._proxy(url) == ("http://proxy.test:3128" if is_proxied else None)
 
 
-async def test_remote_model_is_asked_through_its_proxy(proxies: Callable[..., None]) -> None:
+async def test_remote_model_goes_through_its_proxy(proxies: Callable[..., None]) -> None:
     with over_tcp(sglang(Calls())) as port:  # a proxy that answers itself
         proxies(http_proxy=f"127.0.0.1:{port}", NO_PROXY="fd00:10:244::/56")
         spec = {"api": "sglang", "url": "http://rewards.test", "template": "{completion}"}
@@ -373,7 +372,7 @@ async def test_exceptions_without_a_proxy_keep_no_model_from_being_opened(
 @pytest.mark.parametrize(
     "proxy", ["ftp://proxy", "http://[::1", "http://proxy:port", "http://user:hidden@proxy:99999"]
 )
-async def test_proxy_that_cannot_be_used_is_told_by_its_variable(
+async def test_unusable_proxy_is_named_by_its_variable(
     proxy: str, proxies: Callable[..., None]
 ) -> None:
     proxies(ALL_PROXY=proxy)
@@ -384,7 +383,9 @@ async def test_proxy_that_cannot_be_used_is_told_by_its_variable(
 
 
 @pytest.mark.skipif(find_spec("socksio") is not None, reason="SOCKS proxies can be used")
-async def test_socks_proxy_without_its_package_is_told(proxies: Callable[..., None]) -> None:
+async def test_socks_proxy_without_its_package_names_the_package(
+    proxies: Callable[..., None],
+) -> None:
     proxies(ALL_PROXY="socks5h://user:hidden@proxy:1080")
     spec = {"api": "sglang", "url": "http://rewards.test", "template": "{completion}"}
     with pytest.raises(AddressError, match=r"ALL_PROXY .*pip install 'httpx\[socks\]'") as told:
@@ -397,7 +398,7 @@ async def test_socks_proxy_without_its_package_is_told(proxies: Callable[..., No
     ["http://host:port", "http://[::1", "http://h:99999", "http://:80", "http://a\x01b",
      "http://host/?x=1", "http://host\u200b:80", "http://ho st"],
 )  # fmt: skip
-def test_address_that_cannot_be_asked_is_refused_at_the_recipe(url: str) -> None:
+def test_unusable_address_is_refused_by_the_recipe(url: str) -> None:
     with pytest.raises(ValueError, match=r"url"):
         RemoteSpec.model_validate({"api": "alarm", "url": url})
     with pytest.raises(ValueError, match=r"url"):
@@ -407,21 +408,21 @@ def test_address_that_cannot_be_asked_is_refused_at_the_recipe(url: str) -> None
 @pytest.mark.parametrize(
     "key", ["se\ncret", "se\rcret", "se\x00cret", "sécret", "secret\u200b", "  "]
 )
-def test_key_that_no_header_can_hold_is_refused_without_being_told(key: str) -> None:
+def test_key_unfit_for_a_header_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(ValueError, match="api_key") as told:
         RemoteSpec.model_validate({"api": "alarm", "url": "http://h", "api_key": key})
     assert not any(part in str(told.value) for part in ("cret", "sec"))
 
 
 @pytest.mark.parametrize("key", ["secret\n", "secret\r\n", "  secret\t"])
-async def test_white_space_around_a_key_does_not_count(key: str) -> None:
+async def test_key_with_white_space_around_it_is_stripped(key: str) -> None:
     assert usable_key(key) == "secret"
     spec = RemoteSpec.model_validate({"api": "alarm", "url": "http://h", "api_key": key})
     assert spec.api_key is not None
     assert spec.api_key.get_secret_value() == "secret"
 
 
-async def test_score_of_a_whole_answer_is_as_it_was() -> None:
+async def test_remote_score_is_unchanged_by_bounded_reading() -> None:
     async with opened(alarm) as (model, _):
         assert await model.score([Sample("p", "q")]) == [Score(1.5, None, 3, False)]
 

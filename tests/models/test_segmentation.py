@@ -13,19 +13,19 @@ def texts(text: str, spans: tuple[Span, ...]) -> list[str]:
     return [text[span.start : span.end] for span in spans]
 
 
-def test_sentences_are_found_without_the_space_around_them() -> None:
+def test_sentences_exclude_surrounding_white_space() -> None:
     text = "  Dr. Smith left.  He was late!\n\nNobody cared."
     assert texts(text, sentences(text)) == ["Dr. Smith left.", "He was late!", "Nobody cared."]
 
 
-def test_sentence_offsets_count_code_points() -> None:
+def test_sentences_offsets_count_code_points() -> None:
     text = "🙂 é here. 東京 there."
     assert sentences(text)[0] == Span(0, 9)
     assert texts(text, sentences(text)) == ["🙂 é here.", "東京 there."]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\xa0"])
-def test_blank_text_has_no_sentences(text: str) -> None:
+def test_sentences_of_blank_text_are_none(text: str) -> None:
     assert sentences(text) == ()
     assert subsentences(text) == ()
 
@@ -34,30 +34,30 @@ def split(text: str) -> list[str]:
     return texts(text, split_sentences(text, (Span(0, len(text)),)))
 
 
-def test_a_comma_splits_with_five_words_before_and_six_after() -> None:
+def test_subsentences_comma_with_five_words_before_and_six_after_splits() -> None:
     assert split("a b c d e, f g h i j k.") == ["a b c d e,", "f g h i j k."]
 
 
-def test_a_comma_does_not_split_with_four_words_before() -> None:
+def test_subsentences_comma_with_four_words_before_does_not_split() -> None:
     assert split("a b c d, e f g h i j k.") == ["a b c d, e f g h i j k."]
 
 
-def test_a_comma_does_not_split_with_five_words_after() -> None:
+def test_subsentences_comma_with_five_words_after_does_not_split() -> None:
     assert split("a b c d e f, g h i j k.") == ["a b c d e f, g h i j k."]
 
 
-def test_a_short_part_in_the_middle_joins_the_one_before() -> None:
+def test_subsentences_short_middle_part_joins_the_one_before() -> None:
     text = "a a a a a a, b b b, c c c c c c c"
     assert split(text) == ["a a a a a a, b b b,", "c c c c c c c"]
 
 
 @pytest.mark.parametrize("mark", [",", ";", "!", "?"])
-def test_each_of_four_marks_splits(mark: str) -> None:
+def test_subsentences_split_at_each_of_four_marks(mark: str) -> None:
     assert len(split(f"a b c d e{mark} f g h i j k")) == 2
 
 
 @pytest.mark.parametrize("mark", [".", ":", "-", "，"])
-def test_other_marks_do_not_split(mark: str) -> None:
+def test_subsentences_do_not_split_at_other_marks(mark: str) -> None:
     assert len(split(f"a b c d e{mark} f g h i j k")) == 1
 
 
@@ -67,7 +67,7 @@ def golden_splits() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("golden", golden_splits(), ids=lambda golden: golden["id"])
-def test_sub_sentences_start_where_the_original_code_starts_them(golden: dict[str, Any]) -> None:
+def test_subsentences_starts_equal_the_original_code(golden: dict[str, Any]) -> None:
     bounds = golden["sentence_bounds"]
     spans = tuple(Span(*pair) for pair in pairwise(bounds))
     starts = [span.start for span in split_sentences(golden["text"], spans)]

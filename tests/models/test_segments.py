@@ -53,7 +53,7 @@ def plain_margins(checkpoint: Checkpoint, text: str) -> list[float]:
     return (logits[places, 2] - logits[places, 0]).tolist()
 
 
-def test_each_segment_is_read_at_the_separator_before_it(
+def test_segments_are_read_at_the_separator_before_each(
     checkpoint: Checkpoint, model: RewardModel
 ) -> None:
     samples = [
@@ -67,7 +67,7 @@ def test_each_segment_is_read_at_the_separator_before_it(
     assert margins(second) == computed(plain_margins(checkpoint, text))
 
 
-def test_the_score_is_the_share_of_positive_segments(model: RewardModel) -> None:
+def test_segments_score_is_the_share_of_positive_ones(model: RewardModel) -> None:
     sample = Sample("p", "One is. Two is. Three is. Four is.")
     (features,) = model.prepare([sample])
     outputs = torch.tensor([[0.0, 9, 1], [1, 9, 0], [0, 9, 3], [2, 9, 2]])
@@ -79,14 +79,14 @@ def test_the_score_is_the_share_of_positive_segments(model: RewardModel) -> None
     assert margins(read) == [1, -1, 3, 0]
 
 
-def test_spans_from_the_caller_replace_our_own(model: RewardModel) -> None:
+def test_segments_from_the_caller_replace_the_segmenters(model: RewardModel) -> None:
     sample = Sample("p", "one two three", segments={"sentences": (Span(0, 3), Span(4, 13))})
     (one,) = score(model, [sample])
     assert one.segments is not None
     assert [segment.span for segment in one.segments] == [Span(0, 3), Span(4, 13)]
 
 
-def test_a_separator_in_the_text_shifts_no_label(
+def test_segments_with_separator_in_the_text_keep_their_labels(
     checkpoint: Checkpoint, model: RewardModel
 ) -> None:
     (one,) = score(model, [Sample("p </s> q", "It </s> is. It was.")])
@@ -95,11 +95,11 @@ def test_a_separator_in_the_text_shifts_no_label(
     assert margins(one) == computed([by_place[1], by_place[3]])
 
 
-def test_a_blank_completion_has_no_segments_and_needs_no_forward_pass(model: RewardModel) -> None:
+def test_segments_of_blank_completion_need_no_forward_pass(model: RewardModel) -> None:
     assert model.prepare([Sample("p", "")]) == [Score(None, (), 0, False)]
 
 
-def test_a_long_prompt_loses_its_start_and_every_segment_is_read(
+def test_segments_with_long_prompt_truncate_its_start(
     checkpoint: Checkpoint,
 ) -> None:
     short = load(spec(checkpoint, max_tokens=64))
@@ -109,7 +109,7 @@ def test_a_long_prompt_loses_its_start_and_every_segment_is_read(
     assert None not in margins(one)
 
 
-def test_right_truncation_leaves_the_last_segments_unread(checkpoint: Checkpoint) -> None:
+def test_segments_with_right_truncation_leave_the_last_unread(checkpoint: Checkpoint) -> None:
     short = load(spec(checkpoint, max_tokens=24, truncation="right"))
     sample = Sample("p", "It is here. " + "and it goes on and on " * 3 + ". It was.")
     (one,) = score(short, [sample])
@@ -118,14 +118,14 @@ def test_right_truncation_leaves_the_last_segments_unread(checkpoint: Checkpoint
     assert margins(one)[-1] is None
 
 
-def test_right_truncation_that_leaves_no_segment_fails_the_sample(checkpoint: Checkpoint) -> None:
+def test_segments_with_no_segment_left_fail_the_sample(checkpoint: Checkpoint) -> None:
     short = load(spec(checkpoint, max_tokens=24, truncation="right"))
     (error,) = short.prepare([Sample("word " * 300, "It is.")])
     assert isinstance(error, SampleError)
     assert error.code == "too_long"
 
 
-def test_labels_are_found_by_position_where_the_checkpoint_names_none(tmp_path: Path) -> None:
+def test_segments_without_label_names_use_positions(tmp_path: Path) -> None:
     unnamed = tiny.token_classifier(tmp_path, ("LABEL_0", "LABEL_1", "LABEL_2"))
     with pytest.raises(CheckpointError, match="LABEL_0"):
         load(spec(unnamed))
@@ -135,7 +135,7 @@ def test_labels_are_found_by_position_where_the_checkpoint_names_none(tmp_path: 
     assert margins(by_position) == margins(by_name)
 
 
-def test_a_named_head_on_a_base_reads_separators_or_means(tmp_path: Path) -> None:
+def test_segments_with_named_head_read_separators_or_means(tmp_path: Path) -> None:
     base = tiny.base_with_head(tmp_path, head="aspect", outputs=2)
     common = {"head": "aspect", "labels": ("F-ERR", "O")}
     sample = Sample("p", "It is. It was.")

@@ -37,7 +37,7 @@ def texts(template: str) -> list[str]:
 
 @pytest.mark.parametrize("pad_is_eos", [False, True], ids=["pad", "pad_is_eos"])
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_any_batch_gives_what_transformers_gives_alone(
+def test_sequence_in_any_batch_gives_transformers_scores(
     architecture: str, pad_is_eos: bool, tmp_path: Path
 ) -> None:
     checkpoint = tiny.sequence_classifier(architecture, tmp_path, pad_is_eos=pad_is_eos)
@@ -48,7 +48,7 @@ def test_any_batch_gives_what_transformers_gives_alone(
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
-def test_a_text_that_ends_with_end_of_text_is_read_where_transformers_reads_it(
+def test_sequence_ending_with_end_of_text_is_read_as_transformers_does(
     pad_is_eos: bool, tmp_path: Path
 ) -> None:
     checkpoint = tiny.sequence_classifier("llama", tmp_path, pad_is_eos=pad_is_eos)
@@ -58,7 +58,7 @@ def test_a_text_that_ends_with_end_of_text_is_read_where_transformers_reads_it(
         assert one.value == computed(checkpoint.plain_logits(text).item())
 
 
-def test_a_chat_template_is_applied_once(llama: Checkpoint) -> None:
+def test_sequence_chat_template_is_applied_once(llama: Checkpoint) -> None:
     model = load(SequenceSpec(checkpoint=str(llama.folder)))
     prompt = (Message("system", "Be brief."), Message("user", "Hi"))
     (got,) = score(model, [Sample(prompt, "Hello")])
@@ -73,14 +73,14 @@ def test_a_chat_template_is_applied_once(llama: Checkpoint) -> None:
     assert got.num_tokens == ids["input_ids"].shape[1]
 
 
-def test_a_template_that_brings_its_own_first_token_gets_no_second(llama: Checkpoint) -> None:
+def test_sequence_template_with_bos_gets_no_second_one(llama: Checkpoint) -> None:
     bare = load(SequenceSpec(checkpoint=str(llama.folder), template="{completion}"))
     own = load(SequenceSpec(checkpoint=str(llama.folder), template="<s>{completion}"))
     assert score(own, SAMPLES) == score(bare, SAMPLES)
 
 
 @pytest.mark.parametrize("as_bin", [False, True], ids=["safetensors", "bin"])
-def test_a_named_head_is_read_at_the_last_token(as_bin: bool, tmp_path: Path) -> None:
+def test_sequence_with_named_head_reads_the_last_token(as_bin: bool, tmp_path: Path) -> None:
     checkpoint = tiny.base_with_head(tmp_path, as_bin=as_bin)
     spec = SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head")
     weights = (
@@ -97,7 +97,9 @@ def test_a_named_head_is_read_at_the_last_token(as_bin: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_a_named_head_may_read_the_first_token_or_the_mean(pooling: str, tmp_path: Path) -> None:
+def test_sequence_with_pooling_reads_the_first_token_or_the_mean(
+    pooling: str, tmp_path: Path
+) -> None:
     checkpoint = tiny.base_with_head(tmp_path)
     spec = SequenceSpec.model_validate(
         {
@@ -118,14 +120,14 @@ def test_a_named_head_may_read_the_first_token_or_the_mean(pooling: str, tmp_pat
         assert one.value == computed((state @ head).item())
 
 
-def test_a_long_prompt_gives_way_and_the_answer_survives(llama: Checkpoint) -> None:
+def test_sequence_with_long_prompt_truncates_the_prompt_only(llama: Checkpoint) -> None:
     spec = SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, max_tokens=40)
     (long,) = score(load(spec), [Sample("word " * 200, "the answer")])
     assert long.truncated
     assert long.num_tokens == 40
 
 
-def test_a_sample_over_the_limit_fails_alone(llama: Checkpoint) -> None:
+def test_sequence_over_the_limit_fails_its_sample_alone(llama: Checkpoint) -> None:
     spec = SequenceSpec.model_validate(
         {
             "checkpoint": str(llama.folder),
@@ -140,7 +142,7 @@ def test_a_sample_over_the_limit_fails_alone(llama: Checkpoint) -> None:
     assert long.code == "too_long"
 
 
-def test_a_recipe_may_name_an_activation(llama: Checkpoint) -> None:
+def test_sequence_with_activation_applies_it(llama: Checkpoint) -> None:
     raw = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
     named = SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, activation="sigmoid")
     for one, other in zip(score(raw, SAMPLES), score(load(named), SAMPLES), strict=True):
@@ -148,7 +150,7 @@ def test_a_recipe_may_name_an_activation(llama: Checkpoint) -> None:
         assert other.value == computed(torch.tensor(one.value).sigmoid().item())
 
 
-def test_a_score_that_is_no_number_is_an_error_of_its_sample(llama: Checkpoint) -> None:
+def test_sequence_score_that_is_nan_fails_its_sample(llama: Checkpoint) -> None:
     model = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
     (features,) = model.prepare(SAMPLES[:1])
     assert not isinstance(features, Score | SampleError)
@@ -157,37 +159,37 @@ def test_a_score_that_is_no_number_is_an_error_of_its_sample(llama: Checkpoint) 
     assert caught.value.code == "non_finite"
 
 
-def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+def test_sequence_of_several_labels_is_refused(tmp_path: Path) -> None:
     tiny.sequence_classifier("llama", tmp_path, labels=3)
     with pytest.raises(CheckpointError, match=r"has 3; kind `multi-objective`"):
         load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
 
 
-def test_a_checkpoint_without_the_head_is_refused_rather_than_random(tmp_path: Path) -> None:
+def test_checkpoint_without_the_head_is_refused(tmp_path: Path) -> None:
     tiny.save(hf.LlamaModel(tiny.config("llama")), tiny.tokenizer(bos=True, eos=False), tmp_path)
     with pytest.raises(CheckpointError, match="would be random"):
         load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE))
 
 
-def test_a_pickled_object_in_old_weights_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_with_pickled_object_is_refused(tmp_path: Path) -> None:
     tiny.base_with_head(tmp_path, as_bin=True)
     torch.save({"regression_head.weight": Path("an object")}, tmp_path / "pytorch_model.bin")
     with pytest.raises((CheckpointError, Exception), match=r"(?i)weights.?only|unsupported"):
         load(SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head"))
 
 
-def test_a_checkpoint_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_that_is_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"--set models\.<name>\.checkpoint=PATH"):
         load(SequenceSpec(checkpoint="nobody/nothing", template=TEMPLATE))
 
 
-def test_more_tokens_than_positions_are_refused(llama: Checkpoint) -> None:
+def test_max_tokens_over_the_positions_is_refused(llama: Checkpoint) -> None:
     with pytest.raises(RecipeError, match="512 positions"):
         load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE, max_tokens=4096))
 
 
-def test_the_fingerprint_changes_with_what_decides_a_score_and_nothing_else(
+def test_fingerprint_changes_with_what_decides_a_score_only(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     def fingerprint(**changed: object) -> str:
@@ -206,7 +208,7 @@ def test_the_fingerprint_changes_with_what_decides_a_score_and_nothing_else(
     assert len({fingerprint(), *others}) == 6
 
 
-def test_models_on_one_checkpoint_share_their_base(tmp_path: Path) -> None:
+def test_loader_of_one_checkpoint_shares_its_base(tmp_path: Path) -> None:
     tiny.base_with_head(tmp_path)
     loader = Loader(torch.device("cpu"))
     spec = SequenceSpec(checkpoint=str(tmp_path), template=TEMPLATE, head="regression_head")

@@ -53,7 +53,7 @@ def grades(one: Score) -> list[float | None]:
     return [segment.score for segment in one.segments]
 
 
-def test_each_step_is_read_at_the_token_after_it(checkpoint: Checkpoint) -> None:
+def test_steps_are_read_at_the_token_after_each(checkpoint: Checkpoint) -> None:
     other = Sample("A much longer question " * 9, "Yes.\n\nNo.")
     one, two = score(load(spec(checkpoint)), [SAMPLE, other])
     text = chat(str(SAMPLE.prompt), "".join(f"{step}<extra_0>" for step in STEPS))
@@ -62,28 +62,28 @@ def test_each_step_is_read_at_the_token_after_it(checkpoint: Checkpoint) -> None
     assert grades(two) == computed(plain(checkpoint, text))
 
 
-def test_steps_are_spans_of_the_completion(checkpoint: Checkpoint) -> None:
+def test_steps_segments_are_spans_of_the_completion(checkpoint: Checkpoint) -> None:
     (one,) = score(load(spec(checkpoint)), [SAMPLE])
     assert one.segments is not None
     text = SAMPLE.completion_text
     assert [text[slice(*segment.span)] for segment in one.segments] == STEPS
 
 
-def test_a_step_token_in_the_text_shifts_nothing(checkpoint: Checkpoint) -> None:
+def test_steps_with_step_token_in_the_text_keep_their_scores(checkpoint: Checkpoint) -> None:
     sample = Sample("Say <extra_0>.", "One <extra_0>\n\nTwo")
     (one,) = score(load(spec(checkpoint)), [sample])
     text = chat("Say <extra_0>.", "One <extra_0><extra_0>Two<extra_0>")
     assert grades(one) == computed(plain(checkpoint, text, slice(2, None)))
 
 
-def test_spans_from_the_caller_replace_our_own(checkpoint: Checkpoint) -> None:
+def test_steps_from_the_caller_replace_the_segmenters(checkpoint: Checkpoint) -> None:
     sample = Sample("p", "one two three", segments={"steps": (Span(0, 3), Span(4, 13))})
     (one,) = score(load(spec(checkpoint)), [sample])
     text = chat("p", "one<extra_0>two three<extra_0>")
     assert grades(one) == computed(plain(checkpoint, text))
 
 
-def test_a_conversation_and_a_text_template_work_alike(checkpoint: Checkpoint) -> None:
+def test_steps_of_messages_and_of_text_template_are_equal(checkpoint: Checkpoint) -> None:
     prompt = (Message("user", "What is 2 + 2?"),)
     (chatted,) = score(load(spec(checkpoint)), [Sample(prompt, SAMPLE.completion)])
     template = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>"
@@ -96,7 +96,7 @@ def test_a_conversation_and_a_text_template_work_alike(checkpoint: Checkpoint) -
 @pytest.mark.parametrize(
     ("reduction", "value"), [("min", 0.25), ("mean", 0.5), ("product", 0.09375), ("last", 0.5)]
 )
-def test_the_score_is_the_reduction_of_the_steps(
+def test_steps_score_is_the_reduction_of_their_probabilities(
     checkpoint: Checkpoint, reduction: str, value: float
 ) -> None:
     model = load(spec(checkpoint, reduction=reduction))
@@ -109,7 +109,7 @@ def test_the_score_is_the_reduction_of_the_steps(
     assert [segment.label for segment in read.segments] == ["good", "bad", "bad"]
 
 
-def test_labels_are_named_by_the_recipe(checkpoint: Checkpoint) -> None:
+def test_steps_with_labels_in_the_recipe_use_them(checkpoint: Checkpoint) -> None:
     swapped = spec(checkpoint, labels=("right", "wrong"), positive_label="right")
     (one,), (other,) = (score(load(each), [SAMPLE]) for each in (spec(checkpoint), swapped))
     for a, b in zip(grades(one), grades(other), strict=True):
@@ -118,7 +118,7 @@ def test_labels_are_named_by_the_recipe(checkpoint: Checkpoint) -> None:
         load(spec(checkpoint, positive_label="fine"))
 
 
-def test_right_truncation_leaves_the_last_steps_unread(checkpoint: Checkpoint) -> None:
+def test_steps_with_right_truncation_leave_the_last_unread(checkpoint: Checkpoint) -> None:
     model = load(spec(checkpoint, truncation="right", max_tokens=48))
     (one,) = score(model, [SAMPLE])
     assert one.truncated
@@ -127,17 +127,17 @@ def test_right_truncation_leaves_the_last_steps_unread(checkpoint: Checkpoint) -
     assert grades(one)[0] is not None
 
 
-def test_a_long_prompt_loses_its_start_and_every_step_is_read(checkpoint: Checkpoint) -> None:
+def test_steps_with_long_prompt_truncate_its_start(checkpoint: Checkpoint) -> None:
     (one,) = score(load(spec(checkpoint, max_tokens=100)), [Sample("word " * 300, "Yes.\n\nNo.")])
     assert one.truncated
     assert None not in grades(one)
 
 
-def test_a_blank_completion_has_no_steps_and_needs_no_forward_pass(checkpoint: Checkpoint) -> None:
+def test_steps_of_blank_completion_need_no_forward_pass(checkpoint: Checkpoint) -> None:
     assert load(spec(checkpoint)).prepare([Sample("p", " \n\n")]) == [Score(None, (), 0, False)]
 
 
-def test_a_token_classifier_of_two_labels_is_a_step_model(tmp_path: Path) -> None:
+def test_steps_without_head_use_a_token_classifier(tmp_path: Path) -> None:
     tagger = tiny.token_classifier(tmp_path, ("-", "+"), architecture="roberta")
     model = load(StepsSpec(checkpoint=str(tmp_path), template="{prompt} {completion}"))
     (one,) = score(model, [Sample("p", "One.\n\nTwo.")])
@@ -149,6 +149,6 @@ def test_a_token_classifier_of_two_labels_is_a_step_model(tmp_path: Path) -> Non
     assert {segment.label for segment in one.segments} <= {"-", "+"}
 
 
-def test_a_step_token_that_is_none_is_refused(checkpoint: Checkpoint) -> None:
+def test_steps_with_step_token_of_several_tokens_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="no single token"):
         load(spec(checkpoint, step_token="a step ends here"))

@@ -24,7 +24,7 @@ def with_ties(seed: int, num_levels: int, size: int = 60) -> list[float]:
     return [float(one) for one in np.random.default_rng(seed).integers(num_levels, size=size)]
 
 
-def test_a_table_by_hand() -> None:
+def test_agreement_counts_equal_those_by_hand() -> None:
     # Five prompts, two answers each. The holistic reward decides four of them: the aspect agrees
     # on one, disagrees on one, and is tied on two.
     holistic = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 5.0, 5.0]
@@ -39,9 +39,7 @@ def test_a_table_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("num_levels", "ties"), [(1000, 0.0), (5, 0.2), (1, 1.0)])
-def test_an_aspect_that_knows_nothing_looks_consistent_by_its_ties(
-    num_levels: int, ties: float
-) -> None:
+def test_agreement_of_constant_aspect_is_high_by_ties_alone(num_levels: int, ties: float) -> None:
     prompts = np.repeat(np.arange(20_000), 2)
     chance = np.random.default_rng(1)
     holistic = chance.normal(size=40_000)
@@ -56,7 +54,7 @@ def test_an_aspect_that_knows_nothing_looks_consistent_by_its_ties(
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [(2, 2), (3, 10), (1000, 2), (1000, 1000)])
-def test_tau_b_is_scipy_s(levels: tuple[int, int], seed: int) -> None:
+def test_tau_b_equals_scipys(levels: tuple[int, int], seed: int) -> None:
     one, other = with_ties(seed, levels[0]), with_ties(seed + 100, levels[1])
     wanted = stats.kendalltau(one, other, variant="b").statistic
     assert tau_b(one, other) == pytest.approx(wanted, abs=1e-12)
@@ -65,7 +63,7 @@ def test_tau_b_is_scipy_s(levels: tuple[int, int], seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pairs_are_counted_as_a_plain_loop_counts_them(seed: int) -> None:
+def test_agreement_counts_equal_a_plain_loops(seed: int) -> None:
     holistic, aspect = with_ties(seed, 4), with_ties(seed + 50, 3)
     prompts = [index // 4 for index in range(60)]
     decided = tied = against = both = 0
@@ -84,7 +82,7 @@ def test_pairs_are_counted_as_a_plain_loop_counts_them(seed: int) -> None:
     assert found.untied.value == pytest.approx(against / both)
 
 
-def test_the_published_convention_is_kept_where_policies_are_compared() -> None:
+def test_agreement_of_policies_uses_the_published_convention() -> None:
     # 100 * #{h_A != h_B, a_A != a_B, signs differ} / #{h_A != h_B}, as eval_compare.py counts.
     greedy = {"h": np.array(with_ties(1, 9)), "a": np.array(with_ties(2, 4))}
     sampled = {"h": np.array(with_ties(3, 9)), "a": np.array(with_ties(4, 4))}
@@ -98,7 +96,7 @@ def test_the_published_convention_is_kept_where_policies_are_compared() -> None:
     assert agreement(holistic, aspect, pairs, FEW).inconsistency == wanted
 
 
-def test_a_missing_value_leaves_its_pairs_out() -> None:
+def test_agreement_with_missing_value_leaves_its_pairs_out() -> None:
     nan = float("nan")
     whole = agree([2, 1, 0], [2, 1, 0], [0, 0, 0])
     holed = agree([2, 1, 0], [2, nan, 0], [0, 0, 0])
@@ -106,7 +104,7 @@ def test_a_missing_value_leaves_its_pairs_out() -> None:
     assert holed.inconsistency == 0
 
 
-def test_no_pairs_have_no_figures() -> None:
+def test_agreement_without_pairs_has_no_figures() -> None:
     found = agree([1.0], [1.0], [0])
     assert found.num_pairs == 0
     assert all(

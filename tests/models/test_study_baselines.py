@@ -23,5 +23,5 @@ def test_reading_grade_equals_the_score_of_kind_readability(text: str) -> None:
     assert reading_grade(text) == Readability()(Sample("?", text)).value
 
 
-def test_num_words_counts_what_white_space_separates() -> None:
+def test_num_words_counts_between_white_space() -> None:
     assert num_words(" Ibsen, in 1867. ") == 3

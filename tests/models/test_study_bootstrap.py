@@ -5,7 +5,7 @@ from scipy import stats
 from alarm_models.study.bootstrap import Resampling, estimate, ratio
 
 
-def test_an_interval_is_scipy_s_percentile_interval() -> None:
+def test_bootstrap_interval_equals_scipys() -> None:
     values = np.random.default_rng(0).exponential(size=80)
     ours = estimate(np.stack([values, np.ones(80)], axis=1), ratio, Resampling(num_draws=20_000))
     theirs = stats.bootstrap(
@@ -15,7 +15,7 @@ def test_an_interval_is_scipy_s_percentile_interval() -> None:
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_whole_prompts_are_drawn() -> None:
+def test_bootstrap_draws_whole_prompts() -> None:
     # Four pairs a prompt that all say the same are one observation, not four.
     wins = np.random.default_rng(0).integers(2, size=100).astype(float)
     once = estimate(np.stack([wins, np.ones(100)], axis=1), ratio, Resampling())
@@ -23,13 +23,13 @@ def test_whole_prompts_are_drawn() -> None:
     assert once == fourfold
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+def test_bootstrap_interval_depends_on_the_seed_alone() -> None:
     sums = np.random.default_rng(0).random((50, 2))
     assert estimate(sums, ratio, Resampling(seed=3)) == estimate(sums, ratio, Resampling(seed=3))
     assert estimate(sums, ratio, Resampling(seed=3)) != estimate(sums, ratio, Resampling(seed=4))
 
 
-def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_bootstrap_interval_covers_the_truth_at_its_level() -> None:
     chance = np.random.default_rng(7)
     held = 0
     for _ in range(300):
@@ -39,7 +39,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= held / 300 <= 0.98
 
 
-def test_what_cannot_be_told_is_not_a_number() -> None:
+def test_bootstrap_without_data_is_nan() -> None:
     found = estimate(np.zeros((5, 2)), ratio, Resampling())
     assert np.isnan([found.value, found.low, found.high]).all()
     assert not found.lies_below(0.5)

@@ -22,7 +22,7 @@ def counts(one: WinRate | None) -> tuple[float, float, float]:
 TWO = ([1.0, 1.0, 3.0, 2.0, 2.0, 4.0, 1.0, 2.0], [0, 1, 2, 3] * 2, [0] * 4 + [1] * 4)
 
 
-def test_wins_are_counted_by_hand() -> None:
+def test_wins_equal_those_by_hand() -> None:
     found = compared(*TWO)
     (nobody, first), (second, _) = found.rates
     assert nobody is None
@@ -32,13 +32,13 @@ def test_wins_are_counted_by_hand() -> None:
     assert second.rate.value == pytest.approx(2 / 3)  # ties left out
 
 
-def test_where_lower_is_better_the_lower_wins_and_means_keep_their_sign() -> None:
+def test_wins_with_lower_is_better_keep_the_means_sign() -> None:
     found = compared(*TWO, lower=True)
     assert counts(found.rates[0][1]) == (2, 1, 1)
     assert [one.mean.value for one in found.spreads] == [1.75, 2.25]
 
 
-def test_the_gain_over_the_first_policy_is_paired_by_prompt() -> None:
+def test_gain_over_the_first_policy_is_paired_by_prompt() -> None:
     first, second = compared(*TWO).spreads
     assert (first.gain.value, first.gain.low, first.gain.high) == (0, 0, 0)
     assert second.gain.value == 0.5
@@ -49,14 +49,14 @@ def test_the_gain_over_the_first_policy_is_paired_by_prompt() -> None:
     assert ahead.mean.high - ahead.mean.low > 10
 
 
-def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
+def test_comparison_counts_each_prompt_once() -> None:
     # The first policy answers prompt 0 three times and wins twice; it loses prompt 1.
     found = compared([5, 5, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 1, 1])
     assert counts(found.rates[0][1]) == pytest.approx((2 / 3, 4 / 3, 0))
     assert found.spreads[0].mean.value == pytest.approx((10 / 3 + 0) / 2)
 
 
-def test_an_average_is_the_mean_of_a_row() -> None:
+def test_comparison_average_is_the_mean_of_a_row() -> None:
     chance = np.random.default_rng(3)
     values = [float(one) for one in chance.integers(5, size=90)]
     found = compared(values, [*range(30)] * 3, [0] * 30 + [1] * 30 + [2] * 30)
@@ -66,7 +66,7 @@ def test_an_average_is_the_mean_of_a_row() -> None:
         assert average.low < average.value < average.high
 
 
-def test_win_rates_are_a_plain_loop_s_on_random_data_with_ties() -> None:
+def test_win_rates_equal_a_plain_loops() -> None:
     chance = np.random.default_rng(5)
     one, other = chance.integers(4, size=(2, 200))
     found = compared(
@@ -82,7 +82,7 @@ def test_win_rates_are_a_plain_loop_s_on_random_data_with_ties() -> None:
     assert back.rate.value == pytest.approx(1 - forth.rate.value)
 
 
-def test_a_missing_value_is_left_out_of_means_and_wins() -> None:
+def test_comparison_leaves_missing_values_out() -> None:
     nan = float("nan")
     found = compared([1, nan, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1])
     assert counts(found.rates[0][1]) == (1, 0, 0)

@@ -18,7 +18,7 @@ def added(scores: list[Score], rule: AspectRule = FACTUALITY, weight: float = 1.
     return addition(scores, ["ten words " * 5] * len(scores), rule, weight)
 
 
-def test_a_wrong_sentence_still_earns_378_thousandths() -> None:
+def test_contribution_of_a_wrong_sentence_is_0_378() -> None:
     found = added([judged(True, False)])
     assert found.wrong == pytest.approx(0.3775, abs=1e-4)
     assert found.right == pytest.approx(0.6225, abs=1e-4)
@@ -26,7 +26,7 @@ def test_a_wrong_sentence_still_earns_378_thousandths() -> None:
     assert found.unearned == pytest.approx(2 * 0.3775, abs=1e-4)
 
 
-def test_shaping_that_pays_for_length_is_called_a_bonus_for_length() -> None:
+def test_contribution_that_rewards_length_is_a_length_bonus() -> None:
     # Longer answers are worse here, and earn more.
     found = added([judged(True), judged(True, False), judged(False, False, False)])
     assert found.with_length > 0.9
@@ -35,7 +35,7 @@ def test_shaping_that_pays_for_length_is_called_a_bonus_for_length() -> None:
     assert "a bonus for more segments" in found.explained()
 
 
-def test_unshaped_rewards_that_punish_are_none() -> None:
+def test_contribution_of_unshaped_penalties_is_no_length_bonus() -> None:
     found = added([judged(True, True, False), judged(True), judged(False, False, False)], PLAIN)
     assert found.wrong == -0.5
     assert found.unearned == 0
@@ -43,12 +43,12 @@ def test_unshaped_rewards_that_punish_are_none() -> None:
     assert "a wrong one -0.500" in found.explained()
 
 
-def test_the_weight_counts() -> None:
+def test_contribution_scales_with_the_weight() -> None:
     scores = [judged(True), judged(False)]
     assert added(scores, weight=3).mean == pytest.approx(3 * added(scores).mean)
 
 
-def test_a_score_of_the_whole_is_followed_by_words() -> None:
+def test_contribution_of_a_whole_score_is_compared_with_words() -> None:
     rule = AspectRule(1, -1, 2.0, 4.0, 1, 0, Shaping.NONE)
     found = addition(
         [Score(value, None, 1, False) for value in (2.0, 6.0)], ["one", "nine " * 9], rule, 1.0
@@ -59,6 +59,6 @@ def test_a_score_of_the_whole_is_followed_by_words() -> None:
     assert found.is_length_bonus
 
 
-def test_a_completion_without_segments_is_added_nothing() -> None:
+def test_contribution_without_segments_is_zero() -> None:
     found = added([Score(None, (), 0, False), judged(True)])
     assert found.mean == pytest.approx(0.6225 / 2, abs=1e-4)

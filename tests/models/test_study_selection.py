@@ -21,7 +21,7 @@ def judged(num_for: int, num_against: int) -> Agreement:
 GOOD, COARSE, COIN, AGAINST = judged(280, 120), judged(41, 39), judged(200, 200), judged(120, 280)
 
 
-def test_the_aspect_that_agrees_is_chosen_and_says_why() -> None:
+def test_selection_chooses_the_agreeing_aspect_with_its_reason() -> None:
     found = select({"coin": COIN, "good": GOOD}, ["coin", "good"], 1)
     assert found.chosen == ("good",)
     assert found.findings["good"].verdict is Verdict.CHOSEN
@@ -31,7 +31,7 @@ def test_the_aspect_that_agrees_is_chosen_and_says_why() -> None:
     assert "not told from a coin" in found.findings["coin"].reason
 
 
-def test_ties_alone_make_no_choice_and_the_paper_s_figure_is_said_to_mislead() -> None:
+def test_selection_by_ties_alone_chooses_none_and_warns() -> None:
     found = select({"good": GOOD, "coarse": COARSE}, ["good", "coarse"], 2)
     assert found.by_paper == "coarse"  # 39 of 400 disagree: 9.75%, the lowest
     assert found.chosen == ("good",)
@@ -42,13 +42,13 @@ def test_ties_alone_make_no_choice_and_the_paper_s_figure_is_said_to_mislead() -
     assert found.findings["good"].caution is None
 
 
-def test_an_aspect_that_goes_against_the_reference_is_told_so() -> None:
+def test_selection_reports_an_aspect_against_the_reference() -> None:
     found = select({"against": AGAINST}, ["against"], 1)
     assert found.chosen == ()
     assert found.findings["against"].verdict is Verdict.OPPOSES
 
 
-def test_a_baseline_is_judged_and_never_chosen() -> None:
+def test_selection_never_chooses_a_baseline() -> None:
     found = select({"length": GOOD}, [], 1)
     assert found.chosen == ()
     assert found.by_paper is None
@@ -56,14 +56,14 @@ def test_a_baseline_is_judged_and_never_chosen() -> None:
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(0, ()), (1, ("a",)), (2, ("a", "b"))])
-def test_no_more_are_chosen_than_asked_for(most: int, chosen: tuple[str, ...]) -> None:
+def test_selection_chooses_at_most_the_number_asked_for(most: int, chosen: tuple[str, ...]) -> None:
     better = judged(300, 100)
     found = select({"b": GOOD, "a": better}, ["a", "b"], most)
     assert found.chosen == chosen
     assert all(one.reason for one in found.findings.values())
 
 
-def test_an_aspect_that_decides_nothing_is_silent() -> None:
+def test_selection_reports_an_aspect_that_decides_nothing() -> None:
     found = select({"flat": judged(0, 0)}, ["flat"], 1)
     assert found.findings["flat"].verdict is Verdict.SILENT
     assert found.findings["flat"].caution is None

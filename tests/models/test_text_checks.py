@@ -6,7 +6,7 @@ from alarm_models.errors import RecipeError
 from alarm_models.types import Sample, Span
 
 
-def test_length_counts_the_policys_tokens_else_words() -> None:
+def test_length_counts_policy_tokens_else_words() -> None:
     offsets = (Span(0, 1), Span(1, 2), Span(2, 2))
     tokens = Sample("?", "ab", token_offsets=offsets)
     assert values(load_direct(kind="length"), tokens, completion("three white-space words")) == [
@@ -27,11 +27,11 @@ def test_length_counts_the_policys_tokens_else_words() -> None:
         ("", -15.7),
     ],
 )
-def test_readability_is_the_grade_by_hand(text: str, grade: float) -> None:
+def test_readability_equals_the_grade_by_hand(text: str, grade: float) -> None:
     assert values(load_direct(kind="readability"), completion(text)) == [grade]
 
 
-def test_language_is_a_confidence_among_the_recipes_languages() -> None:
+def test_language_score_is_a_confidence_among_the_recipes_languages() -> None:
     model = load_direct(kind="language", target="en", languages=["en", "es"])
     english, spanish, none = values(
         model,
@@ -46,12 +46,12 @@ def test_language_is_a_confidence_among_the_recipes_languages() -> None:
     assert none == 0
 
 
-def test_a_language_that_nobody_knows_is_refused() -> None:
+def test_language_that_is_unknown_is_refused() -> None:
     with pytest.raises(RecipeError, match="languages has \\['xx'\\]"):
         load_direct(kind="language", languages=["en", "xx"])
 
 
-def test_a_form_is_matched_somewhere_or_in_whole() -> None:
+def test_regex_matches_somewhere_or_the_whole() -> None:
     texts = (completion("so <answer>4</answer>"), completion("<answer>4</answer>"), completion("4"))
     pattern = r"<answer>\d</answer>"
     somewhere = load_direct(kind="regex", pattern=pattern)
@@ -60,7 +60,7 @@ def test_a_form_is_matched_somewhere_or_in_whole() -> None:
     assert values(whole, *texts) == [0, 1, 0]
 
 
-def test_a_pattern_that_never_ends_costs_its_own_sample() -> None:
+def test_regex_timeout_fails_its_sample_alone() -> None:
     model = load_direct(kind="regex", pattern=r"(?:a|aa)*c", match="whole", timeout_s=0.2)
     texts = ("aac", "a" * 60 + "bc", "b")
     ended, endless, after = values(model, *map(completion, texts))
@@ -68,12 +68,12 @@ def test_a_pattern_that_never_ends_costs_its_own_sample() -> None:
     assert endless in ("the pattern took longer than 0.2 s", "the check took longer than 0.2 s")
 
 
-def test_a_pattern_that_is_none_is_refused() -> None:
+def test_regex_that_does_not_compile_is_refused() -> None:
     with pytest.raises(RecipeError, match="pattern '\\(' cannot be read"):
         load_direct(kind="regex", pattern="(")
 
 
-def test_repetition_is_the_share_of_ngrams_said_before() -> None:
+def test_repetition_is_the_share_of_repeated_ngrams() -> None:
     # Bigrams: ab ba ab ba aa: three of five are new.
     bigrams = load_direct(kind="repetition", ngram=2)
     assert values(bigrams, completion("a b A b a a"), completion("a")) == [pytest.approx(0.4), 0]
@@ -87,7 +87,7 @@ def test_repetition_is_the_share_of_ngrams_said_before() -> None:
         ("bleu", sacrebleu.sentence_bleu),
     ],
 )
-def test_similarity_is_sacrebleus_sentence_score(metric: str, reference_score: object) -> None:
+def test_similarity_equals_sacrebleus_sentence_score(metric: str, reference_score: object) -> None:
     said, wanted = "The cat sat on the mat.", "A cat was sitting on the mat."
     model = load_direct(kind="similarity", metric=metric)
     assert callable(reference_score)
@@ -96,7 +96,7 @@ def test_similarity_is_sacrebleus_sentence_score(metric: str, reference_score: o
     ]
 
 
-def test_a_sample_without_the_reference_is_told_what_to_send() -> None:
+def test_similarity_without_reference_says_what_to_send() -> None:
     same, lacking = values(
         load_direct(kind="similarity"), completion("a b c", reference="a b c"), completion("a")
     )
@@ -104,7 +104,7 @@ def test_a_sample_without_the_reference_is_told_what_to_send() -> None:
     assert lacking == "the model's template names {reference}: send it in the sample's `fields`"
 
 
-def test_exact_match_compares_the_last_answer_with_the_reference() -> None:
+def test_exact_match_compares_the_last_match_with_the_reference() -> None:
     model = load_direct(kind="exact-match", answer=r"\\boxed\{(.*?)\}", ignore_case=True)
     assert values(
         model,
@@ -114,12 +114,12 @@ def test_exact_match_compares_the_last_answer_with_the_reference() -> None:
     ) == [1, 0, 0]
 
 
-def test_exact_match_of_a_whole_completion_heeds_case() -> None:
+def test_exact_match_of_a_whole_completion_is_case_sensitive() -> None:
     model = load_direct(kind="exact-match", reference="{solution}")
     yes, no = completion(" Yes\n", solution="Yes"), completion("yes", solution="Yes")
     assert values(model, yes, no) == [1, 0]
 
 
-def test_an_answer_pattern_without_a_group_is_refused() -> None:
+def test_exact_match_pattern_without_a_group_is_refused() -> None:
     with pytest.raises(RecipeError, match="has no group"):
         load_direct(kind="exact-match", answer="answer: .*")

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from alarm_models.errors import SampleError
-from alarm_models.reward_models import thread_pool as crews
+from alarm_models.reward_models import thread_pool as pools
 from alarm_models.reward_models.thread_pool import CheckThreadPool
 from alarm_models.types import Sample, Score
 
@@ -38,13 +38,13 @@ def said(outcomes: list[Score | SampleError]) -> list[float | str | None]:
     return [one.value if isinstance(one, Score) else one.message for one in outcomes]
 
 
-async def test_outcomes_come_in_order() -> None:
+async def test_thread_pool_returns_outcomes_in_order() -> None:
     texts = ["a" * (number % 7) for number in range(100)]
     outcomes = await CheckThreadPool(3).run(Lengths(), samples(*texts), PATIENCE_S)
     assert said(outcomes) == [number % 7 for number in range(100)]
 
 
-async def test_a_check_that_raises_costs_its_own_sample() -> None:
+async def test_thread_pool_check_that_raises_fails_its_sample_alone() -> None:
     outcomes = await CheckThreadPool(1).run(
         Lengths(), samples("a", "raise", "exit", "bb"), PATIENCE_S
     )
@@ -56,7 +56,7 @@ async def test_a_check_that_raises_costs_its_own_sample() -> None:
     ]
 
 
-async def test_a_check_that_hangs_costs_its_own_sample() -> None:
+async def test_thread_pool_check_that_hangs_fails_its_sample_alone() -> None:
     lengths = Lengths()
     outcomes = await CheckThreadPool(1).run(lengths, samples("a", "hang", "bb", "hang", "ccc"), 0.2)
     late = "the check took longer than 0.2 s"
@@ -65,52 +65,52 @@ async def test_a_check_that_hangs_costs_its_own_sample() -> None:
     lengths.release.set()
 
 
-async def test_a_check_that_hangs_after_its_caller_left_blocks_nobody() -> None:
-    crew, lengths = CheckThreadPool(1), Lengths()
-    leaving = asyncio.create_task(crew.run(lengths, samples("hang"), 0.2))
+async def test_thread_pool_check_that_hangs_after_its_caller_left_is_abandoned() -> None:
+    pool, lengths = CheckThreadPool(1), Lengths()
+    leaving = asyncio.create_task(pool.run(lengths, samples("hang"), 0.2))
     await asyncio.to_thread(lengths.hanging.wait, PATIENCE_S)
     leaving.cancel()
-    assert said(await crew.run(lengths, samples("a"), 0.2)) == [1]
+    assert said(await pool.run(lengths, samples("a"), 0.2)) == [1]
     lengths.release.set()
 
 
-async def test_what_a_caller_left_behind_is_not_checked() -> None:
-    crew, lengths, seen = CheckThreadPool(1), Lengths(), []
+async def test_thread_pool_skips_samples_of_a_caller_that_left() -> None:
+    pool, lengths, seen = CheckThreadPool(1), Lengths(), []
 
     def check(sample: Sample) -> Score:
         seen.append(sample.completion)
         return lengths(sample)
 
-    leaving = asyncio.create_task(crew.run(check, samples("hang", "never"), PATIENCE_S))
+    leaving = asyncio.create_task(pool.run(check, samples("hang", "never"), PATIENCE_S))
     await asyncio.to_thread(lengths.hanging.wait, PATIENCE_S)
     leaving.cancel()
     await asyncio.wait((leaving,))
     lengths.release.set()
-    assert said(await crew.run(check, samples("a"), PATIENCE_S)) == [1]
+    assert said(await pool.run(check, samples("a"), PATIENCE_S)) == [1]
     assert seen == ["hang", "a"]
 
 
-async def test_while_too_many_hang_new_checks_fail_at_once(
+async def test_thread_pool_with_too_many_stuck_threads_fails_new_checks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(crews, "_MAX_STUCK", 1)
-    crew, lengths = CheckThreadPool(2), Lengths()
-    assert said(await crew.run(lengths, samples("hang"), 0.2)) == [
+    monkeypatch.setattr(pools, "_MAX_STUCK", 1)
+    pool, lengths = CheckThreadPool(2), Lengths()
+    assert said(await pool.run(lengths, samples("hang"), 0.2)) == [
         "the check took longer than 0.2 s"
     ]
     refused = "1 checks hang: no more are begun until one returns"
-    assert said(await crew.run(lengths, samples("a", "b"), 0.2)) == [refused, refused]
+    assert said(await pool.run(lengths, samples("a", "b"), 0.2)) == [refused, refused]
     lengths.release.set()
     async with asyncio.timeout(PATIENCE_S):
-        while said(await crew.run(lengths, samples("a"), 9)) != [1]:  # noqa: ASYNC110
+        while said(await pool.run(lengths, samples("a"), 9)) != [1]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # a lost thread that returns tells nobody
 
 
-async def test_a_closed_crew_has_no_threads_left() -> None:
-    crew = CheckThreadPool(2)
-    await crew.run(Lengths(), samples("a"), PATIENCE_S)
+async def test_thread_pool_once_closed_has_no_threads() -> None:
+    pool = CheckThreadPool(2)
+    await pool.run(Lengths(), samples("a"), PATIENCE_S)
     threads = [one for one in threading.enumerate() if one.name == "check"]
-    crew.close()
+    pool.close()
     for thread in threads[-2:]:
         await asyncio.to_thread(thread.join, PATIENCE_S)
         assert not thread.is_alive()

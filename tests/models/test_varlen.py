@@ -1,4 +1,4 @@
-"""The variable-length way beside the plain way.
+"""VarlenBackend beside PaddedBackbone.
 
 Its kernel runs on CUDA alone; elsewhere a twin that attends sequence by sequence, as torch's
 documentation of `varlen_attn` has it, stands in for the kernel, and all else is ours.
@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_packed_backbone import alone, base, features, group, packed_way, random_ids
+from test_packed_backbone import alone, base, features, group, packed_backbone, random_ids
 from tolerance import assert_computed
 
 from alarm_models.modeling.backend_selection import select_backend
@@ -67,7 +67,7 @@ def twin(
     return out, lse
 
 
-def varlen_way(architecture: str, **options: Any) -> PackedBackbone:
+def varlen_backbone(architecture: str, **options: Any) -> PackedBackbone:
     return PackedBackbone(base(architecture), VarlenBackend(), **options)
 
 
@@ -78,46 +78,46 @@ def _twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("architecture", SERVED)
 @torch.inference_mode()
-def test_its_states_are_those_of_each_sample_alone(architecture: str) -> None:
+def test_varlen_states_equal_those_of_each_sample_alone(architecture: str) -> None:
     batch = features(*group(4, 30, 5), random_ids(1, 5), random_ids(90, 6), random_ids(17, 7))
-    way = varlen_way(architecture, share=architecture in tiny.DECODERS)
-    assert_computed(way.forward(batch).states, alone(architecture, batch))
+    backbone = varlen_backbone(architecture, share=architecture in tiny.DECODERS)
+    assert_computed(backbone.forward(batch).states, alone(architecture, batch))
 
 
 @torch.inference_mode()
-def test_a_longformer_attends_within_its_windows() -> None:
+def test_varlen_longformer_is_exact_within_its_windows() -> None:
     batch = features(random_ids(90, 6), random_ids(17, 7), random_ids(200, 8))
     plain = PaddedBackbone(base("longformer"), has_global=False)
     wanted = torch.cat([plain.forward([one]).states for one in batch])
-    way = varlen_way("longformer", share=False)
-    assert_computed(way.forward(batch).states, wanted)
+    backbone = varlen_backbone("longformer", share=False)
+    assert_computed(backbone.forward(batch).states, wanted)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=7))
 @torch.inference_mode()
-def test_any_tree_of_beginnings_is_exact_also_when_remembered(paths: list[list[int]]) -> None:
+def test_varlen_of_any_prefix_tree_is_exact_also_when_cached(paths: list[list[int]]) -> None:
     # Each step of a path is 18 ids, so that common steps are shared on several levels.
     samples = [sum((random_ids(18, step) for step in path), ()) for path in paths]
     batch = features(*samples)
-    # Read the last token alone: what is read has to run, the rest may be remembered.
+    # Read the last token alone: what is read has to be computed, the rest may be cached.
     batch = [type(one)(one.ids, one.read_positions[-1:], truncated=False) for one in batch]
-    way = _remembering()
+    backbone = _with_prefix_cache()
     wanted = alone("llama", batch)
     for _ in range(2):
-        assert_computed(way.forward(batch).states, wanted)
+        assert_computed(backbone.forward(batch).states, wanted)
 
 
 _KEPT: list[PackedBackbone] = []
 
 
-def _remembering() -> PackedBackbone:
+def _with_prefix_cache() -> PackedBackbone:
     if not _KEPT:
-        _KEPT.append(varlen_way("llama", share=True, prefix_cache_bytes=1 << 24))
+        _KEPT.append(varlen_backbone("llama", share=True, prefix_cache_bytes=1 << 24))
     return _KEPT[0]
 
 
-def test_every_depth_of_sharing_is_one_call() -> None:
+def test_varlen_batches_have_one_call_a_prefix_depth() -> None:
     system, one, other = range(20), range(100, 120), range(200, 220)
     samples = [(*system, *one, 7), (*system, *one, 8), (*system, *other, 9)]
     own, first, second = varlen_batches(pack(samples, share=True), CPU)
@@ -131,26 +131,28 @@ def test_every_depth_of_sharing_is_one_call() -> None:
     assert (own.max_seqlen_q, first.max_seqlen_q, second.max_seqlen_k) == (21, 43, 20)
 
 
-def test_a_softcap_is_refused_so_that_the_probe_goes_on() -> None:
+def test_varlen_with_softcap_is_refused() -> None:
     with pytest.raises(ValueError, match="caps no logits"):
-        varlen_way("gemma2", share=True).forward(features(random_ids(9, 1)))
+        varlen_backbone("gemma2", share=True).forward(features(random_ids(9, 1)))
 
 
-def test_on_a_cpu_models_do_without_it() -> None:
-    assert packed_way("llama")._model.config._attn_implementation == "alarm_packed"
+def test_select_backend_on_a_cpu_selects_sdpa() -> None:
+    assert packed_backbone("llama")._model.config._attn_implementation == "alarm_packed"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", SERVED)
 @torch.inference_mode()
-def test_on_a_gpu_the_kernel_serves(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_backend_on_a_gpu_selects_varlen(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     model: hf.PreTrainedModel = base(architecture).to("cuda", torch.bfloat16)  # type: ignore[arg-type]
     batch = features(*group(4, 30, 5), random_ids(90, 6))
     wanted = torch.cat(
         [PaddedBackbone(model, has_global=False).forward([one]).states for one in batch]
     )
-    way = select_backend(model)
-    assert isinstance(way, PackedBackbone)
+    backbone = select_backend(model)
+    assert isinstance(backbone, PackedBackbone)
     assert model.config._attn_implementation == "alarm_varlen"
-    assert (way.forward(batch).states - wanted).norm() <= 5e-2 * wanted.norm()
+    assert (backbone.forward(batch).states - wanted).norm() <= 5e-2 * wanted.norm()

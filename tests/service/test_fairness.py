@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_queue import M, lengths, model, work
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
-from alarm_models.reward_models.base import in_turns
+from alarm_models.reward_models.base import gather_limited
 from alarm_service.engine.fairness import Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.queue import (
@@ -367,10 +367,10 @@ async def test_a_large_request_of_a_function_lets_others_between() -> None:
             order.append(name)
             return name
 
-    large = asyncio.create_task(in_turns(call, [f"l{at}" for at in range(50)], 2))
+    large = asyncio.create_task(gather_limited(call, [f"l{at}" for at in range(50)], 2))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    single = asyncio.create_task(in_turns(call, ["single"], 2))
+    single = asyncio.create_task(gather_limited(call, ["single"], 2))
     assert await large == [f"l{at}" for at in range(50)]
     assert await single == ["single"]
     assert order.index("single") <= 6

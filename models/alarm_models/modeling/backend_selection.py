@@ -102,7 +102,7 @@ def select_backend(
 ) -> Backbone:
     """Return the fastest backbone for a model that gives what transformers alone gives.
 
-    A model is run on a few samples each way: one that a pruned last layer, shared prefixes, the
+    A model is run on a few samples by each: one that a pruned last layer, shared prefixes, the
     prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
     found out here and gets a slower backbone.
     """
@@ -161,7 +161,7 @@ class _Probe:
         beyond = [max(min(2 * window, _MAX_PROBED_WINDOW), 8) + 40]
         if window:
             beyond.insert(0, window + 30)
-        room = _room(model, config)
+        max_tokens = _max_probe_tokens(model, config)
         num_ids = _num_ids(model, config)
         special = [one for one in _special_ids(config) if one < num_ids]
         end = special[:1]  # where there is one, heads of encoder-decoders read it
@@ -173,12 +173,12 @@ class _Probe:
 
         def sample(*parts: Sequence[int]) -> tuple[int, ...]:
             joined = [one for part in parts for one in part]
-            return (*joined[: max(room - len(end), 1)], *end)
+            return (*joined[: max(max_tokens - len(end), 1)], *end)
 
         prompt, turn = own[0][:24], own[0][24:44]
         group = [
-            sample(beginning, own[1][8 * n : 8 * n + 6 + n % 2])
-            for n, beginning in enumerate((prompt, prompt, prompt + turn, prompt + turn))
+            sample(prefix, own[1][8 * n : 8 * n + 6 + n % 2])
+            for n, prefix in enumerate((prompt, prompt, prompt + turn, prompt + turn))
         ]
         spelled = sample(own[1][50:56], [*special, *special[:1]], own[1][60:71])
         others = [sample(own[1][100 : 100 + length]) for length in (4, 30)]
@@ -371,7 +371,7 @@ def _is_padding_exact(
     apart: PaddingPolicy,
     run_padded: RunPadded,
 ) -> bool:
-    """Try it in float32, where rounding does not hide a wrong score, as far as there is room."""
+    """Try it in float32, where rounding does not hide a wrong score, as far as memory allows."""
     num_bytes = 4 * sum(one.numel() for one in model.parameters())
     if model.dtype is not torch.float32 and num_bytes <= _MAX_FLOAT32_BYTES:
         try:
@@ -435,7 +435,7 @@ def _last_read(samples: Sequence[tuple[int, ...]]) -> list[ModelInput]:
     return [ModelInput(ids, (Span(len(ids) - 1, len(ids)),), truncated=False) for ids in samples]
 
 
-def _room(model: PreTrainedModel, config: Any) -> int:
+def _max_probe_tokens(model: PreTrainedModel, config: Any) -> int:
     """Return how many tokens the probe's samples may have, before the tables are known."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:

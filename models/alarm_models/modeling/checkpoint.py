@@ -1,4 +1,4 @@
-"""Where a model's weights are, what they are, and how they are read without unpickling objects."""
+"""Checkpoints: locate, digest and read them, without unpickling objects."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def digest(folder: Path) -> str:
 
 
 def code_digest(folder: Path) -> str:
-    """Return a digest of the code that a checkpoint brings: a hex string, alike for none."""
+    """Return a digest of the code that a checkpoint brings: a hex string, equal if it has none."""
     whole = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -86,7 +86,7 @@ def code_digest(folder: Path) -> str:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return what changes when any of the files that are digested is written: quickly told."""
+    """Return what changes when any digested file is written: sizes and times, without reading."""
     stats = {path.name: path.stat() for path in _files(folder)}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
 

@@ -51,7 +51,7 @@ class Head:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The module that a head is that was read from tensors, to be put on its device."""
+        """The module of a head that was built from tensors, to be moved to its device."""
         if not isinstance(self.apply, torch.nn.Module):
             raise TypeError("this head belongs to its model")
         return self.apply
@@ -62,7 +62,7 @@ class Head:
 
 
 def sequence_head(model: PreTrainedModel) -> Head | None:
-    """Take off a sequence classifier's head; None where we do not know how it reads."""
+    """Return a sequence classifier's head; None if how it pools is not known."""
     classifier: Any = model
     labels = int(classifier.config.num_labels)
     match model.config.model_type:
@@ -84,7 +84,7 @@ def sequence_head(model: PreTrainedModel) -> Head | None:
 
 
 def token_head(model: PreTrainedModel) -> Head | None:
-    """Take off a token classifier's head; None where we do not know how it reads."""
+    """Return a token classifier's head; None if how it reads is not known."""
     classifier: Any = model
     labels = int(classifier.config.num_labels)
     match model.config.model_type:
@@ -128,7 +128,7 @@ def mlp(tensors: Mapping[str, torch.Tensor], name: str) -> Head:
 
 
 def vocabulary_head(model: PreTrainedModel, token_ids: Sequence[int]) -> Head | None:
-    """Take off a causal model's head for some tokens; None where we do not know how it reads."""
+    """Return a causal model's head for some tokens; None if how it reads is not known."""
     causal: Any = model
     config = causal.config.get_text_config()
     linear = causal.get_output_embeddings()
@@ -177,7 +177,7 @@ class _Gated(torch.nn.Module):
         self._scale = torch.nn.Parameter(scale, requires_grad=False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply the three."""
+        """Apply regression layer, reward transform and gate."""
         rewards = self._regression(states)
         gate = torch.softmax(self._gate(states) / self._temperature, -1) * self._scale
         return torch.cat([rewards, rewards @ self._transform, gate], -1)

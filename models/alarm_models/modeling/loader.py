@@ -61,7 +61,7 @@ __all__ = [
 
 
 class ModelInitLock:
-    """Lets any number of forward passes run side by side, and a construction alone."""
+    """A shared lock for forward passes, exclusive for constructing a model."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,7 +81,7 @@ class ModelInitLock:
             self.give_up(threading.get_ident())
 
     def give_up(self, thread: int) -> None:
-        """Wait no longer for the pass of a thread, which may never end; nobody uses its result."""
+        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
         with self._changed:
             self._passes.discard(thread)
             if self._is_under_way:
@@ -114,7 +114,7 @@ def _locked_init_context(cls: type[PreTrainedModel], *arguments: Any, **named: A
     return [MODEL_INIT_LOCK.exclusive(), *_init_context.__func__(cls, *arguments, **named)]
 
 
-# Reading the weights takes minutes and disturbs nobody; this is the moment that does.
+# Reading the weights takes minutes and affects no other model; this moment does.
 PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ignore[assignment]
 
 
@@ -283,7 +283,7 @@ def _load(
     except Exception as error:  # the checkpoint's own code may raise any, and so may its files
         told = loading_refusal(facts, error, is_trusted=source.trust_remote_code)
         raise CheckpointError(told) from error
-    # A tensor that the files lack would be random: never serve it. Poolers we do not read may lack.
+    # A tensor that the files lack would be random: never serve it. We read no poolers.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise CheckpointError(missing_refusal(facts, model, missing))
@@ -293,9 +293,9 @@ def _load(
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:
-    """Move a module to its device, in memory of its own.
+    """Move a module to its device, into memory of its own.
 
-    On a CPU tensors may lie in the checkpoint's mapped file, and would change with it where it is
+    On a CPU tensors may be views of the checkpoint's mapped file, and would change if it were
     overwritten in place.
     """
     module.to(device)

@@ -1,4 +1,4 @@
-"""What a checkpoint's chat template asks for beside the messages: the date, or random text.
+"""Chat templates that use more than the messages: the date, or random text.
 
 A score must not change by the clock while its fingerprint stays. `strftime_now` (Llama 3.1 and
 later, Granite) is answered with one fixed date; a template that draws random text is refused.
@@ -62,7 +62,7 @@ def require_jinja(template: str) -> None:
 
 
 def fix_date(template: str) -> None:
-    """Have a template's next rendering by transformers find the fixed date for its clock.
+    """Have a template's next rendering by transformers use the fixed date.
 
     transformers gives templates nothing but plain data, and keeps the functions that they call with
     the compiled template. It caches those, so this is to be said before each rendering. Raises
@@ -79,16 +79,16 @@ def fix_date(template: str) -> None:
 
 
 def asks_date(template: str) -> bool:
-    """Say whether a template, or the file that holds it, asks for the date."""
+    """Say whether a template, or the file that it is in, uses the date."""
     return _DATE.search(template) is not None
 
 
 def draws_randomly(template: str) -> bool:
-    """Say whether a template puts in other text each time."""
+    """Say whether a template renders random text."""
     return _RANDOM.search(template) is not None
 
 
 def has_dated_template(folder: Path) -> bool:
-    """Say whether a checkpoint's chat template asks for the date, without loading it."""
+    """Say whether a checkpoint's chat template uses the date, without loading it."""
     files = [folder / name for name in _TEMPLATE_FILES]
     return any(asks_date(file.read_text("utf-8")) for file in files if file.is_file())

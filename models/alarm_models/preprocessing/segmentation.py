@@ -29,7 +29,7 @@ __all__ = [
 MIN_WORDS = 5
 
 #: sentencex goes through a paragraph again for each of the characters in `_SCANNED`, with the
-#: interpreter held: characters times those is what it may be given at once (some 20 ms).
+#: interpreter lock held: this bounds characters times those at once (some 20 ms).
 _MAX_SCANS = 16_000_000
 
 #: A longer paragraph than that is read in windows of so many characters.
@@ -138,7 +138,7 @@ def _bounds_in_windows(text: str) -> list[Span]:
         end = at + _WINDOW
         found = [span.start + at for span in _bounds(text[at:end])][1:]
         starts += found if end >= len(text) else found[:-1]
-        # The last sentence may go on behind the window. One of half a window is not read again:
+        # The last sentence may continue past the window. One of half a window is not read again:
         # so every character is read twice at most.
         goes_on = found and found[-1] - at >= _WINDOW // 2 and end < len(text)
         if found and end < len(text):
@@ -161,14 +161,14 @@ SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
 }
 
 
-#: Words in a row that must stand alike in the prompt.
+#: Consecutive words that must occur in the prompt too (n-gram size).
 _ROW = 3
 
 _WORD_CHARACTERS = re.compile(r"\w+")
 
 
 def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
-    """Find the words that stand in the prompt too, within the same three words in a row.
+    """Find the words that occur in the prompt too, within the same three consecutive words.
 
     Case and punctuation do not count. A grounded answer copies most of its words; what it makes up
     it does not.
@@ -215,26 +215,26 @@ class SegmentedText:
     def insert_separators(
         self, ids: Sequence[int], owners: Sequence[int], separator: int
     ) -> SegmentedIds:
-        """Put a separator before each segment; ``owners`` holds the word that each id is of."""
-        laid = SegmentedIds([], [], [], Span(0, 0))
+        """Put a separator before each segment; ``owners`` has the word of each id."""
+        joined = SegmentedIds([], [], [], Span(0, 0))
         inside: list[int] = []
-        # A last owner past all words lets the separators of segments without words in.
+        # A last owner past all words adds the separators of segments without words.
         for token, owner in zip((*ids, None), (*owners, len(self.words)), strict=True):
             while (
-                len(laid.separators) < len(self.firsts)
-                and owner >= self.firsts[len(laid.separators)]
+                len(joined.separators) < len(self.firsts)
+                and owner >= self.firsts[len(joined.separators)]
             ):
-                laid.separators.append(len(laid.ids))
-                laid.ids.append(separator)
-                laid.token_type_ids.append(0)
+                joined.separators.append(len(joined.ids))
+                joined.ids.append(separator)
+                joined.token_type_ids.append(0)
             if token is None:
                 break
             if self.prompt.start <= owner < self.prompt.end:
-                inside.append(len(laid.ids))
-            laid.ids.append(token)
-            laid.token_type_ids.append(int(owner in self.copied))
+                inside.append(len(joined.ids))
+            joined.ids.append(token)
+            joined.token_type_ids.append(int(owner in self.copied))
         prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
-        return SegmentedIds(laid.ids, laid.token_type_ids, laid.separators, prompt)
+        return SegmentedIds(joined.ids, joined.token_type_ids, joined.separators, prompt)
 
 
 def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:

@@ -1,4 +1,4 @@
-"""How a sample becomes the one text that a model reads."""
+"""Templates: a sample rendered as one text, with the spans of prompt and completion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation", "num_prom
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and where in it prompt and completion stand.
+    """A text, and where in it prompt and completion are.
 
     The prompt is what truncation may shorten. Tokens in ``typed_spans`` are of type 1, where any
     are given. ``anchor_positions`` are characters whose tokens are to be found, in order.
@@ -65,7 +65,7 @@ class Rendered:
         )
 
 
-#: How long one field may be searched for in one prompt.
+#: Time limit of a field's pattern on one prompt, in seconds.
 _FIELD_TIMEOUT_S = 1.0
 
 #: ``before\s*(.*?)\s*after``, the shape of the built-in recipes' patterns: two plain texts.
@@ -133,7 +133,7 @@ class TextTemplate:
         self.names = tuple(part.name for part in self._parts if part.name is not None)
 
     def render(self, sample: Sample) -> Rendered:
-        """Put the sample's texts in their places.
+        """Render a sample.
 
         Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
         """
@@ -151,7 +151,7 @@ class TextTemplate:
             if part.name == "prompt":
                 prompts.append(spans["prompt"])
             if part.name in self._fields and part.name not in sample.fields:
-                # Found in the prompt, it is the prompt: it may be shortened as that.
+                # Found in the prompt, it is part of it, and may be truncated as the prompt is.
                 spans.setdefault("prompt", spans[part.name])
         nowhere = Span(0, 0)
         return Rendered(

@@ -1,4 +1,4 @@
-"""From text to token ids, by a checkpoint's own tokenizer."""
+"""Tokenizer: text to token ids, and chat templates, by a checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Tokenizer"]
 
 _logger = logging.getLogger(__name__)
 
-#: How long a checkpoint's chat template may take over one conversation.
+#: Time limit of a checkpoint's chat template for one conversation, in seconds.
 _TEMPLATE_TIMEOUT_S = 10.0
 
 #: The tokenizer's own chat template, with no arguments.
@@ -53,7 +53,7 @@ class Tokenizer:
             )
         self._loaded = loaded
         self._has_types = "token_type_ids" in loaded.model_input_names
-        # A copy of our own: nobody switches truncation or padding on while we encode.
+        # A copy of our own, so that no other code enables truncation or padding while we encode.
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -66,12 +66,12 @@ class Tokenizer:
 
     @property
     def num_prefix(self) -> int:
-        """How many special tokens stand before a text."""
+        """How many special tokens come before a text."""
         return len(self._prefix)
 
     @property
     def num_suffix(self) -> int:
-        """How many special tokens stand after a text."""
+        """How many special tokens come after a text."""
         return len(self._suffix)
 
     @property
@@ -87,7 +87,7 @@ class Tokenizer:
         return template.get("default") if isinstance(template, dict) else template
 
     def require_chat_template(self, checkpoint: str, chat: ChatFormat = _OWN) -> None:
-        """Raise `CheckpointError` unless there is one that renders a sample always alike."""
+        """Raise `CheckpointError` unless there is one, and it always renders a sample the same."""
         template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
@@ -257,7 +257,7 @@ class Tokenizer:
                 chat_template=chat.template,
                 **chat.arguments,
             )
-        except Exception as error:  # the template is the checkpoint's own program: it may raise any
+        except Exception as error:  # the checkpoint's template may raise anything
             raise SampleError(
                 "invalid_sample", f"the chat template refuses these messages: {error}"
             ) from error
@@ -301,7 +301,7 @@ def _unreadable(folder: Path, error: Exception) -> str:
 
 
 class _Turns(list[dict[str, str]]):
-    """Messages that a chat template may look at for so long, and while anybody wants the text."""
+    """Messages for a chat template, with a time limit, which stop it once the caller has left."""
 
     def __init__(self, turns: Iterator[dict[str, str]]) -> None:
         super().__init__(turns)
@@ -345,7 +345,7 @@ def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> 
 
 
 def _tokens_at(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
-    """Return the token that holds each character; characters come in order."""
+    """Return the token that has each character; characters come in order."""
     tokens: list[int] = []
     token = 0
     for place in places:

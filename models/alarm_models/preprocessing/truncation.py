@@ -1,4 +1,4 @@
-"""What gives way when a sample is longer than its model's limit."""
+"""Truncation: what is cut when a sample is longer than its model's limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TokenIds", "Truncation", "fit"]
 
 
 class Truncation(StrEnum):
-    """The ways to shorten a sample that a recipe may name."""
+    """Truncation strategies that a recipe may name."""
 
     PROMPT = "prompt"
     RIGHT = "right"

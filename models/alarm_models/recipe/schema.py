@@ -23,7 +23,7 @@ from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
-from alarm_models.recipe.specs import ModelSpec, MultiObjectiveSpec
+from alarm_models.recipe.specs import ModelSpec
 
 __all__ = ["AspectSpec", "HierarchySpec", "HolisticSpec", "Overrides", "Recipe", "Table"]
 
@@ -157,13 +157,11 @@ class Recipe(Table):
             if model not in self.models:
                 raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
         spec = self.models[self.holistic.model]
-        if spec.kind == "segments":
+        if not spec.judges_wholes:
             raise ValueError(
                 f"holistic.model {self.holistic.model!r} scores segments, not whole completions"
             )
-        if isinstance(spec, MultiObjectiveSpec) and not (
-            spec.weights or spec.gate_at or self.holistic.output
-        ):
+        if not (spec.has_score or self.holistic.output):
             raise ValueError(
                 f"holistic.model {self.holistic.model!r} has several outputs: name one in "
                 f"holistic.output, or set models.{self.holistic.model}.weights"

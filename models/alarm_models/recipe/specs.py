@@ -22,7 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from alarm_models.api_keys import usable_key
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.truncation import Truncation
 
@@ -53,6 +52,7 @@ __all__ = [
     "TextSpec",
     "TurnsSpec",
     "require_address",
+    "usable_key",
 ]
 
 #: The spec of each kind, by the name that a recipe gives it.
@@ -82,6 +82,9 @@ class Spec(BaseModel):
 
     #: Whether a model that has no score for the made-up sample of the warm-up is not served.
     must_score_warm_up: ClassVar[bool] = True
+
+    #: Whether it judges whole completions, as a holistic model must, rather than segments alone.
+    judges_wholes: ClassVar[bool] = True
 
     if TYPE_CHECKING:
 
@@ -119,6 +122,11 @@ class Spec(BaseModel):
         return ()
 
     @property
+    def has_score(self) -> bool:
+        """Whether it gives one score; a model of several numbers may give those alone."""
+        return True
+
+    @property
     def placement(self) -> Placement:
         """Where the model's rewards are placed unless an aspect sets `placement`."""
         return Placement.SEGMENT_ENDS
@@ -134,6 +142,24 @@ def require_address(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("the URL has a query or a fragment, which would not be sent")
     return url
+
+
+def usable_key(key: str) -> str:
+    """Return a key that is sent to a server, without the white space that files and shells leave.
+
+    Raises `ValueError`, which says what is wrong and never what the key is.
+    """
+    key = key.strip()
+    if not key:
+        raise ValueError("the key is empty: leave it out, or give one")
+    for at, character in enumerate(key):
+        if not " " <= character <= "~":
+            what = "a line break" if character in "\r\n" else f"U+{ord(character):04X}"
+            raise ValueError(
+                f"the key has {what} as its character {at + 1} of {len(key)}, which no HTTP header "
+                "can hold: give the key alone"
+            )
+    return key
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -311,6 +337,7 @@ class SegmentsSpec(NeuralSpec):
     """One score per segment, read at the separator before it."""
 
     module = "alarm_models.reward_models.segments"
+    judges_wholes = False
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
     segmenter: Literal["sentences", "subsentences"] = "sentences"
@@ -376,6 +403,11 @@ class MultiObjectiveSpec(ClassifierSpec):
         default=None,
         description="ArmoRM: text at the end of a prompt; the gate reads its first token",
     )
+
+    @property
+    def has_score(self) -> bool:
+        """Whether its numbers are weighed."""
+        return bool(self.weights or self.gate_at)
 
     @model_validator(mode="after")
     def _one_way_to_a_score(self) -> MultiObjectiveSpec:

@@ -32,7 +32,7 @@ __all__ = [
     "Prepared",
     "RewardModel",
     "fingerprint_of",
-    "in_turns",
+    "gather_limited",
     "max_tokens",
     "require_finite",
     "require_outputs",
@@ -146,9 +146,9 @@ def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
 
 
 def _num_positions(network: Network) -> int:
-    """Return what the configuration says, and no more than the tables have room for.
+    """Return what the configuration says, bounded by the size of the position tables.
 
-    Configurations say "no limit" in many ways: XLNet with -1, others with none or 0.
+    Configurations write "no limit" as -1 (XLNet), as 0 or not at all.
     """
     named = getattr(network.config, "max_position_embeddings", None)
     limits = (named if isinstance(named, int) else None, network.max_positions)
@@ -190,10 +190,10 @@ class HostModel(ABC):
     #: The precision that it computes in, as torch calls it; None where that is not known.
     dtype: str | None = None
 
-    #: Where it runs, as callers are told.
+    #: Where it runs, as responses say.
     device = "none"
 
-    #: Whether another server scores, which has shown that it answers once `open` is through.
+    #: Whether another server scores; `open` has then checked that it responds.
     is_elsewhere = False
 
     def __init__(self, fingerprint: str) -> None:
@@ -207,7 +207,7 @@ class HostModel(ABC):
     async def open(self) -> None:
         """Get ready, in the event loop that scores; raise `CheckpointError`.
 
-        May be asked again after an `UnreachableError`.
+        May be called again after an `UnreachableError`.
         """
         return
 
@@ -216,7 +216,7 @@ class HostModel(ABC):
         """Return one outcome a sample, in order; a sample that cannot be scored fails alone."""
 
     async def close(self) -> None:
-        """End what it has started; nothing is asked of it afterwards."""
+        """Release what it has started; it scores nothing afterwards."""
         return
 
 
@@ -225,46 +225,46 @@ Model = RewardModel | HostModel
 
 
 class CheckModel(HostModel):
-    """A check run on a crew's threads, each sample within its time.
+    """A check run on a thread pool, each sample within its time.
 
-    ``greet`` says whether a server that it asks is there, or raises `UnreachableError`.
+    ``check_reachable`` raises `UnreachableError` while a server that it needs does not respond.
     """
 
     def __init__(
         self,
         check: Check,
-        crew: CheckThreadPool,
+        pool: CheckThreadPool,
         timeout_s: float,
         fingerprint: str,
-        greet: Callable[[], None] | None = None,
+        check_reachable: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(fingerprint)
         self._check = check
-        self._greet = greet
-        self._crew = crew
+        self._check_reachable = check_reachable
+        self._pool = pool
         self._timeout_s = timeout_s
 
     async def open(self) -> None:
-        """See that whom it asks is there."""
-        if self._greet is not None:
-            await asyncio.to_thread(self._greet)
+        """Check that the server that it needs responds."""
+        if self._check_reachable is not None:
+            await asyncio.to_thread(self._check_reachable)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         """Check each sample."""
-        return await self._crew.run(self._check, samples, self._timeout_s)
+        return await self._pool.run(self._check, samples, self._timeout_s)
 
     async def close(self) -> None:
-        """Let the crew's threads end."""
-        self._crew.close()
+        """Let the threads end."""
+        self._pool.close()
 
 
-async def in_turns(
+async def gather_limited(
     score: Callable[[_Part], Awaitable[_Scored]], parts: Sequence[_Part], at_once: int
 ) -> list[_Scored]:
-    """Score the parts of one request, so many at once, in order.
+    """Score the parts of one request, at most ``at_once`` at a time; results are in order.
 
-    What they wait for serves in the order of asking: a large request that asked for all at once
-    would keep others waiting for all of it.
+    What they wait for is first come, first served: a large request that started all parts at once
+    would block the others for all of it.
     """
     slots = asyncio.Semaphore(at_once)
 

@@ -63,7 +63,7 @@ class GenerativeModel(NeuralRewardModel):
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and shorten."""
+        """Render, tokenise and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:

@@ -16,7 +16,7 @@ from alarm_models.types import Sample, Score
 
 __all__ = ["LanguageConfidence"]
 
-#: lingua goes through a word once for each of its letters, with the interpreter held: a longer run
+#: lingua goes through a word once for each of its letters, holding the GIL: a longer run
 #: without white space is no word of any language, and is read in parts of that length.
 _MAX_WORD = 4000
 

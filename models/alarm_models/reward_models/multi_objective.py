@@ -65,7 +65,7 @@ class MultiObjectiveModel(NeuralRewardModel):
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and shorten."""
+        """Render, tokenise and truncate."""
         return self._texts.prepare(samples, self._texts.render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:

@@ -1,11 +1,11 @@
-"""The program that runs a function's process, and leaves nothing of it behind.
+"""The guard: a program that runs a worker process, and kills its whole process tree at the end.
 
     python guard.py LIFELINE PROGRAM ARGUMENTS...
 
 LIFELINE is a pipe's descriptor. When its other end is closed (by whoever started this, or because
 that process is gone, however it ended), or when PROGRAM itself ends, every process that PROGRAM has
-started is killed: on Linux also those that have left its process group or their parents. It stands
-alone: it runs without the packages around it, so that it is small and starts at once.
+started is killed: on Linux also those that have left its process group or their parents. It is
+self-contained: it runs without the packages around it, so that it is small and starts at once.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _has_children() -> bool:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """Yield the processes below one, where /proc tells; zombies are none."""
+    """Yield the descendants of a process, as /proc lists them, zombies left out."""
     children: dict[int, list[int]] = {}
     with suppress(OSError):
         for name in os.listdir("/proc"):

@@ -1,4 +1,7 @@
-"""Worker processes that run users' functions and can be killed."""
+"""A pool of worker processes that run users' functions and are killed at the time limit.
+
+Unlike a check of ours (`thread_pool`), a user's function may loop for ever, fork or crash.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,10 @@ def without_secrets(passed: Collection[str] = ()) -> Mapping[str, str]:
     }
 
 
-#: What the program says: an ``id``, and a ``value`` or what ``failed``.
+#: A line of the worker's output: an ``id``, and a ``value`` or what ``failed``.
 FunctionResult = Mapping[str, Any]
 
-#: The longest line: a completion, or its spans.
+#: The longest line in bytes: a completion, or its spans.
 _MAX_LINE = 1 << 26
 
 #: How long importing the function may take.
@@ -69,11 +72,11 @@ _END_S = 7
 
 
 class ProcessDied(Exception):
-    """The process ended with this question open; others may have been open too."""
+    """The process ended during this call; other calls may have been open too."""
 
 
 class ProcessTimeout(Exception):
-    """No answer came in time; the process has been killed."""
+    """The call timed out; the process has been killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Program:
     def start(self) -> Guarded:
         """Start it; raise `OSError`."""
         program = "alarm_models.reward_models.process_worker"
-        lifeline, held = os.pipe()
+        lifeline, our_end = os.pipe()
         try:
             process = subprocess.Popen(  # noqa: S603 - this interpreter, with a recipe's own names
                 [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve()), str(lifeline),
@@ -103,11 +106,11 @@ class Program:
                 start_new_session=True,
             )  # fmt: skip
         except BaseException:
-            os.close(held)
+            os.close(our_end)
             raise
         finally:
             os.close(lifeline)
-        return Guarded(process, held)
+        return Guarded(process, our_end)
 
 
 class Guarded:
@@ -118,7 +121,7 @@ class Guarded:
         self._lifeline: int | None = lifeline
 
     def hang_up(self) -> None:
-        """Have the guard kill what there is; does not wait."""
+        """Have the guard kill the process tree; does not wait."""
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
@@ -149,7 +152,7 @@ class Guarded:
             self.process.wait()
 
     def close(self) -> None:
-        """End it, where nobody else has its pipes."""
+        """End it, if nothing else reads its pipes."""
         self.hang_up()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -158,14 +161,14 @@ class Guarded:
 
 
 class FunctionProcess:
-    """A running process; questions may be asked side by side."""
+    """A running worker process; calls may be concurrent."""
 
     def __init__(self, guarded: Guarded, pipes: _Pipes) -> None:
         self._guarded = guarded
         self._pipes = pipes
         self._ids = itertools.count()
         self._open: dict[int, asyncio.Future[FunctionResult]] = {}
-        #: Whether it takes no more questions, and whether it answers none.
+        #: Whether it takes no more calls, and whether it has ended.
         self._is_retired = self._is_over = False
         self._closing: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read())
@@ -183,7 +186,7 @@ class FunctionProcess:
             with suppress(TimeoutError, ValueError):
                 first = await asyncio.wait_for(pipes.answers.readline(), START_S)
             found: FunctionResult = json.loads(first) if first else {"failed": "it did not start"}
-        except BaseException:  # nobody waits for it any more
+        except BaseException:  # its caller is gone
             await cls(guarded, pipes).close()
             raise
         started = cls(guarded, pipes)
@@ -194,22 +197,22 @@ class FunctionProcess:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may be asked."""
+        """Whether it takes calls."""
         return not self._is_retired and not self._is_over
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether it has ended and its pipes are closed."""
         return self._reader.done()
 
     async def ask(self, sample: Sample, timeout_s: float) -> FunctionResult:
-        """Return the function's answer; raise `ProcessDied` or `ProcessHangs`."""
+        """Return the function's result; raise `ProcessDied` or `ProcessTimeout`."""
         number = next(self._ids)
         answer: asyncio.Future[FunctionResult] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                with suppress(ConnectionError):  # the reader hears of its end, and says so
+                with suppress(ConnectionError):  # the reader sees that it ended, and reports it
                     self._pipes.questions.write(_request_line(number, sample))
                     await self._pipes.questions.drain()
                 if self._is_over:
@@ -224,9 +227,9 @@ class FunctionProcess:
                 self._close_soon()
 
     async def close(self) -> None:
-        """Kill it with all that it has started; what is open hears that it died."""
+        """Kill it with all that it has started; open calls fail with `ProcessDied`."""
         self._guarded.hang_up()
-        # Its pipe ends with the last process that holds it: the guard sees to that.
+        # Its pipe closes with the last process that has it open: the guard ends them all.
         _, left = await asyncio.wait([self._reader], timeout=_END_S)
         if left:
             self._reader.cancel()
@@ -239,7 +242,7 @@ class FunctionProcess:
 
     async def _read(self) -> None:
         try:
-            # A line that is too long, or no JSON: nothing it says counts.
+            # A line that is too long, or no JSON, ends the process.
             with suppress(ValueError, LookupError, TypeError, AttributeError):
                 while line := await self._pipes.answers.readline():
                     self._take(json.loads(line))
@@ -253,7 +256,7 @@ class FunctionProcess:
         await asyncio.to_thread(self._guarded.wait)
 
     def _take(self, answer: FunctionResult) -> None:
-        # What a call that was given up has started can only be ended with its process.
+        # What an abandoned call has started can only be ended with its process.
         self._is_retired = self._is_retired or bool(answer.get("leaves_processes"))
         future = self._open.get(answer["id"])
         if future is not None and not future.done():
@@ -292,7 +295,7 @@ def _request_line(number: int, sample: Sample) -> bytes:
     return json.dumps({"id": number, "sample": sample_to_json(sample)}).encode() + b"\n"
 
 
-#: What an async function has to say that it overran its time itself, before it is killed for it.
+#: Time for an async function to report its own timeout before it is killed, in seconds.
 _GRACE_S = 1
 
 
@@ -343,7 +346,7 @@ class FunctionPool:
         self._program = function.program
         self._is_closed = False
         self._processes: list[FunctionProcess | None] = [None] * num_processes
-        #: Those that are asked nothing any more, and may not have answered all.
+        #: Those that take no more calls, and may have open ones.
         self._leaving: list[FunctionProcess] = []
         self._starting = [asyncio.Lock() for _ in range(num_processes)]
         self._alone = asyncio.Lock()
@@ -360,7 +363,7 @@ class FunctionPool:
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
         try:
-            # It goes on where the caller leaves: its process is not free before it has answered.
+            # It continues if the caller leaves: its process is busy until it has answered.
             return _result_value(await asyncio.shield(asking))
         except asyncio.CancelledError:
             if asking.cancelled():  # the pool was closed, rather than the caller gone
@@ -372,7 +375,7 @@ class FunctionPool:
         return await self._call_alone(sample)
 
     async def close(self) -> None:
-        """Kill the processes, those too that are being started."""
+        """Kill the processes, also those that are starting."""
         self._is_closed = True
         for asking in self._asking:
             asking.cancel()

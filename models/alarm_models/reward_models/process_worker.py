@@ -1,9 +1,9 @@
-"""The program that runs one function: a sample a line in, an answer a line out.
+"""The worker process: runs one function, a sample a line in, a result a line out.
 
     python -m alarm_models.reward_models.process_worker FOLDER MODULE:NAME TIMEOUT_S
 
 The first line says what was found: whether the function is async, and a digest of its file. Answers
-to an async function's samples come in any order; one that is given up after its time says whether
+to an async function's samples come in any order; one that is abandoned at its timeout says whether
 it ``leaves_processes``. What a function prints goes to standard error. `guard` runs this program.
 """
 
@@ -27,7 +27,7 @@ from alarm_models.types import Sample
 
 __all__ = ["main"]
 
-#: Characters of an exception that are told.
+#: Characters of an exception that are reported.
 _MAX_ERROR = 400
 
 

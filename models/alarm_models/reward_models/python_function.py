@@ -13,7 +13,12 @@ from collections.abc import Mapping, Sequence
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import PythonSpec
-from alarm_models.reward_models.base import HostModel, fingerprint_of, in_turns, require_finite
+from alarm_models.reward_models.base import (
+    HostModel,
+    fingerprint_of,
+    gather_limited,
+    require_finite,
+)
 from alarm_models.reward_models.process_pool import Function, FunctionPool
 from alarm_models.reward_models.registry import host_kind
 from alarm_models.types import Sample, Score, SegmentScore, Span, require_spans_within
@@ -32,7 +37,7 @@ class PythonModel(HostModel):
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         """Call the function with each sample."""
-        return await in_turns(self._score, samples, self._at_once)
+        return await gather_limited(self._score, samples, self._at_once)
 
     async def close(self) -> None:
         """Kill the processes."""

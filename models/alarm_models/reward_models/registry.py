@@ -264,7 +264,7 @@ def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
 
 
 class CheckpointState:
-    """Tells, without loading, whether models would still be what they are; reads a folder once."""
+    """Tells without loading whether models are unchanged on disk; reads a folder once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -275,7 +275,7 @@ class CheckpointState:
     ) -> bool:
         """Say whether a model loaded now would have that fingerprint; raise `CheckpointError`.
 
-        A function's module and another server may have changed unseen: of those only loading tells.
+        A function's module or another server may have changed: only loading those again can tell.
         """
         if not isinstance(spec, NeuralSpec):
             return spec.is_reproducible

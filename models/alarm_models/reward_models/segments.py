@@ -32,7 +32,7 @@ class SegmentsModel(NeuralRewardModel):
     """A token classifier over ``prefix <sep> segment <sep> segment ...`` (FineGrainedRLHF's form).
 
     Text is split on white space before it is tokenised. Separators are put in by id and counted by
-    position, so a separator that stands in a text shifts nothing.
+    position, so a separator that occurs in a text shifts nothing.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SegmentsModel(NeuralRewardModel):
         self._negative = self._label_index(spec.negative_label)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the segments, tokenise prefix and segments by words, and shorten."""
+        """Find the segments, tokenise prefix and segments by words, and truncate."""
         parts: dict[int, SegmentedText] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
@@ -98,15 +98,15 @@ class SegmentsModel(NeuralRewardModel):
     def _features(
         self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]
     ) -> ModelInput | SampleError:
-        laid = part.insert_separators(ids, owners, self._separator)
+        joined = part.insert_separators(ids, owners, self._separator)
         tokenizer = self._weights.tokenizer
         shift = tokenizer.num_prefix
         types: tuple[int, ...] = ()
         if self._spec.mark_copied:
-            types = (*[0] * shift, *laid.token_type_ids, *[0] * tokenizer.num_suffix)
+            types = (*[0] * shift, *joined.token_type_ids, *[0] * tokenizer.num_suffix)
         tokens = TokenIds(
-            tuple(tokenizer.with_special(laid.ids)),
-            Span(laid.prompt.start + shift, laid.prompt.end + shift),
+            tuple(tokenizer.with_special(joined.ids)),
+            Span(joined.prompt.start + shift, joined.prompt.end + shift),
             tokenizer.num_prefix,
             tokenizer.num_suffix,
             types,
@@ -117,7 +117,7 @@ class SegmentsModel(NeuralRewardModel):
             return error
         shift -= tokens.prompt.end - kept.prompt.end
         end = len(kept.ids) - tokenizer.num_suffix
-        starts = [at + shift for at in laid.separators if at + shift < end]
+        starts = [at + shift for at in joined.separators if at + shift < end]
         if not starts:
             return SampleError("too_long", "truncation leaves none of the completion's segments")
         return ModelInput(

@@ -51,7 +51,7 @@ class SequenceModel(NeuralRewardModel):
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and shorten."""
+        """Render, tokenise and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:

@@ -42,7 +42,7 @@ class StepsModel(NeuralRewardModel):
     """A process reward model over ``prompt step <step token> step <step token> ...``.
 
     This is the form of Qwen2.5-Math-PRM (Zhang et al. 2025, arXiv 2501.07301). Step tokens are
-    found by where they were put, so one that stands in a text shifts nothing.
+    found by where they were put, so one that occurs in a text shifts nothing.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StepsModel(NeuralRewardModel):
         self._positive = self._labels.index(wanted)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the steps, put a step token after each, tokenise and shorten."""
+        """Find the steps, put a step token after each, tokenise and truncate."""
         prepared = self._texts.prepare(samples, self._render, self._features)
         return [
             replace(one, segments=self._steps(sample)) if isinstance(one, ModelInput) else one
@@ -115,7 +115,7 @@ class StepsModel(NeuralRewardModel):
         if any(tokens.ids[place] != self._step_id for place in tokens.anchor_positions):
             raise SampleError(
                 "invalid_sample",
-                f"step token {self._spec.step_token!r} melts into the text around it",
+                f"step token {self._spec.step_token!r} merges with the text around it",
             )
         reads = tuple(Span(place, place + 1) for place in tokens.anchor_positions)
         return ModelInput(tokens.ids, reads, truncated)

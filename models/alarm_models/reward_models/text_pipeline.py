@@ -1,4 +1,4 @@
-"""Samples as one text each: rendered, tokenised and shortened for a model."""
+"""TextPipeline: samples rendered, tokenised and truncated, as one text each."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TextPipeline:
         render: Callable[[Sample], Rendered | Score],
         features: Callable[[TokenIds, bool], ModelInput],
     ) -> list[Prepared]:
-        """Tokenise and shorten what ``render`` makes of samples, and hand it to ``features``.
+        """Tokenise and truncate what ``render`` makes of samples, and pass it to ``features``.
 
         ``features`` takes the tokens and whether any were dropped; it, as ``render``, may raise
         `SampleError`. A score that ``render`` returns needs no device.

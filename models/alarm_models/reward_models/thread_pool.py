@@ -1,4 +1,8 @@
-"""Threads that check samples one after another, and are given up where a check hangs."""
+"""A thread pool for checks of texts: bounded time a sample, threads that hang are abandoned.
+
+A thread cannot be killed, so only our own checks run here, which bound the work that one text can
+cause. Users' functions run in processes (`process_pool`).
+"""
 
 from __future__ import annotations
 
@@ -29,25 +33,25 @@ _MAX_STUCK = 16
 class CheckThreadPool:
     """Runs checks on daemon threads, which start with the first sample.
 
-    A check that raises, whatever it raises, costs its own sample. So does one that takes longer
-    than its time: its thread is given up, and another takes its place. While too many hang, new
-    checks fail at once.
+    A check that raises, whatever it raises, fails its own sample. So does one that takes longer
+    than its time: its thread is abandoned and replaced. While too many threads hang, new checks
+    fail at once.
     """
 
     def __init__(self, num_threads: int, on_close: Callable[[], None] = lambda: None) -> None:
         self._num_threads = num_threads
         self._on_close = on_close
-        self._turns: SimpleQueue[_Task | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._num_running = 0
-        self._num_lost = 0
+        self._num_stuck = 0
         self._watches: set[asyncio.Task[list[Score | SampleError]]] = set()
 
     async def run(
         self, check: Check, samples: Sequence[Sample], timeout_s: float
     ) -> list[Score | SampleError]:
         """Check samples, each within its time; one outcome a sample, in order."""
-        # No more turns at once than threads: so one large request does not keep others waiting.
+        # No more tasks at once than threads, so that one large request does not block others.
         slots = asyncio.Semaphore(self._num_threads)
         chunks = [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
         parts = await asyncio.gather(
@@ -59,7 +63,7 @@ class CheckThreadPool:
         """Let the threads end; one that hangs ends with the process."""
         with self._lock:
             for _ in range(self._num_running):
-                self._turns.put(None)
+                self._tasks.put(None)
             self._num_running = 0
         self._on_close()
 
@@ -72,39 +76,39 @@ class CheckThreadPool:
                 outcomes += await self._run_task(_Task(check, samples[len(outcomes) :]), timeout_s)
         return outcomes
 
-    async def _run_task(self, turn: _Task, timeout_s: float) -> list[Score | SampleError]:
+    async def _run_task(self, task: _Task, timeout_s: float) -> list[Score | SampleError]:
         """Have a thread check samples; return the outcomes of the first of them, at least one."""
-        if self._num_lost >= _MAX_STUCK:
-            message = f"{self._num_lost} checks hang: no more are begun until one returns"
-            return [SampleError("model_failed", message) for _ in turn.samples]
+        if self._num_stuck >= _MAX_STUCK:
+            message = f"{self._num_stuck} checks hang: no more are begun until one returns"
+            return [SampleError("model_failed", message) for _ in task.samples]
         with self._lock:
             while self._num_running < self._num_threads:
                 self._start()
-        self._turns.put(turn)
-        watch = asyncio.create_task(self._watch(turn, timeout_s))
+        self._tasks.put(task)
+        watch = asyncio.create_task(self._watch(task, timeout_s))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
         try:
-            # The watch goes on where the caller leaves: its thread may hang all the same.
+            # The timeout counts even if the caller leaves: its thread may hang all the same.
             return await asyncio.shield(watch)
         finally:
-            turn.is_wanted = False
+            task.has_caller = False
 
-    async def _watch(self, turn: _Task, timeout_s: float) -> list[Score | SampleError]:
-        while not turn.finished.done():
-            left = turn.since + timeout_s - time.monotonic()
-            if left <= 0 and self._abandon(turn):
+    async def _watch(self, task: _Task, timeout_s: float) -> list[Score | SampleError]:
+        while not task.finished.done():
+            left = task.since + timeout_s - time.monotonic()
+            if left <= 0 and self._abandon(task):
                 message = f"the check took longer than {timeout_s:g} s"
-                return [*turn.outcomes, SampleError("model_failed", message)]
-            await asyncio.wait((turn.finished,), timeout=max(0.001, min(left, timeout_s)))
-        return turn.outcomes
+                return [*task.outcomes, SampleError("model_failed", message)]
+            await asyncio.wait((task.finished,), timeout=max(0.001, min(left, timeout_s)))
+        return task.outcomes
 
-    def _abandon(self, turn: _Task) -> bool:
+    def _abandon(self, task: _Task) -> bool:
         with self._lock:
-            if turn.is_over:
+            if task.is_over:
                 return False
-            turn.is_abandoned = True
-            self._num_lost += 1
+            task.is_abandoned = True
+            self._num_stuck += 1
             self._num_running -= 1
             self._start()
         return True
@@ -114,25 +118,25 @@ class CheckThreadPool:
         threading.Thread(target=self._work, name="check", daemon=True).start()
 
     def _work(self) -> None:
-        while (turn := self._turns.get()) is not None:
-            turn.run()
+        while (task := self._tasks.get()) is not None:
+            task.run()
             with self._lock:
-                turn.is_over = True
-                if turn.is_abandoned:  # another thread has this one's place
-                    self._num_lost -= 1
+                task.is_over = True
+                if task.is_abandoned:  # another thread has replaced this one
+                    self._num_stuck -= 1
                     return
-            turn.notify()
+            task.notify()
 
 
 @dataclass(eq=False, slots=True)
 class _Task:
-    """Some samples at one thread; ``since`` is when the one under way began, in monotonic s."""
+    """Samples for one thread; ``since`` is when the running check began, in monotonic seconds."""
 
     check: Check
     samples: Sequence[Sample]
     outcomes: list[Score | SampleError] = field(default_factory=list)
     since: float = math.inf
-    is_wanted: bool = True
+    has_caller: bool = True
     is_over: bool = False
     is_abandoned: bool = False
     finished: asyncio.Future[None] = field(
@@ -140,9 +144,9 @@ class _Task:
     )
 
     def run(self) -> None:
-        """Check one sample after another, for as long as anybody wants to know."""
+        """Check one sample after another, until the caller leaves."""
         for sample in self.samples:
-            if not self.is_wanted or self.is_abandoned:
+            if not self.has_caller or self.is_abandoned:
                 return
             self.since = time.monotonic()
             outcome = _run_check(self.check, sample)
@@ -152,7 +156,7 @@ class _Task:
 
     def notify(self) -> None:
         """Wake the watch."""
-        with suppress(RuntimeError):  # a loop that is closed has nobody left to wake
+        with suppress(RuntimeError):  # a closed loop has no waiter
             self.finished.get_loop().call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:

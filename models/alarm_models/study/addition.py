@@ -1,4 +1,4 @@
-"""What an aspect adds to the rewards of admitted completions, and whether length alone earns it."""
+"""What an aspect adds to the rewards of admitted completions; length bonuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alarm_models.types import Score
 
 __all__ = ["Addition", "addition"]
 
-#: From these on, what an aspect adds is told to be a bonus for length.
+#: From these on, what an aspect adds is reported as a length bonus.
 _MOSTLY_UNEARNED, _FOLLOWS_LENGTH = 0.5, 0.8
 
 
@@ -24,7 +24,7 @@ _MOSTLY_UNEARNED, _FOLLOWS_LENGTH = 0.5, 0.8
 class Addition:
     """What an aspect adds, weighted and shaped, to one completion after another.
 
-    ``right`` and ``wrong`` are what one segment earns, None where completions are judged whole;
+    ``right`` and ``wrong`` are the reward of one segment, None where completions are judged whole;
     ``unearned`` is the share that would remain if every segment were wrong, 0 where a wrong one
     earns nothing. Correlations are Pearson's over completions, of what is added with the number
     of segments (of words, where completions are judged whole) and with the aspect's own score;
@@ -43,7 +43,7 @@ class Addition:
 
     @property
     def is_length_bonus(self) -> bool:
-        """Whether length earns it: most of it is had for wrong segments, or it follows length."""
+        """Whether most of it is for wrong segments, or it correlates with length."""
         return (self.unearned or 0.0) >= _MOSTLY_UNEARNED or self.with_length >= _FOLLOWS_LENGTH
 
     def explained(self) -> str:

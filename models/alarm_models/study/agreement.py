@@ -1,4 +1,4 @@
-"""How far one reward agrees with another on pairs of completions, ties told apart."""
+"""How far one reward agrees with another on pairs of completions, ties counted separately."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def agreement(
 
     A pair without a preference (NaN) on either side is left out.
     """
-    told = ~(np.isnan(np.asarray(reference, float)) | np.isnan(np.asarray(judged, float)))
-    ours, theirs = (np.where(told, one, 0.0) for one in (judged, reference))
+    known = ~(np.isnan(np.asarray(reference, float)) | np.isnan(np.asarray(judged, float)))
+    ours, theirs = (np.where(known, one, 0.0) for one in (judged, reference))
     product = ours * theirs
     against, decided = product < 0, product != 0
     num_pairs = int(np.count_nonzero(theirs))

@@ -11,7 +11,7 @@ from alarm_models.study.pairs import Floats
 
 __all__ = ["Estimate", "Resampling", "estimate", "ratio"]
 
-#: Numbers held at once while prompts are drawn.
+#: Numbers in memory at once while prompts are drawn.
 _MAX_DRAWN = 4_000_000
 
 

@@ -122,8 +122,8 @@ def win_rate(outcomes: ArrayLike, pairs: Pairs, resampling: Resampling) -> WinRa
 
 def _wins(outcomes: Floats, pairs: Pairs) -> Floats:
     """Return each prompt's shares of wins, of decided pairs and of ties, ``[prompts, 3]``."""
-    told = ~np.isnan(outcomes)
-    sums = group_sums([outcomes > 0, told & (outcomes != 0), outcomes == 0, told], pairs)
+    known = ~np.isnan(outcomes)
+    sums = group_sums([outcomes > 0, known & (outcomes != 0), outcomes == 0, known], pairs)
     return sums[:, :3] / np.maximum(sums[:, 3:], 1)
 
 

@@ -11,7 +11,7 @@ from alarm_models.study.agreement import Agreement
 
 __all__ = ["Finding", "Selection", "Verdict", "select"]
 
-#: From this share of ties on, the paper's figure is told to mislead.
+#: From this share of ties on, the paper's figure is reported as misleading.
 _MANY_TIES = 0.1
 
 

@@ -129,7 +129,7 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
     }
     for name, spec in recipe.aspects.items():
         own = result.aspects[name]
-        is_whole = recipe.models[spec.model].kind != "segments"
+        is_whole = recipe.models[spec.model].judges_wholes
         if is_whole and {"mean", "std"} & spec.model_fields_set and own.count and own.std > 0:
             changes[f"aspects.{name}.mean"] = _change(own.mean, over)
             changes[f"aspects.{name}.std"] = _change(own.std, over)

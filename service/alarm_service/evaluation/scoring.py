@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alarm_models.api_keys import usable_key
 from alarm_models.backoff import backoff_s
 from alarm_models.combination.rewards import (
     HolisticDecision,
@@ -28,7 +27,7 @@ from alarm_models.combination.rewards import (
 from alarm_models.combination.rules import RuleParams
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import AspectSpec, HolisticSpec, Recipe
-from alarm_models.recipe.specs import require_address
+from alarm_models.recipe.specs import require_address, usable_key
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
     ask_async,
@@ -477,7 +476,7 @@ def values_of(scores: Sequence[Score | None]) -> Floats:
 
 def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
     """Say whether the aspect's reward falls as its score rises."""
-    if recipe.models[spec.model].kind == "segments":
+    if not recipe.models[spec.model].judges_wholes:
         slope = spec.positive - spec.negative
     else:
         slope = spec.scale

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, get_forward_context
-from alarm_models.modeling.packed.kernels import Window, attend, mask_to_bias
+from alarm_models.modeling.packed.kernels import AttentionParams, Window, attend, mask_to_bias
 from alarm_models.types import Span
 
 __all__ = [
@@ -44,18 +44,13 @@ class AttentionBackend(Protocol):
         key: torch.Tensor,
         value: torch.Tensor,
         context: ForwardContext,
-        *,
-        scale: float,
-        causal: bool,
-        window: Window | None = None,
-        softcap: float | None = None,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """Attend from the row's tokens to the batch's keys, each within its sample.
 
         ``query`` is ``[1, heads, tokens, dim]``, ``key`` and ``value`` ``[1, heads, keys, dim]`` of
-        as many heads or fewer; returns ``[1, tokens, heads, dim]``. ``window`` is given where it
-        cuts samples, which then share no prefix; ``softcap`` is Gemma 2's. Raises `ValueError` for
-        what the backend cannot do.
+        as many heads or fewer; returns ``[1, tokens, heads, dim]``. Raises `ValueError` for what
+        the backend cannot do.
         """
 
 
@@ -89,17 +84,8 @@ def _attention_function(
     window = None
     if sliding_window is not None and context.batch.is_cut_by(sliding_window):
         window = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
-    out = backend.attend(
-        query,
-        key,
-        value,
-        context,
-        scale=scaling or query.shape[-1] ** -0.5,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-    )
-    return out, None
+    params = AttentionParams(scaling or query.shape[-1] ** -0.5, causal, window, softcap)
+    return backend.attend(query, key, value, context, params), None
 
 
 #: The most keys gathered at once: beyond, copying them costs more than the calls it saves.

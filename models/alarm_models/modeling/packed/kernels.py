@@ -14,6 +14,7 @@ from alarm_models.types import Span
 __all__ = [
     "AttentionBlock",
     "AttentionOutput",
+    "AttentionParams",
     "Window",
     "attend",
     "attend_blocks",
@@ -44,9 +45,10 @@ def attend(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
 ) -> AttentionOutput:
-    """Attend over ``[1, heads, queries, dim]``; ``bias`` is added to logits, as `bias_of` gives it.
+    """Attend over ``[1, heads, queries, dim]``.
 
-    It is of the query's dtype, and ``[queries, keys]`` or has more dimensions before.
+    ``bias`` (`mask_to_bias`) is added to logits, of the query's dtype, and ``[queries, keys]``
+    or has more dimensions before.
     """
     if softcap is None and query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -106,6 +108,18 @@ class Window(NamedTuple):
     back: int
     ahead: int
     first_is_global: bool = False
+
+
+class AttentionParams(NamedTuple):
+    """How a layer attends.
+
+    ``window`` is given where it cuts samples, which then share no prefix; ``softcap`` is Gemma 2's.
+    """
+
+    scale: float
+    causal: bool
+    window: Window | None = None
+    softcap: float | None = None
 
 
 class AttentionBlock(NamedTuple):

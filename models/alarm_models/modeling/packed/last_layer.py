@@ -12,7 +12,7 @@ from alarm_models.modeling.packed.batch import get_forward_context
 
 __all__ = ["LastLayerAtReads", "prune_last_layer", "restore_last_layer"]
 
-#: Decoders whose layers are laid out as Llama's, and encoders whose layers are as BERT's.
+#: Decoders whose layers are built as Llama's, and encoders whose layers are built as BERT's.
 _LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3"}
 _LIKE_BERT = {"bert", "roberta", "xlm-roberta", "camembert"}
 

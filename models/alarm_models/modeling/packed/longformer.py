@@ -9,7 +9,7 @@ from transformers import LongformerModel
 
 from alarm_models.modeling.packed.attention import AttentionBackend, attend_reads
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
-from alarm_models.modeling.packed.kernels import Window, attend
+from alarm_models.modeling.packed.kernels import AttentionParams, Window, attend
 
 __all__ = ["PackedLongformer"]
 
@@ -51,15 +51,9 @@ class PackedLongformer:
             for project in (weights.query, weights.key, weights.value)
         )
         side = weights.one_sided_attn_window_size
-        attended = self._backend.attend(
-            query,
-            key,
-            value,
-            context,
-            scale=weights.head_dim**-0.5,
-            causal=False,
-            window=Window(side, side, self._has_global),
-        )
+        window = Window(side, side, self._has_global)
+        params = AttentionParams(weights.head_dim**-0.5, causal=False, window=window)
+        attended = self._backend.attend(query, key, value, context, params)
         out = attended.flatten(2)  # [1, tokens, hidden]
         if self._has_global:
             self._attend_globally(weights, states, _heads(out, weights.num_heads), context.batch)

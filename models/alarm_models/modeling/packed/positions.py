@@ -1,4 +1,4 @@
-"""What a model makes of positions: its table, where it begins, what depends on a sample's length.
+"""Positions: a model's position tables, where they begin, what depends on a sample's length.
 
 All of it is read off the model itself, by running it or parts of it, rather than off its type's
 name: a type that is not on a list would be served wrongly.
@@ -34,7 +34,7 @@ _LIMITS = {
 
 
 class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches forward passes of single samples and tells how many tokens a table has room for.
+    """Watches forward passes of single samples: how many tokens do tables of positions take?
 
     A table of positions is one whose largest index grows with the sample, token by token.
     """
@@ -68,15 +68,15 @@ class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that every table of positions has room for; None without any."""
+        """The most tokens that every table of positions can take; None without any."""
         if len(self._lengths) < 3:
             return None
-        rooms = []
+        sizes = []
         for (_, num_rows), largest in self._largest.items():
             firsts = {index + 1 - length for length, index in largest.items()}
             if set(largest) == self._lengths and len(firsts) == 1:
-                rooms.append(num_rows - firsts.pop())
-        return min(rooms, default=None)
+                sizes.append(num_rows - firsts.pop())
+        return min(sizes, default=None)
 
 
 def first_position(model: torch.nn.Module) -> int | None:
@@ -94,29 +94,29 @@ def first_position(model: torch.nn.Module) -> int | None:
 
 
 class ModuleState:
-    """What modules hold beside their weights, to find out whether a pass changes it, and undo that.
+    """The state of modules beside their weights, to detect that a pass changes it, and undo that.
 
     BigBird turns its sparse attention off for good after the first short sample, and RoPE with
     dynamic scaling keeps the frequencies of the longest: a score would depend on what ran before.
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        self._held = [(module, _held(module)) for module in modules]
+        self._saved = [(module, _state_of(module)) for module in modules]
 
     @property
     def is_changed(self) -> bool:
         """Whether a plain value or a submodule is another; what is merely cached does not count."""
-        return any(_differs(module, held) for module, held in self._held)
+        return any(_differs(module, saved) for module, saved in self._saved)
 
     def restore(self) -> None:
         """Put everything back."""
-        for module, held in self._held:
-            for name in set(module.__dict__) - set(held):
+        for module, saved in self._saved:
+            for name in set(module.__dict__) - set(saved):
                 del module.__dict__[name]
-            module.__dict__.update({name: _copied(name, value) for name, value in held.items()})
+            module.__dict__.update({name: _copied(name, value) for name, value in saved.items()})
 
 
-def _held(module: torch.nn.Module) -> dict[str, Any]:
+def _state_of(module: torch.nn.Module) -> dict[str, Any]:
     return {name: _copied(name, value) for name, value in module.__dict__.items()}
 
 
@@ -125,20 +125,20 @@ def _copied(name: str, value: Any) -> Any:
     return dict(value) if name in ("_buffers", "_modules") else value
 
 
-def _differs(module: torch.nn.Module, held: Mapping[str, Any]) -> bool:
+def _differs(module: torch.nn.Module, saved: Mapping[str, Any]) -> bool:
     now = module.__dict__
-    if any(now["_modules"].get(name) is not one for name, one in held["_modules"].items()):
+    if any(now["_modules"].get(name) is not one for name, one in saved["_modules"].items()):
         return True
     plain = {
         name: value
-        for name, value in held.items()
+        for name, value in saved.items()
         if isinstance(value, bool | int | float | str) and "cache" not in name
     }
     return any(now.get(name) != value for name, value in plain.items())
 
 
 class Lengths:
-    """Which samples may stand in one row or batch, where the longest decides what positions mean.
+    """Which samples may run in one batch, where the longest decides what positions mean.
 
     LongRoPE takes other frequencies for all positions once the longest sample is past
     ``original_max_position_embeddings``; dynamic scaling takes others for each length past the
@@ -190,7 +190,7 @@ def lengths_of(model: torch.nn.Module) -> Lengths:
     said = {one for one in _values(named, _LIMITS) if isinstance(one, int)}
     candidates = sorted(one for one in said if 2 < one < _NO_LIMIT)
     rotary = [module for module in model.modules() if _is_rotary(module)]
-    # Layers that have one each have theirs alike.
+    # Layers that have one each have equal ones.
     different = {(type(one), id(getattr(one, "config", None))): one for one in rotary}
     limits: set[int] = set()
     opens: set[int] = set()

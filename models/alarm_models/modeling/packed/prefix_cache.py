@@ -44,7 +44,7 @@ Ids = tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
 def common_prefix_length(one: Ids, other: Ids, known: int) -> int:
-    """Count the ids that two samples begin with alike; the first ``known`` are known to be."""
+    """Count the ids of the prefix that two samples share, at least the first ``known``."""
     low, high = known, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -7,7 +7,7 @@ import torch
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
 from alarm_models.modeling.packed.kernels import (
     AttentionOutput,
-    Window,
+    AttentionParams,
     attend,
     attend_blocks,
     merge_attention,
@@ -36,11 +36,7 @@ class SdpaBackend:
         key: torch.Tensor,
         value: torch.Tensor,
         context: ForwardContext,
-        *,
-        scale: float,
-        causal: bool,
-        window: Window | None = None,
-        softcap: float | None = None,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """Attend as `alarm_models.modeling.packed.attention.AttentionBackend` says."""
         groups = query.shape[1] // key.shape[1]
@@ -48,11 +44,11 @@ class SdpaBackend:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
         target = out.transpose(1, 2)
-        if window is None:
-            _attend_nodes(query, key, value, target, context.batch, scale, causal, softcap)
+        if params.window is None:
+            _attend_nodes(query, key, value, target, context.batch, params)
         else:
-            blocks = context.derived(window_blocks, query.device, query.dtype, window)
-            attend_blocks(query, key, value, target, scale, blocks, softcap)
+            blocks = context.derived(window_blocks, query.device, query.dtype, params.window)
+            attend_blocks(query, key, value, target, params.scale, blocks, params.softcap)
         return out
 
 
@@ -62,9 +58,7 @@ def _attend_nodes(
     value: torch.Tensor,
     target: torch.Tensor,
     batch: PackedBatch,
-    scale: float,
-    causal: bool,
-    softcap: float | None,
+    params: AttentionParams,
 ) -> None:
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, tokens]
     for node in batch.nodes:
@@ -75,9 +69,9 @@ def _attend_nodes(
             query[:, :, own],
             key[:, :, keys],
             value[:, :, keys],
-            scale,
-            causal=causal,
-            softcap=softcap,
+            params.scale,
+            causal=params.causal,
+            softcap=params.softcap,
         )
     if not batch.is_shared:
         return
@@ -86,7 +80,11 @@ def _attend_nodes(
         if node.subtree_end > node.row.end and node.keys.end > node.keys.start:
             keys, after = slice(*node.keys), slice(node.row.end, node.subtree_end)
             seen = attend(
-                query[:, :, after], key[:, :, keys], value[:, :, keys], scale, softcap=softcap
+                query[:, :, after],
+                key[:, :, keys],
+                value[:, :, keys],
+                params.scale,
+                softcap=params.softcap,
             )
             own_part = AttentionOutput(target[:, :, after], lse[:, :, after])
             target[:, :, after], lse[:, :, after] = merge_attention(own_part, seen)

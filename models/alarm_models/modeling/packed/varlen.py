@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import varlen
 
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
-from alarm_models.modeling.packed.kernels import AttentionOutput, Window, merge_attention
+from alarm_models.modeling.packed.kernels import AttentionOutput, AttentionParams, merge_attention
 from alarm_models.types import Span
 
 __all__ = ["VarlenBackend", "VarlenBatch", "varlen_batches"]
@@ -97,16 +97,13 @@ class VarlenBackend:
         key: torch.Tensor,
         value: torch.Tensor,
         context: ForwardContext,
-        *,
-        scale: float,
-        causal: bool,
-        window: Window | None = None,
-        softcap: float | None = None,
+        params: AttentionParams,
     ) -> torch.Tensor:
         """Attend as `alarm_models.modeling.packed.attention.AttentionBackend` says.
 
         Raises `ValueError` for a softcap and for a global first token, which the kernel has not.
         """
+        scale, causal, window, softcap = params
         if softcap is not None:
             raise ValueError("flash attention's kernel caps no logits")
         if window is not None and window.first_is_global:

@@ -1,4 +1,4 @@
-"""HTTP clients of other servers, built in one place, and their answers, read within bounds."""
+"""HTTP clients of other servers: proxies, and responses read within bounds of bytes and time."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = [
 #: Scores of thousands of samples with their segments.
 MAX_ANSWER_BYTES = 16 << 20
 
-#: What is told of another server's words.
+#: Characters of another server's text that error messages quote.
 _MAX_EXCERPT = 200
 
 
 class NoAnswer(Exception):
-    """No answer came, or one that is of no use, as it will be the next time; says why."""
+    """There was no response, or an unusable one that a retry would not mend; says why."""
 
     def __init__(self, message: str, *, is_of_no_use: bool = False) -> None:
         super().__init__(message)
@@ -86,7 +86,7 @@ async def ask_async(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return an answer that was read whole; raise `NoAnswer`.
+    """Return a response, read to its end; raise `NoAnswer`.
 
     ``timeout_s`` is for all of it, however slowly it comes; ``max_bytes`` is of its body.
     """
@@ -115,7 +115,7 @@ def ask(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return an answer that was read whole; raise `NoAnswer`. As `ask_async`, on a thread."""
+    """Return a response, read to its end; raise `NoAnswer`. As `ask_async`, on a thread."""
     ends = time.monotonic() + timeout_s
     try:
         with client.stream(method, url, timeout=timeout_s, **request) as response:
@@ -133,16 +133,16 @@ def ask(
 
 
 def parsed(response: httpx.Response, secret: str | None = None) -> Any:
-    """Return an answer's JSON; raise `NoAnswer`, which tells no ``secret``."""
+    """Return a response's JSON; raise `NoAnswer`, which never contains ``secret``."""
     try:
         return json.loads(response.content)
     except (ValueError, RecursionError) as error:
-        told = excerpt(response.text, secret)
-        raise NoAnswer(f"answered no JSON: {told}", is_of_no_use=True) from error
+        quoted = excerpt(response.text, secret)
+        raise NoAnswer(f"answered no JSON: {quoted}", is_of_no_use=True) from error
 
 
 def excerpt(text: object, secret: str | None = None) -> str:
-    """Return the beginning of what another server said, on one line, for people to read."""
+    """Return the start of another server's text, on one line, for error messages."""
     # Longer than what is shown, so that a secret at the cut is found whole.
     said = str(text)[: _MAX_EXCERPT + 4096]
     if secret:
@@ -152,7 +152,7 @@ def excerpt(text: object, secret: str | None = None) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return a URL as it may be told: without a user's name and password, query and fragment."""
+    """Return a URL that may be logged: without user name, password, query and fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -161,13 +161,13 @@ def without_password(url: str) -> str:
 
 
 def _headers(key: str | None) -> Mapping[str, str]:
-    # An answer that is bounded in bytes is not to grow a thousandfold when it is unpacked.
+    # A response that is bounded in bytes must not grow a thousandfold when it is decompressed.
     plain = {"Accept-Encoding": "identity"}
     return plain if key is None else plain | {"Authorization": f"Bearer {key}"}
 
 
 def _verify(url: str) -> bool:
-    # Without TLS, loading certificates would be for nothing.
+    # Without TLS, no certificates are loaded.
     return url.startswith("https:")
 
 
@@ -177,7 +177,7 @@ def _require_bounded(body: bytearray, max_bytes: int) -> None:
 
 
 def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
-    # The body is as it was before any encoding of the way.
+    # The body is decoded already.
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
@@ -187,7 +187,7 @@ def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
 
 
 def _no_answer(error: Exception) -> NoAnswer:
-    # What httpx says of a header is its value; keys are checked before, and never told.
+    # httpx's error quotes the header's value; keys are checked before, and never logged.
     if isinstance(error, httpx.LocalProtocolError):
         return NoAnswer("cannot be asked: a header has characters that no header can hold")
     return NoAnswer(f"cannot be reached: {excerpt(repr(error))}")
@@ -226,7 +226,7 @@ def _proxy_setting(url: str) -> tuple[str, str] | None:
 
 
 def _is_excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Say whether a host is asked without a proxy: this machine, or one that ``NO_PROXY`` names.
+    """Say whether a host is reached without a proxy: this machine, or one in ``NO_PROXY``.
 
     It may name hosts, domains, addresses and ranges of addresses, with or without a port.
     """

@@ -21,7 +21,7 @@ from alarm_models.reward_models.remote.connections import (
 
 __all__ = ["RemoteClient", "RequestFailed", "is_retryable"]
 
-#: Not now, rather than not at all; 500 is what a server says that lost one batch.
+#: Transient statuses; a server that lost one batch responds with 500.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -31,7 +31,7 @@ def is_retryable(status: int) -> bool:
 
 
 class RequestFailed(Exception):
-    """A request that got no answer to use; ``status`` is None where none came at all."""
+    """A request without a usable response; ``status`` is None if there was none."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class RequestFailed(Exception):
 
 
 class RemoteClient:
-    """One server, for as long as it is talked to from one event loop; raises `AddressError`."""
+    """A client of one server, for one event loop; raises `AddressError`."""
 
     def __init__(self, spec: RemoteSpec) -> None:
         self._spec = spec
@@ -55,7 +55,7 @@ class RemoteClient:
         await self._client.aclose()
 
     async def request(self, method: str, path: str, body: object = None) -> Any:
-        """Return the JSON that a request is answered with; raise `Failed`."""
+        """Return the JSON that a request is answered with; raise `RequestFailed`."""
         attempt = 0
         while True:
             headers: Mapping[str, str] = {}

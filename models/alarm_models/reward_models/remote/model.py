@@ -1,4 +1,4 @@
-"""Kind `remote`: a model that lives elsewhere, asked over HTTP."""
+"""Kind `remote`: a model behind another server's HTTP API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import RemoteSpec
-from alarm_models.reward_models.base import HostModel, Outcome, in_turns
+from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
 from alarm_models.reward_models.remote.apis import api_of
 from alarm_models.reward_models.remote.connections import excerpt, without_password
@@ -29,11 +29,11 @@ _UNEXPECTED_SHAPE = (
     ValueError,
 )  # fmt: skip
 
-#: What a server answers, or what stands before it, that is busy, starting or gone.
+#: What a server, or a proxy before it, responds with while it is busy, starting or gone.
 _UNAVAILABLE = frozenset({429, 502, 503, 504})
 
-#: Of what is asked for, what decides no score.
-_UNDECIDED = frozenset(
+#: Keys of the spec that change no score.
+_WITHOUT_EFFECT = frozenset(
     {
         "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
         "max_answer_bytes",
@@ -43,7 +43,7 @@ _UNDECIDED = frozenset(
 
 @host_kind(RemoteSpec)
 class RemoteModel(HostModel):
-    """Asks another server for scores; what fails there costs its samples alone.
+    """Requests scores from another server; a failure there fails its own samples alone.
 
     A request that the server refuses is split in halves, down to the sample that it refuses.
     """
@@ -54,38 +54,38 @@ class RemoteModel(HostModel):
         super().__init__("")
         self._spec = spec
         self._api = api_of(spec, fields)
-        self._exchange: RemoteClient | None = None
+        self._client: RemoteClient | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what is asked, whom, and what that server said it serves when opened."""
+        """A digest of the request, the server's address, and the model it reported when opened."""
         url = urlsplit(self._spec.url)
-        asked = self._spec.constants(_UNDECIDED)
-        whom = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
-        parts = f"{asked}|{self._patterns}|{whom}|{self._identity}"
+        request = self._spec.constants(_WITHOUT_EFFECT)
+        address = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
+        parts = f"{request}|{self._patterns}|{address}|{self._identity}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     async def open(self) -> None:
-        """Hear what the server serves, and see that its scores are raw.
+        """Ask the server which model it serves, and check that its scores are raw.
 
         Raises `CheckpointError`; `UnreachableError` where the server is away for now.
         """
-        self._exchange = RemoteClient(self._spec)
+        self._client = RemoteClient(self._spec)
         try:
-            await self._identify(self._exchange)
+            await self._identify(self._client)
         except BaseException:
             await self.close()
             raise
 
-    async def _identify(self, exchange: RemoteClient) -> None:
+    async def _identify(self, client: RemoteClient) -> None:
         try:
             if self._spec.api == "alarm":
-                # One that is still loading answers once it has, and can tell its fingerprint then.
-                await exchange.request("POST", self._api.path, self._api.body(_probes(self._spec)))
-            self._identity = await self._server_identity(exchange)
-            await self._require_raw(exchange)
+                # One that is still loading responds once it is ready, and then has a fingerprint.
+                await client.request("POST", self._api.path, self._api.body(_probes(self._spec)))
+            self._identity = await self._server_identity(client)
+            await self._require_raw(client)
         except RequestFailed as failed:
             is_away = failed.status is None or failed.status in _UNAVAILABLE
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
@@ -95,25 +95,25 @@ class RemoteModel(HostModel):
                 f"{excerpt(repr(error))}"
             ) from error
 
-    async def _server_identity(self, exchange: RemoteClient) -> str:
+    async def _server_identity(self, client: RemoteClient) -> str:
         try:
-            return self._api.identity(await exchange.request("GET", self._api.identity_path))
+            return self._api.identity(await client.request("GET", self._api.identity_path))
         except RequestFailed as failed:
             if failed.status in (404, 405):
-                return ""  # not every server tells
+                return ""  # not every server has the route
             raise
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._exchange is not None:
-            await self._exchange.close()
-            self._exchange = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Score samples, several requests at a time; never raises for what the server does."""
         size = self._api.max_samples
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        outcomes = await in_turns(self._scored, parts, self._spec.max_concurrent)
+        outcomes = await gather_limited(self._scored, parts, self._spec.max_concurrent)
         return [outcome for part in outcomes for outcome in part]
 
     async def _scored(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -137,9 +137,9 @@ class RemoteModel(HostModel):
         return [outcome for half in halves for outcome in half]
 
     async def _request_scores(self, samples: Sequence[Sample]) -> list[Outcome]:
-        if self._exchange is None:
+        if self._client is None:
             raise RuntimeError("the model was not opened")
-        answer = await self._exchange.request("POST", self._api.path, self._api.body(samples))
+        answer = await self._client.request("POST", self._api.path, self._api.body(samples))
         # In a thread: a recipe's pattern may take its time over an answer.
         outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
         if len(outcomes) != len(samples):
@@ -150,11 +150,11 @@ class RemoteModel(HostModel):
     def _url(self) -> str:
         return without_password(self._spec.url)
 
-    async def _read(self, exchange: RemoteClient, body: object) -> list[Outcome]:
-        return self._api.read(await exchange.request("POST", self._api.path, body), 1)
+    async def _read(self, client: RemoteClient, body: object) -> list[Outcome]:
+        return self._api.read(await client.request("POST", self._api.path, body), 1)
 
-    async def _require_raw(self, exchange: RemoteClient) -> None:
-        """Raise `CheckpointError` where the server squashes scores though it is told not to.
+    async def _require_raw(self, client: RemoteClient) -> None:
+        """Raise `CheckpointError` if the server applies an activation all the same.
 
         A server too old to know the option ignores it in silence. Then scores with and without
         activation are the same, and between 0 and 1.
@@ -162,9 +162,9 @@ class RemoteModel(HostModel):
         seen: list[float] = []
         for probe in _probes(self._spec):
             body = self._api.body([probe])
-            raw = _numbers(await self._read(exchange, body))
+            raw = _numbers(await self._read(client, body))
             activated = self._api.with_activation(body)
-            if activated is None or raw != _numbers(await self._read(exchange, activated)):
+            if activated is None or raw != _numbers(await self._read(client, activated)):
                 return
             seen += raw
         if seen and all(0 <= number <= 1 for number in seen):
@@ -182,7 +182,7 @@ def _probes(spec: RemoteSpec) -> list[Sample]:
 
 
 def _within(outcome: Outcome, sample: Sample) -> Outcome:
-    """Return a score whose segments lie in the completion, where rewards are laid by them."""
+    """Return a score whose segments lie in the completion, where rewards are placed by them."""
     length = len(sample.completion_text)
     if isinstance(outcome, Score):
         for start, end in (one.span for one in outcome.segments or ()):

@@ -27,7 +27,7 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 
-#: What stands between a rating and its scale, in the languages that judges write most.
+#: What is written between a rating and its scale, in the languages that judges write most.
 _OUT_OF = (
     r"(?:[/⁄∕／]|\b(?:out of|of|von|sur|de|di|su|van|av|af|na|z|из|із|от|"
     r"over|sobre|op)\b)"
@@ -153,9 +153,9 @@ class _Rating:
 
 
 def answer_part(text: str) -> str:
-    """Return what stands behind a judge's thoughts; raise `RatingError` where it never ended them.
+    """Return what follows a judge's thoughts; raise `RatingError` if they do not end.
 
-    Thoughts are what stands in `<think>` or its like.
+    Thoughts are the text in `<think>` or a similar tag.
     """
     behind = [match.end() for match in _THOUGHTS_END.finditer(text)]
     rest = text[behind[-1] :] if behind else text
@@ -248,7 +248,7 @@ def _lead(head: str, before: str) -> list[str]:
 
 
 def _counts(behind: str, scale: Scale) -> bool:
-    """Say whether what stands behind a number is what it counts: "3 flaws"."""
+    """Say whether what follows a number is what it counts: "3 flaws"."""
     if behind.startswith("%"):
         return scale.highest not in (None, 100)
     word = re.match(r"[ \t]{0,3}([^\W\d_]+)", behind)
