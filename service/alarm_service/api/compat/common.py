@@ -1,4 +1,4 @@
-"""What trainers' routes share: body schemas, text options, scalar rewards, the call."""
+"""Shared by the trainers' routes: body schemas, text options, scalar rewards, the call."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class TextOptions(BaseModel):
 
 
 def messages_of(messages: list[ChatMessageIn]) -> tuple[Message, ...]:
-    """Take messages off the wire; the parts of one are put together."""
+    """Convert the messages of a request; the parts of one message are joined."""
     return tuple(Message(message.role, _content(message)) for message in messages)
 
 
@@ -184,11 +184,11 @@ def _content(message: ChatMessageIn) -> str:
 Target = Recipe | ServedModel
 _T = TypeVar("_T")
 
-#: The rules that add up weighted parts.
+#: The rules that are sums of weighted parts.
 _SUMS = (Rule.HIERARCHICAL, Rule.WEIGHTED_SUM, Rule.HOLISTIC_ONLY, Rule.ASPECT_ONLY)
 
 _TRUNCATED = "truncated_samples"
-#: What every recipe's number has beside its aspects.
+#: The parts of every recipe's number besides its aspects.
 OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 
 
@@ -254,9 +254,9 @@ async def scalar_rewards(
 ) -> ScalarRewards:
     """Give each sample its number, by the recipe or model of that name.
 
-    A trainer has no way to take a null, and a made-up number would be a wrong reward: so a sample's
-    failure is the whole call's, `SampleFailed`, and says which of the ``field`` it is. Where the
-    queue is full the call waits for room, since trainers give up after a few tries.
+    These trainers cannot handle null, and a made-up number would be a wrong reward: so one failed
+    sample fails the whole call with `SampleFailed`, which names its index in ``field``. When the
+    queue is full the call waits for capacity, since trainers give up after a few tries.
     """
     await engine.admission.wait_for_capacity(estimate_tokens(samples), caller)
     target = resolve_target(engine.catalog, name)
@@ -341,7 +341,7 @@ class CompatCall:
     async def _numbers(
         self, name: str | None, prepare: Callable[[], Sequence[Sample]], field: str
     ) -> ScalarRewards:
-        resolve_target(self.engine.catalog, name)  # who names nothing hears so at once
+        resolve_target(self.engine.catalog, name)  # an unknown name is refused at once
         samples = await self.engine.pipeline.run_in_thread(prepare)
         self._check(samples, field)
         return await scalar_rewards(
@@ -360,7 +360,7 @@ class CompatCall:
 async def _call(
     request: Request, engine: EngineOf, settings: SettingsOf, timeout_ms: TimeoutMs = None
 ) -> CompatCall:
-    """Take what a route needs of a request."""
+    """Return what a route needs of a request."""
     return CompatCall(request, engine, settings, timeout_ms)
 
 
