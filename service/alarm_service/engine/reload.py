@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 #: The first and the longest wait before a model that cannot be opened is tried again.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
-#: How long a change waits for room on a cluster: nodes that are being added come within it.
+#: How long a change waits for capacity on a cluster, in which nodes may be added.
 _ROOM_S = 120
 
 #: Receives why startup is blocked, and None once it is unblocked.
@@ -175,7 +175,7 @@ class ModelSetBuilder:
             outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
             if isinstance(loaded.served.spec, PythonSpec):
-                # It was imported; what it reads of its callers' fields nobody knows but they.
+                # It was imported; which fields it needs is not known here.
                 _log.warning(
                     "the function has no score for a made-up sample; it is served all the same",
                     model=loaded.name,

@@ -80,14 +80,14 @@ class ChatMessageIn(TrainerBody):
 
 
 class TextOptions(BaseModel):
-    """How prompt and completion are told apart; without options by the template's own tokens."""
+    """How a text is split into prompt and completion; by default by its template's tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str | SkipJsonSchema[None] = Field(
         default=None,
         description=f"the policy's chat template: {', '.join(TEMPLATES)}; `plain` for none. "
-        "Else the one that the text begins in",
+        "By default it is detected from the start of the text",
         json_schema_extra={"enum": list(TEMPLATES)},
     )
     user: Text | SkipJsonSchema[None] = Field(

@@ -52,7 +52,7 @@ class OpenRLHFOptions(TextOptions):
 
 
 class OpenRLHFOut(BaseModel):
-    """One number a query in every list; `scores` are the rewards laid between 0 and 1."""
+    """One number a query in every list; `scores` are the sigmoids of the rewards."""
 
     rewards: list[float]
     scores: list[float]

@@ -66,7 +66,7 @@ class PoolingIn(TrainerBody):
     input: Text | list[Text] | None = None
     messages: list[ChatMessageIn] | None = None
     use_activation: bool | None = Field(
-        default=None, description="true lays scores between 0 and 1; else they are raw"
+        default=None, description="true applies a sigmoid to scores; else they are raw"
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None,
