@@ -119,8 +119,8 @@ def replacing(target: Path, kept: Callable[[Path], object] | None = None) -> Ite
     """Yield a file that takes the target's place once the block is through; raise `OSError`.
 
     Until then the target is as it was, and may be read. Where the block fails, nothing is left; or
-    what was written, under a name of its own that ``kept`` is told. A symbolic link stays one, and
-    the target's permissions stay. A pipe or a device is written at once.
+    what was written, under a name of its own that ``kept`` gets. A symbolic link stays one, and the
+    target's permissions stay. A pipe or a device is written at once.
     """
     if target == STANDARD:
         if sys.stdout is None:
@@ -166,7 +166,7 @@ def _is_stream(target: Path) -> bool:
 def _draft(real: Path) -> tuple[IO[bytes], Path]:
     if real.is_dir():
         raise IsADirectoryError(None, "Is a folder", str(real))
-    # Beside it, so that it can be renamed; else where there is room, to be copied.
+    # Beside it, so that it can be renamed; else where there is space, to be copied.
     for folder in (real.parent, None):
         try:
             number, name = tempfile.mkstemp(".part", f"{real.name}.", folder)

@@ -90,7 +90,7 @@ def _tell_kept(file: Path) -> None:
 
 
 def _num_bytes(source: BinaryIO) -> int | None:
-    """Return the size of a file, as far as it tells: of a pipe nothing is known."""
+    """Return the size of a file in bytes; None for a pipe."""
     try:
         return os.fstat(source.fileno()).st_size or None
     except OSError:
@@ -146,13 +146,13 @@ def _parse(line: bytes | None) -> _Parsed:
     try:
         value = parsed_line(line)
     except ValueError as error:
-        told = SampleError("invalid_sample", f"the line is no JSON: {error}")
-        return _Parsed(told, num_bytes)
+        error_line = SampleError("invalid_sample", f"the line is no JSON: {error}")
+        return _Parsed(error_line, num_bytes)
     try:
         return _Parsed(SampleIn.model_validate(value), num_bytes)
     except ValidationError as error:
-        told = SampleError("invalid_sample", format_validation_errors(error.errors()))
-        return _Parsed(told, num_bytes, _id_in(value))
+        error_line = SampleError("invalid_sample", format_validation_errors(error.errors()))
+        return _Parsed(error_line, num_bytes, _id_in(value))
 
 
 def _id_in(value: object) -> str | int | None:

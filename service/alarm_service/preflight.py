@@ -78,7 +78,7 @@ def is_loopback(address: str) -> bool:
 
 def require_safe_exposure(settings: Settings) -> None:
     """Raise `SettingsError` where other machines could use the server without a key."""
-    read_admin_keys(settings)  # wrong ones are told before anything is served
+    read_admin_keys(settings)  # wrong ones are refused before anything is served
     address = settings.published or settings.host
     if settings.insecure or is_loopback(address) or len(read_keys(settings)):
         return

@@ -147,7 +147,7 @@ def serve(
         code = 1
     if _is_in_native_code():
         # Python would end that thread in the middle of torch's own code, which may abort; or wait
-        # for one that tokenises, though nobody wants its tokens any more.
+        # for one that tokenises, though its tokens are not needed any more.
         atexit._run_exitfuncs()
         os._exit(code)
     return code

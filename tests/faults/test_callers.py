@@ -108,7 +108,7 @@ def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Restartab
     assert answer.json()["error"]["retryable"]
 
 
-def test_callers_that_never_read_hold_up_nobody(
+def test_clients_that_never_read_do_not_delay_others(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     # Twenty times a hundred answers of a large page: more than any socket's buffer.
@@ -127,7 +127,7 @@ def test_callers_that_never_read_hold_up_nobody(
     assert resident_mib(server.popen.pid) - before < 60
 
 
-def test_ten_times_what_the_queue_holds_is_served_by_and_by(
+def test_ten_times_the_queue_capacity_is_served_eventually(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     # A call of 4 samples is about 190 tokens and 500 may wait: 28 callers are ten times.

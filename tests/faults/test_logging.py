@@ -68,7 +68,7 @@ def test_a_log_whose_reader_is_gone_stops_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_log_that_nobody_reads_stops_nothing() -> None:
+def test_server_whose_log_is_not_read_keeps_serving() -> None:
     reader, writer = os.pipe()  # takes 64 KiB, about 400 lines
     with open(writer, "wb") as stuck, logging_to(stuck) as (popen, url):
         assert serve_and_stop(popen, url, num_requests=600) == 0

@@ -76,7 +76,7 @@ def test_a_full_queue_says_when_half_of_it_will_be_done(tokens_per_s: float, sec
     assert refused.value.retry_after_s == seconds
 
 
-def test_a_refused_request_is_told_when_there_will_be_room_after_those_before_it() -> None:
+def test_admission_retry_after_counts_reservations_ahead() -> None:
     admission = queue(100, tokens_per_s=1)
     with admission.admit(100):
         told = []
@@ -88,7 +88,7 @@ def test_a_refused_request_is_told_when_there_will_be_room_after_those_before_it
     assert told == [80, 160, 240]
 
 
-def test_nobody_is_told_a_long_time_before_anything_was_measured() -> None:
+def test_admission_retry_after_is_short_before_throughput_is_measured() -> None:
     admission = Admission(100, throughput=Throughput(1))
     with admission.admit(100), pytest.raises(Overloaded) as refused, admission.admit(1):
         pass
@@ -169,7 +169,7 @@ def test_room_is_kept_for_a_refused_request_before_newcomers() -> None:
         assert is_admitted(admission, 80, 1)  # its turn, as no more than half is taken
 
 
-def test_each_caller_may_hold_its_share_of_the_seconds_whatever_others_have_queued() -> None:
+def test_admission_each_caller_may_queue_its_share_of_the_seconds() -> None:
     admission = queue(1000, max_queue_s=1, tokens_per_s=90)
     assert is_admitted(admission, 500, 1)
     assert is_admitted(admission, 45, 2)  # half of 90
@@ -184,7 +184,7 @@ def test_no_share_goes_beyond_the_tokens_that_were_set() -> None:
     assert not is_admitted(admission, 1, 2)
 
 
-def test_a_place_that_nobody_comes_back_for_is_given_up() -> None:
+def test_admission_unused_reservation_expires() -> None:
     clock = Clock()
     admission = Admission(100, now=clock, throughput=Throughput(1000))
     with admission.admit(60):
@@ -204,7 +204,7 @@ def test_a_request_that_comes_again_by_another_connection_has_its_place() -> Non
     assert "have a place before" not in refused.value.message
 
 
-def test_callers_that_send_the_same_are_told_apart_once_both_came_again() -> None:
+def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_retried() -> None:
     admission = queue(100)
     one, other = caller(1), caller(2)
     told = []
@@ -228,7 +228,7 @@ def test_a_large_request_has_its_turn_among_small_ones() -> None:
     assert max(wait for waited in waits[SMALL] for wait in waited) <= 2 * 61.44 + 1
 
 
-def test_who_comes_back_when_told_gets_in_and_the_device_is_never_idle() -> None:
+def test_admission_client_that_waits_retry_after_is_admitted_and_devices_never_idle() -> None:
     waits = overload(seconds=900, tokens_per_s=5000, patience=lambda told: 1.25 * told)
     assert all(waits[LARGE])
     numbers = [len(waited) for waited in waits[MIDDLE]]
@@ -338,7 +338,7 @@ async def test_a_refused_override_gives_its_place_back() -> None:
         assert server.engine.admission.num_queued == 0
 
 
-async def test_a_passed_deadline_gives_its_place_back() -> None:
+async def test_admission_passed_deadline_releases_its_tokens() -> None:
     async with serving() as server:
         late = await server.score("hold", **{"X-Request-Timeout-Ms": "1"})
         assert late.status_code == 504

@@ -27,7 +27,7 @@ def basic(user: str, password: str) -> bytes:
         basic("anybody", KEY),
     ],
 )
-async def test_a_key_opens_the_door(authorization: bytes) -> None:
+async def test_request_with_the_key_is_served(authorization: bytes) -> None:
     async with serving(api_key=KEY) as server:
         answer = await server.client.get("/models", headers={"Authorization": authorization})
         assert answer.status_code == 200
@@ -79,7 +79,7 @@ def test_a_key_is_found_by_its_place_and_only_whole() -> None:
     assert [keys.find(key) for key in (b"", b"firs", b"first ", b"FIRST", b"third")] == [None] * 5
 
 
-async def test_each_of_several_keys_opens_the_door(tmp_path: Path) -> None:
+async def test_request_with_any_of_several_keys_is_served(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# team one\n  {KEY}\n\n# team two\nother\n")
     async with serving(api_key_file=file, api_key="third; fourth") as server:
@@ -92,21 +92,21 @@ async def test_each_of_several_keys_opens_the_door(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n# nobody yet\n"])
-def test_a_file_without_a_key_does_not_open_the_door_to_all(text: str, tmp_path: Path) -> None:
+def test_key_file_without_a_key_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(SettingsError, match="holds no key"):
         read_keys(Settings(api_key_file=file))
 
 
-def test_a_file_of_keys_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--api-key-file .*nowhere cannot be read"):
         read_keys(Settings(api_key_file=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("option", ["api_key", "admin_key"])
 @pytest.mark.parametrize("key", ["se\x01cret", "se\tcret", "secret\x7f", "se\u200bcret"])
-def test_key_with_a_control_character_is_refused_by_its_option_and_never_told(
+def test_key_with_a_control_character_is_refused_by_its_option_and_not_quoted(
     option: str, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(f"ALARM_{option.upper()}", key)

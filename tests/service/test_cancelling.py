@@ -35,7 +35,7 @@ async def test_work_of_callers_that_left_ends_and_frees_both_threads() -> None:
         assert await passage.run_in_thread(lambda: "free") == "free"
 
 
-def test_work_that_nobody_may_cancel_goes_on() -> None:
+def test_check_cancelled_outside_a_cancellable_call_does_nothing() -> None:
     check_cancelled()
 
 

@@ -50,7 +50,7 @@ def test_a_file_of_samples_becomes_lines_of_rewards(recipe_file: Path, llama: Ch
         assert line["reward"] == computed(plain)
 
 
-def test_a_line_that_is_no_sample_has_an_error_in_its_place(
+def test_score_command_invalid_line_has_an_error_in_its_place(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = [
@@ -106,7 +106,7 @@ def test_a_setting_changes_the_recipe(recipe_file: Path) -> None:
         (["--set", "models.rm.checkpoint=/nowhere"], "/nowhere"),
     ],
 )
-def test_a_wrong_word_on_the_command_line_is_told(
+def test_command_line_with_unknown_argument_names_it(
     arguments: list[str], message: str, recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = [] if "--recipe" in arguments else ["--recipe", str(recipe_file)]
@@ -118,7 +118,7 @@ def test_a_wrong_word_on_the_command_line_is_told(
     assert message in complaint
 
 
-def test_a_file_that_is_not_there_is_told(
+def test_command_line_with_missing_file_names_it(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", "nowhere.jsonl", "--recipe", str(recipe_file)]) == 1
@@ -134,7 +134,7 @@ def test_recipes_are_listed(
     assert all(name in listed for name in built_in_names())
 
 
-def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
+def test_command_line_help_imports_no_torch() -> None:
     code = "import sys, alarm_service.cli.main; print(sorted({'torch', 'transformers', 'numpy', "
     code += "'matplotlib', 'httpx', 'fastapi'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -443,7 +443,7 @@ def test_health_of_no_host_is_a_sentence(host: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_streams_that_are_closed_are_told(
+def test_score_command_on_a_closed_stream_says_so(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ("--recipe", "length.toml")
@@ -456,6 +456,8 @@ def test_streams_that_are_closed_are_told(
         assert main(["score", "a.jsonl", *own, "--out", "new"]) == 0
 
 
-def test_device_that_is_full_is_told(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_command_on_a_full_device_says_so(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = complaint(capsys, "score", "a.jsonl", "--recipe", "length.toml", "--out", "/dev/full")
     assert told == "alarm: No space left on device"

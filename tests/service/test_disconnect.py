@@ -35,7 +35,7 @@ async def test_a_cancelled_request_s_work_never_reaches_the_device() -> None:
         assert server.words.batches == [1]
 
 
-async def test_work_past_its_deadline_never_reaches_the_device() -> None:
+async def test_request_past_its_deadline_never_reaches_the_device() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)

@@ -18,7 +18,7 @@ from served import serving, until_set
 LONG = {"samples": [{"prompt": "?", "completion": "fox " * 48_000}]}
 
 
-async def test_end_answers_503_to_who_waits_for_the_device() -> None:
+async def test_end_of_drain_answers_503_to_queued_requests() -> None:
     async with serving() as server:
         asking = [asyncio.create_task(server.score("hold a")) for _ in range(3)]
         await until_set(server.words.held)

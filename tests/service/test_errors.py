@@ -106,7 +106,7 @@ async def test_a_body_that_is_no_json_is_400(content: bytes) -> None:
         assert error_of(answer, 400 if content else 422)["code"] in ("bad_request", "invalid")
 
 
-async def test_many_faults_are_not_all_told() -> None:
+async def test_validation_error_with_many_faults_names_some() -> None:
     async with serving() as server:
         answer = await server.client.post("/score", json={"samples": [{}] * 10})
         assert error_of(answer, 422)["message"].endswith("; and 15 more")
@@ -120,7 +120,7 @@ async def test_many_faults_are_not_all_told() -> None:
         ("/rewards", {}, "no such path; see /docs"),
     ],
 )
-async def test_an_unknown_name_is_404_and_the_names_are_told(
+async def test_unknown_model_is_404_and_names_the_known_ones(
     route: str, body: dict[str, Any], message: str
 ) -> None:
     async with serving() as server:
@@ -132,7 +132,7 @@ async def test_an_unknown_name_is_404_and_the_names_are_told(
         }
 
 
-async def test_a_wrong_method_is_405_and_the_right_one_is_told() -> None:
+async def test_wrong_method_is_405_and_names_the_right_one() -> None:
     async with serving() as server:
         answer = await server.client.get("/score")
         assert error_of(answer, 405)["code"] == "method_not_allowed"
@@ -181,7 +181,7 @@ async def test_a_long_deadline_is_fine() -> None:
         assert answer.status_code == 200
 
 
-async def test_what_nobody_foresaw_has_the_same_shape() -> None:
+async def test_unforeseen_exception_has_the_error_shape() -> None:
     async with serving() as server:
         await server.engine.life.until_ready()
         server.engine.score_admitted = None
@@ -190,7 +190,7 @@ async def test_what_nobody_foresaw_has_the_same_shape() -> None:
         assert (await server.client.get("/health/live")).status_code == 200
 
 
-async def test_texts_without_a_content_type_are_told_so() -> None:
+async def test_body_without_content_type_is_refused_with_accept_post() -> None:
     async with serving() as server:
         content = json.dumps({"samples": samples("a")})
         answer = await server.client.post(

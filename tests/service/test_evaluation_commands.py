@@ -215,7 +215,7 @@ def test_a_server_scores_as_this_process_does(
     assert run(capsys, *arguments, "--url", url, "--api-key", "sesame") == here
 
 
-def test_a_server_s_refusal_is_told(
+def test_evaluation_server_s_refusal_is_reported(
     recipe: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["calibrate", groups(tmp_path / "in"), "--recipe", recipe, "--url", url]
@@ -231,7 +231,7 @@ def test_a_server_s_refusal_is_told(
         (["--recipe", "nobody"], "neither a built-in recipe"),
     ],
 )
-def test_a_wrong_word_is_told(
+def test_evaluation_with_unknown_word_names_it(
     arguments: list[str],
     message: str,
     recipe: Path,
@@ -271,7 +271,7 @@ def a_score(**more: Any) -> dict[str, Any]:
         (None, "answered no JSON: <html>"),
     ],
 )
-def test_server_of_another_shape_is_told_with_its_address(
+def test_server_of_another_shape_is_reported_with_its_address(
     scores: Any,
     told: str,
     recipe: Path,

@@ -113,7 +113,9 @@ def test_people_s_preferences_follow_the_prompts_that_are_drawn(tmp_path: Path) 
         ),
     ],
 )
-def test_a_wrong_line_is_told_by_number_and_field(line: str, message: str, tmp_path: Path) -> None:
+def test_dataset_wrong_line_is_reported_by_number_and_field(
+    line: str, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text(json.dumps(texts("a")) + "\n" + line + "\n")
     with pytest.raises(StudyError, match=message) as told:
@@ -121,7 +123,7 @@ def test_a_wrong_line_is_told_by_number_and_field(line: str, message: str, tmp_p
     assert str(file) in str(told.value)
 
 
-def test_what_has_nothing_to_compare_is_told(tmp_path: Path) -> None:
+def test_dataset_without_pairs_is_refused(tmp_path: Path) -> None:
     one, two = lines(tmp_path / "one", answer("p", "a")), lines(tmp_path / "two", answer("q", "b"))
     with pytest.raises(StudyError, match="no prompt in common"):
         read_policies({"one": one, "two": two})

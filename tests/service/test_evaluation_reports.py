@@ -77,7 +77,7 @@ def test_markdown_takes_no_markup_from_texts() -> None:
     assert "![a plot](plot.png)" in text
 
 
-def test_html_takes_none_either() -> None:
+def test_html_report_takes_no_markup_from_data() -> None:
     text = html_of(PAGE, {"plot": b"png"})
     assert "<h1>Of &lt;b&gt;</h1>" in text
     assert "<td>&lt;a&gt;|b</td>" in text

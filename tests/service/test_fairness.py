@@ -150,7 +150,7 @@ def test_a_group_is_not_cut_where_batches_are_kept_short() -> None:
     assert next_batch(group, 1000, enough_tokens=10) == group  # 101 + 15 of 4 * 101
 
 
-def test_keys_never_share_a_beginning_in_what_a_batch_is_reckoned_to_cost() -> None:
+def test_batch_cost_of_several_keys_shares_no_prefix() -> None:
     ids = (1,) * 50
     works = [
         QueuedSample(M, ModelInput(ids, (), False, owner=owner), lambda _: None, lambda: True, 0)
@@ -301,7 +301,7 @@ def test_a_caller_pays_for_what_was_computed_not_for_what_it_sent() -> None:
     assert order.count("b") == 6
 
 
-def test_work_of_a_busy_model_is_left_to_who_runs_it() -> None:
+def test_queue_take_skips_busy_models() -> None:
     queue = RequestQueue(100)
     queue.put([work(1, model=model("busy")), work(2, model=model("other"), since=1)])
     assert lengths(queue.take(lambda: {"busy"})) == [2]

@@ -188,7 +188,7 @@ async def test_a_draining_server_does_not_wait_for_its_models() -> None:
     may_load.set()
 
 
-async def test_what_waits_when_the_server_stops_hears_so() -> None:
+async def test_queued_request_when_the_server_stops_fails_with_draining() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)

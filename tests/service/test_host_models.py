@@ -84,7 +84,7 @@ async def test_without_token_offsets_words_count_as_tokens(grammar: Recipe) -> N
         assert found["reward"] == pytest.approx(3 * 0.5 + 0.2689414)
 
 
-async def test_the_callers_errors_are_laid_on_the_tokens_they_touch(grammar: Recipe) -> None:
+async def test_grammar_errors_of_the_request_are_placed_on_their_tokens(grammar: Recipe) -> None:
     tokens = [[0, 2], [2, 4], [4, 6]]
     sample = samples("abcdef", token_offsets=tokens, segments={"errors": [[4, 9], [1, 2]]})[0]
     async with serving(grammar) as client:

@@ -320,7 +320,7 @@ def test_without_a_terminal_or_a_yes_nothing_is_asked(
 
 
 @pytest.mark.parametrize("key", ["sé-same", "se\nsame", "se\x01same"])
-def test_judge_s_key_that_no_header_can_hold_is_told_by_its_variable(
+def test_judge_key_that_no_header_can_carry_is_refused_by_its_variable(
     key: str,
     endpoint: Endpoint,
     files: list[str],
@@ -339,7 +339,7 @@ def test_judge_s_key_that_no_header_can_hold_is_told_by_its_variable(
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://h", "http://[::1", "http://h:port", ""])
-def test_judge_at_no_address_is_told(
+def test_judge_without_address_is_refused(
     url: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(Endpoint(url), files, tmp_path / "cache", "--yes") == 1

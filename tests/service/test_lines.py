@@ -135,7 +135,7 @@ def test_device_is_written_at_once() -> None:
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
-def test_target_that_cannot_be_written_is_told_before(tmp_path: Path) -> None:
+def test_target_that_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
     for target, told in (
         (tmp_path, "is a folder"),
         (tmp_path / "no" / "file", "there is no folder"),
@@ -146,7 +146,7 @@ def test_target_that_cannot_be_written_is_told_before(tmp_path: Path) -> None:
         require_writable(target)
 
 
-def test_target_that_is_an_input_by_any_name_is_told(tmp_path: Path) -> None:
+def test_target_that_is_an_input_by_any_name_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("a")
     (tmp_path / "link").symlink_to(file)

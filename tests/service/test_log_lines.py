@@ -142,7 +142,7 @@ def test_log_of_thousands_of_keyless_requests_is_json_and_a_line_a_second(recipe
         assert sum(one.get("count", 1) for one in own) <= num
 
 
-def test_log_tells_when_descriptors_run_out_and_when_they_are_back(recipe: Path) -> None:
+def test_log_reports_descriptors_running_out_and_coming_back(recipe: Path) -> None:
     with alarm_serve(recipe) as process, ExitStack() as callers:
         until_event(process, "ready")
         pid = process.popen.pid

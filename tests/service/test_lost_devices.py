@@ -89,7 +89,7 @@ async def test_a_device_that_fails_leaves_the_others() -> None:
         assert "do not send it again" in again[0]["error"]["message"]
 
 
-async def test_a_pass_that_runs_as_the_server_ends_is_told() -> None:
+async def test_engine_is_computing_until_its_last_forward_pass_ended() -> None:
     async with serving_on("cpu") as server:
         running = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)

@@ -33,7 +33,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_FIRST_S", 0)
 
 
-async def test_what_is_waited_for_is_logged_once_and_told_until_it_is_there() -> None:
+async def test_blocked_start_is_logged_once_and_in_health_until_unblocked() -> None:
     full, gone = NoRoomError("6 replicas want 6 CPUs"), UnreachableError("gone")
     awaited: list[str | None] = []
     structlog.reset_defaults()  # warnings too

@@ -42,7 +42,7 @@ def recipe(folder: Path, style: str = "style") -> Recipe:
     )
 
 
-async def test_each_output_is_an_aspect_and_score_tells_them_all(checkpoint: Checkpoint) -> None:
+async def test_each_output_is_an_aspect_and_score_returns_them_all(checkpoint: Checkpoint) -> None:
     app = create_app([recipe(checkpoint.folder)], Settings(device="cpu"))
     given = {"samples": [{"prompt": "Who?", "completion": "You."}]}
     transport = httpx.ASGITransport(app)
@@ -59,7 +59,7 @@ async def test_each_output_is_an_aspect_and_score_tells_them_all(checkpoint: Che
     assert reward["reward"] == computed(helpful + 2 * truth + 0.5 * style)
 
 
-async def test_an_output_that_is_not_there_is_told_before_anybody_asks(
+async def test_unknown_output_is_refused_at_loading(
     checkpoint: Checkpoint,
 ) -> None:
     app = create_app([recipe(checkpoint.folder, style="wit")], Settings(device="cpu"))

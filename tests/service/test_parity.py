@@ -149,7 +149,9 @@ async def test_a_model_that_was_not_recorded_is_a_difference(recipe: Path) -> No
         ("{}\n{}", "line 1: recipe: Field required"),
     ],
 )
-async def test_a_file_that_is_no_record_is_told(recipe: Path, text: str | None, why: str) -> None:
+async def test_parity_file_that_is_no_record_is_refused(
+    recipe: Path, text: str | None, why: str
+) -> None:
     file = recipe.with_name("parity.jsonl")
     file.unlink()
     if text is not None:
@@ -237,7 +239,7 @@ def judged(*margins: float) -> Score:
         ),
     ],
 )
-def test_a_difference_is_told(
+def test_parity_difference_is_reported(
     stored: StoredScore, found: Score | SampleError, told: str | None
 ) -> None:
     assert difference(stored, found, 1e-4, is_rough=False) == told

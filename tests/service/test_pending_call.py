@@ -10,7 +10,7 @@ def score(value: float) -> Score:
     return Score(value, None, 1, False)
 
 
-async def test_outcomes_are_in_the_samples_order_whoever_delivers_them() -> None:
+async def test_pending_call_returns_outcomes_in_the_order_of_samples() -> None:
     job = PendingCall(3)
     threads = [
         threading.Thread(target=job.result_callback(index), args=(score(index),))

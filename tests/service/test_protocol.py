@@ -216,6 +216,6 @@ def test_protocol_an_offered_upgrade_is_ignored(echo: Echo) -> None:
     assert (status, said["path"]) == (200, "/")
 
 
-def test_protocol_a_body_that_nobody_reads_does_not_keep_its_connection(echo: Echo) -> None:
+def test_protocol_unread_body_does_not_keep_its_connection(echo: Echo) -> None:
     unread = b"POST /unread HTTP/1.1\r\nContent-Length: 1000000\r\n\r\na"
     assert sent(echo, unread).endswith(b"early")

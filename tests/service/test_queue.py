@@ -133,7 +133,7 @@ def test_a_batch_is_of_one_model() -> None:
     assert lengths(waiting.take()) == [1, 3]
 
 
-def test_work_that_nobody_wants_is_dropped() -> None:
+def test_queue_drops_samples_of_cancelled_calls() -> None:
     waiting = RequestQueue(100)
     waiting.put([work(1, wanted=False), work(2), work(3, model=model("other"), wanted=False)])
     assert lengths(waiting.take()) == [2]
@@ -150,7 +150,7 @@ def test_a_closed_queue_gives_what_waits_the_reason() -> None:
     assert waiting.take() is None
 
 
-def test_work_that_comes_after_the_end_hears_the_first_reason() -> None:
+def test_queue_closed_fails_new_samples_with_the_first_reason() -> None:
     heard: list[Outcome] = []
     waiting = RequestQueue(100)
     reason = Draining("stopping")
@@ -174,7 +174,7 @@ def test_packed_work_is_taken_as_it_came_while_it_fits() -> None:
     assert next_batch(works, 70) == [works[0], works[1], works[3]]
 
 
-def test_work_that_begins_alike_costs_its_beginning_once() -> None:
+def test_batch_of_samples_with_one_prefix_costs_it_once() -> None:
     works = [begins(1, 5, cost=BatchLayout.PREFIX_SHARED) for _ in range(4)]
     works[1:] = [begins(1, own, cost=BatchLayout.PREFIX_SHARED) for own in (6, 7, 8)]
     # 25 for the first; of the others' own tokens, 5 are alike too: 1, 2 and 3 more.

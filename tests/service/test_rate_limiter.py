@@ -49,7 +49,7 @@ def test_each_caller_has_an_allowance_of_its_own() -> None:
     assert told.value.retry_after_s == 60
 
 
-async def test_a_key_that_asks_too_often_is_told_when_to_come_again() -> None:
+async def test_key_over_its_rate_limit_gets_429_with_retry_after() -> None:
     async with serving(api_key=KEYS, max_requests_per_minute=2) as server:
 
         async def status(key: str, path: str = "/models") -> int:

@@ -82,7 +82,7 @@ def test_replica_stands_whole_on_one_node(
         ),
     ],
 )
-def test_shortage_is_told_with_numbers_and_what_to_set(
+def test_shortage_is_reported_with_numbers_and_what_to_set(
     wanted: Wanted, one: ReplicaResources, nodes: Nodes, told: str
 ) -> None:
     assert shortage(wanted, one, nodes) == told
@@ -95,7 +95,7 @@ def test_replicas_that_fit_are_no_shortage(num_replicas: int) -> None:
 
 @pytest.mark.parametrize("num_replicas", range(1, 30))
 @pytest.mark.parametrize("nodes", [[{"CPU": 2.0}], [{"CPU": 3.0}, {"CPU": 5.0}, {"CPU": 0.5}]])
-def test_part_that_is_told_has_room_for_all(num_replicas: int, nodes: Nodes) -> None:
+def test_proposed_part_fits_all_replicas(num_replicas: int, nodes: Nodes) -> None:
     told = shortage(Wanted(1, num_replicas), share(2), nodes)
     if told is not None:
         (part,) = (word for word, before in pairs(told) if before == "--cpus-per-replica")
@@ -126,7 +126,7 @@ def test_what_is_used_beyond_all_replicas_is_others(
     assert (told is not None) == is_others
 
 
-def test_use_by_others_is_told_with_numbers() -> None:
+def test_use_by_others_is_reported_with_numbers() -> None:
     assert taken_by_others(Wanted(1, 2), share(1), {"CPU": 8.0}, {"CPU": 0.5}) == (
         "2 replicas of 1 model want 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
         "free: make room, or add nodes"

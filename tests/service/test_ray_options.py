@@ -22,7 +22,7 @@ def test_no_replicas_want_no_ray() -> None:
     require_usable_ray(Settings())
 
 
-def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_without_ray_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alarm_service.preflight.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'alarm-service\[ray\]'"):
         require_usable_ray(Settings(ray=True))
@@ -50,7 +50,7 @@ def test_models_that_need_a_device_are_deployed_and_checks_are_not() -> None:
     assert not plan.recipe.aspects
 
 
-def test_keys_stay_at_the_door() -> None:
+def test_deployment_config_has_no_api_keys() -> None:
     (plan,) = planned(
         Settings(api_key=("secret",), admin_key=("secret",), set=("a.key=secret",))
     ).values()
@@ -58,7 +58,7 @@ def test_keys_stay_at_the_door() -> None:
     assert "secret" not in plan.settings.model_dump_json()
 
 
-def test_each_generation_has_deployments_of_its_own() -> None:
+def test_deployment_names_differ_between_model_sets() -> None:
     names = [planned(Settings(), one)["words"].name for one in ("one", "two")]
     assert names == ["alarm-one-words", "alarm-two-words"]
 

@@ -41,7 +41,7 @@ def test_all_that_are_busy_alike_keep_their_own() -> None:
     assert choose_replica(7, 1000, dict.fromkeys(FOUR, 50_000)) == rendezvous_order(7, FOUR)[0]
 
 
-def test_what_fits_nobody_goes_to_an_idle_one() -> None:
+def test_chunk_that_fits_no_replica_goes_to_an_idle_one() -> None:
     first = rendezvous_order(7, FOUR)[0]
     assert choose_replica(7, 10**6, dict.fromkeys(FOUR, 0)) == first
     assert choose_replica(7, 10**6, dict.fromkeys(FOUR, 10) | {"c": 0}) == "c"
@@ -63,7 +63,7 @@ def test_many_prompts_leave_replicas_within_a_quarter_of_their_mean() -> None:
     assert max(loads.values()) <= 1.25 * 250_000 + 1000
 
 
-def test_a_deployment_goes_with_its_last_holder() -> None:
+def test_leases_last_holder_releases_the_deployment() -> None:
     leases = Leases()
     assert [leases.take("rm", holder) for holder in ("a", "b")] == [True, False]
     assert not leases.release("rm", "a")

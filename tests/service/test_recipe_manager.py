@@ -132,7 +132,7 @@ async def test_a_request_finishes_with_the_models_that_it_began_with(press: Pres
     assert [one.told for one in press.made] == [["opened", "closed"]] * 2
 
 
-async def test_a_reward_and_its_fingerprint_are_of_one_generation(press: Press) -> None:
+async def test_reward_and_fingerprint_are_of_one_model_set(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         first = (await server.reward("a")).json()
@@ -146,7 +146,7 @@ async def test_a_reward_and_its_fingerprint_are_of_one_generation(press: Press) 
         assert first["fingerprint"] == late["fingerprint"] != second["fingerprint"]
 
 
-async def test_a_caller_who_leaves_lets_the_old_models_go(press: Press) -> None:
+async def test_cancelled_request_releases_the_old_models(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
@@ -157,7 +157,7 @@ async def test_a_caller_who_leaves_lets_the_old_models_go(press: Press) -> None:
         await until(lambda: old.told == ["opened", "closed"])
 
 
-async def test_a_server_that_stops_closes_every_generation_once(press: Press) -> None:
+async def test_engine_close_closes_every_model_set_once(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
@@ -306,7 +306,7 @@ async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
     press.may_load.set()
 
 
-async def test_a_model_s_memory_is_free_once_nobody_asks_it(press: Press) -> None:
+async def test_model_memory_is_freed_after_its_last_request(press: Press) -> None:
     press.kind = Edition
     async with printing(press) as (server, manager):
         assert await fingerprint_of(server) == "words-1"
@@ -319,7 +319,7 @@ async def test_a_model_s_memory_is_free_once_nobody_asks_it(press: Press) -> Non
         await until(lambda: old() is None)
 
 
-async def test_work_of_two_generations_waits_apart(press: Press) -> None:
+async def test_queue_keeps_samples_of_two_model_sets_apart(press: Press) -> None:
     press.kind = Edition
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()

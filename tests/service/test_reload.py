@@ -26,7 +26,7 @@ ADMIN = {"Authorization": "Bearer open"}
 
 
 @dataclass
-class House:
+class ServedFiles:
     """The files that a server was started with, and how they are changed."""
 
     folder: Path
@@ -36,7 +36,7 @@ class House:
     def recipe(self) -> Path:
         return self.folder / "tiny.toml"
 
-    def print(self, edition: str) -> None:
+    def publish(self, edition: str) -> None:
         """Put an edition's weights where the recipe names them, as a copy that is renamed."""
         new = self.folder / "new"
         shutil.copy(self.editions[edition] / "model.safetensors", new)
@@ -106,10 +106,10 @@ def editions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
 
 
 @pytest.fixture
-def house(editions: dict[str, Checkpoint], tmp_path: Path) -> House:
+def files(editions: dict[str, Checkpoint], tmp_path: Path) -> ServedFiles:
     shutil.copytree(editions["first"].folder, tmp_path / "weights")
     (tmp_path / "tiny.toml").write_text(recipe_of(tmp_path / "weights"))
-    return House(tmp_path, {name: one.folder for name, one in editions.items()})
+    return ServedFiles(tmp_path, {name: one.folder for name, one in editions.items()})
 
 
 def truths(editions: dict[str, Checkpoint]) -> dict[str, dict[str, float]]:
@@ -159,18 +159,18 @@ def calling(url: str, heard: Heard) -> Iterator[None]:
 
 
 def test_no_request_fails_or_is_wrong_while_weights_change(
-    house: House, editions: dict[str, Checkpoint]
+    files: ServedFiles, editions: dict[str, Checkpoint]
 ) -> None:
     heard = Heard(truths(editions))
-    with serving(house.recipe) as process, calling(process.url, heard):
+    with serving(files.recipe) as process, calling(process.url, heard):
         for by_signal in (False, True):
-            house.print("second")
+            files.publish("second")
             reload(process, "changed", by_signal=by_signal)
             reload(process, "unchanged", by_signal=by_signal)
-            house.spoil_weights()
+            files.spoil_weights()
             reload(process, "refused", by_signal=by_signal)
-            house.print("first")
-            with house.spoilt_recipe():
+            files.publish("first")
+            with files.spoilt_recipe():
                 reload(process, "refused", by_signal=by_signal)
             assert httpx.get(f"{process.url}/health/ready").status_code == 200
             reload(process, "changed", by_signal=by_signal)
@@ -194,25 +194,25 @@ def serving(recipe: Path) -> Iterator[Process]:
             reader.join(PATIENCE_S)
 
 
-def test_altered_weights_end_a_server_that_has_a_record_of_its_scores(house: House) -> None:
-    lines = house.folder / "samples.jsonl"
+def test_altered_weights_end_a_server_that_has_a_record_of_its_scores(files: ServedFiles) -> None:
+    lines = files.folder / "samples.jsonl"
     lines.write_text('{"prompt": "The fox?", "completion": "The dog.", "id": "fox"}\n')
-    out = str(house.folder / "parity.jsonl")
-    recipe = ("--recipe", str(house.recipe), "--device", "cpu")
+    out = str(files.folder / "parity.jsonl")
+    recipe = ("--recipe", str(files.recipe), "--device", "cpu")
     assert main(["record", str(lines), "--out", out, *recipe]) == 0
-    house.recipe.write_text('parity = "parity.jsonl"\n' + house.recipe.read_text())
-    with alarm_serve(house.recipe) as process:
+    files.recipe.write_text('parity = "parity.jsonl"\n' + files.recipe.read_text())
+    with alarm_serve(files.recipe) as process:
         until_event(process, "ready")
-        house.spoil_weights()
+        files.spoil_weights()
         process.popen.send_signal(signal.SIGHUP)
         assert "cannot be loaded" in until_event(process, "recipes not changed")["error"]
-        house.print("second")
+        files.publish("second")
         process.popen.send_signal(signal.SIGHUP)
         refused = until_event(process, "recipes not changed")["error"]
         assert "sample 1 (fox), model 'rm': stored" in refused
         assert httpx.get(f"{process.url}/health/ready").status_code == 200
         assert process.stop(signal.SIGTERM)[0] == 0
-    with alarm_serve(house.recipe) as process:
+    with alarm_serve(files.recipe) as process:
         code, errors = process.ended()
     assert code == 1
     assert "sample 1 (fox), model 'rm': stored" in errors.splitlines()[-1]

@@ -112,7 +112,7 @@ def value(server: Server, name: str, **labels: str) -> float | None:
     return server.engine.metrics.registry.get_sample_value(name, labels)
 
 
-async def test_what_a_request_earned_is_told() -> None:
+async def test_reward_metrics_observe_the_rewards_of_a_request() -> None:
     async with serving(FIGURE_1) as server:
         # Past the threshold of 5 words: aspect a is 1 a capital, b and c are sigmoids.
         answer = await server.reward("A b c w w", "A A c w w w", "w", "w boom", aspects="admitted")
@@ -133,7 +133,7 @@ async def test_what_a_request_earned_is_told() -> None:
         assert value(server, "alarm_aspect_pairs_total", aspect="a", verdict="tie", **told) == 1
 
 
-async def test_the_machine_tells_what_it_did() -> None:
+async def test_engine_metrics_observe_batches_and_times() -> None:
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
         before = value(server, "alarm_tokens_total", model="words") or 0

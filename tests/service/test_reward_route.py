@@ -123,7 +123,7 @@ async def test_without_offsets_the_reward_is_one_number() -> None:
         assert reward["reward"] == 7 + 3 + (2 - 1) + (0 + 0 - 2)
 
 
-async def test_without_tokens_nothing_is_earned_and_the_score_is_told() -> None:
+async def test_reward_without_tokens_is_zero_and_has_its_score() -> None:
     async with serving(FIGURE_1) as server:
         for sample in (LOW, HIGH):
             (reward,) = await rewards(server, sample | {"token_offsets": []})

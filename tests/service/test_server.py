@@ -74,7 +74,7 @@ def test_a_checkpoint_that_is_not_there_ends_the_server(recipe: Path) -> None:
     assert errors.splitlines()[-1].startswith("alarm: '/nowhere' is no folder")
 
 
-def test_a_port_that_is_taken_is_told_with_a_way_out(recipe: Path) -> None:
+def test_serve_on_a_taken_port_says_so_with_a_remedy(recipe: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         process = alarm("serve", "--recipe", str(recipe), "--port", port)
@@ -84,14 +84,14 @@ def test_a_port_that_is_taken_is_told_with_a_way_out(recipe: Path) -> None:
     assert errors.endswith("; choose another with --port\n")
 
 
-def test_a_wrong_key_of_a_recipe_is_told(recipe: Path) -> None:
+def test_serve_with_an_unknown_recipe_key_names_it(recipe: Path) -> None:
     process = alarm("serve", "--recipe", str(recipe), "--set", "holistic.wieght=2")
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert errors == ("alarm: recipe 'tiny': holistic.wieght: Extra inputs are not permitted\n")
 
 
-def test_an_idle_connection_does_not_hold_the_server_up(recipe: Path) -> None:
+def test_idle_connection_does_not_delay_shutdown(recipe: Path) -> None:
     with alarm_serve(recipe) as process, connect(process) as idle:
         until_event(process, "ready")
         idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")

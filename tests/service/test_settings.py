@@ -22,7 +22,7 @@ def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(port=9001).port == 9001
 
 
-def test_a_variable_holds_several_values_between_semicolons(
+def test_settings_variable_has_several_values_between_semicolons(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ALARM_RECIPE", "mini;translation")

@@ -32,7 +32,7 @@ def named(spans: list[ReadableSpan]) -> dict[str, list[ReadableSpan]]:
     return by_name
 
 
-async def test_a_request_s_way_is_told_within_its_caller_s_trace() -> None:
+async def test_tracing_request_with_traceparent_has_spans_in_that_trace() -> None:
     exporter = InMemorySpanExporter()
     models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
     app = create_app(

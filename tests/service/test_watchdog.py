@@ -15,14 +15,14 @@ def late() -> threading.Event:
     return threading.Event()
 
 
-def test_a_block_that_takes_too_long_is_told_while_it_runs(late: threading.Event) -> None:
+def test_watchdog_late_block_is_reported_while_it_runs(late: threading.Event) -> None:
     watchdog = Watchdog(0.05, late.set)
     watchdog.start()
     with watchdog.watch():
         assert late.wait(PATIENCE_S)
 
 
-def test_blocks_that_end_in_time_are_never_told(late: threading.Event) -> None:
+def test_watchdog_blocks_that_end_in_time_are_not_reported(late: threading.Event) -> None:
     watchdog = Watchdog(PATIENCE_S, late.set)
     watchdog.start()
     for _ in range(1000):
@@ -45,7 +45,7 @@ def test_a_block_after_others_and_a_pause_is_watched_too(late: threading.Event) 
         assert late.wait(PATIENCE_S)
 
 
-async def test_a_pass_that_never_ends_fails_its_sample_for_good_and_nobody_else() -> None:
+async def test_worker_hanging_forward_pass_fails_only_its_sample_for_good() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         await server.engine.life.until_ready()
         hanging = asyncio.create_task(server.score("hold"))
@@ -90,7 +90,7 @@ async def test_a_rewarded_request_with_a_sample_that_hangs_is_answered() -> None
         assert [one["reward"] for one in rewards] == [2, None]
 
 
-async def test_a_trainer_is_told_that_a_sample_which_hangs_is_not_to_be_sent_again() -> None:
+async def test_compat_route_hanging_sample_is_not_retryable() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         answer = await server.client.post(
             "/compat/slime/plain", json={"prompt": "?", "response": "hold", "label": None}
@@ -114,7 +114,9 @@ async def test_too_many_passes_that_never_end_break_the_server() -> None:
         assert (await server.client.get("/health/live")).status_code == 503
 
 
-async def test_a_long_pass_of_one_model_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_long_pass_of_one_model_does_not_delay_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(runtime, "_RELIEF_S", 0.2)
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
@@ -148,7 +150,7 @@ def test_a_construction_does_not_wait_for_a_pass_that_was_given_up() -> None:
     hanging.join(PATIENCE_S)
 
 
-async def test_a_forward_pass_may_take_its_time_where_nobody_set_one() -> None:
+async def test_worker_without_timeout_lets_a_forward_pass_run() -> None:
     async with serving(forward_timeout_s=0) as server:
         slow = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)

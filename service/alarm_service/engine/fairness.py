@@ -43,7 +43,7 @@ class VirtualTimes(Generic[_Flow]):
     The flow with the smallest start tag is served next; service moves its tag on by what that cost.
     A flow that comes back starts at the tag of the one that was served last: it has saved nothing
     up, and owes what it was served beyond its share. So two flows that both wait are never further
-    apart than what one service of each costs. Costs may be told after the service, as for CPU time
+    apart than what one service of each costs. Costs may be charged after service, as for CPU time
     (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters of Sheng
     et al. (OSDI 2024).
     """

@@ -47,7 +47,7 @@ _log = structlog.get_logger()
 #: The first and the longest wait before a model that cannot be opened is tried again.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
-#: How long a change waits for room on a cluster: nodes that are being added come within it.
+#: How long a change waits for capacity on a cluster, in which nodes may be added.
 _ROOM_S = 120
 
 #: Receives why startup is blocked, and None once it is unblocked.

@@ -1,4 +1,4 @@
-"""Log lines that anybody can cause, bounded to one a second with a count."""
+"""Log lines that any client can cause, limited to one a second with a count."""
 
 from __future__ import annotations
 

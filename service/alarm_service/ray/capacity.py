@@ -1,4 +1,4 @@
-"""Whether the replicas that are wanted fit the cluster, and what to set where they do not: pure."""
+"""Whether the wanted replicas fit the cluster, and which options to set where they do not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shortage(
 ) -> str | None:
     """Say in a sentence why the replicas do not all fit, and what to set; None where they do.
 
-    ``nodes`` are the resources of each node of the cluster, whoever uses them.
+    ``nodes`` are the resources of each node of the cluster, used or not.
     """
     fitting = num_that_fit(share, nodes)
     if wanted.num_replicas <= fitting:
@@ -41,7 +41,7 @@ def shortage(
 def taken_by_others(
     wanted: Wanted, share: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float]
 ) -> str | None:
-    """Say in a sentence that others have what replicas need; None where it is not so.
+    """Say in a sentence that others use the resources that replicas need; None where not.
 
     ``total`` and ``free`` are the cluster's resources. What is in use beyond what all the replicas
     want is others'.
@@ -67,11 +67,11 @@ def num_that_fit(share: ReplicaResources, nodes: Sequence[Mapping[str, float]]) 
 
 
 def _on_node(num_cpus: float, num_gpus: float, node: Mapping[str, float]) -> int:
-    rooms = [
+    counts = [
         node.get(name, 0) / part for name, part in ((_CPU, num_cpus), (_GPU, num_gpus)) if part > 0
     ]
     # Ray counts in ten thousandths.
-    return math.floor(min(rooms) + 1e-4) if rooms else 1 << 30
+    return math.floor(min(counts) + 1e-4) if counts else 1 << 30
 
 
 def _remedy(

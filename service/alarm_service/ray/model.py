@@ -177,7 +177,7 @@ class RayModel(HostModel):
     async def open(self) -> None:
         """Wait until the deployment has all its replicas; raise `CheckpointError`.
 
-        `NoRoomError` where the cluster has no room for them: it is asked again then.
+        `NoRoomError` where the cluster has no capacity for them: opening is retried then.
         """
         await self._until_running()
         handle = await asyncio.to_thread(serve.get_app_handle, self._plan.name)
@@ -245,7 +245,7 @@ class RayModel(HostModel):
             await asyncio.sleep(_POLL_S)
 
     async def _require_room(self, status: Any) -> None:
-        """Raise `NoRoomError` where replicas wait for resources that nobody will give back."""
+        """Raise `NoRoomError` where replicas wait for resources that will not be released."""
         wanted, share = _wanted(status), self._plan.share
         nodes, free = await asyncio.to_thread(_resources)
         lacking = shortage(wanted, share, nodes)

@@ -174,7 +174,7 @@ async def test_an_unknown_name_is_404_and_the_known_are_listed() -> None:
         assert error_of(answer, 404) == expected
 
 
-async def test_a_rule_that_does_more_than_add_tells_what_it_starts_from() -> None:
+async def test_openrlhf_logs_of_a_rule_that_is_no_sum_are_its_inputs() -> None:
     tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": "minimum", "threshold": 5}}
     tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
     async with hearing(recipe(**tables)) as (server, _):

@@ -346,12 +346,12 @@ def test_special_tokens_inside_a_completion_are_left_out() -> None:
     assert split_text(CHATML + "B.<|im_end|> And more", None).completion == "B. And more"
 
 
-def test_what_the_prompt_has_begun_is_the_completion_s_beginning() -> None:
+def test_split_prompt_s_started_turn_starts_the_completion() -> None:
     begun = pair_texts(CHATML + "<think>\n", "Hm.\n</think>\nB.<|im_end|>", None)
     assert begun == Texts(turns("Q?"), "<think>\nHm.\n</think>\nB.")
 
 
-def test_thoughts_that_a_template_left_empty_are_nobody_s_text() -> None:
+def test_split_empty_thoughts_of_a_template_are_dropped() -> None:
     empty = "<think>\n\n</think>\n\n"
     assert pair_texts(CHATML + empty, "B.<|im_end|>", None) == Texts(turns("Q?"), "B.")
     assert split_text(CHATML + empty + "B.<|im_end|>", None) == Texts(turns("Q?"), "B.")

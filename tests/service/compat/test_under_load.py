@@ -1,4 +1,4 @@
-"""Trainers' single-sample requests together: batched, held where the house is full, counted."""
+"""Trainers' single-sample requests together: batched, waiting where the queue is full, counted."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ async def test_samples_of_many_requests_share_a_batch() -> None:
         assert words.batches == [1, 9]
 
 
-async def test_a_trainer_waits_where_others_are_refused() -> None:
+async def test_compat_route_waits_for_capacity_where_score_is_refused() -> None:
     async with hearing(max_queued_tokens=20) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
@@ -44,9 +44,11 @@ async def test_a_trainer_waits_where_others_are_refused() -> None:
         assert server.engine.admission.num_queued == 0
 
 
-@pytest.mark.parametrize(("house", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
-async def test_a_line_is_as_long_as_eight_houses_or_a_million_tokens(house: int, line: int) -> None:
-    async with hearing(max_queued_tokens=house) as (server, words):
+@pytest.mark.parametrize(("max_queued", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
+async def test_waiting_line_takes_eight_queues_or_a_million_tokens(
+    max_queued: int, line: int
+) -> None:
+    async with hearing(max_queued_tokens=max_queued) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         admission = server.engine.admission
@@ -61,7 +63,7 @@ async def test_a_line_is_as_long_as_eight_houses_or_a_million_tokens(house: int,
         await asyncio.gather(first, eleven)
 
 
-async def test_who_hangs_up_leaves_the_line() -> None:
+async def test_waiting_request_that_times_out_leaves_the_line() -> None:
     async with hearing(max_queued_tokens=20) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)

@@ -1,4 +1,4 @@
-"""What trainers' routes share: body schemas, text options, scalar rewards, the call."""
+"""Shared by the trainers' routes: body schemas, text options, scalar rewards, the call."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class ChatMessageIn(TrainerBody):
 
 
 class TextOptions(BaseModel):
-    """How prompt and completion are told apart; without options by the template's own tokens."""
+    """How a text is split into prompt and completion; by default by its template's tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str | SkipJsonSchema[None] = Field(
         default=None,
         description=f"the policy's chat template: {', '.join(TEMPLATES)}; `plain` for none. "
-        "Else the one that the text begins in",
+        "By default it is detected from the start of the text",
         json_schema_extra={"enum": list(TEMPLATES)},
     )
     user: Text | SkipJsonSchema[None] = Field(
@@ -145,7 +145,7 @@ class TextOptions(BaseModel):
 
 
 def messages_of(messages: list[ChatMessageIn]) -> tuple[Message, ...]:
-    """Take messages off the wire; the parts of one are put together."""
+    """Convert the messages of a request; the parts of one message are joined."""
     return tuple(Message(message.role, _content(message)) for message in messages)
 
 
@@ -185,7 +185,7 @@ Target = Recipe | ServedModel
 _T = TypeVar("_T")
 
 _TRUNCATED = "truncated_samples"
-#: What every recipe's number has beside its aspects.
+#: The parts of every recipe's number besides its aspects.
 OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 
 
@@ -251,9 +251,9 @@ async def scalar_rewards(
 ) -> ScalarRewards:
     """Give each sample its number, by the recipe or model of that name.
 
-    A trainer has no way to take a null, and a made-up number would be a wrong reward: so a sample's
-    failure is the whole call's, `SampleFailed`, and says which of the ``field`` it is. Where the
-    queue is full the call waits for room, since trainers give up after a few tries.
+    These trainers cannot handle null, and a made-up number would be a wrong reward: so one failed
+    sample fails the whole call with `SampleFailed`, which names its index in ``field``. When the
+    queue is full the call waits for capacity, since trainers give up after a few tries.
     """
     await engine.admission.wait_for_capacity(estimate_tokens(samples), caller)
     target = resolve_target(engine.catalog, name)
@@ -337,7 +337,7 @@ class CompatCall:
     async def _numbers(
         self, name: str | None, prepare: Callable[[], Sequence[Sample]], field: str
     ) -> ScalarRewards:
-        resolve_target(self.engine.catalog, name)  # who names nothing hears so at once
+        resolve_target(self.engine.catalog, name)  # an unknown name is refused at once
         samples = await self.engine.pipeline.run_in_thread(prepare)
         self._check(samples, field)
         return await scalar_rewards(
@@ -356,7 +356,7 @@ class CompatCall:
 async def _call(
     request: Request, engine: EngineOf, settings: SettingsOf, timeout_ms: TimeoutMs = None
 ) -> CompatCall:
-    """Take what a route needs of a request."""
+    """Return what a route needs of a request."""
     return CompatCall(request, engine, settings, timeout_ms)
 
 

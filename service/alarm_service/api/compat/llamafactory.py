@@ -1,4 +1,4 @@
-"""LLaMA-Factory: whole conversations in, scores out; it looks at no status."""
+"""LLaMA-Factory: whole conversations in, scores out; it ignores the HTTP status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def named(body: ScoreEvaluationIn) -> str | None:
 
 
 def samples_of(body: ScoreEvaluationIn, template: ChatTemplate | None) -> list[Sample]:
-    """Tell texts into samples; raise `Invalid` where one cannot be."""
+    """Split texts into samples; raise `Invalid` where one cannot be split."""
     texts = split_each(
         body.messages, lambda index: split_text(body.messages[index], template), "messages"
     )
@@ -58,5 +58,5 @@ def samples_of(body: ScoreEvaluationIn, template: ChatTemplate | None) -> list[S
 
 
 def answer(model: str, scores: list[float]) -> ScoreEvaluationOut:
-    """Answer as LLaMA-Factory's own server does."""
+    """Return the response of LLaMA-Factory's own server."""
     return ScoreEvaluationOut(id=f"scoreeval-{uuid.uuid4().hex}", model=model, scores=scores)

@@ -52,7 +52,7 @@ class OpenRLHFOptions(TextOptions):
 
 
 class OpenRLHFOut(BaseModel):
-    """One number a query in every list; `scores` are the rewards laid between 0 and 1."""
+    """One number a query in every list; `scores` are the sigmoids of the rewards."""
 
     rewards: list[float]
     scores: list[float]
@@ -62,7 +62,7 @@ class OpenRLHFOut(BaseModel):
 
 
 def samples_of(body: OpenRLHFIn, template: ChatTemplate | None) -> list[Sample]:
-    """Tell queries into samples; raise `Invalid` where one cannot be."""
+    """Split queries into samples; raise `Invalid` where one cannot be split."""
     count = len(body.query)
     prompts = _one_a_query(body.prompts, count, "prompts", "")
     labels = _one_a_query(body.labels, count, "labels", None)
@@ -76,7 +76,7 @@ def samples_of(body: OpenRLHFIn, template: ChatTemplate | None) -> list[Sample]:
 
 
 def answer(numbers: ScalarRewards, options: OpenRLHFOptions) -> OpenRLHFOut:
-    """Put numbers in the lists that OpenRLHF reads, with the same logs whatever their length."""
+    """Return the lists that OpenRLHF reads, with the same logs for any number of queries."""
     logs = {name: [one.parts[name] for one in numbers.numbers] for name in numbers.part_names}
     rewards = numbers.values
     return OpenRLHFOut(

@@ -66,7 +66,7 @@ class PoolingIn(TrainerBody):
     input: Text | list[Text] | None = None
     messages: list[ChatMessageIn] | None = None
     use_activation: bool | None = Field(
-        default=None, description="true lays scores between 0 and 1; else they are raw"
+        default=None, description="true applies a sigmoid to scores; else they are raw"
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None,
@@ -141,7 +141,7 @@ class EmbeddingsOut(_ListOut):
 
 
 def samples_of(body: PoolingIn, template: ChatTemplate | None) -> list[Sample]:
-    """Tell texts or messages into samples; raise `Invalid` where one cannot be."""
+    """Split texts or messages into samples; raise `Invalid` where one cannot be split."""
     if body.messages is not None:
         messages = body.messages
         texts = split_each([messages], lambda _: _of_messages(messages), "messages")
@@ -152,19 +152,19 @@ def samples_of(body: PoolingIn, template: ChatTemplate | None) -> list[Sample]:
 
 
 def as_classes(numbers: ScalarRewards, body: PoolingIn) -> ClassifyOut:
-    """Answer as vLLM and SGLang do for one class."""
+    """Return the response of vLLM and SGLang for one class."""
     data = [ClassOut(index=at, probs=[one]) for at, one in enumerate(_scores(numbers, body))]
     return ClassifyOut(**_common(numbers, "classify"), data=data)
 
 
 def as_pooled(numbers: ScalarRewards, body: PoolingIn) -> PoolingOut:
-    """Answer as vLLM's pooling does."""
+    """Return the response of vLLM's pooling."""
     data = [PooledOut(index=at, data=one) for at, one in enumerate(_encoded(numbers, body))]
     return PoolingOut(**_common(numbers, "pool"), data=data)
 
 
 def as_embeddings(numbers: ScalarRewards, body: PoolingIn) -> EmbeddingsOut:
-    """Answer as SGLang does for a reward model."""
+    """Return the response of SGLang for a reward model."""
     data = [EmbeddingOut(index=at, embedding=one) for at, one in enumerate(_encoded(numbers, body))]
     return EmbeddingsOut(**_common(numbers, "embd"), data=data)
 

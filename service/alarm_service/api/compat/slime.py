@@ -1,4 +1,4 @@
-"""slime: one prompt and response in; the whole answer is the reward."""
+"""slime and miles: one prompt and response in; the response body is the reward."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def samples_of(body: SlimeIn, template: ChatTemplate | None) -> list[Sample]:
 
 
 def answer(number: ScalarReward, options: SlimeOptions) -> SlimeOut:
-    """Answer as slime was told to read it."""
+    """Return the reward in the format that the options ask for."""
     if options.format == "number":
         return number.value
     return dict(number.parts) | {"score": number.value}

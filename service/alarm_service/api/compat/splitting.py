@@ -1,4 +1,4 @@
-"""Texts as trainers send them, told into prompt and completion; what cannot be told is an error."""
+"""Splits the texts that trainers send into prompt and completion; raises where it cannot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 Text = str | tuple[Message, ...]
 
-#: Characters of a shortened prompt that must stand before the completion to be known again.
+#: Characters of a truncated prompt that must match before the completion.
 _ANCHOR = 32
 
 
@@ -51,10 +51,10 @@ class Texts:
 
 
 def split_text(text: str, template: ChatTemplate | None) -> Texts:
-    """Split one text that holds a whole conversation: its completion is the assistant's last turn.
+    """Split the text of a whole conversation: its completion is the assistant's last turn.
 
-    Without a template the one that the text begins in is taken. A `PLAIN` text is a completion of
-    no prompt. Raises `SplitError`.
+    Without a template it is detected from the start of the text. A `PLAIN` text is a completion
+    without a prompt. Raises `SplitError`.
     """
     if template is PLAIN:
         return Texts("", without_ends(text, ()))
@@ -82,7 +82,7 @@ def split_query(query: str, prompt: str, template: ChatTemplate | None) -> Texts
     """Split a text that begins with its prompt, which is given beside it.
 
     White space and the tokens around a text may differ, as decoding changes those. A prompt that
-    was shortened from its start is known by its end. Raises `SplitError`.
+    was truncated at its start is recognized by its end. Raises `SplitError`.
     """
     if not prompt.strip():
         return split_text(query, template)
@@ -90,16 +90,16 @@ def split_query(query: str, prompt: str, template: ChatTemplate | None) -> Texts
 
 
 def rest_of(query: str, prompt: str) -> str:
-    """Return what follows the prompt in a text that begins with it, as `split_query` finds it."""
+    """Return what follows the prompt in a text that starts with it, as `split_query` does."""
     return query[_length_of_prompt(query, prompt) :]
 
 
 def pair_texts(prompt: str, completion: str, template: ChatTemplate | None) -> Texts:
-    """Take the template's tokens from a prompt and its completion.
+    """Remove the template's tokens from a prompt and its completion.
 
-    Without a template the one that the prompt begins in is taken, or none. What the prompt has
-    begun of the assistant's turn is the beginning of the completion. Raises `SplitError`, also for
-    a prompt in a template that is not known.
+    Without a template it is detected from the prompt, and may be none. If the prompt has started
+    the assistant's turn, the completion starts with that text. Raises `SplitError`, also for a
+    prompt in an unknown template.
     """
     template = template or detect(prompt)
     if template is None:
@@ -115,9 +115,9 @@ def pair_texts(prompt: str, completion: str, template: ChatTemplate | None) -> T
 
 
 def split_prompt(prompt: str, template: ChatTemplate | None) -> tuple[Text, str]:
-    """Take the template's tokens from a prompt alone, as `pair_texts` does.
+    """Remove the template's tokens from a prompt alone, as `pair_texts` does.
 
-    Returns it with what it has begun of the assistant's turn. Raises `SplitError`.
+    Returns it with the start of the assistant's turn that it has. Raises `SplitError`.
     """
     template = template or detect(prompt)
     if template is None:
@@ -129,7 +129,7 @@ def split_prompt(prompt: str, template: ChatTemplate | None) -> tuple[Text, str]
 
 
 def answer_of(completion: str, template: ChatTemplate | None) -> Text:
-    """Take the tokens from an answer to a prompt that was given without any, or as messages."""
+    """Remove the tokens from an answer whose prompt has none, or is messages."""
     template = template or detect_answer(completion)
     if template is None or template is PLAIN:
         return without_ends(completion, ())
@@ -150,19 +150,19 @@ def require_plain(prompt: str) -> None:
 
 
 def _read_prompt(prompt: str, template: ChatTemplate) -> tuple[list[Turn], Turn | None]:
-    """Return a prompt's turns, and the turn of the assistant's that it has begun."""
+    """Return a prompt's turns, and the assistant's turn that it has started."""
     turns = read_turns(prompt[begin_of(prompt) :], template)
     begun = None
     if turns and turns[-1].role in ("assistant", THOUGHTS) and turns[-1].is_open:
         begun = turns.pop()
     elif turns and template.is_special:
-        # A header that is none of this template's: it only looks like it.
+        # It may only look like this template.
         require_plain(" " + turns[-1].text)
     return without_thoughts(turns), begun
 
 
 def _without_empty_last(turns: list[Turn]) -> list[Turn]:
-    """Leave out a last turn that only begins: a header that ended the policy's text."""
+    """Drop a last turn without text: a header that ended the policy's text."""
     is_begun = len(turns) > 1 and turns[-1].role != "assistant" and not turns[-1].text
     return turns[:-1] if is_begun else turns
 
@@ -197,9 +197,9 @@ def _length_of_prompt(query: str, prompt: str) -> int:
 
 
 def _visible_rest(found: str, prompt: str) -> int:
-    """Return how many characters are left of a prompt that was shortened from its start.
+    """Return how many characters are left of a prompt that was truncated at its start.
 
-    Both texts are without white space; the cut may have gone through a character.
+    Both texts are without white space; the cut may be within a character.
     """
     whole = found.lstrip("\ufffd")
     anchor = whole[:_ANCHOR]
@@ -215,7 +215,7 @@ def _squeezed(text: str) -> str:
 
 
 def _after(text: str, start: int, num_visible: int) -> int:
-    """Return where text stands behind so many characters that are no white space."""
+    """Return the position after this many characters that are not white space."""
     for run in re.compile(r"\S+").finditer(text, start):
         if num_visible <= run.end() - run.start():
             return run.start() + num_visible

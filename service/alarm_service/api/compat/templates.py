@@ -1,4 +1,4 @@
-"""How policies write conversations: what stands before a turn, and what ends one."""
+"""Chat templates of known policies: the headers and ends of turns, and their detection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PADS = (
     "<｜▁pad▁｜>", "<PAD>", "<|vision_pad|>", "<|PAD_TOKEN|>", "<|reserved_special_token_0|>",
 )  # fmt: skip
 
-#: Tokens that stand before the first turn or after the last, whoever the policy is.
+#: Tokens before the first turn or after the last, of any policy.
 _AROUND = (
     "<s>", "</s>", "<bos>", "<eos>", "<|endoftext|>", "<|startoftext|>", "<|begin_of_text|>",
     "<|end_of_text|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<BOS_TOKEN>",
@@ -49,10 +49,10 @@ _AROUND = (
 class ChatTemplate:
     """A way to write a conversation as one text.
 
-    ``header`` matches what stands before a turn; its group ``role`` says who speaks, in the words
-    of ``roles``. ``ends`` are the tokens that end a turn. ``strips``: white space around a turn is
+    ``header`` matches the text before a turn; its group ``role`` names the speaker, which ``roles``
+    translates. ``ends`` are the tokens that end a turn. ``strips``: white space around a turn is
     the template's. ``begins_with_system``: text before the first header is the system's turn.
-    ``is_special``: headers are special tokens, which a user's text cannot hold.
+    ``is_special``: headers are special tokens, which a user's text cannot contain.
     """
 
     name: str
@@ -278,7 +278,7 @@ _TAIL = 200
 def marked(
     *, user: str | None, assistant: str, system: str | None, ends: Sequence[str]
 ) -> ChatTemplate:
-    """Make a template of texts that stand before turns, such as ``Human:``."""
+    """Build a template from the texts before turns, such as ``Human:``."""
     roles = {
         marker: role
         for role, marker in (("user", user), ("assistant", assistant), ("system", system))
@@ -297,9 +297,9 @@ def marked(
 
 
 def detect(text: str) -> ChatTemplate | None:
-    """Return the template that a text begins in, or None.
+    """Detect the template of a text, or return None.
 
-    What begins a text decides, since a user may write of any template.
+    Only the start of the text decides, since a user may write about any template.
     """
     start = begin_of(text)
     for template in _KNOWN:
@@ -315,14 +315,14 @@ def detect(text: str) -> ChatTemplate | None:
 
 
 def detect_answer(text: str) -> ChatTemplate | None:
-    """Return the template that an answer without its prompt is written in, where it begins so."""
+    """Detect the template of an answer without its prompt, or return None."""
     return _HARMONY if text.startswith(("<|channel|>", "<|start|>assistant<|")) else None
 
 
 def unknown_markup(text: str) -> str | None:
-    """Return the special token that a text begins or ends with, as those of chat templates do.
+    """Return the special token that a text starts or ends with, as in chat templates.
 
-    None for a text that is what it is, whatever it says of special tokens.
+    None for a plain text, even one that mentions special tokens.
     """
     found = _BEGINS_MARKED.match(text, begin_of(text))
     if found is None:
@@ -333,7 +333,7 @@ def unknown_markup(text: str) -> str | None:
 
 
 def begin_of(text: str) -> int:
-    """Return where a text begins, behind the tokens that open or pad it."""
+    """Return where a text starts, after the tokens that open or pad it."""
     at = 0
     while match := _OPENING.match(text, at):
         at = match.end()

@@ -1,4 +1,4 @@
-"""A conversation that is written in a chat template, read as turns."""
+"""Parses a conversation in a chat template into turns."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from alarm_service.api.compat.templates import ENDS, PADS, THOUGHTS, ChatTemplat
 
 __all__ = ["SplitError", "Turn", "read_answer", "read_turns", "without_ends", "without_thoughts"]
 
-#: What stands in for thoughts where a template switches them off; no policy wrote it.
+#: Empty thoughts that a template writes where thinking is off; no policy wrote them.
 _NO_THOUGHTS = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
-#: No conversation has more; a text of nothing but markers would.
+#: More than any conversation has; a text of nothing but markers has more.
 _MAX_TURNS = 10_000
 
-#: Ends that are also HTML are removed where a turn ends, not inside it.
+#: Ends that are also HTML tags are removed at the end of a turn, not inside it.
 _OPEN, _CLOSE = "<s>", "</s>"
 _AMBIGUOUS = frozenset({_OPEN, _CLOSE})
 
 
 class SplitError(ValueError):
-    """A text cannot be told into prompt and completion; the message says what it lacks."""
+    """A text cannot be split into prompt and completion; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Strikes:
-    """How often a text strikes words out as HTML does; a first token of a text is none."""
+    """Counts of the HTML tag `s` in a text, without one that is its first token."""
 
     num_open: int
     num_closed: int
@@ -45,7 +45,7 @@ class _Strikes:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one party says; ``is_open`` until the template's end of a turn stands behind it."""
+    """One turn; ``is_open`` unless the template's end-of-turn token follows it."""
 
     role: str
     text: str
@@ -53,10 +53,10 @@ class Turn:
 
 
 def read_turns(text: str, template: ChatTemplate) -> list[Turn]:
-    """Read the turns of a conversation, without the template's own tokens.
+    """Return the turns of a conversation, without the template's tokens.
 
-    Raises `SplitError` where a text does not begin with one; where the template lets the system
-    speak first, that turn needs no header.
+    Raises `SplitError` where the text does not start with a turn; a system turn needs no header
+    where the template starts with one.
     """
     before, turns = _at_headers(text, template)
     first = _turn("system", before, template)
@@ -66,7 +66,7 @@ def read_turns(text: str, template: ChatTemplate) -> list[Turn]:
 
 
 def read_answer(text: str, template: ChatTemplate) -> list[Turn]:
-    """Read what follows a prompt: the assistant's turn, and whatever turns come behind it."""
+    """Return the turns that follow a prompt: the assistant's, and any after it."""
     before, turns = _at_headers(text, template)
     first = _turn("assistant", before, template)
     own = ("assistant", THOUGHTS)
@@ -75,11 +75,11 @@ def read_answer(text: str, template: ChatTemplate) -> list[Turn]:
 
 
 def without_ends(text: str, ends: Sequence[str]) -> str:
-    """Cut the tokens that end a text, and whatever pads it behind those.
+    """Remove the end-of-text tokens at the end of a text, and the padding after them.
 
-    Cut at the first of the last tokens that is one of ``ends``, if one is; else at the first that
-    is known to end or pad a text. What is HTML too is kept where another end stands behind it, and
-    where it closes what the text opens.
+    Cuts at the first of the trailing tokens that is one of ``ends``, if one is; else at the first
+    that is known to end or pad texts. A token that is also HTML is kept where another end follows
+    it, and where it closes a tag of the text.
     """
     known = (*ends, *ENDS)
     cut = at = len(text)
@@ -106,7 +106,7 @@ def without_ends(text: str, ends: Sequence[str]) -> str:
 
 
 def _at_headers(text: str, template: ChatTemplate) -> tuple[str, list[Turn]]:
-    """Return the text before the first header, and the turns that headers begin."""
+    """Return the text before the first header, and the turns after headers."""
     headers = list(islice(template.header.finditer(text), _MAX_TURNS + 1))
     if len(headers) > _MAX_TURNS:
         raise SplitError(f"it has more than {_MAX_TURNS} turns of the template {template.name!r}")
@@ -115,7 +115,7 @@ def _at_headers(text: str, template: ChatTemplate) -> tuple[str, list[Turn]]:
         _turn(template.role(match), text[match.end() : end], template)
         for match, end in zip(headers, starts[1:], strict=True)
     ]
-    return text[: starts[0]], [plain for turn in turns for plain in _told_apart(turn)]
+    return text[: starts[0]], [plain for turn in turns for plain in _separate_system(turn)]
 
 
 def _turn(role: str, text: str, template: ChatTemplate) -> Turn:
@@ -129,8 +129,8 @@ def _turn(role: str, text: str, template: ChatTemplate) -> Turn:
     return Turn(role, said.strip() if template.strips else said, is_open)
 
 
-def _told_apart(turn: Turn) -> list[Turn]:
-    """Tell Llama 2's system text from the user's turn that it stands in."""
+def _separate_system(turn: Turn) -> list[Turn]:
+    """Separate Llama 2's system text from the user's turn that contains it."""
     said = turn.text.lstrip() if turn.role == "user" else ""
     end = said.find("<</SYS>>")
     if not said.startswith("<<SYS>>") or end < 0:
@@ -140,7 +140,7 @@ def _told_apart(turn: Turn) -> list[Turn]:
 
 
 def without_thoughts(turns: list[Turn]) -> list[Turn]:
-    """Leave out the turns that are thoughts; thoughts that no answer follows are the answer."""
+    """Drop the turns that are thoughts; thoughts that no answer follows are the answer."""
     answers = [at for at, turn in enumerate(turns) if turn.role == "assistant"]
     last = answers[-1] if answers else -1
     kept = []
