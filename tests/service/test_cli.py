@@ -350,7 +350,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--write", "."], "is a folder"),
     (["--out", "groups.jsonl"], "groups.jsonl is a file: name a folder"),
     (["--out", "report"], "result.json is one of the files to be read"),
-    (["--url", "nope"], "--url wants a URL"),
+    (["--url", "nope"], "--url must be a URL"),
     (["--url", "http://[::1"], "--url: Invalid IPv6 URL"),
 ]
 JUDGES: list[tuple[list[str], str]] = [

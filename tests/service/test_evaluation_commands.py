@@ -130,7 +130,7 @@ def test_select_writes_a_recipe_that_says_why(recipe: Path, tmp_path: Path) -> N
     assert main(["select", *map(str, arguments)]) == 0
     written = load_recipe(str(out))
     assert {name: one.weight for name, one in written.aspects.items()} == {"same": 1, "brevity": 0}
-    assert "weight = 1.0 # chosen: goes against the holistic reward in only 0.0%" in out.read_text()
+    assert "weight = 1.0 # chosen: disagrees with the holistic reward in only 0.0%" in out.read_text()
 
 
 def test_calibrate_finds_constants_and_writes_them(
@@ -220,13 +220,13 @@ def test_a_server_s_refusal_is_told(
 ) -> None:
     arguments = ["calibrate", groups(tmp_path / "in"), "--recipe", recipe, "--url", url]
     assert main(list(map(str, arguments))) == 1
-    assert "answers 401" in capsys.readouterr().err
+    assert "returned 401" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lower", "nobody"], "--lower names ['nobody']; there are holistic, same, brevity"),
+        (["--lower", "nobody"], "--lower: unknown names ['nobody']; known are holistic, same, brevity"),
         (["--against", "preferences"], "no line of the file has `preferences`"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
     ],

@@ -222,7 +222,7 @@ def test_a_wrong_key_ends_the_run_and_keeps_what_was_answered(
     court.run()
     more = Court(endpoint, tmp_path, (*court.answers, ("new", "n")), concurrency=1)
     endpoint.faults += [401]
-    with pytest.raises(StudyError, match="answers 401"):
+    with pytest.raises(StudyError, match="returned 401"):
         more.run()
     assert more.run()[1].num_cached == 4
 
