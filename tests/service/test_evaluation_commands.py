@@ -130,7 +130,8 @@ def test_select_writes_a_recipe_that_says_why(recipe: Path, tmp_path: Path) -> N
     assert main(["select", *map(str, arguments)]) == 0
     written = load_recipe(str(out))
     assert {name: one.weight for name, one in written.aspects.items()} == {"same": 1, "brevity": 0}
-    assert "weight = 1.0 # chosen: disagrees with the holistic reward in only 0.0%" in out.read_text()
+    reason = "chosen: disagrees with the holistic reward in only 0.0%"
+    assert f"weight = 1.0 # {reason}" in out.read_text()
 
 
 def test_calibrate_finds_constants_and_writes_them(
@@ -226,7 +227,7 @@ def test_a_server_s_refusal_is_told(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lower", "nobody"], "--lower: unknown names ['nobody']; known are holistic, same, brevity"),
+        (["--lower", "nobody"], "unknown names ['nobody']; known are holistic, same, brevity"),
         (["--against", "preferences"], "no line of the file has `preferences`"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
     ],
