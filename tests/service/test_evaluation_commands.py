@@ -264,11 +264,11 @@ def a_score(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("scores", "told"),
     [
-        ([a_score()], "gave 1 scores for 36 samples"),
-        ([a_score()] * 37, "gave 37 scores for 36 samples"),
-        ([a_score(score="1")] * 36, "does not answer as a reward server does"),
-        ([a_score(num_tokens="1")] * 36, "does not answer as a reward server does"),
-        ({}, "does not answer as a reward server does"),
+        ([a_score()], "returned 1 scores for 36 samples"),
+        ([a_score()] * 37, "returned 37 scores for 36 samples"),
+        ([a_score(score="1")] * 36, "returned an invalid response"),
+        ([a_score(num_tokens="1")] * 36, "returned an invalid response"),
+        ({}, "returned an invalid response"),
         (None, "answered no JSON: <html>"),
     ],
 )

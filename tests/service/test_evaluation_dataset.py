@@ -125,7 +125,7 @@ def test_what_has_nothing_to_compare_is_told(tmp_path: Path) -> None:
     one, two = lines(tmp_path / "one", answer("p", "a")), lines(tmp_path / "two", answer("q", "b"))
     with pytest.raises(StudyError, match="no common prompt"):
         read_policies({"one": one, "two": two})
-    with pytest.raises(StudyError, match="name two files or more"):
+    with pytest.raises(StudyError, match="give two or more files"):
         read_policies({"one": one})
     with pytest.raises(StudyError, match="is empty"):
         read_groups(lines(tmp_path / "none"))

@@ -378,5 +378,5 @@ def test_judge_of_another_shape_ends_the_run_with_a_sentence(
     monkeypatch.setattr(endpoint, "answer", lambda _: (200, answer))
     assert judge(endpoint, files, tmp_path / "cache", "--yes") == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("alarm: the judge does not answer as chat completions do")
+    assert told.startswith("alarm: the judge's response is not a valid chat completion")
     assert len(told) < 400

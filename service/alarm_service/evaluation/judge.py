@@ -352,6 +352,6 @@ def _answer(key: str, answer: Any) -> Answer:
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StudyError(
-            "the judge's response is not a chat completion (no text in "
+            "the judge's response is not a valid chat completion (expected a text in "
             f"choices[0].message.content): {excerpt(answer)}"
         ) from error

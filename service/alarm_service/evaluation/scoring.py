@@ -235,7 +235,7 @@ class RemoteScorer:
             scored = ScoreResponse.model_validate(answer, strict=True)
         except ValidationError as error:
             raise StudyError(
-                f"{without_password(self._url)} is not a reward server, or not a compatible one: "
+                f"{without_password(self._url)} returned an invalid response: "
                 f"{format_validation_errors(error.errors())}"
             ) from error
         if len(scored.scores) != len(samples):
