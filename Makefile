@@ -1,4 +1,4 @@
-# `make serve` and `make test` are all a new machine needs: Python 3.11 and make.
+# Requires Python 3.11 and make. `make serve` and `make test` set up everything else.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 install: .venv/installed
 
-# What serves, and no more: what tests bring along would be imported at each start.
+# Only what the server needs: some test dependencies would be imported at each start.
 .venv/product: $(MANIFESTS) constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(PRODUCT)
@@ -25,7 +25,7 @@ install: .venv/installed
 serve: .venv/product
 	$(BIN)/alarm serve
 
-# Two tests at a time, those of one file one after another, each with a thread for its models.
+# Two workers; tests of one file run in sequence. One torch thread each.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -36,11 +36,11 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
 
-# The tables of docs/ that the code knows: rules, constants, routes, metrics.
+# Write the tables of docs/ that the code knows: kinds, rules, constants, routes, metrics.
 docs: install
 	$(BIN)/python docs/generate.py
 
-# The three wheels in dist/, and the client's in an environment that has nothing but what it names.
+# Build three wheels in dist/, and test the client's in an environment with only its dependencies.
 wheels: install
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
@@ -50,7 +50,7 @@ wheels: install
 	cd dist && venv/bin/python -m alarm_client.trainers
 	rm -r dist/venv
 
-# Needs a network: asks whether a pinned version has a known vulnerability.
+# Requires network access: looks up known vulnerabilities of pinned versions.
 audit: install
 	$(BIN)/python -m pip install --quiet 'pip-audit>=2.9'
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the CPU image with buildah, without a docker daemon, and runs it as docker would.
+# Builds the CPU image with buildah, without a Docker daemon, and runs it like Docker.
 #
-#   docker/check.sh              needs root, buildah and (where no registry answers) debootstrap
-#   TORCH=index docker/check.sh  takes torch from wherever pip is set up to find it
-#   EXTRAS=traces,ray docker/check.sh  builds the image of a cluster
+#   docker/check.sh              needs root, buildah and (without a registry) debootstrap
+#   TORCH=index docker/check.sh  installs torch from pip's configured index
+#   EXTRAS=traces,ray docker/check.sh  builds the image for a cluster
 #
-# The image runs in chroot isolation, so that its network is this machine's.
+# The image runs with chroot isolation, so it uses this machine's network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ trap 'clean_up' EXIT
 
 clean_up() {
     if [ -n "$server" ]; then
-        # buildah hands on no signals: the whole group hears them.
+        # buildah does not forward signals, so signal the whole process group.
         kill -TERM -- "-$server" 2>/dev/null || true
         sleep 5
         kill -KILL -- "-$server" 2>/dev/null || true
@@ -33,7 +33,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 
-# Debian's own Python 3.11, under the base image's name.
+# Debian with its Python 3.11, tagged with the base image's name.
 make_stand_in() {
     local mirror
     # shellcheck disable=SC2016 # apt's own variable
@@ -47,7 +47,7 @@ make_stand_in() {
     rm "$work/base.tar"
 }
 
-# What pip is set up with here (certificates, mirrors, folders of wheels) it needs in the build too.
+# The build needs pip's configuration of this machine (certificates, mirrors, folders of wheels).
 mounts=()
 find_mounts() {
     local path
@@ -96,4 +96,4 @@ cat "$work/health"
 grep --quiet '^ready$' "$work/health" || fail "the server did not become healthy"
 curl --silent --fail "http://127.0.0.1:$port/hierarchical_reward" --header 'Content-Type: application/json' \
     --data '{"samples": [{"prompt": "Who wrote Emma?", "completion": "Jane Austen wrote it."}]}'
-say "all is well"
+say "all checks passed"

@@ -1,4 +1,4 @@
-"""Prints what the given manifests depend on, save one another, with the extras of EXTRAS."""
+"""Prints the third-party requirements of the given manifests, with the extras in EXTRAS."""
 
 import os
 import re
@@ -12,9 +12,9 @@ _NAME = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?")
 
 
 def requirements(manifests: Sequence[Path], extras: Sequence[str]) -> list[str]:
-    """Return the requirements of all manifests, and of these extras, that none meets itself.
+    """Return the requirements of the manifests and extras, except for the manifests' own projects.
 
-    What one asks of another's extras (``alarm-models[text]``) is among them.
+    Extras of their own projects (``alarm-models[text]``) are resolved.
     """
     projects = [tomllib.loads(file.read_text("utf-8"))["project"] for file in manifests]
     own = {project["name"]: project for project in projects}

@@ -1,6 +1,6 @@
-"""A small HTTP server that speaks LanguageTool's `/v2/check`, and finds words said twice.
+"""A small HTTP server with LanguageTool's `/v2/check`, which reports repeated words.
 
-As LanguageTool, it takes a form and counts offsets in UTF-16 units, as Java does.
+Like LanguageTool, it takes a form and counts offsets in UTF-16 units, as Java does.
 """
 
 import json
@@ -15,7 +15,7 @@ RULE = "ENGLISH_WORD_REPEAT_RULE"
 
 
 class LanguageToolServer(ThreadingHTTPServer):
-    """Remembers the forms that it was sent; a text with "overload" in it gets a 503."""
+    """Records the forms it receives; a text with "overload" gets a 503."""
 
     daemon_threads = True
 
@@ -61,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _matches(text: str) -> list[dict[str, object]]:
@@ -82,7 +82,7 @@ def _utf16(text: str) -> int:
 
 @contextmanager
 def languagetool() -> Iterator[LanguageToolServer]:
-    """Serve on a free port."""
+    """Run the server on a free port."""
     server = LanguageToolServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""`alarm` in a process of its own, and the recipe of a small checkpoint that it serves."""
+"""Runs `alarm` in a subprocess, with a recipe for a small checkpoint."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PATIENCE_S = 60
 
 @dataclass(frozen=True)
 class Process:
-    """A running `alarm serve`; `url` is where it said that it listens."""
+    """A running `alarm serve`; `url` is the address that it logged."""
 
     popen: subprocess.Popen[str]
     url: str
@@ -27,7 +27,7 @@ class Process:
         return host, int(port)
 
     def stop(self, sig: int) -> tuple[int, str]:
-        """Send a signal; return the exit code and what was left on standard error."""
+        """Send a signal; return the exit code and the remaining standard error."""
         self.popen.send_signal(sig)
         return self.ended()
 
@@ -37,7 +37,7 @@ class Process:
 
 
 def recipe_of(folder: Path) -> str:
-    """Return the TOML of a recipe of one sequence classifier."""
+    """Return the TOML of a recipe with one sequence classifier."""
     return f"""
 [models.rm]
 kind = "sequence"
@@ -74,7 +74,7 @@ def alarm(*arguments: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def alarm_serve(recipe: Path | str, *flags: str) -> Iterator[Process]:
-    """Serve a recipe on a free port; yield once it listens, loaded or not."""
+    """Serve a recipe on a free port; yield once it listens, even if models are still loading."""
     popen = alarm("serve", "--recipe", str(recipe), "--port", "0", "--device", "cpu", *flags)
     try:
         yield Process(popen, _event(popen, "listening")["url"])
@@ -84,12 +84,12 @@ def alarm_serve(recipe: Path | str, *flags: str) -> Iterator[Process]:
 
 
 def until_event(process: Process, event: str) -> dict[str, Any]:
-    """Wait for a line of the log."""
+    """Wait for a log line with an event."""
     return _event(process.popen, event)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
 

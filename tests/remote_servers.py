@@ -1,7 +1,7 @@
-"""Small servers that speak the APIs of others, with the traps that those have.
+"""Small servers with the APIs of other reward servers, including their pitfalls.
 
-The logit of a text is its number of letters less 10, so that a reader can count; "boom" is a text
-that each of them refuses in its own way. `Calls` records what came.
+The logit of a text is its number of letters minus 10, so that it can be counted by hand. Each
+server refuses the text "boom" in its own way. `Calls` records requests.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from alarm_models.types import Sample, Score
 
 @dataclass
 class Calls:
-    """What a server was sent, and how it is to behave."""
+    """The requests a server received, and how it should behave."""
 
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -44,7 +44,7 @@ def sigmoid(value: float) -> float:
 
 
 def app_of(calls: Calls) -> FastAPI:
-    """Make an app whose middleware records, refuses and counts."""
+    """Create an app whose middleware records, refuses and counts requests."""
     app = FastAPI()
 
     @app.middleware("http")
@@ -66,7 +66,7 @@ def app_of(calls: Calls) -> FastAPI:
 
 
 def vllm(calls: Calls) -> FastAPI:
-    """vLLM: a sigmoid unless told otherwise, one refusal for all, rows in any order."""
+    """vLLM: a sigmoid by default, one error for the whole request, rows in any order."""
     app = app_of(calls)
 
     @app.post("/classify")
@@ -93,7 +93,7 @@ def vllm(calls: Calls) -> FastAPI:
 
 
 def sglang(calls: Calls) -> FastAPI:
-    """SGLang's own route: logits as an embedding; no route tells its model here."""
+    """SGLang's own route: logits as an embedding; no route names its model."""
     app = app_of(calls)
 
     @app.post("/classify")
@@ -107,7 +107,7 @@ def sglang(calls: Calls) -> FastAPI:
 
 
 def tei(calls: Calls) -> FastAPI:
-    """TEI: two labels, the highest first; a list of two texts is a pair; batches have a limit."""
+    """TEI: two labels, the highest first; a list of two texts is a pair; batches are limited."""
     app = app_of(calls)
 
     @app.post("/predict")
@@ -134,7 +134,7 @@ def tei(calls: Calls) -> FastAPI:
 
 
 def judge(calls: Calls) -> FastAPI:
-    """A chat model that answers with what stands after "say:" in its prompt."""
+    """A chat model that answers with the text after "say:" in its prompt."""
     app = app_of(calls)
 
     @app.post("/v1/chat/completions")
@@ -157,7 +157,7 @@ def judge(calls: Calls) -> FastAPI:
 async def opened(
     make: Callable[[Calls], FastAPI], calls: Calls | None = None, **more: Any
 ) -> AsyncIterator[tuple[RemoteModel, Calls]]:
-    """Serve an API, and open a model on it; `calls` begins empty."""
+    """Serve an API and open a model for it; `calls` is empty."""
     calls = calls or Calls()
     with over_tcp(make(calls)) as port:
         base = {"api": make.__name__, "url": f"http://127.0.0.1:{port}", "max_retries": 1}

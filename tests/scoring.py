@@ -1,4 +1,4 @@
-"""The plain way to score samples with a model: prepare, one forward pass, read."""
+"""Scores samples with a model directly: prepare, one forward pass, read."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def load(spec: ModelSpec) -> RewardModel:
 
 
 def score(model: RewardModel, samples: Sequence[Sample]) -> list[Score]:
-    """Score samples in one batch; a sample's error is raised."""
+    """Score samples in one batch; raise the error of a sample."""
     prepared = model.prepare(samples)
     for one in prepared:
         if isinstance(one, Exception):

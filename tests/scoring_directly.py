@@ -1,4 +1,4 @@
-"""The plain way to score samples with a model that needs no device."""
+"""Scores samples with a model that needs no device."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 
 
 def load_direct(**spec: Any) -> HostModel:
-    """Load a model from what a recipe's table says."""
+    """Load a model from a table of a recipe."""
     model = Loader(torch.device("cpu")).load(_SPECS.validate_python(spec), {})
     assert isinstance(model, HostModel)
     return model
@@ -36,12 +36,12 @@ def score_directly(model: HostModel, *samples: Sample) -> list[Score | SampleErr
 
 
 def values(model: HostModel, *samples: Sample) -> list[float | str | None]:
-    """Return each sample's value, or its error's message."""
+    """Return the value of each sample, or its error message."""
     outcomes = score_directly(model, *samples)
     return [one.value if isinstance(one, Score) else one.message for one in outcomes]
 
 
 def completion(text: str, **fields: str) -> Sample:
-    """Make a sample of a completion and its fields."""
+    """Create a sample with a completion and fields."""
     named: Mapping[str, str] = fields
     return Sample("?", text, fields=named)

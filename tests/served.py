@@ -1,4 +1,4 @@
-"""An app of stand-in models in its lifespan, and a client that talks to it."""
+"""Runs an app with stand-in models in its lifespan, and a client for it."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ from alarm_service.settings import Settings
 
 @dataclass(frozen=True)
 class Server:
-    """An app in its lifespan, a client that talks to it, and the models behind it."""
+    """An app in its lifespan, a client for it, and its models."""
 
     app: FastAPI
     client: httpx.AsyncClient
@@ -44,7 +44,7 @@ class Server:
         )
 
     async def until_waiting(self, num_samples: int) -> None:
-        """Wait until as many samples wait for the device."""
+        """Wait until this many samples are queued."""
         await until(lambda: self.engine.num_waiting == num_samples)
 
 
@@ -53,7 +53,7 @@ def samples(*completions: str) -> list[dict[str, Any]]:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that tells nobody."""
+    """Poll until a condition is true."""
     async with asyncio.timeout(PATIENCE_S):
         while not is_so():  # noqa: ASYNC110 - a queue's length tells nobody
             await asyncio.sleep(0.001)
@@ -70,7 +70,7 @@ def app_of(
     on_failure: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> FastAPI:
-    """Make an app of stand-in models; `before_load` runs as loading does."""
+    """Create an app with stand-in models; `before_load` runs in the loading thread."""
 
     def load(wanted: Mapping[str, ServedModel], _: torch.device) -> dict[str, RewardModel]:
         before_load()
@@ -87,7 +87,7 @@ async def serving(
     on_failure: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> AsyncIterator[Server]:
-    """Serve recipes of stand-in models in this event loop; `before_load` runs as loading does."""
+    """Serve recipes of stand-in models in this event loop; see `app_of`."""
     words = words or Words()
     letters = {letter: Letters(letter) for letter in "abc"}
     app = app_of(

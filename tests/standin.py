@@ -1,6 +1,6 @@
-"""Stand-in reward models whose scores a reader can tell by looking.
+"""Stand-in reward models whose scores are easy to check by hand.
 
-`Words` scores a completion with its number of words; some words make it misbehave. `Letters` judges
+`Words` scores a completion by its number of words; some words make it misbehave. `Letters` scores
 every occurrence of a letter, positive in upper case.
 """
 
@@ -30,7 +30,7 @@ def output_of(batch: Sequence[ModelInput], rows: Sequence[torch.Tensor]) -> Forw
 
 
 class Words:
-    """Scores a completion with its number of words.
+    """Scores a completion by its number of words.
 
     In `prepare`, "long" is too long and "choke" raises; in `forward`, "boom" raises, "nan" is no
     number, "hold" sets `held` and waits for `release`, "die" ends the device's thread and "poison"
@@ -84,7 +84,7 @@ class Words:
 
 
 class Letters:
-    """Judges every occurrence of a letter: positive in upper case; "!" raises in `forward`."""
+    """Scores every occurrence of a letter: positive in upper case; "!" raises in `forward`."""
 
     limit: int | None = 512
     cost = BatchLayout.PADDED
@@ -123,7 +123,7 @@ class Letters:
 
 
 def recipe(name: str = "plain", **tables: Any) -> Recipe:
-    """Make a recipe of `Words` alone, or with more tables."""
+    """Create a recipe with `Words`, and optionally more tables."""
     models = {"words": {"kind": "sequence", "checkpoint": "a/b", "template": "{completion}"}}
     table = {"name": name, "models": models, "holistic": {"model": "words"}}
     return Recipe.model_validate(table | tables)

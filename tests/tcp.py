@@ -1,4 +1,4 @@
-"""An app behind a real socket, served from a thread and event loop of its own."""
+"""Serves an app on a real socket, from a separate thread and event loop."""
 
 import socket
 import threading
@@ -16,7 +16,7 @@ PATIENCE_S = 60
 def over_tcp(
     app: ASGIApp, lifespan: Literal["on", "off"] = "on", port: int = 0, **options: Any
 ) -> Iterator[int]:
-    """Serve an app on a port, else a free one; yield it. ``off`` has its lifespan run elsewhere.
+    """Serve an app on a port, by default a free one; yield it. ``off`` disables the lifespan.
 
     ``options`` are uvicorn's.
     """

@@ -1,4 +1,4 @@
-"""The examples of README.md, docs/ and clients/, taken out and run: what is shown, works."""
+"""Extracts the examples of README.md, docs/ and clients/, and runs them."""
 
 import ast
 import asyncio
@@ -38,16 +38,16 @@ DOCUMENTS = [
     *sorted((ROOT / "clients").glob("*.md")),
 ]
 
-#: A block of these is for a shell, shows what is sent or answered, or draws a tree.
+#: A block that starts with one of these is a shell command.
 COMMANDS = {"alarm", "curl", "docker", "echo", "export", "kill", "kubectl", "make", "pip", "python"}
 
-#: The tables of a recipe, and its keys outside of tables.
+#: The top-level tables and keys of a recipe.
 OF_A_RECIPE = {*Recipe.model_fields}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a document, and the number of its first line."""
+    """A code block of a document, and the number of its first line."""
 
     file: Path
     line: int
@@ -79,7 +79,7 @@ def blocks(file: Path) -> Iterator[Block]:
 
 
 def kind_of(text: str) -> str:
-    """Say what an indented block is; one that nobody knows is an example that is broken."""
+    """Return the language of an indented block; "unknown" means that the example is broken."""
     words = [word for word in text.split() if "=..." not in word]
     first = words[0].rpartition("/")[2]
     if first in COMMANDS or first.startswith("--"):
@@ -103,26 +103,26 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """The folder that a reader follows the documents in."""
+    """A working directory for the examples."""
     before = Path.cwd()
     os.chdir(tmp_path)
     yield tmp_path
     os.chdir(before)
 
 
-def test_every_block_is_of_a_known_language() -> None:
+def test_every_docs_block_has_a_known_language() -> None:
     assert [str(block) for block in BLOCKS if block.language == "unknown"] == []
     assert len(RECIPES) >= 7
     assert len(PYTHON) >= 4
 
 
 @pytest.mark.parametrize("block", TOML, ids=str)
-def test_toml_block_of_a_document_is_read_without_errors(block: Block) -> None:
+def test_docs_toml_block_parses(block: Block) -> None:
     assert tomllib.loads(block.text)
 
 
 @pytest.mark.parametrize("block", RECIPES, ids=str)
-def test_recipe_of_a_document_scores_a_sample(
+def test_docs_recipe_scores_a_sample(
     block: Block, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     for name, text in functions().items():
@@ -145,7 +145,7 @@ def test_recipe_of_a_document_scores_a_sample(
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_block_of_a_document_compiles_and_imports_what_there_is(block: Block) -> None:
+def test_docs_python_block_compiles_and_its_imports_exist(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("alarm_"):
             module = importlib.import_module(str(node.module))
@@ -155,11 +155,11 @@ def test_python_block_of_a_document_compiles_and_imports_what_there_is(block: Bl
 @pytest.mark.parametrize(
     "block", [one for one in PYTHON if one.file.parent.name != "clients"], ids=str
 )
-def test_python_block_of_the_readme_or_the_docs_runs(block: Block) -> None:
+def test_docs_python_block_runs(block: Block) -> None:
     run(block)
 
 
-def test_first_python_block_of_the_clients_readme_runs() -> None:
+def test_client_readme_first_python_block_runs() -> None:
     block = next(one for one in PYTHON if one.file == ROOT / "clients" / "README.md")
     names = run(block)
     (reward,) = names["result"].rewards
@@ -167,7 +167,7 @@ def test_first_python_block_of_the_clients_readme_runs() -> None:
     assert names["result"].scalars(on_error=None) == [reward.reward]
 
 
-def test_commands_beside_the_function_s_example_reward_its_sample(folder: Path) -> None:
+def test_docs_commands_of_the_function_example_score_its_sample(folder: Path) -> None:
     shown = [one for one in BLOCKS if one.file.name == "checks.md"]
     at = next(index for index, one in enumerate(shown) if "def reward(sample" in one.text)
     function, recipe, commands = shown[at : at + 3]
@@ -183,7 +183,7 @@ def test_commands_beside_the_function_s_example_reward_its_sample(folder: Path) 
 
 
 def run(block: Block) -> dict[str, Any]:
-    """Run a block beside a server whose recipe `mini` has the name that the block asks for."""
+    """Run a block with a server whose recipe `mini` has the name that the block uses."""
     tokens = tiny.tokenizer(bos=False, eos=False)
     names: dict[str, Any] = {
         "tokenizer": tokens,
@@ -209,14 +209,14 @@ def run(block: Block) -> dict[str, Any]:
 
 
 def functions() -> Mapping[str, str]:
-    """The modules that recipes name, with the functions that documents show."""
+    """Return the modules that recipes name, with the functions shown in the documents."""
     shown = [one.text for one in PYTHON if "def reward(sample" in one.text]
     assert shown
     return {"mine.py": shown[0]}
 
 
 def completed(table: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe of what is shown: documents show the tables that they speak of."""
+    """Complete the tables that a document shows to a full recipe."""
     aspects = {**table.get("hierarchy", {}).get("minimums", {})}
     models = {**table.get("models", {})} or {"length": {"kind": "length"}}
     first, *_ = models
@@ -234,7 +234,7 @@ def completed(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
-    """Make a small checkpoint for a model of the hub's."""
+    """Create a small checkpoint in place of one from the hub."""
     match model["kind"]:
         case "generative":
             made = tiny.causal("llama", folder)
@@ -267,7 +267,7 @@ def stand_in(model: Mapping[str, Any]) -> FastAPI:
 
 
 async def errors_of(recipe: Recipe) -> dict[str, str | None]:
-    """Load a recipe, and score a sample with each of its models."""
+    """Load a recipe and score a sample with each of its models; return the errors."""
     engine: RewardEngine = create_engine([recipe], Settings(device="cpu"))
     await engine.start()
     try:
@@ -281,5 +281,5 @@ async def errors_of(recipe: Recipe) -> dict[str, str | None]:
         await engine.close()
 
 
-#: What it says is what the stand-in judge rates it with.
+#: The stand-in judge returns the rating after "say:".
 SAMPLE = Sample("2 + 2?", "say:4", {"answer": "4"}, (Span(0, 5), Span(5, 5)))

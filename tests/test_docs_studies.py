@@ -1,4 +1,4 @@
-"""What docs/studies.md says of commands and code is so."""
+"""docs/studies.md matches the commands and the library."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ DOCS = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
 COMMANDS = ("select", "calibrate", "evaluate", "judge")
 
 
-def test_every_flag_is_one_of_a_command_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_page_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
@@ -21,7 +21,7 @@ def test_every_flag_is_one_of_a_command_s(capsys: pytest.CaptureFixture[str]) ->
     assert told <= known
 
 
-def test_the_library_s_lines_run() -> None:
+def test_studies_page_library_example_runs() -> None:
     code = re.findall(r"\n\n((?:    .*\n|\n)+)", DOCS.partition("## As a library")[2])[0]
     names: dict[str, object] = {}
     exec("\n".join(line[4:] for line in code.splitlines()), names)
@@ -29,7 +29,7 @@ def test_the_library_s_lines_run() -> None:
     assert str(names["found"]).startswith("Agreement(num_pairs=2, num_tied=1, num_against=0")
 
 
-def test_every_module_of_the_library_is_named() -> None:
+def test_studies_page_lists_every_library_module() -> None:
     import alarm_models.study
 
     folder = Path(alarm_models.study.__file__).parent

@@ -1,9 +1,9 @@
-"""Every function that goes through callers' or models' texts takes time linear in them.
+"""Functions that process callers' or models' texts take linear time.
 
-Each is given degenerate texts of one length and of four times that, and the processor's time of the
-thread is compared with itself: 4 is linear, 16 quadratic. What takes less than a few milliseconds
-for the longer text is no matter, whatever it grows by. Patterns of a recipe's own, which may be
-anything, have a time limit instead; so have checkpoints' chat templates.
+Each is given degenerate texts of one length and of four times that length, and the CPU times of the
+thread are compared: a factor of 4 is linear, 16 quadratic. Times below a few milliseconds for the
+longer text are ignored. A recipe's own patterns, which may be anything, and checkpoints' chat
+templates have a time limit instead.
 """
 
 import gc
@@ -99,7 +99,7 @@ MINI = Path(next(iter(alarm_models.recipes.__path__))) / "mini"
 
 
 def quietly(call: Callable[[str], object]) -> Callable[[str], None]:
-    """What a text is, or is not, is no matter here."""
+    """Ignore errors about the contents of a text."""
 
     def called(text: str) -> None:
         with suppress(SplitError, RatingError, SampleError, ValueError):
@@ -109,7 +109,7 @@ def quietly(call: Callable[[str], object]) -> Callable[[str], None]:
 
 
 def body(text: str, place: str) -> bytes:
-    """JSON too large to be read at once, with the text several times as a name or as a value."""
+    """Return JSON that is too large to be parsed at once, with the text as names or values."""
     name, value = (text * 4, "x" * 200_000) if place == "name" else ("x", text * 4)
     return json.dumps({"y": "x" * 200_000, name: value}).encode()
 
@@ -167,7 +167,7 @@ FUNCTIONS = dict(functions())
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Garbage is collected when many objects are made, which says nothing of a function."""
+    """Disable garbage collection, which would distort the times."""
     gc.disable()
     try:
         yield
@@ -182,7 +182,7 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 
 def growth(call: Callable[[str], object], unit: str, length: int) -> float:
-    """How many times longer a text four times as long takes; 0 where neither takes any."""
+    """Return the factor of time for a text four times as long; 0 if both are negligible."""
     short, long = ((unit * size)[:size] for size in (length, TIMES * length))
     with no_collection():
         found = seconds(call, long)
@@ -198,7 +198,7 @@ def growth(call: Callable[[str], object], unit: str, length: int) -> float:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_time_grows_with_the_text_and_no_faster(name: str) -> None:
+def test_text_function_on_degenerate_text_takes_linear_time(name: str) -> None:
     call = FUNCTIONS[name]
     call("Warm up, please.")
     grown = {text: growth(call, unit, LENGTH) for text, unit in TEXTS.items()}
@@ -225,7 +225,7 @@ CHECKS = dict(checks())
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_checks_time_grows_with_the_text_and_no_faster(name: str) -> None:
+def test_check_on_degenerate_text_takes_linear_time(name: str) -> None:
     check = CHECKS[name]()
 
     def call(text: str) -> object:
@@ -238,13 +238,13 @@ def test_a_checks_time_grows_with_the_text_and_no_faster(name: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["(", "«", "1. ", "word, ", "<|im_start|>", "e\u0301", "```"])
-def test_the_grammars_time_grows_with_the_text_and_no_faster(unit: str) -> None:
+def test_grammar_on_degenerate_text_takes_linear_time(unit: str) -> None:
     find = Harper(GrammarSpec()).find
     find("Warm up, please.")
     assert growth(find, unit, LENGTH) <= MOST
 
 
-def test_growth_tells_a_quadratic_function_from_a_linear_one() -> None:
+def test_growth_of_quadratic_function_is_detected() -> None:
     def quadratic(text: str) -> int:
         return sum(len(list(text[::4])) for _ in text)
 
@@ -253,17 +253,17 @@ def test_growth_tells_a_quadratic_function_from_a_linear_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 60 + "!", "question:" + " " * 20_000])
-def test_a_pattern_of_a_recipes_own_ends_within_its_time(text: str) -> None:
+def test_recipe_pattern_with_backtracking_ends_within_its_time_limit(text: str) -> None:
     for pattern in (r"^(a|aa)+$", r"question:\s*(.*?)\s*context:\s*(.*?)$"):
         with suppress(SampleError):
             FieldPattern(pattern).find(text)
 
 
-def test_a_field_whose_pattern_takes_too_long_fails_its_sample() -> None:
+def test_field_pattern_over_its_time_limit_fails_the_sample() -> None:
     with pytest.raises(SampleError, match=r"the pattern in \[fields\] took longer than 1 s"):
         FieldPattern(r"^(a|aa)+$").find("a" * 60 + "!")
 
 
-def test_work_on_a_text_ends_where_nobody_waits_for_it() -> None:
+def test_work_on_a_text_ends_when_its_caller_is_gone() -> None:
     with cancellable(lambda: True), pytest.raises(Cancelled):
         sentences("One. Two.\n\nThree.")

@@ -1,4 +1,4 @@
-"""What `mini` does not use, it does not load."""
+"""Serving `mini` does not import libraries that it does not use."""
 
 import subprocess
 import sys
@@ -18,6 +18,6 @@ print(sorted(unused & set(sys.modules)))
 """
 
 
-def test_mini_loads_no_library_of_another_kind() -> None:
+def test_mini_imports_no_library_of_other_kinds() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

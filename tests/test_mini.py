@@ -1,4 +1,4 @@
-"""The embedded default from a trainer's side: a real server, the real client, real questions."""
+"""The recipe `mini` with a real server, the real client and real questions."""
 
 import asyncio
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ def server() -> Iterator[Process]:
         yield process
 
 
-def test_the_embedded_weights_stay_small() -> None:
+def test_mini_weights_are_small() -> None:
     import alarm_models
 
     folder = Path(alarm_models.__file__).parent / "recipes" / "mini"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 60e6
 
 
-def test_a_grounded_answer_is_more_factual_than_a_made_up_one(server: Process) -> None:
+def test_mini_grounded_answer_has_higher_factuality_than_invented_one(server: Process) -> None:
     with AlarmClient(server.url) as client:
         samples = [Sample(prompt=PROMPT, completion=one) for one in (GROUNDED, MADE_UP)]
         result = client.score(samples, model="factuality_rm")
@@ -47,7 +47,7 @@ def test_a_grounded_answer_is_more_factual_than_a_made_up_one(server: Process) -
     assert grounded > made_up
 
 
-def test_token_rewards_add_up_to_the_reward(server: Process) -> None:
+def test_mini_token_rewards_sum_to_the_reward(server: Process) -> None:
     offsets = [(0, 4), (5, 7), (8, 9), (10, 15), (16, 54), (54, 54)]
     sample = Sample(prompt=PROMPT, completion=GROUNDED, token_offsets=offsets)
     with AlarmClient(server.url) as client:
@@ -58,7 +58,7 @@ def test_token_rewards_add_up_to_the_reward(server: Process) -> None:
     assert set(reward.aspects) == {"factuality", "relevance"}
 
 
-def test_a_prompt_of_any_form_and_length_gets_a_reward(server: Process) -> None:
+def test_mini_prompt_of_any_form_and_length_gets_a_reward(server: Process) -> None:
     sample = Sample(prompt="Tell me of Emma. " * 400, completion=GROUNDED)
     with AlarmClient(server.url) as client:
         (reward,) = client.hierarchical_reward([sample]).rewards
@@ -66,7 +66,7 @@ def test_a_prompt_of_any_form_and_length_gets_a_reward(server: Process) -> None:
     assert reward.truncated
 
 
-async def test_200_callers_at_once_get_what_each_gets_alone(server: Process) -> None:
+async def test_mini_200_concurrent_callers_get_the_scores_of_single_calls(server: Process) -> None:
     samples = [
         Sample(prompt=PROMPT, completion=f"{(GROUNDED, MADE_UP)[index % 2]} {index}")
         for index in range(200)

@@ -10,7 +10,7 @@ import alarm_models.types
 
 
 @pytest.mark.parametrize("name", alarm_models.sample.__all__)
-def test_sample_module_gives_the_types_of_python_rewards(name: str) -> None:
+def test_sample_module_exports_the_types_of_python_rewards(name: str) -> None:
     assert getattr(alarm_models.sample, name) is getattr(alarm_models.types, name)
 
 
@@ -30,10 +30,10 @@ def test_sample_module_gives_the_types_of_python_rewards(name: str) -> None:
         "alarm_client.relay",
     ],
 )
-def test_public_module_can_be_imported(path: str) -> None:
+def test_public_module_is_importable(path: str) -> None:
     assert import_module(path).__doc__
 
 
-def test_ray_ingress_keeps_its_import_path() -> None:
+def test_ray_ingress_import_path_is_kept() -> None:
     # It imports Ray, which is an extra.
     assert find_spec("alarm_service.ray.application") is not None

@@ -1,4 +1,4 @@
-"""The README's code blocks, run as a reader would run them."""
+"""Runs the code blocks of the README."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def server() -> Iterator[Process]:
         yield process
 
 
-def test_the_curl_gets_the_answer_that_stands_below_it(server: Process) -> None:
+def test_readme_curl_returns_the_response_shown(server: Process) -> None:
     command = block("bash").replace(URL, server.url)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     got, shown = json.loads(done.stdout), json.loads(block("json"))
@@ -44,7 +44,7 @@ def test_the_curl_gets_the_answer_that_stands_below_it(server: Process) -> None:
     assert reward["admitted"] == wanted["admitted"]
 
 
-def test_the_python_runs_and_prints_a_reward_an_answer(server: Process) -> None:
+def test_readme_python_prints_one_reward_per_answer(server: Process) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         names: dict[str, Any] = {}
@@ -54,11 +54,11 @@ def test_the_python_runs_and_prints_a_reward_an_answer(server: Process) -> None:
     assert len(printed.getvalue().splitlines()) == 2
 
 
-def test_the_recipe_is_a_recipe() -> None:
+def test_readme_recipe_is_valid() -> None:
     recipe = Recipe.model_validate(tomllib.loads(block("toml")) | {"name": "mine"})
     assert recipe.holistic.model == "rm"
 
 
-def test_every_file_the_readme_links_to_is_there() -> None:
+def test_readme_link_targets_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (Path(__file__).parents[1] / target).is_file(), target

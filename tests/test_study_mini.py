@@ -1,4 +1,4 @@
-"""The worked study's input files, made of questions as qa_feedback.json has them."""
+"""Input files of the worked study, created from questions in the format of qa_feedback.json."""
 
 import importlib
 import json
@@ -28,9 +28,7 @@ def question(text: str, corrected: str) -> dict[str, object]:
     }
 
 
-def test_preferences_and_policies_are_written_as_the_commands_read_them(
-    study: ModuleType, tmp_path: Path
-) -> None:
+def test_study_input_files_are_readable_by_the_commands(study: ModuleType, tmp_path: Path) -> None:
     rows = [question("Why?", "Why? corrected"), question("How?", "")]
     prompts = [
         {"question": one["question"], "text": f"question: {one['question']}"} for one in rows
@@ -52,7 +50,7 @@ def test_preferences_and_policies_are_written_as_the_commands_read_them(
     ]
 
 
-def test_every_report_that_the_study_shows_is_there() -> None:
+def test_reports_linked_from_the_study_exist() -> None:
     text = (ROOT / "docs" / "study" / "README.md").read_text()
     for name in ("select", "calibrate", "evaluate"):
         assert f"]({name}/README.md)" in text

@@ -1,4 +1,4 @@
-"""Tests that compare computed floats take their tolerances from one place, and run everywhere."""
+"""Tests that compare computed floats use shared tolerances, and run with all CPU kernels."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def takes_fixture(tree: ast.Module, name: str) -> bool:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
-def test_a_test_of_computed_floats_states_no_tolerance_of_its_own(file: Path) -> None:
+def test_tests_of_computed_floats_use_the_shared_tolerances(file: Path) -> None:
     tree = ast.parse(file.read_text("utf-8"))
     uses = imported(tree)
     if uses & {*COMPUTE, "tolerance"} or takes_fixture(tree, "llama"):
@@ -46,7 +46,7 @@ def test_a_test_of_computed_floats_states_no_tolerance_of_its_own(file: Path) ->
         assert not found, f"{file.name} compares with {sorted(found)}: see tests/tolerance.py"
 
 
-def test_the_tolerance_lets_pass_what_processors_differ_by_and_no_more() -> None:
+def test_tolerance_accepts_differences_between_processors_and_no_more() -> None:
     # The values of tests/service/test_outputs.py on AVX-512: 3.6e-7 apart, 1.04e-6 of the value.
     assert tolerance.computed(-0.34442341327667236) == -0.3444230556488037
     assert tolerance.computed(1.0) != 1.0 + 2e-5
@@ -57,7 +57,7 @@ def test_the_tolerance_lets_pass_what_processors_differ_by_and_no_more() -> None
         tolerance.assert_computed(torch.tensor([0.5 + 5e-5]), torch.tensor([0.5]))
 
 
-def test_ci_runs_the_numeric_tests_on_every_kind_of_kernels() -> None:
+def test_ci_runs_numeric_tests_with_every_cpu_capability() -> None:
     script = (TESTS.parent / ".ci" / "run").read_text()
     assert 'pytest -m "numeric and not gpu and not slow"' in script
     assert all(kind in script for kind in ("ATEN_CPU_CAPABILITY", "default", "avx2", "avx512"))

@@ -1,4 +1,4 @@
-"""The client as a wheel: what a trainer's node installs, which has no checkout."""
+"""The client's wheel, as installed on a trainer's node without a checkout."""
 
 import subprocess
 import sys
@@ -20,14 +20,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_client_wheel_holds_every_source_file(wheel: Path) -> None:
+def test_client_wheel_has_every_source_file(wheel: Path) -> None:
     sources = (CLIENTS / "alarm_client").rglob("*.*")
     expected = {str(path.relative_to(CLIENTS)) for path in sources if path.suffix != ".pyc"}
     with ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
 
 
-def test_client_wheel_needs_httpx_and_nothing_else(wheel: Path) -> None:
+def test_client_wheel_requires_only_httpx(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
         lines = archive.read(metadata).decode().splitlines()
@@ -36,7 +36,7 @@ def test_client_wheel_needs_httpx_and_nothing_else(wheel: Path) -> None:
     ]
 
 
-def test_installed_client_wheel_finds_its_shipped_files(wheel: Path, tmp_path: Path) -> None:
+def test_installed_client_wheel_finds_its_packaged_files(wheel: Path, tmp_path: Path) -> None:
     install = ["install", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel)]
     subprocess.run([*PIP, *install], check=True)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Small random checkpoints, made on the spot: a tokenizer, a configuration, weights."""
+"""Creates small random checkpoints: a tokenizer, a configuration and weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ DECODERS = ("llama", "qwen3", "gemma2")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder, and the same model and tokenizer as transformers loads them."""
+    """A folder, and its model and tokenizer as loaded by transformers."""
 
     folder: Path
     model: Any
@@ -69,12 +69,12 @@ class Checkpoint:
 
     @torch.inference_mode()
     def plain_logits(self, text: str) -> torch.Tensor:
-        """Run transformers on one text, the plain way."""
+        """Run transformers on one text."""
         return self.model(**self.tokenizer(text, return_tensors="pt")).logits[0]
 
 
 def tokenizer(*, bos: bool, eos: bool, pad_is_eos: bool = False) -> Any:
-    """Train a byte-level BPE; ``bos`` and ``eos`` say what it puts around a text."""
+    """Train a byte-level BPE; ``bos`` and ``eos`` add these tokens around a text."""
     fast = Tokenizer(models.BPE(unk_token="<unk>"))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     fast.decoder = decoders.ByteLevel()
@@ -101,7 +101,7 @@ def tokenizer(*, bos: bool, eos: bool, pad_is_eos: bool = False) -> Any:
 
 
 def config(architecture: str, *, pad_is_eos: bool = False, **more: Any) -> Any:
-    """Make a small configuration."""
+    """Create a small configuration."""
     made, small = (ARCHITECTURES | CAUSAL)[architecture]
     common = {
         "vocab_size": 500,
@@ -115,7 +115,7 @@ def config(architecture: str, *, pad_is_eos: bool = False, **more: Any) -> Any:
 
 
 def save(model: Any, tokens: Any, folder: Path) -> Checkpoint:
-    """Write a checkpoint and read it back as transformers does."""
+    """Save a checkpoint and load it with transformers."""
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     loaded = type(model).from_pretrained(folder, dtype=torch.float32).eval()
@@ -125,7 +125,7 @@ def save(model: Any, tokens: Any, folder: Path) -> Checkpoint:
 def sequence_classifier(
     architecture: str, folder: Path, *, pad_is_eos: bool = False, labels: int = 1, seed: int = 0
 ) -> Checkpoint:
-    """Make a sequence classifier with random weights."""
+    """Create a sequence classifier with random weights."""
     torch.manual_seed(seed)
     made = config(architecture, pad_is_eos=pad_is_eos, num_labels=labels)
     model = hf.AutoModelForSequenceClassification.from_config(made)
@@ -136,7 +136,7 @@ def sequence_classifier(
 def token_classifier(
     folder: Path, labels: tuple[str, ...], *, architecture: str = "longformer", seed: int = 0
 ) -> Checkpoint:
-    """Make a token classifier with random weights and named labels."""
+    """Create a token classifier with random weights and named labels."""
     torch.manual_seed(seed)
     made = config(architecture, id2label=dict(enumerate(labels)))
     model = hf.AutoModelForTokenClassification.from_config(made)
@@ -146,13 +146,13 @@ def token_classifier(
 def base_with_head(
     folder: Path, *, head: str = "regression_head", outputs: int = 1, as_bin: bool = False
 ) -> Checkpoint:
-    """Make a Llama base with a named linear head, laid out as openbmb/UltraRM-13b."""
+    """Create a Llama base with a named linear head, like openbmb/UltraRM-13b."""
     torch.manual_seed(0)
     return base_with(folder, {f"{head}.weight": torch.randn(outputs, 32)}, as_bin=as_bin)
 
 
 def causal(architecture: str, folder: Path) -> Checkpoint:
-    """Make a causal language model with random weights."""
+    """Create a causal language model with random weights."""
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(config(architecture))
     return save(model, tokenizer(bos=True, eos=False), folder)
@@ -161,7 +161,7 @@ def causal(architecture: str, folder: Path) -> Checkpoint:
 def base_with(
     folder: Path, tensors: Mapping[str, torch.Tensor], *, as_bin: bool = False
 ) -> Checkpoint:
-    """Make a Llama base with more tensors beside it, as models with code of their own have."""
+    """Create a Llama base with additional tensors, like models with remote code."""
     torch.manual_seed(0)
     model = hf.LlamaModel(config("llama"))
     tokens = tokenizer(bos=True, eos=False)

@@ -1,4 +1,4 @@
-"""Small models of types that few reward models have, and that padding or packing may not serve."""
+"""Small models of rare types, for which padding or packing may not be exact."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ CONFIGURATIONS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 def classifier(name: str) -> hf.PreTrainedModel:
-    """Make a sequence classifier whose weights are large enough for every fault to be seen."""
+    """Create a sequence classifier with weights large enough to expose every error."""
     configuration, small = CONFIGURATIONS[name]
     torch.manual_seed(1)
     model: Any = hf.AutoModelForSequenceClassification.from_config(configuration(**small))
@@ -152,7 +152,7 @@ def classifier(name: str) -> hf.PreTrainedModel:
 
 
 def network(model: hf.PreTrainedModel) -> Network:
-    """Take it as the server does, with a prefix cache."""
+    """Wrap it like the server, with a prefix cache."""
     head = sequence_head(model)
     if head is None:
         return WholeNetwork(model)
@@ -161,7 +161,7 @@ def network(model: hf.PreTrainedModel) -> Network:
 
 
 def ids(num_tokens: int, seed: int = 0, prompt: int = 0) -> tuple[int, ...]:
-    """Make a sample of so many ids, the first of which are a prompt that others share."""
+    """Create token ids of a given length that start with a shared prompt."""
     shared = torch.randint(5, 200, (512,), generator=torch.Generator().manual_seed(99)).tolist()
     choose = torch.Generator().manual_seed(1000 * num_tokens + seed)
     own = torch.randint(5, 200, (num_tokens - prompt - 1,), generator=choose).tolist()
@@ -169,7 +169,7 @@ def ids(num_tokens: int, seed: int = 0, prompt: int = 0) -> tuple[int, ...]:
 
 
 def features(network: Network, samples: Sequence[tuple[int, ...]]) -> list[ModelInput]:
-    """Have each sample read where the network's head reads it."""
+    """Create model inputs that are read where the network's head reads."""
     pooling, pad = network.pooling or Pooling.LAST, network.config.pad_token_id
     return [
         ModelInput(one, (pooling_positions(one, pooling, pad),), truncated=False) for one in samples
@@ -178,7 +178,7 @@ def features(network: Network, samples: Sequence[tuple[int, ...]]) -> list[Model
 
 @torch.inference_mode()
 def plain(model: hf.PreTrainedModel, sample: tuple[int, ...]) -> float:
-    """Return the score by transformers alone, of a model that has run nothing before."""
+    """Return the score by transformers, from a model that has run nothing before."""
     fresh: Any = copy.deepcopy(model)
     given = torch.tensor([sample])
     score: float = fresh(input_ids=given, attention_mask=torch.ones_like(given)).logits.item()

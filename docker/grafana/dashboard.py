@@ -1,4 +1,4 @@
-"""Writes dashboards/alarm.json: is it up, is it the bottleneck of training, is the reward gamed?"""
+"""Writes dashboards/alarm.json: availability, load and reward statistics."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 FILE = Path(__file__).parent / "dashboards" / "alarm.json"
 
 _WINDOW = "[$__rate_interval]"
-#: Rewards come in steps of training, minutes apart: shares of them look back further.
+#: Rewards arrive once per training step, minutes apart, so their ratios use a longer window.
 _STEPS = "[10m]"
 
 
@@ -17,7 +17,7 @@ def rate(metric: str, by: str = "", window: str = _WINDOW) -> str:
 
 
 def share(part: str, whole: str, by: str, window: str = _STEPS) -> str:
-    """Return one counter's share of another."""
+    """Return the ratio of two counters' rates."""
     return f"{rate(part, by, window)} / {rate(whole, by, window)}"
 
 
@@ -35,11 +35,11 @@ def mean(metric: str, by: str, window: str = _WINDOW) -> str:
     return share(f"{metric}_sum", f"{metric}_count", by, window)
 
 
-#: By row: each panel's title, unit and expressions by legend.
+#: Rows of panels: title, unit, and expressions by legend.
 ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "Is it up?": [
         ("Ready", "none", {"up": "up{job=\"alarm\"}", "ready": "alarm_ready"}),
-        ("Answers a second", "reqps", {"{{status}}": rate("alarm_requests_total", "status")}),
+        ("Responses per second", "reqps", {"{{status}}": rate("alarm_requests_total", "status")}),
         ("Failed answers", "percentunit", {
             "of all": "(sum(rate(alarm_requests_total{status=~\"5..\"}[5m])) or vector(0)) "
             "/ sum(rate(alarm_requests_total[5m]))",
@@ -50,29 +50,29 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     ],
     "Is it the bottleneck of training?": [
         ("Share of time", "percentunit", {
-            "a trainer waits for rewards": rate("alarm_occupied_seconds_total"),
-            "the device is busy": rate("alarm_device_busy_seconds_total"),
+            "at least one request in flight": rate("alarm_occupied_seconds_total"),
+            "device busy": rate("alarm_device_busy_seconds_total"),
         }),
-        ("Time to an answer", "s", quantiles("alarm_request_seconds", "route")),
-        ("Wait for the device", "s", quantiles("alarm_queue_seconds", "model")),
-        ("Where a second goes", "percentunit", {
+        ("Response time", "s", quantiles("alarm_request_seconds", "route")),
+        ("Time in the queue", "s", quantiles("alarm_queue_seconds", "model")),
+        ("Time per step", "percentunit", {
             f"{step} {{{{model}}}}": rate(f"alarm_{step}_seconds_sum", "model")
             for step in ("prepare", "forward", "read")
         }),
-        ("Tokens a second", "none", {
+        ("Tokens per second", "none", {
             "asked {{model}}": rate("alarm_tokens_total", "model"),
             "computed {{model}}": rate("alarm_computed_tokens_total", "model"),
         }),
-        ("Samples a batch", "none", {
+        ("Samples per batch", "none", {
             "mean {{model}}": mean("alarm_batch_samples", "model"),
         }),
-        ("Tokens a batch", "none", {
+        ("Tokens per batch", "none", {
             "mean {{model}}": mean("alarm_batch_tokens", "model"),
         }),
         ("House", "percentunit", {"full": "alarm_queued_tokens / alarm_max_queued_tokens"}),
-        ("In the house", "none", {
+        ("Queue", "none", {
             "requests": "alarm_admitted_requests",
-            "samples that wait": "alarm_waiting_samples",
+            "waiting samples": "alarm_waiting_samples",
         }),
     ],
     "Is the reward being gamed?": [
@@ -82,7 +82,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("Reward", "none", {"mean {{recipe}}": "alarm_reward_mean"}),
         ("Aspects' rewards", "none", {
             "mean {{aspect}}": "alarm_aspect_reward_mean",
-            "mean of a value of {{aspect}}": "alarm_aspect_value_mean",
+            "mean value of {{aspect}}": "alarm_aspect_value_mean",
         }),
         ("Past the threshold", "percentunit", {
             "{{recipe}}": "sum by (recipe) (rate(alarm_admitted_samples_total{admitted=\"true\"}"
@@ -95,15 +95,15 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         }),
         ("Length of completions", "none",
          quantiles("alarm_completion_characters", "recipe", _STEPS)),
-        ("Aspects against the holistic reward: share of pairs", "percentunit", {
+        ("Agreement of aspects with the holistic reward: share of pairs", "percentunit", {
             "{{verdict}} {{aspect}}": "sum by (recipe, aspect, verdict) "
             "(rate(alarm_aspect_pairs_total[10m])) / on (recipe, aspect) group_left () "
             "sum by (recipe, aspect) (rate(alarm_aspect_pairs_total[10m]))",
         }),
-        ("Aspects against the holistic reward: correlation", "none", {
+        ("Agreement of aspects with the holistic reward: correlation", "none", {
             "{{aspect}}": "alarm_aspect_holistic_correlation",
         }),
-        ("Saturated values of aspects", "percentunit", {
+        ("Saturated aspect values", "percentunit", {
             "{{end}} {{aspect}}": "sum by (recipe, aspect, end) "
             "(rate(alarm_saturated_values_total[10m])) / on (recipe, aspect) group_left () "
             "sum by (recipe, aspect) (rate(alarm_shaped_values_total[10m]))",
@@ -121,7 +121,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """Return the dashboard as Grafana reads it."""
+    """Return the dashboard as JSON for Grafana."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row, graphs in ROWS.items():

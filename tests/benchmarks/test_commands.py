@@ -1,4 +1,4 @@
-"""Each benchmark runs as its command, small, and every way gives transformers' numbers."""
+"""Runs each benchmark with small sizes; every variant gives the numbers of transformers."""
 
 import json
 import subprocess
@@ -33,7 +33,9 @@ BOUND = {"matrix products alone"}
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_every_way_gives_the_same_numbers(command: list[str], ways: set[str]) -> None:
+def test_every_variant_of_a_benchmark_gives_the_same_numbers(
+    command: list[str], ways: set[str]
+) -> None:
     done = subprocess.run(
         [sys.executable, FOLDER / command[0], *command[1:]],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Ways take turns, and what is reported can be worked out by hand."""
+"""Variants take turns, and reported figures match figures worked out by hand."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from work import Sample, Way
 WORK = {number: ([Sample("p", str(number))], [Sample("q", str(number))]) for number in (-1, 0, 1)}
 
 
-def test_ways_take_turns_and_the_first_round_is_not_timed() -> None:
+def test_variants_take_turns_and_the_warm_up_round_is_not_timed() -> None:
     ran: list[str] = []
 
     def way(name: str, samples: Sequence[Sample]) -> list[float]:
@@ -27,18 +27,18 @@ def test_ways_take_turns_and_the_first_round_is_not_timed() -> None:
     assert timed["b"].numbers == {-1: [-1.0], 0: [0.0], 1: [1.0]}
 
 
-def test_the_largest_difference_is_over_the_rounds_of_the_reference() -> None:
+def test_largest_difference_is_over_the_rounds_of_the_reference() -> None:
     numbers = {-1: [9.0], 0: [1.0, 2.0], 1: [3.0]}
     assert largest_difference(numbers, {0: [1.5, 2.0], 1: [3.25]}) == 0.5
     assert largest_difference(numbers, {1: [3.25]}) == 0.25
 
 
-def test_a_way_that_loses_a_number_is_no_way() -> None:
+def test_variant_with_a_missing_number_raises() -> None:
     with pytest.raises(ValueError, match="zip"):
         largest_difference({0: [1.0]}, {0: [1.0, 2.0]})
 
 
-def test_the_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFixture[str]) -> None:
     timed = {
         "ours": Timed([1.0, 2.0, 9.0], {0: [0.0]}),
         "theirs": Timed([5.0, 6.0, 7.0], {0: [0.75]}, twin=1),
@@ -54,7 +54,7 @@ def test_the_report_has_medians_ratios_and_differences(capsys: pytest.CaptureFix
     }
 
 
-def test_a_way_without_numbers_has_a_time_and_no_difference(
+def test_variant_without_numbers_has_a_time_and_no_difference(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     timed = {"ours": Timed([2.0], {0: [0.0]}), "bound": Timed([1.0], {0: []})}

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """A cluster of this machine's own, with a proxy of Serve's; its URL."""
+    """Start a local cluster with a Serve proxy; yield its URL."""
     pytest.importorskip("ray.serve")
     import ray
     from processes import free_port

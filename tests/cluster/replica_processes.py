@@ -1,10 +1,10 @@
-"""The replicas of a cluster on this machine, as processes."""
+"""Finds the replica processes of a local cluster."""
 
 from pathlib import Path
 
 
 def pids_of(application: str) -> list[int]:
-    """The processes of an application's replicas; Ray gives them their actors' names."""
+    """Return the pids of an application's replicas, which are named after their actors."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""The routes as a Ray Serve ingress of several replicas, changed while they are asked."""
+"""A Ray Serve ingress with several replicas, changed under load."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ TEXT = "Human: The fox? Assistant: The dog."
 
 
 def deploy(checkpoint: Checkpoint, folder: Path) -> None:
-    """Deploy the application, as a RayService does, with the recipe as it now is."""
+    """Deploy the application like a RayService, with the current recipe."""
     from ray import serve
 
     from alarm_service.ray.ingress import build
@@ -38,7 +38,7 @@ def deploy(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def models() -> list[str]:
-    """The applications of models."""
+    """Return the applications of models."""
     from ray import serve
 
     return [name for name in serve.status().applications if name.startswith("alarm-")]
@@ -50,7 +50,7 @@ def remove() -> None:
     serve.delete("alarm")
 
 
-async def test_a_recipe_is_changed_without_a_failed_request(
+async def test_ingress_recipe_change_fails_no_request(
     cluster: str, llama: Checkpoint, tmp_path: Path
 ) -> None:
     other = sequence_classifier("llama", tmp_path / "other", seed=1)

@@ -1,4 +1,4 @@
-"""Models on a real Ray cluster: wants `alarm-service[ray]`; `pytest -m slow tests/cluster`."""
+"""Models on a real Ray cluster; requires `alarm-service[ray]`: `pytest -m slow tests/cluster`."""
 
 import asyncio
 import os
@@ -44,9 +44,9 @@ def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
 async def serving(
     recipe: Path, load: Any = None, *, generation: str | None = None, **more: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The routes in this process, two replicas on the cluster; gone once this is through.
+    """Serve the routes in this process with two replicas on the cluster, for one test.
 
-    The recipe's file is what a reload reads again.
+    A reload reads the recipe's file again.
     """
     generation = generation or uuid4().hex
     from alarm_service.ray.model import RayModelLoader
@@ -78,7 +78,7 @@ async def score(client: httpx.AsyncClient, *samples: Mapping[str, str]) -> dict[
 
 
 def sample(number: int) -> dict[str, str]:
-    """A sample with a prompt of four, and so a score, of its own."""
+    """Return a sample with one of four prompts and its own score."""
     return {"prompt": f"{number // 4} foxes? " * 9, "completion": f"{number} dogs, I am told."}
 
 
@@ -90,14 +90,14 @@ def alone(llama: Checkpoint, one: Mapping[str, str]) -> float:
 
 
 async def reason(client: httpx.AsyncClient, part: str) -> str:
-    """Wait until the reason for not being ready has a part; return it."""
+    """Wait until the reason for not being ready contains a text; return it."""
     async with asyncio.timeout(PATIENCE_S):
         while part not in (told := (await client.get("/health/ready")).json()["reason"]):
             await asyncio.sleep(0.2)
     return str(told)
 
 
-async def test_scores_are_those_of_the_model_alone(
+async def test_ray_scores_equal_those_of_the_model_alone(
     cluster: str, llama: Checkpoint, recipe: Path
 ) -> None:
     samples = [sample(number) for number in range(48)]
@@ -115,7 +115,7 @@ async def test_scores_are_those_of_the_model_alone(
     ]
 
 
-async def test_a_group_shares_its_prompt_in_one_request_and_in_several(
+async def test_ray_group_shares_its_prompt_in_one_and_several_requests(
     cluster: str, llama: Checkpoint, recipe: Path
 ) -> None:
     group = [{"prompt": PROMPT, "completion": one} for one in COMPLETIONS]
@@ -130,7 +130,7 @@ async def test_a_group_shares_its_prompt_in_one_request_and_in_several(
     assert together["num_computed_tokens"] <= together["num_tokens"] - 3 * (num_prompt - 1)
 
 
-async def test_a_replica_that_is_killed_costs_no_answer(
+async def test_ray_killed_replica_fails_no_request(
     cluster: str, llama: Checkpoint, recipe: Path
 ) -> None:
     truth = {number: alone(llama, sample(number)) for number in range(64)}
@@ -163,7 +163,9 @@ async def test_a_replica_that_is_killed_costs_no_answer(
         assert set(again) != set(pids)
 
 
-async def test_work_of_a_caller_that_left_leaves_the_replicas(cluster: str, recipe: Path) -> None:
+async def test_ray_disconnected_caller_is_removed_from_the_replicas(
+    cluster: str, recipe: Path
+) -> None:
     from ray import serve
     from sleeping import TOKENS_PER_S, sleepers
 
@@ -179,7 +181,7 @@ async def test_work_of_a_caller_that_left_leaves_the_replicas(cluster: str, reci
                 await asyncio.sleep(0.1)  # for those that are on the device
 
 
-async def test_a_checkpoint_that_is_not_there_is_told(cluster: str, tmp_path: Path) -> None:
+async def test_ray_missing_checkpoint_is_reported(cluster: str, tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(recipe_of(Path("/nowhere")))
     async with serving(file, replicas=1) as client:
@@ -188,7 +190,7 @@ async def test_a_checkpoint_that_is_not_there_is_told(cluster: str, tmp_path: Pa
     assert "'/nowhere' is no folder" in answer.json()["error"]["message"]
 
 
-async def test_replicas_without_room_are_told_with_numbers_and_what_to_set(
+async def test_ray_replicas_that_do_not_fit_are_reported_with_what_to_set(
     cluster: str, recipe: Path
 ) -> None:
     async with serving(recipe, cpus_per_replica=5) as client:
@@ -197,7 +199,9 @@ async def test_replicas_without_room_are_told_with_numbers_and_what_to_set(
     assert "8 CPUs on 1 node has room for 1: set --replicas 1 or --cpus-per-replica 4" in told
 
 
-async def test_replicas_wait_for_what_others_use_and_are_told(cluster: str, recipe: Path) -> None:
+async def test_ray_replicas_wait_for_used_resources_and_this_is_reported(
+    cluster: str, recipe: Path
+) -> None:
     import ray
 
     class Other:
@@ -213,7 +217,7 @@ async def test_replicas_wait_for_what_others_use_and_are_told(cluster: str, reci
         await score(client, sample(0))  # once there is room
 
 
-async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> None:
+async def test_ray_queued_tokens_add_replicas(cluster: str, recipe: Path) -> None:
     from sleeping import TOKENS_PER_S, sleepers
 
     words = "word " * TOKENS_PER_S  # a second each
@@ -227,7 +231,7 @@ async def test_more_replicas_come_as_tokens_wait(cluster: str, recipe: Path) -> 
         assert len(pids_of("alarm-scaled-rm")) == 2
 
 
-async def test_a_recipe_is_changed_on_the_cluster_while_callers_ask(
+async def test_ray_recipe_change_under_load_fails_no_request(
     cluster: str, llama: Checkpoint, recipe: Path
 ) -> None:
     key = {"Authorization": "Bearer operator"}

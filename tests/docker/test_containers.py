@@ -1,4 +1,4 @@
-"""The files that build and start containers, by the tools that know their formats."""
+"""Container files, checked by schemas and linters of their formats."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ DEFAULT = {"gpu"}
 
 
 def run(tool: str, *arguments: str) -> None:
-    """Run a tool of this environment, or of the machine; skip where there is none."""
+    """Run a tool from this environment or from PATH; skip if it is missing."""
     own = Path(sys.executable).with_name(tool)
     found = str(own) if own.exists() else shutil.which(tool)
     if found is None:
@@ -28,7 +28,7 @@ def run(tool: str, *arguments: str) -> None:
 
 
 def started(*profiles: str) -> set[str]:
-    """Return the services that compose starts for these --profile flags."""
+    """Return the services that compose starts with these --profile flags."""
     active = set(profiles) or DEFAULT
     return {
         name
@@ -37,34 +37,34 @@ def started(*profiles: str) -> set[str]:
     }
 
 
-def test_compose_fits_its_schema() -> None:
+def test_compose_file_matches_its_schema() -> None:
     run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
-def test_the_dockerfile_has_no_findings() -> None:
+def test_dockerfile_has_no_lint_findings() -> None:
     run("hadolint", "docker/Dockerfile")
 
 
-def test_up_alone_starts_the_gpu_s_server_and_nothing_else() -> None:
+def test_compose_without_profile_starts_only_the_gpu_server() -> None:
     assert "COMPOSE_PROFILES=gpu" in (ROOT / ".env").read_text().splitlines()
     assert started() == {"alarm"}
     (device,) = SERVICES["alarm"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
 
-def test_the_cpu_s_profile_starts_no_gpu() -> None:
+def test_compose_cpu_profile_requests_no_gpu() -> None:
     assert started("cpu") == {"alarm-cpu"}
     assert "deploy" not in SERVICES["alarm-cpu"]
     assert SERVICES["alarm-cpu"]["environment"]["ALARM_DEVICE"] == "cpu"
 
 
-def test_the_others_are_added_by_their_profiles() -> None:
+def test_compose_profiles_add_their_services() -> None:
     assert started("cpu", "monitoring") == {"alarm-cpu", "prometheus", "grafana"}
     assert started("gpu", "languagetool") == {"alarm", "languagetool"}
 
 
 @pytest.mark.parametrize("name", ["alarm", "alarm-cpu"])
-def test_the_server_is_published_where_it_says_so(name: str) -> None:
+def test_published_address_matches_the_server_s_setting(name: str) -> None:
     service = SERVICES[name]
     (port,) = service["ports"]
     address = service["environment"]["ALARM_PUBLISHED"]
@@ -72,7 +72,7 @@ def test_the_server_is_published_where_it_says_so(name: str) -> None:
     assert port == f"{address}:${{ALARM_PORT:-8000}}:8000"
 
 
-def test_every_service_is_held_to_what_it_needs() -> None:
+def test_every_service_has_restricted_rights() -> None:
     for service in SERVICES.values():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -80,7 +80,7 @@ def test_every_service_is_held_to_what_it_needs() -> None:
             assert port.startswith(("127.0.0.1:", "${ALARM_BIND:-127.0.0.1}:"))
 
 
-def test_every_file_that_compose_mounts_is_there() -> None:
+def test_files_mounted_by_compose_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
@@ -89,7 +89,7 @@ def test_every_file_that_compose_mounts_is_there() -> None:
 
 
 def requirements(**environment: str) -> list[str]:
-    """Return what the image installs, with these build arguments."""
+    """Return what the image installs with these build arguments."""
     manifests = ["models/pyproject.toml", "service/pyproject.toml"]
     done = subprocess.run(
         [sys.executable, "docker/requirements.py", *manifests],
@@ -102,14 +102,14 @@ def requirements(**environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_image_holds_what_the_manifests_want() -> None:
+def test_image_has_what_the_manifests_need() -> None:
     wanted = requirements()
     assert not any(one.startswith("alarm") for one in wanted)  # no index has ours
     assert {"torch>=2.13,<2.14", "fastapi>=0.130", "opentelemetry-sdk>=1.38"} <= set(wanted)
     assert "harper-py>=0.2" in wanted  # of alarm-models[text], which the service asks for
 
 
-def test_the_cluster_s_image_holds_ray_too() -> None:
+def test_cluster_image_includes_ray() -> None:
     assert not any(one.startswith("ray") for one in requirements())
     wanted = requirements(EXTRAS="traces,ray")
     assert {"ray[serve]>=2.60", "opentelemetry-sdk>=1.38"} <= set(wanted)

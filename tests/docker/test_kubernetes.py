@@ -1,4 +1,4 @@
-"""The manifests: against Kubernetes' own schemas, and against the server that they start."""
+"""Validates the manifests with Kubernetes' schemas and with the server's options."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def validate(document: dict[str, Any]) -> None:
 
 
 def merged(base: Any, patch: Any) -> Any:
-    """A strategic merge: mappings by key, lists of named things by name, null removes."""
+    """Return a strategic merge: mappings by key, lists of named items by name, null removes."""
     if isinstance(base, dict) and isinstance(patch, dict):
         joined = {**base, **{key: merged(base.get(key), one) for key, one in patch.items()}}
         return {key: one for key, one in joined.items() if one is not None}
@@ -52,24 +52,24 @@ CLUSTER: dict[str, Any] = RAY_SERVICE["spec"]["rayClusterConfig"]
 
 
 @pytest.mark.parametrize("document", OWN)
-def test_every_manifest_fits_its_schema(document: dict[str, Any]) -> None:
+def test_manifest_matches_its_schema(document: dict[str, Any]) -> None:
     validate(document)
 
 
 @pytest.mark.parametrize("name", ["deployment.yaml", "weights.yaml"])
-def test_a_manifest_with_its_cpu_patch_fits_its_schema(name: str) -> None:
+def test_manifest_with_cpu_patch_matches_its_schema(name: str) -> None:
     (base,), (patch,) = documents(FOLDER / name), documents(PATCHES / name)
     validate(merged(base, patch))
 
 
-def test_a_wrong_name_would_be_found() -> None:
+def test_schema_check_rejects_an_unknown_key() -> None:
     probed = merged(DEPLOYMENT, {})
     probed["spec"]["template"]["spec"]["containers"][0]["readinessProb"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(probed)
 
 
-def test_kustomizations_name_files_that_are_there() -> None:
+def test_files_of_kustomizations_exist() -> None:
     for folder in (FOLDER, PATCHES):
         (one,) = documents(folder / "kustomization.yaml")
         named = [*one["resources"], *(patch["path"] for patch in one.get("patches", ()))]
@@ -79,7 +79,7 @@ def test_kustomizations_name_files_that_are_there() -> None:
     assert set(base["resources"]) == there
 
 
-def test_the_cpu_s_pod_wants_no_gpu() -> None:
+def test_cpu_pod_requests_no_gpu() -> None:
     (patch,) = documents(PATCHES / "deployment.yaml")
     pod = merged(DEPLOYMENT, patch)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -92,7 +92,7 @@ def environment_of(container: dict[str, Any]) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container["env"]}
 
 
-def test_a_pod_lives_as_long_as_its_server_drains() -> None:
+def test_termination_grace_period_covers_the_drain() -> None:
     pod = DEPLOYMENT["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     drain_s = int(environment_of(container)["ALARM_DRAIN_S"])
@@ -100,13 +100,13 @@ def test_a_pod_lives_as_long_as_its_server_drains() -> None:
     assert pod["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
 
 
-def test_every_variable_is_an_option() -> None:
+def test_environment_variables_are_server_options() -> None:
     (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
     names = {name.removeprefix("ALARM_").lower() for name in environment_of(container)}
     assert names <= set(Settings.model_fields)
 
 
-def test_probes_ask_routes_that_answer_without_a_key() -> None:
+def test_probes_use_routes_without_a_key() -> None:
     (container,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
     paths = {route.path for route in router.routes if route.path.startswith("/health/")}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -119,13 +119,13 @@ def pods_of_cluster() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("template", pods_of_cluster())
-def test_the_cluster_s_pods_fit_their_schema(template: dict[str, Any]) -> None:
+def test_rayservice_pods_match_their_schema(template: dict[str, Any]) -> None:
     validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **template})
     mounted = {one["name"] for one in template["spec"]["containers"][0]["volumeMounts"]}
     assert mounted == {one["name"] for one in template["spec"]["volumes"]}
 
 
-def test_the_cluster_says_what_kuberay_asks() -> None:
+def test_rayservice_has_the_fields_kuberay_requires() -> None:
     assert set(RAY_SERVICE) == {"apiVersion", "kind", "metadata", "spec"}
     assert RAY_SERVICE["apiVersion"] == "ray.io/v1"
     assert set(RAY_SERVICE["spec"]) == {"serveConfigV2", "rayClusterConfig"}
@@ -142,7 +142,7 @@ def test_the_cluster_says_what_kuberay_asks() -> None:
     assert f"ray=={CLUSTER['rayVersion']}" in constraints
 
 
-def test_the_application_s_arguments_are_settings() -> None:
+def test_rayservice_arguments_are_settings() -> None:
     (application,) = yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"])["applications"]
     settings = Settings(ray=True, **application["args"])
     assert settings.recipe == ("mini",)

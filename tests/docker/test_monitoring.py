@@ -1,4 +1,4 @@
-"""The dashboard and the alerts, against the metrics of a real server and by Prometheus itself."""
+"""Checks the dashboard and alerts with metrics of a real server and with Prometheus."""
 
 import json
 import os
@@ -26,7 +26,7 @@ UNSEEN = {"up", "alarm_sample_errors_total", "alarm_failed_batches_total"}
 
 
 def panels() -> dict[str, str]:
-    """Return the dashboard's expressions as Grafana sends them, by their panels' titles."""
+    """Return the dashboard's expressions as Grafana sends them, by panel title."""
     return {
         f"{panel['title']} {target['refId']}": target["expr"].replace("$__rate_interval", "1m")
         for panel in DASHBOARD["panels"]
@@ -49,7 +49,7 @@ def promtool(*arguments: str | Path) -> None:
 
 
 def ask(server: Process) -> None:
-    """Reward answers of several prompts, most of them past the threshold of `mini`."""
+    """Request rewards for several prompts, most of them past the threshold of `mini`."""
     samples = [
         {"prompt": f"Who wrote book {prompt}?", "completion": f"Jane Austen wrote it. {'So. ' * n}"}
         for prompt in range(4)
@@ -69,7 +69,7 @@ def server() -> Iterator[Process]:
         yield process
 
 
-def test_the_dashboard_is_what_its_script_writes() -> None:
+def test_dashboard_file_is_the_output_of_its_script() -> None:
     script = ROOT / "docker" / "grafana" / "dashboard.py"
     written = subprocess.run(
         [sys.executable, "-c", "import json, dashboard; print(json.dumps(dashboard.dashboard()))"],
@@ -78,7 +78,7 @@ def test_the_dashboard_is_what_its_script_writes() -> None:
     assert json.loads(written.stdout) == DASHBOARD
 
 
-def test_every_metric_that_is_shown_or_watched_is_one_that_a_server_has(server: Process) -> None:
+def test_metrics_of_dashboard_and_alerts_exist(server: Process) -> None:
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     labels: dict[str, set[str]] = {}
@@ -97,12 +97,12 @@ def test_every_metric_that_is_shown_or_watched_is_one_that_a_server_has(server: 
 
 
 @pytest.mark.parametrize("name", ["up", "alarm_sample_errors_total"])
-def test_what_only_shows_when_something_fails_is_declared(name: str, server: Process) -> None:
+def test_failure_metrics_are_declared_before_the_first_failure(name: str, server: Process) -> None:
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     assert name == "up" or f"# TYPE {name} counter" in text
 
 
-def test_the_metrics_are_as_prometheus_wants_them(server: Process) -> None:
+def test_metrics_pass_promtool(server: Process) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian's package prometheus has it)")
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
@@ -113,16 +113,16 @@ def test_the_metrics_are_as_prometheus_wants_them(server: Process) -> None:
     assert complaints == []
 
 
-def test_the_alerts_fire_when_they_should() -> None:
+def test_alerts_pass_their_promtool_tests() -> None:
     promtool("check", "rules", RULES)
     promtool("test", "rules", RULES.with_name("alerts_test.yml"))
 
 
-def test_prometheus_can_read_its_configuration() -> None:
+def test_prometheus_configuration_is_valid() -> None:
     promtool("check", "config", "--syntax-only", RULES.with_name("prometheus.yml"))
 
 
-def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+def test_dashboard_expressions_are_valid_promql(tmp_path: Path) -> None:
     rules = [
         {"record": f"panel:{index}", "expr": expression}
         for index, expression in enumerate(panels().values())
@@ -133,7 +133,7 @@ def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_real_prometheus_has_an_answer_to_every_panel(server: Process, tmp_path: Path) -> None:
+def test_every_panel_has_data_in_a_real_prometheus(server: Process, tmp_path: Path) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
     configuration = yaml.safe_load((RULES.with_name("prometheus.yml")).read_text())

@@ -1,4 +1,4 @@
-"""Callers that ask for rewards of texts of their own, and tell right answers from wrong ones."""
+"""Callers that request rewards of their own texts and check the responses."""
 
 import threading
 from collections import Counter
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def sample(index: int) -> Sample:
-    """The text of an index: each has words, and so a reward, of its own."""
+    """Return the sample of an index; each has different words and so a different reward."""
     words = " ".join(NAMES[(index // 7**place) % 7] for place in range(2 + index % 3))
     text = f"It was {words}, by the look of it. So say {index} of us."
     return Sample(prompt=PROMPT, completion=text, id=index, token_offsets=[(0, 2), (3, len(text))])
@@ -25,7 +25,7 @@ def sample(index: int) -> Sample:
 
 @dataclass
 class Tally:
-    """What came of the calls: `right` and `wrong` count samples, `errors` calls by their kind."""
+    """The results of calls: `right` and `wrong` count samples, `errors` counts calls by kind."""
 
     right: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Tally:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def judge(self, asked: Sequence[int], result: RewardResult, truth: Mapping[int, float]) -> None:
-        """Compare an answer with the truth, sample by sample."""
+        """Compare a response with the truth, sample by sample."""
         got = [(reward.id, reward.reward) for reward in result.rewards]
         faults = [] if len(got) == len(asked) else [f"{len(got)} rewards for {len(asked)} samples"]
         for index, (own, value) in zip(asked, got, strict=False):
@@ -49,7 +49,7 @@ class Tally:
 
 
 def truth_of(url: str, num_samples: int) -> dict[int, float]:
-    """The rewards of the first indexes, asked of an undisturbed server."""
+    """Return the rewards of the first indexes from an undisturbed server."""
     with AlarmClient(url) as client:
         result = client.hierarchical_reward([sample(index) for index in range(num_samples)])
     return dict(enumerate(result.scalars(on_error="raise")))
@@ -58,7 +58,7 @@ def truth_of(url: str, num_samples: int) -> dict[int, float]:
 def ask(
     client: AlarmClient, truth: Mapping[int, float], tally: Tally, start: int, size: int
 ) -> None:
-    """Ask for `size` samples from `start` on, round and round, and note what comes of it."""
+    """Request `size` samples from `start` on in a loop, and count the results."""
     asked = [(start + step) % len(truth) for step in range(size)]
     try:
         result = client.hierarchical_reward([sample(index) for index in asked])
@@ -77,7 +77,7 @@ def load(
     size: int = 4,
     after_call: Callable[[int], object] = lambda number: None,
 ) -> Tally:
-    """Send so many calls from so many threads; `after_call` hears the number of each that ended."""
+    """Send calls from several threads; `after_call` gets the number of each that ended."""
     tally = Tally()
 
     def call(number: int) -> None:

@@ -11,7 +11,7 @@ NUM_TEXTS = 96
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Restartable]:
-    """`mini` in a process of its own, with little room in its queue and for bodies."""
+    """Serve `mini` in a subprocess, with a small queue and small bodies."""
     flags = ("--max-body-bytes", str(1 << 20), "--body-timeout-s", "1.5")
     with restartable(*flags, "--max-queued-tokens", "500") as server:
         with AlarmClient(server.url) as client:
@@ -21,5 +21,5 @@ def server() -> Iterator[Restartable]:
 
 @pytest.fixture(scope="session")
 def truth(server: Restartable) -> Mapping[int, float]:
-    """The reward of each text's index from an undisturbed server."""
+    """Return the reward of each index from an undisturbed server."""
     return truth_of(server.url, NUM_TEXTS)

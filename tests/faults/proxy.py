@@ -1,4 +1,4 @@
-"""A proxy between client and server that cuts, delays or garbles what goes through it."""
+"""A proxy between client and server that cuts, delays or corrupts data."""
 
 import asyncio
 import random
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Proxy:
-    """Forwards connections to `target`; each piece of either way may meet a fault.
+    """Forwards connections to `target`; each chunk in either direction may have a fault.
 
-    `cut`, `delayed` and `garbled` are the shares of pieces that end their connection, wait up to
-    `longest_s`, and have one of their bytes changed. `seen` counts the faults that happened.
+    `cut`, `delayed` and `garbled` are the shares of chunks that end their connection, wait up to
+    `longest_s`, and have one byte changed. `seen` counts the faults that happened.
     """
 
     target: tuple[str, int]
@@ -33,7 +33,7 @@ class Proxy:
         self._connections: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, listening: Callable[[asyncio.Event], object]) -> None:
-        """Listen on a free port until the event, which `listening` is told, is set."""
+        """Listen on a free port until the event passed to `listening` is set."""
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         stopped = asyncio.Event()
@@ -95,7 +95,7 @@ class Proxy:
 
 @contextmanager
 def proxied(proxy: Proxy) -> Iterator[Proxy]:
-    """Run a proxy in a thread and event loop of its own."""
+    """Run a proxy in a separate thread and event loop."""
     listening = threading.Event()
     stops: list[Callable[[], object]] = []
 

@@ -11,7 +11,7 @@ from processes import command_of, environment
 
 @dataclass
 class Restartable:
-    """`alarm serve` on a port that stays its own."""
+    """`alarm serve` on a fixed port."""
 
     port: int
     flags: tuple[str, ...]
@@ -37,7 +37,7 @@ class Restartable:
         )
 
     def kill(self) -> None:
-        """End it as `kill -9` does: nothing is finished and nobody is told."""
+        """Kill it with SIGKILL."""
         self.popen.kill()
         self.popen.wait()
 

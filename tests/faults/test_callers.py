@@ -1,4 +1,4 @@
-"""Callers that send too much, too slowly or nonsense, or that never read: others are served."""
+"""Callers that send too much, too slowly or garbage, or never read, do not affect others."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ NOT_UTF_8 = b'{"samples": [{"prompt": "\xff\xfe", "completion": "\xc3"}]}'
 
 
 @pytest.fixture(autouse=True)
-def _the_server_still_serves(server: Restartable, truth: Mapping[int, float]) -> Iterator[None]:
-    """After each of these callers the next one has its rewards."""
+def _server_still_serves(server: Restartable, truth: Mapping[int, float]) -> Iterator[None]:
+    """After each test, check that the next caller gets rewards."""
     yield
     with AlarmClient(server.url) as client:
         tally = load(client, truth, num_callers=1, num_calls=1)
@@ -32,20 +32,22 @@ def _the_server_still_serves(server: Restartable, truth: Mapping[int, float]) ->
 
 @pytest.fixture(scope="module")
 def work_paths(server: Restartable) -> list[str]:
-    """Every path that takes a body, the trainers' own among them."""
+    """Return every path that takes a body, including the /compat routes."""
     document = httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE_S).json()
     return [
         path.replace("{recipe}", "mini") for path, on in document["paths"].items() if "post" in on
     ]
 
 
-def test_a_gigabyte_that_is_announced_is_refused_before_it_comes(server: Restartable) -> None:
+def test_body_with_content_length_of_a_gigabyte_is_refused_before_it_is_sent(
+    server: Restartable,
+) -> None:
     with connect(server) as caller:
         caller.sendall(head(Content_Length=1 << 30))
         assert status_of(caller) == 413
 
 
-def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(
+def test_endless_body_is_refused_at_the_limit_without_using_memory(
     server: Restartable,
 ) -> None:
     before = resident_mib(server.popen.pid)
@@ -59,7 +61,7 @@ def test_a_body_without_end_is_refused_at_the_limit_and_takes_no_memory(
 
 
 @pytest.mark.parametrize("body", [TOO_DEEP, NOT_UTF_8], ids=["too deep", "not UTF-8"])
-def test_nonsense_is_refused_on_every_path(
+def test_garbage_body_is_refused_on_every_path(
     server: Restartable, work_paths: list[str], body: bytes
 ) -> None:
     assert len(work_paths) > 8
@@ -71,7 +73,7 @@ def test_nonsense_is_refused_on_every_path(
             assert answer.status_code == wanted, (path, answer.text[:200])
 
 
-def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Restartable) -> None:
+def test_slow_body_gets_408_and_closes_the_connection(server: Restartable) -> None:
     with connect(server) as caller:
         caller.sendall(head(Content_Length=1000) + b"{")
         answer = b""
@@ -86,7 +88,7 @@ def test_a_body_that_drips_in_is_a_408_and_its_connection_is_closed(server: Rest
     }
 
 
-def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Restartable) -> None:
+def test_unfinished_bodies_use_bounded_memory_and_release_it(server: Restartable) -> None:
     before = resident_mib(server.popen.pid)
     with contextlib.ExitStack() as callers:
         crowd = [callers.enter_context(connect(server)) for _ in range(40)]
@@ -98,7 +100,7 @@ def test_bodies_that_never_end_fill_a_bounded_room_and_leave_it(server: Restarta
     assert resident_mib(server.popen.pid) - before < 40
 
 
-def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Restartable) -> None:
+def test_body_with_wrong_digest_is_not_scored(server: Restartable) -> None:
     body = json.dumps({"samples": [{"prompt": "a", "completion": "b"}]})
     of_another = "sha-256=:" + "A" * 43 + "=:"
     headers = {"Content-Type": "application/json", "Content-Digest": of_another}
@@ -108,7 +110,7 @@ def test_a_body_that_is_not_what_its_digest_says_is_not_scored(server: Restartab
     assert answer.json()["error"]["retryable"]
 
 
-def test_clients_that_never_read_do_not_delay_others(
+def test_callers_that_never_read_do_not_block_others(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     # Twenty times a hundred answers of a large page: more than any socket's buffer.
@@ -127,7 +129,7 @@ def test_clients_that_never_read_do_not_delay_others(
     assert resident_mib(server.popen.pid) - before < 60
 
 
-def test_ten_times_the_queue_capacity_is_served_eventually(
+def test_load_of_ten_times_the_queue_capacity_is_served_eventually(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     # A call of 4 samples is about 190 tokens and 500 may wait: 28 callers are ten times.

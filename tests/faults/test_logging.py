@@ -1,4 +1,4 @@
-"""A log that cannot be written: the server starts, serves, fails samples and stops all the same."""
+"""A log that cannot be written does not keep the server from starting, serving and stopping."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SAMPLES = [Sample(prompt="question: Who?", completion="Jane Austen wrote it.")]
 def logging_to(
     stderr: int | IO[bytes], *flags: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Serve `mini` with its standard error as given; yield its process and URL once it is ready."""
+    """Serve `mini` with the given standard error; yield its process and URL once it is ready."""
     port = str(free_port())
     popen = subprocess.Popen(
         command_of("serve", "--port", port, "--device", "cpu", *flags),
@@ -43,7 +43,7 @@ def logging_to(
 
 
 def serve_and_stop(popen: subprocess.Popen[bytes], url: str, num_requests: int) -> int:
-    """Ask for rewards, also of what cannot be read; return the exit code after SIGTERM."""
+    """Request rewards, also with an invalid body; return the exit code after SIGTERM."""
     with AlarmClient(url, timeout=PATIENCE_S) as client:
         first = client.hierarchical_reward(SAMPLES).scalars()
         for _ in range(num_requests):
@@ -54,13 +54,13 @@ def serve_and_stop(popen: subprocess.Popen[bytes], url: str, num_requests: int) 
 
 
 @pytest.mark.slow
-def test_a_full_disk_under_the_log_stops_nothing() -> None:
+def test_server_with_log_on_full_disk_serves_and_stops() -> None:
     with open("/dev/full", "wb") as full, logging_to(full) as (popen, url):
         assert serve_and_stop(popen, url, num_requests=5) == 0
 
 
 @pytest.mark.slow
-def test_a_log_whose_reader_is_gone_stops_nothing() -> None:
+def test_server_with_closed_log_pipe_serves_and_stops() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as broken, logging_to(broken) as (popen, url):
@@ -68,14 +68,14 @@ def test_a_log_whose_reader_is_gone_stops_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_server_whose_log_is_not_read_keeps_serving() -> None:
+def test_server_with_blocked_log_pipe_serves_and_stops() -> None:
     reader, writer = os.pipe()  # takes 64 KiB, about 400 lines
     with open(writer, "wb") as stuck, logging_to(stuck) as (popen, url):
         assert serve_and_stop(popen, url, num_requests=600) == 0
     os.close(reader)
 
 
-def test_lines_that_are_lost_are_counted_once_lines_are_taken_again() -> None:
+def test_log_stream_after_dropping_lines_reports_their_number() -> None:
     reader, writer = os.pipe()
     stream = log_stream(writer)
     line = json.dumps({"event": "x" * 4000}) + "\n"
@@ -92,12 +92,12 @@ def test_lines_that_are_lost_are_counted_once_lines_are_taken_again() -> None:
     assert events == [{"event": "log lines were lost", "lines": 20 - num_taken}]
 
 
-def test_a_full_disk_raises_nothing() -> None:
+def test_log_stream_on_full_disk_does_not_raise() -> None:
     with open("/dev/full", "wb", buffering=0) as full:
         assert log_stream(full.fileno()).write("a line\n") == 7
 
 
-def test_a_log_whose_reader_left_raises_nothing() -> None:
+def test_log_stream_with_closed_reader_does_not_raise() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     assert log_stream(writer).write("a line\n") == 7

@@ -1,4 +1,4 @@
-"""Between client and server: what is cut, delayed or garbled is never a wrong reward."""
+"""Connections that are cut, delayed or corrupted never give a wrong reward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ def through(proxy: Proxy, truth: Mapping[int, float], num_calls: int = 30) -> Ta
         return load(client, truth, num_callers=4, num_calls=num_calls)
 
 
-def test_connections_that_are_cut_cost_a_retry_and_no_reward(
+def test_cut_connections_are_retried_and_lose_no_reward(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     proxy = Proxy(server.address, cut=0.1)
@@ -28,9 +28,7 @@ def test_connections_that_are_cut_cost_a_retry_and_no_reward(
     assert (tally.right, tally.wrong, tally.errors) == (120, [], {})
 
 
-def test_pieces_that_are_delayed_change_nothing(
-    server: Restartable, truth: Mapping[int, float]
-) -> None:
+def test_delayed_data_changes_no_reward(server: Restartable, truth: Mapping[int, float]) -> None:
     proxy = Proxy(server.address, delayed=0.3, longest_s=0.03)
     tally = through(proxy, truth)
     assert proxy.seen["delayed"] > 20
@@ -38,7 +36,7 @@ def test_pieces_that_are_delayed_change_nothing(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_bytes_that_are_garbled_are_an_error_or_a_retry_and_never_a_wrong_reward(
+def test_corrupted_bytes_cause_an_error_or_a_retry_and_no_wrong_reward(
     server: Restartable, truth: Mapping[int, float], seed: int
 ) -> None:
     proxy = Proxy(server.address, garbled=0.1, cut=0.01, seed=seed)
@@ -51,7 +49,7 @@ def test_bytes_that_are_garbled_are_an_error_or_a_retry_and_never_a_wrong_reward
 
 @dataclass
 class Forging(Proxy):
-    """Makes each of these changes once, whichever way the old bytes pass."""
+    """Replaces each of the given bytes once, in either direction."""
 
     garbled: float = 1.0
     piece_bytes: int = 1 << 16
@@ -78,7 +76,7 @@ class Forging(Proxy):
     ],
     ids=["a request and its digest", "an answer and its digest", "a head that is no HTTP"],
 )
-def test_what_was_changed_on_the_way_is_sent_again(
+def test_request_or_response_changed_in_transit_is_sent_again(
     server: Restartable, truth: Mapping[int, float], changes: tuple[tuple[bytes, bytes], ...]
 ) -> None:
     proxy = Forging(server.address, changes=changes)

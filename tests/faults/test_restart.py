@@ -1,4 +1,4 @@
-"""A server that is killed under load and started again: its callers notice nothing but time."""
+"""Callers of a server that is killed under load and restarted only notice a delay."""
 
 from collections.abc import Mapping
 
@@ -24,14 +24,14 @@ def killed(
     assert (tally.right, tally.wrong, tally.errors) == (num_calls * 4, [], {})
 
 
-def test_a_server_that_is_killed_under_load_loses_and_doubles_no_reward(
+def test_server_killed_under_load_loses_and_duplicates_no_reward(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     killed(server, truth, num_calls=24, at_calls={8})
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_again_and_again_loses_and_doubles_no_reward(
+def test_server_killed_repeatedly_loses_and_duplicates_no_reward(
     server: Restartable, truth: Mapping[int, float]
 ) -> None:
     killed(server, truth, num_calls=600, at_calls={50, 51, 200, 350, 500})

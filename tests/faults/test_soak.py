@@ -1,4 +1,4 @@
-"""The soak of benchmarks/soak.py, for two minutes."""
+"""Runs benchmarks/soak.py for two minutes."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ SOAK = Path(__file__).parent.parent.parent / "benchmarks" / "soak.py"
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_minutes_of_everything_at_once_end_well() -> None:
+def test_soak_of_two_minutes_passes() -> None:
     command = [sys.executable, str(SOAK), "--minutes", "2", "--kill-every", "40"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr

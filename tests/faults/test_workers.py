@@ -1,4 +1,4 @@
-"""Workers that die or are killed: their own samples say so, and others come in their place."""
+"""Worker processes that die or are killed fail only their own samples and are replaced."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ ERRORS = {
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server of one function in two processes."""
+    """Serve one function in two worker processes."""
     folder = tmp_path_factory.mktemp("workers")
     (folder / "my_words.py").write_text(FUNCTIONS)
     (folder / "words.toml").write_text(RECIPE.format(folder=folder))
@@ -80,7 +80,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for file in found for child in file.read_text().split()]
 
 
-def test_each_failure_stays_with_its_sample_whatever_it_does_to_the_worker(
+def test_failure_in_a_worker_fails_only_its_sample(
     workers: Process,
 ) -> None:
     texts = [text for word in ERRORS for text in ("a b", f"{word} a", "a b c")]
@@ -95,7 +95,7 @@ def test_each_failure_stays_with_its_sample_whatever_it_does_to_the_worker(
             assert message in score.error.message
 
 
-def test_workers_that_are_killed_are_replaced(workers: Process) -> None:
+def test_killed_workers_are_replaced(workers: Process) -> None:
     for _ in range(3):
         for child in children_of(workers.popen.pid):
             os.kill(child, signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_workers_that_are_killed_are_replaced(workers: Process) -> None:
         assert [one.score for one in scores_of(workers, "a", "a b", "a b c")] == [1, 2, 3]
 
 
-def test_workers_end_with_a_server_that_is_killed(workers: Process) -> None:
+def test_workers_of_a_killed_server_end(workers: Process) -> None:
     children = children_of(workers.popen.pid)
     assert children
     workers.popen.kill()

@@ -28,7 +28,7 @@ def test_selection_chooses_the_agreeing_aspect_with_its_reason() -> None:
     assert "only 30.0% [" in found.findings["good"].reason
     assert "its tau-b of 0.40 is the highest of the aspects" in found.findings["good"].reason
     assert found.findings["coin"].verdict is Verdict.UNCLEAR
-    assert "not told from a coin" in found.findings["coin"].reason
+    assert "not distinguishable from chance" in found.findings["coin"].reason
 
 
 def test_selection_by_ties_alone_chooses_none_and_warns() -> None:
@@ -37,7 +37,7 @@ def test_selection_by_ties_alone_chooses_none_and_warns() -> None:
     assert found.chosen == ("good",)
     assert found.findings["coarse"].caution == (
         "the paper's 9.8% counts 80.0% of ties as agreement; "
-        "an aspect that knows nothing would score 10.0% with as many"
+        "an unrelated aspect with as many ties would score 10.0%"
     )
     assert found.findings["good"].caution is None
 

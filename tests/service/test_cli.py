@@ -348,9 +348,9 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--write", "groups.jsonl"], "groups.jsonl is one of the files to be read"),
     (["--write", "no/such"], "there is no folder"),
     (["--write", "."], "is a folder"),
-    (["--out", "groups.jsonl"], "groups.jsonl is a file: name a folder"),
+    (["--out", "groups.jsonl"], "groups.jsonl is a file, but must be a folder"),
     (["--out", "report"], "result.json is one of the files to be read"),
-    (["--url", "nope"], "--url wants a URL"),
+    (["--url", "nope"], "--url must be a URL"),
     (["--url", "http://[::1"], "--url: Invalid IPv6 URL"),
 ]
 JUDGES: list[tuple[list[str], str]] = [

@@ -130,7 +130,8 @@ def test_select_writes_a_recipe_that_says_why(recipe: Path, tmp_path: Path) -> N
     assert main(["select", *map(str, arguments)]) == 0
     written = load_recipe(str(out))
     assert {name: one.weight for name, one in written.aspects.items()} == {"same": 1, "brevity": 0}
-    assert "weight = 1.0 # chosen: goes against the holistic reward in only 0.0%" in out.read_text()
+    reason = "chosen: disagrees with the holistic reward in only 0.0%"
+    assert f"weight = 1.0 # {reason}" in out.read_text()
 
 
 def test_calibrate_finds_constants_and_writes_them(
@@ -220,13 +221,13 @@ def test_evaluation_server_s_refusal_is_reported(
 ) -> None:
     arguments = ["calibrate", groups(tmp_path / "in"), "--recipe", recipe, "--url", url]
     assert main(list(map(str, arguments))) == 1
-    assert "answers 401" in capsys.readouterr().err
+    assert "returned 401" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lower", "nobody"], "--lower names ['nobody']; there are holistic, same, brevity"),
+        (["--lower", "nobody"], "unknown names ['nobody']; known are holistic, same, brevity"),
         (["--against", "preferences"], "no line of the file has `preferences`"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
     ],
@@ -263,11 +264,11 @@ def a_score(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("scores", "told"),
     [
-        ([a_score()], "gave 1 scores for 36 samples"),
-        ([a_score()] * 37, "gave 37 scores for 36 samples"),
-        ([a_score(score="1")] * 36, "does not answer as a reward server does"),
-        ([a_score(num_tokens="1")] * 36, "does not answer as a reward server does"),
-        ({}, "does not answer as a reward server does"),
+        ([a_score()], "returned 1 scores for 36 samples"),
+        ([a_score()] * 37, "returned 37 scores for 36 samples"),
+        ([a_score(score="1")] * 36, "returned an invalid response"),
+        ([a_score(num_tokens="1")] * 36, "returned an invalid response"),
+        ({}, "returned an invalid response"),
         (None, "answered no JSON: <html>"),
     ],
 )

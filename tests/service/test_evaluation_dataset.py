@@ -69,7 +69,7 @@ def test_an_id_matches_prompts_that_differ(tmp_path: Path) -> None:
 
 def test_files_have_names(tmp_path: Path) -> None:
     assert named_files(["sft=a.jsonl", "b.jsonl"]) == {"sft": Path("a.jsonl"), "b": Path("b.jsonl")}
-    with pytest.raises(StudyError, match="a name of its own"):
+    with pytest.raises(StudyError, match="a unique name"):
         named_files(["x/a.jsonl", "y/a.jsonl"])
 
 
@@ -96,8 +96,8 @@ def test_people_s_preferences_follow_the_prompts_that_are_drawn(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
-        ("[" * 100_000, "line 2 is no JSON"),
+        ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ('{"prompt": "p"}', "line 2: completions: Field required"),
         ('{"prompt": "p", "completion": 5}', "line 2: completion"),
         ('{"prompt": "p", "completions": []}', "line 2: completions: List should have at least 1"),
@@ -109,7 +109,7 @@ def test_people_s_preferences_follow_the_prompts_that_are_drawn(tmp_path: Path) 
         (
             '{"prompt": "p", "completions": ["a", "b"], "preferences": '
             '[{"first": 0, "second": 2, "preferred": null}]}',
-            r"line 2: .*preferences\[0\] is of 0 and 2, but wants two of 2 completions",
+            r"line 2: .*preferences\[0\] compares 0 and 2, but must compare two of 2 completions",
         ),
     ],
 )
@@ -125,9 +125,9 @@ def test_dataset_wrong_line_is_reported_by_number_and_field(
 
 def test_dataset_without_pairs_is_refused(tmp_path: Path) -> None:
     one, two = lines(tmp_path / "one", answer("p", "a")), lines(tmp_path / "two", answer("q", "b"))
-    with pytest.raises(StudyError, match="no prompt in common"):
+    with pytest.raises(StudyError, match="no common prompt"):
         read_policies({"one": one, "two": two})
-    with pytest.raises(StudyError, match="name two files or more"):
+    with pytest.raises(StudyError, match="give two or more files"):
         read_policies({"one": one})
-    with pytest.raises(StudyError, match="has no line"):
+    with pytest.raises(StudyError, match="is empty"):
         read_groups(lines(tmp_path / "none"))

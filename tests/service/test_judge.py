@@ -222,7 +222,7 @@ def test_a_wrong_key_ends_the_run_and_keeps_what_was_answered(
     court.run()
     more = Court(endpoint, tmp_path, (*court.answers, ("new", "n")), concurrency=1)
     endpoint.faults += [401]
-    with pytest.raises(StudyError, match="answers 401"):
+    with pytest.raises(StudyError, match="returned 401"):
         more.run()
     assert more.run()[1].num_cached == 4
 
@@ -378,5 +378,5 @@ def test_judge_of_another_shape_ends_the_run_with_a_sentence(
     monkeypatch.setattr(endpoint, "answer", lambda _: (200, answer))
     assert judge(endpoint, files, tmp_path / "cache", "--yes") == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("alarm: the judge does not answer as chat completions do")
+    assert told.startswith("alarm: the judge's response is not a valid chat completion")
     assert len(told) < 400

@@ -1,4 +1,4 @@
-"""A policy's tokenizer made on the spot, with a chat template, for scripts in trainers' venvs."""
+"""Trains a policy's tokenizer with a chat template, for scripts in trainers' venvs."""
 
 from texts_of_policies import ANSWERS, PROMPT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,7 +11,7 @@ TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with the end of a turn as its end-of-text token."""
+    """Return a byte-level tokenizer whose end-of-text token is the end of a turn."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""A policy's tokenizer, made on the spot, and what it is asked and answers."""
+"""A policy's tokenizer, and its prompts and answers."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _TEMPLATE = (
 
 
 def policy_tokenizer() -> Any:
-    """Make a tokenizer of ChatML whose texts come back as they were."""
+    """Create a ChatML tokenizer that decodes texts unchanged."""
     made = tokenizer(bos=False, eos=False)
     made.chat_template = _TEMPLATE
     return made

@@ -1,4 +1,4 @@
-"""AReaL's RLVR workflow with a stand-in engine: ours, and its own with our function."""
+"""Runs AReaL's RLVR workflow with a stand-in engine: ours, and AReaL's with our function."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ TOKENS = tokenizer()
 
 
 def load() -> tuple[type, type, type, Callable[[str], type]]:
-    """Import the workflow; its packages' own imports want the libraries of every engine."""
+    """Import the workflow without its package, which imports the libraries of every engine."""
     for name in ("areal", "areal.infra", "areal.engine", "areal.engine.fsdp_utils"):
         package = ModuleType(name)
         package.__path__ = list(find_spec(name).submodule_search_locations or ())
@@ -38,7 +38,7 @@ RLVRWorkflow, GenerationHyperparameters, ModelResponse, import_from_string = loa
 
 
 class Engine:
-    """Answers as an engine that has sampled these ids."""
+    """Returns given ids like an inference engine."""
 
     def __init__(self, answer: str) -> None:
         self.ids = [*TOKENS(answer).input_ids, TOKENS.eos_token_id]

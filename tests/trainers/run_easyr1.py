@@ -1,4 +1,4 @@
-"""EasyR1's AutoRewardManager with the shipped file, on a batch as its trainer holds it."""
+"""Runs EasyR1's AutoRewardManager with the packaged file, on a batch in its trainer's format."""
 
 import json
 import sys

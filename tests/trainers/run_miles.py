@@ -1,4 +1,4 @@
-"""miles' own dispatch of rewards: our function by its dotted name, and its remote_rm by URL."""
+"""Runs miles' dispatch of rewards: our function by dotted name, and remote_rm by URL."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""NeMo Gym's own resources server around our example, and its agent's reading of the answer."""
+"""Runs NeMo Gym's resources server with our example, and its agent on the response."""
 
 import asyncio
 import json

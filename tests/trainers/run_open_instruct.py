@@ -1,4 +1,4 @@
-"""open-instruct's verifiers as it builds and calls them, ours among them."""
+"""Builds and calls open-instruct's verifiers, including ours."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""OpenRLHF's SingleTurnAgentExecutor with a stand-in engine and the shipped file."""
+"""Runs OpenRLHF's SingleTurnAgentExecutor with a stand-in engine and the packaged file."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ TOKENS = tokenizer()
 
 
 class Engine:
-    """Answers as an engine that has sampled these ids."""
+    """Returns given ids like an inference engine."""
 
     def __init__(self, answer: str) -> None:
         self.ids = [*TOKENS(answer).input_ids, TOKENS.eos_token_id]

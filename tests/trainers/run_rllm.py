@@ -1,4 +1,4 @@
-"""rLLM's own types and loader around our evaluator, and a workflow's reward function."""
+"""Runs our evaluator with rLLM's types and loader, and a workflow's reward function."""
 
 import json
 import sys

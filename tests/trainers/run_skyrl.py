@@ -1,4 +1,4 @@
-"""A SkyRL-Gym environment made by its registered name, for two episodes."""
+"""Runs two episodes of a SkyRL-Gym environment created by its registered name."""
 
 import json
 import sys

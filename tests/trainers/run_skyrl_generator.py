@@ -1,4 +1,4 @@
-"""SkyRL's own generator behind our entry points, and its trainer's placement of what it gives."""
+"""Runs SkyRL's generator with our entry points, and its trainer's placement of rewards."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ CONFIG = SkyRLTrainConfig.from_cli_overrides(
 
 
 class Engine:
-    """Answers as inference engines that have sampled these ids."""
+    """Returns given ids like inference engines."""
 
     async def generate(self, given: dict, **_: object) -> dict[str, object]:
         answers = [
@@ -35,7 +35,7 @@ class Engine:
         return {"responses": texts, "response_ids": ids, "stop_reasons": ["stop"] * len(ids)}
 
     async def finish_session(self, session: object) -> None:
-        """Nothing is kept of a session."""
+        """Do nothing: no state is kept for a session."""
 
 
 def rollout(is_dense: bool) -> dict[str, object]:

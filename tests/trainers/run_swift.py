@@ -1,4 +1,4 @@
-"""ms-swift's reward computation with the shipped plugin, then two steps of its own training."""
+"""Runs ms-swift's reward computation with the packaged plugin, then two training steps."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ tables = [
 
 
 def train() -> list[dict[str, float]]:
-    """`swift rlhf --rlhf_type grpo`, as a user starts it; its log."""
+    """Run `swift rlhf --rlhf_type grpo` like a user; return its log."""
     tokens = tokenizer()
     tokens.save_pretrained("model")
     Qwen2ForCausalLM(

@@ -1,4 +1,4 @@
-"""ms-swift's own rewards and advantages of groups in which a sample fails."""
+"""Computes ms-swift's rewards and advantages for groups with a failed sample."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ functions = [orms["alarm"](args=None), lambda completions, **_: [1.0] * len(comp
 
 
 def group(answers: list[str], prompt_id: str) -> list[GRPOSample]:
-    """The completions of one prompt."""
+    """Return the completions of one prompt."""
     return [
         GRPOSample(
             messages=[

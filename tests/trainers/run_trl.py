@@ -1,4 +1,4 @@
-"""Three steps of GRPOTrainer, with a blocking and an async reward of the same server."""
+"""Runs three steps of GRPOTrainer with a blocking and an async reward."""
 
 import json
 import sys

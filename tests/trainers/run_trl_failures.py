@@ -1,4 +1,4 @@
-"""One step of GRPOTrainer and RLOOTrainer on a group in which a sample fails: its advantages."""
+"""Runs one step of GRPOTrainer and RLOOTrainer on a group with a failed sample."""
 
 import json
 import sys

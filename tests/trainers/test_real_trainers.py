@@ -35,10 +35,10 @@ file of the environment lead to the clone.
     Gym 07d6b0d            nemo_gym: ray openai fastapi aiohttp omegaconf hydra-core orjson \
                            itsdangerous yappi pydot httpx
 
-Then `python -m pytest -m slow tests/trainers`. What has no environment is skipped.
+Then `python -m pytest -m slow tests/trainers`. Trainers without an environment are skipped.
 
-Each runs twice: against a steady server, and against one in trouble, which refuses its first call
-as others fill the house, is killed with SIGKILL at its first answer, and comes back.
+Each runs twice: against a healthy server, and against one that refuses the first call because its
+queue is full, is killed with SIGKILL at its first response, and is restarted.
 """
 
 import math
@@ -92,7 +92,7 @@ def near(rewards: tuple[Reward, ...]) -> object:
     return logged([reward.reward for reward in rewards])
 
 
-def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> None:
+def test_trl_trains_with_blocking_and_async_rewards(server: Server, tmp_path) -> None:
     found = run_in("trl", "run_trl.py", server.url, tmp_path)
     completions = [each[-1]["content"] for each in found["completions"]]
     expected = near(asked_directly(server, found["prompts"], completions))
@@ -106,14 +106,14 @@ def test_trl_trains_on_blocking_and_async_rewards(server: Server, tmp_path) -> N
 
 
 @pytest.mark.parametrize("policy", ["group_mean", "none", "0"])
-def test_trl_ends_without_a_server_whatever_the_policy(tmp_path, policy) -> None:
+def test_trl_without_a_server_stops_under_every_failure_policy(tmp_path, policy) -> None:
     dead = "http://127.0.0.1:9"
     given = {"ALARM_CONNECT_TIMEOUT": "1", "ALARM_ON_FAILURE": policy}
     with pytest.raises(AssertionError, match="no ALaRM server has ever answered there"):
         run_in("trl", "run_trl.py", dead, tmp_path, **given)
 
 
-def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_path) -> None:
+def test_verl_managers_place_rewards_on_the_right_tokens(server: Server, tmp_path) -> None:
     found = run_in("verl", "run_verl.py", server.url, tmp_path)
     texts = near(asked_directly(server, [PROMPT] * 2, ANSWERS))
     chats = near(asked_directly(server, [CHAT] * 2, ANSWERS))
@@ -139,7 +139,7 @@ def test_verls_managers_get_the_rewards_on_the_right_tokens(server: Server, tmp_
     assert {"alarm_factuality", "alarm_relevance", "alarm_holistic"} < set(found["by_ray_keys"])
 
 
-def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Server, tmp_path) -> None:
+def test_ms_swift_loads_the_plugin_by_path_and_trains(server: Server, tmp_path) -> None:
     names = {"ALARM_ASPECT_NAMES": "factuality,relevance"}
     found = run_in("swift", "run_swift.py", server.url, tmp_path, **names)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
@@ -153,7 +153,7 @@ def test_ms_swift_finds_the_plugin_by_path_and_trains_on_it(server: Server, tmp_
         assert 0.0 < entry["rewards/alarm_factuality/mean"] < 10.0
 
 
-def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path) -> None:
+def test_openrlhf_loads_the_file_and_uses_its_rewards(server: Server, tmp_path) -> None:
     found = run_in("openrlhf", "run_openrlhf.py", server.url, tmp_path)
     rewards = asked_directly(server, [found[0]["prompt"]] * 2, ANSWERS)
     assert [output["reward"] for output in found] == near(rewards)
@@ -164,14 +164,14 @@ def test_openrlhf_loads_the_file_and_takes_its_rewards(server: Server, tmp_path)
         assert sum(parts) == logged(reward.reward)
 
 
-def test_a_verifiers_task_is_scored_by_the_plugged_reward(server: Server, tmp_path) -> None:
+def test_verifiers_task_is_scored_by_the_configured_reward(server: Server, tmp_path) -> None:
     found = run_in("verifiers", "run_verifiers.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [trace["reward"] for trace in found] == near(rewards)
     assert found[0]["metrics"]["alarm/admitted"] == float(rewards[0].admitted)
 
 
-def test_a_skyrl_gym_environment_is_made_by_name(server: Server, tmp_path) -> None:
+def test_skyrl_gym_environment_is_created_by_name(server: Server, tmp_path) -> None:
     found = run_in("skyrl", "run_skyrl.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert [episode["reward"] for episode in found] == near(rewards)
@@ -179,14 +179,14 @@ def test_a_skyrl_gym_environment_is_made_by_name(server: Server, tmp_path) -> No
     assert found[1]["metrics"]["alarm_admitted"] == float(rewards[1].admitted)
 
 
-def test_areal_gets_the_rewards_of_its_episodes(server: Server, tmp_path) -> None:
+def test_areal_workflow_gets_rewards_of_its_episodes(server: Server, tmp_path) -> None:
     found = run_in("areal", "run_areal.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     for way in ("workflow", "reward_fn"):
         assert [reward for (reward,) in found[way]] == near(rewards)
 
 
-def test_skyrls_trainer_places_rewards_a_sample_and_a_token(server: Server, tmp_path) -> None:
+def test_skyrl_trainer_places_sample_and_token_rewards(server: Server, tmp_path) -> None:
     found = run_in("skyrl_train", "run_skyrl_generator.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     for way in ("scalar", "dense"):
@@ -198,7 +198,7 @@ def test_skyrls_trainer_places_rewards_a_sample_and_a_token(server: Server, tmp_
     assert any(any(row[:-1]) for row in found["dense"]["rewards"])
 
 
-def test_easyr1s_manager_puts_the_rewards_on_the_last_tokens(server: Server, tmp_path) -> None:
+def test_easyr1_manager_puts_rewards_on_the_last_tokens(server: Server, tmp_path) -> None:
     found = run_in("easyr1", "run_easyr1.py", server.url, tmp_path)
     rewards = asked_directly(server, [PROMPT] * 2, ANSWERS)
     for way in ("plain", "with_ends"):
@@ -208,14 +208,14 @@ def test_easyr1s_manager_puts_the_rewards_on_the_last_tokens(server: Server, tmp
     assert found["plain"]["metrics"]["alarm_holistic"] == logged(z)
 
 
-def test_miles_finds_the_function_by_its_dotted_name_and_asks_the_url(steady, tmp_path) -> None:
+def test_miles_uses_the_function_by_dotted_name_and_the_url(steady, tmp_path) -> None:
     found = run_in("miles", "run_miles.py", steady.url, tmp_path)
     rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
     for way in ("single", "batch", "keyed", "url"):
         assert found[way] == near(rewards)
 
 
-def test_miles_which_asks_once_outlives_a_killed_server_behind_a_relay(steady, tmp_path) -> None:
+def test_miles_behind_a_relay_survives_a_killed_server(steady, tmp_path) -> None:
     with (
         troubled() as ill,
         Relay(ill.url, "127.0.0.1", 0) as relay,
@@ -229,7 +229,7 @@ def test_miles_which_asks_once_outlives_a_killed_server_behind_a_relay(steady, t
     assert found["url"] == near(asked_directly(steady, [CHAT] * 2, ANSWERS))
 
 
-def test_rllm_loads_the_evaluator_and_takes_its_output(server: Server, tmp_path) -> None:
+def test_rllm_loads_the_evaluator_and_uses_its_output(server: Server, tmp_path) -> None:
     found = run_in("rllm", "run_rllm.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert found["evaluator"] == near(rewards)
@@ -238,14 +238,14 @@ def test_rllm_loads_the_evaluator_and_takes_its_output(server: Server, tmp_path)
     assert found["signals"]["alarm_admitted"] == float(rewards[0].admitted)
 
 
-def test_open_instruct_builds_and_asks_the_verifier(server: Server, tmp_path) -> None:
+def test_open_instruct_builds_and_calls_the_verifier(server: Server, tmp_path) -> None:
     found = run_in("open_instruct", "run_open_instruct.py", server.url, tmp_path)
     rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
     assert found["scores"] == near(rewards)
     assert found["mean"] == logged(sum(found["scores"]) / 2)
 
 
-def test_nemo_gyms_agent_reads_what_its_resources_server_got(steady, tmp_path) -> None:
+def test_nemo_gym_agent_reads_the_reward_of_its_resources_server(steady, tmp_path) -> None:
     found = run_in("nemo_gym", "run_nemo_gym.py", steady.url, tmp_path)
     rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
     assert [one["reward"] for one in found] == near(rewards)
@@ -277,7 +277,7 @@ def turned(text):
 
 @pytest.fixture
 def failing(tmp_path) -> Iterator[Process]:
-    """A server of whose answers to a group of four one is an error."""
+    """Serve a recipe that fails one sample of a group of four."""
     (tmp_path / "answered.py").write_text(ANSWERED)
     recipe = tmp_path / "answered.toml"
     recipe.write_text(
@@ -291,7 +291,7 @@ def failing(tmp_path) -> Iterator[Process]:
 
 @pytest.fixture
 def exact(tmp_path) -> Iterator[Process]:
-    """A server whose reward is 1 where an answer is the sample's reference."""
+    """Serve a recipe whose reward is 1 if the answer equals the sample's reference."""
     recipe = tmp_path / "exact.toml"
     recipe.write_text(
         '[models.m]\nkind = "exact-match"\n[holistic]\nmodel = "m"\n'
@@ -303,19 +303,19 @@ def exact(tmp_path) -> Iterator[Process]:
 
 
 @pytest.mark.parametrize("trainer", ["openrlhf", "verifiers"])
-def test_what_a_trainer_knows_as_right_is_the_reference(exact: Process, tmp_path, trainer) -> None:
+def test_trainer_answer_column_is_sent_as_reference(exact: Process, tmp_path, trainer) -> None:
     found = run_in(trainer, f"run_{trainer}.py", exact.url, tmp_path)
     assert [one["reward"] for one in found] == [1.0, 0.0]
 
 
-def test_trls_dataset_column_is_the_reference(exact: Process, tmp_path) -> None:
+def test_trl_dataset_column_is_sent_as_reference(exact: Process, tmp_path) -> None:
     found = run_in("trl", "run_trl.py", exact.url, tmp_path)
     # Random weights never say it; without a reference the first call would have ended the run.
     assert found["rewards"] == {"blocking": [0.0] * 4, "awaited": [0.0] * 4}
     assert {entry["blocking/failed"] for entry in found["history"]} == {0.0}
 
 
-def test_verls_ground_truth_is_the_reference(exact: Process, tmp_path) -> None:
+def test_verl_ground_truth_is_sent_as_reference(exact: Process, tmp_path) -> None:
     found = run_in("verl", "run_verl.py", exact.url, tmp_path)
     for name in ("naive", "ours", "legacy_naive"):
         assert found[name] == [1.0, 0.0]
@@ -323,7 +323,7 @@ def test_verls_ground_truth_is_the_reference(exact: Process, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("venv", ["trl", "trl_0.29", "trl_0.24", "trl_0.18"])
-def test_a_failed_sample_has_no_advantage_in_any_trl(failing: Process, tmp_path, venv) -> None:
+def test_trl_failed_sample_has_zero_advantage(failing: Process, tmp_path, venv) -> None:
     found = run_in(venv, "run_trl_failures.py", failing.url, tmp_path)
     assert found["advantages"]
     for name, advantages in found["advantages"].items():
@@ -336,7 +336,7 @@ def test_a_failed_sample_has_no_advantage_in_any_trl(failing: Process, tmp_path,
     assert is_old == (found["none"] != "taken")
 
 
-def test_a_failed_sample_has_no_advantage_in_ms_swift(failing: Process, tmp_path) -> None:
+def test_ms_swift_failed_sample_has_zero_advantage(failing: Process, tmp_path) -> None:
     found = run_in("swift", "run_swift_failures.py", failing.url, tmp_path)
     assert [row[0] for row in found["rewards"]] == [5, 6, 7, 6, -5, -6, -7, -6]
     expected = [-1.2247, 0, 1.2247, 0, 1.2247, 0, -1.2247, 0]

@@ -1,6 +1,6 @@
-"""Trainers' own code, each in its own virtual environment, against a running server's URL.
+"""Runs trainers' code, each in its own virtual environment, against a server's URL.
 
-Made by hand, once, in the folder that `ALARM_TRAINERS` names (what is missing is skipped):
+Create the environments once, in the folder `ALARM_TRAINERS` (missing ones are skipped):
 
     python3 -m venv openrlhf && openrlhf/bin/pip install --no-deps openrlhf==0.11.2
     openrlhf/bin/pip install torch==2.13.0 transformers==5.15.0 aiohttp pylatexenc sympy
@@ -51,14 +51,14 @@ def server() -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def expected(server: Process) -> list[float]:
-    """What our own client gets for the same questions and answers."""
+    """Return what our client gets for the same questions and answers."""
     samples = [Sample(prompt=QUESTION, completion=answer) for answer in ANSWERS]
     with AlarmClient(server.url, api_key=KEY) as client:
         return [reward.reward or 0.0 for reward in client.hierarchical_reward(samples).rewards]
 
 
 def batched(server: Process) -> tuple[float, float]:
-    """The samples and the batches that the server's models have had."""
+    """Return the numbers of samples and batches of the server's models."""
     answer = httpx.get(f"{server.url}/metrics", auth=("anybody", KEY)).raise_for_status()
     lines = answer.text.splitlines()
 
@@ -85,7 +85,7 @@ def with_key(url: str) -> str:
     return url.replace("http://", f"http://anybody:{KEY}@")
 
 
-def test_openrlhf_gets_rewards_and_logs(server: Process, expected: list[float]) -> None:
+def test_openrlhf_by_url_gets_rewards_and_logs(server: Process, expected: list[float]) -> None:
     rollouts = run("openrlhf", f"{with_key(server.url)}/compat/openrlhf/mini")
     assert [one["reward"][0] for one in rollouts] == logged(expected)
     for one in rollouts:
@@ -95,26 +95,24 @@ def test_openrlhf_gets_rewards_and_logs(server: Process, expected: list[float]) 
         assert 0 <= one["scores"][0] <= 1
 
 
-def test_openrlhf_rotates_over_two_urls(server: Process, expected: list[float]) -> None:
+def test_openrlhf_with_two_urls_uses_both(server: Process, expected: list[float]) -> None:
     url = f"{with_key(server.url)}/get_reward"
     rollouts = run("openrlhf", f"{url},{url}")
     assert [one["reward"][0] for one in rollouts] == logged(expected)
 
 
-def test_llamafactory_gets_scores(server: Process, expected: list[float]) -> None:
+def test_llamafactory_by_url_gets_scores(server: Process, expected: list[float]) -> None:
     scores = run("llamafactory", f"{with_key(server.url)}/compat/llamafactory/mini")
     assert scores == logged(expected)
 
 
-def test_an_error_ends_a_training_of_llamafactory(server: Process) -> None:
+def test_llamafactory_on_error_stops_training(server: Process) -> None:
     url = f"{with_key(server.url)}/compat/llamafactory/mini?template=gemma"
     assert run("llamafactory", url) == "KeyError: 'scores'"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_verl_s_own_client_gets_rewards(
-    server: Process, expected: list[float], engine: str
-) -> None:
+def test_verl_client_gets_rewards(server: Process, expected: list[float], engine: str) -> None:
     address = with_key(server.url).removeprefix("http://")
     rewards = run("verl", f"{address}/compat/{engine}/mini", engine)
     assert rewards == logged(expected)
@@ -125,7 +123,7 @@ def test_verl_s_own_client_gets_rewards(
     [("openrlhf", "openrlhf", ()), ("verl", "vllm", ("vllm",))],
     ids=["openrlhf", "verl"],
 )
-def test_requests_of_one_sample_share_batches(
+def test_single_sample_requests_share_batches(
     server: Process, trainer: str, path: str, more: tuple[str, ...]
 ) -> None:
     address = with_key(server.url) if trainer == "openrlhf" else with_key(server.url)[7:]
@@ -139,7 +137,7 @@ def test_requests_of_one_sample_share_batches(
     assert num_samples / num_batches > 2
 
 
-def test_openrlhf_outlives_a_full_server_that_is_killed(
+def test_openrlhf_survives_a_full_server_that_is_killed(
     server: Process, expected: list[float]
 ) -> None:
     with troubled("--api-key", KEY) as ill:
@@ -149,14 +147,14 @@ def test_openrlhf_outlives_a_full_server_that_is_killed(
     assert [one["reward"][0] for one in rollouts] == logged(expected)
 
 
-def test_llamafactory_waits_where_a_server_is_full(server: Process, expected: list[float]) -> None:
+def test_llamafactory_waits_for_a_full_server(server: Process, expected: list[float]) -> None:
     with troubled("--api-key", KEY, is_killed=False) as full:
         scores = run("llamafactory", f"{with_key(full.url)}/compat/llamafactory/mini")
         assert full.statuses == [200]
     assert scores == logged(expected)
 
 
-def test_llamafactory_outlives_a_killed_server_behind_a_relay(
+def test_llamafactory_behind_a_relay_survives_a_killed_server(
     server: Process, expected: list[float]
 ) -> None:
     with (

@@ -1,4 +1,4 @@
-"""What the policies of these scripts are asked, and say."""
+"""Prompts and completions of the policies in these scripts."""
 
 PROMPT = (
     "question: Who wrote Emma? context: wikipage: Emma (novel) text: Emma is a novel written by "

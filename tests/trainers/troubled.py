@@ -1,4 +1,4 @@
-"""A server that is full until it has refused a trainer, and is killed as it first answers it."""
+"""A server that refuses a trainer's first call and is killed at its first response."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ _LONG = [{"prompt": "Who wrote Emma?", "completion": "Jane Austen wrote Emma. " 
 
 
 class Troubled:
-    """`alarm serve` on one port; a trainer's calls are what reaches any route but `/score`."""
+    """`alarm serve` on a fixed port; calls to routes other than `/score` count as the trainer's."""
 
     def __init__(self, *flags: str, is_killed: bool = True) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -37,7 +37,7 @@ class Troubled:
             thread.start()
 
     def end(self) -> None:
-        """Kill it for good."""
+        """Kill it permanently."""
         self._is_over = True
         self._popen.kill()
         for thread in self._threads:
@@ -55,7 +55,7 @@ class Troubled:
                 self._popen = self._start()
 
     def _watch(self, popen: subprocess.Popen[str]) -> None:
-        """Read its log to the end; kill it at its first answer, in its first life."""
+        """Read its log to the end; kill the first process at its first response."""
         assert popen.stderr is not None
         for line in popen.stderr:
             entry = json.loads(line) if line.startswith("{") else {}
@@ -66,7 +66,7 @@ class Troubled:
                 popen.kill()
 
     def _keep_full(self) -> None:
-        """Be one of the other callers, until the trainer was refused once."""
+        """Keep the queue full until the trainer was refused once."""
         auth = None if self._key is None else ("another", self._key)
         with httpx.Client(base_url=self.url, timeout=30, auth=auth) as client:
             while 429 not in self.statuses and not self._is_over:
@@ -80,7 +80,7 @@ Server = Process | Troubled
 
 @contextmanager
 def troubled(*flags: str, is_killed: bool = True) -> Iterator[Troubled]:
-    """Serve `mini` in trouble; without `is_killed` it is only full."""
+    """Serve `mini` with these faults; without `is_killed` its queue is only full."""
     server = Troubled(*flags, is_killed=is_killed)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Runs LLaMA-Factory's own request for rewards, its package around it stood in."""
+"""Runs LLaMA-Factory's request for rewards with stand-ins for the rest of its package."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from policy import ANSWERS, QUESTION, policy_tokenizer
 
 
 def load() -> Any:
-    """Import the one file; its package's other imports want a GPU's libraries."""
+    """Import a single file; the package imports GPU libraries."""
     root = next(
         Path(one) / "llamafactory" for one in sys.path if (Path(one) / "llamafactory").is_dir()
     )

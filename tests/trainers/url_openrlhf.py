@@ -1,4 +1,4 @@
-"""Runs OpenRLHF's own rollout, its engine stood in, against the URL that it is given."""
+"""Runs OpenRLHF's rollout with a stand-in engine against a given URL."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from policy import ANSWERS, QUESTION, policy_tokenizer
 
 
 class Engine:
-    """Answers with the ids of a text and the end of a turn, as vLLM does."""
+    """Returns the ids of a text and the end of a turn, like vLLM."""
 
     def __init__(self, ids: list[int]) -> None:
         self._ids = ids

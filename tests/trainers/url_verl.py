@@ -1,4 +1,4 @@
-"""Runs verl's own client of a discriminative reward model; its router is the URL's address."""
+"""Runs verl's client of a discriminative reward model, with the URL's address as router."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 
 class Item:
-    """One sample as verl's workers hold it."""
+    """One sample in the format of verl's workers."""
 
     def __init__(self, ids: list[int]) -> None:
         prompt = np.array([{"role": "user", "content": QUESTION}], dtype=object)

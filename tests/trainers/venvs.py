@@ -1,4 +1,4 @@
-"""A trainer's own Python environment, and a script run in it against a server of ours."""
+"""Runs scripts in a trainer's Python environment against our server."""
 
 import json
 import os
@@ -13,9 +13,9 @@ CLIENT = HERE.parents[1] / "clients"
 
 
 def run_in(venv: str, script: str, url: str, folder: Path, **environment: str) -> Any:
-    """Run a script of this folder with a trainer's Python; return what it wrote as JSON.
+    """Run a script of this folder with a trainer's Python; return its JSON output.
 
-    `ALARM_TRAINER_VENVS` names the folder that holds the environments; without one, skip.
+    `ALARM_TRAINER_VENVS` names the folder of the environments; skip if it is missing.
     """
     python = Path(os.environ.get("ALARM_TRAINER_VENVS", "")) / venv / "bin" / "python"
     if "ALARM_TRAINER_VENVS" not in os.environ or not python.exists():

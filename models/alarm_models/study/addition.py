@@ -50,17 +50,18 @@ class Addition:
         """Say it in a sentence."""
         if self.right is None or self.wrong is None:
             return (
-                f"adds {self.mean:+.3f} a completion; it follows the aspect's score with "
-                f"r = {self.with_score:.2f} and the number of words with r = {self.with_length:.2f}"
+                f"adds {self.mean:+.3f} per completion; the correlation is "
+                f"{self.with_score:.2f} with the "
+                f"aspect's score and {self.with_length:.2f} with the number of words"
             )
         said = (
-            f"a right segment earns {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
-            f"a completion of {self.mean_segments:.1f} segments gets {self.mean:+.3f}"
+            f"a right segment adds {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
+            f"a completion with {self.mean_segments:.1f} segments gets {self.mean:+.3f}"
         )
         if not self.is_length_bonus:
-            return f"{said}, which follows their number with r = {self.with_length:.2f}"
+            return f"{said}; the correlation with their number is {self.with_length:.2f}"
         return (
-            f"{said}, and {self.unearned:.0%} of that were they all wrong: a bonus for more "
+            f"{said}, and {self.unearned:.0%} of that if all were wrong: a bonus for more "
             f"segments (r = {self.with_length:.2f}), not for right ones (r = {self.with_score:.2f})"
         )
 

@@ -85,25 +85,27 @@ def _verdict(one: Agreement) -> Verdict:
 def _reason(
     name: str, one: Agreement, verdict: Verdict, chosen: tuple[str, ...], reference: str
 ) -> str:
-    decided = f"of the {one.num_pairs - one.num_tied} pairs that it decides"
+    decided = f"of the {one.num_pairs - one.num_tied} pairs that it does not tie"
     share = f"{one.untied.value:.1%} [{one.untied.low:.1%}, {one.untied.high:.1%}]"
     match verdict:
         case Verdict.SILENT:
-            return f"decides no pair that {reference} decides"
+            return f"ties every pair that {reference} does not tie"
         case Verdict.OPPOSES:
-            return f"goes against {reference} in {share} {decided}: more often than a coin"
+            return f"disagrees with {reference} in {share} {decided}: more often than chance"
         case Verdict.UNCLEAR:
-            return f"goes against {reference} in {share} {decided}: not told from a coin"
+            return (
+                f"disagrees with {reference} in {share} {decided}: not distinguishable from chance"
+            )
         case Verdict.CHOSEN:
             place = (
                 "the highest of the aspects" if name == chosen[0] else f"next after {chosen[0]}'s"
             )
             return (
-                f"goes against {reference} in only {share} {decided}; "
+                f"disagrees with {reference} in only {share} {decided}; "
                 f"its tau-b of {one.tau_b.value:.2f} is {place}"
             )
         case Verdict.AGREES:
-            return f"goes against {reference} in only {share} {decided}, but is not chosen"
+            return f"disagrees with {reference} in only {share} {decided}, but is not chosen"
 
 
 def _caution(one: Agreement) -> str | None:
@@ -111,7 +113,7 @@ def _caution(one: Agreement) -> str | None:
         return None
     return (
         f"the paper's {one.inconsistency:.1%} counts {one.tie_share:.1%} of ties as agreement; "
-        f"an aspect that knows nothing would score {one.by_chance:.1%} with as many"
+        f"an unrelated aspect with as many ties would score {one.by_chance:.1%}"
     )
 
 

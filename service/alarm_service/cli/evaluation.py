@@ -56,7 +56,7 @@ def add_select(commands: Subparsers) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="FILE, or NAME=FILE twice")
     parser.add_argument(
         "--against", choices=("holistic", "preferences"), default="holistic",
-        help="what selected aspects must agree with [default holistic]",
+        help="what chosen aspects must agree with [default holistic]",
     )  # fmt: skip
     parser.add_argument(
         "--choose",
@@ -70,7 +70,7 @@ def add_select(commands: Subparsers) -> None:
         help="aspect or value for which lower is better; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the recipe with the selected aspects"
+        "--write", type=Path, metavar="FILE", help="write the recipe with the chosen aspects"
     )
     add_resampling(parser)
     add_outputs(parser)

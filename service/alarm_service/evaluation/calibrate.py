@@ -1,4 +1,4 @@
-"""`alarm calibrate`: mean, std and threshold from scores, and what aspects then add."""
+"""`alarm calibrate`: mean, std and threshold from scores, and what aspects add past it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = ["CalibrationResult", "Constants", "calibrate", "calibration_page", "c
 
 Indices = NDArray[np.intp]
 
-#: Digits after the point of what is written into a recipe.
+#: Decimal places of constants written to a recipe.
 _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What normalises the holistic score, the threshold in its units, and whom that admits."""
+    """Holistic mean and std, threshold in standard deviations, and the share admitted."""
 
     mean: float
     std: float
@@ -49,12 +49,13 @@ class Constants:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """A recipe's constants as they were and as found, and what follows from the found ones.
+    """A recipe's constants before and after calibration, and what aspects add with the new ones.
 
-    ``additions`` are over admitted completions, with the recipe's weights (1 for a weight of 0, as
-    if it were chosen) and its shaping. ``holistic_part`` is what the holistic term gives them;
-    ``holistic_at_threshold`` the least of it, beside which an addition is the jump at the
-    threshold. The last two are correlations over all completions with the number of words.
+    ``additions`` are over admitted completions, with the recipe's weights (1 instead of 0, as if
+    the aspect were selected) and its shaping. ``holistic_part`` is the holistic term of the same
+    completions, ``holistic_at_threshold`` its minimum: there, the additions are the jump of the
+    reward. ``holistic_with_length`` and ``reward_with_length`` are correlations with the number of
+    words, over all completions.
     """
 
     recipe: str
@@ -77,7 +78,7 @@ class CalibrationResult:
 def calibrate(
     material: Material, recipe: Recipe, scores: Scores, wanted_share: float
 ) -> CalibrationResult:
-    """Find mean, standard deviation and threshold; raise `StudyError` where scores cannot tell."""
+    """Estimate mean, std and threshold; raise `StudyError` if the scores do not determine them."""
     raw = values_of(scores.of(recipe.holistic))
     found = _constants(raw, wanted_share)
     z = (raw - found.mean) / found.std
@@ -114,10 +115,10 @@ def calibrate(
 
 
 def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
-    """Return the constants to write: the holistic ones, and an aspect's where it is normalised.
+    """Return the constants to write: the holistic ones, and those of normalized aspects.
 
-    An aspect is normalised where it judges whole completions and its table names a mean or a
-    standard deviation: others, such as a probability, are meant to be read as they are.
+    An aspect is normalized if it scores whole completions and its table has a mean or a standard
+    deviation. Others, such as probabilities, are used as they are.
     """
     over = f"over {result.num_scored} completions, by alarm calibrate"
     changes = {
@@ -178,7 +179,7 @@ def _addition(
 
 
 def calibration_page(result: CalibrationResult) -> Page:
-    """Lay out a calibration: constants, what aspects add, and what it comes to."""
+    """Build the report: constants, what each aspect adds, and correlations with length."""
     blocks: list[Paragraph | Grid | Picture] = [
         Paragraph(
             f"{result.num_completions} completions; the holistic model scored "
@@ -190,9 +191,9 @@ def calibration_page(result: CalibrationResult) -> Page:
     blocks.append(
         Picture(
             "holistic",
-            "Normalised holistic scores; past the threshold, aspects are added.",
+            "Normalized holistic scores. Past the threshold, aspects are added.",
             lambda: distributions(
-                {"holistic, normalised": {"": result.normalized}}, result.found.threshold
+                {"holistic, normalized": {"": result.normalized}}, result.found.threshold
             ),
         )
     )
@@ -211,42 +212,44 @@ def _constants_table(result: CalibrationResult) -> Grid:
     ]
     return Grid(
         "Constants",
-        ("", f"in {result.recipe}", "found"),
+        ("", f"in {result.recipe}", "calibrated"),
         rows,
-        f"Wanted: {percent(result.wanted_share)} admitted. The threshold counts in standard "
-        "deviations and lies halfway between two scores.",
+        f"Wanted: {percent(result.wanted_share)} admitted. The threshold is in standard "
+        "deviations, halfway between two scores.",
     )
 
 
 def _aspects(result: CalibrationResult) -> Iterator[Grid | Paragraph]:
     yield Grid(
         "Scores of aspects",
-        ("", "mean", "std", "of"),
+        ("", "mean", "std", "count"),
         [
             (name, plain(one.mean), plain(one.std), str(one.count))
             for name, one in result.aspects.items()
         ],
-        "Of segments: the share of right ones in a completion.",
+        "For segments: the share of right ones in a completion.",
     )
     yield Grid(
         "What aspects add to an admitted completion",
         ("", "right", "wrong", "segments", "adds", "std", "if all wrong", "r length", "r score"),
         [_row(name, one) for name, one in result.additions.items()],
-        "Shaped and weighted (a weight of 0 is taken as 1). r: correlation of what is added with "
-        "the number of segments (of words, where completions are judged whole) and with the score.",
+        "Shaped and weighted (a weight of 0 is taken as 1). r is the correlation of the addition "
+        "with the number of segments (or of words, if whole completions are scored) and with the "
+        "score.",
     )
     for name, one in result.additions.items():
         if one.num_completions:
             yield Paragraph(f"{name}: {one.explained()}.", is_caution=one.is_length_bonus)
     yield Paragraph(
-        f"The holistic term gives an admitted completion {plain(result.holistic_part.mean)} "
-        f"(std {plain(result.holistic_part.std)}), at the threshold "
-        f"{plain(result.holistic_at_threshold)}: what aspects add is the jump there."
+        f"The holistic term of an admitted completion is {plain(result.holistic_part.mean)} "
+        f"(std {plain(result.holistic_part.std)}), and "
+        f"{plain(result.holistic_at_threshold)} at the "
+        "threshold, where the aspects' additions are the jump of the reward."
     )
     yield Paragraph(
-        f"Over all completions the holistic score follows the number of words with r = "
-        f"{plain(result.holistic_with_length)}, the whole reward with r = "
-        f"{plain(result.reward_with_length)}."
+        f"Over all completions, the correlation with the number of words is "
+        f"{plain(result.holistic_with_length)} for the holistic score and "
+        f"{plain(result.reward_with_length)} for the total reward."
     )
 
 

@@ -38,7 +38,7 @@ class _In(BaseModel):
 
 
 class PreferenceIn(_In):
-    """Which of two completions, by index, people preferred; null for neither."""
+    """A human preference between two completions, by index; null for neither."""
 
     first: Index
     second: Index
@@ -46,9 +46,9 @@ class PreferenceIn(_In):
 
 
 class GroupIn(_In):
-    """A prompt with its completions, and what is known of them already.
+    """A prompt with its completions, and optional values and preferences.
 
-    ``values`` holds further figures, one a completion, that are compared as aspects are.
+    ``values`` are further scores, one per completion, that are compared like aspects.
     """
 
     prompt: Text | list[MessageIn]
@@ -67,8 +67,8 @@ class GroupIn(_In):
         for index, one in enumerate(self.preferences):
             if one.first == one.second or max(one.first, one.second) >= count:
                 raise ValueError(
-                    f"preferences[{index}] is of {one.first} and {one.second}, "
-                    f"but wants two of {count} completions, counted from 0"
+                    f"preferences[{index}] compares {one.first} and {one.second}, "
+                    f"but must compare two of {count} completions, counted from 0"
                 )
         return self
 
@@ -78,7 +78,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Preferred:
-    """People's word on two completions, by index: 1 for the first, -1 for the second, 0 neither."""
+    """A human preference: ``outcome`` is 1 for ``first``, -1 for ``second``, 0 for neither."""
 
     first: int
     second: int
@@ -87,10 +87,10 @@ class Preferred:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Completions as samples, ``[completions]``, as are ``prompts``, ``policies`` and ``values``.
+    """Samples with their prompts, policies and values, each ``[completions]``.
 
-    Prompts and policies are numbered from 0; completions of no policy belong to the policy 0 of
-    an empty name. ``num_left_out`` counts prompts that some policy did not answer.
+    Prompts and policies are numbered from 0. Completions without a policy belong to policy 0, whose
+    name is empty. ``num_left_out`` counts prompts that not every policy answered.
     """
 
     samples: tuple[Sample, ...]
@@ -103,18 +103,18 @@ class Material:
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts there are."""
+        """The number of prompts."""
         return len(set(self.prompts))
 
     @property
     def preferred_pairs(self) -> Pairs:
-        """The pairs that people judged."""
+        """The pairs with a human preference."""
         table = [(one.first, one.second, self.prompts[one.first]) for one in self.preferred]
         columns = np.array(table, dtype=np.intp).reshape(-1, 3)
         return Pairs(columns[:, 0], columns[:, 1], columns[:, 2], max(self.prompts) + 1)
 
     def some_prompts(self, num_prompts: int, seed: int) -> Material:
-        """Draw so many prompts, or keep all where there are no more; in the order they had."""
+        """Sample prompts, keeping their order; return all if there are no more."""
         names = sorted(set(self.prompts))
         if num_prompts >= len(names):
             return self
@@ -146,7 +146,7 @@ _OUTCOMES = {"first": 1.0, "second": -1.0, None: 0.0}
 
 
 def read_material(arguments: Sequence[str], num_prompts: int | None, seed: int) -> Material:
-    """Read one file of completions or several policies', and draw prompts where asked to."""
+    """Read one file of prompts, or one file per policy; sample prompts if asked."""
     if len(arguments) == 1 and "=" not in arguments[0]:
         material = read_groups(Path(arguments[0]))
     else:
@@ -155,21 +155,21 @@ def read_material(arguments: Sequence[str], num_prompts: int | None, seed: int) 
 
 
 def named_files(arguments: Sequence[str]) -> dict[str, Path]:
-    """Read ``NAME=FILE`` arguments; a file without a name is called by its own, less its ending."""
+    """Parse ``NAME=FILE`` arguments; the default name is the file's name without its suffix."""
     files: dict[str, Path] = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
         file = Path(path if equals else argument)
         name = name if equals else file.stem
         if not name or name in files:
-            raise StudyError(f"{argument}: every policy wants a name of its own, as NAME=FILE")
+            raise StudyError(f"{argument}: each policy needs a unique name: NAME=FILE")
         files[name] = file
     return files
 
 
 @dataclass(slots=True)
 class _Group:
-    """One prompt's samples, and what a line knows of them."""
+    """The samples of one prompt, with values and preferences."""
 
     samples: list[Sample]
     values: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class _Group:
 
 
 def read_groups(file: Path) -> Material:
-    """Read prompts with their completions, or samples, which are put together by their prompts."""
+    """Read prompts with their completions, or samples, which are grouped by prompt."""
     groups = _groups(file)
     samples: list[Sample] = []
     prompts: list[int] = []
@@ -205,19 +205,19 @@ def read_groups(file: Path) -> Material:
 
 
 def read_policies(files: Mapping[str, Path]) -> Material:
-    """Read each policy's completions; prompts are matched by ``id``, else by their own text.
+    """Read each policy's completions; prompts are matched by ``id``, else by their text.
 
-    Prompts that some policy did not answer are left out, and counted.
+    Prompts that not every policy answered are left out and counted.
     """
     if len(files) < 2:
-        raise StudyError("one policy has nobody to be compared with; name two files or more")
+        raise StudyError("one policy cannot be compared: give two or more files")
     answers = {name: _by_key(file) for name, file in files.items()}
     keys = list(dict.fromkeys(key for one in answers.values() for key in one))
     common = [key for key in keys if all(key in one for one in answers.values())]
     if not common:
         raise StudyError(
-            f"{', '.join(map(str, files.values()))} have no prompt in common; prompts are matched "
-            "by `id` where a line has one, else by `prompt` and `fields`"
+            f"{', '.join(map(str, files.values()))} have no common prompt; prompts are matched "
+            "by `id` if a line has one, else by `prompt` and `fields`"
         )
     rows = [
         (sample, prompt, policy)
@@ -236,7 +236,7 @@ def read_policies(files: Mapping[str, Path]) -> Material:
 
 
 def _records(file: Path, shape: Callable[[object], type[_Record]]) -> Iterator[tuple[str, _Record]]:
-    """Yield each line's record with its place, ``FILE, line N``."""
+    """Yield the record of each line with its location, ``FILE, line N``."""
     with opened(file) as source:
         for number, line in read_lines(source):
             place = f"{file}, line {number}"
@@ -246,7 +246,7 @@ def _records(file: Path, shape: Callable[[object], type[_Record]]) -> Iterator[t
             except ValidationError as error:
                 raise StudyError(f"{place}: {format_validation_errors(error.errors())}") from error
             except ValueError as error:
-                raise StudyError(f"{place} is no JSON: {error}") from error
+                raise StudyError(f"{place} is not JSON: {error}") from error
 
 
 def _shape(value: object) -> type[GroupIn] | type[SampleIn]:
@@ -263,7 +263,7 @@ def _groups(file: Path) -> list[_Group]:
             key = f"{record.group!r} {_prompt_key(record)}"
             together.setdefault(key, _Group([])).samples.append(sample_in(record))
     if not together:
-        raise StudyError(f"{file} has no line")
+        raise StudyError(f"{file} is empty")
     return list(together.values())
 
 
@@ -279,11 +279,11 @@ def _prompt_key(sample: SampleIn) -> str:
 
 
 def _by_key(file: Path) -> dict[str, list[Sample]]:
-    """Read a policy's samples by what tells their prompts."""
+    """Read a policy's samples by the key of their prompt."""
     found: dict[str, list[Sample]] = {}
     for _, record in _records(file, lambda _: SampleIn):
         key = _prompt_key(record) if record.id is None else f"id {record.id!r}"
         found.setdefault(key, []).append(sample_in(record))
     if not found:
-        raise StudyError(f"{file} has no line")
+        raise StudyError(f"{file} is empty")
     return found

@@ -1,4 +1,4 @@
-"""What can go wrong with a study."""
+"""Errors of evaluation commands."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["StudyError"]
 
 
 class StudyError(AlarmModelsError):
-    """A study cannot be made; the message names the file, line and field, or says what to do."""
+    """An evaluation failed; the message names the file, line and field, or says what to do."""

@@ -31,7 +31,7 @@ __all__ = ["EvaluationResult", "evaluate", "evaluation_page", "win_rates"]
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Policies by each reward; ``values`` are every completion's, by reward and policy."""
+    """The comparison of policies; ``values`` are of every completion, by reward and policy."""
 
     recipe: str
     fingerprints: Mapping[str, str]
@@ -52,7 +52,7 @@ def evaluate(
     resampling: Resampling,
     scores: Scores,
 ) -> EvaluationResult:
-    """Compare the policies by every column."""
+    """Compare policies by every column."""
     policies = np.asarray(material.policies)
     return EvaluationResult(
         recipe=recipe.name,
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def evaluation_page(result: EvaluationResult) -> Page:
-    """Lay out a comparison of policies: means first, then a matrix a reward."""
+    """Build the report: means, then a win-rate matrix per reward."""
     left_out = (
         f"; {result.num_left_out} that not every policy answered are left out"
         if result.num_left_out
@@ -95,7 +95,7 @@ def evaluation_page(result: EvaluationResult) -> Page:
         Paragraph(
             f"{len(result.policies)} policies on {result.num_prompts} prompts{left_out}. "
             f"Intervals: 95% by {result.resampling.num_draws} bootstrap draws of prompts, the "
-            f"same for all policies, seed {result.resampling.seed}. Win rates leave ties out."
+            f"same for all policies, seed {result.resampling.seed}. Win rates exclude ties."
             + (f" Lower is better for {', '.join(lower)}." if lower else "")
             + f" Models: {fingerprints(result.fingerprints)}."
         )
@@ -105,7 +105,7 @@ def evaluation_page(result: EvaluationResult) -> Page:
     blocks += [
         Picture(
             "win-rates",
-            "Win rates of rows over columns by each reward, in % of untied prompts.",
+            "Win rates of rows against columns by each reward, in % of untied prompts.",
             partial(win_rate_maps, result.policies, matrices),
         ),
         Picture(
@@ -125,7 +125,7 @@ def win_rates(
     rates: Sequence[Sequence[WinRate | None]],
     averages: Sequence[Estimate],
 ) -> Grid:
-    """Lay out a win-rate matrix, its rows' means last, as the paper's Tables 1 and 3."""
+    """Build a win-rate matrix with the means of its rows last, as the paper's Tables 1 and 3."""
     rows = [
         (
             policy,
@@ -134,7 +134,7 @@ def win_rates(
         )
         for policy, row, average in zip(policies, rates, averages, strict=True)
     ]
-    headers = ("row over column", *policies, "mean")
+    headers = ("row vs. column", *policies, "mean")
     return Grid(title, headers, rows)
 
 
@@ -143,7 +143,7 @@ def _reward(name: str, result: EvaluationResult) -> Iterator[Grid]:
     direction = " (lower is better)" if name in result.lower_is_better else ""
     yield Grid(
         f"{name}{direction}",
-        ("", "mean", "std", "completions", f"over {result.policies[0]}"),
+        ("", "mean", "std", "completions", f"gain over {result.policies[0]}"),
         [
             (
                 policy,

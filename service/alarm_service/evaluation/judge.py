@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Answer(BaseModel):
-    """A judge's words, and the tokens that they cost where the server told."""
+    """A judge's answer, and its token counts if the server reported them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,12 +54,12 @@ class Answer(BaseModel):
 
 
 def key_of(url: str, body: object) -> str:
-    """Digest all that decides an answer: whom is asked, and what."""
+    """Return the cache key of a request: a digest of the endpoint and the body."""
     return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()[:32]
 
 
 class AnswerCache:
-    """A file of answers, one a line; a line that a killed run left torn is asked again."""
+    """A file of answers, one per line; an incomplete line of a killed run is ignored."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -77,13 +77,13 @@ class AnswerCache:
         return key in self._answers
 
     def get(self, key: str) -> Answer | None:
-        """Return the answer to a request, where there is one."""
+        """Return the cached answer to a request, or None."""
         return self._answers.get(key)
 
     def add(self, answer: Answer) -> None:
-        """Keep an answer, on disk before this returns."""
+        """Store an answer; it is on disk when this returns."""
         if self._target is None:
-            raise ValueError("an answer is added while the cache is entered")
+            raise ValueError("answers can be added only while the cache is open")
         self._answers[answer.key] = answer
         self._target.write(answer.model_dump_json(exclude_none=True) + "\n")
         self._target.flush()
@@ -111,7 +111,7 @@ class AnswerCache:
 
 
 class Choice(StrEnum):
-    """What a judge says of two answers that it knows as A and B."""
+    """A judge's verdict on two answers, A and B."""
 
     A = "A"
     B = "B"
@@ -135,17 +135,17 @@ _VERDICT = re.compile(
     r"(?:(?P<tie>(?:a )?tie\b)|(?P<letter>[ab])(?!\w))(?=(?P<behind>[^\n]{0,200}))",
     re.IGNORECASE,
 )
-#: What may stand on a line behind a letter that is the verdict.
+#: What may follow the letter of a verdict on its line.
 _BEHIND = re.compile(
     r"\W*$|[\s*_`\"')\]}]*(?:[(.,;:–—-]|(?:is|wins|was|because|since|as it|for|by)\b)",
     re.IGNORECASE,
 )
-#: Where both letters are named, none is the verdict.
+#: If both letters are named, neither is the verdict.
 _BOTH = re.compile(r"^\W{0,4}(?:and|or|[/|&=,])\W{0,4}[ab]\b", re.IGNORECASE)
 
 
 def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[dict[str, str]]:
-    """Return the chat that asks for a choice between ``first`` as A and ``second`` as B."""
+    """Return the chat messages that ask to choose between ``first`` as A and ``second`` as B."""
     asked = (
         f"{criteria}\n\n<prompt>\n{prompt}\n</prompt>\n\n<answer_A>\n{first}\n</answer_A>\n\n"
         f"<answer_B>\n{second}\n</answer_B>"
@@ -154,7 +154,7 @@ def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[di
 
 
 def read_choice(text: str) -> Choice | None:
-    """Read the last verdict in a judge's words; None where there is none, or it names both."""
+    """Parse the last verdict in an answer; None if there is none, or it names both."""
     try:
         answer = answer_part(text)
     except RatingError:
@@ -172,10 +172,10 @@ def _choice(found: re.Match[str]) -> Choice | None:
 
 
 def outcome_of(forward: Choice | None, backward: Choice | None) -> float:
-    """Return 1 where the first wins, -1 the second, 0 for a tie, NaN where an answer is unread.
+    """Return 1 if the first wins, -1 if the second wins, 0 for a tie, NaN if a verdict is missing.
 
-    ``forward`` was asked with the first as A, ``backward`` with the second as A. Only a choice
-    that both orders confirm is a win: a judge that follows the order has said nothing.
+    ``forward`` was asked with the first as A, ``backward`` with the second as A. Only a verdict
+    that both orders confirm is a win; a judge that follows the order gives no information.
     """
     if forward is None or backward is None:
         return math.nan
@@ -184,16 +184,16 @@ def outcome_of(forward: Choice | None, backward: Choice | None) -> float:
     return -1.0 if (forward, backward) == (Choice.B, Choice.A) else 0.0
 
 
-#: What a judge answers to one request that it cannot take, while it takes others.
+#: Statuses that refuse a single request, not the judge as a whole.
 _OF_ONE_REQUEST = frozenset({400, 413, 422})
 
-#: English text, roughly; what a run really cost is in the result.
+#: Approximate for English; the result has the actual cost.
 _CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Who is asked, and how: ``body`` is what a request has beside its messages."""
+    """The judge's endpoint and options; ``body`` has request parameters besides messages."""
 
     endpoint: str
     api_key: str | None
@@ -204,13 +204,13 @@ class Judge:
 
     @property
     def url(self) -> str:
-        """Where chats are completed."""
+        """The URL of chat completions."""
         return f"{self.endpoint.rstrip('/')}/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request: its body, and the key of its answer."""
+    """One request: its body, and the cache key of its answer."""
 
     key: str
     body: Mapping[str, Any]
@@ -218,9 +218,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Two completions of one prompt, by index, asked about in both orders.
+    """Two completions of a prompt, by index, to be judged in both orders.
 
-    Two texts that are the same are a tie that nobody is asked about: no ``asks``.
+    Equal texts are a tie without requests: ``asks`` is None.
     """
 
     first: int
@@ -230,7 +230,7 @@ class Duel:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What is left to ask: requests and about how many tokens; money where prices are known."""
+    """The remaining cost: requests, approximate tokens, and money if prices are known."""
 
     num_asks: int
     num_cached: int
@@ -241,14 +241,14 @@ class Cost:
 
 
 def duels_of(material: Material, pairs: Iterable[tuple[int, int]], judge: Judge) -> list[Duel]:
-    """Make the requests for pairs of completions."""
+    """Build the requests for pairs of completions."""
     return [_duel(material, first, second, judge) for first, second in pairs]
 
 
 def cost_of(
     duels: Sequence[Duel], cache: AnswerCache, judge: Judge, prices: tuple[float, float] | None
 ) -> Cost:
-    """Count what is not in the cache; ``prices`` are of a million prompt and answer tokens."""
+    """Estimate the cost of uncached requests; ``prices`` are per million prompt, answer tokens."""
     asks = {ask.key: ask for duel in duels for ask in duel.asks or ()}
     left = [ask for ask in asks.values() if ask.key not in cache]
     characters = sum(len(one["content"]) for ask in left for one in ask.body["messages"])
@@ -275,10 +275,10 @@ async def ask_all(
     answered: Callable[[], None],
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> list[str]:
-    """Ask what is not in the cache, so many at a time, and keep each answer as it comes.
+    """Send the requests that are not cached, with bounded concurrency, and cache each answer.
 
-    Returns what was refused, one sentence each. Raises `StudyError` where the judge cannot be had
-    at all; what was answered until then stays in the cache.
+    Returns the refusals, one sentence each. Raises `StudyError` if the judge is unavailable;
+    answers received before that stay in the cache.
     """
     left = _left(duels, cache)
     refused: list[str] = []
@@ -314,7 +314,7 @@ async def ask_all(
 
 
 def _left(duels: Sequence[Duel], cache: AnswerCache) -> Iterator[Ask]:
-    """Yield each request once; the workers share the iterator."""
+    """Yield each request once; workers share the iterator."""
     seen: set[str] = set()
     for duel in duels:
         for ask in duel.asks or ():
@@ -352,6 +352,6 @@ def _answer(key: str, answer: Any) -> Answer:
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StudyError(
-            "the judge does not answer as chat completions do (a text in "
+            "the judge's response is not a valid chat completion (expected a text in "
             f"choices[0].message.content): {excerpt(answer)}"
         ) from error

@@ -1,4 +1,4 @@
-"""What an LLM judge's verdicts amount to, and their report."""
+"""The results of an LLM judge, and their report."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One pair: the policies, what each order was answered, and the outcome for the first.
+    """One pair: the policies, the verdict of each order, and the outcome for the first policy.
 
-    ``outcome`` is 1, -1 or 0; NaN where an answer is missing or has no verdict.
+    ``outcome`` is 1, -1 or 0, and NaN if an answer is missing or has no verdict.
     """
 
     prompt: int
@@ -55,10 +55,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class JudgementResult:
-    """Policies by a judge; shares are of pairs that were asked about and read in both orders.
+    """The comparison of policies; shares are of pairs with a verdict in both orders.
 
-    ``order_share`` is how many of them turned with the order, and so count as ties; ``tie_share``
-    those said to be ties. ``first_shown_share`` is how often the answer shown first was chosen.
+    ``order_share`` is the share in which the verdict followed the order, which counts as a tie;
+    ``tie_share`` is the share in which an order said tie. ``first_shown_share`` is how often the
+    answer shown first was chosen.
     """
 
     model: str
@@ -81,7 +82,7 @@ class JudgementResult:
 
 
 def judge_pairs(material: Material) -> list[tuple[int, int]]:
-    """Return the pairs of completions to judge: each policy's with each later one's."""
+    """Return the pairs to judge: completions of each policy with those of each later policy."""
     return [
         (int(first), int(second))
         for one, other in _policy_pairs(material)
@@ -98,7 +99,7 @@ def settle(
     resampling: Resampling,
     refused: Sequence[str],
 ) -> JudgementResult:
-    """Read the answers; ``duels`` are those of `judge_pairs`, in its order."""
+    """Build the result from cached answers; ``duels`` are those of `judge_pairs`, in its order."""
     judgements = [_judgement(material, duel, cache) for duel in duels]
     asked = [one for one, duel in zip(judgements, duels, strict=True) if duel.asks is not None]
     read = [one for one in asked if not math.isnan(one.outcome)]
@@ -175,26 +176,31 @@ def _share(facts: Sequence[bool]) -> float:
 
 
 def cost_in_words(cost: Cost, judge: Judge) -> str:
-    """Say what is about to be asked, before it is."""
+    """Describe the cost of the requests that would be sent."""
     most = cost.max_answer_tokens
-    answers = "no bound on answers" if most is None else f"at most {most:,} of answers"
+    answers = (
+        "an unlimited number of answer tokens"
+        if most is None
+        else f"at most {most:,} answer tokens"
+    )
     money = "" if cost.money is None else f"; at most about {cost.money:,.2f} at the given prices"
     return (
-        f"{cost.num_asks:,} requests to {judge.body.get('model')} at {judge.endpoint}, both orders "
-        f"of each pair ({cost.num_cached:,} more are in the cache, {cost.num_same:,} pairs are the "
-        f"same text): about {cost.prompt_tokens:,} tokens of prompts, {answers}{money}"
+        f"{cost.num_asks:,} requests to {judge.body.get('model')} at {judge.endpoint}, in both "
+        f"orders of each pair ({cost.num_cached:,} more are cached, {cost.num_same:,} pairs "
+        f"have equal "
+        f"texts): about {cost.prompt_tokens:,} prompt tokens, {answers}{money}"
     )
 
 
 def judgement_page(result: JudgementResult) -> Page:
-    """Lay out policies by a judge."""
+    """Build the report."""
     left_out = f" ({result.num_left_out} left out)" if result.num_left_out else ""
     blocks: list[Paragraph | Grid | Picture] = [
         Paragraph(
             f"{result.num_pairs} pairs of completions to {result.num_prompts} prompts{left_out}, "
-            f"each asked about in both orders; {result.num_same} pairs of the same text are ties. "
+            f"each judged in both orders; {result.num_same} pairs of equal texts are ties. "
             f"Intervals: 95% by {result.resampling.num_draws} bootstrap draws of prompts, "
-            f"seed {result.resampling.seed}. Win rates leave ties out."
+            f"seed {result.resampling.seed}. Win rates exclude ties."
         )
     ]
     blocks += [Paragraph(text, is_caution=True) for text in _faults(result)]
@@ -202,18 +208,18 @@ def judgement_page(result: JudgementResult) -> Page:
         win_rates("Win rates", result.policies, result.rates, result.averages),
         Picture(
             "win-rates",
-            f"Win rates of rows over columns by {result.model}, in % of untied prompts.",
+            f"Win rates of rows against columns by {result.model}, in % of untied prompts.",
             partial(win_rate_maps, result.policies, {result.model: result.rates}),
         ),
         Paragraph(
-            f"In {percent(result.order_share)} of the pairs the judge turned with the order, which "
-            f"counts as a tie; in {percent(result.tie_share)} it said tie. The answer shown first "
+            f"In {percent(result.order_share)} of the pairs the verdict followed the order, which "
+            f"counts as a tie; in {percent(result.tie_share)} it was a tie. The answer shown first "
             f"was chosen {percent(result.first_shown_share)} of the time.",
             is_caution=result.order_share > 0.3,
         ),
         Paragraph(
             f"The answers cost {result.prompt_tokens:,} prompt and {result.answer_tokens:,} answer "
-            "tokens, as the endpoint counted them, cached ones included."
+            "tokens as counted by the endpoint, including cached answers."
         ),
     ]
     return Page(f"Policies by {result.model}", blocks)
@@ -226,7 +232,6 @@ def _faults(result: JudgementResult) -> list[str]:
         said.append(f"{count} requests were refused, for example: {result.refused[0]}")
     if result.num_unread:
         said.append(
-            f"{result.num_unread} pairs have no verdict in one order or both, and are left out of "
-            "every figure."
+            f"{result.num_unread} pairs have no verdict in one or both orders, and are left out."
         )
     return said

@@ -1,4 +1,4 @@
-"""A study's pictures, each as a PNG; matplotlib is imported when one is drawn."""
+"""Plots as PNG; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["distributions", "inconsistency_bars", "require_plots", "win_rate_map
 
 _INK, _PALE, _ACCENT, _WARM = "#22303c", "#c9d3dc", "#2a6f97", "#d1495b"
 
-#: One colour a policy.
+#: One colour per policy.
 _POLICIES = (_ACCENT, _WARM, "#5a9367", "#b08900", "#6c567b", "#44576a")
 
 
 def require_plots() -> None:
-    """Raise `StudyError` where pictures cannot be drawn; ask before long work."""
+    """Raise `StudyError` if matplotlib is missing; call this before long work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -39,7 +39,7 @@ def require_plots() -> None:
 def inconsistency_bars(agreements: Mapping[str, Agreement], chosen: Sequence[str]) -> bytes:
     """Draw each aspect's inconsistency, as the paper counts it and among untied pairs.
 
-    (Lai et al. 2024, Figures 3 and 4, with what their ties hide.)
+    See Lai et al. 2024, Figures 3 and 4, in which ties count as agreement.
     """
     names = list(agreements)
     figure, axes = _canvas(7.2, 1.5 + 0.62 * len(names))
@@ -52,21 +52,21 @@ def inconsistency_bars(agreements: Mapping[str, Agreement], chosen: Sequence[str
         if not math.isnan(one.untied.low):
             axes.plot([100 * one.untied.low, 100 * one.untied.high], [row + 0.19] * 2, color=_INK)
     axes.axvline(50, color=_WARM, linestyle="--", linewidth=1)
-    axes.text(50.5, -0.62, "a coin", color=_WARM, fontsize=8, va="bottom")
+    axes.text(50.5, -0.62, "chance", color=_WARM, fontsize=8, va="bottom")
     labels = [f"{name}\n{agreements[name].tie_share:.0%} tied" for name in names]
     axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.75)
     axes.set_xlim(0, 100 if any(one.untied.high > 0.72 for one in agreements.values()) else 75)
-    axes.set_xlabel("pairs on which it goes against the reference, %")
-    _key(axes, [("as the paper counts (ties agree)", _PALE), ("among untied pairs", "#8fa3b3"),
-                ("… chosen", _ACCENT), ("knowing nothing", _WARM)])  # fmt: skip
+    axes.set_xlabel("pairs that disagree with the reference, %")
+    _key(axes, [("paper's count (ties agree)", _PALE), ("untied pairs", "#8fa3b3"),
+                ("… chosen", _ACCENT), ("unrelated", _WARM)])  # fmt: skip
     return _png(figure)
 
 
 def win_rate_maps(
     policies: Sequence[str], matrices: Mapping[str, Sequence[Sequence[WinRate | None]]]
 ) -> bytes:
-    """Draw a map a reward of the rows' win rates against the columns, with their intervals."""
+    """Draw one heat map per reward: win rates of rows against columns, with intervals."""
     size = 1.0 + 1.05 * len(policies)
     figure, panels = _panels(len(matrices), 0.6 + size, 0.75 * size)
     for axes, (title, rates) in zip(panels, matrices.items(), strict=True):
@@ -89,7 +89,7 @@ def win_rate_maps(
 def distributions(
     rewards: Mapping[str, Mapping[str, Floats]], threshold: float | None = None
 ) -> bytes:
-    """Draw a panel a reward of its distributions, one a policy; with a threshold if there is."""
+    """Draw one panel per reward: a distribution per policy, and the threshold if given."""
     is_alone = len(rewards) == 1
     figure, panels = _panels(len(rewards), 7.2 if is_alone else 4.4, 3.4 if is_alone else 2.7)
     for axes, (label, values) in zip(panels, rewards.items(), strict=True):
@@ -111,7 +111,7 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
     for index, (name, one) in enumerate(known.items()):
         colour = _POLICIES[index % len(_POLICIES)]
         weights = np.full(len(one), 100 / max(1, len(one)))
-        if len(known) == 1:  # several of them would cover each other
+        if len(known) == 1:  # several would hide each other
             axes.hist(one, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.2)
         axes.hist(one, edges, weights=weights, histtype="step", color=colour, linewidth=1.6)
         axes.plot([], [], color=colour, linewidth=1.6, label=name or None)
@@ -142,7 +142,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make so many panels, three a row at most; sizes in inches are of one."""
+    """Create panels, at most three per row; ``width`` and ``height`` are of one, in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -168,6 +168,6 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Without a date or a version in the file, the same figures give the same bytes.
+    # Omit date and version, so that equal plots have equal bytes.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

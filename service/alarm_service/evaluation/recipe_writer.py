@@ -1,4 +1,4 @@
-"""A recipe file written back with new values, its comments kept."""
+"""Writes a recipe file with new values, keeping its comments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Change", "write_recipe"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key's new value, and why, in words that stand behind it."""
+    """A key's new value, and the reason, which becomes a comment."""
 
     value: float
     reason: str
@@ -37,16 +37,16 @@ def write_recipe(
 ) -> None:
     """Write a recipe, with ``--set`` settings and changes by dotted key, to a file.
 
-    Files that the source names beside itself are written as full paths where the target lies
-    elsewhere, and the recipe then takes the target's name. Stored rewards are not compared any
-    more, being those of other constants. Raises `RecipeError`, and leaves
-    the target as it was, where the source cannot be read or the result is no recipe.
+    If the target is another file, the recipe takes its name, and relative paths are resolved. The
+    parity check no longer compares rewards, which belong to other constants. Raises `RecipeError`
+    and leaves the target unchanged if the source cannot be read or the result is not a valid
+    recipe.
     """
     path = locate_recipe(source)
     try:
         document = tomlkit.parse(path.read_text("utf-8"))
     except (TOMLKitError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no TOML: {error}") from error
+        raise RecipeError(f"{path} is not TOML: {error}") from error
     for setting in settings:
         keys, value = parse_setting(setting)
         set_key(document, keys, value)

@@ -39,13 +39,13 @@ __all__ = [
     "print_page",
 ]
 
-#: A cell with more letters holds words, not figures.
+#: Cells with more characters are text, not numbers.
 _MAX_FIGURES = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A sentence or two; ``is_caution`` sets those apart that warn."""
+    """A paragraph; ``is_caution`` marks a warning."""
 
     text: str
     is_caution: bool = False
@@ -53,7 +53,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table of texts; the first column names the rows."""
+    """A table of strings; the first column names the rows."""
 
     title: str
     headers: Sequence[str]
@@ -61,13 +61,13 @@ class Grid:
     note: str = ""
 
     def has_words(self, column: int) -> bool:
-        """Say whether a column holds words, which stand on the left and may break."""
+        """Whether a column has text, which is left-aligned and may wrap."""
         return column == 0 or any(len(row[column]) > _MAX_FIGURES for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A plot that is drawn where it is wanted: ``draw`` returns a PNG."""
+    """A plot, drawn on demand: ``draw`` returns a PNG."""
 
     name: str
     caption: str
@@ -76,14 +76,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A study's results, to be read from top to bottom."""
+    """A report: a title and its blocks, in order."""
 
     title: str
     blocks: Sequence[Paragraph | Grid | Picture]
 
 
 def print_page(page: Page, console: Console) -> None:
-    """Print texts and tables; pictures are the report's."""
+    """Print paragraphs and tables; pictures are only in the report files."""
     for block in page.blocks:
         if isinstance(block, Grid):
             table = Table(title=block.title, title_justify="left", caption=block.note or None,
@@ -98,29 +98,29 @@ def print_page(page: Page, console: Console) -> None:
 
 
 def percent(share: float) -> str:
-    """Write a share as 31.2%, or a dash where there is none."""
+    """Format a share as 31.2%, or a dash for NaN."""
     return "–" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
 def plain(value: float | None) -> str:
-    """Write a number with three or four digits, or a dash where there is none."""
+    """Format a number with three or four digits, or a dash for None and NaN."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def fingerprints(by_model: Mapping[str, str]) -> str:
-    """Write models with their fingerprints."""
+    """Format models with their fingerprints."""
     return ", ".join(f"{model} {one}" for model, one in by_model.items())
 
 
 def percents(one: Estimate) -> str:
-    """Write a share with its interval: 31.2% [27.0%, 35.5%]."""
+    """Format a share with its interval: 31.2% [27.0%, 35.5%]."""
     return _with_interval(one, percent)
 
 
 def plains(one: Estimate) -> str:
-    """Write a number with its interval, all with the digits that the largest of them has."""
+    """Format a number with its interval, with the same number of digits."""
     known = [abs(value) for value in (one.value, one.low, one.high) if not math.isnan(value)]
     digits = 3 if max(known, default=0.0) < 10 else 1
     return _with_interval(one, lambda value: "–" if math.isnan(value) else f"{value:.{digits}f}")
@@ -133,7 +133,7 @@ def _with_interval(one: Estimate, write: Callable[[float], str]) -> str:
 
 
 def markdown_of(page: Page) -> str:
-    """Write a page; pictures are named ``NAME.png``."""
+    """Return the page as Markdown; pictures are ``NAME.png``."""
     return "\n\n".join([f"# {page.title}", *map(_block, page.blocks)]) + "\n"
 
 
@@ -156,7 +156,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Keep texts from a user's files from being read as markup."""
+    """Escape text from users' files, so that it is not parsed as markup."""
     for mark in "\\|<`*_":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("\n", " ")
@@ -179,7 +179,7 @@ figcaption { color: #5b6b79; font-size: 13px; }
 
 
 def html_of(page: Page, pictures: Mapping[str, bytes]) -> str:
-    """Write a page with its pictures, PNGs by name, put in."""
+    """Return the page as HTML with embedded ``pictures``, PNGs by name."""
     blocks = [_html(block, pictures) for block in page.blocks]
     title = escape(page.title)
     return (
@@ -222,27 +222,27 @@ def _cells(tag: str, texts: Sequence[str], grid: Grid) -> str:
     )
 
 
-#: What the files of a report end in.
+#: Suffixes of report files.
 _WRITTEN = (".html", ".json", ".md", ".png")
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where results go: the terminal as tables or JSON, and a folder where one is named."""
+    """Where results go: standard output as tables or JSON, and optionally a folder."""
 
     folder: Path | None
     as_json: bool
 
     def check(self, inputs: Sequence[Path]) -> None:
-        """Raise `AlarmModelsError` or `OSError` before long work rather than after.
+        """Raise `AlarmModelsError` or `OSError` if results cannot be written.
 
-        ``inputs`` are the study's own files, which no report may replace.
+        ``inputs`` are the input files, which a report must not replace.
         """
         if self.folder is None:
             return
         require_plots()
         if self.folder.exists() and not self.folder.is_dir():
-            raise StudyError(f"--out {self.folder} is a file: name a folder")
+            raise StudyError(f"--out {self.folder} is a file, but must be a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
             raise StudyError(f"--out {self.folder} cannot be written: permission denied")
@@ -251,7 +251,7 @@ class Outputs:
                 require_other_file(there, inputs, "one of the files to be read")
 
     def give(self, page: Page, result: object) -> None:
-        """Show the page, and write it with its pictures and the result."""
+        """Print the page or the result, and write the report files if a folder is set."""
         if self.as_json:
             sys.stdout.write(json_of(result))
         else:
@@ -268,11 +268,11 @@ class Outputs:
 
 
 def json_of(result: object) -> str:
-    """Write a result as JSON; what is not a number is null."""
+    """Return a result as JSON; NaN and infinities are null."""
     return to_json(result, indent=2, inf_nan_mode="null", fallback=_listed).decode() + "\n"
 
 
 def _listed(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"a result holds a {type(value).__name__}")
+    raise TypeError(f"a result has a {type(value).__name__}, which is not JSON")

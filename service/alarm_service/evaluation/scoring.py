@@ -72,12 +72,12 @@ __all__ = [
 
 _MAX_ATTEMPTS = 6
 
-#: A server that runs may answer with thousands of samples' segments.
+#: A response may have the segments of thousands of samples.
 _MAX_ANSWER_BYTES = 256 << 20
 
 
 class Refused(StudyError):
-    """The server will not do what it was asked, however often; ``status`` is its answer's."""
+    """The server refused a request permanently; ``status`` is the response's status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -85,9 +85,9 @@ class Refused(StudyError):
 
 
 class Peer:
-    """A server that is asked, from one event loop; raises `AddressError`.
+    """An HTTP server, called from one event loop; raises `AddressError`.
 
-    ``transport`` takes the network's place in tests.
+    ``transport`` replaces the network in tests.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Peer:
         await self._client.aclose()
 
     async def post(self, url: str, body: object) -> Any:
-        """Post JSON and return the answer's; raise `Refused`, or `StudyError` where none comes."""
+        """Post JSON and return the response; raise `Refused`, or `StudyError` if there is none."""
         shown = without_password(url)
         for attempt in range(_MAX_ATTEMPTS):
             headers: Mapping[str, str] = {}
@@ -130,17 +130,17 @@ class Peer:
                     raise StudyError(fault) from error
             else:
                 said = excerpt(answer.text, self._key)
-                fault = f"{shown} answers {answer.status_code}: {said}"
+                fault = f"{shown} returned {answer.status_code}: {said}"
                 if not is_retryable(answer.status_code):
                     raise Refused(fault, answer.status_code)
                 headers = answer.headers
             if attempt + 1 < _MAX_ATTEMPTS:
                 await asyncio.sleep(backoff_s(attempt, headers))
-        raise StudyError(f"{fault} (asked {_MAX_ATTEMPTS} times)")
+        raise StudyError(f"{fault} ({_MAX_ATTEMPTS} attempts)")
 
 
 def key_for_header(key: str | None, name: str) -> str | None:
-    """Return a key as it is sent; raise `StudyError`, which says ``name`` and not the key."""
+    """Return a valid key; raise `StudyError`, which contains ``name`` but not the key."""
     try:
         return None if key is None else usable_key(key)
     except ValueError as error:
@@ -148,9 +148,9 @@ def key_for_header(key: str | None, name: str) -> str | None:
 
 
 def require_url(url: str, flag: str) -> str:
-    """Return a server's URL, without a slash at its end; raise `StudyError` where it is none."""
+    """Return a server's URL without a trailing slash; raise `StudyError` if it is invalid."""
     if not url.startswith(("http://", "https://")):
-        raise StudyError(f"{flag} wants a URL such as http://HOST:8000, not {excerpt(url)!r}")
+        raise StudyError(f"{flag} must be a URL such as http://HOST:8000, got {excerpt(url)!r}")
     try:
         return require_address(url).rstrip("/")
     except ValueError as error:
@@ -164,15 +164,15 @@ class Scorer(Protocol):
     """Scores samples with a recipe's models."""
 
     async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
-        """Score samples with the model that the recipe calls by that name."""
+        """Score samples with the recipe's model of that name."""
 
     def fingerprint(self, model: str) -> str:
-        """Return the fingerprint of a model that has scored."""
+        """Return the fingerprint of a model that was used."""
 
 
 @asynccontextmanager
 async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> AsyncIterator[Scorer]:
-    """Load the recipe's models here, or find the recipe on the server at ``url``."""
+    """Load the recipe's models in this process, or use the server at ``url``."""
     if url is None:
         async with _local(recipe, settings) as scorer:
             yield scorer
@@ -189,7 +189,7 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
 
 @asynccontextmanager
 async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
-    # Torch takes seconds to import, and a study of a server needs none.
+    # torch takes seconds to import, and is not needed with --url.
     from alarm_service.api.app import create_engine
     from alarm_service.observability.logging import set_up_logs
 
@@ -212,7 +212,7 @@ class LocalScorer:
         self._recipe = recipe
 
     async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
-        """Score samples; raise `ServiceError` where more come at once than the engine takes."""
+        """Score samples; raise `ServiceError` if the engine's queue is full."""
         name = f"{self._recipe.name}/{model}"
         return (await self._engine.score(name, samples)).outcomes
 
@@ -222,7 +222,7 @@ class LocalScorer:
 
 
 class RemoteScorer:
-    """Asks a server for raw scores; its recipe must have the same name and models."""
+    """Gets raw scores from a server, which must serve a recipe with the same name and models."""
 
     def __init__(self, peer: Peer, url: str, recipe: Recipe) -> None:
         self._peer = peer
@@ -231,7 +231,7 @@ class RemoteScorer:
         self._fingerprints: dict[str, str] = {}
 
     async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
-        """Score samples over HTTP; raise `StudyError` with the server's own words."""
+        """Score samples over HTTP; raise `StudyError` with the server's message."""
         body = {
             "model": f"{self._recipe.name}/{model}",
             "samples": [sample_to_json(sample) for sample in samples],
@@ -241,19 +241,19 @@ class RemoteScorer:
             scored = ScoreResponse.model_validate(answer, strict=True)
         except ValidationError as error:
             raise StudyError(
-                f"{without_password(self._url)} does not answer as a reward server does: "
+                f"{without_password(self._url)} returned an invalid response: "
                 f"{format_validation_errors(error.errors())}"
             ) from error
         if len(scored.scores) != len(samples):
             raise StudyError(
-                f"{without_password(self._url)} gave {len(scored.scores)} scores for "
+                f"{without_password(self._url)} returned {len(scored.scores)} scores for "
                 f"{len(samples)} samples"
             )
         self._fingerprints[model] = scored.fingerprint
         return [_off_wire(one) for one in scored.scores]
 
     def fingerprint(self, model: str) -> str:
-        """Return the fingerprint that came with the scores."""
+        """Return the fingerprint received with the scores."""
         return self._fingerprints[model]
 
 
@@ -261,7 +261,7 @@ def _off_wire(score: ScoreOut) -> Score | SampleError:
     if score.error is not None:
         return SampleError(score.error.code, score.error.message)
     segments = None if score.segments is None else tuple(
-        # The margin of the positive label's logit over the negative's: a tie is negative.
+        # The score is the margin of the positive label's logit; a tie is negative.
         SegmentScore(
             Span(one.start, one.end), one.label, one.score,
             None if one.score is None else one.score > 0,
@@ -271,15 +271,15 @@ def _off_wire(score: ScoreOut) -> Score | SampleError:
     return Score(score.score, segments, score.num_tokens, score.truncated)
 
 
-#: Samples in the house at once: enough to fill batches of like length.
+#: Samples in flight at once: enough to fill batches with similar lengths.
 _AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One score a sample by model, None where it has none; ``faults`` says of which and why.
+    """Scores by model, one per sample, None if it failed; ``faults`` describes the failures.
 
-    ``fingerprints`` are the models': the same fingerprint means the same scores.
+    ``fingerprints`` are the models' fingerprints: equal fingerprints mean equal scores.
     """
 
     by_model: Mapping[str, Sequence[Score | None]]
@@ -287,12 +287,12 @@ class Scores:
     faults: tuple[str, ...]
 
     def of(self, spec: HolisticSpec | AspectSpec) -> Sequence[Score | None]:
-        """Return what a part of the recipe reads of its model."""
+        """Return the scores of a holistic or aspect table: its model's, or one output of it."""
         return [_output(score, spec.output) for score in self.by_model[spec.model]]
 
 
 def progress_bar() -> Progress:
-    """Return a progress bar that leaves standard output alone."""
+    """Return a progress bar on standard error."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -305,7 +305,7 @@ def progress_bar() -> Progress:
 def score_all(
     samples: Sequence[Sample], recipe: Recipe, settings: Settings, url: str | None
 ) -> Scores:
-    """Score all samples with every model that the recipe's holistic part and aspects name."""
+    """Score all samples with the recipe's holistic model and every aspect model."""
     models = list(
         dict.fromkeys([recipe.holistic.model, *(one.model for one in recipe.aspects.values())])
     )
@@ -373,7 +373,7 @@ def _output(score: Score | None, name: str | None) -> Score | None:
 def rewards_of(
     samples: Sequence[Sample], recipe: Recipe, scores: Scores, params: RuleParams
 ) -> Floats:
-    """Return each sample's reward, NaN where a score that it needs is missing: ``[samples]``."""
+    """Return the reward of each sample ``[samples]``, NaN if a required score is missing."""
     holistic = scores.of(recipe.holistic)
     aspects = {name: _rewarded(samples, recipe, scores, name) for name in recipe.aspects}
     scored: dict[int, ScoredSample] = {}
@@ -419,7 +419,7 @@ HOLISTIC = "holistic"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A name and its values ``[completions]``, NaN where missing, greater for better or lower."""
+    """A named score ``[completions]``, NaN if missing; higher or lower may be better."""
 
     name: str
     values: Floats
@@ -428,18 +428,18 @@ class Column:
 
     @property
     def oriented(self) -> Floats:
-        """The values with the better greater."""
+        """The values, negated if lower is better."""
         return -self.values if self.is_lower_better else self.values
 
 
 def columns_of(
     material: Material, recipe: Recipe, scores: Scores, lower: Collection[str]
 ) -> list[Column]:
-    """Return the holistic column, the recipe's aspects, the file's own values and the baselines.
+    """Return columns for the holistic score, the aspects, the file's values and the baselines.
 
-    An aspect's value is its model's raw score, for segments the share of right ones, as in the
-    paper's figures. ``lower`` names those of which less is better, beside the aspects whose
-    reward falls as the score rises. A baseline gives way to an aspect or value of its name.
+    The value of an aspect is its model's raw score; for segments it is the share of right ones, as
+    in the paper's figures. Lower is better for the names in ``lower`` and for aspects whose reward
+    falls as the score rises. An aspect or value replaces a baseline with the same name.
     """
     found = {HOLISTIC: Column(HOLISTIC, values_of(scores.of(recipe.holistic)), False)}
     for name, spec in recipe.aspects.items():
@@ -456,26 +456,28 @@ def columns_of(
 
 
 def require_names(material: Material, recipe: Recipe, lower: Collection[str]) -> None:
-    """Raise `StudyError` for names that clash or that nothing has, before anything is scored."""
+    """Raise `StudyError` for conflicting or unknown names; call before scoring."""
     rewards = [HOLISTIC, *recipe.aspects]
     for name in material.values:
         if name in rewards:
-            raise StudyError(f"values.{name} has the name of a reward of recipe {recipe.name!r}")
+            raise StudyError(
+                f"values.{name} has the same name as a reward of recipe {recipe.name!r}"
+            )
     names = list(dict.fromkeys([*rewards, *material.values, *BASELINES]))
     unknown = sorted(set(lower) - set(names))
     if unknown:
-        raise StudyError(f"--lower names {unknown}; there are {', '.join(names)}")
+        raise StudyError(f"--lower: unknown names {unknown}; known are {', '.join(names)}")
 
 
 def values_of(scores: Sequence[Score | None]) -> Floats:
-    """Return the scores' values, NaN where there is none."""
+    """Return the values of scores, NaN if missing."""
     return np.array(
         [math.nan if one is None or one.value is None else one.value for one in scores], dtype=float
     )
 
 
 def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
-    """Say whether the aspect's reward falls as its score rises."""
+    """Whether the aspect's reward falls as its score rises."""
     if not recipe.models[spec.model].judges_wholes:
         slope = spec.positive - spec.negative
     else:

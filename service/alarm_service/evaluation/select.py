@@ -44,7 +44,7 @@ PEOPLE = "preferences"
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How far everything agrees with one reference, and what is chosen by it."""
+    """Agreement of every column with one reference, and the choice based on it."""
 
     reference: str
     agreements: Mapping[str, Agreement]
@@ -53,12 +53,12 @@ class Consistency:
 
 @dataclass(frozen=True, slots=True)
 class SelectionResult:
-    """A study of aspects.
+    """The result of `select_aspects`.
 
-    ``consistencies`` has one entry a reference: the holistic reward, and people where the file
-    knows what they prefer. ``win_rates`` are of the first of two ``sides`` over the second: two
-    policies, or the two completions that every prompt has; None where there are not two.
-    ``tau_b_over_all`` compares completions with the holistic reward across prompts too.
+    ``consistencies`` has one entry per reference: the holistic reward, and human preferences if the
+    file has them. ``win_rates`` are of the first of two ``sides`` over the second: two policies, or
+    the two completions of each prompt; None if there are not two. ``tau_b_over_all`` also compares
+    completions of different prompts.
     """
 
     recipe: str
@@ -77,7 +77,7 @@ class SelectionResult:
 
     @property
     def decisive(self) -> Consistency:
-        """The comparison with the reference that chooses."""
+        """The comparison with the reference that decides."""
         return next(one for one in self.consistencies if one.reference == self.chosen_by)
 
 
@@ -91,7 +91,7 @@ def select_aspects(
     max_chosen: int,
     scores: Scores,
 ) -> SelectionResult:
-    """Compare every column with the holistic reward, and with people where they were asked."""
+    """Compare every column with the holistic reward, and with human preferences if given."""
     pairs, sides = _pairs(material), _named_sides(material)
     holistic = next(one for one in columns if one.name == HOLISTIC)
     others = [one for one in columns if one.name != HOLISTIC]
@@ -125,20 +125,20 @@ def select_aspects(
 
 
 def require_pairs(material: Material, against: str) -> None:
-    """Raise `StudyError` where there is nothing to compare, before anything is scored."""
+    """Raise `StudyError` if there is nothing to compare; call before scoring."""
     _pairs(material)
     if against == PEOPLE and not material.preferred:
         raise StudyError("--against preferences: no line of the file has `preferences`")
 
 
 def changes_of(result: SelectionResult, recipe: Recipe) -> dict[str, Change]:
-    """Return the weights that make a recipe use what was chosen, and nothing else."""
+    """Return the weights that make a recipe use only the chosen aspects."""
     found = result.decisive.selection
     changes = {}
     for name, spec in recipe.aspects.items():
         is_chosen = found.findings[name].verdict is Verdict.CHOSEN
         weight = (spec.weight or 1.0) if is_chosen else 0.0
-        prefix = "chosen: " if is_chosen else "left out: "
+        prefix = "chosen: " if is_chosen else "not chosen: "
         changes[f"aspects.{name}.weight"] = Change(weight, prefix + found.findings[name].reason)
     return changes
 
@@ -151,7 +151,7 @@ def _pairs(material: Material) -> Pairs:
     else:
         pairs = pairs_within(material.prompts)
     if not len(pairs):
-        raise StudyError("no prompt has two completions: there is nothing to compare")
+        raise StudyError("no prompt has two completions to compare")
     return pairs
 
 
@@ -173,7 +173,7 @@ def _consistency(
 
 
 def _named_sides(material: Material) -> tuple[str, ...]:
-    """Name what is compared: two policies, or the first and second of two completions each."""
+    """Return the names of the sides: two policies, or the first and second completion."""
     if len(material.policy_names) > 1:
         return material.policy_names
     counts = np.bincount(material.prompts)
@@ -188,13 +188,13 @@ def _tau(holistic: Column, other: Column) -> float:
 
 _HEADERS = ("", "pairs", "paper's inconsistency", "ties", "inconsistency, untied", "tau-b")
 _NOTE = (
-    "Inconsistency: how often it goes against the reference. The paper's figure counts its ties as "
-    "agreement; 50% among untied pairs, and a tau-b of 0, is a coin."
+    "Inconsistency is how often it disagrees with the reference. The paper's figure counts ties as "
+    "agreement. Chance is 50% of untied pairs, and a tau-b of 0."
 )
 
 
 def selection_page(result: SelectionResult) -> Page:
-    """Lay out a study of aspects, the reference that chooses first."""
+    """Build the report, with the deciding reference first."""
     ordered = sorted(result.consistencies, key=lambda one: one.reference != result.chosen_by)
     blocks: list[Paragraph | Grid | Picture] = [Paragraph(_subject(result))]
     blocks += [Paragraph(fault, is_caution=True) for fault in result.faults]
@@ -208,7 +208,7 @@ def selection_page(result: SelectionResult) -> Page:
 def _subject(result: SelectionResult) -> str:
     of_policies = f" of {' and '.join(result.sides)}" if result.sides else ""
     left_out = (
-        f"; {result.num_left_out} prompts that not both answered are left out"
+        f"; {result.num_left_out} prompts that not both policies answered are left out"
         if result.num_left_out
         else ""
     )
@@ -233,8 +233,8 @@ def _consistency_table(one: Consistency) -> Iterator[Grid | Paragraph | Picture]
     yield Grid(f"Agreement with {name}", _HEADERS, rows, _NOTE)
     yield Picture(
         f"inconsistency-{one.reference}",
-        f"Pairs on which each goes against {name}, with intervals. A red mark is what knowing "
-        "nothing would score by the paper's count.",
+        f"Pairs in which each disagrees with {name}, with intervals. The red mark is the score of "
+        "an unrelated aspect by the paper's count.",
         lambda: inconsistency_bars(one.agreements, one.selection.chosen),
     )
     yield from _recommendation(one, name)
@@ -244,13 +244,13 @@ def _recommendation(one: Consistency, reference: str) -> Iterator[Grid | Paragra
     found = one.selection
     yield Grid(
         f"Recommended by {reference}: {', '.join(found.chosen) or 'none of the aspects'}",
-        ("", "verdict", "why"),
+        ("", "verdict", "reason"),
         [(name, finding.verdict, finding.reason) for name, finding in found.findings.items()],
     )
     if found.by_paper is not None and found.by_paper not in found.chosen:
         yield Paragraph(
             f"By the paper's figure alone {found.by_paper} would be chosen: it has the lowest "
-            "inconsistency where ties count as agreement.",
+            "inconsistency if ties count as agreement.",
             is_caution=True,
         )
     for name, finding in found.findings.items():
@@ -268,5 +268,5 @@ def _win_rates(result: SelectionResult) -> Grid:
         f"Win rates of {first} over {second}",
         ("", "wins", "losses", "ties", "win rate"),
         rows,
-        "Ties are left out of the win rate.",
+        "The win rate excludes ties.",
     )
