@@ -10,7 +10,6 @@ from pydantic import BaseModel, RootModel
 import alarm_client.chat
 import alarm_service.api.compat
 from alarm_client.trainers import nemo_rl, openrlhf, slime, trlx
-from alarm_client.trainers._base import TrainerDefaults, read_settings
 from alarm_client.trainers._inputs import (
     completion_of,
     decoded_prompt,
@@ -19,6 +18,7 @@ from alarm_client.trainers._inputs import (
     template_of,
     without_end_tokens,
 )
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
 from alarm_client.types import Sample
 from alarm_models.types import Message
 from alarm_service.api.compat.splitting import pair_texts, split_query

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from alarm_client.trainers._base import Settings
 from alarm_client.trainers._inputs import completion_of, prompt_of
+from alarm_client.trainers._settings import Settings
 from alarm_client.types import Id, Sample
 
 Row: TypeAlias = Mapping[str, Any]

@@ -11,15 +11,11 @@ from importlib import import_module
 from typing import Any, TypeAlias
 
 from alarm_client.errors import AlarmError
-from alarm_client.trainers._base import (
-    RewardSource,
-    Settings,
-    TrainerDefaults,
-    missing_field,
-    read_settings,
-)
 from alarm_client.trainers._columns import Row, with_rows
+from alarm_client.trainers._failures import missing_field
 from alarm_client.trainers._inputs import prompt_of
+from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["PLAIN", "add_arguments", "try_samples"]

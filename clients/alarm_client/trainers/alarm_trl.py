@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.short_responses import punish_each
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source
 from alarm_client.trainers._columns import rows_of, with_rows
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers._inputs import prompt_of
 from alarm_client.trainers._padding import PaddingCheck, check_padding, left_aligned
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 
 if TYPE_CHECKING:
     import torch

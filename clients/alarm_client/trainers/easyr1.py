@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alarm_client.trainers._base import (
-    Settings,
-    TrainerDefaults,
-    components,
-    get_reward_source,
-    numbers,
-)
 from alarm_client.trainers._columns import groups_of, with_rows
+from alarm_client.trainers._components import components
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
+from alarm_client.trainers._settings import Settings, TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source, scalars
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, read_each, split_messages
+from alarm_client.trainers._settings import TrainerDefaults
 from alarm_client.trainers._shared_calls import Asker
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "AlarmORM", "orm", "register"]

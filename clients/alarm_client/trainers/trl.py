@@ -8,19 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    Settings,
-    TrainerDefaults,
-    columns,
-    means,
-    read_settings,
-    scalars,
-    source_for,
-)
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._components import columns, means
+from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
+from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
 from alarm_client.trainers._shared_calls import Asker
+from alarm_client.trainers._source import RewardSource, source_for
 from alarm_client.types import Reward, Sample
 
 __all__ = ["DEFAULTS", "AlarmReward", "async_reward"]
