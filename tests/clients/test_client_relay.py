@@ -18,7 +18,7 @@ from processes import free_port
 
 from alarm_client._transport import Connections, content_digest
 from alarm_client.client import AlarmClient
-from alarm_client.relay import Relay
+from alarm_client.contrib.relay import Relay
 from alarm_client.types import Sample
 
 BODY = {"messages": ["a", "b"]}

@@ -37,7 +37,7 @@ def test_the_client_splits_texts_by_the_servers_own_code(name: str) -> None:
         (Path(package.__path__[0]) / f"{name}.py").read_text()
         for package in (alarm_service.api.compat, alarm_client.chat)
     )
-    server = server.replace("from alarm_models.types ", "from alarm_client.chat.message ")
+    server = server.replace("from alarm_models.types ", "from alarm_client.chat ")
     assert client == server.replace("alarm_service.api.compat.", "alarm_client.chat.")
 
 

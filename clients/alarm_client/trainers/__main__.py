@@ -12,7 +12,8 @@ from typing import Any
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
 from alarm_client.trainers import _try as trial
-from alarm_client.trainers._padding import PADDING, Pad, Rows, check_padding, left_aligned, padding
+from alarm_client.trainers._padding import left_aligned
+from alarm_client.trainers._padding_check import PADDING, Pad, Rows, check_padding, padding
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {

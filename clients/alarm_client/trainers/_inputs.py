@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from alarm_client.chat import splitting
-from alarm_client.chat.message import Message
+from alarm_client.chat import Message, splitting
 from alarm_client.chat.splitting import (
     answer_of,
     pair_texts,
