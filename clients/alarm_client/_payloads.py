@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from alarm_client._json_values import (
     describe,
     json_of,
     key_of,
     name_of,
+    scalar_of,
     spans_of,
     text_of,
     texts_or_messages,
@@ -231,7 +232,7 @@ def _sample(sample: object, where: str) -> Sample:
     return Sample(
         prompt=texts_or_messages(sample.prompt, f"{where}.prompt"),
         completion=texts_or_messages(sample.completion, f"{where}.completion"),
-        fields=None if sample.fields is None else _mapping(sample.fields, f"{where}.fields"),
+        fields=None if sample.fields is None else _texts(sample.fields, f"{where}.fields"),
         token_offsets=None if offsets is None else spans_of(offsets, f"{where}.token_offsets"),
         segments=None if segments is None else _segments(segments, f"{where}.segments"),
         id=name_of(sample.id, f"{where}.id"),
@@ -242,11 +243,28 @@ def _sample(sample: object, where: str) -> Sample:
 _NAMES = tuple(one.name for one in fields(Sample))
 
 
-def _mapping(value: object, where: str) -> dict[str, Any]:
+def _texts(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{where} must be a mapping, got {describe(value)}")
-    plain: dict[str, Any] = json_of(value, where)
-    return plain
+        raise TypeError(f"{where} must be a mapping from names to texts, got {describe(value)}")
+    return {
+        key_of(name, where): _field(field, f"{where}[{name!r}]") for name, field in value.items()
+    }
+
+
+_HINTS: dict[type, str] = {
+    type(None): "leave the field out",
+    bytes: "decode it",
+    bytearray: "decode it",
+}
+
+
+def _field(value: object, where: str) -> str:
+    """A field's text; the server would refuse the whole request for anything else."""
+    text = text_of(value, where) if isinstance(scalar_of(value), str) else None
+    if text is None:
+        hint = _HINTS.get(type(value), "str() or json.dumps() makes one")
+        raise TypeError(f"{where} must be a text, got {describe(value)}; {hint}")
+    return text
 
 
 def _segments(value: object, where: str) -> dict[str, list[Sequence[int]]]:
