@@ -248,7 +248,8 @@ def test_trlx_stores_the_rewards_with_its_rollouts(server: Server, tmp_path) -> 
     found = run_in("trlx", "run_trlx.py", server.url, tmp_path)
     for way in ("scalar", "dense"):
         given = found[way]
-        rewards = asked_directly(server, given["prompts"], given["outputs"])
+        outputs = [output.replace("<|im_end|>", "") for output in given["outputs"]]
+        rewards = asked_directly(server, given["prompts"], outputs)
         assert [sum(row) for row in given["stored"]] == near(rewards)
     assert all(not any(row[:-1]) for row in found["scalar"]["stored"])
 
