@@ -75,11 +75,25 @@ def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
         ("verifiers", {"info": {"answer": "Paris"}}),
         ("slime", {"metadata": {"label": "Paris"}}),
         ("miles", {"label": "Paris", "metadata": None}),
+        ("easyr1", {"prompt": "Capital of France?", "reference": "Paris"}),
+        ("easyr1", {"answer": {"prompt": "Capital of France?", "reference": "Paris"}}),
+        ("easyr1", {"ground_truth": '{"prompt": "Q", "reference": "Paris"}', "level": 3}),
+        ("easyr1", {"my_key": '{"prompt": "Q", "answer": "Paris"}'}),
     ],
 )
 def test_a_row_is_read_as_the_trainers_module_reads_it(there, capsys, trainer, row) -> None:
     assert of_trainers(["try", trainer, *ASK[1:], "--row", json.dumps(row)]) == 0
     assert "reward    1" in lines(capsys)
+
+
+def test_try_easyr1_sends_every_text_of_the_answer_column_as_a_field(there, capsys) -> None:
+    answer = {"prompt": "Capital of France?", "reference": "Paris", "year": 1815, "none": None}
+    row = ["--row", json.dumps({"answer": json.dumps(answer), "level": "easy"})]
+    assert of_trainers(["try", "easyr1", *ASK[1:], *row]) == 0
+    found = lines(capsys)
+    fields = [line for line in found if line.startswith("field")]
+    assert fields == ["field     reference = 'Paris'", "field     year = '1815'"]
+    assert "reward    1" in found
 
 
 def test_what_extra_info_holds_can_be_named_for_verl(there, capsys, monkeypatch) -> None:

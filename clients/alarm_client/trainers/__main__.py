@@ -151,8 +151,9 @@ def _try(given: argparse.Namespace) -> int:
     try:
         habits = trial.habits_of(given.trainer)
         read_row = trial.row_reader_of(given.trainer)
+        read_fields = trial.fields_reader_of(given.trainer)
         return trial.try_samples(
-            given, habits, lambda line: sys.stdout.write(f"{line}\n"), read_row
+            given, habits, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
         )
     except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -21,6 +21,7 @@ from alarm_client.types import Reward, Sample, Text
 __all__ = ["PLAIN", "add_arguments", "try_samples"]
 
 RowReader: TypeAlias = Callable[[Row], Row]
+FieldsReader: TypeAlias = Callable[[Row], Mapping[str, str]]
 
 # Who asks at a terminal does not wait as a training run does.
 PLAIN = TrainerDefaults(
@@ -75,11 +76,23 @@ def row_reader_of(trainer: str) -> RowReader:
     return found
 
 
+def fields_reader_of(trainer: str) -> FieldsReader:
+    """What a trainer's module sends of a row besides the reference, where `fields` says nothing."""
+    module = import_module(f"alarm_client.trainers.{trainer}")
+    found: FieldsReader = getattr(module, "usual_fields", _no_fields)
+    return found
+
+
+def _no_fields(_: Row) -> Mapping[str, str]:
+    return {}
+
+
 def try_samples(
     given: argparse.Namespace,
     habits: TrainerDefaults,
     write: Callable[[str], object],
     read_row: RowReader = dict,
+    read_fields: FieldsReader = _no_fields,
 ) -> int:
     """Score the samples, write what came of it and what is missing; 1 where one has no reward.
 
@@ -88,7 +101,7 @@ def try_samples(
     """
     settings = _settings(given, habits)
     source = RewardSource(settings)
-    samples = _samples(given, settings, read_row)
+    samples = _samples(given, settings, read_row, read_fields)
     for line in _asked(settings, samples):
         write(line)
     try:
@@ -116,9 +129,13 @@ def _settings(given: argparse.Namespace, habits: TrainerDefaults) -> Settings:
     return replace(settings, on_failure="raise")
 
 
-def _samples(given: argparse.Namespace, settings: Settings, read_row: RowReader) -> list[Sample]:
+def _samples(
+    given: argparse.Namespace, settings: Settings, read_row: RowReader, read_fields: FieldsReader
+) -> list[Sample]:
     row = read_row(_object(given.row, "--row"))
     fields = dict(_pair(pair) for pair in given.field)
+    if settings.fields is None:
+        fields = {**read_fields(row), **fields}
     prompt = _prompt(given.prompt)
     samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
     is_batch = settings.habits.whole_groups is not None
