@@ -55,7 +55,7 @@ def split_ranges(
 
 
 def split_point(groups: Groups) -> int:
-    """Where to halve: between the two groups that are nearest to the half, else within the one."""
+    """Where to split in half: at the group boundary nearest to the middle, else in the middle."""
     half = len(groups) // 2
     borders = [end for _, end in _runs(groups)][:-1]
     return min(borders, key=lambda border: abs(border - half), default=half)
@@ -139,7 +139,7 @@ class Payload(Generic[T]):
         return len(self.head) + sum(map(len, self.encoded)) + max(0, len(self.encoded) - 1) + 2
 
     def part(self, start: int, end: int) -> Payload[T]:
-        """The same job for some of the samples."""
+        """The same call for some of the samples."""
         return replace(self, samples=self.samples[start:end], encoded=self.encoded[start:end])
 
 
@@ -156,7 +156,7 @@ def reward_payload(
     overrides: Overrides | None,
     aspects: Aspects,
 ) -> Payload[RewardResult]:
-    """A call of `/hierarchical_reward`; errors as of `score_job`."""
+    """A call of `/hierarchical_reward`; errors as `score_payload`."""
     own = as_samples(samples)
     head = _head(
         {
@@ -179,12 +179,12 @@ def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
 
 
 def fits_limits(job: Payload[T], limits: Limits) -> bool:
-    """Whether one request may hold the whole job."""
+    """Whether one request may hold the whole payload."""
     return len(job.samples) <= limits.max_samples and job.num_bytes <= limits.max_body_bytes
 
 
 def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
-    """The job in parts under the limits, in order and of about one size, groups whole.
+    """The payload in parts under the limits, in order and of about one size, groups kept whole.
 
     A single sample over the limits is a part of its own: only the server can refuse it.
     """
@@ -201,7 +201,7 @@ def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
 
 
 def split_in_two(job: Payload[T]) -> tuple[Payload[T], Payload[T]]:
-    """The job in two, between groups where it has several."""
+    """The payload in two halves, split between groups where it has several."""
     at = split_point([sample.group for sample in job.samples])
     return job.part(0, at), job.part(at, len(job.samples))
 

@@ -176,8 +176,8 @@ class PolicyTokens:
     def _locate(self, ids: list[int]) -> tuple[str, list[Span]]:
         text = self._decode(ids)
         for pieces, read_bytes in self._readings(ids):
-            laid, spans = join_pieces(pieces, read_bytes)
-            if laid == text:
+            joined, spans = join_pieces(pieces, read_bytes)
+            if joined == text:
                 return text, spans
         return text, self._by_prefixes(ids, text)
 

@@ -28,7 +28,7 @@ LLAMA_3 = (
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 QUESTION = [{"role": "user", "content": "Q"}]
-HABITS = TrainerDefaults("here", timeout=1.0)
+DEFAULTS = TrainerDefaults("here", timeout=1.0)
 
 
 @pytest.mark.parametrize("name", ["templates", "turns", "splitting"])
@@ -127,15 +127,15 @@ def test_a_prompt_in_an_unknown_template_is_an_error_that_names_the_setting() ->
 
 
 def test_the_template_is_a_setting_of_every_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_settings(HABITS).template is None
-    assert read_settings(HABITS, {"template": "chatml"}).template == "chatml"
+    assert read_settings(DEFAULTS).template is None
+    assert read_settings(DEFAULTS, {"template": "chatml"}).template == "chatml"
     monkeypatch.setenv("ALARM_TEMPLATE", "plain")
-    assert read_settings(HABITS).template == "plain"
+    assert read_settings(DEFAULTS).template == "plain"
     described = {"user": "Human:", "assistant": "Assistant:"}
-    assert template_of(read_settings(HABITS, {"template": described}).template) is not None
+    assert template_of(read_settings(DEFAULTS, {"template": described}).template) is not None
     for wrong in ("chatlm", '{"user": "U"}', '{"assistant": "A", "ends": []}', "[]"):
         with pytest.raises(ValueError, match=r"template \(or ALARM_TEMPLATE\): must"):
-            read_settings(HABITS, {"template": wrong})
+            read_settings(DEFAULTS, {"template": wrong})
 
 
 def test_a_prompt_of_ids_keeps_the_tokens_that_tell_its_turns_apart() -> None:

@@ -14,7 +14,7 @@ from alarm_client.__main__ import main
 from alarm_client.client import AlarmClient
 from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 from alarm_client.trainers.__main__ import main as of_trainers
-from alarm_client.trainers._try import habits_of
+from alarm_client.trainers._try import defaults_of
 
 ASK = ["try", "--prompt", "Capital of France?", "--completion", "Paris"]
 
@@ -186,4 +186,4 @@ def test_both_commands_run_as_modules(url: str) -> None:
 
 
 def test_every_trainer_can_be_tried() -> None:
-    assert {habits_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
+    assert {defaults_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)

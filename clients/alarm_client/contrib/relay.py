@@ -1,7 +1,7 @@
-"""`python -m alarm_client.relay URL`: a server that is gone, full or loading becomes a slow one.
+"""A retrying HTTP proxy, `python -m alarm_client.relay URL`, for trainers that do not retry.
 
-For trainers that take a URL and do not ask twice. It listens beside the trainer, passes each call
-on, and asks again, as a client would, until there is an answer or the call's time is over.
+It runs beside the trainer and forwards each request; scoring calls are retried with the client's
+backoff until there is a response or their deadline passes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _NOT_SENT_BACK |= {"transfer-encoding", "date", "upgrade"}
 
 
 class Relay(ThreadingHTTPServer):
-    """Listens on `(host, port)` and passes on to `url`, a thread a connection.
+    """Listens on `(host, port)` and forwards to `url`, with a thread per connection.
 
-    A scoring call (any POST but those under `/admin`) is tried again for up to `timeout` seconds,
-    or for its own `X-Request-Timeout-Ms` if that is shorter. All else is asked once. It has no key:
-    callers send their own.
+    A scoring call (any POST but those under `/admin`) is retried for up to `timeout` seconds, or
+    for its own `X-Request-Timeout-Ms` if that is shorter. All others are forwarded once. It holds
+    no API key: callers send their own.
     """
 
     daemon_threads = True
@@ -63,7 +63,9 @@ class Relay(ThreadingHTTPServer):
     def __init__(self, url: str, host: str, port: int, timeout: float = 600.0) -> None:
         address = find_address(url, None)
         if "@" in url:
-            raise ValueError("a relay adds no key: put it into the URL that the trainer is given")
+            raise ValueError(
+                "the relay sends no key of its own: put the key into the URL that the trainer uses"
+            )
         self.target = address.url
         self._timeout = timeout
         self._connections = Connections(replace(address, authorization=None), None)
@@ -71,7 +73,7 @@ class Relay(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def relayed(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
-        """The server's final reply, or an error of the contract's shape in its place."""
+        """The server's final response, or an error in the server's format in its place."""
         is_scoring = send.method == "POST" and not send.path.startswith("/admin")
         timeout = min(self._timeout, seconds or self._timeout)
         call = start_call(self.target, timeout, _RETRIES, server=self._server)
@@ -90,7 +92,7 @@ class Relay(ThreadingHTTPServer):
             return _refusal(504, "deadline_passed", str(error))
 
     def server_close(self) -> None:
-        """Listen no more, and leave the server."""
+        """Stop listening, and close the connections to the server."""
         super().server_close()
         self._connections.close()
 
@@ -117,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = self._asked()
             except (FlowCancelled, ConnectionError, TimeoutError):
                 raise
-            except Exception:  # whatever it is, a caller that asks once has an answer
+            except Exception:  # a caller that does not retry gets a response in any case
                 LOG.exception("a request to %s failed", self.path.partition("?")[0][:200])
                 self.close_connection = True
                 reply = _refusal(500, "internal", "the relay failed; its standard error says why")
@@ -128,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST
 
     def log_message(self, *_: object) -> None:
-        """The server logs its requests; here are outages alone."""
+        """Nothing: the server logs requests, and the relay outages only."""
 
     def _asked(self) -> Reply:
         lengths = set(self.headers.get_all("Content-Length", ["0"]))
@@ -152,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.relayed(send, seconds, _Disconnected(self.connection))
 
     def _body(self, length: int) -> bytes:
-        """The body, in pieces: no more memory is taken than what has arrived."""
+        """The body, read in chunks, so that a false Content-Length reserves no memory."""
         body = bytearray()
         while len(body) < length:
             piece = self.rfile.read(min(length - len(body), _PIECE_BYTES))
@@ -175,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Disconnected(threading.Event):
-    """Set once the caller at the other end of a connection has closed it."""
+    """Set once the caller has closed its connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
@@ -188,10 +190,10 @@ class _Disconnected(threading.Event):
 
 
 def _target(path: str) -> str | None:
-    """A request's path and query as they are sent on, or None where there is none.
+    """The path and query to forward, or None where the request target has none.
 
-    What is not ASCII came as bytes, a character each, and is escaped. Of an absolute URL, as it is
-    sent to proxies (RFC 9112, section 3.2.2), the host does not count.
+    Bytes that are not ASCII are percent-encoded. The host of an absolute URL, as sent to proxies
+    (RFC 9112, section 3.2.2), is ignored.
     """
     if not path.startswith("/"):
         try:
@@ -205,22 +207,24 @@ def _target(path: str) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Relay until SIGTERM or an interrupt."""
+    """Serve until SIGTERM or an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
     parser.add_argument("url", help=f"of the server, such as {DEFAULT_URL}")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen")
     parser.add_argument("--port", type=int, default=8001)
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds a call may take")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds for one call, retries included"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="relay: %(message)s")
     try:
         relay = Relay(given.url, given.host, given.port, given.timeout)
     except (ValueError, OSError, OverflowError) as error:
-        _tell(str(error))
+        _print(str(error))
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with relay:
-        _tell(f"http://{given.host}:{relay.server_port} is {relay.target}")
+        _print(f"http://{given.host}:{relay.server_port} forwards to {relay.target}")
         try:
             relay.serve_forever()
         except KeyboardInterrupt:
@@ -228,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tell(message: str) -> None:
+def _print(message: str) -> None:
     sys.stderr.write(f"relay: {message}\n")
     sys.stderr.flush()
 

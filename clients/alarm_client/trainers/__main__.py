@@ -149,11 +149,11 @@ def _after_placing(pad: Pad, responses: str) -> Pad:
 
 def _try(given: argparse.Namespace) -> int:
     try:
-        habits = trial.habits_of(given.trainer)
+        defaults = trial.defaults_of(given.trainer)
         read_row = trial.row_reader_of(given.trainer)
         read_fields = trial.fields_reader_of(given.trainer)
         return trial.try_samples(
-            given, habits, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
+            given, defaults, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
         )
     except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

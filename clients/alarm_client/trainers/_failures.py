@@ -51,8 +51,8 @@ def failed_call(
 class InvalidCalls:
     """Tells misconfiguration, which makes every sample invalid, from a sample that is."""
 
-    def __init__(self, habits: TrainerDefaults) -> None:
-        self.habits = habits
+    def __init__(self, defaults: TrainerDefaults) -> None:
+        self.defaults = defaults
         self._has_rewarded = False
         self._num_in_a_row = 0
 
@@ -75,7 +75,7 @@ class InvalidCalls:
         calls = f"of {self._num_in_a_row} calls in a row" if is_chance else "of this call"
         raise SampleFailed(
             f"every sample {calls} is invalid, which on_failure does not hide: "
-            f"{self.habits.trainer} does not send what the server's recipe wants; the first: "
+            f"{self.defaults.trainer} does not send what the server's recipe wants; the first: "
             f"{_INVALID}: {invalid[0].message}",
             code=_INVALID,
         )
@@ -84,7 +84,7 @@ class InvalidCalls:
         error = reward.error
         if error is None or error.code != _INVALID:
             return reward
-        advice = _advice(error.message, self.habits)
+        advice = _advice(error.message, self.defaults)
         return replace(reward, error=replace(error, message=error.message + advice))
 
 
@@ -179,23 +179,23 @@ def missing_field(message: str) -> str | None:
     return None if missing is None else missing.group(1) or missing.group(2)
 
 
-def _advice(message: str, habits: TrainerDefaults) -> str:
+def _advice(message: str, defaults: TrainerDefaults) -> str:
     """What to set in a trainer, where the server says what it misses in a sample."""
     if re.search(r"\bgroups?\b", message):
-        if habits.whole_groups is not None:
+        if defaults.whole_groups is not None:
             return (
                 ". Each call must hold all the completions of a prompt: "
-                f"{habits.trainer} does so with {habits.whole_groups}. The setting group "
+                f"{defaults.trainer} does so with {defaults.whole_groups}. The setting group "
                 "(ALARM_GROUP) names a column that tells prompts apart, else the prompt does"
             )
         return (
-            f". {habits.trainer} asks for one sample at a time, so that no rule that compares the "
+            f". {defaults.trainer} asks for one sample at a time, so no rule that compares the "
             "samples of a group (gdpo, mo_grpo) can be used with it: choose another rule"
         )
     name = missing_field(message)
     if name is None:
         return ""
-    usual = ", ".join(habits.references)
+    usual = ", ".join(defaults.references)
     from_where = f" (without it, from the first that is there of: {usual})" if usual else ""
     return (
         f'. Set fields to {{"{name}": COLUMN}}, or ALARM_FIELDS={name}=COLUMN, where COLUMN is the '

@@ -55,7 +55,7 @@ class Settings:
     "raise", "none", "group_mean" or the reward of a failed sample.
     """
 
-    habits: TrainerDefaults
+    defaults: TrainerDefaults
     url: str | None = field(repr=False)  # may hold a password
     api_key: str | None = field(repr=False)
     recipe: str | None
@@ -73,16 +73,16 @@ class Settings:
     @property
     def trainer(self) -> str:
         """The trainer's name, for messages."""
-        return self.habits.trainer
+        return self.defaults.trainer
 
 
 # A server that is started together with the trainer opens its port within this time.
 CONNECT_TIMEOUT = 120.0
 
-NAMES = frozenset({one.name for one in dataclasses.fields(Settings)} - {"habits"})
+NAMES = frozenset({one.name for one in dataclasses.fields(Settings)} - {"defaults"})
 
 
-def read_settings(habits: TrainerDefaults, given: Mapping[str, Any] | None = None) -> Settings:
+def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = None) -> Settings:
     """The settings that `given` names, else `ALARM_<NAME>`, else what suits the trainer.
 
     ValueError names the one that is wrong; `NAMES` are those that there are.
@@ -91,7 +91,7 @@ def read_settings(habits: TrainerDefaults, given: Mapping[str, Any] | None = Non
     unknown = set(given) - NAMES
     if unknown:
         raise ValueError(
-            f"{habits.trainer}: no such setting {sorted(unknown)}; there are {sorted(NAMES)}"
+            f"{defaults.trainer}: no such setting {sorted(unknown)}; there are {sorted(NAMES)}"
         )
     values = {name: _value(name, given) for name in NAMES}
 
@@ -99,19 +99,19 @@ def read_settings(habits: TrainerDefaults, given: Mapping[str, Any] | None = Non
         return _read(name, values[name], reader, fallback)
 
     settings = Settings(
-        habits=habits,
+        defaults=defaults,
         url=values["url"],
         api_key=values["api_key"],
         recipe=read("recipe", _text, None),
         model=read("model", _text, None),
         overrides=read("overrides", _overrides, None),
-        aspects=read("aspects", _aspects, habits.aspects),
+        aspects=read("aspects", _aspects, defaults.aspects),
         aspect_names=read("aspect_names", _names, ()),
         fields=read("fields", _fields, None),
         group=read("group", _text, None),
-        timeout=read("timeout", _seconds, habits.timeout),
+        timeout=read("timeout", _seconds, defaults.timeout),
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
-        on_failure=read("on_failure", _policy, habits.on_failure),
+        on_failure=read("on_failure", _policy, defaults.on_failure),
         template=read("template", _template, None),
     )
     _check(settings)
@@ -119,14 +119,14 @@ def read_settings(habits: TrainerDefaults, given: Mapping[str, Any] | None = Non
 
 
 def _check(settings: Settings) -> None:
-    habits, where, policy = settings.habits, settings.trainer, settings.on_failure
+    defaults, where, policy = settings.defaults, settings.trainer, settings.on_failure
     if settings.recipe and settings.model:
         raise ValueError(f"{where}: set recipe or model, not both")
     if settings.overrides and settings.model:
         raise ValueError(f"{where}: overrides change a recipe; with model there is none to change")
-    sees_groups = habits.whole_groups is not None
+    sees_groups = defaults.whole_groups is not None
     takes = "'raise', 'group_mean' or a number" if sees_groups else "'raise' or a number"
-    if policy == "none" and not habits.takes_none:
+    if policy == "none" and not defaults.takes_none:
         raise ValueError(
             f"{where}: on_failure 'none' needs a trainer that skips samples, and this one "
             f"counts a null as 0 or fails on it; it takes {takes}"
@@ -136,7 +136,7 @@ def _check(settings: Settings) -> None:
             f"{where}: on_failure 'group_mean' needs calls that hold all the completions of a "
             f"prompt, and this trainer asks for one sample at a time; it takes {takes}"
         )
-    needs_names = habits.same_keys and isinstance(policy, float)
+    needs_names = defaults.same_keys and isinstance(policy, float)
     if needs_names and not (settings.aspect_names or settings.model):
         raise ValueError(
             f"{where} wants the same keys from every sample, so on_failure {policy} "

@@ -15,7 +15,7 @@ from alarm_client.trainers._components import AspectNames
 from alarm_client.trainers._failures import InvalidCalls, failed_call
 from alarm_client.trainers._inputs import plain_samples, template_of
 from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
-from alarm_client.trainers._shared_calls import Asker, SharedCalls
+from alarm_client.trainers._shared_calls import Consumer, SharedCalls
 from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
 
 
@@ -24,14 +24,14 @@ class RewardSource:
 
     A result has one reward a sample, in order. Where the policy is not to raise, a failed call
     gives rewards without a number; see `failure`. Rewards of several functions that name an
-    `asker` each cost one call a batch.
+    `consumer` each cost one call a batch.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._template = template_of(settings.template)
         self.aspect_names = AspectNames(settings.aspect_names)
-        self._invalid = InvalidCalls(settings.habits)
+        self._invalid = InvalidCalls(settings.defaults)
         self._shared: SharedCalls[list[Reward]] = SharedCalls()
         self._hierarchy: Mapping[str, Any] | None = None
         self._client = AlarmClient(
@@ -47,23 +47,25 @@ class RewardSource:
             connect_timeout=settings.connect_timeout,
         )
 
-    def rewards(self, samples: Sequence[Sample], asker: Asker | None = None) -> list[Reward]:
+    def rewards(self, samples: Sequence[Sample], consumer: Consumer | None = None) -> list[Reward]:
         """The rewards, from this thread."""
         if not samples:
             return []
         samples = plain_samples(samples, self._template, self.settings.trainer)
-        if asker is None:
+        if consumer is None:
             return self._rewards(samples)
-        return self._shared.result(asker, _key(samples), partial(self._rewards, samples))
+        return self._shared.result(consumer, _key(samples), partial(self._rewards, samples))
 
-    async def arewards(self, samples: Sequence[Sample], asker: Asker | None = None) -> list[Reward]:
+    async def arewards(
+        self, samples: Sequence[Sample], consumer: Consumer | None = None
+    ) -> list[Reward]:
         """The rewards, awaited on the running loop."""
         if not samples:
             return []
         samples = plain_samples(samples, self._template, self.settings.trainer)
-        if asker is None:
+        if consumer is None:
             return await self._arewards(samples)
-        return await self._shared.aresult(asker, _key(samples), partial(self._arewards, samples))
+        return await self._shared.aresult(consumer, _key(samples), partial(self._arewards, samples))
 
     def hierarchy(self) -> Mapping[str, Any]:
         """The rule and the weights of the recipe that is asked, with the overrides.
@@ -132,10 +134,10 @@ class RewardSource:
 
 
 def get_reward_source(
-    habits: TrainerDefaults, given: Mapping[str, Any] | None = None
+    defaults: TrainerDefaults, given: Mapping[str, Any] | None = None
 ) -> RewardSource:
     """The source for these settings; hooks that are plain functions share one a process."""
-    return source_for(read_settings(habits, given))
+    return source_for(read_settings(defaults, given))
 
 
 def source_for(settings: Settings) -> RewardSource:
@@ -183,5 +185,5 @@ def _from_score(score: Score, sample: Sample) -> Reward:
     if sample.token_offsets is None or score.score is None:
         return reward
     num_tokens = len(sample.token_offsets)
-    laid = (0.0,) * (num_tokens - 1) + (score.score,) if num_tokens else ()
-    return replace(reward, token_rewards=laid)
+    rewards = (0.0,) * (num_tokens - 1) + (score.score,) if num_tokens else ()
+    return replace(reward, token_rewards=rewards)

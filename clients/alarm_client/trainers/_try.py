@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, help="seconds (ALARM_TIMEOUT)")
 
 
-def habits_of(trainer: str) -> TrainerDefaults:
-    """The habits of a trainer's module, by its name; ValueError where there is none."""
+def defaults_of(trainer: str) -> TrainerDefaults:
+    """The defaults of a trainer's module, by its name; ValueError where there is none."""
     try:
         found: TrainerDefaults = import_module(f"alarm_client.trainers.{trainer}").DEFAULTS
     except (ModuleNotFoundError, AttributeError):
@@ -89,7 +89,7 @@ def _no_fields(_: Row) -> Mapping[str, str]:
 
 def try_samples(
     given: argparse.Namespace,
-    habits: TrainerDefaults,
+    defaults: TrainerDefaults,
     write: Callable[[str], object],
     read_row: RowReader = dict,
     read_fields: FieldsReader = _no_fields,
@@ -99,7 +99,7 @@ def try_samples(
     Raises ValueError or TypeError for a wrong argument or setting, AlarmError where the server
     does not answer.
     """
-    settings = _settings(given, habits)
+    settings = _settings(given, defaults)
     source = RewardSource(settings)
     samples = _samples(given, settings, read_row, read_fields)
     for line in _asked(settings, samples):
@@ -120,11 +120,11 @@ def try_samples(
     return 0 if all(reward.reward is not None for reward in rewards) else 1
 
 
-def _settings(given: argparse.Namespace, habits: TrainerDefaults) -> Settings:
+def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
     named = {name: getattr(given, name) for name in _FLAGS if getattr(given, name) is not None}
     if "ALARM_CONNECT_TIMEOUT" not in os.environ:
         named["connect_timeout"] = _CONNECT_SECONDS
-    settings = read_settings(habits, named)
+    settings = read_settings(defaults, named)
     # A failure is what one wants to see here, whatever a training run makes of it.
     return replace(settings, on_failure="raise")
 
@@ -138,7 +138,7 @@ def _samples(
         fields = {**read_fields(row), **fields}
     prompt = _prompt(given.prompt)
     samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
-    is_batch = settings.habits.whole_groups is not None
+    is_batch = settings.defaults.whole_groups is not None
     # What is given as a field need not be in a row.
     fields_by_row = settings.fields
     if fields_by_row is not None:

@@ -47,16 +47,16 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
     return await rewarded(args, sample, DEFAULTS)
 
 
-async def rewarded(args: Any, sample: Any, habits: TrainerDefaults) -> Any:
+async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     """As `custom_rm`, for slime or a fork of it."""
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
-    source = get_reward_source(habits)
+    source = get_reward_source(defaults)
 
     def read(one: Any) -> Sample:
         return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
 
-    asked = read_each(habits.trainer, read, samples=samples)
+    asked = read_each(defaults.trainer, read, samples=samples)
     asked = _with_rows(asked, samples, source, is_group)
     rewards = await source.arewards(asked)
     found = _found(args, rewards, source, groups_of(asked))
