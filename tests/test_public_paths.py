@@ -28,6 +28,7 @@ def test_sample_module_exports_the_types_of_python_rewards(name: str) -> None:
         "alarm_client.trainers.skyrl_main",
         "alarm_client.trainers.skyrl_dense",
         "alarm_client.relay",
+        "alarm_client.contrib.relay",
     ],
 )
 def test_public_module_is_importable(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the server is and how to be let in, from arguments or the environment."""
+"""The server's URL and API key, from arguments or the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server's URL without secrets, and the Authorization header that opens it."""
+    """A server's URL without secrets, and the Authorization header for it."""
 
     url: str
     authorization: str | None = field(default=None, repr=False)
@@ -40,7 +40,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine, where no proxy belongs between."""
+        """Whether the server is on this machine, which no proxy is used for."""
         try:
             address = ip_address(self.host)
         except ValueError:

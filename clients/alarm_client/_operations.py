@@ -1,4 +1,4 @@
-"""The client's calls as flows without I/O: written once, run with threads or with asyncio."""
+"""The client's calls as flows without I/O, written once for threads and for asyncio."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from alarm_client.types import Catalogue, Limits
 
 T = TypeVar("T")
 
-# A call within these is sent at once; a larger one asks the server for its limits first.
+# A call within these limits is sent as it is; a larger one first asks for the server's limits.
 SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
 _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0
@@ -47,7 +47,7 @@ class CachedLimits:
 
 
 def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
-    """The result of a job, sent in as many requests as the server's limits ask for."""
+    """The result of a payload, sent in as many requests as the server's limits require."""
     if known.limits is None:
         if fits_limits(job, SAFE):
             return (yield from _send_payload(call, job))
@@ -60,7 +60,7 @@ def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
 
 
 def fetch_catalogue(call: Call) -> Flow[Catalogue]:
-    """What the server offers."""
+    """The server's models, recipes and limits."""
     reply = yield from request(call, "GET", "/models")
     catalogue = _read(reply, lambda: read_catalogue(reply.body))
     call.server.has_answered = True
@@ -68,7 +68,7 @@ def fetch_catalogue(call: Call) -> Flow[Catalogue]:
 
 
 def await_ready(call: Call) -> Flow[None]:
-    """Ends when the server is ready; past the deadline raises the last reason why it was not."""
+    """Return when the server is ready; past the deadline, raise the last reason why it was not."""
     while True:
         begun = call.clocks.now()
         failure = yield from _ready_failure(call)
@@ -122,7 +122,7 @@ def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
 
 
 def _read(reply: Reply, read: Callable[[], T]) -> T:
-    """What is read of a reply; what is wrong with it is told with its request's id."""
+    """What `read` returns; a ProtocolError gets the id of its request."""
     try:
         return read()
     except ProtocolError as error:

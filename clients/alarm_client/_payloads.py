@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from alarm_client._json_values import (
     describe,
     json_of,
     key_of,
     name_of,
+    scalar_of,
     spans_of,
     text_of,
     texts_or_messages,
@@ -54,7 +55,7 @@ def split_ranges(
 
 
 def split_point(groups: Groups) -> int:
-    """Where to halve: between the two groups that are nearest to the half, else within the one."""
+    """Where to split in half: at the group boundary nearest to the middle, else in the middle."""
     half = len(groups) // 2
     borders = [end for _, end in _runs(groups)][:-1]
     return min(borders, key=lambda border: abs(border - half), default=half)
@@ -138,7 +139,7 @@ class Payload(Generic[T]):
         return len(self.head) + sum(map(len, self.encoded)) + max(0, len(self.encoded) - 1) + 2
 
     def part(self, start: int, end: int) -> Payload[T]:
-        """The same job for some of the samples."""
+        """The same call for some of the samples."""
         return replace(self, samples=self.samples[start:end], encoded=self.encoded[start:end])
 
 
@@ -155,7 +156,7 @@ def reward_payload(
     overrides: Overrides | None,
     aspects: Aspects,
 ) -> Payload[RewardResult]:
-    """A call of `/hierarchical_reward`; errors as of `score_job`."""
+    """A call of `/hierarchical_reward`; errors as `score_payload`."""
     own = as_samples(samples)
     head = _head(
         {
@@ -178,12 +179,12 @@ def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
 
 
 def fits_limits(job: Payload[T], limits: Limits) -> bool:
-    """Whether one request may hold the whole job."""
+    """Whether one request may hold the whole payload."""
     return len(job.samples) <= limits.max_samples and job.num_bytes <= limits.max_body_bytes
 
 
 def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
-    """The job in parts under the limits, in order and of about one size, groups whole.
+    """The payload in parts under the limits, in order and of about one size, groups kept whole.
 
     A single sample over the limits is a part of its own: only the server can refuse it.
     """
@@ -200,7 +201,7 @@ def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
 
 
 def split_in_two(job: Payload[T]) -> tuple[Payload[T], Payload[T]]:
-    """The job in two, between groups where it has several."""
+    """The payload in two halves, split between groups where it has several."""
     at = split_point([sample.group for sample in job.samples])
     return job.part(0, at), job.part(at, len(job.samples))
 
@@ -231,7 +232,7 @@ def _sample(sample: object, where: str) -> Sample:
     return Sample(
         prompt=texts_or_messages(sample.prompt, f"{where}.prompt"),
         completion=texts_or_messages(sample.completion, f"{where}.completion"),
-        fields=None if sample.fields is None else _mapping(sample.fields, f"{where}.fields"),
+        fields=None if sample.fields is None else _texts(sample.fields, f"{where}.fields"),
         token_offsets=None if offsets is None else spans_of(offsets, f"{where}.token_offsets"),
         segments=None if segments is None else _segments(segments, f"{where}.segments"),
         id=name_of(sample.id, f"{where}.id"),
@@ -242,11 +243,28 @@ def _sample(sample: object, where: str) -> Sample:
 _NAMES = tuple(one.name for one in fields(Sample))
 
 
-def _mapping(value: object, where: str) -> dict[str, Any]:
+def _texts(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{where} must be a mapping, got {describe(value)}")
-    plain: dict[str, Any] = json_of(value, where)
-    return plain
+        raise TypeError(f"{where} must be a mapping from names to texts, got {describe(value)}")
+    return {
+        key_of(name, where): _field(field, f"{where}[{name!r}]") for name, field in value.items()
+    }
+
+
+_HINTS: dict[type, str] = {
+    type(None): "leave the field out",
+    bytes: "decode it",
+    bytearray: "decode it",
+}
+
+
+def _field(value: object, where: str) -> str:
+    """A field's text; the server would refuse the whole request for anything else."""
+    text = text_of(value, where) if isinstance(scalar_of(value), str) else None
+    if text is None:
+        hint = _HINTS.get(type(value), "str() or json.dumps() makes one")
+        raise TypeError(f"{where} must be a text, got {describe(value)}; {hint}")
+    return text
 
 
 def _segments(value: object, where: str) -> dict[str, list[Sequence[int]]]:

@@ -1,4 +1,4 @@
-"""Which proxy of the environment stands before a server: `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`."""
+"""The proxy that the environment sets for a server: `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _READABLE = ("http", "https", "socks5", "socks5h")
 
 
 def proxy_of(address: Address) -> str | None:
-    """The URL of the proxy to go through, or None where there is none; it may hold a password.
+    """The URL of the server's proxy, which may hold a password, or None for a direct connection.
 
     Entries of `NO_PROXY` are names (with their subdomains), IP addresses or ranges such as
     `10.0.0.0/8` and `fd00::/8`, each with a port if only that is meant, or `*`. ValueError names

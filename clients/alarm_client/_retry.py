@@ -1,4 +1,4 @@
-"""Requests with retries and a deadline, as flows without I/O, and the policy behind them."""
+"""Retries: exponential backoff with jitter under a deadline, as flows without I/O."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from alarm_client.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How patient a call is within its deadline.
+    """The retry policy of a call within its deadline.
 
-    Delays double from `first` to `longest` seconds, or to `longest_reconnect` where no connection
-    could be made or one broke. Both are tried again until the deadline, unless `max_reconnects`
-    says how many tries there are after connection errors.
+    Delays double from `first` up to `longest` seconds, or up to `longest_reconnect` after a
+    connection error. Retries end at the deadline; `max_reconnects` also bounds those after
+    connection errors.
     """
 
     first: float = 0.5
@@ -47,38 +47,38 @@ class Retries:
 
     @property
     def of_connections(self) -> Retries:
-        """The same, with the delays after connection errors."""
+        """The policy after connection errors."""
         return replace(self, longest=min(self.longest, self.longest_reconnect))
 
 
-def retry_delay(
+def backoff_delay(
     retries: Retries,
     attempt: int,
     *,
     time_left: float,
-    dice: float,
+    jitter: float,
     retry_after: float | None = None,
 ) -> float | None:
     """Seconds to wait after the failed `attempt` (from 0), or None where no time is left.
 
-    `dice` in [0, 1) spreads callers: a wait of our own lies between half and all of the doubled
-    delay, one that the server named between one and one and a half times its word. A wait of our
-    own is cut short so that the time that is left is used up by tries; below half of `first` none
-    is worth it.
+    `jitter` in [0, 1) spreads callers: exponential backoff waits between half and all of the
+    doubled delay, a `Retry-After` between one and one and a half times its value. Backoff is cut
+    to half of the time that is left, so that some is left for the attempt itself; with less than
+    half of `first` left there is no further attempt.
     """
     if retry_after is None:
         if time_left <= retries.first / 2:
             return None
         own = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
-        delay = min(own * (0.5 + dice / 2), time_left / 2)
+        delay = min(own * (0.5 + jitter / 2), time_left / 2)
     else:
-        delay = max(retry_after, retries.first / 2) * (1 + dice / 2)
+        delay = max(retry_after, retries.first / 2) * (1 + jitter / 2)
         delay = min(delay, max(retry_after, time_left * 0.9))
     return delay if delay < time_left else None
 
 
 def parse_retry_after(value: str | None, wall_clock: Callable[[], float]) -> float | None:
-    """Seconds that a Retry-After header names, as a number or a date; None if it says nothing."""
+    """The seconds of a Retry-After header, a number or a date; None where it has neither."""
     if value is None:
         return None
     try:
@@ -124,7 +124,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Take several walks at once and hand back their results in order."""
+    """Run several flows concurrently and hand back their results in order."""
 
     flows: tuple[Flow[Any], ...]
 
@@ -135,7 +135,7 @@ Flow: TypeAlias = Generator[Action, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered; header names are in lower case, values read as Latin-1."""
+    """A response; header names are in lower case, values decoded as Latin-1."""
 
     status: int
     headers: Mapping[str, str]
@@ -149,10 +149,10 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Availability:
-    """What is known of one server, shared by all calls of a client, in any thread or loop.
+    """Whether a server is reachable, shared by all calls of a client in any thread or event loop.
 
     `has_answered`: whether an ALaRM server has ever answered at this URL. An outage is logged when
-    it begins, then every 30 seconds, and when it is over, however many calls wait.
+    it begins, every 30 seconds while it lasts and when it ends, once for all waiting calls.
     """
 
     def __init__(self) -> None:
@@ -163,10 +163,10 @@ class Availability:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def failed(self, reason: str, begun: float, now: float, patience: float) -> bool:
-        """Note that a request which was begun at a time got no answer; say whether that is logged.
+    def failed(self, reason: str, begun: float, now: float, time_left: float) -> bool:
+        """Record that a request started at `begun` got no answer; return whether that was logged.
 
-        `patience`: for how many seconds more the call will try.
+        `time_left`: seconds for which the call will keep trying.
         """
         if begun < self._recovered:
             return False  # another got one meanwhile
@@ -181,36 +181,36 @@ class Availability:
             self._logged = now
             seconds = now - self._since
         if is_first:
-            LOG.warning("%s (trying again for up to %.0f s)", reason, patience)
+            LOG.warning("%s (retrying for up to %.0f s)", reason, time_left)
         else:
-            LOG.warning("%s (unavailable for %.0f s, still trying)", reason, seconds)
+            LOG.warning("%s (unavailable for %.0f s, still retrying)", reason, seconds)
         return True
 
     def recovered(self, url: str, now: float) -> None:
-        """Note that a request got an answer."""
+        """Record that a request got an answer."""
         since, self._since = self._since, None
         self._recovered = now
         if since is not None:
-            LOG.warning("%s answers again, after %.1f s", url, now - since)
+            LOG.warning("%s is available again after %.1f s", url, now - since)
 
 
-def jitter() -> float:
-    """A number in [0, 1), not from `random`: trainers seed that and count on its sequence."""
+def draw_jitter() -> float:
+    """A number in [0, 1), not from `random`, whose sequence trainers seed and rely on."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Time and chance, which tests replace."""
+    """The clocks and the source of jitter, which tests replace."""
 
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    random: Callable[[], float] = jitter
+    jitter: Callable[[], float] = draw_jitter
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What every request of one call shares: the server's URL, the deadline and the patience."""
+    """What all requests of one call share: the server's URL, the deadline, the retry policy."""
 
     url: str
     timeout: float
@@ -233,13 +233,13 @@ class Call:
 
 
 RETRIED = frozenset({408, 429, 502, 503, 504})
-# The server cannot be used as yet; that is logged as an outage is. A full queue (429) is not.
+# Logged as an outage; a full queue (429) is not one.
 _UNAVAILABLE = frozenset({502, 503, 504})
-# Of a 400: the request was not what had been sent. Of the second kind is uvicorn's own.
+# A 400 for a request that was corrupted on the way; the second is uvicorn's own.
 _GARBLED = "garbled"
 _NO_HTTP = b"Invalid HTTP request received."
-# Tries after the server read another Content-Type than the one that was sent: a bit may flip once,
-# and something on the way may change it always.
+# Retries where the server read another Content-Type than was sent: a flipped bit is worth them, a
+# gateway that always rewrites it is not.
 _MOST_MISTYPED = 2
 
 
@@ -271,7 +271,7 @@ def start_call(
 
 
 def request(call: Call, method: str, path: str, body: bytes | None = None) -> Flow[Reply]:
-    """The reply with status 200; every other is raised."""
+    """The reply of status 200; any other is raised as its error."""
     reply = yield from request_with_retries(call, method, path, body)
     if reply.status != 200:
         raise error_from_reply(reply, _where(call, path))
@@ -285,13 +285,13 @@ def request_with_retries(
     body: bytes | None,
     headers: Mapping[str, str] | None = None,
 ) -> Flow[Reply]:
-    """The first reply that is final.
+    """The first final reply.
 
-    Connection errors and `RETRIED` are tried again, unless the server calls it final (`retryable`
-    false).
+    Connection errors and the statuses in `RETRIED` are retried, unless the server says that a retry
+    cannot help (`retryable` false).
     """
     num_unconnected = num_refused = num_mistyped = 0
-    connects_until: float | None = None  # set while nothing has ever answered
+    connects_until: float | None = None  # set while no server has ever answered
     while True:
         failure: AlarmError
         started = call.clocks.now()
@@ -309,16 +309,16 @@ def request_with_retries(
             if not error.retryable or (most is not None and num_unconnected >= most):
                 raise
             if connects_until is None:
-                # A try that was answered by nobody counts from its start, one that broke after
-                # long work from its end.
+                # `connect_timeout` counts from the start of an attempt that found no server, and
+                # from the end of one whose connection broke after long work.
                 begun = max(started, call.clocks.now() - CONNECT_SECONDS)
                 connects_until = begun + call.connect_timeout
             num_tries = num_unconnected + num_refused + 1
             delay = _reconnect_delay(call, path, num_unconnected, num_tries, error, connects_until)
             num_unconnected += 1
-            patience = _connects_left(call, connects_until)
-            is_logged = call.server.failed(str(error), started, call.clocks.now(), patience)
-            level = logging.DEBUG  # of an outage the beginning, the length and the end are said
+            connects_left = _connects_left(call, connects_until)
+            is_logged = call.server.failed(str(error), started, call.clocks.now(), connects_left)
+            level = logging.DEBUG  # of an outage its start, its length and its end are logged
         else:
             now = call.clocks.now()
             if reply.status not in _UNAVAILABLE:
@@ -343,20 +343,20 @@ def request_with_retries(
             is_logged = is_outage and call.server.failed(str(failure), started, now, call.time_left)
             level = logging.DEBUG if is_outage else logging.INFO
         if not is_logged:
-            LOG.log(level, "%s (try %d follows in %.1f s)", failure, num_tries + 1, delay)
+            LOG.log(level, "%s (attempt %d follows in %.1f s)", failure, num_tries + 1, delay)
         yield Sleep(delay)
 
 
 def is_of_alarm(reply: Reply) -> bool:
-    """Whether a reply is an ALaRM server's, and not of a gateway or of another server."""
+    """Whether a reply comes from an ALaRM server rather than a gateway or another server."""
     answer = _object_or_empty(reply)
     error = answer.get("error")
-    is_error = isinstance(error, dict) and "retryable" in error  # which others do not say
+    is_error = isinstance(error, dict) and "retryable" in error  # which other servers do not send
     return is_error or ("status" in answer and "reason" in answer)
 
 
 def error_from_reply(reply: Reply, where: str) -> StatusError:
-    """The error that a reply other than 200 stands for, in the server's own words if it has any."""
+    """The error for a reply other than 200, with the server's own message where it has one."""
     code, message, retryable = None, "", reply.status in RETRIED
     answer = _object_or_empty(reply)
     error = answer.get("error")
@@ -368,9 +368,9 @@ def error_from_reply(reply: Reply, where: str) -> StatusError:
         code = str(answer.get("status"))
         message = str(answer["reason"])
     message = message or reply.body[:200].decode("utf-8", "replace") or "no reason given"
-    told = f" (request {reply.request_id})" if reply.request_id else ""
+    request = f" (request {reply.request_id})" if reply.request_id else ""
     return status_error(reply.status)(
-        f"{where} answered {reply.status}: {message}{_hint(reply, code)}{told}",
+        f"{where} answered {reply.status}: {message}{_hint(reply, code)}{request}",
         status=reply.status,
         code=code,
         retryable=retryable,
@@ -395,13 +395,13 @@ def _hint(reply: Reply, code: str | None) -> str:
 
 
 def _where(call: Call, path: str) -> str:
-    return call.url + path.partition("?")[0]  # the query of a relay's caller is its own
+    return call.url + path.partition("?")[0]  # without a query, which may be private
 
 
 def _time_left(call: Call, path: str) -> float:
     if call.time_left <= 0:
         raise DeadlineExceeded(
-            f"{_where(call, path)}: the {call.timeout:g} s of this call are over", retryable=True
+            f"{_where(call, path)}: the {call.timeout:g} s of this call have passed", retryable=True
         )
     return call.time_left
 
@@ -422,17 +422,17 @@ def _reconnect_delay(
     connects_until: float,
 ) -> float:
     connects_left = _connects_left(call, connects_until)
-    retries, dice = call.retries.of_connections, call.clocks.random()
-    delay = retry_delay(retries, attempt, time_left=connects_left, dice=dice)
+    retries, jitter = call.retries.of_connections, call.clocks.jitter()
+    delay = backoff_delay(retries, attempt, time_left=connects_left, jitter=jitter)
     if delay is not None:
         return delay
     if call.server.has_answered or call.deadline <= connects_until:
         raise _given_up(call, path, num_tries, failure) from failure
     raise AlarmConnectionError(
-        f"{failure}; no ALaRM server has ever answered there, and this call has tried for "
-        f"{call.connect_timeout:g} s (connect_timeout), {num_tries} tries in all. Check the URL "
-        "(ALARM_URL) and that the server runs; one that starts late is waited for by "
-        "wait_ready(), or with a longer connect_timeout",
+        f"{failure}; no ALaRM server has ever answered there, and this call gave up after "
+        f"{call.connect_timeout:g} s (connect_timeout) and {_attempts(num_tries)}. Check the URL "
+        "(ALARM_URL) and that the server is running; for a server that starts late, call "
+        "wait_ready() first or raise connect_timeout",
         retryable=True,
         request_id=failure.request_id,
     ) from failure
@@ -446,11 +446,11 @@ def _delay(
     failure: AlarmError,
     retry_after: float | None,
 ) -> float:
-    delay = retry_delay(
+    delay = backoff_delay(
         call.retries,
         attempt,
         time_left=call.time_left,
-        dice=call.clocks.random(),
+        jitter=call.clocks.jitter(),
         retry_after=retry_after,
     )
     if delay is None:
@@ -460,10 +460,14 @@ def _delay(
 
 def _given_up(call: Call, path: str, num_tries: int, failure: AlarmError) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"{_where(call, path)}: gave up after {num_tries} tries, as another does not fit in the "
-        f"{call.timeout:g} s of this call; the last try: {failure}",
+        f"{_where(call, path)}: gave up after {_attempts(num_tries)}, as another does not fit in "
+        f"the {call.timeout:g} s of this call; the last attempt: {failure}",
         status=failure.status,
         code=failure.code,
         retryable=True,
         request_id=failure.request_id,
     )
+
+
+def _attempts(number: int) -> str:
+    return f"{number} attempt{'' if number == 1 else 's'}"

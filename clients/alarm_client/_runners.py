@@ -1,4 +1,4 @@
-"""Runs flows: with threads for blocking callers, with asyncio for the others."""
+"""Runs flows: on threads for blocking callers, on asyncio for the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FlowCancelled(Exception):
-    """Ends a thread whose siblings have already failed the call."""
+    """Ends a flow whose call has already failed, or whose caller is gone."""
 
 
 def run_flow(
@@ -25,7 +25,7 @@ def run_flow(
     max_concurrency: int,
     abandoned: Event | None = None,
 ) -> T:
-    """Perform the steps on this thread, and walks together on threads of their own."""
+    """Run a flow on this thread, and gathered flows on a thread pool of the call."""
     abandoned = abandoned or Event()
 
     def perform(action: Action) -> object:
@@ -52,14 +52,14 @@ def run_flow(
             failure = error
 
 
-def _run_all(together: Gather, send: Callable[[Send], Reply], max_concurrency: int) -> list[Any]:
+def _run_all(gathered: Gather, send: Callable[[Send], Reply], max_concurrency: int) -> list[Any]:
     abandoned = Event()
-    pool = ThreadPoolExecutor(min(max_concurrency, len(together.flows)), "alarm-client")
+    pool = ThreadPoolExecutor(min(max_concurrency, len(gathered.flows)), "alarm-client")
     try:
         # In the caller's context, so that its trace goes with each request.
         futures = [
-            pool.submit(copy_context().run, run_flow, walk, send, max_concurrency, abandoned)
-            for walk in together.flows
+            pool.submit(copy_context().run, run_flow, flow, send, max_concurrency, abandoned)
+            for flow in gathered.flows
         ]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:
@@ -76,7 +76,7 @@ async def run_flow_async(
     send: Callable[[Send], Awaitable[Reply]],
     max_concurrency: int,
 ) -> T:
-    """Perform the steps on the running loop, and walks together as tasks."""
+    """Run a flow on the running event loop, and gathered flows as tasks."""
 
     async def perform(action: Action) -> object:
         if isinstance(action, Send):
@@ -102,17 +102,17 @@ async def run_flow_async(
 
 
 async def _run_all_async(
-    together: Gather,
+    gathered: Gather,
     send: Callable[[Send], Awaitable[Reply]],
     max_concurrency: int,
 ) -> list[Any]:
-    gate = asyncio.Semaphore(max_concurrency)
+    semaphore = asyncio.Semaphore(max_concurrency)
 
-    async def walk(steps: Flow[T]) -> T:
-        async with gate:
+    async def limited(steps: Flow[T]) -> T:
+        async with semaphore:
             return await run_flow_async(steps, send, max_concurrency)
 
-    tasks = [asyncio.create_task(walk(steps)) for steps in together.flows]
+    tasks = [asyncio.create_task(limited(steps)) for steps in gathered.flows]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

@@ -28,14 +28,14 @@ from alarm_client.version import __version__
 # Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
 _POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
 
-# A call may wait minutes for its answer, which looks like a peer that lost its power or its
-# network. The kernels ask each other: one that says nothing for 40 seconds is gone.
-_ASKED_AFTER_SECONDS, _ASKED_EVERY_SECONDS, _ASKED_TIMES = 20, 5, 4
-_GONE_AFTER_SECONDS = _ASKED_AFTER_SECONDS + _ASKED_EVERY_SECONDS * _ASKED_TIMES
+# A response may take minutes, which looks like a peer that lost its power or its network. TCP
+# keepalive tells them apart: a peer whose kernel is silent for 40 seconds is gone.
+_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 20, 5, 4
+_GONE_AFTER_SECONDS = _KEEPALIVE_IDLE + _KEEPALIVE_INTERVAL * _KEEPALIVE_PROBES
 _OPTIONS = {
-    "TCP_KEEPIDLE": _ASKED_AFTER_SECONDS,
-    "TCP_KEEPINTVL": _ASKED_EVERY_SECONDS,
-    "TCP_KEEPCNT": _ASKED_TIMES,
+    "TCP_KEEPIDLE": _KEEPALIVE_IDLE,
+    "TCP_KEEPINTVL": _KEEPALIVE_INTERVAL,
+    "TCP_KEEPCNT": _KEEPALIVE_PROBES,
     "TCP_USER_TIMEOUT": 1000 * _GONE_AFTER_SECONDS,  # of what was sent and not acknowledged
 }
 
@@ -67,11 +67,11 @@ def _settings(address: Address) -> dict[str, Any]:
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
-    asked = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in _OPTIONS.items():
         if hasattr(socket, name):  # systems differ
-            asked.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return asked
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
 
 
 _SHA_256 = re.compile(r"sha-256=:([^:]*):")
@@ -84,37 +84,19 @@ def content_digest(body: bytes) -> str:
 
 
 def is_intact(body: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether a decoded body is the one that its headers (in lower case) name.
+    """Whether a decoded body matches the `Content-Digest` among its headers (in lower case).
 
-    True where they name no sha-256, or one of the body as something on its way has compressed it.
+    True without a sha-256 digest, as gateways may strip or rename headers, and where something on
+    the way has compressed the body.
     """
-    return "content-encoding" in headers or _fits(body, headers.get("content-digest", ""))
-
-
-def is_answer_to(asked: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether the body that was sent is the one which an answer's headers name as read."""
-    return _fits(asked, headers.get("request-content-digest", ""))
-
-
-def has_lost_a_digest(headers: Mapping[str, str]) -> bool:
-    """Whether an answer to a body names only one of both, of itself and of what was asked.
-
-    A digest that is garbled itself protects nothing. Answers with neither are of another server
-    than ours; what something on its way has compressed may come without its own.
-    """
-    is_one = ("content-digest" in headers) != ("request-content-digest" in headers)
-    return is_one and "content-encoding" not in headers
-
-
-def _fits(body: bytes, header: str) -> bool:
-    found = _SHA_256.search(header)
-    return found is None or found.group() == content_digest(body)
+    found = _SHA_256.search(headers.get("content-digest", ""))
+    return found is None or "content-encoding" in headers or found.group() == content_digest(body)
 
 
 def trace_headers() -> dict[str, str]:
     """The `traceparent` of the span that the caller is in; nothing where it is in none.
 
-    A program that is traced has imported OpenTelemetry: one that has not pays nothing here.
+    Only where the program has imported OpenTelemetry; others pay nothing for it.
     """
     headers: dict[str, str] = {}
     if "opentelemetry.trace" in sys.modules:
@@ -126,14 +108,14 @@ def trace_headers() -> dict[str, str]:
 
 @contextmanager
 def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
-    """Raise what making a connection, sending and receiving may raise as this package's errors.
+    """Map httpx's errors to this package's.
 
-    None of them shows a header, as one holds the key: where httpx quotes what it was given, its own
-    error is left out of the chain as well.
+    No message shows a header, as one holds the key; where httpx quotes its input, its error is left
+    out of the chain as well.
     """
     url = address.url
     where = f"{url}{action.path.partition('?')[0]}"
-    told = f" (request {action.request_id})" if action.request_id else ""
+    request = f" (request {action.request_id})" if action.request_id else ""
 
     def broken(reason: str, *, retryable: bool = True) -> AlarmError:
         return AlarmConnectionError(
@@ -142,7 +124,7 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
 
     def late(reason: str) -> AlarmError:
         return DeadlineExceeded(
-            f"{where}: {reason}{told}", retryable=True, request_id=action.request_id
+            f"{where}: {reason}{request}", retryable=True, request_id=action.request_id
         )
 
     try:
@@ -156,7 +138,9 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
         raise late("every connection of this client was in use until the time was over") from error
     except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
         if _is_gone(error):
-            raise broken("the machine at the other end says nothing any more") from error
+            raise broken(
+                "the server's machine is unreachable: TCP keepalive got no answer"
+            ) from error
         raise late(f"no answer within the {action.timeout:g} s that were left") from error
     except httpx.ConnectError as error:
         if _is_untrusted(error):
@@ -177,15 +161,15 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
         ) from None
     except httpx.RequestError as error:
         raise broken(
-            f"the connection broke ({type(error).__name__}: {error}){told}",
+            f"the connection broke ({type(error).__name__}: {error}){request}",
             retryable=not isinstance(error, httpx.UnsupportedProtocol),
         ) from error
     except OSError as error:  # such as of TLS within asyncio, which httpx passes on
-        raise broken(f"the connection broke ({type(error).__name__}: {error}){told}") from error
+        raise broken(f"the connection broke ({type(error).__name__}: {error}){request}") from error
     except RuntimeError as error:  # another thread has closed the client: the next try opens anew
         if "closed" not in str(error):
             raise
-        raise broken(f"the connection was closed ({error}){told}") from error
+        raise broken(f"the connection was closed ({error}){request}") from error
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         reason = f"the request cannot be sent ({type(error).__name__}: {error})"
         raise broken(reason, retryable=False) from error
@@ -193,7 +177,7 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
 
 @contextmanager
 def opening_errors(url: str) -> Iterator[None]:
-    """Raise what keeps a client from being made as AlarmConnectionError: no try could do better."""
+    """Map what keeps a client from being opened to AlarmConnectionError, which no retry mends."""
     try:
         yield
     except ImportError as error:
@@ -240,7 +224,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def headers_of(address: Address, action: Send) -> list[tuple[bytes, bytes]]:
-    """The request's headers: its own, and in their absence those of every request."""
+    """The client's headers, with the request's own in place of those of the same names."""
     headers = {
         "User-Agent": f"alarm-client/{__version__}",
         "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
@@ -264,21 +248,16 @@ def headers_of(address: Address, action: Send) -> list[tuple[bytes, bytes]]:
 
 
 def timeout_of(action: Send) -> httpx.Timeout:
-    """What httpx may take for each step."""
+    """httpx's timeouts of a request."""
     return httpx.Timeout(action.timeout, connect=min(action.connect_timeout, action.timeout))
 
 
 def reply_of(response: httpx.Response, body: bytes, action: Send) -> Reply:
-    """The response as a reply; httpx.ReadError unless it came as it was sent, to what was asked."""
+    """The response as a reply; httpx.ReadError where its body does not match its digest."""
     response.headers.encoding = "latin-1"
     headers = {name.lower(): value for name, value in response.headers.items()}
-    asked = action.body
     if not is_intact(body, headers):
-        raise httpx.ReadError("the answer does not fit its Content-Digest")
-    if asked is not None and not is_answer_to(asked, headers):
-        raise httpx.ReadError("the answer is not to the body that was sent")
-    if asked is not None and response.is_success and has_lost_a_digest(headers):
-        raise httpx.ReadError("the answer lacks one of its digests; is its server older?")
+        raise httpx.ReadError("the body of the response does not match its Content-Digest")
     request_id = headers.get("x-request-id") or action.request_id
     return Reply(response.status_code, headers, body, request_id)
 

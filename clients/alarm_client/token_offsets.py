@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, Protocol, TypeAlias
 
@@ -14,6 +15,10 @@ Piece: TypeAlias = str | bytes
 ReadBytes: TypeAlias = Callable[[bytes], tuple[str, Sequence[int]]]
 
 REPLACEMENT = "\ufffd"
+
+# Tokens before those in question that are decoded with them: no tokenizer's output depends on more,
+# but for runs of bytes.
+_CONTEXT_SIZES = (32, 256, 2048)
 
 
 def join_pieces(pieces: Sequence[Piece], read_bytes: ReadBytes) -> tuple[str, list[Span]]:
@@ -132,7 +137,7 @@ class PolicyTokens:
     """A policy's tokenizer, and what it has learnt about how its tokens write text.
 
     Each way to read the tokens is compared with the tokenizer's own decoding of the whole; where
-    none agrees, every prefix is decoded, which is exact but takes quadratic time.
+    none agrees, the spans are read from the growth of the decoded prefixes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -171,8 +176,8 @@ class PolicyTokens:
     def _locate(self, ids: list[int]) -> tuple[str, list[Span]]:
         text = self._decode(ids)
         for pieces, read_bytes in self._readings(ids):
-            laid, spans = join_pieces(pieces, read_bytes)
-            if laid == text:
+            joined, spans = join_pieces(pieces, read_bytes)
+            if joined == text:
                 return text, spans
         return text, self._by_prefixes(ids, text)
 
@@ -238,25 +243,48 @@ class PolicyTokens:
         """
         spans: list[Span] = []
         settled = 0
-        before = ""
+        before = _Prefix(0, "")
+        known = _Known(0, 0)
         for index, token_id in enumerate(ids):
-            prefix = self._decode(ids[: index + 1])
-            start, settled = settled, max(settled, _agreement(prefix, text, settled))
+            prefix = self._prefix(ids, index + 1, known)
+            start, settled = settled, max(settled, prefix.agreement(text, settled))
             is_text = token_id not in self._special
             if start < settled:
-                has_begun = prefix[settled:] == REPLACEMENT and settled < len(text)
+                has_begun = prefix.after(settled) == REPLACEMENT and settled < len(text)
                 spans.append((start, settled + has_begun))
-            elif is_text and settled < min(len(prefix), len(text)):
+            elif is_text and settled < min(prefix.length, len(text)):
                 spans.append((start, start + 1))
-            elif is_text and prefix == before and self._adds_to(text[:settled], token_id):
+            elif (
+                is_text
+                and prefix.equals(before, text)
+                and text.endswith(REPLACEMENT, 0, settled)
+                and self._decode([token_id]) != ""
+            ):
                 spans.append((settled - 1, settled))
             else:
                 spans.append((settled, settled))
             before = prefix
+            is_whole = prefix.length == settled and not text.endswith(REPLACEMENT, 0, settled)
+            if is_whole and index - known.num_tokens >= _CONTEXT_SIZES[0]:
+                known = _Known(index + 1, settled)
         return _not_past_the_next(spans)
 
-    def _adds_to(self, settled: str, token_id: int) -> bool:
-        return settled.endswith(REPLACEMENT) and self._decode([token_id]) != ""
+    def _prefix(self, ids: Sequence[int], end: int, known: _Known) -> _Prefix:
+        """What the first `end` ids decode to, where those before `known` are the text's start.
+
+        Only ids near the end are decoded, after enough of the others that they write what they
+        write within the whole. Where the others then write something else (an unfinished run of
+        bytes does that), more are tried, and all at last.
+        """
+        for size in _CONTEXT_SIZES:
+            start = known.num_tokens - size
+            if start <= 0:
+                break
+            context = self._decode(ids[start : known.num_tokens])
+            both = self._decode(ids[start:end])
+            if context and both.startswith(context):
+                return _Prefix(known.num_characters, both[len(context) :])
+        return _Prefix(0, self._decode(ids[:end]))
 
 
 def _not_past_the_next(spans: Sequence[Span]) -> list[Span]:
@@ -301,14 +329,49 @@ def _fallback_byte(token: str) -> bytes:
     return bytes.fromhex(match[1]) if match else b""
 
 
-def _agreement(prefix: str, text: str, settled: int) -> int:
-    """How many leading characters two texts share, of which `settled` may be known."""
-    if not prefix.startswith(text[:settled]):
-        return 0
-    for index in range(settled, min(len(prefix), len(text))):
-        if prefix[index] != text[index]:
-            return index
-    return min(len(prefix), len(text))
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """So many tokens decode to so many characters at the start of the text."""
+
+    num_tokens: int
+    num_characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """A decoded prefix: the text's first `num_known` characters, and what follows them."""
+
+    num_known: int
+    rest: str
+
+    @property
+    def length(self) -> int:
+        """In characters."""
+        return self.num_known + len(self.rest)
+
+    def after(self, index: int) -> str:
+        """What follows the first `index` characters, which are at least `num_known`."""
+        return self.rest[index - self.num_known :]
+
+    def agreement(self, text: str, settled: int) -> int:
+        """How many leading characters it shares with the text, of which `settled` may be known."""
+        if not self.rest.startswith(text[self.num_known : settled]):
+            return 0
+        most = min(self.length, len(text))
+        for index in range(settled, most):
+            if self.rest[index - self.num_known] != text[index]:
+                return index
+        return most
+
+    def equals(self, other: _Prefix, text: str) -> bool:
+        """Whether another prefix of the same text has the same characters."""
+        if self.length != other.length:
+            return False
+        least = min(self.num_known, other.num_known)
+        return self._from(least, text) == other._from(least, text)
+
+    def _from(self, index: int, text: str) -> str:
+        return text[index : self.num_known] + self.rest
 
 
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from reward_server import RewardServer, reward_server
 
-from alarm_client.trainers import _base as settings
-from alarm_client.trainers import _base as source
+from alarm_client.trainers import _settings as settings
+from alarm_client.trainers import _source as source
 
 
 @pytest.fixture

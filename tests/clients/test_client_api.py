@@ -4,7 +4,10 @@ import importlib.metadata
 import subprocess
 import sys
 
+import pytest
+
 import alarm_client
+from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 
 
 def test_the_public_names_are_these():
@@ -66,11 +69,23 @@ def test_both_clients_have_the_same_calls():
     assert calls(alarm_client.AsyncAlarmClient) - {"aclose"} == blocking
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    heavy = "{'httpx', 'asyncio', 'ssl', 'numpy', 'torch', 'pydantic', 'transformers'}"
-    code = f"import sys, alarm_client; print(sorted({heavy} & set(sys.modules)))"
+def modules_loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    return set(shown.stdout.split())
+
+
+def test_import_of_the_package_loads_nothing_heavy():
+    heavy = {"httpx", "asyncio", "ssl", "numpy", "torch", "pydantic", "transformers"}
+    assert not heavy & modules_loaded_by("import alarm_client")
+
+
+@pytest.mark.parametrize("trainer", sorted(WHAT_TO_WRITE))
+def test_import_of_a_hook_loads_no_diagnosis_and_no_relay(trainer):
+    tools = {"_padding_check", "_try", "__main__"}
+    loaded = modules_loaded_by(f"import alarm_client.trainers.{trainer}")
+    assert not loaded & {f"alarm_client.trainers.{name}" for name in tools}
+    assert not loaded & {"alarm_client.contrib.relay", "alarm_client.relay", "http.server"}
 
 
 def test_the_version_is_the_packages():

@@ -1,29 +1,58 @@
-"""An answer that came without what proves it whole is told from one that never had it."""
+"""`Content-Digest` is checked where a response has it, and no response fails without it."""
 
+import httpx
 import pytest
 
-from alarm_client._transport import content_digest, has_lost_a_digest, is_answer_to
+from alarm_client._retry import Retries
+from alarm_client._transport import content_digest, is_intact
+from alarm_client.client import AlarmClient
 
-BOTH = {"content-digest": "sha-256=:a:", "request-content-digest": "sha-256=:b:"}
-
-
-@pytest.mark.parametrize("lost", BOTH)
-def test_one_digest_of_two_is_a_loss(lost):
-    left = {name: value for name, value in BOTH.items() if name != lost}
-    assert has_lost_a_digest(left)
+BODY = b'{"models": [], "recipes": []}'
+RIGHT, WRONG = content_digest(BODY), content_digest(b"another body")
 
 
 @pytest.mark.parametrize(
     "headers",
-    [BOTH, {}, {"request-content-digest": "sha-256=:b:", "content-encoding": "gzip"}],
-    ids=["both", "neither", "compressed on its way"],
+    [
+        {"content-digest": RIGHT},
+        {},
+        {"content-digest": "md5=:a:"},
+        {"content-digest": WRONG, "content-encoding": "gzip"},
+        {"request-content-digest": WRONG},
+    ],
+    ids=["match", "no digest", "no sha-256", "compressed on the way", "digest of the request"],
 )
-def test_both_or_neither_is_none_and_what_was_compressed_may_lack_its_own(headers):
-    assert not has_lost_a_digest(headers)
+def test_is_intact_without_a_contradicting_digest_returns_true(headers):
+    assert is_intact(BODY, headers)
 
 
-def test_an_answer_names_the_body_that_it_is_to():
-    headers = {"request-content-digest": content_digest(b"asked")}
-    assert is_answer_to(b"asked", headers)
-    assert not is_answer_to(b"something else", headers)
-    assert is_answer_to(b"asked", {})
+def test_is_intact_with_the_digest_of_another_body_returns_false():
+    assert not is_intact(BODY, {"content-digest": WRONG})
+
+
+@pytest.mark.parametrize("lost", ["content-digest", "request-content-digest"])
+def test_client_response_without_one_of_the_servers_digests_is_accepted(lost):
+    num_requests = 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal num_requests
+        num_requests += 1
+        headers = {"content-digest": RIGHT, "request-content-digest": content_digest(b"")}
+        del headers[lost]
+        return httpx.Response(200, content=BODY, headers=headers)
+
+    with AlarmClient("http://localhost", transport=httpx.MockTransport(answer)) as client:
+        assert client.models().models == ()
+    assert num_requests == 1
+
+
+def test_client_response_with_the_digest_of_another_body_is_requested_again():
+    digests = iter([WRONG, RIGHT])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=BODY, headers={"content-digest": next(digests)})
+
+    transport = httpx.MockTransport(answer)
+    with AlarmClient("http://localhost", transport=transport, retries=Retries(first=0)) as client:
+        assert client.models().models == ()
+    assert next(digests, None) is None

@@ -1,8 +1,10 @@
 """Token offsets from sampled ids, for real tokenizers of each family."""
 
 import re
+import sys
 from functools import cache
 from itertools import pairwise
+from random import Random
 
 import client_tokenizers
 import numpy as np
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alarm_client.token_offsets import PolicyTokens, token_offsets
+
+offsets_module = sys.modules[PolicyTokens.__module__]
 
 FAMILIES = ["byte_level", "byte_fallback", "unigram", "wordpiece"]
 
@@ -238,6 +242,37 @@ def test_prefixes_give_what_the_bytes_give(ids):
         policy_of("tokens_of_bytes")._by_prefixes(ids, policy_of("tokens_of_bytes")._decode(ids))
         == (policy_of("tokens_of_bytes").locate(ids)[1])
     )
+
+
+def by_prefixes(policy: PolicyTokens, ids: list[int]) -> list[tuple[int, int]]:
+    return policy._by_prefixes(ids, policy._decode(ids))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "tokens_of_bytes", "tokens_of_latin1"])
+def test_by_prefixes_of_long_ids_equals_decoding_every_prefix_whole(family, monkeypatch):
+    tokenizer = tokenizer_of(family)
+    random = Random(0)
+    texts = [tokenizer(text).input_ids for text in TEXTS]
+    rows = [[*texts[3], *texts[2], *texts[3]] * 2]
+    rows += [[random.randrange(len(tokenizer)) for _ in range(200)] for _ in range(3)]
+    found = [by_prefixes(policy_of(family), ids) for ids in rows]
+    monkeypatch.setattr(offsets_module, "_CONTEXT_SIZES", (10**6,))
+    assert found == [by_prefixes(policy_of(family), ids) for ids in rows]
+
+
+def test_by_prefixes_of_long_ids_decodes_a_bounded_number_of_tokens_each():
+    num_decoded = 0
+
+    class Counting(EndOfWord):
+        def decode(self, token_ids, **options):
+            nonlocal num_decoded
+            num_decoded += len(token_ids)
+            return super().decode(token_ids, **options)
+
+    ids = [1, 2, 3, 1] * 1000
+    text, spans = token_offsets(ids, Counting())
+    assert (text[:6], len(spans), spans[-1]) == ("a bc a", 4000, (len(text) - 2, len(text)))
+    assert num_decoded < 150 * len(ids)  # of all the prefixes: 2,000 for each
 
 
 def test_a_special_token_within_half_a_character_does_not_turn_back():

@@ -18,7 +18,7 @@ from processes import free_port
 
 from alarm_client._transport import Connections, content_digest
 from alarm_client.client import AlarmClient
-from alarm_client.relay import Relay
+from alarm_client.contrib.relay import Relay
 from alarm_client.types import Sample
 
 BODY = {"messages": ["a", "b"]}
@@ -131,7 +131,7 @@ def test_a_call_waits_for_a_server_that_is_not_there(caplog: pytest.LogCaptureFi
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 2
     assert "cannot connect" in told[0]
-    assert "answers again" in told[1]
+    assert "is available again" in told[1]
 
 
 def test_a_call_that_finds_no_server_in_its_time_is_told_so() -> None:
@@ -339,7 +339,7 @@ def test_the_command_tells_an_outage_on_standard_error() -> None:
     ("url", "reason"),
     [
         ("127.0.0.1:8000", "must look like http"),
-        ("http://any:sesame@127.0.0.1:8000", "put it into the URL that the trainer is given"),
+        ("http://any:sesame@127.0.0.1:8000", "put the key into the URL that the trainer uses"),
     ],
 )
 def test_an_address_that_it_cannot_use_is_refused(url: str, reason: str) -> None:

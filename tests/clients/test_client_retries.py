@@ -6,37 +6,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_client._retry import Retries, parse_retry_after, retry_delay
+from alarm_client._retry import Retries, backoff_delay, parse_retry_after
 
 RETRIES = Retries(first=1.0, longest=8.0)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "dice", "delay"),
+    ("attempt", "jitter", "delay"),
     [(0, 0.0, 0.5), (0, 1.0, 1.0), (1, 0.0, 1.0), (2, 0.5, 3.0), (3, 1.0, 8.0), (9, 1.0, 8.0)],
 )
-def test_delays_double_up_to_the_longest_and_dice_halve_them(attempt, dice, delay):
-    assert retry_delay(RETRIES, attempt, time_left=100, dice=dice) == delay
+def test_delays_double_up_to_the_longest_and_dice_halve_them(attempt, jitter, delay):
+    assert backoff_delay(RETRIES, attempt, time_left=100, jitter=jitter) == delay
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "dice", "delay"), [(2.0, 0.0, 2.0), (2.0, 1.0, 3.0), (0.0, 0.0, 0.5)]
+    ("retry_after", "jitter", "delay"), [(2.0, 0.0, 2.0), (2.0, 1.0, 3.0), (0.0, 0.0, 0.5)]
 )
-def test_a_wait_that_the_server_named_is_never_cut_short(retry_after, dice, delay):
-    assert retry_delay(RETRIES, 0, time_left=100, dice=dice, retry_after=retry_after) == delay
+def test_a_wait_that_the_server_named_is_never_cut_short(retry_after, jitter, delay):
+    assert backoff_delay(RETRIES, 0, time_left=100, jitter=jitter, retry_after=retry_after) == delay
 
 
 def test_dice_do_not_push_a_named_wait_past_the_deadline():
-    assert retry_delay(RETRIES, 0, time_left=10, dice=1.0, retry_after=8.0) == 9.0
+    assert backoff_delay(RETRIES, 0, time_left=10, jitter=1.0, retry_after=8.0) == 9.0
 
 
 @pytest.mark.parametrize("retry_after", [None, 1.0, 60.0])
 def test_a_wait_longer_than_the_time_left_is_given_up(retry_after):
-    assert retry_delay(RETRIES, 0, time_left=0.4, dice=0.0, retry_after=retry_after) is None
+    assert backoff_delay(RETRIES, 0, time_left=0.4, jitter=0.0, retry_after=retry_after) is None
 
 
 def test_a_thousandth_attempt_is_no_overflow():
-    assert retry_delay(RETRIES, 10_000, time_left=100, dice=1.0) == 8.0
+    assert backoff_delay(RETRIES, 10_000, time_left=100, jitter=1.0) == 8.0
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(value, seconds):
 
 
 def test_a_wait_of_our_own_is_cut_short_so_that_the_time_left_is_used():
-    assert retry_delay(RETRIES, 9, time_left=6, dice=1.0) == 3.0
-    assert retry_delay(RETRIES, 9, time_left=0.51, dice=1.0) == 0.255
+    assert backoff_delay(RETRIES, 9, time_left=6, jitter=1.0) == 3.0
+    assert backoff_delay(RETRIES, 9, time_left=0.51, jitter=1.0) == 0.255
 
 
 def test_connection_errors_have_a_longest_delay_of_their_own():
     retries = Retries(first=1.0, longest=30.0)
-    assert retry_delay(retries, 9, time_left=100, dice=1.0) == 30.0
-    assert retry_delay(retries.of_connections, 9, time_left=100, dice=1.0) == 5.0
+    assert backoff_delay(retries, 9, time_left=100, jitter=1.0) == 30.0
+    assert backoff_delay(retries.of_connections, 9, time_left=100, jitter=1.0) == 5.0
     assert Retries(longest=2.0).of_connections.longest == 2.0
 
 

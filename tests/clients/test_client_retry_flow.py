@@ -50,7 +50,7 @@ class Walk:
     sleeps: list = field(default_factory=list)
 
     def call(self, timeout: float = 100.0) -> Call:
-        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, random=lambda: 0.0)
+        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, jitter=lambda: 0.0)
         return start_call("http://server", timeout, RETRIES, clocks)
 
     def take(self, steps):
@@ -129,7 +129,9 @@ def test_what_the_server_calls_final_is_not_tried_again(status):
 
 def test_the_last_refusal_shows_when_the_time_runs_out():
     walk = Walk([])
-    with pytest.raises(DeadlineExceeded, match=r"gave up after 3 tries.*5 s.*queue full") as caught:
+    with pytest.raises(
+        DeadlineExceeded, match=r"gave up after 3 attempts.*5 s.*queue full"
+    ) as caught:
         walk.take(request(walk.call(timeout=5.0), "GET", "/models"))
     assert (caught.value.status, caught.value.code) == (503, "busy")
     assert isinstance(caught.value.__cause__, Unavailable)
@@ -147,7 +149,7 @@ def test_no_request_is_sent_once_the_time_is_over():
     walk = Walk([OK])
     call = walk.call(timeout=5.0)
     walk.now = 5.0
-    with pytest.raises(DeadlineExceeded, match="5 s of this call are over"):
+    with pytest.raises(DeadlineExceeded, match="5 s of this call have passed"):
         walk.take(request(call, "GET", "/models"))
     assert walk.timeouts == []
 
@@ -206,7 +208,7 @@ class Clock(Walk):
     connects: list = field(default_factory=list)
 
     def call(self, timeout: float = 480.0, connect_timeout: float = 60.0) -> Call:
-        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, random=lambda: 0.5)
+        clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, jitter=lambda: 0.5)
         return start_call(
             "http://server",
             timeout,
@@ -328,12 +330,12 @@ def test_an_outage_is_logged_at_once_then_every_30_seconds_and_at_its_end(caplog
     next(steps)
     steps.throw(refused())  # at once, before any waiting
     [first] = warnings_of(caplog)
-    assert first.startswith("http://server/score: cannot connect (refused) (trying again for up")
+    assert first.startswith("http://server/score: cannot connect (refused) (retrying for up")
     clock.replies = [refused() for _ in range(30)] + [SCORED]
     clock.take(request_with_retries(call, "POST", "/score", b"{}"))
     *told, last = warnings_of(caplog)
     assert 4 <= len(told) <= 5  # 0, 30, 60, 90 and, where it comes to that, 120 s
-    assert last == f"http://server answers again, after {clock.now:.1f} s"
+    assert last == f"http://server is available again after {clock.now:.1f} s"
     caplog.clear()
     clock.replies = [SCORED]
     ask(clock)
@@ -364,12 +366,12 @@ def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(
     ask(Clock([LOADING, SCORED]))
     first, last = warnings_of(caplog)
     assert "answered 503: loading" in first
-    assert "answers again" in last
+    assert "is available again" in last
     caplog.clear()
     ask(Clock([busy(after="2"), SCORED]))
     assert warnings_of(caplog) == []
     [retry] = [one.getMessage() for one in caplog.records]
-    assert retry == "http://server/score answered 429: queue full (try 2 follows in 2.5 s)"
+    assert retry == "http://server/score answered 429: queue full (attempt 2 follows in 2.5 s)"
 
 
 def test_waiting_for_a_server_is_logged(caplog):
@@ -377,7 +379,7 @@ def test_waiting_for_a_server_is_logged(caplog):
     walk.take(await_ready(walk.call()))
     told = warnings_of(caplog)
     assert [("cannot connect" in line) for line in told] == [True, True, True, False]
-    assert "answers again" in told[-1]
+    assert "is available again" in told[-1]
 
 
 def test_each_request_of_a_call_has_an_id_of_its_own():

@@ -113,7 +113,7 @@ async def test_a_port_where_nothing_listens_is_named():
 
 async def test_a_port_where_nothing_ever_listened_is_given_up_after_the_connect_timeout():
     url = closed_port()
-    message = rf"^{url}/score: cannot connect.*has tried for 0.2 s.*ALARM_URL"
+    message = rf"^{url}/score: cannot connect.*gave up after 0.2 s.*ALARM_URL"
     with (
         AlarmClient(url, connect_timeout=0.2) as client,
         pytest.raises(AlarmConnectionError, match=message) as caught,

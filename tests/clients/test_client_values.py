@@ -184,33 +184,50 @@ def test_bytes_are_told_to_be_decoded():
         score_payload([Sample(prompt="p", completion=b"c")], None)
 
 
-def test_fields_may_hold_what_json_knows():
-    fields = {"reference": np.str_("r"), "number": np.float32(0.5), "list": np.arange(2)}
-    assert sent(fields=fields)["fields"] == {"reference": "r", "number": 0.5, "list": [0, 1]}
+def test_sample_fields_of_numpy_texts_are_sent_as_texts():
+    fields = {"reference": np.str_("r"), "title": np.array("t"), "empty": ""}
+    assert sent(fields=fields)["fields"] == {"reference": "r", "title": "t", "empty": ""}
+
+
+def test_sample_message_with_numpy_values_is_sent_as_json():
+    call = {"number": np.float32(0.5), "list": np.arange(2), "name": np.str_("n")}
+    prompt = sent(prompt=[{"role": "user", "content": "q", "call": call}])["prompt"]
+    assert prompt[0]["call"] == {"number": 0.5, "list": [0, 1], "name": "n"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "place"),
+    ("fields", "place", "reason"),
     [
-        ("reference", ""),
-        (["reference"], ""),
-        ({3: "r"}, ""),
-        ({"reference": b"r"}, r"\['reference'\]"),
-        ({"reference": float("nan")}, r"\['reference'\]"),
-        ({"reference": [1, {2}]}, r"\['reference'\]\[1\]"),
-        pytest.param({"reference": 10**5000}, r"\['reference'\]", id="huge"),
+        ("reference", "", "a mapping from names to texts, got str"),
+        (["reference"], "", "a mapping from names to texts, got list"),
+        ({3: "r"}, "", "texts for names, got int"),
+        ({"reference": b"r"}, r"\['reference'\]", "a text, got bytes; decode it"),
+        ({"reference": 3}, r"\['reference'\]", "a text, got int; str"),
+        ({"reference": np.int64(3)}, r"\['reference'\]", "a text, got int64; str"),
+        ({"reference": True}, r"\['reference'\]", "a text, got bool True; str"),
+        ({"reference": None}, r"\['reference'\]", "a text, got NoneType; leave the field out"),
+        ({"reference": ["r"]}, r"\['reference'\]", r"a text, got list; str\(\) or json.dumps"),
+        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a text, got dict; str"),
     ],
 )
-def test_a_wrong_field_is_named(fields, place):
-    with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.fields{place} "):
+def test_sample_fields_with_a_value_that_is_no_text_name_the_field(fields, place, reason):
+    with pytest.raises(TypeError, match=rf"^samples\[0\]\.fields{place} must (be|have) {reason}"):
         score_payload([Sample(prompt="p", completion="c", fields=fields)], None)
 
 
-def test_a_value_that_holds_itself_is_refused():
+@pytest.mark.parametrize("value", [float("nan"), [1, {2}], 10**5000], ids=["nan", "set", "huge"])
+def test_sample_message_with_a_value_that_json_lacks_names_the_key(value):
+    prompt = [{"role": "user", "content": "q", "call": value}]
+    with pytest.raises((TypeError, ValueError), match=r"^samples\[0\]\.prompt\[0\]\['call'\]"):
+        score_payload([Sample(prompt=prompt, completion="c")], None)
+
+
+def test_sample_message_that_contains_itself_is_refused():
     circle: list = []
     circle.append(circle)
-    with pytest.raises(ValueError, match=r"^samples\[0\]\.fields\['a'\]\[0\].* deeper than 100"):
-        score_payload([Sample(prompt="p", completion="c", fields={"a": circle})], None)
+    prompt = [{"role": "user", "content": circle}]
+    with pytest.raises(ValueError, match=r"^samples\[0\]\.prompt\[0\].* deeper than 100"):
+        score_payload([Sample(prompt=prompt, completion="c")], None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from pydantic import BaseModel, RootModel
 import alarm_client.chat
 import alarm_service.api.compat
 from alarm_client.trainers import nemo_rl, openrlhf, slime, trlx
-from alarm_client.trainers._base import TrainerDefaults, read_settings
 from alarm_client.trainers._inputs import (
     completion_of,
     decoded_prompt,
@@ -19,6 +18,7 @@ from alarm_client.trainers._inputs import (
     template_of,
     without_end_tokens,
 )
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
 from alarm_client.types import Sample
 from alarm_models.types import Message
 from alarm_service.api.compat.splitting import pair_texts, split_query
@@ -28,7 +28,7 @@ LLAMA_3 = (
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 QUESTION = [{"role": "user", "content": "Q"}]
-HABITS = TrainerDefaults("here", timeout=1.0)
+DEFAULTS = TrainerDefaults("here", timeout=1.0)
 
 
 @pytest.mark.parametrize("name", ["templates", "turns", "splitting"])
@@ -37,7 +37,7 @@ def test_the_client_splits_texts_by_the_servers_own_code(name: str) -> None:
         (Path(package.__path__[0]) / f"{name}.py").read_text()
         for package in (alarm_service.api.compat, alarm_client.chat)
     )
-    server = server.replace("from alarm_models.types ", "from alarm_client.chat.message ")
+    server = server.replace("from alarm_models.types ", "from alarm_client.chat ")
     assert client == server.replace("alarm_service.api.compat.", "alarm_client.chat.")
 
 
@@ -127,15 +127,15 @@ def test_a_prompt_in_an_unknown_template_is_an_error_that_names_the_setting() ->
 
 
 def test_the_template_is_a_setting_of_every_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_settings(HABITS).template is None
-    assert read_settings(HABITS, {"template": "chatml"}).template == "chatml"
+    assert read_settings(DEFAULTS).template is None
+    assert read_settings(DEFAULTS, {"template": "chatml"}).template == "chatml"
     monkeypatch.setenv("ALARM_TEMPLATE", "plain")
-    assert read_settings(HABITS).template == "plain"
+    assert read_settings(DEFAULTS).template == "plain"
     described = {"user": "Human:", "assistant": "Assistant:"}
-    assert template_of(read_settings(HABITS, {"template": described}).template) is not None
+    assert template_of(read_settings(DEFAULTS, {"template": described}).template) is not None
     for wrong in ("chatlm", '{"user": "U"}', '{"assistant": "A", "ends": []}', "[]"):
         with pytest.raises(ValueError, match=r"template \(or ALARM_TEMPLATE\): must"):
-            read_settings(HABITS, {"template": wrong})
+            read_settings(DEFAULTS, {"template": wrong})
 
 
 def test_a_prompt_of_ids_keeps_the_tokens_that_tell_its_turns_apart() -> None:

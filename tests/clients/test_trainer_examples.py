@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm_client.trainers import _base as settings
+from alarm_client.trainers import _settings as settings
 
 EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.sh"))

@@ -20,14 +20,9 @@ from alarm_client.errors import (
     TooLarge,
 )
 from alarm_client.trainers import ms_swift, openrlhf, skyrl, slime, trl, trlx, verifiers, verl
-from alarm_client.trainers._base import (
-    InvalidCalls,
-    TrainerDefaults,
-    failed_call,
-    scalars,
-    summands,
-    with_group_means,
-)
+from alarm_client.trainers._components import summands
+from alarm_client.trainers._failures import InvalidCalls, failed_call, scalars, with_group_means
+from alarm_client.trainers._settings import TrainerDefaults
 from alarm_client.types import AspectReward, Holistic, Reward, SampleError
 
 ONE = TrainerDefaults("one", timeout=9.0)

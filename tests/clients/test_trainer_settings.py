@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 
 from alarm_client.errors import NotFound, SampleFailed, ServerFailed
-from alarm_client.trainers._base import (
-    BASE,
-    AspectNames,
-    TrainerDefaults,
-    columns,
-    components,
-    failed_call,
-    get_reward_source,
-    means,
-    numbers,
-    read_settings,
-    scalars,
-)
 from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._components import BASE, AspectNames, columns, components, means
+from alarm_client.trainers._failures import failed_call, numbers, scalars
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import AspectReward, Holistic, Reward, Sample, SampleError
 
 SKIPS = TrainerDefaults("skips", timeout=9.0, on_failure="none", takes_none=True)

@@ -17,12 +17,11 @@ from alarm_client.trainers._inputs import (
 )
 from alarm_client.trainers._padding import (
     at_last_token,
-    check_padding,
     left_aligned,
-    padding,
     right_aligned,
     starting_at,
 )
+from alarm_client.trainers._padding_check import check_padding, padding
 
 HI = {"role": "user", "content": "Hi"}
 ROWS = [[1.0, 2.0, 3.0], [4.0]]

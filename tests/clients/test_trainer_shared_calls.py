@@ -11,7 +11,7 @@ from test_trainer_trl import PLAIN, swift_call, trl_call
 
 from alarm_client.errors import ServerFailed
 from alarm_client.trainers import ms_swift
-from alarm_client.trainers._shared_calls import Asker, SharedCalls
+from alarm_client.trainers._shared_calls import Consumer, SharedCalls
 from alarm_client.trainers.trl import AlarmReward, async_reward
 
 PARTS = ("reward", "holistic", "fluency")
@@ -104,7 +104,7 @@ def test_a_call_that_fails_fails_all_its_parts_and_not_the_next(rewards: RewardS
 
 def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
     calls: SharedCalls[str] = SharedCalls()
-    first, second = Asker(), Asker()
+    first, second = Consumer(), Consumer()
 
     async def cancelled() -> str:
         started = asyncio.Event()
@@ -130,7 +130,7 @@ def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
 def test_who_asks_much_later_has_another_batch() -> None:
     now = [0.0]
     calls: SharedCalls[float] = SharedCalls(now=lambda: now[0])
-    first, second, third = Asker(), Asker(), Asker()
+    first, second, third = Consumer(), Consumer(), Consumer()
     assert calls.result(first, "key", lambda: now[0]) == 0
     now[0] = 599.0
     assert calls.result(second, "key", lambda: now[0]) == 0
@@ -140,7 +140,7 @@ def test_who_asks_much_later_has_another_batch() -> None:
 
 def test_two_threads_with_one_asker_have_two_batches() -> None:
     calls: SharedCalls[int] = SharedCalls()
-    asker = Asker()
+    consumer = Consumer()
     both = threading.Barrier(2, timeout=60)
     made = []
 
@@ -150,5 +150,5 @@ def test_two_threads_with_one_asker_have_two_batches() -> None:
         return len(made)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: calls.result(asker, "key", make), range(2)))
+        list(pool.map(lambda _: calls.result(consumer, "key", make), range(2)))
     assert len(made) == 2

@@ -14,7 +14,7 @@ from alarm_client.__main__ import main
 from alarm_client.client import AlarmClient
 from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 from alarm_client.trainers.__main__ import main as of_trainers
-from alarm_client.trainers._try import habits_of
+from alarm_client.trainers._try import defaults_of
 
 ASK = ["try", "--prompt", "Capital of France?", "--completion", "Paris"]
 
@@ -75,11 +75,25 @@ def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
         ("verifiers", {"info": {"answer": "Paris"}}),
         ("slime", {"metadata": {"label": "Paris"}}),
         ("miles", {"label": "Paris", "metadata": None}),
+        ("easyr1", {"prompt": "Capital of France?", "reference": "Paris"}),
+        ("easyr1", {"answer": {"prompt": "Capital of France?", "reference": "Paris"}}),
+        ("easyr1", {"ground_truth": '{"prompt": "Q", "reference": "Paris"}', "level": 3}),
+        ("easyr1", {"my_key": '{"prompt": "Q", "answer": "Paris"}'}),
     ],
 )
 def test_a_row_is_read_as_the_trainers_module_reads_it(there, capsys, trainer, row) -> None:
     assert of_trainers(["try", trainer, *ASK[1:], "--row", json.dumps(row)]) == 0
     assert "reward    1" in lines(capsys)
+
+
+def test_try_easyr1_sends_every_text_of_the_answer_column_as_a_field(there, capsys) -> None:
+    answer = {"prompt": "Capital of France?", "reference": "Paris", "year": 1815, "none": None}
+    row = ["--row", json.dumps({"answer": json.dumps(answer), "level": "easy"})]
+    assert of_trainers(["try", "easyr1", *ASK[1:], *row]) == 0
+    found = lines(capsys)
+    fields = [line for line in found if line.startswith("field")]
+    assert fields == ["field     reference = 'Paris'", "field     year = '1815'"]
+    assert "reward    1" in found
 
 
 def test_what_extra_info_holds_can_be_named_for_verl(there, capsys, monkeypatch) -> None:
@@ -172,4 +186,4 @@ def test_both_commands_run_as_modules(url: str) -> None:
 
 
 def test_every_trainer_can_be_tried() -> None:
-    assert {habits_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
+    assert {defaults_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)

@@ -13,7 +13,9 @@ class Proxy:
     """Forwards connections to `target`; each chunk in either direction may have a fault.
 
     `cut`, `delayed` and `garbled` are the shares of chunks that end their connection, wait up to
-    `longest_s`, and have one byte changed. `seen` counts the faults that happened.
+    `longest_s`, and have one byte changed. After a changed byte, `pieces_between` chunks in that
+    direction stay as they are: a digest cannot reveal a change of itself and of its body at once.
+    `seen` counts the faults that happened.
     """
 
     target: tuple[str, int]
@@ -21,6 +23,7 @@ class Proxy:
     delayed: float = 0.0
     garbled: float = 0.0
     longest_s: float = 0.05
+    pieces_between: int = 8
     piece_bytes: int = 512
     seed: int = 0
     seen: dict[str, int] = field(
@@ -66,6 +69,7 @@ class Proxy:
             self._connections.discard(asyncio.current_task())
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        num_plain = self.pieces_between
         with suppress(ConnectionError):
             while piece := await reader.read(self.piece_bytes):
                 self.seen["pieces"] += 1
@@ -75,8 +79,10 @@ class Proxy:
                     return
                 if self._falls("delayed", self.delayed):
                     await asyncio.sleep(self._dice.uniform(0, self.longest_s))
-                if self._falls("garbled", self.garbled):
+                num_plain += 1
+                if num_plain > self.pieces_between and self._falls("garbled", self.garbled):
                     piece = self._garble(piece)
+                    num_plain = 0
                 writer.write(piece)
                 await writer.drain()
 

@@ -29,6 +29,13 @@ file of the environment lead to the clone.
 
     EasyR1 b44b311         easyr1: torch==2.13.0 transformers tensordict ray pandas codetiming httpx
     miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc httpx
+    slime 624b824          slime: as miles
+    NeMo RL 7ea279a        nemo_rl: torch==2.13.0 transformers==5.10.4 ray hydra-core omegaconf \
+                           pillow datasets torchdata tensordict sympy wandb mlflow swanlab \
+                           prometheus_client tensorboard pyzmq pynvml uvicorn fastapi httpx
+    trlx 3340c2f           trlx: torch==2.13.0 transformers==4.46.3 accelerate==0.34.2 \
+                           peft==0.9.0 datasets==2.21.0 'numpy<2' 'pyarrow<19' deepspeed cattrs \
+                           einops tabulate torchtyping wandb rich ray sentencepiece setuptools httpx
     rllm 9beb6e0           rllm: pydantic httpx
     open-instruct e6c3044  open_instruct: torch==2.13.0 transformers datasets ray wandb beaker-py \
                            litellm nltk langdetect immutabledict absl-py httpx
@@ -53,7 +60,7 @@ from troubled import Server, troubled
 from venvs import run_in
 
 from alarm_client.client import AlarmClient
-from alarm_client.relay import Relay
+from alarm_client.contrib.relay import Relay
 from alarm_client.types import Reward, Sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts a trainer
@@ -213,6 +220,38 @@ def test_miles_uses_the_function_by_dotted_name_and_the_url(steady, tmp_path) ->
     rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
     for way in ("single", "batch", "keyed", "url"):
         assert found[way] == near(rewards)
+
+
+def test_slime_dispatch_and_loss_receive_the_rewards(server: Server, tmp_path) -> None:
+    found = run_in("slime", "run_slime.py", server.url, tmp_path)
+    rewards = asked_directly(server, [CHAT] * 2, ANSWERS)
+    for way in ("url", "single", "group", "keyed"):
+        assert found[way] == near(rewards)
+    dense = found["dense"]
+    assert dense["raw"] == dense["sums"] == dense["first_returns"] == near(rewards)
+    assert dense["lengths"] == dense["response_lengths"]
+
+
+def test_nemo_rl_rollout_calls_the_environment_created_by_name(steady, tmp_path) -> None:
+    found = run_in("nemo_rl", "run_nemo_rl.py", steady.url, tmp_path)
+    rewards = asked_directly(steady, [CHAT] * 2, ANSWERS)
+    assert found["scalar"]["rewards"] == {"reward": near(rewards)}
+    z = [reward.holistic.normalized for reward in rewards]
+    assert found["multi"]["rewards"]["holistic"] == logged(z)
+    for name in ("factuality", "relevance"):
+        parts = [reward.aspects[name].reward for reward in rewards]
+        assert found["multi"]["rewards"][name] == logged(parts)
+    assert found["scalar"]["terminateds"] == [True, True]
+
+
+def test_trlx_stores_rewards_with_rollouts(server: Server, tmp_path) -> None:
+    found = run_in("trlx", "run_trlx.py", server.url, tmp_path)
+    for way in ("scalar", "dense"):
+        given = found[way]
+        outputs = [output.replace("<|im_end|>", "") for output in given["outputs"]]
+        rewards = asked_directly(server, given["prompts"], outputs)
+        assert [sum(row) for row in given["stored"]] == near(rewards)
+    assert all(not any(row[:-1]) for row in found["scalar"]["stored"])
 
 
 def test_miles_behind_a_relay_survives_a_killed_server(steady, tmp_path) -> None:

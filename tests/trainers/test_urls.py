@@ -24,7 +24,7 @@ from tolerance import computed, logged
 from troubled import troubled
 
 from alarm_client.client import AlarmClient
-from alarm_client.relay import Relay
+from alarm_client.contrib.relay import Relay
 from alarm_client.types import Sample
 
 pytestmark = pytest.mark.slow

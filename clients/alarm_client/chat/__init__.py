@@ -1,5 +1,19 @@
 """Conversations in a policy's chat template, as prompt and completion.
 
-`templates`, `turns` and `splitting` are the server's own (`alarm_service.compat`), line by line, so
-that a hook and a URL split the same text alike; a test compares them. Change both.
+`templates`, `turns` and `splitting` equal those of `alarm_service.api.compat` line by line, so that
+a hook and a URL split the same text alike; a test compares them. Change both.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Message"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation: who speaks, and what."""
+
+    role: str
+    content: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from alarm_client.chat.message import Message
+from alarm_client.chat import Message
 from alarm_client.chat.templates import (
     PLAIN,
     THOUGHTS,

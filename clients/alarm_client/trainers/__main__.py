@@ -12,7 +12,8 @@ from typing import Any
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
 from alarm_client.trainers import _try as trial
-from alarm_client.trainers._padding import PADDING, Pad, Rows, check_padding, left_aligned, padding
+from alarm_client.trainers._padding import left_aligned
+from alarm_client.trainers._padding_check import PADDING, Pad, Rows, check_padding, padding
 
 FILES = Path(__file__).parent / "files"
 WHAT_TO_WRITE = {
@@ -148,10 +149,11 @@ def _after_placing(pad: Pad, responses: str) -> Pad:
 
 def _try(given: argparse.Namespace) -> int:
     try:
-        habits = trial.habits_of(given.trainer)
+        defaults = trial.defaults_of(given.trainer)
         read_row = trial.row_reader_of(given.trainer)
+        read_fields = trial.fields_reader_of(given.trainer)
         return trial.try_samples(
-            given, habits, lambda line: sys.stdout.write(f"{line}\n"), read_row
+            given, defaults, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
         )
     except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from alarm_client.trainers._base import Settings
 from alarm_client.trainers._inputs import completion_of, prompt_of
+from alarm_client.trainers._settings import Settings
 from alarm_client.types import Id, Sample
 
 Row: TypeAlias = Mapping[str, Any]
@@ -34,7 +34,7 @@ def with_rows(
     if settings.on_failure == "group_mean" and prompts is None:
         raise ValueError(
             f"{settings.trainer}: on_failure 'group_mean' needs calls that hold all the completions"
-            f" of a prompt ({settings.habits.whole_groups}), and this one holds one sample; set "
+            f" of a prompt ({settings.defaults.whole_groups}), and this one holds one sample; set "
             "'raise' or a number"
         )
     known = [None] * len(samples) if prompts is None else prompts
@@ -94,7 +94,7 @@ def text_of(value: Any) -> str | None:
 
 def _fields(row: Row, settings: Settings) -> dict[str, str]:
     if settings.fields is None:
-        return _usual(row, settings.habits.references)
+        return _usual(row, settings.defaults.references)
     found = {}
     for name, column in settings.fields.items():
         text = text_of(_configured(row, column, settings, f"fields.{name}"))
@@ -124,7 +124,7 @@ def _group(row: Row, settings: Settings, prompt: Any) -> Id:
         return _name(value, settings.group)
     if prompt is None:
         return None
-    usual = settings.habits.group_column
+    usual = settings.defaults.group_column
     value = None if usual is None else _plain(_lookup(row, usual))
     is_named = value is not None and value is not _ABSENT
     return _name(value, str(usual)) if is_named else _digest(prompt_of(prompt))

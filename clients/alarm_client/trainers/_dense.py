@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from alarm_client.token_offsets import PolicyTokens
-from alarm_client.trainers._base import OnFailure, report, with_group_means
+from alarm_client.trainers._failures import report, with_group_means
 from alarm_client.trainers._padding import at_last_token
+from alarm_client.trainers._settings import OnFailure
 from alarm_client.types import Id, Reward, Sample, Text
 
 

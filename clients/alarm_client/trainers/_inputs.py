@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from alarm_client.chat import splitting
-from alarm_client.chat.message import Message
+from alarm_client.chat import Message, splitting
 from alarm_client.chat.splitting import (
     answer_of,
     pair_texts,
@@ -200,8 +199,8 @@ def read_each(trainer: str, read: Callable[..., T], **columns: Sequence[Any]) ->
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = " and ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"{trainer}: the call has {told}; it must have as many of each")
+        counts = " and ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{trainer}: the call has {counts}; it must have as many of each")
     found = []
     for index, values in enumerate(zip(*columns.values(), strict=True)):
         try:

@@ -1,4 +1,4 @@
-"""One scoring call for several rewards of one batch, whichever thread or task asks first."""
+"""Single flight: one scoring call for several reward functions of one batch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Calls that some reward may still ask for. More are in flight only where batches are scored side
-# by side, and what is forgotten is scored again.
+# Calls whose result another reward function may still want. More are in flight only where batches
+# are scored concurrently; an evicted one is scored again.
 _NUM_KEPT = 16
 
-# The rewards of one batch are asked for one after the other; who asks later has another batch.
+# The reward functions of one batch run one after another; a later call has a new batch.
 _SECONDS_KEPT = 600.0
 
 _serials = itertools.count()
 
 
-class Asker:
-    """One that asks for each batch once, such as one of several reward functions."""
+class Consumer:
+    """One reward function, which asks for the rewards of each batch once."""
 
     __slots__ = ("serial",)
 
     def __init__(self) -> None:
         self.serial = next(_serials)
 
-    def __reduce__(self) -> tuple[type[Asker], tuple[()]]:
-        return Asker, ()  # in another process it is another one
+    def __reduce__(self) -> tuple[type[Consumer], tuple[()]]:
+        return Consumer, ()  # another process has its own
 
 
 class _Call(Generic[T]):
@@ -41,15 +41,15 @@ class _Call(Generic[T]):
         self.started = now
         self.serial = next(_serials)
         self.result: Future[T] = Future()
-        self.askers: set[int] = set()
+        self.consumers: set[int] = set()
 
 
 class SharedCalls(Generic[T]):
-    """Results by key, each given to an asker once.
+    """Results by key, each given to a consumer once.
 
-    Who asks again has a new batch that happens to be the same, and it is scored anew; so it is for
-    an asker that was made after the call, or asks ten minutes after it began. A failed call fails
-    all that share it.
+    A consumer that asks again has a new batch that happens to be the same, which is scored anew; so
+    it is for one that was made after the call, or asks ten minutes after its start. A failed call
+    fails for every consumer that shares it.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -60,10 +60,10 @@ class SharedCalls(Generic[T]):
     def __reduce__(self) -> tuple[type[SharedCalls[T]], tuple[()]]:
         return type(self), ()  # another process has no call in flight
 
-    def result(self, asker: Asker, key: object, make: Callable[[], T]) -> T:
+    def result(self, consumer: Consumer, key: object, make: Callable[[], T]) -> T:
         """The result of `make`, made here or by another thread for the same key."""
         while True:
-            call, is_mine = self._join(asker, ("blocking", key))
+            call, is_mine = self._join(consumer, ("blocking", key))
             if is_mine:
                 break
             with suppress(CancelledError):
@@ -76,13 +76,13 @@ class SharedCalls(Generic[T]):
         call.result.set_result(made)
         return made
 
-    async def aresult(self, asker: Asker, key: object, make: Callable[[], Awaitable[T]]) -> T:
+    async def aresult(self, consumer: Consumer, key: object, make: Callable[[], Awaitable[T]]) -> T:
         """As `result`, awaited.
 
-        Blocking callers do not join: one of them could wait on the loop that is to run the call.
+        Blocking callers do not share these calls: one could block the loop that has to run them.
         """
         while True:
-            call, is_mine = self._join(asker, ("awaited", key))
+            call, is_mine = self._join(consumer, ("awaited", key))
             if is_mine:
                 break
             result = await _outcome(call.result)
@@ -96,36 +96,36 @@ class SharedCalls(Generic[T]):
         call.result.set_result(made)
         return made
 
-    def _join(self, asker: Asker, key: object) -> tuple[_Call[T], bool]:
+    def _join(self, consumer: Consumer, key: object) -> tuple[_Call[T], bool]:
         with self._lock:
             call, now = self._calls.get(key), self._now()
-            if call is None or not _may_join(asker, call, now):
+            if call is None or not _may_join(consumer, call, now):
                 call = self._calls[key] = _Call(now)
                 self._calls.move_to_end(key)
                 while len(self._calls) > _NUM_KEPT:
                     self._calls.popitem(last=False)
-            is_mine = not call.askers
-            call.askers.add(asker.serial)
+            is_mine = not call.consumers
+            call.consumers.add(consumer.serial)
             return call, is_mine
 
     def _fail(self, key: object, call: _Call[T], error: BaseException) -> None:
         if isinstance(error, Exception):
             call.result.set_exception(error)
             return
-        # Cancelled or interrupted: that is no answer, so that whoever waits asks itself.
+        # Cancelled or interrupted: that is no result, so a waiting consumer makes the call itself.
         with self._lock:
             if self._calls.get(key) is call:
                 del self._calls[key]
         call.result.cancel()
 
 
-def _may_join(asker: Asker, call: _Call[T], now: float) -> bool:
+def _may_join(consumer: Consumer, call: _Call[T], now: float) -> bool:
     is_late = call.result.done() and now - call.started > _SECONDS_KEPT
-    return not is_late and asker.serial < call.serial and asker.serial not in call.askers
+    return not is_late and consumer.serial < call.serial and consumer.serial not in call.consumers
 
 
 async def _outcome(result: Future[T]) -> Future[T] | None:
-    """The finished future, or None where the one who asked was cancelled."""
+    """The finished future, or None where the consumer that made the call was cancelled."""
     waiting = asyncio.wrap_future(result)
     await asyncio.wait([waiting])
     if result.cancelled():

@@ -11,20 +11,17 @@ from importlib import import_module
 from typing import Any, TypeAlias
 
 from alarm_client.errors import AlarmError
-from alarm_client.trainers._base import (
-    RewardSource,
-    Settings,
-    TrainerDefaults,
-    missing_field,
-    read_settings,
-)
 from alarm_client.trainers._columns import Row, with_rows
+from alarm_client.trainers._failures import missing_field
 from alarm_client.trainers._inputs import prompt_of
+from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["PLAIN", "add_arguments", "try_samples"]
 
 RowReader: TypeAlias = Callable[[Row], Row]
+FieldsReader: TypeAlias = Callable[[Row], Mapping[str, str]]
 
 # Who asks at a terminal does not wait as a training run does.
 PLAIN = TrainerDefaults(
@@ -63,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, help="seconds (ALARM_TIMEOUT)")
 
 
-def habits_of(trainer: str) -> TrainerDefaults:
-    """The habits of a trainer's module, by its name; ValueError where there is none."""
+def defaults_of(trainer: str) -> TrainerDefaults:
+    """The defaults of a trainer's module, by its name; ValueError where there is none."""
     try:
         found: TrainerDefaults = import_module(f"alarm_client.trainers.{trainer}").DEFAULTS
     except (ModuleNotFoundError, AttributeError):
@@ -79,20 +76,32 @@ def row_reader_of(trainer: str) -> RowReader:
     return found
 
 
+def fields_reader_of(trainer: str) -> FieldsReader:
+    """What a trainer's module sends of a row besides the reference, where `fields` says nothing."""
+    module = import_module(f"alarm_client.trainers.{trainer}")
+    found: FieldsReader = getattr(module, "usual_fields", _no_fields)
+    return found
+
+
+def _no_fields(_: Row) -> Mapping[str, str]:
+    return {}
+
+
 def try_samples(
     given: argparse.Namespace,
-    habits: TrainerDefaults,
+    defaults: TrainerDefaults,
     write: Callable[[str], object],
     read_row: RowReader = dict,
+    read_fields: FieldsReader = _no_fields,
 ) -> int:
     """Score the samples, write what came of it and what is missing; 1 where one has no reward.
 
     Raises ValueError or TypeError for a wrong argument or setting, AlarmError where the server
     does not answer.
     """
-    settings = _settings(given, habits)
+    settings = _settings(given, defaults)
     source = RewardSource(settings)
-    samples = _samples(given, settings, read_row)
+    samples = _samples(given, settings, read_row, read_fields)
     for line in _asked(settings, samples):
         write(line)
     try:
@@ -111,21 +120,25 @@ def try_samples(
     return 0 if all(reward.reward is not None for reward in rewards) else 1
 
 
-def _settings(given: argparse.Namespace, habits: TrainerDefaults) -> Settings:
+def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
     named = {name: getattr(given, name) for name in _FLAGS if getattr(given, name) is not None}
     if "ALARM_CONNECT_TIMEOUT" not in os.environ:
         named["connect_timeout"] = _CONNECT_SECONDS
-    settings = read_settings(habits, named)
+    settings = read_settings(defaults, named)
     # A failure is what one wants to see here, whatever a training run makes of it.
     return replace(settings, on_failure="raise")
 
 
-def _samples(given: argparse.Namespace, settings: Settings, read_row: RowReader) -> list[Sample]:
+def _samples(
+    given: argparse.Namespace, settings: Settings, read_row: RowReader, read_fields: FieldsReader
+) -> list[Sample]:
     row = read_row(_object(given.row, "--row"))
     fields = dict(_pair(pair) for pair in given.field)
+    if settings.fields is None:
+        fields = {**read_fields(row), **fields}
     prompt = _prompt(given.prompt)
     samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
-    is_batch = settings.habits.whole_groups is not None
+    is_batch = settings.defaults.whole_groups is not None
     # What is given as a field need not be in a row.
     fields_by_row = settings.fields
     if fields_by_row is not None:

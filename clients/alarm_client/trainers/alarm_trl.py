@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.short_responses import punish_each
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source
 from alarm_client.trainers._columns import rows_of, with_rows
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers._inputs import prompt_of
-from alarm_client.trainers._padding import PaddingCheck, check_padding, left_aligned
+from alarm_client.trainers._padding import left_aligned
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 
 if TYPE_CHECKING:
     import torch
+
+    from alarm_client.trainers._padding_check import PaddingCheck
 
 __all__ = ["DEFAULTS", "check_trainer", "place", "token_scores"]
 
@@ -74,6 +77,8 @@ def check_trainer(
     Runs the trainer's own forward pass, `compute_rewards` and mask on a marked reward a response.
     """
     import torch
+
+    from alarm_client.trainers._padding_check import check_padding
 
     def pad(rows: Sequence[Sequence[float]], placed: bool) -> tuple[Any, Any]:
         scores = [torch.tensor(row, device=trainer.current_device) for row in rows]

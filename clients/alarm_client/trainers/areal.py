@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source, numbers
 from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "IN_A_WORKER", "areward", "reward_fn"]

@@ -8,18 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alarm_client.trainers._base import (
-    Settings,
-    TrainerDefaults,
-    components,
-    get_reward_source,
-    numbers,
-)
 from alarm_client.trainers._columns import groups_of, with_rows
+from alarm_client.trainers._components import components
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
+from alarm_client.trainers._settings import Settings, TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
-__all__ = ["DEFAULTS", "REWARD_NAME", "REWARD_TYPE", "compute_score"]
+__all__ = [
+    "DEFAULTS",
+    "REWARD_NAME",
+    "REWARD_TYPE",
+    "compute_score",
+    "row_of_dataset",
+    "usual_fields",
+]
 
 # One Ray actor asks for the whole batch while the trainer waits, as long as it takes.
 DEFAULTS = TrainerDefaults(
@@ -79,7 +83,7 @@ def _samples(
     if settings.fields is not None:
         return located
     return [
-        replace(one, fields={**_texts(row), **(one.fields or {})} or None)
+        replace(one, fields={**usual_fields(row), **(one.fields or {})} or None)
         for one, row in zip(located, rows, strict=True)
     ]
 
@@ -107,8 +111,24 @@ def _object(truth: Any) -> Mapping[str, Any] | None:
     return truth if isinstance(truth, Mapping) else None
 
 
-def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """The texts and numbers beside the prompt; None and NaN are what tables hold for nothing."""
+def row_of_dataset(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the answer column of a dataset row holds, where that is an object with a prompt.
+
+    The column is `ground_truth`, `answer` (EasyR1's own `data.answer_key`) or the only one.
+    """
+    names = [name for name in ("ground_truth", "answer") if name in row]
+    for name in names or (list(row) if len(row) == 1 else []):
+        truth = _object(row[name])
+        if truth is not None and truth.get("prompt") is not None:
+            return truth
+    return row
+
+
+def usual_fields(row: Mapping[str, Any]) -> dict[str, str]:
+    """The texts and numbers beside the prompt, as fields of their names.
+
+    None and NaN are what tables hold for nothing.
+    """
     return {
         str(name): str(value)
         for name, value in row.items()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers._base import RewardSource, TrainerDefaults, columns, means, read_settings
 from alarm_client.trainers._columns import row_of, with_rows
+from alarm_client.trainers._components import columns, means
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
 from alarm_client.trainers._inputs import decoded_prompt
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Reward, Text
 
 __all__ = ["DEFAULTS", "TokenRewards", "make_reward"]

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source, scalars
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, read_each, split_messages
-from alarm_client.trainers._shared_calls import Asker
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._shared_calls import Consumer
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "AlarmORM", "orm", "register"]
@@ -42,7 +44,7 @@ class AlarmORM:
         if self.part != "reward":
             given.setdefault("aspects", "all")
         self.source = get_reward_source(DEFAULTS, given)
-        self._asker = Asker()
+        self._consumer = Consumer()
 
     async def __call__(
         self, completions: Sequence[Any], messages: Sequence[Any] | None = None, **columns: Any
@@ -59,7 +61,7 @@ class AlarmORM:
         rows = rows_of(columns, len(samples))
         prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]
         samples = with_rows(samples, rows, settings, prompts=prompts)
-        rewards = await self.source.arewards(samples, self._asker)
+        rewards = await self.source.arewards(samples, self._consumer)
         return scalars(rewards, settings.on_failure, self.part, groups_of(samples))
 
 

@@ -9,16 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    TrainerDefaults,
-    columns,
-    means,
-    numbers,
-    read_settings,
-)
 from alarm_client.trainers._columns import groups_of, row_of, with_rows
+from alarm_client.trainers._components import columns, means
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import read_each, split_messages
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Reward, Sample
 
 __all__ = ["DEFAULTS", "Environment", "main", "register"]

@@ -9,9 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alarm_client.trainers._base import Settings, TrainerDefaults, get_reward_source, numbers
 from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import without_end_tokens
+from alarm_client.trainers._settings import Settings, TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["DEFAULTS", "main", "messages_of_query", "register"]

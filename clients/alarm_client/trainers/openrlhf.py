@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from math import exp
 from typing import Any
 
-from alarm_client.trainers._base import (
-    TrainerDefaults,
-    columns,
-    get_reward_source,
-    numbers,
-    summands,
-)
 from alarm_client.trainers._columns import rows_of, with_rows
+from alarm_client.trainers._components import columns, summands
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import read_each, rest_of, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "reward_func"]

@@ -6,15 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    TrainerDefaults,
-    components,
-    numbers,
-    read_settings,
-)
 from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._components import components
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, split_messages
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Sample, Text
 
 __all__ = ["DEFAULTS", "AlarmEvaluator", "AlarmReward"]

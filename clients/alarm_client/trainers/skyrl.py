@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    TrainerDefaults,
-    components,
-    get_reward_source,
-    numbers,
-    read_settings,
-)
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._components import components
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource, get_reward_source
 from alarm_client.types import Sample, Text
 
 __all__ = ["DEFAULTS", "AlarmGenerator", "Environment", "register", "row_of_dataset"]

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    TrainerDefaults,
-    components,
-    get_reward_source,
-    numbers,
-)
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._components import components
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import RewardSource, get_reward_source
 from alarm_client.types import Id, Reward, Sample
 
 __all__ = [
@@ -50,16 +47,16 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
     return await rewarded(args, sample, DEFAULTS)
 
 
-async def rewarded(args: Any, sample: Any, habits: TrainerDefaults) -> Any:
+async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     """As `custom_rm`, for slime or a fork of it."""
     is_group = isinstance(sample, (list, tuple))
     samples = list(sample) if is_group else [sample]
-    source = get_reward_source(habits)
+    source = get_reward_source(defaults)
 
     def read(one: Any) -> Sample:
         return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
 
-    asked = read_each(habits.trainer, read, samples=samples)
+    asked = read_each(defaults.trainer, read, samples=samples)
     asked = _with_rows(asked, samples, source, is_group)
     rewards = await source.arewards(asked)
     found = _found(args, rewards, source, groups_of(asked))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from alarm_client.trainers._base import RewardSource, TrainerDefaults, numbers, read_settings
 from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "AlarmReward"]

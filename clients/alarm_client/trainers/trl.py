@@ -8,19 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
-from alarm_client.trainers._base import (
-    RewardSource,
-    Settings,
-    TrainerDefaults,
-    columns,
-    means,
-    read_settings,
-    scalars,
-    source_for,
-)
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._components import columns, means
+from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
-from alarm_client.trainers._shared_calls import Asker
+from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
+from alarm_client.trainers._shared_calls import Consumer
+from alarm_client.trainers._source import RewardSource, source_for
 from alarm_client.types import Reward, Sample
 
 __all__ = ["DEFAULTS", "AlarmReward", "async_reward"]
@@ -60,7 +54,7 @@ class AlarmReward:
         given = read_settings(DEFAULTS, settings)
         _refuse_none_where_it_is_zero(given)
         self.source: RewardSource = source_for(given)
-        self._asker = Asker()
+        self._consumer = Consumer()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "source": self.source.settings}
@@ -79,7 +73,7 @@ class AlarmReward:
     ) -> list[float | None]:
         """The rewards of TRL's local batch; of the columns those are sent that `fields` name."""
         samples = self._samples(prompts, completions, columns)
-        rewards = self.source.rewards(samples, self._asker)
+        rewards = self.source.rewards(samples, self._consumer)
         return self._finish(samples, rewards, log_metric, log_extra)
 
     async def awaited(
@@ -92,7 +86,7 @@ class AlarmReward:
     ) -> list[float | None]:
         """As the call, awaited."""
         samples = self._samples(prompts, completions, columns)
-        rewards = await self.source.arewards(samples, self._asker)
+        rewards = await self.source.arewards(samples, self._consumer)
         return self._finish(samples, rewards, log_metric, log_extra)
 
     def _samples(

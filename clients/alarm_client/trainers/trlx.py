@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alarm_client.trainers._base import TrainerDefaults, get_reward_source, numbers
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import read_each, without_end_tokens
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "dense_reward_fn", "reward_fn"]

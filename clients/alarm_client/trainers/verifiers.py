@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alarm_client.trainers._base import TrainerDefaults, components, get_reward_source, numbers
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._components import components
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each, role_of
+from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]

@@ -6,20 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from alarm_client.trainers._base import (
-    NAMES,
-    RewardSource,
-    TrainerDefaults,
-    columns,
-    components,
-    get_reward_source,
-    numbers,
-    read_settings,
-)
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
+from alarm_client.trainers._components import columns, components
 from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import decoded_prompt, prompt_of
 from alarm_client.trainers._padding import left_aligned
+from alarm_client.trainers._settings import NAMES, TrainerDefaults, read_settings
+from alarm_client.trainers._source import RewardSource, get_reward_source
 from alarm_client.types import Reward, Sample, Text
 
 if TYPE_CHECKING:

@@ -308,7 +308,8 @@ class BodyLimitMiddleware:
 
     408 is a body that takes longer than ``timeout_s``, 400 one that differs from its
     `Content-Digest`, and 429 means that too many bytes are being received at once. Responses have
-    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too.
+    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too,
+    and clients of version 0.1.0 refuse a response that has only one of the two digests.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:

@@ -1,0 +1,252 @@
+"""A retrying HTTP proxy, `python -m alarm_client.relay URL`, for trainers that do not retry.
+
+It runs beside the trainer and forwards each request; scoring calls are retried with the client's
+backoff until there is a response or their deadline passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, urlsplit
+
+from alarm_client._address import DEFAULT_URL, find_address
+from alarm_client._retry import (
+    LOG,
+    Availability,
+    Flow,
+    Reply,
+    Retries,
+    Send,
+    request_with_retries,
+    start_call,
+)
+from alarm_client._runners import FlowCancelled, run_flow
+from alarm_client._transport import Connections, is_intact
+from alarm_client.errors import AlarmConnectionError, AlarmError
+
+_RETRIES = Retries(longest=4.0)
+_IDLE_SECONDS = 600.0
+_PIECE_BYTES = 1 << 20
+# Digits of ASCII: `str.isdigit` is also true of others. As many as a length or a time may have.
+_NUMBER = re.compile(r"[0-9]{1,15}")
+# What a path and a query hold besides letters and digits (RFC 3986), escapes kept as they are.
+_OF_PATHS = "/?:@!$&'()*+,;=-._~%"
+_SENT_ON = ("Authorization", "Content-Type", "Traceparent", "Tracestate", "X-Request-Id")
+# Of one connection (RFC 9110, section 7.6.1), or written anew.
+_NOT_SENT_BACK = {"connection", "content-encoding", "content-length", "keep-alive", "server"}
+_NOT_SENT_BACK |= {"transfer-encoding", "date", "upgrade"}
+
+
+class Relay(ThreadingHTTPServer):
+    """Listens on `(host, port)` and forwards to `url`, with a thread per connection.
+
+    A scoring call (any POST but those under `/admin`) is retried for up to `timeout` seconds, or
+    for its own `X-Request-Timeout-Ms` if that is shorter. All others are forwarded once. It holds
+    no API key: callers send their own.
+    """
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, url: str, host: str, port: int, timeout: float = 600.0) -> None:
+        address = find_address(url, None)
+        if "@" in url:
+            raise ValueError(
+                "the relay sends no key of its own: put the key into the URL that the trainer uses"
+            )
+        self.target = address.url
+        self._timeout = timeout
+        self._connections = Connections(replace(address, authorization=None), None)
+        self._server = Availability()
+        super().__init__((host, port), _Handler)
+
+    def relayed(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
+        """The server's final response, or an error in the server's format in its place."""
+        is_scoring = send.method == "POST" and not send.path.startswith("/admin")
+        timeout = min(self._timeout, seconds or self._timeout)
+        call = start_call(self.target, timeout, _RETRIES, server=self._server)
+        steps: Flow[Reply]
+        if is_scoring:
+            steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
+        else:
+            steps = _once(replace(send, timeout=timeout, request_id=call.next_request_id()))
+        try:
+            return run_flow(steps, self._send, 1, caller_is_gone)
+        except AlarmConnectionError as error:
+            if not error.retryable:
+                return _refusal(400, "bad_request", str(error))
+            return _refusal(502, "unavailable", str(error))
+        except AlarmError as error:
+            return _refusal(504, "deadline_passed", str(error))
+
+    def server_close(self) -> None:
+        """Stop listening, and close the connections to the server."""
+        super().server_close()
+        self._connections.close()
+
+    def _send(self, send: Send) -> Reply:
+        begun = time.monotonic()
+        try:
+            reply = self._connections.send(send)
+        except AlarmConnectionError as error:
+            if error.retryable:
+                self._server.failed(str(error), begun, time.monotonic(), self._timeout)
+            raise
+        self._server.recovered(self.target, time.monotonic())
+        return reply
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _IDLE_SECONDS
+    server: Relay
+
+    def do_POST(self) -> None:
+        try:
+            try:
+                reply = self._asked()
+            except (FlowCancelled, ConnectionError, TimeoutError):
+                raise
+            except Exception:  # a caller that does not retry gets a response in any case
+                LOG.exception("a request to %s failed", self.path.partition("?")[0][:200])
+                self.close_connection = True
+                reply = _refusal(500, "internal", "the relay failed; its standard error says why")
+            self._answer(reply)
+        except (FlowCancelled, ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the server logs requests, and the relay outages only."""
+
+    def _asked(self) -> Reply:
+        lengths = set(self.headers.get_all("Content-Length", ["0"]))
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            return _refusal(411, "bad_request", "a body needs its Content-Length here")
+        if len(lengths) > 1 or not _NUMBER.fullmatch(min(lengths)):
+            self.close_connection = True
+            return _refusal(400, "bad_request", "Content-Length must be one whole number")
+        body = self._body(int(min(lengths)))
+        given = {name.lower(): value for name, value in self.headers.items()}
+        if not is_intact(body, given):
+            return _refusal(400, "garbled", "the body does not fit its Content-Digest")
+        kept = {name: self.headers[name] for name in _SENT_ON if name in self.headers}
+        path = _target(self.path)
+        if path is None:
+            return _refusal(400, "bad_request", "the request's path must begin with /")
+        send = Send(self.command, path, body or None, 0.0, kept)
+        milliseconds = self.headers.get("X-Request-Timeout-Ms", "")
+        seconds = int(milliseconds) / 1000 if _NUMBER.fullmatch(milliseconds) else None
+        return self.server.relayed(send, seconds, _Disconnected(self.connection))
+
+    def _body(self, length: int) -> bytes:
+        """The body, read in chunks, so that a false Content-Length reserves no memory."""
+        body = bytearray()
+        while len(body) < length:
+            piece = self.rfile.read(min(length - len(body), _PIECE_BYTES))
+            if not piece:
+                raise ConnectionError("the caller hung up within its body")
+            body += piece
+        return bytes(body)
+
+    def _answer(self, reply: Reply) -> None:
+        self.send_response_only(reply.status)
+        for name, value in reply.headers.items():
+            if name not in _NOT_SENT_BACK:
+                self.send_header(name, value)
+        is_head = self.command == "HEAD"
+        length = reply.headers.get("content-length", "0") if is_head else str(len(reply.body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(reply.body)
+
+
+class _Disconnected(threading.Event):
+    """Set once the caller has closed its connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def is_set(self) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection, selectors.EVENT_READ)
+            return bool(selector.select(0)) and not self._connection.recv(1, socket.MSG_PEEK)
+
+
+def _target(path: str) -> str | None:
+    """The path and query to forward, or None where the request target has none.
+
+    Bytes that are not ASCII are percent-encoded. The host of an absolute URL, as sent to proxies
+    (RFC 9112, section 3.2.2), is ignored.
+    """
+    if not path.startswith("/"):
+        try:
+            parts = urlsplit(path)
+        except ValueError:
+            return None
+        if parts.scheme not in {"http", "https"}:
+            return None
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return quote(path.encode("latin-1"), safe=_OF_PATHS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or an interrupt."""
+    parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
+    parser.add_argument("url", help=f"of the server, such as {DEFAULT_URL}")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen")
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds for one call, retries included"
+    )
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="relay: %(message)s")
+    try:
+        relay = Relay(given.url, given.host, given.port, given.timeout)
+    except (ValueError, OSError, OverflowError) as error:
+        _print(str(error))
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with relay:
+        _print(f"http://{given.host}:{relay.server_port} forwards to {relay.target}")
+        try:
+            relay.serve_forever()
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _print(message: str) -> None:
+    sys.stderr.write(f"relay: {message}\n")
+    sys.stderr.flush()
+
+
+def _once(send: Send) -> Flow[Reply]:
+    reply: Reply = yield send
+    return reply
+
+
+def _refusal(status: int, code: str, message: str) -> Reply:
+    error = {"code": code, "message": message, "retryable": status >= 500}
+    body = json.dumps({"error": error}).encode()
+    return Reply(status, {"content-type": "application/json"}, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The parts of a reward by name: what trainers log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from alarm_client.types import Reward
+
+# Rules that add up weighted parts, and those that count aspects past the threshold alone.
+_SUMS = ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
+_THRESHOLDS = ("hierarchical", "cascade")
+
+# What every reward has beside its aspects.
+BASE = ("reward", "holistic", "admitted", "failed")
+
+
+def components(reward: Reward, aspect_names: Sequence[str]) -> dict[str, float]:
+    """One finite number or NaN a name: the base names, then the aspects' in the given order.
+
+    `holistic` is the normalized score, `admitted` and `failed` are 0 or 1, an aspect is its own
+    reward before its weight; NaN is what was not computed.
+    """
+    values = {
+        "reward": _or_nan(reward.reward),
+        "holistic": math.nan if reward.holistic is None else reward.holistic.normalized,
+        "admitted": _or_nan(reward.admitted),
+        "failed": float(reward.reward is None),
+    }
+    for name in aspect_names:
+        aspect = reward.aspects.get(name)
+        values[name] = math.nan if aspect is None else aspect.reward
+    return values
+
+
+def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
+    """What the holistic score and each aspect add to a reward, by the rule and its weights.
+
+    Where the rule does more than add, what it starts from: the normalized holistic score and each
+    aspect's reward without its weight. An aspect that does not count adds 0. Empty on failure.
+    """
+    if reward.reward is None or reward.holistic is None:
+        return {}
+    rule, weights = hierarchy.get("rule"), hierarchy.get("weights") or {}
+    is_sum = rule in _SUMS
+    counts = reward.admitted if rule in _THRESHOLDS else rule != "holistic_only"
+    z = reward.holistic.normalized * (hierarchy.get("holistic_weight", 1.0) if is_sum else 1.0)
+    found = {"holistic": 0.0 if rule == "aspect_only" else z}
+    for name, aspect in reward.aspects.items():
+        weight = weights.get(name, 1.0) if is_sum else 1.0
+        found[name] = weight * aspect.reward if counts and aspect is not None else 0.0
+    return found
+
+
+def columns(rewards: Sequence[Reward], aspect_names: Sequence[str]) -> dict[str, list[float]]:
+    """The components of many samples by name, a list as long as the samples each."""
+    rows = [components(reward, aspect_names) for reward in rewards]
+    return {name: [row[name] for row in rows] for name in (*BASE, *aspect_names)}
+
+
+def means(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each column over what it has; NaN where it has nothing."""
+    return {name: _mean(values) for name, values in parts.items()}
+
+
+def part_of(reward: Reward, part: str) -> float | None:
+    """The reward itself, or its normalized holistic score, or an aspect's own reward by its name.
+
+    None where that was not computed; ValueError where the recipe has no such aspect.
+    """
+    if part == "reward":
+        return reward.reward
+    if part == "holistic":
+        return None if reward.holistic is None else reward.holistic.normalized
+    if part not in reward.aspects:
+        raise ValueError(f"the recipe has no aspect {part!r}; it has {sorted(reward.aspects)}")
+    aspect = reward.aspects[part]
+    return None if aspect is None else aspect.reward
+
+
+class AspectNames:
+    """The aspects to log: those the user named, else those that answers have shown so far."""
+
+    def __init__(self, named: Iterable[str]) -> None:
+        self._names = tuple(named)
+        self._is_fixed = bool(self._names)
+
+    def seen(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
+        """The names, after these answers; sorted, so that every process has them in one order."""
+        if not self._is_fixed:
+            found = {name for reward in rewards for name in reward.aspects}
+            self._names = tuple(sorted(found | set(self._names)))
+        return self._names
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [value for value in values if not math.isnan(value)]
+    return sum(present) / len(present) if present else math.nan
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,203 @@
+"""The failure policy: what a sample without a reward, or a failed call, becomes in a trainer."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alarm_client.errors import (
+    AlarmError,
+    InvalidRequest,
+    NotFound,
+    SampleFailed,
+    TooLarge,
+    Unauthorized,
+)
+from alarm_client.trainers._components import part_of
+from alarm_client.trainers._settings import OnFailure, TrainerDefaults
+from alarm_client.types import Id, Reward, SampleError
+
+LOG = logging.getLogger("alarm_client.trainers")
+
+# No policy hides these: the address, the key, a name or the request itself is wrong, and waiting
+# does not mend it.
+MISCONFIGURED = (Unauthorized, NotFound, InvalidRequest, TooLarge)
+
+# Of a sample: the server cannot judge it as it was sent.
+_INVALID = "invalid_sample"
+
+# As many one-sample calls in a row with an invalid sample are no chance.
+_MOST_INVALID = 16
+
+
+def failed_call(
+    error: AlarmError, num_samples: int, policy: OnFailure, *, has_answered: bool = True
+) -> list[Reward]:
+    """A reward without a number for each sample of a failed call, unless it is to be raised.
+
+    It is raised where the policy says so, where no other call could do better, and where the
+    server has never answered (`has_answered`): a run must not start on nothing.
+    """
+    # Of a failed call no group has a mean.
+    is_raised = policy in ("raise", "group_mean")
+    if is_raised or isinstance(error, MISCONFIGURED) or not has_answered:
+        raise error
+    reason = SampleError(error.code or type(error).__name__, str(error))
+    return [Reward(None, None, None, None, None, {}, False, reason) for _ in range(num_samples)]
+
+
+class InvalidCalls:
+    """Tells misconfiguration, which makes every sample invalid, from a sample that is."""
+
+    def __init__(self, defaults: TrainerDefaults) -> None:
+        self.defaults = defaults
+        self._has_rewarded = False
+        self._num_in_a_row = 0
+
+    def checked(self, rewards: Sequence[Reward]) -> list[Reward]:
+        """The rewards of a call, with advice in the messages of invalid samples.
+
+        Raises SampleFailed where each sample of the call is invalid. A call of one sample says
+        little: there it is raised until the first reward came, and after many in a row.
+        """
+        advised = [self._advised(reward) for reward in rewards]
+        invalid = [one.error for one in advised if one.error and one.error.code == _INVALID]
+        self._has_rewarded |= any(reward.reward is not None for reward in rewards)
+        if not advised or len(invalid) < len(advised):
+            self._num_in_a_row = 0
+            return advised
+        self._num_in_a_row += 1
+        is_chance = len(advised) == 1 and self._has_rewarded
+        if is_chance and self._num_in_a_row < _MOST_INVALID:
+            return advised
+        calls = f"of {self._num_in_a_row} calls in a row" if is_chance else "of this call"
+        raise SampleFailed(
+            f"every sample {calls} is invalid, which on_failure does not hide: "
+            f"{self.defaults.trainer} does not send what the server's recipe wants; the first: "
+            f"{_INVALID}: {invalid[0].message}",
+            code=_INVALID,
+        )
+
+    def _advised(self, reward: Reward) -> Reward:
+        error = reward.error
+        if error is None or error.code != _INVALID:
+            return reward
+        advice = _advice(error.message, self.defaults)
+        return replace(reward, error=replace(error, message=error.message + advice))
+
+
+def scalars(
+    rewards: Sequence[Reward],
+    policy: OnFailure,
+    part: str = "reward",
+    groups: Sequence[Id] | None = None,
+) -> list[float | None]:
+    """One number a sample, its reward or a part of it; where it has none, what the policy says.
+
+    `groups`: each sample's, for "group_mean"; without them all samples are one group. A part that
+    was not computed for a sample is None, or the mean of its group's where some have it.
+    """
+    report(rewards, policy, groups)
+    substitute = policy if isinstance(policy, float) else None
+    values = [substitute if reward.reward is None else part_of(reward, part) for reward in rewards]
+    return with_group_means(values, groups) if policy == "group_mean" else values
+
+
+def numbers(
+    rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
+) -> list[float]:
+    """One number a sample, for trainers that take nothing else."""
+    found = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
+    if len(found) != len(rewards):
+        raise ValueError("this trainer needs a number a sample; on_failure cannot be 'none'")
+    return found
+
+
+def with_group_means(
+    values: Sequence[float | None], groups: Sequence[Id] | None = None
+) -> list[float | None]:
+    """The values, with the mean of its group's in place of each None; None where all are."""
+    groups = [None] * len(values) if groups is None else groups
+    present: dict[Id, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        if value is not None:
+            present.setdefault(group, []).append(value)
+    means = {group: sum(some) / len(some) for group, some in present.items()}
+    return [
+        means.get(group) if value is None else value
+        for value, group in zip(values, groups, strict=True)
+    ]
+
+
+def report(
+    rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
+) -> None:
+    """Raise or log, once for all of them, that samples have no reward.
+
+    With "group_mean" a group in which all failed is raised.
+    """
+    failed = [reward for reward in rewards if reward.reward is None]
+    if not failed:
+        return
+    error = failed[0].error or SampleError("no_segments", "the model found nothing to judge")
+    message = (
+        f"{len(failed)} of {len(rewards)} samples have no reward; "
+        f"the first: {error.code}: {error.message}"
+    )
+    if policy == "raise":
+        raise SampleFailed(message, code=error.code)
+    if policy == "group_mean":
+        _require_means(rewards, groups, message, error.code)
+    taken = {"none": "skipped", "group_mean": "taken as the mean of their group"}
+    LOG.warning("%s; %s", message, taken.get(str(policy), f"taken as {policy}"))
+
+
+def _require_means(
+    rewards: Sequence[Reward], groups: Sequence[Id] | None, message: str, code: str
+) -> None:
+    groups = [None] * len(rewards) if groups is None else groups
+    rewarded = {
+        group for reward, group in zip(rewards, groups, strict=True) if reward.reward is not None
+    }
+    for group in groups:
+        if group not in rewarded:
+            size = sum(other == group for other in groups)
+            of_one = " Let the trainer's local batch hold whole groups." if size == 1 else ""
+            raise SampleFailed(
+                f"all {size} samples that this call has of a prompt failed, so that there is no "
+                f"group mean to take: {message}.{of_one} With on_failure as a number the run goes "
+                "on past such a prompt",
+                code=code,
+            )
+
+
+def missing_field(message: str) -> str | None:
+    """The field that the server misses in a sample, by what it says of it."""
+    missing = re.search(r"\{(\w+)\}.*`fields`|`?fields\.(\w+)", message)
+    return None if missing is None else missing.group(1) or missing.group(2)
+
+
+def _advice(message: str, defaults: TrainerDefaults) -> str:
+    """What to set in a trainer, where the server says what it misses in a sample."""
+    if re.search(r"\bgroups?\b", message):
+        if defaults.whole_groups is not None:
+            return (
+                ". Each call must hold all the completions of a prompt: "
+                f"{defaults.trainer} does so with {defaults.whole_groups}. The setting group "
+                "(ALARM_GROUP) names a column that tells prompts apart, else the prompt does"
+            )
+        return (
+            f". {defaults.trainer} asks for one sample at a time, so no rule that compares the "
+            "samples of a group (gdpo, mo_grpo) can be used with it: choose another rule"
+        )
+    name = missing_field(message)
+    if name is None:
+        return ""
+    usual = ", ".join(defaults.references)
+    from_where = f" (without it, from the first that is there of: {usual})" if usual else ""
+    return (
+        f'. Set fields to {{"{name}": COLUMN}}, or ALARM_FIELDS={name}=COLUMN, where COLUMN is the '
+        f"dataset's column that holds it{from_where if name == 'reference' else ''}"
+    )

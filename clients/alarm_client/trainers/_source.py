@@ -1,0 +1,189 @@
+"""The reward source of a trainer module: samples in, rewards out, under its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+from alarm_client._payloads import reward_payload
+from alarm_client._transport import content_digest
+from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.errors import AlarmError
+from alarm_client.trainers._components import AspectNames
+from alarm_client.trainers._failures import InvalidCalls, failed_call
+from alarm_client.trainers._inputs import plain_samples, template_of
+from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
+from alarm_client.trainers._shared_calls import Consumer, SharedCalls
+from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
+
+
+class RewardSource:
+    """Rewards under one trainer's settings; safe to pickle, to fork and to use from any loop.
+
+    A result has one reward a sample, in order. Where the policy is not to raise, a failed call
+    gives rewards without a number; see `failure`. Rewards of several functions that name an
+    `consumer` each cost one call a batch.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._template = template_of(settings.template)
+        self.aspect_names = AspectNames(settings.aspect_names)
+        self._invalid = InvalidCalls(settings.defaults)
+        self._shared: SharedCalls[list[Reward]] = SharedCalls()
+        self._hierarchy: Mapping[str, Any] | None = None
+        self._client = AlarmClient(
+            settings.url,
+            api_key=settings.api_key,
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
+        )
+        self._async_client = AsyncAlarmClient(
+            settings.url,
+            api_key=settings.api_key,
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
+        )
+
+    def rewards(self, samples: Sequence[Sample], consumer: Consumer | None = None) -> list[Reward]:
+        """The rewards, from this thread."""
+        if not samples:
+            return []
+        samples = plain_samples(samples, self._template, self.settings.trainer)
+        if consumer is None:
+            return self._rewards(samples)
+        return self._shared.result(consumer, _key(samples), partial(self._rewards, samples))
+
+    async def arewards(
+        self, samples: Sequence[Sample], consumer: Consumer | None = None
+    ) -> list[Reward]:
+        """The rewards, awaited on the running loop."""
+        if not samples:
+            return []
+        samples = plain_samples(samples, self._template, self.settings.trainer)
+        if consumer is None:
+            return await self._arewards(samples)
+        return await self._shared.aresult(consumer, _key(samples), partial(self._arewards, samples))
+
+    def hierarchy(self) -> Mapping[str, Any]:
+        """The rule and the weights of the recipe that is asked, with the overrides.
+
+        Empty where a model is asked, or the server does not tell them.
+        """
+        if self.settings.model is not None:
+            return {}
+        if self._hierarchy is None:
+            try:
+                recipes = self._client.models().recipes
+            except AlarmError:
+                return {}  # it is asked again with the next rewards
+            self._hierarchy = _hierarchy(recipes, self.settings)
+        return self._hierarchy
+
+    def wait_ready(self, timeout: float = 600.0) -> None:
+        """Return when the server's models are ready; past `timeout` raise the server's reason."""
+        self._client.wait_ready(timeout)
+
+    def close(self) -> None:
+        """Close the blocking connections; awaited ones close with their loop."""
+        self._client.close()
+
+    def _rewards(self, samples: Sequence[Sample]) -> list[Reward]:
+        given, order = self.settings, _group_by_group(samples)
+        sent = [samples[index] for index in order]
+        result: RewardResult | ScoreResult
+        try:
+            if given.model:
+                result = self._client.score(sent, given.model)
+            else:
+                result = self._client.hierarchical_reward(
+                    sent, given.recipe, given.overrides, given.aspects
+                )
+        except AlarmError as error:
+            return self._failed(error, len(samples))
+        return self._answered(result, sent, order)
+
+    async def _arewards(self, samples: Sequence[Sample]) -> list[Reward]:
+        given, order = self.settings, _group_by_group(samples)
+        sent = [samples[index] for index in order]
+        result: RewardResult | ScoreResult
+        try:
+            if given.model:
+                result = await self._async_client.score(sent, given.model)
+            else:
+                result = await self._async_client.hierarchical_reward(
+                    sent, given.recipe, given.overrides, given.aspects
+                )
+        except AlarmError as error:
+            return self._failed(error, len(samples))
+        return self._answered(result, sent, order)
+
+    def _answered(
+        self, result: RewardResult | ScoreResult, sent: Sequence[Sample], order: Sequence[int]
+    ) -> list[Reward]:
+        found = result.rewards if isinstance(result, RewardResult) else _from_scores(result, sent)
+        placed = dict(zip(order, found, strict=True))
+        return self._invalid.checked([placed[index] for index in range(len(order))])
+
+    def _failed(self, error: AlarmError, num_samples: int) -> list[Reward]:
+        has_answered = self._client.has_answered or self._async_client.has_answered
+        policy = self.settings.on_failure
+        return failed_call(error, num_samples, policy, has_answered=has_answered)
+
+
+def get_reward_source(
+    defaults: TrainerDefaults, given: Mapping[str, Any] | None = None
+) -> RewardSource:
+    """The source for these settings; hooks that are plain functions share one a process."""
+    return source_for(read_settings(defaults, given))
+
+
+def source_for(settings: Settings) -> RewardSource:
+    """The source for these settings, the same one in this process."""
+    return _cached(settings)
+
+
+@lru_cache(maxsize=32)
+def _cached(settings: Settings) -> RewardSource:
+    return RewardSource(settings)
+
+
+def _hierarchy(recipes: Sequence[Mapping[str, Any]], settings: Settings) -> Mapping[str, Any]:
+    for recipe in recipes:
+        if settings.recipe in (None, recipe.get("name")) and "weights" in recipe:
+            overrides: Mapping[str, Any] = settings.overrides or {}
+            weights = {**recipe["weights"], **overrides.get("weights", {})}
+            return {**recipe, **overrides, "weights": weights}
+    return {}
+
+
+def _key(samples: Sequence[Sample]) -> str:
+    """The same for the same samples: a digest of what is sent for them."""
+    return content_digest(reward_payload(samples, None, None, "all").body)
+
+
+def _group_by_group(samples: Sequence[Sample]) -> list[int]:
+    """The samples' order on the wire: a group's together, so that a large call is cut between."""
+    firsts: dict[Id, int] = {}
+    for index, sample in enumerate(samples):
+        if sample.group is not None:
+            firsts.setdefault(sample.group, index)
+    return sorted(range(len(samples)), key=lambda index: firsts.get(samples[index].group, index))
+
+
+def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]:
+    return [
+        _from_score(score, sample) for score, sample in zip(result.scores, samples, strict=True)
+    ]
+
+
+def _from_score(score: Score, sample: Sample) -> Reward:
+    """A model's raw score as a reward, on the last token where tokens were sent."""
+    reward = Reward(score.id, score.score, None, None, None, {}, score.truncated, score.error)
+    if sample.token_offsets is None or score.score is None:
+        return reward
+    num_tokens = len(sample.token_offsets)
+    rewards = (0.0,) * (num_tokens - 1) + (score.score,) if num_tokens else ()
+    return replace(reward, token_rewards=rewards)
