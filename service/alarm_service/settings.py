@@ -115,6 +115,11 @@ class Settings(BaseSettings):
     )
     tls_key: Path | None = Field(default=None, description="a PEM file of the certificate's key")
     max_samples: int = Field(default=1024, ge=1, description="samples a request may have")
+    max_sample_chars: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="characters that one sample's texts may have: a million tokens of English",
+    )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="bytes a body may have")
     body_timeout_s: float = Field(
         default=60, gt=0, description="how long a body may take to arrive, in seconds"

@@ -12,6 +12,7 @@ from standin import FIGURE_1
 from alarm_service import json_pieces as pieces
 from alarm_service import validation
 from alarm_service.api import large_bodies as large
+from alarm_service.engine import pipeline
 from alarm_service.errors import format_validation_errors
 from alarm_service.validation import FailFastInPieces, FewUnknown, InPieces, ListOf, num_faults
 
@@ -168,3 +169,46 @@ async def test_ground_truth_of_very_many_values_is_no_prompt(
         answer: httpx.Response = await server.client.post("/compat/easyr1/figure-1", json=body)
     assert answer.status_code == 422
     assert "holds none" in answer.json()["error"]["message"]
+
+
+async def test_sample_of_too_many_characters_fails_alone() -> None:
+    texts = [
+        {"prompt": "?", "completion": "a b"},
+        {"prompt": "?", "completion": "a " * 50},
+        {"prompt": [MESSAGE] * 101, "completion": "a"},
+        {"prompt": "?", "completion": "a", "fields": {"reference": "b" * 99}},
+    ]
+    async with serving(FIGURE_1, max_sample_chars=100) as server:
+        scored = await server.client.post("/score", json={"samples": texts})
+        rewarded = await server.client.post("/hierarchical_reward", json={"samples": texts})
+    scores = scored.json()["scores"]
+    assert scores[0]["score"] == 2
+    assert [one["error"]["code"] for one in scores[1:]] == ["too_long"] * 3
+    assert scores[1]["error"]["message"] == (
+        "the sample has 101 characters, fields included, and the server takes 100 "
+        "(--max-sample-chars)"
+    )
+    rewards = rewarded.json()["rewards"]
+    assert rewards[0]["error"] is None
+    assert [one["error"]["code"] for one in rewards[1:]] == ["too_long"] * 3
+
+
+async def test_samples_are_prepared_so_many_characters_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+    prepare = pipeline.prepare
+
+    def noted(model: Any, some: Any) -> Any:
+        counts.append(len(some))
+        return prepare(model, some)
+
+    monkeypatch.setattr(pipeline, "prepare", noted)
+    monkeypatch.setattr(pipeline, "_CHUNK_CHARS", 10)
+    texts = ["a" * 9, "b b", "b b", "a" * 30, "b"]
+    async with serving() as server:
+        await server.score("b")  # once all is loaded
+        counts.clear()
+        answer = await server.score(*texts)
+    assert counts == [1, 2, 1, 1]
+    assert [one["score"] for one in answer.json()["scores"]] == [1, 2, 2, 1, 1]

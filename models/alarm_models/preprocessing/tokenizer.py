@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
@@ -20,8 +21,9 @@ from alarm_models.preprocessing.chat_templates import (
     draws_randomly,
     fix_date,
 )
+from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
-from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.preprocessing.truncation import TokenIds, Truncation
 from alarm_models.types import Message, Span
 
 __all__ = ["Tokenizer"]
@@ -30,6 +32,14 @@ _logger = logging.getLogger(__name__)
 
 #: How long a checkpoint's chat template may take over one conversation.
 _TEMPLATE_TIMEOUT_S = 10.0
+
+#: A longer text is tokenised in parts where it can be: encodings take some hundred bytes a
+#: character.
+_MAX_WHOLE = 64 << 10
+#: Characters of a part, and words of a text that was split into words before.
+_PART = 32 << 10
+_WORDS_AT_ONCE = 8 << 10
+_PARTS_AT_ONCE = 64
 
 
 class Tokenizer:
@@ -50,6 +60,7 @@ class Tokenizer:
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
+        self._can_cut = can_cut(json.loads(self._fast.to_str()))
         # A letter shows which special tokens go around a text.
         probe = self._fast.encode("a")
         inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
@@ -145,24 +156,94 @@ class Tokenizer:
         end = max(start, end)
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
-    def encode(self, rendered: Sequence[Rendered], *, with_special: bool) -> list[TokenIds]:
-        """Tokenise whole texts; a text that brings its own first special token gets no second."""
-        texts = [one.text for one in rendered]
-        encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
-        return [
-            self._token_ids(encoding, one, with_special)
-            for encoding, one in zip(encodings, rendered, strict=True)
-        ]
+    def encode(
+        self,
+        rendered: Sequence[Rendered],
+        *,
+        with_special: bool,
+        max_tokens: int | None = None,
+        truncation: Truncation = Truncation.ERROR,
+    ) -> list[TokenIds]:
+        """Tokenise whole texts; a text that brings its own first special token gets no second.
+
+        Of a long one, tokens are left out that `fit` would drop for ``max_tokens`` by
+        ``truncation``, where that can be without tokenising all of it; too many for it are left.
+        """
+        is_cut = [self._can_cut and len(one.text) > _MAX_WHOLE for one in rendered]
+        whole = [one.text for one, cut_it in zip(rendered, is_cut, strict=True) if not cut_it]
+        encodings = iter(self._fast.encode_batch(whole, add_special_tokens=with_special))
+        tokens = []
+        for text, cut_it in zip(rendered, is_cut, strict=True):
+            if cut_it:
+                tokens.append(self._encode_long(text, with_special, max_tokens, truncation))
+            else:
+                encoding = next(encodings)
+                tokens.append(self._token_ids(encoding.ids, encoding.offsets, text, with_special))
+        return tokens
+
+    def _encode_long(
+        self, text: Rendered, with_special: bool, max_tokens: int | None, truncation: Truncation
+    ) -> TokenIds:
+        """Tokenise a text in parts, without those that truncation drops whole."""
+        parts = cut(text, _PART)
+        prefix, suffix = (self._prefix, self._suffix) if with_special else ([], [])
+        encoded: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+        num_tokens = 0
+        enough = math.inf if max_tokens is None else max_tokens + len(suffix)
+        # The parts of which some may be needless, the most wanted first: of those that are prompt
+        # from end to end the last, else the first of all.
+        middle = list(range(len(parts)))
+        if truncation is Truncation.PROMPT:
+            start, end = text.prompt
+            middle = [at for at in middle if start <= parts[at].start and parts[at].end <= end]
+            middle.reverse()
+        outside = sorted(set(range(len(parts))).difference(middle))
+        for at in outside:
+            encoded[at] = self._encode_part(text, parts[at])
+        for at in middle:
+            if truncation is not Truncation.ERROR and num_tokens > enough:
+                break
+            encoded[at] = self._encode_part(text, parts[at])
+            num_tokens += len(encoded[at][0])
+        ids, offsets = [*prefix], [(0, 0)] * len(prefix)
+        for at in sorted(encoded):
+            ids += encoded[at][0]
+            offsets += encoded[at][1]
+        ids += suffix
+        offsets += [(0, 0)] * len(suffix)
+        return self._token_ids(ids, offsets, text, with_special)
+
+    def _encode_part(self, text: Rendered, part: Span) -> tuple[list[int], list[tuple[int, int]]]:
+        check_cancelled()
+        # A batch of one: others run meanwhile, as they do not where one text is encoded.
+        (encoding,) = self._fast.encode_batch(
+            [text.text[part.start : part.end]], add_special_tokens=False
+        )
+        start = part.start
+        return encoding.ids, [(begin + start, end + start) for begin, end in encoding.offsets]
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
-        encodings = self._fast.encode_batch(
-            [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
-        )
-        return [
-            (encoding.ids, [word for word in encoding.word_ids if word is not None])
-            for encoding in encodings
+        # Each word is tokenised on its own: so a long text may be given some words at a time.
+        parts = [
+            (text, start)
+            for text, words in enumerate(texts)
+            for start in range(0, len(words), _WORDS_AT_ONCE)
         ]
+        encoded: list[tuple[list[int], list[int]]] = [([], []) for _ in texts]
+        for at in range(0, len(parts), _PARTS_AT_ONCE):
+            check_cancelled()
+            some = parts[at : at + _PARTS_AT_ONCE]
+            encodings = self._fast.encode_batch(
+                [list(texts[text][start : start + _WORDS_AT_ONCE]) for text, start in some],
+                is_pretokenized=True,
+                add_special_tokens=False,
+            )
+            for (text, start), encoding in zip(some, encodings, strict=True):
+                ids, owners = encoded[text]
+                ids += encoding.ids
+                owners += (start + word for word in encoding.word_ids if word is not None)
+        return encoded
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
@@ -182,8 +263,9 @@ class Tokenizer:
             ) from error
         return text
 
-    def _token_ids(self, encoding: Encoding, text: Rendered, with_special: bool) -> TokenIds:
-        ids, offsets = encoding.ids, encoding.offsets
+    def _token_ids(
+        self, ids: list[int], offsets: list[tuple[int, int]], text: Rendered, with_special: bool
+    ) -> TokenIds:
         num_prefix = self.num_prefix if with_special else 0
         num_suffix = self.num_suffix if with_special else 0
         if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1]:

@@ -71,7 +71,10 @@ class TextPipeline:
                 else:
                     rendered[index] = made
         encoded = self._tokenizer.encode(
-            list(rendered.values()), with_special=self._template is not None
+            list(rendered.values()),
+            with_special=self._template is not None,
+            max_tokens=self._max_tokens,
+            truncation=self._spec.truncation,
         )
         for index, tokens in zip(rendered, encoded, strict=True):
             try:

@@ -49,6 +49,7 @@ class EngineLimits:
     is_deterministic: bool = False
     forward_timeout_s: float = 0
     max_queue_s: float = 0
+    max_sample_chars: int = 4_000_000
 
 
 _log = structlog.get_logger()
@@ -92,7 +93,12 @@ class RewardEngine:
             forward_timeout_s=limits.forward_timeout_s,
         )
         self.passage = ScoringPipeline(
-            self._waiting, self.life, metrics, traces, is_deterministic=limits.is_deterministic
+            self._waiting,
+            self.life,
+            metrics,
+            traces,
+            is_deterministic=limits.is_deterministic,
+            max_sample_chars=limits.max_sample_chars,
         )
         is_measured = limits.max_batch_tokens is None
         self._maker = ModelSetBuilder(

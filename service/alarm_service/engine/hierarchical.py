@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.combination.rewards import (
     ScoredSample,
     aspect_reward,
@@ -120,20 +121,27 @@ class ScoreCollector:
 
     async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
         """Score the reference completions of samples that bring one, each text once."""
-        model = self.model_set.model_of(self.recipe, self.recipe.holistic.model)
-        places: dict[object, int] = {}
-        asked: dict[int, int] = {}
-        for index in indices:
-            sample = self.samples[index]
-            if "reference" in sample.fields:
-                key = (sample.prompt, tuple(sorted(sample.fields.items())))
-                asked[index] = places.setdefault(key, index)
-        unique = list(places.values())
-        if not unique:
+        if not any("reference" in self.samples[index].fields for index in indices):
             return {}
+        model = self.model_set.model_of(self.recipe, self.recipe.holistic.model)
+        # Off the event loop: samples may have any number of fields.
+        asked = await self.engine.passage.run_in_thread(partial(self._reference_places, indices))
+        unique = [index for index, place in asked.items() if index == place]
         scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
         found = dict(zip(unique, scores, strict=True))
         return {index: found[place] for index, place in asked.items()}
+
+    def _reference_places(self, indices: Sequence[int]) -> dict[int, int]:
+        """Return, for each sample with a reference, the first sample of the same texts."""
+        places: dict[object, int] = {}
+        asked: dict[int, int] = {}
+        for index in indices:
+            check_cancelled()
+            sample = self.samples[index]
+            if "reference" in sample.fields:
+                key = (sample.prompt, frozenset(sample.fields.items()))
+                asked[index] = places.setdefault(key, index)
+        return asked
 
     async def _scores(self, loaded: LoadedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,14 @@ from alarm_models.cancellation import cancellable, check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
-from alarm_models.types import Sample, Score, Span, require_spans_within, require_starts_within
+from alarm_models.types import (
+    Sample,
+    Score,
+    Span,
+    num_characters,
+    require_spans_within,
+    require_starts_within,
+)
 from alarm_service.engine.caller import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
@@ -123,8 +130,23 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenised in one go, so that the device starts before a large request is all tokens.
+#: Samples tokenised in one go, so that the device starts before a large request is all tokens,
+#: and characters: what becomes of a text meanwhile takes some hundred times its size.
 _CHUNK = 64
+_CHUNK_CHARS = 256 << 10
+
+
+def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]:
+    """Yield the samples that are prepared in one go, with the index of the first."""
+    start = num_chars = 0
+    for index, sample in enumerate(samples):
+        own = num_characters(sample)
+        if index > start and (index - start == _CHUNK or num_chars + own > _CHUNK_CHARS):
+            yield start, samples[start:index]
+            start, num_chars = index, 0
+        num_chars += own
+    if samples:
+        yield start, samples[start:]
 
 
 class ScoringPipeline:
@@ -138,21 +160,26 @@ class ScoringPipeline:
         traces: Traces,
         *,
         is_deterministic: bool,
+        max_sample_chars: int,
     ) -> None:
         self._waiting = waiting
         self._life = life
         self._metrics = metrics
         self._traces = traces
         self._is_deterministic = is_deterministic
+        self._max_sample_chars = max_sample_chars
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     async def score(
         self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
     ) -> list[Outcome]:
         """Score a caller's samples with a model; one outcome a sample, in order."""
-        if isinstance(loaded.model, HostModel):
-            return await self._score_on_host(loaded.model, samples, caller)
-        return await self._score_on_device(loaded, loaded.model, samples, caller)
+        faults = [self._too_long(sample) for sample in samples]
+        if not any(faults):
+            return await self._score_short(loaded, samples, caller)
+        short = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await self._score_short(loaded, short, caller) if short else ())
+        return [next(scores) if fault is None else fault for fault in faults]
 
     async def run_in_thread(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenising thread, off the event loop.
@@ -177,6 +204,23 @@ class ScoringPipeline:
         self._waiting.close(draining_error())
         self._workers.shutdown(wait=False)
 
+    def _too_long(self, sample: Sample) -> SampleError | None:
+        count = num_characters(sample)
+        if count <= self._max_sample_chars:
+            return None
+        return SampleError(
+            "too_long",
+            f"the sample has {count} characters, fields included, and the server takes "
+            f"{self._max_sample_chars} (--max-sample-chars)",
+        )
+
+    async def _score_short(
+        self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller
+    ) -> list[Outcome]:
+        if isinstance(loaded.model, HostModel):
+            return await self._score_on_host(loaded.model, samples, caller)
+        return await self._score_on_device(loaded, loaded.model, samples, caller)
+
     async def _score_on_device(
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
@@ -184,8 +228,7 @@ class ScoringPipeline:
         trace = self._traces.current()
         cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
         try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
+            for start, chunk in _chunks(samples):
                 prepared = await self.run_in_thread(
                     partial(self._prepare, loaded.name, model, chunk)
                 )
