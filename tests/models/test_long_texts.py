@@ -25,11 +25,12 @@ from tokenizers import (
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing import tokenizer as tokenizing
 from alarm_models.preprocessing.long_texts import can_cut, cut
+from alarm_models.preprocessing.segmentation import split_words
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.preprocessing.truncation import Truncation, fit
+from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.loader import locate_recipe
-from alarm_models.types import Span
+from alarm_models.types import Sample, Span
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -228,7 +229,43 @@ def test_words_in_parts_are_those_of_the_whole(
 ) -> None:
     texts = [["The", "lazy", "dogs", "1815"] * 3, [], ["x"], ["naïve"] * 9]
     whole = tokenizers[name].encode_words(texts)
-    monkeypatch.setattr(tokenizing, "_WORDS_AT_ONCE", 2)
-    monkeypatch.setattr(tokenizing, "_PARTS_AT_ONCE", 3)
+    monkeypatch.setattr(tokenizing, "_WORDS_AT_ONCE", 5)
     assert tokenizers[name].encode_words(texts) == whole
     assert whole[1] == ([], [])
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+@given(TEXTS, TEXTS, st.sampled_from(["", " ", "\n"]), st.sampled_from(["", " ", "."]), st.data())
+def test_long_prefix_of_segments_has_after_truncation_the_words_of_the_whole(
+    tokenizers: dict[str, Tokenizer], prompt: str, rest: str, before: str, after: str, data: Any
+) -> None:
+    tokenizer, max_tokens = tokenizers["mini"], data.draw(st.integers(4, 40))
+    text = f"answer{before}{prompt}{after}{rest}"
+    start = len("answer" + before)
+    prefix = Rendered(text, Span(start, start + len(prompt)), Span(0, 0))
+    sample = Sample(prompt, "It is. So!")
+
+    def left(one: Rendered) -> Any:
+        part = split_words(one, sample, (Span(0, 6), Span(7, 10)))
+        ((ids, owners),) = tokenizer.encode_words([part.words])
+        laid = part.insert_separators(ids, owners, 102)
+        try:
+            return fit(TokenIds(tuple(laid.ids), laid.prompt, 0, 0), max_tokens, Truncation.PROMPT)
+        except SampleError as error:
+            return error.message
+
+    shortened = tokenizer.shorten_words(prefix, max_tokens, size=data.draw(st.integers(1, 50)))
+    kept, whole = left(shortened), left(prefix)
+    if isinstance(whole, str):
+        assert kept == whole
+    else:
+        assert (kept[0].ids, kept[1]) == (whole[0].ids, whole[1])
+
+
+def test_long_prefix_of_segments_is_shortened(tokenizers: dict[str, Tokenizer]) -> None:
+    text = "question: " + "the dog " * 100_000 + "answer: "
+    prefix = Rendered(text, Span(10, len(text) - 8), Span(0, 0))
+    shortened = tokenizers["mini"].shorten_words(prefix, 512)
+    assert len(shortened.text) < 50_000
+    assert shortened.text.startswith("question: the dog")
+    assert shortened.text.endswith(" dog answer: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,13 +34,14 @@ _logger = logging.getLogger(__name__)
 #: How long a checkpoint's chat template may take over one conversation.
 _TEMPLATE_TIMEOUT_S = 10.0
 
+_WHITE = re.compile(r"\s")
+
 #: A longer text is tokenised in parts where it can be: encodings take some hundred bytes a
 #: character.
 _MAX_WHOLE = 64 << 10
-#: Characters of a part, and words of a text that was split into words before.
+#: Characters of a part; words that are tokenised at once where texts were split into such.
 _PART = 32 << 10
-_WORDS_AT_ONCE = 8 << 10
-_PARTS_AT_ONCE = 64
+_WORDS_AT_ONCE = 32 << 10
 
 
 class Tokenizer:
@@ -224,26 +226,41 @@ class Tokenizer:
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
-        # Each word is tokenised on its own: so a long text may be given some words at a time.
-        parts = [
-            (text, start)
-            for text, words in enumerate(texts)
-            for start in range(0, len(words), _WORDS_AT_ONCE)
-        ]
         encoded: list[tuple[list[int], list[int]]] = [([], []) for _ in texts]
-        for at in range(0, len(parts), _PARTS_AT_ONCE):
+        for parts in _in_batches(texts):
             check_cancelled()
-            some = parts[at : at + _PARTS_AT_ONCE]
             encodings = self._fast.encode_batch(
-                [list(texts[text][start : start + _WORDS_AT_ONCE]) for text, start in some],
+                [list(texts[text][words.start : words.end]) for text, words in parts],
                 is_pretokenized=True,
                 add_special_tokens=False,
             )
-            for (text, start), encoding in zip(some, encodings, strict=True):
+            for (text, words), encoding in zip(parts, encodings, strict=True):
                 ids, owners = encoded[text]
                 ids += encoding.ids
-                owners += (start + word for word in encoding.word_ids if word is not None)
+                owners += (words.start + word for word in encoding.word_ids if word is not None)
         return encoded
+
+    def shorten_words(self, prefix: Rendered, max_tokens: int, *, size: int = _PART) -> Rendered:
+        """Leave out words of a long prompt that truncation drops for so many tokens anyway.
+
+        For texts that are split into words before they are tokenised. ``size`` is how many
+        characters are tried first.
+        """
+        text, (start, end) = prefix.text, prefix.prompt
+        # The word that the prompt begins in may be the template's too.
+        first = _WHITE.search(text, start, end)
+        while first is not None and end - first.start() > 2 * size:
+            found = _WHITE.search(text, end - size, end)
+            if found is None:
+                return prefix
+            at = found.start()
+            # The last may go on behind the prompt.
+            ((ids, _),) = self.encode_words([text[at:end].split()[:-1]])
+            if len(ids) > max_tokens:
+                kept = text[: first.start()] + text[at:]
+                return Rendered(kept, Span(start, len(kept) - len(text) + end), prefix.completion)
+            size *= 2
+        return prefix
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
@@ -301,6 +318,25 @@ class _Turns(list[dict[str, str]]):
         check_cancelled()
         if time.monotonic() > self._deadline:
             raise TimeoutError(f"it took longer than {_TEMPLATE_TIMEOUT_S:g} s")
+
+
+def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span]]]:
+    """Yield ranges of words, with their texts' indices, that are tokenised at once.
+
+    Each word is tokenised on its own: so a long text may be given some words at a time.
+    """
+    batch: list[tuple[int, Span]] = []
+    num_words = 0
+    for text, words in enumerate(texts):
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            part = Span(start, min(start + _WORDS_AT_ONCE, len(words)))
+            if batch and num_words + part.end - start > _WORDS_AT_ONCE:
+                yield batch
+                batch, num_words = [], 0
+            batch.append((text, part))
+            num_words += part.end - start
+    if batch:
+        yield batch
 
 
 def _rfind(text: str, part: str, start: int, end: int) -> int:
