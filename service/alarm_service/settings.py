@@ -5,14 +5,30 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from alarm_models.errors import quoted
 
 __all__ = ["Settings", "SettingsError", "require_key"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
+
+_DEVICES = re.compile(r"auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*")
+
+#: A name or an address, in brackets or not; or all.
+_HOST = re.compile(r"\*|[\w.-]+|\[?[0-9a-fA-F:.]+(%\w+)?\]?")
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, brackets that do not close
+        return False
 
 
 class SettingsError(ValueError):
@@ -51,7 +67,6 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="the port; 0 takes a free one")
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="auto, cpu or cuda:N; several, with commas between, have a replica each",
     )
     ray: bool = Field(
@@ -166,6 +181,37 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_texts: bool = Field(default=False, description="write prompts and completions to the log")
+
+    @field_validator("device")
+    @classmethod
+    def _are_devices(cls, value: str) -> str:
+        if _DEVICES.fullmatch(value) is None:
+            raise ValueError(
+                f"{quoted(value)} is no device: give auto, cpu, cuda or cuda:N, or several with "
+                "commas between, such as cuda:0,cuda:1"
+            )
+        return value
+
+    @field_validator("traces")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value and not _is_http(value):
+            raise ValueError(
+                f"{quoted(value)} is no address: give the collector's URL, such as "
+                "http://localhost:4318/v1/traces"
+            )
+        return value or None
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if _HOST.fullmatch(host.strip()) is None:
+                raise ValueError(
+                    f"{quoted(host)} is no host name: give it without scheme, port and spaces, "
+                    "such as rewards.example.org, or * for any"
+                )
+        return hosts
 
     @field_validator("recipe", "set", "api_key", "admin_key", "allowed_host", mode="before")
     @classmethod

@@ -195,10 +195,14 @@ def test_tokenizers_that_may_join_what_is_cut_are_not_cut(make: Any) -> None:
 
 
 def test_parts_are_cut_between_words_and_not_beside_the_prompt() -> None:
-    text = "one two three 4 five six"
+    text = "one two three  4\nfive ° six ? seven"
     prompt = Span(4, 13)
     parts = cut(Rendered(text, prompt, Span(0, 0)), 1)
-    assert [text[start:end] for start, end in parts] == ["one two three 4 five", " six"]
+    assert [text[start:end] for start, end in parts] == [
+        "one two three  4\nfive ° six",
+        " ?",
+        " seven",
+    ]
 
 
 def test_long_prompt_is_not_tokenised_whole(
@@ -269,3 +273,14 @@ def test_long_prefix_of_segments_is_shortened(tokenizers: dict[str, Tokenizer]) 
     assert len(shortened.text) < 50_000
     assert shortened.text.startswith("question: the dog")
     assert shortened.text.endswith(" dog answer: ")
+
+
+def test_long_text_without_a_place_to_cut_is_too_long(
+    tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "_MAX_AT_ONCE", 20)
+    monkeypatch.setattr(tokenizing, "_PART", 8)
+    for text in ("the dog " * 9, "a" * 20):
+        tokenizers["mini"].require_tokenizable(Rendered(text, Span(0, 0), Span(0, 0)))
+    with pytest.raises(SampleError, match="21 characters that can only be tokenized at once"):
+        tokenizers["mini"].require_tokenizable(Rendered("a" * 21, Span(0, 0), Span(0, 0)))

@@ -1,9 +1,9 @@
 """Long texts tokenised in parts, where that provably gives the tokens of the whole.
 
-A text is cut before a single space between two ASCII letters. What is before such a place and what
-is behind it are tokenised alike alone and together where the tokenizer's own first step splits
-there, and nothing that it does before that joins the two sides. `can_cut` knows such tokenizers
-by their tokenizer.json; others are given every text whole.
+A text is cut before a single space between two visible characters of ASCII. What is before such a
+place and what is behind it are tokenised alike alone and together where the tokenizer's own first
+step splits there, and nothing that it does before that joins the two sides. `can_cut` knows such
+tokenizers by their tokenizer.json; others are given every text whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alarm_models.types import Span
 
 __all__ = ["can_cut", "cut"]
 
-_PLACE = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
+_PLACE = re.compile(r"(?<=[!-~]) (?=[!-~])")
 
 #: So near to where the prompt begins or ends no text is cut: offsets there decide what is prompt.
 _MARGIN = 4
@@ -32,7 +32,7 @@ _LOCAL_NORMALIZERS = frozenset(
 _SPLIT_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _SPLIT_FURTHER = frozenset({"Digits", "Punctuation"})
 
-#: GPT-2's pattern, and the one of Llama 3 and Qwen 2: a space belongs to the letters behind it.
+#: GPT-2's pattern, and the one of Llama 3 and Qwen 2: each match has spaces at its start alone.
 _PATTERNS = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -56,7 +56,7 @@ def can_cut(tokenizer: Mapping[str, Any]) -> bool:
         and _splits_at_places(tokenizer.get("pre_tokenizer"))
         # One that takes the space behind it along would miss it at the end of a part.
         and not any(
-            " " in token["content"] or (token["rstrip"] and token["content"][-1:].isalpha())
+            " " in token["content"] or token["rstrip"]
             for token in tokenizer.get("added_tokens") or ()
         )
     )

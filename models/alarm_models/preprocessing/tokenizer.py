@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -25,6 +24,7 @@ from alarm_models.preprocessing.chat_templates import (
 from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
+from alarm_models.time_limit import TimeLimitExceeded, time_limit
 from alarm_models.types import Message, Span
 
 __all__ = ["Tokenizer"]
@@ -34,11 +34,17 @@ _logger = logging.getLogger(__name__)
 #: How long a checkpoint's chat template may take over one conversation.
 _TEMPLATE_TIMEOUT_S = 10.0
 
+#: How long the text may be that it makes: so many times the messages, and so many characters.
+_MAX_TIMES = 4
+_MAX_TEMPLATE_CHARS = 1 << 20
+
 _WHITE = re.compile(r"\s")
 
 #: A longer text is tokenised in parts where it can be: encodings take some hundred bytes a
 #: character.
 _MAX_WHOLE = 64 << 10
+#: What is tokenised at once has no more: a longer text would take gigabytes.
+_MAX_AT_ONCE = 1 << 20
 #: Characters of a part; words that are tokenised at once where texts were split into such.
 _PART = 32 << 10
 _WORDS_AT_ONCE = 32 << 10
@@ -158,6 +164,19 @@ class Tokenizer:
         end = max(start, end)
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
+    def require_tokenizable(self, text: Rendered) -> None:
+        """Raise `SampleError` (``too_long``) for a long text that cannot be tokenised in parts."""
+        if len(text.text) <= _MAX_AT_ONCE:
+            return
+        parts = cut(text, _PART) if self._can_cut else [Span(0, len(text.text))]
+        longest = max(end - start for start, end in parts)
+        if longest > _MAX_AT_ONCE:
+            raise SampleError(
+                "too_long",
+                f"the text has {longest} characters that can only be tokenized at once, and at "
+                f"most {_MAX_AT_ONCE} can be",
+            )
+
     def encode(
         self,
         rendered: Sequence[Rendered],
@@ -271,13 +290,25 @@ class Tokenizer:
         if self._is_dated:
             fix_date(self.chat_template or "")
         try:
-            text: str = self._loaded.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            with time_limit(_TEMPLATE_TIMEOUT_S):
+                text: str = self._loaded.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+        except TimeLimitExceeded as error:
+            raise SampleError(
+                "invalid_sample",
+                f"the chat template took longer than {_TEMPLATE_TIMEOUT_S:g} s over these messages",
+            ) from error
         except Exception as error:  # the template is the checkpoint's own program: it may raise any
             raise SampleError(
                 "invalid_sample", f"the chat template refuses these messages: {error}"
             ) from error
+        num_given = sum(len(message.content) for message in messages)
+        if len(text) > _MAX_TIMES * num_given + _MAX_TEMPLATE_CHARS:
+            raise SampleError(
+                "invalid_sample",
+                f"the chat template makes {len(text)} characters of {num_given}",
+            )
         return text
 
     def _token_ids(
@@ -299,25 +330,16 @@ class Tokenizer:
 
 
 class _Turns(list[dict[str, str]]):
-    """Messages that a chat template may look at for so long, and while anybody wants the text."""
-
-    def __init__(self, turns: Iterator[dict[str, str]]) -> None:
-        super().__init__(turns)
-        self._deadline = time.monotonic() + _TEMPLATE_TIMEOUT_S
+    """Messages that a chat template may look at while anybody wants the text."""
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         for turn in super().__iter__():
-            self._check()
+            check_cancelled()
             yield turn
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        self._check()
-        return super().__getitem__(index)
-
-    def _check(self) -> None:
         check_cancelled()
-        if time.monotonic() > self._deadline:
-            raise TimeoutError(f"it took longer than {_TEMPLATE_TIMEOUT_S:g} s")
+        return super().__getitem__(index)
 
 
 def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span]]]:

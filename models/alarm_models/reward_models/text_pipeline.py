@@ -63,6 +63,8 @@ class TextPipeline:
             check_cancelled()
             try:
                 made = render(sample)
+                if isinstance(made, Rendered):
+                    self._tokenizer.require_tokenizable(made)
             except SampleError as error:
                 prepared[index] = error
             else:

@@ -133,10 +133,12 @@ class RewardEngine:
         """How many samples wait for the device."""
         return self._waiting.num_waiting()
 
-    async def start(self, *, is_patient: bool = False) -> None:
+    async def start(self, *, is_patient: bool = False, logs_failure: bool = True) -> None:
         """Load every model and run each once; a failure is `life`'s to tell, and not raised.
 
         ``is_patient`` waits for other servers that models need, as long as it takes.
+        ``logs_failure`` is False where the caller prints `life.failure`: what nobody foresaw is
+        logged all the same, with its traceback.
         """
         started = time.monotonic()
         self.replicas.start()
@@ -144,7 +146,8 @@ class RewardEngine:
             awaits = self.life.set_waiting_on if is_patient else None
             await self.change(list(self.catalog.recipes.values()), awaits=awaits)
         except (AlarmModelsError, ServiceError) as error:
-            _log.error("loading failed", error=str(error))
+            if logs_failure:
+                _log.error("loading failed", error=str(error))
             self.life.failed(error)
         except Exception as error:  # a checkpoint can fail in any way; say so and be broken
             _log.exception("loading failed")
