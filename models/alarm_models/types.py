@@ -112,6 +112,21 @@ def _as_text(content: str | tuple[Message, ...]) -> str:
     return "\n\n".join(message.content for message in content)
 
 
+def num_characters(sample: Sample) -> int:
+    """Count the characters of a sample's texts, fields included, without putting them together."""
+    return (
+        _num_characters(sample.prompt)
+        + _num_characters(sample.completion)
+        + sum(map(len, sample.fields.values()))
+    )
+
+
+def _num_characters(content: str | tuple[Message, ...]) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(message.content) for message in content)
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentScore:
     """A model's judgement of one segment.

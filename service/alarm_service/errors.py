@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alarm_models.errors import quoted
+from alarm_service.validation import MAX_FAULTS, num_faults
 
 __all__ = [
     "BadRequest",
@@ -161,9 +162,6 @@ class DeadlinePassed(ServiceError):
 #: As many characters of a name or a number that a caller sent are said again.
 _MAX_SAID = 200
 
-#: As many faults as one sentence names.
-_MAX_ERRORS = 5
-
 #: Messages of validators may quote what they got.
 _MAX_MESSAGE = 500
 
@@ -182,10 +180,10 @@ def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | 
     """
     lines = [
         f"{_path(fault['loc'], within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
-        for fault in faults[:_MAX_ERRORS]
+        for fault in faults[:MAX_FAULTS]
     ]
-    if len(faults) > _MAX_ERRORS:
-        lines.append(f"and {len(faults) - _MAX_ERRORS} more")
+    if len(faults) > MAX_FAULTS:
+        lines.append(f"and {num_faults(faults) - MAX_FAULTS} more")
     return "; ".join(lines)
 
 

@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 
 from alarm_models.types import PackedSpans
 
-__all__ = ["MAX_OFFSET", "read_json"]
+__all__ = ["MAX_OFFSET", "TooManyValues", "read_json"]
+
+
+class TooManyValues(ValueError):
+    """A body has more values than any request needs; says how many it may have."""
+
 
 #: The last offset that a span may have.
 MAX_OFFSET = 1 << 40
@@ -29,8 +34,15 @@ MAX_OFFSET = 1 << 40
 _PIECE_BYTES = 128 << 10
 _WINDOW_BYTES = 1 << 20
 
+_CONTAINERS = frozenset({list, dict})
+
 #: Large values within large values; no shape of ours has as many.
 _MAX_LEVELS = 12
+
+#: What one body may have, packed spans not counted: each value takes ten to a hundred bytes, and
+#: to free as many at once holds the interpreter for a tenth of a second.
+_MAX_VALUES = 4_000_000
+_MAX_CONTAINERS = 500_000
 
 #: The fields of spans: lists of `[start, end]`, or objects of such lists.
 _SPANS, _SPANS_BY_NAME = "token_offsets", "segments"
@@ -50,7 +62,8 @@ _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 def read_json(body: bytes, *, packs_spans: bool = True) -> Any:
     """Read a body as `json.loads` does, spans packed; raise `ValueError` where it is no JSON.
 
-    Without ``packs_spans`` what comes back can be written as JSON again.
+    Raises `TooManyValues`, which is one, for millions of small values: they take many times the
+    memory of the body. Without ``packs_spans`` what comes back can be written as JSON again.
     """
     encoding = json.detect_encoding(body)
     if encoding != "utf-8":  # another, or a byte order mark
@@ -65,6 +78,8 @@ class _Reader:
         self._body = body
         self._packs_spans = packs_spans
         self._bytes = np.frombuffer(body, np.uint8)
+        self._num_values = 0
+        self._num_containers = 0
         self._decoder = json.JSONDecoder(object_hook=_with_packed_spans if packs_spans else None)
 
     def value(
@@ -97,9 +112,12 @@ class _Reader:
                 batch = self._read(b"[%s]" % self._body[begin:end])
             pairs = _flat(batch) if may_pack else None
             if pairs is None and may_pack:
+                self._count(len(flat), len(flat) // 2)
                 members = [[*span] for span in PackedSpans(flat)]
                 may_pack = False
             if pairs is None:
+                if not is_large:
+                    self._count_within(batch)
                 members += batch
             else:
                 flat.extend(pairs)
@@ -112,8 +130,29 @@ class _Reader:
                 key, at = self._key(begin, end)
                 members[key] = self.value(at, end, level + 1, key, in_segments=is_segments)
             else:
-                members |= self._read(b"{%s}" % self._body[begin:end])
+                batch = self._read(b"{%s}" % self._body[begin:end])
+                self._count_within(batch)
+                members |= batch
         return _with_packed_spans(members) if self._packs_spans else members
+
+    def _count_within(self, read: Any) -> None:
+        """Count the values of what was read at once, spans that are packed left out."""
+        containers = [read]
+        num_values = 0
+        for one in containers:  # which grows meanwhile
+            values = one if type(one) is list else list(one.values())
+            num_values += len(values)
+            if not _CONTAINERS.isdisjoint(map(type, values)):
+                containers += [value for value in values if type(value) in _CONTAINERS]
+        self._count(num_values, len(containers) - 1)
+
+    def _count(self, num_values: int, num_containers: int) -> None:
+        self._num_values += num_values
+        self._num_containers += num_containers
+        if self._num_containers > _MAX_CONTAINERS:
+            raise TooManyValues(f"the body has over {_MAX_CONTAINERS} lists and objects")
+        if self._num_values > _MAX_VALUES:
+            raise TooManyValues(f"the body has over {_MAX_VALUES} values")
 
     def _key(self, start: int, stop: int) -> tuple[str, int]:
         """Return an object's member's name, and where its value begins."""

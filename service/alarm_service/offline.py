@@ -57,7 +57,7 @@ def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings)
 
 async def _score_lines(source: BinaryIO, target: Path, recipe: Recipe, settings: Settings) -> int:
     engine = create_engine([recipe], settings)
-    await engine.start()
+    await engine.start(logs_failure=False)
     try:
         if engine.life.failure is not None:
             sys.stderr.write(f"alarm: {engine.life.failure}\n")
@@ -179,7 +179,7 @@ def record_file(file: Path, out: Path, recipe: Recipe, settings: Settings) -> in
 
 async def _record(samples: list[SampleIn], out: Path, recipe: Recipe, settings: Settings) -> int:
     engine = create_engine([recipe], settings)
-    await engine.start()
+    await engine.start(logs_failure=False)
     try:
         if engine.life.failure is not None:
             sys.stderr.write(f"alarm: {engine.life.failure}\n")

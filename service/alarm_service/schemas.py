@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -29,6 +29,7 @@ from alarm_models.types import (
     Span,
 )
 from alarm_service.json_pieces import MAX_OFFSET
+from alarm_service.validation import FailFastInPieces, FewUnknown, InPieces, ListOf
 
 __all__ = [
     "AspectOut",
@@ -71,7 +72,7 @@ _EXAMPLE_SAMPLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class _In(BaseModel):
+class _In(FewUnknown):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -99,7 +100,9 @@ def _unless_packed(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 #: Only the first error is reported: there may be millions.
-SpansIn = Annotated[list[SpanIn], Field(fail_fast=True), WrapValidator(_unless_packed)]
+SpansIn = Annotated[
+    list[SpanIn], Field(fail_fast=True), FailFastInPieces, WrapValidator(_unless_packed)
+]
 Id = Annotated[Text | int | None, Field(description="echoed in the response")]
 
 
@@ -110,7 +113,7 @@ class MessageIn(_In):
     content: Text
 
 
-MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True)]
+MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True), FailFastInPieces]
 
 
 class SampleIn(_In):
@@ -120,7 +123,7 @@ class SampleIn(_In):
 
     prompt: Text | MessagesIn
     completion: Text | MessagesIn
-    fields: dict[Text, Text] = Field(
+    fields: Annotated[dict[Text, Text], InPieces] = Field(
         default_factory=dict, description="named texts for the model's template"
     )
     token_offsets: SpansIn | None = Field(
@@ -128,7 +131,9 @@ class SampleIn(_In):
         description="[start, end) of each policy token, in code points of the completion; "
         "special tokens are empty spans",
     )
-    segments: dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn] = Field(
+    segments: Annotated[
+        dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn], InPieces
+    ] = Field(
         default_factory=dict, description="spans to use instead of those the server would find"
     )
     id: Id = None
@@ -137,10 +142,12 @@ class SampleIn(_In):
     )
 
 
-class OverridesIn(Overrides):
+class OverridesIn(Overrides, FewUnknown):
     """Per-request overrides of a recipe."""
 
     model_config = ConfigDict(strict=True)
+
+    weights: Annotated[Mapping[str, float], InPieces] = Field(default_factory=dict)
 
     rule: Rule | None = Field(default=None, strict=False)  # comes as a string
     shaping: Shaping | None = Field(default=None, strict=False)
@@ -152,14 +159,14 @@ class ScoreRequest(_In):
     model: Text | None = Field(
         default=None, description="default: the holistic model of the default recipe"
     )
-    samples: list[SampleIn]
+    samples: ListOf[SampleIn]
 
 
 class RewardRequest(_In):
     """Samples to reward with one recipe."""
 
     recipe: Text | None = Field(default=None, description="default: the server's first recipe")
-    samples: list[SampleIn]
+    samples: ListOf[SampleIn]
     overrides: OverridesIn = Field(default_factory=OverridesIn)
     aspects: Literal["admitted", "all"] = Field(
         default="admitted",

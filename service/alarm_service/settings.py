@@ -6,14 +6,30 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from alarm_models.errors import quoted
 
 __all__ = ["Settings", "SettingsError", "require_key", "with_models"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
+
+_DEVICES = re.compile(r"auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*")
+
+#: A name or an address, in brackets or not; or all.
+_HOST = re.compile(r"\*|[\w.-]+|\[?[0-9a-fA-F:.]+(%\w+)?\]?")
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, brackets that do not close
+        return False
 
 
 class SettingsError(ValueError):
@@ -62,7 +78,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="auto, cpu or cuda:N; a comma-separated list runs a replica on each",
     )
     ray: bool = Field(
@@ -132,6 +147,12 @@ class Settings(BaseSettings):
         default=None, description="PEM file of the certificate's private key"
     )
     max_samples: int = Field(default=1024, ge=1, description="maximum samples per request")
+    max_sample_chars: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="maximum number of characters of a sample, fields included (4 million are "
+        "about a million tokens of English)",
+    )
     max_body_bytes: int = Field(
         default=64 << 20, ge=1024, description="maximum size of a request body in bytes"
     )
@@ -186,6 +207,37 @@ class Settings(BaseSettings):
         default="info", description="debug, info, warning or error"
     )
     log_texts: bool = Field(default=False, description="log prompts and completions")
+
+    @field_validator("device")
+    @classmethod
+    def _are_devices(cls, value: str) -> str:
+        if _DEVICES.fullmatch(value) is None:
+            raise ValueError(
+                f"{quoted(value)} is no device: give auto, cpu, cuda or cuda:N, or several with "
+                "commas between, such as cuda:0,cuda:1"
+            )
+        return value
+
+    @field_validator("traces")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value and not _is_http(value):
+            raise ValueError(
+                f"{quoted(value)} is no address: give the collector's URL, such as "
+                "http://localhost:4318/v1/traces"
+            )
+        return value or None
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if _HOST.fullmatch(host.strip()) is None:
+                raise ValueError(
+                    f"{quoted(host)} is no host name: give it without scheme, port and spaces, "
+                    "such as rewards.example.org, or * for any"
+                )
+        return hosts
 
     @field_validator(
         "recipe", "model", "set", "api_key", "admin_key", "allowed_host", mode="before"

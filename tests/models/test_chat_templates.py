@@ -9,7 +9,8 @@ import torch
 from scoring import load, score
 from tolerance import computed
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.preprocessing import tokenizer as tokenizing
 from alarm_models.preprocessing.chat_templates import draws_randomly
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import SequenceSpec
@@ -116,3 +117,33 @@ def test_fingerprint_with_remote_code_includes_the_code(tmp_path: Path) -> None:
     after = fingerprint(trusted=True), fingerprint(trusted=False)
     assert before[0] != after[0]
     assert before[1] == after[1]
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+MESSAGES = (Message("user", "loop"), Message("assistant", "Jane."))
+
+
+@pytest.mark.parametrize(
+    "loops",
+    [ENDLESS, "{% for a in messages[0].content * 9999 %}{% for b in range(99999) %}{% endfor %}"
+     "{% endfor %}", "{% macro again() %}" + ENDLESS + "{% endmacro %}{{ again() }}"],
+)  # fmt: skip
+def test_template_with_an_endless_loop_fails_its_own_sample(
+    loops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "_TEMPLATE_TIMEOUT_S", 0.05)
+    saved(tmp_path, "{% if messages[0].content == 'loop' %}" + loops + "{% endif %}" + TURNS)
+    tokenizer = Tokenizer(tmp_path)
+    with pytest.raises(SampleError, match=r"took longer than 0\.05 s"):
+        tokenizer.render_chat(MESSAGES)
+    monkeypatch.setattr(tokenizing, "_TEMPLATE_TIMEOUT_S", 60)
+    assert tokenizer.render_chat((Message("user", "a"), MESSAGES[1])).text.startswith("[user] a")
+
+
+def test_template_that_makes_a_long_text_of_a_short_one_fails_its_own_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "_MAX_TEMPLATE_CHARS", 100)
+    saved(tmp_path, "{{ messages[0].content * 200 }}" + TURNS)
+    with pytest.raises(SampleError, match="the chat template makes 830 characters of 9"):
+        Tokenizer(tmp_path).render_chat(MESSAGES)

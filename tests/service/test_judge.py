@@ -319,6 +319,32 @@ def test_without_a_terminal_or_a_yes_nothing_is_asked(
     assert endpoint.bodies == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# Notes\n",
+        '{"prompt": "?", "completion": "a"}\n',
+        '{"key":"k","text":"a"}\nnotes\n',
+        "\x00\x01",
+    ],
+)
+@pytest.mark.parametrize("flag", ["--yes", "--cost"])
+def test_cache_that_is_another_s_file_is_refused_and_left_as_it_is(
+    content: str,
+    flag: str,
+    endpoint: Endpoint,
+    files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path / "cache"
+    cache.write_text(content)
+    assert judge(endpoint, files, cache, flag) == 1
+    assert "is no judge's answer: --cache wants a new file" in capsys.readouterr().err
+    assert cache.read_text() == content
+    assert endpoint.bodies == []
+
+
 @pytest.mark.parametrize("key", ["sé-same", "se\nsame", "se\x01same"])
 def test_judge_key_that_no_header_can_carry_is_refused_by_its_variable(
     key: str,

@@ -41,6 +41,16 @@ def test_a_flag_s_value_is_taken_whole() -> None:
     [
         {"port": 70000},
         {"device": "tpu"},
+        {"device": "cuda:0,"},
+        {"traces": "nope"},
+        {"traces": "ftp://collector"},
+        {"traces": "http://"},
+        {"traces": "http://collector:port"},
+        {"traces": "http://[::1"},
+        {"allowed_host": ("a b",)},
+        {"allowed_host": ("fine", "http://rewards")},
+        {"allowed_host": ("rewards:8000",)},
+        {"allowed_host": ("*.example.org",)},
         {"max_samples": 0},
         {"timeout_s": 0},
         {"drain_s": -1},
@@ -58,3 +68,18 @@ def test_a_wrong_option_is_refused(wrong: dict[str, object]) -> None:
 
 def test_a_key_is_not_shown() -> None:
     assert "sesame" not in repr(Settings(api_key="sesame"))
+
+
+def test_hosts_and_addresses_that_can_be_meant_are_taken() -> None:
+    hosts = ("rewards.example.org", "reward_1", "10.0.0.7", "[::1]", "fe80::1%eth0", "*", "rätsel")
+    assert Settings(allowed_host=hosts).allowed_host == hosts
+    address = "http://localhost:4318/v1/traces"
+    assert Settings(traces=address).traces == address
+    assert Settings(traces="").traces is None
+    assert Settings(device="cuda:0,cuda:1,cpu").device == "cuda:0,cuda:1,cpu"
+
+
+def test_wrong_device_is_told_in_words() -> None:
+    with pytest.raises(ValidationError, match="give auto, cpu, cuda or cuda:N, or several") as told:
+        Settings(device="tpu")
+    assert "pattern" not in str(told.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = commands.add_parser("path", help="print the file of a trainer that wants a file")
     path.add_argument("trainer", choices=sorted(_shipped()))
     ready = commands.add_parser("ready", help="wait until the server at ALARM_URL is ready")
-    ready.add_argument("--timeout", type=float, default=600.0, help="seconds")
+    ready.add_argument("--timeout", type=_seconds, default=600.0, help="seconds")
     check = commands.add_parser(
         "check", help="does the last token's reward survive the trainer's padding?"
     )
@@ -87,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AlarmError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"wants seconds above 0, not {text!r}")
+    return seconds
 
 
 def _list(_: argparse.Namespace) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import time
+import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -21,8 +23,10 @@ from alarm_models.preprocessing.chat_templates import (
     draws_randomly,
     fix_date,
 )
+from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
-from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.preprocessing.truncation import TokenIds, Truncation
+from alarm_models.time_limit import TimeLimitExceeded, time_limit
 from alarm_models.types import Message, Span
 
 __all__ = ["Tokenizer"]
@@ -34,6 +38,21 @@ _TEMPLATE_TIMEOUT_S = 10.0
 
 #: The tokenizer's own chat template, with no arguments.
 _OWN = ChatFormat()
+
+#: How long the text may be that it makes: so many times the messages, and so many characters.
+_MAX_TIMES = 4
+_MAX_TEMPLATE_CHARS = 1 << 20
+
+_WHITE = re.compile(r"\s")
+
+#: A longer text is tokenised in parts where it can be: encodings take some hundred bytes a
+#: character.
+_MAX_WHOLE = 64 << 10
+#: What is tokenised at once has no more: a longer text would take gigabytes.
+_MAX_AT_ONCE = 1 << 20
+#: Characters of a part; words that are tokenised at once where texts were split into such.
+_PART = 32 << 10
+_WORDS_AT_ONCE = 32 << 10
 
 
 class Tokenizer:
@@ -57,6 +76,7 @@ class Tokenizer:
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
+        self._can_cut = can_cut(json.loads(self._fast.to_str()))
         # A letter shows which special tokens go around a text.
         probe = self._fast.encode("a")
         inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
@@ -165,20 +185,101 @@ class Tokenizer:
         end = max(start, end)
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
+    def require_tokenizable(self, text: Rendered) -> None:
+        """Raise `SampleError` (``too_long``) for a long text that cannot be tokenised in parts."""
+        longest = len(text.text) + len(text.pair or "")
+        if longest > _MAX_AT_ONCE and self._is_cut(text, Truncation.ERROR):
+            longest = max(end - start for start, end in cut(text, _PART))
+        if longest > _MAX_AT_ONCE:
+            raise SampleError(
+                "too_long",
+                f"the text has {longest} characters that can only be tokenized at once, and at "
+                f"most {_MAX_AT_ONCE} can be",
+            )
+
     def encode(
-        self, rendered: Sequence[Rendered], *, with_special: bool, may_repeat: bool = False
+        self,
+        rendered: Sequence[Rendered],
+        *,
+        with_special: bool,
+        may_repeat: bool = False,
+        max_tokens: int | None = None,
+        truncation: Truncation = Truncation.ERROR,
     ) -> list[TokenIds]:
         """Tokenise whole texts, or pairs as transformers joins them.
 
         Unless it ``may_repeat``, a text that brings its own first special token gets no second.
+        Of a long text, tokens are left out that `fit` would drop for ``max_tokens`` by
+        ``truncation``, where that can be without tokenising all of it; too many for it are left.
         """
+        is_cut = [self._is_cut(one, truncation) for one in rendered]
         # transformers takes an empty second text for none.
-        texts = [(one.text, one.pair) if one.pair else one.text for one in rendered]
-        encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
-        return [
-            self._read(encoding, one, with_special, may_repeat)
-            for encoding, one in zip(encodings, rendered, strict=True)
+        whole = [
+            (one.text, one.pair) if one.pair else one.text
+            for one, cut_it in zip(rendered, is_cut, strict=True)
+            if not cut_it
         ]
+        encodings = iter(self._fast.encode_batch(whole, add_special_tokens=with_special))
+        tokens = []
+        for text, cut_it in zip(rendered, is_cut, strict=True):
+            if cut_it:
+                ids, offsets = self._encode_long(text, with_special, max_tokens, truncation)
+                tokens.append(self._token_ids(ids, offsets, text, with_special, may_repeat))
+            else:
+                tokens.append(self._read(next(encodings), text, with_special, may_repeat))
+        return tokens
+
+    def _is_cut(self, text: Rendered, truncation: Truncation) -> bool:
+        """Whether a text is tokenised in parts: it is long, and truncation drops whole parts."""
+        return (
+            self._can_cut
+            and len(text.text) > _MAX_WHOLE
+            and text.pair is None
+            and not text.copies
+            and not (text.kept and truncation is Truncation.RIGHT)
+            and not (self._split_bos and text.text.startswith(self._split_bos))
+        )
+
+    def _encode_long(
+        self, text: Rendered, with_special: bool, max_tokens: int | None, truncation: Truncation
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise a text in parts, without those that truncation drops whole."""
+        parts = cut(text, _PART)
+        prefix, suffix = (self._prefix, self._suffix) if with_special else ([], [])
+        encoded: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+        num_tokens = 0
+        enough = math.inf if max_tokens is None else max_tokens + len(suffix)
+        # The parts of which some may be needless, the most wanted first: of those that are prompt
+        # from end to end the last, else the first of all.
+        middle = list(range(len(parts)))
+        if truncation is Truncation.PROMPT:
+            start, end = text.prompt
+            middle = [at for at in middle if start <= parts[at].start and parts[at].end <= end]
+            middle.reverse()
+        outside = sorted(set(range(len(parts))).difference(middle))
+        for at in outside:
+            encoded[at] = self._encode_part(text, parts[at])
+        for at in middle:
+            if truncation is not Truncation.ERROR and num_tokens > enough:
+                break
+            encoded[at] = self._encode_part(text, parts[at])
+            num_tokens += len(encoded[at][0])
+        ids, offsets = [*prefix], [(0, 0)] * len(prefix)
+        for at in sorted(encoded):
+            ids += encoded[at][0]
+            offsets += encoded[at][1]
+        ids += suffix
+        offsets += [(0, 0)] * len(suffix)
+        return ids, offsets
+
+    def _encode_part(self, text: Rendered, part: Span) -> tuple[list[int], list[tuple[int, int]]]:
+        check_cancelled()
+        # A batch of one: others run meanwhile, as they do not where one text is encoded.
+        (encoding,) = self._fast.encode_batch(
+            [text.text[part.start : part.end]], add_special_tokens=False
+        )
+        start = part.start
+        return encoding.ids, [(begin + start, end + start) for begin, end in encoding.offsets]
 
     def _read(
         self, encoding: Encoding, text: Rendered, with_special: bool, may_repeat: bool
@@ -186,7 +287,7 @@ class Tokenizer:
         if text.pair is not None:
             return self._pair_ids(encoding)
         if with_special or not self._split_bos or not text.text.startswith(self._split_bos):
-            return self._token_ids(encoding, text, with_special, may_repeat)
+            return self._token_ids(encoding.ids, encoding.offsets, text, with_special, may_repeat)
         return self._after_bos(text)
 
     def _bos_read_apart(self) -> str:
@@ -230,13 +331,41 @@ class Tokenizer:
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts that were split into words before; return ids and each id's word."""
-        encodings = self._fast.encode_batch(
-            [list(words) for words in texts], is_pretokenized=True, add_special_tokens=False
-        )
-        return [
-            (encoding.ids, [word for word in encoding.word_ids if word is not None])
-            for encoding in encodings
-        ]
+        encoded: list[tuple[list[int], list[int]]] = [([], []) for _ in texts]
+        for parts in _in_batches(texts):
+            check_cancelled()
+            encodings = self._fast.encode_batch(
+                [list(texts[text][words.start : words.end]) for text, words in parts],
+                is_pretokenized=True,
+                add_special_tokens=False,
+            )
+            for (text, words), encoding in zip(parts, encodings, strict=True):
+                ids, owners = encoded[text]
+                ids += encoding.ids
+                owners += (words.start + word for word in encoding.word_ids if word is not None)
+        return encoded
+
+    def shorten_words(self, prefix: Rendered, max_tokens: int, *, size: int = _PART) -> Rendered:
+        """Leave out words of a long prompt that truncation drops for so many tokens anyway.
+
+        For texts that are split into words before they are tokenised. ``size`` is how many
+        characters are tried first.
+        """
+        text, (start, end) = prefix.text, prefix.prompt
+        # The word that the prompt begins in may be the template's too.
+        first = _WHITE.search(text, start, end)
+        while first is not None and end - first.start() > 2 * size:
+            found = _WHITE.search(text, end - size, end)
+            if found is None:
+                return prefix
+            at = found.start()
+            # The last may go on behind the prompt.
+            ((ids, _),) = self.encode_words([text[at:end].split()[:-1]])
+            if len(ids) > max_tokens:
+                kept = text[: first.start()] + text[at:]
+                return Rendered(kept, Span(start, len(kept) - len(text) + end), prefix.completion)
+            size *= 2
+        return prefix
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
         """Put the tokenizer's special tokens around ids that were tokenised in parts."""
@@ -250,23 +379,39 @@ class Tokenizer:
         if asks_date(template):
             fix_date(template)
         try:
-            text: str = self._loaded.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                chat_template=chat.template,
-                **chat.arguments,
-            )
+            with time_limit(_TEMPLATE_TIMEOUT_S):
+                text: str = self._loaded.apply_chat_template(
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    chat_template=chat.template,
+                    **chat.arguments,
+                )
+        except TimeLimitExceeded as error:
+            raise SampleError(
+                "invalid_sample",
+                f"the chat template took longer than {_TEMPLATE_TIMEOUT_S:g} s over these messages",
+            ) from error
         except Exception as error:  # the checkpoint's template may raise anything
             raise SampleError(
                 "invalid_sample", f"the chat template refuses these messages: {error}"
             ) from error
+        num_given = sum(len(message.content) for message in messages)
+        if len(text) > _MAX_TIMES * num_given + _MAX_TEMPLATE_CHARS:
+            raise SampleError(
+                "invalid_sample",
+                f"the chat template makes {len(text)} characters of {num_given}",
+            )
         return text
 
     def _token_ids(
-        self, encoding: Encoding, text: Rendered, with_special: bool, may_repeat: bool
+        self,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        text: Rendered,
+        with_special: bool,
+        may_repeat: bool,
     ) -> TokenIds:
-        ids, offsets = encoding.ids, encoding.offsets
         num_prefix = self.num_prefix if with_special else 0
         num_suffix = self.num_suffix if with_special else 0
         if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1] and not may_repeat:
@@ -301,25 +446,35 @@ def _unreadable(folder: Path, error: Exception) -> str:
 
 
 class _Turns(list[dict[str, str]]):
-    """Messages for a chat template, with a time limit, which stop it once the caller has left."""
-
-    def __init__(self, turns: Iterator[dict[str, str]]) -> None:
-        super().__init__(turns)
-        self._deadline = time.monotonic() + _TEMPLATE_TIMEOUT_S
+    """Messages for a chat template that stop it once the caller has left."""
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         for turn in super().__iter__():
-            self._check()
+            check_cancelled()
             yield turn
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        self._check()
+        check_cancelled()
         return super().__getitem__(index)
 
-    def _check(self) -> None:
-        check_cancelled()
-        if time.monotonic() > self._deadline:
-            raise TimeoutError(f"it took longer than {_TEMPLATE_TIMEOUT_S:g} s")
+
+def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span]]]:
+    """Yield ranges of words, with their texts' indices, that are tokenised at once.
+
+    Each word is tokenised on its own: so a long text may be given some words at a time.
+    """
+    batch: list[tuple[int, Span]] = []
+    num_words = 0
+    for text, words in enumerate(texts):
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            part = Span(start, min(start + _WORDS_AT_ONCE, len(words)))
+            if batch and num_words + part.end - start > _WORDS_AT_ONCE:
+                yield batch
+                batch, num_words = [], 0
+            batch.append((text, part))
+            num_words += part.end - start
+    if batch:
+        yield batch
 
 
 def _rfind(text: str, part: str, start: int, end: int) -> int:

@@ -122,6 +122,10 @@ class Overrides(Table):
     shaping: Shaping | None = None
 
 
+#: As many of a request's wrong names as one message tells.
+_MAX_NAMED = 5
+
+
 class Recipe(Table):
     """One holistic model, its aspects and a rule."""
 
@@ -207,11 +211,13 @@ class Recipe(Table):
 
         Raises `RecipeError` for a weight of an unknown aspect and for missing constants.
         """
-        unknown = sorted(set(overrides.weights) - set(self.aspects))
+        unknown = [name for name in overrides.weights if name not in self.aspects]
         if unknown:
+            first, num_more = sorted(unknown[:_MAX_NAMED]), len(unknown) - _MAX_NAMED
+            more = f" and {num_more} more" if num_more > 0 else ""
             raise RecipeError(
-                f"overrides.weights names {quoted(unknown)}; recipe {self.name!r} has the aspects "
-                f"{sorted(self.aspects)}"
+                f"overrides.weights names {quoted(first)}{more}; recipe {self.name!r} has the "
+                f"aspects {sorted(self.aspects)}"
             )
         own = {name: aspect.weight for name, aspect in self.aspects.items()}
         spec = self.hierarchy

@@ -12,7 +12,7 @@ from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier
 from alarm_models.preprocessing.segmentation import SEGMENTERS, SegmentedText, split_words
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
-from alarm_models.preprocessing.truncation import TokenIds, fit
+from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.specs import SegmentsSpec
 from alarm_models.reward_models.base import (
     LoadedCheckpoint,
@@ -62,7 +62,10 @@ class SegmentsModel(NeuralRewardModel):
             try:
                 segments = self._segments(sample)
                 if segments:
-                    parts[index] = split_words(self._template.render(sample), sample, segments)
+                    prefix = self._template.render(sample)
+                    if self._spec.truncation is Truncation.PROMPT:
+                        prefix = self._weights.tokenizer.shorten_words(prefix, self._max_tokens)
+                    parts[index] = split_words(prefix, sample, segments)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:

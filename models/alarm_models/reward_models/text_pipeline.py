@@ -121,6 +121,8 @@ class TextPipeline:
             check_cancelled()
             try:
                 made = render(sample)
+                if isinstance(made, Rendered):
+                    self._tokenizer.require_tokenizable(made)
             except SampleError as error:
                 prepared[index] = error
             else:
@@ -132,6 +134,8 @@ class TextPipeline:
             list(rendered.values()),
             with_special=self._with_special,
             may_repeat=self._spec.special_tokens is True,
+            max_tokens=self._max_tokens,
+            truncation=self._spec.truncation,
         )
         for index, tokens in zip(rendered, encoded, strict=True):
             try:

@@ -14,6 +14,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.model_set import ModelSet
 from alarm_service.engine.recipe_manager import RecipeChange, RecipeManager
 from alarm_service.schemas import Text
+from alarm_service.validation import FewUnknown
 
 __all__ = ["router"]
 
@@ -34,7 +35,7 @@ _CHANGED = documented(
 )
 
 
-class _Shape(BaseModel):
+class _Shape(FewUnknown):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 

@@ -94,6 +94,7 @@ def create_engine(
         settings.deterministic,
         settings.forward_timeout_s,
         settings.max_queue_s,
+        settings.max_sample_chars,
     )
     load = load or partial(load_models, max_remembered_bytes=num_bytes)
     return RewardEngine(

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from alarm_service.api.auth import BODY_BYTES
 from alarm_service.errors import BadRequest, TooLarge
-from alarm_service.json_pieces import read_json
+from alarm_service.json_pieces import TooManyValues, read_json
 from alarm_service.settings import Settings
 
 __all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_large", "off_loop"]
@@ -128,6 +128,8 @@ def _read(body: bytes, field: Any, settings: Settings) -> Any:
         tree = read_json(body)
     except json.JSONDecodeError as error:
         raise BadRequest(f"the body is no JSON: {error.msg}") from error
+    except TooManyValues as error:
+        raise TooLarge(f"{error}, beside spans: send its samples in several requests") from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("the body cannot be read as JSON in UTF-8") from error
     _require_few(tree, settings)
@@ -139,7 +141,7 @@ def _read(body: bytes, field: Any, settings: Settings) -> Any:
 
 def _require_few(tree: Any, settings: Settings) -> None:
     """Raise `TooLarge` for more items than any route takes, before each is validated."""
-    for name, items in tree.items() if isinstance(tree, dict) else ():
+    for name, items in tree.items() if isinstance(tree, dict) else [("the body", tree)]:
         most = settings.max_samples * (1 if name == "samples" else REQUESTS_A_ROLLOUT)
         if isinstance(items, list) and len(items) > most:
             more = ": send them in several requests" if name == "samples" else ""

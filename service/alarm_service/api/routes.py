@@ -16,7 +16,7 @@ from alarm_service.api.deps import (
     run_until_disconnect,
     timeout_s,
 )
-from alarm_service.api.large_bodies import OffLoopRoute, answered, is_large
+from alarm_service.api.large_bodies import OffLoopRoute, answered, is_large, off_loop
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.errors import TooLarge
 from alarm_service.schemas import (
@@ -50,7 +50,7 @@ async def score(
 ) -> ScoreResponse | Response:
     """Score samples with one model: raw logits unless its recipe names an activation."""
     _check_samples(body.samples, settings)
-    samples = [sample_in(sample) for sample in body.samples]
+    samples = await off_loop(request, lambda: [sample_in(sample) for sample in body.samples])
     work = engine.score(body.model, samples, caller)
     scores = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
     rows = [partial(score_out, *pair) for pair in zip(body.samples, scores.outcomes, strict=True)]
@@ -76,7 +76,7 @@ async def hierarchical_reward(
 ) -> RewardResponse | Response:
     """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
     _check_samples(body.samples, settings)
-    samples = [sample_in(sample) for sample in body.samples]
+    samples = await off_loop(request, lambda: [sample_in(sample) for sample in body.samples])
     work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects, caller)
     rewards = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
     names = list(rewards.recipe.aspects)

@@ -43,7 +43,7 @@ __all__ = [
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 #: The settings of commands that run without a server.
-LOCAL = ("recipe", "set", "device", "deterministic", "max_batch_tokens")
+LOCAL = ("recipe", "set", "device", "deterministic", "max_batch_tokens", "max_sample_chars")
 
 
 def add_command(

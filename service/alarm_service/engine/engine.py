@@ -49,6 +49,7 @@ class EngineLimits:
     is_deterministic: bool = False
     forward_timeout_s: float = 0
     max_queue_s: float = 0
+    max_sample_chars: int = 4_000_000
 
 
 _log = structlog.get_logger()
@@ -92,7 +93,11 @@ class RewardEngine:
             forward_timeout_s=limits.forward_timeout_s,
         )
         self.pipeline = ScoringPipeline(
-            self._waiting, self.life, metrics, is_deterministic=limits.is_deterministic
+            self._waiting,
+            self.life,
+            metrics,
+            is_deterministic=limits.is_deterministic,
+            max_sample_chars=limits.max_sample_chars,
         )
         # Apart from tokenizing, so that the rewards of one request wait for no other's tokens.
         self.combining_threads = CancellableThreadPool(2, "combine", self.life)
@@ -129,10 +134,12 @@ class RewardEngine:
         """How many samples wait for the device."""
         return self._waiting.num_waiting()
 
-    async def start(self, *, is_patient: bool = False) -> None:
+    async def start(self, *, is_patient: bool = False, logs_failure: bool = True) -> None:
         """Load every model and run each once; a failure is set in `life`, and not raised.
 
         ``is_patient`` waits for other servers that models need, as long as it takes.
+        ``logs_failure`` is False where the caller prints `life.failure`: what nobody foresaw is
+        logged all the same, with its traceback.
         """
         started = time.monotonic()
         self.device_pool.start()
@@ -140,7 +147,8 @@ class RewardEngine:
             awaits = self.life.set_waiting_on if is_patient else None
             await self.change(list(self.catalog.recipes.values()), awaits=awaits)
         except (AlarmModelsError, ServiceError) as error:
-            _log.error("loading failed", error=str(error))
+            if logs_failure:
+                _log.error("loading failed", error=str(error))
             self.life.set_failed(error)
         except Exception as error:  # a checkpoint can fail in any way; say so and be broken
             _log.exception("loading failed")

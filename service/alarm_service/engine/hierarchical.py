@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeVar
 
+from alarm_models.cancellation import check_cancelled
 from alarm_models.combination.rewards import (
     AspectRule,
     HolisticDecision,
@@ -142,21 +143,29 @@ class ScoreCollector:
 
     async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
         """Score the reference completions of samples that have one, each text once."""
-        recipe = self.request.recipe
-        model = self.model_set.model_of(recipe, recipe.holistic.model)
+        if not any("reference" in self.samples[index].fields for index in indices):
+            return {}
+        model = self.model_set.model_of(self.request.recipe, self.request.recipe.holistic.model)
+        # Off the event loop: samples may have any number of fields.
+        same_as = await self.engine.combining_threads.run(
+            partial(self._first_with_same_reference, indices)
+        )
+        unique = [index for index, first in same_as.items() if index == first]
+        scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
+        found = dict(zip(unique, scores, strict=True))
+        return {index: found[first] for index, first in same_as.items()}
+
+    def _first_with_same_reference(self, indices: Sequence[int]) -> dict[int, int]:
+        """Return, for each sample with a reference, the first sample of the same texts."""
         first: dict[object, int] = {}
         same_as: dict[int, int] = {}
         for index in indices:
+            check_cancelled()
             sample = self.samples[index]
             if "reference" in sample.fields:
-                key = (sample.prompt, tuple(sorted(sample.fields.items())))
+                key = (sample.prompt, frozenset(sample.fields.items()))
                 same_as[index] = first.setdefault(key, index)
-        unique = list(first.values())
-        if not unique:
-            return {}
-        scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
-        by_index = dict(zip(unique, scores, strict=True))
-        return {index: by_index[other] for index, other in same_as.items()}
+        return same_as
 
     async def _scores(self, loaded: LoadedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
         try:

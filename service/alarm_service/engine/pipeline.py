@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,14 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
-from alarm_models.types import Sample, Score, Span, require_spans_within, require_starts_within
+from alarm_models.types import (
+    Sample,
+    Score,
+    Span,
+    num_characters,
+    require_spans_within,
+    require_starts_within,
+)
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
@@ -196,8 +203,23 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenized at once, so that the device starts before a large request is all tokens.
+#: Samples tokenized at once, so that the device starts before a large request is all tokens;
+#: and characters, because tokenization takes some hundred times the memory of a text.
 _CHUNK = 64
+_CHUNK_CHARS = 256 << 10
+
+
+def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]:
+    """Yield the samples that are prepared in one go, with the index of the first."""
+    start = num_chars = 0
+    for index, sample in enumerate(samples):
+        own = num_characters(sample)
+        if index > start and (index - start == _CHUNK or num_chars + own > _CHUNK_CHARS):
+            yield start, samples[start:index]
+            start, num_chars = index, 0
+        num_chars += own
+    if samples:
+        yield start, samples[start:]
 
 
 class ScoringPipeline:
@@ -210,19 +232,24 @@ class ScoringPipeline:
         metrics: Metrics,
         *,
         is_deterministic: bool,
+        max_sample_chars: int,
     ) -> None:
         self._waiting = waiting
         self._metrics = metrics
         self._is_deterministic = is_deterministic
+        self._max_sample_chars = max_sample_chars
         self._threads = CancellableThreadPool(2, "tokenize", life)
 
     async def score(
         self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
     ) -> list[Outcome]:
         """Score a caller's samples with a model; one outcome a sample, in order."""
-        if isinstance(loaded.model, HostModel):
-            return await self._score_on_host(loaded.model, samples, caller)
-        return await self._score_on_device(loaded, loaded.model, samples, caller)
+        faults = [self._too_long(sample) for sample in samples]
+        if not any(faults):
+            return await self._score_short(loaded, samples, caller)
+        short = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await self._score_short(loaded, short, caller) if short else ())
+        return [next(scores) if fault is None else fault for fault in faults]
 
     async def run_in_thread(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenization thread, off the event loop.
@@ -236,14 +263,30 @@ class ScoringPipeline:
         self._waiting.close(draining_error())
         self._threads.close()
 
+    def _too_long(self, sample: Sample) -> SampleError | None:
+        count = num_characters(sample)
+        if count <= self._max_sample_chars:
+            return None
+        return SampleError(
+            "too_long",
+            f"the sample has {count} characters, fields included, and the server takes "
+            f"{self._max_sample_chars} (--max-sample-chars)",
+        )
+
+    async def _score_short(
+        self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller
+    ) -> list[Outcome]:
+        if isinstance(loaded.model, HostModel):
+            return await self._score_on_host(loaded.model, samples, caller)
+        return await self._score_on_device(loaded, loaded.model, samples, caller)
+
     async def _score_on_device(
         self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
     ) -> list[Outcome]:
         job = PendingCall(len(samples))
         cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
         try:
-            for start in range(0, len(samples), _CHUNK):
-                chunk = samples[start : start + _CHUNK]
+            for start, chunk in _chunks(samples):
                 prepared = await self.run_in_thread(
                     partial(self._prepare, loaded.name, model, chunk)
                 )

@@ -58,18 +58,35 @@ def key_of(url: str, body: object) -> str:
     return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()[:32]
 
 
+#: What every line of a cache begins with.
+_ANSWER_START = b'{"key":"'
+
+
+def _may_be_torn(line: bytes) -> bool:
+    return line.startswith(_ANSWER_START[: len(line)])
+
+
 class AnswerCache:
-    """A file of answers, one per line; an incomplete line of a killed run is ignored."""
+    """A file of answers, one per line; an incomplete line of a killed run is ignored.
+
+    Raises `StudyError` for a file of anything else, which answers must not be added to.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._answers: dict[str, Answer] = {}
         self._target: TextIO | None = None
         if file.exists():
-            for line in file.read_bytes().splitlines():
+            lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+            for number, line in enumerate(lines, 1):
                 try:
                     answer = Answer.model_validate_json(line)
-                except ValidationError:
+                except ValidationError as error:
+                    if not _may_be_torn(line):
+                        raise StudyError(
+                            f"{file}, line {number} is no judge's answer: --cache wants a new file "
+                            "or an earlier run's cache, and this one is left as it is"
+                        ) from error
                     continue
                 self._answers[answer.key] = answer
 

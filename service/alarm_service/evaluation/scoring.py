@@ -195,7 +195,7 @@ async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
 
     set_up_logs("warning")
     engine = create_engine([recipe], settings)
-    await engine.start()
+    await engine.start(logs_failure=False)
     try:
         if engine.life.failure is not None:
             raise StudyError(str(engine.life.failure))

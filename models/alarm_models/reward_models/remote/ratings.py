@@ -51,6 +51,14 @@ _SCALE_BEFORE = re.compile(
     re.IGNORECASE,
 )
 
+#: "seven out of ten": not read, since such words may be part of a phrase ("nine times out of ten").
+_SPELLED = re.compile(
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|half|no|full)"
+    r"(?:[ -](?:and )?(?:a )?(?:half|points?|stars?|marks?|times))?"
+    r" (?:out of|of|over) (?:a )?(?:possible )?(?:five|ten|twenty|hundred|\d{1,4})\b",
+    re.IGNORECASE,
+)
+
 _NUMBERS = re.compile(rf"{_NUMBER}(?!\w)")
 
 
@@ -185,6 +193,12 @@ def read_rating(text: str, scale: Scale) -> float:
         # What an answer ends with, on a line of its own, is what it comes to.
         values = {by_line[-1][0].value}
     if not values:
+        spelled = _SPELLED.search(" ".join(lines))
+        if spelled is not None:
+            raise RatingError(
+                f"rates in words ({spelled.group()!r}), which may mean another number than they "
+                "say: have the prompt ask for digits"
+            )
         raise RatingError("has no number that is a rating")
     if len(values) > 1:
         shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])

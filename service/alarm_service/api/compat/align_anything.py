@@ -14,6 +14,7 @@ from alarm_service.api.compat.templates import PLAIN, ChatTemplate
 from alarm_service.api.compat.turns import SplitError
 from alarm_service.errors import Invalid
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["AlignAnythingIn", "AlignAnythingOut", "samples_of"]
 
@@ -28,9 +29,9 @@ class AlignAnythingIn(TrainerBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    prompts: list[Text]
-    responses: list[Text]
-    golden_responses: list[Text] | None = Field(
+    prompts: ListOf[Text]
+    responses: ListOf[Text]
+    golden_responses: ListOf[Text] | None = Field(
         default=None, description="one a response, or left out: the field `reference`"
     )
 

@@ -38,6 +38,7 @@ from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
 from alarm_service.schemas import Text
 from alarm_service.settings import Settings
+from alarm_service.validation import ListOf
 
 __all__ = [
     "OWN_PARTS",
@@ -76,7 +77,7 @@ class ChatMessageIn(TrainerBody):
     """One turn of a conversation, as OpenAI's clients write it."""
 
     role: Text
-    content: Text | list[TextPartIn] | None = None
+    content: Text | ListOf[TextPartIn] | None = None
 
 
 class TextOptions(BaseModel):

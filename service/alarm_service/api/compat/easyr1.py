@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -23,11 +22,13 @@ from alarm_service.api.compat.common import (
 from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.api.compat.turns import SplitError
+from alarm_service.json_pieces import read_json
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["EasyR1Batch", "EasyR1Options", "EasyR1Out", "answer", "samples_of"]
 
-_Prompt = str | list[ChatMessageIn]
+_Prompt = str | ListOf[ChatMessageIn]
 
 #: Columns that hold the field `reference`, where no column is called so.
 _ANSWERS = ("ground_truth", "answer", "solution", "label")
@@ -44,7 +45,7 @@ class GroundTruthIn(TrainerBody):
 
     model_config = ConfigDict(extra="allow")
 
-    prompt: Text | list[ChatMessageIn]
+    prompt: Text | ListOf[ChatMessageIn]
 
 
 class EasyR1In(TrainerBody):
@@ -57,7 +58,7 @@ class EasyR1In(TrainerBody):
     )
 
 
-class EasyR1Batch(RootModel[list[EasyR1In]]):
+class EasyR1Batch(RootModel[ListOf[EasyR1In]]):
     """A batch of reward inputs."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [[_EXAMPLE]]})
@@ -112,7 +113,7 @@ def _read(truth: str | GroundTruthIn, meaning: str | None) -> tuple[_Prompt, dic
 
 def _parsed(truth: str) -> GroundTruthIn:
     try:
-        return GroundTruthIn.model_validate(json.loads(truth))
+        return GroundTruthIn.model_validate(read_json(truth.encode(), packs_spans=False))
     except (ValueError, RecursionError):
         raise SplitError(
             f"EasyR1 passes no prompt, and the ground truth {truth[:80]!r} holds none: let the "

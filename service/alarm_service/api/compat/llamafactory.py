@@ -12,6 +12,7 @@ from alarm_service.api.compat.common import TrainerBody, split_each
 from alarm_service.api.compat.splitting import split_text
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["ScoreEvaluationIn", "ScoreEvaluationOut", "answer", "named", "samples_of"]
 
@@ -32,7 +33,7 @@ class ScoreEvaluationIn(TrainerBody):
     model: Text | None = Field(
         default=None, description="the trainer's constant `model` is the default recipe"
     )
-    messages: list[Text]
+    messages: ListOf[Text]
 
 
 class ScoreEvaluationOut(BaseModel):

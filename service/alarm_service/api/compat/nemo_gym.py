@@ -20,6 +20,7 @@ from alarm_service.api.compat.splitting import Texts, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.json_pieces import read_json
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
 
@@ -54,21 +55,21 @@ class ItemIn(TrainerBody):
 
     type: Text = "message"
     role: Text = "assistant"
-    content: Text | list[PartIn] | None = None
-    output: Text | list[PartIn] | dict[str, Any] | None = None
+    content: Text | ListOf[PartIn] | None = None
+    output: Text | ListOf[PartIn] | dict[str, Any] | None = None
 
 
 class ParamsIn(TrainerBody):
     """What the policy was asked."""
 
-    input: Text | list[ItemIn]
+    input: Text | ListOf[ItemIn]
     instructions: Text | None = None
 
 
 class ResponseIn(TrainerBody):
     """What the policy answered, and the tools that it called."""
 
-    output: list[ItemIn]
+    output: ListOf[ItemIn]
 
 
 class NemoGymIn(TrainerBody):

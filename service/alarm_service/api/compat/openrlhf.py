@@ -19,6 +19,7 @@ from alarm_service.api.compat.splitting import split_query
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.errors import Invalid
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["OpenRLHFIn", "OpenRLHFOptions", "OpenRLHFOut", "answer", "samples_of"]
 
@@ -40,8 +41,8 @@ class OpenRLHFIn(TrainerBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    query: list[Text]
-    prompts: list[Text] | None = Field(default=None, description="one a query, or left out")
+    query: ListOf[Text]
+    prompts: ListOf[Text] | None = Field(default=None, description="one a query, or left out")
     labels: list[Any] | None = Field(default=None, description="one a query: `reference`")
 
 

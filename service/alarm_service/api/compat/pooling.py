@@ -34,6 +34,7 @@ from alarm_service.api.deps import WORK_ERRORS
 from alarm_service.api.large_bodies import OffLoopRoute
 from alarm_service.errors import SampleFailed
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = [
     "ClassifyOut",
@@ -63,8 +64,8 @@ class PoolingIn(TrainerBody):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     model: Text | None = Field(default=None, description="a recipe or model; not read with a path")
-    input: Text | list[Text] | None = None
-    messages: list[ChatMessageIn] | None = None
+    input: Text | ListOf[Text] | None = None
+    messages: ListOf[ChatMessageIn] | None = None
     use_activation: bool | None = Field(
         default=None, description="true applies a sigmoid to scores; else they are raw"
     )

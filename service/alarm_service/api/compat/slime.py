@@ -19,6 +19,7 @@ from alarm_service.api.compat.common import (
 from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.schemas import Text
+from alarm_service.validation import ListOf
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
 
@@ -34,7 +35,7 @@ class SlimeIn(TrainerBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    prompt: Text | list[ChatMessageIn]
+    prompt: Text | ListOf[ChatMessageIn]
     response: Text
     label: Any = Field(default=None, description="the field `reference`")
 

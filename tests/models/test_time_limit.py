@@ -1,0 +1,54 @@
+"""A block of Python that does not end is ended; what comes after it is left alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NoReturn
+
+import pytest
+
+from alarm_models.time_limit import TimeLimitExceeded, time_limit
+
+
+def loop() -> NoReturn:
+    while True:
+        pass
+
+
+def test_endless_loop_is_ended() -> None:
+    with pytest.raises(TimeLimitExceeded, match="took too long"), time_limit(0.01):
+        loop()
+
+
+def test_loop_that_swallows_the_error_once_is_ended() -> None:
+    def stubborn() -> NoReturn:
+        with suppress(Exception):
+            loop()
+        loop()
+
+    with pytest.raises(TimeLimitExceeded), time_limit(0.01):
+        stubborn()
+
+
+def test_block_within_its_time_is_left_alone() -> None:
+    for _ in range(1000):
+        with time_limit(60):
+            pass
+
+
+def test_threads_have_times_of_their_own() -> None:
+    ended = threading.Event()
+
+    def endless() -> str:
+        with suppress(TimeLimitExceeded), time_limit(0.01):
+            loop()
+        ended.set()
+        return "ended"
+
+    def patient() -> str:
+        with time_limit(600):
+            assert ended.wait(60)
+        return "patient"
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [*threads.map(lambda call: call(), (patient, endless))] == ["patient", "ended"]
