@@ -151,7 +151,7 @@ def call(soak: Soak, proxy: Proxy, truth: Mapping[int, float], number: int) -> N
 
 def be_rude(soak: Soak, server: Restartable, seed: int) -> None:
     """Send endless bodies, or complete ones whose responses are not read, eight at a time."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     one = sample(1)
     whole = json.dumps({"samples": [{"prompt": one.prompt, "completion": one.completion}] * 30})
     kinds = [
@@ -161,15 +161,15 @@ def be_rude(soak: Soak, server: Restartable, seed: int) -> None:
         head(Content_Length=1 << 30),
         b"\x16\x03\x01 this is no HTTP\r\n\r\n",
     ]
-    while not soak.over.wait(dice.uniform(0, 2)):
+    while not soak.over.wait(rng.uniform(0, 2)):
         with contextlib.ExitStack() as connections:
             for _ in range(8):
                 with contextlib.suppress(OSError):  # the server may be down
                     address = ("127.0.0.1", server.port)
                     caller = connections.enter_context(socket.create_connection(address, 1))
-                    caller.sendall(dice.choice(kinds))
+                    caller.sendall(rng.choice(kinds))
                     soak.num_rude += 1
-            soak.over.wait(dice.uniform(0, 3))
+            soak.over.wait(rng.uniform(0, 3))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import httpx
 from processes import Process, alarm
 
-#: The house takes one request at a time, whatever its size.
+#: The queue accepts one request at a time, whatever its size.
 FULL = ("--max-queued-tokens", "1")
 _LONG = [{"prompt": "Who wrote Emma?", "completion": "Jane Austen wrote Emma. " * 60}] * 8
 
