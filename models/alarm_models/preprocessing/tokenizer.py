@@ -41,9 +41,16 @@ class Tokenizer:
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
-        loaded: Any = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code
-        )
+        try:
+            loaded: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            there = sorted(path.name for path in folder.iterdir() if "token" in path.name)
+            raise CheckpointError(
+                f"{folder} holds no tokenizer that can be read (it has {there or 'none'}); name a "
+                f"folder or hub id that has it in `tokenizer`: {str(error).splitlines()[0]}"
+            ) from error
         if not loaded.is_fast:
             raise CheckpointError(
                 f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"

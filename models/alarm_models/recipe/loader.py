@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -116,7 +116,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     return table
 
 
-def is_template_file(value: object) -> bool:
+def is_template_file(value: object) -> TypeGuard[str]:
     """Say whether a `chat_template` names a file rather than being the text."""
     return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
 
