@@ -35,11 +35,7 @@ def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -
 @pytest.mark.numeric
 @pytest.mark.parametrize(
     "case",
-    [
-        one
-        for one in (*test_classifiers.CASES, *test_value_heads.CASES)
-        if "prefix" not in one.recipe
-    ],
+    [*test_classifiers.CASES, *test_value_heads.CASES],
     ids=lambda case: case.name,
 )
 def test_checkpoint_alone_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
+    "JudgeMessage",
     "LanguageSpec",
     "LengthSpec",
     "ModelSpec",
@@ -373,6 +374,19 @@ class GenerativeSpec(TextSpec):
 ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
+class JudgeMessage(BaseModel):
+    """One message that a judge is sent; its content is a template."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+#: What a judge is sent: a message, or the sample's own messages.
+JudgeTurn = JudgeMessage | Literal["{prompt}", "{completion}"]
+
+
 class RemoteSpec(Spec):
     """A model behind another server's HTTP API."""
 
@@ -389,6 +403,17 @@ class RemoteSpec(Spec):
         default=None, description='a text; "chat" lets vLLM apply its tokenizer\'s own'
     )
     rubric: str | None = Field(default=None, description="`chat`: what the judge is asked")
+    messages: Annotated[tuple[JudgeTurn, ...] | None, _Added] = Field(
+        default=None,
+        description="`chat`: in place of `rubric`, messages of any role; the texts `{prompt}` and "
+        "`{completion}` stand for the sample's own messages",
+    )
+    values: Annotated[Mapping[str, float], _Added] = Field(
+        default_factory=dict, description="`chat`: what the judge's verdict is worth, by its name"
+    )
+    n: Annotated[int, _Added] = Field(
+        default=1, ge=1, le=128, description="`chat`: answers to ask for, of which the mean counts"
+    )
     pattern: str = Field(
         default=ANY_NUMBER,
         description="`chat`: finds the number in the judge's answer; its last match counts. "
@@ -396,7 +421,7 @@ class RemoteSpec(Spec):
     )
     lowest: float | None = Field(default=None, description="`chat`: less is no answer")
     highest: float | None = Field(default=None, description="`chat`: more is no answer")
-    parameters: Mapping[str, bool | int | float | str] = Field(
+    parameters: Mapping[str, JsonValue] = Field(
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: sent with each request",
     )
@@ -415,7 +440,8 @@ class RemoteSpec(Spec):
     @property
     def templates(self) -> tuple[str, ...]:
         """The texts that name fields of a sample."""
-        texts = (self.template, self.rubric)
+        turns = (turn for turn in self.messages or () if isinstance(turn, JudgeMessage))
+        texts = (self.template, self.rubric, *(turn.content for turn in turns))
         return tuple(text for text in texts if text is not None and text != "chat")
 
     @field_validator("url")
@@ -437,15 +463,50 @@ class RemoteSpec(Spec):
             raise ValueError(f"is no regular expression: {error}") from error
         return pattern
 
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = sorted({"model", "messages", "stream"} & set(parameters))
+        if own:
+            raise ValueError(f"names {own}, which are not parameters' to give: leave them out")
+        return parameters
+
+    @property
+    def num_votes(self) -> int:
+        """How many answers a judge is asked for."""
+        named = self.parameters.get("n", 1)
+        return named if isinstance(named, int) and self.n == 1 else self.n
+
+    @model_validator(mode="after")
+    def _votes_may_differ(self) -> RemoteSpec:
+        if self.api != "chat":
+            return self
+        named = self.parameters.get("n", 1)
+        if isinstance(named, bool) or not isinstance(named, int) or named < 1:
+            raise ValueError(f"parameters.n is {named!r}: give a number of answers, best in `n`")
+        if self.n > 1 and "n" in self.parameters:
+            raise ValueError("n and parameters.n both count answers: leave one out")
+        if self.num_votes > 1 and self.parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.num_votes} answers of temperature 0 are all the same: name a higher one in "
+                "parameters.temperature"
+            )
+        return self
+
     @model_validator(mode="after")
     def _has_what_its_api_takes(self) -> RemoteSpec:
-        wanted = {"chat": ("rubric", "model"), "alarm": ()}.get(self.api, ("template",))
+        asked = "rubric" if self.messages is None else "messages"
+        wanted = {"chat": (asked, "model"), "alarm": ()}.get(self.api, ("template",))
         lacking = [name for name in wanted if getattr(self, name) is None]
         if lacking:
             raise ValueError(f"api `{self.api}` wants {' and '.join(lacking)}")
-        for name in ("template", "rubric"):
+        if self.rubric is not None and self.messages is not None:
+            raise ValueError("rubric and messages both ask the judge: leave one out")
+        for name in ("template", "rubric", "messages"):
             if getattr(self, name) is not None and name not in wanted:
                 raise ValueError(f"api `{self.api}` takes no {name}")
+        if self.api != "chat" and (self.values or self.n > 1):
+            raise ValueError(f"api `{self.api}` takes no {'values' if self.values else 'n'}")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(f"api `{self.api}` applies no chat template: write one in `template`")
         return self
