@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -175,9 +176,18 @@ class Tokenizer:
         texts = [(one.text, one.pair) if one.pair else one.text for one in rendered]
         encodings = self._fast.encode_batch(texts, add_special_tokens=with_special)
         return [
-            self._token_ids(encoding, one, with_special, may_repeat)
-            if one.pair is None
-            else self._pair_ids(encoding)
+            self._pair_ids(encoding)
+            if one.pair is not None
+            else self._token_ids(
+                *(
+                    self._in_parts(one, with_special)
+                    if one.cuts
+                    else (encoding.ids, encoding.offsets)
+                ),
+                one,
+                with_special,
+                may_repeat,
+            )
             for encoding, one in zip(encodings, rendered, strict=True)
         ]
 
@@ -216,10 +226,29 @@ class Tokenizer:
             ) from error
         return text
 
+    def _in_parts(
+        self, text: Rendered, with_special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise the parts of a text alone; return all ids, and where they are in the text."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise((0, *text.cuts, len(text.text))):
+            part = self._fast.encode(text.text[start:end], add_special_tokens=False)
+            ids += part.ids
+            offsets += [(first + start, last + start) for first, last in part.offsets]
+        if with_special:
+            ids = self.with_special(ids)
+            offsets = [(0, 0)] * self.num_prefix + offsets + [(0, 0)] * self.num_suffix
+        return ids, offsets
+
     def _token_ids(
-        self, encoding: Encoding, text: Rendered, with_special: bool, may_repeat: bool
+        self,
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        text: Rendered,
+        with_special: bool,
+        may_repeat: bool,
     ) -> TokenIds:
-        ids, offsets = encoding.ids, encoding.offsets
         num_prefix = self.num_prefix if with_special else 0
         num_suffix = self.num_suffix if with_special else 0
         if num_prefix == 1 and len(ids) > 1 and ids[0] == ids[1] and not may_repeat:
