@@ -47,6 +47,8 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     family = match_family(facts, checkpoint) if adapter is None else adapter.family
     if family is None:
         raise CheckpointError(unknown_family_refusal(facts))
+    if family.advice is not None:
+        raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
     holistic: dict[str, Any] = {"model": _MODEL}
     if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
         holistic["output"] = _labels(facts)[-1]

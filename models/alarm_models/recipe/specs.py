@@ -298,6 +298,49 @@ class StepsSpec(TextSpec):
     reduction: Literal["min", "mean", "product", "last"] = Field(
         default="min", description="what makes one score of the steps' probabilities"
     )
+    positive: Annotated[str | int | None, _Added] = Field(
+        default=None, description="of a causal model: the token, as text or id, for a right step"
+    )
+    negative: Annotated[str | int | None, _Added] = Field(
+        default=None, description="of a causal model: the token for a wrong step"
+    )
+    step_template: Annotated[str, _Added] = Field(
+        default="{step}", description="what a step is written as, with its {number} from 1"
+    )
+    step_separator: Annotated[str, _Added] = Field(
+        default="", description="stands between a step's token and the next step"
+    )
+    step_answer: _Text = Field(
+        default=None,
+        min_length=1,
+        description="each step is a user's message that is answered so; read where that begins",
+    )
+    tokenization: Annotated[Literal["whole", "parts"], _Added] = Field(
+        default="whole",
+        description="whether the text is tokenised at once, or each step and step token alone",
+    )
+
+    @model_validator(mode="after")
+    def _reads_one_way(self) -> StepsSpec:
+        if (self.positive is None) != (self.negative is None):
+            raise ValueError(
+                "positive and negative are the two tokens of a causal model: give both"
+            )
+        if self.positive is not None and self.head is not None:
+            raise ValueError("a step is read by `head` or by two tokens: leave one out")
+        if self.step_template.count("{step}") != 1:
+            raise ValueError(f"step_template is {self.step_template!r}: write {{step}} once")
+        if self.step_answer is not None:
+            if self.template != "chat":
+                raise ValueError("step_answer is a turn of a chat: leave `template` out")
+            if self.tokenization == "parts" or self.step_separator:
+                raise ValueError("step_answer goes without tokenization and step_separator")
+        return self
+
+    @property
+    def read_token(self) -> str:
+        """The token at which, or before which, a step is read."""
+        return self.step_token if self.step_answer is None else self.step_answer
 
 
 class MultiObjectiveSpec(ClassifierSpec):

@@ -286,7 +286,7 @@ class Loader:
 
     def _network(self, spec: NeuralSpec, source: CheckpointSource, tokenizer: Tokenizer) -> Network:
         match spec:
-            case GenerativeSpec():
+            case GenerativeSpec() | StepsSpec(positive=int() | str()):
                 return sources.token_scorer(source, scored_tokens(spec, tokenizer))
             case MultiObjectiveSpec(head=str(head), gate_at=str()):
                 return sources.base_with_gate(self._base(source), source, head)
