@@ -75,7 +75,14 @@ def alarm(*arguments: str) -> subprocess.Popen[str]:
 @contextmanager
 def alarm_serve(recipe: Path | str, *flags: str) -> Iterator[Process]:
     """Serve a recipe on a free port; yield once it listens, even if models are still loading."""
-    popen = alarm("serve", "--recipe", str(recipe), "--port", "0", "--device", "cpu", *flags)
+    with alarm_serving("--recipe", str(recipe), *flags) as process:
+        yield process
+
+
+@contextmanager
+def alarm_serving(*flags: str) -> Iterator[Process]:
+    """Serve what flags say on a free port; yield once it listens, even while loading."""
+    popen = alarm("serve", "--port", "0", "--device", "cpu", *flags)
     try:
         yield Process(popen, _event(popen, "listening")["url"])
     finally:

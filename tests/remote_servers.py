@@ -134,17 +134,26 @@ def tei(calls: Calls) -> FastAPI:
 
 
 def judge(calls: Calls) -> FastAPI:
-    """A chat model that answers with the text after "say:" in its prompt."""
+    """A chat model that answers with the text after "say:" in its last message.
+
+    A bar separates several answers.
+    """
     app = app_of(calls)
 
     @app.post("/v1/chat/completions")
     async def complete(body: dict[str, Any]) -> Any:
-        *_, text = body["messages"][0]["content"].partition("say:")
+        *_, text = body["messages"][-1]["content"].partition("say:")
         if text == "sleep":
             await asyncio.sleep(1)
-        is_cut = text.endswith("...")
-        message = {"role": "assistant", "content": text}
-        return {"choices": [{"message": message, "finish_reason": "length" if is_cut else "stop"}]}
+        return {
+            "choices": [
+                {
+                    "message": {"role": "assistant", "content": one},
+                    "finish_reason": "length" if one.endswith("...") else "stop",
+                }
+                for one in (text.split("|") if body.get("n", 1) > 1 else [text])
+            ]
+        }
 
     @app.get("/v1/models")
     async def models() -> Any:

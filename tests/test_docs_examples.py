@@ -245,6 +245,8 @@ def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
             return tiny.base_with_head(folder, head=model["head"], outputs=2)
         case "multi-objective":
             return armo(folder, len(model["objectives"]))
+        case _ if "head" in model:
+            return tiny.base_with_head(folder, head=model["head"])
         case _:
             return tiny.sequence_classifier("llama", folder)
 

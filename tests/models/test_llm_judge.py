@@ -3,10 +3,18 @@
 import asyncio
 
 import pytest
+from pydantic import ValidationError
 from remote_servers import completions, judge, opened, values
 
 from alarm_models.errors import SampleError
-from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
+from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.reward_models.remote.ratings import (
+    RatingError,
+    Scale,
+    read_rating,
+    read_verdict,
+)
+from alarm_models.types import Message, Sample
 
 JUDGE = {"model": "judge", "rubric": "Judge {completion} from 1 to 10. say:{completion}"}
 
@@ -150,3 +158,114 @@ async def test_rating_pattern_timeout_fails_its_sample_while_others_are_served()
         assert isinstance(slow, SampleError)
         assert "took longer than 1 s" in slow.message
         assert ticks > 10  # the event loop went on
+
+
+#: What a judge says that is to choose between A and B -> what it chose; None where it did not.
+VERDICTS: dict[str, str | None] = {
+    "A": "A",
+    "b.": "B",
+    "**B**": "B",
+    "[[A]]": "A",
+    "\\boxed{B}": "B",
+    "<answer>[[A]]</answer>": "A",
+    "Both are short. My final verdict is: [[B]]": "B",
+    "Response A is longer, response B is right.\n\nVerdict: B": "B",
+    "A: too long.\nB: right.\nThe answer is B": "B",
+    "A, because it is short.": "A",
+    "I compare.\n\nA": "A",
+    "<think>[[A]] or [[B]]?</think>[[B]]": "B",
+    "<think>[[A]]": None,
+    "A good answer, as B is.": None,
+    "[[A]] or [[B]]": None,
+    "[[C]]": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("answer", VERDICTS)
+def test_a_verdict_is_read_where_an_answer_gives_exactly_one(answer: str) -> None:
+    read: str | None
+    try:
+        read = read_verdict(answer, ("A", "B"))
+    except RatingError:
+        read = None
+    assert read == VERDICTS[answer]
+
+
+async def test_a_verdict_is_worth_what_the_recipe_says() -> None:
+    more = {"values": {"A": 1, "B": 0, "A>>B": 2.5}}
+    async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
+        outcomes = await model.score(completions("[[A]]", "[[B]]", "[[A>>B]]", "[[C]]", "7"))
+        assert values(outcomes) == [1, 0, 2.5, "model_failed", "model_failed"]
+    own = more | {"pattern": r"\[\[(.+?)\]\]"}
+    async with opened(judge, api="chat", **JUDGE, **own) as (model, _):
+        outcomes = await model.score(completions("[[A]] and [[B]]", "[[C]]"))
+        assert values(outcomes) == [0, "model_failed"]
+        assert isinstance(outcomes[1], SampleError)
+        assert outcomes[1].message == (
+            "the judge's answer has 'C', which is none of ['A', 'B', 'A>>B']"
+        )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"n": 3, "parameters": {"temperature": 1}}, {"parameters": {"n": 3}}],
+    ids=["key", "parameter"],
+)
+async def test_votes_count_by_the_mean_of_those_that_can_be_read(more: dict[str, object]) -> None:
+    async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE, **more) as (model, calls):
+        outcomes = await model.score(completions("4|7|10", "4|none|7", "4|none|11", "4|7"))
+        assert values(outcomes) == [7, 5.5, "model_failed", "model_failed"]
+        assert [body["n"] for body in calls.bodies] == [3] * 4
+        few, short = outcomes[2:]
+        assert isinstance(few, SampleError)
+        assert few.message.startswith("1 of 3 answers could be read, more than half must be")
+        assert isinstance(short, SampleError)
+        assert "came 2 times, 3 were asked for" in short.message
+
+
+async def test_messages_stand_in_place_of_a_rubric() -> None:
+    more = {
+        "model": "judge",
+        "messages": [
+            "{prompt}",
+            {"role": "response_1", "content": "{completion}"},
+            {"role": "response_2", "content": "{other} say:7"},
+        ],
+        "parameters": {"stop": ["\n"], "chat_template_kwargs": {"enable_thinking": False}},
+    }
+    prompt = (Message("system", "Be brief."), Message("user", "Hi"))
+    async with opened(judge, api="chat", **more) as (model, calls):
+        outcomes = await model.score([Sample(prompt, "Hello", fields={"other": "Hm"})])
+        assert values(outcomes) == [7]
+        assert calls.bodies == [
+            {
+                "model": "judge",
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "Hi"},
+                    {"role": "response_1", "content": "Hello"},
+                    {"role": "response_2", "content": "Hm say:7"},
+                ],
+                "stop": ["\n"],
+                "chat_template_kwargs": {"enable_thinking": False},
+            }
+        ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"n": 4}, "4 answers of temperature 0 are all the same"),
+        ({"n": 4, "parameters": {"n": 4}}, "leave one out"),
+        ({"parameters": {"n": "four"}}, "parameters.n is 'four'"),
+        ({"parameters": {"stream": True}}, "not parameters' to give"),
+        ({"messages": ["{completion}"]}, "rubric and messages both ask the judge"),
+        ({"api": "vllm", "template": "chat", "rubric": None, "n": 2}, "takes no n"),
+    ],
+)
+def test_what_no_judge_can_be_asked_is_refused(keys: dict[str, object], said: str) -> None:
+    table = {"api": "chat", "url": "http://127.0.0.1:1", **JUDGE, **keys}
+    with pytest.raises(ValidationError) as caught:
+        RemoteSpec.model_validate(table)
+    assert said in str(caught.value)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling import checkpoint
@@ -114,10 +115,50 @@ def test_loader_with_weights_that_change_meanwhile_is_refused(
 ) -> None:
     tiny.sequence_classifier("llama", tmp_path)
 
-    def digest_and_overwrite(folder: Path) -> str:
+    def digest_and_overwrite(folder: Path, **_: bool) -> str:
         overwrite(folder)
         return "of what was there before"
 
     monkeypatch.setattr(checkpoint, "digest", digest_and_overwrite)
     with pytest.raises(CheckpointError, match="changed while it was loaded"):
         load(spec_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["them/rm", "them/rm@v2"])
+@pytest.mark.parametrize("with_code", [False, True])
+def test_a_hub_id_is_fetched_at_its_revision_without_what_is_never_read(
+    name: str, with_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [
+        "config.json", "model-00001-of-00002.safetensors", "consolidated.safetensors",
+        "training_args.bin", "pytorch_model.bin", "modeling_rm.py", "original/model.safetensors",
+    ]  # fmt: skip
+    revisions: set[str | None] = set()
+
+    def fetch(
+        repository: str, *, revision: str | None, allow_patterns: list[str],
+        ignore_patterns: list[str],
+    ) -> str:  # fmt: skip
+        assert repository == "them/rm"
+        revisions.add(revision)
+        wanted = filter_repo_objects(
+            there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        for file in wanted:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    folder = checkpoint.locate(name, "main", with_code=with_code)
+    fetched = {path.name for path in folder.iterdir()}
+    code = {"modeling_rm.py"} if with_code else set()
+    assert fetched == {"config.json", "model-00001-of-00002.safetensors"} | code
+    assert revisions == {"v2" if "@" in name else "main"}
+
+
+def test_weights_of_another_layout_beside_the_models_are_not_read(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+    before = load(spec_of(tmp_path)).fingerprint
+    (tmp_path / "consolidated.safetensors").write_bytes(b"of another layout")
+    assert load(spec_of(tmp_path)).fingerprint == before

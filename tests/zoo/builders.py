@@ -120,10 +120,15 @@ def llama3_tokenizer(folder: Path, chat: str | None = LLAMA3, **more: Any) -> No
 
 
 def llama2_tokenizer(
-    folder: Path, chat: str | None = LLAMA2, *, name: str = "LlamaTokenizer", **more: Any
+    folder: Path,
+    chat: str | None = LLAMA2,
+    *,
+    name: str = "LlamaTokenizer",
+    extra: tuple[str, ...] = (),
+    **more: Any,
 ) -> None:
     """Llama 2's form: sentencepiece pieces with bytes behind them, and a BOS."""
-    special = ["<unk>", "<s>", "</s>"]
+    special = ["<unk>", "<s>", "</s>", *extra]
     letters = sorted({letter for text in _CORPUS for letter in text.replace(" ", "▁")})
     fast = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     fast.normalizer = normalizers.Sequence(

@@ -38,13 +38,7 @@ def parameters(cases: list[Case]) -> list[Any]:
     return [pytest.param(case, id=case.name, marks=_marks(case.recipe)) for case in cases]
 
 
-#: Keys that recipes have and that loading does not read yet.
-_UNREAD = {"prefix"}
-
-
 def _marks(recipe: Mapping[str, Any]) -> list[pytest.MarkDecorator]:
-    if _UNREAD & set(recipe):
-        return [pytest.mark.xfail(strict=True, reason="loading does not read `prefix` yet")]
     try:
         _SPEC.validate_python({"kind": "sequence", **recipe, "checkpoint": "x"})
     except ValidationError as error:

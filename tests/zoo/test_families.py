@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 from pydantic import TypeAdapter
+from safetensors.torch import save_file
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError
@@ -27,7 +30,9 @@ _NAMES = {"starling_34b_prefix": "Starling-RM-34B"}
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -> None:
-    assert (family.refusal is None) == bool(family.recipe)
+    assert [family.recipe != {}, family.refusal is not None, family.advice is not None].count(
+        True
+    ) == 1
     if family.recipe:
         TypeAdapter(ModelSpec).validate_python({**family.recipe, "checkpoint": "x"})
 
@@ -35,11 +40,7 @@ def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -
 @pytest.mark.numeric
 @pytest.mark.parametrize(
     "case",
-    [
-        one
-        for one in (*test_classifiers.CASES, *test_value_heads.CASES)
-        if "prefix" not in one.recipe
-    ],
+    [*test_classifiers.CASES, *test_value_heads.CASES],
     ids=lambda case: case.name,
 )
 def test_checkpoint_alone_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:
@@ -165,3 +166,64 @@ def test_athene_read_at_another_token_is_warned_of(tmp_path: Path) -> None:
     right = load(tmp_path, case.recipe)
     assert right.read_token == "<|reserved_special_token_1|>"
     assert right.notes == ()
+
+
+def _lora(folder: Path, base_folder: Path, task: str) -> dict[str, torch.Tensor]:
+    """Write a LoRA adapter of q and v; return its changes of the base's weights by name."""
+    torch.manual_seed(21)
+    tensors: dict[str, torch.Tensor] = {}
+    changes: dict[str, torch.Tensor] = {}
+    for layer in range(2):
+        for name, width in (("q_proj", 32), ("v_proj", 16)):
+            module = f"model.layers.{layer}.self_attn.{name}"
+            a, b = 0.2 * torch.randn(4, 32), 0.2 * torch.randn(width, 4)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b
+            changes[f"{module}.weight"] = 2.0 * b @ a
+    if task == "SEQ_CLS":
+        tensors["base_model.model.score.weight"] = builders.linear().weight.data.clone()
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    told = {
+        "peft_type": "LORA", "task_type": task, "r": 4, "lora_alpha": 8, "bias": "none",
+        "base_model_name_or_path": str(base_folder), "target_modules": ["q_proj", "v_proj"],
+        "modules_to_save": ["score"] if task == "SEQ_CLS" else None, "inference_mode": True,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(told), "utf-8")
+    builders.qwen_tokenizer(folder)
+    return changes
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
+def test_adapter_alone_scores_as_its_base_with_the_changes_merged(
+    task: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(20)
+    model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**builders.DECODER, pad_token_id=0)).eval()
+    model.save_pretrained(tmp_path / "base")
+    builders.qwen_tokenizer(tmp_path / "base")
+    folder, head = tmp_path / "adapter", builders.linear(bias=task == "CAUSAL_LM")
+    changes = _lora(folder, tmp_path / "base", task)
+    if task == "CAUSAL_LM":  # LLaMA-Factory's: the head lies beside the adapter
+        save_file(builders.named("v_head.summary", head), folder / "value_head.safetensors")
+    with torch.no_grad():
+        for name, change in changes.items():
+            model.get_parameter(name).add_(change)
+    made = recipe_of_checkpoint(str(folder))
+    got = scores(_loaded(made.table), cards.ALL)
+    assert got == {
+        name: computed(cards.at_last(model.model, head, cards.chat_ids(folder, sent)))
+        for name, sent in cards.ALL.items()
+    }
+
+
+def _loaded(table: Mapping[str, Any]) -> Any:
+    keys = dict(table["models"]["rm"])
+    return load(Path(keys.pop("checkpoint")), keys)
+
+
+def test_adapter_without_a_head_is_refused(tmp_path: Path) -> None:
+    _lora(tmp_path / "adapter", tmp_path / "base", "CAUSAL_LM")
+    with pytest.raises(CheckpointError, match="no reward head"):
+        recipe_of_checkpoint(str(tmp_path / "adapter"))

@@ -314,7 +314,6 @@ CASES = [
         _two_layers,
         ("score.0.weight [32, 32]", '`kind = "sequence", head = "score"'),
     ),
-    Refused("openrlhf_without_a_head", _openrlhf, ("score.weight [1, 32]", 'head = "score"')),
     Refused(
         "urm_untrusted",
         _urm,
@@ -367,6 +366,13 @@ def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
     assert "Traceback" not in message
     assert "weights_only=False" not in message.replace("`", "")
     assert "`weights_only` set to `False`" not in message
+
+
+def test_openrlhf_model_read_without_its_end_of_text_is_warned_of(tmp_path: Path) -> None:
+    _openrlhf(tmp_path)
+    model = load(tmp_path, {})
+    assert any("config.json names the class RewardModel" in note for note in model.notes)
+    assert any("OpenRLHF is read with" in note for note in model.notes)
 
 
 def test_normalised_scores_of_a_configuration_are_not_left_raw(tmp_path: Path) -> None:

@@ -45,14 +45,19 @@ def _after_chat(
 
 
 def _after_text(
-    name: str, head: _Head, text: Callable[[cards.Sent], str], config: Any, **written: Any
+    name: str,
+    head: _Head,
+    text: Callable[[cards.Sent], str],
+    config: Any,
+    tokenizer: Callable[..., None] = builders.llama2_tokenizer,
+    **written: Any,
 ) -> Callable[[Path], cards.Card]:
     """Read a head at the last token of the card's own text."""
 
     def build(folder: Path) -> cards.Card:
         base, layer = builders.base(config, pad_token_id=0), head()
         builders.write_base(folder, base, builders.named(name, layer), **written)
-        builders.llama2_tokenizer(folder, None)
+        tokenizer(folder, None)
         return lambda sent: cards.at_last(base, layer, cards.text_ids(folder, text(sent)))
 
     return build
@@ -61,6 +66,12 @@ def _after_text(
 def _ultrarm(sent: cards.Sent) -> str:
     names = {"user": "Human: ", "assistant": "Assistant: ", "system": ""}
     return "\n".join(names[one["role"]] + one["content"] for one in cards.turns(sent))
+
+
+def _starling(sent: cards.Sent) -> str:
+    return "\n".join(
+        f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>" for one in cards.turns(sent)
+    )
 
 
 def _eurus(sent: cards.Sent) -> str:
@@ -151,11 +162,17 @@ CASES = [
     ),
     Case(
         "starling_34b_prefix",
-        _after_chat(
-            "v_head", builders.linear, hf.LlamaConfig, prefix="transformer.",
-            architectures=["LlamaForSequenceClassification"],
+        _after_text(
+            "v_head", builders.linear, _starling, hf.LlamaConfig, builders.qwen_tokenizer,
+            prefix="transformer.", architectures=["LlamaForSequenceClassification"],
         ),
-        {"head": "v_head", "prefix": "transformer."},
+        {
+            "head": "v_head",
+            "prefix": "transformer.",
+            "template": "<|im_start|>user\n{prompt}<|im_end|>\n"
+            "<|im_start|>assistant\n{completion}<|im_end|>",
+        },
+        cards.PLAIN,
     ),
 ]  # fmt: skip
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = [
     "locate",
     "pickle_refusal",
     "read_bin",
+    "read_file",
+    "read_others",
     "read_tensors",
     "stamps",
 ]
@@ -32,27 +35,54 @@ __all__ = [
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 
+#: Weights in another layout, a trainer's state, and what lies in folders: never read.
+_NOT_FETCHED = ["consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin", "*/*"]
 
-def locate(checkpoint: str) -> Path:
+
+def locate(
+    checkpoint: str,
+    revision: str | None = None,
+    *,
+    holds: str | None = "config.json",
+    with_code: bool = False,
+    with_weights: bool = True,
+) -> Path:
     """Return the folder of a checkpoint: the folder itself, or a hub snapshot of that id.
 
-    Safetensors are preferred; older ``.bin`` files are fetched only where there are none. Raises
-    `CheckpointError` saying what to do where neither can be had.
+    ``revision``, or what follows an ``@`` in a hub id, is a branch, a tag or a commit. Safetensors
+    are preferred; older ``.bin`` files are fetched only where there are none. A folder must hold
+    the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had.
     """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(no_weights(folder))
+        if holds is not None and not (folder / holds).is_file():
+            raise CheckpointError(no_weights(folder, holds))
         return folder
+    name, _, named = checkpoint.partition("@")
+    small = [*_SMALL_FILES, *(["*.py"] if with_code else [])]
+
+    def fetch(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=named or revision,
+                allow_patterns=[*small, *patterns],
+                ignore_patterns=_NOT_FETCHED,
+            )
+        )
+
     try:
-        snapshot = Path(snapshot_download(checkpoint, allow_patterns=_SMALL_FILES))
+        snapshot = fetch()
+        if not with_weights:
+            return snapshot
         for pattern in _WEIGHTS:
-            snapshot = Path(snapshot_download(checkpoint, allow_patterns=[*_SMALL_FILES, pattern]))
+            snapshot = fetch(pattern)
             if any(snapshot.glob(pattern)):
                 return snapshot
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{checkpoint!r} is no folder here, and the hub did not give it "
+            f"{checkpoint!r} is no folder here, and the hub did not give it"
+            f"{f' at revision {revision!r}' if revision else ''} "
             f"({type(error).__name__}). Give a folder with "
             "`--set models.<name>.checkpoint=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
@@ -62,16 +92,20 @@ def locate(checkpoint: str) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights: safetensors where there are any, else ``.bin``."""
     for pattern in _WEIGHTS:
-        files = sorted(path for path in folder.glob(pattern) if path.name != "training_args.bin")
+        files = sorted(path for path in folder.glob(pattern) if not _is_other(path.name))
         if files:
             return files
     raise CheckpointError(no_weights(folder))
 
 
-def digest(folder: Path) -> str:
+def _is_other(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _NOT_FETCHED)
+
+
+def digest(folder: Path, *, with_weights: bool = True) -> str:
     """Return a digest of the weights, the configuration and the tokenizer: a hex string."""
     whole = hashlib.sha256()
-    for path in _files(folder):
+    for path in _files(folder, with_weights):
         with path.open("rb") as file:
             whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return whole.hexdigest()
@@ -85,36 +119,42 @@ def code_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+def stamps(folder: Path, *, with_weights: bool = True) -> dict[str, tuple[int, ...]]:
     """Return what changes when any digested file is written: sizes and times, without reading."""
-    stats = {path.name: path.stat() for path in _files(folder)}
+    stats = {path.name: path.stat() for path in _files(folder, with_weights)}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, with_weights: bool) -> list[Path]:
     names = sorted(path for pattern in _SMALL_FILES for path in folder.glob(pattern))
-    return [*names, *weight_files(folder)]
+    return [*names, *(weight_files(folder) if with_weights else [])]
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Read the tensors whose keys are ``name`` or begin with ``name.``, by what follows."""
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
-        found = (
-            _of_safetensors(file, name) if file.suffix == ".safetensors" else _of_bin(file, name)
-        )
+        found = read_file(file, lambda key: _is_of(key, name))
         tensors |= {key[len(name) + 1 :]: tensor for key, tensor in found.items()}
     return tensors
 
 
-def _of_safetensors(file: Path, name: str) -> dict[str, torch.Tensor]:
-    with safe_open(file, framework="pt") as tensors:
-        keys = tensors.keys()
-        return {key: tensors.get_tensor(key) for key in keys if _is_of(key, name)}
+def read_others(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read the tensors whose keys are neither ``name`` nor begin with ``name.``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        tensors |= read_file(file, lambda key: not _is_of(key, name))
+    return tensors
 
 
-def _of_bin(file: Path, name: str) -> dict[str, torch.Tensor]:
-    return {key: tensor for key, tensor in read_bin(file).items() if _is_of(key, name)}
+def read_file(
+    file: Path, wants: Callable[[str], bool] = lambda key: True
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of one file whose keys are wanted."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if wants(key)}  # noqa: SIM118
+    return {key: tensor for key, tensor in read_bin(file).items() if wants(key)}
 
 
 def read_bin(file: Path) -> dict[str, torch.Tensor]:

@@ -78,9 +78,9 @@ def require_raw_scores(facts: CheckpointFacts) -> None:
     if keys:
         told = ", ".join(f"{key} {value}" for key, value in keys.items())
         raise CheckpointError(
-            f"{facts.folder}: config.json asks that scores are normalised ({told}), which would "
-            "not be done here. Set that key to false in a copy of config.json for raw scores; the "
-            "recipe's `mean` and `std` in [holistic] normalise them"
+            f"{facts.folder}: config.json asks that scores are normalised ({told}), which kind "
+            "`sequence` does, and this kind does not. Write that kind, or set the key to false in "
+            "a copy of config.json for raw scores"
         )
 
 

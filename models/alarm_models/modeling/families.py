@@ -25,6 +25,7 @@ class Family:
     names: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     prefix: str | None = None
     num_labels: int | None = None
     chat_template: bool | None = None
@@ -33,6 +34,7 @@ class Family:
     several_labels: bool | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
+    advice: str | None = None
     note: str | None = None
 
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
@@ -41,9 +43,10 @@ class Family:
         names = (checkpoint, facts.folder.name, str(facts.config.get("_name_or_path") or ""))
         return (
             _meets(self.architectures, first)
-            and (not self.names or any(_meets(self.names, one.lower()) for one in names))
+            and (not self.names or any(_meets(self.names, _plain(one)) for one in names))
             and _meets(self.model_types, facts.model_type or "")
             and set(self.tensors) <= set(facts.tensors)
+            and set(self.labels) <= set((facts.config.get("id2label") or {}).values())
             and self.prefix in (None, facts.base_prefix)
             and self.several_labels in (None, (facts.num_labels or 0) > 1)
             and self.num_labels in (None, facts.num_labels)
@@ -51,6 +54,10 @@ class Family:
             and (self.stock is None or self.stock == is_stock_class(first))
             and self.ranker in (None, "ranker_type" in facts.config)
         )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _meets(patterns: tuple[str, ...], name: str) -> bool:

@@ -254,8 +254,8 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return _read_json(folder / "config.json")
 
 
-def no_weights(folder: Path) -> str:
-    """Say what a folder without a configuration or without weights holds, and what to do."""
+def no_weights(folder: Path, wanted: str = "config.json") -> str:
+    """Say what a folder without a wanted file or without weights holds, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         told = _read_json(adapter)
@@ -275,8 +275,8 @@ def no_weights(folder: Path) -> str:
         )
     files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
     lacks = "neither .safetensors nor .bin weights"
-    if not (folder / "config.json").is_file():
-        lacks = "no config.json"
+    if not (folder / wanted).is_file():
+        lacks = f"no {wanted}"
     return f"{folder} holds {lacks}, but {files}: is it a checkpoint's folder?"
 
 

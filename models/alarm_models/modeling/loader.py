@@ -6,6 +6,7 @@ transformers changes the default dtype, which is the process's, while it constru
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,14 +26,14 @@ from transformers import (
 )
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling.adapters import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.backend_selection import Backbone, select_backend
-from alarm_models.modeling.checkpoint import read_tensors
+from alarm_models.modeling.checkpoint import read_others, read_tensors
 from alarm_models.modeling.compatibility import (
     loading_refusal,
     missing_refusal,
     require_known_tensors,
     require_plain_weights,
-    require_raw_scores,
     require_stock_class,
 )
 from alarm_models.modeling.heads import (
@@ -122,7 +124,9 @@ PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ig
 class CheckpointSource:
     """Where a network comes from and how it is to run.
 
-    ``prefix_cache_bytes`` bounds the prefix cache of a causal model.
+    ``prefix_cache_bytes`` bounds the prefix cache of a causal model. ``prefix`` is what the names
+    of the base's tensors begin with if transformers expects something else; ``adapter`` is the
+    folder of a LoRA that is merged into the weights.
     """
 
     folder: Path
@@ -130,8 +134,8 @@ class CheckpointSource:
     device: torch.device
     trust_remote_code: bool = False
     prefix_cache_bytes: int = 0
-    #: Whether the recipe says how scores are normalised that config.json wants normalised.
-    is_normalized: bool = False
+    prefix: str | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,8 @@ def load_base(source: CheckpointSource) -> BaseModel:
 
 def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Network:
     """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
-    head = mlp(read_tensors(source.folder, name), name)
+    tensors = {} if source.adapter is None else adapter_tensors(source.adapter, name)
+    head = mlp(tensors or read_tensors(source.folder, name), name)
     _require_fit(head, base, source, name)
     _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
@@ -223,8 +228,6 @@ def _facts(source: CheckpointSource) -> CheckpointFacts:
     if not facts.tensors:
         raise CheckpointError(no_weights(source.folder))
     require_plain_weights(facts)
-    if not source.is_normalized:
-        require_raw_scores(facts)
     return facts
 
 
@@ -273,23 +276,83 @@ def _load(
 
     ``is_whole`` says that its class is to know every tensor, a head's too.
     """
+    adapter = None if source.adapter is None else read_adapter(source.adapter)
+    options: dict[str, Any] = {
+        "dtype": source.dtype,
+        "trust_remote_code": source.trust_remote_code,
+        "output_loading_info": True,
+    }
+    if loader in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
+        num_labels = _num_labels(source, adapter)
+        options |= {} if num_labels is None else {"num_labels": num_labels}
     try:
-        model, report = loader.from_pretrained(
-            str(source.folder),
-            dtype=source.dtype,
-            trust_remote_code=source.trust_remote_code,
-            output_loading_info=True,
+        model, report = (
+            loader.from_pretrained(str(source.folder), **options)
+            if source.prefix is None
+            else _load_under_prefix(loader, source, source.prefix, options)
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # the checkpoint's own code may raise any, and so may its files
         told = loading_refusal(facts, error, is_trusted=source.trust_remote_code)
         raise CheckpointError(told) from error
     # A tensor that the files lack would be random: never serve it. We read no poolers.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    given = set() if adapter is None else adapter.merge_into(model)
+    missing = sorted(
+        key for key in report["missing_keys"] if not key.startswith("pooler.") and key not in given
+    )
     if missing:
         raise CheckpointError(missing_refusal(facts, model, missing))
     require_known_tensors(facts, model, sorted(report["unexpected_keys"]), is_whole=is_whole)
     loaded: PreTrainedModel = _onto_device(model, source.device).eval()
     return loaded
+
+
+def _num_labels(source: CheckpointSource, adapter: Adapter | None) -> int | None:
+    """Return how many outputs a classifier has where its configuration does not say: OpenRLHF's.
+
+    What an adapter brings counts before the configuration, which is its base's.
+    """
+    brought = None if adapter is None else adapter.num_labels()
+    config = json.loads((source.folder / "config.json").read_text("utf-8"))
+    if brought is not None or "num_labels" in config or "id2label" in config:
+        return brought
+    weight = read_tensors(source.folder, "score").get("weight")
+    return None if weight is None or weight.ndim != 2 else int(weight.shape[0])
+
+
+def _load_under_prefix(
+    loader: Any, source: CheckpointSource, prefix: str, options: dict[str, Any]
+) -> Any:
+    """Load a base whose tensors' names begin with a prefix of their own: Starling's `transformer`.
+
+    Tensors beside it are a head's, which keep their names.
+    """
+    name = prefix.removesuffix(".")
+    tensors = read_tensors(source.folder, name)
+    if not tensors:
+        raise CheckpointError(f"{source.folder} holds no tensor under {name}.: is `prefix` right?")
+    config = AutoConfig.from_pretrained(
+        str(source.folder), trust_remote_code=source.trust_remote_code
+    )
+    try:
+        made = loader._model_mapping[type(config)]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{source.folder}: `prefix` is for models that transformers has, not for model_type "
+            f"{config.model_type!r}"
+        ) from error
+    made = made[0] if isinstance(made, tuple) else made
+    if loader is not AutoModel:
+        base = f"{made.base_model_prefix}."
+        tensors = {key if key.startswith(base) else base + key: one for key, one in tensors.items()}
+        beside = read_others(source.folder, name)
+        tensors = beside | tensors
+    own = dict(options)
+    del own["trust_remote_code"]
+    if "num_labels" in own:
+        config.num_labels = own.pop("num_labels")
+    return made.from_pretrained(None, config=config, state_dict=tensors, **own)
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:

@@ -22,7 +22,8 @@ class Rendered:
     are given. ``anchor_positions`` are characters whose tokens are to be found, in order.
     ``copies`` are the prompt's earlier places in a text that has it more than once; all are
     shortened alike. ``kept`` counts the characters at the end that no truncation drops. ``pair`` is
-    a second text, the completion, which the tokenizer joins to the first.
+    a second text, the completion, which the tokenizer joins to the first. ``cuts`` are characters
+    before which the text is cut into parts that are tokenised alone.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Rendered:
     copies: tuple[Span, ...] = ()
     kept: int = 0
     pair: str | None = None
+    cuts: tuple[int, ...] = ()
 
     def within(self, text: str, start: int) -> Rendered:
         """Return this text's spans in a longer text that has it at ``start``."""

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -236,6 +237,7 @@ class Tokenizer:
             and len(text.text) > _MAX_WHOLE
             and text.pair is None
             and not text.copies
+            and not text.cuts
             and not (text.kept and truncation is Truncation.RIGHT)
             and not (self._split_bos and text.text.startswith(self._split_bos))
         )
@@ -286,9 +288,13 @@ class Tokenizer:
     ) -> TokenIds:
         if text.pair is not None:
             return self._pair_ids(encoding)
-        if with_special or not self._split_bos or not text.text.startswith(self._split_bos):
-            return self._token_ids(encoding.ids, encoding.offsets, text, with_special, may_repeat)
-        return self._after_bos(text)
+        is_behind_bos = bool(self._split_bos) and text.text.startswith(self._split_bos)
+        if is_behind_bos and not with_special and not text.cuts:
+            return self._after_bos(text)
+        ids, offsets = (
+            self._in_parts(text, with_special) if text.cuts else (encoding.ids, encoding.offsets)
+        )
+        return self._token_ids(ids, offsets, text, with_special, may_repeat)
 
     def _bos_read_apart(self) -> str:
         """Return the BOS where a text behind a written-out one is read otherwise, else nothing.
@@ -403,6 +409,21 @@ class Tokenizer:
                 f"the chat template makes {len(text)} characters of {num_given}",
             )
         return text
+
+    def _in_parts(
+        self, text: Rendered, with_special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise the parts of a text alone; return all ids, and where they are in the text."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise((0, *text.cuts, len(text.text))):
+            part = self._fast.encode(text.text[start:end], add_special_tokens=False)
+            ids += part.ids
+            offsets += [(first + start, last + start) for first, last in part.offsets]
+        if with_special:
+            ids = self.with_special(ids)
+            offsets = [(0, 0)] * self.num_prefix + offsets + [(0, 0)] * self.num_suffix
+        return ids, offsets
 
     def _token_ids(
         self,

@@ -40,24 +40,62 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     from alarm_models.modeling.checkpoint import locate
     from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
 
-    folder = locate(checkpoint)
+    adapter = _adapter(checkpoint)
+    folder = locate(checkpoint if adapter is None else adapter.base)
     facts = inspect_folder(folder)
     require_plain_weights(facts)
-    family = match_family(facts, checkpoint)
+    family = match_family(facts, checkpoint) if adapter is None else adapter.family
     if family is None:
         raise CheckpointError(unknown_family_refusal(facts))
+    if family.advice is not None:
+        raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
     holistic: dict[str, Any] = {"model": _MODEL}
     if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
         holistic["output"] = _labels(facts)[-1]
     where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    keys = {"checkpoint": where, **_keys(family, facts)}
+    if adapter is not None:
+        keys = {**keys, "checkpoint": adapter.base, "adapter": adapter.folder}
     table = {
         "name": _name(checkpoint),
         "description": family.name + (f": {family.note}" if family.note else ""),
-        "models": {_MODEL: {"checkpoint": where, **_keys(family, facts)}},
+        "models": {_MODEL: keys},
         "holistic": holistic,
         "hierarchy": {"rule": "holistic_only"},
     }
     return CheckpointRecipe(table, family, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterFolder:
+    """A folder that holds an adapter alone, and the checkpoint that it changes."""
+
+    folder: str
+    base: str
+    family: Family
+
+
+def _adapter(checkpoint: str) -> _AdapterFolder | None:
+    """Return what an adapter's folder says of its base and its head; None for any other."""
+    folder = Path(checkpoint).expanduser()
+    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return None
+    told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    base = told.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder}: adapter_config.json names no base: write a recipe")
+    tokenizer = {"tokenizer": str(folder)} if (folder / "tokenizer_config.json").is_file() else {}
+    if told.get("task_type") == "SEQ_CLS":
+        family = Family("adapter of a sequence classifier", recipe={"kind": "sequence"} | tokenizer)
+    elif any((folder / f"value_head.{end}").is_file() for end in ("safetensors", "bin")):
+        keys = {"kind": "sequence", "head": "v_head.summary"} | tokenizer
+        family = Family("adapter with a value head (LLaMA-Factory)", recipe=keys)
+    else:
+        raise CheckpointError(
+            f"{folder} holds an adapter for {told.get('task_type') or 'no named task'} on {base}, "
+            "and no reward head: write a recipe with `adapter` and what its score is read by"
+        )
+    return _AdapterFolder(str(folder), base, family)
 
 
 def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:

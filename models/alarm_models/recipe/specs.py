@@ -33,6 +33,7 @@ __all__ = [
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
+    "JudgeMessage",
     "LanguageSpec",
     "LengthSpec",
     "ModelSpec",
@@ -379,6 +380,49 @@ class StepsSpec(TextSpec):
     reduction: Literal["min", "mean", "product", "last"] = Field(
         default="min", description="how the steps' probabilities become one score"
     )
+    positive: Annotated[str | int | None, _Added] = Field(
+        default=None, description="of a causal model: the token, as text or id, for a right step"
+    )
+    negative: Annotated[str | int | None, _Added] = Field(
+        default=None, description="of a causal model: the token for a wrong step"
+    )
+    step_template: Annotated[str, _Added] = Field(
+        default="{step}", description="what a step is written as, with its {number} from 1"
+    )
+    step_separator: Annotated[str, _Added] = Field(
+        default="", description="stands between a step's token and the next step"
+    )
+    step_answer: _Text = Field(
+        default=None,
+        min_length=1,
+        description="each step is a user's message that is answered so; read where that begins",
+    )
+    tokenization: Annotated[Literal["whole", "parts"], _Added] = Field(
+        default="whole",
+        description="whether the text is tokenised at once, or each step and step token alone",
+    )
+
+    @model_validator(mode="after")
+    def _reads_one_way(self) -> StepsSpec:
+        if (self.positive is None) != (self.negative is None):
+            raise ValueError(
+                "positive and negative are the two tokens of a causal model: give both"
+            )
+        if self.positive is not None and self.head is not None:
+            raise ValueError("a step is read by `head` or by two tokens: leave one out")
+        if self.step_template.count("{step}") != 1:
+            raise ValueError(f"step_template is {self.step_template!r}: write {{step}} once")
+        if self.step_answer is not None:
+            if self.template != "chat":
+                raise ValueError("step_answer is a turn of a chat: leave `template` out")
+            if self.tokenization == "parts" or self.step_separator:
+                raise ValueError("step_answer goes without tokenization and step_separator")
+        return self
+
+    @property
+    def read_token(self) -> str:
+        """The token at which, or before which, a step is read."""
+        return self.step_token if self.step_answer is None else self.step_answer
 
 
 class MultiObjectiveSpec(ClassifierSpec):
@@ -466,6 +510,19 @@ class GenerativeSpec(TextSpec):
 ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
+class JudgeMessage(BaseModel):
+    """One message that a judge is sent; its content is a template."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+#: What a judge is sent: a message, or the sample's own messages.
+JudgeTurn = JudgeMessage | Literal["{prompt}", "{completion}"]
+
+
 class RemoteSpec(Spec):
     """The score of another server, over HTTP: vLLM, SGLang, TEI, alarm, a chat model as judge."""
 
@@ -486,6 +543,17 @@ class RemoteSpec(Spec):
     rubric: str | None = Field(
         default=None, description="`chat`: template of the question to the judge"
     )
+    messages: Annotated[tuple[JudgeTurn, ...] | None, _Added] = Field(
+        default=None,
+        description="`chat`: in place of `rubric`, messages of any role; the texts `{prompt}` and "
+        "`{completion}` stand for the sample's own messages",
+    )
+    values: Annotated[Mapping[str, float], _Added] = Field(
+        default_factory=dict, description="`chat`: what the judge's verdict is worth, by its name"
+    )
+    n: Annotated[int, _Added] = Field(
+        default=1, ge=1, le=128, description="`chat`: answers to ask for, of which the mean counts"
+    )
     pattern: str = Field(
         default=ANY_NUMBER,
         description="`chat`: pattern of the rating in the judge's answer; the last match counts. "
@@ -493,7 +561,7 @@ class RemoteSpec(Spec):
     )
     lowest: float | None = Field(default=None, description="`chat`: lowest valid rating")
     highest: float | None = Field(default=None, description="`chat`: highest valid rating")
-    parameters: Mapping[str, bool | int | float | str] = Field(
+    parameters: Mapping[str, JsonValue] = Field(
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: request parameters",
     )
@@ -514,7 +582,8 @@ class RemoteSpec(Spec):
     @property
     def templates(self) -> tuple[str, ...]:
         """The templates that may name fields of a sample."""
-        texts = (self.template, self.rubric)
+        turns = (turn for turn in self.messages or () if isinstance(turn, JudgeMessage))
+        texts = (self.template, self.rubric, *(turn.content for turn in turns))
         return tuple(text for text in texts if text is not None and text != "chat")
 
     @field_validator("url")
@@ -536,15 +605,51 @@ class RemoteSpec(Spec):
             raise ValueError(f"is not a valid regular expression: {error}") from error
         return pattern
 
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = sorted({"model", "messages", "stream"} & set(parameters))
+        if own:
+            raise ValueError(f"names {own}, which are not parameters' to give: leave them out")
+        return parameters
+
+    @property
+    def num_votes(self) -> int:
+        """How many answers a judge is asked for."""
+        named = self.parameters.get("n", 1)
+        return named if isinstance(named, int) and self.n == 1 else self.n
+
+    @model_validator(mode="after")
+    def _votes_may_differ(self) -> RemoteSpec:
+        if self.api != "chat":
+            return self
+        named = self.parameters.get("n", 1)
+        if isinstance(named, bool) or not isinstance(named, int) or named < 1:
+            raise ValueError(f"parameters.n is {named!r}: give a number of answers, best in `n`")
+        if self.n > 1 and "n" in self.parameters:
+            raise ValueError("n and parameters.n both count answers: leave one out")
+        if self.num_votes > 1 and self.parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.num_votes} answers of temperature 0 are all the same: name a higher one in "
+                "parameters.temperature"
+            )
+        return self
+
     @model_validator(mode="after")
     def _has_what_its_api_takes(self) -> RemoteSpec:
-        wanted = {"chat": ("rubric", "model"), "alarm": ()}.get(self.api, ("template",))
+        asked = "rubric" if self.messages is None else "messages"
+        wanted = {"chat": (asked, "model"), "alarm": ()}.get(self.api, ("template",))
         lacking = [name for name in wanted if getattr(self, name) is None]
         if lacking:
             raise ValueError(f"api `{self.api}` requires {' and '.join(lacking)}")
-        for name in ("template", "rubric"):
+        if self.rubric is not None and self.messages is not None:
+            raise ValueError("rubric and messages both ask the judge: remove one")
+        for name in ("template", "rubric", "messages"):
             if getattr(self, name) is not None and name not in wanted:
                 raise ValueError(f"api `{self.api}` does not use {name}: remove it")
+        if self.api != "chat" and (self.values or self.n > 1):
+            name = "values" if self.values else "n"
+            raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(
                 f"api `{self.api}` applies no chat template: write the template text in `template`"

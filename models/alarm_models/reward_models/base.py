@@ -18,7 +18,7 @@ from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import NeuralSpec, Spec
+from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 from alarm_models.types import Sample, Score
 
@@ -88,6 +88,8 @@ class LoadedCheckpoint:
     tokenizer: Tokenizer
     digest: str
     label_names: tuple[str, ...] = ()
+    #: What a sequence classifier's raw score goes through.
+    normalization: Normalization | None = None
 
 
 class NeuralRewardModel(ABC):

@@ -14,7 +14,7 @@ from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
-from alarm_models.recipe.specs import GenerativeSpec
+from alarm_models.recipe.specs import GenerativeSpec, StepsSpec
 from alarm_models.reward_models.base import (
     LoadedCheckpoint,
     NeuralRewardModel,
@@ -25,13 +25,20 @@ from alarm_models.reward_models.registry import CheckpointFiles, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Sample, Score, Span
 
-__all__ = ["GenerativeModel", "scored_tokens"]
+__all__ = ["GenerativeModel", "require_in_vocabulary", "scored_tokens"]
 
 
-def scored_tokens(spec: GenerativeSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
+def scored_tokens(spec: GenerativeSpec | StepsSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids whose logits the score is made of; raise `CheckpointError` for no token."""
-    tokens = [spec.positive] if spec.negative is None else [spec.positive, spec.negative]
+    tokens = [token for token in (spec.positive, spec.negative) if token is not None]
     return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
+
+
+def require_in_vocabulary(spec: GenerativeSpec | StepsSpec, vocabulary: int) -> None:
+    """Raise `CheckpointError` for the id of a token that there is none of."""
+    for token in (spec.positive, spec.negative):
+        if isinstance(token, int) and not 0 <= token < vocabulary:
+            raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
 
 
 def _load_network(spec: GenerativeSpec, files: CheckpointFiles) -> Network:
@@ -54,10 +61,7 @@ class GenerativeModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         super().__init__(spec, weights, fingerprint)
-        vocabulary = int(self.config.vocab_size)
-        for token in (spec.positive, spec.negative):
-            if isinstance(token, int) and not 0 <= token < vocabulary:
-                raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
+        require_in_vocabulary(spec, int(self.config.vocab_size))
         self._spec = spec
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)

@@ -26,12 +26,24 @@ import torch
 
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling import checkpoint, loader
+from alarm_models.modeling.adapters import CONFIG as ADAPTER_CONFIG
+from alarm_models.modeling.compatibility import require_raw_scores
+from alarm_models.modeling.inspection import inspect_folder
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
-from alarm_models.preprocessing.chat_templates import FIXED_DATE, has_dated_template
+from alarm_models.modeling.normalization import configured_normalization
+from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import CheckSpec, ModelSpec, NeuralSpec, Spec
+from alarm_models.recipe.specs import (
+    CheckSpec,
+    ModelSpec,
+    NeuralSpec,
+    Normalization,
+    SequenceSpec,
+    Spec,
+    TextSpec,
+)
 from alarm_models.reward_models.base import (
     CheckModel,
     HostModel,
@@ -56,6 +68,13 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+#: What a tokenizer's folder holds.
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+#: Keys whose files are digested, or that are told apart from the constants.
+_DIGESTED_OTHERWISE = frozenset(
+    {"checkpoint", "dtype", "trust_remote_code", "revision", "tokenizer", "adapter"}
+)
 
 #: Threads of a check; what it calls mostly releases the interpreter.
 _NUM_THREADS = min(4, os.cpu_count() or 1)
@@ -191,6 +210,65 @@ class _Files:
         return self.bases[self.source]
 
 
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """Where a model's files are: weights, adapter, tokenizer (the adapter's, where it has one)."""
+
+    checkpoint: Path
+    adapter: Path | None
+    tokenizer: Path
+
+    def digested(self) -> list[tuple[Path, bool]]:
+        """Return the folders whose files decide the scores, and whether weights are among them."""
+        folders = [(self.checkpoint, True)]
+        folders += [] if self.adapter is None else [(self.adapter, True)]
+        if self.tokenizer not in (self.checkpoint, self.adapter):
+            folders.append((self.tokenizer, False))
+        return folders
+
+
+def _locate(spec: NeuralSpec) -> _Folders:
+    """Find a model's folders; raise `CheckpointError`."""
+    folder = checkpoint.locate(spec.checkpoint, spec.revision, with_code=spec.trust_remote_code)
+    adapter = None
+    if spec.adapter is not None:
+        adapter = checkpoint.locate(spec.adapter, holds=ADAPTER_CONFIG)
+    tokenizer = adapter if adapter and (adapter / _TOKENIZER_CONFIG).is_file() else folder
+    if spec.tokenizer is not None:
+        tokenizer = checkpoint.locate(
+            spec.tokenizer, holds=None, with_code=spec.trust_remote_code, with_weights=False
+        )
+    return _Folders(folder, adapter, tokenizer)
+
+
+class _Digests:
+    """Digests of folders, each computed once."""
+
+    def __init__(self) -> None:
+        self._by_folder: dict[tuple[Path, bool], str] = {}
+        self._stamps: dict[tuple[Path, bool], object] = {}
+
+    def of(self, folders: _Folders) -> str:
+        """Return the digest of all of a model's files; raise `CheckpointError`."""
+        for folder, has_weights in folders.digested():
+            if (folder, has_weights) not in self._by_folder:
+                self._stamps[folder, has_weights] = checkpoint.stamps(
+                    folder, with_weights=has_weights
+                )
+                self._by_folder[folder, has_weights] = checkpoint.digest(
+                    folder, with_weights=has_weights
+                )
+        return "+".join(self._by_folder[one] for one in folders.digested())
+
+    def require_unchanged(self, folders: _Folders) -> None:
+        """Raise `CheckpointError` where a file was written since its digest was computed."""
+        for folder, has_weights in folders.digested():
+            stamps = checkpoint.stamps(folder, with_weights=has_weights)
+            if stamps != self._stamps[folder, has_weights]:
+                # Its digest would be of one state and its weights of another.
+                raise CheckpointError(f"{folder} changed while it was loaded: load it again")
+
+
 class Loader:
     """Loads models onto one device; models on one checkpoint share its tokenizer and its base.
 
@@ -202,8 +280,7 @@ class Loader:
         self._prefix_cache_bytes = max_remembered_bytes
         self._bases: dict[CheckpointSource, BaseModel] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
-        self._digests: dict[Path, str] = {}
-        self._stamps: dict[Path, object] = {}
+        self._digests = _Digests()
 
     def load(self, spec: ModelSpec, fields: _Fields) -> Model:
         """Load a model; ``fields`` finds what callers leave out of a sample's fields.
@@ -214,36 +291,39 @@ class Loader:
             return load_host_model(spec, fields)
         import_module(spec.module)
         kind = _NEURAL_KINDS[type(spec)]
-        weights = self._weights(spec, kind.load_network)
-        folder = checkpoint.locate(spec.checkpoint)
-        fingerprint = _fingerprint(spec, folder, weights.digest, weights.network.dtype, fields)
+        folders = _locate(spec)
+        weights = self._weights(spec, folders, kind.load_network)
+        fingerprint = _fingerprint(spec, folders, weights.digest, weights.network.dtype, fields)
         model = kind.build(spec, weights, fields, fingerprint)
         model.read_token = read_token(model, spec, weights.tokenizer)
-        model.notes = reading_notes(spec, folder)
+        model.notes = reading_notes(spec, folders.checkpoint)
         _tell(spec, model)
         return model
 
-    def _weights(self, spec: NeuralSpec, load_network: _LoadNetwork[Any]) -> LoadedCheckpoint:
-        folder = checkpoint.locate(spec.checkpoint)
+    def _weights(
+        self, spec: NeuralSpec, folders: _Folders, load_network: _LoadNetwork[Any]
+    ) -> LoadedCheckpoint:
         source = CheckpointSource(
-            folder,
+            folders.checkpoint,
             _dtype(spec, self._device),
             self._device,
             spec.trust_remote_code,
             self._prefix_cache_bytes,
-            is_normalized="normalization" in type(spec).model_fields,
+            spec.prefix,
+            folders.adapter,
         )
-        if folder not in self._digests:
-            self._stamps[folder] = checkpoint.stamps(folder)
-            self._digests[folder] = checkpoint.digest(folder)
-            self._tokenizers[folder] = Tokenizer(folder, trust_remote_code=spec.trust_remote_code)
-        labels = tuple(checkpoint.label_names(folder)) if spec.head is None else ()
-        files = _Files(source, self._tokenizers[folder], self._bases)
-        network = load_network(spec, files)
-        if checkpoint.stamps(folder) != self._stamps[folder]:
-            # Its digest would be of one state and its weights of another.
-            raise CheckpointError(f"{folder} changed while it was loaded: load it again")
-        return LoadedCheckpoint(network, self._tokenizers[folder], self._digests[folder], labels)
+        digest = self._digests.of(folders)
+        if folders.tokenizer not in self._tokenizers:
+            self._tokenizers[folders.tokenizer] = Tokenizer(
+                folders.tokenizer, trust_remote_code=spec.trust_remote_code
+            )
+        tokenizer = self._tokenizers[folders.tokenizer]
+        labels = tuple(checkpoint.label_names(folders.checkpoint)) if spec.head is None else ()
+        network = load_network(spec, _Files(source, tokenizer, self._bases))
+        self._digests.require_unchanged(folders)
+        return LoadedCheckpoint(
+            network, tokenizer, digest, labels, _normalization(spec, folders.checkpoint)
+        )
 
 
 def _tell(spec: NeuralSpec, model: NeuralRewardModel) -> None:
@@ -268,7 +348,7 @@ class CheckpointState:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._digests: dict[Path, str] = {}
+        self._digests = _Digests()
 
     def matches(
         self, spec: ModelSpec, fields: Mapping[str, FieldPattern], fingerprint: str
@@ -279,26 +359,48 @@ class CheckpointState:
         """
         if not isinstance(spec, NeuralSpec):
             return spec.is_reproducible
-        folder = checkpoint.locate(spec.checkpoint)
-        if folder not in self._digests:
-            self._digests[folder] = checkpoint.digest(folder)
+        folders = _locate(spec)
         dtype = _dtype(spec, self._device)
-        return fingerprint == _fingerprint(spec, folder, self._digests[folder], dtype, fields)
+        return fingerprint == _fingerprint(spec, folders, self._digests.of(folders), dtype, fields)
 
 
 def _fingerprint(
     spec: NeuralSpec,
-    folder: Path,
+    folders: _Folders,
     digest: str,
     dtype: torch.dtype,
     fields: Mapping[str, FieldPattern],
 ) -> str:
     """Digest all that decides a score: the same fingerprint means the same scores."""
-    constants = spec.model_dump_json(exclude={"checkpoint", "dtype", "trust_remote_code"})
+    constants = spec.constants(_DIGESTED_OTHERWISE)
     patterns = sorted((name, field.pattern) for name, field in fields.items())
     parts = f"{digest}|{dtype}|{constants}|{patterns}"
-    if getattr(spec, "template", None) == "chat" and has_dated_template(folder):
+    if _is_dated(spec, folders.tokenizer):
         parts += f"|{FIXED_DATE:%Y-%m-%d}"
     if spec.trust_remote_code:
-        parts += f"|{checkpoint.code_digest(folder)}"
+        parts += f"|{checkpoint.code_digest(folders.checkpoint)}"
+    if (normalization := _normalization(spec, folders.checkpoint)) is not None:
+        parts += f"|{normalization.model_dump_json()}"
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _normalization(spec: NeuralSpec, folder: Path) -> Normalization | None:
+    """Return what a raw score goes through: the recipe's word, else the checkpoint's."""
+    if not isinstance(spec, SequenceSpec):
+        require_raw_scores(inspect_folder(folder))
+        return None
+    if spec.normalization == "none":
+        return None
+    return spec.normalization or configured_normalization(folder)
+
+
+def _is_dated(spec: NeuralSpec, tokenizer: Path) -> bool:
+    """Say whether the fixed date is in a model's texts."""
+    if getattr(spec, "template", None) != "chat":
+        return False
+    if isinstance(spec, TextSpec):
+        if spec.turns is not None:
+            return False
+        if spec.chat_template is not None:
+            return asks_date(spec.chat_template)
+    return has_dated_template(tokenizer)

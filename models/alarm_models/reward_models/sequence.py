@@ -47,6 +47,7 @@ class SequenceModel(NeuralRewardModel):
         super().__init__(spec, weights, fingerprint)
         require_outputs(weights.network, 1, "kind `sequence`")
         self._spec = spec
+        self._normalization = weights.normalization
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
@@ -55,9 +56,11 @@ class SequenceModel(NeuralRewardModel):
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the logit, raw unless the recipe names an activation."""
+        """Read the logit, raw unless a normalisation or an activation is named."""
         value = float(outputs.item())
         require_finite([value])
+        if self._normalization is not None:
+            value = (value - self._normalization.mean) / self._normalization.std
         if self._spec.activation == "sigmoid":
             value = sigmoid(value)
         return Score(value, None, features.num_tokens, features.truncated)

@@ -8,10 +8,20 @@ from typing import Any, Protocol
 
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.patterns import TimedPattern
-from alarm_models.preprocessing.templates import FieldPattern, TextTemplate, conversation
-from alarm_models.recipe.specs import ANY_NUMBER, RemoteSpec
+from alarm_models.preprocessing.templates import (
+    FieldPattern,
+    TextTemplate,
+    conversation,
+    num_prompt_messages,
+)
+from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.ratings import RatingError, Scale, read_rating
+from alarm_models.reward_models.remote.ratings import (
+    RatingError,
+    Scale,
+    read_rating,
+    read_verdict,
+)
 from alarm_models.sample_json import sample_to_json
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
@@ -294,9 +304,9 @@ _PATTERN_TIMEOUT_S = 1.0
 class JudgeApi:
     """An OpenAI-compatible ``/v1/chat/completions``.
 
-    The score is the rating that the answer gives, or the last number that the recipe's own pattern
-    finds. An answer without one, with several, out of bounds or cut off is an error of its sample:
-    no number is ever made up.
+    The score is the rating that the answer gives, what its verdict is worth, or the last number
+    that the recipe's own pattern finds; of several answers, the mean. An answer without one, with
+    several, out of bounds or cut off is an error of its sample: no number is ever made up.
     """
 
     path = "/v1/chat/completions"
@@ -305,33 +315,67 @@ class JudgeApi:
 
     def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
         self._spec = spec
-        self._rubric = TextTemplate(spec.rubric or "", fields=fields)
+        turns = spec.messages or (JudgeMessage(role="user", content=spec.rubric or ""),)
+        self._turns = [
+            turn
+            if isinstance(turn, str)
+            else (turn.role, TextTemplate(turn.content, fields=fields))
+            for turn in turns
+        ]
         self._scale = Scale(spec.lowest, spec.highest)
         self._pattern = TimedPattern(spec.pattern, _PATTERN_TIMEOUT_S)
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return the rubric with the sample's texts in their places, as one user's message."""
-        text = self._rubric.render(samples[0]).text
-        messages = [{"role": "user", "content": text}]
-        return dict(self._spec.parameters) | {"model": self._spec.model, "messages": messages}
+        """Return the recipe's messages with the sample's texts in their places."""
+        (sample,) = samples
+        messages: list[dict[str, str]] = []
+        for turn in self._turns:
+            if isinstance(turn, str):
+                messages += _own_messages(sample, turn)
+            else:
+                role, template = turn
+                messages.append({"role": role, "content": template.render(sample).text})
+        votes = {} if self._spec.n == 1 else {"n": self._spec.n}
+        parameters = dict(self._spec.parameters)
+        return parameters | votes | {"model": self._spec.model, "messages": messages}
 
     def with_activation(self, body: Mapping[str, Any]) -> None:
         """A judge's number has no activation."""
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read the number off the judge's words."""
-        (choice,) = answer["choices"]
+        """Read the number off the judge's words; of several answers, more than half must have one.
+
+        The mean is over those that do.
+        """
+        choices = answer["choices"]
+        num_votes = self._spec.num_votes
+        if len(choices) != num_votes:
+            return [_no_number(f"came {len(choices)} times, {num_votes} were asked for")]
+        votes = [self._vote(choice) for choice in choices]
+        values = [vote for vote in votes if not isinstance(vote, SampleError)]
+        problems = [vote for vote in votes if isinstance(vote, SampleError)]
+        if num_votes > 1 and problems and 2 * len(values) <= num_votes:
+            return [
+                SampleError(
+                    "model_failed",
+                    f"{len(values)} of {num_votes} answers could be read, more than half must be; "
+                    f"of the first that could not: {problems[0].message}",
+                )
+            ]
+        return [plain_score(sum(values) / len(values)) if values else problems[0]]
+
+    def _vote(self, choice: Any) -> float | SampleError:
         text = choice["message"]["content"] or ""
         if choice.get("finish_reason") == "length":
-            return [_no_number(f"was cut off; raise parameters.max_tokens: {text[-200:]!r}")]
+            return _no_number(f"was cut off; raise parameters.max_tokens: {text[-200:]!r}")
         try:
             value = self._number(text)
         except SampleError as error:
-            return [error.with_traceback(None)]
+            return error.with_traceback(None)
         if not self._scale.holds(value):
             low, high = self._scale.lowest, self._scale.highest
-            return [_no_number(f"has {value:g}, which is not within [{low}, {high}]")]
-        return [plain_score(value)]
+            return _no_number(f"has {value:g}, which is not within [{low}, {high}]")
+        return value
 
     def identity(self, answer: Any) -> str:
         """Return the model's name and root, where the server lists it."""
@@ -344,8 +388,11 @@ class JudgeApi:
         return self._spec.pattern != ANY_NUMBER
 
     def _number(self, text: str) -> float:
+        values = self._spec.values
         if not self._is_own_pattern:
             try:
+                if values:
+                    return values[read_verdict(text, tuple(values))]
                 return read_rating(text, self._scale)
             except RatingError as error:
                 raise _no_number(f"{error}: {text[-200:]!r}") from error
@@ -354,10 +401,21 @@ class JudgeApi:
             last = match.group(match.lastindex or 0)
         if last is None:
             raise _no_number(f"has no number: {text[:200]!r}")
+        if values:
+            if last.strip() not in values:
+                raise _no_number(f"has {last[:200]!r}, which is none of {list(values)}")
+            return values[last.strip()]
         try:
             return float(last)
         except ValueError as error:
             raise _no_number(f"has {last[:200]!r}, which is no number") from error
+
+
+def _own_messages(sample: Sample, part: str) -> list[dict[str, str]]:
+    """Return the messages of a sample's prompt or completion."""
+    messages, num_prompt = conversation(sample), num_prompt_messages(sample)
+    own = messages[:num_prompt] if part == "{prompt}" else messages[num_prompt:]
+    return [{"role": message.role, "content": message.content} for message in own]
 
 
 def _no_number(what: str) -> SampleError:

@@ -176,8 +176,7 @@ class RemoteModel(HostModel):
 
 def _probes(spec: RemoteSpec) -> list[Sample]:
     """Return samples that have every text that the recipe's templates name."""
-    texts = [text for text in (spec.template, spec.rubric) if text is not None and text != "chat"]
-    names = [name for text in texts for name in TextTemplate(text).names]
+    names = [name for text in spec.templates for name in TextTemplate(text).names]
     return [replace(probe, fields=dict.fromkeys(names, "It is warm.")) for probe in _PROBES]
 
 

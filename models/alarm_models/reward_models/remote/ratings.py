@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["RatingError", "Scale", "answer_part", "read_rating"]
+__all__ = ["RatingError", "Scale", "answer_part", "read_rating", "read_verdict"]
 
 #: A longer answer than that is read by its end.
 _MAX_CHARACTERS = 50_000
@@ -204,6 +204,50 @@ def read_rating(text: str, scale: Scale) -> float:
         shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
         raise RatingError(f"has several numbers ({shown}), and does not say which is the rating")
     return values.pop()
+
+
+def read_verdict(text: str, names: Sequence[str]) -> str:
+    """Return the verdict that a judge gives, one of ``names``, whatever their case.
+
+    A verdict stands alone on a line, begins one before a comma or a dot, is marked as ``[[A]]``,
+    ``\\boxed{A}`` or ``<answer>A</answer>``, or stands behind a word such as `Verdict`. Raises
+    `RatingError` unless the answer gives exactly one; what it ends with on a line of its own counts
+    before all others.
+    """
+    part = answer_part(text[-_MAX_CHARACTERS:])
+    by_case = {name.casefold(): name for name in names}
+    if len(by_case) < len(names):
+        by_case = {name: name for name in names}
+    name = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
+    flags = re.IGNORECASE if len({one.casefold() for one in names}) == len(names) else 0
+
+    def known(found: str) -> str:
+        return by_case[found.casefold() if flags else found]
+
+    lines = [line.strip() for line in _MARKUP.sub("", part).splitlines() if line.strip()]
+    alone = re.compile(rf"[\s\"'(\[{{<]*({name})[\s\"')\]}}>.!]*", flags)
+    begins = re.compile(rf"[\"'(\[]*({name})[\"')\]]*\s?[,.:;!–—-](?!\w)", flags)
+    last = alone.fullmatch(lines[-1]) if lines else None
+    if last is not None:
+        return known(last[1])
+    begun = [alone.fullmatch(line) or begins.match(line) for line in lines]
+    marked = re.compile(
+        rf"\[\[\s*({name})\s*\]\]|<(?:answer|verdict|choice|label|score)>\W*({name})\W*</"
+        rf"|\b(?:verdict|answer|choice|label|decision|winner|judge?ment|preference)\b"
+        rf"(?: is\b|:|=|\W){{1,4}}[\"'(\[{{]*({name})(?!\w)",
+        flags,
+    )
+    matches = marked.finditer("\n".join(lines))
+    for found in (
+        [one for match in matches for one in match.groups() if one],
+        [match[1] for match in begun if match],
+    ):
+        verdicts = sorted({known(one) for one in found})
+        if len(verdicts) > 1:
+            raise RatingError(f"has several verdicts ({', '.join(verdicts)})")
+        if verdicts:
+            return verdicts[0]
+    raise RatingError(f"has no verdict that is one of {', '.join(names)}")
 
 
 def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:

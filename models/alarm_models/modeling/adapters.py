@@ -1,0 +1,194 @@
+"""LoRA adapters of PEFT: read, and merged into a model's weights when it is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.checkpoint import read_file
+
+__all__ = ["CONFIG", "Adapter", "adapter_tensors", "read_adapter"]
+
+CONFIG = "adapter_config.json"
+
+#: What tensors are called in an adapter's file: by the PEFT model's name of the model it wraps.
+_WRAPPED = "base_model.model."
+
+#: Options that change what the tensors mean; none is merged here.
+_REFUSED = (
+    "use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "layer_replication",
+    "trainable_token_indices", "target_parameters", "megatron_config", "use_bdlora",
+    "velora_config", "monteclora_config", "arrow_config",
+)  # fmt: skip
+
+#: Initialisations that change the base model's weights too.
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+#: What heads are called; `head` in a recipe reads one, a classifier has its own.
+_HEADS = frozenset(
+    {"lm_head", "score", "classifier", "v_head", "value_head", "regression_head", "score_head"}
+)
+
+_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What an adapter changes, by the names of the model that it was trained on.
+
+    ``factors`` are A ``[rank, in]`` and B ``[out, rank]`` with their scaling by module;
+    ``replaced`` are whole tensors, such as a head's.
+    """
+
+    folder: Path
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]]
+    replaced: Mapping[str, torch.Tensor]
+
+    def num_labels(self) -> int | None:
+        """Return how many rows the head has that the adapter brings; None where it has none."""
+        for name in ("score.weight", "classifier.weight", "classifier.out_proj.weight"):
+            if name in self.replaced:
+                return int(self.replaced[name].shape[0])
+        return None
+
+    @torch.no_grad()
+    def merge_into(self, model: Any) -> set[str]:
+        """Change a model's weights in place, in their dtype; return the names of whole tensors.
+
+        A weight gains ``scaling * B @ A`` (Hu et al. 2021, arXiv 2106.09685), computed in float32.
+        A head that the model goes without is left out. Raises `CheckpointError` for anything else
+        that it has no place for.
+        """
+        modules, own = dict(model.named_modules()), dict(model.named_parameters())
+        base = f"{model.base_model_prefix}."
+        given = set()
+        # Whole tensors first: among them may be what a change is for (`base_layer`).
+        for name, tensor in self.replaced.items():
+            place = next((one for one in (name, name.removeprefix(base)) if one in own), None)
+            if place is None:
+                if name.partition(".")[0] in _HEADS:
+                    continue
+                raise self._no_place(name, own)
+            if own[place].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{self.folder}: {name} is {list(tensor.shape)}, in the checkpoint "
+                    f"{list(own[place].shape)}: merge the adapter where it was trained "
+                    "(`merge_and_unload`), and serve that"
+                )
+            own[place].copy_(tensor)
+            given.add(place)
+        for name, (a, b, scaling) in self.factors.items():
+            module = modules.get(name) or modules.get(name.removeprefix(base))
+            weight = getattr(module, "weight", None)
+            if weight is None:
+                if name.partition(".")[0] in _HEADS:
+                    continue
+                raise self._no_place(f"{name}.weight", own)
+            change = (b.to(weight.device).float() @ a.to(weight.device).float()) * scaling
+            if isinstance(module, Conv1D | torch.nn.Embedding):
+                change = change.T
+            if change.shape != weight.shape:
+                raise CheckpointError(
+                    f"{self.folder}: the change of {name} is {list(change.shape)}, the weight "
+                    f"{list(weight.shape)}: is `checkpoint` the model that it was trained on?"
+                )
+            weight.add_(change.to(weight.dtype))
+        return given
+
+    def _no_place(self, name: str, own: Mapping[str, Any]) -> CheckpointError:
+        some = ", ".join(list(own)[:2])
+        return CheckpointError(
+            f"{self.folder} changes {name}, which the model has not (it has {some}, ...): is "
+            "`checkpoint` the model that it was trained on?"
+        )
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA adapter; raise `CheckpointError`, by name, for what is not merged here."""
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    _require_plain_lora(folder, config)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    replaced: dict[str, torch.Tensor] = {}
+    for name, tensor in _named(folder):
+        factor = _FACTOR.fullmatch(name)
+        if factor is not None:
+            halves.setdefault(factor[1], {})[factor[3]] = tensor
+        elif ".lora_" in name:
+            raise CheckpointError(f"{folder} holds {name}, which is not merged here: {_WAY_OUT}")
+        elif ".original_module." not in name:
+            replaced[name] = tensor
+    alone = sorted(name for name, both in halves.items() if len(both) < 2)
+    if alone:
+        raise CheckpointError(f"{folder} holds one half alone of lora_A and lora_B for {alone[0]}")
+    factors = {
+        name: (both["A"], both["B"], _scaling(config, name)) for name, both in halves.items()
+    }
+    return Adapter(folder, factors, replaced)
+
+
+def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter's folder whose names are ``name`` or begin with ``name.``.
+
+    Among them are those of LLaMA-Factory's ``value_head.safetensors``.
+    """
+    return {
+        key[len(name) + 1 :]: tensor
+        for key, tensor in _named(folder)
+        if key == name or key.startswith(f"{name}.")
+    }
+
+
+_WAY_OUT = "merge the adapter where it was trained (`merge_and_unload`), and serve that"
+
+
+def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = str(config.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter of type {kind or 'unknown'}; LoRA alone is merged here: "
+            f"{_WAY_OUT}"
+        )
+    used = [name for name in _REFUSED if config.get(name)]
+    begun = str(config.get("init_lora_weights", "")).lower()
+    used += [
+        f"init_lora_weights = {config['init_lora_weights']!r}"
+        for name in _CHANGES_BASE
+        if begun.startswith(name)
+    ]
+    if used:
+        raise CheckpointError(f"{folder} uses {', '.join(used)}, not merged here: {_WAY_OUT}")
+
+
+def _named(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of an adapter's files by the wrapped model's names."""
+    for stem in ("adapter_model", "value_head"):
+        for suffix in (".safetensors", ".bin"):
+            file = folder / f"{stem}{suffix}"
+            if file.is_file():
+                for key, tensor in read_file(file).items():
+                    name = key.removeprefix(_WRAPPED).replace(".modules_to_save.", ".")
+                    yield name.replace(".base_layer.", "."), tensor
+                break
+
+
+def _scaling(config: Mapping[str, Any], name: str) -> float:
+    rank = _pattern(config.get("rank_pattern"), name, config.get("r", 8))
+    alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
+    """Return what the first pattern says that a module's name ends with, as PEFT matches them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
