@@ -24,8 +24,8 @@ from alarm_models.reward_models.base import (
     require_finite,
     require_outputs,
 )
-from alarm_models.reward_models.generative import require_in_vocabulary
-from alarm_models.reward_models.registry import head_or, neural_kind
+from alarm_models.reward_models.generative import require_in_vocabulary, scored_tokens
+from alarm_models.reward_models.registry import CheckpointFiles, head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Message, Sample, Score, SegmentScore, Span
 
