@@ -187,3 +187,11 @@ def test_both_commands_run_as_modules(url: str) -> None:
 
 def test_every_trainer_can_be_tried() -> None:
     assert {defaults_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
+
+
+@pytest.mark.parametrize("wrong", ["-1", "0", "nan", "inf", "soon"])
+def test_ready_with_invalid_timeout_is_refused_by_name(wrong: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        of_trainers(["ready", f"--timeout={wrong}"])
+    assert ended.value.code == 2
+    assert f"argument --timeout: wants seconds above 0, not {wrong!r}" in capsys.readouterr().err

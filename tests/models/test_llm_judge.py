@@ -1,6 +1,7 @@
 """A chat model as a judge, against a small server that answers what it is told to."""
 
 import asyncio
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -158,6 +159,21 @@ async def test_rating_pattern_timeout_fails_its_sample_while_others_are_served()
         assert isinstance(slow, SampleError)
         assert "took longer than 1 s" in slow.message
         assert ticks > 10  # the event loop went on
+
+
+@pytest.mark.parametrize(
+    ("answer", "spelled"),
+    [
+        ("I give it seven out of ten.", "seven out of ten"),
+        ("Eight and a half out of 10", "Eight and a half out of 10"),
+        ("nine times out of ten it is right", "nine times out of ten"),
+        ("five stars out of five", "five stars out of five"),
+        ("Ten over ten!", "Ten over ten"),
+    ],
+)
+def test_rating_in_words_is_refused_and_told(answer: str, spelled: str) -> None:
+    with pytest.raises(RatingError, match=re.escape(f"rates in words ({spelled!r})")):
+        read_rating(answer, Scale(1, 10))
 
 
 #: What a judge says that is to choose between A and B -> what it chose; None where it did not.

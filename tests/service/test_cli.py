@@ -191,7 +191,9 @@ def test_output_in_the_input_s_place_loses_no_sample(name: str, by_length: Path)
     assert by_length.with_name("link.jsonl").is_symlink()
 
 
-def test_output_of_a_recipe_that_does_not_load_is_as_it_was(by_length: Path) -> None:
+def test_output_of_a_recipe_that_does_not_load_is_as_it_was(
+    by_length: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file, out = by_length.with_name("in.jsonl"), by_length.with_name("out.jsonl")
     file.write_text(SAMPLES)
     out.write_text("of yesterday")
@@ -200,6 +202,8 @@ def test_output_of_a_recipe_that_does_not_load_is_as_it_was(by_length: Path) -> 
     )
     assert main(["score", str(file), "--recipe", str(by_length), "--out", str(out)]) == 1
     assert out.read_text() == "of yesterday"
+    told = capfd.readouterr().err
+    assert (told.count("\n"), told.startswith("alarm: ")) == (1, True)
     assert {one.name for one in by_length.parent.iterdir()} == {
         "in.jsonl", "length.toml", "out.jsonl",
     }  # fmt: skip
