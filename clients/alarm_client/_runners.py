@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from dataclasses import dataclass
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from alarm_client._retry import Action, Flow, Gather, Reply, Send, Sleep
 from alarm_client.errors import AlarmError
@@ -19,8 +20,23 @@ class FlowCancelled(Exception):
     """Ends a flow whose call has already failed, or whose caller is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Result(Generic[T]):
+    """What a flow returned."""
+
+    value: T
+
+
+def _resume(flow: Flow[T], outcome: object) -> Action | _Result[T]:
+    """The flow's next action, given its last one's outcome; an AlarmError is raised in the flow."""
+    try:
+        return flow.throw(outcome) if isinstance(outcome, AlarmError) else flow.send(outcome)
+    except StopIteration as stop:
+        return _Result(stop.value)
+
+
 def run_flow(
-    steps: Flow[T],
+    flow: Flow[T],
     send: Callable[[Send], Reply],
     max_concurrency: int,
     abandoned: Event | None = None,
@@ -37,19 +53,13 @@ def run_flow(
             return abandoned.wait(action.seconds)
         return _run_all(action, send, max_concurrency)
 
-    answer: object = None
-    failure: AlarmError | None = None
-    while True:
+    outcome: object = None
+    while not isinstance(action := _resume(flow, outcome), _Result):
         try:
-            action = steps.throw(failure) if failure else steps.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer, failure = None, None
-        try:
-            answer = perform(action)
+            outcome = perform(action)
         except AlarmError as error:
-            failure = error
+            outcome = error
+    return action.value
 
 
 def _run_all(gathered: Gather, send: Callable[[Send], Reply], max_concurrency: int) -> list[Any]:
@@ -72,7 +82,7 @@ def _run_all(gathered: Gather, send: Callable[[Send], Reply], max_concurrency: i
 
 
 async def run_flow_async(
-    steps: Flow[T],
+    flow: Flow[T],
     send: Callable[[Send], Awaitable[Reply]],
     max_concurrency: int,
 ) -> T:
@@ -86,19 +96,13 @@ async def run_flow_async(
             return None
         return await _run_all_async(action, send, max_concurrency)
 
-    answer: object = None
-    failure: AlarmError | None = None
-    while True:
+    outcome: object = None
+    while not isinstance(action := _resume(flow, outcome), _Result):
         try:
-            action = steps.throw(failure) if failure else steps.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer, failure = None, None
-        try:
-            answer = await perform(action)
+            outcome = await perform(action)
         except AlarmError as error:
-            failure = error
+            outcome = error
+    return action.value
 
 
 async def _run_all_async(
@@ -108,11 +112,11 @@ async def _run_all_async(
 ) -> list[Any]:
     semaphore = asyncio.Semaphore(max_concurrency)
 
-    async def limited(steps: Flow[T]) -> T:
+    async def limited(flow: Flow[T]) -> T:
         async with semaphore:
-            return await run_flow_async(steps, send, max_concurrency)
+            return await run_flow_async(flow, send, max_concurrency)
 
-    tasks = [asyncio.create_task(limited(steps)) for steps in gathered.flows]
+    tasks = [asyncio.create_task(limited(flow)) for flow in gathered.flows]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

@@ -13,22 +13,20 @@ from alarm_client._payloads import reward_payload, score_payload
 from alarm_client._retry import Availability, Call, Flow, Retries, start_call
 from alarm_client.types import Aspects, Catalogue, Overrides, RewardResult, SampleLike, ScoreResult
 
+# httpx and asyncio load when a client is made: importing the package costs next to nothing.
 if TYPE_CHECKING:
     import httpx
 
-    from alarm_client._transport import Connections
-if TYPE_CHECKING:
-    import httpx
+    from alarm_client._transport import AsyncConnections, Connections
 
-    from alarm_client._transport import AsyncConnections
-
+T = TypeVar("T")
 
 # What clocks and sockets take without an overflow.
 _LONGEST_SECONDS = 1e8
 
 
 class BaseClient:
-    """What both clients hold, and all that a pickled one carries: no connection is among it."""
+    """The configuration of both clients, and their calls as flows: all but the connections."""
 
     def __init__(
         self,
@@ -69,6 +67,39 @@ class BaseClient:
         """
         return self._server.has_answered
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._server = Availability()
+        self._open()
+
+    def _open(self) -> None:
+        """Make the connections of a new or an unpickled client."""
+        raise NotImplementedError
+
+    def _score(
+        self, samples: Sequence[SampleLike], model: str | None, timeout: float | None
+    ) -> Flow[ScoreResult]:
+        call = self._call(timeout)
+        return run_payload(call, score_payload(samples, model), self._known)
+
+    def _hierarchical_reward(
+        self,
+        samples: Sequence[SampleLike],
+        recipe: str | None,
+        overrides: Overrides | None,
+        aspects: Aspects,
+        timeout: float | None,
+    ) -> Flow[RewardResult]:
+        call = self._call(timeout)
+        payload = reward_payload(samples, recipe, overrides, aspects)
+        return run_payload(call, payload, self._known)
+
+    def _models(self, timeout: float | None) -> Flow[Catalogue]:
+        return fetch_catalogue(self._call(timeout))
+
+    def _wait_ready(self, timeout: float) -> Flow[None]:
+        return await_ready(self._call(timeout))
+
     def _call(self, timeout: float | None) -> Call:
         return start_call(
             self.url,
@@ -108,11 +139,6 @@ def _count(value: SupportsIndex, name: str) -> int:
     return number
 
 
-# httpx and asyncio load when a client is made: importing the package costs next to nothing.
-
-T = TypeVar("T")
-
-
 class AlarmClient(BaseClient):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
@@ -136,7 +162,7 @@ class AlarmClient(BaseClient):
     ) -> None:
         super().__init__(url, api_key, timeout, connect_timeout, max_concurrency, retries)
         self._transport = transport
-        self._connections = self._connect()
+        self._open()
 
     def score(
         self,
@@ -146,8 +172,7 @@ class AlarmClient(BaseClient):
         timeout: float | None = None,
     ) -> ScoreResult:
         """The raw scores of one model, the default recipe's holistic one unless named."""
-        call = self._call(timeout)
-        return self._drive(run_payload(call, score_payload(samples, model), self._known))
+        return self._run(self._score(samples, model, timeout))
 
     def hierarchical_reward(
         self,
@@ -159,17 +184,16 @@ class AlarmClient(BaseClient):
         timeout: float | None = None,
     ) -> RewardResult:
         """The rewards of a recipe, the server's default one unless named."""
-        call = self._call(timeout)
-        job = reward_payload(samples, recipe, overrides, aspects)
-        return self._drive(run_payload(call, job, self._known))
+        flow = self._hierarchical_reward(samples, recipe, overrides, aspects, timeout)
+        return self._run(flow)
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
         """The server's models, recipes and limits."""
-        return self._drive(fetch_catalogue(self._call(timeout)))
+        return self._run(self._models(timeout))
 
     def wait_ready(self, timeout: float = 600.0) -> None:
         """Return when every model is ready; past `timeout` raise the server's own reason."""
-        self._drive(await_ready(self._call(timeout)))
+        self._run(self._wait_ready(timeout))
 
     def close(self) -> None:
         """Close this process's connections; the next call opens new ones."""
@@ -186,23 +210,15 @@ class AlarmClient(BaseClient):
     ) -> None:
         self.close()
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._server = Availability()
-        self._connections = self._connect()
-
-    def _connect(self) -> Connections:
+    def _open(self) -> None:
         from alarm_client._transport import Connections
 
-        return Connections(self._address, self._transport)
+        self._connections: Connections = Connections(self._address, self._transport)
 
-    def _drive(self, steps: Flow[T]) -> T:
+    def _run(self, flow: Flow[T]) -> T:
         from alarm_client._runners import run_flow
 
-        return run_flow(steps, self._connections.send, self._max_concurrency)
-
-
-# httpx and asyncio load when a client is made: importing the package costs next to nothing.
+        return run_flow(flow, self._connections.send, self._max_concurrency)
 
 
 class AsyncAlarmClient(BaseClient):
@@ -224,7 +240,7 @@ class AsyncAlarmClient(BaseClient):
     ) -> None:
         super().__init__(url, api_key, timeout, connect_timeout, max_concurrency, retries)
         self._transport = transport
-        self._connections = self._connect()
+        self._open()
 
     async def score(
         self,
@@ -234,8 +250,7 @@ class AsyncAlarmClient(BaseClient):
         timeout: float | None = None,
     ) -> ScoreResult:
         """The raw scores of one model, the default recipe's holistic one unless named."""
-        call = self._call(timeout)
-        return await self._drive(run_payload(call, score_payload(samples, model), self._known))
+        return await self._run(self._score(samples, model, timeout))
 
     async def hierarchical_reward(
         self,
@@ -247,17 +262,16 @@ class AsyncAlarmClient(BaseClient):
         timeout: float | None = None,
     ) -> RewardResult:
         """The rewards of a recipe, the server's default one unless named."""
-        call = self._call(timeout)
-        job = reward_payload(samples, recipe, overrides, aspects)
-        return await self._drive(run_payload(call, job, self._known))
+        flow = self._hierarchical_reward(samples, recipe, overrides, aspects, timeout)
+        return await self._run(flow)
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
         """The server's models, recipes and limits."""
-        return await self._drive(fetch_catalogue(self._call(timeout)))
+        return await self._run(self._models(timeout))
 
     async def wait_ready(self, timeout: float = 600.0) -> None:
         """Return when every model is ready; past `timeout` raise the server's own reason."""
-        await self._drive(await_ready(self._call(timeout)))
+        await self._run(self._wait_ready(timeout))
 
     async def aclose(self) -> None:
         """Close the running loop's connections; the next call opens new ones."""
@@ -274,17 +288,12 @@ class AsyncAlarmClient(BaseClient):
     ) -> None:
         await self.aclose()
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._server = Availability()
-        self._connections = self._connect()
-
-    def _connect(self) -> AsyncConnections:
+    def _open(self) -> None:
         from alarm_client._transport import AsyncConnections
 
-        return AsyncConnections(self._address, self._transport)
+        self._connections: AsyncConnections = AsyncConnections(self._address, self._transport)
 
-    async def _drive(self, steps: Flow[T]) -> T:
+    async def _run(self, flow: Flow[T]) -> T:
         from alarm_client._runners import run_flow_async
 
-        return await run_flow_async(steps, self._connections.send, self._max_concurrency)
+        return await run_flow_async(flow, self._connections.send, self._max_concurrency)
