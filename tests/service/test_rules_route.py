@@ -29,7 +29,7 @@ def in_groups(*pairs: tuple[str | None, str]) -> list[dict[str, Any]]:
     ]
 
 
-async def test_a_group_is_compared_with_itself() -> None:
+async def test_mo_grpo_compares_each_group_with_itself() -> None:
     given = in_groups(("x", "w w w"), ("y", "w"), ("x", "w"), ("y", "w w w w w"))
     async with serving(figure(rule="mo_grpo")) as server:
         rewards = await ask(server, given)
@@ -40,7 +40,7 @@ async def test_a_group_is_compared_with_itself() -> None:
         assert [sum(one["token_rewards"]) for one in rewards] == [one["reward"] for one in rewards]
 
 
-async def test_samples_without_a_group_or_alone_in_it_fail_alone_and_cost_nothing() -> None:
+async def test_gdpo_samples_without_a_group_or_alone_in_it_fail_unscored() -> None:
     given = in_groups(("x", "w w w"), (None, "w w"), ("x", "w"), ("z", "w"))
     async with serving(figure(rule="gdpo")) as server:
         await server.engine.life.until_ready()
@@ -51,7 +51,7 @@ async def test_samples_without_a_group_or_alone_in_it_fail_alone_and_cost_nothin
         assert server.words.batches == [2]
 
 
-async def test_a_failed_sample_leaves_its_group_to_the_others() -> None:
+async def test_mo_grpo_failed_sample_leaves_the_rest_of_its_group_rewarded() -> None:
     given = in_groups(("x", "w w w"), ("x", "boom"), ("x", "w"))
     async with serving(figure(rule="mo_grpo")) as server:
         first, failed, last = await ask(server, given)
@@ -60,7 +60,7 @@ async def test_a_failed_sample_leaves_its_group_to_the_others() -> None:
         assert first["reward"] == pytest.approx(-last["reward"])
 
 
-async def test_par_scores_each_reference_once() -> None:
+async def test_par_equal_references_are_scored_once() -> None:
     given = [one | {"fields": {"reference": "w w w"}} for one in samples("w w w", "w w w w w w w")]
     async with serving(recipe(hierarchy={"rule": "par"})) as server:
         equal, better, bare = await ask(server, [*given, *samples("w")])
@@ -71,7 +71,7 @@ async def test_par_scores_each_reference_once() -> None:
         assert usage["usage"]["num_tokens"] == 3 + 7 + 3
 
 
-async def test_a_veto_computes_the_aspect_that_has_no_weight() -> None:
+async def test_veto_aspect_of_weight_zero_is_computed() -> None:
     hierarchy = {"rule": "veto", "floor": -9, "minimums": {"a": 1}}
     async with serving(figure(**hierarchy)) as server:
         clean, vetoed = await ask(
@@ -80,14 +80,14 @@ async def test_a_veto_computes_the_aspect_that_has_no_weight() -> None:
         assert (clean["reward"], vetoed["reward"]) == (3, -9)
 
 
-async def test_an_override_to_a_rule_whose_constants_lack_is_422_and_names_them() -> None:
+async def test_override_rule_without_its_constants_is_422_that_names_them() -> None:
     async with serving(FIGURE_1) as server:
         answer = await server.reward("a", overrides={"rule": "soft_gate"})
         assert answer.status_code == 422
         assert "hierarchy.temperature" in answer.json()["error"]["message"]
 
 
-async def test_an_unknown_rule_is_422_with_the_list() -> None:
+async def test_override_unknown_rule_is_422_that_lists_all() -> None:
     async with serving(FIGURE_1) as server:
         answer = await server.reward("a", overrides={"rule": "best"})
         assert answer.status_code == 422
@@ -96,7 +96,7 @@ async def test_an_unknown_rule_is_422_with_the_list() -> None:
 
 
 @pytest.mark.parametrize("rule", ["gdpo", "mo_grpo", "product", "minimum", "log_sigmoid", "par"])
-async def test_constants_that_overflow_fail_samples_and_not_the_request(rule: str) -> None:
+async def test_override_constants_that_overflow_fail_samples_and_not_the_request(rule: str) -> None:
     given = [
         one | {"fields": {"reference": "w"}}
         for one in in_groups(("x", "w w w A"), ("x", "w"), ("y", "A a"), ("y", "w"))

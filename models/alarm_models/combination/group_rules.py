@@ -27,16 +27,16 @@ _TOGETHER = "send all samples of a group in one request"
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Takes a group's rewards to mean 0 and standard deviation 1, wherever on the tokens."""
+    """Normalizes a group's rewards to mean 0 and standard deviation 1, token by token."""
 
     mean: float
     std: float
 
     @classmethod
     def of(cls, totals: Sequence[float]) -> _Scale:
-        """Measure a group; the deviation is the unbiased one, as torch's.
+        """Measure a group's total rewards; the deviation is the unbiased one, as in torch.
 
-        Both are NaN where the numbers are too large to be added, and so is what they scale.
+        Both are NaN if the totals overflow, and then so are the normalized rewards.
         """
         if not all(map(math.isfinite, totals)):
             return cls(math.nan, math.nan)
@@ -47,7 +47,7 @@ class _Scale:
             return cls(math.nan, math.nan)
 
     def apply(self, rewards: Sequence[float]) -> list[float]:
-        """Divide each token's reward; the last token pays the mean."""
+        """Divide each token's reward by the deviation; subtract the mean at the last token."""
         scaled = [reward / self.std for reward in rewards]
         scaled[-1] -= self.mean / self.std
         return scaled
@@ -89,11 +89,11 @@ def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewa
     The components are the normalised holistic score, of weight ``W``, and each aspect's reward;
     ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
     Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
-    it, has a `SampleError`.
+    it, gets a `SampleError`.
     """
     rewards: dict[int, TokenRewards] = {}
     by_group: dict[str | None, list[int]] = defaultdict(list)
-    # Of a group that came whole, some may have failed since.
+    # Samples of a group that was complete at admission may have failed since.
     found = validate_group_members(
         [parts.group for parts in samples], replace(params, group_size=None)
     )
@@ -132,7 +132,7 @@ def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRe
 def validate_group_members(
     groups: Sequence[str | None], params: RuleParams
 ) -> list[SampleError | None]:
-    """Say of samples, by their groups' names, which a group rule cannot compare, and why."""
+    """Return for each sample, by its group's name, why a group rule cannot compare it, or None."""
     sizes = Counter(groups)
     return [_group_error(name, sizes[name], params) for name in groups]
 

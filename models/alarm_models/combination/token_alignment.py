@@ -1,4 +1,4 @@
-"""Where rewards on spans of a completion land on the policy's tokens."""
+"""Places rewards of spans of a completion on the policy's tokens."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _NOWHERE = Span(0, 0)
 
 
 class Placement(StrEnum):
-    """Where the rewards of segments land."""
+    """Which tokens get the rewards of segments."""
 
     #: On the last token of each segment.
     SEGMENT_ENDS = "segment-ends"
-    #: On every token: one that overlaps a negative segment is wrong, and every other is right.
+    #: On every token: negative if it overlaps a negative segment, else positive.
     TOKENS = "tokens"
 
 
 def place_on_tokens(
     values: Sequence[tuple[Span | None, float]], text: str, tokens: Sequence[Span]
 ) -> tuple[float, ...]:
-    """Lay each value on one token; values that land on the same token add up.
+    """Place each value on one token; values on the same token add up.
 
-    A span's value lands on the last token that overlaps the span without its trailing white space;
-    one that no token overlaps, and one without a span (a reward of the whole completion), on the
-    last token, end-of-text included. ``tokens`` are spans of ``text``, starts never decreasing.
-    Returns one float a token; without tokens there is nowhere to land. Takes time in proportion to
-    tokens and values together, but for sorting and searching.
+    A span's value goes to the last token that overlaps the span without its trailing white space;
+    that of a span which no token overlaps, and one without a span (a reward of the whole
+    completion), to the last token, end-of-text included. ``tokens`` are spans of ``text`` with
+    non-decreasing starts. Returns one float per token, ``[num_tokens]``. Takes
+    ``O(n log n)`` time in tokens and values together.
     """
     rewards = [0.0] * len(tokens)
     if not rewards:
@@ -66,7 +66,7 @@ def per_token_values(
 
 
 def whitespace_tokens(text: str) -> tuple[Span, ...]:
-    """Find the white-space words, which stand for tokens where a caller sends none."""
+    """Return the words between white space, which replace tokens if a request has none."""
     return tuple(Span(*match.span()) for match in _WORD.finditer(text))
 
 
@@ -102,12 +102,13 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
 def _last_overlapping(spans: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
     """Return for each span the last token that shares a character with it, else the last token.
 
-    Spans are taken by their ends, so that tokens come into question one after another. A token
-    that a later one outreaches never is the last again: what is left has falling ends.
+    Spans are visited in order of their ends, so each token is added once. A token that ends no
+    later than one after it can never be the last overlapping one again, so it is dropped, and the
+    ends of the tokens that remain decrease.
     """
     places = [len(tokens) - 1] * len(spans)
     numbers: list[int] = []
-    ends: list[int] = []  # negated, so that they rise
+    ends: list[int] = []  # negated, so that they increase
     num_seen = 0
     for index in sorted(range(len(spans)), key=lambda index: spans[index].end):
         start, end = spans[index]
