@@ -1,4 +1,4 @@
-"""The checkpoint of `mini`: where it starts from, and how it is written."""
+"""Creates and saves the checkpoint of `mini`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, BertModel
 
 __all__ = ["HEADS", "MiniModel", "start", "write"]
 
-#: The lower half of the encoder's layers: the upper ones are for whole-sentence likeness.
+#: The lower half of the encoder's layers; the upper ones encode sentence similarity.
 _NUM_LAYERS = 3
 
-#: How much farther from other words a copied one stands than the pretrained token types are apart.
+#: Factor by which the distance of the pretrained token types is scaled for copied words.
 _EMPHASIS = 4.0
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.

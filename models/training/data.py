@@ -1,4 +1,4 @@
-"""Questions with human feedback: what the models learn from, and which questions they never see."""
+"""Questions with human feedback, and their split into training and held-out questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alarm_models.types import Span
 __all__ = ["Error", "Pair", "Question", "fold_of", "is_error", "is_held_out", "load_questions"]
 
 NUM_FOLDS = 20
-#: One question in five is never trained on.
+#: One question in five is held out.
 HELD_OUT_FOLDS = range(4)
 
 ASPECT_ERRORS = {
@@ -33,7 +33,7 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one question, by index, of which humans preferred one."""
+    """Two answers to a question, by index, of which people preferred one."""
 
     better: int
     worse: int
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, the prompt that callers send, four answers and what humans said of them.
+    """A question, its prompt, four answers and the human feedback on them.
 
     ``references`` are a human's own answer and a human's correction of the first answer.
     """
@@ -76,18 +76,18 @@ def load_questions(folder: Path) -> tuple[Question, ...]:
 
 
 def fold_of(question: str) -> int:
-    """Name the fold of a question, 0 to 19, by its words in any order and case."""
+    """Return the fold of a question, 0 to 19, from its words in any order and case."""
     words = " ".join(sorted(re.findall(r"\w+", question.lower())))
     return int(hashlib.sha256(words.encode()).hexdigest(), 16) % NUM_FOLDS
 
 
 def is_held_out(question: str) -> bool:
-    """Tell whether a question belongs to the fifth that is never trained on."""
+    """Whether a question is held out from training."""
     return fold_of(question) in HELD_OUT_FOLDS
 
 
 def is_error(segment: Span, errors: tuple[Error, ...], aspect: str) -> bool:
-    """Tell whether an error of the aspect overlaps a segment by a character or more."""
+    """Whether an error of the aspect overlaps a segment by a character or more."""
     return any(
         error.kind in ASPECT_ERRORS[aspect]
         and max(segment.start, error.span.start) < min(segment.end, error.span.end)

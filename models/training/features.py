@@ -1,4 +1,4 @@
-"""The training data as the server's own models prepare it: what is learned is what is served."""
+"""Prepares training data with the server's models, so that training and serving agree."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ASPECTS = {"factuality": "factuality_rm", "relevance": "relevance_rm"}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question: its answers, which of them people prefer, and the first answer's segments.
+    """One question: its answers, the human preferences, and the segments of the first answer.
 
-    ``labels`` holds for each aspect 1 for a segment without an error and 0 for one with.
+    ``labels`` has, for each aspect, 1 for a segment without an error and 0 for one with an error.
     """
 
     answers: list[ModelInput]
@@ -40,7 +40,7 @@ def load_models(settings: Sequence[str] = ()) -> dict[str, RewardModel]:
 
 
 def examples(questions: Sequence[Question], models: dict[str, RewardModel]) -> list[Example]:
-    """Prepare questions; a human's correction of the first answer is a fifth, better answer."""
+    """Prepare questions; the human correction of the first answer is a fifth, better answer."""
     return [_example(question, models) for question in questions]
 
 

@@ -1,7 +1,7 @@
 """The heads of `mini`: logistic regressions on the states of a frozen encoder.
 
-Some 300 questions teach heads of 384 weights; in our runs they taught a whole encoder less than it
-forgot. How strongly a head is held back is chosen by cross-validation over the questions.
+About 300 questions are enough for heads with 384 weights; fine-tuning the whole encoder on them
+made it worse in our runs. Regularization is chosen by cross-validation over the questions.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Fit", "learn"]
 _STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
 _NUM_FOLDS = 5
 
-#: One row of states a read, and its label, question by question.
+#: States and label of each read, by question.
 Rows = list[tuple[np.ndarray, list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A head's inverse strength of regularisation, and the figure it was chosen by."""
+    """A head's inverse regularization strength, and the figure it was chosen by."""
 
     strength: float
     figure: float
 
 
 def learn(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
-    """Fit every head, put it into the model and return how it was chosen."""
+    """Fit every head, store it in the model, and return the fits."""
     states = _states(model, data)
     fits = {"preference": _fit(model, "holistic_head", _pairs(data, states), _accuracy)}
     for aspect in ASPECTS:
@@ -65,7 +65,7 @@ def _states(model: MiniModel, data: Sequence[Example]) -> dict[int, np.ndarray]:
 
 
 def _pairs(data: Sequence[Example], states: dict[int, np.ndarray]) -> Rows:
-    """Return each pair's difference of states both ways round (Bradley and Terry 1952)."""
+    """Return the difference of states of each pair in both orders (Bradley and Terry 1952)."""
     rows: Rows = []
     for example in data:
         whole = [states[id(answer)][0] for answer in example.answers]

@@ -1,4 +1,4 @@
-"""How well the recipe's models agree with people on questions they never saw."""
+"""Measures how well the recipe's models agree with people on held-out questions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Measure:
     count: int
 
     def __str__(self) -> str:
-        """Write as 0.650 [0.600, 0.700]."""
+        """Format as 0.650 [0.600, 0.700]."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def scores_of(model: RewardModel, samples: Sequence[Sample]) -> list[Score]:
-    """Score samples as the server does, in batches of sixteen."""
+    """Score samples like the server, in batches of sixteen."""
     scores: list[Score] = []
     for start in range(0, len(samples), 16):
         prepared = model.prepare(samples[start : start + 16])

@@ -1,8 +1,8 @@
-"""The worked study of docs/study: do the rewards of `mini` agree with people, and with each other?
+"""Creates the worked study in docs/study: the agreement of `mini`'s rewards with people.
 
-Run from the repository's root, it writes the reports there anew:
+Run it in the repository's root to rewrite the reports:
 
-    .venv/bin/python models/training/study_mini.py --data ../shared/data
+    .venv/bin/python models/training/study_mini.py --data FOLDER
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from alarm_service.cli.main import main as alarm
 from data import Pair, Question, is_held_out, load_questions
 
-#: Commands of the study by the name of their report; files lie in the current folder.
+#: Commands of the study by name of their report; input files are in the current folder.
 COMMANDS = {
     "select": "alarm select answers.jsonl --write chosen.toml",
     "calibrate": "alarm calibrate answers.jsonl --admit 0.27 --write calibrated.toml",
@@ -29,10 +29,14 @@ COMMANDS = {
 def main() -> None:
     """Write the inputs, run the commands and keep their reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of qa_feedback.json")
-    parser.add_argument("--docs", type=Path, default=Path("docs/study"), help="[docs/study]")
-    parser.add_argument("--url", help="a server of `mini`, rather than this process")
-    parser.add_argument("--inputs", type=Path, help="keep the commands' input files there")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of qa_feedback.json and qa_prompts.json"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=Path("docs/study"), help="output folder [default docs/study]"
+    )
+    parser.add_argument("--url", help="score with a server of `mini` instead of in this process")
+    parser.add_argument("--inputs", type=Path, help="keep the input files in this folder")
     options = parser.parse_args()
     questions = [one for one in load_questions(options.data) if is_held_out(one.text)]
     with TemporaryDirectory() as temporary:
@@ -43,7 +47,7 @@ def main() -> None:
 
 
 def write_inputs(questions: Sequence[Question], folder: Path) -> None:
-    """Write what the commands read: four answers a question, and three policies' answers."""
+    """Write the input files: four answers per question, and the answers of three policies."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "answers.jsonl", map(_with_preferences, questions))
     policies = {
@@ -53,7 +57,7 @@ def write_inputs(questions: Sequence[Question], folder: Path) -> None:
     }
     for name, texts in policies.items():
         rows = zip(questions, texts, strict=True)
-        # A correction may be empty; a prompt that one policy lacks is left out for all.
+        # Corrections may be empty; prompts that one policy lacks are left out for all.
         samples = [{"prompt": one.prompt, "completion": text} for one, text in rows if text.strip()]
         _write(folder / f"{name}.jsonl", samples)
 
@@ -78,7 +82,7 @@ def run(name: str, command: str, folder: Path, docs: Path, url: str | None) -> N
 
 
 def _within(folder: Path, word: str) -> str:
-    """Put the folder before a file's name: NAME=FILE.jsonl as FILE.jsonl."""
+    """Prefix a file with the folder, in NAME=FILE.jsonl as in FILE.jsonl."""
     name, equals, file = word.rpartition("=")
     return f"{name}{equals}{folder / file}" if file.endswith((".jsonl", ".toml")) else word
 

@@ -1,8 +1,8 @@
-"""Trains the weights of `mini` and writes them, with what they measure, into the package.
+"""Trains the weights of `mini` and writes them, with their model card, into the package.
 
     .venv/bin/python models/training/train_mini.py --data FOLDER
 
-FOLDER holds `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
+FOLDER has `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
 questions is never trained on; the card's figures are of those.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def calibrate(model: MiniModel, data: list[Example], models: dict[str, RewardModel]) -> None:
-    """Shift each aspect's bias so that it calls as many training segments wrong as people did."""
+    """Shift each aspect's bias so that it marks as many training segments wrong as people did."""
     for aspect, name in ASPECTS.items():
         margins: list[float] = []
         labels: list[int] = []

@@ -29,7 +29,7 @@ CHECKPOINTS = {
     "completeness_rm": "comp_rm",
 }
 
-#: Variants whose rewards differ on purpose (README, "Fidelity").
+#: Variants whose rewards differ deliberately (docs/fidelity.md).
 DIFFERENT = {
     "literal_eos_mid": "a separator in the text shifts no label",
     "literal_eos_glued": "a separator in the text shifts no label",

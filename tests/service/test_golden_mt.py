@@ -26,7 +26,7 @@ SCORED = [item for item in ITEMS if item["status"] == "ok" and not item["too_sho
 ASPECTS = ("readability", "grammar", "language")
 
 LAST = "the token with the error's last characters is wrong too"
-#: Items whose tokens differ on purpose: which ones, and why (README, "Fidelity").
+#: Items whose tokens differ deliberately, and why (docs/fidelity.md).
 DIFFERENT = {
     "shared-mt-004": ([15], LAST),
     "shared-mt-009": ([10], LAST),
