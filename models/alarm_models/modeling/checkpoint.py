@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.inspection import joined, no_weights
+from alarm_models.modeling.inspection import OTHER_FILES, joined, no_weights
 
 __all__ = [
     "code_digest",
@@ -36,7 +36,7 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 #: Weights in another layout, a trainer's state, and what lies in folders: never read.
-_NOT_FETCHED = ["consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin", "*/*"]
+_NOT_FETCHED = [*OTHER_FILES, "*/*"]
 
 
 def locate(

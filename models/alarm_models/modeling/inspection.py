@@ -12,12 +12,14 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from alarm_models.errors import CheckpointError
 
 __all__ = [
+    "OTHER_FILES",
     "CheckpointFacts",
     "Quantization",
     "TensorInfo",
@@ -66,6 +68,9 @@ _QUANTISED_ENDS = {
     "SCB": "bitsandbytes",
     "weight_format": "bitsandbytes",
 }
+
+#: Weights in another layout, and a trainer's state: never read.
+OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
 _GGUF = "*.gguf"
 
@@ -284,9 +289,8 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     """Return the tensors of the weight files: safetensors where there are any, else ``.bin``."""
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if file.name.startswith("adapter_"):
-            continue
-        tensors |= _safetensors_header(file)
+        if not _is_other(file):
+            tensors |= _safetensors_header(file)
     if tensors:
         return tensors
     indexed: set[str] = set()
@@ -295,9 +299,13 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
         tensors |= dict.fromkeys(names, TensorInfo())
         indexed |= set(names.values())
     for file in sorted(folder.glob("*.bin")):
-        if file.name not in indexed and not file.name.startswith(("adapter_", "training_args")):
+        if file.name not in indexed and not _is_other(file):
             tensors |= _bin_tensors(file)
     return tensors
+
+
+def _is_other(file: Path) -> bool:
+    return any(fnmatchcase(file.name, pattern) for pattern in (*OTHER_FILES, "adapter_*"))
 
 
 def _safetensors_header(file: Path) -> dict[str, TensorInfo]:
