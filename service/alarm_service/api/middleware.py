@@ -208,10 +208,9 @@ class ResponseDigestMiddleware:
 class BodyLimitMiddleware:
     """Reads a body before its route does; answers 413 as soon as it is over the limit.
 
-    One that takes longer than ``timeout_s`` is a 408, one that does not match its `Content-Digest`
-    a 400, and 429 says that the bodies of others fill the room for those that arrive. Responses
-    name in `Request-Content-Digest` the body that was read: clients of version 0.1.0 refuse a
-    response that has one digest of the two.
+    One that takes longer than ``timeout_s`` is a 408, one that its `Content-Digest` does not fit a
+    400, and 429 says that the bodies of others fill the room for those that arrive. Answers say in
+    `Request-Content-Digest` what was read: a digest may have been garbled as well as its body.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -295,6 +294,7 @@ def _naming(digest: str, send: Send) -> Send:
 
     async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
+            # For clients of version 0.1.0, which refuse a response with one digest of the two.
             MutableHeaders(scope=message)["Request-Content-Digest"] = digest
         await send(message)
 
