@@ -1,4 +1,4 @@
-"""Callers' values as what JSON knows, or an error that names the field that is none."""
+"""Conversion of callers' values to JSON types; an error names the field that has none."""
 
 from __future__ import annotations
 

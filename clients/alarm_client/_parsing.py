@@ -82,7 +82,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def read_scores(body: bytes, samples: Sequence[Sample]) -> ScoreResult:
-    """The answer of `/score`; ProtocolError unless it has one sound score a sample."""
+    """The response of `/score`; ProtocolError unless it has one valid score per sample."""
     answer = read_object(body)
     rows = _rows(answer, "scores", samples)
     return ScoreResult(
@@ -94,7 +94,7 @@ def read_scores(body: bytes, samples: Sequence[Sample]) -> ScoreResult:
 
 
 def read_rewards(body: bytes, samples: Sequence[Sample]) -> RewardResult:
-    """The answer of `/hierarchical_reward`; ProtocolError unless each sample has a sound reward."""
+    """The response of `/hierarchical_reward`; ProtocolError unless each sample has its reward."""
     answer = read_object(body)
     rows = _rows(answer, "rewards", samples)
     pairs = zip(rows, samples, strict=True)
@@ -107,7 +107,7 @@ def read_rewards(body: bytes, samples: Sequence[Sample]) -> RewardResult:
 
 
 def read_catalogue(body: bytes) -> Catalogue:
-    """The answer of `/models`; limits that it does not name are the contract's own."""
+    """The response of `/models`; limits that it does not name are the defaults."""
     answer = read_object(body)
     limits = object_of(answer.get("limits") or {}, "limits")
     own = Limits()
@@ -122,7 +122,7 @@ def read_catalogue(body: bytes) -> Catalogue:
 
 
 def sent_name(name: Id) -> Id:
-    """An id or a group as it travels: half a surrogate pair, which UTF-8 has not, is escaped."""
+    """An id or a group as it is sent: a lone surrogate, which UTF-8 cannot encode, is escaped."""
     if isinstance(name, str):
         return name.encode("utf-8", "backslashreplace").decode()
     return name

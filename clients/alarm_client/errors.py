@@ -1,15 +1,15 @@
-"""Everything that a call can raise."""
+"""The exceptions that a call can raise."""
 
 from __future__ import annotations
 
 
 class AlarmError(Exception):
-    """The root of what this client raises.
+    """The base class of this client's exceptions.
 
     AlarmError
     ├── AlarmConnectionError   nothing answered at the URL, or the connection broke
-    ├── DeadlineExceeded       the time of the call ran out
-    ├── ProtocolError          the answer is not what the contract promises
+    ├── DeadlineExceeded       the deadline of the call passed
+    ├── ProtocolError          the response does not follow the HTTP contract
     ├── SampleFailed           `scalars()` met a sample without a number
     └── StatusError            the server refused, with an HTTP status
         ├── InvalidRequest     400, 422 and other 4xx: the request must change
@@ -50,15 +50,15 @@ class AlarmConnectionError(AlarmError):
 
 
 class DeadlineExceeded(AlarmError):
-    """The time of the call ran out."""
+    """The deadline of the call passed."""
 
 
 class ProtocolError(AlarmError):
-    """The answer is not what the contract promises."""
+    """The response does not follow the HTTP contract."""
 
 
 class SampleFailed(AlarmError):
-    """A sample has no number, and the caller asked for one of each."""
+    """A sample has no number, and the caller asked for one per sample."""
 
 
 class StatusError(AlarmError):
@@ -74,11 +74,11 @@ class Unauthorized(StatusError):
 
 
 class NotFound(StatusError):
-    """The server has no such model or recipe, or it is another server."""
+    """There is no such model or recipe, or the URL is that of another server."""
 
 
 class TooLarge(StatusError):
-    """The request holds more than the server takes at once."""
+    """The request is larger than the server's limits."""
 
 
 class Overloaded(StatusError):
@@ -86,11 +86,11 @@ class Overloaded(StatusError):
 
 
 class Unavailable(StatusError):
-    """The server is loading, draining or was too late."""
+    """The server is loading or draining, or the deadline passed on it."""
 
 
 class ServerFailed(StatusError):
-    """The server failed on its own account."""
+    """The server failed with an internal error."""
 
 
 _BY_STATUS: dict[int, type[StatusError]] = {
@@ -107,6 +107,6 @@ _BY_STATUS: dict[int, type[StatusError]] = {
 
 
 def status_error(status: int) -> type[StatusError]:
-    """The kind of error that an HTTP status stands for."""
+    """The exception class for an HTTP status."""
     fallback = InvalidRequest if 400 <= status < 500 else ServerFailed
     return _BY_STATUS.get(status, fallback)

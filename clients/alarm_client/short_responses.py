@@ -1,4 +1,4 @@
-"""The paper's rule for responses that are too short: the trainer's, not the server's."""
+"""The paper's penalty for short responses, which is applied in the trainer."""
 
 from __future__ import annotations
 

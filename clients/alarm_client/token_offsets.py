@@ -70,7 +70,7 @@ def read_utf8_or_nothing(data: bytes) -> tuple[str, Sequence[int]]:
 
 
 def byte_of_letter() -> dict[str, int]:
-    """Byte-level vocabularies write a byte as a letter: itself if printable, else past 255."""
+    """GPT-2's byte-level alphabet: printable bytes as themselves, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(printable))
     letters = {chr(byte): byte for byte in printable}
@@ -182,7 +182,7 @@ class PolicyTokens:
         return text, self._by_prefixes(ids, text)
 
     def _readings(self, ids: Sequence[int]) -> Iterator[tuple[list[Piece], ReadBytes]]:
-        """What each token writes by each family of tokenizers, the cheapest first."""
+        """What each token decodes to in each family of tokenizers, the cheapest first."""
         written: list[str | bytes] = [
             "" if token is None or token_id in self._special else token
             for token_id, token in zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)

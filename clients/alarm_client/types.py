@@ -1,4 +1,4 @@
-"""What callers hand in and get back: samples, scores, rewards and the results that carry them."""
+"""The client's data types: samples, scores, rewards and results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OnError: TypeAlias = float | Literal["raise"] | None
 
 
 class Overrides(TypedDict, total=False):
-    """The parts of a recipe that one call may change."""
+    """The parts of a recipe that a call may override."""
 
     rule: Rule
     threshold: float
@@ -54,7 +54,7 @@ SampleLike: TypeAlias = Sample | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class SampleError:
-    """Why one sample has no score or reward, while its neighbours have theirs."""
+    """Why a sample has no score or reward; other samples of the call are not affected."""
 
     code: str
     message: str
@@ -119,7 +119,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as if each sample ran alone, and tokens that the device ran."""
+    """Tokens as if each sample were scored alone, and tokens that the device computed."""
 
     num_tokens: int
     num_computed_tokens: int
@@ -155,7 +155,7 @@ class RewardResult:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the server takes in one request."""
+    """The server's limits for one request."""
 
     max_samples: int = 1024
     max_body_bytes: int = 64 * 1024 * 1024
@@ -163,7 +163,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What a server offers: its models, its recipes and its limits."""
+    """A server's models, recipes and limits."""
 
     models: tuple[Mapping[str, object], ...]
     recipes: tuple[Mapping[str, object], ...]

@@ -1,4 +1,4 @@
-"""Dataset rows as what a Sample takes of them: the server's fields, and the prompt's group."""
+"""Fields and groups of samples, from the columns of dataset rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a reward by name: what trainers log."""
+"""The components of rewards, by name, for the trainers' logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alarm_client.types import Reward
 _SUMS = ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
 _THRESHOLDS = ("hierarchical", "cascade")
 
-# What every reward has beside its aspects.
+# The components that every reward has besides its aspects.
 BASE = ("reward", "holistic", "admitted", "failed")
 
 
@@ -35,10 +35,10 @@ def components(reward: Reward, aspect_names: Sequence[str]) -> dict[str, float]:
 
 
 def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
-    """What the holistic score and each aspect add to a reward, by the rule and its weights.
+    """What the holistic score and each aspect contribute to a reward, by the rule and its weights.
 
-    Where the rule does more than add, what it starts from: the normalized holistic score and each
-    aspect's reward without its weight. An aspect that does not count adds 0. Empty on failure.
+    For rules that are no weighted sum: the normalized holistic score and each aspect's reward
+    without its weight. An aspect that does not count contributes 0. Empty on failure.
     """
     if reward.reward is None or reward.holistic is None:
         return {}
@@ -60,7 +60,7 @@ def columns(rewards: Sequence[Reward], aspect_names: Sequence[str]) -> dict[str,
 
 
 def means(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each column over what it has; NaN where it has nothing."""
+    """The mean of each column without its NaN; NaN for a column of nothing else."""
     return {name: _mean(values) for name, values in parts.items()}
 
 
@@ -80,14 +80,14 @@ def part_of(reward: Reward, part: str) -> float | None:
 
 
 class AspectNames:
-    """The aspects to log: those the user named, else those that answers have shown so far."""
+    """The aspects to log: those that the user named, else those seen in rewards so far."""
 
     def __init__(self, named: Iterable[str]) -> None:
         self._names = tuple(named)
         self._is_fixed = bool(self._names)
 
     def seen(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
-        """The names, after these answers; sorted, so that every process has them in one order."""
+        """The names so far, with those of these rewards; sorted, so that all processes agree."""
         if not self._is_fixed:
             found = {name for reward in rewards for name in reward.aspects}
             self._names = tuple(sorted(found | set(self._names)))

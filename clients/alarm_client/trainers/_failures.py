@@ -21,26 +21,26 @@ from alarm_client.types import Id, Reward, SampleError
 
 LOG = logging.getLogger("alarm_client.trainers")
 
-# No policy hides these: the address, the key, a name or the request itself is wrong, and waiting
-# does not mend it.
+# Raised whatever the policy is: the URL, the key, a name or the request is wrong, so that every
+# later call would fail too.
 MISCONFIGURED = (Unauthorized, NotFound, InvalidRequest, TooLarge)
 
-# Of a sample: the server cannot judge it as it was sent.
+# The error code of a sample that cannot be judged as it was sent.
 _INVALID = "invalid_sample"
 
-# As many one-sample calls in a row with an invalid sample are no chance.
+# As many one-sample calls in a row, all invalid, are a misconfiguration.
 _MOST_INVALID = 16
 
 
 def failed_call(
     error: AlarmError, num_samples: int, policy: OnFailure, *, has_answered: bool = True
 ) -> list[Reward]:
-    """A reward without a number for each sample of a failed call, unless it is to be raised.
+    """A reward of None for each sample of a failed call, or the error raised.
 
-    It is raised where the policy says so, where no other call could do better, and where the
-    server has never answered (`has_answered`): a run must not start on nothing.
+    It is raised under the policy "raise", where a later call would fail too, and where no server
+    has ever answered (`has_answered`): a run must not start without rewards.
     """
-    # Of a failed call no group has a mean.
+    # In a failed call no group has a mean.
     is_raised = policy in ("raise", "group_mean")
     if is_raised or isinstance(error, MISCONFIGURED) or not has_answered:
         raise error
@@ -49,7 +49,7 @@ def failed_call(
 
 
 class InvalidCalls:
-    """Tells misconfiguration, which makes every sample invalid, from a sample that is."""
+    """Tells a misconfiguration, which makes every sample invalid, from an invalid sample."""
 
     def __init__(self, defaults: TrainerDefaults) -> None:
         self.defaults = defaults
@@ -59,8 +59,8 @@ class InvalidCalls:
     def checked(self, rewards: Sequence[Reward]) -> list[Reward]:
         """The rewards of a call, with advice in the messages of invalid samples.
 
-        Raises SampleFailed where each sample of the call is invalid. A call of one sample says
-        little: there it is raised until the first reward came, and after many in a row.
+        Raises SampleFailed where each sample of the call is invalid. For calls of one sample it is
+        raised until there has been a reward, and after 16 invalid calls in a row.
         """
         advised = [self._advised(reward) for reward in rewards]
         invalid = [one.error for one in advised if one.error and one.error.code == _INVALID]
@@ -94,7 +94,7 @@ def scalars(
     part: str = "reward",
     groups: Sequence[Id] | None = None,
 ) -> list[float | None]:
-    """One number a sample, its reward or a part of it; where it has none, what the policy says.
+    """One number per sample, its reward or a component of it, or what the policy puts in its place.
 
     `groups`: each sample's, for "group_mean"; without them all samples are one group. A part that
     was not computed for a sample is None, or the mean of its group's where some have it.
@@ -108,7 +108,7 @@ def scalars(
 def numbers(
     rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
 ) -> list[float]:
-    """One number a sample, for trainers that take nothing else."""
+    """One number per sample, for trainers that take no None."""
     found = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
     if len(found) != len(rewards):
         raise ValueError("this trainer needs a number a sample; on_failure cannot be 'none'")
@@ -118,7 +118,7 @@ def numbers(
 def with_group_means(
     values: Sequence[float | None], groups: Sequence[Id] | None = None
 ) -> list[float | None]:
-    """The values, with the mean of its group's in place of each None; None where all are."""
+    """The values, each None replaced by the mean of its group; None where the whole group is."""
     groups = [None] * len(values) if groups is None else groups
     present: dict[Id, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
@@ -134,7 +134,7 @@ def with_group_means(
 def report(
     rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
 ) -> None:
-    """Raise or log, once for all of them, that samples have no reward.
+    """Raise or log, once per call, that samples have no reward.
 
     With "group_mean" a group in which all failed is raised.
     """
@@ -174,13 +174,13 @@ def _require_means(
 
 
 def missing_field(message: str) -> str | None:
-    """The field that the server misses in a sample, by what it says of it."""
+    """The name of the field that an error of the server says is missing."""
     missing = re.search(r"\{(\w+)\}.*`fields`|`?fields\.(\w+)", message)
     return None if missing is None else missing.group(1) or missing.group(2)
 
 
 def _advice(message: str, defaults: TrainerDefaults) -> str:
-    """What to set in a trainer, where the server says what it misses in a sample."""
+    """Which setting provides what the server says is missing in a sample."""
     if re.search(r"\bgroups?\b", message):
         if defaults.whole_groups is not None:
             return (

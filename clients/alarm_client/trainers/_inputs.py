@@ -1,4 +1,4 @@
-"""The shapes in which trainers hand over prompts and completions, as what a Sample takes."""
+"""Prompts and completions in the shapes that trainers pass, as a Sample takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trainer module's configuration: what its trainer allows, and what the user set."""
+"""Settings of the trainer modules, from arguments and `ALARM_` environment variables."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
 
 @dataclass(frozen=True, slots=True)
 class TrainerDefaults:
-    """What a trainer's hook allows, and what suits it where the user says nothing.
+    """A trainer's constraints, and its defaults for what the user does not set.
 
-    `timeout`: seconds for one call, under the trainer's own limit. `takes_none`: whether the
+    `timeout`: seconds for one call, below the trainer's own limit. `takes_none`: whether the
     trainer skips a sample whose reward is None. `whole_groups`: what makes a call hold all the
     completions of a prompt, None where each call is for one sample. `same_keys`: whether each
     sample must log the same names as the others.
@@ -41,7 +41,7 @@ class TrainerDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where rewards come from, what is sent for them and what a failure becomes.
+    """Where rewards come from, what is sent with each sample, and the failure policy.
 
     `recipe`: a recipe of the server, its default one unless named; `overrides`: what to change
     of it. `model`: a model of the server, whose raw scores are the rewards, in place of a
@@ -76,16 +76,16 @@ class Settings:
         return self.defaults.trainer
 
 
-# A server that is started together with the trainer opens its port within this time.
+# A server started together with the trainer opens its port within this time.
 CONNECT_TIMEOUT = 120.0
 
 NAMES = frozenset({one.name for one in dataclasses.fields(Settings)} - {"defaults"})
 
 
 def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = None) -> Settings:
-    """The settings that `given` names, else `ALARM_<NAME>`, else what suits the trainer.
+    """The settings in `given`, else from `ALARM_<NAME>`, else the trainer's defaults.
 
-    ValueError names the one that is wrong; `NAMES` are those that there are.
+    ValueError names the invalid one; `NAMES` lists them all.
     """
     given = given or {}
     unknown = set(given) - NAMES
@@ -190,7 +190,7 @@ def _fields(value: Any) -> dict[str, str]:
 
 
 def _overrides(value: Any) -> Overrides:
-    """A mapping or its JSON; what it may hold is the server's to say."""
+    """A mapping or its JSON; the server validates the contents."""
     return cast(Overrides, _object(value))
 
 
@@ -206,7 +206,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What configuration libraries wrap, as JSON's own types."""
+    """The wrappers of configuration libraries as plain JSON types."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -239,7 +239,7 @@ def _policy(value: Any) -> OnFailure:
 
 
 def _number(value: Any) -> float:
-    """A number or its text; NaN for anything else, true and false among it."""
+    """A number or its text; NaN for anything else, including booleans."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The reward source of a trainer module: samples in, rewards out, under its settings."""
+"""RewardSource: the rewards of samples under a trainer's settings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreRes
 class RewardSource:
     """Rewards under one trainer's settings; safe to pickle, to fork and to use from any loop.
 
-    A result has one reward a sample, in order. Where the policy is not to raise, a failed call
-    gives rewards without a number; see `failure`. Rewards of several functions that name an
-    `consumer` each cost one call a batch.
+    A result has one reward per sample, in order. Unless the policy is to raise, a failed call gives
+    rewards of None (see `_failures`). Several reward functions that each pass a `consumer` share
+    one call per batch.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -48,7 +48,7 @@ class RewardSource:
         )
 
     def rewards(self, samples: Sequence[Sample], consumer: Consumer | None = None) -> list[Reward]:
-        """The rewards, from this thread."""
+        """The rewards, for blocking callers."""
         if not samples:
             return []
         samples = plain_samples(samples, self._template, self.settings.trainer)
@@ -68,9 +68,9 @@ class RewardSource:
         return await self._shared.aresult(consumer, _key(samples), partial(self._arewards, samples))
 
     def hierarchy(self) -> Mapping[str, Any]:
-        """The rule and the weights of the recipe that is asked, with the overrides.
+        """The rule and the weights of the recipe, with the overrides applied.
 
-        Empty where a model is asked, or the server does not tell them.
+        Empty for a model, or where the server does not list them.
         """
         if self.settings.model is not None:
             return {}
@@ -78,7 +78,7 @@ class RewardSource:
             try:
                 recipes = self._client.models().recipes
             except AlarmError:
-                return {}  # it is asked again with the next rewards
+                return {}  # asked again with the next rewards
             self._hierarchy = _hierarchy(recipes, self.settings)
         return self._hierarchy
 
@@ -136,12 +136,12 @@ class RewardSource:
 def get_reward_source(
     defaults: TrainerDefaults, given: Mapping[str, Any] | None = None
 ) -> RewardSource:
-    """The source for these settings; hooks that are plain functions share one a process."""
+    """The source for these settings, shared by all function hooks of this process."""
     return source_for(read_settings(defaults, given))
 
 
 def source_for(settings: Settings) -> RewardSource:
-    """The source for these settings, the same one in this process."""
+    """The source for these settings, one per process."""
     return _cached(settings)
 
 
@@ -160,12 +160,12 @@ def _hierarchy(recipes: Sequence[Mapping[str, Any]], settings: Settings) -> Mapp
 
 
 def _key(samples: Sequence[Sample]) -> str:
-    """The same for the same samples: a digest of what is sent for them."""
+    """A digest of the samples as they are sent."""
     return content_digest(reward_payload(samples, None, None, "all").body)
 
 
 def _group_by_group(samples: Sequence[Sample]) -> list[int]:
-    """The samples' order on the wire: a group's together, so that a large call is cut between."""
+    """The order in which samples are sent: groups together, so that a split keeps them whole."""
     firsts: dict[Id, int] = {}
     for index, sample in enumerate(samples):
         if sample.group is not None:
@@ -180,7 +180,7 @@ def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]
 
 
 def _from_score(score: Score, sample: Sample) -> Reward:
-    """A model's raw score as a reward, on the last token where tokens were sent."""
+    """A model's raw score as a reward; with token offsets, it is placed on the last token."""
     reward = Reward(score.id, score.score, None, None, None, {}, score.truncated, score.error)
     if sample.token_offsets is None or score.score is None:
         return reward

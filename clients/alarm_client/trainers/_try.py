@@ -1,4 +1,4 @@
-"""`try`: some completions of a prompt, scored as a trainer's module would have them scored."""
+"""The `try` command: scores completions with the settings of a trainer's module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PLAIN", "add_arguments", "try_samples"]
 RowReader: TypeAlias = Callable[[Row], Row]
 FieldsReader: TypeAlias = Callable[[Row], Mapping[str, str]]
 
-# Who asks at a terminal does not wait as a training run does.
+# Shorter than a training run's: someone waits at the terminal.
 PLAIN = TrainerDefaults(
     "this client",
     timeout=60.0,
@@ -125,7 +125,7 @@ def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
     if "ALARM_CONNECT_TIMEOUT" not in os.environ:
         named["connect_timeout"] = _CONNECT_SECONDS
     settings = read_settings(defaults, named)
-    # A failure is what one wants to see here, whatever a training run makes of it.
+    # Failures are shown here, whatever a training run would do with them.
     return replace(settings, on_failure="raise")
 
 

@@ -308,8 +308,7 @@ class BodyLimitMiddleware:
 
     408 is a body that takes longer than ``timeout_s``, 400 one that differs from its
     `Content-Digest`, and 429 means that too many bytes are being received at once. Responses have
-    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too,
-    and clients of version 0.1.0 refuse a response that has only one of the two digests.
+    the digest of what was read as `Request-Content-Digest`: the header may have been damaged too.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -393,6 +392,7 @@ def _naming(digest: str, send: Send) -> Send:
 
     async def name(message: Message) -> None:
         if message["type"] == "http.response.start":
+            # For clients of version 0.1.0, which refuse a response with one digest of the two.
             MutableHeaders(scope=message)["Request-Content-Digest"] = digest
         await send(message)
 
