@@ -227,3 +227,15 @@ def test_adapter_without_a_head_is_refused(tmp_path: Path) -> None:
     _lora(tmp_path / "adapter", tmp_path / "base", "CAUSAL_LM")
     with pytest.raises(CheckpointError, match="no reward head"):
         recipe_of_checkpoint(str(tmp_path / "adapter"))
+
+
+def test_classifier_without_named_labels_has_as_many_as_its_head_has_rows(tmp_path: Path) -> None:
+    builders.write_classifier(
+        tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=2
+    )
+    builders.edit_config(tmp_path, id2label=None, label2id=None, num_labels=None)
+    recipe = load_recipe(f"checkpoint:{tmp_path}")
+    assert recipe.holistic.output == "LABEL_1"
+    assert inspect_folder(tmp_path).num_labels == 2
+    made = recipe_of_checkpoint(str(tmp_path)).table["models"]["rm"]
+    assert load(tmp_path, made).read_token == "\n"

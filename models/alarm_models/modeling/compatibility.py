@@ -223,7 +223,8 @@ def _what_to_write(facts: CheckpointFacts) -> str:
     if any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in facts.architectures):
         return (
             "It is a causal language model without a reward head: kind `generative` (`positive`, "
-            "`negative`) reads the next token, kind `remote` asks a judge, "
+            "`negative`) reads the next token, kind `remote` asks a judge (a DPO model's reward "
+            "takes its reference model too, and is not served), "
         )
     return ""
 

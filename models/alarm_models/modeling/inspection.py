@@ -74,6 +74,9 @@ OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler
 
 _GGUF = "*.gguf"
 
+#: The last layers of transformers' classifiers.
+_CLASSIFIERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+
 #: Configuration keys that switch on a normalisation of scores: beaver's and OpenRLHF's.
 _NORMALIZERS = ("do_normalize", "normalize_reward")
 
@@ -139,7 +142,11 @@ class CheckpointFacts:
         if isinstance(labels, Mapping):
             return len(labels)
         named = self.config.get("num_labels")
-        return named if isinstance(named, int) else None
+        if isinstance(named, int):
+            return named
+        # Where neither is there, transformers means two; OpenRLHF's files mean their head's rows.
+        heads = (self.tensors.get(name) for name in _CLASSIFIERS)
+        return next((one.shape[0] for one in heads if one is not None and one.shape), None)
 
     @property
     def base_prefix(self) -> str:

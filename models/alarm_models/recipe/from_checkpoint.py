@@ -49,13 +49,16 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
         raise CheckpointError(unknown_family_refusal(facts))
     if family.advice is not None:
         raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
-    holistic: dict[str, Any] = {"model": _MODEL}
-    if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
-        holistic["output"] = _labels(facts)[-1]
     where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
     if adapter is not None:
         keys = {**keys, "checkpoint": adapter.base, "adapter": adapter.folder}
+    holistic: dict[str, Any] = {"model": _MODEL}
+    if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
+        labels = _labels(facts)
+        holistic["output"] = labels[-1]
+        if not facts.config.get("id2label"):
+            keys["objectives"] = labels
     table = {
         "name": _name(checkpoint),
         "description": family.name + (f": {family.note}" if family.note else ""),
@@ -114,7 +117,9 @@ def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:
 
 
 def _labels(facts: CheckpointFacts) -> list[str]:
-    labels = facts.config.get("id2label") or {"0": "LABEL_0"}
+    labels = facts.config.get("id2label")
+    if not labels:  # as transformers names them
+        return [f"LABEL_{index}" for index in range(facts.num_labels or 2)]
     return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
