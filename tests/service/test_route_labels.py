@@ -42,9 +42,8 @@ async def test_every_route_is_counted_by_a_label_of_its_own(route: APIRoute) -> 
     assert "plain" not in labels.pop()
 
 
-def test_labels_of_today_are_all_there() -> None:
-    # Dashboards and alerts name them.
-    assert {route_label(route.path) for route in API_ROUTES} == {
+def test_labels_that_dashboards_and_alerts_name_are_all_there() -> None:
+    assert {route_label(route.path) for route in API_ROUTES} >= {
         "/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
         "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload", "/get_reward",
         "/v1/score/evaluation", "/classify", "/v1/classify", "/pooling", "/v1/embeddings",
