@@ -31,7 +31,6 @@ from alarm_models.modeling.compatibility import require_raw_scores
 from alarm_models.modeling.inspection import inspect_folder
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
-from alarm_models.modeling.normalization import configured_normalization
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -52,6 +51,7 @@ from alarm_models.reward_models.base import (
     NeuralRewardModel,
     fingerprint_of,
 )
+from alarm_models.reward_models.normalization import configured_normalization
 from alarm_models.reward_models.reading import read_token, reading_notes
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
