@@ -57,7 +57,7 @@ from alarm_models.reward_models.base import (
 from alarm_models.reward_models.generative import GenerativeModel, scored_tokens
 from alarm_models.reward_models.grammar import Grammar
 from alarm_models.reward_models.multi_objective import MultiObjectiveModel
-from alarm_models.reward_models.reading import read_token, reading_notes
+from alarm_models.reward_models.reading import read_token, reading_notes, require_reward_token
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.reward_models.segments import SegmentsModel
 from alarm_models.reward_models.sequence import SequenceModel
@@ -236,6 +236,7 @@ class Loader:
         weights = self._weights(spec, folders)
         fingerprint = _fingerprint(spec, folders, weights.digest, weights.network.dtype, fields)
         model = self._model(spec, weights, fields, fingerprint)
+        require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint)
         _tell(spec, model)
