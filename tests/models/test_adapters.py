@@ -236,6 +236,26 @@ def test_what_is_not_merged_is_refused_by_name(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("adapter_config.json", b"{"),
+        ("adapter_model.safetensors", b"of no layout"),
+        ("adapter_model.bin", b"of no layout"),
+    ],
+)
+def test_an_adapter_that_cannot_be_read_is_refused(
+    file: str, content: bytes, base: tiny.Checkpoint, tmp_path: Path
+) -> None:
+    lora = tmp_path / "lora"
+    save_adapter(lora, factors(TARGETS))
+    if file.endswith(".bin"):
+        (lora / "adapter_model.safetensors").unlink()
+    (lora / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match="the adapter cannot be read"):
+        values(checkpoint=str(base.folder), adapter=str(lora))
+
+
 def test_the_fingerprint_holds_the_adapter_and_the_tokenizer(
     base: tiny.Checkpoint, tmp_path: Path
 ) -> None:

@@ -159,6 +159,26 @@ def test_a_checkpoint_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -
     assert spec.checkpoint == str(tmp_path / "weights")
 
 
+def test_an_adapter_and_a_tokenizer_beside_the_recipe_are_found_from_anywhere(
+    tmp_path: Path,
+) -> None:
+    text = EXAMPLE.replace(
+        'dtype = "float32"', 'adapter = "./lora"\ntokenizer = "../tokens"\nrevision = "v2"'
+    )
+    spec = load_recipe(written(text, tmp_path)).models["rm"]
+    assert isinstance(spec, SequenceSpec)
+    assert spec.adapter == str(tmp_path / "lora")
+    assert spec.tokenizer == str(tmp_path.parent / "tokens")
+
+
+def test_a_table_may_be_set_as_one_value(tmp_path: Path) -> None:
+    turns = 'models.rm.turns={ user = "U: {}", assistant = "A: {}", separator = "\\n" }'
+    spec = load_recipe(written(EXAMPLE, tmp_path), [turns]).models["rm"]
+    assert isinstance(spec, SequenceSpec)
+    assert spec.turns is not None
+    assert (spec.turns.user, spec.turns.separator) == ("U: {}", "\n")
+
+
 def test_a_weight_of_no_aspect_is_refused() -> None:
     with pytest.raises(RecipeError, match="grammar"):
         load_recipe("long-form-qa").rule_params(Overrides(weights={"grammar": 1.0}))

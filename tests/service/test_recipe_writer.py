@@ -66,6 +66,18 @@ def test_a_built_in_recipe_is_written_under_the_new_file_s_name(tmp_path: Path) 
     assert Path(tomllib.loads(target.read_text())["models"]["preference"]["checkpoint"]).is_dir()
 
 
+def test_a_chat_template_beside_the_recipe_is_found_from_where_it_is_written(
+    file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "form.jinja").write_text("{{ messages }}")
+    model = 'kind = "sequence"\ncheckpoint = "a/model"\nchat_template = "form.jinja"\n'
+    file.write_text(RECIPE.replace('kind = "length"', model))
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "mine.toml"
+    write_recipe(str(file), [], {"hierarchy.threshold": Change(0.4, "admits 33%")}, target)
+    assert load_recipe(str(target)).models == load_recipe(str(file)).models
+
+
 def test_what_would_be_no_recipe_is_not_written(file: Path) -> None:
     with pytest.raises(RecipeError, match=r"holistic\.std"):
         write_recipe(str(file), [], {"holistic.std": Change(-1.0, "wrong")}, file)

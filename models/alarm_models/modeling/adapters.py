@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from alarm_models.errors import CheckpointError
@@ -114,11 +116,20 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """Read a LoRA adapter; raise `CheckpointError`, by name, for what is not merged here."""
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        tensors = list(_named(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: the adapter cannot be read: {told}") from error
+    if not tensors:
+        raise CheckpointError(
+            f"{folder} holds neither adapter_model.safetensors nor adapter_model.bin"
+        )
     _require_plain_lora(folder, config)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     replaced: dict[str, torch.Tensor] = {}
-    for name, tensor in _named(folder):
+    for name, tensor in tensors:
         factor = _FACTOR.fullmatch(name)
         if factor is not None:
             halves.setdefault(factor[1], {})[factor[3]] = tensor
