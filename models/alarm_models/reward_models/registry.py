@@ -20,7 +20,6 @@ from alarm_models.modeling.compatibility import require_raw_scores
 from alarm_models.modeling.inspection import inspect_folder
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
-from alarm_models.modeling.normalization import configured_normalization
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -57,6 +56,7 @@ from alarm_models.reward_models.base import (
 from alarm_models.reward_models.generative import GenerativeModel, scored_tokens
 from alarm_models.reward_models.grammar import Grammar
 from alarm_models.reward_models.multi_objective import MultiObjectiveModel
+from alarm_models.reward_models.normalization import configured_normalization
 from alarm_models.reward_models.reading import read_token, reading_notes, require_reward_token
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.reward_models.segments import SegmentsModel
