@@ -13,7 +13,7 @@ from tolerance import computed
 
 from alarm_models.errors import CheckpointError
 from zoo import builders, cards
-from zoo.cases import load, scores
+from zoo.cases import load, sample, scores
 
 pytestmark = pytest.mark.numeric
 
@@ -160,3 +160,17 @@ def test_reward_class_behind_automodel_scores_by_its_head_or_its_forward(
     card = _math_rm(tmp_path)
     got = scores(load(tmp_path, recipe), cards.ALL)
     assert got == {name: computed(card(sent)) for name, sent in cards.ALL.items()}
+
+
+def test_reward_token_of_a_configuration_is_what_texts_end_with(tmp_path: Path) -> None:
+    card = _write(tmp_path, "value")
+    reward = hf.AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("<|reward|>")
+    builders.edit_config(tmp_path, reward_token_id=reward)
+    with pytest.raises(CheckpointError, match=r'write `suffix = "<\|reward\|>"`'):
+        load(tmp_path, {"trust_remote_code": True})
+    model = load(tmp_path, {"trust_remote_code": True, "suffix": "<|reward|>"})
+    (features,) = model.prepare([sample(cards.ALL["single"])])
+    assert features.ids == (*cards.chat_ids(tmp_path, cards.ALL["single"]), reward)
+    assert card(cards.ALL["single"]) != computed(
+        scores(model, {"single": cards.ALL["single"]})["single"]
+    )

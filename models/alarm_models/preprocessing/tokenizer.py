@@ -461,8 +461,8 @@ def _unreadable(folder: Path, error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
     return (
         f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {said}); of its files "
-        f"there are {', '.join(files) or 'none'}. Write `tokenizer`, the folder or hub id of one "
-        "with a tokenizer.json (the base model's), or copy that one's files here"
+        f"there are {', '.join(files) or 'none'}. Name the folder or hub id of one that has a "
+        "tokenizer.json (mostly the base model's) in `tokenizer`, or copy its files here"
     )
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from alarm_models.errors import RecipeError
+from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.compatibility import class_note
 from alarm_models.modeling.families import match_family, recipe_lines
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.modeling.inspection import inspect_folder
+from alarm_models.modeling.inspection import inspect_folder, read_config
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
-__all__ = ["read_token", "reading_notes"]
+__all__ = ["read_token", "reading_notes", "require_reward_token"]
 
 #: The keys in which a recipe may differ from its family's without being wrong.
 _FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "note"})
@@ -26,14 +26,37 @@ _FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive",
 
 def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer) -> str | None:
     """Return the token that a sample's score is read at; None where several tokens make it."""
-    if model.pooling is Pooling.OWN:
-        return None
-    fields = dict.fromkeys(_field_names(spec), "text")
-    (features,) = model.prepare([Sample("A prompt.", "A completion.", fields=fields)])
-    if not isinstance(features, ModelInput) or not features.read_positions:
+    features = _probe(model, spec)
+    if features is None or not features.read_positions or model.pooling is Pooling.OWN:
         return None
     start, end = features.read_positions[-1]
     return tokenizer.text_of(features.ids[start]) if end - start == 1 else None
+
+
+def require_reward_token(
+    model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """Raise `CheckpointError` where a text does not end with the token that config.json names.
+
+    InternLM2's and POLAR's own code puts it there, or reads at it (`reward_token_id`).
+    """
+    wanted = read_config(folder).get("reward_token_id")
+    features = _probe(model, spec)
+    if not isinstance(wanted, int) or features is None or features.ids[-1] == wanted:
+        return
+    token, last = tokenizer.text_of(wanted), tokenizer.text_of(features.ids[-1])
+    raise CheckpointError(
+        f"{spec.checkpoint}: config.json names a reward token {token!r} (reward_token_id {wanted}) "
+        f"that the score is read at, and this recipe's texts end with {last!r}: write "
+        f"`{recipe_lines({'suffix': token})}`"
+    )
+
+
+def _probe(model: NeuralRewardModel, spec: NeuralSpec) -> ModelInput | None:
+    """Return a short sample as the model takes it; None where the template refuses it."""
+    fields = dict.fromkeys(_field_names(spec), "text")
+    (features,) = model.prepare([Sample("A prompt.", "A completion.", fields=fields)])
+    return features if isinstance(features, ModelInput) else None
 
 
 def _field_names(spec: NeuralSpec) -> list[str]:

@@ -52,7 +52,7 @@ from alarm_models.reward_models.base import (
     fingerprint_of,
 )
 from alarm_models.reward_models.normalization import configured_normalization
-from alarm_models.reward_models.reading import read_token, reading_notes
+from alarm_models.reward_models.reading import read_token, reading_notes, require_reward_token
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = [
@@ -295,6 +295,7 @@ class Loader:
         weights = self._weights(spec, folders, kind.load_network)
         fingerprint = _fingerprint(spec, folders, weights.digest, weights.network.dtype, fields)
         model = kind.build(spec, weights, fields, fingerprint)
+        require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint)
         _tell(spec, model)
