@@ -17,7 +17,6 @@ from alarm_models.modeling import loader as sources
 from alarm_models.modeling.adapters import CONFIG as ADAPTER_CONFIG
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
-from alarm_models.modeling.normalization import configured_normalization
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -53,6 +52,7 @@ from alarm_models.reward_models.base import (
 from alarm_models.reward_models.generative import GenerativeModel, scored_tokens
 from alarm_models.reward_models.grammar import Grammar
 from alarm_models.reward_models.multi_objective import MultiObjectiveModel
+from alarm_models.reward_models.normalization import configured_normalization
 from alarm_models.reward_models.remote.model import RemoteModel
 from alarm_models.reward_models.segments import SegmentsModel
 from alarm_models.reward_models.sequence import SequenceModel
