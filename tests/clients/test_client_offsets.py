@@ -50,7 +50,7 @@ def check(family, ids):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_ids_are_laid_on_the_text_that_they_decode_to(family, data):
+def test_locate_of_any_ids_covers_their_decoded_text(family, data):
     num_ids = len(tokenizer_of(family)) + 2  # models sample past the vocabulary, too
     check(family, data.draw(st.lists(st.integers(0, num_ids), max_size=40)))
 
@@ -58,19 +58,19 @@ def test_any_ids_are_laid_on_the_text_that_they_decode_to(family, data):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet=st.sampled_from("ab é.日😀\n'"), max_size=20))
-def test_any_text_is_laid_on_its_own_tokens(family, text):
+def test_locate_of_any_texts_ids_covers_the_text(family, text):
     check(family, tokenizer_of(family)(text).input_ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_real_texts_never_take_the_slow_path(family, monkeypatch):
+def test_locate_of_real_texts_needs_no_prefixes(family, monkeypatch):
     monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
     for text in TEXTS:
         check(family, tokenizer_of(family)(text).input_ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_ids_are_no_text(family):
+def test_locate_of_no_ids_returns_no_text(family):
     assert check(family, []) == ("", [])
 
 
@@ -158,7 +158,7 @@ class EndOfWord:
         return re.sub("</w>$", "", text).replace("</w>", " ")
 
 
-def test_an_unknown_family_is_read_from_its_prefixes():
+def test_locate_of_unknown_family_reads_prefixes():
     text, offsets = token_offsets([1, 2, 3, 1, 0], EndOfWord())
     assert text == "a bc a"
     assert offsets == [(0, 1), (1, 3), (3, 4), (4, 6), (6, 6)]
@@ -170,7 +170,7 @@ def test_prefixes_give_a_split_character_to_all_its_tokens():
     assert policy._by_prefixes(ids, "a😀b") == policy.locate(ids)[1]
 
 
-def test_ids_may_come_as_an_array():
+def test_locate_accepts_an_array():
     numpy = pytest.importorskip("numpy")
     ids = ids_of("byte_level", "a", "b")
     assert token_offsets(numpy.array(ids), tokenizer_of("byte_level")) == ("ab", [(0, 1), (1, 2)])
@@ -213,7 +213,7 @@ def test_an_added_token_that_decoding_leaves_out_is_an_empty_span(monkeypatch):
 
 @settings(max_examples=300, deadline=None)
 @given(BYTE_IDS)
-def test_any_ids_of_bytes_are_laid_on_the_text_that_they_decode_to(ids):
+def test_locate_of_any_byte_ids_covers_their_decoded_text(ids):
     check("tokens_of_bytes", ids)
 
 
@@ -237,7 +237,7 @@ def test_bytes_of_half_a_character_share_its_mark(family, data, spans):
 
 @settings(max_examples=500, deadline=None)
 @given(BYTE_IDS)
-def test_prefixes_give_what_the_bytes_give(ids):
+def test_by_prefixes_of_bytes_equals_locate(ids):
     assert (
         policy_of("tokens_of_bytes")._by_prefixes(ids, policy_of("tokens_of_bytes")._decode(ids))
         == (policy_of("tokens_of_bytes").locate(ids)[1])

@@ -1,4 +1,4 @@
-"""The arithmetic of trying again."""
+"""The arithmetic of backoff."""
 
 import math
 
@@ -15,27 +15,27 @@ RETRIES = Retries(first=1.0, longest=8.0)
     ("attempt", "jitter", "delay"),
     [(0, 0.0, 0.5), (0, 1.0, 1.0), (1, 0.0, 1.0), (2, 0.5, 3.0), (3, 1.0, 8.0), (9, 1.0, 8.0)],
 )
-def test_delays_double_up_to_the_longest_and_dice_halve_them(attempt, jitter, delay):
+def test_backoff_delay_doubles_up_to_longest_with_jitter_of_half(attempt, jitter, delay):
     assert backoff_delay(RETRIES, attempt, time_left=100, jitter=jitter) == delay
 
 
 @pytest.mark.parametrize(
     ("retry_after", "jitter", "delay"), [(2.0, 0.0, 2.0), (2.0, 1.0, 3.0), (0.0, 0.0, 0.5)]
 )
-def test_a_wait_that_the_server_named_is_never_cut_short(retry_after, jitter, delay):
+def test_backoff_delay_with_retry_after_is_never_shorter(retry_after, jitter, delay):
     assert backoff_delay(RETRIES, 0, time_left=100, jitter=jitter, retry_after=retry_after) == delay
 
 
-def test_dice_do_not_push_a_named_wait_past_the_deadline():
+def test_backoff_delay_jitter_keeps_retry_after_within_the_deadline():
     assert backoff_delay(RETRIES, 0, time_left=10, jitter=1.0, retry_after=8.0) == 9.0
 
 
 @pytest.mark.parametrize("retry_after", [None, 1.0, 60.0])
-def test_a_wait_longer_than_the_time_left_is_given_up(retry_after):
+def test_backoff_delay_longer_than_the_time_left_returns_none(retry_after):
     assert backoff_delay(RETRIES, 0, time_left=0.4, jitter=0.0, retry_after=retry_after) is None
 
 
-def test_a_thousandth_attempt_is_no_overflow():
+def test_backoff_delay_of_attempt_10000_does_not_overflow():
     assert backoff_delay(RETRIES, 10_000, time_left=100, jitter=1.0) == 8.0
 
 
@@ -53,16 +53,16 @@ def test_a_thousandth_attempt_is_no_overflow():
         (None, None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_as_a_date(value, seconds):
+def test_parse_retry_after_reads_seconds_and_dates(value, seconds):
     assert parse_retry_after(value, lambda: 40.0) == seconds
 
 
-def test_a_wait_of_our_own_is_cut_short_so_that_the_time_left_is_used():
+def test_backoff_delay_near_the_deadline_leaves_half_for_the_attempt():
     assert backoff_delay(RETRIES, 9, time_left=6, jitter=1.0) == 3.0
     assert backoff_delay(RETRIES, 9, time_left=0.51, jitter=1.0) == 0.255
 
 
-def test_connection_errors_have_a_longest_delay_of_their_own():
+def test_retries_of_connections_have_their_own_longest_delay():
     retries = Retries(first=1.0, longest=30.0)
     assert backoff_delay(retries, 9, time_left=100, jitter=1.0) == 30.0
     assert backoff_delay(retries.of_connections, 9, time_left=100, jitter=1.0) == 5.0
@@ -73,12 +73,12 @@ def test_connection_errors_have_a_longest_delay_of_their_own():
     "options",
     [{"first": -1.0}, {"longest": float("nan")}, {"longest": math.inf}, {"max_reconnects": -1}],
 )
-def test_numbers_without_sense_are_refused_by_their_name(options):
+def test_retries_with_invalid_number_raises_its_name(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         Retries(**options)
 
 
 @given(st.text())
-def test_no_text_in_retry_after_raises(value):
+def test_parse_retry_after_of_any_text_does_not_raise(value):
     seconds = parse_retry_after(value, lambda: 40.0)
     assert seconds is None or 0 <= seconds < math.inf
