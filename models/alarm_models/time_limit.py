@@ -59,10 +59,15 @@ class _Watch:
         own = threading.get_ident()
         is_over = False
         while not is_over:
-            # What is raised in here comes too late to be told, and must not keep this from its end.
-            with suppress(TimeLimitExceeded), self._changed:
-                self._deadlines.pop(own, None)
-                _raise_in(own, None)  # what has not been raised yet
+            # What is raised in here comes too late to be reported, and must not prevent the end.
+            with suppress(TimeLimitExceeded):
+                with self._changed:
+                    self._deadlines.pop(own, None)
+                # What was set before is raised here, where the interpreter looks for it. It is not
+                # taken back by PyThreadState_SetAsyncExc(id, NULL): CPython 3.11 would then look
+                # for an exception at every call and jump from now on, in all threads.
+                for _ in range(2):
+                    pass
                 is_over = True
 
     def _run(self) -> None:
@@ -76,9 +81,8 @@ class _Watch:
             time.sleep(_POLL_S)
 
 
-def _raise_in(thread: int, error: type[Exception] | None) -> None:
-    given = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), given)
+def _raise_in(thread: int, error: type[Exception]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 _watch = _Watch()
