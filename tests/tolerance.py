@@ -14,6 +14,10 @@ Between processors, the states of the seven tiny architectures differed by 3.3e-
 and by 1.3e-5 (default kernels and either, because `exp` differs). No test with this tolerance
 compares across processors.
 
+**bfloat16, `in_bfloat16`: 0.1, absolute up to 1 and relative beyond.** One rounding is at most 2**-9
+= 2e-3 of the value. Some twenty operations that round one after another in two layers add to sqrt(20)
+* 2e-3 = 9e-3 of the largest term, and heads with random weights add terms of up to ten times the sum.
+
 **Golden files, `as_golden`: 1e-4.** They were created by other versions of torch and transformers,
 which fuse other operations, and are compared through rewards that multiply a score by up to five.
 
@@ -33,11 +37,21 @@ from typing import Any
 import pytest
 import torch
 
-__all__ = ["COMPUTED", "as_golden", "assert_computed", "by_hand", "computed", "logged", "printed"]
+__all__ = [
+    "COMPUTED",
+    "as_golden",
+    "assert_computed",
+    "by_hand",
+    "computed",
+    "in_bfloat16",
+    "logged",
+    "printed",
+]
 
 #: What floats that a model computed in float32 may differ by.
 COMPUTED = 1e-5
 
+_BFLOAT16 = 0.1
 _GOLDEN = 1e-4
 _LOGGED = 1e-4
 _BY_HAND = 1e-9
@@ -46,6 +60,11 @@ _BY_HAND = 1e-9
 def computed(expected: Any) -> Any:
     """Expect a value that a model computes in float32, in any batch and on any processor."""
     return pytest.approx(expected, rel=COMPUTED, abs=COMPUTED)
+
+
+def in_bfloat16(expected: Any) -> Any:
+    """Expect a value that a model of two layers computes in bfloat16."""
+    return pytest.approx(expected, rel=_BFLOAT16, abs=_BFLOAT16)
 
 
 def as_golden(expected: Any) -> Any:

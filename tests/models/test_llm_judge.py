@@ -277,7 +277,7 @@ async def test_messages_stand_in_place_of_a_rubric() -> None:
         ({"parameters": {"n": "four"}}, "parameters.n is 'four'"),
         ({"parameters": {"stream": True}}, "not parameters' to give"),
         ({"messages": ["{completion}"]}, "rubric and messages both ask the judge"),
-        ({"api": "vllm", "template": "chat", "rubric": None, "n": 2}, "takes no n"),
+        ({"api": "vllm", "template": "chat", "rubric": None, "n": 2}, "does not use n"),
     ],
 )
 def test_what_no_judge_can_be_asked_is_refused(keys: dict[str, object], said: str) -> None:
