@@ -14,9 +14,10 @@ Between processors, the states of the seven tiny architectures differed by 3.3e-
 and by 1.3e-5 (default kernels and either, because `exp` differs). No test with this tolerance
 compares across processors.
 
-**bfloat16, `in_bfloat16`: 0.1, absolute up to 1 and relative beyond.** One rounding is at most 2**-9
-= 2e-3 of the value. Some twenty operations that round one after another in two layers add to sqrt(20)
-* 2e-3 = 9e-3 of the largest term, and heads with random weights add terms of up to ten times the sum.
+**bfloat16, `in_bfloat16`: 0.1, absolute up to 1 and relative beyond.** One rounding is at most
+2**-9 = 2e-3 of the value. Some twenty operations that round one after another in two layers add to
+sqrt(20) * 2e-3 = 9e-3 of the largest term, and a head with random weights adds terms of up to ten
+times the sum.
 
 **Golden files, `as_golden`: 1e-4.** They were created by other versions of torch and transformers,
 which fuse other operations, and are compared through rewards that multiply a score by up to five.
