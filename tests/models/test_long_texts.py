@@ -279,6 +279,7 @@ def test_long_text_without_a_place_to_cut_is_too_long(
     tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizing, "_MAX_AT_ONCE", 20)
+    monkeypatch.setattr(tokenizing, "_MAX_WHOLE", 20)
     monkeypatch.setattr(tokenizing, "_PART", 8)
     for text in ("the dog " * 9, "a" * 20):
         tokenizers["mini"].require_tokenizable(Rendered(text, Span(0, 0), Span(0, 0)))

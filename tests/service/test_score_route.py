@@ -86,6 +86,8 @@ async def test_models_and_recipes_are_listed() -> None:
             "device": "cpu",
             "deterministic": False,
             "limits": {"max_tokens": 512},
+            "read_token": None,
+            "notes": [],
         }
         (one,) = listed["recipes"]
         assert one["fingerprint"] == (await server.reward("a")).json()["fingerprint"]
