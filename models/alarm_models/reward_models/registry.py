@@ -52,7 +52,12 @@ from alarm_models.reward_models.base import (
     fingerprint_of,
 )
 from alarm_models.reward_models.normalization import configured_normalization
-from alarm_models.reward_models.reading import read_token, reading_notes, require_reward_token
+from alarm_models.reward_models.reading import (
+    probe_tokens,
+    read_token,
+    reading_notes,
+    require_reward_token,
+)
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = [
@@ -298,6 +303,7 @@ class Loader:
         require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint)
+        model.probe = probe_tokens(model, spec)
         _tell(spec, model)
         return model
 
