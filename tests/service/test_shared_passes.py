@@ -1,6 +1,7 @@
 """Models that read the same tokens with the same base cost one forward pass a sample."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -186,6 +187,24 @@ async def test_holistic_score_and_aspects_of_one_model_cost_one_pass(
                 assert {name: one["aspects"][name]["reward"] for name in NAMES} == computed(
                     alone["outputs"]
                 )
+
+
+async def test_references_of_par_are_read_at_the_holistic_output_in_passes_of_their_own(
+    several: Checkpoint,
+) -> None:
+    total = num_tokens(several)
+    given = [one | {"fields": {"reference": "Paris."}} for one in SAMPLES]
+    async with serving(of_one_model(several.folder, rule="par")) as client:
+        texts = [one | {"completion": "Paris."} for one in SAMPLES]
+        alone = await post(client, "/score", samples=texts)
+        weights = dict.fromkeys(NAMES, 0)
+        body = await reward(client, samples=given, overrides={"weights": weights})
+    # The first sample is its own reference.
+    assert body["rewards"][0]["reward"] == computed(0.5)
+    for one, reference in zip(body["rewards"], alone["scores"], strict=True):
+        distance = one["holistic"]["score"] - reference["outputs"]["help"]
+        assert one["reward"] == computed(1 / (1 + math.exp(-distance)))
+    assert body["usage"]["num_tokens"] == total + alone["usage"]["num_tokens"]
 
 
 async def test_samples_below_the_threshold_get_no_aspects_from_the_shared_pass(

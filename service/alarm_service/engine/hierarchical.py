@@ -196,7 +196,7 @@ class ScoreCollector:
         by_aspect = {name: self._model(recipe.aspects[name].model) for name in wanted}
         models = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
         references, _ = await asyncio.gather(
-            self.references(valid if params.definition.needs_reference else ()),
+            self._references(holistic, valid if params.definition.needs_reference else ()),
             self.scorer.score(models if every_aspect else [holistic], valid, soon=models),
         )
         decisions = self._decisions(await self._outcomes(holistic, recipe.holistic.output, valid))
@@ -213,19 +213,19 @@ class ScoreCollector:
         }
         return CollectedScores(invalid | decisions, aspects, references)
 
-    async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
+    async def _references(self, model: LoadedModel, indices: Sequence[int]) -> dict[int, Outcome]:
         """Score the reference completions of samples that have one, each text once."""
         samples = self.scorer.samples
         if not any("reference" in samples[index].fields for index in indices):
             return {}
-        model = self._model(self.request.recipe.holistic.model)
         # Off the event loop: samples may have any number of fields.
         same_as = await self.scorer.engine.combining_threads.run(
             partial(self._first_with_same_reference, indices)
         )
         unique = [index for index, first in same_as.items() if index == first]
         scores = await self.scorer.score_apart(model, [_reference(samples[one]) for one in unique])
-        found = dict(zip(unique, scores, strict=True))
+        output = self.request.recipe.holistic.output
+        found = {one: _output(score, output) for one, score in zip(unique, scores, strict=True)}
         return {index: found[first] for index, first in same_as.items()}
 
     def _first_with_same_reference(self, indices: Sequence[int]) -> dict[int, int]:
