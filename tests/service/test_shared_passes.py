@@ -11,14 +11,17 @@ import httpx
 import pytest
 import tiny
 import torch
+from tcp import over_tcp
 from tiny import Checkpoint
 from tolerance import computed
 
 from alarm_models.modeling.inputs import ModelInput, ReadStates
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.recipe.schema import Recipe
+from alarm_models.types import Sample, Score
 from alarm_service.api.app import create_app
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.evaluation.scoring import LocalScorer, score_all
 from alarm_service.settings import Settings
 
 pytestmark = pytest.mark.numeric
@@ -360,3 +363,30 @@ async def test_concurrent_requests_with_and_without_aspects_score_the_same(
             [one["score"] for one in scores["scores"]]
         )
         assert all(one["error"] is None for one in body["rewards"])
+
+
+async def test_evaluation_reads_heads_on_one_base_in_one_pass(
+    several: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = of_heads(several.folder)
+    given = [Sample(one["prompt"], one["completion"]) for one in SAMPLES]
+    async with serving_engine(recipe) as (client, engine):
+        with forward_tokens(monkeypatch) as counts:
+            found = await LocalScorer(engine, recipe).score(list(recipe.models), given)
+        for model, outcomes in found.items():
+            alone = (await post(client, "/score", model=model))["scores"]
+            values = [one.value for one in outcomes if isinstance(one, Score)]
+            assert values == computed([one["score"] for one in alone])
+    assert sum(counts) == num_tokens(several)
+
+
+def test_evaluation_over_http_receives_named_outputs(several: Checkpoint) -> None:
+    recipe, settings = of_one_model(several.folder), Settings(device="cpu")
+    given = [Sample(one["prompt"], one["completion"]) for one in SAMPLES]
+    here = score_all(given, recipe, settings, None)
+    with over_tcp(create_app([recipe], settings)) as port:
+        there = score_all(given, recipe, settings, f"http://127.0.0.1:{port}")
+    for table in (recipe.holistic, *recipe.aspects.values()):
+        wanted = [one.value for one in here.of(table) if one is not None]
+        assert len(wanted) == 3
+        assert [one.value for one in there.of(table) if one is not None] == computed(wanted)
