@@ -1,5 +1,6 @@
 """One forward pass that several heads read: as each in a pass of its own, on any backbone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import tiny
 import torch
 import transformers as hf
 from safetensors.torch import save_file
-from tolerance import assert_computed
+from tolerance import assert_computed, computed
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, TokenSequence
 from alarm_models.recipe.specs import SequenceSpec
@@ -82,6 +83,26 @@ def test_models_of_other_texts_or_bases_have_other_pass_keys(tmp_path: Path) -> 
     )
     keys = {model.pass_key for model in (one, other_text, other_dtype, with_suffix)}
     assert len(keys) == 4
+
+
+def test_models_of_one_classifier_share_its_weights_and_its_pass(tmp_path: Path) -> None:
+    checkpoint = tiny.sequence_classifier("roberta", tmp_path)
+    loader = Loader(torch.device("cpu"))
+    table = {"checkpoint": str(checkpoint.folder), "template": "{prompt} {completion}"}
+    raw, squashed = (
+        loader.load(SequenceSpec.model_validate(table | more), {})
+        for more in ({}, {"activation": "sigmoid"})
+    )
+    assert isinstance(raw, NeuralRewardModel)
+    assert isinstance(squashed, NeuralRewardModel)
+    assert raw.pass_key == squashed.pass_key is not None
+    own = inputs(raw)
+    output, (shared,) = raw.forward_shared(own, [(squashed, inputs(squashed))])
+    for one, row, same in zip(own, output, shared, strict=True):
+        assert same is not None
+        value, squashed_value = raw.read(one, row).value, squashed.read(one, same).value
+        assert value is not None
+        assert squashed_value == computed(1 / (1 + math.exp(-value)))
 
 
 def features(ids: tuple[int, ...], *reads: Span, types: tuple[int, ...] = ()) -> ModelInput:
