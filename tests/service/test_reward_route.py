@@ -174,14 +174,15 @@ async def test_a_reward_that_overflows_is_not_finite(overrides: dict[str, Any]) 
         assert fine["reward"] == 0
 
 
-async def test_two_aspects_of_one_model_share_its_pass() -> None:
+async def test_two_aspects_of_the_holistic_model_share_its_pass() -> None:
     twice = recipe(aspects={"one": {"model": "words"}, "two": {"model": "words"}})
     async with serving(twice) as server:
         await server.engine.life.until_ready()
         server.words.batches.clear()
-        answer = await server.reward("a b", aspects="admitted")
-        assert set(answer.json()["rewards"][0]["aspects"]) == {"one", "two"}
-        assert server.words.batches == [1, 1]  # the holistic pass, then both aspects
+        for aspects in ("admitted", "all"):
+            answer = await server.reward("a b", aspects=aspects)
+            assert set(answer.json()["rewards"][0]["aspects"]) == {"one", "two"}
+        assert server.words.batches == [1, 1]  # one a request
 
 
 async def test_no_samples_have_no_rewards() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,11 @@ class HeadedNetwork:
         self.pooling = head.pooling
         self.max_positions = backbone.max_positions
 
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, which networks with other heads may share."""
+        return self._backbone
+
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Run one batch."""
@@ -65,9 +71,61 @@ class HeadedNetwork:
             torch.split(rows, [one.num_reads for one in batch]), sum_by_sample(batch, num_computed)
         )
 
+    @torch.inference_mode()
+    def forward_shared(
+        self,
+        batch: Sequence[ModelInput],
+        others: Sequence[tuple[HeadedNetwork, Sequence[ModelInput | None]]],
+    ) -> tuple[ForwardOutput, list[list[torch.Tensor | None]]]:
+        """Run one batch, and read it with the heads of other networks on the same backbone too.
+
+        Each of ``others`` has for each sample its own input, of the same tokens, or None; it gets
+        its rows of outputs a sample. Where an input reads what the sample's own input reads, its
+        rows have the bits of a pass of its own; other reads make the last layer's matrices larger,
+        whose products may round otherwise.
+        """
+        merged = [
+            _with_reads_of(one, [inputs[index] for _, inputs in others])
+            for index, one in enumerate(batch)
+        ]
+        states, num_computed = self._backbone.forward(split_sequences(merged))
+        by_sample = torch.split(states, [one.num_reads for one in merged])
+        own = [part[: one.num_reads] for part, one in zip(by_sample, batch, strict=True)]
+        further = [
+            network._rows(
+                [
+                    None if one is None else part[_places(one, whole)]
+                    for part, one, whole in zip(by_sample, inputs, merged, strict=True)
+                ]
+            )
+            for network, inputs in others
+        ]
+        rows = [row for row in self._rows(own) if row is not None]
+        return ForwardOutput(rows, sum_by_sample(batch, num_computed)), further
+
+    def _rows(self, states: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Apply the head to each sample's states in one go; None stays None."""
+        given = [one for one in states if one is not None]
+        rows = self._head(torch.cat(given)).float().cpu()
+        left = iter(torch.split(rows, [len(one) for one in given]))
+        return [None if one is None else next(left) for one in states]
+
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
         self._backbone.clear_prefix_cache()
+
+
+def _with_reads_of(own: ModelInput, others: Sequence[ModelInput | None]) -> ModelInput:
+    """Add the reads of inputs of the same tokens after the input's own."""
+    known = set(own.read_positions)
+    wanted = [span for one in others if one is not None for span in one.read_positions]
+    more = [span for span in dict.fromkeys(wanted) if span not in known]
+    return replace(own, read_positions=(*own.read_positions, *more)) if more else own
+
+
+def _places(one: ModelInput, merged: ModelInput) -> list[int]:
+    """Return which of the merged input's reads are those of one of its inputs."""
+    return [merged.read_positions.index(span) for span in one.read_positions]
 
 
 class WholeNetwork:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,9 +14,9 @@ import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
-from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
+from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
-from alarm_models.modeling.network import Network
+from alarm_models.modeling.network import HeadedNetwork, Network
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
@@ -31,6 +31,7 @@ __all__ = [
     "Outcome",
     "Prepared",
     "RewardModel",
+    "can_share_pass",
     "fingerprint_of",
     "gather_limited",
     "max_tokens",
@@ -105,6 +106,8 @@ class NeuralRewardModel(ABC):
         self.read_token: str | None = None
         #: Where scores may differ from those of the model's card, in sentences.
         self.notes: tuple[str, ...] = ()
+        #: A made-up sample's tokens: models that differ in them share no forward pass.
+        self.probe: TokenSequence | None = None
 
     @abstractmethod
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
@@ -124,6 +127,17 @@ class NeuralRewardModel(ABC):
         """The precision that the network computes in."""
         return str(self._network.dtype).removeprefix("torch.")
 
+    @property
+    def pass_key(self) -> Hashable | None:
+        """What models have in common whose samples one forward pass may serve; None for none.
+
+        It is the base that they share and how they write a sample. Whether one sample has the same
+        tokens for both is still to be seen (`can_share_pass`).
+        """
+        if self.probe is None or not isinstance(self._network, HeadedNetwork):
+            return None
+        return self._network.backbone, self.probe.ids, self.probe.token_type_ids
+
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
         self._network.clear_prefix_cache()
@@ -132,6 +146,44 @@ class NeuralRewardModel(ABC):
         """Run one batch."""
         with MODEL_INIT_LOCK.shared():
             return self._network.forward(batch)
+
+    def forward_shared(
+        self,
+        batch: Sequence[ModelInput],
+        others: Sequence[tuple[NeuralRewardModel, Sequence[ModelInput | None]]],
+    ) -> tuple[ForwardOutput, list[list[torch.Tensor | None]]]:
+        """Run one batch for models of the same `pass_key` too.
+
+        Each of ``others`` has for each sample its own input or None, and gets its rows of outputs.
+        """
+        networks = [(_headed(model._network), inputs) for model, inputs in others]
+        with MODEL_INIT_LOCK.shared():
+            return _headed(self._network).forward_shared(batch, networks)
+
+
+def _headed(network: Network) -> HeadedNetwork:
+    if not isinstance(network, HeadedNetwork):
+        raise TypeError("only heads on one base share a forward pass")
+    return network
+
+
+def can_share_pass(own: ModelInput, other: ModelInput, cost: BatchLayout) -> bool:
+    """Say whether a pass over one input of a sample serves another model's input of it too.
+
+    They have the same tokens; and the other is not read from the first token on where the own one
+    is not: what is read has to run, and no prefix of it could come from the prefix cache.
+    """
+    if own.further_sequences or other.further_sequences:
+        return False
+    if (own.ids, own.token_type_ids) != (other.ids, other.token_type_ids):
+        return False
+    if cost is not BatchLayout.PREFIX_SHARED:
+        return True
+    return _is_read_at_start(own) or not _is_read_at_start(other)
+
+
+def _is_read_at_start(features: ModelInput) -> bool:
+    return any(span.start == 0 for span in features.read_positions)
 
 
 def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:

@@ -10,7 +10,7 @@ from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.compatibility import class_note
 from alarm_models.modeling.families import match_family, recipe_lines
 from alarm_models.modeling.heads import Pooling
-from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.inputs import ModelInput, TokenSequence
 from alarm_models.modeling.inspection import inspect_folder, read_config
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
-__all__ = ["read_token", "reading_notes", "require_reward_token"]
+__all__ = ["probe_tokens", "read_token", "reading_notes", "require_reward_token"]
 
 #: The keys in which a recipe may differ from its family's without being wrong.
 _FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "note"})
@@ -31,6 +31,12 @@ def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer)
         return None
     start, end = features.read_positions[-1]
     return tokenizer.text_of(features.ids[start]) if end - start == 1 else None
+
+
+def probe_tokens(model: NeuralRewardModel, spec: NeuralSpec) -> TokenSequence | None:
+    """Return the tokens of a made-up sample; None where the template refuses it."""
+    features = _probe(model, spec)
+    return None if features is None else features.sequences[0]
 
 
 def require_reward_token(

@@ -52,7 +52,12 @@ from alarm_models.reward_models.base import (
     fingerprint_of,
 )
 from alarm_models.reward_models.normalization import configured_normalization
-from alarm_models.reward_models.reading import read_token, reading_notes, require_reward_token
+from alarm_models.reward_models.reading import (
+    probe_tokens,
+    read_token,
+    reading_notes,
+    require_reward_token,
+)
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = [
@@ -93,6 +98,9 @@ class CheckpointFiles(Protocol):
 
     def base(self) -> BaseModel:
         """Load the model without its head, or return it where another model loaded it."""
+
+    def classifier(self, load: Callable[[CheckpointSource], Network]) -> Network:
+        """Load the checkpoint's own classifier, or return it where another model loaded it."""
 
 
 _NeuralSpec = TypeVar("_NeuralSpec", bound=NeuralSpec)
@@ -181,7 +189,7 @@ def head_or(classifier: Callable[[CheckpointSource], Network]) -> _LoadNetwork[N
 
     def load_network(spec: NeuralSpec, files: CheckpointFiles) -> Network:
         if spec.head is None:
-            return classifier(files.source)
+            return files.classifier(classifier)
         return loader.base_with_head(files.base(), files.source, spec.head)
 
     return load_network
@@ -203,11 +211,17 @@ class _Files:
     source: CheckpointSource
     tokenizer: Tokenizer
     bases: dict[CheckpointSource, BaseModel]
+    classifiers: dict[tuple[CheckpointSource, Callable[[CheckpointSource], Network]], Network]
 
     def base(self) -> BaseModel:
         if self.source not in self.bases:
             self.bases[self.source] = loader.load_base(self.source)
         return self.bases[self.source]
+
+    def classifier(self, load: Callable[[CheckpointSource], Network]) -> Network:
+        if (self.source, load) not in self.classifiers:
+            self.classifiers[self.source, load] = load(self.source)
+        return self.classifiers[self.source, load]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +284,7 @@ class _Digests:
 
 
 class Loader:
-    """Loads models onto one device; models on one checkpoint share its tokenizer and its base.
+    """Loads models onto one device; models on one checkpoint share its tokenizer and its weights.
 
     ``max_remembered_bytes`` bounds the prefix cache of each causal model.
     """
@@ -279,6 +293,9 @@ class Loader:
         self._device = device
         self._prefix_cache_bytes = max_remembered_bytes
         self._bases: dict[CheckpointSource, BaseModel] = {}
+        self._classifiers: dict[
+            tuple[CheckpointSource, Callable[[CheckpointSource], Network]], Network
+        ] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         self._digests = _Digests()
 
@@ -298,6 +315,7 @@ class Loader:
         require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint)
+        model.probe = probe_tokens(model, spec)
         _tell(spec, model)
         return model
 
@@ -320,7 +338,7 @@ class Loader:
             )
         tokenizer = self._tokenizers[folders.tokenizer]
         labels = tuple(checkpoint.label_names(folders.checkpoint)) if spec.head is None else ()
-        network = load_network(spec, _Files(source, tokenizer, self._bases))
+        network = load_network(spec, _Files(source, tokenizer, self._bases, self._classifiers))
         self._digests.require_unchanged(folders)
         return LoadedCheckpoint(
             network, tokenizer, digest, labels, _normalization(spec, folders.checkpoint)

@@ -217,14 +217,18 @@ class RewardEngine:
                 yield model_set
 
     async def score_admitted(
-        self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
+        self,
+        loaded: LoadedModel,
+        samples: Sequence[Sample],
+        caller: Caller = INTERNAL,
+        others: Sequence[LoadedModel] = (),
     ) -> ModelScores:
-        """Score samples that were admitted before.
+        """Score samples that were admitted before; models of one `pass_key` share forward passes.
 
         Where a forward pass of one of them timed out, no failure of the server is raised: a client
         that retries all of them would send that sample again.
         """
-        outcomes = await self.pipeline.score(loaded, samples, caller)
+        outcomes, shared = await self.pipeline.score_shared(loaded, others, samples, caller)
         is_final = any(isinstance(outcome, TimedOut) for outcome in outcomes)
         scored: list[Score | SampleError] = []
         for outcome in outcomes:
@@ -232,9 +236,16 @@ class RewardEngine:
                 if not is_final:
                     raise outcome
                 outcome = SampleError("model_failed", f"not scored: {outcome.message}")
-            self._count(loaded.name, outcome)
+            self.count(loaded.name, outcome)
             scored.append(outcome)
-        return ModelScores(scored, loaded.name, loaded.fingerprint)
+        return ModelScores(scored, loaded.name, loaded.fingerprint, shared)
+
+    def count(self, model: str, outcome: Score | SampleError) -> None:
+        """Record what became of a sample at a model."""
+        if isinstance(outcome, SampleError):
+            self.metrics.sample_failed(outcome.code)
+        else:
+            self.metrics.sample_scored(model, outcome)
 
     async def close(self) -> None:
         """End threads and processes; what is still queued fails with `Draining`."""
@@ -243,12 +254,6 @@ class RewardEngine:
         self.combining_threads.close()
         await asyncio.to_thread(self.device_pool.join, timeout_s=5)
         await self._model_sets.close()
-
-    def _count(self, model: str, outcome: Score | SampleError) -> None:
-        if isinstance(outcome, SampleError):
-            self.metrics.sample_failed(outcome.code)
-        else:
-            self.metrics.sample_scored(model, outcome)
 
 
 #: Raises where a recipe of a model set that was built must not be served.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -27,6 +27,7 @@ from alarm_models.types import AspectReward, Reward, Sample, Score
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import LoadedModel, ModelSet
+from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.queue import TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.reward_metrics import (
@@ -39,6 +40,7 @@ __all__ = [
     "CollectedScores",
     "RequestRecipe",
     "Rewards",
+    "SampleScorer",
     "ScoreCollector",
     "reward_admitted",
     "reward_samples",
@@ -85,74 +87,145 @@ class CollectedScores:
 
 
 @dataclass(slots=True)
-class ScoreCollector:
-    """Scores one request's samples with a recipe's models, and counts the tokens."""
+class SampleScorer:
+    """Scores one request's samples, each once by each model, and counts the tokens.
+
+    Models of one `pass_key` share forward passes: the first that has to run a sample reads it for
+    the others too, where they have the same tokens of it.
+    """
 
     engine: RewardEngine
-    model_set: ModelSet
-    request: RequestRecipe
     samples: Sequence[Sample]
     caller: Caller = INTERNAL
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    _known: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
+    #: What passes gave of other models, until it is asked for.
+    _by_products: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
     _has_timed_out: bool = False
+
+    async def score(
+        self,
+        models: Collection[LoadedModel],
+        indices: Sequence[int],
+        soon: Collection[LoadedModel] = (),
+    ) -> dict[LoadedModel, dict[int, Outcome]]:
+        """Score some of the samples with models, as far as they are not scored yet.
+
+        Models that may be asked ``soon`` for some of these samples are read off the same passes.
+        """
+        groups: dict[Hashable, list[LoadedModel]] = {}
+        for model in models:
+            key = model.pass_key
+            groups.setdefault(id(model) if key is None else key, []).append(model)
+        await asyncio.gather(
+            *(
+                self._score_group(group, [one for one in soon if one not in group], indices)
+                for group in groups.values()
+            )
+        )
+        return {model: {at: self._known[model][at] for at in indices} for model in models}
+
+    async def score_apart(self, model: LoadedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
+        """Score samples that are not the request's own."""
+        return (await self._scores(model, samples)).outcomes
+
+    async def _score_group(
+        self, group: Sequence[LoadedModel], soon: Sequence[LoadedModel], indices: Sequence[int]
+    ) -> None:
+        """Score samples with models of one `pass_key`, one after another."""
+        for place, model in enumerate(group):
+            known = self._known.setdefault(model, {})
+            known |= self._take(model, [index for index in indices if index not in known])
+            left = [index for index in indices if index not in known]
+            if not left:
+                continue
+            key = model.pass_key
+            others = [] if key is None else [one for one in soon if one.pass_key == key]
+            scores = await self._scores(
+                model, [self.samples[index] for index in left], [*group[place + 1 :], *others]
+            )
+            known |= zip(left, scores.outcomes, strict=True)
+            for other, found in scores.shared.items():
+                more = {left[at]: outcome for at, outcome in found.items()}
+                self._by_products[other] = self._by_products.get(other, {}) | more
+
+    def _take(self, model: LoadedModel, indices: Sequence[int]) -> dict[int, Outcome]:
+        """Take what other models' passes gave of a model, and count it."""
+        there = self._by_products.get(model, {})
+        taken = {index: there.pop(index) for index in indices if index in there}
+        for outcome in taken.values():
+            self.engine.count(model.name, outcome)
+            self.num_tokens += outcome.num_tokens if isinstance(outcome, Score) else 0
+        return taken
+
+    async def _scores(
+        self, model: LoadedModel, samples: Sequence[Sample], others: Sequence[LoadedModel] = ()
+    ) -> ModelScores:
+        try:
+            scores = await self.engine.score_admitted(model, samples, self.caller, others)
+        except ServiceError as error:
+            if not self._has_timed_out:
+                raise
+            # A client that is told to retry would send again the sample that timed out.
+            fault = SampleError("model_failed", f"not scored: {error.message}")
+            return ModelScores([fault] * len(samples), model.name, model.fingerprint)
+        self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
+        self.num_tokens += scores.num_tokens
+        self.num_computed_tokens += scores.num_computed_tokens
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCollector:
+    """Scores one request's samples with a recipe's models, each model asked once for a sample."""
+
+    model_set: ModelSet
+    request: RequestRecipe
+    scorer: SampleScorer
 
     async def collect(self, *, every_aspect: bool) -> CollectedScores:
         """Score what the rule needs; with ``every_aspect``, all aspects of all samples too."""
         recipe, params = self.request.recipe, self.request.params
-        errors = validate_groups([sample.group for sample in self.samples], params)
+        samples = self.scorer.samples
+        errors = validate_groups([sample.group for sample in samples], params)
         valid = [index for index, error in enumerate(errors) if error is None]
         invalid = {index: error for index, error in enumerate(errors) if error is not None}
-        references = self.references(valid if params.definition.needs_reference else ())
-        holistic = self.scores(recipe.holistic.model, recipe.holistic.output, valid)
-        if every_aspect:
-            scores, aspects, compared = await asyncio.gather(
-                holistic, self.aspects(list(recipe.aspects), valid), references
-            )
-            return CollectedScores(invalid | self._decisions(scores), aspects, compared)
-        scores, compared = await asyncio.gather(holistic, references)
-        decisions = self._decisions(scores)
-        needed = [name for name in recipe.aspects if name in self.request.needed]
-        counted = [index for index in valid if _aspects_count(decisions[index])]
-        aspects = await self.aspects(needed, counted) if counted else {}
-        return CollectedScores(invalid | decisions, aspects, compared)
-
-    async def scores(
-        self, model: str, output: str | None, indices: Sequence[int]
-    ) -> dict[int, Outcome]:
-        """Score some of the samples with one of the recipe's models, or with one output of it."""
-        loaded = self.model_set.model_of(self.request.recipe, model)
-        scores = await self._scores(loaded, [self.samples[index] for index in indices])
-        return {index: _output(one, output) for index, one in zip(indices, scores, strict=True)}
-
-    async def aspects(
-        self, names: Sequence[str], indices: Sequence[int]
-    ) -> dict[str, dict[int, Outcome]]:
-        """Score aspects concurrently; those that share a model are read from one forward pass."""
-        specs = self.request.recipe.aspects
-        models = sorted({specs[name].model for name in names})
-        scores = await asyncio.gather(*(self.scores(model, None, indices) for model in models))
-        by_model = dict(zip(models, scores, strict=True))
-        return {
-            name: {
-                index: _output(one, specs[name].output)
-                for index, one in by_model[specs[name].model].items()
-            }
-            for name in names
+        holistic = self._model(recipe.holistic.model)
+        wanted = recipe.aspects if every_aspect else self.request.needed
+        by_aspect = {name: self._model(recipe.aspects[name].model) for name in wanted}
+        models = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
+        references, _ = await asyncio.gather(
+            self._references(holistic, valid if params.definition.needs_reference else ()),
+            self.scorer.score(models if every_aspect else [holistic], valid, soon=models),
+        )
+        decisions = self._decisions(await self._outcomes(holistic, recipe.holistic.output, valid))
+        counted = valid
+        if not every_aspect:
+            counted = [index for index in valid if _aspects_count(decisions[index])]
+        if not counted:
+            return CollectedScores(invalid | decisions, {}, references)
+        await self.scorer.score(models, counted)
+        aspects = {
+            name: await self._outcomes(by_aspect[name], spec.output, counted)
+            for name, spec in recipe.aspects.items()
+            if name in by_aspect
         }
+        return CollectedScores(invalid | decisions, aspects, references)
 
-    async def references(self, indices: Sequence[int]) -> dict[int, Outcome]:
+    async def _references(self, model: LoadedModel, indices: Sequence[int]) -> dict[int, Outcome]:
         """Score the reference completions of samples that have one, each text once."""
-        if not any("reference" in self.samples[index].fields for index in indices):
+        samples = self.scorer.samples
+        if not any("reference" in samples[index].fields for index in indices):
             return {}
-        model = self.model_set.model_of(self.request.recipe, self.request.recipe.holistic.model)
         # Off the event loop: samples may have any number of fields.
-        same_as = await self.engine.combining_threads.run(
+        same_as = await self.scorer.engine.combining_threads.run(
             partial(self._first_with_same_reference, indices)
         )
         unique = [index for index, first in same_as.items() if index == first]
-        scores = await self._scores(model, [_reference(self.samples[index]) for index in unique])
-        found = dict(zip(unique, scores, strict=True))
+        scores = await self.scorer.score_apart(model, [_reference(samples[one]) for one in unique])
+        output = self.request.recipe.holistic.output
+        found = {one: _output(score, output) for one, score in zip(unique, scores, strict=True)}
         return {index: found[first] for index, first in same_as.items()}
 
     def _first_with_same_reference(self, indices: Sequence[int]) -> dict[int, int]:
@@ -161,24 +234,21 @@ class ScoreCollector:
         same_as: dict[int, int] = {}
         for index in indices:
             check_cancelled()
-            sample = self.samples[index]
+            sample = self.scorer.samples[index]
             if "reference" in sample.fields:
                 key = (sample.prompt, frozenset(sample.fields.items()))
                 same_as[index] = first.setdefault(key, index)
         return same_as
 
-    async def _scores(self, loaded: LoadedModel, samples: Sequence[Sample]) -> Sequence[Outcome]:
-        try:
-            scores = await self.engine.score_admitted(loaded, samples, self.caller)
-        except ServiceError as error:
-            if not self._has_timed_out:
-                raise
-            # A client that is told to retry would send again the sample that timed out.
-            return [SampleError("model_failed", f"not scored: {error.message}")] * len(samples)
-        self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
-        self.num_tokens += scores.num_tokens
-        self.num_computed_tokens += scores.num_computed_tokens
-        return scores.outcomes
+    def _model(self, name: str) -> LoadedModel:
+        return self.model_set.model_of(self.request.recipe, name)
+
+    async def _outcomes(
+        self, model: LoadedModel, output: str | None, indices: Sequence[int]
+    ) -> dict[int, Outcome]:
+        """Return a model's scores of samples that are scored, or one output of them."""
+        scores = await self.scorer.score([model], indices)
+        return {index: _output(one, output) for index, one in scores[model].items()}
 
     def _decisions(
         self, scores: Mapping[int, Outcome]
@@ -316,7 +386,8 @@ async def reward_samples(
         recipe = model_set.catalog.recipe(name)
         if recipe is not request.recipe:  # reloaded while this request waited
             request = RequestRecipe.resolve(recipe, overrides)
-        collector = ScoreCollector(engine, model_set, request, samples, caller)
+        scorer = SampleScorer(engine, samples, caller)
+        collector = ScoreCollector(model_set, request, scorer)
         scores = await collector.collect(every_aspect=aspects == "all")
         computation = _RewardComputation(request, samples, scores)
         rewards = await engine.combining_threads.run(
@@ -327,8 +398,8 @@ async def reward_samples(
             request.params,
             model_set.fingerprint(recipe, overrides),
             rewards,
-            collector.num_tokens,
-            collector.num_computed_tokens,
+            scorer.num_tokens,
+            scorer.num_computed_tokens,
         )
 
 
@@ -337,7 +408,7 @@ async def reward_admitted(
 ) -> list[Reward | SampleError]:
     """Reward samples by a model set's recipe, without admission control and without metrics."""
     request = RequestRecipe.resolve(recipe, Overrides())
-    collector = ScoreCollector(engine, model_set, request, samples)
+    collector = ScoreCollector(model_set, request, SampleScorer(engine, samples))
     scores = await collector.collect(every_aspect=False)
     return _RewardComputation(request, samples, scores).rewards()
 

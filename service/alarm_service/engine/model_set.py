@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -129,6 +129,12 @@ class LoadedModel:
     def fingerprint(self) -> str:
         """A digest of all that decides its scores."""
         return self.model.fingerprint
+
+    @property
+    def pass_key(self) -> Hashable | None:
+        """What models have in common that one forward pass may serve; None where none is shared."""
+        keys = tuple(getattr(model, "pass_key", None) for model in self.replicas)
+        return None if not keys or None in keys else keys
 
     @property
     def hidden_size(self) -> int | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -16,7 +16,7 @@ from opentelemetry.trace import get_current_span
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
-from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
+from alarm_models.reward_models.base import HostModel, Prepared, RewardModel, can_share_pass
 from alarm_models.types import (
     Sample,
     Score,
@@ -28,7 +28,7 @@ from alarm_models.types import (
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue
+from alarm_service.engine.queue import Companion, Outcome, QueuedSample, RequestQueue
 from alarm_service.engine.threads import CancellableThreadPool
 from alarm_service.observability.metrics import Metrics
 
@@ -37,6 +37,7 @@ __all__ = [
     "PendingCall",
     "ScoresForCallers",
     "ScoringPipeline",
+    "SharedOutcomes",
     "deliver_prepared",
     "owned_by",
     "prepare",
@@ -44,13 +45,21 @@ __all__ = [
 ]
 
 
+#: What forward passes gave of models that share them, by model and by a sample's index.
+SharedOutcomes = Mapping[LoadedModel, Mapping[int, Score | SampleError]]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelScores:
-    """One outcome a sample, in order, and the model that they are of."""
+    """One outcome a sample, in order, and the model that they are of.
+
+    ``shared`` has what the same forward passes gave of other models, not of each sample.
+    """
 
     outcomes: Sequence[Score | SampleError]
     model: str
     fingerprint: str
+    shared: SharedOutcomes = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -176,15 +185,23 @@ def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
 
 
 def deliver_prepared(
-    prepared: Sequence[Prepared], start: int, work: Callable[..., QueuedSample], job: PendingCall
+    prepared: Sequence[Prepared],
+    start: int,
+    work: Callable[..., QueuedSample],
+    job: PendingCall,
+    companions: Mapping[int, Sequence[Companion]],
 ) -> list[QueuedSample]:
-    """Deliver the errors of samples, and return the samples to be queued."""
+    """Deliver the errors of samples, and return the samples to be queued.
+
+    ``companions`` has the models that share a sample's pass, by its index.
+    """
     now = time.monotonic()
     works = []
     for index, one in enumerate(prepared, start):
         receiver = job.result_callback(index)
         if isinstance(one, ModelInput):
-            works.append(work(features=one, deliver=receiver, since=now))
+            others = tuple(companions.get(index, ()))
+            works.append(work(features=one, deliver=receiver, since=now, companions=others))
         else:
             receiver(one)
     return works
@@ -244,12 +261,31 @@ class ScoringPipeline:
         self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller = INTERNAL
     ) -> list[Outcome]:
         """Score a caller's samples with a model; one outcome a sample, in order."""
+        outcomes, _ = await self.score_shared(loaded, (), samples, caller)
+        return outcomes
+
+    async def score_shared(
+        self,
+        loaded: LoadedModel,
+        others: Sequence[LoadedModel],
+        samples: Sequence[Sample],
+        caller: Caller = INTERNAL,
+    ) -> tuple[list[Outcome], SharedOutcomes]:
+        """Score samples with a model, and with others of its `pass_key` what its passes serve too.
+
+        The others lack the samples that have other tokens for them, and those whose pass failed.
+        """
         faults = [self._too_long(sample) for sample in samples]
-        if not any(faults):
-            return await self._score_short(loaded, samples, caller)
-        short = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
-        scores = iter(await self._score_short(loaded, short, caller) if short else ())
-        return [next(scores) if fault is None else fault for fault in faults]
+        short = [index for index, fault in enumerate(faults) if fault is None]
+        if not short:
+            return [fault for fault in faults if fault is not None], {}
+        given = samples if len(short) == len(samples) else [samples[index] for index in short]
+        found, shared = await self._score_short(loaded, others, given, caller)
+        scores = iter(found)
+        return [next(scores) if fault is None else fault for fault in faults], {
+            other: {short[index]: outcome for index, outcome in by_index.items()}
+            for other, by_index in shared.items()
+        }
 
     async def run_in_thread(self, call: Callable[[], _T]) -> _T:
         """Run a plain function on a tokenization thread, off the event loop.
@@ -274,22 +310,43 @@ class ScoringPipeline:
         )
 
     async def _score_short(
-        self, loaded: LoadedModel, samples: Sequence[Sample], caller: Caller
-    ) -> list[Outcome]:
+        self,
+        loaded: LoadedModel,
+        others: Sequence[LoadedModel],
+        samples: Sequence[Sample],
+        caller: Caller,
+    ) -> tuple[list[Outcome], SharedOutcomes]:
         if isinstance(loaded.model, HostModel):
-            return await self._score_on_host(loaded.model, samples, caller)
-        return await self._score_on_device(loaded, loaded.model, samples, caller)
+            return await self._score_on_host(loaded.model, samples, caller), {}
+        return await self._score_on_device(loaded, loaded.model, others, samples, caller)
 
     async def _score_on_device(
-        self, loaded: LoadedModel, model: RewardModel, samples: Sequence[Sample], caller: Caller
-    ) -> list[Outcome]:
+        self,
+        loaded: LoadedModel,
+        model: RewardModel,
+        others: Sequence[LoadedModel],
+        samples: Sequence[Sample],
+        caller: Caller,
+    ) -> tuple[list[Outcome], SharedOutcomes]:
         job = PendingCall(len(samples))
         cost = BatchLayout.SINGLE if self._is_deterministic else model.cost
+        shared: dict[LoadedModel, dict[int, Score | SampleError]] = {one: {} for one in others}
         try:
             for start, chunk in _chunks(samples):
                 prepared = await self.run_in_thread(
                     partial(self._prepare, loaded.name, model, chunk)
                 )
+                companions: dict[int, list[Companion]] = {}
+                for other, outcomes in shared.items():
+                    found = await self.run_in_thread(
+                        partial(self._inputs_of_companion, other, model.cost, chunk, prepared)
+                    )
+                    for index, one in enumerate(found, start):
+                        if isinstance(one, ModelInput):
+                            deliver = partial(outcomes.__setitem__, index)
+                            companions.setdefault(index, []).append(Companion(other, one, deliver))
+                        elif one is not None:
+                            outcomes[index] = one
                 work = partial(
                     QueuedSample,
                     loaded,
@@ -299,15 +356,40 @@ class ScoringPipeline:
                     caller=caller,
                 )
                 self._waiting.put(
-                    deliver_prepared(owned_by(prepared, caller.key), start, work, job)
+                    deliver_prepared(owned_by(prepared, caller.key), start, work, job, companions)
                 )
-            return await job.wait()
+            return await job.wait(), shared
         finally:
             job.cancel()
 
     def _prepare(self, name: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
         with self._metrics.preparing(name):
             return prepare(model, samples)
+
+    def _inputs_of_companion(
+        self,
+        other: LoadedModel,
+        cost: BatchLayout,
+        samples: Sequence[Sample],
+        prepared: Sequence[Prepared],
+    ) -> list[Prepared | None]:
+        """Prepare samples for a model that may share passes; None where it cannot share one.
+
+        Where scores are to have the same bits whatever else is asked, it may read no other tokens.
+        """
+        found: list[Prepared | None] = []
+        pairs = zip(prepared, self._prepare(other.name, other.replica(0), samples), strict=True)
+        for own, one in pairs:
+            if isinstance(one, ModelInput):
+                is_shared = isinstance(own, ModelInput) and self._can_share_pass(own, one, cost)
+                found.append(one if is_shared else None)
+            else:
+                found.append(one)
+        return found
+
+    def _can_share_pass(self, own: ModelInput, other: ModelInput, cost: BatchLayout) -> bool:
+        has_same_bits = own.read_positions == other.read_positions
+        return can_share_pass(own, other, cost) and (has_same_bits or not self._is_deterministic)
 
     async def _score_on_host(
         self, model: HostModel, samples: Sequence[Sample], caller: Caller

@@ -21,6 +21,7 @@ from alarm_service.engine.model_set import LoadedModel
 from alarm_service.errors import ServiceError
 
 __all__ = [
+    "Companion",
     "Outcome",
     "QueuedSample",
     "RequestQueue",
@@ -38,6 +39,19 @@ class TimedOut(SampleError):
 
 #: What becomes of one sample at one model.
 Outcome = Score | SampleError | ServiceError
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Companion:
+    """Another model that a queued sample's forward pass serves too, on the same base and tokens.
+
+    ``deliver`` takes its outcome before the sample's own is delivered; it is not called where the
+    pass fails.
+    """
+
+    model: LoadedModel
+    features: ModelInput
+    deliver: Callable[[Score | SampleError], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +74,7 @@ class QueuedSample:
     caller: Caller = INTERNAL
     charged: float = 0.0
     weight: float = 1.0
+    companions: tuple[Companion, ...] = ()
 
 
 #: How many samples of the queue are considered for a batch.

@@ -16,10 +16,10 @@ from opentelemetry.trace import INVALID_SPAN, Tracer
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.loader import MODEL_INIT_LOCK
-from alarm_models.reward_models.base import RewardModel
+from alarm_models.reward_models.base import NeuralRewardModel, RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, TimedOut
+from alarm_service.engine.queue import Companion, Outcome, QueuedSample, RequestQueue, TimedOut
 from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import record_batch
@@ -386,7 +386,7 @@ class _Worker:
             with self._lock:
                 self._part = _Part(part, pending)
             try:
-                outcomes = self._scored(name, model, part)
+                outcomes, others = self._scored(name, model, part)
             except torch.AcceleratorError:
                 raise  # the device is lost: nothing could run after it
             except Exception as error:  # a model may raise anything; other batches go on
@@ -401,9 +401,15 @@ class _Worker:
                     middle = len(part) // 2
                     pending += [part[middle:], part[:middle]]
                     continue
+                if part[0].companions:  # it may be another model's head that failed
+                    pending.append([replace(part[0], companions=())])
+                    continue
+                others = []
                 outcomes = [SampleError("model_failed", f"the model failed: {error!r}"[:500])]
             if self.is_given_up:
                 return
+            for companion, other in others:
+                companion.deliver(other)
             for work, outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, Score):
                     computed[id(work)] = outcome.num_computed_tokens
@@ -421,30 +427,68 @@ class _Worker:
 
     def _scored(
         self, name: str, model: RewardModel, works: Sequence[QueuedSample]
-    ) -> list[Outcome]:
-        features = [work.features for work in works]
+    ) -> tuple[Sequence[Outcome], Sequence[tuple[Companion, Score | SampleError]]]:
+        """Run samples; return the model's outcomes, and those of other models that share the pass.
+
+        The pass counts as the model's alone: its tokens were computed once.
+        """
         with ExitStack() as watching:
             watching.enter_context(self._device.metrics.forwarding(name))
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
-            output = model.forward(features)
+            output, shared = _forward(model, works, self._device.index)
         if len(output) != len(works):
             raise RuntimeError(f"{len(output)} outputs for {len(works)} samples")
         with self._device.metrics.reading(name):
-            return _read(model, features, output)
+            outcomes = [
+                _read(model, work.features, rows, num_computed)
+                for work, rows, num_computed in zip(works, output, output.num_computed, strict=True)
+            ]
+            return outcomes, [
+                (one, _read(one.model.replica(self._device.index), one.features, rows, 0))
+                for one, rows in shared
+            ]
+
+
+def _forward(
+    model: RewardModel, works: Sequence[QueuedSample], device: int
+) -> tuple[ForwardOutput, list[tuple[Companion, torch.Tensor]]]:
+    """Run samples; return the model's rows of outputs, and those of each companion."""
+    features = [work.features for work in works]
+    companions = [{one.model: one for one in work.companions} for work in works]
+    models = list(dict.fromkeys(other for one in companions for other in one))
+    if not models:
+        return model.forward(features), []
+    others = [
+        (
+            _neural(loaded.replica(device)),
+            [one[loaded].features if loaded in one else None for one in companions],
+        )
+        for loaded in models
+    ]
+    output, rows = _neural(model).forward_shared(features, others)
+    shared = [
+        (companions[index][loaded], own)
+        for loaded, of_model in zip(models, rows, strict=True)
+        for index, own in enumerate(of_model)
+        if own is not None
+    ]
+    return output, shared
+
+
+def _neural(model: RewardModel) -> NeuralRewardModel:
+    if not isinstance(model, NeuralRewardModel):
+        raise TypeError("only models with weights share a forward pass")
+    return model
 
 
 def _read(
-    model: RewardModel, features: Sequence[ModelInput], output: ForwardOutput
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    for one, rows, num_computed in zip(features, output, output.num_computed, strict=True):
-        try:
-            score = model.read(one, rows)
-            outcomes.append(replace(score, num_computed_tokens=num_computed))
-        except SampleError as error:
-            outcomes.append(error)
-    return outcomes
+    model: RewardModel, features: ModelInput, rows: torch.Tensor, num_computed: int
+) -> Score | SampleError:
+    try:
+        return replace(model.read(features, rows), num_computed_tokens=num_computed)
+    except SampleError as error:
+        return error
 
 
 def _forget_failed_batch(error: Exception) -> None:

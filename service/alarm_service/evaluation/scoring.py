@@ -44,7 +44,7 @@ from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
-from alarm_service.schemas import ScoreOut, ScoreResponse
+from alarm_service.schemas import NamedScoresOut, ScoreOut, ScoreResponse
 from alarm_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -160,11 +160,15 @@ def require_url(url: str, flag: str) -> str:
 _PATIENCE_S = 600
 
 
+#: Outcomes by model, one a sample.
+Outcomes = Mapping[str, Sequence[Score | SampleError]]
+
+
 class Scorer(Protocol):
     """Scores samples with a recipe's models."""
 
-    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
-        """Score samples with the recipe's model of that name."""
+    async def score(self, models: Sequence[str], samples: Sequence[Sample]) -> Outcomes:
+        """Score samples with the recipe's models of these names."""
 
     def fingerprint(self, model: str) -> str:
         """Return the fingerprint of a model that was used."""
@@ -211,10 +215,18 @@ class LocalScorer:
         self._engine = engine
         self._recipe = recipe
 
-    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
-        """Score samples; raise `ServiceError` if the engine's queue is full."""
-        name = f"{self._recipe.name}/{model}"
-        return (await self._engine.score(name, samples)).outcomes
+    async def score(self, models: Sequence[str], samples: Sequence[Sample]) -> Outcomes:
+        """Score samples; raise `ServiceError` if the engine's queue is full.
+
+        Models on one base share forward passes.
+        """
+        from alarm_service.engine.hierarchical import SampleScorer
+
+        async with self._engine.admit(samples) as model_set:
+            loaded = {name: model_set.model_of(self._recipe, name) for name in models}
+            scorer = SampleScorer(self._engine, samples)
+            scores = await scorer.score(loaded.values(), range(len(samples)))
+        return {name: list(scores[model].values()) for name, model in loaded.items()}
 
     def fingerprint(self, model: str) -> str:
         """Return the fingerprint of a model."""
@@ -230,8 +242,15 @@ class RemoteScorer:
         self._recipe = recipe
         self._fingerprints: dict[str, str] = {}
 
-    async def score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
+    async def score(self, models: Sequence[str], samples: Sequence[Sample]) -> Outcomes:
         """Score samples over HTTP; raise `StudyError` with the server's message."""
+        return {model: await self._score(model, samples) for model in models}
+
+    def fingerprint(self, model: str) -> str:
+        """Return the fingerprint received with the scores."""
+        return self._fingerprints[model]
+
+    async def _score(self, model: str, samples: Sequence[Sample]) -> Sequence[Score | SampleError]:
         body = {
             "model": f"{self._recipe.name}/{model}",
             "samples": [sample_to_json(sample) for sample in samples],
@@ -252,10 +271,6 @@ class RemoteScorer:
         self._fingerprints[model] = scored.fingerprint
         return [_off_wire(one) for one in scored.scores]
 
-    def fingerprint(self, model: str) -> str:
-        """Return the fingerprint received with the scores."""
-        return self._fingerprints[model]
-
 
 def _off_wire(score: ScoreOut) -> Score | SampleError:
     if score.error is not None:
@@ -268,7 +283,8 @@ def _off_wire(score: ScoreOut) -> Score | SampleError:
         )
         for one in score.segments
     )  # fmt: skip
-    return Score(score.score, segments, score.num_tokens, score.truncated)
+    outputs = score.outputs if isinstance(score, NamedScoresOut) else None
+    return Score(score.score, segments, score.num_tokens, score.truncated, outputs=outputs)
 
 
 #: Samples in flight at once: enough to fill batches with similar lengths.
@@ -325,10 +341,12 @@ async def _score_all(
     async with open_scorer(recipe, settings, url) as scorer:
         with progress_bar() as progress:
             task = progress.add_task("scoring", total=len(models) * len(samples))
-            outcomes = {}
-            for model in models:
-                progress.update(task, description=f"scoring: {model}")
-                outcomes[model] = await _score(scorer, model, samples, progress)
+            outcomes: dict[str, list[Score | SampleError]] = {model: [] for model in models}
+            for start in range(0, len(samples), _AT_ONCE):
+                chunk = samples[start : start + _AT_ONCE]
+                for model, found in (await scorer.score(models, chunk)).items():
+                    outcomes[model] += found
+                progress.advance(task, len(models) * len(chunk))
         fingerprints = {model: scorer.fingerprint(model) for model in models}
     return Scores(
         {
@@ -338,18 +356,6 @@ async def _score_all(
         fingerprints,
         tuple(fault for model, found in outcomes.items() for fault in _faults(model, found)),
     )
-
-
-async def _score(
-    scorer: Scorer, model: str, samples: Sequence[Sample], progress: Progress
-) -> list[Score | SampleError]:
-    (task,) = progress.task_ids
-    found: list[Score | SampleError] = []
-    for start in range(0, len(samples), _AT_ONCE):
-        chunk = samples[start : start + _AT_ONCE]
-        found += await scorer.score(model, chunk)
-        progress.advance(task, len(chunk))
-    return found
 
 
 def _faults(model: str, found: Sequence[Score | SampleError]) -> list[str]:
