@@ -21,11 +21,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    LlamaModel,
     LongformerModel,
     PreTrainedModel,
 )
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling import internlm2
 from alarm_models.modeling.adapters import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_others, read_tensors
@@ -285,12 +287,14 @@ def _load(
     if loader in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
         num_labels = _num_labels(source, adapter)
         options |= {} if num_labels is None else {"num_labels": num_labels}
+    is_internlm2 = facts.model_type == internlm2.MODEL_TYPE and not source.trust_remote_code
     try:
-        model, report = (
-            loader.from_pretrained(str(source.folder), **options)
-            if source.prefix is None
-            else _load_under_prefix(loader, source, source.prefix, options)
-        )
+        if is_internlm2 and loader is AutoModel:
+            model, report = _load_internlm2(source, facts, options)
+        elif source.prefix is None:
+            model, report = loader.from_pretrained(str(source.folder), **options)
+        else:
+            model, report = _load_under_prefix(loader, source, source.prefix, options)
     except CheckpointError:
         raise
     except Exception as error:  # the checkpoint's own code may raise any, and so may its files
@@ -353,6 +357,16 @@ def _load_under_prefix(
     if "num_labels" in own:
         config.num_labels = own.pop("num_labels")
     return made.from_pretrained(None, config=config, state_dict=tensors, **own)
+
+
+def _load_internlm2(
+    source: CheckpointSource, facts: CheckpointFacts, options: dict[str, Any]
+) -> Any:
+    """Load an InternLM2's base as the Llama that computes the same."""
+    config = internlm2.llama_config(facts.config)
+    own = {key: one for key, one in options.items() if key != "trust_remote_code"}
+    tensors = internlm2.llama_tensors(source.folder, config)
+    return LlamaModel.from_pretrained(None, config=config, state_dict=tensors, **own)
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:

@@ -24,6 +24,7 @@ from alarm_models.preprocessing.chat_templates import (
     draws_randomly,
     fix_date,
 )
+from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
 from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
@@ -62,8 +63,10 @@ class Tokenizer:
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
         try:
-            loaded: Any = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=trust_remote_code
+            loaded: Any = (
+                read_internlm2(folder)
+                if not trust_remote_code and is_internlm2(folder)
+                else AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
             )
         except Exception as error:  # its files, or code of its own, may raise any
             raise CheckpointError(_unreadable(folder, error)) from error

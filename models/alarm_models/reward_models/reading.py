@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from alarm_models.errors import RecipeError
 from alarm_models.modeling.compatibility import class_note
-from alarm_models.modeling.families import match_family, recipe_lines
+from alarm_models.modeling.families import match_family, recipe_lines, toml_value
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.inspection import inspect_folder
@@ -49,10 +49,21 @@ def _differs(given: object, wanted: object) -> bool:
     return given != wanted and wanted != "$eos"
 
 
-def reading_notes(spec: NeuralSpec, folder: Path) -> tuple[str, ...]:
-    """Say in sentences where scores may differ from those of the model's card."""
+def reading_notes(
+    spec: NeuralSpec, folder: Path, tokenizer: Tokenizer, token: str | None
+) -> tuple[str, ...]:
+    """Say in sentences where scores may differ from those of the model's card.
+
+    ``token`` is the one that a sample's score is read at, as `read_token` says.
+    """
     facts = inspect_folder(folder)
-    notes = []
+    notes: list[str | None] = []
+    reward_id = facts.config.get("reward_token_id")
+    if isinstance(reward_id, int) and token not in (None, wanted := tokenizer.text_of(reward_id)):
+        notes.append(
+            f"config.json's reward_token_id is {wanted!r}, and this recipe reads its score at "
+            f"{token!r}: write `suffix = {toml_value(wanted)}`"
+        )
     if not spec.trust_remote_code and spec.head is None:
         notes.append(class_note(facts, "the stock class of its kind"))
     family = match_family(facts, spec.checkpoint)

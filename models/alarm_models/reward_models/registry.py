@@ -296,7 +296,7 @@ class Loader:
         fingerprint = _fingerprint(spec, folders, weights.digest, weights.network.dtype, fields)
         model = kind.build(spec, weights, fields, fingerprint)
         model.read_token = read_token(model, spec, weights.tokenizer)
-        model.notes = reading_notes(spec, folders.checkpoint)
+        model.notes = reading_notes(spec, folders.checkpoint, weights.tokenizer, model.read_token)
         _tell(spec, model)
         return model
 
