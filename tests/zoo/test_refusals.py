@@ -318,7 +318,7 @@ CASES = [
     Refused(
         "urm_untrusted",
         _urm,
-        ("modeling_custom.WithNormalWeights", "weights.fc.0.weight", "trust_remote_code = true"),
+        ("modeling_custom.WithNormalWeights", '`kind = "multi-objective", head = "score", gate'),
         {"kind": "multi-objective"},
     ),
     Refused(

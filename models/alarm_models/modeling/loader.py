@@ -46,6 +46,7 @@ from alarm_models.modeling.heads import (
     sequence_head,
     token_head,
     vocabulary_head,
+    weighed_head,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
 from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
@@ -57,6 +58,7 @@ __all__ = [
     "ModelInitLock",
     "base_with_gate",
     "base_with_head",
+    "base_with_weights",
     "load_base",
     "sequence_classifier",
     "token_classifier",
@@ -202,11 +204,22 @@ def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Netw
 
 
 def base_with_gate(base: BaseModel, source: CheckpointSource, name: str) -> Network:
-    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's form.
+    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's, QRM's.
 
     The outputs are three times the objectives; see `alarm_models.modeling.heads`.
     """
     head = gated_head(source.folder, name, base.model.config)
+    _onto_device(head.module.to(source.dtype), source.device)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def base_with_weights(base: BaseModel, source: CheckpointSource, name: str, gate: str) -> Network:
+    """Put a head of that name on a base model, and the network that weighs its means: URM's form.
+
+    The outputs are the head's, then the score.
+    """
+    head = weighed_head(source.folder, name, gate)
+    _require_fit(head, base, source, name)
     _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
 

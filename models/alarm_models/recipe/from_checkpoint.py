@@ -50,7 +50,8 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     if family.advice is not None:
         raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
     holistic: dict[str, Any] = {"model": _MODEL}
-    if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
+    is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
+    if family.recipe["kind"] == "multi-objective" and not is_weighed:
         holistic["output"] = _labels(facts)[-1]
     where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}

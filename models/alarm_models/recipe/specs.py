@@ -445,16 +445,26 @@ class MultiObjectiveSpec(ClassifierSpec):
     )
     gate_at: str | None = Field(
         default=None,
-        description="ArmoRM: text at the end of a prompt; the gate reads its first token",
+        description="ArmoRM, QRM: text at the end of a prompt; the gate reads its first token",
+    )
+    gate: _Text = Field(
+        default=None,
+        min_length=1,
+        description="URM: tensor name of the network that weighs the first of each two outputs",
     )
 
     @property
     def has_score(self) -> bool:
         """Whether its numbers are weighed."""
-        return bool(self.weights or self.gate_at)
+        return bool(self.weights or self.gate_at or self.gate)
 
     @model_validator(mode="after")
     def _one_way_to_a_score(self) -> MultiObjectiveSpec:
+        if self.gate is not None:
+            if self.head is None:
+                raise ValueError('gate requires `head`, whose outputs it weighs ("score")')
+            if self.weights or self.gate_at or self.activation != "none":
+                raise ValueError("gate goes without weights, gate_at and activation")
         if self.gate_at is None:
             return self
         if self.head is None:
