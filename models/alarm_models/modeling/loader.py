@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from alarm_models.modeling import internlm2
 from alarm_models.modeling.adapters import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_others, read_tensors
+from alarm_models.modeling.comet import ENCODER, CometNetwork, comet_form, comet_head
 from alarm_models.modeling.compatibility import (
     loading_refusal,
     missing_refusal,
@@ -59,6 +60,7 @@ __all__ = [
     "base_with_gate",
     "base_with_head",
     "base_with_weights",
+    "comet_network",
     "load_base",
     "sequence_classifier",
     "token_classifier",
@@ -235,6 +237,16 @@ def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Networ
     if head is None:
         return WholeNetwork(model, select=lambda logits: select_token_logits(logits, token_ids))
     return HeadedNetwork(model.base_model, _select_backend(model.base_model, source), head)
+
+
+def comet_network(source: CheckpointSource) -> CometNetwork:
+    """Load COMET's encoder, and the head that mixes its layers."""
+    facts = _facts(source)
+    form = comet_form(source.folder, facts.config)
+    head = comet_head(source.folder, form)
+    model = _load(AutoModel, replace(source, prefix=ENCODER), facts, is_whole=False)
+    _onto_device(head.to(source.dtype), source.device)
+    return CometNetwork(model, head, form)
 
 
 def _facts(source: CheckpointSource) -> CheckpointFacts:

@@ -159,6 +159,18 @@ class Tokenizer:
         """Return the ids of a text without special tokens around it."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)
 
+    def encode_alone(self, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
+        """Return the ids of a text with special tokens around it, and their places in it.
+
+        Raises `SampleError` (``too_long``) for a text that cannot be tokenised at once.
+        """
+        if len(text) > _MAX_AT_ONCE:
+            raise SampleError(
+                "too_long", f"a text has {len(text)} characters; at most {_MAX_AT_ONCE} are read"
+            )
+        (encoding,) = self._fast.encode_batch([text])
+        return tuple(encoding.ids), tuple(Span(*place) for place in encoding.offsets)
+
     def render_turn(
         self, turn: Rendered, *, add_generation_prompt: bool = True, chat: ChatFormat = _OWN
     ) -> Rendered:

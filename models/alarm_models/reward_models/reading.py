@@ -14,14 +14,16 @@ from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.inspection import inspect_folder
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import NeuralSpec
+from alarm_models.recipe.specs import CometSpec, NeuralSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
 __all__ = ["read_token", "reading_notes"]
 
 #: The keys in which a recipe may differ from its family's without being wrong.
-_FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "note"})
+_FREE_KEYS = frozenset(
+    {"kind", "template", "objectives", "gate_at", "positive", "note", "reference"}
+)
 
 
 def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer) -> str | None:
@@ -64,7 +66,7 @@ def reading_notes(
             f"config.json's reward_token_id is {wanted!r}, and this recipe reads its score at "
             f"{token!r}: write `suffix = {toml_value(wanted)}`"
         )
-    if not spec.trust_remote_code and spec.head is None:
+    if not spec.trust_remote_code and spec.head is None and not isinstance(spec, CometSpec):
         notes.append(class_note(facts, "the stock class of its kind"))
     family = match_family(facts, spec.checkpoint)
     if family is not None:
