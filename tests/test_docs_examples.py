@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comet_checkpoints
 import pytest
 import tiny
 from fastapi import FastAPI
@@ -134,7 +135,11 @@ def test_docs_recipe_scores_a_sample(
         for name, model in table["models"].items():
             if "gate_at" in model:
                 model["gate_at"] = "<|im_end|>\n<|im_start|>assistant\n"  # the small template's
-            if "checkpoint" in model:
+            if model["kind"] == "comet":
+                made = tmp_path_factory.mktemp(name) / name
+                comet_checkpoints.write(made, comet_checkpoints.XCOMET, tags=4)
+                model["checkpoint"] = str(made)
+            elif "checkpoint" in model:
                 model["checkpoint"] = str(checkpoint(model, tmp_path_factory.mktemp(name)).folder)
             if "url" in model:
                 port = servers.enter_context(over_tcp(stand_in(model)))
@@ -284,4 +289,5 @@ async def errors_of(recipe: Recipe) -> dict[str, str | None]:
 
 
 #: The stand-in judge returns the rating after "say:".
-SAMPLE = Sample("2 + 2?", "say:4", {"answer": "4"}, (Span(0, 5), Span(5, 5)))
+FIELDS = {"answer": "4", "source": "2 + 2?", "reference": "4"}
+SAMPLE = Sample("2 + 2?", "say:4", FIELDS, (Span(0, 5), Span(5, 5)))

@@ -20,7 +20,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 HIDDEN = 32
 
-_CORPUS = [
+CORPUS = [
     "A red kite rises over the harbour while two fishermen mend their nets.",
     "What is the boiling point of water? It is 100 degrees at sea level.",
     "Step 1: 6 times 7 is 42. Step 2: 42 less 2 is 40. The answer is 40. yes no + -",
@@ -79,7 +79,7 @@ def _byte_bpe(special: Sequence[str], bos: str | None) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    fast.train_from_iterator(_CORPUS, trainer)
+    fast.train_from_iterator(CORPUS, trainer)
     _put_first(fast, bos)
     return fast
 
@@ -129,7 +129,7 @@ def llama2_tokenizer(
 ) -> None:
     """Llama 2's form: sentencepiece pieces with bytes behind them, and a BOS."""
     special = ["<unk>", "<s>", "</s>", *extra]
-    letters = sorted({letter for text in _CORPUS for letter in text.replace(" ", "▁")})
+    letters = sorted({letter for text in CORPUS for letter in text.replace(" ", "▁")})
     fast = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     fast.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -143,7 +143,7 @@ def llama2_tokenizer(
         initial_alphabet=letters,
         show_progress=False,
     )
-    fast.train_from_iterator([word for text in _CORPUS for word in text.split()], trainer)
+    fast.train_from_iterator([word for text in CORPUS for word in text.split()], trainer)
     state = json.loads(fast.to_str())
     state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] in special]
     fast = Tokenizer.from_str(json.dumps(state))
@@ -172,7 +172,7 @@ def deberta_tokenizer(folder: Path) -> None:
     trainer = UnigramTrainer(
         vocab_size=200, special_tokens=special, unk_token="[UNK]", show_progress=False
     )
-    fast.train_from_iterator(_CORPUS, trainer)
+    fast.train_from_iterator(CORPUS, trainer)
     _put_around(fast)
     _write(
         folder, fast, "PreTrainedTokenizerFast", None, cls_token="[CLS]", sep_token="[SEP]",
@@ -187,7 +187,7 @@ def bert_tokenizer(folder: Path) -> None:
     fast.normalizer = normalizers.BertNormalizer()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.train_from_iterator(
-        _CORPUS, WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+        CORPUS, WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
     )
     _put_around(fast)
     _write(

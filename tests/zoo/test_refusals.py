@@ -153,20 +153,21 @@ def _t5(folder: Path) -> None:
     hf.T5ForConditionalGeneration(config).save_pretrained(folder)
 
 
-def _unknown_type(folder: Path) -> None:
-    _internlm(folder, code=False)
-
-
-def _internlm(folder: Path, *, code: bool = True) -> None:
+def _unknown_type(folder: Path, *, code: bool = False, name: str = "Novel") -> None:
+    low = name.lower()
     builders.write_base(
         folder, builders.base(hf.LlamaConfig), builders.named("v_head", builders.linear()),
-        architectures=["InternLM2ForRewardModel"], model_type="internlm2",
+        architectures=[f"{name}ForRewardModel"], model_type=low,
         auto_map={
-            "AutoConfig": "configuration_internlm2.InternLM2Config",
-            "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
+            "AutoConfig": f"configuration_{low}.{name}Config",
+            "AutoModel": f"modeling_{low}.{name}ForRewardModel",
         } if code else None,
     )  # fmt: skip
     builders.llama2_tokenizer(folder)
+
+
+def _internlm(folder: Path) -> None:
+    _unknown_type(folder, code=True, name="InternLM2")
 
 
 def _bin(tensors: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
@@ -317,7 +318,7 @@ CASES = [
     Refused(
         "urm_untrusted",
         _urm,
-        ("modeling_custom.WithNormalWeights", "weights.fc.0.weight", "trust_remote_code = true"),
+        ("modeling_custom.WithNormalWeights", '`kind = "multi-objective", head = "score", gate'),
         {"kind": "multi-objective"},
     ),
     Refused(
@@ -325,13 +326,13 @@ CASES = [
         _internlm,
         ("v_head.weight [1, 32]", "trust_remote_code = true", "InternLM2ForRewardModel"),
     ),
+    Refused("unknown_type_without_code", _unknown_type, ("novel", "v_head.weight"), _V_HEAD),
     Refused(
-        "internlm2_untrusted_with_its_head",
-        _internlm,
+        "unknown_type_untrusted_with_its_head",
+        lambda folder: _unknown_type(folder, code=True),
         ("v_head.weight [1, 32]", "trust_remote_code = true"),
         _V_HEAD,
     ),
-    Refused("unknown_type_without_code", _unknown_type, ("internlm2", "v_head.weight"), _V_HEAD),
     Refused(
         "other_prefix",
         _other_prefix,

@@ -31,6 +31,7 @@ class Family:
     chat_template: bool | None = None
     stock: bool | None = None
     ranker: bool | None = None
+    reward_token: str | None = None
     several_labels: bool | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
@@ -53,6 +54,7 @@ class Family:
             and self.chat_template in (None, facts.chat_template is not None)
             and (self.stock is None or self.stock == is_stock_class(first))
             and self.ranker in (None, "ranker_type" in facts.config)
+            and self.reward_token in (None, facts.reward_token)
         )
 
 

@@ -1,4 +1,4 @@
-"""Heads: sequence and token classifiers, vocabulary, MLP, and ArmoRM's gate."""
+"""Heads: sequence and token classifiers, vocabulary, MLP, and those of ArmoRM, QRM and URM."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "sequence_head",
     "token_head",
     "vocabulary_head",
+    "weighed_head",
 ]
 
 #: Decoders whose logits are their linear head's, capped where the configuration says so.
@@ -98,11 +99,16 @@ def token_head(model: PreTrainedModel) -> Head | None:
             return None
 
 
-def mlp(tensors: Mapping[str, torch.Tensor], name: str) -> Head:
+def mlp(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    activation: type[torch.nn.Module] = torch.nn.ReLU,
+) -> Head:
     """Build a head of the tensors under its name.
 
     ``weight [outputs, hidden]`` with or without ``bias`` is a linear head; ``0.weight``,
-    ``2.weight`` and so on are linear layers with a ReLU between (Qwen2.5-Math-PRM, INF-ORM).
+    ``2.weight`` and so on are linear layers with an activation between them, mostly a ReLU
+    (Qwen2.5-Math-PRM, INF-ORM).
     """
     prefixes = sorted(
         (key.removesuffix("weight") for key in tensors if key.endswith("weight")),
@@ -122,7 +128,7 @@ def mlp(tensors: Mapping[str, torch.Tensor], name: str) -> Head:
             )
         linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-        layers += [torch.nn.ReLU()] if layers else []
+        layers += [activation()] if layers else []
         layers.append(linear)
     return Head(torch.nn.Sequential(*layers), int(weight.shape[0]), None)
 
@@ -179,26 +185,136 @@ class _Gated(torch.nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Apply regression layer, reward transform and gate."""
         rewards = self._regression(states)
-        gate = torch.softmax(self._gate(states) / self._temperature, -1) * self._scale
-        return torch.cat([rewards, rewards @ self._transform, gate], -1)
+        return torch.cat([rewards, rewards @ self._transform, self._weights(states)], -1)
+
+    def _weights(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self._gate(states) / self._temperature, -1) * self._scale
+
+
+class _QuantileGated(_Gated):
+    """QRM's form: an objective has quantiles, whose mean is its reward (arXiv 2409.10164).
+
+    The rewards that it gives are transformed, as its class gives them; all of it is computed in
+    float32, as its class does.
+    """
+
+    num_quantiles = 1
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply regression layer, mean over quantiles, reward transform and gate."""
+        states = states.float()
+        quantiles = self._regression(states).unflatten(-1, (-1, self.num_quantiles))
+        rewards = quantiles.mean(-1) @ self._transform
+        return torch.cat([rewards, rewards, self._weights(states)], -1)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Move to a device, and stay in float32."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            there = fn(tensor)
+            return there.float() if there.is_floating_point() else there
+
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
 
 def gated_head(folder: Path, name: str, config: Any) -> Head:
-    """Read a regression layer of that name and the gate beside it from a checkpoint."""
+    """Read a regression layer of that name and the gate beside it from a checkpoint.
+
+    A layer with more rows than the gate weighs has as many quantiles an objective (QRM).
+    """
     regression = mlp(read_tensors(folder, name), name)
-    num_objectives = regression.num_outputs
-    gate = mlp(read_tensors(folder, "gating.layers"), "gating.layers")
-    if gate.num_outputs != num_objectives:
-        raise CheckpointError(
-            f"{folder}: the gate weighs {gate.num_outputs} objectives, {name} has {num_objectives}"
-        )
+    tensors = read_tensors(folder, "gating.layers")
+    gate, num_objectives = _gate_layers(tensors, "gating.layers")
     transform = read_tensors(folder, "reward_transform_matrix").get("")
     scale = read_tensors(folder, "gating.logit_scale").get("")
-    head = _Gated(
+    num_quantiles = int(getattr(config, "num_quantiles", None) or 1)
+    if regression.num_outputs != num_objectives * num_quantiles:
+        times = f" of {num_quantiles} quantiles" if num_quantiles > 1 else ""
+        raise CheckpointError(
+            f"{folder}: the gate weighs {num_objectives} objectives{times}, {name} has "
+            f"{regression.num_outputs}"
+        )
+    form = _Gated if num_quantiles == 1 else _QuantileGated
+    head = form(
         regression.module,
-        gate.module,
+        gate,
         torch.eye(num_objectives) if transform is None else transform,
         torch.ones(1) if scale is None else scale,
         float(getattr(config, "gating_temperature", _TEMPERATURE)),
     )
-    return Head(head, 3 * num_objectives, None)
+    if isinstance(head, _QuantileGated):
+        head.num_quantiles = num_quantiles
+    return Head(head.eval(), 3 * num_objectives, None)
+
+
+def _gate_layers(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.nn.Module, int]:
+    """Build a gate, and count its outputs: linear layers with a ReLU between them.
+
+    Behind a ReLU there may be a batch normalisation (QRM), by its running mean and variance.
+    """
+    normalized = {
+        key.removesuffix("running_mean"): tensors[key]
+        for key in tensors
+        if key.endswith(".running_mean")
+    }
+    linear = {
+        key: one
+        for key, one in tensors.items()
+        if not any(key.startswith(prefix) for prefix in normalized)
+    }
+    plain = mlp(linear, name)
+    if not normalized:
+        return plain.module, plain.num_outputs
+    layers: list[torch.nn.Module] = []
+    linears = [one for one in plain.module.children() if isinstance(one, torch.nn.Linear)]
+    places = sorted({int(key.partition(".")[0]) for key in tensors})
+    for place in places:
+        prefix = f"{place}."
+        if prefix in normalized:
+            norm = torch.nn.BatchNorm1d(len(normalized[prefix]))
+            norm.load_state_dict(
+                {
+                    key.removeprefix(prefix): one
+                    for key, one in tensors.items()
+                    if key.startswith(prefix)
+                }
+            )
+            layers.append(norm)
+        else:
+            layers.append(linears.pop(0))
+            layers += [torch.nn.ReLU()] if linears else []
+    return torch.nn.Sequential(*layers), plain.num_outputs
+
+
+class _Weighed(torch.nn.Module):
+    """URM's form: ``[rows, hidden]`` to the outputs, and the sum of the weighed attributes.
+
+    An attribute has two outputs, the mean and the spread of a normal distribution; the means are
+    weighed (arXiv 2410.00847).
+    """
+
+    def __init__(self, outputs: torch.nn.Module, weights: torch.nn.Module) -> None:
+        super().__init__()
+        self._outputs = outputs
+        self._weights = weights
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the head, and weigh the means."""
+        outputs = self._outputs(states)
+        score = (outputs[..., ::2] * self._weights(states)).sum(-1, keepdim=True)
+        return torch.cat([outputs, score], -1)
+
+
+def weighed_head(folder: Path, name: str, gate: str) -> Head:
+    """Read a head of means and spreads, and the network of that name that weighs the means.
+
+    The network's layers have a SELU between them. The last output is the score.
+    """
+    outputs = mlp(read_tensors(folder, name), name)
+    weights = mlp(read_tensors(folder, gate), gate, torch.nn.SELU)
+    if outputs.num_outputs != 2 * weights.num_outputs:
+        raise CheckpointError(
+            f"{folder}: {gate} weighs {weights.num_outputs} attributes, and {name} has "
+            f"{outputs.num_outputs} outputs, not two an attribute"
+        )
+    return Head(_Weighed(outputs.module, weights.module), outputs.num_outputs + 1, None)

@@ -216,6 +216,19 @@ class CheckpointFacts:
         named = named.get("content") if isinstance(named, Mapping) else named
         return named if isinstance(named, str) else None
 
+    @property
+    def reward_token(self) -> str | None:
+        """The token of `reward_token_id` (InternLM2's), where the tokenizer's files tell it."""
+        wanted = self.config.get("reward_token_id")
+        if wanted is None:
+            return None
+        added = self.tokenizer_config.get("added_tokens_decoder") or {}
+        if str(wanted) in added:
+            return str(added[str(wanted)].get("content"))
+        file = self.folder / "tokenizer.json"
+        told = _read_json(file).get("added_tokens") or () if file.is_file() else ()
+        return next((str(one["content"]) for one in told if one.get("id") == wanted), None)
+
     def describe(self) -> str:
         """Say what is in the files, in one clause: head-like tensors, the base, the classes."""
         parts = [f"{name}{info}" for name, info in self.heads.items()]

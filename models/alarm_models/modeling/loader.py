@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    LlamaModel,
     LongformerModel,
     PreTrainedModel,
 )
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling import internlm2
 from alarm_models.modeling.adapters import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_others, read_tensors
+from alarm_models.modeling.comet import ENCODER, CometNetwork, comet_form, comet_head
 from alarm_models.modeling.compatibility import (
     loading_refusal,
     missing_refusal,
@@ -44,6 +47,7 @@ from alarm_models.modeling.heads import (
     sequence_head,
     token_head,
     vocabulary_head,
+    weighed_head,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
 from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
@@ -55,6 +59,8 @@ __all__ = [
     "ModelInitLock",
     "base_with_gate",
     "base_with_head",
+    "base_with_weights",
+    "comet_network",
     "load_base",
     "sequence_classifier",
     "token_classifier",
@@ -200,11 +206,22 @@ def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Netw
 
 
 def base_with_gate(base: BaseModel, source: CheckpointSource, name: str) -> Network:
-    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's form.
+    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's, QRM's.
 
     The outputs are three times the objectives; see `alarm_models.modeling.heads`.
     """
     head = gated_head(source.folder, name, base.model.config)
+    _onto_device(head.module.to(source.dtype), source.device)
+    return HeadedNetwork(base.model, base.backbone, head)
+
+
+def base_with_weights(base: BaseModel, source: CheckpointSource, name: str, gate: str) -> Network:
+    """Put a head of that name on a base model, and the network that weighs its means: URM's form.
+
+    The outputs are the head's, then the score.
+    """
+    head = weighed_head(source.folder, name, gate)
+    _require_fit(head, base, source, name)
     _onto_device(head.module.to(source.dtype), source.device)
     return HeadedNetwork(base.model, base.backbone, head)
 
@@ -220,6 +237,16 @@ def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Networ
     if head is None:
         return WholeNetwork(model, select=lambda logits: select_token_logits(logits, token_ids))
     return HeadedNetwork(model.base_model, _select_backend(model.base_model, source), head)
+
+
+def comet_network(source: CheckpointSource) -> CometNetwork:
+    """Load COMET's encoder, and the head that mixes its layers."""
+    facts = _facts(source)
+    form = comet_form(source.folder, facts.config)
+    head = comet_head(source.folder, form)
+    model = _load(AutoModel, replace(source, prefix=ENCODER), facts, is_whole=False)
+    _onto_device(head.to(source.dtype), source.device)
+    return CometNetwork(model, head, form)
 
 
 def _facts(source: CheckpointSource) -> CheckpointFacts:
@@ -285,12 +312,14 @@ def _load(
     if loader in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
         num_labels = _num_labels(source, adapter)
         options |= {} if num_labels is None else {"num_labels": num_labels}
+    is_internlm2 = facts.model_type == internlm2.MODEL_TYPE and not source.trust_remote_code
     try:
-        model, report = (
-            loader.from_pretrained(str(source.folder), **options)
-            if source.prefix is None
-            else _load_under_prefix(loader, source, source.prefix, options)
-        )
+        if is_internlm2 and loader is AutoModel:
+            model, report = _load_internlm2(source, facts, options)
+        elif source.prefix is None:
+            model, report = loader.from_pretrained(str(source.folder), **options)
+        else:
+            model, report = _load_under_prefix(loader, source, source.prefix, options)
     except CheckpointError:
         raise
     except Exception as error:  # the checkpoint's own code may raise any, and so may its files
@@ -353,6 +382,16 @@ def _load_under_prefix(
     if "num_labels" in own:
         config.num_labels = own.pop("num_labels")
     return made.from_pretrained(None, config=config, state_dict=tensors, **own)
+
+
+def _load_internlm2(
+    source: CheckpointSource, facts: CheckpointFacts, options: dict[str, Any]
+) -> Any:
+    """Load an InternLM2's base as the Llama that computes the same."""
+    config = internlm2.llama_config(facts.config)
+    own = {key: one for key, one in options.items() if key != "trust_remote_code"}
+    tensors = internlm2.llama_tensors(source.folder, config)
+    return LlamaModel.from_pretrained(None, config=config, state_dict=tensors, **own)
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:

@@ -24,6 +24,7 @@ from alarm_models.preprocessing.chat_templates import (
     draws_randomly,
     fix_date,
 )
+from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
 from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
@@ -62,8 +63,10 @@ class Tokenizer:
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         # transformers' loader has no types.
         try:
-            loaded: Any = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=trust_remote_code
+            loaded: Any = (
+                read_internlm2(folder)
+                if not trust_remote_code and is_internlm2(folder)
+                else AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
             )
         except Exception as error:  # its files, or code of its own, may raise any
             raise CheckpointError(_unreadable(folder, error)) from error
@@ -155,6 +158,18 @@ class Tokenizer:
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without special tokens around it."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def encode_alone(self, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
+        """Return the ids of a text with special tokens around it, and their places in it.
+
+        Raises `SampleError` (``too_long``) for a text that cannot be tokenised at once.
+        """
+        if len(text) > _MAX_AT_ONCE:
+            raise SampleError(
+                "too_long", f"a text has {len(text)} characters; at most {_MAX_AT_ONCE} are read"
+            )
+        (encoding,) = self._fast.encode_batch([text])
+        return tuple(encoding.ids), tuple(Span(*place) for place in encoding.offsets)
 
     def render_turn(
         self, turn: Rendered, *, add_generation_prompt: bool = True, chat: ChatFormat = _OWN

@@ -54,7 +54,8 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     if adapter is not None:
         keys = {**keys, "checkpoint": adapter.base, "adapter": adapter.folder}
     holistic: dict[str, Any] = {"model": _MODEL}
-    if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
+    is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
+    if family.recipe["kind"] == "multi-objective" and not is_weighed:
         labels = _labels(facts)
         holistic["output"] = labels[-1]
         if not facts.config.get("id2label"):

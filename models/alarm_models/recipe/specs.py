@@ -30,6 +30,7 @@ __all__ = [
     "KINDS",
     "CheckSpec",
     "ClassifierSpec",
+    "CometSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -445,22 +446,70 @@ class MultiObjectiveSpec(ClassifierSpec):
     )
     gate_at: str | None = Field(
         default=None,
-        description="ArmoRM: text at the end of a prompt; the gate reads its first token",
+        description="ArmoRM, QRM: text at the end of a prompt; the gate reads its first token",
+    )
+    gate: _Text = Field(
+        default=None,
+        min_length=1,
+        description="URM: tensor name of the network that weighs the first of each two outputs",
     )
 
     @property
     def has_score(self) -> bool:
         """Whether its numbers are weighed."""
-        return bool(self.weights or self.gate_at)
+        return bool(self.weights or self.gate_at or self.gate)
 
     @model_validator(mode="after")
     def _one_way_to_a_score(self) -> MultiObjectiveSpec:
+        if self.gate is not None:
+            if self.head is None:
+                raise ValueError('gate requires `head`, whose outputs it weighs ("score")')
+            if self.weights or self.gate_at or self.activation != "none":
+                raise ValueError("gate goes without weights, gate_at and activation")
         if self.gate_at is None:
             return self
         if self.head is None:
             raise ValueError('gate_at requires `head`, the regression layer ("regression_layer")')
         if self.weights:
             raise ValueError("gate_at computes the weights: remove `weights` or `gate_at`")
+        return self
+
+
+class Severities(BaseModel):
+    """What an error span scores, by its severity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    minor: float = -1.0
+    major: float = -5.0
+    critical: float = -10.0
+
+
+class CometSpec(NeuralSpec):
+    """A translation's score and its error spans, from one pass: xCOMET's and CometKiwi's form."""
+
+    module = "alarm_models.reward_models.comet"
+    kind: Literal["comet"] = "comet"
+    source: str = Field(default="{source}", description="template of the text to translate")
+    reference: str | None = Field(
+        default=None, description="template of a reference translation; without it none is read"
+    )
+    severities: Severities = Field(
+        default=Severities(), description="what an error span scores; default: as MQM counts it"
+    )
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        return (self.source, *([] if self.reference is None else [self.reference]))
+
+    @model_validator(mode="after")
+    def _has_its_own_head(self) -> CometSpec:
+        for key in ("head", "mark_copied", "prefix", "adapter"):
+            if getattr(self, key):
+                raise ValueError(f"kind comet reads its own head and encoder: leave {key} out")
+        if self.truncation is not Truncation.PROMPT:
+            raise ValueError("kind comet cuts each text at its end: leave truncation out")
         return self
 
 

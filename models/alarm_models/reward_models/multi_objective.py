@@ -9,7 +9,7 @@ import torch
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.modeling.loader import base_with_gate, sequence_classifier
+from alarm_models.modeling.loader import base_with_gate, base_with_weights, sequence_classifier
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.truncation import TokenIds
@@ -30,6 +30,8 @@ __all__ = ["MultiObjectiveModel"]
 def _load_network(spec: MultiObjectiveSpec, files: CheckpointFiles) -> Network:
     if spec.head is not None and spec.gate_at is not None:
         return base_with_gate(files.base(), files.source, spec.head)
+    if spec.head is not None and spec.gate is not None:
+        return base_with_weights(files.base(), files.source, spec.head, spec.gate)
     return head_or(sequence_classifier)(spec, files)
 
 
@@ -37,8 +39,8 @@ def _load_network(spec: MultiObjectiveSpec, files: CheckpointFiles) -> Network:
 class MultiObjectiveModel(NeuralRewardModel):
     """A head of several outputs, each of which an aspect may name.
 
-    The score is the gate's mix of them (ArmoRM's form, with ``gate_at``), else their sum by the
-    recipe's ``weights``, else none.
+    The score is the gate's mix of them (ArmoRM's and QRM's form, with ``gate_at``; URM's, with
+    ``gate``), else their sum by the recipe's ``weights``, else none.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class MultiObjectiveModel(NeuralRewardModel):
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
         self._gate = () if spec.gate_at is None else weights.tokenizer.ids(spec.gate_at)
         num_objectives = weights.network.num_outputs // (3 if self._gate else 1)
+        num_objectives -= spec.gate is not None  # its last output is the score
         self._names = spec.objectives or weights.label_names
         if len(self._names) != num_objectives:
             raise CheckpointError(
@@ -74,6 +77,8 @@ class MultiObjectiveModel(NeuralRewardModel):
             rewards, mixed, _ = outputs[1].chunk(3)
             *_, gate = outputs[0].chunk(3)
             value: float | None = float(gate @ mixed)
+        elif self._spec.gate is not None:
+            rewards, value = outputs[0][:-1], float(outputs[0][-1])
         else:
             rewards = self._activated(outputs[0])
             value = self._weighed(rewards)

@@ -8,20 +8,22 @@ from pydantic import BaseModel
 
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.compatibility import class_note
-from alarm_models.modeling.families import match_family, recipe_lines
+from alarm_models.modeling.families import match_family, recipe_lines, toml_value
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput, TokenSequence
 from alarm_models.modeling.inspection import inspect_folder, read_config
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import NeuralSpec
+from alarm_models.recipe.specs import CometSpec, NeuralSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
 __all__ = ["probe_tokens", "read_token", "reading_notes", "require_reward_token"]
 
 #: The keys in which a recipe may differ from its family's without being wrong.
-_FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "note"})
+_FREE_KEYS = frozenset(
+    {"kind", "template", "objectives", "gate_at", "positive", "note", "reference"}
+)
 
 
 def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer) -> str | None:
@@ -78,11 +80,22 @@ def _differs(given: object, wanted: object) -> bool:
     return given != wanted and wanted != "$eos"
 
 
-def reading_notes(spec: NeuralSpec, folder: Path) -> tuple[str, ...]:
-    """Say in sentences where scores may differ from those of the model's card."""
+def reading_notes(
+    spec: NeuralSpec, folder: Path, tokenizer: Tokenizer, token: str | None
+) -> tuple[str, ...]:
+    """Say in sentences where scores may differ from those of the model's card.
+
+    ``token`` is the one that a sample's score is read at, as `read_token` says.
+    """
     facts = inspect_folder(folder)
-    notes = []
-    if not spec.trust_remote_code and spec.head is None:
+    notes: list[str | None] = []
+    reward_id = facts.config.get("reward_token_id")
+    if isinstance(reward_id, int) and token not in (None, wanted := tokenizer.text_of(reward_id)):
+        notes.append(
+            f"config.json's reward_token_id is {wanted!r}, and this recipe reads its score at "
+            f"{token!r}: write `suffix = {toml_value(wanted)}`"
+        )
+    if not spec.trust_remote_code and spec.head is None and not isinstance(spec, CometSpec):
         notes.append(class_note(facts, "the stock class of its kind"))
     family = match_family(facts, spec.checkpoint)
     if family is not None:

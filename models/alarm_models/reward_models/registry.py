@@ -314,7 +314,7 @@ class Loader:
         model = kind.build(spec, weights, fields, fingerprint)
         require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
-        model.notes = reading_notes(spec, folders.checkpoint)
+        model.notes = reading_notes(spec, folders.checkpoint, weights.tokenizer, model.read_token)
         model.probe = probe_tokens(model, spec)
         _tell(spec, model)
         return model

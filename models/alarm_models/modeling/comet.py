@@ -1,0 +1,220 @@
+"""COMET's form: an encoder whose layers are mixed, a sentence score, and tags of a translation.
+
+Source: Unbabel's COMET (Apache-2.0), `UnifiedMetric` and `XCOMETMetric` (arXiv 2310.10482).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from alarm_models.errors import CheckpointError
+from alarm_models.modeling.backend_selection import probe_padding
+from alarm_models.modeling.checkpoint import read_tensors
+from alarm_models.modeling.heads import Pooling
+from alarm_models.modeling.inputs import ForwardOutput, ModelInput, split_sequences
+from alarm_models.modeling.padded import pad_batch
+
+__all__ = ["CONFIG_KEY", "ENCODER", "CometForm", "CometNetwork", "comet_form", "comet_head"]
+
+#: The key of config.json that has a checkpoint's hyperparameters, as the conversion writes them.
+CONFIG_KEY = "comet"
+
+#: What the names of the encoder's tensors begin with.
+ENCODER = "encoder.model"
+
+
+@dataclass(frozen=True, slots=True)
+class CometForm:
+    """The hyperparameters of a checkpoint that its scores need."""
+
+    class_identifier: str
+    activations: str
+    final_activation: str | None
+    sent_layer: int | str
+    layer_transformation: str
+    layer_norm: bool
+    word_layer: int
+    input_segments: tuple[str, ...]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it was trained with references too."""
+        return "ref" in self.input_segments
+
+
+def comet_form(folder: Path, config: Mapping[str, Any]) -> CometForm:
+    """Read the hyperparameters that the conversion wrote; raise `CheckpointError`."""
+    told = config.get(CONFIG_KEY)
+    known = ("xcomet_metric", "unified_metric")
+    named = told.get("class_identifier") if isinstance(told, Mapping) else None
+    if not isinstance(told, Mapping) or named not in known:
+        raise CheckpointError(
+            f"{folder}: kind `comet` reads checkpoints of {' and '.join(known)} "
+            f"({'found ' + str(named) if named else 'config.json has none'}) that "
+            "`python -m alarm_models.modeling.comet_conversion` wrote"
+        )
+    is_x = named == "xcomet_metric"
+    return CometForm(
+        str(named),
+        str(told.get("activations", "Tanh")),
+        told.get("final_activation"),
+        told.get("sent_layer", "mix"),
+        str(told.get("layer_transformation", "sparsemax")),
+        bool(told.get("layer_norm", not is_x)),
+        int(told.get("word_layer", 36 if is_x else 24)),
+        ("mt", "src", "ref") if is_x else tuple(told.get("input_segments", ("mt", "src", "ref"))),
+    )
+
+
+class _CometHead(torch.nn.Module):
+    """The sentence score of the mixed first states, and tags of one layer's states."""
+
+    def __init__(
+        self,
+        form: CometForm,
+        estimator: torch.nn.Module,
+        tagger: torch.nn.Module | None,
+        mix: torch.Tensor | None,
+    ) -> None:
+        super().__init__()
+        self._form = form
+        self._estimator = estimator
+        self._tagger = tagger
+        self._mix = None if mix is None else torch.nn.Parameter(mix, requires_grad=False)
+        self.num_tags = 0 if tagger is None else int(getattr(tagger, "out_features", 0))
+
+    def scores(self, layers: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """Return sentence scores ``[batch, 1]`` of all layers' states and the attention mask."""
+        if self._mix is None:
+            return self._scored(layers[int(self._form.sent_layer)][:, 0])
+        if len(layers) != len(self._mix):
+            raise CheckpointError(
+                f"{len(self._mix)} layers are mixed, the encoder has {len(layers)}"
+            )
+        firsts = [self._normed(one, mask) if self._form.layer_norm else one[:, 0] for one in layers]
+        return self._scored(torch.einsum("l,lbh->bh", self._mix, torch.stack(firsts)))
+
+    def _scored(self, states: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self._estimator(states)
+        return scores
+
+    def _normed(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return first states, normalised by the mean and variance over a sample's tokens."""
+        inside = mask[..., None].to(states.dtype)
+        count = inside.sum((1, 2), keepdim=True) * states.shape[-1]
+        mean = (states * inside).sum((1, 2), keepdim=True) / count
+        variance = (((states - mean) * inside) ** 2).sum((1, 2), keepdim=True) / count
+        return ((states - mean) / torch.sqrt(variance + 1e-12))[:, 0]
+
+    def tags(self, layers: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return tags' logits ``[batch, tokens, tags]``; None where the model has none."""
+        if self._tagger is None:
+            return None
+        logits: torch.Tensor = self._tagger(layers[self._form.word_layer])
+        return logits
+
+
+def comet_head(folder: Path, form: CometForm) -> _CometHead:
+    """Read a checkpoint's head; raise `CheckpointError`."""
+    tensors = read_tensors(folder, "estimator.ff")
+    places = sorted({int(key.partition(".")[0]) for key in tensors})
+    if not places:
+        raise CheckpointError(f"{folder} holds no estimator.ff.0.weight: is it COMET's?")
+    layers: list[torch.nn.Module] = []
+    for place in places:
+        layers += [_activation(form.activations)] if layers else []
+        layers.append(_linear(tensors, f"{place}."))
+    if form.final_activation is not None:
+        layers.append(_activation(form.final_activation))
+    tags = read_tensors(folder, "hidden2tag")
+    mixed = read_tensors(folder, "layerwise_attention")
+    if form.sent_layer == "mix" and "gamma" not in mixed:
+        raise CheckpointError(f"{folder} holds no layerwise_attention.gamma")
+    return _CometHead(
+        form,
+        torch.nn.Sequential(*layers),
+        _linear(tags, "") if tags else None,
+        _mix(mixed, form.layer_transformation) if form.sent_layer == "mix" else None,
+    ).eval()
+
+
+def _linear(tensors: Mapping[str, torch.Tensor], prefix: str) -> torch.nn.Linear:
+    weight, bias = tensors[f"{prefix}weight"], tensors[f"{prefix}bias"]
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0])
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
+
+
+def _activation(name: str) -> torch.nn.Module:
+    made: torch.nn.Module = getattr(torch.nn, name)()
+    return made
+
+
+def _mix(tensors: Mapping[str, torch.Tensor], transformation: str) -> torch.Tensor:
+    """Return what each layer weighs, ``[layers]``: gamma times softmax or sparsemax of scalars."""
+    at = 0
+    scalars = []
+    while f"scalar_parameters.{at}" in tensors:
+        scalars.append(tensors[f"scalar_parameters.{at}"].float().reshape(1))
+        at += 1
+    raw = torch.cat(scalars)
+    # COMET 2.2.4 reads "sparsemax_patch" as softmax.
+    weights = _sparsemax(raw) if transformation == "sparsemax" else raw.softmax(0)
+    return tensors["gamma"].float() * weights
+
+
+def _sparsemax(scores: torch.Tensor) -> torch.Tensor:
+    """Project scores onto the simplex (Martins and Astudillo 2016, arXiv 1602.02068)."""
+    ordered = scores.sort(descending=True).values
+    sums = ordered.cumsum(0)
+    counts = torch.arange(1, len(scores) + 1)
+    size = int((1 + counts * ordered > sums).sum())
+    return (scores - (sums[size - 1] - 1) / size).clamp(min=0)
+
+
+class CometNetwork:
+    """An encoder and COMET's head: a row a read, the sentence's score and then the tags' logits.
+
+    The score is the sequence's, whichever read it stands beside.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: _CometHead, form: CometForm) -> None:
+        self._model: Any = model
+        self._head = head
+        self.form = form
+        self.config: Any = model.config
+        self.dtype = model.dtype
+        self.num_outputs = 1 + head.num_tags
+        self.pooling: Pooling | None = Pooling.OWN
+        self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.cost = self._padding.cost
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
+        """Run one batch; the sequences of a sample count as samples of it."""
+        rows = iter(self._padding.run(split_sequences(batch), self._run_padded))
+        by_sample = [torch.cat([next(rows) for _ in one.ids_of_sequences]) for one in batch]
+        return ForwardOutput(by_sample, [one.num_tokens for one in batch])
+
+    def clear_prefix_cache(self) -> None:
+        """Do nothing: there is none."""
+
+    def _run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
+        inputs = pad_batch(batch, self._model)
+        layers = self._model(**inputs, output_hidden_states=True).hidden_states
+        scores = self._head.scores(layers, inputs["attention_mask"])
+        tags = self._head.tags(layers)
+        rows = []
+        for at, one in enumerate(batch):
+            reads = [span.start for span in one.read_positions]
+            row = scores[at].expand(len(reads), 1)
+            if tags is not None:
+                row = torch.cat([row, tags[at, reads]], -1)
+            rows.append(row.float().cpu())
+        return rows
