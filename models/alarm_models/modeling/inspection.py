@@ -36,7 +36,8 @@ _MAX_HEADER_BYTES = 100 << 20
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
     r"(?:(?:encoder|decoder)\.|(?<=\.)transformer\.)*"
-    r"(?:layers?|h|blocks?|layer_groups)\.\d+\."
+    # A layer holds modules of its own; a stack of linear layers, as of a gate, holds tensors.
+    r"(?:layers?|h|blocks?|layer_groups)\.\d+\.[\w-]+\."
 )
 
 #: Parts of transformers that stand beside their layers, and are no heads.
@@ -140,6 +141,17 @@ class CheckpointFacts:
             return len(labels)
         named = self.config.get("num_labels")
         return named if isinstance(named, int) else None
+
+    @property
+    def num_outputs(self) -> int | None:
+        """How many outputs a classifier has: as the configuration says, else as its head has."""
+        head = self.tensors.get("score.weight", TensorInfo()).shape
+        return self.num_labels if self.num_labels is not None or not head else head[0]
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the weight files hold a transformer's layers, and not a head alone."""
+        return any(map(_LAYER.match, self.tensors))
 
     @property
     def base_prefix(self) -> str:

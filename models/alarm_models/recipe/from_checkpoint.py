@@ -28,7 +28,8 @@ class CheckpointRecipe:
 
     table: Mapping[str, Any]
     family: Family
-    facts: CheckpointFacts
+    #: None for an adapter, whose base is read when it is loaded.
+    facts: CheckpointFacts | None
 
 
 def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
@@ -41,29 +42,35 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
 
     adapter = _adapter(checkpoint)
-    folder = locate(checkpoint if adapter is None else adapter.base)
+    if adapter is not None:
+        keys = {"checkpoint": adapter.base, **adapter.family.recipe, "adapter": adapter.folder}
+        return CheckpointRecipe(_table(checkpoint, adapter.family, keys, {}), adapter.family, None)
+    folder = locate(checkpoint)
     facts = inspect_folder(folder)
     require_plain_weights(facts)
-    family = match_family(facts, checkpoint) if adapter is None else adapter.family
+    family = match_family(facts, checkpoint)
     if family is None:
         raise CheckpointError(unknown_family_refusal(facts))
     if family.advice is not None:
         raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
-    holistic: dict[str, Any] = {"model": _MODEL}
+    output = {}
     if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
-        holistic["output"] = _labels(facts)[-1]
+        output = {"output": _labels(facts)[-1]}
     where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
-    if adapter is not None:
-        keys = {**keys, "checkpoint": adapter.base, "adapter": adapter.folder}
-    table = {
+    return CheckpointRecipe(_table(checkpoint, family, keys, output), family, facts)
+
+
+def _table(
+    checkpoint: str, family: Family, keys: Mapping[str, Any], output: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
         "name": _name(checkpoint),
         "description": family.name + (f": {family.note}" if family.note else ""),
         "models": {_MODEL: keys},
-        "holistic": holistic,
+        "holistic": {"model": _MODEL, **output},
         "hierarchy": {"rule": "holistic_only"},
     }
-    return CheckpointRecipe(table, family, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,10 @@ class _AdapterFolder:
 def _adapter(checkpoint: str) -> _AdapterFolder | None:
     """Return what an adapter's folder says of its base and its head; None for any other."""
     folder = Path(checkpoint).expanduser()
-    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    # Trainers often write the base's configuration beside an adapter, and merged weights count.
+    if (folder / "config.json").is_file() and inspect_folder(folder).has_base:
         return None
     told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = told.get("base_model_name_or_path")

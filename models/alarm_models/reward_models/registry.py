@@ -52,7 +52,7 @@ from alarm_models.reward_models.base import (
     NeuralRewardModel,
     fingerprint_of,
 )
-from alarm_models.reward_models.reading import read_token, reading_notes
+from alarm_models.reward_models.reading import read_token, reading_notes, template_notes
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
 __all__ = [
@@ -297,6 +297,7 @@ class Loader:
         model = kind.build(spec, weights, fields, fingerprint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint)
+        model.notes += template_notes(spec, weights.tokenizer)
         _tell(spec, model)
         return model
 
