@@ -110,6 +110,32 @@ def test_token_classifier_of_two_labels_that_are_not_named_grades_steps(tmp_path
     assert recipe.models["rm"].kind == "steps"
 
 
+@pytest.mark.numeric
+@pytest.mark.parametrize(
+    ("name", "keys", "special"),
+    [
+        ("GRM-Llama3-8B-rewardmodel-ft", {}, True),
+        ("verl-rm", {"auto": hf.AutoModelForTokenClassification}, False),
+    ],
+)
+def test_classifier_alone_is_read_at_its_last_token(
+    name: str, keys: Mapping[str, Any], special: bool, tmp_path: Path
+) -> None:
+    auto = keys.get("auto", hf.AutoModelForSequenceClassification)
+    folder = tmp_path / name
+    builders.write_classifier(
+        folder, hf.LlamaConfig, builders.llama3_tokenizer, pad_token_id=6, **keys
+    )
+    model = auto.from_pretrained(folder).eval()
+    got = scores(load(folder, recipe_of_checkpoint(str(folder)).table["models"]["rm"]), cards.ALL)
+    with torch.no_grad():
+        wanted = {
+            key: model(torch.tensor([cards.chat_ids(folder, sent, special=special)])).logits
+            for key, sent in cards.ALL.items()
+        }
+    assert got == {key: computed(one.flatten()[-1].item()) for key, one in wanted.items()}
+
+
 def test_untrusted_class_is_refused_with_the_lines_that_run_it(tmp_path: Path) -> None:
     builders.write_base(
         tmp_path, builders.base(hf.Qwen2Config), builders.named("score", builders.linear()),

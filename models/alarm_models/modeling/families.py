@@ -36,6 +36,9 @@ class Family:
     refusal: str | None = None
     advice: str | None = None
     note: str | None = None
+    test: str | None = None
+    examples: tuple[str, ...] = ()
+    licence: str | None = None
 
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
         """Say whether a checkpoint of that hub id or folder meets every condition."""

@@ -109,8 +109,8 @@ class Tokenizer:
         if not template:
             raise CheckpointError(
                 f"{checkpoint} brings no chat template; give a text in `template` as its card "
-                'writes it, such as "Human: {prompt}\\n\\nAssistant: {completion}" (`--template` beside '
-                "`--model`), or `turns` for chats"
+                'writes it, such as "Human: {prompt}\\n\\nAssistant: {completion}" '
+                "(`--template` beside `--model`), or `turns` for chats"
             )
         if draws_randomly(template):
             raise CheckpointError(
