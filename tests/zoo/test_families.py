@@ -207,6 +207,14 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_made_recipe_of_a_relative_folder_serves_from_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next(one for one in test_value_heads.CASES if one.name == "inf_orm").build(tmp_path / "rm")
+    monkeypatch.chdir(tmp_path)
+    assert recipe_of_checkpoint("rm").table["models"]["rm"]["checkpoint"] == str(tmp_path / "rm")
+
+
 def test_setting_a_key_of_a_made_recipe_leaves_the_family_as_it_was(tmp_path: Path) -> None:
     case = next(one for one in test_value_heads.CASES if one.name == "inf_orm")
     case.build(tmp_path)

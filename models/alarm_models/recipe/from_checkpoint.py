@@ -56,7 +56,9 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     output = {}
     if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
         output = {"output": _labels(facts)[-1]}
-    where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    # A recipe may be written to a file, and be served from another folder.
+    is_folder = Path(checkpoint).expanduser().is_dir()
+    where = str(folder.absolute()) if is_folder else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
     return CheckpointRecipe(_table(checkpoint, family, keys, output), family, facts)
 
@@ -84,7 +86,7 @@ class _AdapterFolder:
 
 def _adapter(checkpoint: str) -> _AdapterFolder | None:
     """Return what an adapter's folder says of its base and its head; None for any other."""
-    folder = Path(checkpoint).expanduser()
+    folder = Path(checkpoint).expanduser().absolute()
     if not (folder / "adapter_config.json").is_file():
         return None
     # Trainers often write the base's configuration beside an adapter, and merged weights count.
