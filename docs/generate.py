@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that the code knows: kinds, rules, constants, routes, metrics.
+"""Write the tables of docs/ that the code knows: kinds, models, rules, routes, metrics.
 
 `make docs` runs it. tests/test_contributing.py fails while a table is out of date.
 """
@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 
 from alarm_models.combination.rule_registry import CONSTANTS, RULES, RuleDefinition
 from alarm_models.combination.rules import Rule
+from alarm_models.modeling.families import Family, families, recipe_lines
 from alarm_models.recipe.loader import load_recipe
 from alarm_models.recipe.specs import KINDS
 from alarm_service.api.app import create_app
@@ -91,6 +92,54 @@ def metrics() -> str:
     return _table(("metric", "type", "labels", "what it says"), rows)
 
 
+def models() -> str:
+    """Return the table of families that a recipe reads, in the order in which they are tried."""
+    rows = [
+        (
+            family.name,
+            _told_by(family),
+            f"`{recipe_lines(family.recipe)}`",
+            f"`tests/zoo/{family.test}`" if family.test else "no",
+            _remarks(family),
+        )
+        for family in families()
+        if family.recipe
+    ]
+    return _table(("family", "told by", "recipe", "compared with its card", "remarks"), rows)
+
+
+def unread_models() -> str:
+    """Return the table of families that no recipe is made for, with what to use."""
+    rows = [
+        (family.name, _told_by(family), (family.refusal or family.advice or "").replace("\n", " "))
+        for family in families()
+        if not family.recipe
+    ]
+    return _table(("family", "told by", "what to use"), rows)
+
+
+def _told_by(family: Family) -> str:
+    conditions = [
+        *family.architectures,
+        *family.names,
+        *family.tensors,
+        *(f"id2label {label}" for label in family.labels),
+        *([] if family.prefix is None else [f"{family.prefix}*"]),
+        *([] if family.num_labels is None else [f"num_labels {family.num_labels}"]),
+    ]
+    return ", ".join(f"`{one}`" for one in conditions) or "its files"
+
+
+def _remarks(family: Family) -> str:
+    examples = ", ".join(family.examples)
+    remarks = (
+        examples and f"such as {examples}",
+        family.note,
+        family.licence and f"licence: {family.licence}",
+    )
+    return "; ".join(filter(None, remarks))
+
+
 def _labels(family: Metric, collector: object) -> Iterable[str]:
     return getattr(collector, "_labelnames", ()) or getattr(family, "_labelnames", ())
 
@@ -102,6 +151,8 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "constants": ("rules.md", constants),
     "routes": ("routes.md", routes),
     "metrics": ("metrics.md", metrics),
+    "models": ("models.md", models),
+    "unread-models": ("models.md", unread_models),
 }
 
 

@@ -110,9 +110,11 @@ def qwen_tokenizer(folder: Path, chat: str | None = CHATML) -> None:
     )  # fmt: skip
 
 
-def llama3_tokenizer(folder: Path, chat: str | None = LLAMA3, **more: Any) -> None:
+def llama3_tokenizer(
+    folder: Path, chat: str | None = LLAMA3, *, extra: tuple[str, ...] = (), **more: Any
+) -> None:
     """Llama 3's form: a BOS before each text."""
-    fast = _byte_bpe(_LLAMA3_TOKENS, "<|begin_of_text|>")
+    fast = _byte_bpe([*_LLAMA3_TOKENS, *extra], "<|begin_of_text|>")
     _write(
         folder, fast, "PreTrainedTokenizerFast", chat, bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>", pad_token="[PAD]", model_max_length=4096, **more,

@@ -121,3 +121,34 @@ def test_template_without_a_system_role_refuses_that_sample_alone(tmp_path: Path
     got = scores(load(tmp_path, {}), cards.ALL)
     assert "System role not supported" in str(got.pop("system"))
     assert all(isinstance(one, float) for one in got.values())
+
+
+def test_several_ends_of_text_in_a_configuration_are_read(tmp_path: Path) -> None:
+    builders.write_classifier(tmp_path, hf.LlamaConfig, builders.llama3_tokenizer, pad_token_id=6)
+    builders.edit_config(tmp_path, eos_token_id=[1, 5])
+    card = cards.chat_classifier(tmp_path)
+    got = scores(load(tmp_path, {}), cards.PLAIN)
+    assert got == {name: computed(card(sent)) for name, sent in cards.PLAIN.items()}
+
+
+def test_chat_template_without_the_tokenizers_bos_is_told(tmp_path: Path) -> None:
+    chat = "{% for one in messages %}<|{{ one.role }}|>\n{{ one.content }}\n{% endfor %}"
+
+    def tokenizer(folder: Path) -> None:
+        builders.llama3_tokenizer(folder, chat)
+
+    builders.write_classifier(tmp_path, hf.LlamaConfig, tokenizer, **_LLAMA3)
+    (note,) = load(tmp_path, {}).notes
+    assert "does not begin with <|begin_of_text|>" in note
+    assert "`special_tokens = true`" in note
+    assert load(tmp_path, {"special_tokens": True}).notes == ()
+
+
+def test_date_that_a_chat_template_is_given_is_told(tmp_path: Path) -> None:
+    def tokenizer(folder: Path) -> None:
+        builders.llama3_tokenizer(folder, builders.LLAMA32)
+
+    builders.write_classifier(tmp_path, hf.LlamaConfig, tokenizer, **_LLAMA3)
+    assert ["26 Jul 2024" in note for note in load(tmp_path, {}).notes] == [True]
+    dated = load(tmp_path, {"template_arguments": {"date_string": "27 Jul 2024"}})
+    assert dated.notes == ()

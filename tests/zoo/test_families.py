@@ -96,6 +96,72 @@ def test_several_labels_give_their_last_one_as_the_score(tmp_path: Path) -> None
     assert recipe.models["rm"].kind == "multi-objective"
 
 
+def test_token_classifier_of_two_labels_that_are_not_named_grades_steps(tmp_path: Path) -> None:
+    builders.write_classifier(
+        tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=2,
+        auto=hf.AutoModelForTokenClassification,
+    )  # fmt: skip
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({key: one for key, one in config.items() if "label" not in key}), "utf-8"
+    )
+    recipe = load_recipe(f"checkpoint:{tmp_path}")
+    assert recipe.models["rm"].kind == "steps"
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(
+    ("name", "keys", "special"),
+    [
+        ("GRM-Llama3-8B-rewardmodel-ft", {}, True),
+        ("verl-rm", {"auto": hf.AutoModelForTokenClassification}, False),
+    ],
+)
+def test_classifier_alone_is_read_at_its_last_token(
+    name: str, keys: Mapping[str, Any], special: bool, tmp_path: Path
+) -> None:
+    auto = keys.get("auto", hf.AutoModelForSequenceClassification)
+    folder = tmp_path / name
+    builders.write_classifier(
+        folder, hf.LlamaConfig, builders.llama3_tokenizer, pad_token_id=6, **keys
+    )
+    model = auto.from_pretrained(folder).eval()
+    got = scores(load(folder, recipe_of_checkpoint(str(folder)).table["models"]["rm"]), cards.ALL)
+    with torch.no_grad():
+        wanted = {
+            key: model(torch.tensor([cards.chat_ids(folder, sent, special=special)])).logits
+            for key, sent in cards.ALL.items()
+        }
+    assert got == {key: computed(one.flatten()[-1].item()) for key, one in wanted.items()}
+
+
+def test_untrusted_class_is_refused_with_the_lines_that_run_it(tmp_path: Path) -> None:
+    builders.write_base(
+        tmp_path, builders.base(hf.Qwen2Config), builders.named("score", builders.linear()),
+        architectures=["PooledRewardModel"],
+        auto_map={"AutoModelForSequenceClassification": "modeling_pooled.PooledRewardModel"},
+    )  # fmt: skip
+    builders.qwen_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        recipe_of_checkpoint(str(tmp_path))
+    assert "`trust_remote_code = true`" in str(refused.value)
+    assert 'head = "score"' not in str(refused.value)
+
+
+def test_stack_of_a_gate_is_not_taken_for_the_base(tmp_path: Path) -> None:
+    gate = {f"gating.layers.{at}.weight": torch.ones(8, 8) for at in range(40)}
+    builders.write_base(
+        tmp_path,
+        builders.base(hf.LlamaConfig),
+        gate | {"regression_layer.weight": torch.ones(9, 32)},
+    )
+    facts = inspect_folder(tmp_path)
+    assert facts.base_prefix == "model."
+    assert "regression_layer" in facts.head_names
+    assert "model.embed_tokens" not in facts.head_names
+
+
 def test_classifier_without_a_chat_template_asks_for_a_text(tmp_path: Path) -> None:
     def tokenizer(folder: Path) -> None:
         builders.llama3_tokenizer(folder, None)
@@ -139,6 +205,14 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
         else one
         for key, one in table.items()
     }
+
+
+def test_made_recipe_of_a_relative_folder_serves_from_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next(one for one in test_value_heads.CASES if one.name == "inf_orm").build(tmp_path / "rm")
+    monkeypatch.chdir(tmp_path)
+    assert recipe_of_checkpoint("rm").table["models"]["rm"]["checkpoint"] == str(tmp_path / "rm")
 
 
 def test_setting_a_key_of_a_made_recipe_leaves_the_family_as_it_was(tmp_path: Path) -> None:
@@ -221,6 +295,26 @@ def test_adapter_alone_scores_as_its_base_with_the_changes_merged(
 def _loaded(table: Mapping[str, Any]) -> Any:
     keys = dict(table["models"]["rm"])
     return load(Path(keys.pop("checkpoint")), keys)
+
+
+@pytest.mark.numeric
+def test_adapter_beside_its_bases_configuration_is_read_as_one(tmp_path: Path) -> None:
+    base = hf.Qwen2ForCausalLM(hf.Qwen2Config(**builders.DECODER, pad_token_id=0))
+    base.save_pretrained(tmp_path / "base")
+    builders.qwen_tokenizer(tmp_path / "base")
+    folder = tmp_path / "adapter"
+    _lora(folder, tmp_path / "base", "SEQ_CLS")
+    alone = scores(_loaded(recipe_of_checkpoint(str(folder)).table), cards.PLAIN)
+    base.config.save_pretrained(folder)
+    made = recipe_of_checkpoint(str(folder))
+    assert made.table["models"]["rm"]["checkpoint"] == str(tmp_path / "base")
+    assert scores(_loaded(made.table), cards.PLAIN) == alone
+
+
+def test_adapter_whose_base_is_not_here_takes_another_folder_of_it(tmp_path: Path) -> None:
+    _lora(tmp_path / "adapter", Path("Qwen/Qwen2.5-7B-Instruct"), "SEQ_CLS")
+    recipe = load_recipe(f"checkpoint:{tmp_path / 'adapter'}", ["models.rm.checkpoint=/base"])
+    assert recipe.models["rm"].checkpoint == "/base"  # type: ignore[union-attr]
 
 
 def test_adapter_without_a_head_is_refused(tmp_path: Path) -> None:

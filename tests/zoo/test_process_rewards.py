@@ -112,6 +112,44 @@ def _qwen_math(folder: Path) -> cards.Card:
     return card
 
 
+def _versaprm(folder: Path) -> cards.Card:
+    mark = " \n\n\n\n"
+    model = _write_causal(
+        folder, hf.LlamaForCausalLM, hf.LlamaConfig,
+        lambda where: builders.llama3_tokenizer(where, extra=(mark,)),
+    )  # fmt: skip
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    plus, minus = (tokenizer.encode(one, add_special_tokens=False)[-1] for one in (" +", " -"))
+
+    @torch.no_grad()
+    def card(sent: cards.Sent) -> float:
+        answer = "".join(f"{one}{mark}" for one in _steps(sent))
+        ids = tokenizer(f"{sent['prompt']} {answer}", return_tensors="pt")["input_ids"]
+        grades = model(ids).logits[0][:, [plus, minus]].softmax(-1)[:, 0]
+        return float(grades[ids[0] == tokenizer.convert_tokens_to_ids(mark)].min())
+
+    return card
+
+
+def _trl(folder: Path) -> cards.Card:
+    auto = hf.AutoModelForTokenClassification
+    builders.write_classifier(
+        folder, hf.Qwen2Config, builders.qwen_tokenizer, auto=auto, num_labels=2, pad_token_id=0
+    )
+    model = auto.from_pretrained(folder).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+
+    @torch.no_grad()
+    def card(sent: cards.Sent) -> float:
+        ids, ends = tokenizer.encode(sent["prompt"]), []
+        for one in _steps(sent):
+            ids += [*tokenizer.encode(one), *tokenizer.encode("\n")]
+            ends.append(len(ids) - 1)
+        return float(model(torch.tensor([ids])).logits[0].softmax(-1)[ends, 1].min())
+
+    return card
+
+
 @pytest.mark.parametrize(
     ("name", "build"),
     [
@@ -119,6 +157,8 @@ def _qwen_math(folder: Path) -> cards.Card:
         ("RLHFlow_Llama3.1-8B-PRM-Deepseek-Data", _rlhflow),
         ("Skywork-o1-Open-PRM-Qwen-2.5-7B", _skywork),
         ("Qwen2.5-Math-PRM-7B", _qwen_math),
+        ("Llama-VersaPRM-8B", _versaprm),
+        ("trl-prm", _trl),
     ],
 )
 def test_checkpoint_alone_grades_steps_as_its_card_does(

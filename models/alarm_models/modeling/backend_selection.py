@@ -464,7 +464,9 @@ def _num_ids(model: PreTrainedModel, config: Any) -> int:
 def _special_ids(config: Any) -> list[int]:
     """Return the ids that a configuration gives a meaning, the end of a text first."""
     names = ("eos_token_id", "pad_token_id", "bos_token_id", "mask_token_id", "sep_token_id")
-    ids = [getattr(config, name, None) for name in names]
+    given = [getattr(config, name, None) for name in names]
+    # Llama 3.1 has several ends of text, as a list.
+    ids = [one for ids in given for one in (ids if isinstance(ids, list) else [ids])]
     return [one for one in dict.fromkeys(ids) if isinstance(one, int) and one >= 0]
 
 

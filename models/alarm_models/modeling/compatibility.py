@@ -185,10 +185,18 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
 
 def unknown_family_refusal(facts: CheckpointFacts) -> str:
     """Say that nothing tells how a checkpoint is read, what is in it, and what to write."""
+    if facts.auto_map and not (facts.architectures and is_stock_class(facts.architectures[0])):
+        ways = (
+            "Its own class computes its score: where you have read and trust its code, write a "
+            f'recipe with `kind = "sequence"`, `checkpoint = "{facts.folder}"` and '
+            "`trust_remote_code = true`; "
+        )
+    else:
+        ways = _what_to_write(facts)
+    rest = "write a recipe as its card reads it: `kind`, `template` and `head`, see docs/kinds.md"
     return (
         f"{facts.folder}: its files do not tell how its score is read; {facts.describe()}. "
-        f"{_what_to_write(facts)}or write a recipe as its card reads it: `kind`, `template` and "
-        "`head`, see docs/kinds.md"
+        f"{ways}{'or ' if ways else ''}{rest if ways else rest.capitalize()}"
     )
 
 
@@ -223,8 +231,9 @@ def _what_to_write(facts: CheckpointFacts) -> str:
     if any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in facts.architectures):
         return (
             "It is a causal language model without a reward head: kind `generative` (`positive`, "
-            "`negative`) reads the next token, kind `remote` asks a judge (a DPO model's reward "
-            "takes its reference model too, and is not served), "
+            "`negative`) reads the next token, kind `steps` (`positive`, `negative`, `step_token`) "
+            "the one after each step, kind `remote` asks a judge that writes its verdict (a DPO "
+            "model's reward takes its reference model too, and is not served), "
         )
     return ""
 

@@ -37,6 +37,9 @@ class Family:
     refusal: str | None = None
     advice: str | None = None
     note: str | None = None
+    test: str | None = None
+    examples: tuple[str, ...] = ()
+    licence: str | None = None
 
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
         """Say whether a checkpoint of that hub id or folder meets every condition."""
@@ -50,7 +53,7 @@ class Family:
             and set(self.labels) <= set((facts.config.get("id2label") or {}).values())
             and self.prefix in (None, facts.base_prefix)
             and self.several_labels in (None, (facts.num_labels or 0) > 1)
-            and self.num_labels in (None, facts.num_labels)
+            and self.num_labels in (None, facts.num_outputs)
             and self.chat_template in (None, facts.chat_template is not None)
             and (self.stock is None or self.stock == is_stock_class(first))
             and self.ranker in (None, "ranker_type" in facts.config)

@@ -36,7 +36,8 @@ _MAX_HEADER_BYTES = 100 << 20
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
     r"(?:(?:encoder|decoder)\.|(?<=\.)transformer\.)*"
-    r"(?:layers?|h|blocks?|layer_groups)\.\d+\."
+    # A layer holds modules of its own; a stack of linear layers, as of a gate, holds tensors.
+    r"(?:layers?|h|blocks?|layer_groups)\.\d+\.[\w-]+\."
 )
 
 #: Parts of transformers that stand beside their layers, and are no heads.
@@ -147,6 +148,17 @@ class CheckpointFacts:
         # Where neither is there, transformers means two; OpenRLHF's files mean their head's rows.
         heads = (self.tensors.get(name) for name in _CLASSIFIERS)
         return next((one.shape[0] for one in heads if one is not None and one.shape), None)
+
+    @property
+    def num_outputs(self) -> int | None:
+        """How many outputs a classifier has: as the configuration says, else as its head has."""
+        head = self.tensors.get("score.weight", TensorInfo()).shape
+        return self.num_labels if self.num_labels is not None or not head else head[0]
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the weight files hold a transformer's layers, and not a head alone."""
+        return any(map(_LAYER.match, self.tensors))
 
     @property
     def base_prefix(self) -> str:

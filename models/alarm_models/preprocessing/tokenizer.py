@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from transformers import AutoTokenizer
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.preprocessing.chat_templates import (
-    FIXED_DATE,
     ChatFormat,
     asks_date,
     draws_randomly,
@@ -32,8 +30,6 @@ from alarm_models.time_limit import TimeLimitExceeded, time_limit
 from alarm_models.types import Message, Span
 
 __all__ = ["Tokenizer"]
-
-_logger = logging.getLogger(__name__)
 
 #: Time limit of a checkpoint's chat template for one conversation, in seconds.
 _TEMPLATE_TIMEOUT_S = 10.0
@@ -115,7 +111,9 @@ class Tokenizer:
         template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
-                f"{checkpoint} brings no chat template; give a text in `template`"
+                f"{checkpoint} brings no chat template; give a text in `template` as its card "
+                'writes it, such as "Human: {prompt}\\n\\nAssistant: {completion}" '
+                "(`--template` beside `--model`), or `turns` for chats"
             )
         if draws_randomly(template):
             raise CheckpointError(
@@ -124,13 +122,18 @@ class Tokenizer:
             )
         if asks_date(template):
             fix_date(template)
-            if "date_string" in chat.arguments:
-                return  # the templates that we know ask for no other date then
-            _logger.warning(
-                "%s: the chat template asks for the date, and is always given %s",
-                checkpoint,
-                f"{FIXED_DATE:%d %b %Y}",
-            )
+
+    def bos_left_out(self, chat: ChatFormat = _OWN) -> str | None:
+        """Return the BOS that goes before texts, where the chat template does not write it."""
+        if not self._prefix:
+            return None
+        messages = [Message("user", "A prompt."), Message("assistant", "A completion.")]
+        try:
+            text = self._apply(messages, chat, False)
+        except SampleError:
+            return None
+        ids = self._fast.encode(text, add_special_tokens=False).ids
+        return None if ids[:1] == self._prefix[:1] else self.text_of(self._prefix[0])
 
     def separator_id(self, token: str | None) -> int:
         """Return the id of the separator token: the named one, else the tokenizer's own."""

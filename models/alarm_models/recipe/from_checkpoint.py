@@ -28,7 +28,8 @@ class CheckpointRecipe:
 
     table: Mapping[str, Any]
     family: Family
-    facts: CheckpointFacts
+    #: None for an adapter, whose base is read when it is loaded.
+    facts: CheckpointFacts | None
 
 
 def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
@@ -41,33 +42,41 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
 
     adapter = _adapter(checkpoint)
-    folder = locate(checkpoint if adapter is None else adapter.base)
+    if adapter is not None:
+        keys = {"checkpoint": adapter.base, **adapter.family.recipe, "adapter": adapter.folder}
+        return CheckpointRecipe(_table(checkpoint, adapter.family, keys, {}), adapter.family, None)
+    folder = locate(checkpoint)
     facts = inspect_folder(folder)
     require_plain_weights(facts)
-    family = match_family(facts, checkpoint) if adapter is None else adapter.family
+    family = match_family(facts, checkpoint)
     if family is None:
         raise CheckpointError(unknown_family_refusal(facts))
     if family.advice is not None:
         raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
-    where = str(folder) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    # A recipe may be written to a file, and be served from another folder.
+    is_folder = Path(checkpoint).expanduser().is_dir()
+    where = str(folder.absolute()) if is_folder else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
-    if adapter is not None:
-        keys = {**keys, "checkpoint": adapter.base, "adapter": adapter.folder}
-    holistic: dict[str, Any] = {"model": _MODEL}
+    output = {}
     is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
     if family.recipe["kind"] == "multi-objective" and not is_weighed:
         labels = _labels(facts)
-        holistic["output"] = labels[-1]
+        output = {"output": labels[-1]}
         if not facts.config.get("id2label"):
             keys["objectives"] = labels
-    table = {
+    return CheckpointRecipe(_table(checkpoint, family, keys, output), family, facts)
+
+
+def _table(
+    checkpoint: str, family: Family, keys: Mapping[str, Any], output: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
         "name": _name(checkpoint),
         "description": family.name + (f": {family.note}" if family.note else ""),
         "models": {_MODEL: keys},
-        "holistic": holistic,
+        "holistic": {"model": _MODEL, **output},
         "hierarchy": {"rule": "holistic_only"},
     }
-    return CheckpointRecipe(table, family, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,11 @@ class _AdapterFolder:
 
 def _adapter(checkpoint: str) -> _AdapterFolder | None:
     """Return what an adapter's folder says of its base and its head; None for any other."""
-    folder = Path(checkpoint).expanduser()
-    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+    folder = Path(checkpoint).expanduser().absolute()
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    # Trainers often write the base's configuration beside an adapter, and merged weights count.
+    if (folder / "config.json").is_file() and inspect_folder(folder).has_base:
         return None
     told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = told.get("base_model_name_or_path")

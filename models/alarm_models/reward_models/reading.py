@@ -12,13 +12,20 @@ from alarm_models.modeling.families import match_family, recipe_lines, toml_valu
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput, TokenSequence
 from alarm_models.modeling.inspection import inspect_folder, read_config
+from alarm_models.preprocessing.chat_templates import FIXED_DATE, ChatFormat, asks_date
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import CometSpec, NeuralSpec
+from alarm_models.recipe.specs import CometSpec, NeuralSpec, TextSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
-__all__ = ["probe_tokens", "read_token", "reading_notes", "require_reward_token"]
+__all__ = [
+    "probe_tokens",
+    "read_token",
+    "reading_notes",
+    "require_reward_token",
+    "template_notes",
+]
 
 #: The keys in which a recipe may differ from its family's without being wrong.
 _FREE_KEYS = frozenset(
@@ -115,3 +122,29 @@ def reading_notes(
             'and its roles are not written. Write `turns`, or `template = "chat"`, for chats'
         )
     return tuple(note for note in notes if note is not None)
+
+
+def template_notes(spec: NeuralSpec, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Say in sentences what a chat template's text is given, or lacks, that cards may have."""
+    if not isinstance(spec, TextSpec) or spec.turns is not None:
+        return ()
+    if getattr(spec, "template", "chat") != "chat":
+        return ()
+    chat = ChatFormat(spec.chat_template, spec.template_arguments)
+    template = chat.template or tokenizer.chat_template
+    if template is None:  # pairs and `ask` need none
+        return ()
+    notes = []
+    if asks_date(template) and "date_string" not in chat.arguments:
+        date = f"{FIXED_DATE:%d %b %Y}"
+        notes.append(
+            f"the chat template asks for the date, and is always given {date}. Where it takes "
+            "one, write `template_arguments = { date_string = ... }`"
+        )
+    bos = tokenizer.bos_left_out(chat)
+    if spec.special_tokens is None and bos is not None:
+        notes.append(
+            f"the chat template does not begin with {bos}, which the tokenizer puts before other "
+            "texts. Where the card has it so, write `special_tokens = true`"
+        )
+    return tuple(notes)

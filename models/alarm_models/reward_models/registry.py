@@ -57,6 +57,7 @@ from alarm_models.reward_models.reading import (
     read_token,
     reading_notes,
     require_reward_token,
+    template_notes,
 )
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
 
@@ -315,6 +316,7 @@ class Loader:
         require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
         model.notes = reading_notes(spec, folders.checkpoint, weights.tokenizer, model.read_token)
+        model.notes += template_notes(spec, weights.tokenizer)
         model.probe = probe_tokens(model, spec)
         _tell(spec, model)
         return model

@@ -53,7 +53,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
         "checkpoint": options.checkpoint,
         "family": made.family.name,
         "note": made.family.note,
-        "files": made.facts.describe(),
+        "files": "an adapter" if made.facts is None else made.facts.describe(),
         "kind": spec.kind,
         "head": keys.get("head"),
         "template": getattr(spec, "template", None),
