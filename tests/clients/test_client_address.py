@@ -109,7 +109,7 @@ def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_shown(monkeyp
 
 @pytest.mark.parametrize("key", [b"sesame", 7, ["sesame"]])
 def test_a_key_that_is_no_text_is_refused_and_not_shown(key):
-    with pytest.raises(TypeError, match=r"^api_key must be a text, got \w+$"):
+    with pytest.raises(TypeError, match=r"^api_key must be a string, got \w+$"):
         AlarmClient("http://host", api_key=key)
 
 
@@ -137,7 +137,7 @@ def test_a_url_that_cannot_be_used_is_refused_at_once_without_its_key(url):
 
 
 def test_a_url_that_is_no_text_is_refused():
-    with pytest.raises(TypeError, match=r"^url must be a text, got int$"):
+    with pytest.raises(TypeError, match=r"^url must be a string, got int$"):
         AlarmClient(8000)
 
 

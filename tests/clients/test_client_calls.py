@@ -148,7 +148,7 @@ async def test_an_unknown_model_is_not_blamed_on_the_url(ask):
 
 async def test_a_wrong_number_of_scores_is_no_result(ask):
     server = StandIn(change=lambda answer: answer["scores"].pop())
-    with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores came"):
+    with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores received"):
         await ask(server, "score", SAMPLES[:2])
 
 
@@ -158,7 +158,7 @@ async def test_a_wrong_number_of_scores_is_no_result(ask):
         (httpx.ConnectError("refused"), AlarmConnectionError, "is `alarm serve` running at http"),
         (httpx.ConnectTimeout("slow"), AlarmConnectionError, "no connection within 5 s"),
         (httpx.RemoteProtocolError("cut"), AlarmConnectionError, "connection broke"),
-        (httpx.ReadTimeout("slow"), DeadlineExceeded, "no answer within"),
+        (httpx.ReadTimeout("slow"), DeadlineExceeded, "no response within"),
     ],
 )
 async def test_what_the_network_raises_becomes_our_own_errors(ask, raised, kind, words):

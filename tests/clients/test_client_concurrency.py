@@ -85,7 +85,7 @@ def test_an_answer_that_drips_in_ends_a_blocking_call_at_its_deadline():
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
     ticks = itertools.count()
     connections = Connections(find_address(None, None), transport, lambda: next(ticks))
-    with pytest.raises(DeadlineExceeded, match="no answer within the 5 s"):
+    with pytest.raises(DeadlineExceeded, match="no response within the remaining 5 s"):
         connections.send(Send("GET", "/models", None, timeout=5.0))
     connections.close()
     assert next(ticks) == 7  # the start, then six reads: 6 > 0 + 5
@@ -94,7 +94,7 @@ def test_an_answer_that_drips_in_ends_a_blocking_call_at_its_deadline():
 async def test_an_answer_that_drips_in_ends_an_async_call_at_its_deadline():
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
     async with AsyncAlarmClient(transport=transport, timeout=0.05) as client:
-        with pytest.raises(DeadlineExceeded, match="no answer within"):
+        with pytest.raises(DeadlineExceeded, match="no response within"):
             await client.score(SAMPLES[:1])
 
 

@@ -92,13 +92,13 @@ def test_fields_of_later_servers_are_ignored():
 
 
 def test_another_number_of_scores_than_samples_is_refused():
-    with pytest.raises(ProtocolError, match="1 samples were sent, 2 scores came"):
+    with pytest.raises(ProtocolError, match="1 samples were sent, 2 scores received"):
         read_scores(scores(score_row(SENT), score_row(SENT)), [SAMPLE])
 
 
 def test_another_number_of_token_rewards_than_tokens_is_refused():
     row = reward_row(SENT) | {"token_rewards": [1.0]}
-    with pytest.raises(ProtocolError, match="2 token_offsets were sent, 1 token_rewards came"):
+    with pytest.raises(ProtocolError, match="2 token_offsets were sent, 1 token_rewards received"):
         read_rewards(rewards(row), [SAMPLE])
 
 

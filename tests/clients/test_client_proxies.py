@@ -93,11 +93,11 @@ def test_a_call_goes_through_the_proxy_whatever_no_proxy_holds(monkeypatch, no_p
 @pytest.mark.parametrize(
     ("proxy", "words"),
     [
-        ("socks4://any:sesame@proxy:1080", r"ALL_PROXY names a proxy of the kind 'socks4'"),
-        ("gopher://any:sesame@proxy", r"ALL_PROXY names a proxy of the kind 'gopher'"),
-        ("http://any:sesame@proxy:port", r"HTTP_PROXY.*is no URL"),
-        ("http://any:sesame@[::1", r"HTTP_PROXY.*is no URL"),
-        ("http://any:sesame@pro\x01xy", r"HTTP_PROXY.*is no URL"),
+        ("socks4://any:sesame@proxy:1080", r"ALL_PROXY has the unsupported scheme 'socks4'"),
+        ("gopher://any:sesame@proxy", r"ALL_PROXY has the unsupported scheme 'gopher'"),
+        ("http://any:sesame@proxy:port", r"HTTP_PROXY.*is not a URL"),
+        ("http://any:sesame@[::1", r"HTTP_PROXY.*is not a URL"),
+        ("http://any:sesame@pro\x01xy", r"HTTP_PROXY.*is not a URL"),
     ],
 )
 async def test_a_proxy_that_cannot_be_used_is_named_at_once_without_its_password(

@@ -149,7 +149,7 @@ def test_no_request_is_sent_once_the_time_is_over():
     walk = Walk([OK])
     call = walk.call(timeout=5.0)
     walk.now = 5.0
-    with pytest.raises(DeadlineExceeded, match="5 s of this call have passed"):
+    with pytest.raises(DeadlineExceeded, match="the timeout of 5 s has passed"):
         walk.take(request(call, "GET", "/models"))
     assert walk.timeouts == []
 
@@ -246,9 +246,7 @@ def ask(clock: Clock, **options):
 @pytest.mark.parametrize("connect_timeout", [10.0, 60.0])
 def test_a_server_that_never_answered_is_given_up_after_the_connect_timeout(connect_timeout):
     clock = Clock([])
-    message = (
-        rf"cannot connect \(refused\); no ALaRM server has ever answered.*{connect_timeout:g} s"
-    )
+    message = rf"cannot connect \(refused\); no ALaRM server has answered.*{connect_timeout:g} s"
     with pytest.raises(AlarmConnectionError, match=message):
         ask(clock, connect_timeout=connect_timeout)
     assert connect_timeout - 1 < clock.now <= connect_timeout
@@ -260,7 +258,7 @@ def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
     clock = Clock([answer])
     if answer.status in {401, 422}:
         assert ask(clock) is answer
-    with pytest.raises(DeadlineExceeded, match=r"480 s of this call.*cannot connect \(refused\)"):
+    with pytest.raises(DeadlineExceeded, match=r"within 480 s.*cannot connect \(refused\)"):
         ask(clock)
     assert 479 < clock.now <= 480
     assert max(clock.sleeps) <= 5.0
@@ -271,7 +269,7 @@ def test_the_reply_of_a_gateway_is_no_answer(reply):
     clock = Clock([reply])
     if reply.status == 404:
         assert ask(clock) is reply
-    with pytest.raises(AlarmConnectionError, match="no ALaRM server has ever answered"):
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server has answered"):
         ask(clock)
     assert not clock.server.has_answered
 

@@ -180,7 +180,7 @@ def test_what_is_neither_text_nor_messages_is_named_by_its_place(field, value, p
 
 
 def test_bytes_are_told_to_be_decoded():
-    with pytest.raises(TypeError, match=r"completion must be a text .* got bytes; decode it first"):
+    with pytest.raises(TypeError, match=r"completion must be a string .* bytes; decode it first"):
         score_payload([Sample(prompt="p", completion=b"c")], None)
 
 
@@ -198,16 +198,24 @@ def test_sample_message_with_numpy_values_is_sent_as_json():
 @pytest.mark.parametrize(
     ("fields", "place", "reason"),
     [
-        ("reference", "", "a mapping from names to texts, got str"),
-        (["reference"], "", "a mapping from names to texts, got list"),
-        ({3: "r"}, "", "texts for names, got int"),
-        ({"reference": b"r"}, r"\['reference'\]", "a text, got bytes; decode it"),
-        ({"reference": 3}, r"\['reference'\]", "a text, got int; str"),
-        ({"reference": np.int64(3)}, r"\['reference'\]", "a text, got int64; str"),
-        ({"reference": True}, r"\['reference'\]", "a text, got bool True; str"),
-        ({"reference": None}, r"\['reference'\]", "a text, got NoneType; leave the field out"),
-        ({"reference": ["r"]}, r"\['reference'\]", r"a text, got list; str\(\) or json.dumps"),
-        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a text, got dict; str"),
+        ("reference", "", "a mapping from names to strings, got str"),
+        (["reference"], "", "a mapping from names to strings, got list"),
+        ({3: "r"}, "", "strings as keys, got int"),
+        ({"reference": b"r"}, r"\['reference'\]", "a string, got bytes; decode it"),
+        ({"reference": 3}, r"\['reference'\]", "a string, got int; convert it with str"),
+        (
+            {"reference": np.int64(3)},
+            r"\['reference'\]",
+            "a string, got int64; convert it with str",
+        ),
+        ({"reference": True}, r"\['reference'\]", "a string, got bool True; convert it with str"),
+        ({"reference": None}, r"\['reference'\]", "a string, got NoneType; leave the field out"),
+        (
+            {"reference": ["r"]},
+            r"\['reference'\]",
+            r"a string, got list; convert it with str\(\) or json.dumps",
+        ),
+        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a string, got dict; convert it with str"),
     ],
 )
 def test_sample_fields_with_a_value_that_is_no_text_name_the_field(fields, place, reason):
@@ -235,12 +243,12 @@ def test_sample_message_that_contains_itself_is_refused():
     [
         (None, "samples must be a list of samples, got NoneType"),
         ("text", "samples must be a list of samples, got str"),
-        (Sample(prompt="p", completion="c"), "got Sample; put the one into a list"),
-        ({"prompt": "p", "completion": "c"}, "got dict; put the one into a list"),
+        (Sample(prompt="p", completion="c"), "got Sample; wrap the sample in a list"),
+        ({"prompt": "p", "completion": "c"}, "got dict; wrap the sample in a list"),
         ([("p", "c")], r"samples\[0\] must be a Sample or a mapping, got tuple"),
-        ([{"prompt": "p"}], r"samples\[0\] lacks its completion"),
+        ([{"prompt": "p"}], r"samples\[0\] has no completion"),
         ([{"prompt": "p", "completion": "c", "offsets": []}], r"samples\[0\] has no field 'offs"),
-        ([{1: "p"}], r"samples\[0\] must have texts for names, got int"),
+        ([{1: "p"}], r"samples\[0\] must have strings as keys, got int"),
     ],
 )
 def test_what_are_no_samples_is_said(samples, words):

@@ -178,14 +178,14 @@ def test_messages_may_be_objects(value: object) -> None:
 
 @pytest.mark.parametrize("value", [7, b"yes", [7], [["role", "user"]], [{"content": 7}], object()])
 def test_what_is_no_message_is_an_error_and_never_an_empty_answer(value: object) -> None:
-    with pytest.raises(TypeError, match=r"a role and a content|a text or a list of parts"):
+    with pytest.raises(TypeError, match=r"a role and a content|a string or a list of parts"):
         completion_of(value)
 
 
 def test_a_prompt_of_objects_is_plain_messages() -> None:
     assert prompt_of([Reply(role="user", content="Q")]) == QUESTION
     assert prompt_of(Turn("user", "Q")) == QUESTION
-    with pytest.raises(TypeError, match="a prompt must be a text or messages"):
+    with pytest.raises(TypeError, match="a prompt must be a string or messages"):
         prompt_of(7)
 
 

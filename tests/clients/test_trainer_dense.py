@@ -48,7 +48,7 @@ def test_trlx_gets_a_reward_for_each_token_that_it_will_count(rewards, name):
 
 
 def test_trlx_without_a_tokenizer_is_told_so(rewards):
-    with pytest.raises(ValueError, match="need the tokenizer"):
+    with pytest.raises(ValueError, match="require the tokenizer"):
         trlx_call(trlx.dense_reward_fn)
 
 
@@ -218,7 +218,7 @@ def test_slime_says_which_hook_is_missing(slime_samples):
 def test_token_rewards_and_context_parallelism_do_not_meet(slime_samples):
     args, _ = slime_samples
     data = {"rewards": [torch.ones(4)], "kl": [torch.zeros(2)]}
-    with pytest.raises(ValueError, match="need --context-parallel-size 1"):
+    with pytest.raises(ValueError, match="require --context-parallel-size 1"):
         slime.token_level_advantages(args, data)
 
 

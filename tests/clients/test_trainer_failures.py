@@ -63,13 +63,15 @@ def test_a_part_that_nobody_has_is_none_for_all() -> None:
 
 def test_a_group_in_which_all_failed_is_an_error() -> None:
     rewards = [rewarded(5), rewarded(6), failed(), failed()]
-    with pytest.raises(SampleFailed, match=r"all 2 samples .* of a prompt failed.*over the limit"):
+    with pytest.raises(
+        SampleFailed, match=r"all 2 samples of a prompt in this call failed.*over the limit"
+    ):
         scalars(rewards, "group_mean", groups=["a", "a", "b", "b"])
 
 
 def test_a_group_of_one_says_what_makes_it_larger() -> None:
     rewards = [rewarded(5), failed()]
-    with pytest.raises(SampleFailed, match="local batch hold whole groups"):
+    with pytest.raises(SampleFailed, match="local batch contain whole groups"):
         scalars(rewards, "group_mean", groups=["a", "b"])
 
 
@@ -100,7 +102,9 @@ def test_trl_ends_where_a_call_fails(rewards: RewardServer) -> None:
 
 
 def test_ms_swift_refuses_a_none_that_it_would_take_as_0() -> None:
-    with pytest.raises(ValueError, match="ms_swift: on_failure 'none' needs a trainer that skips"):
+    with pytest.raises(
+        ValueError, match="ms_swift: on_failure 'none' requires a trainer that skips"
+    ):
         ms_swift.orm("alarm", on_failure="none")(args=None)
 
 
@@ -182,7 +186,7 @@ def test_trlx_and_a_rubrics_group_take_means(rewards: RewardServer, monkeypatch)
 @pytest.mark.parametrize("hook", [openrlhf.reward_func, verl.compute_score_blocking])
 def test_a_trainer_of_single_samples_refuses_group_means(sources, monkeypatch, hook) -> None:
     monkeypatch.setenv("ALARM_ON_FAILURE", "group_mean")
-    with pytest.raises(ValueError, match="asks for one sample at a time"):
+    with pytest.raises(ValueError, match="sends one sample at a time"):
         hook([], [], [])
 
 
@@ -216,7 +220,7 @@ def test_before_the_first_reward_one_invalid_sample_is_raised() -> None:
 
 def test_a_rule_of_groups_is_no_rule_for_calls_of_one() -> None:
     message = "rule `gdpo` wants to know which samples share a prompt: send each one's `group`"
-    with pytest.raises(SampleFailed, match="one asks for one sample at a time"):
+    with pytest.raises(SampleFailed, match="one sends one sample at a time"):
         InvalidCalls(ONE).checked([failed("invalid_sample", message)])
 
 

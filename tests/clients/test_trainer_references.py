@@ -451,7 +451,7 @@ def test_gdpo_is_refused_with_a_reason_where_a_call_holds_one_sample(
 ) -> None:
     asked("paris", "gdpo")
     with pytest.raises(
-        SampleFailed, match=r"asks for one sample at a time|must hold all the completions"
+        SampleFailed, match=r"sends one sample at a time|must contain all completions"
     ):
         call()
 

@@ -118,7 +118,7 @@ def test_rllm_workflows_reward_function_gets_a_reward_output(action, rewards):
 
 
 def test_rllm_task_without_a_question_is_refused(rewards):
-    with pytest.raises(ValueError, match=r"none of .*'question'.*; it has \['id'\]"):
+    with pytest.raises(ValueError, match=r"no question in .*'question'.*; it has \['id'\]"):
         AlarmReward()({"id": 1}, "four")
 
 

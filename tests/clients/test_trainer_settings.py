@@ -43,18 +43,18 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
     ("name", "value", "message"),
     [
         ("timeout", "soon", r"timeout \(or ALARM_TIMEOUT\)"),
-        ("timeout", "0", "must be seconds over 0"),
+        ("timeout", "0", "must be more than 0 seconds"),
         ("on_failure", "nan", "must be 'raise', 'none', 'group_mean' or a finite number"),
         ("aspects", "some", "must be 'admitted' or 'all'"),
         ("fields", "reference", r"fields \(or ALARM_FIELDS\): must name a dataset column"),
         ("fields", {"reference": 3}, "must name a dataset column"),
         ("overrides", "rule=gdpo", r"overrides \(or ALARM_OVERRIDES\): is not JSON"),
         ("overrides", "[1]", "must be an object"),
-        ("timeout", True, "must be seconds over 0"),
+        ("timeout", True, "must be more than 0 seconds"),
         ("on_failure", False, "must be 'raise', 'none', 'group_mean' or a finite number"),
-        ("group", 3, r"group \(or ALARM_GROUP\): must be a text; got 3"),
-        ("recipe", 3, r"recipe \(or ALARM_RECIPE\): must be a text"),
-        ("model", ["rm"], r"model \(or ALARM_MODEL\): must be a text"),
+        ("group", 3, r"group \(or ALARM_GROUP\): must be a string; got 3"),
+        ("recipe", 3, r"recipe \(or ALARM_RECIPE\): must be a string"),
+        ("model", ["rm"], r"model \(or ALARM_MODEL\): must be a string"),
         ("aspect_names", 3, r"aspect_names \(or ALARM_ASPECT_NAMES\): must be names"),
         ("aspect_names", [1], "must be names, such as factuality,relevance"),
         ("template", 3, r"template \(or ALARM_TEMPLATE\): must be a name, or an object"),
@@ -68,12 +68,12 @@ def test_a_wrong_setting_is_named(name, value, message):
 
 
 def test_a_setting_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match=r"no such setting \['recipes'\]"):
+    with pytest.raises(ValueError, match=r"unknown setting \['recipes'\]"):
         read_settings(SKIPS, {"recipes": "mini"})
 
 
 def test_a_trainer_that_needs_numbers_refuses_none():
-    with pytest.raises(ValueError, match="takes 'raise' or a number"):
+    with pytest.raises(ValueError, match="Use 'raise' or a number"):
         read_settings(STRICT, {"on_failure": "none"})
 
 
@@ -105,7 +105,7 @@ def test_overrides_come_as_a_mapping_or_as_json(monkeypatch):
     monkeypatch.setenv("ALARM_OVERRIDES", '{"rule": "par", "weights": {"depth": 2}}')
     assert read_settings(SKIPS).overrides == {"rule": "par", "weights": {"depth": 2}}
     assert read_settings(SKIPS, {"overrides": {"threshold": 1}}).overrides == {"threshold": 1}
-    with pytest.raises(ValueError, match="overrides change a recipe"):
+    with pytest.raises(ValueError, match="overrides apply to a recipe"):
         read_settings(SKIPS, {"model": "rm"})
 
 
@@ -180,7 +180,7 @@ def test_a_column_that_is_absent_is_named_with_those_that_are_there():
 def test_a_group_of_nothing_is_refused_with_its_column(nothing):
     samples = [Sample(prompt="Q", completion="A")] * 2
     settings = read_settings(USUAL, {"group": "gid"})
-    with pytest.raises(ValueError, match="the column 'gid' has nothing for a sample"):
+    with pytest.raises(ValueError, match="the column 'gid' has no value for a sample"):
         with_rows(samples, [{"gid": 1}, {"gid": nothing}], settings)
 
 

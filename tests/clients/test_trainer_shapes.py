@@ -129,14 +129,14 @@ def test_slime_pads_nothing(capsys):
 
 def test_a_check_of_a_trainer_without_token_rewards_is_refused(capsys):
     assert main(["check", "areal"]) == 1
-    assert "'areal' is none of" in capsys.readouterr().err
+    assert "'areal' is not one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["no_such_module:pad"], "must be module:function .*No module named"),
-        (["os:no_such_pad"], "must be module:function .*no attribute"),
+        (["no_such_module:pad"], "must be an importable module:function.*No module named"),
+        (["os:no_such_pad"], "must be an importable module:function.*no attribute"),
         (["slime", "--lengths", "a,b"], "--lengths must be numbers of tokens"),
         (["slime", "--lengths", ""], "--lengths must be numbers of tokens"),
         (["slime", "--lengths", "0,3"], "--lengths must be numbers of tokens"),

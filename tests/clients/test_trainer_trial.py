@@ -107,7 +107,7 @@ def test_a_prompt_that_is_no_chat_is_told_without_a_traceback(there, capsys) -> 
     prompt = ["--prompt", '[{"role": "user", "content": 3}]', "--completion", "A"]
     for run in (lambda: main(["try", *prompt]), lambda: of_trainers(["try", "trl", *prompt])):
         assert run() == 2
-        assert "a message's content must be a text" in capsys.readouterr().err
+        assert "a message's content must be a string" in capsys.readouterr().err
 
 
 def test_a_trainers_fields_setting_is_read(there, capsys, monkeypatch) -> None:
@@ -129,7 +129,7 @@ def test_several_completions_are_a_group(there, capsys) -> None:
 def test_a_trainer_of_single_samples_hears_that_no_group_rule_fits(there, capsys) -> None:
     rule = ["--overrides", '{"rule": "gdpo"}', "--field", "reference=Paris"]
     assert of_trainers(["try", "openrlhf", *ASK[1:], *rule]) == 1
-    assert "openrlhf asks for one sample at a time" in "\n".join(lines(capsys))
+    assert "openrlhf sends one sample at a time" in "\n".join(lines(capsys))
 
 
 def test_one_failed_sample_is_told_beside_the_others(rewards: RewardServer, capsys) -> None:
@@ -194,4 +194,4 @@ def test_ready_with_invalid_timeout_is_refused_by_name(wrong: str, capsys) -> No
     with pytest.raises(SystemExit) as ended:
         of_trainers(["ready", f"--timeout={wrong}"])
     assert ended.value.code == 2
-    assert f"argument --timeout: wants seconds above 0, not {wrong!r}" in capsys.readouterr().err
+    assert f"argument --timeout: must be seconds above 0, got {wrong!r}" in capsys.readouterr().err

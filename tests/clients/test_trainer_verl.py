@@ -156,7 +156,7 @@ def test_scalars_go_to_the_last_token_as_verl_puts_them(rewards):
 
 def test_dense_rewards_are_refused_where_verl_takes_one_float(rewards):
     streaming = {"reward": {"reward_model": {"enable": False}, "reward_kwargs": {"dense": True}}}
-    with pytest.raises(ValueError, match="one float a trajectory"):
+    with pytest.raises(ValueError, match="one float per trajectory"):
         AlarmRewardManager(config=streaming, tokenizer=TOKENIZER)
 
 
