@@ -178,7 +178,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         told = repr(f"{key}=..." if equals else key)
         if not equals and "." not in key:  # what a separator within a value has cut off
             told = f"{len(key)} characters without `=`"
-        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {told}")
+        raise RecipeError(f"--set requires KEY=VALUE with a dotted key, got {told}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
