@@ -82,7 +82,7 @@ def relayed(port: int, timeout: float = 30.0) -> Iterator[str]:
         yield f"http://127.0.0.1:{relay.server_port}"
 
 
-def test_a_call_and_its_answer_pass_as_they_are() -> None:
+def test_relay_forwards_request_and_response_unchanged() -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         answer = httpx.post(
             f"{url}/compat/llamafactory/mini?template=x", json=BODY, auth=("any", "sesame")
@@ -96,7 +96,7 @@ def test_a_call_and_its_answer_pass_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("trouble", [429, 503, "cut"])
-def test_what_may_pass_later_is_asked_again(trouble: int | str) -> None:
+def test_relay_retries_transient_errors(trouble: int | str) -> None:
     with running(Server(trouble, trouble)) as server, relayed(server.server_port) as url:
         answer = httpx.post(f"{url}/get_reward", json=BODY, timeout=30)
     assert (answer.status_code, answer.json()) == (200, {"scores": [1, 2]})
@@ -104,14 +104,14 @@ def test_what_may_pass_later_is_asked_again(trouble: int | str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500])
-def test_a_refusal_of_the_call_itself_is_handed_back(status: int) -> None:
+def test_relay_returns_final_errors(status: int) -> None:
     with running(Server(status)) as server, relayed(server.server_port) as url:
         answer = httpx.post(f"{url}/score", json=BODY)
     assert (answer.status_code, answer.json()) == (status, {"error": status})
     assert len(server.asked) == 1
 
 
-def test_a_call_waits_for_a_server_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+def test_relay_waits_for_unreachable_server(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     with relayed(port) as url:
         answers: list[httpx.Response] = []
@@ -134,7 +134,7 @@ def test_a_call_waits_for_a_server_that_is_not_there(caplog: pytest.LogCaptureFi
     assert "is available again" in told[1]
 
 
-def test_a_call_that_finds_no_server_in_its_time_is_told_so() -> None:
+def test_relay_without_server_returns_error_at_deadline() -> None:
     with relayed(free_port(), timeout=0.3) as url:
         answer = httpx.post(f"{url}/score", json=BODY, timeout=30)
         shorter = httpx.post(
@@ -151,7 +151,7 @@ def test_a_call_that_finds_no_server_in_its_time_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health/live"), ("POST", "/admin/recipes")])
-def test_what_is_no_scoring_is_asked_once(method: str, path: str) -> None:
+def test_relay_forwards_other_requests_once(method: str, path: str) -> None:
     with relayed(free_port()) as url:
         answer = httpx.request(method, f"{url}{path}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "unavailable")
@@ -159,7 +159,7 @@ def test_what_is_no_scoring_is_asked_once(method: str, path: str) -> None:
         assert httpx.request(method, f"{url}{path}").status_code == 503
 
 
-def test_nothing_is_asked_for_a_caller_who_has_hung_up() -> None:
+def test_relay_stops_retrying_after_disconnect() -> None:
     port = free_port()
     with relayed(port) as url:
         with pytest.raises(httpx.ReadTimeout):
@@ -171,7 +171,7 @@ def test_nothing_is_asked_for_a_caller_who_has_hung_up() -> None:
     assert [json.loads(body) for _, _, body in server.asked] == [[1]]
 
 
-def test_a_body_that_changed_on_its_way_is_not_passed_on() -> None:
+def test_relay_rejects_body_with_wrong_digest() -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         digest = {"Content-Digest": content_digest(b"another")}
         answer = httpx.post(f"{url}/score", content=b"{}", headers=digest)
@@ -179,7 +179,7 @@ def test_a_body_that_changed_on_its_way_is_not_passed_on() -> None:
     assert server.asked == []
 
 
-def test_a_failure_of_the_relay_itself_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_internal_error_gets_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("unforeseen")
 
@@ -189,7 +189,7 @@ def test_a_failure_of_the_relay_itself_is_answered(monkeypatch: pytest.MonkeyPat
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
 
 
-def test_half_a_body_is_not_passed_on() -> None:
+def test_relay_incomplete_body_is_not_forwarded() -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as caller:
@@ -199,7 +199,7 @@ def test_half_a_body_is_not_passed_on() -> None:
     assert server.asked == []
 
 
-def test_a_body_of_unknown_length_is_refused() -> None:
+def test_relay_body_without_length_is_refused() -> None:
     def pieces() -> Iterator[bytes]:
         yield b"{}"
 
@@ -208,7 +208,7 @@ def test_a_body_of_unknown_length_is_refused() -> None:
     assert answer.status_code == 411
 
 
-def test_our_own_client_may_go_through_it(rewards: Any) -> None:
+def test_relay_works_with_alarm_client(rewards: Any) -> None:
     port = int(rewards.url.rpartition(":")[2])
     with relayed(port) as url, AlarmClient(url) as client:
         assert client.hierarchical_reward([Sample(prompt="p", completion="four")]).scalars() == [4]
@@ -226,7 +226,7 @@ def exchanged(url: str, request: bytes) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("value", ["größe".encode(), "größe".encode("latin-1"), b"\xff\x80 \xe2"])
-def test_headers_that_are_not_ascii_pass_as_they_came(value: bytes) -> None:
+def test_relay_forwards_non_ascii_headers_unchanged(value: bytes) -> None:
     asked = b"POST /score HTTP/1.1\r\nHost: x\r\nX-Request-Id: %s\r\nContent-Length: 2\r\n\r\n{}"
     with running(Server()) as server, relayed(server.server_port) as url:
         server.request_id = value.decode("latin-1")
@@ -247,7 +247,7 @@ def test_headers_that_are_not_ascii_pass_as_they_came(value: bytes) -> None:
         ("/score?q='[]|", "/score?q='%5B%5D%7C"),
     ],
 )
-def test_any_form_of_a_path_is_passed_on(target: str, path: str) -> None:
+def test_relay_forwards_any_form_of_path(target: str, path: str) -> None:
     asked = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
     with running(Server()) as server, relayed(server.server_port) as url:
         status, _ = exchanged(url, asked)
@@ -273,7 +273,7 @@ def test_any_form_of_a_path_is_passed_on(target: str, path: str) -> None:
         "POST /score HTTP/1.1\r\nX-Request-Id: a\r\n b\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
-def test_what_cannot_be_passed_on_is_refused_and_not_dropped(lines: str) -> None:
+def test_relay_unforwardable_request_gets_error(lines: str) -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         status, answer = exchanged(url, lines.encode())
     assert (status, server.asked) == (400, [])
@@ -281,14 +281,14 @@ def test_what_cannot_be_passed_on_is_refused_and_not_dropped(lines: str) -> None
 
 
 @pytest.mark.parametrize("milliseconds", ["²", "9" * 400, "soon", "-1"])
-def test_a_time_that_is_no_number_is_the_relays_own(milliseconds: str) -> None:
+def test_relay_invalid_timeout_header_uses_default(milliseconds: str) -> None:
     headers = f"X-Request-Timeout-Ms: {milliseconds}\r\nContent-Length: 2\r\n\r\n{{}}"
     with running(Server(503)) as server, relayed(server.server_port) as url:
         status, _ = exchanged(url, f"POST /score HTTP/1.1\r\n{headers}".encode())
     assert (status, len(server.asked)) == (200, 2)
 
 
-def test_no_more_memory_is_taken_than_what_arrives() -> None:
+def test_relay_false_content_length_reserves_no_memory() -> None:
     asked = b"POST /score HTTP/1.1\r\nContent-Length: 999999999999999\r\n\r\n{}"
     with relayed(free_port()) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -299,7 +299,7 @@ def test_no_more_memory_is_taken_than_what_arrives() -> None:
         assert httpx.get(f"{url}/health/live").status_code == 502
 
 
-def test_a_head_request_has_an_answer_without_a_body() -> None:
+def test_relay_head_response_has_no_body() -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         answer = httpx.head(f"{url}/health/live")
     assert (answer.status_code, answer.content) == (200, b"")
@@ -311,7 +311,7 @@ def run(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def test_it_runs_as_a_command_and_ends_on_sigterm() -> None:
+def test_relay_command_ends_on_sigterm() -> None:
     with (
         running(Server()) as server,
         run(f"http://127.0.0.1:{server.server_port}", "--port", "0") as process,
@@ -323,7 +323,7 @@ def test_it_runs_as_a_command_and_ends_on_sigterm() -> None:
         assert process.wait(timeout=30) == 0
 
 
-def test_the_command_tells_an_outage_on_standard_error() -> None:
+def test_relay_command_logs_outage_to_stderr() -> None:
     with run(f"http://127.0.0.1:{free_port()}", "--port", "0", "--timeout", "0.3") as process:
         assert process.stderr is not None
         url = process.stderr.readline().split()[1]
@@ -342,7 +342,7 @@ def test_the_command_tells_an_outage_on_standard_error() -> None:
         ("http://any:sesame@127.0.0.1:8000", "put the key into the URL that the trainer uses"),
     ],
 )
-def test_an_address_that_it_cannot_use_is_refused(url: str, reason: str) -> None:
+def test_relay_with_invalid_address_is_refused(url: str, reason: str) -> None:
     with run(url, "--port", "0") as process:
         _, told = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -350,7 +350,7 @@ def test_an_address_that_it_cannot_use_is_refused(url: str, reason: str) -> None
     assert "sesame" not in told
 
 
-def test_a_port_that_is_taken_is_refused() -> None:
+def test_relay_on_used_port_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with run("http://127.0.0.1:8000", "--port", port) as process:

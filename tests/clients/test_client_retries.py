@@ -15,27 +15,27 @@ RETRIES = Retries(first=1.0, longest=8.0)
     ("attempt", "jitter", "delay"),
     [(0, 0.0, 0.5), (0, 1.0, 1.0), (1, 0.0, 1.0), (2, 0.5, 3.0), (3, 1.0, 8.0), (9, 1.0, 8.0)],
 )
-def test_delays_double_up_to_the_longest_and_dice_halve_them(attempt, jitter, delay):
+def test_backoff_doubles_to_the_longest_and_jitter_halves(attempt, jitter, delay):
     assert backoff_delay(RETRIES, attempt, time_left=100, jitter=jitter) == delay
 
 
 @pytest.mark.parametrize(
     ("retry_after", "jitter", "delay"), [(2.0, 0.0, 2.0), (2.0, 1.0, 3.0), (0.0, 0.0, 0.5)]
 )
-def test_a_wait_that_the_server_named_is_never_cut_short(retry_after, jitter, delay):
+def test_backoff_never_shortens_retry_after(retry_after, jitter, delay):
     assert backoff_delay(RETRIES, 0, time_left=100, jitter=jitter, retry_after=retry_after) == delay
 
 
-def test_dice_do_not_push_a_named_wait_past_the_deadline():
+def test_backoff_jitter_keeps_retry_after_within_deadline():
     assert backoff_delay(RETRIES, 0, time_left=10, jitter=1.0, retry_after=8.0) == 9.0
 
 
 @pytest.mark.parametrize("retry_after", [None, 1.0, 60.0])
-def test_a_wait_longer_than_the_time_left_is_given_up(retry_after):
+def test_backoff_longer_than_time_left_is_none(retry_after):
     assert backoff_delay(RETRIES, 0, time_left=0.4, jitter=0.0, retry_after=retry_after) is None
 
 
-def test_a_thousandth_attempt_is_no_overflow():
+def test_backoff_of_thousandth_attempt_does_not_overflow():
     assert backoff_delay(RETRIES, 10_000, time_left=100, jitter=1.0) == 8.0
 
 
@@ -53,16 +53,16 @@ def test_a_thousandth_attempt_is_no_overflow():
         (None, None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_as_a_date(value, seconds):
+def test_parse_retry_after_accepts_seconds_and_dates(value, seconds):
     assert parse_retry_after(value, lambda: 40.0) == seconds
 
 
-def test_a_wait_of_our_own_is_cut_short_so_that_the_time_left_is_used():
+def test_backoff_is_cut_to_half_of_time_left():
     assert backoff_delay(RETRIES, 9, time_left=6, jitter=1.0) == 3.0
     assert backoff_delay(RETRIES, 9, time_left=0.51, jitter=1.0) == 0.255
 
 
-def test_connection_errors_have_a_longest_delay_of_their_own():
+def test_backoff_of_connection_errors_has_own_longest():
     retries = Retries(first=1.0, longest=30.0)
     assert backoff_delay(retries, 9, time_left=100, jitter=1.0) == 30.0
     assert backoff_delay(retries.of_connections, 9, time_left=100, jitter=1.0) == 5.0
@@ -73,12 +73,12 @@ def test_connection_errors_have_a_longest_delay_of_their_own():
     "options",
     [{"first": -1.0}, {"longest": float("nan")}, {"longest": math.inf}, {"max_reconnects": -1}],
 )
-def test_numbers_without_sense_are_refused_by_their_name(options):
+def test_retries_with_invalid_number_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         Retries(**options)
 
 
 @given(st.text())
-def test_no_text_in_retry_after_raises(value):
+def test_parse_retry_after_with_random_text_never_raises(value):
     seconds = parse_retry_after(value, lambda: 40.0)
     assert seconds is None or 0 <= seconds < math.inf

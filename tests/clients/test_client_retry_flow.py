@@ -73,25 +73,25 @@ class Walk:
                 failure = answer
 
 
-def test_one_request_is_enough_where_the_server_answers():
+def test_request_with_response_is_sent_once():
     walk = Walk([OK])
     assert walk.take(request(walk.call(), "GET", "/models")) is OK
     assert (walk.timeouts, walk.sleeps) == ([100.0], [])
 
 
-def test_each_try_has_the_time_that_is_left():
+def test_retry_has_the_remaining_time():
     walk = Walk([busy(after="2"), busy(after="3"), OK])
     walk.take(request(walk.call(), "GET", "/models"))
     assert (walk.timeouts, walk.sleeps) == ([100.0, 97.0, 93.0], [2.0, 3.0])
 
 
-def test_delays_double_where_the_server_names_none():
+def test_retry_without_retry_after_doubles_delay():
     walk = Walk([busy(), busy(502), busy(503), busy(504), OK])
     assert walk.take(request(walk.call(), "GET", "/models")) is OK
     assert walk.sleeps == [0.5, 1.0, 2.0, 4.0]
 
 
-def test_a_server_that_does_not_answer_is_tried_a_few_times():
+def test_retry_of_connection_errors_is_bounded():
     walk = Walk([BROKEN, BROKEN, OK])
     assert walk.take(request(walk.call(), "GET", "/models")) is OK
     walk = Walk([BROKEN, BROKEN, BROKEN, OK])
@@ -102,7 +102,7 @@ def test_a_server_that_does_not_answer_is_tried_a_few_times():
 @pytest.mark.parametrize(
     ("status", "kind"), [(400, InvalidRequest), (401, Unauthorized), (422, InvalidRequest)]
 )
-def test_a_refusal_of_the_request_itself_is_not_tried_again(status, kind):
+def test_retry_does_not_apply_to_invalid_requests(status, kind):
     walk = Walk([busy(status), OK])
     with pytest.raises(kind, match=f"http://server/score answered {status}: queue full"):
         walk.take(request(walk.call(), "POST", "/score", b"{}"))
@@ -112,14 +112,14 @@ def test_a_refusal_of_the_request_itself_is_not_tried_again(status, kind):
 @pytest.mark.parametrize(
     "body", [b'{"error": {"code": "garbled"}}', b"Invalid HTTP request received."]
 )
-def test_a_request_that_did_not_arrive_as_it_was_sent_is_sent_again(body):
+def test_retry_applies_to_corrupted_requests(body):
     walk = Walk([Reply(400, {}, body), OK])
     assert walk.take(request(walk.call(), "POST", "/score", b"{}")) is OK
     assert len(walk.timeouts) == 2
 
 
 @pytest.mark.parametrize("status", [500, 503, 504])
-def test_what_the_server_calls_final_is_not_tried_again(status):
+def test_retry_does_not_apply_if_retryable_is_false(status):
     body = b'{"error": {"code": "too_slow", "message": "one pass", "retryable": false}}'
     walk = Walk([Reply(status, {}, body), OK])
     with pytest.raises(StatusError, match="one pass") as caught:
@@ -127,7 +127,7 @@ def test_what_the_server_calls_final_is_not_tried_again(status):
     assert (len(walk.timeouts), caught.value.retryable) == (1, False)
 
 
-def test_the_last_refusal_shows_when_the_time_runs_out():
+def test_retry_at_deadline_raises_with_last_error():
     walk = Walk([])
     with pytest.raises(
         DeadlineExceeded, match=r"gave up after 3 attempts.*5 s.*queue full"
@@ -137,7 +137,7 @@ def test_the_last_refusal_shows_when_the_time_runs_out():
     assert isinstance(caught.value.__cause__, Unavailable)
 
 
-def test_a_wait_past_the_deadline_is_not_begun():
+def test_retry_does_not_wait_past_the_deadline():
     walk = Walk([busy(after="60"), OK])
     with pytest.raises(DeadlineExceeded) as caught:
         walk.take(request(walk.call(timeout=30.0), "GET", "/models"))
@@ -145,7 +145,7 @@ def test_a_wait_past_the_deadline_is_not_begun():
     assert isinstance(caught.value.__cause__, Overloaded)
 
 
-def test_no_request_is_sent_once_the_time_is_over():
+def test_request_after_deadline_is_not_sent():
     walk = Walk([OK])
     call = walk.call(timeout=5.0)
     walk.now = 5.0
@@ -154,20 +154,20 @@ def test_no_request_is_sent_once_the_time_is_over():
     assert walk.timeouts == []
 
 
-def test_an_error_without_the_contracts_body_shows_what_came():
+def test_error_with_foreign_body_shows_it():
     walk = Walk([Reply(500, {}, b"<html>oops")])
     with pytest.raises(Exception, match="answered 500: <html>oops") as caught:
         walk.take(request(walk.call(), "GET", "/models"))
     assert (caught.value.status, caught.value.code) == (500, None)
 
 
-def test_readiness_is_asked_for_until_it_comes():
+def test_wait_ready_polls_until_ready():
     walk = Walk([BROKEN] * 9 + [busy(503), DeadlineExceeded("slow"), OK])
     assert walk.take(await_ready(walk.call())) is None
     assert walk.sleeps == [1.0] * 11
 
 
-def test_a_server_that_does_not_get_ready_says_why():
+def test_wait_ready_at_deadline_raises_reason():
     loading = Reply(503, {}, b'{"status": "loading", "reason": "loading ultrarm"}')
     walk = Walk([loading] * 9)
     with pytest.raises(Unavailable, match=r"not ready within 6 s.*loading ultrarm") as caught:
@@ -175,13 +175,13 @@ def test_a_server_that_does_not_get_ready_says_why():
     assert caught.value.code == "loading"
 
 
-def test_waiting_where_nothing_listens_says_so():
+def test_wait_ready_without_server_raises_connection_error():
     walk = Walk([BROKEN] * 9)
     with pytest.raises(AlarmConnectionError, match=r"not ready within 6 s: cannot connect"):
         walk.take(await_ready(walk.call(timeout=6.0)))
 
 
-def test_waiting_with_a_wrong_key_does_not_wait():
+def test_wait_ready_with_wrong_key_raises_at_once():
     walk = Walk([busy(401)])
     with pytest.raises(Unauthorized, match="ALARM_API_KEY"):
         walk.take(await_ready(walk.call()))
@@ -244,7 +244,7 @@ def ask(clock: Clock, **options):
 
 
 @pytest.mark.parametrize("connect_timeout", [10.0, 60.0])
-def test_a_server_that_never_answered_is_given_up_after_the_connect_timeout(connect_timeout):
+def test_retry_of_new_server_ends_after_connect_timeout(connect_timeout):
     clock = Clock([])
     message = rf"cannot connect \(refused\); no ALaRM server has answered.*{connect_timeout:g} s"
     with pytest.raises(AlarmConnectionError, match=message):
@@ -254,7 +254,7 @@ def test_a_server_that_never_answered_is_given_up_after_the_connect_timeout(conn
 
 
 @pytest.mark.parametrize("answer", [LOADING, busy(), busy(401), busy(422)])
-def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
+def test_retry_of_known_server_lasts_until_deadline(answer):
     clock = Clock([answer])
     if answer.status in {401, 422}:
         assert ask(clock) is answer
@@ -265,7 +265,7 @@ def test_a_server_that_once_answered_is_waited_for_until_the_deadline(answer):
 
 
 @pytest.mark.parametrize("reply", [GATEWAY, Reply(502, {}, b""), Reply(404, {}, b"nginx"), OF_VLLM])
-def test_the_reply_of_a_gateway_is_no_answer(reply):
+def test_gateway_response_does_not_count_as_answered(reply):
     clock = Clock([reply])
     if reply.status == 404:
         assert ask(clock) is reply
@@ -274,7 +274,7 @@ def test_the_reply_of_a_gateway_is_no_answer(reply):
     assert not clock.server.has_answered
 
 
-def test_a_result_is_an_answer_and_junk_with_status_200_is_none():
+def test_result_counts_as_answered_and_junk_does_not():
     answer = b'{"model": "rm", "fingerprint": "f", "scores": [], "usage": {}}'
     clock = Clock([Reply(200, {}, b"<html>welcome"), Reply(200, {}, answer)])
     with pytest.raises(ProtocolError):
@@ -284,7 +284,7 @@ def test_a_result_is_an_answer_and_junk_with_status_200_is_none():
     assert clock.server.has_answered
 
 
-def test_a_connection_that_broke_after_long_work_is_tried_for_the_connect_timeout_after_it():
+def test_broken_connection_after_long_work_gets_connect_timeout():
     clock = Clock([(100.0, refused()), (0.0, SCORED)])
     assert ask(clock) is SCORED
     clock = Clock([(100.0, refused())])
@@ -293,7 +293,7 @@ def test_a_connection_that_broke_after_long_work_is_tried_for_the_connect_timeou
     assert 150 < clock.now <= 160
 
 
-def test_a_host_that_says_nothing_is_given_up_after_the_connect_timeout():
+def test_silent_host_is_given_up_after_connect_timeout():
     clock = Clock([(5.0, refused())] * 99)
     with pytest.raises(AlarmConnectionError, match="no ALaRM server"):
         ask(clock)
@@ -305,7 +305,7 @@ def test_a_host_that_says_nothing_is_given_up_after_the_connect_timeout():
     assert max(clock.connects) == 0.5
 
 
-def test_what_no_try_can_mend_is_not_tried_again():
+def test_non_retryable_connection_error_is_not_retried():
     clock = Clock([AlarmConnectionError("the proxy is one of SOCKS")])
     with pytest.raises(AlarmConnectionError, match="SOCKS"):
         ask(clock)
@@ -320,7 +320,7 @@ def warnings_of(caplog) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
 
 
-def test_an_outage_is_logged_at_once_then_every_30_seconds_and_at_its_end(caplog):
+def test_outage_is_logged_at_start_every_30_s_and_at_end(caplog):
     clock = Clock([])
     clock.server.has_answered = True
     call = clock.call()
@@ -340,7 +340,7 @@ def test_an_outage_is_logged_at_once_then_every_30_seconds_and_at_its_end(caplog
     assert warnings_of(caplog) == []
 
 
-def test_however_many_calls_wait_an_outage_is_logged_once(caplog):
+def test_outage_with_many_calls_is_logged_once(caplog):
     clock = Clock([])
     for _ in range(8):
         clock.replies = [refused(), SCORED]
@@ -350,7 +350,7 @@ def test_however_many_calls_wait_an_outage_is_logged_once(caplog):
     assert len(warnings_of(caplog)) == 1
 
 
-def test_a_try_that_began_before_the_server_was_back_begins_no_outage(caplog):
+def test_outage_ignores_failures_that_started_before_recovery(caplog):
     server = Availability()
     assert server.failed("refused", 1.0, 1.0, 60.0)
     server.recovered("http://server", 3.0)
@@ -359,7 +359,7 @@ def test_a_try_that_began_before_the_server_was_back_begins_no_outage(caplog):
     assert server.failed("refused", 5.0, 5.0, 60.0)
 
 
-def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(caplog):
+def test_loading_server_is_logged_as_outage_and_429_as_retry(caplog):
     caplog.set_level("INFO")
     ask(Clock([LOADING, SCORED]))
     first, last = warnings_of(caplog)
@@ -372,7 +372,7 @@ def test_a_server_that_loads_is_logged_as_an_outage_and_a_full_queue_as_a_retry(
     assert retry == "http://server/score answered 429: queue full (attempt 2 follows in 2.5 s)"
 
 
-def test_waiting_for_a_server_is_logged(caplog):
+def test_wait_ready_is_logged(caplog):
     walk = Walk([BROKEN] * 40 + [OK])
     walk.take(await_ready(walk.call()))
     told = warnings_of(caplog)
@@ -380,7 +380,7 @@ def test_waiting_for_a_server_is_logged(caplog):
     assert "is available again" in told[-1]
 
 
-def test_each_request_of_a_call_has_an_id_of_its_own():
+def test_request_ids_of_a_call_are_distinct():
     walk = Walk([])
     call = walk.call()
     ids = [call.next_request_id() for _ in range(3)]

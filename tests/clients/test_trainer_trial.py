@@ -41,7 +41,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_sample_is_scored_and_its_parts_are_told(there, capsys) -> None:
+def test_try_prints_reward_and_components(there, capsys) -> None:
     assert main([*ASK, "--field", "reference=Paris"]) == 0
     assert lines(capsys) == [
         "asked     this client: the server's default recipe",
@@ -54,14 +54,14 @@ def test_a_sample_is_scored_and_its_parts_are_told(there, capsys) -> None:
     ]
 
 
-def test_what_is_missing_is_named(there, capsys) -> None:
+def test_try_names_missing_field(there, capsys) -> None:
     assert main(ASK) == 1
     found = "\n".join(lines(capsys))
     assert "ALARM_FIELDS=reference=COLUMN" in found
     assert "missing   fields.reference: here by --field reference=TEXT" in found
 
 
-def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
+def test_try_row_uses_the_trainers_columns(there, capsys) -> None:
     row = json.dumps({"ground_truth": "Paris"})
     assert of_trainers(["try", "verl", *ASK[1:], "--row", row]) == 0
     assert "reward    1" in lines(capsys)
@@ -81,7 +81,7 @@ def test_a_row_goes_through_the_trainers_own_columns(there, capsys) -> None:
         ("easyr1", {"my_key": '{"prompt": "Q", "answer": "Paris"}'}),
     ],
 )
-def test_a_row_is_read_as_the_trainers_module_reads_it(there, capsys, trainer, row) -> None:
+def test_try_row_is_read_by_the_trainer_module(there, capsys, trainer, row) -> None:
     assert of_trainers(["try", trainer, *ASK[1:], "--row", json.dumps(row)]) == 0
     assert "reward    1" in lines(capsys)
 
@@ -96,21 +96,21 @@ def test_try_easyr1_sends_every_text_of_the_answer_column_as_a_field(there, caps
     assert "reward    1" in found
 
 
-def test_what_extra_info_holds_can_be_named_for_verl(there, capsys, monkeypatch) -> None:
+def test_try_verl_field_from_extra_info_is_sent(there, capsys, monkeypatch) -> None:
     monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
     row = ["--row", '{"extra_info": {"gold": "Paris"}}']
     assert of_trainers(["try", "verl", *ASK[1:], *row]) == 0
     assert "reward    1" in lines(capsys)
 
 
-def test_a_prompt_that_is_no_chat_is_told_without_a_traceback(there, capsys) -> None:
+def test_try_with_invalid_prompt_prints_no_traceback(there, capsys) -> None:
     prompt = ["--prompt", '[{"role": "user", "content": 3}]', "--completion", "A"]
     for run in (lambda: main(["try", *prompt]), lambda: of_trainers(["try", "trl", *prompt])):
         assert run() == 2
         assert "a message's content must be a string" in capsys.readouterr().err
 
 
-def test_a_trainers_fields_setting_is_read(there, capsys, monkeypatch) -> None:
+def test_try_reads_fields_setting(there, capsys, monkeypatch) -> None:
     monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
     row = ["--row", '{"gold": "Rome"}']
     assert of_trainers(["try", "trl", *ASK[1:], *row]) == 0
@@ -119,20 +119,20 @@ def test_a_trainers_fields_setting_is_read(there, capsys, monkeypatch) -> None:
     assert "'gold'" in capsys.readouterr().err
 
 
-def test_several_completions_are_a_group(there, capsys) -> None:
+def test_try_with_several_completions_is_a_group(there, capsys) -> None:
     group = ["--completion", "Rome", "--overrides", '{"rule": "gdpo", "weights": {"words": 0}}']
     assert of_trainers(["try", "trl", *ASK[1:], *group, "--field", "reference=Paris"]) == 0
     found = [line for line in lines(capsys) if line.startswith("reward")]
     assert [float(line.split()[1]) for line in found] == pytest.approx([0.7071, -0.7071], abs=1e-3)
 
 
-def test_a_trainer_of_single_samples_hears_that_no_group_rule_fits(there, capsys) -> None:
+def test_try_group_rule_with_single_sample_trainer_says_so(there, capsys) -> None:
     rule = ["--overrides", '{"rule": "gdpo"}', "--field", "reference=Paris"]
     assert of_trainers(["try", "openrlhf", *ASK[1:], *rule]) == 1
     assert "openrlhf sends one sample at a time" in "\n".join(lines(capsys))
 
 
-def test_one_failed_sample_is_told_beside_the_others(rewards: RewardServer, capsys) -> None:
+def test_try_prints_failed_sample_with_the_others(rewards: RewardServer, capsys) -> None:
     rewards.bad = {"x"}
     assert main([*ASK, "--completion", "x"]) == 1
     found = lines(capsys)
@@ -140,7 +140,7 @@ def test_one_failed_sample_is_told_beside_the_others(rewards: RewardServer, caps
     assert "failed    too_long: over the limit" in found
 
 
-def test_wrong_arguments_are_another_exit_code(rewards: RewardServer, capsys) -> None:
+def test_try_with_invalid_arguments_exits_with_2(rewards: RewardServer, capsys) -> None:
     assert main([*ASK, "--field", "Paris"]) == 2
     assert main([*ASK, "--row", "[1]"]) == 2
     assert main([*ASK, "--overrides", "x"]) == 2
@@ -151,7 +151,7 @@ def test_wrong_arguments_are_another_exit_code(rewards: RewardServer, capsys) ->
         main([])
 
 
-def test_no_server_is_told_with_its_url(sources, capsys, monkeypatch) -> None:
+def test_try_without_server_names_the_url(sources, capsys, monkeypatch) -> None:
     monkeypatch.setenv("ALARM_CONNECT_TIMEOUT", "0.1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -159,7 +159,7 @@ def test_no_server_is_told_with_its_url(sources, capsys, monkeypatch) -> None:
     assert url in "\n".join(lines(capsys))
 
 
-def test_ready_is_refused_without_the_servers_key(sources, capsys, monkeypatch, tmp_path) -> None:
+def test_ready_without_api_key_fails(sources, capsys, monkeypatch, tmp_path) -> None:
     recipe = tmp_path / "words.toml"
     recipe.write_text(
         '[models.words]\nkind = "length"\n[holistic]\nmodel = "words"\n'
@@ -175,7 +175,7 @@ def test_ready_is_refused_without_the_servers_key(sources, capsys, monkeypatch, 
         assert "is ready" in capsys.readouterr().out
 
 
-def test_both_commands_run_as_modules(url: str) -> None:
+def test_try_commands_run_as_modules(url: str) -> None:
     field = ["--field", "reference=Paris", "--url", url]
     for module in (["alarm_client", *ASK], ["alarm_client.trainers", "try", "trl", *ASK[1:]]):
         done = subprocess.run(
@@ -185,7 +185,7 @@ def test_both_commands_run_as_modules(url: str) -> None:
         assert "reward    1\n" in done.stdout
 
 
-def test_every_trainer_can_be_tried() -> None:
+def test_try_works_for_every_trainer() -> None:
     assert {defaults_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
 
 

@@ -121,7 +121,7 @@ def _qwen_math(folder: Path) -> cards.Card:
         ("Qwen2.5-Math-PRM-7B", _qwen_math),
     ],
 )
-def test_checkpoint_alone_grades_steps_as_its_card_does(
+def test_recipe_of_process_reward_model_scores_as_its_card(
     name: str, build: Callable[[Path], cards.Card], tmp_path: Path
 ) -> None:
     card = build(tmp_path / name)

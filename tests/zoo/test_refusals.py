@@ -354,7 +354,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
+def test_checkpoint_with_different_scores_is_refused_with_advice(
     case: Refused, tmp_path: Path
 ) -> None:
     case.build(tmp_path)
@@ -368,14 +368,14 @@ def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
     assert "`weights_only` set to `False`" not in message
 
 
-def test_openrlhf_model_read_without_its_end_of_text_is_warned_of(tmp_path: Path) -> None:
+def test_openrlhf_without_end_of_text_has_a_note(tmp_path: Path) -> None:
     _openrlhf(tmp_path)
     model = load(tmp_path, {})
     assert any("config.json names the class RewardModel" in note for note in model.notes)
     assert any("OpenRLHF is read with" in note for note in model.notes)
 
 
-def test_normalised_scores_of_a_configuration_are_not_left_raw(tmp_path: Path) -> None:
+def test_normalization_unsupported_by_kind_is_refused(tmp_path: Path) -> None:
     _beaver_normalized(tmp_path)
     recipe = {"head": "score_head", "template": "{prompt}{completion}", "kind": "multi-objective"}
     with pytest.raises(CheckpointError, match=r"do_normalize True, mean \[1.0\], var \[4.0\]"):
