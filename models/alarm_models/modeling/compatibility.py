@@ -53,7 +53,7 @@ _MAX_TOLD = 300
 
 
 def require_plain_weights(facts: CheckpointFacts) -> None:
-    """Raise `CheckpointError` for quantised weights, and for families that cannot be served."""
+    """Raise `CheckpointError` for quantized weights, and for families that cannot be served."""
     family = match_family(facts)
     if family is not None and family.refusal is not None:
         raise CheckpointError(f"{facts.folder}: {family.refusal} ({facts.describe()})")
@@ -66,7 +66,7 @@ def _quantised_refusal(facts: CheckpointFacts, found: Quantization) -> str:
     method = found.method
     way = _QUANTISED_WAYS.get(method.lower(), f"{method} weights are not supported")
     return (
-        f"{facts.folder} is quantized ({method}: {found.evidence}). {way}. Use the unquantised "
+        f"{facts.folder} is quantized ({method}: {found.evidence}). {way}. Use the unquantized "
         'original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or SGLang '
         "and request its scores with kind `remote`"
     )
