@@ -120,8 +120,8 @@ def read_adapter(folder: Path) -> Adapter:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = list(_named(folder))
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder}: the adapter cannot be read: {told}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: the adapter cannot be read: {reason}") from error
     if not tensors:
         raise CheckpointError(
             f"{folder} has neither adapter_model.safetensors nor adapter_model.bin"
