@@ -59,7 +59,7 @@ class _Watch:
         own = threading.get_ident()
         is_over = False
         while not is_over:
-            # What is raised in here comes too late to be told, and must not keep this from its end.
+            # An exception raised in here is too late and must not interrupt this method.
             with suppress(TimeLimitExceeded), self._changed:
                 self._deadlines.pop(own, None)
                 _raise_in(own, None)  # what has not been raised yet

@@ -1,4 +1,4 @@
-"""Where the server is, and how to be let in."""
+"""The server's URL and API key."""
 
 import numpy as np
 import pytest

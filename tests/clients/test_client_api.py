@@ -1,4 +1,4 @@
-"""What the package offers, and what it costs to import."""
+"""Public names of the package, and the cost of its import."""
 
 import importlib.metadata
 import subprocess

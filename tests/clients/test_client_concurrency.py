@@ -1,4 +1,4 @@
-"""The parts of a large call: together, in order, and ended together."""
+"""The parts of a large call run concurrently, stay in order and are cancelled together."""
 
 import asyncio
 import itertools

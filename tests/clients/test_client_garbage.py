@@ -1,4 +1,4 @@
-"""Whatever bytes answer, both clients raise an error of their own: over real sockets."""
+"""Random response bytes over real sockets raise errors of the client."""
 
 import asyncio
 import socket

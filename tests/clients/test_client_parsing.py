@@ -1,4 +1,4 @@
-"""Answers are read strictly: what breaks the contract raises ProtocolError."""
+"""Strict parsing of responses: contract violations raise ProtocolError."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which proxy of the environment stands before a server."""
+"""Selection of the environment's proxy for a server."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A relay between a caller that asks once and a server that comes and goes, over real sockets."""
+"""The relay between a caller without retries and an unreliable server, over real sockets."""
 
 import contextlib
 import json

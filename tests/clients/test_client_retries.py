@@ -1,4 +1,4 @@
-"""The arithmetic of trying again."""
+"""Backoff arithmetic."""
 
 import math
 

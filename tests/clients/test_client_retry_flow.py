@@ -1,4 +1,4 @@
-"""The protocol driven by hand: no network, no clock but a number."""
+"""The retry flow, run without network and with a fake clock."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Where long calls are cut: small groups, limits that a reader can count."""
+"""Splitting of large calls, with small groups and limits."""
 
 import pytest
 from hypothesis import given

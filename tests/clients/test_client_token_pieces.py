@@ -1,4 +1,4 @@
-"""Pieces laid end to end: whose character is whose."""
+"""Joining token pieces: the text, and the span of each piece."""
 
 import pytest
 

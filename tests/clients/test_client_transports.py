@@ -1,4 +1,4 @@
-"""Connections find out that a machine is gone, and proxies stand between only where they may."""
+"""TCP keepalive of connections, and use of environment proxies."""
 
 import errno
 import socket

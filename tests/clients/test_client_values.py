@@ -1,4 +1,4 @@
-"""Callers' values: those that are clear are sent, and every other is named by sample and field."""
+"""Conversion of callers' values; invalid ones are named by sample and field."""
 
 import datetime
 import decimal

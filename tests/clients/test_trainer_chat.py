@@ -1,4 +1,4 @@
-"""What hooks do with a policy's chat template: the same as the server's URLs, or an error."""
+"""Chat templates in hooks: split as by the server's URLs, or an error."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Token rewards where trlx, SkyRL, slime, FineGrainedRLHF and ALaRM's TRL fork look for them."""
+"""Token rewards of trlx, SkyRL, slime, FineGrainedRLHF and ALaRM's TRL fork."""
 
 import sys
 from types import ModuleType, SimpleNamespace

@@ -1,4 +1,4 @@
-"""What examples and documents name is there, and they cover every trainer."""
+"""Examples and documents name existing things and cover every trainer."""
 
 import ast
 import re

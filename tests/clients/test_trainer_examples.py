@@ -1,4 +1,4 @@
-"""The shell examples, run with the trainers' commands stood in and our own as they are."""
+"""The shell examples, run with stand-ins for the trainers' commands."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What a failed sample becomes: the mean of its group, an error, or what the user chose."""
+"""The failure policy: group mean, error, None or a number."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What a user may say, and what becomes of a failure."""
+"""Settings of trainer modules, and failures under them."""
 
 import logging
 import math
@@ -227,7 +227,7 @@ def test_component_means_ignore_nan():
 
 def test_aspect_names_are_sorted_and_kept():
     names = AspectNames(())
-    assert names.seen([FAILED]) == ()
-    assert names.seen([GOOD]) == ("depth",)
-    assert names.seen([FAILED]) == ("depth",)
-    assert AspectNames(["b", "a"]).seen([GOOD]) == ("b", "a")
+    assert names.update([FAILED]) == ()
+    assert names.update([GOOD]) == ("depth",)
+    assert names.update([FAILED]) == ("depth",)
+    assert AspectNames(["b", "a"]).update([GOOD]) == ("b", "a")

@@ -1,4 +1,4 @@
-"""Texts as trainers hand them over, and token rewards where trainers look for them."""
+"""Text formats of trainers, padding of token rewards, and the command line."""
 
 import asyncio
 import re

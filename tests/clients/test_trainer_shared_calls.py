@@ -1,4 +1,4 @@
-"""Several reward functions of one batch cost one scoring call, and no two batches share one."""
+"""Reward functions of one batch share one scoring call; batches never share one."""
 
 import asyncio
 import pickle

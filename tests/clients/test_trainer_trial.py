@@ -1,4 +1,4 @@
-"""`try`: a sample scored from the command line, with what a trainer's module would send."""
+"""`try`: scores samples from the command line as a trainer module would send them."""
 
 import json
 import socket
@@ -44,7 +44,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_try_prints_reward_and_components(there, capsys) -> None:
     assert main([*ASK, "--field", "reference=Paris"]) == 0
     assert lines(capsys) == [
-        "asked     this client: the server's default recipe",
+        "request   this client: the server's default recipe",
         "field     reference = 'Paris'",
         "answer    'Paris'",
         "reward    1",

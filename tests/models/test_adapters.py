@@ -1,4 +1,4 @@
-"""LoRA adapters, other prefixes, other tokenizers: each against transformers run plainly."""
+"""LoRA adapters, prefixes and tokenizers, compared with plain transformers."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A chat template renders a sample always alike, whatever it asks for."""
+"""Chat templates are deterministic and bounded in time and output."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A chat model as a judge, against a small server that answers what it is told to."""
+"""A chat model as a judge, against a server with scripted answers."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Long texts tokenised in parts: the tokens, and what truncation leaves, are those of the whole."""
+"""Long texts tokenized in parts have the same tokens, also after truncation."""
 
 import json
 from dataclasses import replace

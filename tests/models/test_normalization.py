@@ -1,4 +1,4 @@
-"""Scores that a published class normalises: OpenRLHF's and safe-rlhf's, by hand."""
+"""Score normalization of OpenRLHF and safe-rlhf, computed by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a recipe says of a text's form, each against the way of a card in plain transformers."""
+"""Text keys of recipes, compared with model cards in plain transformers."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Kind `steps` in the forms of other process reward models, each against its card's own way."""
+"""Kind `steps` with other process reward models, compared with their cards."""
 
 from collections.abc import Mapping
 from pathlib import Path

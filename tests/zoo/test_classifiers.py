@@ -1,4 +1,4 @@
-"""Rewards that transformers' own classes load: one logit after a chat, or after two texts."""
+"""Classifiers of transformers: one logit for a chat or for a text pair."""
 
 from __future__ import annotations
 

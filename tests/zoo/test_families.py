@@ -1,4 +1,4 @@
-"""A checkpoint alone is enough: the table of families makes its recipe, or says why not."""
+"""Recipes created from checkpoints by the table of families, or refusals."""
 
 from __future__ import annotations
 

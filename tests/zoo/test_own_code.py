@@ -1,4 +1,4 @@
-"""Checkpoints with classes of their own: passed over by nobody, run where they are trusted."""
+"""Checkpoints with custom classes: run if trusted, else refused."""
 
 from __future__ import annotations
 

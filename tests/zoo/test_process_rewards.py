@@ -1,4 +1,4 @@
-"""Process reward models from their checkpoints alone: the worst step's probability."""
+"""Process reward models from their checkpoints alone; the score is that of the worst step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be scored is refused with what is in the files and what to write, never guessed."""
+"""Unsupported checkpoints are refused with a description of the files and what to write."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ CASES = [
     Refused(
         "modelopt_fp8_without_a_configuration",
         _quantised(None, _fp8),
-        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantised"),
+        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantized"),
     ),
     Refused("gguf", _gguf, ("rm-Q4_K_M.gguf", "GGUF", "safetensors")),
     Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "GGUF")),

@@ -1,4 +1,4 @@
-"""Rewards that are a head of their own beside a base: named by `head`."""
+"""Reward heads next to a base model, named by `head`."""
 
 from __future__ import annotations
 

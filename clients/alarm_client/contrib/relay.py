@@ -72,7 +72,7 @@ class Relay(ThreadingHTTPServer):
         self._server = Availability()
         super().__init__((host, port), _Handler)
 
-    def relayed(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
+    def forward(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
         """The server's final response, or an error in the server's format."""
         is_scoring = send.method == "POST" and not send.path.startswith("/admin")
         timeout = min(self._timeout, seconds or self._timeout)
@@ -81,7 +81,7 @@ class Relay(ThreadingHTTPServer):
         if is_scoring:
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
-            steps = _once(replace(send, timeout=timeout, request_id=call.next_request_id()))
+            steps = _send_once(replace(send, timeout=timeout, request_id=call.next_request_id()))
         try:
             return run_flow(steps, self._send, 1, caller_is_gone)
         except AlarmConnectionError as error:
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             try:
-                reply = self._asked()
+                reply = self._get_reply()
             except (FlowCancelled, ConnectionError, TimeoutError):
                 raise
             except Exception:  # the caller does not retry, so it must get a response
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Log nothing: the server logs requests; the relay logs outages only."""
 
-    def _asked(self) -> Reply:
+    def _get_reply(self) -> Reply:
         lengths = set(self.headers.get_all("Content-Length", ["0"]))
         if "Transfer-Encoding" in self.headers:
             self.close_connection = True
@@ -144,14 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
         given = {name.lower(): value for name, value in self.headers.items()}
         if not is_intact(body, given):
             return _refusal(400, "garbled", "the body does not match its Content-Digest")
-        kept = {name: self.headers[name] for name in _SENT_ON if name in self.headers}
+        headers = {name: self.headers[name] for name in _SENT_ON if name in self.headers}
         path = _target(self.path)
         if path is None:
             return _refusal(400, "bad_request", "the request's path must begin with /")
-        send = Send(self.command, path, body or None, 0.0, kept)
+        send = Send(self.command, path, body or None, 0.0, headers)
         milliseconds = self.headers.get("X-Request-Timeout-Ms", "")
         seconds = int(milliseconds) / 1000 if _NUMBER.fullmatch(milliseconds) else None
-        return self.server.relayed(send, seconds, _Disconnected(self.connection))
+        return self.server.forward(send, seconds, _Disconnected(self.connection))
 
     def _body(self, length: int) -> bytes:
         """The body, read in chunks, so that a false Content-Length reserves no memory."""
@@ -237,7 +237,7 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _once(send: Send) -> Flow[Reply]:
+def _send_once(send: Send) -> Flow[Reply]:
     reply: Reply = yield send
     return reply
 

@@ -131,7 +131,7 @@ def _ready(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> int:
     lengths = _lengths(given.lengths)
     if ":" in given.trainer:
-        return _tell(given.trainer, _imported(given.trainer), lengths)
+        return _report(given.trainer, _imported(given.trainer), lengths)
     if given.trainer not in PADDING:
         raise ValueError(f"{given.trainer!r} is not one of {sorted(PADDING)}")
     of_rewards, of_responses = PADDING[given.trainer]
@@ -139,8 +139,8 @@ def _check(given: argparse.Namespace) -> int:
     pad = padding(of_rewards, responses)
     sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
     title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
-    _tell(f"the trainer's own padding ({title})", pad, lengths)
-    return _tell("placed by this client", _after_placing(pad, responses), lengths)
+    _report(f"the trainer's own padding ({title})", pad, lengths)
+    return _report("placed by this client", _after_placing(pad, responses), lengths)
 
 
 def _lengths(text: str) -> list[int]:
@@ -173,7 +173,7 @@ def _try(given: argparse.Namespace) -> int:
         return 2
 
 
-def _tell(title: str, pad: Pad, lengths: Sequence[int]) -> int:
+def _report(title: str, pad: Pad, lengths: Sequence[int]) -> int:
     found = check_padding(pad, lengths)
     sys.stdout.write(f"{title}:\n")
     for one in found:

@@ -86,7 +86,7 @@ class AspectNames:
         self._names = tuple(named)
         self._is_fixed = bool(self._names)
 
-    def seen(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
+    def update(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
         """Add the names of these rewards; return all, sorted so that processes agree."""
         if not self._is_fixed:
             found = {name for reward in rewards for name in reward.aspects}

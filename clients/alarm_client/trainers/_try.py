@@ -103,7 +103,7 @@ def try_samples(
     settings = _settings(given, defaults)
     source = RewardSource(settings)
     samples = _samples(given, settings, read_row, read_fields)
-    for line in _asked(settings, samples):
+    for line in _request_lines(settings, samples):
         write(line)
     try:
         rewards = source.rewards(samples)
@@ -116,7 +116,7 @@ def try_samples(
     finally:
         source.close()
     for sample, reward in zip(samples, rewards, strict=True):
-        for line in _told(sample, reward):
+        for line in _result_lines(sample, reward):
             write(line)
     return 0 if all(reward.reward is not None for reward in rewards) else 1
 
@@ -159,16 +159,16 @@ def _samples(
     ]
 
 
-def _asked(settings: Settings, samples: Sequence[Sample]) -> Iterator[str]:
+def _request_lines(settings: Settings, samples: Sequence[Sample]) -> Iterator[str]:
     name = settings.model or settings.recipe or "the server's default recipe"
     changed = f" with {json.dumps(settings.overrides)}" if settings.overrides else ""
-    yield f"asked     {settings.trainer}: {name}{changed}"
+    yield f"request   {settings.trainer}: {name}{changed}"
     fields = samples[0].fields or {}
     for field, text in fields.items():
         yield f"field     {field} = {text[:80]!r}"
 
 
-def _told(sample: Sample, reward: Reward) -> Iterator[str]:
+def _result_lines(sample: Sample, reward: Reward) -> Iterator[str]:
     yield f"answer    {str(sample.completion)[:60]!r}"
     if reward.error is not None:
         yield f"failed    {reward.error.code}: {reward.error.message}"

@@ -59,7 +59,7 @@ def compute_score(
     samples = _samples(reward_inputs, ground_truth, source.settings)
     rewards = source.rewards(samples)
     values = numbers(rewards, source.settings.on_failure, groups_of(samples))
-    names = source.aspect_names.seen(rewards)
+    names = source.aspect_names.update(rewards)
     return [
         {"overall": value, **_logged(components(reward, names))}
         for reward, value in zip(rewards, values, strict=True)

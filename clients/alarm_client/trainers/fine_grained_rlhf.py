@@ -46,7 +46,7 @@ class TokenRewards:
         """`eval/rewards`, by which the trainer selects its best checkpoint, and the components."""
         rewards, lengths = self._judge(**batch)
         rows = token_rewards(rewards, lengths, self.source.settings.on_failure)
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         return {
             "eval/rewards": [sum(row) for row in rows],
             "eval/lengths": [float(length) for length in lengths],

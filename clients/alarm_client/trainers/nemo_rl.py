@@ -74,12 +74,12 @@ class Environment:
         return batch, {f"alarm/{name}": mean for name, mean in self.parts.items()}
 
     def _note(self, rewards: list[Reward]) -> None:
-        self.parts = means(columns(rewards, self.source.aspect_names.seen(rewards)))
+        self.parts = means(columns(rewards, self.source.aspect_names.update(rewards)))
 
     def _by_name(self, rewards: list[Reward]) -> dict[str, Any]:
         import torch
 
-        names = self.source.aspect_names.seen(rewards)
+        names = self.source.aspect_names.update(rewards)
         parts = columns(rewards, names)
         return {name: torch.tensor(parts[name]) for name in ("holistic", *names)}
 

@@ -43,7 +43,7 @@ def reward_func(
     rows = rows_of({"label": labels, "labels": labels}, len(samples))
     rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)
-    parts = columns(rewards, source.aspect_names.seen(rewards))
+    parts = columns(rewards, source.aspect_names.update(rewards))
     hierarchy = source.hierarchy() if samples else {}
     for index, reward in enumerate(rewards):
         for name, value in summands(reward, hierarchy).items() if hierarchy else ():

@@ -40,7 +40,7 @@ class _Rewards:
         samples = [Sample(prompt=prompt, completion=completion)]
         rewards = self.source.rewards(with_rows(samples, [row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         return value, {
             f"alarm_{name}": part for name, part in parts.items() if not math.isnan(part)
         }

@@ -58,7 +58,7 @@ class Environment:
         sample = Sample(prompt=self.prompt, completion=without_end_tokens(action))
         rewards = self.source.rewards(with_rows([sample], [self.row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         self.parts = {f"alarm_{name}": part for name, part in parts.items()}
         return BaseTextEnvStepOutput(observations=[], reward=value, done=True, metadata=self.parts)
 

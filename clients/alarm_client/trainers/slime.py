@@ -56,10 +56,10 @@ async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     def read(one: Any) -> Sample:
         return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
 
-    asked = read_each(defaults.trainer, read, samples=samples)
-    asked = _with_rows(asked, samples, source, is_group)
-    rewards = await source.arewards(asked)
-    found = _found(args, rewards, source, groups_of(asked))
+    to_score = read_each(defaults.trainer, read, samples=samples)
+    to_score = _with_rows(to_score, samples, source, is_group)
+    rewards = await source.arewards(to_score)
+    found = _found(args, rewards, source, groups_of(to_score))
     return found if is_group else found[0]
 
 
@@ -73,13 +73,13 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     tokenizer = _tokenizer(args.hf_checkpoint)
     source = get_reward_source(DEFAULTS)
     ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
-    asked = [
+    to_score = [
         token_sample(prompt_of(one.prompt), row, tokenizer)
         for one, row in zip(samples, ids, strict=True)
     ]
-    asked = _with_rows(asked, samples, source, is_group)
-    rewards = await source.arewards(asked)
-    groups = groups_of(asked)
+    to_score = _with_rows(to_score, samples, source, is_group)
+    rewards = await source.arewards(to_score)
+    groups = groups_of(to_score)
     found = _found(args, rewards, source, groups)
     rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure, groups)
     for one, row in zip(samples, rows, strict=True):
@@ -180,11 +180,11 @@ def _discounted(rewards: Any, gamma: float) -> Any:
 
 
 def _with_rows(
-    asked: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
+    to_score: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
 ) -> list[Sample]:
     prompts = [one.prompt for one in samples] if is_group else None
     return with_rows(
-        asked, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
+        to_score, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
     )
 
 
@@ -201,7 +201,7 @@ def _found(
     key = getattr(args, "reward_key", None)
     if not key:
         return list(values)
-    names = source.aspect_names.seen(rewards)
+    names = source.aspect_names.update(rewards)
     return [
         {
             **{f"alarm_{name}": part for name, part in components(reward, names).items()},

@@ -103,7 +103,7 @@ class AlarmReward:
         log_metric: Callable[[str, float], None] | None,
         log_extra: Callable[[str, list[Any]], None] | None,
     ) -> list[float | None]:
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         for part, mean in means(parts).items():
             if log_metric is not None:
                 log_metric(f"{self.__name__}/{part}", mean)

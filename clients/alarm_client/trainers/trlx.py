@@ -35,10 +35,12 @@ def reward_fn(
     def read(prompt: str, output: str) -> Sample:
         return Sample(prompt=prompt, completion=without_end_tokens(output))
 
-    asked = read_each(DEFAULTS.trainer, read, prompts=prompts, outputs=outputs)
-    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
-    rewards = source.rewards(asked)
-    return numbers(rewards, source.settings.on_failure, groups_of(asked))
+    to_score = read_each(DEFAULTS.trainer, read, prompts=prompts, outputs=outputs)
+    to_score = with_rows(
+        to_score, rows_of(columns, len(to_score)), source.settings, prompts=prompts
+    )
+    rewards = source.rewards(to_score)
+    return numbers(rewards, source.settings.on_failure, groups_of(to_score))
 
 
 def dense_reward_fn(
@@ -59,8 +61,10 @@ def dense_reward_fn(
         raise ValueError("trlx: dense rewards require the tokenizer, which only PPO passes")
     source = get_reward_source(DEFAULTS)
     ids = [plain_ids(policy(output).input_ids) for output in outputs]
-    asked = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
-    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
-    rewards = source.rewards(asked)
+    to_score = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
+    to_score = with_rows(
+        to_score, rows_of(columns, len(to_score)), source.settings, prompts=prompts
+    )
+    rewards = source.rewards(to_score)
     lengths = [len(row) for row in ids]
-    return token_rewards(rewards, lengths, source.settings.on_failure, groups_of(asked))
+    return token_rewards(rewards, lengths, source.settings.on_failure, groups_of(to_score))

@@ -45,7 +45,7 @@ async def reward(task: Any, trace: Any) -> float:
         with_rows([sample], [row_of_dataset(row_of(data))], source.settings)
     )
     (value,) = numbers(rewards, source.settings.on_failure)
-    parts = components(rewards[0], source.aspect_names.seen(rewards))
+    parts = components(rewards[0], source.aspect_names.update(rewards))
     trace.record_metrics({f"alarm/{name}": part for name, part in parts.items()})
     return value
 

@@ -76,7 +76,7 @@ class AlarmRewardManager:
             (score,) = token_rewards(rewards, [len(ids)], policy)
         else:
             (score,) = numbers(rewards, policy)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         extra = {f"alarm_{name}": value for name, value in parts.items()}
         return {"reward_score": score, "reward_extra_info": extra}
 
@@ -97,7 +97,7 @@ class AlarmRewardManager:
         tensor = _as_tensor(rows, data.batch["responses"])
         if not return_dict:
             return tensor
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         extra = {f"alarm_{name}": values for name, values in parts.items()}
         return {"reward_tensor": tensor, "reward_extra_info": extra}
 
@@ -206,7 +206,7 @@ def compute_score_blocking(
 
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
     (score,) = numbers(rewards, source.settings.on_failure)
-    parts = components(rewards[0], source.aspect_names.seen(rewards))
+    parts = components(rewards[0], source.aspect_names.update(rewards))
     return {"score": score, **{f"alarm_{name}": value for name, value in parts.items()}}
 
 
