@@ -1,4 +1,4 @@
-"""A thin client of the ALaRM reward server."""
+"""Client for the ALaRM reward server."""
 
 from alarm_client._retry import Retries
 from alarm_client.client import AlarmClient, AsyncAlarmClient

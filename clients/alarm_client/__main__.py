@@ -1,4 +1,4 @@
-"""`python -m alarm_client`: score some completions from the command line."""
+"""`python -m alarm_client`: score completions from the command line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from alarm_client.trainers._try import PLAIN, add_arguments, try_samples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 1 where there is no reward, 2 where the arguments are wrong."""
+    """Run a command; the exit code is 1 if a sample got no reward, 2 for invalid arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m alarm_client",
         description=__doc__,
-        epilog="`python -m alarm_client.trainers` says what to write in a trainer; "
-        "`python -m alarm_client.relay URL` asks again for trainers that ask once.",
+        epilog="`python -m alarm_client.trainers` lists the setting for each trainer; "
+        "`python -m alarm_client.relay URL` retries on behalf of trainers that do not.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add_arguments(commands.add_parser("try", help="score a prompt's completions, say what misses"))
+    add_arguments(
+        commands.add_parser("try", help="score completions of a prompt and report missing fields")
+    )
     given = parser.parse_args(arguments)
     try:
         return try_samples(given, PLAIN, lambda line: sys.stdout.write(f"{line}\n"))

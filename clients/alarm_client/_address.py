@@ -11,8 +11,8 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-# A header may hold the others (RFC 9110, section 5.5), without the bytes that no text names.
 _NO_HOST = re.compile(r"[\s\x00-\x20\"<>\\^`{|}\[\]]")
+# Characters that a header value cannot contain (RFC 9110, section 5.5), and non-ASCII ones.
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
 
 
@@ -25,7 +25,7 @@ class Address:
 
     @property
     def is_tls(self) -> bool:
-        """Whether certificates are needed."""
+        """Whether the URL is https."""
         return self.url.startswith("https:")
 
     @property
@@ -35,12 +35,12 @@ class Address:
 
     @property
     def port(self) -> int:
-        """The server's port, its scheme's own unless named."""
+        """The server's port; the scheme's default if the URL has none."""
         return urlsplit(self.url).port or (443 if self.is_tls else 80)
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine, which no proxy is used for."""
+        """Whether the server is on this machine; no proxy is used for it."""
         try:
             address = ip_address(self.host)
         except ValueError:
@@ -49,11 +49,11 @@ class Address:
 
 
 def find_address(url: str | None, api_key: str | None) -> Address:
-    """The address that the arguments name, else `ALARM_URL` and `ALARM_API_KEY`, else this machine.
+    """The address from the arguments, else `ALARM_URL` and `ALARM_API_KEY`, else localhost.
 
-    A key in the URL (`http://any:key@host`) is sent as HTTP Basic unless `api_key` is given. White
-    space around a URL or a key does not count. TypeError or ValueError names the one that is wrong,
-    and tells no key.
+    A key in the URL (`http://any:key@host`) is sent as HTTP Basic unless `api_key` is given.
+    Whitespace around a URL or a key is stripped. TypeError or ValueError names the invalid argument
+    without showing the key.
     """
     given = _text(url, "url") or _text(os.environ.get("ALARM_URL"), "ALARM_URL") or DEFAULT_URL
     parts = _split(given)
@@ -70,7 +70,7 @@ def _text(value: object, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
     return value.strip()
 
 
@@ -87,13 +87,13 @@ def _key(value: object, name: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    # Errors of the standard library hold parts of the URL, where a password may be.
+    # The standard library's errors quote parts of the URL, which may contain a password.
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
     except ValueError:
         raise ValueError(
-            f"the server's url must look like {DEFAULT_URL}; this one's host or port cannot be read"
+            f"the server's url must look like {DEFAULT_URL}; its host or port is invalid"
         ) from None
     if parts.scheme not in {"http", "https"} or not host or port == 0:
         raise ValueError(
@@ -102,7 +102,7 @@ def _split(url: str) -> SplitResult:
         )
     if _NO_HOST.search(host) or any(not 0 < len(label) < 64 for label in _labels(host)):
         raise ValueError(
-            f"the server's url must look like {DEFAULT_URL}; no host can be named {host[:200]!r}"
+            f"the server's url must look like {DEFAULT_URL}; {host[:200]!r} is no valid host name"
         )
     return parts
 

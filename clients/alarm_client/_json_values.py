@@ -1,4 +1,4 @@
-"""Conversion of callers' values to JSON types; an error names the field that has none."""
+"""Converts callers' values to JSON types; errors name the field that cannot be converted."""
 
 from __future__ import annotations
 
@@ -7,69 +7,69 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_MOST_DIGITS = 4300  # of an integer, as Python writes them
+_MOST_DIGITS = 4300  # Python's limit for converting integers to text
 _DEEPEST = 100
 
 
 def describe(value: object) -> str:
-    """A value's type, and the value itself where it is a short number."""
+    """A value's type, with the value itself if it is a short number."""
     name = type(value).__name__
     return f"{name} {value!r}" if isinstance(value, (bool, float)) else name
 
 
 def scalar_of(value: Any) -> Any:
-    """What a numpy scalar, or an array without dimensions, holds; other values as they are."""
+    """The value of a numpy scalar or of an array without dimensions; other values unchanged."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value
 
 
 def rows_of(value: Any) -> Any:
-    """An array's or a tensor's rows as lists; others as they are."""
+    """The rows of an array or a tensor as lists; other values unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def integer_of(value: object, where: str) -> int:
-    """An integer, also one that is written as a float; TypeError or ValueError."""
+    """An integer, or a float with an integer value; TypeError or ValueError otherwise."""
     value = scalar_of(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, float):
-        raise ValueError(f"{where} must be a whole number, got {value!r}")
-    raise TypeError(f"{where} must be a whole number, got {describe(value)}")
+        raise ValueError(f"{where} must be an integer, got {value!r}")
+    raise TypeError(f"{where} must be an integer, got {describe(value)}")
 
 
 def name_of(value: object, where: str) -> str | int | None:
-    """A text or an integer that names something."""
+    """A string or an integer used as an identifier, or None."""
     value = scalar_of(value)
     if value is None:
         return None
     if isinstance(value, str):
         return _plain_text(value)
     if isinstance(value, float) and not value.is_integer():
-        raise ValueError(f"{where} must be a text, a whole number or None, got {value!r}")
+        raise ValueError(f"{where} must be a string, an integer or None, got {value!r}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _writable(integer_of(value, where), where)
     raise TypeError(
-        f"{where} must be a text, a whole number or None, got {describe(value)}; "
-        "str() makes a text of it"
+        f"{where} must be a string, an integer or None, got {describe(value)}; "
+        "convert it with str()"
     )
 
 
 def text_of(value: object, where: str) -> str | None:
-    """A text or None."""
+    """A string or None."""
     value = scalar_of(value)
     if value is None:
         return None
     if isinstance(value, str):
         return _plain_text(value)
-    raise TypeError(f"{where} must be a text, got {describe(value)}")
+    raise TypeError(f"{where} must be a string, got {describe(value)}")
 
 
 def json_of(value: object, where: str, depth: int = 0) -> Any:
-    """Any value of JSON, with mappings, arrays and tuples as JSON's own objects and lists."""
+    """A JSON value; mappings become objects, arrays and tuples become lists."""
     value = scalar_of(value)
     if value is None or isinstance(value, bool):
         return value
@@ -93,13 +93,13 @@ def json_of(value: object, where: str, depth: int = 0) -> Any:
             json_of(inner, f"{where}[{index}]", depth + 1)
             for index, inner in enumerate(rows_of(value))
         ]
-    raise TypeError(f"{where} must be a value that JSON knows, got {describe(value)}")
+    raise TypeError(f"{where} must be a JSON value, got {describe(value)}")
 
 
 def key_of(key: object, where: str) -> str:
-    """A name in an object."""
+    """A key of a JSON object."""
     if not isinstance(key, str):
-        raise TypeError(f"{where} must have texts for names, got {describe(key)}")
+        raise TypeError(f"{where} must have strings as keys, got {describe(key)}")
     return _plain_text(key)
 
 
@@ -115,7 +115,7 @@ def object_of_message(message: Any, where: str) -> dict[str, Any]:
     if isinstance(message, Mapping):
         found = message
     elif hasattr(message, "model_dump"):
-        # Its fields that are not given are None, which is not the same as sent.
+        # Unset fields are None and must not be sent as null.
         found = message.model_dump(exclude_none=True)
         if "content" not in found and hasattr(message, "content"):
             found = {**found, "content": None}
@@ -147,7 +147,7 @@ def texts_or_messages(value: object, where: str) -> str | list[dict[str, Any]]:
             for index, message in enumerate(messages)
         ]
     hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
-    raise TypeError(f"{where} must be a text or a list of messages, got {describe(value)}{hint}")
+    raise TypeError(f"{where} must be a string or a list of messages, got {describe(value)}{hint}")
 
 
 def spans_of(value: Any, where: str) -> list[Sequence[int]]:
@@ -155,7 +155,7 @@ def spans_of(value: Any, where: str) -> list[Sequence[int]]:
     rows = rows_of(value)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise TypeError(f"{where} must be a list of [start, end), got {describe(value)}")
-    # There is one a token: the usual ones are taken as they are, at no cost.
+    # There is one span per token, so the common case is returned without a copy.
     return [
         row
         if type(row) is tuple and len(row) == 2 and type(row[0]) is type(row[1]) is int
@@ -179,10 +179,10 @@ def _span(row: Any, where: str, index: int) -> list[int]:
 
 
 def _plain_text(value: str) -> str:
-    return str.__str__(value)  # str() of a member of an enumeration is its name
+    return str.__str__(value)  # str() of an enum member is its name
 
 
 def _writable(value: int, where: str) -> int:
     if value.bit_length() > 3 * _MOST_DIGITS:
-        raise ValueError(f"{where} is an integer of more digits than can be sent")
+        raise ValueError(f"{where} has more digits than can be sent")
     return value

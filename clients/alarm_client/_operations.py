@@ -31,14 +31,14 @@ from alarm_client.types import Catalogue, Limits
 
 T = TypeVar("T")
 
-# A call within these limits is sent as it is; a larger one first asks for the server's limits.
+# A call within these limits is sent directly; a larger one fetches the server's limits first.
 SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
 _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0
 
 
 class CachedLimits:
-    """The server's limits once they have been asked for."""
+    """The server's limits, once fetched."""
 
     __slots__ = ("limits",)
 
@@ -68,7 +68,7 @@ def fetch_catalogue(call: Call) -> Flow[Catalogue]:
 
 
 def await_ready(call: Call) -> Flow[None]:
-    """Return when the server is ready; past the deadline, raise the last reason why it was not."""
+    """Return when the server is ready; at the deadline, raise the last reason why it was not."""
     while True:
         begun = call.clocks.now()
         failure = yield from _ready_failure(call)
@@ -122,7 +122,7 @@ def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
 
 
 def _read(reply: Reply, read: Callable[[], T]) -> T:
-    """What `read` returns; a ProtocolError gets the id of its request."""
+    """The result of `read`; adds the request id to a ProtocolError."""
     try:
         return read()
     except ProtocolError as error:

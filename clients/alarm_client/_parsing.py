@@ -28,12 +28,12 @@ _LARGEST = 1.7e308
 
 
 def read_object(body: bytes) -> Json:
-    """The JSON object in a body, NaN and infinity refused."""
+    """The JSON object in a body; NaN and infinity are rejected."""
     try:
         value = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         start = body[:80].decode("utf-8", "replace")
-        raise ProtocolError(f"the answer is not JSON ({error}): {start!r}") from error
+        raise ProtocolError(f"the response is not JSON ({error}): {start!r}") from error
     return object_of(value, "the answer")
 
 
@@ -46,7 +46,7 @@ def number(value: object, name: str) -> float:
 
 
 def optional_number(row: Json, name: str) -> float | None:
-    """A finite number, or None where the row has null or nothing."""
+    """A finite number, or None if the value is null or absent."""
     return None if row.get(name) is None else number(row[name], name)
 
 
@@ -59,7 +59,7 @@ def text(row: Json, name: str) -> str:
     """A text."""
     value = row.get(name)
     if not isinstance(value, str):
-        raise ProtocolError(f"{name} must be a text, got {str(value)[:80]!r}")
+        raise ProtocolError(f"{name} must be a string, got {str(value)[:80]!r}")
     return value
 
 
@@ -78,7 +78,7 @@ def list_of(value: object, name: str) -> list[object]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def read_scores(body: bytes, samples: Sequence[Sample]) -> ScoreResult:
@@ -107,7 +107,7 @@ def read_rewards(body: bytes, samples: Sequence[Sample]) -> RewardResult:
 
 
 def read_catalogue(body: bytes) -> Catalogue:
-    """The response of `/models`; limits that it does not name are the defaults."""
+    """The response of `/models`; absent limits get their defaults."""
     answer = read_object(body)
     limits = object_of(answer.get("limits") or {}, "limits")
     own = Limits()
@@ -156,7 +156,7 @@ def _reward(row: Json, sample: Sample) -> Reward:
         got = "none" if token_rewards is None else len(token_rewards)
         if got != len(sample.token_offsets):
             raise ProtocolError(
-                f"{len(sample.token_offsets)} token_offsets were sent, {got} token_rewards came"
+                f"{len(sample.token_offsets)} token_offsets were sent, {got} token_rewards received"
             )
     return Reward(
         _id(row, sample),
@@ -216,10 +216,10 @@ def _token_rewards(row: Json) -> tuple[float, ...] | None:
 def _rows(answer: Json, name: str, samples: Sequence[Sample]) -> list[Json]:
     rows = [object_of(row, name) for row in list_of(answer.get(name), name)]
     if len(rows) != len(samples):
-        raise ProtocolError(f"{len(samples)} samples were sent, {len(rows)} {name} came")
+        raise ProtocolError(f"{len(samples)} samples were sent, {len(rows)} {name} received")
     for row, sample in zip(rows, samples, strict=True):
         if sample.id is not None and row.get("id") != sent_name(sample.id):
-            raise ProtocolError(f"{name} came out of order: {row.get('id')!r} for {sample.id!r}")
+            raise ProtocolError(f"{name} are out of order: {row.get('id')!r} for {sample.id!r}")
     return rows
 
 
@@ -232,7 +232,7 @@ def _error(row: Json) -> SampleError | None:
 
 def _id(row: Json, sample: Sample) -> Id:
     if sample.id is not None:
-        return sample.id  # the caller's own, also where it could not travel as it is
+        return sample.id  # the caller's own, even if it was escaped when sent
     value = row.get("id")
     return value if isinstance(value, int) or value is None else str(value)
 

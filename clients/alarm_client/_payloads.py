@@ -31,17 +31,17 @@ from alarm_client.types import (
     Usage,
 )
 
-#: Each sample's own, or None.
+#: The group of each sample, or None.
 Groups: TypeAlias = Sequence["str | int | None"]
 
 
 def split_ranges(
     groups: Groups, sizes: Sequence[int], most: int, max_samples: int, room: int
 ) -> Iterator[tuple[int, int]]:
-    """Parts `[start, end)` in order: of about `most` samples, never over `max_samples` and `room`.
+    """Ranges `[start, end)` of about `most` samples, within `max_samples` and `room` bytes.
 
-    `sizes` are the samples' bytes, a separator in each. Neighbours of one group stay together,
-    where a part holds them all; a sample over `room` is a part of its own.
+    `sizes`: bytes of each sample, separator included. Adjacent samples of a group stay together if
+    they fit into one range; a sample larger than `room` gets a range of its own.
     """
     start = used = 0
     for first, end in _units(groups, sizes, max_samples, room):
@@ -72,7 +72,7 @@ def _units(
 
 
 def _runs(groups: Groups) -> Iterator[tuple[int, int]]:
-    """Neighbours of one group; a sample without one is alone."""
+    """Adjacent samples of the same group; a sample without a group is a run of its own."""
 
     def of(index: int) -> tuple[str | int | None, int]:
         group = groups[index]
@@ -116,7 +116,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Payload(Generic[T]):
-    """Samples for one endpoint, and how to read and join its answers.
+    """Samples for one endpoint, and how to parse and merge the responses.
 
     `encoded` holds the JSON of each sample; `head` opens the body up to the list of samples.
     """
@@ -135,7 +135,7 @@ class Payload(Generic[T]):
 
     @property
     def num_bytes(self) -> int:
-        """How long the body is, without building it."""
+        """The size of the body, without building it."""
         return len(self.head) + sum(map(len, self.encoded)) + max(0, len(self.encoded) - 1) + 2
 
     def part(self, start: int, end: int) -> Payload[T]:
@@ -169,30 +169,30 @@ def reward_payload(
 
 
 def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
-    """The samples as `Sample` of plain values; a mapping must have a Sample's own keys."""
+    """The samples as `Sample` with plain values; the keys of a mapping must be fields of Sample."""
     if isinstance(samples, (str, bytes, Sample, Mapping)) or not isinstance(samples, Iterable):
         raise TypeError(
             f"samples must be a list of samples, got {describe(samples)}"
-            + ("; put the one into a list" if isinstance(samples, (Sample, Mapping)) else "")
+            + ("; wrap the sample in a list" if isinstance(samples, (Sample, Mapping)) else "")
         )
     return tuple(_sample(sample, f"samples[{index}]") for index, sample in enumerate(samples))
 
 
 def fits_limits(job: Payload[T], limits: Limits) -> bool:
-    """Whether one request may hold the whole payload."""
+    """Whether the payload fits into one request."""
     return len(job.samples) <= limits.max_samples and job.num_bytes <= limits.max_body_bytes
 
 
 def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
-    """The payload in parts under the limits, in order and of about one size, groups kept whole.
+    """Split the payload into parts of about equal size within the limits; keeps groups whole.
 
-    A single sample over the limits is a part of its own: only the server can refuse it.
+    A single sample over the limits is sent alone, and the server rejects it.
     """
     num_parts = max(
         -(-len(job.samples) // limits.max_samples), -(-job.num_bytes // limits.max_body_bytes), 1
     )
     most = -(-len(job.samples) // num_parts)
-    # Each sample with the comma before it; the first has none.
+    # Each size includes the comma before the sample, which the first does not have.
     room = limits.max_body_bytes - len(job.head) - 1
     sizes = [len(piece) + 1 for piece in job.encoded]
     groups = [sample.group for sample in job.samples]
@@ -201,7 +201,7 @@ def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
 
 
 def split_in_two(job: Payload[T]) -> tuple[Payload[T], Payload[T]]:
-    """The payload in two halves, split between groups where it has several."""
+    """The payload in two halves, split at a group boundary if there is one."""
     at = split_point([sample.group for sample in job.samples])
     return job.part(0, at), job.part(at, len(job.samples))
 
@@ -223,7 +223,7 @@ def _sample(sample: object, where: str) -> Sample:
         unknown = [name for name in names if name not in _NAMES]
         missing = [name for name in ("prompt", "completion") if name not in names]
         if unknown or missing:
-            wrong = f"has no field {unknown[0]!r}" if unknown else f"lacks its {missing[0]}"
+            wrong = f"has no field {unknown[0]!r}" if unknown else f"has no {missing[0]}"
             raise TypeError(f"{where} {wrong}; the fields of a sample are {', '.join(_NAMES)}")
         sample = Sample(**sample)
     if not isinstance(sample, Sample):
@@ -245,7 +245,7 @@ _NAMES = tuple(one.name for one in fields(Sample))
 
 def _texts(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{where} must be a mapping from names to texts, got {describe(value)}")
+        raise TypeError(f"{where} must be a mapping from names to strings, got {describe(value)}")
     return {
         key_of(name, where): _field(field, f"{where}[{name!r}]") for name, field in value.items()
     }
@@ -259,11 +259,11 @@ _HINTS: dict[type, str] = {
 
 
 def _field(value: object, where: str) -> str:
-    """A field's text; the server would refuse the whole request for anything else."""
+    """The string of a field; anything else would make the server reject the whole request."""
     text = text_of(value, where) if isinstance(scalar_of(value), str) else None
     if text is None:
-        hint = _HINTS.get(type(value), "str() or json.dumps() makes one")
-        raise TypeError(f"{where} must be a text, got {describe(value)}; {hint}")
+        hint = _HINTS.get(type(value), "convert it with str() or json.dumps()")
+        raise TypeError(f"{where} must be a string, got {describe(value)}; {hint}")
     return text
 
 
@@ -288,6 +288,6 @@ def _present(sample: Sample) -> dict[str, object]:
 
 
 def _dump(value: object) -> bytes:
-    # "replace": half a surrogate pair cannot travel; one "?" for it keeps every offset in place.
+    # "replace": UTF-8 cannot encode a lone surrogate; one "?" in its place keeps the offsets valid.
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")

@@ -13,7 +13,7 @@ _READABLE = ("http", "https", "socks5", "socks5h")
 
 
 def proxy_of(address: Address) -> str | None:
-    """The URL of the server's proxy, which may hold a password, or None for a direct connection.
+    """The URL of the server's proxy, which may contain a password, or None for a direct connection.
 
     Entries of `NO_PROXY` are names (with their subdomains), IP addresses or ranges such as
     `10.0.0.0/8` and `fd00::/8`, each with a port if only that is meant, or `*`. ValueError names
@@ -27,13 +27,13 @@ def proxy_of(address: Address) -> str | None:
     url = (proxies.get(name) or "").strip()
     if not url or is_exempt(address.host, address.port, proxies.get("no", "")):
         return None
-    if proxy_bypass(address.host):  # macOS and Windows have settings of their own
+    if proxy_bypass(address.host):  # macOS and Windows have their own proxy settings
         return None
     url = url if "://" in url else f"http://{url}"
     scheme = url.partition("://")[0].lower()
     if scheme not in _READABLE:
         raise ValueError(
-            f"{name.upper()}_PROXY names a proxy of the kind {scheme[:20]!r}; there are "
+            f"{name.upper()}_PROXY has the unsupported scheme {scheme[:20]!r}; supported: "
             f"{', '.join(_READABLE)}. Change it, or add {address.host} to NO_PROXY"
         )
     return url
@@ -53,7 +53,7 @@ def _is_meant(entry: str, host: str, port: int) -> bool:
         return False
     try:
         return ip_address(host) in ip_network(entry, strict=False)
-    except ValueError:  # one of both is a name
+    except ValueError:  # at least one of them is a host name
         name = entry.removeprefix("*").strip(".")
         return bool(name) and (host == name or host.endswith(f".{name}"))
 

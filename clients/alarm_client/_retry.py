@@ -59,7 +59,7 @@ def backoff_delay(
     jitter: float,
     retry_after: float | None = None,
 ) -> float | None:
-    """Seconds to wait after the failed `attempt` (from 0), or None where no time is left.
+    """Seconds to wait after the failed `attempt` (from 0), or None if no time is left.
 
     `jitter` in [0, 1) spreads callers: exponential backoff waits between half and all of the
     doubled delay, a `Retry-After` between one and one and a half times its value. Backoff is cut
@@ -78,7 +78,7 @@ def backoff_delay(
 
 
 def parse_retry_after(value: str | None, wall_clock: Callable[[], float]) -> float | None:
-    """The seconds of a Retry-After header, a number or a date; None where it has neither."""
+    """The seconds of a Retry-After header, a number or a date; None for anything else."""
     if value is None:
         return None
     try:
@@ -100,10 +100,10 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request and hand back its Reply, or throw AlarmConnectionError or DeadlineExceeded.
+    """Send a request; yields its Reply, or raises AlarmConnectionError or DeadlineExceeded.
 
-    `headers` are sent in place of the client's own of the same names. `connect_timeout` bounds the
-    seconds until there is a connection.
+    `headers` override the client's headers of the same names. `connect_timeout`: seconds to
+    establish the connection.
     """
 
     method: str
@@ -117,14 +117,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait so many seconds."""
+    """Wait for this many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Run several flows concurrently and hand back their results in order."""
+    """Run several flows concurrently; yields their results in order."""
 
     flows: tuple[Flow[Any], ...]
 
@@ -169,7 +169,7 @@ class Availability:
         `time_left`: seconds for which the call will keep trying.
         """
         if begun < self._recovered:
-            return False  # another got one meanwhile
+            return False  # another request has been answered since
         if self._pid != os.getpid():  # forked, perhaps while another thread held the lock
             self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
@@ -195,7 +195,7 @@ class Availability:
 
 
 def draw_jitter() -> float:
-    """A number in [0, 1), not from `random`, whose sequence trainers seed and rely on."""
+    """A number in [0, 1), not drawn from `random`, which trainers seed for reproducibility."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
@@ -235,11 +235,11 @@ class Call:
 RETRIED = frozenset({408, 429, 502, 503, 504})
 # Logged as an outage; a full queue (429) is not one.
 _UNAVAILABLE = frozenset({502, 503, 504})
-# A 400 for a request that was corrupted on the way; the second is uvicorn's own.
+# A 400 for a request that was corrupted in transit; the second is uvicorn's own message.
 _GARBLED = "garbled"
 _NO_HTTP = b"Invalid HTTP request received."
-# Retries where the server read another Content-Type than was sent: a flipped bit is worth them, a
-# gateway that always rewrites it is not.
+# Number of retries if the server received another Content-Type than was sent: enough for a
+# corrupted request, few for a gateway that always rewrites the header.
 _MOST_MISTYPED = 2
 
 
@@ -254,7 +254,7 @@ def start_call(
 ) -> Call:
     """A call whose deadline is `timeout` seconds from now.
 
-    While `server` has never answered, it is tried for `connect_timeout` seconds only.
+    A `server` that has never answered is tried for `connect_timeout` seconds only.
     """
     clocks = clocks or Clocks()
     return Call(
@@ -271,7 +271,7 @@ def start_call(
 
 
 def request(call: Call, method: str, path: str, body: bytes | None = None) -> Flow[Reply]:
-    """The reply of status 200; any other is raised as its error."""
+    """The reply if its status is 200; any other status is raised as an error."""
     reply = yield from request_with_retries(call, method, path, body)
     if reply.status != 200:
         raise error_from_reply(reply, _where(call, path))
@@ -287,8 +287,8 @@ def request_with_retries(
 ) -> Flow[Reply]:
     """The first final reply.
 
-    Connection errors and the statuses in `RETRIED` are retried, unless the server says that a retry
-    cannot help (`retryable` false).
+    Connection errors and the statuses in `RETRIED` are retried, unless the server marks the error
+    as not retryable.
     """
     num_unconnected = num_refused = num_mistyped = 0
     connects_until: float | None = None  # set while no server has ever answered
@@ -309,8 +309,8 @@ def request_with_retries(
             if not error.retryable or (most is not None and num_unconnected >= most):
                 raise
             if connects_until is None:
-                # `connect_timeout` counts from the start of an attempt that found no server, and
-                # from the end of one whose connection broke after long work.
+                # `connect_timeout` counts from the start of an attempt that could not connect, and
+                # from the end of one whose connection broke later.
                 begun = max(started, call.clocks.now() - CONNECT_SECONDS)
                 connects_until = begun + call.connect_timeout
             num_tries = num_unconnected + num_refused + 1
@@ -318,7 +318,7 @@ def request_with_retries(
             num_unconnected += 1
             connects_left = _connects_left(call, connects_until)
             is_logged = call.server.failed(str(error), started, call.clocks.now(), connects_left)
-            level = logging.DEBUG  # of an outage its start, its length and its end are logged
+            level = logging.DEBUG  # start, duration and end of an outage are logged elsewhere
         else:
             now = call.clocks.now()
             if reply.status not in _UNAVAILABLE:
@@ -351,12 +351,12 @@ def is_of_alarm(reply: Reply) -> bool:
     """Whether a reply comes from an ALaRM server rather than a gateway or another server."""
     answer = _object_or_empty(reply)
     error = answer.get("error")
-    is_error = isinstance(error, dict) and "retryable" in error  # which other servers do not send
+    is_error = isinstance(error, dict) and "retryable" in error  # a field of ALaRM servers only
     return is_error or ("status" in answer and "reason" in answer)
 
 
 def error_from_reply(reply: Reply, where: str) -> StatusError:
-    """The error for a reply other than 200, with the server's own message where it has one."""
+    """The error for a reply other than 200, with the server's message if it has one."""
     code, message, retryable = None, "", reply.status in RETRIED
     answer = _object_or_empty(reply)
     error = answer.get("error")
@@ -390,24 +390,24 @@ def _hint(reply: Reply, code: str | None) -> str:
         return " (set ALARM_API_KEY, or pass api_key=)"
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "")[:200]
-        return f" (it redirects to {target!r}: is that the server's own URL?)"
+        return f" (it redirects to {target!r}: use the final URL of the server)"
     return " (is this the URL of an ALaRM server?)" if reply.status == 404 and code is None else ""
 
 
 def _where(call: Call, path: str) -> str:
-    return call.url + path.partition("?")[0]  # without a query, which may be private
+    return call.url + path.partition("?")[0]  # without the query, which may contain secrets
 
 
 def _time_left(call: Call, path: str) -> float:
     if call.time_left <= 0:
         raise DeadlineExceeded(
-            f"{_where(call, path)}: the {call.timeout:g} s of this call have passed", retryable=True
+            f"{_where(call, path)}: the timeout of {call.timeout:g} s has passed", retryable=True
         )
     return call.time_left
 
 
 def _connects_left(call: Call, connects_until: float) -> float:
-    """Seconds that are left for connection errors."""
+    """Seconds left to retry connection errors."""
     if call.server.has_answered:
         return call.time_left
     return min(call.time_left, connects_until - call.clocks.now())
@@ -429,7 +429,7 @@ def _reconnect_delay(
     if call.server.has_answered or call.deadline <= connects_until:
         raise _given_up(call, path, num_tries, failure) from failure
     raise AlarmConnectionError(
-        f"{failure}; no ALaRM server has ever answered there, and this call gave up after "
+        f"{failure}; no ALaRM server has answered there yet; gave up after "
         f"{call.connect_timeout:g} s (connect_timeout) and {_attempts(num_tries)}. Check the URL "
         "(ALARM_URL) and that the server is running; for a server that starts late, call "
         "wait_ready() first or raise connect_timeout",
@@ -460,8 +460,8 @@ def _delay(
 
 def _given_up(call: Call, path: str, num_tries: int, failure: AlarmError) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"{_where(call, path)}: gave up after {_attempts(num_tries)}, as another does not fit in "
-        f"the {call.timeout:g} s of this call; the last attempt: {failure}",
+        f"{_where(call, path)}: gave up after {_attempts(num_tries)}, as no time is left for "
+        f"another within {call.timeout:g} s; last attempt: {failure}",
         status=failure.status,
         code=failure.code,
         retryable=True,

@@ -1,4 +1,4 @@
-"""Runs flows: on threads for blocking callers, on asyncio for the others."""
+"""Runs flows: on threads for AlarmClient, on asyncio for AsyncAlarmClient."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class FlowCancelled(Exception):
-    """Ends a flow whose call has already failed, or whose caller is gone."""
+    """Raised in a flow whose call has already failed or was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Result(Generic[T]):
-    """What a flow returned."""
+    """The return value of a flow."""
 
     value: T
 
 
 def _resume(flow: Flow[T], outcome: object) -> Action | _Result[T]:
-    """The flow's next action, given its last one's outcome; an AlarmError is raised in the flow."""
+    """Resume a flow with the outcome of its last action; an AlarmError is raised in the flow."""
     try:
         return flow.throw(outcome) if isinstance(outcome, AlarmError) else flow.send(outcome)
     except StopIteration as stop:
@@ -66,7 +66,7 @@ def _run_all(gathered: Gather, send: Callable[[Send], Reply], max_concurrency: i
     abandoned = Event()
     pool = ThreadPoolExecutor(min(max_concurrency, len(gathered.flows)), "alarm-client")
     try:
-        # In the caller's context, so that its trace goes with each request.
+        # In the caller's context, so that each request carries its trace.
         futures = [
             pool.submit(copy_context().run, run_flow, flow, send, max_concurrency, abandoned)
             for flow in gathered.flows

@@ -25,23 +25,23 @@ from alarm_client._retry import Reply, Send
 from alarm_client.errors import AlarmConnectionError, AlarmError, DeadlineExceeded
 from alarm_client.version import __version__
 
-# Shorter than uvicorn keeps idle connections (5 s): no request meets a closing one.
+# Shorter than uvicorn's keep-alive (5 s), so that no request is sent on a closing connection.
 _POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=4.0)
 
-# A response may take minutes, which looks like a peer that lost its power or its network. TCP
-# keepalive tells them apart: a peer whose kernel is silent for 40 seconds is gone.
+# A response may take minutes, which looks the same as a host that lost power or network. TCP
+# keepalive distinguishes them: a host whose kernel is silent for 40 seconds is considered down.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 20, 5, 4
 _GONE_AFTER_SECONDS = _KEEPALIVE_IDLE + _KEEPALIVE_INTERVAL * _KEEPALIVE_PROBES
 _OPTIONS = {
     "TCP_KEEPIDLE": _KEEPALIVE_IDLE,
     "TCP_KEEPINTVL": _KEEPALIVE_INTERVAL,
     "TCP_KEEPCNT": _KEEPALIVE_PROBES,
-    "TCP_USER_TIMEOUT": 1000 * _GONE_AFTER_SECONDS,  # of what was sent and not acknowledged
+    "TCP_USER_TIMEOUT": 1000 * _GONE_AFTER_SECONDS,  # for sent but unacknowledged data
 }
 
 
 def open_client(address: Address, transport: httpx.BaseTransport | None) -> httpx.Client:
-    """The blocking client of a server; `transport` is a test's own."""
+    """The blocking client of a server; `transport` replaces the network in tests."""
     transport = transport or httpx.HTTPTransport(**_settings(address))
     return httpx.Client(transport=transport, trust_env=False)
 
@@ -49,15 +49,15 @@ def open_client(address: Address, transport: httpx.BaseTransport | None) -> http
 def open_async_client(
     address: Address, transport: httpx.AsyncBaseTransport | None
 ) -> httpx.AsyncClient:
-    """The client of a server for one event loop; `transport` is a test's own."""
+    """The client of a server for one event loop; `transport` replaces the network in tests."""
     transport = transport or httpx.AsyncHTTPTransport(**_settings(address))
     return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
 def _settings(address: Address) -> dict[str, Any]:
-    # `verify` only where there is TLS, as loading certificates takes long and each new loop pays
-    # for it. The proxy is our own choice: httpx raises for what NO_PROXY may hold, and takes each
-    # network in it for a host.
+    # `verify` only with TLS, as loading certificates is slow and repeated for each new loop. The
+    # proxy is resolved here: httpx raises for some valid values of NO_PROXY and does not support
+    # address ranges in it.
     return {
         "verify": address.is_tls,
         "limits": _POOL,
@@ -69,7 +69,7 @@ def _settings(address: Address) -> dict[str, Any]:
 def _socket_options() -> list[tuple[int, int, int]]:
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in _OPTIONS.items():
-        if hasattr(socket, name):  # systems differ
+        if hasattr(socket, name):  # not available on every platform
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     return options
 
@@ -78,7 +78,7 @@ _SHA_256 = re.compile(r"sha-256=:([^:]*):")
 
 
 def content_digest(body: bytes) -> str:
-    """The header's value for a body."""
+    """The `Content-Digest` header of a body."""
     digest = base64.b64encode(hashlib.sha256(body).digest())
     return f"sha-256=:{digest.decode()}:"
 
@@ -86,17 +86,17 @@ def content_digest(body: bytes) -> str:
 def is_intact(body: bytes, headers: Mapping[str, str]) -> bool:
     """Whether a decoded body matches the `Content-Digest` among its headers (in lower case).
 
-    True without a sha-256 digest, as gateways may strip or rename headers, and where something on
-    the way has compressed the body.
+    True without a sha-256 digest, as gateways may strip headers, and for a body that was compressed
+    in transit.
     """
     found = _SHA_256.search(headers.get("content-digest", ""))
     return found is None or "content-encoding" in headers or found.group() == content_digest(body)
 
 
 def trace_headers() -> dict[str, str]:
-    """The `traceparent` of the span that the caller is in; nothing where it is in none.
+    """The `traceparent` of the caller's current span; empty without a span.
 
-    Only where the program has imported OpenTelemetry; others pay nothing for it.
+    Only if the program has imported OpenTelemetry, which is not imported here.
     """
     headers: dict[str, str] = {}
     if "opentelemetry.trace" in sys.modules:
@@ -110,8 +110,8 @@ def trace_headers() -> dict[str, str]:
 def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
     """Map httpx's errors to this package's.
 
-    No message shows a header, as one holds the key; where httpx quotes its input, its error is left
-    out of the chain as well.
+    Messages contain no headers, as one of them is the key; errors of httpx that quote a header or
+    the URL are not chained.
     """
     url = address.url
     where = f"{url}{action.path.partition('?')[0]}"
@@ -135,13 +135,11 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
             f"no connection within {seconds}{_through(address)}; is the host right?"
         ) from error
     except httpx.PoolTimeout as error:
-        raise late("every connection of this client was in use until the time was over") from error
+        raise late("timed out waiting for a free connection of this client") from error
     except (httpx.TimeoutException, asyncio.TimeoutError) as error:  # noqa: UP041 (Python 3.10)
         if _is_gone(error):
-            raise broken(
-                "the server's machine is unreachable: TCP keepalive got no answer"
-            ) from error
-        raise late(f"no answer within the {action.timeout:g} s that were left") from error
+            raise broken("the server's host is unreachable: TCP keepalive got no answer") from error
+        raise late(f"no response within the remaining {action.timeout:g} s") from error
     except httpx.ConnectError as error:
         if _is_untrusted(error):
             raise broken(
@@ -156,7 +154,7 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
         ) from error
     except (httpx.LocalProtocolError, UnicodeError):
         raise broken(
-            "the request cannot be sent, as a header or the URL holds what HTTP does not allow",
+            "the request cannot be sent: a header or the URL has characters that HTTP forbids",
             retryable=False,
         ) from None
     except httpx.RequestError as error:
@@ -164,9 +162,11 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
             f"the connection broke ({type(error).__name__}: {error}){request}",
             retryable=not isinstance(error, httpx.UnsupportedProtocol),
         ) from error
-    except OSError as error:  # such as of TLS within asyncio, which httpx passes on
+    except OSError as error:  # such as TLS errors of asyncio, which httpx does not wrap
         raise broken(f"the connection broke ({type(error).__name__}: {error}){request}") from error
-    except RuntimeError as error:  # another thread has closed the client: the next try opens anew
+    except (
+        RuntimeError
+    ) as error:  # another thread has closed the client: the next attempt reopens it
         if "closed" not in str(error):
             raise
         raise broken(f"the connection was closed ({error}){request}") from error
@@ -177,22 +177,22 @@ def map_httpx_errors(address: Address, action: Send) -> Iterator[None]:
 
 @contextmanager
 def opening_errors(url: str) -> Iterator[None]:
-    """Map what keeps a client from being opened to AlarmConnectionError, which no retry mends."""
+    """Map errors of opening a client to AlarmConnectionError that is not retryable."""
     try:
         yield
     except ImportError as error:
         raise AlarmConnectionError(
-            f"{url}: the environment's proxy (ALL_PROXY or HTTP_PROXY) is one of SOCKS, which "
-            "needs `pip install 'httpx[socks]'`; or add the server's host to NO_PROXY"
+            f"{url}: the environment's proxy (ALL_PROXY or HTTP_PROXY) uses SOCKS, which "
+            "requires `pip install 'httpx[socks]'`; or add the server's host to NO_PROXY"
         ) from error
     except OSError as error:
         raise AlarmConnectionError(
-            f"{url}: the certificates to trust cannot be read ({error}); see SSL_CERT_FILE and "
+            f"{url}: the CA certificates cannot be read ({error}); see SSL_CERT_FILE and "
             "SSL_CERT_DIR"
         ) from error
-    except httpx.InvalidURL:  # quotes a proxy's URL, which may hold a password
+    except httpx.InvalidURL:  # quotes the proxy's URL, which may contain a password
         raise AlarmConnectionError(
-            f"{url}: the environment's proxy (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) is no URL; "
+            f"{url}: the environment's proxy (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) is not a URL; "
             "correct it, or add the server's host to NO_PROXY"
         ) from None
     except ValueError as error:
@@ -207,7 +207,7 @@ def _through(address: Address) -> str:
 
 
 def _is_gone(error: BaseException | None) -> bool:
-    """Whether a timeout is the kernel's, whose peer did not answer it, and not our own."""
+    """Whether a timeout comes from the kernel (TCP keepalive) rather than this client."""
     return any(
         isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT for cause in _causes(error)
     )
@@ -224,7 +224,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def headers_of(address: Address, action: Send) -> list[tuple[bytes, bytes]]:
-    """The client's headers, with the request's own in place of those of the same names."""
+    """The client's headers, overridden by the request's headers of the same names."""
     headers = {
         "User-Agent": f"alarm-client/{__version__}",
         "X-Request-Timeout-Ms": str(max(1, int(action.timeout * 1000))),
@@ -240,7 +240,7 @@ def headers_of(address: Address, action: Send) -> list[tuple[bytes, bytes]]:
     given = action.headers or {}
     replaced = {name.lower() for name in given}
     kept = {name: value for name, value in headers.items() if name.lower() not in replaced}
-    # Latin-1, as a relay has read them: a byte is a character.
+    # Latin-1, as the relay decodes them: one character per byte.
     return [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name, value in {**kept, **given}.items()
@@ -253,7 +253,7 @@ def timeout_of(action: Send) -> httpx.Timeout:
 
 
 def reply_of(response: httpx.Response, body: bytes, action: Send) -> Reply:
-    """The response as a reply; httpx.ReadError where its body does not match its digest."""
+    """The response as a reply; httpx.ReadError if its body does not match its digest."""
     response.headers.encoding = "latin-1"
     headers = {name.lower(): value for name, value in response.headers.items()}
     if not is_intact(body, headers):
@@ -263,13 +263,11 @@ def reply_of(response: httpx.Response, body: bytes, action: Send) -> Reply:
 
 
 def require_readable(address: Address) -> None:
-    """Raise ValueError where httpx cannot read the server's URL."""
+    """Raise ValueError if httpx cannot parse the server's URL."""
     try:
         httpx.URL(address.url)
     except httpx.InvalidURL as error:
-        raise ValueError(
-            f"the server's url {address.url[:200]!r} cannot be read: {error}"
-        ) from None
+        raise ValueError(f"the server's url {address.url[:200]!r} is invalid: {error}") from None
 
 
 class Connections:
@@ -288,7 +286,7 @@ class Connections:
         self._clients: dict[int, httpx.Client] = {}
 
     def send(self, action: Send) -> Reply:
-        """Perform one request within its timeout; the clock is looked at between reads."""
+        """Perform one request within its timeout, which is checked between reads."""
         ends = self._now() + action.timeout
         client = self._client()
         with (
@@ -305,11 +303,11 @@ class Connections:
             for piece in response.iter_bytes():
                 body += piece
                 if self._now() > ends:
-                    raise httpx.ReadTimeout("the answer came too slowly")
+                    raise httpx.ReadTimeout("the response took too long")
             return reply_of(response, bytes(body), action)
 
     def close(self) -> None:
-        """Close this process's connections; a parent's are the parent's to close."""
+        """Close this process's connections; those of a parent process are left open."""
         client = self._clients.pop(os.getpid(), None)
         if client is not None:
             client.close()
@@ -320,7 +318,7 @@ class Connections:
         if client is None:
             with opening_errors(self._address.url):
                 fresh = open_client(self._address, self._transport)
-            # No lock to be caught by a fork: setdefault lets one of two threads win.
+            # No lock, which a fork could leave locked: setdefault is atomic.
             client = self._clients.setdefault(pid, fresh)
             if client is not fresh:
                 fresh.close()
@@ -329,11 +327,11 @@ class Connections:
 
 @dataclass(frozen=True, slots=True)
 class _OnLoop:
-    """A loop's client. `keeper` is suspended until the loop shuts down, and then closes it."""
+    """A loop's client. `closer`: a suspended generator that closes it when the loop shuts down."""
 
     loop: asyncio.AbstractEventLoop
     client: httpx.AsyncClient
-    keeper: AsyncGenerator[None, None]
+    closer: AsyncGenerator[None, None]
 
 
 class AsyncConnections:
@@ -363,7 +361,7 @@ class AsyncConnections:
         """Close the running loop's connections; other loops close theirs as they shut down."""
         entry = self._clients.pop((os.getpid(), id(asyncio.get_running_loop())), None)
         if entry is not None:
-            await entry.keeper.aclose()
+            await entry.closer.aclose()
 
     async def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -374,7 +372,7 @@ class AsyncConnections:
             with opening_errors(self._address.url):
                 client = open_async_client(self._address, self._transport)
             entry = self._clients[key] = _OnLoop(loop, client, _keep(client))
-            await entry.keeper.__anext__()
+            await entry.closer.__anext__()
         return entry.client
 
     def _drop_dead(self) -> None:
@@ -384,7 +382,7 @@ class AsyncConnections:
 
 
 async def _keep(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    # A loop closes its suspended generators before itself (asyncio.run and its like see to it).
+    # asyncio.run closes suspended async generators before it closes the loop.
     try:
         yield
     finally:

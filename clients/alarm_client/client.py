@@ -13,7 +13,7 @@ from alarm_client._payloads import reward_payload, score_payload
 from alarm_client._retry import Availability, Call, Flow, Retries, start_call
 from alarm_client.types import Aspects, Catalogue, Overrides, RewardResult, SampleLike, ScoreResult
 
-# httpx and asyncio load when a client is made: importing the package costs next to nothing.
+# httpx and asyncio are imported when a client is created, so that importing the package is fast.
 if TYPE_CHECKING:
     import httpx
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What clocks and sockets take without an overflow.
+# The largest timeout that clocks and sockets accept without overflow.
 _LONGEST_SECONDS = 1e8
 
 
 class BaseClient:
-    """The configuration of both clients, and their calls as flows: all but the connections."""
+    """Configuration and calls (as flows) shared by both clients; subclasses add the connections."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class BaseClient:
         return f"{type(self).__name__}({self._address.url!r}, timeout={self._timeout:g})"
 
     def __getstate__(self) -> dict[str, object]:
-        # What answers here may be another machine elsewhere: 127.0.0.1 is everyone's own.
+        # On another machine the same URL may reach another server, as 127.0.0.1 does.
         own = {"_connections", "_server"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
@@ -60,10 +60,10 @@ class BaseClient:
 
     @property
     def has_answered(self) -> bool:
-        """Whether an ALaRM server has ever answered this client, be it with a refusal.
+        """Whether an ALaRM server has ever answered this client, even with an error.
 
-        Replies of gateways and of other servers do not count. A forked copy knows what its parent
-        knew, one that is unpickled begins anew.
+        Responses of gateways and of other servers do not count. A fork inherits the value;
+        unpickling resets it.
         """
         return self._server.has_answered
 
@@ -73,7 +73,7 @@ class BaseClient:
         self._open()
 
     def _open(self) -> None:
-        """Make the connections of a new or an unpickled client."""
+        """Create the connections of a new or an unpickled client."""
         raise NotImplementedError
 
     def _score(
@@ -113,7 +113,7 @@ class BaseClient:
 def _positive_seconds(value: float, name: str) -> float:
     seconds = _seconds(value, name)
     if seconds <= 0:
-        raise ValueError(f"{name} must be over 0 seconds, got {value!r}")
+        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}")
     return seconds
 
 
@@ -133,7 +133,7 @@ def _count(value: SupportsIndex, name: str) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}") from None
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
@@ -142,11 +142,11 @@ def _count(value: SupportsIndex, name: str) -> int:
 class AlarmClient(BaseClient):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
-    `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout` is the time of one
-    call in seconds, retries included; while no server has ever answered there, connection errors
-    end a call after `connect_timeout` seconds. `max_concurrency` bounds the requests that one large
-    call is split into. Safe to share between threads, to pickle and to fork; `transport` (httpx's)
-    stands in for the network.
+    `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout`: seconds per call,
+    retries included; until a server has answered, connection errors fail a call after
+    `connect_timeout` seconds. `max_concurrency` bounds the concurrent requests of a large call that
+    is split. Safe to share between threads, to pickle and to fork; `transport`: an httpx transport
+    that replaces the network.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class AlarmClient(BaseClient):
 class AsyncAlarmClient(BaseClient):
     """Scores and hierarchical rewards from a server, for asyncio callers.
 
-    As AlarmClient; each event loop gets its own connections, which close when the loop shuts down.
+    Like AlarmClient; each event loop has its own connections, closed when the loop shuts down.
     """
 
     def __init__(

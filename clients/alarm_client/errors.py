@@ -10,18 +10,18 @@ class AlarmError(Exception):
     ├── AlarmConnectionError   nothing answered at the URL, or the connection broke
     ├── DeadlineExceeded       the deadline of the call passed
     ├── ProtocolError          the response does not follow the HTTP contract
-    ├── SampleFailed           `scalars()` met a sample without a number
+    ├── SampleFailed           `scalars()` found a sample without a number
     └── StatusError            the server refused, with an HTTP status
         ├── InvalidRequest     400, 422 and other 4xx: the request must change
         ├── Unauthorized       401, 403: the API key is missing or wrong
         ├── NotFound           404: no such model or recipe, or no such server
-        ├── TooLarge           413: more than the server takes at once
+        ├── TooLarge           413: the request exceeds the server's limits
         ├── Overloaded         429: the queue is full
         ├── Unavailable        408, 502, 503, 504: loading, draining or too late
         └── ServerFailed       500 and the rest
 
     `status` and `code` are the server's (None where it did not answer); `retryable` says whether
-    the same call may pass later. Calls retry by themselves until their deadline. `request_id` is
+    the same call may succeed later. Calls retry by themselves until their deadline. `request_id` is
     the `X-Request-Id` of the request that failed, which the server writes in its log.
     """
 
@@ -44,8 +44,8 @@ class AlarmError(Exception):
 class AlarmConnectionError(AlarmError):
     """Nothing answered at the URL, or the connection broke.
 
-    Not `retryable` where no request can be made as things are: the proxy of the environment cannot
-    be used, or the server's certificate is not trusted.
+    Not `retryable` if the configuration must change first: an invalid proxy, or an untrusted server
+    certificate.
     """
 
 
@@ -66,7 +66,7 @@ class StatusError(AlarmError):
 
 
 class InvalidRequest(StatusError):
-    """The request must change before it can pass."""
+    """The request is invalid and must be changed."""
 
 
 class Unauthorized(StatusError):
@@ -74,7 +74,7 @@ class Unauthorized(StatusError):
 
 
 class NotFound(StatusError):
-    """There is no such model or recipe, or the URL is that of another server."""
+    """There is no such model or recipe, or the URL belongs to another server."""
 
 
 class TooLarge(StatusError):
@@ -86,7 +86,7 @@ class Overloaded(StatusError):
 
 
 class Unavailable(StatusError):
-    """The server is loading or draining, or the deadline passed on it."""
+    """The server is loading or draining, or did not finish before the deadline."""
 
 
 class ServerFailed(StatusError):

@@ -1,4 +1,4 @@
-"""Alias of `alarm_client.contrib.relay`, so that `python -m alarm_client.relay URL` runs it."""
+"""Alias of `alarm_client.contrib.relay`: keeps `python -m alarm_client.relay URL` working."""
 
 from __future__ import annotations
 

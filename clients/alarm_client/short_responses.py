@@ -16,11 +16,11 @@ def punish_too_short(
     max_num_tokens: int = 2,
     normalized: float = -10.0,
 ) -> RewardResult:
-    """The result with `holistic_weight * normalized` alone, on the last token, for short responses.
+    """Replace the rewards of short responses by `holistic_weight * normalized` on the last token.
 
-    `num_tokens`: how long each response is, counted as the paper counts, with the decoder's start
-    token where the policy has one. A response of at most `max_num_tokens` is too short, whatever
-    the rule of the recipe, and also where the server had an error for it.
+    `num_tokens`: the length of each response, counted as in the paper, including the decoder's
+    start token if the policy has one. A response of at most `max_num_tokens` is too short, whatever
+    the recipe's rule, even if the server returned an error for it.
     """
     rewards = punish_each(result.rewards, num_tokens, holistic_weight, max_num_tokens, normalized)
     return replace(result, rewards=rewards)
@@ -33,7 +33,7 @@ def punish_each(
     max_num_tokens: int = 2,
     normalized: float = -10.0,
 ) -> tuple[Reward, ...]:
-    """As `punish_too_short`, for rewards out of their result."""
+    """As `punish_too_short`, for a list of rewards."""
     return tuple(
         _punished(reward, holistic_weight * normalized, normalized)
         if length <= max_num_tokens

@@ -16,16 +16,16 @@ ReadBytes: TypeAlias = Callable[[bytes], tuple[str, Sequence[int]]]
 
 REPLACEMENT = "\ufffd"
 
-# Tokens before those in question that are decoded with them: no tokenizer's output depends on more,
-# but for runs of bytes.
+# Preceding tokens that are decoded along as context: no tokenizer's output depends on more, except
+# for runs of byte tokens.
 _CONTEXT_SIZES = (32, 256, 2048)
 
 
 def join_pieces(pieces: Sequence[Piece], read_bytes: ReadBytes) -> tuple[str, list[Span]]:
     """The text of the pieces and the span of each.
 
-    Neighbouring bytes are read as one, and a character belongs to every piece that holds a byte of
-    it. A piece without content is an empty span where the next one starts.
+    Adjacent byte pieces are decoded together; a character belongs to every piece that has one of
+    its bytes. An empty piece gets an empty span at the start of the next one.
     """
     texts: list[str] = []
     length = 0
@@ -50,7 +50,7 @@ def read_utf8(data: bytes) -> tuple[str, Sequence[int]]:
 
 
 def _num_bytes(character: str, data: bytes, start: int) -> int:
-    """How many bytes a character was read from; U+FFFD stands for itself or an invalid part."""
+    """Number of bytes of a decoded character; U+FFFD may stand for an invalid part."""
     if character != REPLACEMENT or data.startswith(REPLACEMENT.encode(), start):
         return len(character.encode())
     try:
@@ -61,7 +61,7 @@ def _num_bytes(character: str, data: bytes, start: int) -> int:
 
 
 def read_utf8_or_nothing(data: bytes) -> tuple[str, Sequence[int]]:
-    """The text of bytes, or one U+FFFD a byte if any is invalid, and the character of each byte."""
+    """As `read_utf8`, but one U+FFFD per byte if any byte is invalid."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -94,7 +94,7 @@ def _join_run(
 
 
 def _owners(data: bytes, first: int) -> Iterable[int]:
-    # In valid UTF-8 every byte but 0b10xxxxxx begins a character.
+    # In valid UTF-8 every byte except 0b10xxxxxx starts a character.
     begun = accumulate((byte & 0xC0) != 0x80 for byte in data)
     return (first + count - 1 for count in begun)
 
@@ -110,34 +110,34 @@ def _fill(spans: dict[int, Span], num_pieces: int, length: int) -> list[Span]:
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
+    """The methods of a Hugging Face tokenizer that are used here."""
 
     @property
     def all_special_ids(self) -> Sequence[int]:
-        """The ids that are not text."""
+        """Ids of special tokens, which are not text."""
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
-        """The text of ids."""
+        """Decode ids to text."""
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """The vocabulary's own writing of ids."""
+        """The vocabulary's form of each id."""
 
 
 def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[Span]]:
-    """The completion to send for these ids, and one `[start, end)` in its characters a token.
+    """The completion to send for these ids, and one `[start, end)` in characters per token.
 
     The text is `tokenizer.decode(ids, skip_special_tokens=True,
-    clean_up_tokenization_spaces=False)`. Special tokens are empty spans at their place. Tokens
-    that share a character all get its span. For many calls make one `PolicyTokens`.
+    clean_up_tokenization_spaces=False)`. Special tokens get empty spans. Tokens that
+    share a character all get its span. Create one `PolicyTokens` for many calls.
     """
     return PolicyTokens(tokenizer).locate(token_ids)
 
 
 class PolicyTokens:
-    """A policy's tokenizer, and what it has learnt about how its tokens write text.
+    """Locates a policy's tokens in decoded text; caches how each token decodes.
 
-    Each way to read the tokens is compared with the tokenizer's own decoding of the whole; where
-    none agrees, the spans are read from the growth of the decoded prefixes.
+    Each decoding method is verified against the tokenizer's decoding of the whole; if none agrees,
+    the spans are derived from the growth of the decoded prefixes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -155,8 +155,8 @@ class PolicyTokens:
     ) -> list[tuple[str, list[Span]]]:
         """As `locate`, for each row of ids: lists, or the rows of an array or a tensor.
 
-        `masks`: of the shape of `rows`, true where a token is the row's own. Without it all are,
-        padding too; with it a row has as many spans as it has tokens of its own, in their order.
+        `masks`: same shape as `rows`, false for padding. A row gets one span per unmasked token, in
+        order; without `masks` padding counts as tokens.
         """
         ids = [_plain_ids(row, f"rows[{index}]") for index, row in enumerate(_listed(rows, "rows"))]
         if masks is None:
@@ -182,7 +182,7 @@ class PolicyTokens:
         return text, self._by_prefixes(ids, text)
 
     def _readings(self, ids: Sequence[int]) -> Iterator[tuple[list[Piece], ReadBytes]]:
-        """What each token decodes to in each family of tokenizers, the cheapest first."""
+        """The pieces of the tokens under each family of tokenizers, the cheapest first."""
         written: list[str | bytes] = [
             "" if token is None or token_id in self._special else token
             for token_id, token in zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)
@@ -208,14 +208,14 @@ class PolicyTokens:
         return text
 
     def _letters(self, token: str) -> bytes:
-        """Byte-level tokens: a letter a byte, added tokens as they are."""
+        """Byte-level tokens: one letter per byte; added tokens unchanged."""
         try:
             return bytes(map(self._byte_of_letter.__getitem__, token))
         except KeyError:
             return token.encode("utf-8", "replace")
 
     def _utf8(self, token_id: int, token: str | bytes) -> bytes:
-        """Tokens that are bytes; texts among them were added, and may be left out of the text."""
+        """Tokens that are bytes; strings among them are added tokens, which decoding may omit."""
         if not isinstance(token, str):
             return bytes(token)
         if token and token_id not in self._added:
@@ -227,7 +227,7 @@ class PolicyTokens:
         return token.replace("\u2581", " ")
 
     def _in_context(self, token_id: int, token: str) -> str:
-        """Tokens that write the same after any other, so also after themselves (word pieces)."""
+        """Tokens that decode the same after any other token, including themselves (WordPiece)."""
         if not token:
             return ""
         if token_id not in self._added:
@@ -236,10 +236,10 @@ class PolicyTokens:
         return self._added[token_id]
 
     def _by_prefixes(self, ids: Sequence[int], text: str) -> list[Span]:
-        """Spans from the growth of the decoded prefixes; a character begun but not ended counts.
+        """Spans from the growth of the decoded prefixes, including incomplete characters.
 
-        Of bytes that make no character the text has one U+FFFD, which grows with the first of them:
-        a token that writes something and adds nothing to it belongs to it.
+        Bytes that form no character decode to one U+FFFD, which appears with the first of them: a
+        token that adds nothing to the text shares that character.
         """
         spans: list[Span] = []
         settled = 0
@@ -270,11 +270,10 @@ class PolicyTokens:
         return _not_past_the_next(spans)
 
     def _prefix(self, ids: Sequence[int], end: int, known: _Known) -> _Prefix:
-        """What the first `end` ids decode to, where those before `known` are the text's start.
+        """The decoded text of the first `end` ids, given the part before `known`.
 
-        Only ids near the end are decoded, after enough of the others that they write what they
-        write within the whole. Where the others then write something else (an unfinished run of
-        bytes does that), more are tried, and all at last.
+        Only ids near the end are decoded, with enough preceding ids as context. If the context then
+        decodes differently (an incomplete run of bytes), it is extended, up to all ids.
         """
         for size in _CONTEXT_SIZES:
             start = known.num_tokens - size
@@ -288,7 +287,7 @@ class PolicyTokens:
 
 
 def _not_past_the_next(spans: Sequence[Span]) -> list[Span]:
-    """The spans, with an empty one between the bytes of a character at the start of that."""
+    """Move an empty span inside a character to the start of that character."""
     following = max((end for _, end in spans), default=0)
     moved: list[Span] = []
     for start, end in reversed(spans):
@@ -311,13 +310,11 @@ def _plain_ids(token_ids: Any, name: str) -> list[int]:
 def _plain_id(value: Any, name: str, index: int) -> int:
     if type(value) is not int:
         if is_list(value):
-            raise TypeError(f"{name} must be the ids of one text; locate_batch takes several")
+            raise TypeError(f"{name} must be the ids of one text; use locate_batch for several")
         value = integer_of(value, f"{name}[{index}]")
-    if not 0 <= value < 2**32:  # what tokenizers take
+    if not 0 <= value < 2**32:  # the range of tokenizers
         shown = max(-(2**40), min(value, 2**40))
-        raise ValueError(
-            f"{name}[{index}] must be a token's id, got {shown}; leave out masked labels"
-        )
+        raise ValueError(f"{name}[{index}] must be a token id, got {shown}; remove masked labels")
     return int(value)
 
 
@@ -331,7 +328,7 @@ def _fallback_byte(token: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """So many tokens decode to so many characters at the start of the text."""
+    """The first `num_tokens` ids decode to the first `num_characters` of the text."""
 
     num_tokens: int
     num_characters: int
@@ -339,7 +336,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """A decoded prefix: the text's first `num_known` characters, and what follows them."""
+    """A decoded prefix: the first `num_known` characters of the text, and the rest."""
 
     num_known: int
     rest: str
@@ -350,11 +347,11 @@ class _Prefix:
         return self.num_known + len(self.rest)
 
     def after(self, index: int) -> str:
-        """What follows the first `index` characters, which are at least `num_known`."""
+        """The characters from `index` on, which is at least `num_known`."""
         return self.rest[index - self.num_known :]
 
     def agreement(self, text: str, settled: int) -> int:
-        """How many leading characters it shares with the text, of which `settled` may be known."""
+        """Number of leading characters shared with the text; 0 unless the first `settled` are."""
         if not self.rest.startswith(text[self.num_known : settled]):
             return 0
         most = min(self.length, len(text))
@@ -364,7 +361,7 @@ class _Prefix:
         return most
 
     def equals(self, other: _Prefix, text: str) -> bool:
-        """Whether another prefix of the same text has the same characters."""
+        """Whether another prefix of the same text is equal."""
         if self.length != other.length:
             return False
         least = min(self.num_known, other.num_known)

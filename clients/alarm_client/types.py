@@ -13,7 +13,7 @@ Id: TypeAlias = str | int | None
 Text: TypeAlias = str | Sequence[Message]
 Offsets: TypeAlias = Sequence[Sequence[int]]
 #: A rule's name, such as "hierarchical" or "weighted_sum"; the server's docs/rules.md has them all,
-#: and the server refuses a name that it does not know. Not a Literal: a server may be newer.
+#: and the server rejects unknown names. Not a Literal, as the server may be newer.
 Rule: TypeAlias = str
 Shaping: TypeAlias = Literal["sigmoid", "none"]
 Aspects: TypeAlias = Literal["admitted", "all"]
@@ -34,10 +34,10 @@ class Overrides(TypedDict, total=False):
 class Sample:
     """A prompt with one completion, each a text or chat messages.
 
-    `fields`: texts that a recipe may name, such as a reference. `token_offsets`: `[start, end)` in
-    characters of the completion, one a policy token. `segments`: spans by name that replace the
-    server's own finding. `id`: comes back with the score or reward. `group`: the same for samples
-    that share a prompt. Integers, spans and messages may also be numpy's and tensors'.
+    `fields`: strings that a recipe may use, such as a reference. `token_offsets`: `[start, end)` in
+    characters of the completion, one per policy token. `segments`: spans by name, in place of the
+    server's own segmentation. `id`: returned with the score or reward. `group`: equal for samples
+    that share a prompt. Integers, spans and messages may be numpy arrays or tensors.
     """
 
     prompt: Text
@@ -54,7 +54,7 @@ SampleLike: TypeAlias = Sample | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class SampleError:
-    """Why a sample has no score or reward; other samples of the call are not affected."""
+    """Why a sample has no score or reward. Other samples of the call are not affected."""
 
     code: str
     message: str
@@ -62,7 +62,7 @@ class SampleError:
 
 @dataclass(frozen=True, slots=True)
 class SegmentScore:
-    """A span of the completion, its label and its margin; None where the model did not read it."""
+    """A span of the completion, its label and its margin; None if it was truncated."""
 
     start: int
     end: int
@@ -72,9 +72,9 @@ class SegmentScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The raw number that a model gives a sample; None on error, or where no segment was found.
+    """The raw score of a sample; None on error, or if no segment was found.
 
-    `outputs` are the numbers of a model that gives several, by their names.
+    `outputs`: the named outputs of a model that has several.
     """
 
     id: Id
@@ -88,7 +88,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Holistic:
-    """The holistic score, raw (None where a rule of the trainer replaces it) and normalized."""
+    """The holistic score, raw (None if the short-response penalty replaced it) and normalized."""
 
     score: float | None
     normalized: float
@@ -96,7 +96,7 @@ class Holistic:
 
 @dataclass(frozen=True, slots=True)
 class AspectReward:
-    """One aspect's part of a reward: its sum, its token rewards and what it judged."""
+    """One aspect's part of a reward: its sum, its token rewards and its segments."""
 
     reward: float
     token_rewards: tuple[float, ...] | None
@@ -105,7 +105,7 @@ class AspectReward:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a trainer gets for a sample: `reward` is the sum of `token_rewards`; None on error."""
+    """The reward of a sample: the sum of its `token_rewards`; None on error."""
 
     id: Id
     reward: float | None
@@ -119,7 +119,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as if each sample were scored alone, and tokens that the device computed."""
+    """Token counts: as if each sample were scored alone, and as computed on the device."""
 
     num_tokens: int
     num_computed_tokens: int
@@ -135,7 +135,7 @@ class ScoreResult:
     usage: Usage
 
     def scalars(self, on_error: OnError = "raise") -> list[float | None]:
-        """One number a sample; one without a score gets `on_error`, or raises SampleFailed."""
+        """one number per sample; one without a score gets `on_error`, or raises SampleFailed."""
         return _scalars([(score.score, score.error) for score in self.scores], on_error)
 
 
@@ -149,7 +149,7 @@ class RewardResult:
     usage: Usage
 
     def scalars(self, on_error: OnError = "raise") -> list[float | None]:
-        """One number a sample; one without a reward gets `on_error`, or raises SampleFailed."""
+        """one number per sample; one without a reward gets `on_error`, or raises SampleFailed."""
         return _scalars([(reward.reward, reward.error) for reward in self.rewards], on_error)
 
 
@@ -179,7 +179,7 @@ def _scalars(
     for index, (number, error) in enumerate(numbers):
         if number is None and isinstance(on_error, str):
             code = error.code if error else "no_segments"
-            reason = error.message if error else "the model found no segment to judge"
+            reason = error.message if error else "the model found no segment"
             raise SampleFailed(f"sample {index} has no number: {code}: {reason}", code=code)
         scalars.append(on_error if number is None else number)  # type: ignore[arg-type]  # "raise" has left
     return scalars

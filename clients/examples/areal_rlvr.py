@@ -1,4 +1,4 @@
-"""AReaL: the workflow of its RLVR examples by a dotted name; ALARM_URL says where the server is."""
+"""AReaL: the workflow of its RLVR examples by a dotted name; ALARM_URL is the server."""
 
 
 def train(trainer, config, tokenizer):

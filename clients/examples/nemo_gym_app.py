@@ -22,30 +22,30 @@ from pydantic import ConfigDict
 
 
 class AlarmConfig(BaseResourcesServerConfig):
-    """Where the reward server is, and the recipe or model in its path."""
+    """The URL of the reward server, with the recipe or model in its path."""
 
     verify_url: str
 
 
 class AlarmVerifyRequest(BaseVerifyRequest):
-    """A rollout beside the columns of its row."""
+    """A rollout with the columns of its row."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class AlarmVerifyResponse(BaseVerifyResponse):
-    """The same with its reward, and `alarm_...` for what that is made of."""
+    """The same with its reward, and its components as `alarm_...`."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class AlarmResourcesServer(SimpleResourcesServer):
-    """Passes each rollout on; Gym asks again while the reward server is gone."""
+    """Forwards each rollout; Gym retries while the reward server is unavailable."""
 
     config: AlarmConfig
 
     async def verify(self, body: AlarmVerifyRequest) -> AlarmVerifyResponse:
-        """Return the rollout with its reward; a refusal is raised."""
+        """Return the rollout with its reward; an error response is raised."""
         answer = await request("POST", self.config.verify_url, json=body.model_dump(mode="json"))
         await raise_for_status(answer)
         return AlarmVerifyResponse.model_validate(await get_response_json(answer))

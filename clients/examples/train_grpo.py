@@ -4,10 +4,10 @@
     pip install ./clients trl datasets
     python clients/examples/train_grpo.py --steps 60
 
-Nothing is downloaded: the policy is a Qwen2 of two layers whose vocabulary is words, made on the
-spot, and it trains on a CPU in a few minutes. It begins by writing words at random; the recipe
-`mini` prefers answers that keep to the passage, and so does the policy after some steps. The log of
-each step has `reward`, `alarm/holistic`, `alarm/admitted` and `alarm/<aspect>`.
+Nothing is downloaded: the policy is a Qwen2 of two layers whose vocabulary is words, created
+here, and it trains on a CPU in a few minutes. It starts by writing random words; the recipe `mini`
+prefers answers that are supported by the passage, and so does the policy after some steps. The log
+of each step has `reward`, `alarm/holistic`, `alarm/admitted` and `alarm/<aspect>`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prompts() -> list[str]:
 
 
 def make_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """A policy that can write every word of the prompts, and other words as easily."""
+    """A random policy whose vocabulary is the words of the prompts and some others."""
     texts = [*prompts(), OTHER_WORDS]
     words = ["<pad>", "</s>", "<unk>", *sorted({word for text in texts for word in text.split()})]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
@@ -67,7 +67,7 @@ def make_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
 
 
 def train(num_steps: int, output: Path) -> list[dict[str, float]]:
-    """Train for so many steps; return the trainer's log, an entry a step."""
+    """Train for `num_steps` steps; return the trainer's log, one entry per step."""
     set_seed(0)
     policy, tokenizer = make_policy()
     reward = AlarmReward()
@@ -111,9 +111,9 @@ def main() -> None:
 
 
 def report(log: list[dict[str, float]]) -> str:
-    """Each metric's mean over the first steps and over as many last ones: ten, if there are twenty.
+    """Each metric's mean over the first and the last steps: ten each, if there are twenty.
 
-    No step is in both; of a single step there is one number.
+    The two do not overlap; a single step gives one number.
     """
     width = max(1, min(10, len(log) // 2))
     parts = [log[:width], log[-width:]] if len(log) > 1 else [log]

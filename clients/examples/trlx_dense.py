@@ -6,5 +6,5 @@ from alarm_client.trainers.trlx import dense_reward_fn
 
 
 def train(prompts, config):
-    """Train as trlx's own examples do; ALARM_URL says where the server is."""
+    """Train as trlx's own examples do; ALARM_URL is the URL of the server."""
     return trlx.train(reward_fn=dense_reward_fn, prompts=prompts, config=config)

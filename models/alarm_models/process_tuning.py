@@ -41,7 +41,7 @@ _NUM_SPINS = "20000"
 def limit_openmp_spin() -> None:
     """Have OpenMP's threads spin for a moment before they sleep, unless the user has set it.
 
-    Spinning on, as they do by default, they keep the cores from tokenisers, checks and the event
+    Spinning on, as they do by default, they keep the cores from tokenizers, checks and the event
     loop; sleeping at once, they wake too late for a small model's operations. Read by GNU's
     runtime, which torch's Linux wheels bring, as it loads; another sleeps at once.
     """

@@ -59,12 +59,12 @@ class _Watch:
         own = threading.get_ident()
         is_over = False
         while not is_over:
-            # What is raised in here comes too late to be reported, and must not prevent the end.
+            # An exception raised in here is too late and must not interrupt this method.
             with suppress(TimeLimitExceeded):
                 with self._changed:
                     self._deadlines.pop(own, None)
-                # What was set before is raised here, where the interpreter looks for it. It is not
-                # taken back by PyThreadState_SetAsyncExc(id, NULL): CPython 3.11 would then look
+                # What was set before is raised here, where the interpreter checks for it. It is not
+                # withdrawn with PyThreadState_SetAsyncExc(id, NULL): CPython 3.11 would then check
                 # for an exception at every call and jump from now on, in all threads.
                 for _ in range(2):
                     pass

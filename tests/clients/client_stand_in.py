@@ -1,4 +1,4 @@
-"""A stand-in for the server: by the contract, with the completion's length as its score."""
+"""A stand-in server that follows the contract; the score is the length of the completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server over real sockets that answers by the contract, with rewards a reader can reckon."""
+"""A stand-in server over real sockets that follows the contract, with simple rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server is, and how to be let in."""
+"""The server's URL and API key."""
 
 import numpy as np
 import pytest
@@ -18,32 +18,32 @@ def _bare_environment(monkeypatch):
     monkeypatch.delenv("ALARM_API_KEY", raising=False)
 
 
-def test_without_anything_it_is_this_machine():
+def test_address_without_settings_is_localhost():
     address = find_address(None, None)
     assert (address.url, address.authorization) == ("http://127.0.0.1:8000", None)
 
 
-def test_the_environment_names_the_server_and_the_key(monkeypatch):
+def test_address_from_environment_has_url_and_key(monkeypatch):
     monkeypatch.setenv("ALARM_URL", "https://rewards.example/alarm/")
     monkeypatch.setenv("ALARM_API_KEY", "k")
     address = find_address(None, None)
     assert (address.url, address.authorization) == ("https://rewards.example/alarm", "Bearer k")
 
 
-def test_arguments_go_before_the_environment(monkeypatch):
+def test_address_arguments_override_environment(monkeypatch):
     monkeypatch.setenv("ALARM_URL", "http://elsewhere:1")
     monkeypatch.setenv("ALARM_API_KEY", "other")
     address = find_address("http://here:2", "mine")
     assert (address.url, address.authorization) == ("http://here:2", "Bearer mine")
 
 
-def test_a_key_in_the_url_is_sent_as_basic_and_leaves_the_url():
+def test_address_key_in_url_is_sent_as_basic_auth():
     address = find_address("http://any:k%2Fy@host:9", None)
     # base64 of "any:k/y"
     assert (address.url, address.authorization) == ("http://host:9", "Basic YW55OmsveQ==")
 
 
-def test_no_key_shows_in_what_is_printed():
+def test_address_repr_hides_keys():
     assert "secret" not in repr(find_address("http://any:secret@host", None))
     assert repr(AlarmClient("http://any:secret@host", timeout=9)) == (
         "AlarmClient('http://host', timeout=9)"
@@ -51,38 +51,38 @@ def test_no_key_shows_in_what_is_printed():
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "127.0.0.1", "ftp://host", "http://"])
-def test_a_url_without_scheme_or_host_is_refused_with_an_example(url):
+def test_address_url_without_scheme_or_host_is_refused(url):
     with pytest.raises(ValueError, match=r"must look like http://127\.0\.0\.1:8000"):
         find_address(url, None)
 
 
 @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "max_concurrency"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", None, [1]])
-def test_options_without_sense_are_refused_by_their_name(name, value):
+def test_client_with_invalid_option_is_refused_by_name(name, value):
     with pytest.raises((TypeError, ValueError), match=f"^{name} must be "):
         AlarmClient(**{name: value})
 
 
-def test_a_timeout_of_numpy_is_a_timeout():
+def test_client_timeout_from_numpy_is_accepted():
     assert repr(AlarmClient("http://host", timeout=np.float32(9))) == (
         "AlarmClient('http://host', timeout=9)"
     )
 
 
 @pytest.mark.parametrize("key", ["sesame\n", "\r\n sesame \t", "sesame"])
-def test_white_space_around_a_key_does_not_count(monkeypatch, key):
+def test_address_key_whitespace_is_stripped(monkeypatch, key):
     assert find_address("http://host", key).authorization == "Bearer sesame"
     monkeypatch.setenv("ALARM_API_KEY", key)
     assert find_address("http://host", None).authorization == "Bearer sesame"
 
 
 @pytest.mark.parametrize("url", ["http://host:9\n", " http://host:9 ", "http://host:9/"])
-def test_white_space_around_a_url_does_not_count(monkeypatch, url):
+def test_address_url_whitespace_is_stripped(monkeypatch, url):
     monkeypatch.setenv("ALARM_URL", url)
     assert find_address(None, None).url == "http://host:9"
 
 
-def test_a_new_line_at_the_end_of_a_key_in_a_url_does_not_count():
+def test_address_newline_after_key_in_url_is_stripped():
     # base64 of ":sesame"
     assert find_address("http://:sesame%0A@host", None).authorization == "Basic OnNlc2FtZQ=="
 
@@ -97,7 +97,7 @@ def test_a_new_line_at_the_end_of_a_key_in_a_url_does_not_count():
         ("“sesame”", "character 1 of the key is not ASCII"),
     ],
 )
-def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_shown(monkeypatch, key, reason):
+def test_address_key_invalid_in_header_is_refused_without_showing_it(monkeypatch, key, reason):
     with pytest.raises(ValueError, match=f"^api_key: {reason}") as caught:
         AlarmClient("http://host", api_key=key)
     assert "sam" not in str(caught.value)
@@ -108,8 +108,8 @@ def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_shown(monkeyp
 
 
 @pytest.mark.parametrize("key", [b"sesame", 7, ["sesame"]])
-def test_a_key_that_is_no_text_is_refused_and_not_shown(key):
-    with pytest.raises(TypeError, match=r"^api_key must be a text, got \w+$"):
+def test_address_key_of_wrong_type_is_refused_without_showing_it(key):
+    with pytest.raises(TypeError, match=r"^api_key must be a string, got \w+$"):
         AlarmClient("http://host", api_key=key)
 
 
@@ -130,14 +130,14 @@ def test_a_key_that_is_no_text_is_refused_and_not_shown(key):
         "http://any:sesame@host/\x7f",
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_at_once_without_its_key(url):
+def test_address_invalid_url_is_refused_without_showing_the_key(url):
     with pytest.raises(ValueError, match=r"^the server's url") as caught:
         AlarmClient(url)
     assert "sesame" not in str(caught.value)
 
 
-def test_a_url_that_is_no_text_is_refused():
-    with pytest.raises(TypeError, match=r"^url must be a text, got int$"):
+def test_address_url_of_wrong_type_is_refused():
+    with pytest.raises(TypeError, match=r"^url must be a string, got int$"):
         AlarmClient(8000)
 
 
@@ -152,7 +152,7 @@ def test_a_url_that_is_no_text_is_refused():
         ("http://localhost.example", False),
     ],
 )
-def test_an_address_of_this_machine_is_known(url, is_local):
+def test_address_of_loopback_is_local(url, is_local):
     assert find_address(url, None).is_local is is_local
 
 
@@ -165,7 +165,7 @@ def test_an_address_of_this_machine_is_known(url, is_local):
     ),
     st.one_of(st.just(""), st.integers(-9, 99999).map(lambda port: f":{port}"), st.text()),
 )
-def test_whatever_the_url_is_it_works_or_is_refused_without_its_key(scheme, key, host, rest):
+def test_address_of_any_url_works_or_is_refused_without_showing_the_key(scheme, key, host, rest):
     transport = StandIn().transport
     told = ""
     try:
@@ -178,7 +178,7 @@ def test_whatever_the_url_is_it_works_or_is_refused_without_its_key(scheme, key,
 
 
 @given(st.text())
-def test_whatever_the_key_is_it_can_be_sent_or_is_refused(key):
+def test_address_any_key_is_sendable_or_refused(key):
     told = "api_key: "
     try:
         authorization = find_address("http://host", key).authorization or "Bearer "

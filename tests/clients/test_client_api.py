@@ -1,4 +1,4 @@
-"""What the package offers, and what it costs to import."""
+"""Public names of the package, and the cost of its import."""
 
 import importlib.metadata
 import subprocess
@@ -10,7 +10,7 @@ import alarm_client
 from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 
 
-def test_the_public_names_are_these():
+def test_public_names_are_pinned():
     assert alarm_client.__all__ == [
         "AlarmClient",
         "AlarmConnectionError",
@@ -60,7 +60,7 @@ def test_the_public_names_are_these():
     assert all(hasattr(alarm_client, name) for name in alarm_client.__all__)
 
 
-def test_both_clients_have_the_same_calls():
+def test_sync_and_async_clients_have_the_same_calls():
     def calls(client: type) -> set[str]:
         return {name for name in vars(client) if not name.startswith("_")}
 
@@ -81,12 +81,12 @@ def test_import_of_the_package_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("trainer", sorted(WHAT_TO_WRITE))
-def test_import_of_a_hook_loads_no_diagnosis_and_no_relay(trainer):
+def test_import_of_a_hook_loads_no_padding_check_and_no_relay(trainer):
     tools = {"_padding_check", "_try", "__main__"}
     loaded = modules_loaded_by(f"import alarm_client.trainers.{trainer}")
     assert not loaded & {f"alarm_client.trainers.{name}" for name in tools}
     assert not loaded & {"alarm_client.contrib.relay", "alarm_client.relay", "http.server"}
 
 
-def test_the_version_is_the_packages():
+def test_version_equals_package_metadata():
     assert alarm_client.__version__ == importlib.metadata.version("alarm-client")

@@ -47,13 +47,13 @@ def ask(request):
     return ask
 
 
-async def test_one_sample_costs_one_request(ask):
+async def test_score_of_one_sample_sends_one_request(ask):
     server = StandIn()
     result = await ask(server, "score", [Sample(prompt="p", completion="abc")], "rm")
     assert (result.model, result.scalars(), server.paths) == ("rm", [3.0], ["/score"])
 
 
-async def test_a_reward_is_asked_for_with_all_its_options(ask):
+async def test_hierarchical_reward_sends_all_options(ask):
     server = StandIn()
     sample = {"prompt": "p", "completion": "abc", "token_offsets": [[0, 1], [1, 3], [3, 3]]}
     result = await ask(server, "hierarchical_reward", [sample], "qa", {"threshold": 9.0}, "all")
@@ -62,12 +62,12 @@ async def test_a_reward_is_asked_for_with_all_its_options(ask):
     assert (sent["overrides"], sent["aspects"]) == ({"threshold": 9.0}, "all")
 
 
-async def test_no_samples_get_no_scores(ask):
+async def test_score_without_samples_is_empty(ask):
     result = await ask(StandIn(), "score", [])
     assert (result.scores, result.fingerprint) == ((), "f")
 
 
-async def test_requests_carry_the_key_and_the_time_left(ask):
+async def test_request_has_key_and_remaining_time(ask):
     server = StandIn()
     options = {"api_key": "k", "timeout": 100.0}
     await ask(server, "score", SAMPLES[:1], options=options, timeout=20.0)
@@ -77,11 +77,11 @@ async def test_requests_carry_the_key_and_the_time_left(ask):
     assert 0 < int(headers["x-request-timeout-ms"]) <= 20_000
 
 
-async def test_the_catalogue_names_the_limits(ask):
+async def test_models_returns_limits(ask):
     assert (await ask(StandIn(max_samples=9), "models")).limits.max_samples == 9
 
 
-async def test_a_large_call_is_split_under_the_servers_limits_and_joined_in_order(ask):
+async def test_large_call_is_split_and_merged_in_order(ask):
     assert len(SAMPLES) > SAFE.max_samples
     server = StandIn(max_samples=64)
     result = await ask(server, "score", SAMPLES)
@@ -90,13 +90,13 @@ async def test_a_large_call_is_split_under_the_servers_limits_and_joined_in_orde
     assert server.paths == ["/models"] + ["/score"] * 5
 
 
-async def test_a_large_call_under_the_limits_stays_whole(ask):
+async def test_large_call_within_limits_is_one_request(ask):
     server = StandIn()
     assert (await ask(server, "score", SAMPLES)).scalars() == LENGTHS
     assert server.paths == ["/models", "/score"]
 
 
-async def test_a_request_that_was_too_large_is_halved(ask):
+async def test_too_large_response_splits_the_request_in_two(ask):
     server = StandIn(max_samples=3)
     result = await ask(server, "score", SAMPLES[:10])
     assert result.scalars() == LENGTHS[:10]
@@ -104,12 +104,12 @@ async def test_a_request_that_was_too_large_is_halved(ask):
     assert len(server.paths) == 7
 
 
-async def test_one_sample_that_is_too_large_is_an_error(ask):
+async def test_too_large_single_sample_raises(ask):
     with pytest.raises(TooLarge, match="too many samples"):
         await ask(StandIn(max_samples=0), "score", SAMPLES[:1])
 
 
-async def test_a_busy_server_and_a_broken_connection_are_tried_again(ask):
+async def test_busy_server_and_broken_connection_are_retried(ask):
     script = [
         refusal(429, "full", "full", retry_after="0"),
         httpx.ReadError("reset"),
@@ -120,35 +120,35 @@ async def test_a_busy_server_and_a_broken_connection_are_tried_again(ask):
     assert len(server.requests) == 4
 
 
-async def test_a_refused_request_raises_the_servers_own_words(ask):
+async def test_invalid_request_raises_the_servers_message(ask):
     server = StandIn([refusal(422, "schema", "samples.0.prompt: got null")])
     with pytest.raises(InvalidRequest, match=r"samples\.0\.prompt: got null") as caught:
         await ask(server, "score", SAMPLES[:1])
     assert (caught.value.status, caught.value.code, len(server.requests)) == (422, "schema", 1)
 
 
-async def test_a_refused_part_fails_the_whole_call(ask):
+async def test_failed_part_fails_the_whole_call(ask):
     server = StandIn(max_samples=64, script=[])
     server.change = lambda answer: answer.update(fingerprint=str(len(server.requests)))
     with pytest.raises(ProtocolError, match="changed during the call"):
         await ask(server, "score", SAMPLES)
 
 
-async def test_another_server_at_the_url_is_named(ask):
+async def test_response_of_another_server_hints_at_the_url(ask):
     server = StandIn([httpx.Response(404, text="nginx")])
     with pytest.raises(NotFound, match=r"http://server/score answered 404: nginx .*ALaRM server"):
         await ask(server, "score", SAMPLES[:1])
 
 
-async def test_an_unknown_model_is_not_blamed_on_the_url(ask):
+async def test_unknown_model_error_has_no_hint_at_the_url(ask):
     server = StandIn([refusal(404, "not_found", "no model 'nope'; there are rm")])
     with pytest.raises(NotFound, match=r"no model 'nope'; there are rm \(request \w+-1\)$"):
         await ask(server, "score", SAMPLES[:1], "nope")
 
 
-async def test_a_wrong_number_of_scores_is_no_result(ask):
+async def test_response_with_wrong_number_of_scores_raises(ask):
     server = StandIn(change=lambda answer: answer["scores"].pop())
-    with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores came"):
+    with pytest.raises(ProtocolError, match="2 samples were sent, 1 scores received"):
         await ask(server, "score", SAMPLES[:2])
 
 
@@ -158,22 +158,22 @@ async def test_a_wrong_number_of_scores_is_no_result(ask):
         (httpx.ConnectError("refused"), AlarmConnectionError, "is `alarm serve` running at http"),
         (httpx.ConnectTimeout("slow"), AlarmConnectionError, "no connection within 5 s"),
         (httpx.RemoteProtocolError("cut"), AlarmConnectionError, "connection broke"),
-        (httpx.ReadTimeout("slow"), DeadlineExceeded, "no answer within"),
+        (httpx.ReadTimeout("slow"), DeadlineExceeded, "no response within"),
     ],
 )
-async def test_what_the_network_raises_becomes_our_own_errors(ask, raised, kind, words):
+async def test_httpx_errors_are_mapped_to_client_errors(ask, raised, kind, words):
     with pytest.raises(kind, match=words) as caught:
         await ask(StandIn([raised] * 9), "score", SAMPLES[:1])
     assert caught.value.retryable
 
 
-async def test_readiness_is_awaited(ask):
+async def test_wait_ready_returns_when_ready(ask):
     server = StandIn()
     assert await ask(server, "wait_ready", timeout=5) is None
     assert server.paths == ["/health/ready"]
 
 
-async def test_an_error_carries_the_id_of_its_request(ask):
+async def test_error_has_request_id(ask):
     server = StandIn([refusal(422, "schema", "no")])
     with pytest.raises(InvalidRequest) as caught:
         await ask(server, "score", SAMPLES[:1])
@@ -182,21 +182,21 @@ async def test_an_error_carries_the_id_of_its_request(ask):
     assert str(caught.value).endswith(f"(request {sent})")
 
 
-async def test_an_error_carries_the_servers_own_id_where_it_has_one(ask):
+async def test_error_has_request_id_of_the_server_if_any(ask):
     server = StandIn([refusal(422, "schema", "no", x_request_id="of-the-server")])
     with pytest.raises(InvalidRequest) as caught:
         await ask(server, "score", SAMPLES[:1])
     assert caught.value.request_id == "of-the-server"
 
 
-async def test_an_answer_that_is_no_result_carries_the_id_of_its_request(ask):
+async def test_protocol_error_has_request_id(ask):
     server = StandIn(change=lambda answer: answer["scores"].pop())
     with pytest.raises(ProtocolError) as caught:
         await ask(server, "score", SAMPLES[:2])
     assert caught.value.request_id == server.requests[0].headers["x-request-id"]
 
 
-async def test_a_broken_connection_and_a_late_answer_carry_the_id_of_their_request(ask):
+async def test_connection_error_and_timeout_have_request_id(ask):
     for raised in (httpx.ReadError("reset"), httpx.ReadTimeout("slow")):
         server = StandIn([raised] * 9)
         with pytest.raises(AlarmError) as caught:
@@ -204,7 +204,7 @@ async def test_a_broken_connection_and_a_late_answer_carry_the_id_of_their_reque
         assert caught.value.request_id == server.requests[-1].headers["x-request-id"]
 
 
-async def test_the_requests_of_one_call_share_the_beginning_of_their_ids(ask):
+async def test_request_ids_of_one_call_share_a_prefix(ask):
     server = StandIn([refusal(429, "full", "full", retry_after="0")], max_samples=64)
     await ask(server, "score", SAMPLES)
     ids = [request.headers["x-request-id"] for request in server.requests]
@@ -212,25 +212,25 @@ async def test_the_requests_of_one_call_share_the_beginning_of_their_ids(ask):
     assert len({one.partition("-")[0] for one in ids}) == 1
 
 
-async def test_a_redirect_is_named_and_not_followed(ask):
+async def test_redirect_is_reported_and_not_followed(ask):
     server = StandIn([httpx.Response(307, headers={"Location": "https://elsewhere/score"})])
     with pytest.raises(StatusError, match=r"redirects to 'https://elsewhere/score'"):
         await ask(server, "score", SAMPLES[:1])
     assert len(server.requests) == 1
 
 
-async def test_the_client_names_its_version(ask):
+async def test_request_user_agent_has_version(ask):
     server = StandIn()
     await ask(server, "models")
     assert server.requests[0].headers["user-agent"] == f"alarm-client/{__version__}"
 
 
-async def test_a_client_that_another_thread_closes_opens_anew(ask):
+async def test_client_closed_by_another_thread_reopens(ask):
     closed = RuntimeError("Cannot send a request, as the client has been closed.")
     assert (await ask(StandIn([closed]), "score", SAMPLES[1:2])).scalars() == [1.0]
 
 
-async def test_a_certificate_that_is_not_trusted_is_told_at_once(ask):
+async def test_untrusted_certificate_raises_without_retry(ask):
     error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]")
     error.__cause__ = ssl.SSLCertVerificationError("self-signed")
     server = StandIn([error])
@@ -239,6 +239,6 @@ async def test_a_certificate_that_is_not_trusted_is_told_at_once(ask):
     assert (len(server.requests), caught.value.retryable) == (1, False)
 
 
-async def test_an_error_of_tls_within_asyncio_is_a_broken_connection(ask):
+async def test_asyncio_tls_error_is_a_connection_error(ask):
     server = StandIn([ssl.SSLError("bad record mac")])
     assert (await ask(server, "score", SAMPLES[1:2])).scalars() == [1.0]

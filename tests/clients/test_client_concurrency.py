@@ -1,4 +1,4 @@
-"""The parts of a large call: together, in order, and ended together."""
+"""The parts of a large call run concurrently, stay in order and are cancelled together."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(3
 LENGTHS = [float(index % 7) for index in range(300)]
 
 
-async def test_async_parts_are_in_flight_together_up_to_max_concurrency():
+async def test_async_parts_run_concurrently_up_to_max_concurrency():
     inner, flying, most = StandIn(max_samples=30), 0, 0
 
     async def handler(request):
@@ -37,7 +37,7 @@ async def test_async_parts_are_in_flight_together_up_to_max_concurrency():
     assert most == 3
 
 
-def test_blocking_parts_are_in_flight_together():
+def test_blocking_parts_run_concurrently():
     inner, meeting = StandIn(max_samples=150), threading.Barrier(2, timeout=60)
 
     def handler(request):
@@ -49,7 +49,7 @@ def test_blocking_parts_are_in_flight_together():
         assert client.score(SAMPLES).scalars() == LENGTHS
 
 
-def test_a_part_that_failed_is_raised_without_waiting_for_the_others():
+def test_failed_part_raises_without_waiting_for_others():
     inner, released = StandIn(max_samples=150), threading.Event()
     both_under_way, waited_out = threading.Barrier(2, timeout=60), threading.Event()
 
@@ -81,24 +81,24 @@ class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield b" "
 
 
-def test_an_answer_that_drips_in_ends_a_blocking_call_at_its_deadline():
+def test_slow_response_ends_blocking_call_at_its_deadline():
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
     ticks = itertools.count()
     connections = Connections(find_address(None, None), transport, lambda: next(ticks))
-    with pytest.raises(DeadlineExceeded, match="no answer within the 5 s"):
+    with pytest.raises(DeadlineExceeded, match="no response within the remaining 5 s"):
         connections.send(Send("GET", "/models", None, timeout=5.0))
     connections.close()
     assert next(ticks) == 7  # the start, then six reads: 6 > 0 + 5
 
 
-async def test_an_answer_that_drips_in_ends_an_async_call_at_its_deadline():
+async def test_slow_response_ends_async_call_at_its_deadline():
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
     async with AsyncAlarmClient(transport=transport, timeout=0.05) as client:
-        with pytest.raises(DeadlineExceeded, match="no answer within"):
+        with pytest.raises(DeadlineExceeded, match="no response within"):
             await client.score(SAMPLES[:1])
 
 
-async def test_a_failed_part_cancels_the_others_of_an_async_call():
+async def test_failed_part_cancels_other_parts_of_async_call():
     inner, cancelled = StandIn(max_samples=150), asyncio.Event()
 
     async def handler(request):
@@ -119,7 +119,7 @@ async def test_a_failed_part_cancels_the_others_of_an_async_call():
         assert cancelled.is_set()
 
 
-def test_limits_once_known_are_kept_to_by_small_calls():
+def test_cached_limits_apply_to_small_calls():
     server = StandIn(max_samples=150)
     with AlarmClient(transport=server.transport) as client:
         client.score(SAMPLES)
@@ -127,7 +127,7 @@ def test_limits_once_known_are_kept_to_by_small_calls():
     assert server.paths == ["/models"] + ["/score"] * 4
 
 
-def test_the_limits_are_asked_for_once_a_client():
+def test_limits_are_requested_once_per_client():
     server = StandIn()
     with AlarmClient(transport=server.transport) as client:
         client.score(SAMPLES)

@@ -35,13 +35,13 @@ from alarm_client.errors import (
         (504, Unavailable),
     ],
 )
-def test_each_status_has_its_error(status, kind):
+def test_status_error_maps_each_status(status, kind):
     assert status_error(status) is kind
     assert issubclass(kind, StatusError)
     assert issubclass(kind, AlarmError)
 
 
-def test_an_error_survives_pickling():
+def test_error_survives_pickling():
     error = Overloaded("full", status=429, code="queue_full", retryable=True)
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is Overloaded

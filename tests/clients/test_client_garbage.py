@@ -1,4 +1,4 @@
-"""Whatever bytes answer, both clients raise an error of their own: over real sockets."""
+"""Random response bytes over real sockets raise errors of the client."""
 
 import asyncio
 import socket
@@ -94,7 +94,7 @@ def answering() -> Iterator[Answering]:
 
 @settings(max_examples=100, deadline=None)
 @given(ANSWERS)
-def test_whatever_bytes_answer_the_error_is_our_own(answering: Answering, answer: bytes) -> None:
+def test_response_of_random_bytes_raises_client_error(answering: Answering, answer: bytes) -> None:
     answering.answer = answer
 
     async def ask() -> None:

@@ -78,30 +78,30 @@ def ids_of(family, *tokens):
     return tokenizer_of(family).convert_tokens_to_ids(list(tokens))
 
 
-def test_an_emoji_over_four_byte_level_tokens_belongs_to_each():
+def test_token_offsets_emoji_of_four_byte_tokens_belongs_to_each():
     ids = ids_of("byte_level", "a", "ð", "Ł", "ĺ", "Ģ", "Ġ", "b", "</s>")
     spans = [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4)]
     assert check("byte_level", ids) == ("a😀 b", spans)
 
 
-def test_a_special_token_inside_an_emoji_is_an_empty_span():
+def test_token_offsets_special_token_inside_emoji_is_empty():
     ids = ids_of("byte_level", "ð", "Ł", "</s>", "ĺ", "Ģ")
     assert check("byte_level", ids) == ("😀", [(0, 1), (0, 1), (0, 0), (0, 1), (0, 1)])
 
 
-def test_bytes_that_are_no_character_are_one_mark():
+def test_token_offsets_invalid_bytes_are_one_replacement_character():
     ids = ids_of("byte_level", "a", "ð", "Ł", "b")
     assert check("byte_level", ids) == ("a\ufffdb", [(0, 1), (1, 2), (1, 2), (2, 3)])
 
 
-def test_added_tokens_are_text_and_reserved_ones_are_not(monkeypatch):
+def test_token_offsets_added_tokens_are_text_and_reserved_are_not(monkeypatch):
     monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
     ids = ids_of("byte_level", "<tool>", "<|reserved|>", " two words", "<pad>")
     spans = [(0, 6), (6, 6), (6, 16), (16, 16)]
     assert check("byte_level", ids) == ("<tool> two words", spans)
 
 
-def test_reserved_tokens_are_known_where_the_tokenizer_does_not_list_them(monkeypatch):
+def test_token_offsets_unlisted_reserved_tokens_are_special(monkeypatch):
     class Transformers4:
         all_special_ids = (0, 1, 2)
 
@@ -114,7 +114,7 @@ def test_reserved_tokens_are_known_where_the_tokenizer_does_not_list_them(monkey
     assert token_offsets(ids, Transformers4()) == ("😀", spans)
 
 
-def test_fallback_bytes_share_their_character():
+def test_token_offsets_fallback_bytes_share_their_character():
     ids = ids_of(
         "byte_fallback", "<s>", "▁caf", *BYTES[0xC3:0xC4], *BYTES[0xA9:0xAA], "<0x0A>", "s"
     )
@@ -122,7 +122,7 @@ def test_fallback_bytes_share_their_character():
     assert check("byte_fallback", ids) == ("café\ns", spans)
 
 
-def test_a_leading_space_that_decoding_drops_belongs_to_nobody():
+def test_token_offsets_dropped_leading_space_belongs_to_no_token():
     assert check("byte_fallback", ids_of("byte_fallback", "▁it", "▁it")) == (
         "it it",
         [(0, 2), (2, 5)],
@@ -130,14 +130,14 @@ def test_a_leading_space_that_decoding_drops_belongs_to_nobody():
     assert check("byte_fallback", ids_of("byte_fallback", "▁", "▁it")) == (" it", [(0, 0), (0, 3)])
 
 
-def test_word_pieces_join_and_punctuation_loses_its_space():
+def test_token_offsets_word_pieces_match_decoded_text():
     tokenizer = tokenizer_of("wordpiece")
     ids = tokenizer("is it ?").input_ids
     assert tokenizer.convert_ids_to_tokens(ids) == ["is", "it", "?"]
     assert check("wordpiece", ids) == ("is it?", [(0, 2), (2, 5), (5, 6)])
 
 
-def test_ids_that_are_not_what_the_text_tokenizes_to_keep_their_own_grid():
+def test_token_offsets_of_noncanonical_ids_follow_the_ids():
     tokenizer = tokenizer_of("byte_level")
     ids = ids_of("byte_level", *"The")
     assert len(tokenizer("The").input_ids) < 3
@@ -164,7 +164,7 @@ def test_locate_of_unknown_family_reads_prefixes():
     assert offsets == [(0, 1), (1, 3), (3, 4), (4, 6), (6, 6)]
 
 
-def test_prefixes_give_a_split_character_to_all_its_tokens():
+def test_token_offsets_by_prefixes_share_a_split_character():
     policy = policy_of("byte_level")
     ids = ids_of("byte_level", "a", "ð", "Ł", "ĺ", "Ģ", "b", "</s>")
     assert policy._by_prefixes(ids, "a😀b") == policy.locate(ids)[1]
@@ -187,7 +187,7 @@ BYTE_IDS = st.lists(
 )
 
 
-def test_tokens_that_are_bytes_are_the_bytes_that_they_write(monkeypatch):
+def test_token_offsets_of_bytes_tokens_match_text(monkeypatch):
     monkeypatch.setattr(PolicyTokens, "_by_prefixes", None)
     ids = [256, 257, *"🙂é".encode(), TOOL, END_OF_TEXT]
     emoji, accent = [(11, 12)] * 4, [(12, 13)] * 2
@@ -197,7 +197,7 @@ def test_tokens_that_are_bytes_are_the_bytes_that_they_write(monkeypatch):
     )
 
 
-def test_an_added_token_that_decoding_leaves_out_is_an_empty_span(monkeypatch):
+def test_token_offsets_added_token_not_decoded_is_empty(monkeypatch):
     """As the `<|im_end|>` of Qwen-7B, which is not among its special tokens."""
     tokenizer = TokensOfBytes()
     decode = tokenizer.decode
@@ -229,7 +229,7 @@ def test_locate_of_any_byte_ids_covers_their_decoded_text(ids):
     ],
 )
 @pytest.mark.parametrize("family", ["tokens_of_bytes", "tokens_of_latin1"])
-def test_bytes_of_half_a_character_share_its_mark(family, data, spans):
+def test_token_offsets_partial_character_bytes_share_replacement(family, data, spans):
     text, offsets = policy_of(family).locate([*data, END_OF_TEXT])
     assert text == data.decode("utf-8", "replace")
     assert offsets == [*spans, (len(text), len(text))]
@@ -275,7 +275,7 @@ def test_by_prefixes_of_long_ids_decodes_a_bounded_number_of_tokens_each():
     assert num_decoded < 150 * len(ids)  # of all the prefixes: 2,000 for each
 
 
-def test_a_special_token_within_half_a_character_does_not_turn_back():
+def test_token_offsets_special_token_in_partial_character_is_monotonic():
     ids = [0xF0, END_OF_TEXT, 0x9F, END_OF_TEXT]
     assert policy_of("tokens_of_latin1").locate(ids) == (
         "\ufffd",
@@ -283,7 +283,7 @@ def test_a_special_token_within_half_a_character_does_not_turn_back():
     )
 
 
-def test_a_batch_is_located_as_its_rows_are():
+def test_locate_batch_equals_locate_of_each_row():
     rows = [[256, 257], [256, *"é".encode(), END_OF_TEXT], []]
     policy = policy_of("tokens_of_bytes")
     assert policy.locate_batch(rows) == [policy.locate(row) for row in rows]
@@ -291,7 +291,7 @@ def test_a_batch_is_located_as_its_rows_are():
 
 
 @pytest.mark.parametrize("array", [list, np.array, torch.tensor])
-def test_a_mask_leaves_padding_out(array):
+def test_locate_batch_with_masks_skips_padding(array):
     rows = array([[256, 257, END_OF_TEXT, END_OF_TEXT], [END_OF_TEXT, 257, 256, END_OF_TEXT]])
     masks = array([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert policy_of("tokens_of_bytes").locate_batch(rows, masks) == [
@@ -302,7 +302,7 @@ def test_a_mask_leaves_padding_out(array):
 
 
 @pytest.mark.parametrize("masks", [[[1, 1]], [[1, 1], [1]], [], [[1, 1], [1, 1], [1, 1]]])
-def test_a_mask_of_another_shape_is_refused(masks):
+def test_locate_batch_with_wrong_mask_shape_is_refused(masks):
     with pytest.raises(ValueError, match=r"^masks must have the shape of rows"):
         policy_of("tokens_of_bytes").locate_batch([[256, 257], [256, 257]], masks)
 
@@ -310,21 +310,21 @@ def test_a_mask_of_another_shape_is_refused(masks):
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([256, 2**32], r"token_ids\[1\] must be a token's id, got 4294967296"),
-        pytest.param([256, 10**5000], r"token_ids\[1\] must be a token's id", id="huge"),
-        ([256, -100], r"token_ids\[1\] must be a token's id, got -100"),
-        ([256, 1.5], r"token_ids\[1\] must be a whole number, got 1.5"),
-        ([256, float("nan")], r"token_ids\[1\] must be a whole number, got nan"),
-        ([256, None], r"token_ids\[1\] must be a whole number, got NoneType"),
-        ([256, "a"], r"token_ids\[1\] must be a whole number, got str"),
-        ([[256, 257]], "token_ids must be the ids of one text; locate_batch"),
-        (np.array([[256, 257]]), "token_ids must be the ids of one text; locate_batch"),
+        ([256, 2**32], r"token_ids\[1\] must be a token id, got 4294967296"),
+        pytest.param([256, 10**5000], r"token_ids\[1\] must be a token id", id="huge"),
+        ([256, -100], r"token_ids\[1\] must be a token id, got -100"),
+        ([256, 1.5], r"token_ids\[1\] must be an integer, got 1.5"),
+        ([256, float("nan")], r"token_ids\[1\] must be an integer, got nan"),
+        ([256, None], r"token_ids\[1\] must be an integer, got NoneType"),
+        ([256, "a"], r"token_ids\[1\] must be an integer, got str"),
+        ([[256, 257]], "token_ids must be the ids of one text; use locate_batch"),
+        (np.array([[256, 257]]), "token_ids must be the ids of one text; use locate_batch"),
         ("text", "token_ids must be a list, an array or a tensor, got str"),
         (None, "token_ids must be a list, an array or a tensor, got NoneType"),
         (np.array(3), "token_ids must be a list, an array or a tensor, got ndarray"),
     ],
 )
-def test_what_are_no_ids_is_named_by_its_place(ids, words):
+def test_token_offsets_invalid_id_is_named_by_index(ids, words):
     with pytest.raises((TypeError, ValueError), match=words):
         policy_of("tokens_of_bytes").locate(ids)
     if isinstance(ids, list) and not isinstance(ids[0], list):
@@ -333,6 +333,6 @@ def test_what_are_no_ids_is_named_by_its_place(ids, words):
 
 
 @pytest.mark.parametrize("array", [np.array, torch.tensor, tuple])
-def test_ids_may_come_as_arrays_tensors_and_their_scalars(array):
+def test_token_offsets_accepts_arrays_tensors_and_scalars(array):
     policy = policy_of("tokens_of_bytes")
     assert policy.locate(array([256, 257])) == policy.locate([np.int64(256), torch.tensor(257)])

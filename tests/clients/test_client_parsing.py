@@ -1,4 +1,4 @@
-"""Answers are read strictly: what breaks the contract raises ProtocolError."""
+"""Strict parsing of responses: contract violations raise ProtocolError."""
 
 import json
 
@@ -33,7 +33,7 @@ def rewards(*rows, **changes):
     return json.dumps(answer | changes).encode()
 
 
-def test_a_score_is_read_whole():
+def test_read_scores_parses_all_fields():
     segment = {"start": 0, "end": 3, "label": "O", "score": 1.5}
     row = score_row(SENT) | {"segments": [segment], "truncated": True}
     result = read_scores(scores(row), [SAMPLE])
@@ -44,27 +44,27 @@ def test_a_score_is_read_whole():
     assert score.error is None
 
 
-def test_a_segment_that_was_cut_off_has_neither_label_nor_score():
+def test_read_scores_truncated_segment_has_no_label_or_score():
     segment = {"start": 3, "end": 9, "label": None, "score": None}
     (score,) = read_scores(scores(score_row(SENT) | {"segments": [segment]}), [SAMPLE]).scores
     assert score.segments == (SegmentScore(3, 9, None, None),)
 
 
-def test_named_outputs_are_read():
+def test_read_scores_parses_named_outputs():
     row = score_row(SENT) | {"score": None, "outputs": {"help": 0.5, "wit": -1}}
     (score,) = read_scores(scores(row), [SAMPLE]).scores
     assert score.outputs == {"help": 0.5, "wit": -1.0}
 
 
 @pytest.mark.parametrize("own", ["7", 7, None])
-def test_an_id_comes_back_as_it_was_sent(own):
+def test_read_scores_returns_id_as_sent(own):
     sample = Sample(prompt="p", completion="abc", id=own)
     (score,) = read_scores(scores(score_row({"completion": "abc", "id": own})), [sample]).scores
     assert score.id == own
     assert type(score.id) is type(own)
 
 
-def test_a_reward_is_read_whole():
+def test_read_rewards_parses_all_fields():
     aspect = {"reward": 0.5, "token_rewards": [0.0, 0.5], "segments": None}
     row = reward_row(SENT) | {"aspects": {"facts": aspect, "style": None}}
     (reward,) = read_rewards(rewards(row), [SAMPLE]).rewards
@@ -73,7 +73,7 @@ def test_a_reward_is_read_whole():
     assert reward.aspects == {"facts": AspectReward(0.5, (0.0, 0.5), None), "style": None}
 
 
-def test_a_failed_sample_has_an_error_in_place_of_numbers():
+def test_read_rewards_failed_sample_has_error():
     error = {"code": "too_long", "message": "9 tokens, 8 fit"}
     row = reward_row(SENT) | {
         "reward": None,
@@ -86,34 +86,34 @@ def test_a_failed_sample_has_an_error_in_place_of_numbers():
     assert reward.error == SampleError("too_long", "9 tokens, 8 fit")
 
 
-def test_fields_of_later_servers_are_ignored():
+def test_read_rewards_ignores_unknown_fields():
     row = score_row(SENT) | {"mood": "good"}
     assert len(read_scores(scores(row, later=1), [SAMPLE]).scores) == 1
 
 
-def test_another_number_of_scores_than_samples_is_refused():
-    with pytest.raises(ProtocolError, match="1 samples were sent, 2 scores came"):
+def test_read_scores_with_wrong_number_of_scores_raises():
+    with pytest.raises(ProtocolError, match="1 samples were sent, 2 scores received"):
         read_scores(scores(score_row(SENT), score_row(SENT)), [SAMPLE])
 
 
-def test_another_number_of_token_rewards_than_tokens_is_refused():
+def test_read_rewards_with_wrong_number_of_token_rewards_raises():
     row = reward_row(SENT) | {"token_rewards": [1.0]}
-    with pytest.raises(ProtocolError, match="2 token_offsets were sent, 1 token_rewards came"):
+    with pytest.raises(ProtocolError, match="2 token_offsets were sent, 1 token_rewards received"):
         read_rewards(rewards(row), [SAMPLE])
 
 
-def test_an_id_in_another_place_is_refused():
+def test_read_scores_out_of_order_raises():
     with pytest.raises(ProtocolError, match="out of order: '8' for '7'"):
         read_scores(scores(score_row(SENT | {"id": "8"})), [SAMPLE])
 
 
-def test_a_null_reward_without_an_error_is_refused():
+def test_read_rewards_null_without_error_raises():
     with pytest.raises(ProtocolError, match="null without an error"):
         read_rewards(rewards(reward_row(SENT) | {"reward": None}), [SAMPLE])
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "true", '"3"', "9" * 400])
-def test_only_a_finite_number_is_a_score(value):
+def test_read_scores_non_finite_score_raises(value):
     body = scores(score_row(SENT) | {"score": 12345.5}).replace(b"12345.5", value.encode())
     with pytest.raises(ProtocolError):
         read_scores(body, [SAMPLE])
@@ -122,12 +122,12 @@ def test_only_a_finite_number_is_a_score(value):
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b"{}", b'{"scores": 3}', b'{"scores": [3]}', b"\xff\xfe"]
 )
-def test_what_is_no_answer_is_refused(body):
+def test_read_object_with_invalid_body_raises(body):
     with pytest.raises(ProtocolError):
         read_scores(body, [SAMPLE])
 
 
-def test_parts_are_joined_in_order_and_usage_adds_up():
+def test_merge_rewards_keeps_order_and_sums_usage():
     one = read_scores(scores(score_row(SENT)), [SAMPLE])
     longer = Sample(prompt="p", completion="abcd")
     two = read_scores(scores(score_row({"completion": "abcd"})), [longer])
@@ -136,7 +136,7 @@ def test_parts_are_joined_in_order_and_usage_adds_up():
     assert joined.usage == Usage(8, 6)
 
 
-def test_parts_of_two_recipes_are_not_joined():
+def test_merge_with_different_fingerprints_raises():
     one = read_rewards(rewards(fingerprint="a"), [])
     two = read_rewards(rewards(fingerprint="b"), [])
     with pytest.raises(ProtocolError, match="changed during the call") as caught:
@@ -152,7 +152,7 @@ def test_parts_of_two_recipes_are_not_joined():
         (None, Limits(1024, 64 * 1024 * 1024)),
     ],
 )
-def test_limits_that_are_not_named_are_the_contracts_own(limits, read):
+def test_read_catalogue_without_limits_uses_defaults(limits, read):
     body = json.dumps({"models": [{"name": "rm"}], "limits": limits}).encode()
     catalogue = read_catalogue(body)
     assert catalogue.limits == read

@@ -13,11 +13,11 @@ SAMPLE = Sample(prompt="p", completion="c")
 LIMITS = Limits(max_samples=4, max_body_bytes=10_000)
 
 
-def test_what_is_not_given_is_not_sent():
+def test_payload_omits_unset_fields():
     assert score_payload([SAMPLE], None).body == b'{"samples":[{"prompt":"p","completion":"c"}]}'
 
 
-def test_every_field_of_a_sample_travels():
+def test_payload_has_every_field_of_a_sample():
     sample = Sample(
         prompt=[{"role": "user", "content": "p"}],
         completion="né",
@@ -43,13 +43,13 @@ def test_every_field_of_a_sample_travels():
     }
 
 
-def test_empty_lists_are_sent_as_empty_lists():
+def test_payload_keeps_empty_lists():
     sample = Sample(prompt="", completion="", fields={}, token_offsets=[], segments={})
     sent = json.loads(score_payload([sample], None).body)["samples"][0]
     assert (sent["fields"], sent["token_offsets"], sent["segments"]) == ({}, [], {})
 
 
-def test_a_reward_call_names_its_recipe_overrides_and_aspects():
+def test_reward_payload_has_recipe_overrides_and_aspects():
     job = reward_payload([], "qa", {"threshold": 0.5, "weights": {"relevance": 0.0}}, "all")
     assert json.loads(job.body) == {
         "recipe": "qa",
@@ -59,23 +59,23 @@ def test_a_reward_call_names_its_recipe_overrides_and_aspects():
     }
 
 
-def test_a_mapping_with_a_samples_keys_is_a_sample():
+def test_payload_accepts_mapping_as_sample():
     job = score_payload([{"prompt": "p", "completion": "c"}], None)
     assert job.samples == (SAMPLE,)
 
 
-def test_a_mapping_with_another_key_is_refused_by_its_name():
+def test_payload_mapping_with_unknown_key_is_refused_by_name():
     with pytest.raises(TypeError, match="respones"):
         score_payload([{"prompt": "p", "respones": "c"}], None)
 
 
-def test_half_a_surrogate_pair_keeps_its_place_as_a_question_mark():
+def test_payload_lone_surrogate_becomes_question_mark():
     job = score_payload([Sample(prompt="", completion="a\ud83db")], None)
     assert json.loads(job.body)["samples"][0]["completion"] == "a?b"
 
 
 @pytest.mark.parametrize("num", [0, 1, 3])
-def test_the_length_of_a_body_is_known_before_it_is_built(num):
+def test_payload_num_bytes_equals_body_length(num):
     job = score_payload([SAMPLE] * num, "rm")
     assert job.num_bytes == len(job.body)
 
@@ -83,12 +83,12 @@ def test_the_length_of_a_body_is_known_before_it_is_built(num):
 @pytest.mark.parametrize(
     ("num", "sizes"), [(0, [0]), (1, [1]), (4, [4]), (5, [3, 2]), (8, [4, 4]), (9, [3, 3, 3])]
 )
-def test_parts_are_of_about_one_size_and_under_the_sample_limit(num, sizes):
+def test_split_parts_have_equal_size_within_sample_limit(num, sizes):
     parts = split(score_payload([SAMPLE] * num, None), LIMITS)
     assert [len(part.samples) for part in parts] == sizes
 
 
-def test_parts_stay_under_the_byte_limit_and_in_order():
+def test_split_parts_stay_within_byte_limit_in_order():
     samples = [Sample(prompt="", completion="x" * size) for size in (300, 10, 10, 300, 300, 10)]
     job = score_payload(samples, None)
     limits = Limits(max_samples=100, max_body_bytes=500)
@@ -98,7 +98,7 @@ def test_parts_stay_under_the_byte_limit_and_in_order():
 
 
 @given(st.lists(st.integers(0, 60), max_size=30), st.integers(100, 400), st.integers(1, 9))
-def test_no_part_is_over_a_limit_and_none_is_lost(sizes, max_body_bytes, max_samples):
+def test_split_of_random_samples_respects_limits_and_loses_none(sizes, max_body_bytes, max_samples):
     samples = [Sample(prompt="", completion="x" * size) for size in sizes]
     parts = split(score_payload(samples, "rm"), Limits(max_samples, max_body_bytes))
     assert [sample for part in parts for sample in part.samples] == samples
@@ -106,7 +106,7 @@ def test_no_part_is_over_a_limit_and_none_is_lost(sizes, max_body_bytes, max_sam
     assert all(len(part.body) <= max_body_bytes or len(part.samples) == 1 for part in parts)
 
 
-def test_parts_fill_the_byte_limit_to_the_last_byte():
+def test_split_parts_may_have_exactly_the_byte_limit():
     job = score_payload([SAMPLE] * 4, None)
     assert len(split(job, Limits(9, job.num_bytes))) == 1
     half = len(job.part(0, 2).body)
@@ -114,13 +114,13 @@ def test_parts_fill_the_byte_limit_to_the_last_byte():
     assert [len(part.samples) for part in split(job, Limits(9, half - 1))] == [1, 1, 1, 1]
 
 
-def test_a_sample_over_the_byte_limit_is_a_part_of_its_own():
+def test_split_sample_over_byte_limit_is_alone():
     samples = [Sample(prompt="", completion="x" * size) for size in (10, 900, 10)]
     parts = split(score_payload(samples, None), Limits(max_samples=9, max_body_bytes=200))
     assert [len(part.samples) for part in parts] == [1, 1, 1]
 
 
-def test_a_job_fits_up_to_both_limits():
+def test_fits_limits_includes_both_limits():
     job = score_payload([SAMPLE] * 4, None)
     assert fits_limits(job, Limits(4, job.num_bytes))
     assert not fits_limits(job, Limits(3, job.num_bytes))

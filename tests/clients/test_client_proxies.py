@@ -1,4 +1,4 @@
-"""Which proxy of the environment stands before a server."""
+"""Selection of the environment's proxy for a server."""
 
 import os
 
@@ -53,12 +53,12 @@ def _no_proxies(monkeypatch):
         ("rewards.example", ",,/:[]::/,*.,", False),
     ],
 )
-def test_no_proxy_names_hosts_addresses_and_ranges(host, no_proxy, is_meant):
+def test_is_exempt_matches_hosts_addresses_and_ranges(host, no_proxy, is_meant):
     assert is_exempt(host, 8000, no_proxy) is is_meant
 
 
 @given(st.text(), st.sampled_from(["rewards.example", "10.1.2.3", "fd00::1"]))
-def test_no_text_in_no_proxy_raises(no_proxy, host):
+def test_is_exempt_with_random_text_never_raises(no_proxy, host):
     assert is_exempt(host, 8000, no_proxy) in (True, False)
 
 
@@ -75,14 +75,14 @@ def test_no_text_in_no_proxy_raises(no_proxy, host):
         ({"HTTP_PROXY": " "}, "http://rewards.example", None),
     ],
 )
-def test_the_proxy_of_the_servers_scheme_counts(monkeypatch, variables, url, proxy):
+def test_proxy_of_uses_the_scheme_of_the_server(monkeypatch, variables, url, proxy):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert proxy_of(find_address(url, None)) == proxy
 
 
 @pytest.mark.parametrize("no_proxy", ["localhost,fd00:10:244::/56", "::/0x", "[", "a b:c::d/e"])
-def test_a_call_goes_through_the_proxy_whatever_no_proxy_holds(monkeypatch, no_proxy):
+def test_call_with_any_no_proxy_uses_the_proxy(monkeypatch, no_proxy):
     with reward_server() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", no_proxy)
@@ -93,16 +93,14 @@ def test_a_call_goes_through_the_proxy_whatever_no_proxy_holds(monkeypatch, no_p
 @pytest.mark.parametrize(
     ("proxy", "words"),
     [
-        ("socks4://any:sesame@proxy:1080", r"ALL_PROXY names a proxy of the kind 'socks4'"),
-        ("gopher://any:sesame@proxy", r"ALL_PROXY names a proxy of the kind 'gopher'"),
-        ("http://any:sesame@proxy:port", r"HTTP_PROXY.*is no URL"),
-        ("http://any:sesame@[::1", r"HTTP_PROXY.*is no URL"),
-        ("http://any:sesame@pro\x01xy", r"HTTP_PROXY.*is no URL"),
+        ("socks4://any:sesame@proxy:1080", r"ALL_PROXY has the unsupported scheme 'socks4'"),
+        ("gopher://any:sesame@proxy", r"ALL_PROXY has the unsupported scheme 'gopher'"),
+        ("http://any:sesame@proxy:port", r"HTTP_PROXY.*is not a URL"),
+        ("http://any:sesame@[::1", r"HTTP_PROXY.*is not a URL"),
+        ("http://any:sesame@pro\x01xy", r"HTTP_PROXY.*is not a URL"),
     ],
 )
-async def test_a_proxy_that_cannot_be_used_is_named_at_once_without_its_password(
-    monkeypatch, proxy, words
-):
+async def test_invalid_proxy_is_refused_by_name_without_its_password(monkeypatch, proxy, words):
     monkeypatch.setenv("all_proxy", proxy)
     with (
         AlarmClient("http://rewards.example") as client,
@@ -119,7 +117,7 @@ async def test_a_proxy_that_cannot_be_used_is_named_at_once_without_its_password
     assert "sesame" not in str(caught.value)
 
 
-def test_a_socks_proxy_without_its_package_says_what_to_install(monkeypatch):
+def test_socks_proxy_without_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "socksio", None)
     monkeypatch.setenv("all_proxy", "socks5://proxy:1080")
     with (
@@ -129,7 +127,7 @@ def test_a_socks_proxy_without_its_package_says_what_to_install(monkeypatch):
         client.score(SAMPLES)
 
 
-def test_certificates_that_are_not_there_are_named(monkeypatch, tmp_path):
+def test_missing_ca_file_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with (
         AlarmClient("https://rewards.example") as client,
@@ -150,7 +148,7 @@ def test_certificates_that_are_not_there_are_named(monkeypatch, tmp_path):
         TypeError("no"),
     ],
 )
-def test_what_cannot_be_sent_is_our_own_error_at_once(raised):
+def test_unsendable_request_raises_without_retry(raised):
     calls = []
 
     def refuse(request: httpx.Request) -> httpx.Response:
@@ -166,7 +164,7 @@ def test_what_cannot_be_sent_is_our_own_error_at_once(raised):
     assert "sesame" not in str(caught.value)
 
 
-def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch):
+def test_unreachable_proxy_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("all_proxy", "http://any:sesame@127.0.0.1:1")
     with (
         AlarmClient("http://rewards.example", connect_timeout=0.1) as client,

@@ -1,4 +1,4 @@
-"""The protocol driven by hand: no network, no clock but a number."""
+"""The retry flow, run without network and with a fake clock."""
 
 from dataclasses import dataclass, field
 
@@ -149,7 +149,7 @@ def test_request_after_the_deadline_is_not_sent():
     walk = Walk([OK])
     call = walk.call(timeout=5.0)
     walk.now = 5.0
-    with pytest.raises(DeadlineExceeded, match="5 s of this call have passed"):
+    with pytest.raises(DeadlineExceeded, match="the timeout of 5 s has passed"):
         walk.take(request(call, "GET", "/models"))
     assert walk.timeouts == []
 
@@ -246,9 +246,7 @@ def ask(clock: Clock, **options):
 @pytest.mark.parametrize("connect_timeout", [10.0, 60.0])
 def test_request_to_server_never_reached_ends_after_connect_timeout(connect_timeout):
     clock = Clock([])
-    message = (
-        rf"cannot connect \(refused\); no ALaRM server has ever answered.*{connect_timeout:g} s"
-    )
+    message = rf"cannot connect \(refused\); no ALaRM server has answered.*{connect_timeout:g} s"
     with pytest.raises(AlarmConnectionError, match=message):
         ask(clock, connect_timeout=connect_timeout)
     assert connect_timeout - 1 < clock.now <= connect_timeout
@@ -260,7 +258,7 @@ def test_request_to_server_reached_before_retries_until_the_deadline(answer):
     clock = Clock([answer])
     if answer.status in {401, 422}:
         assert ask(clock) is answer
-    with pytest.raises(DeadlineExceeded, match=r"480 s of this call.*cannot connect \(refused\)"):
+    with pytest.raises(DeadlineExceeded, match=r"within 480 s.*cannot connect \(refused\)"):
         ask(clock)
     assert 479 < clock.now <= 480
     assert max(clock.sleeps) <= 5.0
@@ -271,7 +269,7 @@ def test_gateway_reply_does_not_count_as_answer(reply):
     clock = Clock([reply])
     if reply.status == 404:
         assert ask(clock) is reply
-    with pytest.raises(AlarmConnectionError, match="no ALaRM server has ever answered"):
+    with pytest.raises(AlarmConnectionError, match="no ALaRM server has answered"):
         ask(clock)
     assert not clock.server.has_answered
 

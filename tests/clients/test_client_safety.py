@@ -62,14 +62,14 @@ def server():
     server.server_close()
 
 
-def test_calls_in_a_row_share_one_connection(server):
+def test_sequential_calls_share_a_connection(server):
     with AlarmClient(server.url) as client:
         for _ in range(3):
             assert client.score(SAMPLES).scalars() == [3.0]
     assert server.num_connections == 1
 
 
-def test_a_closed_client_opens_anew(server):
+def test_closed_client_reopens(server):
     client = AlarmClient(server.url)
     for _ in range(2):
         with client:
@@ -77,13 +77,13 @@ def test_a_closed_client_opens_anew(server):
     assert server.num_connections == 2
 
 
-def test_a_server_that_dies_in_its_answer_is_asked_again(server):
+def test_server_dying_in_its_response_is_retried(server):
     server.num_deaths = 2
     with AlarmClient(server.url, retries=AT_ONCE) as client:
         assert client.score(SAMPLES).scalars() == [3.0]
 
 
-def test_a_server_that_always_dies_in_its_answer_is_given_up(server):
+def test_server_always_dying_in_its_response_raises(server):
     server.num_deaths = 9
     with (
         AlarmClient(server.url, retries=AT_ONCE) as client,
@@ -98,7 +98,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{closed.getsockname()[1]}"
 
 
-async def test_a_port_where_nothing_listens_is_named():
+async def test_closed_port_error_names_the_url():
     url = closed_port()
     message = f"is `alarm serve` running at {url}"
     with (
@@ -111,7 +111,7 @@ async def test_a_port_where_nothing_listens_is_named():
             await other.score(SAMPLES)
 
 
-async def test_a_port_where_nothing_ever_listened_is_given_up_after_the_connect_timeout():
+async def test_closed_port_is_given_up_after_connect_timeout():
     url = closed_port()
     message = rf"^{url}/score: cannot connect.*gave up after 0.2 s.*ALARM_URL"
     with (
@@ -126,7 +126,7 @@ async def test_a_port_where_nothing_ever_listened_is_given_up_after_the_connect_
     assert (client.has_answered, other.has_answered) == (False, False)
 
 
-def test_a_server_that_speaks_no_tls_is_told_so(server):
+def test_https_to_plain_http_server_error_mentions_tls(server):
     url = server.url.replace("http:", "https:")
     with (
         AlarmClient(url, retries=AT_ONCE) as client,
@@ -135,7 +135,7 @@ def test_a_server_that_speaks_no_tls_is_told_so(server):
         client.score(SAMPLES)
 
 
-async def test_a_client_knows_whether_its_server_has_answered(server):
+async def test_has_answered_after_a_response_is_true(server):
     with AlarmClient(server.url) as client:
         assert not client.has_answered
         client.score(SAMPLES)
@@ -147,7 +147,7 @@ async def test_a_client_knows_whether_its_server_has_answered(server):
         assert not pickle.loads(pickle.dumps(other)).has_answered
 
 
-def test_a_client_in_use_can_be_pickled(server):
+def test_client_in_use_is_picklable(server):
     with AlarmClient(server.url, timeout=9.0) as client:
         client.score(SAMPLES)
         copy = pickle.loads(pickle.dumps(client))
@@ -156,7 +156,7 @@ def test_a_client_in_use_can_be_pickled(server):
     assert repr(copy) == f"AlarmClient('{server.url}', timeout=9)"
 
 
-def test_an_async_client_in_use_can_be_pickled(server):
+def test_async_client_in_use_is_picklable(server):
     client = AsyncAlarmClient(server.url)
     asyncio.run(client.score(SAMPLES))
     copy = pickle.loads(pickle.dumps(client))
@@ -171,7 +171,7 @@ def score_in_child(
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_has_connections_of_its_own(server):
+def test_forked_child_opens_its_own_connections(server):
     fork = multiprocessing.get_context("fork")
     with AlarmClient(server.url) as client:
         client.score(SAMPLES)
@@ -190,7 +190,7 @@ def num_open_files() -> int:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")
-def test_a_new_event_loop_each_call_leaves_nothing_open(server):
+def test_event_loop_per_call_leaves_no_open_connections(server):
     client = AsyncAlarmClient(server.url)
     asyncio.run(client.score(SAMPLES))
     gc.collect()
@@ -203,7 +203,7 @@ def test_a_new_event_loop_each_call_leaves_nothing_open(server):
     assert server.num_connections == 6
 
 
-async def test_calls_on_one_loop_share_connections(server):
+async def test_async_calls_on_one_loop_share_connections(server):
     async with AsyncAlarmClient(server.url) as client:
         await client.score(SAMPLES)
         results = await asyncio.gather(*[client.score(SAMPLES) for _ in range(8)])
@@ -212,7 +212,7 @@ async def test_calls_on_one_loop_share_connections(server):
     assert server.num_connections <= 8
 
 
-async def test_a_forgotten_async_client_closes_while_its_loop_runs():
+async def test_unreferenced_async_client_closes_while_loop_runs():
     closed = asyncio.Event()
     server = StandIn()
     transport = server.transport

@@ -1,4 +1,4 @@
-"""Where long calls are cut: small groups, limits that a reader can count."""
+"""Splitting of large calls, with small groups and limits."""
 
 import pytest
 from hypothesis import given
@@ -27,13 +27,13 @@ def parts(groups: str, most: int, max_samples: int, room: int = 99) -> list[str]
     ids=["at a border", "a group past it", "a group that no longer fits", "no groups", "mixed",
          "a group over the limit is torn"],
 )  # fmt: skip
-def test_a_cut_is_between_groups(
+def test_split_ranges_split_between_groups(
     groups: str, most: int, max_samples: int, expected: list[str]
 ) -> None:
     assert parts(groups, most, max_samples) == expected
 
 
-def test_a_group_that_bytes_leave_no_room_for_waits_for_the_next_part() -> None:
+def test_split_ranges_group_over_byte_limit_moves_to_next_part() -> None:
     assert parts("aabbb", most=9, max_samples=9, room=4) == ["aa", "bbb"]
     assert parts("aaaaa", most=9, max_samples=9, room=4) == ["aaaa", "a"]
 
@@ -41,11 +41,11 @@ def test_a_group_that_bytes_leave_no_room_for_waits_for_the_next_part() -> None:
 @pytest.mark.parametrize(
     ("groups", "at"), [("aabb", 2), ("abbbb", 1), ("aaaabb", 4), ("aaaa", 2), ("---", 1)]
 )
-def test_the_middle_is_the_border_nearest_to_the_half(groups: str, at: int) -> None:
+def test_split_point_is_group_boundary_nearest_to_the_middle(groups: str, at: int) -> None:
     assert split_point([None if name == "-" else name for name in groups]) == at
 
 
-def test_a_number_may_name_a_group() -> None:
+def test_split_ranges_accept_integer_groups() -> None:
     assert list(split_ranges([None, 0, 0, 3], [1] * 4, 2, 2, room=99)) == [(0, 1), (1, 3), (3, 4)]
 
 
@@ -54,7 +54,7 @@ def test_a_number_may_name_a_group() -> None:
     st.integers(1, 10),
     st.integers(1, 10),
 )
-def test_no_group_is_torn_that_a_part_could_hold(
+def test_split_ranges_keep_groups_that_fit(
     groups: list[str | None], most: int, max_samples: int
 ) -> None:
     found = list(

@@ -1,4 +1,4 @@
-"""Connections find out that a machine is gone, and proxies stand between only where they may."""
+"""TCP keepalive of connections, and use of environment proxies."""
 
 import errno
 import socket
@@ -57,7 +57,7 @@ def test_client_whose_server_machine_is_gone_retries_and_raises_no_deadline():
 
 
 @LINUX
-def test_a_connection_asks_after_a_peer_that_says_nothing():
+def test_blocking_connection_enables_tcp_keepalive():
     with (
         reward_server() as server,
         open_client(Address(server.url), None) as client,
@@ -68,7 +68,7 @@ def test_a_connection_asks_after_a_peer_that_says_nothing():
 
 
 @LINUX
-async def test_an_async_one_does_too():
+async def test_async_connection_enables_tcp_keepalive():
     with reward_server() as server:
         async with open_async_client(Address(server.url), None) as client:
             request = client.build_request("POST", f"{server.url}/score", json={"samples": []})
@@ -78,7 +78,7 @@ async def test_an_async_one_does_too():
             await response.aclose()
 
 
-def test_a_proxy_of_the_environment_stands_before_other_machines(monkeypatch):
+def test_environment_proxy_is_used_for_other_hosts(monkeypatch):
     with reward_server() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         with AlarmClient("http://rewards.example") as client:
@@ -86,13 +86,13 @@ def test_a_proxy_of_the_environment_stands_before_other_machines(monkeypatch):
     assert result.scalars() == [3.0]
 
 
-def test_and_not_before_this_one(monkeypatch):
+def test_environment_proxy_is_not_used_for_localhost(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with reward_server() as server, AlarmClient(server.url) as client:
         assert client.hierarchical_reward([Sample(prompt="p", completion="abc")]).scalars() == [3.0]
 
 
-def test_nor_before_those_that_need_none(monkeypatch):
+def test_environment_proxy_is_not_used_for_no_proxy_hosts(monkeypatch):
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda _, *rest, **named: resolve("127.0.0.1", *rest, **named)

@@ -1,4 +1,4 @@
-"""Callers' values: those that are clear are sent, and every other is named by sample and field."""
+"""Conversion of callers' values; invalid ones are named by sample and field."""
 
 import datetime
 import decimal
@@ -63,7 +63,7 @@ class Colour(str, enum.Enum):  # noqa: UP042 (as Python 3.10 has it)
         (None, None),
     ],
 )
-def test_an_id_or_a_group_of_numpy_is_the_one_that_it_is(value, number):
+def test_sample_id_and_group_from_numpy_are_converted(value, number):
     assert sent(id=value, group=value).get("id") == number
     assert type(sent(group=value).get("group")) is type(number)
 
@@ -75,7 +75,7 @@ def test_an_id_or_a_group_of_numpy_is_the_one_that_it_is(value, number):
      datetime.date(2026, 1, 1), np.datetime64("2026-01-01"), np.longdouble("0.1"), HUGE],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["id", "group"])
-def test_another_id_or_group_is_refused_by_its_sample_and_field(field, value):
+def test_sample_id_or_group_of_wrong_type_is_refused_by_name(field, value):
     samples = [Sample(prompt="p", completion="c"), Sample(prompt="p", completion="c")]
     samples[1] = Sample(prompt="p", completion="c", **{field: value})
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[1\]\.{field} "):
@@ -95,7 +95,7 @@ def test_another_id_or_group_is_refused_by_its_sample_and_field(field, value):
         iter([(0, 1), (1, 2)]),
     ],
 )
-def test_offsets_of_arrays_and_tensors_are_the_ones_that_they_are(offsets):
+def test_sample_offsets_from_arrays_and_tensors_are_converted(offsets):
     assert sent(token_offsets=offsets)["token_offsets"] == [[0, 1], [1, 2]]
 
 
@@ -117,7 +117,7 @@ def test_offsets_of_arrays_and_tensors_are_the_ones_that_they_are(offsets):
         (np.float32(1), ""),
     ],
 )
-def test_a_wrong_offset_is_named_by_its_place(offsets, place):
+def test_sample_offset_of_wrong_type_is_named_by_index(offsets, place):
     sample = Sample(prompt="p", completion="c", token_offsets=offsets)
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.token_offsets{place} must"):
         score_payload([sample], None)
@@ -140,13 +140,13 @@ def test_a_wrong_offset_is_named_by_its_place(offsets, place):
         [{"role": np.str_("user"), "content": np.str_("p")}],
     ],
 )
-def test_messages_of_arrays_and_objects_are_the_ones_that_they_are(messages):
+def test_sample_messages_from_arrays_and_objects_are_converted(messages):
     got = sent(prompt=messages, completion=messages)
     assert (got["prompt"], got["completion"]) == ([MESSAGE], [MESSAGE])
 
 
 @pytest.mark.parametrize("message", [Pydantic, Plain])
-def test_a_message_without_content_keeps_that(message):
+def test_sample_message_without_content_keeps_none(message):
     assert sent(completion=[message(role="user", content=None)])["completion"] == [
         {"role": "user", "content": None}
     ]
@@ -173,14 +173,14 @@ def test_a_message_without_content_keeps_that(message):
     ],
 )
 @pytest.mark.parametrize("field", ["prompt", "completion"])
-def test_what_is_neither_text_nor_messages_is_named_by_its_place(field, value, place):
+def test_sample_prompt_of_wrong_type_is_named(field, value, place):
     sample = Sample(**{"prompt": "p", "completion": "c", field: value})
     with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.{field}{place} must"):
         score_payload([sample], None)
 
 
-def test_bytes_are_told_to_be_decoded():
-    with pytest.raises(TypeError, match=r"completion must be a text .* got bytes; decode it first"):
+def test_sample_completion_of_bytes_error_says_decode():
+    with pytest.raises(TypeError, match=r"completion must be a string .* bytes; decode it first"):
         score_payload([Sample(prompt="p", completion=b"c")], None)
 
 
@@ -198,16 +198,24 @@ def test_sample_message_with_numpy_values_is_sent_as_json():
 @pytest.mark.parametrize(
     ("fields", "place", "reason"),
     [
-        ("reference", "", "a mapping from names to texts, got str"),
-        (["reference"], "", "a mapping from names to texts, got list"),
-        ({3: "r"}, "", "texts for names, got int"),
-        ({"reference": b"r"}, r"\['reference'\]", "a text, got bytes; decode it"),
-        ({"reference": 3}, r"\['reference'\]", "a text, got int; str"),
-        ({"reference": np.int64(3)}, r"\['reference'\]", "a text, got int64; str"),
-        ({"reference": True}, r"\['reference'\]", "a text, got bool True; str"),
-        ({"reference": None}, r"\['reference'\]", "a text, got NoneType; leave the field out"),
-        ({"reference": ["r"]}, r"\['reference'\]", r"a text, got list; str\(\) or json.dumps"),
-        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a text, got dict; str"),
+        ("reference", "", "a mapping from names to strings, got str"),
+        (["reference"], "", "a mapping from names to strings, got list"),
+        ({3: "r"}, "", "strings as keys, got int"),
+        ({"reference": b"r"}, r"\['reference'\]", "a string, got bytes; decode it"),
+        ({"reference": 3}, r"\['reference'\]", "a string, got int; convert it with str"),
+        (
+            {"reference": np.int64(3)},
+            r"\['reference'\]",
+            "a string, got int64; convert it with str",
+        ),
+        ({"reference": True}, r"\['reference'\]", "a string, got bool True; convert it with str"),
+        ({"reference": None}, r"\['reference'\]", "a string, got NoneType; leave the field out"),
+        (
+            {"reference": ["r"]},
+            r"\['reference'\]",
+            r"a string, got list; convert it with str\(\) or json.dumps",
+        ),
+        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a string, got dict; convert it with str"),
     ],
 )
 def test_sample_fields_with_a_value_that_is_no_text_name_the_field(fields, place, reason):
@@ -235,20 +243,20 @@ def test_sample_message_that_contains_itself_is_refused():
     [
         (None, "samples must be a list of samples, got NoneType"),
         ("text", "samples must be a list of samples, got str"),
-        (Sample(prompt="p", completion="c"), "got Sample; put the one into a list"),
-        ({"prompt": "p", "completion": "c"}, "got dict; put the one into a list"),
+        (Sample(prompt="p", completion="c"), "got Sample; wrap the sample in a list"),
+        ({"prompt": "p", "completion": "c"}, "got dict; wrap the sample in a list"),
         ([("p", "c")], r"samples\[0\] must be a Sample or a mapping, got tuple"),
-        ([{"prompt": "p"}], r"samples\[0\] lacks its completion"),
+        ([{"prompt": "p"}], r"samples\[0\] has no completion"),
         ([{"prompt": "p", "completion": "c", "offsets": []}], r"samples\[0\] has no field 'offs"),
-        ([{1: "p"}], r"samples\[0\] must have texts for names, got int"),
+        ([{1: "p"}], r"samples\[0\] must have strings as keys, got int"),
     ],
 )
-def test_what_are_no_samples_is_said(samples, words):
+def test_score_with_invalid_samples_is_refused(samples, words):
     with pytest.raises(TypeError, match=words):
         score_payload(samples, None)
 
 
-def test_overrides_may_hold_numbers_of_numpy():
+def test_overrides_with_numpy_numbers_are_converted():
     overrides = {"threshold": np.float32(0.5), "weights": {"relevance": np.int64(2)}}
     body = json.loads(reward_payload([], None, overrides, "all").body)
     assert body["overrides"] == {"threshold": 0.5, "weights": {"relevance": 2}}
@@ -265,24 +273,24 @@ def test_overrides_may_hold_numbers_of_numpy():
         ((None, None, ["all"]), "aspects"),
     ],
 )
-def test_a_wrong_option_is_named(options, place):
+def test_score_with_invalid_option_is_refused_by_name(options, place):
     with pytest.raises((TypeError, ValueError), match=f"^{place} must "):
         reward_payload([], *options)
 
 
 @pytest.mark.parametrize("name", ["row \ud800", "row \udfff\ud800", "row"])
-def test_an_id_with_half_a_surrogate_pair_comes_back_as_it_was(name):
+def test_sample_id_with_lone_surrogate_is_returned_unchanged(name):
     samples = [Sample(prompt="p", completion="abc", id=name)]
     with AlarmClient("http://a", transport=StandIn().transport) as client:
         assert [one.id for one in client.score(samples).scores] == [name]
         assert [one.id for one in client.hierarchical_reward(samples).rewards] == [name]
 
 
-def test_groups_that_differ_in_half_a_surrogate_pair_stay_apart():
+def test_sample_groups_with_lone_surrogates_stay_distinct():
     assert sent(group="\ud800")["group"] != sent(group="\ud801")["group"]
 
 
-def test_an_id_of_numpy_comes_back():
+def test_sample_id_from_numpy_is_returned():
     samples = [Sample(prompt="p", completion="abc", id=np.int64(7))]
     with AlarmClient("http://a", transport=StandIn().transport) as client:
         assert [one.id for one in client.score(samples).scores] == [7]
@@ -319,7 +327,7 @@ FIELDS = ("prompt", "completion", "fields", "token_offsets", "segments", "id", "
 
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(FIELDS), ANYTHING, st.integers(0, 2))
-def test_whatever_a_field_holds_it_is_sent_as_json_or_refused_by_its_name(field, value, index):
+def test_sample_with_random_values_is_sent_or_refused_by_name(field, value, index):
     samples = [{"prompt": "p", "completion": "c"} for _ in range(3)]
     samples[index][field] = value
     told = ""
@@ -334,7 +342,7 @@ def test_whatever_a_field_holds_it_is_sent_as_json_or_refused_by_its_name(field,
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["samples", "recipe", "overrides", "aspects", "timeout"]), ANYTHING)
-def test_whatever_an_argument_is_a_call_raises_what_names_it(name, value):
+def test_call_with_random_argument_error_names_it(name, value):
     arguments = {"samples": [Sample(prompt="p", completion="c")], name: value}
     with AlarmClient("http://a", transport=StandIn().transport) as client:
         told = name
@@ -349,7 +357,7 @@ def test_whatever_an_argument_is_a_call_raises_what_names_it(name, value):
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(), st.integers(200, 599), st.dictionaries(st.text(), st.text(), max_size=2))
-def test_whatever_answers_a_call_raises_our_own_error_or_has_a_result(body, status, headers):
+def test_call_with_random_response_raises_client_error_or_returns(body, status, headers):
     named = {
         name.encode("utf-8", "replace"): value.encode("utf-8", "replace")
         for name, value in {"retry-after": "0", **headers}.items()

@@ -1,4 +1,4 @@
-"""What hooks do with a policy's chat template: the same as the server's URLs, or an error."""
+"""Chat templates in hooks: split as by the server's URLs, or an error."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ DEFAULTS = TrainerDefaults("here", timeout=1.0)
 
 
 @pytest.mark.parametrize("name", ["templates", "turns", "splitting"])
-def test_the_client_splits_texts_by_the_servers_own_code(name: str) -> None:
+def test_client_chat_modules_equal_those_of_the_server(name: str) -> None:
     server, client = (
         (Path(package.__path__[0]) / f"{name}.py").read_text()
         for package in (alarm_service.api.compat, alarm_client.chat)
@@ -62,14 +62,14 @@ def plain(content: object) -> object:
         ("<s>[INST] Q [/INST]", "Write <s>old</s></s>"),
     ],
 )
-def test_hooks_send_what_the_urls_split(prompt: str, completion: str) -> None:
+def test_hooks_send_the_same_samples_as_urls(prompt: str, completion: str) -> None:
     (sample,) = plain_samples([Sample(prompt=prompt, completion=completion)], None, "here")
     texts = pair_texts(prompt, completion, None)
     assert (sample.prompt, sample.completion) == (plain(texts.prompt), plain(texts.completion))
     assert texts.prompt == (Message("user", "Q"),)
 
 
-def test_openrlhf_splits_a_query_whose_padding_differs_from_the_prompts(rewards) -> None:
+def test_openrlhf_query_with_other_padding_is_split(rewards) -> None:
     query = "<|end_of_text|><|end_of_text|>" + LLAMA_3 + "A.<|eot_id|>"
     openrlhf.reward_func([query], [LLAMA_3], [None])
     assert rewards.samples == [{"prompt": QUESTION, "completion": "A."}]
@@ -77,14 +77,14 @@ def test_openrlhf_splits_a_query_whose_padding_differs_from_the_prompts(rewards)
     assert (plain(texts.prompt), texts.completion) == (QUESTION, "A.")
 
 
-async def test_slime_and_trlx_send_no_markup(rewards) -> None:
+async def test_slime_and_trlx_remove_chat_markup(rewards) -> None:
     asked = SimpleNamespace(prompt=LLAMA_3, response="A.<|eot_id|>", metadata={}, label=None)
     await slime.custom_rm(SimpleNamespace(reward_key=None), asked)
     trlx.reward_fn(samples=[LLAMA_3 + "A."], prompts=[LLAMA_3], outputs=["A.<|eot_id|>"])
     assert [(one["prompt"], one["completion"]) for one in rewards.samples] == [(QUESTION, "A.")] * 2
 
 
-def test_messages_whose_contents_are_templated_are_split_as_one_text(rewards) -> None:
+def test_nemo_rl_messages_in_template_are_split_as_text(rewards) -> None:
     log = [{"role": "user", "content": LLAMA_3}]
     (sample,) = plain_samples([Sample(prompt=log, completion="A.<|eot_id|>")], None, "nemo_rl")
     assert (sample.prompt, sample.completion) == (QUESTION, "A.")
@@ -98,7 +98,7 @@ def test_messages_whose_contents_are_templated_are_split_as_one_text(rewards) ->
     assert nemo_rl.DEFAULTS.trainer == "nemo_rl"
 
 
-def test_what_the_prompt_has_begun_shifts_the_policys_tokens() -> None:
+def test_answer_started_in_prompt_shifts_token_offsets() -> None:
     prompt = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<think>\n"
     dense = Sample(prompt=prompt, completion="Hm.", token_offsets=[[0, 2], [2, 3]])
     (sample,) = plain_samples([dense], None, "here")
@@ -107,12 +107,12 @@ def test_what_the_prompt_has_begun_shifts_the_policys_tokens() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Human: Q\n\nAssistant:", "<s>old</s> is <b>old</b>", "Q"])
-def test_a_plain_prompt_is_sent_as_it_is(prompt: str) -> None:
+def test_plain_prompt_is_sent_unchanged(prompt: str) -> None:
     sample = Sample(prompt=prompt, completion="A.</s>")
     assert plain_samples([sample], None, "here") == [sample]
 
 
-def test_a_prompt_in_an_unknown_template_is_an_error_that_names_the_setting() -> None:
+def test_unknown_chat_template_error_names_the_setting() -> None:
     prompt = "<|foo_start|>user\nQ<|foo_end|><|foo_start|>assistant\n"
     sample = Sample(prompt=prompt, completion="A.<|foo_end|>")
     with pytest.raises(ValueError, match=r"here: sample 0 .*'<\|foo_start\|>'.*ALARM_TEMPLATE"):
@@ -126,7 +126,7 @@ def test_a_prompt_in_an_unknown_template_is_an_error_that_names_the_setting() ->
     assert (split.prompt, split.completion) == (QUESTION, "A.")
 
 
-def test_the_template_is_a_setting_of_every_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_setting_applies_to_every_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings(DEFAULTS).template is None
     assert read_settings(DEFAULTS, {"template": "chatml"}).template == "chatml"
     monkeypatch.setenv("ALARM_TEMPLATE", "plain")
@@ -138,7 +138,7 @@ def test_the_template_is_a_setting_of_every_trainer(monkeypatch: pytest.MonkeyPa
             read_settings(DEFAULTS, {"template": wrong})
 
 
-def test_a_prompt_of_ids_keeps_the_tokens_that_tell_its_turns_apart() -> None:
+def test_decoded_prompt_keeps_special_tokens_between_turns() -> None:
     def decode(ids: list[int], skip_special_tokens: bool) -> str:
         return "user Q assistant" if skip_special_tokens else LLAMA_3 if ids else "<s>Q"
 
@@ -172,23 +172,23 @@ class Turn:
         iter([Turn("assistant", "yes")]),
     ],
 )
-def test_messages_may_be_objects(value: object) -> None:
+def test_prompt_accepts_message_objects(value: object) -> None:
     assert completion_of(value) == "yes"
 
 
 @pytest.mark.parametrize("value", [7, b"yes", [7], [["role", "user"]], [{"content": 7}], object()])
-def test_what_is_no_message_is_an_error_and_never_an_empty_answer(value: object) -> None:
-    with pytest.raises(TypeError, match=r"a role and a content|a text or a list of parts"):
+def test_completion_that_is_no_message_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"a role and a content|a string or a list of parts"):
         completion_of(value)
 
 
-def test_a_prompt_of_objects_is_plain_messages() -> None:
+def test_prompt_of_objects_becomes_plain_messages() -> None:
     assert prompt_of([Reply(role="user", content="Q")]) == QUESTION
     assert prompt_of(Turn("user", "Q")) == QUESTION
-    with pytest.raises(TypeError, match="a prompt must be a text or messages"):
+    with pytest.raises(TypeError, match="a prompt must be a string or messages"):
         prompt_of(7)
 
 
-def test_one_rule_says_what_ends_a_text() -> None:
+def test_without_end_tokens_removes_known_end_tokens() -> None:
     assert without_end_tokens("A.<|eom_id|>") == "A."
     assert without_end_tokens("Write <s>old</s><|im_end|>") == "Write <s>old</s>"

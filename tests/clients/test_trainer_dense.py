@@ -1,4 +1,4 @@
-"""Token rewards where trlx, SkyRL, slime, FineGrainedRLHF and ALaRM's TRL fork look for them."""
+"""Token rewards of trlx, SkyRL, slime, FineGrainedRLHF and ALaRM's TRL fork."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -34,12 +34,12 @@ def trlx_call(function, **more):
     return function(samples=outputs, prompts=["Q", "Q"], outputs=outputs, **more)
 
 
-def test_trlx_gets_scalars(rewards):
+def test_trlx_reward_fn_returns_scalars(rewards):
     assert trlx_call(trlx.reward_fn, tokenizer=TOKENIZER, topic=["a", "b"]) == [3.0, 16.0]
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "model_tok"])
-def test_trlx_gets_a_reward_for_each_token_that_it_will_count(rewards, name):
+def test_trlx_dense_reward_fn_returns_one_reward_per_token(rewards, name):
     found = trlx_call(trlx.dense_reward_fn, **{name: TOKENIZER})
     assert [len(row) for row in found] == [
         len(TOKENIZER(text + "</s>").input_ids) for text in TEXTS
@@ -47,12 +47,12 @@ def test_trlx_gets_a_reward_for_each_token_that_it_will_count(rewards, name):
     assert found == ROWS
 
 
-def test_trlx_without_a_tokenizer_is_told_so(rewards):
-    with pytest.raises(ValueError, match="need the tokenizer"):
+def test_trlx_dense_reward_fn_without_tokenizer_is_refused(rewards):
+    with pytest.raises(ValueError, match="require the tokenizer"):
         trlx_call(trlx.dense_reward_fn)
 
 
-def test_a_failed_sample_has_the_policys_number_on_its_last_token(rewards, monkeypatch):
+def test_dense_failed_sample_has_failure_value_on_last_token(rewards, monkeypatch):
     rewards.bad = {"The"}
     with pytest.raises(SampleFailed):
         trlx_call(trlx.dense_reward_fn, tokenizer=TOKENIZER)
@@ -66,7 +66,7 @@ class Generator:
         return {"response_ids": IDS, "rewards": [0.0, 0.0], "loss_masks": "kept"}
 
 
-async def test_skyrls_rewards_are_as_long_as_its_responses(rewards):
+async def test_skyrl_generator_rewards_match_response_lengths(rewards):
     generator = skyrl.AlarmGenerator(Generator(), TOKENIZER, recipe="mine")
     question = [{"role": "user", "content": "Q"}]
     output = await generator.generate({"prompts": [question, question], "env_classes": []})
@@ -76,7 +76,7 @@ async def test_skyrls_rewards_are_as_long_as_its_responses(rewards):
     assert rewards.samples[0]["prompt"] == question
 
 
-async def test_skyrls_step_wise_outputs_are_refused(rewards):
+async def test_skyrl_generator_with_step_wise_outputs_is_refused(rewards):
     with pytest.raises(ValueError, match="1 prompts and 2 responses"):
         await skyrl.AlarmGenerator(Generator(), TOKENIZER).generate({"prompts": ["Q"]})
 
@@ -113,7 +113,7 @@ def skyrl_environment(monkeypatch):
     skyrl._environment.cache_clear()
 
 
-def test_a_skyrl_environment_judges_one_turn(rewards, skyrl_environment):
+def test_skyrl_environment_scores_one_turn(rewards, skyrl_environment):
     environment = skyrl_environment()
     prompt, info = environment.init([{"role": "user", "content": "Q"}])
     output = environment.step("four<|im_end|>")
@@ -122,7 +122,7 @@ def test_a_skyrl_environment_judges_one_turn(rewards, skyrl_environment):
     assert (prompt, info) == ([{"role": "user", "content": "Q"}], {})
 
 
-def test_before_a_dense_generator_a_skyrl_environment_asks_nothing(rewards, skyrl_environment):
+def test_skyrl_environment_with_dense_generator_sends_no_request(rewards, skyrl_environment):
     environment = skyrl_environment(is_judged=False)
     environment.init([{"role": "user", "content": "Q"}])
     output = environment.step("four<|im_end|>")
@@ -142,7 +142,7 @@ def slime_samples(tmp_path):
     return args, samples
 
 
-async def test_slimes_hooks_carry_token_rewards_to_the_advantages(rewards, slime_samples):
+async def test_slime_hooks_pass_token_rewards_to_advantages(rewards, slime_samples):
     args, samples = slime_samples
     for sample in samples:
         sample.reward = await slime.dense_rm(args, sample)
@@ -163,9 +163,7 @@ async def test_slimes_hooks_carry_token_rewards_to_the_advantages(rewards, slime
     assert torch.equal(data["advantages"][1], data["returns"][1])
 
 
-async def test_with_a_critic_slimes_own_gae_gets_the_token_rewards(
-    rewards, slime_samples, monkeypatch
-):
+async def test_slime_advantages_with_a_critic_use_slimes_gae(rewards, slime_samples, monkeypatch):
     args, _ = slime_samples
     args.lambd = 0.9
     given = {}
@@ -192,7 +190,7 @@ async def test_with_a_critic_slimes_own_gae_gets_the_token_rewards(
     assert (data["advantages"], data["returns"]) == (["advantages"], ["returns"])
 
 
-async def test_slime_advantages_with_a_critic_need_no_slime(slime_samples, monkeypatch):
+async def test_slime_advantages_with_a_critic_work_without_slime(slime_samples, monkeypatch):
     args, _ = slime_samples
     args.gamma, args.lambd, args.kl_coef = 0.5, 0.5, 1.0
     for name in [name for name in sys.modules if name.partition(".")[0] == "slime"]:
@@ -209,16 +207,16 @@ async def test_slime_advantages_with_a_critic_need_no_slime(slime_samples, monke
     assert [row.tolist() for row in data["returns"]] == [[2.125, 0.5, 4.0], []]
 
 
-def test_slime_says_which_hook_is_missing(slime_samples):
+def test_slime_without_dense_rm_hook_error_names_it(slime_samples):
     args, samples = slime_samples
     with pytest.raises(ValueError, match=r"is --custom-rm-path .*slime\.dense_rm"):
         slime.post_process_rewards(args, samples)
 
 
-def test_token_rewards_and_context_parallelism_do_not_meet(slime_samples):
+def test_slime_token_rewards_with_context_parallelism_are_refused(slime_samples):
     args, _ = slime_samples
     data = {"rewards": [torch.ones(4)], "kl": [torch.zeros(2)]}
-    with pytest.raises(ValueError, match="need --context-parallel-size 1"):
+    with pytest.raises(ValueError, match="require --context-parallel-size 1"):
         slime.token_level_advantages(args, data)
 
 
@@ -240,7 +238,7 @@ def fine_grained(monkeypatch):
     return make_reward(TOKENIZER, kl_coef=0.3), call
 
 
-def test_fine_grained_rlhf_gets_lists_as_long_as_its_masks(rewards, fine_grained):
+def test_fine_grained_rlhf_rewards_match_mask_lengths(rewards, fine_grained):
     reward, call = fine_grained
     assert reward.get_reward(**call, metadata=[{"prompt": "Q"}] * 2) == {"rewards/raw": ROWS}
     assert rewards.samples[0]["prompt"] == "Q"
@@ -250,7 +248,7 @@ def test_fine_grained_rlhf_gets_lists_as_long_as_its_masks(rewards, fine_grained
     reward.kl_penalize_reward({})  # of its own base class
 
 
-def test_fine_grained_rlhf_evaluates_by_the_rewards(rewards, fine_grained):
+def test_fine_grained_rlhf_eval_metrics_are_rewards(rewards, fine_grained):
     reward, call = fine_grained
     found = reward.eval_metrics(**call, metadata=[{"prompt": "Q"}] * 2)
     assert found["eval/rewards"] == [3.0, 16.0]
@@ -292,20 +290,20 @@ class PPOTrainer:
         return torch.stack(rows), torch.zeros_like(logprobs)
 
 
-def test_the_forks_scores_are_a_tensor_a_response_without_its_start_token(rewards):
+def test_alarm_trl_scores_omit_the_start_token(rewards):
     scores = alarm_trl.token_scores(["Q", "Q"], RESPONSES, TOKENIZER)
     assert [score.tolist() for score in scores] == ROWS
     assert all(score.dim() == 1 for score in scores)
 
 
-def test_the_papers_rule_for_short_responses_is_the_forks_to_ask_for(rewards):
+def test_alarm_trl_too_short_weight_penalizes_short_responses(rewards):
     responses = [torch.tensor([START, END]), RESPONSES[1]]
     scores = alarm_trl.token_scores(["Q", "Q"], responses, TOKENIZER, too_short_weight=5.0)
     assert [score.tolist() for score in scores] == [[-50.0], ROWS[1]]
     assert alarm_trl.token_scores(["Q"], responses[:1], TOKENIZER)[0].tolist() == [0.0]
 
 
-def test_placed_scores_are_as_wide_as_the_batch():
+def test_alarm_trl_placed_scores_have_batch_width():
     scores = [torch.tensor(row) for row in ROWS]
     placed = alarm_trl.place(scores)
     assert [len(row) for row in placed] == [max(LENGTHS)] * 2
@@ -313,7 +311,7 @@ def test_placed_scores_are_as_wide_as_the_batch():
     assert len(alarm_trl.place(scores, width=40)[0]) == 40
 
 
-def test_the_fork_loses_the_last_reward_of_all_but_the_longest_unless_placed():
+def test_alarm_trl_unplaced_scores_lose_last_rewards():
     found = alarm_trl.check_trainer(PPOTrainer(), RESPONSES, RESPONSES)
     assert [one.survives for one in found["as they are"]] == [False, True]
     assert [one.survives for one in found["placed"]] == [True, True]

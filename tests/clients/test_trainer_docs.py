@@ -1,4 +1,4 @@
-"""What examples and documents name is there, and they cover every trainer."""
+"""Examples and documents name existing things and cover every trainer."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def exists(dotted: str) -> bool:
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
-def test_an_example_imports_what_there_is(path):
+def test_example_imports_exist(path):
     tree = ast.parse(path.read_text())
     ours = [
         node
@@ -43,7 +43,7 @@ def test_an_example_imports_what_there_is(path):
 
 
 @pytest.mark.parametrize("path", [*PYTHON, *TEXTS], ids=lambda path: path.name)
-def test_every_dotted_name_leads_somewhere(path):
+def test_documented_dotted_names_exist(path):
     for dotted in re.findall(r"alarm_client\.trainers(?:\.\w+)+", path.read_text()):
         assert exists(dotted), f"{path.name}: {dotted}"
 
@@ -84,7 +84,7 @@ def test_trainer_module_has_defaults_and_public_names(trainer):
     assert "DEFAULTS" in module.__all__
 
 
-def test_a_trainers_module_imports_no_trainer():
+def test_trainer_module_import_loads_no_trainer():
     """Nor torch: what a hook needs is imported when the trainer calls it."""
     heavy = {"torch", "ray", "verl", "trl", "swift", "openrlhf", "slime", "skyrl_gym", "nemo_rl"}
     heavy |= {"areal", "skyrl", "fgrlhf", "transformers", "rllm", "open_instruct", "forge"}
@@ -96,7 +96,7 @@ def test_a_trainers_module_imports_no_trainer():
                 assert named.partition(".")[0] not in heavy, f"{name}: {named}"
 
 
-def test_the_list_ends_with_the_trainers_that_take_a_url(capsys):
+def test_trainers_list_ends_with_trainers_by_url(capsys):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:18].rstrip() for line in lines[-len(BY_URL) :]] == list(BY_URL)
@@ -106,7 +106,7 @@ def test_the_list_ends_with_the_trainers_that_take_a_url(capsys):
         assert path.partition("/NAME")[0] in readme, path
 
 
-def test_the_readme_names_every_trainer():
+def test_readme_names_every_trainer():
     readme = " ".join((CLIENTS.parent / "README.md").read_text().lower().split())
     names = {"alarm_trl": "fork of trl", "fine_grained_rlhf": "finegrainedrlhf"}
     for trainer in [*WHAT_TO_WRITE, "unsloth", "prime-rl"]:

@@ -19,7 +19,7 @@ def given(response, truth):
     return {"response": response, "response_length": 4, "ground_truth": truth}
 
 
-def test_easyr1_loads_the_file_and_calls_it_with_a_batch(rewards):
+def test_easyr1_file_called_with_a_batch_returns_rewards(rewards):
     spec = importlib.util.spec_from_file_location("custom_reward_fn", FILES / "alarm_easyr1.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -38,13 +38,13 @@ def test_easyr1_loads_the_file_and_calls_it_with_a_batch(rewards):
     assert first["group"] == second["group"]
 
 
-def test_easyr1_gets_no_nan_for_its_means(rewards):
+def test_easyr1_components_omit_nan(rewards):
     (found,) = easyr1.compute_score([given("four", EMMA)])
     assert "alarm_depth" not in found  # an aspect that was not computed
     assert not any(math.isnan(value) for value in found.values())
 
 
-def test_easyr1_conversation_is_a_prompt_and_other_prompts_other_groups(rewards):
+def test_easyr1_conversation_is_the_prompt_and_groups_by_prompt(rewards):
     chat = [{"role": "user", "content": "Q"}]
     column = np.array([{"prompt": np.array(chat, dtype=object)}, {"prompt": "R"}], dtype=object)
     easyr1.compute_score([given("a", truth) for truth in column])
@@ -56,7 +56,7 @@ def test_easyr1_conversation_is_a_prompt_and_other_prompts_other_groups(rewards)
     ("meaning", "sent"),
     [("prompt", ("72", None)), ("reference", ("", {"reference": "72"}))],
 )
-def test_easyr1_plain_answers_are_what_the_user_says(meaning, sent, rewards):
+def test_easyr1_plain_answers_are_read_by_ground_truth_setting(meaning, sent, rewards):
     easyr1.compute_score([given("four", "72")], ground_truth=meaning)
     (sample,) = rewards.samples
     assert (sample["prompt"], sample.get("fields")) == sent
@@ -69,12 +69,12 @@ def test_easyr1_sample_without_a_prompt_is_refused(truth, rewards):
     assert rewards.bodies == []
 
 
-def test_easyr1_meaning_that_there_is_not_is_refused(rewards):
+def test_easyr1_unknown_ground_truth_setting_is_refused(rewards):
     with pytest.raises(ValueError, match="'prompt' or 'reference'; got 'answer'"):
         easyr1.compute_score([given("four", "72")], ground_truth="answer")
 
 
-def test_easyr1_failed_sample_ends_the_run(rewards):
+def test_easyr1_failed_sample_raises(rewards):
     rewards.bad = {"four"}
     with pytest.raises(SampleFailed):
         easyr1.compute_score([given("four", EMMA)])

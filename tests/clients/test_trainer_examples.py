@@ -1,4 +1,4 @@
-"""The shell examples, run with the trainers' commands stood in and our own as they are."""
+"""The shell examples, run with stand-ins for the trainers' commands."""
 
 import ast
 import json
@@ -63,7 +63,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_example_with_variables_of_the_user_keeps_them(script, run, rewards):
+def test_example_keeps_variables_of_the_user(script, run, rewards):
     own = {"ALARM_URL": rewards.url, "ALARM_RECIPE": "own", "ALARM_ASPECT_NAMES": "depth"}
     done, (given, seen) = run(script, **own)
     assert done.returncode == 0, done.stderr
@@ -73,20 +73,20 @@ def test_example_with_variables_of_the_user_keeps_them(script, run, rewards):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_example_without_variables_names_a_server_and_nothing_else(script, run):
+def test_example_without_variables_sets_only_the_url(script, run):
     done, (_, seen) = run(script, SKIP_READY="1")
     assert done.returncode == 0, done.stderr
     assert seen == {"ALARM_URL": "http://rewards:8000"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_example_without_a_server_stops_before_training(script, run):
+def test_example_without_server_exits_before_training(script, run):
     done, noted = run(script, ALARM_URL=CLOSED, SECONDS="0.2")
     assert (done.returncode, noted) == (1, None)
     assert CLOSED in done.stderr
 
 
-def test_no_example_names_a_server_besides():
+def test_examples_contain_no_other_server():
     """An argument in one would win over the user's ALARM_URL."""
     for path in EXAMPLES.iterdir():
         lines = [one for one in path.read_text().splitlines() if "http://rewards" in one]
@@ -112,7 +112,7 @@ def report_of_train_grpo():
         (60, "mean of 10 steps, first -> last", "4.500 ->   54.500"),
     ],
 )
-def test_train_grpo_reports_first_and_last_steps_that_are_not_the_same(num_steps, title, means):
+def test_train_grpo_report_of_first_and_last_steps_is_disjoint(num_steps, title, means):
     log = [{"reward": float(step)} for step in range(num_steps)]
     lines = report_of_train_grpo()(log).splitlines()
     assert lines[0] == title

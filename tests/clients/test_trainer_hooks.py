@@ -20,7 +20,7 @@ TEMPLATED = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
 QUESTION = {"role": "user", "content": "Q"}
 
 
-def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
+def test_openrlhf_file_called_with_one_sample_returns_reward(rewards):
     spec = importlib.util.spec_from_file_location("reward_func", FILES / "alarm_openrlhf.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,14 +33,14 @@ def test_openrlhf_loads_the_file_and_calls_it_with_one_sample(rewards):
     assert torch.tensor([found["rewards"]]).shape == (1,)
 
 
-def test_openrlhf_gets_tensors_as_long_as_its_batch_and_empty_ones(rewards):
+def test_openrlhf_tensors_have_the_batch_size(rewards):
     found = openrlhf.reward_func(["Qa", "Qab"], ["Q", "Q"], [None, None])
     assert found["rewards"].tolist() == [1.0, 2.0]
     assert {len(column) for column in found["extra_logs"].values()} == {2}
     assert openrlhf.reward_func([], [], [])["rewards"].tolist() == []
 
 
-def test_openrlhf_queries_that_hide_their_prompt_are_refused(rewards):
+def test_openrlhf_query_without_its_prompt_is_refused(rewards):
     with pytest.raises(ValueError, match="does not start with its prompt"):
         openrlhf.reward_func(["other text"], ["Q"], [None])
 
@@ -54,7 +54,7 @@ def slime_sample(response="four", **more):
     return SlimeSample(prompt="Q", response=response, label=None, metadata={}, index=0, **more)
 
 
-async def test_slime_gets_a_number(rewards):
+async def test_slime_custom_rm_returns_a_number(rewards):
     args = SimpleNamespace(reward_key=None)
     assert await slime.custom_rm(args, slime_sample("four<|im_end|>")) == 4.0
     chat = slime_sample()
@@ -63,25 +63,25 @@ async def test_slime_gets_a_number(rewards):
     assert rewards.samples[1]["prompt"] == [{"role": "user", "content": "Q"}]
 
 
-async def test_slime_gets_a_dict_where_it_has_a_reward_key(rewards):
+async def test_slime_custom_rm_with_reward_key_returns_a_dict(rewards):
     found = await slime.custom_rm(SimpleNamespace(reward_key="score"), slime_sample())
     assert (found["score"], found["alarm_fluency"], found["alarm_admitted"]) == (4.0, 2.0, 1.0)
 
 
-async def test_a_slime_group_is_one_request(rewards):
+async def test_slime_group_sends_one_request(rewards):
     group = [slime_sample("a"), slime_sample("ab")]
     assert await slime.custom_rm(SimpleNamespace(reward_key=None), group) == [1.0, 2.0]
     assert len(rewards.bodies) == 1
 
 
-async def test_a_failure_ends_slimes_rollout(rewards):
+async def test_slime_failure_raises(rewards):
     rewards.bad = {"four"}
     with pytest.raises(SampleFailed):
         await slime.custom_rm(SimpleNamespace(reward_key=None), slime_sample())
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_areal_gets_a_float_in_a_forked_worker(rewards):
+def test_areal_reward_fn_in_forked_worker_returns_a_float(rewards):
     call = partial(
         areal.reward_fn, TEMPLATED, "four<|im_end|>", [1, 2], [3, 4], answer="a", query_id="q"
     )
@@ -92,17 +92,17 @@ def test_areal_gets_a_float_in_a_forked_worker(rewards):
     assert rewards.samples[1] == {"prompt": [QUESTION], "completion": "four", "fields": fields}
 
 
-def test_areal_prefers_the_rows_conversation(rewards):
+def test_areal_prompt_is_the_rows_messages(rewards):
     messages = [{"role": "user", "content": "Q"}]
     areal.reward_fn(TEMPLATED, "four", [1], [2], messages=messages)
     assert rewards.samples[0]["prompt"] == messages
 
 
-def test_areals_deadline_is_under_its_own_of_15_s(rewards):
+def test_areal_timeout_is_below_15_s(rewards):
     assert areal.IN_A_WORKER.timeout < 15
 
 
-async def test_areals_own_workflow_awaits_the_reward(rewards, monkeypatch):
+async def test_areal_workflow_awaits_the_reward(rewards, monkeypatch):
     class RLVRWorkflow:  # areal/workflow/rlvr.py, 1.0.4
         def __init__(self, reward_fn, gconfig):
             self.gconfig, self.async_reward_fn = gconfig, None
@@ -165,7 +165,7 @@ LOGS = [
 ]
 
 
-def test_a_nemo_step_rewards_the_last_messages(rewards, nemo):
+def test_nemo_rl_step_rewards_the_last_messages(rewards, nemo):
     environment = nemo_rl.Environment({"recipe": "mine"})
     found = environment.step(LOGS, [{"a": 1}, None])
     assert found.rewards.tolist() == [4.0, 7.0]
@@ -178,7 +178,7 @@ def test_a_nemo_step_rewards_the_last_messages(rewards, nemo):
     assert metrics["alarm/fluency"] == 2.75
 
 
-def test_nemos_multi_reward_is_a_tensor_a_name(rewards, nemo):
+def test_nemo_rl_multi_reward_returns_a_tensor_per_name(rewards, nemo):
     found = nemo_rl.Environment({"multi_reward": True, "aspect_names": "fluency"}).step(LOGS, [])
     assert {name: tensor.tolist() for name, tensor in found.rewards.items()} == {
         "holistic": [computed(0.4), computed(0.7)],
@@ -186,7 +186,7 @@ def test_nemos_multi_reward_is_a_tensor_a_name(rewards, nemo):
     }
 
 
-def test_nemo_finds_the_actor_by_its_dotted_name(rewards, nemo):
+def test_nemo_rl_actor_is_importable_by_dotted_name(rewards, nemo):
     nemo_rl.register("mine")
     name = nemo["nemo_rl.environments.utils"]["registered"]["mine"]
     registry = nemo["nemo_rl.distributed.ray_actor_environment_registry"]
@@ -196,7 +196,7 @@ def test_nemo_finds_the_actor_by_its_dotted_name(rewards, nemo):
     assert issubclass(actor.actor, nemo_rl.Environment)
 
 
-def test_nemos_script_runs_after_the_environment_is_there(nemo, monkeypatch, tmp_path):
+def test_nemo_rl_script_runs_after_registration(nemo, monkeypatch, tmp_path):
     script = tmp_path / "run_grpo.py"
     script.write_text(
         "import sys\nfrom nemo_rl.environments.utils import registered\n"
@@ -217,7 +217,7 @@ class Trace:
         self.metrics.update(values)
 
 
-async def test_a_verifiers_trace_gets_a_reward_and_its_parts_as_metrics(rewards):
+async def test_verifiers_reward_sets_components_as_metrics(rewards):
     trace = Trace(
         SimpleNamespace(role="user", content="Q"), SimpleNamespace(role="assistant", content="four")
     )
@@ -226,12 +226,12 @@ async def test_a_verifiers_trace_gets_a_reward_and_its_parts_as_metrics(rewards)
     assert rewards.samples == [{"prompt": [{"role": "user", "content": "Q"}], "completion": "four"}]
 
 
-async def test_a_trace_without_a_reply_is_refused(rewards):
+async def test_verifiers_trace_without_reply_is_refused(rewards):
     with pytest.raises(ValueError, match="no reply"):
         await verifiers.reward(task=None, trace=Trace(SimpleNamespace(role="user", content="Q")))
 
 
-async def test_a_rubric_calls_for_one_rollout_or_a_group(rewards):
+async def test_verifiers_rubric_scores_a_rollout_or_a_group(rewards):
     question = [{"role": "user", "content": "Q"}]
     replies = [[{"role": "assistant", "content": text}] for text in ("four", "seven!!")]
     assert await verifiers.rubric_reward(prompt=question, completion=replies[0]) == 4.0

@@ -63,7 +63,7 @@ def theirs(monkeypatch):
     open_instruct._verifier.cache_clear()
 
 
-async def test_open_instruct_finds_the_verifier_and_awaits_it(rewards, theirs):
+async def test_open_instruct_verifier_is_found_and_awaited(rewards, theirs):
     open_instruct.register()
     verifier = theirs.build_all_verifiers(None)["alarm"]
     call = {
@@ -106,13 +106,13 @@ async def test_open_instruct_call_without_a_query_is_refused(rewards, theirs):
         ("Tell me.\nuser: Q", "Tell me.\nuser: Q"),
     ],
 )
-def test_open_instruct_query_is_the_messages_that_were_joined(query, prompt):
+def test_open_instruct_query_is_split_into_messages(query, prompt):
     found = open_instruct.messages_of_query(query)
     told = found if isinstance(found, str) else [(one["role"], one["content"]) for one in found]
     assert told == prompt
 
 
-def test_open_instruct_script_runs_after_the_verifier_is_there(tmp_path):
+def test_open_instruct_script_runs_after_registration(tmp_path):
     package = tmp_path / "open_instruct"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -414,7 +414,7 @@ def asked(
 
 
 @pytest.mark.parametrize("call", [*BY_BATCH, *BY_SAMPLE, *WITHOUT_GROUPS], ids=named)
-def test_exact_match_compares_with_the_trainers_own_column(
+def test_exact_match_reads_reference_from_trainers_column(
     asked: Callable[..., None], call: Call
 ) -> None:
     asked("exact")
@@ -422,22 +422,20 @@ def test_exact_match_compares_with_the_trainers_own_column(
 
 
 @pytest.mark.parametrize("call", [*BY_BATCH, *BY_SAMPLE, *WITHOUT_GROUPS], ids=named)
-def test_par_compares_with_the_score_of_the_trainers_own_column(
-    asked: Callable[..., None], call: Call
-) -> None:
+def test_par_reads_reference_from_trainers_column(asked: Callable[..., None], call: Call) -> None:
     asked("paris", "par")
     # s(1 - 1) and s(0 - 1)
     assert call() == [printed(0.5, digits=4), printed(0.2689, digits=4)]
 
 
 @pytest.mark.parametrize("call", BY_BATCH, ids=named)
-def test_gdpo_compares_the_samples_of_a_prompt(asked: Callable[..., None], call: Call) -> None:
+def test_gdpo_groups_samples_by_prompt(asked: Callable[..., None], call: Call) -> None:
     asked("paris", "gdpo")
     # Mean 0 and deviation 1 of two: half the square root of two either way.
     assert call() == [printed(0.7071, digits=3), printed(-0.7071, digits=3)]
 
 
-def test_slimes_token_rewards_know_their_group(
+def test_slime_dense_samples_have_their_group(
     asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked("paris", "gdpo")
@@ -446,26 +444,24 @@ def test_slimes_token_rewards_know_their_group(
 
 
 @pytest.mark.parametrize("call", BY_SAMPLE, ids=named)
-def test_gdpo_is_refused_with_a_reason_where_a_call_holds_one_sample(
+def test_gdpo_with_one_sample_per_call_is_refused_with_reason(
     asked: Callable[..., None], call: Call
 ) -> None:
     asked("paris", "gdpo")
     with pytest.raises(
-        SampleFailed, match=r"asks for one sample at a time|must hold all the completions"
+        SampleFailed, match=r"sends one sample at a time|must contain all completions"
     ):
         call()
 
 
 @pytest.mark.parametrize("call", [*BY_BATCH, *BY_SAMPLE], ids=named)
-def test_a_reference_that_is_missing_names_the_setting(
-    asked: Callable[..., None], call: Call
-) -> None:
+def test_missing_reference_error_names_the_setting(asked: Callable[..., None], call: Call) -> None:
     asked("exact", on_failure="raise", fields="context=no_such_column")
     with pytest.raises(ValueError, match=r"fields.context .*'no_such_column'.*; it has \["):
         call()
 
 
-def test_without_its_column_the_advice_says_what_to_set(asked: Callable[..., None]) -> None:
+def test_missing_reference_without_column_says_what_to_set(asked: Callable[..., None]) -> None:
     asked("exact")
     with pytest.raises(SampleFailed, match=r"\{reference\}.*ALARM_FIELDS=reference=COLUMN"):
         trl.AlarmReward()(prompts=["Q"] * 2, completions=["a", "b"], gold=["a", "b"])
@@ -473,7 +469,7 @@ def test_without_its_column_the_advice_says_what_to_set(asked: Callable[..., Non
     assert reward(prompts=["Q"] * 2, completions=["a", "b"], gold=["a", "c"]) == [1.0, 0.0]
 
 
-def test_openrlhfs_file_answers_as_its_url_does(
+def test_openrlhf_file_returns_the_same_as_its_url(
     asked: Callable[..., None], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked("parts")
@@ -492,7 +488,7 @@ def test_openrlhfs_file_answers_as_its_url_does(
     assert by_file["scores"].tolist() == printed([0.9984, 0.0067], digits=4)
 
 
-def test_overrides_change_what_openrlhf_logs(
+def test_openrlhf_logs_follow_overrides(
     asked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked("parts", "weighted_sum")

@@ -65,7 +65,7 @@ def reply(text):
     return {"role": "assistant", "content": text, "reasoning": "hm"}
 
 
-def test_rllm_evaluator_judges_the_last_reply(rewards):
+def test_rllm_evaluator_scores_the_last_reply(rewards):
     found = AlarmEvaluator(recipe="mine").evaluate(
         task(answer="A"), episode(step(*CHAT, reply("first")), step(*CHAT, reply("four")))
     )
@@ -76,7 +76,7 @@ def test_rllm_evaluator_judges_the_last_reply(rewards):
     assert rewards.bodies[0]["recipe"] == "mine"
 
 
-def test_rllm_is_correct_above_the_users_threshold(rewards):
+def test_rllm_is_correct_above_threshold(rewards):
     given = task(), episode(step(*CHAT, reply("four")))
     assert not AlarmEvaluator(threshold=4.0).evaluate(*given).is_correct
     assert AlarmEvaluator(threshold=3.9).evaluate(*given).is_correct
@@ -92,33 +92,33 @@ def test_rllm_is_correct_above_the_users_threshold(rewards):
         (episode(), ""),
     ],
 )
-def test_rllm_episode_without_a_conversation_is_the_tasks_instruction(given, completion, rewards):
+def test_rllm_episode_without_conversation_uses_instruction(given, completion, rewards):
     AlarmEvaluator().evaluate(task(ground_truth=72), given)
     (sample,) = rewards.samples
     assert (sample["prompt"], sample["completion"]) == ("Q", completion)
     assert sample["fields"] == {"reference": "72"}
 
 
-def test_rllm_content_blocks_of_an_instruction_are_a_message(rewards):
+def test_rllm_instruction_content_blocks_become_a_message(rewards):
     blocks = [{"type": "text", "text": "Q"}]
     AlarmEvaluator().evaluate(task(blocks), episode(output="four"))
     assert rewards.samples[0]["prompt"] == [{"role": "user", "content": "Q"}]
 
 
-def test_rllm_evaluator_takes_a_task_that_is_a_row(rewards):
+def test_rllm_evaluator_accepts_task_as_row(rewards):
     AlarmEvaluator().evaluate({"question": "Q"}, episode(output="four"))
     assert rewards.samples == [{"prompt": "Q", "completion": "four"}]
 
 
 @pytest.mark.parametrize("action", ["four", SimpleNamespace(action="four")])
-def test_rllm_workflows_reward_function_gets_a_reward_output(action, rewards):
+def test_rllm_reward_function_returns_reward_output(action, rewards):
     found = AlarmReward()({"question": "Q", "ground_truth": "A"}, action)
     assert (found.reward, found.metadata["alarm_fluency"]) == (4.0, 2.0)
     assert rewards.samples == [{"prompt": "Q", "completion": "four", "fields": {"reference": "A"}}]
 
 
 def test_rllm_task_without_a_question_is_refused(rewards):
-    with pytest.raises(ValueError, match=r"none of .*'question'.*; it has \['id'\]"):
+    with pytest.raises(ValueError, match=r"no question in .*'question'.*; it has \['id'\]"):
         AlarmReward()({"id": 1}, "four")
 
 

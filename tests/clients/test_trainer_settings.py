@@ -1,4 +1,4 @@
-"""What a user may say, and what becomes of a failure."""
+"""Settings of trainer modules, and failures under them."""
 
 import logging
 import math
@@ -25,14 +25,14 @@ GOOD = Reward(
 FAILED = Reward(None, None, None, None, None, {}, False, SampleError("too_long", "over"))
 
 
-def test_an_argument_counts_more_than_the_environment(monkeypatch):
+def test_settings_argument_overrides_environment(monkeypatch):
     monkeypatch.setenv("ALARM_RECIPE", "of-the-environment")
     monkeypatch.setenv("ALARM_TIMEOUT", "5")
     settings = read_settings(SKIPS, {"recipe": "of-the-argument"})
     assert (settings.recipe, settings.timeout) == ("of-the-argument", 5.0)
 
 
-def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
+def test_settings_default_to_those_of_the_trainer(monkeypatch):
     monkeypatch.delenv("ALARM_TIMEOUT", raising=False)
     monkeypatch.delenv("ALARM_ON_FAILURE", raising=False)
     settings = read_settings(SKIPS)
@@ -43,18 +43,18 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
     ("name", "value", "message"),
     [
         ("timeout", "soon", r"timeout \(or ALARM_TIMEOUT\)"),
-        ("timeout", "0", "must be seconds over 0"),
+        ("timeout", "0", "must be more than 0 seconds"),
         ("on_failure", "nan", "must be 'raise', 'none', 'group_mean' or a finite number"),
         ("aspects", "some", "must be 'admitted' or 'all'"),
         ("fields", "reference", r"fields \(or ALARM_FIELDS\): must name a dataset column"),
         ("fields", {"reference": 3}, "must name a dataset column"),
         ("overrides", "rule=gdpo", r"overrides \(or ALARM_OVERRIDES\): is not JSON"),
         ("overrides", "[1]", "must be an object"),
-        ("timeout", True, "must be seconds over 0"),
+        ("timeout", True, "must be more than 0 seconds"),
         ("on_failure", False, "must be 'raise', 'none', 'group_mean' or a finite number"),
-        ("group", 3, r"group \(or ALARM_GROUP\): must be a text; got 3"),
-        ("recipe", 3, r"recipe \(or ALARM_RECIPE\): must be a text"),
-        ("model", ["rm"], r"model \(or ALARM_MODEL\): must be a text"),
+        ("group", 3, r"group \(or ALARM_GROUP\): must be a string; got 3"),
+        ("recipe", 3, r"recipe \(or ALARM_RECIPE\): must be a string"),
+        ("model", ["rm"], r"model \(or ALARM_MODEL\): must be a string"),
         ("aspect_names", 3, r"aspect_names \(or ALARM_ASPECT_NAMES\): must be names"),
         ("aspect_names", [1], "must be names, such as factuality,relevance"),
         ("template", 3, r"template \(or ALARM_TEMPLATE\): must be a name, or an object"),
@@ -62,22 +62,22 @@ def test_what_nobody_says_is_the_trainers_habit(monkeypatch):
         ("connect_timeout", "-1", r"connect_timeout \(or ALARM_CONNECT_TIMEOUT\)"),
     ],
 )
-def test_a_wrong_setting_is_named(name, value, message):
+def test_settings_with_invalid_value_are_refused_by_name(name, value, message):
     with pytest.raises(ValueError, match=message):
         read_settings(SKIPS, {name: value})
 
 
-def test_a_setting_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match=r"no such setting \['recipes'\]"):
+def test_settings_with_unknown_name_are_refused():
+    with pytest.raises(ValueError, match=r"unknown setting \['recipes'\]"):
         read_settings(SKIPS, {"recipes": "mini"})
 
 
-def test_a_trainer_that_needs_numbers_refuses_none():
-    with pytest.raises(ValueError, match="takes 'raise' or a number"):
+def test_settings_on_failure_none_without_support_is_refused():
+    with pytest.raises(ValueError, match="Use 'raise' or a number"):
         read_settings(STRICT, {"on_failure": "none"})
 
 
-def test_same_keys_on_failure_need_the_aspects_names():
+def test_settings_same_keys_require_aspect_names():
     with pytest.raises(ValueError, match="ALARM_ASPECT_NAMES"):
         read_settings(STRICT, {"on_failure": 0})
     settings = read_settings(STRICT, {"on_failure": 0, "aspect_names": "depth, fluency"})
@@ -92,7 +92,7 @@ def test_same_keys_on_failure_need_the_aspects_names():
         '{"reference": "gold", "context": "extra.text"}',
     ],
 )
-def test_fields_come_as_a_mapping_as_pairs_or_as_json(monkeypatch, value):
+def test_settings_fields_accept_mapping_pairs_and_json(monkeypatch, value):
     given = {"fields": value}
     if isinstance(value, str):
         monkeypatch.setenv("ALARM_FIELDS", value)
@@ -101,15 +101,15 @@ def test_fields_come_as_a_mapping_as_pairs_or_as_json(monkeypatch, value):
     assert settings.fields == {"reference": "gold", "context": "extra.text"}
 
 
-def test_overrides_come_as_a_mapping_or_as_json(monkeypatch):
+def test_settings_overrides_accept_mapping_and_json(monkeypatch):
     monkeypatch.setenv("ALARM_OVERRIDES", '{"rule": "par", "weights": {"depth": 2}}')
     assert read_settings(SKIPS).overrides == {"rule": "par", "weights": {"depth": 2}}
     assert read_settings(SKIPS, {"overrides": {"threshold": 1}}).overrides == {"threshold": 1}
-    with pytest.raises(ValueError, match="overrides change a recipe"):
+    with pytest.raises(ValueError, match="overrides apply to a recipe"):
         read_settings(SKIPS, {"model": "rm"})
 
 
-def test_a_source_is_shared_by_equal_settings_and_no_others(sources):
+def test_reward_source_is_shared_by_equal_settings_only(sources):
     one = get_reward_source(SKIPS, {"overrides": {"threshold": 1}})
     assert get_reward_source(SKIPS, {"overrides": {"threshold": 1}}) is one
     assert get_reward_source(SKIPS, {"overrides": {"threshold": 2}}) is not one
@@ -144,12 +144,12 @@ USUAL = TrainerDefaults("usual", timeout=9.0, references=("reference", "answer")
         (float("nan"), None),
     ],
 )
-def test_a_columns_value_becomes_a_text(value, text):
+def test_column_value_becomes_a_string(value, text):
     settings = read_settings(USUAL, {"fields": {"reference": "gold"}})
     assert row(settings, {"gold": value}) == (None if text is None else {"reference": text})
 
 
-def test_the_usual_column_is_the_first_with_a_text_or_a_number():
+def test_reference_column_is_the_first_with_string_or_number():
     settings = read_settings(USUAL)
     assert row(settings, {"answer": 4, "other": "x"}) == {"reference": "4"}
     assert row(settings, {"reference": None, "answer": "x"}) == {"reference": "x"}
@@ -157,18 +157,18 @@ def test_the_usual_column_is_the_first_with_a_text_or_a_number():
         assert row(settings, absent) is None
 
 
-def test_fields_of_nothing_send_nothing():
+def test_settings_empty_fields_send_none():
     assert row(read_settings(USUAL, {"fields": {}}), {"answer": "x"}) is None
 
 
-def test_a_dotted_column_is_inside_of_another():
+def test_column_with_dotted_name_is_nested():
     settings = read_settings(USUAL, {"fields": {"reference": "spec.gold.text", "plain": "a.b"}})
     given = {"spec": {"gold": {"text": "Paris"}}, "a.b": "c"}
     assert row(settings, given) == {"reference": "Paris", "plain": "c"}
     assert row(settings, {**given, "spec": '{"gold": {"text": "Rome"}}'})["reference"] == "Rome"
 
 
-def test_a_column_that_is_absent_is_named_with_those_that_are_there():
+def test_missing_column_error_lists_columns():
     settings = read_settings(USUAL, {"fields": {"reference": "gold"}})
     with pytest.raises(
         ValueError, match=r"usual: fields.reference .* 'gold', .* it has \['answer', 'id'\]"
@@ -177,19 +177,19 @@ def test_a_column_that_is_absent_is_named_with_those_that_are_there():
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan"), np.float64("nan")])
-def test_a_group_of_nothing_is_refused_with_its_column(nothing):
+def test_group_column_without_value_is_refused_by_name(nothing):
     samples = [Sample(prompt="Q", completion="A")] * 2
     settings = read_settings(USUAL, {"group": "gid"})
-    with pytest.raises(ValueError, match="the column 'gid' has nothing for a sample"):
+    with pytest.raises(ValueError, match="the column 'gid' has no value for a sample"):
         with_rows(samples, [{"gid": 1}, {"gid": nothing}], settings)
 
 
-def test_settings_show_no_secrets():
+def test_settings_repr_hides_secrets():
     settings = read_settings(SKIPS, {"url": "http://me:secret@host", "api_key": "secret"})
     assert "secret" not in repr(settings)
 
 
-def test_a_failed_sample_becomes_what_the_policy_says(caplog):
+def test_failed_sample_follows_the_failure_policy(caplog):
     with caplog.at_level(logging.WARNING):
         assert scalars([GOOD, FAILED, FAILED], "none") == [3.0, None, None]
         assert numbers([GOOD, FAILED], -1.0) == [3.0, -1.0]
@@ -201,17 +201,17 @@ def test_a_failed_sample_becomes_what_the_policy_says(caplog):
         scalars([GOOD, FAILED], "raise")
 
 
-def test_a_failed_call_is_a_failure_of_each_sample():
+def test_failed_call_fails_each_sample():
     rewards = failed_call(ServerFailed("broken", status=500, code="internal"), 2, "none")
     assert [(one.reward, one.error.code) for one in rewards] == [(None, "internal")] * 2
 
 
-def test_no_policy_hides_a_wrong_name():
+def test_unknown_recipe_raises_under_any_policy():
     with pytest.raises(NotFound):
         failed_call(NotFound("no such recipe", status=404), 2, "none")
 
 
-def test_components_have_the_same_names_whatever_happened():
+def test_components_always_have_the_same_names():
     good, failed = (components(one, ("depth", "other")) for one in (GOOD, FAILED))
     assert list(good) == list(failed) == [*BASE, "depth", "other"]
     assert [good[name] for name in (*BASE, "depth")] == [3.0, 0.5, 1.0, 0.0, 2.0]
@@ -219,15 +219,15 @@ def test_components_have_the_same_names_whatever_happened():
     assert all(math.isnan(failed[name]) for name in ("reward", "holistic", "depth", "other"))
 
 
-def test_a_mean_is_over_what_was_computed():
+def test_component_means_ignore_nan():
     found = means(columns([GOOD, FAILED], ("depth", "other")))
     assert (found["reward"], found["failed"], found["depth"]) == (3.0, 0.5, 2.0)
     assert math.isnan(found["other"])
 
 
-def test_aspects_are_learnt_in_one_order_and_kept():
+def test_aspect_names_are_sorted_and_kept():
     names = AspectNames(())
-    assert names.seen([FAILED]) == ()
-    assert names.seen([GOOD]) == ("depth",)
-    assert names.seen([FAILED]) == ("depth",)
-    assert AspectNames(["b", "a"]).seen([GOOD]) == ("b", "a")
+    assert names.update([FAILED]) == ()
+    assert names.update([GOOD]) == ("depth",)
+    assert names.update([FAILED]) == ("depth",)
+    assert AspectNames(["b", "a"]).update([GOOD]) == ("b", "a")

@@ -1,4 +1,4 @@
-"""Several reward functions of one batch cost one scoring call, and no two batches share one."""
+"""Reward functions of one batch share one scoring call; batches never share one."""
 
 import asyncio
 import pickle
@@ -17,7 +17,7 @@ from alarm_client.trainers.trl import AlarmReward, async_reward
 PARTS = ("reward", "holistic", "fluency")
 
 
-def test_parts_of_one_batch_are_one_call(rewards: RewardServer) -> None:
+def test_shared_calls_parts_of_one_batch_make_one_call(rewards: RewardServer) -> None:
     parts = [AlarmReward(part, part) for part in PARTS]
     found = [trl_call(part, PLAIN)[0] for part in parts]
     assert found[0] == [4, 7]
@@ -25,7 +25,7 @@ def test_parts_of_one_batch_are_one_call(rewards: RewardServer) -> None:
     assert len(rewards.bodies) == 1
 
 
-def test_the_same_batch_again_is_scored_again(rewards: RewardServer) -> None:
+def test_shared_calls_equal_next_batch_is_scored_again(rewards: RewardServer) -> None:
     parts = [AlarmReward(part, part) for part in PARTS]
     for step in range(1, 4):
         for part in parts:
@@ -33,13 +33,13 @@ def test_the_same_batch_again_is_scored_again(rewards: RewardServer) -> None:
         assert len(rewards.bodies) == step
 
 
-def test_a_reward_made_later_gets_a_call_of_its_own(rewards: RewardServer) -> None:
+def test_shared_calls_consumer_created_later_makes_its_own_call(rewards: RewardServer) -> None:
     assert trl_call(AlarmReward(), PLAIN)[0] == [4, 7]
     rewards.bad = {"four"}
     assert trl_call(AlarmReward(), PLAIN)[0] == [7, 7]
 
 
-def test_other_settings_are_other_calls(rewards: RewardServer) -> None:
+def test_shared_calls_with_other_settings_are_separate(rewards: RewardServer) -> None:
     for reward in [
         AlarmReward(recipe="a"),
         AlarmReward(recipe="b"),
@@ -50,14 +50,14 @@ def test_other_settings_are_other_calls(rewards: RewardServer) -> None:
     assert rewards.bodies[2]["overrides"] == {"threshold": 1}
 
 
-def test_other_columns_are_other_calls(rewards: RewardServer) -> None:
+def test_shared_calls_with_other_columns_are_separate(rewards: RewardServer) -> None:
     one, two = AlarmReward("a"), AlarmReward("b")
     one(**PLAIN, solution=["x", "y"])
     two(**PLAIN, solution=["x", "z"])
     assert len(rewards.bodies) == 2
 
 
-def test_awaited_parts_are_one_call_side_by_side(rewards: RewardServer) -> None:
+def test_shared_calls_async_parts_make_one_call(rewards: RewardServer) -> None:
     parts = [async_reward(part, part) for part in PARTS]
 
     async def step() -> list[list[float | None]]:
@@ -68,7 +68,7 @@ def test_awaited_parts_are_one_call_side_by_side(rewards: RewardServer) -> None:
         assert len(rewards.bodies) == number
 
 
-def test_ms_swifts_aspects_are_one_call(rewards: RewardServer) -> None:
+def test_shared_calls_ms_swift_aspects_make_one_call(rewards: RewardServer) -> None:
     orms: dict[str, type[ms_swift.AlarmORM]] = {}
     ms_swift.register(orms, ["fluency"])
     made = [one(args=None) for one in orms.values()]
@@ -77,7 +77,7 @@ def test_ms_swifts_aspects_are_one_call(rewards: RewardServer) -> None:
         assert len(rewards.bodies) == step
 
 
-def test_threads_with_one_batch_wait_for_one_call(rewards: RewardServer) -> None:
+def test_shared_calls_threads_wait_for_one_call(rewards: RewardServer) -> None:
     parts = [AlarmReward(part, part) for part in PARTS]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda part: trl_call(part, PLAIN)[0], parts))
@@ -85,14 +85,14 @@ def test_threads_with_one_batch_wait_for_one_call(rewards: RewardServer) -> None
     assert len(rewards.bodies) == 1
 
 
-def test_rewards_in_another_process_share_as_they_did(rewards: RewardServer) -> None:
+def test_shared_calls_after_unpickling_are_shared(rewards: RewardServer) -> None:
     parts = pickle.loads(pickle.dumps([AlarmReward(part, part) for part in PARTS]))
     for part in parts:
         trl_call(part, PLAIN)
     assert len(rewards.bodies) == 1
 
 
-def test_a_call_that_fails_fails_all_its_parts_and_not_the_next(rewards: RewardServer) -> None:
+def test_shared_calls_failure_fails_its_parts_only(rewards: RewardServer) -> None:
     parts = [AlarmReward(part, part) for part in PARTS]
     rewards.status = 500
     for part in parts:
@@ -102,7 +102,7 @@ def test_a_call_that_fails_fails_all_its_parts_and_not_the_next(rewards: RewardS
     assert trl_call(parts[0], PLAIN)[0] == [4, 7]
 
 
-def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
+def test_shared_calls_after_cancellation_waiter_makes_the_call() -> None:
     calls: SharedCalls[str] = SharedCalls()
     first, second = Consumer(), Consumer()
 
@@ -127,7 +127,7 @@ def test_who_waits_for_one_that_is_cancelled_asks_itself() -> None:
     assert asyncio.run(cancelled()) == "own"
 
 
-def test_who_asks_much_later_has_another_batch() -> None:
+def test_shared_calls_after_ten_minutes_are_separate() -> None:
     now = [0.0]
     calls: SharedCalls[float] = SharedCalls(now=lambda: now[0])
     first, second, third = Consumer(), Consumer(), Consumer()
@@ -138,7 +138,7 @@ def test_who_asks_much_later_has_another_batch() -> None:
     assert calls.result(third, "key", lambda: now[0]) == 601
 
 
-def test_two_threads_with_one_asker_have_two_batches() -> None:
+def test_shared_calls_of_one_consumer_in_two_threads_are_separate() -> None:
     calls: SharedCalls[int] = SharedCalls()
     consumer = Consumer()
     both = threading.Barrier(2, timeout=60)

@@ -56,25 +56,25 @@ def ran(monkeypatch):
     return record
 
 
-def test_the_environment_gives_rewards_a_sample(ran):
+def test_skyrl_main_environment_gives_scalar_rewards(ran):
     skyrl_main.main()
     assert ran.registered == ("alarm", {"is_judged": True})
     assert ran.ran == ["c i"]
 
 
-def test_what_skyrl_does_not_know_is_taken_off_the_command_line(ran):
+def test_skyrl_main_removes_own_command_line_arguments(ran):
     skyrl_main.main()
     assert ran.arguments == ["trainer.epochs=1"]
 
 
-def test_rays_worker_is_told_where_the_server_is(ran):
+def test_skyrl_main_passes_alarm_variables_to_ray_worker(ran):
     skyrl_main.main()
     variables = ran.options["runtime_env"]["env_vars"]
     assert variables["ALARM_URL"] == "http://rewards:8000"
     assert all(name.startswith("ALARM_") for name in variables)
 
 
-def test_the_dense_one_stands_behind_the_generator(ran):
+def test_skyrl_main_dense_wraps_the_generator(ran):
     skyrl_dense.main()
     assert ran.registered == ("alarm", {"is_judged": False})
     (generator,) = ran.ran

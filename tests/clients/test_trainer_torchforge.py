@@ -9,7 +9,7 @@ from alarm_client.errors import SampleFailed
 from alarm_client.trainers import miles, torchforge
 
 
-def test_torchforge_gets_a_float_and_a_name_from_a_pickled_reward(rewards):
+def test_torchforge_pickled_reward_returns_float_and_has_name(rewards):
     reward = pickle.loads(pickle.dumps(torchforge.AlarmReward(recipe="mine")))
     assert getattr(reward, "__name__", None) == "alarm"
     assert 0.0 + reward("Q", "four<|im_end|>", "A") == 4.0
@@ -24,7 +24,7 @@ def test_torchforge_failed_sample_is_raised(rewards):
         torchforge.AlarmReward()("Q", "four", "A")
 
 
-async def test_miles_calls_for_a_sample_and_for_a_batch(rewards):
+async def test_miles_custom_rm_accepts_sample_and_batch(rewards):
     args = SimpleNamespace(reward_key=None)
     sample = SimpleNamespace(prompt="Q", response="four", label="A", metadata={}, index=0)
     assert await miles.custom_rm(args, sample) == 4.0
@@ -32,7 +32,7 @@ async def test_miles_calls_for_a_sample_and_for_a_batch(rewards):
     assert rewards.samples[0]["fields"] == {"reference": "A"}
 
 
-async def test_miles_is_named_where_a_setting_is_wrong(rewards, monkeypatch):
+async def test_miles_invalid_setting_error_names_miles(rewards, monkeypatch):
     monkeypatch.setenv("ALARM_ON_FAILURE", "none")
     with pytest.raises(ValueError, match=r"^miles"):
         await miles.custom_rm(SimpleNamespace(reward_key=None), [])

@@ -1,4 +1,4 @@
-"""`try`: a sample scored from the command line, with what a trainer's module would send."""
+"""`try`: scores samples from the command line as a trainer module would send them."""
 
 import json
 import socket
@@ -44,7 +44,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_try_prints_reward_and_components(there, capsys) -> None:
     assert main([*ASK, "--field", "reference=Paris"]) == 0
     assert lines(capsys) == [
-        "asked     this client: the server's default recipe",
+        "request   this client: the server's default recipe",
         "field     reference = 'Paris'",
         "answer    'Paris'",
         "reward    1",
@@ -96,7 +96,7 @@ def test_try_easyr1_sends_every_text_of_the_answer_column_as_a_field(there, caps
     assert "reward    1" in found
 
 
-def test_what_extra_info_holds_can_be_named_for_verl(there, capsys, monkeypatch) -> None:
+def test_try_verl_field_from_extra_info_is_sent(there, capsys, monkeypatch) -> None:
     monkeypatch.setenv("ALARM_FIELDS", "reference=gold")
     row = ["--row", '{"extra_info": {"gold": "Paris"}}']
     assert of_trainers(["try", "verl", *ASK[1:], *row]) == 0
@@ -107,7 +107,7 @@ def test_try_with_invalid_messages_exits_2(there, capsys) -> None:
     prompt = ["--prompt", '[{"role": "user", "content": 3}]', "--completion", "A"]
     for run in (lambda: main(["try", *prompt]), lambda: of_trainers(["try", "trl", *prompt])):
         assert run() == 2
-        assert "a message's content must be a text" in capsys.readouterr().err
+        assert "a message's content must be a string" in capsys.readouterr().err
 
 
 def test_try_reads_the_fields_setting(there, capsys, monkeypatch) -> None:
@@ -129,7 +129,7 @@ def test_try_with_several_completions_sends_one_group(there, capsys) -> None:
 def test_try_group_rule_with_single_sample_trainer_exits_1(there, capsys) -> None:
     rule = ["--overrides", '{"rule": "gdpo"}', "--field", "reference=Paris"]
     assert of_trainers(["try", "openrlhf", *ASK[1:], *rule]) == 1
-    assert "openrlhf asks for one sample at a time" in "\n".join(lines(capsys))
+    assert "openrlhf sends one sample at a time" in "\n".join(lines(capsys))
 
 
 def test_try_with_one_failed_sample_prints_the_others(rewards: RewardServer, capsys) -> None:
@@ -159,7 +159,7 @@ def test_try_without_server_names_its_url(sources, capsys, monkeypatch) -> None:
     assert url in "\n".join(lines(capsys))
 
 
-def test_ready_is_refused_without_the_servers_key(sources, capsys, monkeypatch, tmp_path) -> None:
+def test_ready_without_api_key_fails(sources, capsys, monkeypatch, tmp_path) -> None:
     recipe = tmp_path / "words.toml"
     recipe.write_text(
         '[models.words]\nkind = "length"\n[holistic]\nmodel = "words"\n'
@@ -185,7 +185,7 @@ def test_both_try_commands_run_as_modules(url: str) -> None:
         assert "reward    1\n" in done.stdout
 
 
-def test_every_trainer_can_be_tried() -> None:
+def test_try_works_for_every_trainer() -> None:
     assert {defaults_of(trainer).trainer for trainer in WHAT_TO_WRITE} == set(WHAT_TO_WRITE)
 
 
@@ -194,4 +194,4 @@ def test_ready_with_invalid_timeout_is_refused_by_name(wrong: str, capsys) -> No
     with pytest.raises(SystemExit) as ended:
         of_trainers(["ready", f"--timeout={wrong}"])
     assert ended.value.code == 2
-    assert f"argument --timeout: wants seconds above 0, not {wrong!r}" in capsys.readouterr().err
+    assert f"argument --timeout: must be seconds above 0, got {wrong!r}" in capsys.readouterr().err

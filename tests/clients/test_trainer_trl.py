@@ -36,14 +36,14 @@ def trl_call(reward, batch):
 
 
 @pytest.mark.parametrize("batch", [PLAIN, CHAT])
-def test_each_completion_gets_its_reward(rewards, batch):
+def test_trl_reward_returns_one_reward_per_completion(rewards, batch):
     found, _, _ = trl_call(AlarmReward(), batch)
     assert found == [4.0, 7.0]
     assert rewards.samples[0]["prompt"] == batch["prompts"][0]
     assert rewards.samples[0]["completion"] == "four"
 
 
-def test_the_parts_are_logged_as_means_and_by_sample(rewards):
+def test_trl_reward_logs_means_and_values_per_sample(rewards):
     _, metrics, extra = trl_call(AlarmReward("rm"), PLAIN)
     assert metrics["rm/holistic"] == [pytest.approx(0.55)]
     assert metrics["rm/fluency"] == [2.75]
@@ -51,7 +51,7 @@ def test_the_parts_are_logged_as_means_and_by_sample(rewards):
     assert all(len(values) == 2 for values in extra.values())
 
 
-def test_the_log_has_the_same_keys_also_on_failure(rewards):
+def test_trl_log_keys_on_failure_are_the_same(rewards):
     reward = AlarmReward(on_failure=-1)
     _, good, good_extra = trl_call(reward, PLAIN)
     rewards.status = 500
@@ -62,13 +62,13 @@ def test_the_log_has_the_same_keys_also_on_failure(rewards):
     assert math.isnan(failed["alarm/fluency"][0])
 
 
-def test_named_aspects_are_keys_before_the_first_answer(rewards):
+def test_trl_aspect_names_are_log_keys_before_first_response(rewards):
     rewards.status = 500
     _, failed, _ = trl_call(AlarmReward(aspect_names="depth,fluency", on_failure=0), PLAIN)
     assert {"alarm/depth", "alarm/fluency"} < failed.keys()
 
 
-def test_one_failed_sample_leaves_its_neighbours_alone(rewards):
+def test_trl_failed_sample_does_not_affect_others(rewards):
     rewards.bad = {"four"}
     assert trl_call(AlarmReward(on_failure="none"), PLAIN)[0] == [None, 7.0]
     assert trl_call(AlarmReward(on_failure=-1), PLAIN)[0] == [-1.0, 7.0]
@@ -76,36 +76,36 @@ def test_one_failed_sample_leaves_its_neighbours_alone(rewards):
         trl_call(AlarmReward(on_failure="raise"), PLAIN)
 
 
-def test_a_wrong_key_is_raised_and_never_a_none(rewards):
+def test_trl_wrong_api_key_raises(rewards):
     rewards.status = 401
     with pytest.raises(Unauthorized):
         trl_call(AlarmReward(), PLAIN)
 
 
-def test_a_model_in_place_of_a_recipe(rewards):
+def test_trl_reward_with_model_uses_raw_scores(rewards):
     found, metrics, _ = trl_call(AlarmReward("judge", model="some-rm"), PLAIN)
     assert found == [4.0, 7.0]
     assert rewards.bodies[0]["model"] == "some-rm"
     assert set(metrics) == {"judge/reward", "judge/holistic", "judge/admitted", "judge/failed"}
 
 
-def test_a_recipe_and_aspects_go_to_the_server(rewards):
+def test_trl_reward_sends_recipe_and_aspects(rewards):
     trl_call(AlarmReward(recipe="mine", aspects="admitted"), PLAIN)
     assert (rewards.bodies[0]["recipe"], rewards.bodies[0]["aspects"]) == ("mine", "admitted")
 
 
-def test_the_name_is_the_users(rewards):
+def test_trl_reward_name_is_configurable(rewards):
     assert (AlarmReward("a").__name__, async_reward("b").__name__) == ("a", "b")
 
 
-def test_an_async_reward_is_seen_as_one(rewards):
+def test_trl_async_reward_is_detected_as_async(rewards):
     reward = async_reward("rm")
     assert inspect.iscoroutinefunction(reward)
     assert asyncio.run(reward(**PLAIN)) == [4.0, 7.0]
     assert asyncio.run(reward(**PLAIN)) == [4.0, 7.0]  # on a new loop
 
 
-def test_async_grpo_passes_no_loggers(rewards):
+def test_trl_reward_without_loggers_works(rewards):
     reward = async_reward("rm")
     assert asyncio.run(reward(**PLAIN, completion_ids=[[1], [2]], answer=["a", "b"])) == [4, 7]
 
@@ -117,7 +117,7 @@ def score_in_child(pickled):
 
 
 @pytest.mark.parametrize("make", [AlarmReward, async_reward])
-def test_a_reward_in_use_travels_to_a_spawned_worker(rewards, make):
+def test_trl_reward_in_use_is_picklable(rewards, make):
     reward = make("rm")
     first = reward(**PLAIN)
     if inspect.iscoroutine(first):
@@ -126,7 +126,7 @@ def test_a_reward_in_use_travels_to_a_spawned_worker(rewards, make):
         assert pool.submit(score_in_child, pickle.dumps(reward)).result() == ("rm", [4.0, 7.0])
 
 
-def test_each_part_can_be_a_column_of_its_own(rewards):
+def test_trl_reward_part_returns_that_part(rewards):
     parts = [AlarmReward(part, part) for part in ("holistic", "fluency", "depth")]
     found = [trl_call(part, PLAIN)[0] for part in parts]
     assert found == [[pytest.approx(0.4), pytest.approx(0.7)], [2.0, 3.5], [None, None]]
@@ -134,12 +134,12 @@ def test_each_part_can_be_a_column_of_its_own(rewards):
         trl_call(AlarmReward("wit", "wit"), PLAIN)
 
 
-def test_no_name_is_in_the_way_of_an_async_reward(rewards):
+def test_trl_async_reward_name_may_equal_an_attribute(rewards):
     reward = pickle.loads(pickle.dumps(async_reward("reward")))
     assert (reward.__name__, asyncio.run(reward(**PLAIN))) == ("reward", [4.0, 7.0])
 
 
-def test_the_dotted_name_makes_a_reward(rewards):
+def test_trl_reward_by_dotted_name_is_created(rewards):
     assert trl.reward(**PLAIN) == [4.0, 7.0]
 
 
@@ -157,7 +157,7 @@ def swift_call(orm, completions, **columns):
     return asyncio.run(gathered())[0]
 
 
-def test_an_orm_is_async_and_takes_a_new_loop_each_call(rewards):
+def test_ms_swift_orm_works_on_a_new_loop_per_call(rewards):
     orm = ms_swift.AlarmORM(args=SimpleNamespace())
     assert asyncio.iscoroutinefunction(orm.__call__)
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_an_orm_is_async_and_takes_a_new_loop_each_call(rewards):
     assert rewards.samples[0]["prompt"] == [{"role": "user", "content": "Q"}]
 
 
-def test_each_aspect_can_be_an_orm_under_its_own_name(rewards):
+def test_ms_swift_orm_per_aspect_has_its_name(rewards):
     orms = {}
     ms_swift.register(orms, ["fluency", "depth"])
     assert list(orms) == ["alarm", "alarm_fluency", "alarm_depth"]
@@ -175,25 +175,25 @@ def test_each_aspect_can_be_an_orm_under_its_own_name(rewards):
     assert rewards.bodies[0]["aspects"] == "all"
 
 
-def test_an_orm_gives_a_failed_sample_the_mean_of_its_group(rewards):
+def test_ms_swift_orm_failed_sample_gets_group_mean(rewards):
     rewards.bad = {"four"}
     orm = ms_swift.orm("strict")(args=None)
     assert swift_call(orm, ["four", "seven!!", "three"]) == [6.0, 7.0, 5.0]
 
 
-def test_an_aspect_that_the_recipe_lacks_is_named(rewards):
+def test_trl_reward_with_unknown_part_is_refused_by_name(rewards):
     with pytest.raises(ValueError, match=r"no aspect 'wit'; it has \['depth', 'fluency'\]"):
         swift_call(ms_swift.orm("wit", "wit")(args=None), ["four"])
 
 
 @pytest.mark.parametrize("installed", ["0.18.2", "0.24.0", "0.26.2.post1"])
-def test_async_reward_where_trl_awaits_none_is_refused(installed, rewards, monkeypatch):
+def test_trl_async_reward_with_old_version_is_refused(installed, rewards, monkeypatch):
     monkeypatch.setattr("alarm_client.trainers.trl.version", lambda _: installed)
     with pytest.raises(ValueError, match=rf"TRL {installed} does not await .* use AlarmReward"):
         async_reward()
 
 
 @pytest.mark.parametrize("installed", ["0.27.0", "1.16.0", "1.10.0.dev0"])
-def test_async_reward_where_trl_awaits_is_made(installed, rewards, monkeypatch):
+def test_trl_async_reward_with_current_version_is_created(installed, rewards, monkeypatch):
     monkeypatch.setattr("alarm_client.trainers.trl.version", lambda _: installed)
     assert inspect.iscoroutinefunction(async_reward())

@@ -48,7 +48,7 @@ def rollouts(*completions):
     return DataProto(batch, {"raw_prompt": raw}), [len(row) for row in ids]
 
 
-async def test_a_score_has_the_rewards_parts_beside_it(rewards):
+async def test_verl_score_has_reward_components(rewards):
     found = await compute_score(**CALL, extra_info={"prompt": "Q", "num_turns": None})
     assert found["score"] == 4.0
     assert (found["alarm_fluency"], found["alarm_admitted"]) == (2.0, 1.0)
@@ -56,7 +56,7 @@ async def test_a_score_has_the_rewards_parts_beside_it(rewards):
     assert rewards.samples == [{"prompt": "Q", "completion": "four", "fields": fields}]
 
 
-async def test_reward_kwargs_are_merged_as_verl_merges_them(rewards):
+async def test_verl_reward_kwargs_are_merged(rewards):
     merged = functools.partial(compute_score, prompt_key="question", recipe="mine")
     assert inspect.iscoroutinefunction(merged)
     found = await merged(**CALL, extra_info={"question": "Q"})
@@ -64,7 +64,7 @@ async def test_reward_kwargs_are_merged_as_verl_merges_them(rewards):
     assert rewards.bodies[0]["recipe"] == "mine"
 
 
-async def test_every_sample_has_the_same_keys_and_scalars(rewards):
+async def test_verl_samples_have_the_same_keys(rewards):
     rewards.bad = {"bad"}
     policy = {"on_failure": 0, "aspect_names": "depth,fluency"}
     rows = [
@@ -76,18 +76,18 @@ async def test_every_sample_has_the_same_keys_and_scalars(rewards):
     assert all(column.shape == (2,) for column in columns.values())
 
 
-async def test_a_call_without_a_prompt_says_where_to_put_it(rewards):
+async def test_verl_call_without_prompt_says_where_to_put_it(rewards):
     with pytest.raises(ValueError, match=r"extra_info\['prompt'\] \(it has \['index'\]\)"):
         await compute_score(**CALL, extra_info={"index": 0})
 
 
-async def test_a_failure_is_raised(rewards):
+async def test_verl_failure_is_raised(rewards):
     rewards.bad = {"four"}
     with pytest.raises(SampleFailed):
         await compute_score(**CALL, extra_info={"prompt": "Q"})
 
 
-def test_managers_that_do_not_await_have_a_blocking_one(rewards):
+def test_verl_compute_score_blocking_returns_the_score(rewards):
     assert not inspect.iscoroutinefunction(compute_score_blocking)
     found = compute_score_blocking(
         **CALL, extra_info={"prompt": "Q"}, reward_router_address=None, reward_model_tokenizer=None
@@ -95,7 +95,7 @@ def test_managers_that_do_not_await_have_a_blocking_one(rewards):
     assert found["score"] == 4.0
 
 
-async def test_the_manager_sends_the_conversation_and_the_sampled_ids(rewards):
+async def test_verl_manager_sends_conversation_and_sampled_ids(rewards):
     manager = AlarmRewardManager(config={}, tokenizer=TOKENIZER, compute_score=None)
     data, (length,) = rollouts("The café")
     found = await manager.run_single(data)
@@ -105,14 +105,14 @@ async def test_the_manager_sends_the_conversation_and_the_sampled_ids(rewards):
     assert len(rewards.samples[0]["token_offsets"]) == length
 
 
-async def test_a_trajectory_of_several_sequences_is_judged_by_its_last(rewards):
+async def test_verl_trajectory_is_scored_by_its_last_sequence(rewards):
     manager = AlarmRewardManager(config=None, tokenizer=TOKENIZER)
     data, _ = rollouts("first", "the last")
     assert (await manager.run_single(data))["reward_score"] == 8.0
     assert len(rewards.samples) == 1
 
 
-def test_up_to_070_a_batch_gets_a_tensor_of_token_rewards(rewards):
+def test_verl_070_batch_gets_token_reward_tensor(rewards):
     manager = AlarmRewardManager(
         tokenizer=TOKENIZER, num_examine=0, compute_score=None, reward_fn_key="data_source"
     )
@@ -134,7 +134,7 @@ def colocated(**reward_kwargs):
     return {"reward": {"reward_model": model, "reward_kwargs": reward_kwargs}}
 
 
-def test_dense_rewards_go_through_assemble_rm_scores(rewards):
+def test_verl_dense_rewards_are_placed_by_assemble_rm_scores(rewards):
     manager = AlarmRewardManager(config=colocated(dense=True), tokenizer=TOKENIZER)
     data, lengths = rollouts("The", "The café's owner")
     scores = [
@@ -147,20 +147,20 @@ def test_dense_rewards_go_through_assemble_rm_scores(rewards):
     assert laid[0, lengths[0] - 1] == 3.0 - (lengths[0] - 1)
 
 
-def test_scalars_go_to_the_last_token_as_verl_puts_them(rewards):
+def test_verl_scalars_are_placed_on_the_last_token(rewards):
     data, lengths = rollouts("The", "The café's owner")
     laid = AlarmRewardManager.assemble_rm_scores(data, [1.5, 2.5])
     assert [laid[row, length - 1].item() for row, length in enumerate(lengths)] == [1.5, 2.5]
     assert laid.sum().item() == 4.0
 
 
-def test_dense_rewards_are_refused_where_verl_takes_one_float(rewards):
+def test_verl_dense_without_colocated_model_is_refused(rewards):
     streaming = {"reward": {"reward_model": {"enable": False}, "reward_kwargs": {"dense": True}}}
-    with pytest.raises(ValueError, match="one float a trajectory"):
+    with pytest.raises(ValueError, match="one float per trajectory"):
         AlarmRewardManager(config=streaming, tokenizer=TOKENIZER)
 
 
-def test_without_a_conversation_the_prompts_ids_are_decoded(rewards):
+def test_verl_prompt_without_conversation_is_decoded(rewards):
     data, _ = rollouts("The")
     data.non_tensor_batch = {}
     AlarmRewardManager(tokenizer=TOKENIZER)(data)
@@ -169,14 +169,14 @@ def test_without_a_conversation_the_prompts_ids_are_decoded(rewards):
     )
 
 
-def test_a_manager_can_be_pickled(rewards):
+def test_verl_manager_is_picklable(rewards):
     manager = pickle.loads(pickle.dumps(AlarmRewardManager(tokenizer=TOKENIZER)))
     data, _ = rollouts("The")
     assert manager(data).sum() == 3.0
     manager.source.close()
 
 
-def test_nan_is_what_was_not_computed(rewards):
+def test_verl_components_not_computed_are_nan(rewards):
     found = compute_score_blocking(**CALL, extra_info={"prompt": "Q"})
     assert math.isnan(found["alarm_depth"])
     assert found["alarm_failed"] == 0.0

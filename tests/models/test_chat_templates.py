@@ -1,4 +1,4 @@
-"""A chat template renders a sample always alike, whatever it asks for."""
+"""Chat templates are deterministic and bounded in time and output."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +128,7 @@ MESSAGES = (Message("user", "loop"), Message("assistant", "Jane."))
     [ENDLESS, "{% for a in messages[0].content * 9999 %}{% for b in range(99999) %}{% endfor %}"
      "{% endfor %}", "{% macro again() %}" + ENDLESS + "{% endmacro %}{{ again() }}"],
 )  # fmt: skip
-def test_template_with_an_endless_loop_fails_its_own_sample(
+def test_chat_template_with_endless_loop_fails_only_its_sample(
     loops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizing, "_TEMPLATE_TIMEOUT_S", 0.05)
@@ -140,7 +140,7 @@ def test_template_with_an_endless_loop_fails_its_own_sample(
     assert tokenizer.render_chat((Message("user", "a"), MESSAGES[1])).text.startswith("[user] a")
 
 
-def test_template_that_makes_a_long_text_of_a_short_one_fails_its_own_sample(
+def test_chat_template_with_oversized_output_fails_only_its_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizing, "_MAX_TEMPLATE_CHARS", 100)

@@ -1,4 +1,4 @@
-"""What a user's function starts ends with it; what it inherits: no keys, no sockets."""
+"""Processes of a user's function end with it, and it inherits no keys or sockets."""
 
 import asyncio
 import os

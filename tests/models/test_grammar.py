@@ -69,7 +69,7 @@ def test_harper_dialects_differ_in_spelling() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"language": "fr"}, "harper knows en-US"),
+        ({"language": "fr"}, "harper supports en-US"),
         ({"ignored_rules": ["NoSuchRule"]}, r"ignored_rules has \['NoSuchRule'\]"),
     ],
 )

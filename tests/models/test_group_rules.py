@@ -79,8 +79,8 @@ def test_mo_grpo_component_without_variance_adds_nothing() -> None:
 @pytest.mark.parametrize(
     ("groups", "size", "told"),
     [
-        ([None, "x", "x"], None, "send each one's `group`"),
-        (["x", "y", "x"], None, "group 'y' has one alone: send all samples of a group"),
+        ([None, "x", "x"], None, "send each sample's `group`"),
+        (["x", "y", "x"], None, "group 'y' has only one: send all samples of a group"),
         (["x", "x", "y", "y", "y"], 3, "hierarchy.group_size 3, but group 'x' has 2 samples"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Checkpoints that come with code of their own: their tensors are read, the code never runs."""
+"""Heads of checkpoints with custom code are read without running the code."""
 
 import json
 from pathlib import Path

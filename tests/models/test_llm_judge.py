@@ -1,4 +1,4 @@
-"""A chat model as a judge, against a small server that answers what it is told to."""
+"""A chat model as a judge, against a server with scripted answers."""
 
 import asyncio
 import re
@@ -199,7 +199,7 @@ VERDICTS: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize("answer", VERDICTS)
-def test_a_verdict_is_read_where_an_answer_gives_exactly_one(answer: str) -> None:
+def test_verdict_in_answer_with_exactly_one_is_parsed(answer: str) -> None:
     read: str | None
     try:
         read = read_verdict(answer, ("A", "B"))
@@ -208,7 +208,7 @@ def test_a_verdict_is_read_where_an_answer_gives_exactly_one(answer: str) -> Non
     assert read == VERDICTS[answer]
 
 
-async def test_a_verdict_is_worth_what_the_recipe_says() -> None:
+async def test_verdict_score_comes_from_recipe_values() -> None:
     more = {"values": {"A": 1, "B": 0, "A>>B": 2.5}}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
         outcomes = await model.score(completions("[[A]]", "[[B]]", "[[A>>B]]", "[[C]]", "7"))
@@ -228,7 +228,7 @@ async def test_a_verdict_is_worth_what_the_recipe_says() -> None:
     [{"n": 3, "parameters": {"temperature": 1}}, {"parameters": {"n": 3}}],
     ids=["key", "parameter"],
 )
-async def test_votes_count_by_the_mean_of_those_that_can_be_read(more: dict[str, object]) -> None:
+async def test_votes_score_is_mean_of_readable_answers(more: dict[str, object]) -> None:
     async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE, **more) as (model, calls):
         outcomes = await model.score(completions("4|7|10", "4|none|7", "4|none|11", "4|7"))
         assert values(outcomes) == [7, 5.5, "model_failed", "model_failed"]
@@ -240,7 +240,7 @@ async def test_votes_count_by_the_mean_of_those_that_can_be_read(more: dict[str,
         assert "came 2 times, 3 were asked for" in short.message
 
 
-async def test_messages_stand_in_place_of_a_rubric() -> None:
+async def test_judge_messages_replace_the_rubric() -> None:
     more = {
         "model": "judge",
         "messages": [
@@ -272,15 +272,15 @@ async def test_messages_stand_in_place_of_a_rubric() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"n": 4}, "4 answers of temperature 0 are all the same"),
-        ({"n": 4, "parameters": {"n": 4}}, "leave one out"),
+        ({"n": 4}, "4 answers at temperature 0 are all the same"),
+        ({"n": 4, "parameters": {"n": 4}}, "both set the number of answers"),
         ({"parameters": {"n": "four"}}, "parameters.n is 'four'"),
-        ({"parameters": {"stream": True}}, "not parameters' to give"),
-        ({"messages": ["{completion}"]}, "rubric and messages both ask the judge"),
+        ({"parameters": {"stream": True}}, "which parameters cannot set"),
+        ({"messages": ["{completion}"]}, "rubric and messages exclude each other"),
         ({"api": "vllm", "template": "chat", "rubric": None, "n": 2}, "does not use n"),
     ],
 )
-def test_what_no_judge_can_be_asked_is_refused(keys: dict[str, object], said: str) -> None:
+def test_judge_spec_with_contradicting_keys_is_refused(keys: dict[str, object], said: str) -> None:
     table = {"api": "chat", "url": "http://127.0.0.1:1", **JUDGE, **keys}
     with pytest.raises(ValidationError) as caught:
         RemoteSpec.model_validate(table)

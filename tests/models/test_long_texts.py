@@ -1,4 +1,4 @@
-"""Long texts tokenised in parts: the tokens, and what truncation leaves, are those of the whole."""
+"""Long texts tokenized in parts have the same tokens, also after truncation."""
 
 import json
 from dataclasses import replace
@@ -115,7 +115,7 @@ NAMES = st.sampled_from(["mini", *FAST])
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=300)
 @given(NAMES, TEXTS, TEXTS, TEXTS, st.sampled_from(list(Truncation)), st.integers(4, 40), st.data())
-def test_long_text_leaves_after_truncation_what_the_whole_leaves(
+def test_long_text_truncated_in_parts_equals_whole(
     tokenizers: dict[str, Tokenizer],
     name: str,
     before: str,
@@ -152,7 +152,7 @@ def test_long_text_leaves_after_truncation_what_the_whole_leaves(
 
 
 @pytest.mark.parametrize("name", ["mini", *FAST])
-def test_tokenizers_are_cut(name: str, folders: dict[str, Path]) -> None:
+def test_can_cut_accepts_known_tokenizers(name: str, folders: dict[str, Path]) -> None:
     assert can_cut(json.loads((folders[name] / "tokenizer.json").read_text("utf-8")))
 
 
@@ -190,11 +190,11 @@ def _with_token(token: AddedToken) -> Any:
         lambda: _bpe(pre_tokenizers.Punctuation()),
     ],
 )
-def test_tokenizers_that_may_join_what_is_cut_are_not_cut(make: Any) -> None:
+def test_can_cut_rejects_tokenizers_that_join_parts(make: Any) -> None:
     assert not can_cut(json.loads(make().to_str()))
 
 
-def test_parts_are_cut_between_words_and_not_beside_the_prompt() -> None:
+def test_cut_splits_between_words_away_from_prompt_ends() -> None:
     text = "one two three  4\nfive ° six ? seven"
     prompt = Span(4, 13)
     parts = cut(Rendered(text, prompt, Span(0, 0)), 1)
@@ -205,7 +205,7 @@ def test_parts_are_cut_between_words_and_not_beside_the_prompt() -> None:
     ]
 
 
-def test_long_prompt_is_not_tokenised_whole(
+def test_long_prompt_is_tokenized_only_in_part(
     tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
@@ -228,7 +228,7 @@ def test_long_prompt_is_not_tokenised_whole(
 
 
 @pytest.mark.parametrize("name", ["mini", "unigram-first"])
-def test_words_in_parts_are_those_of_the_whole(
+def test_encode_words_in_parts_equals_whole(
     name: str, tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [["The", "lazy", "dogs", "1815"] * 3, [], ["x"], ["naïve"] * 9]
@@ -275,9 +275,10 @@ def test_long_prefix_of_segments_is_shortened(tokenizers: dict[str, Tokenizer]) 
     assert shortened.text.endswith(" dog answer: ")
 
 
-def test_long_text_without_a_place_to_cut_is_too_long(
+def test_long_text_without_valid_split_is_too_long(
     tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokenizing, "_MAX_WHOLE", 20)
     monkeypatch.setattr(tokenizing, "_MAX_AT_ONCE", 20)
     monkeypatch.setattr(tokenizing, "_MAX_WHOLE", 20)
     monkeypatch.setattr(tokenizing, "_PART", 8)

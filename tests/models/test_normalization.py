@@ -1,4 +1,4 @@
-"""Scores that a published class normalises: OpenRLHF's and safe-rlhf's, by hand."""
+"""Score normalization of OpenRLHF and safe-rlhf, computed by hand."""
 
 import json
 from pathlib import Path
@@ -36,14 +36,14 @@ def configured(folder: Path, **config: Any) -> float:
     return raw
 
 
-def test_openrlhfs_mean_and_std_count_where_its_configuration_says_so(tmp_path: Path) -> None:
+def test_openrlhf_normalization_enabled_in_config_is_applied(tmp_path: Path) -> None:
     raw = configured(tmp_path, normalize_reward=True, mean=1.5, std=4.0)
     assert value(tmp_path) == computed((raw - 1.5) / 4.0)
     assert value(tmp_path, normalization="none") == raw
     assert value(tmp_path, normalization={"mean": 1.0, "std": 2.0}) == computed((raw - 1.0) / 2.0)
 
 
-def test_openrlhfs_mean_and_std_do_not_count_where_it_does_not(tmp_path: Path) -> None:
+def test_openrlhf_normalization_disabled_in_config_is_not_applied(tmp_path: Path) -> None:
     raw = configured(tmp_path, normalize_reward=False, mean=1.5, std=4.0)
     assert value(tmp_path) == raw
 
@@ -52,7 +52,7 @@ def test_openrlhfs_mean_and_std_do_not_count_where_it_does_not(tmp_path: Path) -
     ("score_type", "wanted"),
     [("reward", lambda raw: (raw - 1.25) / 2), ("cost", lambda raw: raw / 2), ("critic", float)],
 )
-def test_beavers_normalizer_counts_by_its_score_type(
+def test_beaver_normalization_depends_on_score_type(
     score_type: str, wanted: Any, tmp_path: Path
 ) -> None:
     raw = configured(tmp_path, do_normalize=True, score_type=score_type, mean=[0.0], var=[1.0])
@@ -62,20 +62,20 @@ def test_beavers_normalizer_counts_by_its_score_type(
     assert value(tmp_path) == computed(wanted(raw))
 
 
-def test_beavers_normalizer_is_read_from_the_configuration_where_no_tensors_hold_it(
+def test_beaver_normalization_without_tensors_is_read_from_config(
     tmp_path: Path,
 ) -> None:
     raw = configured(tmp_path, do_normalize=True, mean=[1.25], var=[4.0])
     assert value(tmp_path) == computed((raw - 1.25) / 2)
 
 
-def test_a_normalization_without_its_numbers_is_refused(tmp_path: Path) -> None:
+def test_normalization_without_numbers_is_refused(tmp_path: Path) -> None:
     configured(tmp_path, normalize_reward=True)
     with pytest.raises(CheckpointError, match="its mean is None: give `normalization"):
         value(tmp_path)
 
 
-def test_the_fingerprint_tells_a_normalized_score_from_a_raw_one(tmp_path: Path) -> None:
+def test_fingerprint_differs_for_normalized_and_raw_scores(tmp_path: Path) -> None:
     configured(tmp_path, normalize_reward=True, mean=1.5, std=4.0)
     spec = SequenceSpec(checkpoint=str(tmp_path), template="{prompt} {completion}", head="head")
     raw = spec.model_copy(update={"normalization": "none"})

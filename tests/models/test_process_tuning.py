@@ -1,4 +1,4 @@
-"""What torch's threads are told before torch is there."""
+"""Process settings made before torch is imported."""
 
 import os
 

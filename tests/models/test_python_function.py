@@ -135,7 +135,7 @@ def test_function_result_that_is_no_score_is_an_error(folder: str) -> None:
         ("my_rewards:missing", "has no attribute 'missing'"),
         ("no_such_module:words", "No module named 'no_such_module'"),
         ("my_rewards:FUNCTIONS", "has no attribute"),
-        ("os:sep", "sep is no function"),
+        ("os:sep", "sep is not a function"),
     ],
 )
 def test_function_that_is_missing_is_refused_at_loading(

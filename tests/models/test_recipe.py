@@ -32,18 +32,18 @@ def written(text: str, folder: Path, name: str = "recipe.toml") -> str:
     return str(file)
 
 
-def test_the_example_of_the_contract_is_a_recipe(tmp_path: Path) -> None:
+def test_recipe_example_of_the_contract_is_valid(tmp_path: Path) -> None:
     recipe = load_recipe(written(EXAMPLE, tmp_path))
     assert recipe.name == "example"
     assert recipe.hierarchy.rule is Rule.HOLISTIC_ONLY
 
 
-def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
+def test_recipe_without_name_uses_file_name(tmp_path: Path) -> None:
     text = EXAMPLE.replace('name = "example"', "")
     assert load_recipe(written(text, tmp_path, "mine.toml")).name == "mine"
 
 
-def test_the_long_form_recipe_has_the_papers_constants() -> None:
+def test_recipe_long_form_qa_has_constants_of_the_paper() -> None:
     recipe = load_recipe("long-form-qa")
     hierarchy = recipe.rule_params(Overrides())
     assert hierarchy.rule is Rule.HIERARCHICAL
@@ -52,7 +52,7 @@ def test_the_long_form_recipe_has_the_papers_constants() -> None:
     assert hierarchy.weights == {"relevance": 0, "factuality": 1, "completeness": 0}
 
 
-def test_the_translation_recipe_has_the_papers_constants() -> None:
+def test_recipe_translation_has_constants_of_the_paper() -> None:
     recipe = load_recipe("translation")
     hierarchy = recipe.rule_params(Overrides())
     assert hierarchy.rule is Rule.HIERARCHICAL
@@ -61,7 +61,7 @@ def test_the_translation_recipe_has_the_papers_constants() -> None:
     assert hierarchy.weights == {"grammar": 1, "readability": 0, "language": 0}
 
 
-def test_a_grammar_models_rewards_land_on_every_token_unless_the_aspect_says_otherwise() -> None:
+def test_grammar_placement_defaults_to_every_token() -> None:
     table = load_recipe("translation").model_dump(mode="json")
     for said, placement in ((None, "tokens"), ("segment-ends", "segment-ends")):
         table["aspects"]["grammar"]["placement"] = said
@@ -69,14 +69,14 @@ def test_a_grammar_models_rewards_land_on_every_token_unless_the_aspect_says_oth
         assert rule.placement == placement
 
 
-def test_a_functions_folder_is_found_beside_its_recipe(tmp_path: Path) -> None:
+def test_python_path_is_relative_to_recipe_file(tmp_path: Path) -> None:
     model = '[models.mine]\nkind = "python"\nfunction = "mine:reward"\npath = "./functions"\n'
     recipe = load_recipe(written(EXAMPLE + model, tmp_path))
     assert getattr(recipe.models["mine"], "path", None) == str(tmp_path / "functions")
 
 
 @pytest.mark.parametrize("name", built_in_names())
-def test_every_built_in_recipe_can_be_read(name: str) -> None:
+def test_built_in_recipes_are_valid(name: str) -> None:
     assert load_recipe(name).name == name
 
 
@@ -95,7 +95,7 @@ def test_set_takes_text_without_quotes(tmp_path: Path) -> None:
     assert spec.checkpoint == "/a/b c"
 
 
-def test_set_counts_for_the_recipes_that_have_the_table(tmp_path: Path) -> None:
+def test_set_applies_to_recipes_that_have_the_table(tmp_path: Path) -> None:
     file = written(EXAMPLE, tmp_path)
     example, paper = load_recipes([file, "long-form-qa"], ["aspects.relevance.weight=2"])
     assert not example.aspects
@@ -113,7 +113,9 @@ def test_set_counts_for_the_recipes_that_have_the_table(tmp_path: Path) -> None:
         ("holistic.model=nobody", "holistic.model"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str, tmp_path: Path) -> None:
+def test_recipe_with_invalid_value_is_refused_by_key(
+    setting: str, told: str, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match=told):
         load_recipe(written(EXAMPLE, tmp_path), [setting])
 
@@ -131,7 +133,7 @@ def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str, tmp_path
         ('rule = "best"', "Input should be 'hierarchical', 'weighted_sum', "),
     ],
 )
-def test_a_rule_without_its_constants_is_refused_by_their_keys(
+def test_rule_without_required_constants_is_refused_by_key(
     hierarchy: str, told: str, tmp_path: Path
 ) -> None:
     table, _ = EXAMPLE.split("[hierarchy]")
@@ -140,26 +142,26 @@ def test_a_rule_without_its_constants_is_refused_by_their_keys(
         load_recipe(written(text, tmp_path))
 
 
-def test_a_holistic_model_of_several_numbers_wants_one_named(tmp_path: Path) -> None:
+def test_holistic_model_with_several_outputs_requires_output(tmp_path: Path) -> None:
     text = EXAMPLE.replace('kind = "sequence"', 'kind = "multi-objective"')
     with pytest.raises(RecipeError, match=r"name one in holistic\.output"):
         load_recipe(written(text, tmp_path))
     assert load_recipe(written(text, tmp_path), ["holistic.output=wit"]).holistic.output == "wit"
 
 
-def test_a_recipe_that_is_nowhere_names_the_built_in_ones() -> None:
+def test_unknown_recipe_error_lists_built_in_recipes() -> None:
     with pytest.raises(RecipeError, match="long-form-qa"):
         load_recipe("no-such-recipe")
 
 
-def test_a_checkpoint_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
+def test_checkpoint_path_is_relative_to_recipe_file(tmp_path: Path) -> None:
     text = EXAMPLE.replace("some/model", "./weights")
     spec = load_recipe(written(text, tmp_path)).models["rm"]
     assert isinstance(spec, SequenceSpec)
     assert spec.checkpoint == str(tmp_path / "weights")
 
 
-def test_an_adapter_and_a_tokenizer_beside_the_recipe_are_found_from_anywhere(
+def test_adapter_and_tokenizer_paths_are_relative_to_recipe_file(
     tmp_path: Path,
 ) -> None:
     text = EXAMPLE.replace(
@@ -171,7 +173,7 @@ def test_an_adapter_and_a_tokenizer_beside_the_recipe_are_found_from_anywhere(
     assert spec.tokenizer == str(tmp_path.parent / "tokens")
 
 
-def test_a_table_may_be_set_as_one_value(tmp_path: Path) -> None:
+def test_set_with_inline_table_sets_all_its_keys(tmp_path: Path) -> None:
     turns = 'models.rm.turns={ user = "U: {}", assistant = "A: {}", separator = "\\n" }'
     spec = load_recipe(written(EXAMPLE, tmp_path), [turns]).models["rm"]
     assert isinstance(spec, SequenceSpec)
@@ -179,12 +181,12 @@ def test_a_table_may_be_set_as_one_value(tmp_path: Path) -> None:
     assert (spec.turns.user, spec.turns.separator) == ("U: {}", "\n")
 
 
-def test_a_weight_of_no_aspect_is_refused() -> None:
+def test_weight_of_unknown_aspect_is_refused() -> None:
     with pytest.raises(RecipeError, match="grammar"):
         load_recipe("long-form-qa").rule_params(Overrides(weights={"grammar": 1.0}))
 
 
-def test_the_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:
+def test_recipe_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:
     file = written(EXAMPLE, tmp_path)
     plain, moved = load_recipe(file), load_recipe(file, ["holistic.mean=1"])
     models = {"rm": "abc"}
@@ -200,7 +202,7 @@ def test_the_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "setting", ["models.jugde.api_key=sesame", "models..api_key=sesame", "=sesame", "sesame"]
 )
-def test_setting_that_fits_nowhere_is_told_without_its_value(setting: str) -> None:
+def test_set_with_unknown_key_error_hides_the_value(setting: str) -> None:
     with pytest.raises(RecipeError, match="--set") as told:
         load_recipe("mini", [setting])
     assert "sesame" not in str(told.value)

@@ -1,4 +1,4 @@
-"""What a recipe says of a text's form, each against the way of a card in plain transformers."""
+"""Text keys of recipes, compared with model cards in plain transformers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -85,9 +85,7 @@ def scores(folder: Path, samples: Sequence[Sample] = SAMPLES, **keys: Any) -> li
     return [one.value for one in score(load(spec), samples)]
 
 
-def test_a_chat_that_the_card_tokenises_as_a_text_has_two_first_tokens(
-    folder: Path, card: Card
-) -> None:
+def test_special_tokens_true_adds_a_second_bos_to_a_chat(folder: Path, card: Card) -> None:
     twice = [card.score(card.chat(one), add_special_tokens=True) for one in SAMPLES]
     once = [card.score(card.chat(one), add_special_tokens=False) for one in SAMPLES]
     assert scores(folder, special_tokens=True) == [computed(one) for one in twice]
@@ -95,7 +93,7 @@ def test_a_chat_that_the_card_tokenises_as_a_text_has_two_first_tokens(
     assert scores(folder) == [computed(one) for one in once]
 
 
-def test_a_text_without_special_tokens_has_none(folder: Path, card: Card) -> None:
+def test_special_tokens_false_adds_none_to_a_text(folder: Path, card: Card) -> None:
     template = "Human: {prompt}\nAssistant: {completion}"
     wanted = [
         card.score(
@@ -107,15 +105,13 @@ def test_a_text_without_special_tokens_has_none(folder: Path, card: Card) -> Non
     assert got == [computed(one) for one in wanted]
 
 
-def test_a_token_after_the_chat_is_read_as_athene_reads_its_class_token(
-    folder: Path, card: Card
-) -> None:
+def test_suffix_token_is_read_as_in_athene(folder: Path, card: Card) -> None:
     wanted = [card.score(card.chat(one) + "<extra_0>", add_special_tokens=True) for one in SAMPLES]
     got = scores(folder, suffix="<extra_0>", special_tokens=True)
     assert got == [computed(one) for one in wanted]
 
 
-def test_a_text_ends_at_its_end_of_text_as_openrlhf_has_it(folder: Path, card: Card) -> None:
+def test_suffix_and_strip_end_a_chat_as_in_openrlhf(folder: Path, card: Card) -> None:
     def text_of(sample: Sample, end: str) -> str:
         text = card.chat(sample).rstrip("\n")
         return text if text.endswith(end) else f"{text} {end}"
@@ -125,7 +121,7 @@ def test_a_text_ends_at_its_end_of_text_as_openrlhf_has_it(folder: Path, card: C
         assert scores(folder, strip=True, suffix=f" {end}") == [computed(one) for one in wanted]
 
 
-def test_turns_write_a_conversation_as_ultrarms_card_does(folder: Path, card: Card) -> None:
+def test_turns_of_ultrarm_render_as_its_card(folder: Path, card: Card) -> None:
     form = {"user": "Human: {}", "assistant": "Assistant: {}", "system": "{}"}
     wanted = []
     for one in SAMPLES:
@@ -136,7 +132,7 @@ def test_turns_write_a_conversation_as_ultrarms_card_does(folder: Path, card: Ca
     assert scores(folder, turns=ended, strip="\n") == wanted
 
 
-def test_turns_write_a_conversation_as_beavers_card_does(folder: Path, card: Card) -> None:
+def test_turns_of_beaver_render_as_its_card(folder: Path, card: Card) -> None:
     samples = [*SAMPLES[:4], Sample(CHAT[1:], "naïve")]
     wanted = []
     for one in samples:
@@ -165,7 +161,7 @@ JINJA = (
 )
 
 
-def test_a_recipes_own_chat_template_is_rendered_as_transformers_renders_it(
+def test_chat_template_of_recipe_renders_as_in_transformers(
     folder: Path, card: Card, tmp_path: Path
 ) -> None:
     wanted = [
@@ -190,7 +186,7 @@ def test_a_recipes_own_chat_template_is_rendered_as_transformers_renders_it(
         load_recipe(str(tmp_path / "r.toml"))
 
 
-def test_a_chat_template_that_is_no_jinja_is_refused(folder: Path) -> None:
+def test_chat_template_with_invalid_jinja_is_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="chat_template is no Jinja, line 2"):
         scores(folder, chat_template="{{ messages }}\n{% for %}")
 
@@ -201,7 +197,7 @@ DATED = (
 )
 
 
-def test_a_date_in_the_recipe_is_the_templates_and_the_fingerprints(
+def test_template_arguments_date_is_rendered_and_in_the_fingerprint(
     folder: Path, card: Card
 ) -> None:
     wanted = [
@@ -231,7 +227,7 @@ def test_a_date_in_the_recipe_is_the_templates_and_the_fingerprints(
     assert one != other
 
 
-def test_a_suffix_survives_truncation_from_the_right(folder: Path) -> None:
+def test_suffix_is_kept_by_right_truncation(folder: Path) -> None:
     keys = {"checkpoint": str(folder), "head": "v_head", "truncation": "right", "max_tokens": 20}
     spec = SequenceSpec.model_validate(
         keys | {"template": "{prompt}: {completion}", "suffix": "<extra_0>"}
@@ -243,7 +239,7 @@ def test_a_suffix_survives_truncation_from_the_right(folder: Path) -> None:
     assert features.num_tokens == 20
 
 
-def test_a_prompt_may_stand_twice_as_in_polars_text(folder: Path, card: Card) -> None:
+def test_template_with_prompt_twice_renders_as_in_polar(folder: Path, card: Card) -> None:
     template = "{prompt}\n{reference}<extra_0>{prompt}\n{completion}<|im_end|>"
     sample = Sample("What is 1 + 1?", "Two.", fields={"reference": "2"})
     text = "What is 1 + 1?\n2<extra_0>What is 1 + 1?\nTwo.<|im_end|>"
@@ -252,7 +248,7 @@ def test_a_prompt_may_stand_twice_as_in_polars_text(folder: Path, card: Card) ->
     ]
 
 
-def test_a_pair_preference_model_is_asked_without_the_next_turn(tmp_path: Path) -> None:
+def test_ask_without_generation_prompt_reads_pair_preference_model(tmp_path: Path) -> None:
     checkpoint = tiny.causal("llama", tmp_path)
     ask = "[CONTEXT] {prompt} [RESPONSE A] {completion} [RESPONSE B] {other}"
     sample = Sample("Who?", "Jane.", fields={"other": "Nobody."})
@@ -339,7 +335,7 @@ def paired(architecture: str, folder: Path, labels: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("architecture", list(PAIRED))
-def test_a_pair_is_joined_as_the_tokenizer_joins_it(architecture: str, tmp_path: Path) -> None:
+def test_pair_is_joined_by_the_tokenizer(architecture: str, tmp_path: Path) -> None:
     model, tokenizer = paired(architecture, tmp_path, 1)
     got = score(load(SequenceSpec(checkpoint=str(tmp_path), pair=True)), PAIRS)
     for sample, one in zip(PAIRS, got, strict=True):
@@ -349,7 +345,7 @@ def test_a_pair_is_joined_as_the_tokenizer_joins_it(architecture: str, tmp_path:
         assert one.num_tokens == inputs["input_ids"].shape[1]
 
 
-def test_a_pair_gives_several_numbers_too(tmp_path: Path) -> None:
+def test_pair_with_multi_objective_gives_all_outputs(tmp_path: Path) -> None:
     model, tokenizer = paired("bert", tmp_path, 2)
     spec = MultiObjectiveSpec(checkpoint=str(tmp_path), pair=True, objectives=("a", "b"))
     (got,) = score(load(spec), PAIRS[:1])
@@ -358,7 +354,7 @@ def test_a_pair_gives_several_numbers_too(tmp_path: Path) -> None:
     assert got.outputs == computed(dict(zip("ab", wanted.logits[0].tolist(), strict=True)))
 
 
-def test_a_pair_too_long_loses_its_prompts_start_alone(tmp_path: Path) -> None:
+def test_pair_over_the_limit_truncates_only_the_prompt(tmp_path: Path) -> None:
     model, tokenizer = paired("bert", tmp_path, 1)
     prompt = "the quick brown fox jumps over the lazy dog " * 6
     spec = SequenceSpec(checkpoint=str(tmp_path), pair=True, max_tokens=20)
@@ -375,13 +371,13 @@ def test_a_pair_too_long_loses_its_prompts_start_alone(tmp_path: Path) -> None:
     assert (got.value, got.num_tokens) == (computed(wanted), 20)
 
 
-def test_a_pair_has_no_turns_of_its_own(tmp_path: Path) -> None:
+def test_pair_with_conversation_requires_turns(tmp_path: Path) -> None:
     model, tokenizer = paired("bert", tmp_path, 1)
     (refused,) = load(SequenceSpec(checkpoint=str(tmp_path), pair=True)).prepare(
         [Sample(CHAT, "the dog")]
     )
     assert isinstance(refused, SampleError)
-    assert "wants `turns`" in refused.message
+    assert "requires `turns`" in refused.message
     turns = {"user": "{}", "assistant": "{}", "system": "{}", "separator": " | "}
     spec = SequenceSpec.model_validate({"checkpoint": str(tmp_path), "pair": True, "turns": turns})
     (got,) = score(load(spec), [Sample(CHAT, "the dog")])
@@ -397,16 +393,22 @@ SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"pair": True, "template": "{completion}"}, "leave template out"),
-        ({"pair": True, "suffix": "x"}, "leave suffix out"),
+        ({"pair": True, "template": "{completion}"}, "remove template"),
+        ({"pair": True, "suffix": "x"}, "remove suffix"),
         ({"turns": {"user": "Human:", "assistant": "{}"}}, "turns.user is 'Human:': write {} once"),
-        ({"turns": {"user": "{}", "assistant": "{}"}, "chat_template": "x"}, "leave one out"),
-        ({"chat_template": "x", "template": "{completion}"}, "chat_template is for a chat"),
-        ({"template_arguments": {"messages": []}}, "not the recipe's to give"),
-        ({"template_arguments": {"a": 1}, "template": "{completion}"}, "is for a chat"),
+        ({"turns": {"user": "{}", "assistant": "{}"}, "chat_template": "x"}, "exclude each other"),
+        (
+            {"chat_template": "x", "template": "{completion}"},
+            "chat_template requires the chat template",
+        ),
+        ({"template_arguments": {"messages": []}}, "which a recipe cannot set"),
+        (
+            {"template_arguments": {"a": 1}, "template": "{completion}"},
+            "requires the chat template",
+        ),
     ],
 )
-def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_spec_with_contradicting_text_keys_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         SPECS.validate_python({"kind": "sequence", "checkpoint": "x", **keys})
     assert said in str(caught.value)
@@ -443,13 +445,13 @@ BEFORE: Mapping[str, str] = {
 
 
 @pytest.mark.parametrize("spec", BEFORE)
-def test_a_recipe_without_the_new_keys_keeps_its_fingerprint(spec: str) -> None:
+def test_fingerprint_without_new_keys_is_unchanged(spec: str) -> None:
     made = SPECS.validate_python(json.loads(spec))
     left_out = frozenset({"checkpoint", "dtype", "trust_remote_code"})
     assert made.constants(left_out) == BEFORE[spec]
 
 
-def test_each_new_key_changes_the_fingerprint_where_it_is_set() -> None:
+def test_fingerprint_with_new_key_changes() -> None:
     made = {
         SPECS.validate_python({"kind": kind, "checkpoint": "x", **more}).constants(frozenset())
         for kind, more in [

@@ -126,7 +126,7 @@ def test_loader_with_weights_that_change_meanwhile_is_refused(
 
 @pytest.mark.parametrize("name", ["them/rm", "them/rm@v2"])
 @pytest.mark.parametrize("with_code", [False, True])
-def test_a_hub_id_is_fetched_at_its_revision_without_what_is_never_read(
+def test_hub_download_uses_revision_and_skips_unused_files(
     name: str, with_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [
@@ -157,7 +157,7 @@ def test_a_hub_id_is_fetched_at_its_revision_without_what_is_never_read(
     assert revisions == {"v2" if "@" in name else "main"}
 
 
-def test_weights_of_another_layout_beside_the_models_are_not_read(tmp_path: Path) -> None:
+def test_consolidated_weights_are_not_read(tmp_path: Path) -> None:
     tiny.sequence_classifier("llama", tmp_path)
     before = load(spec_of(tmp_path)).fingerprint
     (tmp_path / "consolidated.safetensors").write_bytes(b"of another layout")

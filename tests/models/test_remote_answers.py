@@ -1,4 +1,4 @@
-"""What another server's answers can do: nothing to who asks, and no number that is none."""
+"""Malformed responses of other servers fail their samples and never give a wrong score."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What a rule declares is what recipes, requests and rewards know of it."""
+"""Declarations of rules are used by recipes, requests and rewards."""
 
 import dataclasses
 import math

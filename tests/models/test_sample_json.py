@@ -1,4 +1,4 @@
-"""A sample as JSON is what `/score` takes, and comes back from it whole."""
+"""Samples as JSON are accepted by `/score` and round-trip."""
 
 import json
 from array import array

@@ -1,4 +1,4 @@
-"""Kind `steps` in the forms of other process reward models, each against its card's own way."""
+"""Kind `steps` with other process reward models, compared with their cards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +57,7 @@ def signs(checkpoint: Checkpoint) -> tuple[int, int]:
     return plus, minus
 
 
-def test_one_logit_is_the_sigmoid_of_a_step_as_skyworks_card_reads_it(tmp_path: Path) -> None:
+def test_steps_with_one_logit_give_sigmoid_as_in_skywork(tmp_path: Path) -> None:
     torch.manual_seed(0)
     head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.randn(1)}
     checkpoint = tiny.base_with(tmp_path, head)
@@ -90,7 +90,7 @@ def test_one_logit_is_the_sigmoid_of_a_step_as_skyworks_card_reads_it(tmp_path: 
         assert one.value == computed(min(wanted(sample)))
 
 
-def test_two_tokens_are_read_at_the_tag_as_math_shepherds_card_does(causal: Checkpoint) -> None:
+def test_steps_with_two_tokens_are_read_at_the_tag_as_in_math_shepherd(causal: Checkpoint) -> None:
     plus, minus = signs(causal)
     tag = causal.tokenizer.convert_tokens_to_ids("<extra_0>")
     made = spec(
@@ -111,7 +111,7 @@ def test_two_tokens_are_read_at_the_tag_as_math_shepherds_card_does(causal: Chec
         assert {segment.label for segment in one.segments or ()} <= {"good", "bad"}
 
 
-def test_turns_are_read_where_their_answer_begins_as_rlhflows_card_does(
+def test_steps_in_turns_are_read_before_answers_as_in_rlhflow(
     causal: Checkpoint,
 ) -> None:
     plus, minus = signs(causal)
@@ -146,21 +146,21 @@ def test_turns_are_read_where_their_answer_begins_as_rlhflows_card_does(
         assert grades(one) == computed(wanted)
 
 
-def test_turns_too_long_lose_the_prompts_start(causal: Checkpoint) -> None:
+def test_steps_in_turns_over_the_limit_truncate_the_prompt(causal: Checkpoint) -> None:
     plus, minus = signs(causal)
     made = spec(causal, step_answer="<extra_0>", positive=plus, negative=minus, max_tokens=60)
     (one,) = score(load(made), [Sample("the quick brown fox " * 40, "Yes.\n\nNo.")])
     assert (one.truncated, one.num_tokens, len(grades(one))) == (True, 60, 2)
 
 
-def test_a_step_that_spells_the_mark_of_an_answer_is_refused(causal: Checkpoint) -> None:
+def test_step_with_answer_placeholder_is_refused(causal: Checkpoint) -> None:
     plus, minus = signs(causal)
     model = load(spec(causal, step_answer="<extra_0>", positive=plus, negative=minus))
     (refused,) = model.prepare([Sample("p", "one \uf8ff")])
     assert isinstance(refused, SampleError)
 
 
-def test_steps_from_the_caller_are_read_in_every_form(causal: Checkpoint) -> None:
+def test_steps_from_the_caller_are_used_in_every_form(causal: Checkpoint) -> None:
     plus, minus = signs(causal)
     sample = Sample("p", "one two three", segments={"steps": (Span(0, 3), Span(4, 13))})
     given: Mapping[str, Any] = {"positive": plus, "negative": minus}
@@ -172,19 +172,19 @@ def test_steps_from_the_caller_are_read_in_every_form(causal: Checkpoint) -> Non
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"positive": 1}, "give both"),
-        ({"positive": 1, "negative": 2, "head": "score"}, "leave one out"),
+        ({"positive": 1}, "set both"),
+        ({"positive": 1, "negative": 2, "head": "score"}, "exclude each other"),
         ({"step_template": "Step"}, "write {step} once"),
-        ({"step_answer": "+", "template": "{completion}"}, "leave `template` out"),
-        ({"step_answer": "+", "tokenization": "parts"}, "step_answer goes without"),
+        ({"step_answer": "+", "template": "{completion}"}, "remove `template`"),
+        ({"step_answer": "+", "tokenization": "parts"}, "step_answer excludes"),
     ],
 )
-def test_keys_that_read_no_step_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_steps_spec_with_contradicting_keys_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         StepsSpec.model_validate({"checkpoint": "x", **keys})
     assert said in str(caught.value)
 
 
-def test_a_token_outside_the_vocabulary_is_refused(causal: Checkpoint) -> None:
+def test_step_token_outside_the_vocabulary_is_refused(causal: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="outside the vocabulary of 500"):
         load(spec(causal, positive=1, negative=7000))

@@ -98,7 +98,7 @@ async def test_thread_pool_with_too_many_stuck_threads_fails_new_checks(
     assert said(await pool.run(lengths, samples("hang"), 0.2)) == [
         "the check took longer than 0.2 s"
     ]
-    refused = "1 checks hang: no more are begun until one returns"
+    refused = "1 checks hang: no new check starts until one returns"
     assert said(await pool.run(lengths, samples("a", "b"), 0.2)) == [refused, refused]
     lengths.release.set()
     async with asyncio.timeout(PATIENCE_S):

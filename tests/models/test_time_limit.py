@@ -1,4 +1,4 @@
-"""A block of Python that does not end is ended; what comes after it is left alone."""
+"""time_limit interrupts an endless block and nothing after it."""
 
 import subprocess
 import sys

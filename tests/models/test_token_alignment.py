@@ -12,7 +12,7 @@ TEXT = "Yes, it is. No"
 TOKENS = [Span(0, 4), Span(5, 7), Span(8, 10), Span(10, 11), Span(12, 14), Span(14, 14)]
 
 
-def test_a_segment_lands_on_the_last_token_that_overlaps_it() -> None:
+def test_place_on_tokens_segment_uses_its_last_token() -> None:
     values = [(Span(0, 11), 0.2), (Span(12, 14), 0.3)]
     assert place_on_tokens(values, TEXT, TOKENS) == (0, 0, 0, 0.2, 0.3, 0)
 
@@ -22,11 +22,11 @@ def test_trailing_white_space_of_a_segment_does_not_count() -> None:
     assert place_on_tokens([(Span(0, 12), 0.2)], TEXT, wide) == (0, 0, 0, 0.2, 0, 0)
 
 
-def test_a_reward_of_the_whole_completion_lands_on_end_of_text() -> None:
+def test_place_on_tokens_whole_completion_uses_end_of_text() -> None:
     assert place_on_tokens([(None, 3.0)], TEXT, TOKENS) == (0, 0, 0, 0, 0, 3)
 
 
-def test_a_segment_that_no_token_overlaps_lands_on_the_last_token() -> None:
+def test_place_on_tokens_segment_without_token_uses_the_last() -> None:
     cut = TOKENS[:2]
     assert place_on_tokens([(Span(12, 14), 0.5)], TEXT, cut) == (0, 0.5)
 
@@ -42,7 +42,7 @@ def test_tokens_that_share_a_character_take_the_reward_on_the_later_one() -> Non
     assert place_on_tokens([(Span(0, 1), 1.0)], "🙂", halves) == (0, 1, 0)
 
 
-def test_an_empty_segment_overlaps_nothing() -> None:
+def test_place_on_tokens_empty_segment_overlaps_nothing() -> None:
     assert place_on_tokens([(Span(5, 5), 1.0)], TEXT, TOKENS) == (0, 0, 0, 0, 0, 1)
 
 
@@ -60,17 +60,17 @@ def test_no_reward_is_lost_or_made(data: st.DataObject) -> None:
     assert sum(place_on_tokens(values, text, tokens)) == sum(value for _, value in values)
 
 
-def test_a_token_that_shares_a_character_with_an_error_is_wrong() -> None:
+def test_per_token_values_token_overlapping_an_error_is_wrong() -> None:
     # "it is" and the last half of "No"; end-of-text shares nothing.
     errors = [Span(5, 10), Span(13, 14)]
     assert per_token_values(errors, TOKENS, 0.0, -1.0) == (0, -1, -1, 0, -1, 0)
 
 
-def test_an_error_without_characters_makes_no_token_wrong() -> None:
+def test_per_token_values_empty_error_makes_no_token_wrong() -> None:
     assert per_token_values([Span(5, 5), Span(14, 14)], TOKENS, 0.0, -1.0) == (0,) * 6
 
 
-def test_an_error_between_tokens_makes_none_wrong() -> None:
+def test_per_token_values_error_between_tokens_makes_none_wrong() -> None:
     assert per_token_values([Span(4, 5)], TOKENS, 0.0, -1.0) == (0,) * 6
 
 
@@ -84,7 +84,7 @@ class Counted(list[Span]):
         return super().__getitem__(index)
 
 
-def test_a_long_answer_with_many_segments_looks_at_each_token_a_few_times() -> None:
+def test_place_on_tokens_visits_each_token_a_few_times() -> None:
     text = "a " * 16_000
     tokens = Counted(Span(at, at + 1) for at in range(0, 32_000, 2))
     segments: list[tuple[Span | None, float]] = [

@@ -42,7 +42,7 @@ def test_truncation_error_fails_the_sample_with_both_numbers() -> None:
         fit(TOKENS, 9, Truncation.ERROR)
 
 
-def test_a_prompt_that_stands_twice_is_shortened_alike_in_both_places() -> None:
+def test_fit_with_prompt_twice_truncates_both_equally() -> None:
     # p p p p r: c p p p p c </s>
     tokens = TokenIds(
         (1, 2, 3, 4, 20, 30, 1, 2, 3, 4, 31, 9), Span(6, 10), 0, 1, copies=(Span(0, 4),)

@@ -100,7 +100,7 @@ def test_a_setting_changes_the_recipe(recipe_file: Path) -> None:
     [
         (["--set", "models.nobody.dtype=float32"], "no recipe has a table 'models.nobody'"),
         (["--set", "holistic.wieght=3"], "holistic.wieght: Extra inputs are not permitted"),
-        (["--set", "holistic.weight"], "--set wants KEY=VALUE"),
+        (["--set", "holistic.weight"], "--set requires KEY=VALUE"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
         (["--device", "tpu"], "'tpu' is no device: give auto, cpu"),
         (["--set", "models.rm.checkpoint=/nowhere"], "/nowhere"),
@@ -337,9 +337,9 @@ RECIPES: list[tuple[str | bytes, str]] = [
     ("", "models: Field required"),
 ]
 ARGUMENTS: list[tuple[list[str], str]] = [
-    (["--set", "x"], "wants KEY=VALUE"),
-    (["--set", "=1"], "wants KEY=VALUE"),
-    (["--set", "a..b=1"], "wants KEY=VALUE"),
+    (["--set", "x"], "requires KEY=VALUE"),
+    (["--set", "=1"], "requires KEY=VALUE"),
+    (["--set", "a..b=1"], "requires KEY=VALUE"),
     (["--set", "models.zz.kind=length"], "no recipe has a table"),
     (["--set", "holistic.model.x=1"], "holistic.model is no table"),
     (["--set", "models.length.kind.x=1"], "no recipe has a table"),

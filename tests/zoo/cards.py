@@ -1,4 +1,4 @@
-"""What models' cards do with a checkpoint, in plain transformers: nothing of ours is used."""
+"""Scoring as on models' cards, in plain transformers, without this project's code."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def at_last(base: Any, head: torch.nn.Module, ids: list[int]) -> float:
 
 
 def chat_classifier(folder: Path) -> Card:
-    """Most cards: the chat template's text, tokenised as it is, and the one logit."""
+    """Most cards: the chat template's text, tokenized as it is, and the one logit."""
     model = hf.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A row of the zoo: a checkpoint, the recipe that a user would write, and the card's scores."""
+"""Test cases of the zoo: a checkpoint, the recipe of a user, and the card's scores."""
 
 from __future__ import annotations
 

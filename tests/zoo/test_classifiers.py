@@ -1,4 +1,4 @@
-"""Rewards that transformers' own classes load: one logit after a chat, or after two texts."""
+"""Classifiers of transformers: one logit for a chat or for a text pair."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", parameters(CASES))
-def test_classifier_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:
+def test_classifier_scores_as_its_card(case: Case, tmp_path: Path) -> None:
     assert_as_card(case, tmp_path)
 
 
-def test_dated_chat_template_is_given_one_date(tmp_path: Path) -> None:
+def test_chat_template_with_date_gets_fixed_date(tmp_path: Path) -> None:
     def tokenizer(folder: Path) -> None:
         builders.llama3_tokenizer(folder, builders.LLAMA32)
 
@@ -114,7 +114,7 @@ def test_dated_chat_template_is_given_one_date(tmp_path: Path) -> None:
     assert got == {name: computed(value) for name, value in wanted.items()}
 
 
-def test_template_without_a_system_role_refuses_that_sample_alone(tmp_path: Path) -> None:
+def test_chat_template_without_system_role_fails_only_its_sample(tmp_path: Path) -> None:
     builders.write_classifier(
         tmp_path, hf.Gemma2Config, builders.gemma_tokenizer, pad_token_id=0, sliding_window=16
     )

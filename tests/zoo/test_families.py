@@ -1,4 +1,4 @@
-"""A checkpoint alone is enough: the table of families makes its recipe, or says why not."""
+"""Recipes created from checkpoints by the table of families, or refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES = {"starling_34b_prefix": "Starling-RM-34B"}
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
-def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -> None:
+def test_family_row_has_valid_recipe_or_refusal(family: Family) -> None:
     assert [family.recipe != {}, family.refusal is not None, family.advice is not None].count(
         True
     ) == 1
@@ -43,7 +43,7 @@ def test_row_has_a_recipe_that_a_model_is_made_of_or_a_refusal(family: Family) -
     [*test_classifiers.CASES, *test_value_heads.CASES],
     ids=lambda case: case.name,
 )
-def test_checkpoint_alone_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:
+def test_recipe_of_checkpoint_scores_as_its_card(case: Case, tmp_path: Path) -> None:
     folder = tmp_path / _NAMES.get(case.name, case.name)
     card = case.build(folder)
     made = recipe_of_checkpoint(str(folder))
@@ -52,7 +52,7 @@ def test_checkpoint_alone_scores_as_its_card_does(case: Case, tmp_path: Path) ->
 
 
 @pytest.mark.numeric
-def test_turns_of_a_family_write_chats_as_its_card_does(tmp_path: Path) -> None:
+def test_family_turns_render_as_its_card(tmp_path: Path) -> None:
     case = next(one for one in test_value_heads.CASES if one.name.startswith("ultrarm"))
     card = case.build(tmp_path)
     made = recipe_of_checkpoint(str(tmp_path))
@@ -62,9 +62,7 @@ def test_turns_of_a_family_write_chats_as_its_card_does(tmp_path: Path) -> None:
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("ends_with_eos", [True, False])
-def test_openrlhf_reads_at_the_end_of_text_that_it_was_trained_with(
-    tmp_path: Path, ends_with_eos: bool
-) -> None:
+def test_openrlhf_family_reads_at_end_of_text(tmp_path: Path, ends_with_eos: bool) -> None:
     base, head = builders.base(hf.Qwen2Config, pad_token_id=0), builders.linear()
     builders.write_base(
         tmp_path, base, builders.named("score", head), architectures=["RewardModel"],
@@ -86,7 +84,7 @@ def test_openrlhf_reads_at_the_end_of_text_that_it_was_trained_with(
     assert got == {name: computed(card(sent)) for name, sent in cards.ALL.items()}
 
 
-def test_several_labels_give_their_last_one_as_the_score(tmp_path: Path) -> None:
+def test_classifier_with_several_labels_scores_the_last(tmp_path: Path) -> None:
     builders.write_classifier(
         tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0,
         id2label={0: "harmful", 1: "helpful"}, num_labels=2,
@@ -162,7 +160,7 @@ def test_stack_of_a_gate_is_not_taken_for_the_base(tmp_path: Path) -> None:
     assert "model.embed_tokens" not in facts.head_names
 
 
-def test_classifier_without_a_chat_template_asks_for_a_text(tmp_path: Path) -> None:
+def test_classifier_without_chat_template_requires_template(tmp_path: Path) -> None:
     def tokenizer(folder: Path) -> None:
         builders.llama3_tokenizer(folder, None)
 
@@ -175,7 +173,7 @@ def test_classifier_without_a_chat_template_asks_for_a_text(tmp_path: Path) -> N
     assert scores(load(tmp_path, spec.model_dump(exclude_defaults=True)), cards.PLAIN)
 
 
-def test_unknown_causal_model_is_refused_with_what_is_in_its_files(tmp_path: Path) -> None:
+def test_unknown_causal_model_refusal_describes_its_files(tmp_path: Path) -> None:
     hf.MistralForCausalLM(hf.MistralConfig(**builders.DECODER)).save_pretrained(tmp_path)
     builders.llama2_tokenizer(tmp_path)
     with pytest.raises(CheckpointError) as refused:
@@ -184,7 +182,7 @@ def test_unknown_causal_model_is_refused_with_what_is_in_its_files(tmp_path: Pat
     assert "kind `generative`" in str(refused.value)
 
 
-def test_made_recipe_is_written_as_the_toml_that_it_is_read_from(tmp_path: Path) -> None:
+def test_recipe_of_checkpoint_round_trips_as_toml(tmp_path: Path) -> None:
     folder = tmp_path / "UltraRM 13b"
     next(one for one in test_value_heads.CASES if one.name.startswith("ultrarm")).build(folder)
     table = recipe_of_checkpoint(str(folder)).table
@@ -215,7 +213,7 @@ def test_made_recipe_of_a_relative_folder_serves_from_another_one(
     assert recipe_of_checkpoint("rm").table["models"]["rm"]["checkpoint"] == str(tmp_path / "rm")
 
 
-def test_setting_a_key_of_a_made_recipe_leaves_the_family_as_it_was(tmp_path: Path) -> None:
+def test_set_on_recipe_of_checkpoint_does_not_change_the_family(tmp_path: Path) -> None:
     case = next(one for one in test_value_heads.CASES if one.name == "inf_orm")
     case.build(tmp_path)
     changed = load_recipe(f"checkpoint:{tmp_path}", ["models.rm.head=other"])
@@ -225,13 +223,13 @@ def test_setting_a_key_of_a_made_recipe_leaves_the_family_as_it_was(tmp_path: Pa
     assert family.recipe["head"] == "score"
 
 
-def test_key_that_contradicts_the_family_is_named(tmp_path: Path) -> None:
+def test_set_contradicting_the_family_is_refused_by_key(tmp_path: Path) -> None:
     next(one for one in test_classifiers.CASES if one.name == "bert_cross_encoder").build(tmp_path)
-    with pytest.raises(RecipeError, match="leave template out"):
+    with pytest.raises(RecipeError, match="remove template"):
         load_recipe(f"checkpoint:{tmp_path}", ["models.rm.template={prompt} {completion}"])
 
 
-def test_athene_read_at_another_token_is_warned_of(tmp_path: Path) -> None:
+def test_athene_with_other_read_token_has_a_note(tmp_path: Path) -> None:
     case = next(one for one in test_value_heads.CASES if one.name.startswith("athene"))
     case.build(tmp_path)
     wrong = load(tmp_path, {"head": "v_head"})
@@ -270,9 +268,7 @@ def _lora(folder: Path, base_folder: Path, task: str) -> dict[str, torch.Tensor]
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
-def test_adapter_alone_scores_as_its_base_with_the_changes_merged(
-    task: str, tmp_path: Path
-) -> None:
+def test_recipe_of_adapter_scores_like_merged_base(task: str, tmp_path: Path) -> None:
     torch.manual_seed(20)
     model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**builders.DECODER, pad_token_id=0)).eval()
     model.save_pretrained(tmp_path / "base")
@@ -323,7 +319,7 @@ def test_adapter_without_a_head_is_refused(tmp_path: Path) -> None:
         recipe_of_checkpoint(str(tmp_path / "adapter"))
 
 
-def test_classifier_without_named_labels_has_as_many_as_its_head_has_rows(tmp_path: Path) -> None:
+def test_classifier_without_labels_uses_rows_of_its_head(tmp_path: Path) -> None:
     builders.write_classifier(
         tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=2
     )

@@ -1,4 +1,4 @@
-"""Checkpoints with classes of their own: passed over by nobody, run where they are trusted."""
+"""Checkpoints with custom classes: run if trusted, else refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_untrusted_class_is_not_replaced_by_a_stock_one(tmp_path: Path) -> None:
         ("value.numpy()[5]", "does not run on input_ids"),
     ],
 )
-def test_trusted_class_without_a_number_a_sample_is_refused(
+def test_trusted_class_without_one_number_per_sample_is_refused(
     answer: str, says: str, tmp_path: Path
 ) -> None:
     _write(tmp_path, answer)
@@ -100,13 +100,13 @@ def test_trusted_class_without_a_number_a_sample_is_refused(
         load(tmp_path, {"trust_remote_code": True})
 
 
-def test_trusted_class_of_several_numbers_is_no_single_score(tmp_path: Path) -> None:
+def test_trusted_class_with_several_outputs_is_refused_by_sequence(tmp_path: Path) -> None:
     _write(tmp_path, "value.repeat(1, 4)")
     with pytest.raises(CheckpointError, match="the checkpoint has 4"):
         load(tmp_path, {"trust_remote_code": True})
 
 
-def test_trusted_code_that_other_versions_broke_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_trusted_code_for_another_transformers_version_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, "value")
     code = tmp_path / "modeling_own.py"
     gone = "from transformers.models.llama.modeling_llama import LLAMA_INPUTS_DOCSTRING\n"
@@ -154,7 +154,7 @@ def _math_rm(folder: Path) -> Callable[[cards.Sent], float]:
     ],
     ids=["head", "head_trusted", "own_forward"],
 )
-def test_reward_class_behind_automodel_scores_by_its_head_or_its_forward(
+def test_reward_class_in_automodel_scores_by_head_or_forward(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     card = _math_rm(tmp_path)

@@ -1,4 +1,4 @@
-"""Process reward models from their checkpoints alone: the worst step's probability."""
+"""Process reward models from their checkpoints alone; the score is that of the worst step."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _trl(folder: Path) -> cards.Card:
         ("trl-prm", _trl),
     ],
 )
-def test_checkpoint_alone_grades_steps_as_its_card_does(
+def test_recipe_of_process_reward_model_scores_as_its_card(
     name: str, build: Callable[[Path], cards.Card], tmp_path: Path
 ) -> None:
     card = build(tmp_path / name)

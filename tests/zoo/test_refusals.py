@@ -1,4 +1,4 @@
-"""What cannot be scored is refused with what is in the files and what to write, never guessed."""
+"""Unsupported checkpoints are refused with a description of the files and what to write."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ CASES = [
     Refused(
         "modelopt_fp8_without_a_configuration",
         _quantised(None, _fp8),
-        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantised"),
+        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantized"),
     ),
     Refused("gguf", _gguf, ("rm-Q4_K_M.gguf", "GGUF", "safetensors")),
     Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "GGUF")),
@@ -355,7 +355,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
+def test_checkpoint_with_different_scores_is_refused_with_advice(
     case: Refused, tmp_path: Path
 ) -> None:
     case.build(tmp_path)
@@ -369,14 +369,14 @@ def test_checkpoint_that_would_score_otherwise_is_refused_in_a_sentence(
     assert "`weights_only` set to `False`" not in message
 
 
-def test_openrlhf_model_read_without_its_end_of_text_is_warned_of(tmp_path: Path) -> None:
+def test_openrlhf_without_end_of_text_has_a_note(tmp_path: Path) -> None:
     _openrlhf(tmp_path)
     model = load(tmp_path, {})
     assert any("config.json names the class RewardModel" in note for note in model.notes)
     assert any("OpenRLHF is read with" in note for note in model.notes)
 
 
-def test_normalised_scores_of_a_configuration_are_not_left_raw(tmp_path: Path) -> None:
+def test_normalization_unsupported_by_kind_is_refused(tmp_path: Path) -> None:
     _beaver_normalized(tmp_path)
     recipe = {"head": "score_head", "template": "{prompt}{completion}", "kind": "multi-objective"}
     with pytest.raises(CheckpointError, match=r"do_normalize True, mean \[1.0\], var \[4.0\]"):

@@ -1,4 +1,4 @@
-"""Rewards that are a head of their own beside a base: named by `head`."""
+"""Reward heads next to a base model, named by `head`."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_head_scores_as_its_card_does(case: Case, tmp_path: Path) -> None:
     assert_as_card(case, tmp_path)
 
 
-def test_value_head_of_llama_factory_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
+def test_llama_factory_value_head_in_separate_file_is_found(tmp_path: Path) -> None:
     torch.manual_seed(3)
     made = hf.Qwen2Config(**builders.DECODER, pad_token_id=0)
     model = hf.Qwen2ForCausalLM(made).eval()

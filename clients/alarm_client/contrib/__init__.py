@@ -1,1 +1,1 @@
-"""Programs beside the client, which it never imports."""
+"""Programs that use the client; the client does not import them."""

@@ -1,7 +1,7 @@
 """A retrying HTTP proxy, `python -m alarm_client.relay URL`, for trainers that do not retry.
 
 It runs beside the trainer and forwards each request; scoring calls are retried with the client's
-backoff until there is a response or their deadline passes.
+backoff until their deadline.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from alarm_client.errors import AlarmConnectionError, AlarmError
 _RETRIES = Retries(longest=4.0)
 _IDLE_SECONDS = 600.0
 _PIECE_BYTES = 1 << 20
-# Digits of ASCII: `str.isdigit` is also true of others. As many as a length or a time may have.
+# ASCII digits (`str.isdigit` accepts others too), up to the length of a valid size or time.
 _NUMBER = re.compile(r"[0-9]{1,15}")
-# What a path and a query hold besides letters and digits (RFC 3986), escapes kept as they are.
+# Characters allowed in a path and a query besides letters and digits (RFC 3986), and escapes.
 _OF_PATHS = "/?:@!$&'()*+,;=-._~%"
 _SENT_ON = ("Authorization", "Content-Type", "Traceparent", "Tracestate", "X-Request-Id")
-# Of one connection (RFC 9110, section 7.6.1), or written anew.
+# Hop-by-hop headers (RFC 9110, section 7.6.1), and headers that the relay sets itself.
 _NOT_SENT_BACK = {"connection", "content-encoding", "content-length", "keep-alive", "server"}
 _NOT_SENT_BACK |= {"transfer-encoding", "date", "upgrade"}
 
@@ -53,8 +53,8 @@ class Relay(ThreadingHTTPServer):
     """Listens on `(host, port)` and forwards to `url`, with a thread per connection.
 
     A scoring call (any POST but those under `/admin`) is retried for up to `timeout` seconds, or
-    for its own `X-Request-Timeout-Ms` if that is shorter. All others are forwarded once. It holds
-    no API key: callers send their own.
+    for its own `X-Request-Timeout-Ms` if that is shorter. All others are forwarded once. The
+    relay has no API key: callers send their own.
     """
 
     daemon_threads = True
@@ -64,7 +64,7 @@ class Relay(ThreadingHTTPServer):
         address = find_address(url, None)
         if "@" in url:
             raise ValueError(
-                "the relay sends no key of its own: put the key into the URL that the trainer uses"
+                "the relay sends no API key: put the key into the URL that the trainer uses"
             )
         self.target = address.url
         self._timeout = timeout
@@ -72,8 +72,8 @@ class Relay(ThreadingHTTPServer):
         self._server = Availability()
         super().__init__((host, port), _Handler)
 
-    def relayed(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
-        """The server's final response, or an error in the server's format in its place."""
+    def forward(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
+        """The server's final response, or an error in the server's format."""
         is_scoring = send.method == "POST" and not send.path.startswith("/admin")
         timeout = min(self._timeout, seconds or self._timeout)
         call = start_call(self.target, timeout, _RETRIES, server=self._server)
@@ -81,7 +81,7 @@ class Relay(ThreadingHTTPServer):
         if is_scoring:
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
-            steps = _once(replace(send, timeout=timeout, request_id=call.next_request_id()))
+            steps = _send_once(replace(send, timeout=timeout, request_id=call.next_request_id()))
         try:
             return run_flow(steps, self._send, 1, caller_is_gone)
         except AlarmConnectionError as error:
@@ -116,10 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             try:
-                reply = self._asked()
+                reply = self._get_reply()
             except (FlowCancelled, ConnectionError, TimeoutError):
                 raise
-            except Exception:  # a caller that does not retry gets a response in any case
+            except Exception:  # the caller does not retry, so it must get a response
                 LOG.exception("a request to %s failed", self.path.partition("?")[0][:200])
                 self.close_connection = True
                 reply = _refusal(500, "internal", "the relay failed; its standard error says why")
@@ -130,28 +130,28 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the server logs requests, and the relay outages only."""
+        """Log nothing: the server logs requests; the relay logs outages only."""
 
-    def _asked(self) -> Reply:
+    def _get_reply(self) -> Reply:
         lengths = set(self.headers.get_all("Content-Length", ["0"]))
         if "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            return _refusal(411, "bad_request", "a body needs its Content-Length here")
+            return _refusal(411, "bad_request", "a request body requires Content-Length")
         if len(lengths) > 1 or not _NUMBER.fullmatch(min(lengths)):
             self.close_connection = True
-            return _refusal(400, "bad_request", "Content-Length must be one whole number")
+            return _refusal(400, "bad_request", "Content-Length must be one integer")
         body = self._body(int(min(lengths)))
         given = {name.lower(): value for name, value in self.headers.items()}
         if not is_intact(body, given):
-            return _refusal(400, "garbled", "the body does not fit its Content-Digest")
-        kept = {name: self.headers[name] for name in _SENT_ON if name in self.headers}
+            return _refusal(400, "garbled", "the body does not match its Content-Digest")
+        headers = {name: self.headers[name] for name in _SENT_ON if name in self.headers}
         path = _target(self.path)
         if path is None:
             return _refusal(400, "bad_request", "the request's path must begin with /")
-        send = Send(self.command, path, body or None, 0.0, kept)
+        send = Send(self.command, path, body or None, 0.0, headers)
         milliseconds = self.headers.get("X-Request-Timeout-Ms", "")
         seconds = int(milliseconds) / 1000 if _NUMBER.fullmatch(milliseconds) else None
-        return self.server.relayed(send, seconds, _Disconnected(self.connection))
+        return self.server.forward(send, seconds, _Disconnected(self.connection))
 
     def _body(self, length: int) -> bytes:
         """The body, read in chunks, so that a false Content-Length reserves no memory."""
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         while len(body) < length:
             piece = self.rfile.read(min(length - len(body), _PIECE_BYTES))
             if not piece:
-                raise ConnectionError("the caller hung up within its body")
+                raise ConnectionError("the caller disconnected while sending the body")
             body += piece
         return bytes(body)
 
@@ -209,8 +209,8 @@ def _target(path: str) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
-    parser.add_argument("url", help=f"of the server, such as {DEFAULT_URL}")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen")
+    parser.add_argument("url", help=f"URL of the server, such as {DEFAULT_URL}")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument(
         "--timeout", type=float, default=600.0, help="seconds for one call, retries included"
@@ -237,7 +237,7 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _once(send: Send) -> Flow[Reply]:
+def _send_once(send: Send) -> Flow[Reply]:
     reply: Reply = yield send
     return reply
 

@@ -1,4 +1,4 @@
-"""`python -m alarm_client.trainers`: what to write where, shipped files, checks and a trial."""
+"""`python -m alarm_client.trainers`: settings per trainer, shipped files, checks and a trial."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ WHAT_TO_WRITE = {
     "from alarm_client.trainers.fine_grained_rlhf",
 }
 
-# Trainers that need no client: what their URL ends in, for a recipe or a model NAME.
+# Trainers that need no client: the path of their URL, for a recipe or a model NAME.
 BY_URL = {
     "OpenRLHF": "/compat/openrlhf/NAME (0.8.10, 0.8.11 and OpenRLHF-M: with ?extra_logs=0)",
     "slime": "/compat/slime/NAME (with --reward-key score: and ?format=dict)",
-    "miles": "/compat/miles/NAME, as slime; it asks once, so through the relay",
-    "LLaMA-Factory": "/compat/llamafactory/NAME; it asks once, so through the relay",
+    "miles": "/compat/miles/NAME, as slime; it does not retry, so through the relay",
+    "LLaMA-Factory": "/compat/llamafactory/NAME; it does not retry, so through the relay",
     "align-anything": "/compat/align-anything/NAME",
     "EasyR1": "/compat/easyr1/NAME, to which a reward function of yours posts reward_inputs",
     "NeMo Gym": "/compat/nemo-gym/NAME/verify, to which verify() of a resources server posts",
@@ -60,24 +60,26 @@ BY_URL = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 1 where a check or a trial fails, 2 where the arguments are wrong."""
+    """Run a command; the exit code is 1 if a check or a trial fails, 2 for invalid arguments."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.trainers", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("list", help="what to write in each trainer (the default)")
-    path = commands.add_parser("path", help="print the file of a trainer that wants a file")
+    commands.add_parser("list", help="list the setting for each trainer (the default)")
+    path = commands.add_parser(
+        "path", help="print the path of the file for a trainer that loads one"
+    )
     path.add_argument("trainer", choices=sorted(_shipped()))
     ready = commands.add_parser("ready", help="wait until the server at ALARM_URL is ready")
     ready.add_argument("--timeout", type=_seconds, default=600.0, help="seconds")
     check = commands.add_parser(
         "check", help="does the last token's reward survive the trainer's padding?"
     )
-    check.add_argument("trainer", help="one of the dense ones, or module:function of your own pad")
+    check.add_argument("trainer", help="a trainer with token rewards, or module:function that pads")
     check.add_argument("--lengths", default="3,5,4", help="tokens of some responses")
     check.add_argument(
-        "--responses", choices=["left", "right"], help="where responses are padded, if not there"
+        "--responses", choices=["left", "right"], help="side on which responses are padded"
     )
     trial_of = commands.add_parser(
-        "try", help="score some completions with the settings that a trainer's module would use"
+        "try", help="score completions with the settings of a trainer module"
     )
     trial_of.add_argument("trainer", choices=sorted(WHAT_TO_WRITE))
     trial.add_arguments(trial_of)
@@ -96,7 +98,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"wants seconds above 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be seconds above 0, got {text!r}")
     return seconds
 
 
@@ -104,8 +106,8 @@ def _list(_: argparse.Namespace) -> int:
     for trainer, line in WHAT_TO_WRITE.items():
         sys.stdout.write(f"{trainer:18} {line}\n")
     sys.stdout.write(
-        "\nBy URL alone, http://HOST:8000 or http://any:KEY@HOST:8000 before it; the relay is\n"
-        "`python -m alarm_client.relay http://HOST:8000`, which asks again while the server is "
+        "\nBy URL alone, after http://HOST:8000 or http://any:KEY@HOST:8000; the relay is\n"
+        "`python -m alarm_client.relay http://HOST:8000`, which retries while the server is "
         "gone:\n"
     )
     for trainer, path in BY_URL.items():
@@ -121,7 +123,7 @@ def _path(given: argparse.Namespace) -> int:
 def _ready(given: argparse.Namespace) -> int:
     with AlarmClient() as client:
         client.wait_ready(given.timeout)
-        client.models()  # health is open to all, this wants the key
+        client.models()  # /health needs no key, this does
         sys.stdout.write(f"{client.url} is ready\n")
     return 0
 
@@ -129,16 +131,16 @@ def _ready(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> int:
     lengths = _lengths(given.lengths)
     if ":" in given.trainer:
-        return _tell(given.trainer, _imported(given.trainer), lengths)
+        return _report(given.trainer, _imported(given.trainer), lengths)
     if given.trainer not in PADDING:
-        raise ValueError(f"{given.trainer!r} is none of {sorted(PADDING)}")
+        raise ValueError(f"{given.trainer!r} is not one of {sorted(PADDING)}")
     of_rewards, of_responses = PADDING[given.trainer]
     responses = given.responses or of_responses
     pad = padding(of_rewards, responses)
     sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
     title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
-    _tell(f"the trainer's own padding ({title})", pad, lengths)
-    return _tell("placed by this client", _after_placing(pad, responses), lengths)
+    _report(f"the trainer's own padding ({title})", pad, lengths)
+    return _report("placed by this client", _after_placing(pad, responses), lengths)
 
 
 def _lengths(text: str) -> list[int]:
@@ -149,7 +151,7 @@ def _lengths(text: str) -> list[int]:
 
 
 def _after_placing(pad: Pad, responses: str) -> Pad:
-    """The trainer's padding behind rows that are as wide as the batch already."""
+    """The trainer's padding, applied to rows that already have the width of the batch."""
 
     def placed(rows: Rows) -> tuple[Rows, Rows]:
         _, masks = pad(rows)
@@ -171,7 +173,7 @@ def _try(given: argparse.Namespace) -> int:
         return 2
 
 
-def _tell(title: str, pad: Pad, lengths: Sequence[int]) -> int:
+def _report(title: str, pad: Pad, lengths: Sequence[int]) -> int:
     found = check_padding(pad, lengths)
     sys.stdout.write(f"{title}:\n")
     for one in found:
@@ -189,9 +191,7 @@ def _imported(name: str) -> Any:
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{name!r} must be module:function of something that can be imported here: {error}"
-        ) from error
+        raise ValueError(f"{name!r} must be an importable module:function: {error}") from error
 
 
 if __name__ == "__main__":

@@ -25,16 +25,16 @@ def with_rows(
     *,
     prompts: Sequence[Any] | None = None,
 ) -> list[Sample]:
-    """The samples with the fields and groups that the settings take from their dataset rows.
+    """Add to samples the fields and groups that the settings read from their dataset rows.
 
-    `prompts`, where the call may hold all the completions of a prompt: as the trainer has them, so
-    that what a rollout added to one does not hide that it is the same. ValueError where a
-    configured column is absent.
+    `prompts`: given if a call may contain all completions of a prompt; the trainer's own, so that
+    samples of one prompt are a group even if rollouts have added turns. ValueError if a configured
+    column is absent.
     """
     if settings.on_failure == "group_mean" and prompts is None:
         raise ValueError(
-            f"{settings.trainer}: on_failure 'group_mean' needs calls that hold all the completions"
-            f" of a prompt ({settings.defaults.whole_groups}), and this one holds one sample; set "
+            f"{settings.trainer}: on_failure 'group_mean' requires calls with all the completions"
+            f" of a prompt ({settings.defaults.whole_groups}), and this one has one sample; set "
             "'raise' or a number"
         )
     known = [None] * len(samples) if prompts is None else prompts
@@ -54,7 +54,7 @@ def groups_of(samples: Sequence[Sample]) -> list[Id]:
 
 
 def rows_of(columns: Mapping[str, Any], num_rows: int) -> list[Row]:
-    """Columns of a batch as a row a sample; what is not a column of that length is left out."""
+    """Columns of a batch as one row per sample; values of another length are dropped."""
     whole = {name: values for name, values in columns.items() if _is_column(values, num_rows)}
     return [{name: values[index] for name, values in whole.items()} for index in range(num_rows)]
 
@@ -71,10 +71,10 @@ def row_of(value: Any) -> Row:
 
 
 def text_of(value: Any) -> str | None:
-    """A column's value as a field's text; None where there is none.
+    """A column's value as a field's string; None for a missing value.
 
-    A text is itself and a number its decimal form; of messages it is the last one's text; other
-    lists, objects, true and false are their JSON. NaN is what tables hold for nothing.
+    Strings are unchanged, numbers become decimals, messages the text of the last one; other lists,
+    objects and booleans become JSON. NaN means a missing value, as in pandas.
     """
     value = _plain(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -104,10 +104,10 @@ def _fields(row: Row, settings: Settings) -> dict[str, str]:
 
 
 def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:
-    """The trainer's usual column as `reference`, where it holds a text or a number.
+    """The trainer's usual column as `reference`, if its value is a string or a number.
 
-    What else it may hold, such as a list of answers or what a verifier wants to know, is no text
-    that anybody meant as a reference: `fields` says so where it is one.
+    Other values, such as a list of answers or the parameters of a verifier, are probably not meant
+    as a reference; name the column in `fields` to send them.
     """
     for column in columns:
         value = _plain(_lookup(row, column))
@@ -131,15 +131,15 @@ def _group(row: Row, settings: Settings, prompt: Any) -> Id:
 
 
 def _name(value: Any, column: str) -> Id:
-    if value is None or value != value:  # NaN is what tables hold for nothing
-        raise ValueError(f"group: the column {column!r} has nothing for a sample")
+    if value is None or value != value:  # NaN means missing, as in pandas
+        raise ValueError(f"group: the column {column!r} has no value for a sample")
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return value
     return _digest(value)
 
 
 def _digest(value: Any) -> str:
-    """The same for the same prompt, in every process."""
+    """A digest of a prompt, equal in every process."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -148,14 +148,14 @@ def _configured(row: Row, column: str, settings: Settings, setting: str) -> Any:
     value = _lookup(row, column)
     if value is _ABSENT:
         raise ValueError(
-            f"{settings.trainer}: {setting} is to come from the column {column!r}, which a sample "
+            f"{settings.trainer}: {setting} is read from the column {column!r}, which a sample "
             f"does not have; it has {sorted(map(str, row))}"
         )
     return value
 
 
 def _lookup(row: Row, column: str) -> Any:
-    """A column, or what a dotted name leads to inside of one."""
+    """A column, or a value nested in one, by its dotted name."""
     if column in row:
         return row[column]
     first, _, rest = column.partition(".")
@@ -164,7 +164,7 @@ def _lookup(row: Row, column: str) -> Any:
     inner = row[first]
     if isinstance(inner, str):
         try:
-            inner = json.loads(inner)  # datasets keep objects as JSON
+            inner = json.loads(inner)  # datasets store objects as JSON
         except ValueError:
             return _ABSENT
     return _lookup(inner, rest) if isinstance(inner, Mapping) else _ABSENT
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _of_json(value: Any) -> Any:
-    """What JSON has no type for, as what it has."""
+    """Values without a JSON type, converted to one."""
     if isinstance(value, Mapping):
         return dict(value)
     plain = _plain(value)

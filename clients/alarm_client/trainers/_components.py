@@ -8,19 +8,19 @@ from typing import Any
 
 from alarm_client.types import Reward
 
-# Rules that add up weighted parts, and those that count aspects past the threshold alone.
+# Rules that add weighted parts, and those that count aspects only above the threshold.
 _SUMS = ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
 _THRESHOLDS = ("hierarchical", "cascade")
 
-# The components that every reward has besides its aspects.
+# The components of every reward besides its aspects.
 BASE = ("reward", "holistic", "admitted", "failed")
 
 
 def components(reward: Reward, aspect_names: Sequence[str]) -> dict[str, float]:
-    """One finite number or NaN a name: the base names, then the aspects' in the given order.
+    """One finite number or NaN per name: the base names, then the aspects in the given order.
 
-    `holistic` is the normalized score, `admitted` and `failed` are 0 or 1, an aspect is its own
-    reward before its weight; NaN is what was not computed.
+    `holistic` is the normalized score, `admitted` and `failed` are 0 or 1, an aspect is its
+    reward before weighting; NaN means not computed.
     """
     values = {
         "reward": _or_nan(reward.reward),
@@ -37,7 +37,7 @@ def components(reward: Reward, aspect_names: Sequence[str]) -> dict[str, float]:
 def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
     """What the holistic score and each aspect contribute to a reward, by the rule and its weights.
 
-    For rules that are no weighted sum: the normalized holistic score and each aspect's reward
+    For rules that are not weighted sums: the normalized holistic score and each aspect's reward
     without its weight. An aspect that does not count contributes 0. Empty on failure.
     """
     if reward.reward is None or reward.holistic is None:
@@ -54,20 +54,20 @@ def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
 
 
 def columns(rewards: Sequence[Reward], aspect_names: Sequence[str]) -> dict[str, list[float]]:
-    """The components of many samples by name, a list as long as the samples each."""
+    """The components of samples by name: one list per name, one value per sample."""
     rows = [components(reward, aspect_names) for reward in rewards]
     return {name: [row[name] for row in rows] for name in (*BASE, *aspect_names)}
 
 
 def means(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each column without its NaN; NaN for a column of nothing else."""
+    """The mean of each column, ignoring NaN; NaN if a column has nothing else."""
     return {name: _mean(values) for name, values in parts.items()}
 
 
 def part_of(reward: Reward, part: str) -> float | None:
-    """The reward itself, or its normalized holistic score, or an aspect's own reward by its name.
+    """The reward, its normalized holistic score, or the reward of an aspect, by name.
 
-    None where that was not computed; ValueError where the recipe has no such aspect.
+    None if not computed; ValueError if the recipe has no such aspect.
     """
     if part == "reward":
         return reward.reward
@@ -80,14 +80,14 @@ def part_of(reward: Reward, part: str) -> float | None:
 
 
 class AspectNames:
-    """The aspects to log: those that the user named, else those seen in rewards so far."""
+    """The aspects to log: those that the user named, else all seen in rewards so far."""
 
     def __init__(self, named: Iterable[str]) -> None:
         self._names = tuple(named)
         self._is_fixed = bool(self._names)
 
-    def seen(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
-        """The names so far, with those of these rewards; sorted, so that all processes agree."""
+    def update(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
+        """Add the names of these rewards; return all, sorted so that processes agree."""
         if not self._is_fixed:
             found = {name for reward in rewards for name in reward.aspects}
             self._names = tuple(sorted(found | set(self._names)))

@@ -1,4 +1,4 @@
-"""Token rewards on a policy's own tokens: ids to samples, rewards to one float a token."""
+"""Token rewards on the policy's tokens: samples from token ids, one float per token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alarm_client.types import Id, Reward, Sample, Text
 
 
 def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> Sample:
-    """The sample of a response, with where each of its tokens lies in the completion."""
+    """The sample of a response, with the token offsets of its completion."""
     completion, offsets = _policy_tokens(tokenizer).locate(response_ids)
     return Sample(prompt=prompt, completion=completion, token_offsets=offsets)
 
@@ -25,9 +25,9 @@ def token_rewards(
     policy: OnFailure,
     groups: Sequence[Id] | None = None,
 ) -> list[list[float]]:
-    """As many floats as each response has tokens; a failed one has the policy's on its last.
+    """One float per token of each response; a failed one has the policy's number on its last token.
 
-    With "group_mean" that is the mean of its group's rewards, each the sum over its tokens.
+    With "group_mean" the number is the mean of the rewards of its group.
     """
     report(rewards, policy, groups)
     substitutes: Sequence[float | None] = [
@@ -42,7 +42,7 @@ def _row(reward: Reward, length: int, substitute: float | None) -> list[float]:
     if reward.token_rewards is not None and reward.reward is not None:
         return list(reward.token_rewards)
     if substitute is None:
-        raise ValueError("a token needs a number; on_failure must be 'raise' or a number")
+        raise ValueError("token rewards must be numbers; on_failure must be 'raise' or a number")
     return at_last_token(substitute, length)
 
 

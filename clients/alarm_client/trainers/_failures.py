@@ -1,4 +1,4 @@
-"""The failure policy: what a sample without a reward, or a failed call, becomes in a trainer."""
+"""The failure policy: how trainers see a failed sample or a failed call."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from alarm_client.types import Id, Reward, SampleError
 
 LOG = logging.getLogger("alarm_client.trainers")
 
-# Raised whatever the policy is: the URL, the key, a name or the request is wrong, so that every
-# later call would fail too.
+# Raised under any policy: the URL, the key, a name or the request is wrong, so that every later
+# call would fail too.
 MISCONFIGURED = (Unauthorized, NotFound, InvalidRequest, TooLarge)
 
-# The error code of a sample that cannot be judged as it was sent.
+# The error code of a sample that is invalid as sent.
 _INVALID = "invalid_sample"
 
-# As many one-sample calls in a row, all invalid, are a misconfiguration.
+# So many consecutive one-sample calls, all invalid, mean a misconfiguration.
 _MOST_INVALID = 16
 
 
 def failed_call(
     error: AlarmError, num_samples: int, policy: OnFailure, *, has_answered: bool = True
 ) -> list[Reward]:
-    """A reward of None for each sample of a failed call, or the error raised.
+    """A reward of None for each sample of a failed call, or raise the error.
 
-    It is raised under the policy "raise", where a later call would fail too, and where no server
-    has ever answered (`has_answered`): a run must not start without rewards.
+    It is raised under the policy "raise", if later calls would fail too, and if no server has ever
+    answered (`has_answered`): a run must not start without rewards.
     """
-    # In a failed call no group has a mean.
+    # No group of a failed call has a mean.
     is_raised = policy in ("raise", "group_mean")
     if is_raised or isinstance(error, MISCONFIGURED) or not has_answered:
         raise error
@@ -49,7 +49,7 @@ def failed_call(
 
 
 class InvalidCalls:
-    """Tells a misconfiguration, which makes every sample invalid, from an invalid sample."""
+    """Distinguishes a misconfiguration (every sample is invalid) from an invalid sample."""
 
     def __init__(self, defaults: TrainerDefaults) -> None:
         self.defaults = defaults
@@ -59,8 +59,8 @@ class InvalidCalls:
     def checked(self, rewards: Sequence[Reward]) -> list[Reward]:
         """The rewards of a call, with advice in the messages of invalid samples.
 
-        Raises SampleFailed where each sample of the call is invalid. For calls of one sample it is
-        raised until there has been a reward, and after 16 invalid calls in a row.
+        Raises SampleFailed if all samples of the call are invalid. For calls of one sample it is
+        raised before the first reward, and after 16 consecutive invalid calls.
         """
         advised = [self._advised(reward) for reward in rewards]
         invalid = [one.error for one in advised if one.error and one.error.code == _INVALID]
@@ -74,8 +74,8 @@ class InvalidCalls:
             return advised
         calls = f"of {self._num_in_a_row} calls in a row" if is_chance else "of this call"
         raise SampleFailed(
-            f"every sample {calls} is invalid, which on_failure does not hide: "
-            f"{self.defaults.trainer} does not send what the server's recipe wants; the first: "
+            f"every sample {calls} is invalid, to which on_failure does not apply: "
+            f"{self.defaults.trainer} does not send what the server's recipe requires; the first: "
             f"{_INVALID}: {invalid[0].message}",
             code=_INVALID,
         )
@@ -94,10 +94,10 @@ def scalars(
     part: str = "reward",
     groups: Sequence[Id] | None = None,
 ) -> list[float | None]:
-    """One number per sample, its reward or a component of it, or what the policy puts in its place.
+    """One number per sample: its reward or a component of it, or the value of the failure policy.
 
-    `groups`: each sample's, for "group_mean"; without them all samples are one group. A part that
-    was not computed for a sample is None, or the mean of its group's where some have it.
+    `groups`: the group of each sample, for "group_mean"; by default all samples are one group. A
+    part that was not computed is None, or its mean over the group.
     """
     report(rewards, policy, groups)
     substitute = policy if isinstance(policy, float) else None
@@ -108,17 +108,17 @@ def scalars(
 def numbers(
     rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
 ) -> list[float]:
-    """One number per sample, for trainers that take no None."""
+    """One number per sample, for trainers that do not accept None."""
     found = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
     if len(found) != len(rewards):
-        raise ValueError("this trainer needs a number a sample; on_failure cannot be 'none'")
+        raise ValueError("this trainer requires one number per sample; on_failure cannot be 'none'")
     return found
 
 
 def with_group_means(
     values: Sequence[float | None], groups: Sequence[Id] | None = None
 ) -> list[float | None]:
-    """The values, each None replaced by the mean of its group; None where the whole group is."""
+    """The values, each None replaced by the mean of its group; None if the whole group is None."""
     groups = [None] * len(values) if groups is None else groups
     present: dict[Id, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
@@ -136,12 +136,12 @@ def report(
 ) -> None:
     """Raise or log, once per call, that samples have no reward.
 
-    With "group_mean" a group in which all failed is raised.
+    With "group_mean", raises if all samples of a group failed.
     """
     failed = [reward for reward in rewards if reward.reward is None]
     if not failed:
         return
-    error = failed[0].error or SampleError("no_segments", "the model found nothing to judge")
+    error = failed[0].error or SampleError("no_segments", "the model found no segment")
     message = (
         f"{len(failed)} of {len(rewards)} samples have no reward; "
         f"the first: {error.code}: {error.message}"
@@ -164,11 +164,11 @@ def _require_means(
     for group in groups:
         if group not in rewarded:
             size = sum(other == group for other in groups)
-            of_one = " Let the trainer's local batch hold whole groups." if size == 1 else ""
+            of_one = " Make the trainer's local batch contain whole groups." if size == 1 else ""
             raise SampleFailed(
-                f"all {size} samples that this call has of a prompt failed, so that there is no "
-                f"group mean to take: {message}.{of_one} With on_failure as a number the run goes "
-                "on past such a prompt",
+                f"all {size} samples of a prompt in this call failed, so there is no "
+                f"group mean: {message}.{of_one} With a number as on_failure the run "
+                "continues past such a prompt",
                 code=code,
             )
 
@@ -184,20 +184,20 @@ def _advice(message: str, defaults: TrainerDefaults) -> str:
     if re.search(r"\bgroups?\b", message):
         if defaults.whole_groups is not None:
             return (
-                ". Each call must hold all the completions of a prompt: "
+                ". Each call must contain all completions of a prompt: "
                 f"{defaults.trainer} does so with {defaults.whole_groups}. The setting group "
-                "(ALARM_GROUP) names a column that tells prompts apart, else the prompt does"
+                "(ALARM_GROUP) names a column that identifies prompts (default: the prompt)"
             )
         return (
-            f". {defaults.trainer} asks for one sample at a time, so no rule that compares the "
+            f". {defaults.trainer} sends one sample at a time, so no rule that compares the "
             "samples of a group (gdpo, mo_grpo) can be used with it: choose another rule"
         )
     name = missing_field(message)
     if name is None:
         return ""
     usual = ", ".join(defaults.references)
-    from_where = f" (without it, from the first that is there of: {usual})" if usual else ""
+    from_where = f" (by default the first of these that is present: {usual})" if usual else ""
     return (
         f'. Set fields to {{"{name}": COLUMN}}, or ALARM_FIELDS={name}=COLUMN, where COLUMN is the '
-        f"dataset's column that holds it{from_where if name == 'reference' else ''}"
+        f"dataset's column that contains it{from_where if name == 'reference' else ''}"
     )

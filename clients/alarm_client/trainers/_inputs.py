@@ -1,4 +1,4 @@
-"""Prompts and completions in the shapes that trainers pass, as a Sample takes them."""
+"""Converts prompts and completions from the formats of trainers to those of Sample."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Ends of a turn that policies write; a trainer that decodes with special tokens leaves them there.
+# End-of-turn tokens of policies, left in the text by trainers that decode special tokens.
 END_TOKENS = ENDS
 
 _MARKERS = ("user", "assistant", "system", "end")
 
 
 def template_of(name: str | None) -> ChatTemplate | None:
-    """The chat template that a setting names or describes; None where it is to be detected.
+    """The chat template that a setting names or describes; None if it is to be detected.
 
-    A description is JSON: the texts before turns by role, and `end`, the texts that end one.
-    ValueError says what is wrong with it.
+    A description is JSON: the text before a turn by role, and `end`, the texts that end a turn.
+    Raises ValueError if it is invalid.
     """
     if name is None or name in TEMPLATES:
         return None if name is None else TEMPLATES[name]
@@ -72,7 +72,7 @@ def template_of(name: str | None) -> ChatTemplate | None:
         )
     unknown = sorted(set(given) - set(_MARKERS))
     if unknown or not given.get("assistant"):
-        raise ValueError(f"must hold assistant, and of the rest only {', '.join(_MARKERS)}")
+        raise ValueError(f"must have assistant, and otherwise only {', '.join(_MARKERS)}")
     ends = given.get("end") or []
     ends = [ends] if isinstance(ends, str) else list(ends)
     markers = [*ends, *(given.get(role) or "" for role in _MARKERS[:3])]
@@ -80,7 +80,7 @@ def template_of(name: str | None) -> ChatTemplate | None:
         not isinstance(marker, str) or len(marker) > MAX_MARKER for marker in markers
     ):
         raise ValueError(
-            f"must hold texts of at most {MAX_MARKER} characters, and at most {MAX_ENDS} ends"
+            f"must have texts of at most {MAX_MARKER} characters, and at most {MAX_ENDS} ends"
         )
     return marked(
         user=given.get("user"),
@@ -95,7 +95,7 @@ def plain_samples(
 ) -> list[Sample]:
     """The samples without the policy's chat template, as the server's URLs split the same texts.
 
-    ValueError where a prompt is in a template that is not known, or does not fit the one named.
+    ValueError if the template of a prompt is unknown, or the prompt does not fit the named one.
     """
     found = []
     for index, sample in enumerate(samples):
@@ -110,7 +110,7 @@ def plain_samples(
 
 
 def decoded_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a prompt's ids: with its special tokens where those tell its turns apart."""
+    """The text of a prompt's ids, with special tokens if they separate its turns."""
     marked_text: str = tokenizer.decode(ids, skip_special_tokens=False)
     if detect(marked_text) is not None or unknown_markup(marked_text) is not None:
         return marked_text
@@ -119,7 +119,7 @@ def decoded_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def prompt_of(value: Any) -> Text:
-    """A prompt: a text, or messages of a role and a text each."""
+    """A prompt as a string, or as messages with a role and a text each."""
     if isinstance(value, str):
         return value
     if _is_message(value):
@@ -128,7 +128,7 @@ def prompt_of(value: Any) -> Text:
 
 
 def completion_of(value: Any) -> str:
-    """A completion's text: of a text, a message, `{"message": ...}` or messages, the last one.
+    """The text of a completion: a string, a message, `{"message": ...}`, or the last of messages.
 
     A message may be a mapping or an object with a role and a content. TypeError for anything else.
     """
@@ -149,7 +149,7 @@ def completion_of(value: Any) -> str:
 
 
 def split_query(query: str, prompt: str) -> str:
-    """What follows the prompt in a query that holds both; ValueError where it does not start so."""
+    """The completion in a query that starts with its prompt; ValueError if it does not."""
     _require_texts(query, prompt)
     if not query.startswith(prompt):
         raise ValueError(_no_start(query, prompt))
@@ -157,9 +157,9 @@ def split_query(query: str, prompt: str) -> str:
 
 
 def rest_of(query: str, prompt: str) -> str:
-    """What follows the prompt in a decoded query, in which white space and padding may differ.
+    """The completion in a decoded query, in which whitespace and padding may differ.
 
-    A prompt that was shortened from its start is known by its end. ValueError for another.
+    A prompt truncated at its start is matched by its end. ValueError if it is not found.
     """
     _require_texts(query, prompt)
     try:
@@ -171,36 +171,36 @@ def rest_of(query: str, prompt: str) -> str:
 def _require_texts(query: Any, prompt: Any) -> None:
     for name, value in (("query", query), ("prompt", prompt)):
         if not isinstance(value, str):
-            raise TypeError(f"a {name} must be a text, got a {type(value).__name__}")
+            raise TypeError(f"a {name} must be a string, got a {type(value).__name__}")
 
 
 def _no_start(query: str, prompt: str) -> str:
     return (
-        "the query does not start with its prompt, so the completion cannot be told from it: "
+        "the query does not start with its prompt, so the completion cannot be separated from it: "
         f"query {query[:80]!r}, prompt {prompt[:80]!r}"
     )
 
 
 def without_end_tokens(completion: str) -> str:
-    """The completion without the end-of-turn and padding tokens that a policy's decoder left.
+    """The completion without trailing end-of-turn and padding tokens.
 
-    TypeError where it is no text.
+    TypeError if it is not a string.
     """
     if not isinstance(completion, str):
-        raise TypeError(f"a completion must be a text, got a {type(completion).__name__}")
+        raise TypeError(f"a completion must be a string, got a {type(completion).__name__}")
     return without_ends(completion, ())
 
 
 def read_each(trainer: str, read: Callable[..., T], **columns: Sequence[Any]) -> list[T]:
-    """What `read` makes of each sample, of which each column has a value.
+    """Call `read` for each sample, with the values of its columns.
 
-    A ValueError or TypeError names the trainer and the sample; so does one for columns of different
-    lengths.
+    A ValueError or TypeError of `read` gets the trainer and the sample added to its message. Raises
+    ValueError for columns of different lengths.
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         counts = " and ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"{trainer}: the call has {counts}; it must have as many of each")
+        raise ValueError(f"{trainer}: the call has {counts}; the numbers must be equal")
     found = []
     for index, values in enumerate(zip(*columns.values(), strict=True)):
         try:
@@ -242,7 +242,7 @@ def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
     sample = replace(sample, prompt=_text(turns))
     if not begun or not isinstance(completion, str) or sample.token_offsets is None:
         return sample
-    # What the prompt has begun of the answer is the answer's; no token of the policy's wrote it.
+    # The start of the answer in the prompt belongs to the completion, without a policy token.
     offsets = [(start + len(begun), end + len(begun)) for start, end in sample.token_offsets]
     return replace(sample, completion=begun + completion, token_offsets=offsets)
 
@@ -265,14 +265,14 @@ def _text(text: str | tuple[Message, ...]) -> Text:
 
 
 def _messages(value: Any, what: str) -> list[Any]:
-    """The messages of a list, a tuple or an array; TypeError for what is none."""
+    """The messages of a list, a tuple or an array; TypeError for anything else."""
     is_many = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Mapping))
     if hasattr(value, "model_dump"):
         dumped = value.model_dump()
         is_many, value = isinstance(dumped, list), dumped
     if not is_many:
         raise TypeError(
-            f"{what} must be a text or messages with a role and a content, got a "
+            f"{what} must be a string or messages with a role and a content, got a "
             f"{type(value).__name__}"
         )
     return list(value)
@@ -289,11 +289,11 @@ def _get(message: Any, name: str) -> Any:
 
 
 def role_of(message: Any) -> str:
-    """The role of a message, from a mapping or an object; TypeError where it has none."""
+    """The role of a message, from a mapping or an object; TypeError if it has none."""
     role = _get(message, "role")
     if role is None:
         raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
-    return str(getattr(role, "value", role))  # an enumeration's own word
+    return str(getattr(role, "value", role))  # the value of an enum
 
 
 def _message_content(message: Any) -> str:
@@ -308,14 +308,15 @@ def _message(message: Any) -> dict[str, str]:
 
 
 def _content(content: Any) -> str:
-    """The text of a content: a text, nothing (a tool call), or a list of parts."""
+    """The text of a content: a string, None (a tool call), or a list of parts."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if isinstance(content, (bytes, bytearray, Mapping)) or not isinstance(content, Iterable):
         raise TypeError(
-            f"a message's content must be a text or a list of parts, got a {type(content).__name__}"
+            "a message's content must be a string or a list of parts, got a "
+            f"{type(content).__name__}"
         )
     return "".join(_part(part) for part in content)
 

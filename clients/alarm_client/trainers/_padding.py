@@ -1,4 +1,4 @@
-"""Token rewards placed in padded rows."""
+"""Pads token rewards to rows of equal width."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ Row = Sequence[float]
 
 
 def left_aligned(rows: Sequence[Row], width: int | None = None) -> list[list[float]]:
-    """Each row from the first column on, zeros after it (verl, trlx, FineGrainedRLHF)."""
+    """Rows padded with zeros on the right (verl, trlx, FineGrainedRLHF)."""
     return starting_at(rows, [0] * len(rows), _width(rows) if width is None else width)
 
 
 def right_aligned(rows: Sequence[Row], width: int | None = None) -> list[list[float]]:
-    """Each row up to the last column, zeros before it (policies that pad on the left)."""
+    """Rows padded with zeros on the left (policies with left padding)."""
     width = _width(rows) if width is None else width
     return starting_at(rows, [width - len(row) for row in rows], width)
 
 
 def starting_at(rows: Sequence[Row], starts: Sequence[int], width: int) -> list[list[float]]:
-    """Each row from its own column on, zeros around it; ValueError where one does not fit."""
+    """Each row at its own start column, zeros around it; ValueError if one does not fit."""
     placed = []
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         if start < 0 or start + len(row) > width:
@@ -32,7 +32,7 @@ def starting_at(rows: Sequence[Row], starts: Sequence[int], width: int) -> list[
 
 
 def at_last_token(value: float, num_tokens: int) -> list[float]:
-    """The value on the last of so many tokens."""
+    """The value on the last of `num_tokens` tokens, zeros before it."""
     return [0.0] * (num_tokens - 1) + [value] if num_tokens else []
 
 

@@ -1,4 +1,4 @@
-"""A diagnosis, imported by no hook: does the last token's reward survive a trainer's padding?"""
+"""Padding check, imported by no hook: does a trainer's padding keep the last token reward?"""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from alarm_client.trainers._padding import at_last_token, left_aligned, right_al
 Rows: TypeAlias = Sequence[Sequence[float]]
 Side: TypeAlias = Literal["left", "right", "none"]
 
-# Token rewards in, what the trainer holds out: rewards and mask, each [responses, width].
+# From token rewards to the padded rewards and mask of a trainer, each [responses, width].
 Pad: TypeAlias = Callable[[Rows], "tuple[Rows, Rows]"]
 
 
 @dataclass(frozen=True, slots=True)
 class PaddingCheck:
-    """What became of one response's last reward.
+    """Where the last token reward of a response ends up.
 
-    `column`: where it is among what the mask keeps, None where it is lost. `last_column`: the last
-    that the mask keeps, None where it keeps nothing.
+    `column`: its column within the mask, None if it is lost. `last_column`: the last column of the
+    mask, None if the mask is empty.
     """
 
     length: int
@@ -29,14 +29,14 @@ class PaddingCheck:
 
     @property
     def survives(self) -> bool:
-        """Whether the reward stands on the last token that the trainer learns from."""
+        """Whether the reward is on the last token that the trainer learns from."""
         return self.column is not None and self.column == self.last_column
 
 
 def check_padding(pad: Pad, lengths: Sequence[int]) -> list[PaddingCheck]:
-    """Mark the last token of a response of each length, pad them as the trainer does, and look.
+    """Check responses of these lengths, with a marked reward on each last token.
 
-    Each response has a mark of its own, so that one is not taken for another.
+    Each response has a different mark, so that they cannot be confused.
     """
     marks = [float(index + 1) for index in range(len(lengths))]
     rows = [at_last_token(mark, length) for mark, length in zip(marks, lengths, strict=True)]
@@ -45,9 +45,9 @@ def check_padding(pad: Pad, lengths: Sequence[int]) -> list[PaddingCheck]:
 
 
 def padding(rewards: Side, responses: Side) -> Pad:
-    """A trainer that puts zeros on one side of rewards and padding on one side of responses.
+    """A trainer that pads rewards on one side and responses on one side.
 
-    "none": it keeps rows of their own lengths.
+    "none": rows are not padded.
     """
     align = {"right": left_aligned, "left": right_aligned, "none": _unpadded}
 
@@ -58,12 +58,12 @@ def padding(rewards: Side, responses: Side) -> Pad:
     return pad
 
 
-# Where each consumer of token rewards pads them, and where it pads responses.
+# The sides on which each trainer pads token rewards and responses.
 PADDING: dict[str, tuple[Side, Side]] = {
     "alarm_trl": ("left", "right"),
     "fine_grained_rlhf": ("right", "right"),
     "skyrl": ("left", "left"),  # skyrl/train/dataset/preprocess.py aligns both on the right
-    "slime": ("none", "none"),  # a tensor a sample
+    "slime": ("none", "none"),  # one tensor per sample
     "trlx": ("right", "right"),
     "verl": ("right", "right"),
 }

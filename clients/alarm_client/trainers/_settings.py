@@ -18,14 +18,14 @@ OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
 
 @dataclass(frozen=True, slots=True)
 class TrainerDefaults:
-    """A trainer's constraints, and its defaults for what the user does not set.
+    """A trainer's constraints, and its defaults for settings.
 
     `timeout`: seconds for one call, below the trainer's own limit. `takes_none`: whether the
-    trainer skips a sample whose reward is None. `whole_groups`: what makes a call hold all the
-    completions of a prompt, None where each call is for one sample. `same_keys`: whether each
-    sample must log the same names as the others.
-    `references`: the dataset columns that may hold the field `reference`, the first that is there
-    counts. `group_column`: the column that names a prompt, where the trainer has one.
+    trainer skips a sample whose reward is None. `whole_groups`: how to make a call contain all
+    completions of a prompt, None if each call is for one sample. `same_keys`: whether all samples
+    must log the same names.
+    `references`: dataset columns for the field `reference`; the first that is present is used.
+    `group_column`: the column that identifies a prompt, if the trainer has one.
     """
 
     trainer: str
@@ -41,22 +41,22 @@ class TrainerDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where rewards come from, what is sent with each sample, and the failure policy.
+    """The source of the rewards, what is sent with each sample, and the failure policy.
 
-    `recipe`: a recipe of the server, its default one unless named; `overrides`: what to change
-    of it. `model`: a model of the server, whose raw scores are the rewards, in place of a
-    recipe. `aspects`: "all" computes every aspect so that it can be logged, "admitted" what the
-    reward needs. `aspect_names`: the names to log, known before the first answer. `fields`: the
-    server's field -> the dataset's column, None for the trainer's usual one. `group`: the
-    column that tells prompts apart, None for the prompt itself. `template`: the policy's chat
-    template, where trainers send it: a name, "plain" for none, or JSON of what stands before
-    turns and ends them; detected where it is None. `timeout`: seconds of one call, retries
-    included; `connect_timeout`: seconds in which the first answer must come. `on_failure`:
+    `recipe`: a recipe of the server, the default one unless named; `overrides`: changes to it.
+    `model`: a model of the server, whose raw scores are the rewards, in place of a recipe.
+    `aspects`: "all" computes every aspect for the logs, "admitted" only those that the reward
+    requires. `aspect_names`: the names to log, fixed before the first response. `fields`: field of
+    the server -> column of the dataset, None for the trainer's usual column. `group`: the column
+    that identifies prompts, None for the prompt itself. `template`: the policy's chat template, for
+    trainers that send it: a name, "plain" for none, or JSON of the texts before and after turns;
+    None detects it. `timeout`: seconds per call, retries included; `connect_timeout`: seconds
+    until a first response. `on_failure`:
     "raise", "none", "group_mean" or the reward of a failed sample.
     """
 
     defaults: TrainerDefaults
-    url: str | None = field(repr=False)  # may hold a password
+    url: str | None = field(repr=False)  # may contain a password
     api_key: str | None = field(repr=False)
     recipe: str | None
     model: str | None
@@ -76,7 +76,7 @@ class Settings:
         return self.defaults.trainer
 
 
-# A server started together with the trainer opens its port within this time.
+# Time for a server that is started together with the trainer to open its port.
 CONNECT_TIMEOUT = 120.0
 
 NAMES = frozenset({one.name for one in dataclasses.fields(Settings)} - {"defaults"})
@@ -91,7 +91,7 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
     unknown = set(given) - NAMES
     if unknown:
         raise ValueError(
-            f"{defaults.trainer}: no such setting {sorted(unknown)}; there are {sorted(NAMES)}"
+            f"{defaults.trainer}: unknown setting {sorted(unknown)}; settings: {sorted(NAMES)}"
         )
     values = {name: _value(name, given) for name in NAMES}
 
@@ -123,24 +123,24 @@ def _check(settings: Settings) -> None:
     if settings.recipe and settings.model:
         raise ValueError(f"{where}: set recipe or model, not both")
     if settings.overrides and settings.model:
-        raise ValueError(f"{where}: overrides change a recipe; with model there is none to change")
+        raise ValueError(f"{where}: overrides apply to a recipe and cannot be used with model")
     sees_groups = defaults.whole_groups is not None
     takes = "'raise', 'group_mean' or a number" if sees_groups else "'raise' or a number"
     if policy == "none" and not defaults.takes_none:
         raise ValueError(
-            f"{where}: on_failure 'none' needs a trainer that skips samples, and this one "
-            f"counts a null as 0 or fails on it; it takes {takes}"
+            f"{where}: on_failure 'none' requires a trainer that skips samples; this one "
+            f"counts None as 0 or fails on it. Use {takes}"
         )
     if policy == "group_mean" and not sees_groups:
         raise ValueError(
-            f"{where}: on_failure 'group_mean' needs calls that hold all the completions of a "
-            f"prompt, and this trainer asks for one sample at a time; it takes {takes}"
+            f"{where}: on_failure 'group_mean' requires calls with all completions of a "
+            f"prompt; this trainer sends one sample at a time. Use {takes}"
         )
     needs_names = defaults.same_keys and isinstance(policy, float)
     if needs_names and not (settings.aspect_names or settings.model):
         raise ValueError(
-            f"{where} wants the same keys from every sample, so on_failure {policy} "
-            f"needs aspect_names (or ALARM_ASPECT_NAMES), such as factuality,relevance"
+            f"{where} requires the same keys for every sample, so on_failure {policy} "
+            f"requires aspect_names (or ALARM_ASPECT_NAMES), such as factuality,relevance"
         )
 
 
@@ -164,7 +164,7 @@ def _aspects(value: Any) -> Aspects:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("must be a text")
+        raise TypeError("must be a string")
     return value
 
 
@@ -206,7 +206,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The wrappers of configuration libraries as plain JSON types."""
+    """Converts wrappers of configuration libraries to plain JSON types."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 def _template(value: Any) -> str:
     if not isinstance(value, (str, Mapping)):
-        raise TypeError("must be a name, or an object of what stands before turns and ends them")
+        raise TypeError("must be a name, or an object of the texts before and after turns")
     name = value if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
     template_of(name)
     return name
@@ -225,7 +225,7 @@ def _template(value: Any) -> str:
 def _seconds(value: Any) -> float:
     seconds = _number(value)
     if not 0 < seconds < math.inf:
-        raise ValueError("must be seconds over 0")
+        raise ValueError("must be more than 0 seconds")
     return seconds
 
 
@@ -239,7 +239,7 @@ def _policy(value: Any) -> OnFailure:
 
 
 def _number(value: Any) -> float:
-    """A number or its text; NaN for anything else, including booleans."""
+    """A number, or a string of one; NaN for anything else, including booleans."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

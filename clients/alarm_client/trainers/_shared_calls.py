@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Calls whose result another reward function may still want. More are in flight only where batches
-# are scored concurrently; an evicted one is scored again.
+# Calls whose result another reward function may still request. More are in flight only if batches
+# are scored concurrently; an evicted call is repeated.
 _NUM_KEPT = 16
 
 # The reward functions of one batch run one after another; a later call has a new batch.
@@ -25,7 +25,7 @@ _serials = itertools.count()
 
 
 class Consumer:
-    """One reward function, which asks for the rewards of each batch once."""
+    """One reward function, which requests the rewards of each batch once."""
 
     __slots__ = ("serial",)
 
@@ -33,7 +33,7 @@ class Consumer:
         self.serial = next(_serials)
 
     def __reduce__(self) -> tuple[type[Consumer], tuple[()]]:
-        return Consumer, ()  # another process has its own
+        return Consumer, ()  # each process has its own
 
 
 class _Call(Generic[T]):
@@ -47,9 +47,9 @@ class _Call(Generic[T]):
 class SharedCalls(Generic[T]):
     """Results by key, each given to a consumer once.
 
-    A consumer that asks again has a new batch that happens to be the same, which is scored anew; so
-    it is for one that was made after the call, or asks ten minutes after its start. A failed call
-    fails for every consumer that shares it.
+    A second request by the same consumer means a new, equal batch, which is scored again. So does a
+    request by a consumer that was created after the call, or ten minutes after its start. A failed
+    call fails for every consumer that shares it.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class SharedCalls(Generic[T]):
         return type(self), ()  # another process has no call in flight
 
     def result(self, consumer: Consumer, key: object, make: Callable[[], T]) -> T:
-        """The result of `make`, made here or by another thread for the same key."""
+        """The result of `make`, called here or by another thread for the same key."""
         while True:
             call, is_mine = self._join(consumer, ("blocking", key))
             if is_mine:
@@ -79,7 +79,7 @@ class SharedCalls(Generic[T]):
     async def aresult(self, consumer: Consumer, key: object, make: Callable[[], Awaitable[T]]) -> T:
         """As `result`, awaited.
 
-        Blocking callers do not share these calls: one could block the loop that has to run them.
+        Blocking callers do not share these calls, as they could block the loop that runs them.
         """
         while True:
             call, is_mine = self._join(consumer, ("awaited", key))
@@ -112,7 +112,7 @@ class SharedCalls(Generic[T]):
         if isinstance(error, Exception):
             call.result.set_exception(error)
             return
-        # Cancelled or interrupted: that is no result, so a waiting consumer makes the call itself.
+        # Cancelled or interrupted: there is no result, so a waiting consumer makes the call itself.
         with self._lock:
             if self._calls.get(key) is call:
                 del self._calls[key]
@@ -125,10 +125,10 @@ def _may_join(consumer: Consumer, call: _Call[T], now: float) -> bool:
 
 
 async def _outcome(result: Future[T]) -> Future[T] | None:
-    """The finished future, or None where the consumer that made the call was cancelled."""
+    """The finished future, or None if the consumer that made the call was cancelled."""
     waiting = asyncio.wrap_future(result)
     await asyncio.wait([waiting])
     if result.cancelled():
         return None
-    waiting.exception()  # seen; it is raised from `result`
+    waiting.exception()  # mark as retrieved; it is raised from `result`
     return result

@@ -20,11 +20,11 @@ from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreRes
 
 
 class RewardSource:
-    """Rewards under one trainer's settings; safe to pickle, to fork and to use from any loop.
+    """Rewards under one trainer's settings; safe to pickle, to fork and to use from any event loop.
 
-    A result has one reward per sample, in order. Unless the policy is to raise, a failed call gives
-    rewards of None (see `_failures`). Several reward functions that each pass a `consumer` share
-    one call per batch.
+    A result has one reward per sample, in order. A failed call gives rewards of None,
+    unless the policy is "raise" (see `_failures`). Reward functions that each pass a `consumer`
+    share one call per batch.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,7 +59,7 @@ class RewardSource:
     async def arewards(
         self, samples: Sequence[Sample], consumer: Consumer | None = None
     ) -> list[Reward]:
-        """The rewards, awaited on the running loop."""
+        """The rewards, for asyncio callers."""
         if not samples:
             return []
         samples = plain_samples(samples, self._template, self.settings.trainer)
@@ -70,7 +70,7 @@ class RewardSource:
     def hierarchy(self) -> Mapping[str, Any]:
         """The rule and the weights of the recipe, with the overrides applied.
 
-        Empty for a model, or where the server does not list them.
+        Empty for a model, or if the server does not list them.
         """
         if self.settings.model is not None:
             return {}
@@ -78,7 +78,7 @@ class RewardSource:
             try:
                 recipes = self._client.models().recipes
             except AlarmError:
-                return {}  # asked again with the next rewards
+                return {}  # requested again with the next rewards
             self._hierarchy = _hierarchy(recipes, self.settings)
         return self._hierarchy
 
@@ -87,7 +87,7 @@ class RewardSource:
         self._client.wait_ready(timeout)
 
     def close(self) -> None:
-        """Close the blocking connections; awaited ones close with their loop."""
+        """Close the blocking connections; asyncio connections close with their loop."""
         self._client.close()
 
     def _rewards(self, samples: Sequence[Sample]) -> list[Reward]:
@@ -160,7 +160,7 @@ def _hierarchy(recipes: Sequence[Mapping[str, Any]], settings: Settings) -> Mapp
 
 
 def _key(samples: Sequence[Sample]) -> str:
-    """A digest of the samples as they are sent."""
+    """A digest of the samples as sent."""
     return content_digest(reward_payload(samples, None, None, "all").body)
 
 
@@ -180,7 +180,7 @@ def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]
 
 
 def _from_score(score: Score, sample: Sample) -> Reward:
-    """A model's raw score as a reward; with token offsets, it is placed on the last token."""
+    """A model's raw score as a reward; with token offsets it is placed on the last token."""
     reward = Reward(score.id, score.score, None, None, None, {}, score.truncated, score.error)
     if sample.token_offsets is None or score.score is None:
         return reward

@@ -1,4 +1,4 @@
-"""The `try` command: scores completions with the settings of a trainer's module."""
+"""The `try` command: scores completions with the settings of a trainer module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PLAIN", "add_arguments", "try_samples"]
 RowReader: TypeAlias = Callable[[Row], Row]
 FieldsReader: TypeAlias = Callable[[Row], Mapping[str, str]]
 
-# Shorter than a training run's: someone waits at the terminal.
+# Shorter than for training, as a user waits at the terminal.
 PLAIN = TrainerDefaults(
     "this client",
     timeout=60.0,
@@ -32,52 +32,53 @@ PLAIN = TrainerDefaults(
 )
 _CONNECT_SECONDS = 10.0
 
-# Settings that are flags of their own; `fields` and `group` are given as values here.
+# Settings with a flag of the same name; `fields` and `group` are given as values here.
 _FLAGS = ("url", "api_key", "recipe", "model", "overrides", "aspects", "timeout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What both `try` commands take."""
-    parser.add_argument("--prompt", required=True, help="a text, or the JSON of chat messages")
+    """Add the arguments of both `try` commands."""
+    parser.add_argument("--prompt", required=True, help="text, or chat messages as JSON")
     parser.add_argument(
-        "--completion", required=True, action="append", help="several are one group"
+        "--completion",
+        required=True,
+        action="append",
+        help="repeatable; the completions form one group",
     )
     parser.add_argument(
-        "--field", action="append", default=[], metavar="NAME=TEXT", help="such as reference=Paris"
+        "--field", action="append", default=[], metavar="NAME=TEXT", help="e.g. reference=Paris"
     )
-    parser.add_argument(
-        "--row", default="{}", help="the JSON of a dataset row, from which fields are taken"
-    )
-    parser.add_argument("--group", help="the samples' group; else the prompt tells it")
-    parser.add_argument("--url", help="of the server (ALARM_URL)")
+    parser.add_argument("--row", default="{}", help="dataset row as JSON, to read fields from")
+    parser.add_argument("--group", help="group of the samples (default: one per prompt)")
+    parser.add_argument("--url", help="URL of the server (ALARM_URL)")
     parser.add_argument("--api-key", help="(ALARM_API_KEY)")
     parser.add_argument("--recipe", help="(ALARM_RECIPE)")
-    parser.add_argument("--model", help="a model's raw score in place of a recipe (ALARM_MODEL)")
+    parser.add_argument("--model", help="a model's raw score instead of a recipe (ALARM_MODEL)")
     parser.add_argument(
-        "--overrides", help='JSON of what to change of the recipe, {"rule": "gdpo"}'
+        "--overrides", help='changes to the recipe as JSON, such as {"rule": "gdpo"}'
     )
     parser.add_argument("--aspects", choices=["admitted", "all"], default="all")
     parser.add_argument("--timeout", type=float, help="seconds (ALARM_TIMEOUT)")
 
 
 def defaults_of(trainer: str) -> TrainerDefaults:
-    """The defaults of a trainer's module, by its name; ValueError where there is none."""
+    """The defaults of a trainer module, by name; ValueError if there is none."""
     try:
         found: TrainerDefaults = import_module(f"alarm_client.trainers.{trainer}").DEFAULTS
     except (ModuleNotFoundError, AttributeError):
-        raise ValueError(f"no trainer {trainer!r}: `list` names those that there are") from None
+        raise ValueError(f"unknown trainer {trainer!r}: `list` prints all") from None
     return found
 
 
 def row_reader_of(trainer: str) -> RowReader:
-    """How a trainer's module finds columns in a dataset row, where it looks into some of them."""
+    """The function of a trainer module that flattens dataset rows, if it has one."""
     module = import_module(f"alarm_client.trainers.{trainer}")
     found: RowReader = getattr(module, "row_of_dataset", dict)
     return found
 
 
 def fields_reader_of(trainer: str) -> FieldsReader:
-    """What a trainer's module sends of a row besides the reference, where `fields` says nothing."""
+    """The function of a trainer module that reads fields from a row by default, if it has one."""
     module = import_module(f"alarm_client.trainers.{trainer}")
     found: FieldsReader = getattr(module, "usual_fields", _no_fields)
     return found
@@ -94,15 +95,15 @@ def try_samples(
     read_row: RowReader = dict,
     read_fields: FieldsReader = _no_fields,
 ) -> int:
-    """Score the samples, write what came of it and what is missing; 1 where one has no reward.
+    """Score the samples and print results and missing fields; returns 1 if a reward is missing.
 
-    Raises ValueError or TypeError for a wrong argument or setting, AlarmError where the server
-    does not answer.
+    Raises ValueError or TypeError for an invalid argument or setting, AlarmError if the server does
+    not answer.
     """
     settings = _settings(given, defaults)
     source = RewardSource(settings)
     samples = _samples(given, settings, read_row, read_fields)
-    for line in _asked(settings, samples):
+    for line in _request_lines(settings, samples):
         write(line)
     try:
         rewards = source.rewards(samples)
@@ -115,7 +116,7 @@ def try_samples(
     finally:
         source.close()
     for sample, reward in zip(samples, rewards, strict=True):
-        for line in _told(sample, reward):
+        for line in _result_lines(sample, reward):
             write(line)
     return 0 if all(reward.reward is not None for reward in rewards) else 1
 
@@ -125,7 +126,7 @@ def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
     if "ALARM_CONNECT_TIMEOUT" not in os.environ:
         named["connect_timeout"] = _CONNECT_SECONDS
     settings = read_settings(defaults, named)
-    # Failures are shown here, whatever a training run would do with them.
+    # Failures are printed here, whatever policy a training run has.
     return replace(settings, on_failure="raise")
 
 
@@ -139,7 +140,7 @@ def _samples(
     prompt = _prompt(given.prompt)
     samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
     is_batch = settings.defaults.whole_groups is not None
-    # What is given as a field need not be in a row.
+    # Fields given by flag need not be in the row.
     fields_by_row = settings.fields
     if fields_by_row is not None:
         fields_by_row = {name: one for name, one in fields_by_row.items() if name not in fields}
@@ -158,22 +159,22 @@ def _samples(
     ]
 
 
-def _asked(settings: Settings, samples: Sequence[Sample]) -> Iterator[str]:
+def _request_lines(settings: Settings, samples: Sequence[Sample]) -> Iterator[str]:
     name = settings.model or settings.recipe or "the server's default recipe"
     changed = f" with {json.dumps(settings.overrides)}" if settings.overrides else ""
-    yield f"asked     {settings.trainer}: {name}{changed}"
+    yield f"request   {settings.trainer}: {name}{changed}"
     fields = samples[0].fields or {}
     for field, text in fields.items():
         yield f"field     {field} = {text[:80]!r}"
 
 
-def _told(sample: Sample, reward: Reward) -> Iterator[str]:
+def _result_lines(sample: Sample, reward: Reward) -> Iterator[str]:
     yield f"answer    {str(sample.completion)[:60]!r}"
     if reward.error is not None:
         yield f"failed    {reward.error.code}: {reward.error.message}"
         return
     if reward.reward is None:
-        yield "failed    no_segments: the model found nothing to judge"
+        yield "failed    no_segments: the model found no segment"
         return
     yield f"reward    {reward.reward:.6g}"
     if reward.holistic is not None:
@@ -184,7 +185,7 @@ def _told(sample: Sample, reward: Reward) -> Iterator[str]:
     for name, aspect in reward.aspects.items():
         yield f"aspect    {name} {'not computed' if aspect is None else f'{aspect.reward:.6g}'}"
     if reward.truncated:
-        yield "truncated the model did not read all of it"
+        yield "truncated the sample exceeded the model's limit"
 
 
 def _prompt(text: str) -> Text:

@@ -33,12 +33,12 @@ def token_scores(
     columns: Mapping[str, Sequence[Any]] | None = None,
     **settings: Any,
 ) -> list[torch.Tensor]:
-    """One 1-D tensor of token rewards a response, as the paper's code makes them: unplaced.
+    """One 1-D tensor of token rewards per response, unplaced, as in the paper's code.
 
-    `responses`: ids as `generate` returns them, with the decoder's start token, which earns none.
+    `responses`: ids as `generate` returns them; the decoder's start token gets no reward.
     `too_short_weight`: the recipe's holistic weight, for the paper's rule that a response of at
-    most two ids gets -10 times it; without it there is no such rule. `columns`: what `fields` may
-    name, a value a response each.
+    most two ids gets -10 times that weight; None disables the rule. `columns`: dataset columns for
+    `fields`, one value per response each.
     """
     import torch
 
@@ -57,11 +57,11 @@ def token_scores(
 
 
 def place(scores: Sequence[torch.Tensor], width: int | None = None) -> list[torch.Tensor]:
-    """The scores with zeros after them, so that the fork's padding does not move them.
+    """The scores padded with zeros on the right, so that the fork's padding does not move them.
 
-    The fork puts zeros *before* scores shorter than the batch, while responses are padded behind:
-    all but the longest lose their last rewards. `width`: the longest response of the batch less
-    its start token; with several processes the longest of all of them, as the fork pads to that.
+    The fork pads scores on the *left* but responses on the right: all but the longest lose their
+    last rewards. `width`: the length of the longest response without its start token, over all
+    processes, as the fork pads to that.
     """
     import torch
 
@@ -72,9 +72,9 @@ def place(scores: Sequence[torch.Tensor], width: int | None = None) -> list[torc
 def check_trainer(
     trainer: Any, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]
 ) -> dict[str, list[PaddingCheck]]:
-    """Whether the last token's reward survives in *this* PPOTrainer: unplaced, and placed.
+    """Check whether *this* PPOTrainer keeps the last token's reward, unplaced and placed.
 
-    Runs the trainer's own forward pass, `compute_rewards` and mask on a marked reward a response.
+    Runs the trainer's forward pass, `compute_rewards` and mask, with a marked reward per response.
     """
     import torch
 
@@ -89,7 +89,7 @@ def check_trainer(
             logprobs, _, _, masks = trainer.batched_forward_pass(
                 trainer.model, queries, responses, inputs
             )
-            # The same log-probabilities twice: no KL, so that only the scores are left.
+            # Equal log-probabilities give a KL of 0, so that only the scores remain.
             rewards, _ = trainer.compute_rewards(scores, logprobs, logprobs, masks)
         return (rewards * masks).tolist(), masks.tolist()
 

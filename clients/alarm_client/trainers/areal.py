@@ -1,4 +1,4 @@
-"""AReaL: `workflow="alarm_client.trainers.areal.AlarmWorkflow"`, or a `reward_fn` of any other."""
+"""AReaL: `workflow="alarm_client.trainers.areal.AlarmWorkflow"`, or `reward_fn` in another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "IN_A_WORKER", "areward", "reward_fn"]
 
-# An episode is awaited for as long as it takes; what is raised drops it.
+# AReaL awaits an episode without a time limit; an exception drops it.
 _REFERENCES = ("reference", "answer", "ground_truth", "solution", "label")
 DEFAULTS = TrainerDefaults("areal", timeout=600.0, aspects="admitted", references=_REFERENCES)
 
-# AReaL's few worker processes run one reward each. It gives up after 15 s, waiting for a worker
-# included, and takes 0 after the fourth time; what is raised before it tries four times.
+# AReaL's worker processes run one reward each. It times out after 15 s, including the wait for a
+# worker, and uses 0 after the fourth timeout; after an exception it retries up to four times.
 IN_A_WORKER = TrainerDefaults("areal", timeout=12.0, aspects="admitted", references=_REFERENCES)
 
 
@@ -34,7 +34,7 @@ def reward_fn(
 ) -> float:
     """The reward of one completion, in one of AReaL's worker processes.
 
-    A server that is away for a minute costs rewards there: AReaL takes 0. `AlarmWorkflow` waits.
+    If the server is unavailable for a minute, AReaL uses 0; `AlarmWorkflow` waits instead.
     """
     source = get_reward_source(IN_A_WORKER)
     samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
@@ -50,7 +50,7 @@ async def areward(
     messages: Sequence[Any] | None = None,
     **row: Any,
 ) -> float:
-    """As `reward_fn`, awaited beside the other episodes' rewards."""
+    """As `reward_fn`, awaited concurrently with other episodes' rewards."""
     source = get_reward_source(DEFAULTS)
     samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
     rewards = await source.arewards(samples)
@@ -58,7 +58,7 @@ async def areward(
 
 
 def _sample(prompt: str, completions: str, messages: Sequence[Any] | None) -> Sample:
-    """AReaL decodes both texts with special tokens: a row's `messages` are the better prompt."""
+    """Prefers the `messages` of a row, as AReaL decodes prompts with special tokens."""
     return Sample(
         prompt=prompt if messages is None else prompt_of(messages),
         completion=without_end_tokens(completions),
@@ -73,12 +73,12 @@ def _workflow() -> type[Any]:
         RLVRWorkflow.__init__(self, *args, **{"reward_fn": areward, **given})
         self.async_reward_fn = areward  # in place of AReaL's pool of worker processes
 
-    doc = "AReaL's RLVRWorkflow, whose rewards are awaited: it needs no `reward_fn`."
+    doc = "AReaL's RLVRWorkflow with awaited rewards; it requires no `reward_fn`."
     return type("AlarmWorkflow", (RLVRWorkflow,), {"__doc__": doc, "__init__": __init__})
 
 
 def __getattr__(name: str) -> Any:
-    # The class that AReaL looks up by its dotted name; areal is imported when it is.
+    # The class that AReaL looks up by dotted name; areal is imported only then.
     if name == "AlarmWorkflow":
         return _workflow()
     raise AttributeError(f"module {__name__} has no {name}")

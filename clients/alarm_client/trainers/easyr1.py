@@ -25,7 +25,7 @@ __all__ = [
     "usual_fields",
 ]
 
-# One Ray actor asks for the whole batch while the trainer waits, as long as it takes.
+# One Ray actor scores the whole batch while the trainer waits, without a time limit.
 DEFAULTS = TrainerDefaults(
     "easyr1",
     timeout=600.0,
@@ -42,14 +42,14 @@ def compute_score(
     ground_truth: str | None = None,
     **settings: Any,
 ) -> list[dict[str, float]]:
-    """`{"overall": reward, ...}` of each response, with the reward's parts for EasyR1's logs.
+    """`{"overall": reward, ...}` for each response, with its components for EasyR1's logs.
 
-    EasyR1 passes no prompt, so the answer column holds it: an object, or its JSON, with `prompt`
-    (a text or messages) and what else the recipe needs, each text or number as the field of its
-    name, unless the setting `fields` names columns: `{"prompt": "Who wrote Emma?", "reference":
-    "Jane Austen"}`. `ground_truth` says what a column of plain texts is: "prompt", or "reference"
-    for recipes that read no prompt.
-    `reward_function_kwargs` may name it and any of Settings.
+    EasyR1 passes no prompt, so the answer column must contain it: an object, or its JSON, with
+    `prompt` (a string or messages) and further strings or numbers, which are sent as fields of the
+    same name unless the setting `fields` names columns: `{"prompt": "Who wrote Emma?", "reference":
+    "Jane Austen"}`. `ground_truth` is the meaning of a column of plain strings: "prompt", or
+    "reference" for recipes that read no prompt.
+    `reward_function_kwargs` may contain it and any of Settings.
     """
     if ground_truth not in (None, "prompt", "reference"):
         raise ValueError(
@@ -59,7 +59,7 @@ def compute_score(
     samples = _samples(reward_inputs, ground_truth, source.settings)
     rewards = source.rewards(samples)
     values = numbers(rewards, source.settings.on_failure, groups_of(samples))
-    names = source.aspect_names.seen(rewards)
+    names = source.aspect_names.update(rewards)
     return [
         {"overall": value, **_logged(components(reward, names))}
         for reward, value in zip(rewards, values, strict=True)
@@ -69,7 +69,7 @@ def compute_score(
 def _samples(
     inputs: Sequence[Mapping[str, Any]], meaning: str | None, settings: Settings
 ) -> list[Sample]:
-    """The samples of a batch; those of one prompt are a group, of which EasyR1 sends the whole."""
+    """The samples of a batch; those of one prompt are a group, which EasyR1 sends together."""
     rows = [_row(one["ground_truth"], meaning, index) for index, one in enumerate(inputs)]
 
     def read(row: Mapping[str, Any], one: Mapping[str, Any]) -> Sample:
@@ -89,15 +89,16 @@ def _samples(
 
 
 def _row(truth: Any, meaning: str | None, index: int) -> Mapping[str, Any]:
-    """The prompt and what else a ground truth holds, by name."""
+    """The prompt and the other values of a ground truth, by name."""
     if isinstance(truth, str) and meaning is not None:
         return {"prompt": truth} if meaning == "prompt" else {"prompt": "", "reference": truth}
     row = _object(truth)
     if row is None or row.get("prompt") is None:
         raise ValueError(
-            f"easyr1: sample {index} has no prompt, which EasyR1 does not pass: let the answer "
-            f'column hold {{"prompt": ..., "reference": ...}}, or say by reward_function_kwargs.'
-            f"ground_truth that its plain texts are 'prompt' or 'reference'; got {truth!r:.200}"
+            f"easyr1: sample {index} has no prompt, which EasyR1 does not pass: put "
+            f'{{"prompt": ..., "reference": ...}} into the answer column, or set '
+            f"reward_function_kwargs.ground_truth to 'prompt' or 'reference' for plain strings; "
+            f"got {truth!r:.200}"
         )
     return row
 
@@ -112,7 +113,7 @@ def _object(truth: Any) -> Mapping[str, Any] | None:
 
 
 def row_of_dataset(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the answer column of a dataset row holds, where that is an object with a prompt.
+    """The value of the answer column of a dataset row, if it is an object with a prompt.
 
     The column is `ground_truth`, `answer` (EasyR1's own `data.answer_key`) or the only one.
     """
@@ -125,9 +126,9 @@ def row_of_dataset(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def usual_fields(row: Mapping[str, Any]) -> dict[str, str]:
-    """The texts and numbers beside the prompt, as fields of their names.
+    """The strings and numbers besides the prompt, as fields of the same name.
 
-    None and NaN are what tables hold for nothing.
+    None and NaN are missing values.
     """
     return {
         str(name): str(value)
@@ -141,7 +142,7 @@ def usual_fields(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _logged(parts: Mapping[str, float]) -> dict[str, float]:
-    """What was computed: EasyR1 logs means, and one NaN would make them NaN."""
+    """The components without NaN, which would make the means that EasyR1 logs NaN."""
     return {
         f"alarm_{name}": part
         for name, part in parts.items()

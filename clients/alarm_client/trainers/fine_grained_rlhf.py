@@ -1,4 +1,4 @@
-"""FineGrainedRLHF's reward object: one float a token for its PPOTrainer, and its evaluation."""
+"""FineGrainedRLHF's reward object: token rewards for its PPOTrainer and its evaluation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DEFAULTS = TrainerDefaults(
 
 
 class TokenRewards:
-    """What the trainer asks of a reward, but for its own KL penalty: see `make_reward`.
+    """The methods that the trainer calls, except for its KL penalty: see `make_reward`.
 
-    `prompt_key` names the prompt's text in a row's metadata, else the prompt's ids are decoded.
+    `prompt_key`: the key of the prompt in a row's metadata; by default its ids are decoded.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class TokenRewards:
         self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     def get_reward(self, **batch: Any) -> dict[str, list[list[float]]]:
-        """`rewards/raw`: a list a response, as long as its attention mask keeps tokens.
+        """`rewards/raw`: one list per response, one float per unmasked token.
 
-        The trainer pads them on the right, where its responses end.
+        The trainer pads them on the right, as it does responses.
         """
         rewards, lengths = self._judge(**batch)
         return {"rewards/raw": token_rewards(rewards, lengths, self.source.settings.on_failure)}
 
     def eval_metrics(self, **batch: Any) -> dict[str, list[float]]:
-        """`eval/rewards`, by which the trainer keeps its best checkpoint, and the parts."""
+        """`eval/rewards`, by which the trainer selects its best checkpoint, and the components."""
         rewards, lengths = self._judge(**batch)
         rows = token_rewards(rewards, lengths, self.source.settings.on_failure)
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         return {
             "eval/rewards": [sum(row) for row in rows],
             "eval/lengths": [float(length) for length in lengths],
@@ -54,7 +54,7 @@ class TokenRewards:
         }
 
     def aggregate_metrics(self, wandb_table: Any, value_columns: Sequence[str]) -> dict[str, float]:
-        """The mean of each column of the trainer's table over what it has."""
+        """The mean of each column of the trainer's table."""
         start = len(wandb_table.columns) - len(value_columns)
         table = {
             name: [row[start + index] for row in wandb_table.data]
@@ -96,7 +96,7 @@ def make_reward(tokenizer: Any, kl_coef: float, **settings: Any) -> Any:
 
 
 def _kept(ids: Any, mask: Any) -> list[list[int]]:
-    """The ids of each row that its mask keeps."""
+    """The unmasked ids of each row."""
     return [
         [token for token, kept in zip(plain_ids(row), plain_ids(marks), strict=True) if kept]
         for row, marks in zip(ids, mask, strict=True)

@@ -1,4 +1,4 @@
-"""miles' `--custom-rm-path`: its samples and calls are slime's, of which it is a fork.
+"""miles' `--custom-rm-path`: a fork of slime, with the same samples and calls.
 
 It has no hook for advantages, so there are no token rewards.
 """

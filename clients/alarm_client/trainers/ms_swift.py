@@ -16,8 +16,8 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "AlarmORM", "orm", "register"]
 
-# As TRL, on which ms-swift stands: no timeout but the collective watchdog. A None counts as 0 in
-# its advantages, so that it is not to be had here. `solution` is its own rewards' column.
+# As in TRL, on which ms-swift builds, the only timeout is the collective watchdog. A None counts as
+# 0 in its advantages, so it is not offered. `solution` is the column of its own rewards.
 DEFAULTS = TrainerDefaults(
     "ms_swift",
     timeout=480.0,
@@ -29,11 +29,11 @@ DEFAULTS = TrainerDefaults(
 
 
 class AlarmORM:
-    """An async outcome reward: ms-swift builds it with its arguments and awaits its calls.
+    """An async outcome reward, which ms-swift constructs with its arguments and awaits.
 
-    Each call may come on a new event loop. `part`: "reward", "holistic" or an aspect's name,
-    as in `part_of`; ms-swift logs a class under its name. Several of the same settings cost one
-    scoring call a batch.
+    Each call may run on a new event loop. `part`: "reward", "holistic" or an aspect's name,
+    as in `part_of`; ms-swift logs a class under its name. Instances with equal settings share one
+    scoring call per batch.
     """
 
     part = "reward"
@@ -49,7 +49,7 @@ class AlarmORM:
     async def __call__(
         self, completions: Sequence[Any], messages: Sequence[Any] | None = None, **columns: Any
     ) -> list[float | None]:
-        """One float or None a completion; `messages` holds the conversations, answers included."""
+        """One float or None a completion; `messages` contains the conversations with answers."""
         if messages is None:
             raise ValueError("ms_swift: the call has no messages, so the prompts are unknown")
 
@@ -66,9 +66,9 @@ class AlarmORM:
 
 
 def _start(row: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:
-    """What all completions of a prompt have in common, however many turns they took since.
+    """The prompt that all completions of a group share, whatever turns were added since.
 
-    ms-swift's `prompt_id` counts the prompts of one process and one step, so it is told with them.
+    ms-swift's `prompt_id` is unique only in one process and step, so it is combined with messages.
     """
     turns = takewhile(lambda message: _role(message) != "assistant", messages)
     numbered = {"role": "prompt_id", "content": str(row.get("prompt_id") or "")}
@@ -80,13 +80,13 @@ def _role(message: Any) -> str:
 
 
 def orm(name: str, part: str = "reward", **settings: Any) -> type[AlarmORM]:
-    """An ORM class of its own, so that several recipes or aspects log under their own names."""
+    """Create an ORM class, so that several recipes or aspects are logged under their own names."""
     return type(name, (AlarmORM,), {"part": part, "settings": settings})
 
 
 def register(orms: dict[str, Any], aspects: Sequence[str] = ()) -> None:
-    """Enter `alarm`, and `alarm_<aspect>` for each aspect, among ms-swift's `orms`."""
-    # With aspects beside it the reward asks as they do, so that one call serves them all.
+    """Add `alarm`, and `alarm_<aspect>` for each aspect, to ms-swift's `orms`."""
+    # With aspects, the reward has the same settings as they, so that all share one call.
     orms["alarm"] = orm("alarm", aspects="all") if aspects else orm("alarm")
     for aspect in aspects:
         orms[f"alarm_{aspect}"] = orm(f"alarm_{aspect}", aspect)

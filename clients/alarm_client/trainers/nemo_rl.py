@@ -29,10 +29,10 @@ _ACTOR = "alarm_client.trainers.nemo_rl.AlarmEnvironment"
 
 
 class Environment:
-    """One turn: the last message is judged, the episode ends.
+    """A single-turn environment: scores the last message and ends the episode.
 
-    `config` may hold any of Settings, and `multi_reward: true` for `rewards` as a dict of the
-    holistic score and each aspect (GDPO) in place of their hierarchical sum.
+    `config` may contain any of Settings, and `multi_reward: true` for `rewards` as a dict of the
+    holistic score and each aspect (GDPO) instead of their hierarchical sum.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
@@ -70,22 +70,22 @@ class Environment:
         )
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """The batch as it is, and the means of the rewards' parts in this actor's last step."""
+        """The batch unchanged, and the means of the reward components of this actor's last step."""
         return batch, {f"alarm/{name}": mean for name, mean in self.parts.items()}
 
     def _note(self, rewards: list[Reward]) -> None:
-        self.parts = means(columns(rewards, self.source.aspect_names.seen(rewards)))
+        self.parts = means(columns(rewards, self.source.aspect_names.update(rewards)))
 
     def _by_name(self, rewards: list[Reward]) -> dict[str, Any]:
         import torch
 
-        names = self.source.aspect_names.seen(rewards)
+        names = self.source.aspect_names.update(rewards)
         parts = columns(rewards, names)
         return {name: torch.tensor(parts[name]) for name in ("holistic", *names)}
 
 
 def register(name: str = "alarm") -> None:
-    """Make `name` an environment of NeMo RL: call it before the environments are created."""
+    """Register `name` as an environment of NeMo RL; call it before environments are created."""
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
     from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
     from nemo_rl.environments.utils import register_env
@@ -95,7 +95,7 @@ def register(name: str = "alarm") -> None:
 
 
 def main() -> None:
-    """Run the script that the arguments name, and its own arguments, with `alarm` registered."""
+    """Run a script with its arguments after registering `alarm`."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m alarm_client.trainers.nemo_rl SCRIPT [ARGUMENT]...")
     register()
@@ -113,7 +113,7 @@ def _actor() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    # The Ray actor that NeMo RL looks up by its dotted name; Ray is imported when it is.
+    # The Ray actor that NeMo RL looks up by dotted name; Ray is imported only then.
     if name == "AlarmEnvironment":
         return _actor()
     raise AttributeError(f"module {__name__} has no {name}")

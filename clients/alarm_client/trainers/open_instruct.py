@@ -18,7 +18,7 @@ from alarm_client.types import Reward, Sample, Text
 
 __all__ = ["DEFAULTS", "main", "messages_of_query", "register"]
 
-# open-instruct awaits the rewards of a prompt's samples together, as long as they take.
+# open-instruct awaits the rewards of a prompt's samples together, without a time limit.
 DEFAULTS = TrainerDefaults(
     "open_instruct", timeout=600.0, aspects="admitted", references=("label",)
 )
@@ -27,24 +27,25 @@ _TURN = re.compile(r"^(system|developer|user|assistant|tool|environment): ", re.
 
 
 def register() -> None:
-    """Make `alarm` one of the verifiers that open-instruct finds: call it before it builds them."""
+    """Register `alarm` as a verifier of open-instruct; call it before verifiers are created."""
     _verifier()
 
 
 def main() -> None:
-    """Run the script that the arguments name, and its own arguments, with `alarm` registered."""
+    """Run a script with its arguments after registering `alarm`."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m alarm_client.trainers.open_instruct SCRIPT [ARGUMENT]...")
     del sys.argv[0]
-    sys.path.insert(0, str(Path.cwd()))  # open-instruct's folder, where it is not installed
+    sys.path.insert(0, str(Path.cwd()))  # open-instruct's folder, if it is not installed
     register()
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def messages_of_query(query: str) -> Text:
-    """The messages that open-instruct has joined to a query, as lines of `role: content`.
+    """The messages that open-instruct joined into a query, as lines of `role: content`.
 
-    A line of a message that begins like one is taken for one; what does not begin so is a text.
+    A line within a message that starts with a role is read as a message. A query that does not
+    start with a role is returned as a string.
     """
     found = list(_TURN.finditer(query))
     if not found or found[0].start() > 0:
@@ -67,8 +68,8 @@ def _samples(prediction: str, label: Any, query: str | None, settings: Settings)
 def _verifier() -> type[Any]:
     from open_instruct.ground_truth_utils import VerificationResult, VerifierFunction
 
-    class AlarmVerifier(VerifierFunction):  # type: ignore[misc]  # open-instruct is not there to be checked
-        """The reward of one prediction; rows name it by `dataset: alarm`."""
+    class AlarmVerifier(VerifierFunction):  # type: ignore[misc]  # open-instruct is not installed for type checking
+        """The reward of one prediction; selected by `dataset: alarm` in a row."""
 
         def __init__(self, verifier_config: Any = None) -> None:
             super().__init__("alarm", weight=1.0, verifier_config=verifier_config)
@@ -101,19 +102,19 @@ def _verifier() -> type[Any]:
         (value,) = numbers(rewards, get_reward_source(DEFAULTS).settings.on_failure)
         return VerificationResult(score=value)
 
-    AlarmVerifier.__qualname__ = "AlarmVerifier"  # where workers find it, by __getattr__
+    AlarmVerifier.__qualname__ = "AlarmVerifier"  # found by workers through __getattr__
     return AlarmVerifier
 
 
 def __getattr__(name: str) -> Any:
-    # The class that open-instruct's workers look up by its name; open_instruct is imported then.
+    # The class that open-instruct's workers look up by name; open_instruct is imported only then.
     if name == "AlarmVerifier":
         return _verifier()
     raise AttributeError(f"module {__name__} has no {name}")
 
 
 if __name__ == "__main__":
-    # By its own name, under which workers find the class that is pickled.
+    # By the module name under which workers unpickle the class.
     from alarm_client.trainers import open_instruct
 
     open_instruct.main()

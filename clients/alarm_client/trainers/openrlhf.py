@@ -16,20 +16,21 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "reward_func"]
 
-# OpenRLHF gives its own HTTP rewards 180 s. It logs a failure and goes on with None, which ends
-# the run later; raising leaves the reason in that log.
+# OpenRLHF's own HTTP rewards have a timeout of 180 s. It logs a failure and continues with None,
+# which ends the run later; an exception leaves the reason in that log.
 DEFAULTS = TrainerDefaults("openrlhf", timeout=170.0, same_keys=True, references=("label",))
 
 
 def reward_func(
     queries: Sequence[str], prompts: Sequence[str], labels: Any = None
 ) -> dict[str, Any]:
-    """`rewards`, `scores` and `extra_logs` as tensors of as many floats as there are queries.
+    """`rewards`, `scores` and `extra_logs` as float tensors, one value per query.
 
     A query is prompt and response as the policy's tokenizer decodes them, special tokens included;
-    one that does not start with its prompt is refused. `scores`, which OpenRLHF filters by and
-    wants in [0, 1], is the logistic of the reward. They and the logs are what the server's URL
-    `/compat/openrlhf` answers: an aspect's log is what it adds to the reward, `holistic` too.
+    one that does not start with its prompt is rejected. `scores`, which OpenRLHF filters by and
+    requires in [0, 1], is the sigmoid of the reward. Scores and logs equal those of the server's
+    `/compat/openrlhf`: the logs of `holistic` and of an aspect are their contributions to the
+    reward.
     """
     import torch
 
@@ -42,7 +43,7 @@ def reward_func(
     rows = rows_of({"label": labels, "labels": labels}, len(samples))
     rewards = source.rewards(with_rows(samples, rows, source.settings))
     values = numbers(rewards, source.settings.on_failure)
-    parts = columns(rewards, source.aspect_names.seen(rewards))
+    parts = columns(rewards, source.aspect_names.update(rewards))
     hierarchy = source.hierarchy() if samples else {}
     for index, reward in enumerate(rewards):
         for name, value in summands(reward, hierarchy).items() if hierarchy else ():

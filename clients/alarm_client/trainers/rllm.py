@@ -16,19 +16,19 @@ from alarm_client.types import Sample, Text
 
 __all__ = ["DEFAULTS", "AlarmEvaluator", "AlarmReward"]
 
-# rLLM waits for an evaluator, in a thread, as long as it takes.
+# rLLM waits for an evaluator in a thread, without a time limit.
 DEFAULTS = TrainerDefaults(
     "rllm",
     timeout=600.0,
     references=("reference", "ground_truth", "answer", "solution", "label"),
 )
 
-# Where rLLM's datasets have the question, in the order in which its own workflows look.
+# The question columns of rLLM's datasets, in the order of its own workflows.
 _QUESTIONS = ("messages", "question", "prompt", "problem")
 
 
 class _Rewards:
-    """Rewards of one sample a call; any of Settings by argument, else by environment."""
+    """Rewards of one sample per call; takes any of Settings as arguments."""
 
     def __init__(self, **settings: Any) -> None:
         self.source = RewardSource(read_settings(DEFAULTS, settings))
@@ -36,11 +36,11 @@ class _Rewards:
     def _of(
         self, prompt: Text, completion: str, row: Mapping[str, Any]
     ) -> tuple[float, dict[str, float]]:
-        """The reward, and its parts that were computed by name."""
+        """The reward, and its computed components by name."""
         samples = [Sample(prompt=prompt, completion=completion)]
         rewards = self.source.rewards(with_rows(samples, [row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         return value, {
             f"alarm_{name}": part for name, part in parts.items() if not math.isnan(part)
         }
@@ -49,7 +49,7 @@ class _Rewards:
 class AlarmEvaluator(_Rewards):
     """`AgentTrainer(evaluator=AlarmEvaluator())`, or `--evaluator` with its `module:name`.
 
-    Judges the last reply of the last trajectory. `threshold`: `is_correct` is a reward above it.
+    Scores the last reply of the last trajectory. `is_correct` is true above `threshold`.
     """
 
     def __init__(self, threshold: float = 0.0, **settings: Any) -> None:
@@ -57,7 +57,7 @@ class AlarmEvaluator(_Rewards):
         self.threshold = threshold
 
     def evaluate(self, task: Any, episode: Any) -> Any:
-        """rLLM's EvalOutput, the reward's parts as its signals."""
+        """rLLM's EvalOutput, with the reward components as signals."""
         from rllm.eval.types import EvalOutput, Signal
 
         value, parts = self._of(*_last_turn(episode, task), getattr(task, "metadata", task))
@@ -72,7 +72,7 @@ class AlarmReward(_Rewards):
     """`reward_function=AlarmReward()` of rLLM's workflows: called with the task and the action."""
 
     def __call__(self, task_info: Mapping[str, Any], action: Any) -> Any:
-        """rLLM's RewardOutput, the reward's parts as its metadata."""
+        """rLLM's RewardOutput, with the reward components as metadata."""
         from rllm.rewards.reward_types import RewardOutput
 
         text = str(getattr(action, "action", action) or "")
@@ -90,7 +90,7 @@ def _last_turn(episode: Any, task: Any) -> tuple[Text, str]:
 
 
 def _reply(episode: Any, steps: Sequence[Any]) -> str:
-    """The final text of an episode without conversations, where rLLM's own evaluators look."""
+    """The final text of an episode without conversations, as rLLM's own evaluators find it."""
     if "answer" in episode.artifacts:
         return str(episode.artifacts["answer"])
     for trajectory in episode.trajectories[-1:]:
@@ -114,7 +114,7 @@ def _question(row: Mapping[str, Any]) -> Text:
     for name in _QUESTIONS:
         if row.get(name):
             return prompt_of(row[name])
-    raise ValueError(f"rllm: the task has none of {list(_QUESTIONS)}; it has {sorted(row)}")
+    raise ValueError(f"rllm: the task has no question in {list(_QUESTIONS)}; it has {sorted(row)}")
 
 
 def _role(message: Any) -> str:

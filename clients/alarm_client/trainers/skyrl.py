@@ -1,4 +1,4 @@
-"""SkyRL: a SkyRL-Gym environment, and a generator whose rewards are one float a token."""
+"""SkyRL: a SkyRL-Gym environment, and a generator with token rewards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["DEFAULTS", "AlarmGenerator", "Environment", "register", "row_of_data
 DEFAULTS = TrainerDefaults(
     "skyrl",
     timeout=600.0,
-    whole_groups="skyrl_dense, whose generator holds the batch",
+    whole_groups="skyrl_dense, whose generator receives the batch",
     references=("ground_truth", "reference", "answer"),
 )
 
 
 class Environment:
-    """One turn: the action is judged as the answer to the prompt, the episode ends.
+    """A single-turn environment: scores the action and ends the episode.
 
-    `env_config` may hold any of Settings. `is_judged`: false leaves it to an AlarmGenerator.
+    `env_config` may contain any of Settings. `is_judged`: false leaves scoring to AlarmGenerator.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Environment:
         self.parts: dict[str, float] = {}
 
     def init(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
-        """Keep the conversation, which SkyRL passes before the first turn."""
+        """Store the conversation, which SkyRL passes before the first turn."""
         self.prompt = prompt_of(prompt)
         return prompt, {}
 
     def step(self, action: str) -> Any:
-        """SkyRL's BaseTextEnvStepOutput: the reward, with its parts as metadata."""
+        """SkyRL's BaseTextEnvStepOutput: the reward, with its components as metadata."""
         from skyrl_gym.envs.base_text_env import BaseTextEnvStepOutput
 
         if not self.is_judged:
@@ -58,17 +58,17 @@ class Environment:
         sample = Sample(prompt=self.prompt, completion=without_end_tokens(action))
         rewards = self.source.rewards(with_rows([sample], [self.row], self.source.settings))
         (value,) = numbers(rewards, self.source.settings.on_failure)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         self.parts = {f"alarm_{name}": part for name, part in parts.items()}
         return BaseTextEnvStepOutput(observations=[], reward=value, done=True, metadata=self.parts)
 
     def get_metrics(self) -> dict[str, float]:
-        """The reward's parts, which SkyRL averages over its episodes."""
+        """The reward components, which SkyRL averages over episodes."""
         return self.parts
 
 
 class AlarmGenerator:
-    """A SkyRL generator in front of another: its outputs with token rewards in place of theirs."""
+    """Wraps a SkyRL generator and replaces the rewards of its outputs by token rewards."""
 
     def __init__(self, generator: Any, tokenizer: Any, **settings: Any) -> None:
         self.generator = generator
@@ -76,14 +76,14 @@ class AlarmGenerator:
         self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     async def generate(self, input_batch: Any) -> Any:
-        """The other's GeneratorOutput; `rewards[i]` is as long as `response_ids[i]`."""
+        """The wrapped generator's output; `rewards[i]` is as long as `response_ids[i]`."""
         output = await self.generator.generate(input_batch)
         prompts = input_batch["prompts"]
         ids = [plain_ids(row) for row in output["response_ids"]]
         if len(prompts) != len(ids):
             raise ValueError(
-                f"skyrl: {len(prompts)} prompts and {len(ids)} responses; step-wise "
-                "trajectories have no token rewards here"
+                f"skyrl: {len(prompts)} prompts and {len(ids)} responses; token rewards "
+                "do not support step-wise trajectories"
             )
         settings = self.source.settings
         samples = [
@@ -100,14 +100,14 @@ class AlarmGenerator:
 
 
 def row_of_dataset(extras: Any) -> Row:
-    """SkyRL's dataset columns; the `ground_truth` is inside of `reward_spec`."""
+    """SkyRL's dataset columns; `ground_truth` is in `reward_spec`."""
     row = row_of(extras)
     spec = row_of(row.get("reward_spec") or row.get("reward_model"))
     return {**row_of(row.get("extra_info")), **spec, **row}
 
 
 def register(name: str = "alarm", is_judged: bool = True) -> None:
-    """Make `name` an environment class of SkyRL-Gym: call it where environments are made."""
+    """Register `name` as an environment of SkyRL-Gym, in the process that creates environments."""
     from skyrl_gym.envs import register as register_env
 
     given = {"is_judged": is_judged}
@@ -122,7 +122,7 @@ def _environment() -> type[Any]:
 
 
 def __getattr__(name: str) -> Any:
-    # The class that SkyRL-Gym looks up by its entry point; skyrl_gym is imported when it is.
+    # The class that SkyRL-Gym looks up by entry point; skyrl_gym is imported only then.
     if name == "AlarmEnv":
         return _environment()
     raise AttributeError(f"module {__name__} has no {name}")

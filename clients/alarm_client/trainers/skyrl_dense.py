@@ -8,5 +8,5 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Train with `environment.env_class=alarm` for one turn, its rewards laid on its tokens."""
+    """Train single-turn with `environment.env_class=alarm` and token rewards."""
     train(is_dense=True)

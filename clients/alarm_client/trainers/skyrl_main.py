@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def train(is_dense: bool) -> None:
-    """Train in Ray's worker by the command line, with the ALARM_ variables of this process."""
+    """Train in a Ray worker by the command line, with this process's ALARM_ variables."""
     import ray
     from skyrl.train.config import SkyRLTrainConfig
     from skyrl.train.utils import initialize_ray, validate_cfg
@@ -34,7 +34,7 @@ def train(is_dense: bool) -> None:
 
 
 def experiment(is_dense: bool) -> type[Any]:
-    """SkyRL's experiment; a dense one gets its rewards a token, from behind its generator."""
+    """SkyRL's experiment; a dense one wraps its generator for token rewards."""
     from skyrl.train.entrypoints.main_base import BasePPOExp
 
     if not is_dense:

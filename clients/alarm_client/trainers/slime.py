@@ -1,4 +1,4 @@
-"""slime's hooks: `--custom-rm-path`, and the two more that carry token rewards."""
+"""slime's hooks: `--custom-rm-path`, and two further hooks for token rewards."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = [
     "token_level_advantages",
 ]
 
-# slime waits for a custom reward as long as it takes, and an error ends the rollout.
-# With `--group-rm` a call holds the completions of a prompt.
+# slime waits for a custom reward without a time limit, and an error ends the rollout.
+# With `--group-rm` a call has all completions of a prompt.
 DEFAULTS = TrainerDefaults(
     "slime",
     timeout=600.0,
@@ -56,10 +56,10 @@ async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     def read(one: Any) -> Sample:
         return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
 
-    asked = read_each(defaults.trainer, read, samples=samples)
-    asked = _with_rows(asked, samples, source, is_group)
-    rewards = await source.arewards(asked)
-    found = _found(args, rewards, source, groups_of(asked))
+    to_score = read_each(defaults.trainer, read, samples=samples)
+    to_score = _with_rows(to_score, samples, source, is_group)
+    rewards = await source.arewards(to_score)
+    found = _found(args, rewards, source, groups_of(to_score))
     return found if is_group else found[0]
 
 
@@ -73,13 +73,13 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     tokenizer = _tokenizer(args.hf_checkpoint)
     source = get_reward_source(DEFAULTS)
     ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
-    asked = [
+    to_score = [
         token_sample(prompt_of(one.prompt), row, tokenizer)
         for one, row in zip(samples, ids, strict=True)
     ]
-    asked = _with_rows(asked, samples, source, is_group)
-    rewards = await source.arewards(asked)
-    groups = groups_of(asked)
+    to_score = _with_rows(to_score, samples, source, is_group)
+    rewards = await source.arewards(to_score)
+    groups = groups_of(to_score)
     found = _found(args, rewards, source, groups)
     rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure, groups)
     for one, row in zip(samples, rows, strict=True):
@@ -88,9 +88,9 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
 
 
 def post_process_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[Any]]:
-    """`--custom-reward-post-process-path`: scalars to log, and a tensor of token rewards a sample.
+    """`--custom-reward-post-process-path`: scalars to log, and token rewards.
 
-    They are tensors because slime's own logging adds up what is not one.
+    Token rewards are one tensor per sample, as slime's logging sums anything else.
     """
     import torch
 
@@ -112,8 +112,8 @@ def token_level_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     """`--custom-advantage-function-path`: fills `advantages` and `returns` from token rewards.
 
     The token rewards less `kl_coef` times the KL are each token's reward: with a critic they go
-    through GAE (slime's own where slime runs), without one each advantage is the discounted sum of
-    what follows.
+    through GAE (slime's, if its module is installed), without one each advantage is the discounted
+    return.
     """
     rewards = [
         reward.to(kl.device, kl.dtype) - args.kl_coef * kl
@@ -128,14 +128,14 @@ def token_level_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
 
 
 def _local_rewards(args: Any, rollout_data: dict[str, Any]) -> list[Any]:
-    """The token rewards of this rank: all of them, unless context parallelism shares them out."""
+    """The token rewards of this rank; ValueError if context parallelism splits the tokens."""
     rewards = rollout_data["rewards"]
     pairs = zip(rewards, rollout_data["kl"], strict=True)
     for index, (reward, kl) in enumerate(pairs):
         if reward.shape != kl.shape:
             raise ValueError(
                 f"slime: sample {index} has {reward.numel()} token rewards for {kl.numel()} "
-                "tokens of this rank; token rewards need --context-parallel-size 1"
+                "tokens of this rank; token rewards require --context-parallel-size 1"
             )
     return list(rewards)
 
@@ -143,7 +143,7 @@ def _local_rewards(args: Any, rollout_data: dict[str, Any]) -> list[Any]:
 def _with_critic(
     args: Any, rollout_data: dict[str, Any], rewards: list[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Advantages and returns by GAE; a fork of slime without its module has the same from here."""
+    """Advantages and returns by GAE: slime's own, or the same here for forks without it."""
     theirs = sys.modules.get("slime.utils.ppo_utils")
     if theirs is not None:
         advantages, returns = theirs.get_advantages_and_returns_batch(
@@ -172,7 +172,7 @@ def _next(values: Any) -> Any:
 
 
 def _discounted(rewards: Any, gamma: float) -> Any:
-    """What follows each token, itself included: [tokens] to [tokens]."""
+    """The discounted return of each token: [tokens] to [tokens]."""
     returns = rewards.clone()
     for index in range(len(returns) - 2, -1, -1):
         returns[index] += gamma * returns[index + 1]
@@ -180,16 +180,16 @@ def _discounted(rewards: Any, gamma: float) -> Any:
 
 
 def _with_rows(
-    asked: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
+    to_score: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
 ) -> list[Sample]:
     prompts = [one.prompt for one in samples] if is_group else None
     return with_rows(
-        asked, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
+        to_score, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
     )
 
 
 def row_of_dataset(sample: Any) -> Row:
-    """A slime sample's own attributes, and what its metadata holds."""
+    """A slime sample's attributes and its metadata."""
     row = row_of(sample)
     return {**row_of(row.get("metadata")), **row}
 
@@ -201,7 +201,7 @@ def _found(
     key = getattr(args, "reward_key", None)
     if not key:
         return list(values)
-    names = source.aspect_names.seen(rewards)
+    names = source.aspect_names.update(rewards)
     return [
         {
             **{f"alarm_{name}": part for name, part in components(reward, names).items()},

@@ -1,4 +1,4 @@
-"""Alias of `alarm_client.trainers._inputs`, which reward functions of users' own may import."""
+"""Alias of `alarm_client.trainers._inputs`, which users' reward functions may import."""
 
 from alarm_client.trainers._inputs import completion_of, prompt_of, without_end_tokens
 

@@ -13,14 +13,14 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "AlarmReward"]
 
-# torchforge waits for a reward as long as it takes.
+# torchforge waits for a reward without a time limit.
 DEFAULTS = TrainerDefaults("torchforge", timeout=600.0, aspects="admitted", references=("target",))
 
 
 class AlarmReward:
     """`RewardActor(reward_functions=[AlarmReward()])`: picklable, logged as `alarm`.
 
-    torchforge takes the mean over its reward functions. `settings`: see Settings.
+    torchforge averages over its reward functions. `settings`: see Settings.
     """
 
     def __init__(self, name: str = "alarm", **settings: Any) -> None:

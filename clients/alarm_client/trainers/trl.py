@@ -19,9 +19,9 @@ from alarm_client.types import Reward, Sample
 
 __all__ = ["DEFAULTS", "AlarmReward", "async_reward"]
 
-# TRL has no timeout of its own: a rank that waits longer than the collective watchdog (600 s by
-# default) ends the run. Its datasets have no usual name for what is right; these are its own
-# examples', and those of its rewards.
+# TRL has no timeout, but a rank that waits longer than the collective watchdog (600 s by default)
+# ends the run. Its datasets have no standard reference column; these are the names in its examples
+# and rewards.
 DEFAULTS = TrainerDefaults(
     "trl",
     timeout=480.0,
@@ -31,7 +31,7 @@ DEFAULTS = TrainerDefaults(
     references=("reference", "ground_truth", "solution", "answer", "label"),
 )
 
-# Before, a sample for which all functions return None counts as 0 in its group's mean.
+# Earlier versions count a sample for which all functions return None as 0 in the group mean.
 _FIRST_TO_SKIP = (1, 6)
 
 _FIRST_TO_AWAIT = (0, 27)
@@ -40,12 +40,12 @@ _FIRST_TO_AWAIT = (0, 27)
 class AlarmReward:
     """A reward function for `reward_funcs`: picklable, and logged under `name`.
 
-    Called with TRL's keywords, it returns one float or None a completion, and logs the parts of
-    the reward: their means by `log_metric`, each sample's by `log_extra`. The names are the same
-    in every call; `aspect_names` fixes them before the first answer. `part`: "reward", "holistic"
-    or an aspect's name, for a column of its own under TRL's `reward_weights`: several of the same
-    settings cost one scoring call a batch, where all are blocking or all are awaited. `settings`:
-    see Settings.
+    Called with TRL's keywords, it returns one float or None per completion, and logs the reward
+    components: means by `log_metric`, values per sample by `log_extra`. The names are the same in
+    every call; `aspect_names` fixes them before the first response. `part`: "reward", "holistic" or
+    an aspect's name, to weight it separately under TRL's `reward_weights`; rewards with equal
+    settings share one scoring call per batch if all are blocking or all are async. `settings`: see
+    Settings.
     """
 
     def __init__(self, name: str = "alarm", part: str = "reward", **settings: Any) -> None:
@@ -60,7 +60,7 @@ class AlarmReward:
         return {**vars(self), "source": self.source.settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # In another process, too, rewards of the same settings share their calls.
+        # Rewards with equal settings share calls in the new process too.
         vars(self).update(state, source=source_for(state["source"]))
 
     def __call__(
@@ -71,7 +71,7 @@ class AlarmReward:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """The rewards of TRL's local batch; of the columns those are sent that `fields` name."""
+        """The rewards of TRL's local batch; columns named in `fields` are sent."""
         samples = self._samples(prompts, completions, columns)
         rewards = self.source.rewards(samples, self._consumer)
         return self._finish(samples, rewards, log_metric, log_extra)
@@ -84,7 +84,7 @@ class AlarmReward:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """As the call, awaited."""
+        """As `__call__`, for asyncio."""
         samples = self._samples(prompts, completions, columns)
         rewards = await self.source.arewards(samples, self._consumer)
         return self._finish(samples, rewards, log_metric, log_extra)
@@ -103,7 +103,7 @@ class AlarmReward:
         log_metric: Callable[[str, float], None] | None,
         log_extra: Callable[[str, list[Any]], None] | None,
     ) -> list[float | None]:
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         for part, mean in means(parts).items():
             if log_metric is not None:
                 log_metric(f"{self.__name__}/{part}", mean)
@@ -114,13 +114,13 @@ class AlarmReward:
 
 
 class _Awaited:
-    """Holds an AlarmReward and offers its awaited call under the reward's own name."""
+    """Wraps an AlarmReward; its async call is an attribute with the reward's name."""
 
     def __init__(self, reward: AlarmReward) -> None:
         self._alarm_reward = reward
 
     def __getattr__(self, name: str) -> Any:
-        # A bound method pickles as this attribute of its object, so the name must lead back here.
+        # A bound method pickles as an attribute of its object, so this name must resolve to it.
         reward = vars(self).get("_alarm_reward")
         if reward is None or name != reward.__name__:
             raise AttributeError(name)
@@ -135,10 +135,10 @@ class _Awaited:
 def async_reward(
     name: str = "alarm", part: str = "reward", **settings: Any
 ) -> Callable[..., Coroutine[Any, Any, list[float | None]]]:
-    """As AlarmReward, awaited beside the other async reward functions.
+    """As AlarmReward, awaited concurrently with other async reward functions.
 
-    It is a bound coroutine method: every version of TRL that awaits rewards sees that it is async,
-    and its name. ValueError where the installed TRL is older than 0.27, which awaits none.
+    It is a bound coroutine method, so that every version of TRL that awaits rewards detects that it
+    is async, and its name. ValueError if the installed TRL is older than 0.27, which awaits none.
     """
     if old := _older_than(_FIRST_TO_AWAIT):
         raise ValueError(
@@ -152,8 +152,8 @@ def async_reward(
 
 
 def __getattr__(name: str) -> AlarmReward:
-    # `alarm_client.trainers.trl.reward`, for trainers' command lines: made when it is asked for,
-    # so that importing reads no environment.
+    # `alarm_client.trainers.trl.reward`, for trainers' command lines: created on access, so that
+    # importing reads no environment.
     if name == "reward":
         return AlarmReward()
     raise AttributeError(f"module {__name__} has no {name}")
@@ -169,7 +169,7 @@ def _refuse_none_where_it_is_zero(settings: Settings) -> None:
 
 
 def _older_than(first: tuple[int, int]) -> str | None:
-    """The TRL that is installed, where it is before `first`; else None."""
+    """The installed version of TRL if it is older than `first`, else None."""
     try:
         installed = version("trl")
     except PackageNotFoundError:

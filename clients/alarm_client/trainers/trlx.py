@@ -15,13 +15,13 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "dense_reward_fn", "reward_fn"]
 
-# Rank 0 asks while the others wait in a broadcast, so the collective watchdog is the timeout.
-# `original_output` is what its own examples call a prompt's good answer.
+# Rank 0 requests while the others wait in a broadcast, so the collective watchdog is the timeout.
+# `original_output` is the reference column in its examples.
 DEFAULTS = TrainerDefaults(
     "trlx",
     timeout=480.0,
     aspects="admitted",
-    whole_groups="prompts that repeat in a batch",
+    whole_groups="prompts that are repeated in a batch",
     references=("reference", "original_output", "ground_truth", "answer", "label"),
 )
 
@@ -29,16 +29,18 @@ DEFAULTS = TrainerDefaults(
 def reward_fn(
     samples: Sequence[str], prompts: Sequence[str], outputs: Sequence[str], **columns: Any
 ) -> list[float]:
-    """One reward an output: for every trainer of trlx."""
+    """One reward per output, for every trainer of trlx."""
     source = get_reward_source(DEFAULTS)
 
     def read(prompt: str, output: str) -> Sample:
         return Sample(prompt=prompt, completion=without_end_tokens(output))
 
-    asked = read_each(DEFAULTS.trainer, read, prompts=prompts, outputs=outputs)
-    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
-    rewards = source.rewards(asked)
-    return numbers(rewards, source.settings.on_failure, groups_of(asked))
+    to_score = read_each(DEFAULTS.trainer, read, prompts=prompts, outputs=outputs)
+    to_score = with_rows(
+        to_score, rows_of(columns, len(to_score)), source.settings, prompts=prompts
+    )
+    rewards = source.rewards(to_score)
+    return numbers(rewards, source.settings.on_failure, groups_of(to_score))
 
 
 def dense_reward_fn(
@@ -49,18 +51,20 @@ def dense_reward_fn(
     model_tok: Any = None,
     **columns: Any,
 ) -> list[list[float]]:
-    """One reward a token of `tokenizer(output)`, from the first token on: for PPO alone.
+    """One reward per token of `tokenizer(output)`, for PPO only.
 
-    trlx tokenizes its outputs anew to place rewards, so that grid is used; it pads on the right.
+    trlx tokenizes outputs again to place rewards, so those tokens are used; it pads on the right.
     Older versions pass the tokenizer as `model_tok`.
     """
     policy = tokenizer or model_tok
     if policy is None:
-        raise ValueError("trlx: dense rewards need the tokenizer, which PPO passes")
+        raise ValueError("trlx: dense rewards require the tokenizer, which only PPO passes")
     source = get_reward_source(DEFAULTS)
     ids = [plain_ids(policy(output).input_ids) for output in outputs]
-    asked = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
-    asked = with_rows(asked, rows_of(columns, len(asked)), source.settings, prompts=prompts)
-    rewards = source.rewards(asked)
+    to_score = [token_sample(prompt, row, policy) for prompt, row in zip(prompts, ids, strict=True)]
+    to_score = with_rows(
+        to_score, rows_of(columns, len(to_score)), source.settings, prompts=prompts
+    )
+    rewards = source.rewards(to_score)
     lengths = [len(row) for row in ids]
-    return token_rewards(rewards, lengths, source.settings.on_failure, groups_of(asked))
+    return token_rewards(rewards, lengths, source.settings.on_failure, groups_of(to_score))

@@ -15,7 +15,7 @@ from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "group_reward", "reward", "row_of_dataset", "rubric_reward"]
 
-# A Rubric turns what is raised into 0.0 and a line in its log; a v1 task marks the trace as failed.
+# A Rubric turns an exception into 0.0 and a log line; a v1 task marks the trace as failed.
 DEFAULTS = TrainerDefaults(
     "verifiers",
     timeout=240.0,
@@ -25,9 +25,9 @@ DEFAULTS = TrainerDefaults(
 
 
 async def reward(task: Any, trace: Any) -> float:
-    """v1: the reward of a trace's last reply; its parts become the trace's metrics.
+    """v1: the reward of a trace's last reply; its components become metrics of the trace.
 
-    Plugged in by `rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"` of a task's config.
+    Configured by `rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"` of a task's config.
     """
     messages = list(trace.messages)
     last = max(
@@ -35,17 +35,17 @@ async def reward(task: Any, trace: Any) -> float:
         default=-1,
     )
     if last < 0:
-        raise ValueError("verifiers: the trace has no reply to judge")
+        raise ValueError("verifiers: the trace has no reply to score")
     sample = Sample(
         prompt=prompt_of(messages[:last]), completion=completion_of([_plain(messages[last])])
     )
     source = get_reward_source(DEFAULTS)
-    data = getattr(task, "data", task)  # of a v1 Task, the row that it was made of
+    data = getattr(task, "data", task)  # the dataset row of a v1 Task
     rewards = await source.arewards(
         with_rows([sample], [row_of_dataset(row_of(data))], source.settings)
     )
     (value,) = numbers(rewards, source.settings.on_failure)
-    parts = components(rewards[0], source.aspect_names.seen(rewards))
+    parts = components(rewards[0], source.aspect_names.update(rewards))
     trace.record_metrics({f"alarm/{name}": part for name, part in parts.items()})
     return value
 
@@ -85,7 +85,7 @@ async def group_reward(
 
 
 def row_of_dataset(row: Row) -> Row:
-    """A row with what its `info` holds beside it."""
+    """A row merged with its `info`."""
     info = row.get("info")
     return {**info, **row} if isinstance(info, Mapping) else row
 

@@ -28,22 +28,22 @@ __all__ = [
     "row_of_verl",
 ]
 
-# verl's rate_limited manager gives up after 300 s; its dicts must have the same keys throughout.
+# verl's rate_limited manager times out after 300 s; its dicts must always have the same keys.
 DEFAULTS = TrainerDefaults("verl", timeout=240.0, same_keys=True, references=("ground_truth",))
 
-# Up to 0.7.0 a manager is called with the whole batch, in which `uid` tells the prompts apart.
+# Up to 0.7.0 a manager is called with the whole batch, in which `uid` identifies prompts.
 _OF_BATCHES = replace(
     DEFAULTS, whole_groups="its managers up to 0.7.0, called with the batch", group_column="uid"
 )
 
 
 class AlarmRewardManager:
-    """Rewards from the conversation and the sampled ids that verl holds; it imports no verl.
+    """Rewards from the conversation and sampled ids of a verl batch; imports no verl.
 
-    `run_single` is awaited for one trajectory, and `assemble_rm_scores` lays the scores of a batch;
-    verl up to 0.7.0 calls the manager with the whole batch and uses its token rewards. Settings
-    come from `reward.reward_kwargs` or the environment. `dense = true` there returns token rewards
-    from `run_single`, which verl takes where its own reward model is colocated and nowhere else.
+    `run_single` is awaited for one trajectory, and `assemble_rm_scores` places the scores of a
+    batch; verl up to 0.7.0 calls the manager with the whole batch and uses its token rewards.
+    Settings come from `reward.reward_kwargs` or the environment. `dense = true` in them returns
+    token rewards from `run_single`, which verl accepts only with a colocated reward model.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class AlarmRewardManager:
         self.is_dense = bool(given.get("dense"))
         if self.is_dense and config is not None and not _is_colocated(config):
             raise ValueError(
-                "verl's streaming rewards are one float a trajectory: dense needs "
+                "verl's streaming rewards are one float per trajectory: dense requires "
                 "reward.reward_model.enable without a resource pool of its own"
             )
         own = {name: value for name, value in given.items() if name in NAMES}
         self.source = RewardSource(read_settings(_OF_BATCHES, own))
 
     async def run_single(self, data: Any) -> dict[str, Any]:
-        """`reward_score` and `reward_extra_info` of a trajectory, judged by its last sequence."""
+        """`reward_score` and `reward_extra_info` of a trajectory, scored by its last sequence."""
         item = data[len(data) - 1]
         ids, sample = self._sample(item)
         samples = with_rows([sample], [_row(item)], self.source.settings)
@@ -76,12 +76,12 @@ class AlarmRewardManager:
             (score,) = token_rewards(rewards, [len(ids)], policy)
         else:
             (score,) = numbers(rewards, policy)
-        parts = components(rewards[0], self.source.aspect_names.seen(rewards))
+        parts = components(rewards[0], self.source.aspect_names.update(rewards))
         extra = {f"alarm_{name}": value for name, value in parts.items()}
         return {"reward_score": score, "reward_extra_info": extra}
 
     def __call__(self, data: Any, return_dict: bool = False) -> Any:
-        """`reward_tensor` [batch, response length] and the parts of the rewards by name."""
+        """`reward_tensor` [batch, response length] and the reward components by name."""
         items = [data[index] for index in range(len(data))]
         located = [self._sample(item) for item in items]
         settings = self.source.settings
@@ -97,13 +97,13 @@ class AlarmRewardManager:
         tensor = _as_tensor(rows, data.batch["responses"])
         if not return_dict:
             return tensor
-        parts = columns(rewards, self.source.aspect_names.seen(rewards))
+        parts = columns(rewards, self.source.aspect_names.update(rewards))
         extra = {f"alarm_{name}": values for name, values in parts.items()}
         return {"reward_tensor": tensor, "reward_extra_info": extra}
 
     @classmethod
     def assemble_rm_scores(cls, data: Any, scores: Sequence[Any]) -> torch.Tensor:
-        """`rm_scores` [batch, response length]: a list from token 0 on, a float at the last."""
+        """`rm_scores` [batch, response length]: lists from token 0 on, floats at the last token."""
         responses = data.batch["responses"]
         mask = data.batch["attention_mask"][:, -responses.shape[1] :]
         lengths = mask.sum(dim=1).tolist()
@@ -129,7 +129,7 @@ class AlarmRewardManager:
 
 
 def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
-    """A dataset row as verl hands it over: `extra_info` and what it holds, beside its columns."""
+    """A dataset row from the arguments of verl: the columns, `extra_info` and its contents."""
     extra = row_of(extra_info)
     return {**extra, "extra_info": extra, **columns}
 
@@ -139,7 +139,7 @@ def _row(item: Any) -> Row:
 
 
 def row_of_dataset(row: Mapping[str, Any]) -> Row:
-    """A row of verl's datasets; the `ground_truth` is inside of `reward_model`."""
+    """A row of verl's datasets; `ground_truth` is in `reward_model`."""
     columns = dict(row)
     judged = row_of(columns.get("reward_model"))
     if "ground_truth" in judged:
@@ -164,7 +164,7 @@ def _is_colocated(config: Any) -> bool:
     return bool(model.get("enable")) and not model.get("enable_resource_pool")
 
 
-# What verl adds to a call when it serves a reward model of its own.
+# Arguments that verl adds when it serves a reward model itself.
 _OF_VERL = ("reward_router_address", "reward_model_tokenizer")
 
 
@@ -176,11 +176,11 @@ async def compute_score(
     prompt_key: str = "prompt",
     **settings: Any,
 ) -> dict[str, float]:
-    """`{"score": reward, ...}` of one response, with the reward's parts beside it.
+    """`{"score": reward, ...}` of one response, with the reward components.
 
-    verl passes no prompt: it is taken from `extra_info[prompt_key]`. `reward_kwargs` may name
-    `prompt_key` and any of Settings; `fields` may name `ground_truth`, which is the field
-    `reference` without it, `data_source` and what `extra_info` holds.
+    verl passes no prompt: it is read from `extra_info[prompt_key]`. `reward_kwargs` may contain
+    `prompt_key` and any of Settings; `fields` may name `ground_truth` (the default of the field
+    `reference`), `data_source` and the keys of `extra_info`.
     """
     source = get_reward_source(DEFAULTS, _own(settings))
     samples = [_sample(solution_str, extra_info, prompt_key)]
@@ -197,7 +197,7 @@ def compute_score_blocking(
     prompt_key: str = "prompt",
     **settings: Any,
 ) -> dict[str, float]:
-    """As `compute_score`, for managers that do not await (verl up to 0.7.0, `remote`)."""
+    """As `compute_score`, for managers without asyncio (verl up to 0.7.0, `remote`)."""
     source = get_reward_source(DEFAULTS, _own(settings))
     samples = [_sample(solution_str, extra_info, prompt_key)]
     rows = [row_of_verl(extra_info, ground_truth=ground_truth, data_source=data_source)]
@@ -206,7 +206,7 @@ def compute_score_blocking(
 
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
     (score,) = numbers(rewards, source.settings.on_failure)
-    parts = components(rewards[0], source.aspect_names.seen(rewards))
+    parts = components(rewards[0], source.aspect_names.update(rewards))
     return {"score": score, **{f"alarm_{name}": value for name, value in parts.items()}}
 
 
@@ -219,7 +219,7 @@ def _prompt(extra_info: Mapping[str, Any], key: str) -> Text:
         raise ValueError(
             f"verl passes no prompt to compute_score: put it into the dataset's extra_info[{key!r}]"
             f" (it has {sorted(extra_info)}), name another key by reward_kwargs.prompt_key, "
-            "or use AlarmRewardManager, which sees the conversation"
+            "or use AlarmRewardManager, which receives the conversation"
         )
     return prompt_of(extra_info[key])
 

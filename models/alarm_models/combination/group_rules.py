@@ -55,7 +55,7 @@ class _Scale:
 
 @group_rule(
     "gdpo",
-    summary="As `mo_grpo`, and the sums are normalised over the request as well.",
+    summary="As `mo_grpo`, and the sums are normalized over the request as well.",
     reward="as `mo_grpo`, then brought to mean 0 and deviation 1 over the request",
     source="GDPO, arXiv 2601.05242",
     accepts=("group_size",),
@@ -64,7 +64,7 @@ def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards
     """Return the rewards of `mo_grpo` brought to mean 0 and deviation 1 over all the samples.
 
     Source: GDPO (Liu et al. 2026, arXiv 2601.05242); TRL's ``normalize_then_sum``. The second
-    normalisation is over the request: send a step's groups together.
+    normalization is over the request: send a step's groups together.
     """
     rewards = mo_grpo(samples, params)
     totals = [sum(one) for one in rewards if not isinstance(one, SampleError)]
@@ -77,7 +77,7 @@ def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards
 
 @group_rule(
     "mo_grpo",
-    summary="Each component is normalised within its group before they are added.",
+    summary="Each component is normalized within its group before they are added.",
     reward="`sum_k w_k (r_k - mean_G) / (std_G + 1e-4)`, the holistic score among the `r_k` with "
     "weight `W`",
     source="MO-GRPO, arXiv 2509.22047",
@@ -86,7 +86,7 @@ def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards
 def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
     """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
 
-    The components are the normalised holistic score, of weight ``W``, and each aspect's reward;
+    The components are the normalized holistic score, of weight ``W``, and each aspect's reward;
     ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
     Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
     it, gets a `SampleError`.
@@ -139,9 +139,9 @@ def validate_group_members(
 
 def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
     if name is None:
-        problem = "wants to know which samples share a prompt: send each one's `group`"
+        problem = "requires groups: send each sample's `group`, equal for one prompt"
     elif num_samples < 2:
-        problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
+        problem = f"compares samples, but group {quoted(name)} has only one: {_TOGETHER}"
     elif params.group_size not in (None, num_samples):
         problem = (
             f"has hierarchy.group_size {params.group_size}, but group {quoted(name)} has "

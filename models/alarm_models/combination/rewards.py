@@ -130,7 +130,7 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
 class HolisticDecision:
     """A sample's holistic score, and what it decides: made once, by `decide`, and carried.
 
-    ``z`` is the normalised score; ``admitted`` says whether it is past the threshold, and
+    ``z`` is the normalized score; ``admitted`` says whether it is past the threshold, and
     ``aspects_count`` whether the rule uses the sample's aspects.
     """
 
@@ -164,7 +164,7 @@ class ScoredSample:
     """One sample with everything that its reward is made of.
 
     ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
-    rule needs must be there. ``reference_z`` is the normalised holistic score of a reference
+    rule needs must be there. ``reference_z`` is the normalized holistic score of a reference
     completion.
     """
 

@@ -126,7 +126,7 @@ class RuleInputs:
 
     ``aspects`` holds those that count: none where the rule waits for the threshold and the sample
     is below it. ``num_tokens`` is one where only a scalar is asked for. ``reference_z`` is the
-    normalised holistic score of a reference completion, for rules that compare with one; ``group``
+    normalized holistic score of a reference completion, for rules that compare with one; ``group``
     is the caller's name for the samples of one prompt.
     """
 
@@ -177,9 +177,9 @@ class RuleTraits(TypedDict, total=False):
     #: Keys of ``[hierarchy]`` that it uses where the recipe has them.
     accepts: tuple[str, ...]
     aspects: AspectsCount
-    #: Whether it wants the holistic score of each sample's ``fields.reference``.
+    #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
-    #: Whether the reward is the sum of the weighted parts, so that each part's share can be told.
+    #: Whether the reward is the sum of weighted parts, so that the parts can be reported.
     adds_up: bool
     #: Whether the holistic score is among the parts.
     uses_holistic: bool

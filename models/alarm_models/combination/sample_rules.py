@@ -185,8 +185,8 @@ def product(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def minimum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``min(W*z, w_1*v_1, ...)``, where ``v_k`` is an aspect's shaped value.
 
-    Source: worst-case optimisation over reward models (Coste et al. 2023, arXiv 2310.02743), which
-    takes all to be on one scale: aspects then want shaping "none", and constants that make it so.
+    Source: worst-case optimization over reward models (Coste et al. 2023, arXiv 2310.02743), which
+    takes all to be on one scale: aspects then require shaping "none" and suitable constants.
     """
     values = [
         weight * aspect.value

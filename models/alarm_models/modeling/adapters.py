@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT: read, and merged into a model's weights when it is loaded."""
+"""PEFT LoRA adapters: reads them and merges them into a model's weights at load time."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = ["CONFIG", "Adapter", "adapter_tensors", "read_adapter"]
 
 CONFIG = "adapter_config.json"
 
-#: What tensors are called in an adapter's file: by the PEFT model's name of the model it wraps.
+#: The prefix of tensor names in an adapter file: PEFT's name of the wrapped model.
 _WRAPPED = "base_model.model."
 
-#: Options that change what the tensors mean; none is merged here.
+#: Options that change the meaning of the tensors; not supported.
 _REFUSED = (
     "use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "layer_replication",
     "trainable_token_indices", "target_parameters", "megatron_config", "use_bdlora",
     "velora_config", "monteclora_config", "arrow_config",
 )  # fmt: skip
 
-#: Initialisations that change the base model's weights too.
+#: Initializations that also change the base model's weights.
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
-#: What heads are called; `head` in a recipe reads one, a classifier has its own.
+#: Names of heads: read by `head` in a recipe, or by a classifier itself.
 _HEADS = frozenset(
     {"lm_head", "score", "classifier", "v_head", "value_head", "regression_head", "score_head"}
 )
@@ -45,10 +45,10 @@ _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What an adapter changes, by the names of the model that it was trained on.
+    """The changes of an adapter, by tensor names of the model that it was trained on.
 
     ``factors`` are A ``[rank, in]`` and B ``[out, rank]`` with their scaling by module;
-    ``replaced`` are whole tensors, such as a head's.
+    ``replaced`` are whole tensors, such as those of a head.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Adapter:
     replaced: Mapping[str, torch.Tensor]
 
     def num_labels(self) -> int | None:
-        """Return how many rows the head has that the adapter brings; None where it has none."""
+        """The number of rows of the adapter's head; None if it has no head."""
         for name in ("score.weight", "classifier.weight", "classifier.out_proj.weight"):
             if name in self.replaced:
                 return int(self.replaced[name].shape[0])
@@ -64,16 +64,16 @@ class Adapter:
 
     @torch.no_grad()
     def merge_into(self, model: Any) -> set[str]:
-        """Change a model's weights in place, in their dtype; return the names of whole tensors.
+        """Merge into a model's weights in place, in their dtype; return names of replaced tensors.
 
         A weight gains ``scaling * B @ A`` (Hu et al. 2021, arXiv 2106.09685), computed in float32.
-        A head that the model goes without is left out. Raises `CheckpointError` for anything else
-        that it has no place for.
+        A head that the model does not have is skipped. Raises `CheckpointError` for any other
+        tensor that the model does not have.
         """
         modules, own = dict(model.named_modules()), dict(model.named_parameters())
         base = f"{model.base_model_prefix}."
         given = set()
-        # Whole tensors first: among them may be what a change is for (`base_layer`).
+        # Whole tensors first: a LoRA may apply to one of them (`base_layer`).
         for name, tensor in self.replaced.items():
             place = next((one for one in (name, name.removeprefix(base)) if one in own), None)
             if place is None:
@@ -101,7 +101,7 @@ class Adapter:
             if change.shape != weight.shape:
                 raise CheckpointError(
                     f"{self.folder}: the change of {name} is {list(change.shape)}, the weight "
-                    f"{list(weight.shape)}: is `checkpoint` the model that it was trained on?"
+                    f"{list(weight.shape)}: `checkpoint` must be the model that it was trained on"
                 )
             weight.add_(change.to(weight.dtype))
         return given
@@ -109,22 +109,22 @@ class Adapter:
     def _no_place(self, name: str, own: Mapping[str, Any]) -> CheckpointError:
         some = ", ".join(list(own)[:2])
         return CheckpointError(
-            f"{self.folder} changes {name}, which the model has not (it has {some}, ...): is "
-            "`checkpoint` the model that it was trained on?"
+            f"{self.folder} changes {name}, which the model does not have (it has {some}, ...): "
+            "`checkpoint` must be the model that it was trained on"
         )
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a LoRA adapter; raise `CheckpointError`, by name, for what is not merged here."""
+    """Read a LoRA adapter; raise `CheckpointError` for an unsupported one, naming the option."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = list(_named(folder))
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder}: the adapter cannot be read: {told}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: the adapter cannot be read: {reason}") from error
     if not tensors:
         raise CheckpointError(
-            f"{folder} holds neither adapter_model.safetensors nor adapter_model.bin"
+            f"{folder} has neither adapter_model.safetensors nor adapter_model.bin"
         )
     _require_plain_lora(folder, config)
     halves: dict[str, dict[str, torch.Tensor]] = {}
@@ -134,12 +134,12 @@ def read_adapter(folder: Path) -> Adapter:
         if factor is not None:
             halves.setdefault(factor[1], {})[factor[3]] = tensor
         elif ".lora_" in name:
-            raise CheckpointError(f"{folder} holds {name}, which is not merged here: {_WAY_OUT}")
+            raise CheckpointError(f"{folder} has {name}, which is not supported: {_WAY_OUT}")
         elif ".original_module." not in name:
             replaced[name] = tensor
     alone = sorted(name for name, both in halves.items() if len(both) < 2)
     if alone:
-        raise CheckpointError(f"{folder} holds one half alone of lora_A and lora_B for {alone[0]}")
+        raise CheckpointError(f"{folder} has only one of lora_A and lora_B for {alone[0]}")
     factors = {
         name: (both["A"], both["B"], _scaling(config, name)) for name, both in halves.items()
     }
@@ -149,7 +149,7 @@ def read_adapter(folder: Path) -> Adapter:
 def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter's folder whose names are ``name`` or begin with ``name.``.
 
-    Among them are those of LLaMA-Factory's ``value_head.safetensors``.
+    Includes those of LLaMA-Factory's ``value_head.safetensors``.
     """
     return {
         key[len(name) + 1 :]: tensor
@@ -158,14 +158,14 @@ def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     }
 
 
-_WAY_OUT = "merge the adapter where it was trained (`merge_and_unload`), and serve that"
+_WAY_OUT = "merge the adapter in its training environment (`merge_and_unload`) and serve the result"
 
 
 def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
         raise CheckpointError(
-            f"{folder} is a PEFT adapter of type {kind or 'unknown'}; LoRA alone is merged here: "
+            f"{folder} is a PEFT adapter of type {kind or 'unknown'}; only LoRA is supported: "
             f"{_WAY_OUT}"
         )
     used = [name for name in _REFUSED if config.get(name)]
@@ -176,11 +176,11 @@ def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
         if begun.startswith(name)
     ]
     if used:
-        raise CheckpointError(f"{folder} uses {', '.join(used)}, not merged here: {_WAY_OUT}")
+        raise CheckpointError(f"{folder} uses {', '.join(used)}, not supported: {_WAY_OUT}")
 
 
 def _named(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of an adapter's files by the wrapped model's names."""
+    """Yield the tensors of an adapter's files with their names in the wrapped model."""
     for stem in ("adapter_model", "value_head"):
         for suffix in (".safetensors", ".bin"):
             file = folder / f"{stem}{suffix}"
@@ -198,7 +198,7 @@ def _scaling(config: Mapping[str, Any], name: str) -> float:
 
 
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """Return what the first pattern says that a module's name ends with, as PEFT matches them."""
+    """Return the value of the first pattern that matches the end of a module's name, as in PEFT."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value

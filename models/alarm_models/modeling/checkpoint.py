@@ -148,13 +148,13 @@ def read_others(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def read_file(
-    file: Path, wants: Callable[[str], bool] = lambda key: True
+    file: Path, includes: Callable[[str], bool] = lambda key: True
 ) -> dict[str, torch.Tensor]:
     """Read the tensors of one file whose keys are wanted."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys() if wants(key)}  # noqa: SIM118
-    return {key: tensor for key, tensor in read_bin(file).items() if wants(key)}
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if includes(key)}  # noqa: SIM118
+    return {key: tensor for key, tensor in read_bin(file).items() if includes(key)}
 
 
 def read_bin(file: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Known families of reward models, from one table of data: which recipe keys read them."""
+"""Known families of reward models and their recipe keys, from the table families.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Family", "families", "is_stock_class", "match_family", "recipe_lines
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A row of the table: conditions, and the recipe keys or the refusal for what meets them."""
+    """A row of the table: conditions, and recipe keys or a refusal."""
 
     name: str
     architectures: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Family:
     licence: str | None = None
 
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
-        """Say whether a checkpoint of that hub id or folder meets every condition."""
+        """Return whether a checkpoint, with its hub id or folder, meets all conditions."""
         first = facts.architectures[0] if facts.architectures else ""
         names = (checkpoint, facts.folder.name, str(facts.config.get("_name_or_path") or ""))
         return (
@@ -85,27 +85,27 @@ def _family(row: Mapping[str, Any]) -> Family:
 
 
 def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:
-    """Return the first family that a checkpoint belongs to; None for an unknown one."""
+    """Return the first family that matches a checkpoint; None if there is none."""
     return next((one for one in families() if one.matches(facts, checkpoint)), None)
 
 
 def recipe_lines(keys: Mapping[str, Any]) -> str:
-    """Write recipe keys as a recipe has them, in one line: ``head = "score"``, ..."""
+    """Format recipe keys as TOML on one line: ``head = "score"``, ..."""
     return ", ".join(f"{key} = {toml_value(one)}" for key, one in keys.items())
 
 
 def toml_value(value: Any) -> str:
-    """Write a value as TOML does, a table in one line."""
+    """Format a value as TOML; tables are inline."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {toml_value(one)}" for key, one in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    # TOML's strings, numbers and booleans are written as JSON's are, but for DEL.
+    # TOML strings, numbers and booleans are written as in JSON, except for DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def is_stock_class(name: str) -> bool:
-    """Say whether transformers has a class of that name itself."""
-    import transformers  # takes seconds, and is no matter to who reads the table alone
+    """Return whether transformers has a class of that name."""
+    import transformers  # takes seconds, and reading the table does not need it
 
     return name.isidentifier() and hasattr(transformers, name)

@@ -1,7 +1,7 @@
-"""What a checkpoint's files say, without loading it: classes, tensors, heads, quantisation.
+"""Inspects a checkpoint's files without loading it: classes, tensors, heads, quantization.
 
-Reads configurations and the headers of weight files; imports torch only for a ``.bin`` file that
-has no index beside it.
+Reads configurations and the headers of weight files; imports torch only for a ``.bin`` file
+without an index.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 #: Safetensors headers are JSON of at most this size (the format's own bound).
 _MAX_HEADER_BYTES = 100 << 20
 
-#: Where the layers of a transformer begin in a tensor's name: ``<base>.layers.0.``, ``h.0.``, ...
+#: How tensor names of transformer layers begin: ``<base>.layers.0.``, ``h.0.``, ...
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
     r"(?:(?:encoder|decoder)\.|(?<=\.)transformer\.)*"
@@ -40,7 +40,7 @@ _LAYER = re.compile(
     r"(?:layers?|h|blocks?|layer_groups)\.\d+\.[\w-]+\."
 )
 
-#: Parts of transformers that stand beside their layers, and are no heads.
+#: Parts of transformers besides their layers that are not heads.
 _BASE_PARTS = frozenset(
     {
         "embed_tokens", "embed_positions", "embeddings", "tok_embeddings", "wte", "wpe", "norm",
@@ -50,10 +50,10 @@ _BASE_PARTS = frozenset(
     }
 )  # fmt: skip
 
-#: Output layers over the vocabulary: no reward heads.
+#: Output layers over the vocabulary, which are not reward heads.
 _VOCABULARY = ("lm_head.", "cls.predictions.", "lm_predictions.", "mask_predictions.", "output.")
 
-#: What quantised weights have beside them, by the end of a tensor's name.
+#: Tensors that accompany quantized weights, by the end of their names.
 _QUANTISED_ENDS = {
     "qweight": "GPTQ or AWQ",
     "qzeros": "GPTQ or AWQ",
@@ -70,24 +70,24 @@ _QUANTISED_ENDS = {
     "weight_format": "bitsandbytes",
 }
 
-#: Weights in another layout, and a trainer's state: never read.
+#: Weights in another layout, and trainer state: never read.
 OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
 _GGUF = "*.gguf"
 
-#: The last layers of transformers' classifiers.
+#: Output layers of transformers' classifiers.
 _CLASSIFIERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
-#: Configuration keys that switch on a normalisation of scores: beaver's and OpenRLHF's.
+#: Configuration keys that enable score normalization: beaver's and OpenRLHF's.
 _NORMALIZERS = ("do_normalize", "normalize_reward")
 
-#: What a file beside the configuration says of an export that configuration does not.
+#: Files with export information that config.json lacks.
 _EXPORTS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's shape and type as its file's header says; None where an index names it alone."""
+    """Shape and dtype of a tensor from the file header; None if only an index names it."""
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
@@ -98,7 +98,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How weights are quantised, and what says so."""
+    """A quantization method, and the evidence for it in the files."""
 
     method: str
     evidence: str
@@ -106,7 +106,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What a checkpoint's files say of themselves."""
+    """The content of a checkpoint's files."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -116,19 +116,19 @@ class CheckpointFacts:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """The classes that the configuration names."""
+        """The classes named in config.json."""
         named = self.config.get("architectures") or ()
         return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
 
     @property
     def model_type(self) -> str | None:
-        """The configuration's own name of the architecture."""
+        """The `model_type` in config.json."""
         named = self.config.get("model_type")
         return named if isinstance(named, str) else None
 
     @property
     def auto_map(self) -> Mapping[str, str]:
-        """The classes that the checkpoint's own code has, by transformers' auto classes."""
+        """The classes of the checkpoint's own code, by transformers' auto class."""
         named = self.config.get("auto_map") or {}
         return {
             str(key): str(value[0] if isinstance(value, list) else value)
@@ -138,14 +138,14 @@ class CheckpointFacts:
 
     @property
     def num_labels(self) -> int | None:
-        """How many outputs a classifier has, where the configuration says."""
+        """The number of outputs of a classifier, if config.json determines it."""
         labels = self.config.get("id2label")
         if isinstance(labels, Mapping):
             return len(labels)
         named = self.config.get("num_labels")
         if isinstance(named, int):
             return named
-        # Where neither is there, transformers means two; OpenRLHF's files mean their head's rows.
+        # Without either, transformers assumes two; OpenRLHF's files mean the rows of the head.
         heads = (self.tensors.get(name) for name in _CLASSIFIERS)
         return next((one.shape[0] for one in heads if one is not None and one.shape), None)
 
@@ -162,7 +162,7 @@ class CheckpointFacts:
 
     @property
     def base_prefix(self) -> str:
-        """What the names of the base's tensors begin with: ``model.``, ``transformer.`` or none."""
+        """The prefix of the base's tensor names: ``model.``, ``transformer.`` or empty."""
         bases = Counter(
             found["base"] for found in map(_LAYER.match, self.tensors) if found is not None
         )
@@ -170,13 +170,13 @@ class CheckpointFacts:
 
     @property
     def heads(self) -> Mapping[str, TensorInfo]:
-        """The tensors outside the base and the vocabulary: heads, and what belongs to them."""
+        """The tensors outside the base and the vocabulary: heads and their parameters."""
         base = self.base_prefix
         return {name: info for name, info in self.tensors.items() if not _is_of_base(name, base)}
 
     @property
     def head_names(self) -> tuple[str, ...]:
-        """What `head` could name: a linear layer or a stack of them, in the files' order."""
+        """The possible values of `head`: linear layers or stacks of them, in file order."""
         names: dict[str, None] = {}
         for name, info in self.heads.items():
             is_matrix = info.shape is None or len(info.shape) == 2
@@ -186,7 +186,7 @@ class CheckpointFacts:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the weights are quantised; None where they are plain."""
+        """The quantization of the weights; None if they are not quantized."""
         config = self.config.get("quantization_config")
         if isinstance(config, Mapping):
             method = config.get("quant_method") or config.get("quant_algo") or "unnamed"
@@ -201,7 +201,7 @@ class CheckpointFacts:
 
     @property
     def normalization(self) -> Mapping[str, Any]:
-        """The configuration's keys of a normalisation of scores that its own code applies."""
+        """The keys in config.json for score normalization by the checkpoint's own code."""
         if not any(self.config.get(key) is True for key in _NORMALIZERS):
             return {}
         keys = (*_NORMALIZERS, "normalize_function", "normalizer_type", "mean", "std", "var")
@@ -209,7 +209,7 @@ class CheckpointFacts:
 
     @property
     def chat_template(self) -> str | None:
-        """The default chat template that stands in the files."""
+        """The default chat template in the files."""
         file = self.folder / "chat_template.jinja"
         if file.is_file():
             return file.read_text("utf-8")
@@ -223,7 +223,7 @@ class CheckpointFacts:
 
     @property
     def eos_token(self) -> str | None:
-        """The tokenizer's end of text."""
+        """The tokenizer's end-of-text token."""
         named = self.tokenizer_config.get("eos_token")
         named = named.get("content") if isinstance(named, Mapping) else named
         return named if isinstance(named, str) else None
@@ -242,7 +242,7 @@ class CheckpointFacts:
         return next((str(one["content"]) for one in told if one.get("id") == wanted), None)
 
     def describe(self) -> str:
-        """Say what is in the files, in one clause: head-like tensors, the base, the classes."""
+        """Describe the files in one clause: head-like tensors, the base, the classes."""
         parts = [f"{name}{info}" for name, info in self.heads.items()]
         base = self.base_prefix
         num_base = len(self.tensors) - len(parts)
@@ -259,7 +259,7 @@ class CheckpointFacts:
 
 
 def joined(names: Iterable[str], most: int = 3) -> str:
-    """Return names as a list of so many, and how many more there are."""
+    """Join the first ``most`` names, and the number of further ones."""
     shown = list(names)
     more = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {more} more" if more > 0 else "")
@@ -270,12 +270,12 @@ def _is_of_base(name: str, base: str) -> bool:
         return True
     if name.startswith(_VOCABULARY) or _LAYER.match(name):
         return True
-    # Without a prefix, what a base has beside its layers is told by its name alone.
+    # Without a prefix, parts of the base besides layers are recognized by name.
     return not base and name.partition(".")[0] in _BASE_PARTS
 
 
 def inspect_folder(folder: Path) -> CheckpointFacts:
-    """Read what a checkpoint's files say of themselves; raise `CheckpointError`."""
+    """Inspect a checkpoint's files; raise `CheckpointError` if they cannot be read."""
     tokenizer_config = folder / "tokenizer_config.json"
     return CheckpointFacts(
         folder,
@@ -287,12 +287,12 @@ def inspect_folder(folder: Path) -> CheckpointFacts:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return a checkpoint's configuration; raise `CheckpointError` where it is none."""
+    """Return a checkpoint's configuration; raise `CheckpointError` if it has none."""
     return _read_json(folder / "config.json")
 
 
 def no_weights(folder: Path, wanted: str = "config.json") -> str:
-    """Say what a folder without a wanted file or without weights holds, and what to do."""
+    """Describe a folder that lacks a file or weights, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         told = _read_json(adapter)
@@ -307,7 +307,7 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
     if packed:
         return (
             f"{folder} holds {joined(packed)}: GGUF is llama.cpp's format, which has no reward "
-            "heads and is not read here. Give the folder or hub id of the safetensors that it was "
+            "heads and is not supported. Give the folder or hub id of the safetensors that it was "
             "made from"
         )
     files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
@@ -318,7 +318,7 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of the weight files: safetensors where there are any, else ``.bin``."""
+    """Return the tensors of the weight files: safetensors if there are any, else ``.bin``."""
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
         if not _is_other(file):
@@ -354,8 +354,8 @@ def _safetensors_header(file: Path) -> dict[str, TensorInfo]:
         }
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise CheckpointError(
-            f"{file} is no safetensors file ({error}): was it copied whole, and not as a pointer "
-            "of Git LFS?"
+            f"{file} is no safetensors file ({error}): it may be incomplete, or a pointer of "
+            "Git LFS"
         ) from error
 
 
@@ -374,5 +374,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(read, dict):
-        raise CheckpointError(f"{file} holds no JSON object")
+        raise CheckpointError(f"{file} contains no JSON object")
     return read

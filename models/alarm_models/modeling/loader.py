@@ -1,7 +1,7 @@
 """Loads transformers checkpoints as networks; no forward pass runs during construction.
 
 Importing this module replaces `PreTrainedModel.get_init_context` for the whole process, since
-transformers changes the default dtype, which is the process's, while it constructs a model.
+transformers changes the process-wide default dtype while it constructs a model.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ __all__ = [
 
 
 class ModelInitLock:
-    """A shared lock for forward passes, exclusive for constructing a model."""
+    """A lock that forward passes share and the construction of a model holds exclusively."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -79,7 +79,7 @@ class ModelInitLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Run the block, a forward pass, while nothing is constructed."""
+        """Run a forward pass in the block while no model is constructed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
             self._passes.add(threading.get_ident())
@@ -89,7 +89,7 @@ class ModelInitLock:
             self.give_up(threading.get_ident())
 
     def give_up(self, thread: int) -> None:
-        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
+        """Stop waiting for the pass of a thread that may never end; its result is dropped."""
         with self._changed:
             self._passes.discard(thread)
             if self._is_under_way:
@@ -97,7 +97,7 @@ class ModelInitLock:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Run the block, a construction, while no pass runs; passes that come meanwhile wait."""
+        """Construct a model in the block while no forward pass runs; new passes wait."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
             self._is_under_way = True
@@ -110,7 +110,7 @@ class ModelInitLock:
                 self._changed.notify_all()
 
 
-#: The process's, as its default dtype is.
+#: One per process, like the default dtype.
 MODEL_INIT_LOCK = ModelInitLock()
 
 
@@ -118,21 +118,21 @@ _init_context: Any = PreTrainedModel.get_init_context
 
 
 def _locked_init_context(cls: type[PreTrainedModel], *arguments: Any, **named: Any) -> list[Any]:
-    """Add the model-init lock to transformers' init contexts: no pass sees a changed default."""
+    """Add the model-init lock to transformers' init contexts: no pass sees a changed dtype."""
     return [MODEL_INIT_LOCK.exclusive(), *_init_context.__func__(cls, *arguments, **named)]
 
 
-# Reading the weights takes minutes and affects no other model; this moment does.
+# Only construction needs the lock: reading the weights takes minutes and affects no other model.
 PreTrainedModel.get_init_context = classmethod(_locked_init_context)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """Where a network comes from and how it is to run.
+    """The checkpoint of a network, and how to run it.
 
-    ``prefix_cache_bytes`` bounds the prefix cache of a causal model. ``prefix`` is what the names
-    of the base's tensors begin with if transformers expects something else; ``adapter`` is the
-    folder of a LoRA that is merged into the weights.
+    ``prefix_cache_bytes`` bounds the prefix cache of a causal model. ``prefix`` is the prefix
+    of the base's tensor names if it is not the one of transformers; ``adapter`` is the folder of a
+    LoRA adapter that is merged into the weights.
     """
 
     folder: Path
@@ -155,9 +155,8 @@ class BaseModel:
 def sequence_classifier(source: CheckpointSource) -> Network:
     """Load a sequence classifier.
 
-    Where its head can be taken off, ours reads the states that the head reads, so that padding
-    never moves it and packing is possible. A trusted class of the checkpoint's own is run by its
-    own forward.
+    If its head can be separated, it is applied to the states at the read positions, so that padding
+    does not affect it and packing is possible. A trusted custom class is run by its own forward.
     """
     facts = _facts(source)
     auto = "AutoModelForSequenceClassification"
@@ -175,7 +174,7 @@ def sequence_classifier(source: CheckpointSource) -> Network:
 
 
 def token_classifier(source: CheckpointSource) -> Network:
-    """Load a token classifier: one row of logits a token."""
+    """Load a token classifier: one row of logits per token."""
     facts = _facts(source)
     if not source.trust_remote_code:
         names = ("AutoModelForTokenClassification", "AutoModel")
@@ -187,7 +186,7 @@ def token_classifier(source: CheckpointSource) -> Network:
 def load_base(source: CheckpointSource) -> BaseModel:
     """Load a base model, which several heads may share.
 
-    Where a checkpoint's own class is a base with its head, the base inside it is taken.
+    If the checkpoint's class is a base with a head, the base inside it is used.
     """
     facts = _facts(source)
     model: Any = _load(AutoModel, source, facts, is_whole=False)
@@ -227,7 +226,7 @@ def base_with_weights(base: BaseModel, source: CheckpointSource, name: str, gate
 
 
 def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Network:
-    """Load a causal model that scores tokens as the next one.
+    """Load a causal model that scores candidates for the next token.
 
     The outputs are the logits of ``token_ids``, then the log of the sum over the vocabulary.
     """
@@ -250,7 +249,7 @@ def comet_network(source: CheckpointSource) -> CometNetwork:
 
 
 def _facts(source: CheckpointSource) -> CheckpointFacts:
-    """Read what a checkpoint's files say, and refuse what cannot be served as its card reads it."""
+    """Inspect a checkpoint and refuse one that cannot be served as on its card."""
     facts = inspect_folder(source.folder)
     if not facts.tensors:
         raise CheckpointError(no_weights(source.folder))
@@ -259,18 +258,18 @@ def _facts(source: CheckpointSource) -> CheckpointFacts:
 
 
 def _is_own_class(model: PreTrainedModel) -> bool:
-    """Say whether a model's class is the checkpoint's own code."""
+    """Return whether a model's class is the checkpoint's own code."""
     return type(model).__module__.startswith("transformers_modules.")
 
 
 def _require_fit(head: Head, base: BaseModel, source: CheckpointSource, name: str) -> None:
-    """Raise `CheckpointError` where a head does not take the base's states."""
+    """Raise `CheckpointError` if a head does not fit the width of the base's states."""
     first = next(one for one in head.module.modules() if isinstance(one, torch.nn.Linear))
     hidden = getattr(base.model.config.get_text_config(), "hidden_size", first.in_features)
     if first.in_features != hidden:
         raise CheckpointError(
-            f"{source.folder}: the head {name} takes {first.in_features} numbers, and the base's "
-            f"states have {hidden}: it is not read from one token's state"
+            f"{source.folder}: the head {name} has {first.in_features} inputs, but the base's "
+            f"states have width {hidden}: it does not read the state of one token"
         )
 
 
@@ -301,7 +300,7 @@ def _load(
 ) -> PreTrainedModel:
     """Load a model with all its tensors; raise `CheckpointError`.
 
-    ``is_whole`` says that its class is to know every tensor, a head's too.
+    ``is_whole``: the class must have every tensor in the files, including the head.
     """
     adapter = None if source.adapter is None else read_adapter(source.adapter)
     options: dict[str, Any] = {
@@ -322,10 +321,10 @@ def _load(
             model, report = _load_under_prefix(loader, source, source.prefix, options)
     except CheckpointError:
         raise
-    except Exception as error:  # the checkpoint's own code may raise any, and so may its files
+    except Exception as error:  # invalid files, or custom code, may raise anything
         told = loading_refusal(facts, error, is_trusted=source.trust_remote_code)
         raise CheckpointError(told) from error
-    # A tensor that the files lack would be random: never serve it. We read no poolers.
+    # A tensor missing in the files would be random. Poolers are not used.
     given = set() if adapter is None else adapter.merge_into(model)
     missing = sorted(
         key for key in report["missing_keys"] if not key.startswith("pooler.") and key not in given
@@ -338,9 +337,9 @@ def _load(
 
 
 def _num_labels(source: CheckpointSource, adapter: Adapter | None) -> int | None:
-    """Return how many outputs a classifier has where its configuration does not say: OpenRLHF's.
+    """Return the number of outputs of a classifier if config.json lacks it (OpenRLHF).
 
-    What an adapter brings counts before the configuration, which is its base's.
+    The adapter's head takes precedence over config.json, which is the base model's.
     """
     brought = None if adapter is None else adapter.num_labels()
     config = json.loads((source.folder / "config.json").read_text("utf-8"))
@@ -353,14 +352,14 @@ def _num_labels(source: CheckpointSource, adapter: Adapter | None) -> int | None
 def _load_under_prefix(
     loader: Any, source: CheckpointSource, prefix: str, options: dict[str, Any]
 ) -> Any:
-    """Load a base whose tensors' names begin with a prefix of their own: Starling's `transformer`.
+    """Load a base whose tensor names have a custom prefix, such as Starling's `transformer`.
 
-    Tensors beside it are a head's, which keep their names.
+    Tensors without the prefix belong to a head and keep their names.
     """
     name = prefix.removesuffix(".")
     tensors = read_tensors(source.folder, name)
     if not tensors:
-        raise CheckpointError(f"{source.folder} holds no tensor under {name}.: is `prefix` right?")
+        raise CheckpointError(f"{source.folder} has no tensor under {name}.: check `prefix`")
     config = AutoConfig.from_pretrained(
         str(source.folder), trust_remote_code=source.trust_remote_code
     )
@@ -368,7 +367,7 @@ def _load_under_prefix(
         made = loader._model_mapping[type(config)]
     except KeyError as error:
         raise CheckpointError(
-            f"{source.folder}: `prefix` is for models that transformers has, not for model_type "
+            f"{source.folder}: `prefix` requires a model_type of transformers, not "
             f"{config.model_type!r}"
         ) from error
     made = made[0] if isinstance(made, tuple) else made
@@ -395,9 +394,9 @@ def _load_internlm2(
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:
-    """Move a module to its device, into memory of its own.
+    """Move a module to its device, into its own memory.
 
-    On a CPU tensors may be views of the checkpoint's mapped file, and would change if it were
+    On a CPU, tensors may be views of the memory-mapped file and would change if the file were
     overwritten in place.
     """
     module.to(device)

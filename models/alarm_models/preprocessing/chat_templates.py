@@ -1,7 +1,7 @@
-"""Chat templates that use more than the messages: the date, or random text.
+"""Makes chat templates deterministic: a fixed date, no random text.
 
-A score must not change by the clock while its fingerprint stays. `strftime_now` (Llama 3.1 and
-later, Granite) is answered with one fixed date; a template that draws random text is refused.
+A score must not change with the clock while its fingerprint stays the same. `strftime_now` (Llama
+3.1 and later, Granite) returns a fixed date; templates with random text are refused.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = [
     "require_jinja",
 ]
 
-#: The date that Llama 3.1's and 3.2's own templates fall back to where there is no clock.
+#: The fallback date of the templates of Llama 3.1 and 3.2.
 FIXED_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 _DATE = re.compile(r"\bstrftime_now\b")
 
-#: Jinja's filter and its global, the two that give other text each time.
+#: Jinja's nondeterministic filter and global.
 _RANDOM = re.compile(r"\|\s{0,9}random\b|\blipsum\b")
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -41,7 +41,7 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_confi
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What a recipe says of a chat: a template in place of the tokenizer's own, its arguments."""
+    """The chat format of a recipe: a template in place of the tokenizer's, and its arguments."""
 
     template: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def require_jinja(template: str) -> None:
     """Raise `RecipeError`, with the line, unless a recipe's own template can be compiled."""
     compile_template: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
     if compile_template is None:
-        return  # the first sample will tell
+        return  # checked with the first sample
     try:
         compile_template(template)
     except TemplateError as error:
@@ -62,33 +62,33 @@ def require_jinja(template: str) -> None:
 
 
 def fix_date(template: str) -> None:
-    """Have a template's next rendering by transformers use the fixed date.
+    """Make the next rendering of a template by transformers use the fixed date.
 
-    transformers gives templates nothing but plain data, and keeps the functions that they call with
-    the compiled template. It caches those, so this is to be said before each rendering. Raises
-    `CheckpointError` where a version of transformers keeps them elsewhere.
+    transformers stores the functions that templates call in the compiled template, which it caches,
+    so this must be called before each rendering. Raises `CheckpointError` if the installed version
+    of transformers stores them elsewhere.
     """
     compile_template: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
     if compile_template is None:
         raise CheckpointError(
-            "the chat template asks for the date, which this version of transformers does not let "
-            "us fix; give a text in `template`"
+            "the chat template uses the date, which cannot be fixed with this version of "
+            "transformers; give a text in `template`"
         )
     compiled = compile_template(template)
     compiled.globals["strftime_now"] = FIXED_DATE.strftime
 
 
 def asks_date(template: str) -> bool:
-    """Say whether a template, or the file that it is in, uses the date."""
+    """Return whether a template, or a file that contains it, uses the date."""
     return _DATE.search(template) is not None
 
 
 def draws_randomly(template: str) -> bool:
-    """Say whether a template renders random text."""
+    """Return whether a template renders random text."""
     return _RANDOM.search(template) is not None
 
 
 def has_dated_template(folder: Path) -> bool:
-    """Say whether a checkpoint's chat template uses the date, without loading it."""
+    """Return whether a checkpoint's chat template uses the date, without loading it."""
     files = [folder / name for name in _TEMPLATE_FILES]
     return any(asks_date(file.read_text("utf-8")) for file in files if file.is_file())

@@ -1,9 +1,9 @@
-"""Long texts tokenised in parts, where that provably gives the tokens of the whole.
+"""Splits long texts for tokenization, if the parts provably give the same tokens as the whole.
 
-A text is cut before a single space between two visible characters of ASCII. What is before such a
-place and what is behind it are tokenised alike alone and together where the tokenizer's own first
-step splits there, and nothing that it does before that joins the two sides. `can_cut` knows such
-tokenizers by their tokenizer.json; others are given every text whole.
+A text is split before a single space between two visible ASCII characters. The two sides have the
+same tokens separately and together if the tokenizer's pre-tokenizer splits there and its normalizer
+does not join them. `can_cut` recognizes such tokenizers by their tokenizer.json; other tokenizers
+get every text whole.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ __all__ = ["can_cut", "cut"]
 
 _PLACE = re.compile(r"(?<=[!-~]) (?=[!-~])")
 
-#: So near to where the prompt begins or ends no text is cut: offsets there decide what is prompt.
+#: No split within this distance of the prompt's ends, where offsets decide what is prompt.
 _MARGIN = 4
 
-#: Normalizers that look at a character and those that combine with it.
+#: Normalizers that depend only on a character and its combining characters.
 _LOCAL_NORMALIZERS = frozenset(
     {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled",
      "StripAccents"}
 )  # fmt: skip
 
-#: Pre-tokenizers that split at white space, and those that split further by single characters.
+#: Pre-tokenizers that split at whitespace, and those that split further by single characters.
 _SPLIT_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _SPLIT_FURTHER = frozenset({"Digits", "Punctuation"})
 
-#: GPT-2's pattern, and the one of Llama 3 and Qwen 2: each match has spaces at its start alone.
+#: The patterns of GPT-2 and of Llama 3 and Qwen 2: matches have spaces only at their start.
 _PATTERNS = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -47,14 +47,14 @@ _MODELS = frozenset({"BPE", "Unigram", "WordLevel", "WordPiece"})
 
 
 def can_cut(tokenizer: Mapping[str, Any]) -> bool:
-    """Say whether a tokenizer, as its tokenizer.json is, may be given a text in parts."""
+    """Return whether a tokenizer with this tokenizer.json can be given a text in parts."""
     model = tokenizer["model"]
     return (
         model.get("type") in _MODELS
         and not model.get("dropout")
         and _keeps_places(tokenizer.get("normalizer"))
         and _splits_at_places(tokenizer.get("pre_tokenizer"))
-        # One that takes the space behind it along would miss it at the end of a part.
+        # An added token that includes the space after it would miss it at the end of a part.
         and not any(
             " " in token["content"] or token["rstrip"]
             for token in tokenizer.get("added_tokens") or ()
@@ -63,7 +63,7 @@ def can_cut(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def cut(text: Rendered, size: int) -> list[Span]:
-    """Cut a text into parts of about so many characters; of more where there is no place."""
+    """Split a text into parts of about ``size`` characters; longer where no split is valid."""
     parts = []
     start = 0
     while (found := _PLACE.search(text.text, start + size)) is not None:

@@ -16,14 +16,14 @@ __all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation", "num_prom
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and where in it prompt and completion are.
+    """A text, and the spans of prompt and completion in it.
 
-    The prompt is what truncation may shorten. Tokens in ``typed_spans`` are of type 1, where any
-    are given. ``anchor_positions`` are characters whose tokens are to be found, in order.
-    ``copies`` are the prompt's earlier places in a text that has it more than once; all are
-    shortened alike. ``kept`` counts the characters at the end that no truncation drops. ``pair`` is
-    a second text, the completion, which the tokenizer joins to the first. ``cuts`` are characters
-    before which the text is cut into parts that are tokenised alone.
+    Truncation shortens the prompt. Tokens in ``typed_spans`` have type 1, if there are any.
+    ``anchor_positions`` are characters whose tokens are located, in order. ``copies`` are the
+    earlier occurrences of a prompt that the text has more than once; all are truncated equally.
+    ``kept`` is the number of characters at the end that truncation never drops. ``pair`` is a
+    second text, the completion, which the tokenizer joins to the first. ``cuts`` are characters
+    before which the text is split into parts that are tokenized separately.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Rendered:
     cuts: tuple[int, ...] = ()
 
     def within(self, text: str, start: int) -> Rendered:
-        """Return this text's spans in a longer text that has it at ``start``."""
+        """Shift the spans into a longer text that contains this one at ``start``."""
         prompt, completion, *copies = (
             Span(span.start + start, span.end + start)
             for span in (self.prompt, self.completion, *self.copies)
@@ -45,10 +45,10 @@ class Rendered:
         return Rendered(text, prompt, completion, copies=tuple(copies))
 
     def ended(self, strip: bool | str, suffix: str) -> Rendered:
-        """Return this text less what ``strip`` names at its end, and with ``suffix`` there.
+        """Strip the end of the text and append ``suffix``.
 
-        ``strip`` is a text that goes once, or True for white space. A text that ends with the
-        suffix, white space around it not counted, gets no second.
+        ``strip`` is a text to remove once, or True for whitespace. The suffix is not appended to a
+        text that already ends with it, ignoring whitespace around it.
         """
         text = self.text
         if strip:
@@ -87,16 +87,16 @@ class FieldPattern:
     def __post_init__(self) -> None:
         if self._compiled().num_groups < 1:
             raise RecipeError(
-                f"the pattern {self.pattern!r} in [fields] has no group: put the field in brackets"
+                f"the pattern {self.pattern!r} in [fields] has no group: add parentheses"
             )
 
     def find(self, prompt: str) -> str:
-        """Return the field's text; raise `SampleError` where finding it takes too long."""
+        """Return the field's text; raise `SampleError` if the search times out."""
         shape = _BETWEEN.fullmatch(self.pattern)
         if shape is not None:
             return _between(prompt, *shape.groups())
         match = self._compiled().search(prompt)
-        # A group that took no part in the match has no text.
+        # A group that did not participate in the match is None.
         return prompt if match is None else match.group(1) or ""
 
     def _compiled(self) -> TimedPattern:
@@ -106,8 +106,8 @@ class FieldPattern:
 def _between(text: str, before: str, after: str) -> str:
     """Return what ``before\\s*(.*?)\\s*after`` finds, in time linear in the text.
 
-    A pattern engine tries every way to share white space out between the three parts: the time
-    grows by the cube of it.
+    A regex engine tries every way to divide whitespace among the three parts, which takes cubic
+    time.
     """
     start = text.find(before)
     end = text.find(after, start + len(before)) if start >= 0 else -1
@@ -124,8 +124,8 @@ class _TemplatePart:
 class TextTemplate:
     """A text with placeholders: ``{prompt}``, ``{completion}`` and the names of fields.
 
-    ``{name:words}`` stands for the words of a text joined by single spaces; ``{{`` for a brace.
-    Texts are put in as they are: a placeholder inside a prompt is not replaced.
+    ``{name:words}`` inserts the words of a text joined by single spaces; ``{{`` is a brace. Texts
+    are inserted unchanged: a placeholder inside a prompt is not replaced.
     """
 
     def __init__(self, template: str, *, fields: Mapping[str, FieldPattern] | None = None) -> None:
@@ -137,7 +137,7 @@ class TextTemplate:
     def render(self, sample: Sample) -> Rendered:
         """Render a sample.
 
-        Raises `SampleError` (``invalid_sample``) for a field that is named but not given.
+        Raises `SampleError` (``invalid_sample``) for a missing field.
         """
         text = ""
         spans: dict[str, Span] = {}
@@ -153,7 +153,7 @@ class TextTemplate:
             if part.name == "prompt":
                 prompts.append(spans["prompt"])
             if part.name in self._fields and part.name not in sample.fields:
-                # Found in the prompt, it is part of it, and may be truncated as the prompt is.
+                # A field found in the prompt is part of it and may be truncated.
                 spans.setdefault("prompt", spans[part.name])
         nowhere = Span(0, 0)
         return Rendered(
@@ -185,7 +185,7 @@ def conversation(sample: Sample) -> tuple[Message, ...]:
 
 
 def num_prompt_messages(sample: Sample) -> int:
-    """Return how many of the `conversation`'s messages are the prompt's."""
+    """Return how many messages of the `conversation` belong to the prompt."""
     return 1 if isinstance(sample.prompt, str) else len(sample.prompt)
 
 
@@ -198,14 +198,14 @@ def _parse(template: str) -> tuple[_TemplatePart, ...]:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise RecipeError(
-            f"template {template!r} cannot be read: {error}; braces that are meant are written "
+            f"template {template!r} is invalid: {error}; literal braces are written "
             "twice: {{ and }}"
         ) from error
     parts = []
     for literal, name, modifier, conversion in parsed:
         if name is not None and not name.isidentifier():
             raise RecipeError(
-                f"template {template!r} has {{{name}}}, which is no name; braces that are meant "
+                f"template {template!r} has {{{name}}}, which is not a name; literal braces "
                 "are written twice: {{ and }}"
             )
         if conversion or modifier not in (None, "", "words"):

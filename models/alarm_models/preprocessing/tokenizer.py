@@ -1,4 +1,4 @@
-"""Tokenizer: text to token ids, and chat templates, by a checkpoint's own tokenizer."""
+"""The tokenizer of a checkpoint: token ids, special tokens, truncation and chat templates."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _TEMPLATE_TIMEOUT_S = 10.0
 #: The tokenizer's own chat template, with no arguments.
 _OWN = ChatFormat()
 
-#: How long the text may be that it makes: so many times the messages, and so many characters.
+#: The maximum length of its output: a multiple of the messages, and a number of characters.
 _MAX_TIMES = 4
 _MAX_TEMPLATE_CHARS = 1 << 20
 
 _WHITE = re.compile(r"\s")
 
-#: A longer text is tokenised in parts where it can be: encodings take some hundred bytes a
+#: Longer texts are tokenized in parts if possible: encodings take some hundred bytes per
 #: character.
 _MAX_WHOLE = 64 << 10
-#: What is tokenised at once has no more: a longer text would take gigabytes.
+#: The longest text that is tokenized at once: more would take gigabytes.
 _MAX_AT_ONCE = 1 << 20
-#: Characters of a part; words that are tokenised at once where texts were split into such.
+#: Characters of a part; for pretokenized texts, words that are tokenized at once.
 _PART = 32 << 10
 _WORDS_AT_ONCE = 32 << 10
 
@@ -57,14 +57,14 @@ class Tokenizer:
     """A checkpoint's tokenizer, safe to use from several threads."""
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
-        # transformers' loader has no types.
+        # transformers' loader is untyped.
         try:
             loaded: Any = (
                 read_internlm2(folder)
                 if not trust_remote_code and is_internlm2(folder)
                 else AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
             )
-        except Exception as error:  # its files, or code of its own, may raise any
+        except Exception as error:  # invalid files, or custom code, may raise anything
             raise CheckpointError(_unreadable(folder, error)) from error
         if not loaded.is_fast:
             raise CheckpointError(
@@ -72,12 +72,12 @@ class Tokenizer:
             )
         self._loaded = loaded
         self._has_types = "token_type_ids" in loaded.model_input_names
-        # A copy of our own, so that no other code enables truncation or padding while we encode.
+        # A copy, so that no other code can enable truncation or padding while it encodes.
         self._fast = FastTokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
         self._can_cut = can_cut(json.loads(self._fast.to_str()))
-        # A letter shows which special tokens go around a text.
+        # Encode one letter to find the special tokens around a text.
         probe = self._fast.encode("a")
         inside = [index for index, owner in enumerate(probe.sequence_ids) if owner is not None]
         self._prefix = probe.ids[: inside[0]] if inside else []
@@ -86,28 +86,28 @@ class Tokenizer:
 
     @property
     def num_prefix(self) -> int:
-        """How many special tokens come before a text."""
+        """The number of special tokens before a text."""
         return len(self._prefix)
 
     @property
     def num_suffix(self) -> int:
-        """How many special tokens come after a text."""
+        """The number of special tokens after a text."""
         return len(self._suffix)
 
     @property
     def model_max_length(self) -> int:
-        """The tokenizer's own limit; very large where it has none."""
+        """The tokenizer's own limit; very large if it has none."""
         limit = self._loaded.model_max_length
         return int(limit) if limit and limit > 0 else 1 << 60
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template that the checkpoint brings: the default one of several."""
+        """The chat template of the checkpoint: the default one if there are several."""
         template = self._loaded.chat_template
         return template.get("default") if isinstance(template, dict) else template
 
     def require_chat_template(self, checkpoint: str, chat: ChatFormat = _OWN) -> None:
-        """Raise `CheckpointError` unless there is one, and it always renders a sample the same."""
+        """Raise `CheckpointError` unless there is a deterministic chat template."""
         template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
@@ -117,14 +117,14 @@ class Tokenizer:
             )
         if draws_randomly(template):
             raise CheckpointError(
-                f"{checkpoint}: the chat template puts in other text each time (`random` or "
-                "`lipsum`), and so would every sample's score; give a text in `template`"
+                f"{checkpoint}: the chat template renders random text (`random` or `lipsum`), so "
+                "scores would not be reproducible; give a text in `template`"
             )
         if asks_date(template):
             fix_date(template)
 
     def bos_left_out(self, chat: ChatFormat = _OWN) -> str | None:
-        """Return the BOS that goes before texts, where the chat template does not write it."""
+        """Return the BOS that precedes texts if the chat template does not write it."""
         if not self._prefix:
             return None
         messages = [Message("user", "A prompt."), Message("assistant", "A completion.")]
@@ -136,7 +136,7 @@ class Tokenizer:
         return None if ids[:1] == self._prefix[:1] else self.text_of(self._prefix[0])
 
     def separator_id(self, token: str | None) -> int:
-        """Return the id of the separator token: the named one, else the tokenizer's own."""
+        """Return the id of the separator: the given token, else the tokenizer's."""
         name = token or self._loaded.sep_token or self._loaded.eos_token
         token_id = None if name is None else self._fast.token_to_id(name)
         if token_id is None:
@@ -144,7 +144,7 @@ class Tokenizer:
         return int(token_id)
 
     def only_id(self, text: str) -> int:
-        """Return the id of a text that is one token; raise `CheckpointError` with what it is."""
+        """Return the id of a text that is one token; raise `CheckpointError` otherwise."""
         ids = self._fast.encode(text, add_special_tokens=False).ids
         if len(ids) == 1:
             return int(ids[0])
@@ -155,11 +155,11 @@ class Tokenizer:
         return int(token_id)
 
     def text_of(self, token_id: int) -> str:
-        """Return a token as text: special ones as they are written."""
+        """Return a token as text, special tokens included."""
         return str(self._fast.decode([token_id], skip_special_tokens=False))
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text without special tokens around it."""
+        """Return the ids of a text without added special tokens."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)
 
     def encode_alone(self, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
@@ -177,7 +177,7 @@ class Tokenizer:
     def render_turn(
         self, turn: Rendered, *, add_generation_prompt: bool = True, chat: ChatFormat = _OWN
     ) -> Rendered:
-        """Apply the chat template to one user's message, mostly one that wants an answer."""
+        """Apply the chat template to a single user message."""
         text = self._apply([Message("user", turn.text)], chat, add_generation_prompt)
         start = text.find(turn.text.strip())
         lead = len(turn.text) - len(turn.text.lstrip())
@@ -205,15 +205,15 @@ class Tokenizer:
         return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
 
     def require_tokenizable(self, text: Rendered) -> None:
-        """Raise `SampleError` (``too_long``) for a long text that cannot be tokenised in parts."""
+        """Raise `SampleError` (``too_long``) for a long text that cannot be tokenized in parts."""
         longest = len(text.text) + len(text.pair or "")
         if longest > _MAX_AT_ONCE and self._is_cut(text, Truncation.ERROR):
             longest = max(end - start for start, end in cut(text, _PART))
         if longest > _MAX_AT_ONCE:
             raise SampleError(
                 "too_long",
-                f"the text has {longest} characters that can only be tokenized at once, and at "
-                f"most {_MAX_AT_ONCE} can be",
+                f"the text has {longest} characters that can only be tokenized at once; the "
+                f"limit is {_MAX_AT_ONCE}",
             )
 
     def encode(
@@ -225,14 +225,14 @@ class Tokenizer:
         max_tokens: int | None = None,
         truncation: Truncation = Truncation.ERROR,
     ) -> list[TokenIds]:
-        """Tokenise whole texts, or pairs as transformers joins them.
+        """Tokenize whole texts, or pairs joined as in transformers.
 
-        Unless it ``may_repeat``, a text that brings its own first special token gets no second.
-        Of a long text, tokens are left out that `fit` would drop for ``max_tokens`` by
-        ``truncation``, where that can be without tokenising all of it; too many for it are left.
+        Unless ``may_repeat``, a text that already starts with the first special token gets no
+        second one. Of a long text, parts that `fit` would drop for ``max_tokens`` and
+        ``truncation`` are skipped if possible; the result is still longer than ``max_tokens``.
         """
         is_cut = [self._is_cut(one, truncation) for one in rendered]
-        # transformers takes an empty second text for none.
+        # transformers treats an empty second text as absent.
         whole = [
             (one.text, one.pair) if one.pair else one.text
             for one, cut_it in zip(rendered, is_cut, strict=True)
@@ -249,7 +249,7 @@ class Tokenizer:
         return tokens
 
     def _is_cut(self, text: Rendered, truncation: Truncation) -> bool:
-        """Whether a text is tokenised in parts: it is long, and truncation drops whole parts."""
+        """Whether a text is tokenized in parts: it is long, and truncation drops whole parts."""
         return (
             self._can_cut
             and len(text.text) > _MAX_WHOLE
@@ -263,14 +263,14 @@ class Tokenizer:
     def _encode_long(
         self, text: Rendered, with_special: bool, max_tokens: int | None, truncation: Truncation
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise a text in parts, without those that truncation drops whole."""
+        """Tokenize a text in parts, without those that truncation drops entirely."""
         parts = cut(text, _PART)
         prefix, suffix = (self._prefix, self._suffix) if with_special else ([], [])
         encoded: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
         num_tokens = 0
         enough = math.inf if max_tokens is None else max_tokens + len(suffix)
-        # The parts of which some may be needless, the most wanted first: of those that are prompt
-        # from end to end the last, else the first of all.
+        # The parts that may be skipped, in the order in which truncation keeps them: parts entirely
+        # in the prompt from the last one, else all parts from the first.
         middle = list(range(len(parts)))
         if truncation is Truncation.PROMPT:
             start, end = text.prompt
@@ -294,7 +294,7 @@ class Tokenizer:
 
     def _encode_part(self, text: Rendered, part: Span) -> tuple[list[int], list[tuple[int, int]]]:
         check_cancelled()
-        # A batch of one: others run meanwhile, as they do not where one text is encoded.
+        # A batch of one releases the GIL, unlike encoding a single text.
         (encoding,) = self._fast.encode_batch(
             [text.text[part.start : part.end]], add_special_tokens=False
         )
@@ -315,10 +315,10 @@ class Tokenizer:
         return self._token_ids(ids, offsets, text, with_special, may_repeat)
 
     def _bos_read_apart(self) -> str:
-        """Return the BOS where a text behind a written-out one is read otherwise, else nothing.
+        """Return the BOS if text after a literal BOS is tokenized differently, else "".
 
-        transformers 5 reads Llama 2's sentencepiece tokenizers so: the space that begins a text is
-        not put behind a written-out ``<s>``. Models were trained on texts that have it.
+        transformers 5 does so for Llama 2's sentencepiece tokenizers: it adds no leading space
+        after a literal ``<s>``. The models were trained with that space.
         """
         bos = self._loaded.bos_token
         if not bos or self._suffix or self._prefix != [self._fast.token_to_id(bos)]:
@@ -327,7 +327,7 @@ class Tokenizer:
         return "" if written == self._fast.encode("a").ids else str(bos)
 
     def _after_bos(self, text: Rendered) -> TokenIds:
-        """Tokenise a text behind its BOS, which the tokenizer puts before it by itself."""
+        """Tokenize a text without its literal BOS, which the tokenizer then adds itself."""
         start = len(self._split_bos)
         encoding = self._fast.encode(text.text[start:])
         offsets = [(first + start, last + start) for first, last in encoding.offsets]
@@ -341,7 +341,7 @@ class Tokenizer:
         num_prefix: int,
         num_suffix: int,
     ) -> TokenIds:
-        """Find what truncation may shorten, and the tokens that are asked for."""
+        """Locate the tokens of the prompt and of the anchor positions."""
         inside = range(num_prefix, len(ids) - num_suffix)
         cuttable, *copies = (
             _tokens_within(span, offsets, inside) for span in (text.prompt, *text.copies)
@@ -354,7 +354,7 @@ class Tokenizer:
         return TokenIds(tuple(ids), cuttable, num_prefix, num_suffix, types, places, tuple(copies))
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
-        """Tokenise texts that were split into words before; return ids and each id's word."""
+        """Tokenize pretokenized texts; return ids and the word index of each id."""
         encoded: list[tuple[list[int], list[int]]] = [([], []) for _ in texts]
         for parts in _in_batches(texts):
             check_cancelled()
@@ -370,20 +370,19 @@ class Tokenizer:
         return encoded
 
     def shorten_words(self, prefix: Rendered, max_tokens: int, *, size: int = _PART) -> Rendered:
-        """Leave out words of a long prompt that truncation drops for so many tokens anyway.
+        """Drop words of a long prompt that truncation to ``max_tokens`` would drop.
 
-        For texts that are split into words before they are tokenised. ``size`` is how many
-        characters are tried first.
+        For pretokenized texts. ``size`` is the number of characters to try first.
         """
         text, (start, end) = prefix.text, prefix.prompt
-        # The word that the prompt begins in may be the template's too.
+        # The first word of the prompt may include text of the template.
         first = _WHITE.search(text, start, end)
         while first is not None and end - first.start() > 2 * size:
             found = _WHITE.search(text, end - size, end)
             if found is None:
                 return prefix
             at = found.start()
-            # The last may go on behind the prompt.
+            # The last word may extend past the prompt.
             ((ids, _),) = self.encode_words([text[at:end].split()[:-1]])
             if len(ids) > max_tokens:
                 kept = text[: first.start()] + text[at:]
@@ -392,7 +391,7 @@ class Tokenizer:
         return prefix
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
-        """Put the tokenizer's special tokens around ids that were tokenised in parts."""
+        """Add the tokenizer's special tokens to ids that were tokenized in parts."""
         return [*self._prefix, *ids, *self._suffix]
 
     def _apply(
@@ -431,7 +430,7 @@ class Tokenizer:
     def _in_parts(
         self, text: Rendered, with_special: bool
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise the parts of a text alone; return all ids, and where they are in the text."""
+        """Tokenize the parts of a text separately; return all ids and their spans in the text."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for start, end in pairwise((0, *text.cuts, len(text.text))):
@@ -473,19 +472,19 @@ class Tokenizer:
 
 
 def _unreadable(folder: Path, error: Exception) -> str:
-    """Say why there is no tokenizer, what files of one are there, and what to write."""
+    """Return why the tokenizer cannot be loaded, which files exist, and what to write."""
     patterns = ("tokenizer*", "vocab*", "merges.txt", "*.model", "spiece*", "special_tokens_map*")
     files = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
     said = " ".join(str(error).split())[:200]
     return (
-        f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {said}); of its files "
-        f"there are {', '.join(files) or 'none'}. Name the folder or hub id of one that has a "
-        "tokenizer.json (mostly the base model's) in `tokenizer`, or copy its files here"
+        f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {said}); tokenizer "
+        f"files found: {', '.join(files) or 'none'}. Write `tokenizer`, the folder or hub id of "
+        "one with a tokenizer.json (the base model's), or copy its files here"
     )
 
 
 class _Turns(list[dict[str, str]]):
-    """Messages for a chat template that stop it once the caller has left."""
+    """Messages that stop a chat template once the caller has disconnected."""
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         for turn in super().__iter__():
@@ -498,9 +497,9 @@ class _Turns(list[dict[str, str]]):
 
 
 def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span]]]:
-    """Yield ranges of words, with their texts' indices, that are tokenised at once.
+    """Yield ranges of words, with the index of their text, to tokenize at once.
 
-    Each word is tokenised on its own: so a long text may be given some words at a time.
+    Words are tokenized independently, so a long text can be split into ranges.
     """
     batch: list[tuple[int, Span]] = []
     num_words = 0
@@ -517,13 +516,13 @@ def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span
 
 
 def _rfind(text: str, part: str, start: int, end: int) -> int:
-    """As `str.rfind`, whose time is that of the text times that of the part."""
+    """Like `str.rfind`, but in linear time."""
     found = text[start:end][::-1].find(part[::-1])
     return -1 if found < 0 else end - found - len(part)
 
 
 def _tokens_within(span: Span, offsets: Sequence[tuple[int, int]], inside: range) -> Span:
-    """Return the range of tokens that lie in a span of characters."""
+    """Return the range of tokens within a span of characters."""
     within = [
         index
         for index in inside
@@ -533,13 +532,13 @@ def _tokens_within(span: Span, offsets: Sequence[tuple[int, int]], inside: range
 
 
 def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:
-    """Return 1 for each token that overlaps a marked span; spans come in order."""
+    """Return 1 for each token that overlaps a marked span; spans are sorted."""
     inside = {at for span in marked for at in range(span.start, span.end)}
     return tuple(int(any(at in inside for at in range(*offset))) for offset in offsets)
 
 
 def _tokens_at(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
-    """Return the token that has each character; characters come in order."""
+    """Return the token of each character; characters are sorted."""
     tokens: list[int] = []
     token = 0
     for place in places:

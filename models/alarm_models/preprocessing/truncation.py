@@ -1,4 +1,4 @@
-"""Truncation: what is cut when a sample is longer than its model's limit."""
+"""Truncation of samples that exceed the model's limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TokenIds", "Truncation", "fit"]
 
 
 class Truncation(StrEnum):
-    """Truncation strategies that a recipe may name."""
+    """Truncation strategies of recipes."""
 
     PROMPT = "prompt"
     RIGHT = "right"
@@ -23,10 +23,9 @@ class Truncation(StrEnum):
 class TokenIds:
     """Token ids with the range of tokens that came from the prompt.
 
-    ``num_prefix`` and ``num_suffix`` count the special tokens that the tokenizer puts around a
-    text, or that a text ends with and must; no truncation drops them. ``types`` are token type
-    ids, or none. ``places`` are the tokens that were asked for by their characters. ``copies`` are
-    the prompt's other places, before that one: all are shortened alike.
+    ``num_prefix`` and ``num_suffix`` count the special tokens around a text and its suffix, which
+    are never truncated. ``types`` are token type ids, or empty. ``places`` are the tokens at the
+    anchor positions. ``copies`` are earlier occurrences of the prompt; all are truncated equally.
     """
 
     ids: tuple[int, ...]
@@ -38,7 +37,7 @@ class TokenIds:
     copies: tuple[Span, ...] = ()
 
     def without(self, start: int, stop: int, prompt: Span) -> TokenIds:
-        """Return these tokens less those of a range; ``prompt`` is where the prompt is then."""
+        """Remove a range of tokens; ``prompt`` is the new span of the prompt."""
         ids = self.ids[:start] + self.ids[stop:]
         types = self.token_type_ids[:start] + self.token_type_ids[stop:]
         places = tuple(
@@ -50,10 +49,10 @@ class TokenIds:
 
 
 def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[TokenIds, bool]:
-    """Shorten the tokens to the limit, and say whether anything was dropped.
+    """Truncate to the limit; return the tokens and whether any were dropped.
 
     `Truncation.PROMPT` drops tokens from the prompt's start; `Truncation.RIGHT` keeps the head, as
-    the paper's code does. Raises `SampleError` (``too_long``) where that cannot be enough.
+    the paper's code does. Raises `SampleError` (``too_long``) if that is not sufficient.
     """
     excess = len(tokens.ids) - max_tokens
     if excess <= 0:
@@ -70,12 +69,12 @@ def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[Toke
 
 
 def _without_from_each(tokens: TokenIds, excess: int, max_tokens: int) -> TokenIds:
-    """Drop as many tokens from the start of each of the prompt's places."""
+    """Drop equally many tokens from the start of each occurrence of the prompt."""
     places = [*tokens.copies, tokens.prompt]
     share = -(-excess // len(places))
     if any(share > place.end - place.start for place in places):
         raise SampleError("too_long", _too_long(tokens, max_tokens, Truncation.PROMPT))
-    # From the last to the first, so that those before stay where they are.
+    # From last to first, so that the earlier spans stay valid.
     for place in reversed(places):
         tokens = tokens.without(place.start, place.start + share, tokens.prompt)
     kept = [

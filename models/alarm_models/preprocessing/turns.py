@@ -1,4 +1,4 @@
-"""A conversation as text, by what a recipe writes for each role's messages."""
+"""Renders conversations with a recipe's `turns`: one text per role."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Turns"]
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Texts by role, each with ``{}`` where a message's text goes, unchanged.
+    """Texts by role, each with ``{}`` in place of the message's content.
 
-    ``start`` stands before the first, ``separator`` between two, and ``generation`` begins the next
-    turn.
+    ``start`` precedes the first message, ``separator`` is between messages, ``generation`` starts
+    the next turn.
     """
 
     by_role: Mapping[str, str]
@@ -28,10 +28,10 @@ class Turns:
     def render(
         self, messages: Sequence[Message], num_prompt: int, *, add_generation_prompt: bool = False
     ) -> Rendered:
-        """Write messages, the first ``num_prompt`` of which are the prompt.
+        """Render messages, the first ``num_prompt`` of which are the prompt.
 
-        The prompt is from its first message's text to the end of its last one's, and so is the
-        completion. Raises `SampleError` (``invalid_sample``) for a role that has no text.
+        The spans of prompt and completion reach from the content of their first message to the end
+        of that of their last. Raises `SampleError` (``invalid_sample``) for a role without a text.
         """
         text = self.start
         spans: list[Span] = []

@@ -1,4 +1,4 @@
-"""A recipe made of a checkpoint alone: its family's keys, or a refusal with what is there."""
+"""Creates a recipe from a checkpoint alone, by its family; refuses unknown checkpoints."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder
 
 __all__ = ["SOURCE", "CheckpointRecipe", "recipe_of_checkpoint", "recipe_text"]
 
-#: What stands before a folder or hub id where a recipe is made of the checkpoint.
+#: Prefix of a recipe name that is a folder or hub id of a checkpoint.
 SOURCE = "checkpoint:"
 
-#: The name of the one model of such a recipe.
+#: The name of the only model of such a recipe.
 _MODEL = "rm"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecipe:
-    """A recipe's table, the family that it was made by, and what the files say."""
+    """The table of a recipe, with its family and the facts that it is based on."""
 
     table: Mapping[str, Any]
     family: Family
@@ -33,11 +33,11 @@ class CheckpointRecipe:
 
 
 def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
-    """Make the recipe of a folder or hub id; raise `CheckpointError` saying what is there.
+    """Create the recipe of a folder or hub id; raise `CheckpointError` if it has no known family.
 
-    A hub id's files are fetched, weights and all, as loading would.
+    Downloads all files of a hub id, including weights, as loading does.
     """
-    # Both import torch, which a recipe's file does without.
+    # Both import torch, which recipe files do not need.
     from alarm_models.modeling.checkpoint import locate
     from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
 
@@ -81,7 +81,7 @@ def _table(
 
 @dataclass(frozen=True, slots=True)
 class _AdapterFolder:
-    """A folder that holds an adapter alone, and the checkpoint that it changes."""
+    """A folder with only an adapter, and the checkpoint that it applies to."""
 
     folder: str
     base: str
@@ -89,7 +89,7 @@ class _AdapterFolder:
 
 
 def _adapter(checkpoint: str) -> _AdapterFolder | None:
-    """Return what an adapter's folder says of its base and its head; None for any other."""
+    """Return the base and the head of an adapter's folder; None for any other folder."""
     folder = Path(checkpoint).expanduser().absolute()
     if not (folder / "adapter_config.json").is_file():
         return None
@@ -99,7 +99,7 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
     told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = told.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{folder}: adapter_config.json names no base: write a recipe")
+        raise CheckpointError(f"{folder}: adapter_config.json names no base model: write a recipe")
     tokenizer = {"tokenizer": str(folder)} if (folder / "tokenizer_config.json").is_file() else {}
     if told.get("task_type") == "SEQ_CLS":
         family = Family("adapter of a sequence classifier", recipe={"kind": "sequence"} | tokenizer)
@@ -108,14 +108,14 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
         family = Family("adapter with a value head (LLaMA-Factory)", recipe=keys)
     else:
         raise CheckpointError(
-            f"{folder} holds an adapter for {told.get('task_type') or 'no named task'} on {base}, "
-            "and no reward head: write a recipe with `adapter` and what its score is read by"
+            f"{folder} has an adapter for {told.get('task_type') or 'no named task'} on {base}, "
+            "and no reward head: write a recipe with `adapter` and the keys that read its score"
         )
     return _AdapterFolder(str(folder), base, family)
 
 
 def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:
-    """Return the family's recipe keys, the end of text put in where they name it."""
+    """Return the family's recipe keys with the end-of-text token filled in."""
     keys = dict(family.recipe)
     if keys.get("suffix") == "$eos":
         end = facts.eos_token
@@ -123,7 +123,7 @@ def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:
             raise CheckpointError(
                 f"{facts.folder}: the tokenizer names no eos_token: write `suffix`"
             )
-        # OpenRLHF puts a space before it, unless the chat's text ends with it anyway.
+        # OpenRLHF adds a space before it, unless the chat text already ends with it.
         template = facts.chat_template or ""
         keys["suffix"] = end if end in template or "eos_token" in template else f" {end}"
     return keys
@@ -131,19 +131,19 @@ def _keys(family: Family, facts: CheckpointFacts) -> dict[str, Any]:
 
 def _labels(facts: CheckpointFacts) -> list[str]:
     labels = facts.config.get("id2label")
-    if not labels:  # as transformers names them
+    if not labels:  # the default names of transformers
         return [f"LABEL_{index}" for index in range(facts.num_labels or 2)]
     return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
 def _name(checkpoint: str) -> str:
-    """Return a recipe's name: the last part of a folder or hub id, without other characters."""
+    """Return a recipe name: the last part of a folder or hub id, with only valid characters."""
     last = Path(checkpoint).expanduser().resolve().name if "/" not in checkpoint else checkpoint
     return re.sub(r"[^\w.-]+", "-", last.rstrip("/").rpartition("/")[2]) or "model"
 
 
 def recipe_text(table: Mapping[str, Any]) -> str:
-    """Write a recipe's table as TOML, ready to be saved and served."""
+    """Format a recipe's table as TOML, ready to be saved and served."""
     lines: list[str] = []
     _write_table(lines, table, ())
     return "\n".join(lines).strip() + "\n"

@@ -175,10 +175,10 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        told = repr(f"{key}=..." if equals else key)
+        shown = repr(f"{key}=..." if equals else key)
         if not equals and "." not in key:  # what a separator within a value has cut off
-            told = f"{len(key)} characters without `=`"
-        raise RecipeError(f"--set wants KEY=VALUE with a dotted key, not {told}")
+            shown = f"{len(key)} characters without `=`"
+        raise RecipeError(f"--set requires KEY=VALUE with a dotted key, got {shown}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -189,7 +189,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
 
 
 def _shown(setting: str) -> str:
-    """Return a setting as it may be told: without a key, or a URL, which may hold a password."""
+    """Return a setting without its value if that may be secret, such as a key or a URL."""
     key, _, _ = setting.partition("=")
     is_secret = key.strip().rpartition(".")[2] in ("api_key", "url")
     return f"{key}=..." if is_secret else setting

@@ -57,14 +57,14 @@ def _with_constants(table: type[_T]) -> type[_T]:
         if one.name not in CONSTANTS:
             continue
         constant = CONSTANTS[one.name]
-        told = partial(Field, gt=constant.gt, ge=constant.ge, description=constant.description)
+        field = partial(Field, gt=constant.gt, ge=constant.ge, description=constant.description)
         hint = hints[one.name]
         if one.default_factory is dict:
-            keys[one.name] = (hint, told(default_factory=dict))
+            keys[one.name] = (hint, field(default_factory=dict))
         elif one.default == ():
-            keys[one.name] = (hint, told(default=()))
+            keys[one.name] = (hint, field(default=()))
         else:  # None is a recipe that does not give it
-            keys[one.name] = (hint | None, told(default=None))
+            keys[one.name] = (hint | None, field(default=None))
     return create_model(
         table.__name__, __base__=table, __module__=table.__module__, __doc__=table.__doc__, **keys
     )

@@ -1,6 +1,6 @@
-"""What a recipe says of a model: one frozen pydantic spec per kind. Imports no torch.
+"""Model specs of recipes: one frozen pydantic model per kind. Imports no torch.
 
-A kind is a subclass of `Spec` here and the module that it names, which registers how it is loaded
+A kind is a subclass of `Spec` here and the module it names, which registers its loader
 (`alarm_models.reward_models.registry`). The union of specs, the error about an unknown kind and
 the table in docs/kinds.md come from `KINDS`.
 """
@@ -62,7 +62,7 @@ KINDS: dict[str, type[Spec]] = {}
 
 
 class _Added:
-    """Marks a key that came after the first fingerprints, which digest it only where it is set."""
+    """Marks a later key, which fingerprints digest only if it is set."""
 
 
 class Spec(BaseModel):
@@ -76,23 +76,23 @@ class Spec(BaseModel):
     #: The module that registers how the kind is loaded; imported when a model of it is.
     module: ClassVar[str]
 
-    #: Whether spec and files decide its scores: otherwise only loading it again can tell.
+    #: Whether spec and files determine its scores; otherwise a reload always loads it again.
     is_reproducible: ClassVar[bool] = True
 
-    #: Its keys that may name a folder; a recipe's ``./`` and ``../`` there are beside its file.
+    #: Keys that may name a folder; ``./`` and ``../`` in them are relative to the recipe file.
     folders: ClassVar[tuple[str, ...]] = ()
 
-    #: Whether a model that has no score for the made-up sample of the warm-up is not served.
+    #: Whether loading fails if the model gives no score for the warm-up sample.
     must_score_warm_up: ClassVar[bool] = True
 
-    #: Whether it judges whole completions, as a holistic model must, rather than segments alone.
+    #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
     if TYPE_CHECKING:
 
         @property
         def kind(self) -> str:
-            """The kind's name; a field of each kind, whose place among them fingerprints hold."""
+            """The kind's name; a field of each kind, whose position is part of fingerprints."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -107,8 +107,8 @@ class Spec(BaseModel):
     def constants(self, exclude: frozenset[str]) -> str:
         """Return the keys that fingerprints digest, as JSON.
 
-        A key that was added later is left out at its default, so that it changes no fingerprint of
-        a recipe that does not use it.
+        A key that was added later is omitted at its default, so that recipes that do not use it
+        keep their fingerprints.
         """
         unused = {
             name
@@ -125,7 +125,7 @@ class Spec(BaseModel):
 
     @property
     def has_score(self) -> bool:
-        """Whether it gives one score; a model of several numbers may give those alone."""
+        """Whether it gives one score; a model with several outputs may give only those."""
         return True
 
     @property
@@ -140,16 +140,16 @@ def require_address(url: str) -> str:
         raise ValueError("the URL has a space or a character that is not printable")
     parts = urlsplit(url)
     if not parts.hostname or parts.port == 0:
-        raise ValueError("the URL names no host and port that can be asked")
+        raise ValueError("the URL has no valid host and port")
     if parts.query or parts.fragment:
-        raise ValueError("the URL has a query or a fragment, which would not be sent")
+        raise ValueError("the URL has a query or a fragment, which are not supported")
     return url
 
 
 def usable_key(key: str) -> str:
-    """Return a key that is sent to a server, without the white space that files and shells leave.
+    """Return an API key without surrounding whitespace, which files and shells may add.
 
-    Raises `ValueError`, which says what is wrong and never what the key is.
+    Raises `ValueError`, whose message never contains the key.
     """
     key = key.strip()
     if not key:
@@ -158,21 +158,21 @@ def usable_key(key: str) -> str:
         if not " " <= character <= "~":
             what = "a line break" if character in "\r\n" else f"U+{ord(character):04X}"
             raise ValueError(
-                f"the key has {what} as its character {at + 1} of {len(key)}, which no HTTP header "
-                "can hold: give the key alone"
+                f"the key has {what} as its character {at + 1} of {len(key)}, which an HTTP header "
+                "cannot contain: give only the key"
             )
     return key
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-#: A later key of a few types; see `Spec.constants`.
+#: Types of keys that were added later; see `Spec.constants`.
 _Text = Annotated[str | None, _Added]
 _Flag = Annotated[bool, _Added]
 
 
 class NeuralSpec(Spec):
-    """Keys of every model with weights."""
+    """Keys of all kinds with weights."""
 
     folders = ("checkpoint", "tokenizer", "adapter")
     checkpoint: str = Field(min_length=1, description="folder or hub id")
@@ -188,15 +188,15 @@ class NeuralSpec(Spec):
         default=False, description="give words copied from the prompt token type 1"
     )
     trust_remote_code: bool = False
-    revision: _Text = Field(default=None, description="a hub id's branch, tag or commit")
+    revision: _Text = Field(default=None, description="branch, tag or commit of a hub id")
     tokenizer: _Text = Field(
-        default=None, min_length=1, description="a folder or a hub id, else the checkpoint's own"
+        default=None, min_length=1, description="folder or hub id; default: the checkpoint's"
     )
     adapter: _Text = Field(
-        default=None, min_length=1, description="a LoRA of PEFT: a folder or a hub id"
+        default=None, min_length=1, description="folder or hub id of a PEFT LoRA adapter"
     )
     prefix: _Text = Field(
-        default=None, min_length=1, description="what the names of the base's tensors begin with"
+        default=None, min_length=1, description="prefix of the base's tensor names"
     )
 
     @property
@@ -206,7 +206,7 @@ class NeuralSpec(Spec):
         return tuple(text for text in texts if text is not None and text != "chat")
 
 
-#: What `template_arguments` may not name: the sample decides it, or the server.
+#: Arguments that `template_arguments` may not set, as the sample or the server sets them.
 _OWN_ARGUMENTS = frozenset(
     {
         "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
@@ -218,17 +218,17 @@ _OWN_ARGUMENTS = frozenset(
 
 
 class TurnsSpec(BaseModel):
-    """What is written for each message of a conversation, by its role; ``{}`` is its text."""
+    """Texts of the messages of a conversation by role; ``{}`` is replaced by the content."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user: str
     assistant: str
-    system: str | None = Field(default=None, description="else a system message is refused")
-    tool: str | None = Field(default=None, description="else a tool's message is refused")
-    start: str = Field(default="", description="stands before the first")
-    separator: str = Field(default="", description="stands between two")
-    generation: str = Field(default="", description="begins the next turn, where a kind wants one")
+    system: str | None = Field(default=None, description="default: system messages are refused")
+    tool: str | None = Field(default=None, description="default: tool messages are refused")
+    start: str = Field(default="", description="text before the first message")
+    separator: str = Field(default="", description="text between messages")
+    generation: str = Field(default="", description="start of the next turn, if a kind requires it")
 
     @model_validator(mode="after")
     def _each_has_one_place(self) -> TurnsSpec:
@@ -236,32 +236,32 @@ class TurnsSpec(BaseModel):
             text = getattr(self, role)
             if text is not None and text.count("{}") != 1:
                 raise ValueError(
-                    f"turns.{role} is {text!r}: write {{}} once, where the message's text goes"
+                    f"turns.{role} is {text!r}: write {{}} once, in place of the message's text"
                 )
         return self
 
 
 class TextSpec(NeuralSpec):
-    """What kinds have that read prompt and completion as one text."""
+    """Keys of kinds that read prompt and completion as one text."""
 
     special_tokens: Annotated[bool | None, _Added] = Field(
         default=None,
-        description="whether the tokenizer puts its own around; else for a text, not for a chat",
+        description="add the tokenizer's special tokens; default: for a text, not for a chat",
     )
     strip: Annotated[bool | str, _Added] = Field(
         default=False,
-        description="what goes from the text's end: white space, or this text where it is there",
+        description="remove whitespace, or this text, from the end of the text",
     )
     suffix: Annotated[str, _Added] = Field(
-        default="", description="put at the text's end, unless that ends so; never truncated"
+        default="", description="appended unless the text already ends with it; never truncated"
     )
     template_arguments: Annotated[Mapping[str, JsonValue], _Added] = Field(
-        default_factory=dict, description="given to the chat template"
+        default_factory=dict, description="variables for the chat template"
     )
     chat_template: _Text = Field(
         default=None,
         min_length=1,
-        description="Jinja, or a file that ends in .jinja: in place of the tokenizer's own",
+        description="Jinja text or a .jinja file, in place of the tokenizer's chat template",
     )
     turns: Annotated[TurnsSpec | None, _Added] = Field(
         default=None, description="texts by role, in place of the tokenizer's chat template"
@@ -272,24 +272,24 @@ class TextSpec(NeuralSpec):
     def _are_the_recipes_to_give(cls, arguments: Mapping[str, JsonValue]) -> Mapping[str, Any]:
         own = sorted(_OWN_ARGUMENTS & set(arguments))
         if own:
-            raise ValueError(f"names {own}, which are not the recipe's to give: leave them out")
+            raise ValueError(f"names {own}, which a recipe cannot set: remove them")
         return arguments
 
     @model_validator(mode="after")
     def _one_way_to_a_text(self) -> TextSpec:
         is_chat = getattr(self, "template", "chat") == "chat"
         if self.chat_template is not None and self.turns is not None:
-            raise ValueError("turns and chat_template both write the chat: leave one out")
+            raise ValueError("turns and chat_template exclude each other: remove one")
         for key in ("chat_template", "template_arguments"):
             if getattr(self, key) and not is_chat:
-                raise ValueError(f"{key} is for a chat: leave `template` out")
+                raise ValueError(f"{key} requires the chat template: remove `template`")
         if self.template_arguments and self.turns is not None:
-            raise ValueError("template_arguments is for a chat template: turns take none")
+            raise ValueError("template_arguments has no effect on turns: remove one")
         return self
 
 
 class Normalization(BaseModel):
-    """What a published class does to a raw score: ``(score - mean) / std``."""
+    """Normalization of raw scores as in published classes: ``(score - mean) / std``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -298,11 +298,11 @@ class Normalization(BaseModel):
 
 
 class ClassifierSpec(TextSpec):
-    """What kinds have that read a whole sample, as one text or as two."""
+    """Keys of kinds that read a whole sample, as one text or as a pair."""
 
     pair: _Flag = Field(
         default=False,
-        description="prompt and completion as two texts, joined as the tokenizer joins a pair",
+        description="prompt and completion as a text pair, joined by the tokenizer",
     )
 
     @model_validator(mode="after")
@@ -311,10 +311,10 @@ class ClassifierSpec(TextSpec):
             return self
         for key, default in (("template", "chat"), ("suffix", ""), ("strip", False)):
             if getattr(self, key) != default:
-                raise ValueError(f"pair reads prompt and completion as they are: leave {key} out")
+                raise ValueError(f"pair reads prompt and completion unchanged: remove {key}")
         for key in ("chat_template", "template_arguments", "mark_copied", "gate_at"):
             if getattr(self, key, None):
-                raise ValueError(f"pair goes without {key}: leave one out")
+                raise ValueError(f"pair and {key} exclude each other: remove one")
         return self
 
 
@@ -324,7 +324,7 @@ class SequenceSpec(ClassifierSpec):
     module = "alarm_models.reward_models.sequence"
     kind: Literal["sequence"] = "sequence"
     normalization: Annotated[Normalization | Literal["none"] | None, _Added] = Field(
-        default=None, description="else what the checkpoint's configuration says"
+        default=None, description="default: as in the checkpoint's configuration"
     )
     template: str = Field(
         default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
@@ -346,7 +346,7 @@ class SegmentsSpec(NeuralSpec):
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
-        description="read the separator alone, or the mean over it and the segment's tokens",
+        description="read only the separator, or the mean over it and the segment's tokens",
     )
     positive_label: str
     negative_label: str
@@ -358,7 +358,7 @@ class SegmentsSpec(NeuralSpec):
     def _labels_hold_both(self) -> SegmentsSpec:
         for label in (self.positive_label, self.negative_label):
             if self.labels is not None and label not in self.labels:
-                raise ValueError(f"labels {list(self.labels)} lack {label!r}")
+                raise ValueError(f"labels {list(self.labels)} do not include {label!r}")
         return self
 
 
@@ -371,7 +371,7 @@ class StepsSpec(TextSpec):
         default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
     )
     step_token: str = Field(
-        default="<extra_0>", description="token put after each step, where the step is read"
+        default="<extra_0>", description="token after each step, at which the step is read"
     )
     segmenter: Literal["steps", "sentences"] = "steps"
     labels: tuple[str, str] | None = Field(
@@ -379,50 +379,48 @@ class StepsSpec(TextSpec):
     )
     positive_label: str | None = Field(default=None, description="default: the second label")
     reduction: Literal["min", "mean", "product", "last"] = Field(
-        default="min", description="how the steps' probabilities become one score"
+        default="min", description="reduction of the steps' probabilities to one score"
     )
     positive: Annotated[str | int | None, _Added] = Field(
-        default=None, description="of a causal model: the token, as text or id, for a right step"
+        default=None, description="causal models: token for a correct step, as text or id"
     )
     negative: Annotated[str | int | None, _Added] = Field(
-        default=None, description="of a causal model: the token for a wrong step"
+        default=None, description="causal models: token for a wrong step"
     )
     step_template: Annotated[str, _Added] = Field(
-        default="{step}", description="what a step is written as, with its {number} from 1"
+        default="{step}", description="text of a step; {number} counts from 1"
     )
     step_separator: Annotated[str, _Added] = Field(
-        default="", description="stands between a step's token and the next step"
+        default="", description="text between a step token and the next step"
     )
     step_answer: _Text = Field(
         default=None,
         min_length=1,
-        description="each step is a user's message that is answered so; read where that begins",
+        description="each step is a user message with this answer; read before the answer",
     )
     tokenization: Annotated[Literal["whole", "parts"], _Added] = Field(
         default="whole",
-        description="whether the text is tokenised at once, or each step and step token alone",
+        description="tokenize the whole text, or each step and step token separately",
     )
 
     @model_validator(mode="after")
     def _reads_one_way(self) -> StepsSpec:
         if (self.positive is None) != (self.negative is None):
-            raise ValueError(
-                "positive and negative are the two tokens of a causal model: give both"
-            )
+            raise ValueError("positive and negative require each other: set both")
         if self.positive is not None and self.head is not None:
-            raise ValueError("a step is read by `head` or by two tokens: leave one out")
+            raise ValueError("`head` and positive/negative exclude each other: remove one")
         if self.step_template.count("{step}") != 1:
             raise ValueError(f"step_template is {self.step_template!r}: write {{step}} once")
         if self.step_answer is not None:
             if self.template != "chat":
-                raise ValueError("step_answer is a turn of a chat: leave `template` out")
+                raise ValueError("step_answer requires the chat template: remove `template`")
             if self.tokenization == "parts" or self.step_separator:
-                raise ValueError("step_answer goes without tokenization and step_separator")
+                raise ValueError("step_answer excludes tokenization and step_separator")
         return self
 
     @property
     def read_token(self) -> str:
-        """The token at which, or before which, a step is read."""
+        """The token at which (or, for answers, before which) a step is read."""
         return self.step_token if self.step_answer is None else self.step_answer
 
 
@@ -456,7 +454,7 @@ class MultiObjectiveSpec(ClassifierSpec):
 
     @property
     def has_score(self) -> bool:
-        """Whether its numbers are weighed."""
+        """Whether its outputs are weighted to a score."""
         return bool(self.weights or self.gate_at or self.gate)
 
     @model_validator(mode="after")
@@ -546,7 +544,7 @@ class GenerativeSpec(TextSpec):
     def constants(self, exclude: frozenset[str]) -> str:
         """Return the keys that fingerprints digest, as JSON; see `Spec.constants`.
 
-        The first fingerprints held `generation_prompt = false` for a recipe that names none.
+        Earlier fingerprints contain `generation_prompt = false` if the recipe does not set it.
         """
         named = self.model_copy(update={"generation_prompt": self.generation_prompt is True})
         constants = super(GenerativeSpec, named).constants(exclude)
@@ -554,13 +552,13 @@ class GenerativeSpec(TextSpec):
         return f"{constants}|without the next turn" if is_asked_without else constants
 
 
-#: The default of a judge's `pattern`, for which ratings are parsed as people write them.
-#: (Used as a pattern it would find a number, but not the 10 of "8/10".)
+#: The default of a judge's `pattern`, which selects the rating parser instead of a pattern.
+#: (Used as a pattern it would match a number, but not the 10 of "8/10".)
 ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
 class JudgeMessage(BaseModel):
-    """One message that a judge is sent; its content is a template."""
+    """One message to a judge; its content is a template."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -568,7 +566,7 @@ class JudgeMessage(BaseModel):
     content: str
 
 
-#: What a judge is sent: a message, or the sample's own messages.
+#: A message to a judge: a template, or the sample's own messages.
 JudgeTurn = JudgeMessage | Literal["{prompt}", "{completion}"]
 
 
@@ -594,14 +592,14 @@ class RemoteSpec(Spec):
     )
     messages: Annotated[tuple[JudgeTurn, ...] | None, _Added] = Field(
         default=None,
-        description="`chat`: in place of `rubric`, messages of any role; the texts `{prompt}` and "
-        "`{completion}` stand for the sample's own messages",
+        description="`chat`: in place of `rubric`, messages of any role; `{prompt}` and "
+        "`{completion}` insert the sample's own messages",
     )
     values: Annotated[Mapping[str, float], _Added] = Field(
-        default_factory=dict, description="`chat`: what the judge's verdict is worth, by its name"
+        default_factory=dict, description="`chat`: score of each verdict of the judge, by its name"
     )
     n: Annotated[int, _Added] = Field(
-        default=1, ge=1, le=128, description="`chat`: answers to ask for, of which the mean counts"
+        default=1, ge=1, le=128, description="`chat`: number of answers; the score is their mean"
     )
     pattern: str = Field(
         default=ANY_NUMBER,
@@ -659,12 +657,12 @@ class RemoteSpec(Spec):
     def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         own = sorted({"model", "messages", "stream"} & set(parameters))
         if own:
-            raise ValueError(f"names {own}, which are not parameters' to give: leave them out")
+            raise ValueError(f"names {own}, which parameters cannot set: remove them")
         return parameters
 
     @property
     def num_votes(self) -> int:
-        """How many answers a judge is asked for."""
+        """The number of answers requested from a judge."""
         named = self.parameters.get("n", 1)
         return named if isinstance(named, int) and self.n == 1 else self.n
 
@@ -674,12 +672,12 @@ class RemoteSpec(Spec):
             return self
         named = self.parameters.get("n", 1)
         if isinstance(named, bool) or not isinstance(named, int) or named < 1:
-            raise ValueError(f"parameters.n is {named!r}: give a number of answers, best in `n`")
+            raise ValueError(f"parameters.n is {named!r}: set the number of answers in `n`")
         if self.n > 1 and "n" in self.parameters:
-            raise ValueError("n and parameters.n both count answers: leave one out")
+            raise ValueError("n and parameters.n both set the number of answers: remove one")
         if self.num_votes > 1 and self.parameters.get("temperature") == 0:
             raise ValueError(
-                f"{self.num_votes} answers of temperature 0 are all the same: name a higher one in "
+                f"{self.num_votes} answers at temperature 0 are all the same: set a higher one in "
                 "parameters.temperature"
             )
         return self
@@ -692,7 +690,7 @@ class RemoteSpec(Spec):
         if lacking:
             raise ValueError(f"api `{self.api}` requires {' and '.join(lacking)}")
         if self.rubric is not None and self.messages is not None:
-            raise ValueError("rubric and messages both ask the judge: remove one")
+            raise ValueError("rubric and messages exclude each other: remove one")
         for name in ("template", "rubric", "messages"):
             if getattr(self, name) is not None and name not in wanted:
                 raise ValueError(f"api `{self.api}` does not use {name}: remove it")
@@ -835,7 +833,7 @@ class PythonSpec(CheckSpec):
 
     module = "alarm_models.reward_models.python_function"
     is_reproducible = False
-    must_score_warm_up = False  # what it reads of a sample's fields only its author knows
+    must_score_warm_up = False  # the fields that it reads are not known
     folders = ("path",)
     kind: Literal["python"] = "python"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="module:name")

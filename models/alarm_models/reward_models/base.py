@@ -1,4 +1,4 @@
-"""What reward models promise: RewardModel, its neural base, and host models without a device."""
+"""RewardModel, the interface of reward models; its bases for neural and host models."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ __all__ = [
 #: More tokens than any sample has.
 _NO_LIMIT = 1 << 20
 
-#: What becomes of a sample at a model.
+#: The result of one sample.
 Outcome = Score | SampleError
 
-#: What preparing a sample gives: work for the device, a score that needs none, or what is wrong.
+#: A prepared sample: input of the device, a score that needs no device, or an error.
 Prepared = ModelInput | Score | SampleError
 
 
@@ -61,7 +61,7 @@ class RewardModel(Protocol):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens it reads of one sample; None where it reads no tokens."""
+        """The maximum number of tokens of a sample; None if it reads no tokens."""
 
     @property
     def cost(self) -> BatchLayout:
@@ -69,13 +69,13 @@ class RewardModel(Protocol):
 
     @property
     def dtype(self) -> str | None:
-        """The precision that it computes in, as torch calls it; None where that is not known."""
+        """The name of the torch dtype that it computes in; None if not known."""
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Turn samples into features, one answer a sample, in order."""
+        """Prepare samples, one result per sample, in order."""
 
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
-        """Run one batch; return rows of outputs a sample, and the tokens computed for each."""
+        """Run one batch; return output rows and the number of computed tokens per sample."""
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
@@ -94,7 +94,7 @@ class LoadedCheckpoint:
 
 
 class NeuralRewardModel(ABC):
-    """What the kinds with weights share: limits and the forward pass are their network's."""
+    """Base of the kinds with weights: limits and forward pass come from the network."""
 
     def __init__(self, spec: NeuralSpec, weights: LoadedCheckpoint, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -102,9 +102,9 @@ class NeuralRewardModel(ABC):
         self.config: Any = weights.network.config
         self._network = weights.network
         self.pooling: Pooling | None = weights.network.pooling
-        #: The token that a sample's score is read at; None where several make it, or none is known.
+        #: The token at which a score is read; None if there are several, or it is not known.
         self.read_token: str | None = None
-        #: Where scores may differ from those of the model's card, in sentences.
+        #: Sentences on how scores may differ from those of the model's card.
         self.notes: tuple[str, ...] = ()
         #: A made-up sample's tokens: models that differ in them share no forward pass.
         self.probe: TokenSequence | None = None
@@ -187,7 +187,7 @@ def _is_read_at_start(features: ModelInput) -> bool:
 
 
 def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
-    """Return the most tokens a sample may have: the recipe's limit, else the checkpoint's."""
+    """Return the maximum number of tokens of a sample: the recipe's, else the checkpoint's."""
     positions = _num_positions(weights.network)
     if spec.max_tokens is None:
         return min(positions, weights.tokenizer.model_max_length)
@@ -200,7 +200,7 @@ def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
 
 
 def _num_positions(network: Network) -> int:
-    """Return what the configuration says, bounded by the size of the position tables.
+    """Return the limit of the configuration, bounded by the size of the position tables.
 
     Configurations write "no limit" as -1 (XLNet), as 0 or not at all.
     """
@@ -210,7 +210,7 @@ def _num_positions(network: Network) -> int:
 
 
 def _scaling(network: Network) -> int:
-    """Return how many times its positions a model reads where a recipe asks: dynamic RoPE's."""
+    """Return the factor by which a recipe may extend the positions (dynamic RoPE)."""
     scaling = getattr(network.config, "rope_parameters", None) or {}
     is_dynamic = network.max_positions is None and "dynamic" in str(scaling.get("rope_type"))
     return max(int(scaling.get("factor") or 1), 1) if is_dynamic else 1
@@ -223,10 +223,10 @@ def require_finite(values: Sequence[float]) -> None:
 
 
 def require_outputs(network: Network, wanted: int, what: str) -> None:
-    """Raise `CheckpointError` unless the network gives that many numbers a read."""
+    """Raise `CheckpointError` unless the network has ``wanted`` outputs per read."""
     if network.num_outputs != wanted:
         raise CheckpointError(
-            f"{what} wants {wanted} logit{'s' * (wanted > 1)}, the checkpoint has "
+            f"{what} requires {wanted} logit{'s' * (wanted > 1)}, the checkpoint has "
             f"{network.num_outputs}; kind `multi-objective` reads any number"
         )
 
@@ -238,10 +238,10 @@ _Scored = TypeVar("_Scored")
 class HostModel(ABC):
     """A model that scores samples without the device: a rule, a checker, a user's function."""
 
-    #: The most tokens it reads of one sample; None where it reads none, or that is not known.
+    #: The maximum number of tokens of a sample; None if it reads none, or not known.
     limit: int | None = None
 
-    #: The precision that it computes in, as torch calls it; None where that is not known.
+    #: The name of the torch dtype that it computes in; None if not known.
     dtype: str | None = None
 
     #: Where it runs, as responses say.
@@ -255,11 +255,11 @@ class HostModel(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that decides its scores, as far as it can be known."""
+        """A digest of everything that determines its scores, as far as it is known."""
         return self._fingerprint
 
     async def open(self) -> None:
-        """Get ready, in the event loop that scores; raise `CheckpointError`.
+        """Prepare for scoring, in the event loop that scores; raise `CheckpointError`.
 
         May be called again after an `UnreachableError`.
         """
@@ -267,19 +267,19 @@ class HostModel(ABC):
 
     @abstractmethod
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
-        """Return one outcome a sample, in order; a sample that cannot be scored fails alone."""
+        """Return one result per sample, in order; a sample that cannot be scored fails alone."""
 
     async def close(self) -> None:
-        """Release what it has started; it scores nothing afterwards."""
+        """Release its resources; it cannot score afterwards."""
         return
 
 
-#: What a recipe's model is, once loaded.
+#: A loaded model of a recipe.
 Model = RewardModel | HostModel
 
 
 class CheckModel(HostModel):
-    """A check run on a thread pool, each sample within its time.
+    """A check that runs on a thread pool, with a time limit per sample.
 
     ``check_reachable`` raises `UnreachableError` while a server that it needs does not respond.
     """
@@ -299,7 +299,7 @@ class CheckModel(HostModel):
         self._timeout_s = timeout_s
 
     async def open(self) -> None:
-        """Check that the server that it needs responds."""
+        """Check that the required server responds."""
         if self._check_reachable is not None:
             await asyncio.to_thread(self._check_reachable)
 
@@ -317,8 +317,8 @@ async def gather_limited(
 ) -> list[_Scored]:
     """Score the parts of one request, at most ``at_once`` at a time; results are in order.
 
-    What they wait for is first come, first served: a large request that started all parts at once
-    would block the others for all of it.
+    Waiting parts are served in order of arrival: a large request that started all its parts at once
+    would block all other requests.
     """
     slots = asyncio.Semaphore(at_once)
 

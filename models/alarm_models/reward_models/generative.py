@@ -1,4 +1,4 @@
-"""Kind `generative`: how likely a causal model finds one token, or yes against no, as the next."""
+"""Kind `generative`: a causal model's score of the next token, or of yes against no."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["GenerativeModel", "require_in_vocabulary", "scored_tokens"]
 
 
 def scored_tokens(spec: GenerativeSpec | StepsSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids whose logits the score is made of; raise `CheckpointError` for no token."""
+    """Return the token ids whose logits give the score; raise `CheckpointError`."""
     tokens = [token for token in (spec.positive, spec.negative) if token is not None]
     return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
 
 
 def require_in_vocabulary(spec: GenerativeSpec | StepsSpec, vocabulary: int) -> None:
-    """Raise `CheckpointError` for the id of a token that there is none of."""
+    """Raise `CheckpointError` for a token id outside the vocabulary."""
     for token in (spec.positive, spec.negative):
         if isinstance(token, int) and not 0 <= token < vocabulary:
             raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
@@ -47,9 +47,9 @@ def _load_network(spec: GenerativeSpec, files: CheckpointFiles) -> Network:
 
 @neural_kind(GenerativeSpec, load_network=_load_network)
 class GenerativeModel(NeuralRewardModel):
-    """A causal language model, read for its next token after the text.
+    """A causal language model, scored by its next token after the text.
 
-    The score is the token's logit (Llama-3.1-Nemotron-70B-Reward reads token 0 so), its log
+    The score is the token's logit (token 0 for Llama-3.1-Nemotron-70B-Reward), its log
     probability, or with ``negative`` the margin: the log-odds of yes against no.
     """
 
@@ -67,11 +67,11 @@ class GenerativeModel(NeuralRewardModel):
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and truncate."""
+        """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the number that the recipe names off the next token's logits."""
+        """Return the measure of the recipe from the logits of the next token."""
         positive, *negative, total = outputs[0].tolist()
         value = positive
         if negative:

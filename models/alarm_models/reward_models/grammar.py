@@ -1,4 +1,4 @@
-"""Kind `grammar`: errors as spans with the names of the rules they break."""
+"""Kind `grammar`: errors as spans labelled with their rules."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = ["Checker", "Grammar", "GrammarError"]
 
-#: The rule of an error that the caller found.
+#: The rule name of an error that the caller sends.
 _CALLERS = "error"
 
-#: An error: its characters, and the rule that it breaks.
+#: An error: its span and its rule.
 GrammarError = tuple[Span, str]
 
 
 class Checker(Protocol):
-    """Finds errors; may be asked by several threads at once."""
+    """Finds errors; thread-safe."""
 
     def find(self, text: str) -> Sequence[GrammarError]:
         """Return a text's errors, spans in code points."""
 
 
 class Grammar:
-    """Has a checker find the errors that the caller does not bring as ``segments.errors``.
+    """Finds errors with a checker, unless the caller sends them as ``segments.errors``.
 
-    The score is the paper's error rate: errors a token of the policy (words without token offsets),
+    The score is the paper's error rate: errors per policy token (words without token offsets),
     None without tokens. Lower is better.
     """
 

@@ -24,8 +24,8 @@ _DIALECTS: Mapping[str, Dialect] = {
     "en-IN": Dialect.INDIAN,
 }
 
-#: harper's time grows by the cube of a run without white space, and by the square of a sentence and
-#: of lines of nothing but marks and digits. A text that has such is checked in parts.
+#: harper takes cubic time in runs without whitespace, and quadratic time in sentences and in lines
+#: of only marks and digits. Such texts are checked in parts.
 _PART = 2000
 _MAX_RUN = 500
 _FEWEST_LETTERS = 0.4
@@ -35,13 +35,13 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class Harper:
-    """Checks English texts with one linter a thread; all share one dictionary (130 MB)."""
+    """Checks English texts with one linter per thread; all share one dictionary (130 MB)."""
 
     def __init__(self, spec: GrammarSpec) -> None:
         if spec.language not in _DIALECTS:
             raise RecipeError(
-                f"language is {spec.language!r}; harper knows {', '.join(_DIALECTS)} "
-                '(engine = "languagetool" knows more)'
+                f"language is {spec.language!r}; harper supports {', '.join(_DIALECTS)} "
+                '(engine = "languagetool" supports more)'
             )
         self._spec = spec
         self._own = threading.local()
@@ -59,7 +59,7 @@ class Harper:
 
     def _errors(self, text: str) -> list[GrammarError]:
         linter, markup = self._linter(), self._spec.markup
-        # Naming the rules takes three times as long; most sentences have no error to name.
+        # Naming the rules takes three times as long, and most sentences have no error.
         if not linter.lint(text, language=markup):
             return []
         return [
@@ -79,7 +79,7 @@ class Harper:
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the text whole with where it starts; where it is no prose, in parts."""
+    """Yield the text with its start; in parts if it is not prose."""
     if _is_prose(text):
         yield 0, text
         return
@@ -88,7 +88,7 @@ def _parts(text: str) -> Iterator[tuple[int, str]]:
         check_cancelled()
         end = at + _PART
         if end < len(text):
-            # Between words where there is a place; a run without one is cut anywhere.
+            # Split between words if possible, else anywhere.
             blank = max(text.rfind(" ", at + 1, end), text.rfind("\n", at + 1, end))
             end = blank + 1 if blank >= at + _PART // 2 else end
         yield at, text[at:end]
@@ -96,7 +96,7 @@ def _parts(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_prose(text: str) -> bool:
-    """Say whether the text is made of words, wherever one looks; a short one counts as such."""
+    """Return whether all blocks of the text consist of words; true for a short text."""
     if len(text) <= _PART:
         return True
     if max(map(len, text.split()), default=0) > _MAX_RUN:
@@ -104,7 +104,7 @@ def _is_prose(text: str) -> bool:
     if max(map(len, _SENTENCE_END.split(text))) > _PART:
         return False
     blocks = (text[at : at + _PART] for at in range(0, len(text), _PART))
-    # The last block may be short: it alone is no matter.
+    # The last block may be short.
     return all(
         sum(map(len, _LETTERS.findall(block))) >= _FEWEST_LETTERS * len(block)
         for block in blocks

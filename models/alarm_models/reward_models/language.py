@@ -1,4 +1,4 @@
-"""Kind `language`: how sure it is that a completion is in the language it should be in."""
+"""Kind `language`: the probability that a completion is in the target language."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from alarm_models.types import Sample, Score
 
 __all__ = ["LanguageConfidence"]
 
-#: lingua goes through a word once for each of its letters, holding the GIL: a longer run
-#: without white space is no word of any language, and is read in parts of that length.
+#: lingua takes quadratic time per word and holds the GIL. Longer runs without whitespace are not
+#: words and are split into parts of this length.
 _MAX_WORD = 4000
 
 _RUN = re.compile(r"\S+")
 
 
 class LanguageConfidence:
-    """Asks lingua, which knows no languages but the recipe's (as ALaRM's code).
+    """Scores with lingua, restricted to the recipe's languages (as in ALaRM's code).
 
-    The score is a probability among these languages; a text without letters has 0.
+    The score is a probability among these languages, 0 for a text without letters.
     """
 
     def __init__(self, spec: LanguageSpec) -> None:
         known = {language.iso_code_639_1.name.lower(): language for language in Language.all()}
         unknown = sorted(set(spec.languages) - set(known))
         if unknown:
-            raise RecipeError(f"languages has {unknown}; lingua knows {', '.join(sorted(known))}")
+            raise RecipeError(
+                f"languages has {unknown}; lingua supports {', '.join(sorted(known))}"
+            )
         self._target = known[spec.target]
         languages = [known[code] for code in spec.languages]
         self._detector = (
@@ -54,7 +56,7 @@ def _language(spec: LanguageSpec, _fields: Mapping[str, FieldPattern]) -> Check:
 
 
 def _with_breaks(text: str) -> str:
-    """Return the text with a space in every run without white space that is longer than a word."""
+    """Insert spaces into runs without whitespace that are longer than a word."""
     if max(map(len, text.split()), default=0) <= _MAX_WORD:
         return text
     return _RUN.sub(lambda run: " ".join(_parts(run.group())), text)

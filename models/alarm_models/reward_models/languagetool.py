@@ -22,12 +22,12 @@ from alarm_models.types import Span
 
 __all__ = ["LanguageTool"]
 
-#: Connections that are refused or lost are tried again as often.
+#: Number of retries after a refused or lost connection.
 _RETRIES = 2
 
 
 class LanguageTool:
-    """Checks texts in any language that the server knows."""
+    """Checks texts in any language that the server supports."""
 
     def __init__(self, spec: GrammarSpec) -> None:
         self._base = f"{(spec.url or '').rstrip('/')}/v2"
@@ -43,7 +43,7 @@ class LanguageTool:
         )
 
     def check_reachable(self) -> None:
-        """Return once the server answers; raise `UnreachableError` where it does not."""
+        """Return if the server responds; raise `UnreachableError` otherwise."""
         try:
             answer = self._asked("GET", "languages")
         except NoAnswer as error:
@@ -85,7 +85,7 @@ class LanguageTool:
 def _error(match: dict[str, Any], text: str) -> GrammarError:
     start, length = match["offset"], match["length"]
     if not all(type(one) is int and one >= 0 for one in (start, length)):
-        raise TypeError("an offset and a length were expected to be whole numbers")
+        raise TypeError("offset and length must be integers")
     return _code_points(text, start, start + length), str(match["rule"]["id"])
 
 

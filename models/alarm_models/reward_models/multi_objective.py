@@ -1,4 +1,4 @@
-"""Kind `multi-objective`: several named numbers for a whole completion."""
+"""Kind `multi-objective`: several named outputs for a whole completion."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def _load_network(spec: MultiObjectiveSpec, files: CheckpointFiles) -> Network:
 
 @neural_kind(MultiObjectiveSpec, load_network=_load_network)
 class MultiObjectiveModel(NeuralRewardModel):
-    """A head of several outputs, each of which an aspect may name.
+    """A head with several outputs, each of which an aspect may use.
 
-    The score is the gate's mix of them (ArmoRM's and QRM's form, with ``gate_at``; URM's, with
-    ``gate``), else their sum by the recipe's ``weights``, else none.
+    The score is their sum weighted by the gate (ArmoRM and QRM, with ``gate_at``; URM, with
+    ``gate``) or by the recipe's ``weights``, else None.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class MultiObjectiveModel(NeuralRewardModel):
         self._names = spec.objectives or weights.label_names
         if len(self._names) != num_objectives:
             raise CheckpointError(
-                f"{spec.checkpoint} has {num_objectives} outputs, and {len(self._names)} names "
-                f"{list(self._names)}: list them in order in `objectives`"
+                f"{spec.checkpoint} has {num_objectives} outputs, but "
+                f"{len(self._names)} names {list(self._names)}: list them in order in `objectives`"
             )
         unknown = sorted(set(spec.weights) - set(self._names))
         if unknown:
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and truncate."""
+        """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._texts.render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read every output, and make the score of them."""
+        """Return all outputs, and the score computed from them."""
         if self._gate:
             rewards, mixed, _ = outputs[1].chunk(3)
             *_, gate = outputs[0].chunk(3)
@@ -108,10 +108,10 @@ class MultiObjectiveModel(NeuralRewardModel):
         return ModelInput(tokens.ids, reads, truncated, token_type_ids=tokens.token_type_ids)
 
     def _gate_read(self, tokens: TokenIds) -> Span:
-        """Find where the prompt ends: the pattern's first token, not one from the completion.
+        """Find the end of the prompt: the first token of the pattern, outside the completion.
 
-        ArmoRM's own code takes the pattern's last occurrence; it is the same, unless a completion
-        spells the pattern out.
+        ArmoRM's code uses the last occurrence of the pattern, which is the same unless a completion
+        contains the pattern.
         """
         found = [
             at
@@ -122,7 +122,7 @@ class MultiObjectiveModel(NeuralRewardModel):
         if not found:
             raise SampleError(
                 "too_long" if tokens.prompt.end == 0 else "invalid_sample",
-                f"gate_at {self._spec.gate_at!r} is not in what the model reads",
+                f"gate_at {self._spec.gate_at!r} is not in the text that the model reads",
             )
         at = after[0] if after else found[-1]
         return Span(at, at + 1)

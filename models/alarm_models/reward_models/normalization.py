@@ -1,4 +1,4 @@
-"""How a published class normalises its raw score, as a checkpoint's configuration says."""
+"""Score normalization of published classes, from a checkpoint's configuration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _EPSILON = 1e-8
 
 
 def configured_normalization(folder: Path) -> Normalization | None:
-    """Return the normalisation that the published class applies; None where it applies none.
+    """Return the normalization that the published class applies; None if it applies none.
 
-    OpenRLHF's applies ``mean`` and ``std`` where ``normalize_reward`` is true; safe-rlhf's
-    (beaver), where ``do_normalize`` is, ``mean`` and ``var``, of which a cost is only scaled and a
-    critic's value left alone. Raises `CheckpointError` where the numbers are not there.
+    OpenRLHF's class applies ``mean`` and ``std`` if ``normalize_reward`` is true. safe-rlhf's class
+    (beaver) applies ``mean`` and ``var`` if ``do_normalize`` is true: a cost is only scaled, a
+    critic's value unchanged. Raises `CheckpointError` if the numbers are missing.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("normalize_reward") is True:
@@ -48,7 +48,7 @@ def _number(folder: Path, values: Mapping[str, Any], name: str) -> float:
         (value,) = value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(
-            f"{folder}/config.json says that the score is normalised, but its {name} is {value!r}: "
+            f"{folder}/config.json requires a normalized score, but its {name} is {value!r}: "
             'give `normalization = { mean = ..., std = ... }`, or "none" for the raw score'
         )
     return float(value)

@@ -1,6 +1,6 @@
 """A pool of worker processes that run users' functions and are killed at the time limit.
 
-Unlike a check of ours (`thread_pool`), a user's function may loop for ever, fork or crash.
+Unlike a built-in check (`thread_pool`), a user's function may loop forever, fork or crash.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = [
     "without_secrets",
 ]
 
-#: Words of a variable's name that say that its value is a secret, or leads to one.
+#: Words in the names of variables whose values are secrets.
 _SECRET = re.compile(
     r"(^|_)(\w*(KEY|KEYS|APIKEY|TOKEN|SECRET|SECRETS|PASSWORD)|KEYS?|TOKENS?|PASSWD|PASSPHRASE"
     r"|CREDENTIALS?|AUTH|PAT)(_|$)",
     re.IGNORECASE,
 )
 
-#: What may hold keys of models on other servers (``models.NAME.api_key=...``).
+#: May contain API keys of remote models (``models.NAME.api_key=...``).
 _SETTINGS = frozenset({"ALARM_SET"})
 
 
 def without_secrets(passed: Collection[str] = ()) -> Mapping[str, str]:
-    """Return the variables of this process, less those that hold keys and are not ``passed``."""
+    """Return the environment of this process without secrets, except variables in ``passed``."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -58,21 +58,21 @@ def without_secrets(passed: Collection[str] = ()) -> Mapping[str, str]:
     }
 
 
-#: A line of the worker's output: an ``id``, and a ``value`` or what ``failed``.
+#: A line of the worker's output: an ``id``, and a ``value`` or the error in ``failed``.
 FunctionResult = Mapping[str, Any]
 
 #: The longest line in bytes: a completion, or its spans.
 _MAX_LINE = 1 << 26
 
-#: How long importing the function may take.
+#: Time limit for importing the function, in seconds.
 START_S = 120
 
-#: How long the guard may take to end all that a function has started: longer than it gives itself.
+#: Time limit for the guard to end the process tree; longer than the guard's own limit.
 _END_S = 7
 
 
 class ProcessDied(Exception):
-    """The process ended during this call; other calls may have been open too."""
+    """The process ended during this call; other calls may have been in flight too."""
 
 
 class ProcessTimeout(Exception):
@@ -81,9 +81,9 @@ class ProcessTimeout(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a function's process runs: ``module:name`` in a folder.
+    """The function that a worker process runs: ``module:name`` in a folder.
 
-    ``variables`` names those of the environment that are passed on although they hold secrets.
+    ``variables`` are passed on although their names look like secrets.
     """
 
     folder: str
@@ -114,7 +114,7 @@ class Program:
 
 
 class Guarded:
-    """A process beneath its guard, which ends all of it once `hang_up` is called."""
+    """A worker process under its guard, which kills the process tree after `hang_up`."""
 
     def __init__(self, process: subprocess.Popen[bytes], lifeline: int) -> None:
         self.process = process
@@ -127,7 +127,7 @@ class Guarded:
             self._lifeline = None
 
     def first_line(self, timeout_s: float) -> bytes:
-        """Return the first line that it writes, which no other may follow; raise `TimeoutError`."""
+        """Return the only line that it writes before requests; raise `TimeoutError`."""
         if self.process.stdout is None:
             return b""
         line, deadline = b"", time.monotonic() + timeout_s
@@ -143,7 +143,7 @@ class Guarded:
         return line
 
     def wait(self) -> None:
-        """Wait until the guard has ended, and kill it where it takes too long."""
+        """Wait until the guard has ended; kill it after the time limit."""
         try:
             self.process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -152,7 +152,7 @@ class Guarded:
             self.process.wait()
 
     def close(self) -> None:
-        """End it, if nothing else reads its pipes."""
+        """Kill it; only if its pipes are not read elsewhere."""
         self.hang_up()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -168,14 +168,14 @@ class FunctionProcess:
         self._pipes = pipes
         self._ids = itertools.count()
         self._open: dict[int, asyncio.Future[FunctionResult]] = {}
-        #: Whether it takes no more calls, and whether it has ended.
+        #: Whether it accepts no more calls, and whether it has ended.
         self._is_retired = self._is_over = False
         self._closing: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
     async def start(cls, program: Program) -> FunctionProcess:
-        """Start a process and wait until it has its function; raise `ProcessDied`."""
+        """Start a process and wait until it has imported its function; raise `ProcessDied`."""
         try:
             guarded = program.start()
         except OSError as error:
@@ -186,7 +186,7 @@ class FunctionProcess:
             with suppress(TimeoutError, ValueError):
                 first = await asyncio.wait_for(pipes.answers.readline(), START_S)
             found: FunctionResult = json.loads(first) if first else {"failed": "it did not start"}
-        except BaseException:  # its caller is gone
+        except BaseException:  # the caller was cancelled
             await cls(guarded, pipes).close()
             raise
         started = cls(guarded, pipes)
@@ -197,7 +197,7 @@ class FunctionProcess:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it takes calls."""
+        """Whether it accepts calls."""
         return not self._is_retired and not self._is_over
 
     @property
@@ -227,9 +227,9 @@ class FunctionProcess:
                 self._close_soon()
 
     async def close(self) -> None:
-        """Kill it with all that it has started; open calls fail with `ProcessDied`."""
+        """Kill its process tree; calls in flight fail with `ProcessDied`."""
         self._guarded.hang_up()
-        # Its pipe closes with the last process that has it open: the guard ends them all.
+        # The pipe closes with the last process that has it open; the guard ends them all.
         _, left = await asyncio.wait([self._reader], timeout=_END_S)
         if left:
             self._reader.cancel()
@@ -242,7 +242,7 @@ class FunctionProcess:
 
     async def _read(self) -> None:
         try:
-            # A line that is too long, or no JSON, ends the process.
+            # A line that is too long or not JSON ends the process.
             with suppress(ValueError, LookupError, TypeError, AttributeError):
                 while line := await self._pipes.answers.readline():
                     self._take(json.loads(line))
@@ -256,7 +256,7 @@ class FunctionProcess:
         await asyncio.to_thread(self._guarded.wait)
 
     def _take(self, answer: FunctionResult) -> None:
-        # What an abandoned call has started can only be ended with its process.
+        # Processes started by an abandoned call can only be ended with the worker.
         self._is_retired = self._is_retired or bool(answer.get("leaves_processes"))
         future = self._open.get(answer["id"])
         if future is not None and not future.done():
@@ -273,19 +273,19 @@ class _Pipes:
 
     @classmethod
     async def of(cls, process: subprocess.Popen[bytes]) -> _Pipes:
-        """Take a process's pipes, which are closed here from now on."""
+        """Take ownership of a process's pipes."""
         loop = asyncio.get_running_loop()
         answers = asyncio.StreamReader(limit=_MAX_LINE)
         reading, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(answers), process.stdout
         )
-        # A writer wants a protocol that knows when the pipe is full; this one reads nothing.
+        # StreamWriter requires a protocol with flow control; this one reads nothing.
         protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
         writing, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
         return cls(answers, asyncio.StreamWriter(writing, protocol, None, loop), reading)
 
     def close(self) -> None:
-        """Close both, whatever was still to be written."""
+        """Close both without flushing."""
         self.transport.close()
         if not self.questions.transport.is_closing():
             self.questions.transport.abort()
@@ -301,7 +301,7 @@ _GRACE_S = 1
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that was found: what runs it, and a digest of its file."""
+    """An imported function: its program, and a digest of its file."""
 
     program: Program
     digest: str
@@ -311,9 +311,9 @@ class Function:
     def find(
         cls, folder: str, target: str, timeout_s: float, variables: Collection[str] = ()
     ) -> Function:
-        """Import it in a process; raise `RecipeError` where that fails, with what it said.
+        """Import it in a process; raise `RecipeError` with its error if that fails.
 
-        ``variables`` are those of the environment that it is given although they hold secrets.
+        ``variables`` are passed on although their names look like secrets.
         """
         program = Program(folder, target, timeout_s, variables)
         try:
@@ -334,11 +334,11 @@ class Function:
 
 
 class FunctionPool:
-    """Runs a function in processes, which start as they are needed.
+    """Runs a function in processes, which start on demand.
 
-    A plain function has a process for itself while it runs, so a call that hangs or dies is killed
-    alone. Calls of an async function share processes; where one dies, each that was open there is
-    made again alone, so that only the one that killed it fails.
+    A call of a plain function has a process to itself, so a call that hangs or dies affects no
+    other. Calls of an async function share processes; if a process dies, its calls in flight are
+    repeated one by one, so that only the one that killed it fails.
     """
 
     def __init__(self, function: Function, num_processes: int, concurrency: int) -> None:
@@ -346,7 +346,7 @@ class FunctionPool:
         self._program = function.program
         self._is_closed = False
         self._processes: list[FunctionProcess | None] = [None] * num_processes
-        #: Those that take no more calls, and may have open ones.
+        #: Processes that accept no more calls but may have calls in flight.
         self._leaving: list[FunctionProcess] = []
         self._starting = [asyncio.Lock() for _ in range(num_processes)]
         self._alone = asyncio.Lock()
@@ -366,7 +366,7 @@ class FunctionPool:
             # It continues if the caller leaves: its process is busy until it has answered.
             return _result_value(await asyncio.shield(asking))
         except asyncio.CancelledError:
-            if asking.cancelled():  # the pool was closed, rather than the caller gone
+            if asking.cancelled():  # the pool was closed; the caller was not cancelled
                 raise SampleError("model_failed", f"{self._program.target} was closed") from None
             raise
         except (ProcessDied, ProcessTimeout) as error:
@@ -392,7 +392,7 @@ class FunctionPool:
     def _asked(self, asking: asyncio.Task[FunctionResult]) -> None:
         self._asking.discard(asking)
         with suppress(asyncio.CancelledError):
-            asking.exception()  # seen, also where the caller has left
+            asking.exception()  # mark as retrieved, even if the caller was cancelled
 
     async def _ask(self, index: int, sample: Sample) -> FunctionResult:
         async with self._starting[index]:

@@ -1,10 +1,11 @@
-"""The worker process: runs one function, a sample a line in, a result a line out.
+"""The worker process: runs one function; reads one sample and writes one result per line.
 
     python -m alarm_models.reward_models.process_worker FOLDER MODULE:NAME TIMEOUT_S
 
-The first line says what was found: whether the function is async, and a digest of its file. Answers
-to an async function's samples come in any order; one that is abandoned at its timeout says whether
-it ``leaves_processes``. What a function prints goes to standard error. `guard` runs this program.
+The first output line describes the function: whether it is async, and a digest of its file. Results
+of an async function come in any order; one that is abandoned at its timeout reports whether it
+``leaves_processes``. Output that a function prints goes to standard error. `process_guard` runs
+this program.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _MAX_ERROR = 400
 
 
 def main() -> None:
-    """Answer until standard input ends, or the process that reads the answers does."""
+    """Serve until standard input or the parent process ends."""
     folder, target, timeout_s = sys.argv[1:4]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    if sys.platform != "linux":  # where the kernel does it
+    if sys.platform != "linux":  # on Linux the kernel does it
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.path.insert(0, str(Path(folder).resolve()))
     try:
@@ -57,13 +58,13 @@ def _import_function(target: str) -> tuple[Callable[[Sample], Any], str]:
     module = importlib.import_module(module_name)
     function = getattr(module, name)
     if not callable(function):
-        raise TypeError(f"{name} is no function")
+        raise TypeError(f"{name} is not a function")
     text = Path(module.__file__).read_bytes() if module.__file__ else b""
     return function, hashlib.sha256(text).hexdigest()
 
 
 def _is_async(function: Callable[[Sample], Any]) -> bool:
-    """Say whether calls are to be awaited: of a function, a partial one, or an object's call."""
+    """Return whether calls of a function, a partial or a callable object must be awaited."""
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
         return True
     return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
@@ -74,7 +75,7 @@ def _serve_sequentially(function: Callable[[Sample], Any], answers: TextIO) -> N
         asked = json.loads(line)
         try:
             value = function(sample_from_json(asked["sample"]))
-            if inspect.isawaitable(value):  # a wrapper that does not say so
+            if inspect.isawaitable(value):  # a wrapper that hides a coroutine
                 value = asyncio.run(_awaited(value))
             _write_answer(answers, id=asked["id"], value=_result_to_json(value))
         except Exception as error:  # a user's function may raise anything
@@ -114,7 +115,7 @@ async def _serve_concurrently(
 
 
 def _result_to_json(value: object) -> object:
-    """Return a number, None or a list of spans as JSON has them; raise `TypeError` for others."""
+    """Convert a number, None or a list of spans to JSON; raise `TypeError` for other results."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -134,9 +135,9 @@ def _write_answer(answers: TextIO, **what: object) -> None:
 
 
 def _has_processes() -> bool:
-    """Say whether this process has started others that have not been waited for."""
+    """Return whether this process has unreaped child processes."""
     if not hasattr(os, "waitid"):
-        return True  # who knows
+        return True  # unknown
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -145,7 +146,7 @@ def _has_processes() -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """Return what was raised, in bounds: it goes to callers, and its text may be anything."""
+    """Describe an exception in bounded printable text, as it is sent to callers."""
     try:
         text = repr(error)
     except Exception:

@@ -1,9 +1,9 @@
-"""Kind `python`: a user's own function, of a sample, in processes of its own.
+"""Kind `python`: a user's function of a sample, in worker processes.
 
     def reward(sample: alarm_models.types.Sample) -> float | None | list[tuple]
 
-A number is the score; None says nothing; a list of ``(start, end)``, ``(start, end, score)`` or
-``(start, end, score, label)`` judges spans of the completion: positive with a score above 0.
+A number is the score; None is no score; a list of ``(start, end)``, ``(start, end, score)`` or
+``(start, end, score, label)`` scores spans of the completion, positive if above 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["PythonModel"]
 
 
 class PythonModel(HostModel):
-    """Asks the function; a call that raises, hangs or dies costs its own sample."""
+    """Calls the function; a call that raises, hangs or dies fails only its sample."""
 
     def __init__(self, spec: PythonSpec) -> None:
         function = Function.find(spec.path, spec.function, spec.timeout_s, spec.environment)
@@ -62,7 +62,9 @@ def _read(value: object, text: str) -> Score:
     if value is None:
         return Score(None, None, 0, False)
     if not isinstance(value, list):
-        raise SampleError("model_failed", f"the function gave {value!r}: no number, no spans")
+        raise SampleError(
+            "model_failed", f"the function returned {value!r}, which is neither a number nor spans"
+        )
     segments = tuple(
         SegmentScore(Span(start, end), label, score, score is not None and score > 0)
         for start, end, score, label in sorted(value, key=lambda span: (span[0], span[1]))

@@ -1,4 +1,4 @@
-"""What a loaded model reads: the token its score is read at, and what may differ from its card."""
+"""Describes how a loaded model is read: the read token, and differences from its card."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = [
     "template_notes",
 ]
 
-#: The keys in which a recipe may differ from its family's without being wrong.
+#: Keys in which a recipe may differ from its family without changing scores wrongly.
 _FREE_KEYS = frozenset(
     {"kind", "template", "objectives", "gate_at", "positive", "note", "reference"}
 )
 
 
 def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer) -> str | None:
-    """Return the token that a sample's score is read at; None where several tokens make it."""
+    """Return the token at which a score is read; None if it is read at several tokens."""
     features = _probe(model, spec)
     if features is None or not features.read_positions or model.pooling is Pooling.OWN:
         return None
@@ -90,7 +90,7 @@ def _differs(given: object, wanted: object) -> bool:
 def reading_notes(
     spec: NeuralSpec, folder: Path, tokenizer: Tokenizer, token: str | None
 ) -> tuple[str, ...]:
-    """Say in sentences where scores may differ from those of the model's card.
+    """Return sentences on how scores may differ from those of the model's card.
 
     ``token`` is the one that a sample's score is read at, as `read_token` says.
     """
@@ -113,13 +113,13 @@ def reading_notes(
         }
         if others:
             notes.append(
-                f"{family.name} is read with `{recipe_lines(others)}`, and this recipe says "
-                "otherwise: its scores are not those of the model's card"
+                f"{family.name} is read with `{recipe_lines(others)}`, but this recipe differs: "
+                "its scores are not those of the model's card"
             )
     if any("{prompt" in text for text in spec.templates) and not getattr(spec, "turns", None):
         notes.append(
-            "the template has no turns: a prompt of several messages is joined by blank lines, "
-            'and its roles are not written. Write `turns`, or `template = "chat"`, for chats'
+            "the template has no turns: the messages of a prompt are joined by blank lines, "
+            'without their roles. Write `turns`, or `template = "chat"`, for chats'
         )
     return tuple(note for note in notes if note is not None)
 

@@ -1,13 +1,13 @@
-"""How each kind of model is loaded: the registry of kinds, the loader, and fingerprints.
+"""The registry of kinds, the model loader, and fingerprints.
 
 The module of a kind registers one function or class here:
 
-- `neural_kind` for a model with weights: its class, and what loads its network from a checkpoint;
-- `check_kind` for a check that runs on threads, and the library whose version decides its scores;
+- `neural_kind` for a model with weights: its class, and the function that loads its network;
+- `check_kind` for a check that runs on threads, with the library whose version affects scores;
 - `host_kind` for any other model that needs no device.
 
-A spec names its kind's module, which is imported with the first model of the kind: so optional
-libraries are imported where they are first used.
+A spec names its kind's module, which is imported with the first model of the kind, so that optional
+libraries are imported at first use.
 """
 
 from __future__ import annotations
@@ -74,31 +74,31 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-#: What a tokenizer's folder holds.
+#: Files of a tokenizer.
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
-#: Keys whose files are digested, or that are told apart from the constants.
+#: Keys that are not digested as constants, as their files are digested.
 _DIGESTED_OTHERWISE = frozenset(
     {"checkpoint", "dtype", "trust_remote_code", "revision", "tokenizer", "adapter"}
 )
 
-#: Threads of a check; what it calls mostly releases the interpreter.
+#: Threads per check; checks mostly release the GIL.
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
 
 class CheckpointFiles(Protocol):
-    """What a kind's network is loaded from; checkpoints that models share are loaded once."""
+    """The files of a network; shared checkpoints are loaded once."""
 
     @property
     def source(self) -> CheckpointSource:
-        """The folder, the device and the precision."""
+        """The folder, the device and the dtype."""
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
 
     def base(self) -> BaseModel:
-        """Load the model without its head, or return it where another model loaded it."""
+        """Load the model without its head, or return it if another model has loaded it."""
 
     def classifier(self, load: Callable[[CheckpointSource], Network]) -> Network:
         """Load the checkpoint's own classifier, or return it where another model loaded it."""
@@ -110,13 +110,13 @@ _Spec = TypeVar("_Spec", bound=Spec)
 
 _Fields = Mapping[str, FieldPattern]
 
-#: Makes a model of its spec, its checkpoint, the patterns that find fields, and its fingerprint.
+#: Creates a model from its spec, its checkpoint, the field patterns and its fingerprint.
 _BuildNeural = Callable[[_NeuralSpec, LoadedCheckpoint, _Fields, str], NeuralRewardModel]
 
 #: Loads a kind's network.
 _LoadNetwork = Callable[[_NeuralSpec, CheckpointFiles], Network]
 
-#: Makes a model of its spec and the patterns that find fields in prompts.
+#: Creates a model from its spec and the patterns that find fields in prompts.
 _LoadHost = Callable[[_Spec, _Fields], HostModel]
 
 
@@ -145,7 +145,7 @@ def neural_kind(
 
 
 def host_kind(spec: type[_Spec]) -> Callable[[_LoadHost[_Spec]], _LoadHost[_Spec]]:
-    """Register what makes a model that needs no device of its spec and the fields' patterns."""
+    """Register a function that creates a host model from its spec and the field patterns."""
 
     def register(load: _LoadHost[_Spec]) -> _LoadHost[_Spec]:
         _HOST_KINDS[spec] = load
@@ -157,9 +157,9 @@ def host_kind(spec: type[_Spec]) -> Callable[[_LoadHost[_Spec]], _LoadHost[_Spec
 def check_kind(
     spec: type[_CheckSpec], *, library: str | None = None
 ) -> Callable[[Callable[[_CheckSpec, _Fields], Check]], Callable[[_CheckSpec, _Fields], Check]]:
-    """Register what makes a check of its spec and the fields' patterns.
+    """Register a function that creates a check from its spec and the field patterns.
 
-    ``library`` is the package whose version decides the scores; the fingerprint holds it.
+    ``library`` is the package whose version affects scores and is part of the fingerprint.
     """
 
     def register(
@@ -177,16 +177,16 @@ def check_kind(
 def check_model(
     spec: CheckSpec, fields: _Fields, check: Check, *, library: str | None = None
 ) -> CheckModel:
-    """Make the model of a check, run on threads."""
+    """Create the model of a check, which runs on threads."""
     versions = [] if library is None else [f"{library} {version(library)}"]
-    # The patterns that may find what the spec's templates name.
+    # The patterns of the fields that the spec's templates use.
     patterns = sorted((name, field.pattern) for name, field in fields.items())
     fingerprint = fingerprint_of(spec, *versions, *(patterns if spec.templates else []))
     return CheckModel(check, CheckThreadPool(_NUM_THREADS), spec.timeout_s, fingerprint)
 
 
 def head_or(classifier: Callable[[CheckpointSource], Network]) -> _LoadNetwork[NeuralSpec]:
-    """Return what loads the head that a spec names on the base model, else a classifier."""
+    """Return a function that loads a named head on the base model, else a classifier."""
 
     def load_network(spec: NeuralSpec, files: CheckpointFiles) -> Network:
         if spec.head is None:
@@ -197,7 +197,7 @@ def head_or(classifier: Callable[[CheckpointSource], Network]) -> _LoadNetwork[N
 
 
 def load_host_model(spec: Spec, fields: _Fields) -> HostModel:
-    """Make the model of a spec; raise `RecipeError`, also where a library is not installed."""
+    """Create the model of a spec; raise `RecipeError`, also if a library is not installed."""
     try:
         import_module(spec.module)
         return _HOST_KINDS[type(spec)](spec, fields)
@@ -227,14 +227,14 @@ class _Files:
 
 @dataclass(frozen=True, slots=True)
 class _Folders:
-    """Where a model's files are: weights, adapter, tokenizer (the adapter's, where it has one)."""
+    """The folders of a model: weights, adapter, tokenizer (the adapter's, if it has one)."""
 
     checkpoint: Path
     adapter: Path | None
     tokenizer: Path
 
     def digested(self) -> list[tuple[Path, bool]]:
-        """Return the folders whose files decide the scores, and whether weights are among them."""
+        """Return the folders whose files determine scores, and whether weights are included."""
         folders = [(self.checkpoint, True)]
         folders += [] if self.adapter is None else [(self.adapter, True)]
         if self.tokenizer not in (self.checkpoint, self.adapter):
@@ -276,11 +276,11 @@ class _Digests:
         return "+".join(self._by_folder[one] for one in folders.digested())
 
     def require_unchanged(self, folders: _Folders) -> None:
-        """Raise `CheckpointError` where a file was written since its digest was computed."""
+        """Raise `CheckpointError` if a file was written since its digest was computed."""
         for folder, has_weights in folders.digested():
             stamps = checkpoint.stamps(folder, with_weights=has_weights)
             if stamps != self._stamps[folder, has_weights]:
-                # Its digest would be of one state and its weights of another.
+                # Digest and weights would be of different versions.
                 raise CheckpointError(f"{folder} changed while it was loaded: load it again")
 
 
@@ -301,7 +301,7 @@ class Loader:
         self._digests = _Digests()
 
     def load(self, spec: ModelSpec, fields: _Fields) -> Model:
-        """Load a model; ``fields`` finds what callers leave out of a sample's fields.
+        """Load a model; ``fields`` are patterns that find missing fields in the prompt.
 
         Raises `CheckpointError` or `RecipeError`.
         """
@@ -348,7 +348,7 @@ class Loader:
 
 
 def _tell(spec: NeuralSpec, model: NeuralRewardModel) -> None:
-    """Log what a model's score is read at, and where it may differ from its card's."""
+    """Log the token at which a score is read, and differences from the model's card."""
     if model.read_token is not None:
         _logger.info("%s: the score is read at the token %r", spec.checkpoint, model.read_token)
     for note in model.notes:
@@ -365,7 +365,7 @@ def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
 
 
 class CheckpointState:
-    """Tells without loading whether models are unchanged on disk; reads a folder once."""
+    """Detects without loading whether models are unchanged on disk; reads each folder once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -374,9 +374,9 @@ class CheckpointState:
     def matches(
         self, spec: ModelSpec, fields: Mapping[str, FieldPattern], fingerprint: str
     ) -> bool:
-        """Say whether a model loaded now would have that fingerprint; raise `CheckpointError`.
+        """Return whether a model loaded now would have that fingerprint; raise `CheckpointError`.
 
-        A function's module or another server may have changed: only loading those again can tell.
+        False for Python functions and remote servers, which must be loaded again to detect changes.
         """
         if not isinstance(spec, NeuralSpec):
             return spec.is_reproducible
@@ -392,7 +392,7 @@ def _fingerprint(
     dtype: torch.dtype,
     fields: Mapping[str, FieldPattern],
 ) -> str:
-    """Digest all that decides a score: the same fingerprint means the same scores."""
+    """Digest everything that determines scores: equal fingerprints mean equal scores."""
     constants = spec.constants(_DIGESTED_OTHERWISE)
     patterns = sorted((name, field.pattern) for name, field in fields.items())
     parts = f"{digest}|{dtype}|{constants}|{patterns}"
@@ -406,7 +406,7 @@ def _fingerprint(
 
 
 def _normalization(spec: NeuralSpec, folder: Path) -> Normalization | None:
-    """Return what a raw score goes through: the recipe's word, else the checkpoint's."""
+    """Return the score normalization of the recipe, else that of the checkpoint."""
     if not isinstance(spec, SequenceSpec):
         require_raw_scores(inspect_folder(folder))
         return None
@@ -416,7 +416,7 @@ def _normalization(spec: NeuralSpec, folder: Path) -> Normalization | None:
 
 
 def _is_dated(spec: NeuralSpec, tokenizer: Path) -> bool:
-    """Say whether the fixed date is in a model's texts."""
+    """Return whether a model's texts contain the fixed date."""
     if getattr(spec, "template", None) != "chat":
         return False
     if isinstance(spec, TextSpec):

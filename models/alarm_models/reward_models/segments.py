@@ -1,4 +1,4 @@
-"""Kind `segments`: a judgement of each segment, read at the separator before it."""
+"""Kind `segments`: a label and score per segment, read at the separator before it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["SegmentsModel"]
 class SegmentsModel(NeuralRewardModel):
     """A token classifier over ``prefix <sep> segment <sep> segment ...`` (FineGrainedRLHF's form).
 
-    Text is split on white space before it is tokenised. Separators are put in by id and counted by
-    position, so a separator that occurs in a text shifts nothing.
+    Text is split on white space before it is tokenized. Separators are inserted by id and located
+    by position, so a separator that occurs in a text has no effect.
     """
 
     def __init__(
@@ -48,13 +48,15 @@ class SegmentsModel(NeuralRewardModel):
         self._weights = weights
         self._template = TextTemplate(spec.template, fields=fields)
         if "completion" in self._template.names:
-            raise RecipeError("the template of kind `segments` stands before the completion")
+            raise RecipeError(
+                "the template of kind `segments` precedes the completion and must not contain it"
+            )
         self._separator = weights.tokenizer.separator_id(spec.separator)
         self._positive = self._label_index(spec.positive_label)
         self._negative = self._label_index(spec.negative_label)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the segments, tokenise prefix and segments by words, and truncate."""
+        """Find the segments, tokenize prefix and segments by words, and truncate."""
         parts: dict[int, SegmentedText] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
@@ -76,9 +78,9 @@ class SegmentsModel(NeuralRewardModel):
         return [prepared[index] for index in range(len(samples))]
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read a margin a segment; the score is the share of positive segments (the paper's rate).
+        """Return a margin per segment; the score is the share of positive ones (as in the paper).
 
-        The decision is between the two labels alone; a tie is negative.
+        Only the two labels are compared; a tie is negative.
         """
         margins = (outputs[:, self._positive] - outputs[:, self._negative]).tolist()
         require_finite(margins)
@@ -122,7 +124,7 @@ class SegmentsModel(NeuralRewardModel):
         end = len(kept.ids) - tokenizer.num_suffix
         starts = [at + shift for at in joined.separators if at + shift < end]
         if not starts:
-            return SampleError("too_long", "truncation leaves none of the completion's segments")
+            return SampleError("too_long", "truncation removes all segments of the completion")
         return ModelInput(
             kept.ids, self._reads(starts, end), truncated, part.segments, kept.token_type_ids
         )
@@ -138,7 +140,7 @@ class SegmentsModel(NeuralRewardModel):
             return names.index(label)
         if self._spec.labels is None or len(self._spec.labels) != self._weights.network.num_outputs:
             raise CheckpointError(
-                f"{self._spec.checkpoint} names its labels {list(names)}, not {label!r}; list its "
+                f"{self._spec.checkpoint} has the labels {list(names)}, not {label!r}; list its "
                 f"{self._weights.network.num_outputs} labels in order in `labels`"
             )
         return self._spec.labels.index(label)

@@ -34,7 +34,7 @@ class SequenceModel(NeuralRewardModel):
     """A one-logit classifier, or a base model with a named head, over prompt and completion.
 
     A classifier on a decoder is read at its last token that is not the configured padding, as
-    transformers reads it; a named head where the recipe's ``pooling`` says.
+    in transformers; a named head is read at the tokens of the recipe's ``pooling``.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class SequenceModel(NeuralRewardModel):
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenise and truncate."""
+        """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the logit, raw unless a normalisation or an activation is named."""
+        """Return the logit, with the normalization and activation of the spec, if any."""
         value = float(outputs.item())
         require_finite([value])
         if self._normalization is not None:

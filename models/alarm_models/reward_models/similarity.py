@@ -1,4 +1,4 @@
-"""Kind `similarity`: how like a reference a completion is."""
+"""Kind `similarity`: similarity of the completion to a reference."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Similarity:
             case "chrf++":
                 self._metric = CHRF(word_order=2)
             case "bleu":
-                # Without the orders that a short sentence has no n-grams of.
+                # Skip n-gram orders longer than the sentence.
                 self._metric = BLEU(effective_order=True)
 
     def __call__(self, sample: Sample) -> Score:
-        """Compare; raise `SampleError` where a sample does not bring the reference."""
+        """Compare; raise `SampleError` if the sample has no reference."""
         reference = self._reference.render(sample).text
         found = self._metric.sentence_score(sample.completion_text, [reference])
         return Score(float(found.score), None, 0, False)

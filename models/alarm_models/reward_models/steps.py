@@ -31,7 +31,7 @@ from alarm_models.types import Message, Sample, Score, SegmentScore, Span
 
 __all__ = ["StepsModel"]
 
-#: Stands for an answer while a chat is rendered: a character of private use, in no text.
+#: Placeholder of an answer while a chat is rendered: a private-use character.
 _ANSWER = "\uf8ff"
 
 _REDUCTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
@@ -53,10 +53,10 @@ class StepsModel(NeuralRewardModel):
     """A process reward model over ``prompt step <step token> step <step token> ...``.
 
     This is the form of Qwen2.5-Math-PRM (Zhang et al. 2025, arXiv 2501.07301), whose head has two
-    logits; Skywork-o1-Open-PRM's has one. A causal model is read for two tokens: at the step token
-    (Math-Shepherd, Wang et al. 2023, arXiv 2312.08935), or, with ``step_answer``, where the answer
-    to each step's turn begins (RLHFlow's). Step tokens are found by where they were put, so one
-    that occurs in a text shifts nothing.
+    logits; Skywork-o1-Open-PRM's has one. For a causal model the logits of two tokens are compared:
+    at the step token (Math-Shepherd, Wang et al. 2023, arXiv 2312.08935) or, with ``step_answer``,
+    before the answer to each step's turn (RLHFlow). Step tokens are located by the positions at
+    which they were inserted, so a step token inside a text has no effect.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class StepsModel(NeuralRewardModel):
         self._step_id = weights.tokenizer.only_id(spec.read_token)
         named = () if is_causal or len(weights.label_names) != 2 else weights.label_names
         self._labels = spec.labels or named or ("bad", "good")
-        #: Which outputs are for the two labels: of a causal model, the positive token comes first.
+        #: Output indices of the two labels; in a causal model the positive token comes first.
         self._outputs = (1, 0) if is_causal else (0, 1)
         wanted = spec.positive_label or self._labels[1]
         if wanted not in self._labels:
-            raise RecipeError(f"positive_label {wanted!r} is none of {list(self._labels)}")
+            raise RecipeError(f"positive_label {wanted!r} is not one of {list(self._labels)}")
         self._positive = self._labels.index(wanted)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Find the steps, put a step token after each, tokenise and truncate."""
+        """Find the steps, insert a step token after each, tokenize and truncate."""
         prepared = self._texts.prepare(samples, self._render, self._features)
         return [
             replace(one, segments=self._steps(sample)) if isinstance(one, ModelInput) else one
@@ -94,7 +94,7 @@ class StepsModel(NeuralRewardModel):
         ]
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the positive label's probability a step; the recipe's reduction makes the score."""
+        """Return the positive label's probability per step, and their reduction as the score."""
         margins = self._margins(outputs)
         grades = [sigmoid(margin) for margin in margins.tolist()]
         require_finite(grades)
@@ -105,7 +105,7 @@ class StepsModel(NeuralRewardModel):
         return Score(value, tuple(scores), features.num_tokens, features.truncated)
 
     def _margins(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return the positive label's logit less the other's, one a step."""
+        """Return the positive label's logit minus the other's, one per step."""
         if not self._has_pair:
             return outputs[:, 0] * (1 if self._positive == 1 else -1)
         return (
@@ -139,7 +139,7 @@ class StepsModel(NeuralRewardModel):
         for step in written:
             joined += self._spec.step_separator if joined else ""
             cuts.append(len(joined))
-            # No white space before the first: chat templates may drop it.
+            # No whitespace before the first step: chat templates may drop it.
             joined += step if joined else step.lstrip()
             places.append(len(joined))
             joined += self._spec.step_token
@@ -156,7 +156,7 @@ class StepsModel(NeuralRewardModel):
         )
 
     def _render_turns(self, sample: Sample, steps: Sequence[str], answer: str) -> Rendered:
-        """Write each step as a user's message, the first behind the prompt, and its answer."""
+        """Render each step as a user message, the first after the prompt, with its answer."""
         prompt = (
             (Message("user", sample.prompt),) if isinstance(sample.prompt, str) else sample.prompt
         )
@@ -189,13 +189,13 @@ class StepsModel(NeuralRewardModel):
 
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
         if not tokens.anchor_positions:
-            raise SampleError("too_long", "truncation leaves none of the completion's steps")
+            raise SampleError("too_long", "truncation removes all steps of the completion")
         if any(tokens.ids[place] != self._step_id for place in tokens.anchor_positions):
             raise SampleError(
                 "invalid_sample",
                 f"step token {self._spec.read_token!r} merges with the text around it",
             )
-        # An answer is foretold by the token before it.
+        # The token before an answer predicts it.
         shift = 0 if self._spec.step_answer is None else 1
         reads = tuple(Span(at - shift, at - shift + 1) for at in tokens.anchor_positions)
         return ModelInput(tokens.ids, reads, truncated)

@@ -16,12 +16,12 @@ __all__ = ["ExactMatch", "FormatMatch", "Repetition", "length", "num_policy_toke
 
 
 def length(sample: Sample) -> Score:
-    """Count the policy's tokens, or white-space words where the caller sends no token offsets."""
+    """Count the policy's tokens, or whitespace-separated words without token offsets."""
     return Score(float(num_policy_tokens(sample)), None, 0, False)
 
 
 def num_policy_tokens(sample: Sample) -> int:
-    """Return how many tokens a trainer counts: by token offsets, else white-space words."""
+    """Return the number of token offsets, else of whitespace-separated words."""
     if sample.token_offsets is not None:
         return len(sample.token_offsets)
     return len(sample.completion_text.split())
@@ -33,13 +33,13 @@ def _length(_spec: LengthSpec, _fields: Mapping[str, FieldPattern]) -> Check:
 
 
 class Repetition:
-    """The share of n-grams that stood in the completion before (Yeo et al. 2025, 2502.03373)."""
+    """The share of n-grams that repeat an earlier one (Yeo et al. 2025, arXiv 2502.03373)."""
 
     def __init__(self, spec: RepetitionSpec) -> None:
         self._size = spec.ngram
 
     def __call__(self, sample: Sample) -> Score:
-        """Return a share in [0, 1): 0 where nothing is said twice."""
+        """Return a share in [0, 1): 0 without repetition."""
         return Score(repetition(sample.completion_text, self._size), None, 0, False)
 
 
@@ -49,9 +49,9 @@ def _repetition(spec: RepetitionSpec, _fields: Mapping[str, FieldPattern]) -> Ch
 
 
 def repetition(text: str, size: int) -> float:
-    """Return ``1 - distinct n-grams / n-grams`` of a text's words, case apart.
+    """Return ``1 - distinct n-grams / n-grams`` of a text's words, ignoring case.
 
-    A text of fewer words than an n-gram has 0.
+    0 for a text with fewer words than an n-gram.
     """
     words = text.lower().split()
     ngrams = [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
@@ -59,14 +59,14 @@ def repetition(text: str, size: int) -> float:
 
 
 class FormatMatch:
-    """1 where the pattern matches (the whole completion, or somewhere in it), else 0."""
+    """1 if the pattern matches (the whole completion, or somewhere in it), else 0."""
 
     def __init__(self, spec: RegexSpec) -> None:
         pattern = TimedPattern(spec.pattern, spec.timeout_s)
         self._match = pattern.fullmatch if spec.match == "whole" else pattern.search
 
     def __call__(self, sample: Sample) -> Score:
-        """Match; raise `SampleError` where that takes too long."""
+        """Match; raise `SampleError` past the time limit."""
         return Score(float(self._match(sample.completion_text) is not None), None, 0, False)
 
 
@@ -77,7 +77,7 @@ def _regex(spec: RegexSpec, _fields: Mapping[str, FieldPattern]) -> Check:
 
 @check_kind(ExactMatchSpec, library="regex")
 class ExactMatch:
-    """1 where the answer in a completion is the reference, else 0; spaces around do not count.
+    """1 if the answer in a completion equals the reference, else 0; surrounding spaces are ignored.
 
     The answer is the first group of the pattern's last match, or the whole completion.
     """
@@ -86,11 +86,11 @@ class ExactMatch:
         self._reference = TextTemplate(spec.reference, fields=fields)
         self._pattern = None if spec.answer is None else TimedPattern(spec.answer, spec.timeout_s)
         if self._pattern is not None and self._pattern.num_groups < 1:
-            raise RecipeError(f"answer {spec.answer!r} has no group: put the answer in brackets")
+            raise RecipeError(f"answer {spec.answer!r} has no group: put the answer in parentheses")
         self._ignores_case = spec.ignore_case
 
     def __call__(self, sample: Sample) -> Score:
-        """Compare; raise `SampleError` without the reference or where finding takes too long."""
+        """Compare; raise `SampleError` without a reference or past the time limit."""
         reference = self._plain(self._reference.render(sample).text)
         answer = self._answer(sample.completion_text)
         is_same = answer is not None and self._plain(answer) == reference

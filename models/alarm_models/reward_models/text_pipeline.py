@@ -1,4 +1,4 @@
-"""TextPipeline: samples rendered, tokenised and truncated, as one text each."""
+"""TextPipeline: renders, tokenizes and truncates samples as one text each."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["TextPipeline", "pooling_positions"]
 
 
 class TextPipeline:
-    """Turns samples into the tokens of one text each.
+    """Converts samples to the tokens of one text each.
 
-    The text is a template's, the recipe's turns', or the tokenizer's own chat; with ``pair`` there
-    are two, which the tokenizer joins.
+    The text is rendered by a template, by the recipe's turns or by a chat template; with ``pair``
+    there are two texts, which the tokenizer joins.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TextPipeline:
         self._with_special = not is_chat if named is None else named
 
     def render(self, sample: Sample, *, add_generation_prompt: bool = False) -> Rendered:
-        """Put a sample into its text; raise `SampleError` where the template refuses it."""
+        """Render a sample; raise `SampleError` if the template rejects it."""
         if self._is_pair:
             return self._two_texts(sample)
         if self._template is not None:
@@ -75,7 +75,7 @@ class TextPipeline:
         )
 
     def render_question(self, question: Rendered, *, begins_turn: bool) -> Rendered:
-        """Put a text to the chat as a user's message; the next turn begins after it, or not."""
+        """Render a text as a user message of a chat, with or without the start of the next turn."""
         if self._turns is None:
             return self._tokenizer.render_turn(
                 question, add_generation_prompt=begins_turn, chat=self._chat
@@ -91,14 +91,14 @@ class TextPipeline:
                 raise SampleError(
                     "invalid_sample",
                     "the model reads one question and one answer: a prompt of several messages "
-                    "wants `turns` in the recipe, which say how they are written",
+                    "requires `turns` in the recipe to render it",
                 )
             prompt = sample.prompt_text
         answer = sample.completion_text
         return Rendered(prompt, Span(0, len(prompt)), Span(0, len(answer)), pair=answer)
 
     def _with_prompt_as_text(self, sample: Sample) -> Sample:
-        """Return the sample with its prompt's messages written by the recipe's turns."""
+        """Render the messages of the prompt with the recipe's turns."""
         if self._turns is None or isinstance(sample.prompt, str):
             return sample
         written = self._turns.render(sample.prompt, len(sample.prompt)).text
@@ -110,10 +110,10 @@ class TextPipeline:
         render: Callable[[Sample], Rendered | Score],
         features: Callable[[TokenIds, bool], ModelInput],
     ) -> list[Prepared]:
-        """Tokenise and truncate what ``render`` makes of samples, and pass it to ``features``.
+        """Render, tokenize and truncate samples, and convert them with ``features``.
 
-        ``features`` takes the tokens and whether any were dropped; it, as ``render``, may raise
-        `SampleError`. A score that ``render`` returns needs no device.
+        ``features`` receives the tokens and whether any were truncated. Both callbacks may raise
+        `SampleError`. If ``render`` returns a score, no forward pass is needed.
         """
         rendered: dict[int, Rendered] = {}
         prepared: dict[int, Prepared] = {}
@@ -157,7 +157,7 @@ def _turns(spec: TurnsSpec) -> Turns:
 
 
 def pooling_positions(ids: Sequence[int], pooling: Pooling, pad: int | None) -> Span:
-    """Return which tokens a whole-sequence score is read from."""
+    """Return the tokens that a whole-sequence score is read from."""
     match pooling:
         case Pooling.FIRST | Pooling.OWN:
             return Span(0, 1)

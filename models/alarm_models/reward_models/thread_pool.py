@@ -1,7 +1,7 @@
-"""A thread pool for checks of texts: bounded time a sample, threads that hang are abandoned.
+"""A thread pool for text checks with a time limit per sample; hung threads are abandoned.
 
-A thread cannot be killed, so only our own checks run here, which bound the work that one text can
-cause. Users' functions run in processes (`process_pool`).
+A thread cannot be killed, so only built-in checks run here, which bound the work per text.
+Users' functions run in processes (`process_pool`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ __all__ = ["Check", "CheckThreadPool"]
 #: Scores one sample, in any thread, or raises `SampleError`.
 Check = Callable[[Sample], Score]
 
-#: Samples that a thread takes at a time.
+#: Samples per task of a thread.
 _CHUNK = 16
 
-#: Threads that may hang at once: one cannot be killed, and may hold a core for as long as it hangs.
+#: Maximum number of hung threads: a thread cannot be killed and may occupy a core.
 _MAX_STUCK = 16
 
 
 class CheckThreadPool:
     """Runs checks on daemon threads, which start with the first sample.
 
-    A check that raises, whatever it raises, fails its own sample. So does one that takes longer
-    than its time: its thread is abandoned and replaced. While too many threads hang, new checks
-    fail at once.
+    A check that raises or exceeds its time limit fails only its sample; the thread of the latter is
+    abandoned and replaced. While too many threads hang, new checks fail immediately.
     """
 
     def __init__(self, num_threads: int, on_close: Callable[[], None] = lambda: None) -> None:
@@ -50,7 +49,7 @@ class CheckThreadPool:
     async def run(
         self, check: Check, samples: Sequence[Sample], timeout_s: float
     ) -> list[Score | SampleError]:
-        """Check samples, each within its time; one outcome a sample, in order."""
+        """Check samples, with a time limit each; one result per sample, in order."""
         # No more tasks at once than threads, so that one large request does not block others.
         slots = asyncio.Semaphore(self._num_threads)
         chunks = [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
@@ -60,7 +59,7 @@ class CheckThreadPool:
         return [outcome for part in parts for outcome in part]
 
     def close(self) -> None:
-        """Let the threads end; one that hangs ends with the process."""
+        """Stop the threads; hung ones end with the process."""
         with self._lock:
             for _ in range(self._num_running):
                 self._tasks.put(None)
@@ -77,9 +76,9 @@ class CheckThreadPool:
         return outcomes
 
     async def _run_task(self, task: _Task, timeout_s: float) -> list[Score | SampleError]:
-        """Have a thread check samples; return the outcomes of the first of them, at least one."""
+        """Check samples on a thread; return the results of the first ones, at least one."""
         if self._num_stuck >= _MAX_STUCK:
-            message = f"{self._num_stuck} checks hang: no more are begun until one returns"
+            message = f"{self._num_stuck} checks hang: no new check starts until one returns"
             return [SampleError("model_failed", message) for _ in task.samples]
         with self._lock:
             while self._num_running < self._num_threads:
@@ -89,7 +88,7 @@ class CheckThreadPool:
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
         try:
-            # The timeout counts even if the caller leaves: its thread may hang all the same.
+            # The timeout applies even if the caller is cancelled, as the thread may still hang.
             return await asyncio.shield(watch)
         finally:
             task.has_caller = False
@@ -144,7 +143,7 @@ class _Task:
     )
 
     def run(self) -> None:
-        """Check one sample after another, until the caller leaves."""
+        """Check one sample after another, until the caller is cancelled."""
         for sample in self.samples:
             if not self.has_caller or self.is_abandoned:
                 return
@@ -156,7 +155,7 @@ class _Task:
 
     def notify(self) -> None:
         """Wake the watch."""
-        with suppress(RuntimeError):  # a closed loop has no waiter
+        with suppress(RuntimeError):  # the loop is closed
             self.finished.get_loop().call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
@@ -169,5 +168,5 @@ def _run_check(check: Check, sample: Sample) -> Score | SampleError:
         return check(sample)
     except SampleError as error:
         return error.with_traceback(None)
-    except BaseException as error:  # a panic in Rust is no Exception; its neighbours go on
+    except BaseException as error:  # a panic in Rust is no Exception; other samples go on
         return SampleError("model_failed", f"the check failed: {error!r}"[:500])

@@ -53,6 +53,6 @@ def admission_for(normalized: ArrayLike, wanted: float) -> Admission:
 
 
 def admitted_share(normalized: ArrayLike, threshold: float) -> float:
-    """Return the share of normalised scores at or past a threshold."""
+    """Return the share of normalized scores at or past a threshold."""
     array = np.asarray(normalized, float)
     return float(np.mean(array[~np.isnan(array)] >= threshold))

@@ -1,4 +1,4 @@
-"""For `--external_plugins`: enters `alarm` among ms-swift's rewards, and its aspects by name.
+"""For `--external_plugins`: registers the reward `alarm` with ms-swift, and one per named aspect.
 
 `ALARM_ASPECT_NAMES=factuality,relevance` adds `alarm_factuality` and `alarm_relevance`.
 """

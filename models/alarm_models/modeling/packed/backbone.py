@@ -27,7 +27,7 @@ class PackedBackbone:
     """Runs a transformer without its head on packed batches.
 
     ``share`` prefixes is right for causal models alone. Samples longer than a model's sliding
-    window do not share: their last tokens would have to forget their prefix. ``is_pruned`` says
+    window do not share: their last tokens no longer attend to the prefix. ``is_pruned`` says
     that the model's last layer gives only the states that are read. With ``prefix_cache_bytes``,
     prefixes that earlier batches computed are not computed again. Samples that ``lengths`` keeps
     apart have batches of their own, and share nothing, cached or not. ``max_positions`` is how many

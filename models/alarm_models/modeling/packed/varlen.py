@@ -21,7 +21,7 @@ class VarlenBatch(NamedTuple):
 
     ``queries`` and ``keys``, ``[tokens]``, say where in the row and among the keys the sequences
     are, end to end. Sequence n of the queries is ``[cu_seqlens_q[n], cu_seqlens_q[n + 1])`` of
-    them, and so for keys: int32, as kernels want it.
+    them, and so for keys: int32, as kernels require.
     """
 
     queries: torch.Tensor

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def number(value: object) -> float:
-    """Return a number of an answer; raise `TypeError` for what is none, a text of digits too."""
+    """Return a number of a response; raise `TypeError` for others, including digits as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a number was expected, not a {type(value).__name__}")
     try:
@@ -59,10 +59,10 @@ def plain_score(value: float) -> Score | SampleError:
 def named_score(
     numbers: Sequence[object], names: Sequence[str] | None, spec: RemoteSpec
 ) -> Score | SampleError:
-    """Return the score of one number, or of several by their names.
+    """Return the score of one number, or of several named outputs.
 
-    Several are the outputs of the score; their sum by the recipe's ``weights`` is its value.
-    Raises `TypeError` for what is no number.
+    Several numbers become outputs; the score is their sum by the recipe's ``weights``. Raises
+    `TypeError` for anything that is not a number.
     """
     if not isinstance(numbers, list | tuple):
         raise TypeError(f"numbers were expected, not a {type(numbers).__name__}")
@@ -72,7 +72,7 @@ def named_score(
     if names is None or len(names) != len(numbers):
         return SampleError(
             "model_failed",
-            f"the remote model gave {len(numbers)} numbers: name them in order in `labels`",
+            f"the remote model returned {len(numbers)} numbers: name them in order in `labels`",
         )
     outputs = {name: number(one) for name, one in zip(names, numbers, strict=True)}
     if not all(map(math.isfinite, outputs.values())):
@@ -86,14 +86,14 @@ def _weighed(outputs: Mapping[str, float], weights: Mapping[str, float]) -> floa
     return sum(weight * outputs[name] for name, weight in weights.items())
 
 
-#: Of the codes of a sample's error, those that mean here what they mean there.
+#: Error codes of samples that are passed on unchanged.
 _CODES = frozenset({"too_long", "non_finite", "invalid_sample", "model_failed"})
 
 _NOT_FINITE = SampleError("non_finite", "the remote model gave a number that is not finite")
 
 
 class AlarmApi:
-    """The ``/score`` of another alarm server; a fingerprint that changes is an error."""
+    """The ``/score`` route of another alarm server; a changed fingerprint is an error."""
 
     path = "/score"
     identity_path = "/models"
@@ -105,28 +105,28 @@ class AlarmApi:
         self._is_graded = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return a request of samples as they came."""
+        """Return a request with unchanged samples."""
         named = {} if self._spec.model is None else {"model": self._spec.model}
         return named | {"samples": [sample_to_json(sample) for sample in samples]}
 
     def with_activation(self, body: Mapping[str, Any]) -> None:
-        """An activation is the other server's recipe's to name."""
+        """None: the other server's recipe sets the activation."""
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read one score or error a sample."""
+        """Read one score or error per sample."""
         there = answer["fingerprint"]
         if there != self._fingerprint:
             return [
                 SampleError(
                     "model_failed",
                     f"the remote model's fingerprint is {excerpt(there)} now, it was "
-                    f"{self._fingerprint}: start this server again to take the new one",
+                    f"{self._fingerprint}: restart this server to accept the new one",
                 )
             ] * num_samples
         return [self._outcome(row) for row in answer["scores"]]
 
     def identity(self, answer: Any) -> str:
-        """Return the model's fingerprint, and note whether it grades segments."""
+        """Return the model's fingerprint, and store whether it scores segments."""
         name = self._spec.model
         if name is None:
             # The default is the first recipe's holistic model.
@@ -134,10 +134,10 @@ class AlarmApi:
             name = first["holistic"]
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
-            raise ValueError(f"the model {name!r} is still loading there")
+            raise ValueError(f"the model {name!r} is still loading on that server")
         self._is_graded = row["kind"] == "steps"
         if not isinstance(row["fingerprint"], str):
-            raise TypeError("a fingerprint was expected to be a text")
+            raise TypeError("the fingerprint must be a string")
         self._fingerprint = row["fingerprint"]
         return self._fingerprint
 
@@ -174,7 +174,7 @@ def _number_or_none(value: object) -> float | None:
 
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("a whole number was expected")
+        raise TypeError("an integer was expected")
     return value
 
 
@@ -185,7 +185,7 @@ def _is_finite(score: Score) -> bool:
 
 
 class _Classifier:
-    """What the three share: a text a sample, and a list of numbers a text."""
+    """Base of three APIs: one text per sample, and a list of numbers per text."""
 
     def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
         self.max_samples = spec.batch_size
@@ -209,7 +209,7 @@ class VllmApi(_Classifier):
             self.max_samples = 1
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return a request of texts, or of one conversation."""
+        """Return a request with texts, or with one conversation."""
         common = self._named | {"use_activation": False}
         if self._spec.template != "chat":
             return common | {"input": self._texts(samples)}
@@ -222,10 +222,10 @@ class VllmApi(_Classifier):
         return {**body, "use_activation": True}
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read ``probs``, which without activation are logits."""
+        """Read ``probs``, which are logits without activation."""
         rows = {_index(row): row for row in answer["data"]}
         if len(rows) != len(answer["data"]) or sorted(rows) != list(range(num_samples)):
-            raise ValueError(f"{num_samples} texts were sent, the answer's indices are others")
+            raise ValueError(f"{num_samples} texts were sent, but the response has other indices")
         return [named_score(rows[at]["probs"], None, self._spec) for at in range(num_samples)]
 
     def identity(self, answer: Any) -> str:
@@ -240,14 +240,14 @@ class SglangApi(_Classifier):
     identity_path = "/get_model_info"
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return a request of texts."""
+        """Return a request with texts."""
         return self._named | {"text": self._texts(samples)}
 
     def with_activation(self, body: Mapping[str, Any]) -> None:
-        """This route never activates."""
+        """None: this route applies no activation."""
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read one row a text, in order."""
+        """Read one row per text, in order."""
         return [named_score(row["embedding"], None, self._spec) for row in answer]
 
     def identity(self, answer: Any) -> str:
@@ -258,15 +258,15 @@ class SglangApi(_Classifier):
 class TeiApi(_Classifier):
     """text-embeddings-inference's ``/predict``.
 
-    Each text is a list of one: two texts in one list would be a pair. Scores come by label, the
-    highest first, so they are read by name.
+    Each text is sent as a list of one: two texts in one list would be a pair. Scores are sorted by
+    value, so they are matched by label.
     """
 
     path = "/predict"
     identity_path = "/info"
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return a request of texts, none of which may be cut in silence."""
+        """Return a request with texts, without truncation."""
         inputs = [[text] for text in self._texts(samples)]
         return {"inputs": inputs, "raw_scores": True, "truncate": False}
 
@@ -297,16 +297,16 @@ def _index(row: Mapping[str, Any]) -> int:
     return index
 
 
-#: How long a recipe's pattern may go through one answer.
+#: Time limit for a recipe's pattern on one answer, in seconds.
 _PATTERN_TIMEOUT_S = 1.0
 
 
 class JudgeApi:
     """An OpenAI-compatible ``/v1/chat/completions``.
 
-    The score is the rating that the answer gives, what its verdict is worth, or the last number
-    that the recipe's own pattern finds; of several answers, the mean. An answer without one, with
-    several, out of bounds or cut off is an error of its sample: no number is ever made up.
+    The score is the rating in the answer, the value of its verdict, or the last match of the
+    recipe's pattern; the mean of several answers. An answer without a rating, with several, with
+    one out of bounds, or a truncated answer fails its sample: no score is ever made up.
     """
 
     path = "/v1/chat/completions"
@@ -326,7 +326,7 @@ class JudgeApi:
         self._pattern = TimedPattern(spec.pattern, _PATTERN_TIMEOUT_S)
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return the recipe's messages with the sample's texts in their places."""
+        """Return the recipe's messages with the sample's texts inserted."""
         (sample,) = samples
         messages: list[dict[str, str]] = []
         for turn in self._turns:
@@ -340,12 +340,12 @@ class JudgeApi:
         return parameters | votes | {"model": self._spec.model, "messages": messages}
 
     def with_activation(self, body: Mapping[str, Any]) -> None:
-        """A judge's number has no activation."""
+        """None: ratings have no activation."""
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read the number off the judge's words; of several answers, more than half must have one.
+        """Return the rating of the judge; of several answers, more than half must be readable.
 
-        The mean is over those that do.
+        The score is the mean of those.
         """
         choices = answer["choices"]
         num_votes = self._spec.num_votes
@@ -378,7 +378,7 @@ class JudgeApi:
         return value
 
     def identity(self, answer: Any) -> str:
-        """Return the model's name and root, where the server lists it."""
+        """Return the model's name and root, if the server lists it."""
         rows = [row for row in answer["data"] if row["id"] == self._spec.model]
         served = str([[row["id"], row.get("root")] for row in rows])
         return served if self._is_own_pattern else f"{served}, ratings as people write them"
@@ -423,28 +423,28 @@ def _no_number(what: str) -> SampleError:
 
 
 class Api(Protocol):
-    """One API's requests and answers."""
+    """Requests and responses of one API."""
 
     path: str
-    #: Where the server says what it serves.
+    #: The route that describes the served model.
     identity_path: str
-    #: The most samples that a request may have.
+    #: Maximum number of samples per request.
     max_samples: int
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return the request for samples; raise `SampleError` for one that cannot be sent."""
 
     def with_activation(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the request that asks for activated scores; None where there is no such choice."""
+        """Return the request for activated scores; None if the API has no such option."""
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
-        """Read one outcome a sample, in order.
+        """Read one result per sample, in order.
 
-        Raises `LookupError`, `TypeError` or `ValueError` for an answer of another shape.
+        Raises `LookupError`, `TypeError` or `ValueError` for a response of another format.
         """
 
     def identity(self, answer: Any) -> str:
-        """Read what decides the scores off what the server says of itself; raises as `read`."""
+        """Return what determines the scores, from the server's description; raises as `read`."""
 
 
 def api_of(spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> Api:

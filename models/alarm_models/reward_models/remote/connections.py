@@ -1,4 +1,4 @@
-"""HTTP clients of other servers: proxies, and responses read within bounds of bytes and time."""
+"""HTTP clients of other servers: proxies, and responses with limits of size and time."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
     "without_password",
 ]
 
-#: Scores of thousands of samples with their segments.
+#: Enough for scores of thousands of samples with segments.
 MAX_ANSWER_BYTES = 16 << 20
 
-#: Characters of another server's text that error messages quote.
+#: Length of quoted responses in error messages.
 _MAX_EXCERPT = 200
 
 
 class NoAnswer(Exception):
-    """There was no response, or an unusable one that a retry would not mend; says why."""
+    """There was no response, or an unusable one; the message says why."""
 
     def __init__(self, message: str, *, is_of_no_use: bool = False) -> None:
         super().__init__(message)
@@ -65,8 +65,8 @@ def open_async_client(
 ) -> httpx.AsyncClient:
     """Return a client for the server of ``url``; raise `AddressError`.
 
-    ``transport`` takes the network's place in tests. Proxies are found here rather than by httpx,
-    which cannot read every ``NO_PROXY`` that other programs can.
+    ``transport`` replaces the network in tests. Proxies are resolved here rather than by httpx,
+    which rejects some common values of ``NO_PROXY``.
     """
     try:
         transport = transport or httpx.AsyncHTTPTransport(
@@ -86,9 +86,9 @@ async def ask_async(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return a response, read to its end; raise `NoAnswer`.
+    """Return a complete response; raise `NoAnswer`.
 
-    ``timeout_s`` is for all of it, however slowly it comes; ``max_bytes`` is of its body.
+    ``timeout_s`` covers the whole response; ``max_bytes`` limits its body.
     """
     try:
         async with (
@@ -115,7 +115,7 @@ def ask(
     max_bytes: int = MAX_ANSWER_BYTES,
     **request: Any,
 ) -> httpx.Response:
-    """Return a response, read to its end; raise `NoAnswer`. As `ask_async`, on a thread."""
+    """Return a complete response; raise `NoAnswer`. As `ask_async`, blocking."""
     ends = time.monotonic() + timeout_s
     try:
         with client.stream(method, url, timeout=timeout_s, **request) as response:
@@ -143,7 +143,7 @@ def parsed(response: httpx.Response, secret: str | None = None) -> Any:
 
 def excerpt(text: object, secret: str | None = None) -> str:
     """Return the start of another server's text, on one line, for error messages."""
-    # Longer than what is shown, so that a secret at the cut is found whole.
+    # Longer than the excerpt, so that a secret at its end is removed entirely.
     said = str(text)[: _MAX_EXCERPT + 4096]
     if secret:
         said = said.replace(secret, "[key]")
@@ -161,7 +161,7 @@ def without_password(url: str) -> str:
 
 
 def _headers(key: str | None) -> Mapping[str, str]:
-    # A response that is bounded in bytes must not grow a thousandfold when it is decompressed.
+    # No compression: a small response must not expand beyond the limit.
     plain = {"Accept-Encoding": "identity"}
     return plain if key is None else plain | {"Authorization": f"Bearer {key}"}
 
@@ -177,7 +177,7 @@ def _require_bounded(body: bytearray, max_bytes: int) -> None:
 
 
 def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
-    # The body is decoded already.
+    # The body is already decoded.
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
@@ -187,16 +187,16 @@ def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
 
 
 def _no_answer(error: Exception) -> NoAnswer:
-    # httpx's error quotes the header's value; keys are checked before, and never logged.
+    # httpx's error quotes the header's value, so it is not included.
     if isinstance(error, httpx.LocalProtocolError):
-        return NoAnswer("cannot be asked: a header has characters that no header can hold")
+        return NoAnswer("cannot be reached: a header has invalid characters")
     return NoAnswer(f"cannot be reached: {excerpt(repr(error))}")
 
 
 def _unusable(url: str) -> AddressError:
     proxy = _proxy_setting(url)
     if proxy is None:
-        return AddressError(f"{without_password(url)} is no URL that can be asked")
+        return AddressError(f"{without_password(url)} is not a valid URL")
     variable, value = proxy
     more = ""
     if value.startswith("socks"):
@@ -208,7 +208,7 @@ def _unusable(url: str) -> AddressError:
 
 
 def _proxy(url: str) -> str | None:
-    """Return the proxy of a URL; raise `ValueError` where what is set is none."""
+    """Return the proxy of a URL; raise `ValueError` if the setting is invalid."""
     setting = _proxy_setting(url)
     return None if setting is None else require_address(setting[1])
 
@@ -226,9 +226,9 @@ def _proxy_setting(url: str) -> tuple[str, str] | None:
 
 
 def _is_excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Say whether a host is reached without a proxy: this machine, or one in ``NO_PROXY``.
+    """Return whether a host is reached directly: localhost, or a host in ``NO_PROXY``.
 
-    It may name hosts, domains, addresses and ranges of addresses, with or without a port.
+    ``NO_PROXY`` may list hosts, domains, addresses and address ranges, with optional ports.
     """
     address = _address(host)
     if host == "localhost" or (address is not None and address.is_loopback):
@@ -243,7 +243,7 @@ def _names(entry: str, host: str, port: int | None) -> bool:
         return True
     address = _address(host)
     try:
-        # An address is a range of one.
+        # A single address is a range of one.
         network = ipaddress.ip_network(entry.strip("[]"), strict=False)
         return address is not None and address in network
     except ValueError:

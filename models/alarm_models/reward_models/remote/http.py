@@ -26,7 +26,7 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def is_retryable(status: int) -> bool:
-    """Say whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     return status in _PASSING
 
 
@@ -55,7 +55,7 @@ class RemoteClient:
         await self._client.aclose()
 
     async def request(self, method: str, path: str, body: object = None) -> Any:
-        """Return the JSON that a request is answered with; raise `RequestFailed`."""
+        """Return the JSON of the response; raise `RequestFailed`."""
         attempt = 0
         while True:
             headers: Mapping[str, str] = {}

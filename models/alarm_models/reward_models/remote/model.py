@@ -20,19 +20,19 @@ from alarm_models.types import Sample, Score
 
 __all__ = ["RemoteModel"]
 
-#: Two texts whose logits are hardly both where a sigmoid leaves them.
+#: Two samples whose logits are unlikely to be both within [0, 1].
 _PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not, not at all."))
 
-#: An answer of another shape than its API promises.
+#: Errors from a response of another format.
 _UNEXPECTED_SHAPE = (
     ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
     ValueError,
 )  # fmt: skip
 
-#: What a server, or a proxy before it, responds with while it is busy, starting or gone.
+#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
 _UNAVAILABLE = frozenset({429, 502, 503, 504})
 
-#: Keys of the spec that change no score.
+#: Keys of the spec that do not affect scores.
 _WITHOUT_EFFECT = frozenset(
     {
         "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
@@ -43,9 +43,9 @@ _WITHOUT_EFFECT = frozenset(
 
 @host_kind(RemoteSpec)
 class RemoteModel(HostModel):
-    """Requests scores from another server; a failure there fails its own samples alone.
+    """Requests scores from another server; a failure there fails only its samples.
 
-    A request that the server refuses is split in halves, down to the sample that it refuses.
+    A rejected request is split in half until the rejected sample is found.
     """
 
     is_elsewhere = True
@@ -68,9 +68,9 @@ class RemoteModel(HostModel):
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     async def open(self) -> None:
-        """Ask the server which model it serves, and check that its scores are raw.
+        """Request which model the server serves, and check that its scores are raw.
 
-        Raises `CheckpointError`; `UnreachableError` where the server is away for now.
+        Raises `CheckpointError`; `UnreachableError` if the server is temporarily unavailable.
         """
         self._client = RemoteClient(self._spec)
         try:
@@ -82,7 +82,7 @@ class RemoteModel(HostModel):
     async def _identify(self, client: RemoteClient) -> None:
         try:
             if self._spec.api == "alarm":
-                # One that is still loading responds once it is ready, and then has a fingerprint.
+                # A server that is still loading has no fingerprint until it is ready.
                 await client.request("POST", self._api.path, self._api.body(_probes(self._spec)))
             self._identity = await self._server_identity(client)
             await self._require_raw(client)
@@ -91,8 +91,7 @@ class RemoteModel(HostModel):
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except _UNEXPECTED_SHAPE as error:
             raise CheckpointError(
-                f"{self._url} does not answer as an api `{self._spec.api}` does: "
-                f"{excerpt(repr(error))}"
+                f"{self._url} does not respond as api `{self._spec.api}`: {excerpt(repr(error))}"
             ) from error
 
     async def _server_identity(self, client: RemoteClient) -> str:
@@ -110,7 +109,7 @@ class RemoteModel(HostModel):
             self._client = None
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """Score samples, several requests at a time; never raises for what the server does."""
+        """Score samples with concurrent requests; never raises for errors of the server."""
         size = self._api.max_samples
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
         outcomes = await gather_limited(self._scored, parts, self._spec.max_concurrent)
@@ -126,8 +125,8 @@ class RemoteModel(HostModel):
             if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
                 return [problem] * len(samples)
         except _UNEXPECTED_SHAPE as error:
-            told = f"the answer is of no known shape: {excerpt(repr(error))}"
-            problem = SampleError("model_failed", told)
+            message = f"the response has an unknown format: {excerpt(repr(error))}"
+            problem = SampleError("model_failed", message)
         if len(samples) == 1:
             return [problem]
         middle = len(samples) // 2
@@ -140,10 +139,10 @@ class RemoteModel(HostModel):
         if self._client is None:
             raise RuntimeError("the model was not opened")
         answer = await self._client.request("POST", self._api.path, self._api.body(samples))
-        # In a thread: a recipe's pattern may take its time over an answer.
+        # In a thread, as a recipe's pattern may be slow.
         outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
         if len(outcomes) != len(samples):
-            raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores came")
+            raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores received")
         return [_within(*pair) for pair in zip(outcomes, samples, strict=True)]
 
     @property
@@ -154,10 +153,10 @@ class RemoteModel(HostModel):
         return self._api.read(await client.request("POST", self._api.path, body), 1)
 
     async def _require_raw(self, client: RemoteClient) -> None:
-        """Raise `CheckpointError` if the server applies an activation all the same.
+        """Raise `CheckpointError` if the server applies an activation anyway.
 
-        A server too old to know the option ignores it in silence. Then scores with and without
-        activation are the same, and between 0 and 1.
+        Old servers silently ignore the option. Then scores with and without activation are equal
+        and between 0 and 1.
         """
         seen: list[float] = []
         for probe in _probes(self._spec):
@@ -170,12 +169,12 @@ class RemoteModel(HostModel):
         if seen and all(0 <= number <= 1 for number in seen):
             raise CheckpointError(
                 f"{self._url} gives the same scores with and without activation, all within "
-                "[0, 1]: it squashes them and cannot be told not to; run a newer one"
+                "[0, 1]: it always applies an activation; run a newer version"
             )
 
 
 def _probes(spec: RemoteSpec) -> list[Sample]:
-    """Return samples that have every text that the recipe's templates name."""
+    """Return samples with all fields that the recipe's templates use."""
     names = [name for text in spec.templates for name in TextTemplate(text).names]
     return [replace(probe, fields=dict.fromkeys(names, "It is warm.")) for probe in _PROBES]
 

@@ -1,4 +1,4 @@
-"""The number in a judge's words, read as people write ratings: never a number of something else."""
+"""Parses the rating in a judge's answer, and ignores other numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 __all__ = ["RatingError", "Scale", "answer_part", "read_rating", "read_verdict"]
 
-#: A longer answer than that is read by its end.
+#: Longer answers are parsed from their end.
 _MAX_CHARACTERS = 50_000
 
 _PLAIN = r"\d{1,6}(?:[.,]\d{1,6})?"
 _RANGE = rf"{_PLAIN}[ \t]{{0,3}}(?:-|–|—|−|to|and|through|\.\.|,)[ \t]{{0,3}}{_PLAIN}"
 _NUMBER = r"(?<![\w.])[-+−]?(?:\d{1,30}(?:[.,]\d{1,30})*|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
 
-#: What says how far ratings go: "(on a scale from 1 to 10)", "[1-10]", "between 0 and 5".
+#: Descriptions of the scale: "(on a scale from 1 to 10)", "[1-10]", "between 0 and 5".
 _SCALE = re.compile(
     rf"[(\[][^()\[\]\d]{{0,40}}{_RANGE}[^()\[\]\d]{{0,40}}[)\]]"
     rf"|\b(?:scale|range|from|between)\b[^\d.]{{0,20}}{_RANGE}"
@@ -27,7 +27,7 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 
-#: What is written between a rating and its scale, in the languages that judges write most.
+#: Words between a rating and its scale, in common languages.
 _OUT_OF = (
     r"(?:[/⁄∕／]|\b(?:out of|of|von|sur|de|di|su|van|av|af|na|z|из|із|от|"
     r"over|sobre|op)\b)"
@@ -62,10 +62,10 @@ _SPELLED = re.compile(
 _NUMBERS = re.compile(rf"{_NUMBER}(?!\w)")
 
 
-#: Between two numbers of a judge that does not settle: "7-8", "7 to 8", "7 or 8".
+#: Between two numbers of an undecided answer: "7-8", "7 to 8", "7 or 8".
 _DOUBT = re.compile(r"[ \t]{0,3}(?:-|–|—|−|~|\bto\b|\bor\b)[ \t]{0,3}", re.IGNORECASE)
 
-#: How far around a number its words are looked for.
+#: Number of characters around a number that are searched for words.
 _REACH = 120
 
 _OPENING = " \t\"'([{<>|•"
@@ -77,7 +77,7 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
-#: Words that say of a number that it is the rating.
+#: Words that mark a number as the rating.
 _LABELS = frozenset(
     {
         "score", "scores", "scored", "scoring", "rating", "ratings", "rate", "rated", "rates",
@@ -87,7 +87,7 @@ _LABELS = frozenset(
     }
 )  # fmt: skip
 
-#: Words that say of a number that it is a bound, a part, or the name of something.
+#: Words that mark a number as a bound, a part or a name.
 _OTHERS = frozenset(
     {
         "least", "most", "less", "more", "than", "below", "above", "under", "over", "up", "not",
@@ -99,7 +99,7 @@ _OTHERS = frozenset(
     }
 )  # fmt: skip
 
-#: Words that may follow a rating: any other is what the number counts.
+#: Words that may follow a rating; after any other word the number is a count.
 _FOLLOWERS = frozenset(
     {
         "point", "points", "pts", "star", "stars", "mark", "marks", "overall", "total", "in",
@@ -110,7 +110,7 @@ _FOLLOWERS = frozenset(
     }
 )  # fmt: skip
 
-#: Words that a line may have beside the rating that is all it says.
+#: Words that a line with only a rating may contain.
 _ALONE = _LABELS | frozenset(
     {
         "my", "the", "your", "this", "is", "of", "a", "an", "it", "i", "would", "be", "so",
@@ -139,20 +139,20 @@ class RatingError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The least and the greatest rating; None where a recipe names none."""
+    """The lowest and the highest rating; None if the recipe sets none."""
 
     lowest: float | None = None
     highest: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether a rating may be that."""
+        """Whether a value is on the scale."""
         is_low = self.lowest is not None and value < self.lowest
         return not is_low and not (self.highest is not None and value > self.highest)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rating:
-    """``is_marked``: the words around say that it is one; ``is_alone``: its line has no more."""
+    """``is_marked``: marked as a rating by words; ``is_alone``: alone on its line."""
 
     value: float
     is_marked: bool
@@ -161,9 +161,9 @@ class _Rating:
 
 
 def answer_part(text: str) -> str:
-    """Return what follows a judge's thoughts; raise `RatingError` if they do not end.
+    """Return the answer after the judge's reasoning; raise `RatingError` if that does not end.
 
-    Thoughts are the text in `<think>` or a similar tag.
+    Reasoning is the text in `<think>` or a similar tag.
     """
     behind = [match.end() for match in _THOUGHTS_END.finditer(text)]
     rest = text[behind[-1] :] if behind else text
@@ -174,10 +174,10 @@ def answer_part(text: str) -> str:
 
 
 def read_rating(text: str, scale: Scale) -> float:
-    """Return the rating that a judge gives; raise `RatingError` unless it gives exactly one.
+    """Return the rating in an answer; raise `RatingError` unless there is exactly one.
 
-    A rating stands alone on a line, behind a word such as `Score`, or before `/10` or `out of 10`;
-    or it is the answer's only number. Mentions of the scale, and numbers of other things, are none.
+    A rating is alone on a line, after a word such as `Score`, before `/10` or `out of 10`, or the
+    answer's only number. Mentions of the scale and other numbers are ignored.
     """
     lines = _MARKUP.sub("", answer_part(text[-_MAX_CHARACTERS:])).splitlines()
     lines = [line for line in lines if line.strip()]
@@ -190,7 +190,7 @@ def read_rating(text: str, scale: Scale) -> float:
     chosen = [one for one in chosen if one.is_final] or chosen
     values = {one.value for one in chosen}
     if len(values) > 1 and [one.is_alone for one in by_line[-1]] == [True]:
-        # What an answer ends with, on a line of its own, is what it comes to.
+        # A rating alone on the last line is the conclusion of the answer.
         values = {by_line[-1][0].value}
     if not values:
         spelled = _SPELLED.search(" ".join(lines))
@@ -207,12 +207,11 @@ def read_rating(text: str, scale: Scale) -> float:
 
 
 def read_verdict(text: str, names: Sequence[str]) -> str:
-    """Return the verdict that a judge gives, one of ``names``, whatever their case.
+    """Return the verdict in an answer, one of ``names``, ignoring case.
 
-    A verdict stands alone on a line, begins one before a comma or a dot, is marked as ``[[A]]``,
-    ``\\boxed{A}`` or ``<answer>A</answer>``, or stands behind a word such as `Verdict`. Raises
-    `RatingError` unless the answer gives exactly one; what it ends with on a line of its own counts
-    before all others.
+    A verdict is alone on a line, at the start of one before a comma or a dot, marked as ``[[A]]``,
+    ``\\boxed{A}`` or ``<answer>A</answer>``, or after a word such as `Verdict`. Raises
+    `RatingError` unless there is exactly one; a verdict alone on the last line takes precedence.
     """
     part = answer_part(text[-_MAX_CHARACTERS:])
     by_case = {name.casefold(): name for name in names}
@@ -287,9 +286,9 @@ def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
 
 
 def _is_doubt(line: str, first: re.Match[str], second: re.Match[str]) -> bool:
-    """Say whether two numbers are the ends of a range: "7-8", "7 to 8"."""
+    """Return whether two numbers are the ends of a range: "7-8", "7 to 8"."""
     if second.start() == first.end():
-        return second.group()[0] in "-−"  # taken for a sign
+        return second.group()[0] in "-−"  # parsed as a sign
     return _DOUBT.fullmatch(line, first.end(), second.start()) is not None
 
 
@@ -306,7 +305,7 @@ def _lead(head: str, before: str) -> list[str]:
 
 
 def _counts(behind: str, scale: Scale) -> bool:
-    """Say whether what follows a number is what it counts: "3 flaws"."""
+    """Return whether a number is a count: "3 flaws"."""
     if behind.startswith("%"):
         return scale.highest not in (None, 100)
     word = re.match(r"[ \t]{0,3}([^\W\d_]+)", behind)
@@ -314,7 +313,7 @@ def _counts(behind: str, scale: Scale) -> bool:
 
 
 def _value(text: str, scale: Scale) -> float | None:
-    """Read a number, with a comma or a dot for its decimals; None where it is none."""
+    """Parse a number with a decimal comma or point; None if it is not a number."""
     text = text.replace("−", "-")
     readings = [text]
     if "," in text:
