@@ -258,8 +258,6 @@ def test_adapter_with_unreadable_file_is_refused(
     (lora / file).write_bytes(content)
     wrong = r"cannot be read|other than tensors|weight file holds"
     with pytest.raises(CheckpointError, match=wrong):
-        CheckpointError, match=r"cannot be read|other than tensors|weight file holds"
-    ):
         values(checkpoint=str(base.folder), adapter=str(lora))
 
 
