@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alarm_models.errors import quoted
-from alarm_service.validation import MAX_FAULTS, num_faults
 
 __all__ = [
+    "MAX_FAULTS",
     "BadRequest",
     "BodyTimeout",
     "Broken",
@@ -22,6 +22,7 @@ __all__ = [
     "Invalid",
     "Misdirected",
     "NotFound",
+    "OmittedFaults",
     "Overloaded",
     "RateLimited",
     "SampleFailed",
@@ -30,6 +31,7 @@ __all__ = [
     "URLTooLong",
     "Unauthorized",
     "format_validation_errors",
+    "num_faults",
     "shortened",
 ]
 
@@ -159,6 +161,9 @@ class DeadlinePassed(ServiceError):
     status, code, retryable = 504, "deadline_passed", True
 
 
+#: As many faults as one sentence names; of the others it tells the number.
+MAX_FAULTS = 5
+
 #: As many characters of a name or a number that a caller sent are said again.
 _MAX_SAID = 200
 
@@ -171,6 +176,19 @@ _NOT_JSON_FIELDS = ("function-", "list[")
 
 class ClientDisconnected(Exception):
     """The client closed its connection: nobody will read a response."""
+
+
+class OmittedFaults:
+    """Stands as a fault's input for so many faults of one kind, of which none is named."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
+    """Count faults, omitted ones included."""
+    inputs = (fault.get("input") for fault in faults)
+    return sum(one.count if isinstance(one, OmittedFaults) else 1 for one in inputs)
 
 
 def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:

@@ -19,9 +19,8 @@ from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.api.app import create_engine
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.golden_check import GoldenError, record, write_golden_scores
 from alarm_service.engine.hierarchical import reward_samples
-from alarm_service.engine.parity import ParityError, write_parity
-from alarm_service.engine.parity_check import record
 from alarm_service.errors import format_validation_errors
 from alarm_service.json_lines import (
     STANDARD,
@@ -166,7 +165,7 @@ def _id_in(value: object) -> str | int | None:
 
 
 def record_file(file: Path, out: Path, recipe: Recipe, settings: Settings) -> int:
-    """Write the scores of a file's samples; raise `ParityError` where one cannot be scored.
+    """Write the scores of a file's samples; raise `GoldenError` where one cannot be scored.
 
     The file may be an earlier record, whose scores are then not looked at. Returns 0, or 1 where
     the models cannot be loaded.
@@ -184,7 +183,7 @@ async def _record(samples: list[SampleIn], out: Path, recipe: Recipe, settings: 
         if engine.life.failure is not None:
             sys.stderr.write(f"alarm: {engine.life.failure}\n")
             return 1
-        write_parity(await record(engine, recipe, samples), out)
+        write_golden_scores(await record(engine, recipe, samples), out)
     finally:
         await engine.close()
     return 0
@@ -201,11 +200,11 @@ def _samples(file: Path) -> list[SampleIn]:
                     is_stored = isinstance(found, dict) and "sample" in found
                     samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
             except ValidationError as error:
-                raise ParityError(
+                raise GoldenError(
                     f"{file}, line {number}: {format_validation_errors(error.errors())}"
                 ) from error
             except ValueError as error:
-                raise ParityError(f"{file}, line {number} is no JSON: {error}") from error
+                raise GoldenError(f"{file}, line {number} is no JSON: {error}") from error
     if not samples:
-        raise ParityError(f"{file} holds no samples")
+        raise GoldenError(f"{file} holds no samples")
     return samples

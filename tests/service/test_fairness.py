@@ -13,7 +13,7 @@ from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import gather_limited
 from alarm_service.engine.fairness import Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import (
+from alarm_service.engine.scheduler import (
     Outcome,
     QueuedSample,
     RequestQueue,

@@ -1,7 +1,7 @@
 import pytest
 from served import samples, serving
 
-from alarm_service.api.auth import RateLimiter, TokenBucket
+from alarm_service.api.rate_limit import RateLimiter, TokenBucket
 from alarm_service.errors import RateLimited
 
 KEYS = "first-key;second-key"

@@ -10,11 +10,11 @@ from served import samples, serving
 from standin import FIGURE_1
 
 from alarm_service import json_pieces as pieces
-from alarm_service import validation
+from alarm_service import schemas
 from alarm_service.api import large_bodies as large
 from alarm_service.engine import pipeline
-from alarm_service.errors import format_validation_errors
-from alarm_service.validation import FailFastInPieces, FewUnknown, InPieces, ListOf, num_faults
+from alarm_service.errors import format_validation_errors, num_faults
+from alarm_service.schemas import FailFastInPieces, FewUnknown, InPieces, ListOf
 
 UNKNOWN = {f"k{index}": 1 for index in range(1000)}
 MESSAGE = {"role": "user", "content": "?"}
@@ -35,7 +35,7 @@ def faults_of(kind: Any, value: Any) -> Any:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "_PIECE", 4)
+    monkeypatch.setattr(schemas, "_PIECE", 4)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 7, 1000])

@@ -13,8 +13,7 @@ from alarm_service.api.deps import EngineOf, documented
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.model_set import ModelSet
 from alarm_service.engine.recipe_manager import RecipeChange, RecipeManager
-from alarm_service.schemas import Text
-from alarm_service.validation import FewUnknown
+from alarm_service.schemas import FewUnknown, Text
 
 __all__ = ["router"]
 

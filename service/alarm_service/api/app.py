@@ -21,11 +21,7 @@ from alarm_service.api import admin_routes, routes, status_routes
 from alarm_service.api.auth import (
     AllowedHostsMiddleware,
     APIKeyMiddleware,
-    RateLimiter,
-    RateLimitMiddleware,
     allowed_hosts,
-    body_tokens,
-    one_request,
 )
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
@@ -41,6 +37,12 @@ from alarm_service.api.middleware import (
     TracingMiddleware,
     TrailingSlashMiddleware,
 )
+from alarm_service.api.rate_limit import (
+    RateLimiter,
+    RateLimitMiddleware,
+    body_tokens,
+    one_request,
+)
 from alarm_service.api_keys import read_admin_keys, read_keys
 from alarm_service.engine.devices import (
     ModelLoader,
@@ -50,7 +52,7 @@ from alarm_service.engine.devices import (
     unchanged_on_disk,
 )
 from alarm_service.engine.engine import EngineLimits, RewardEngine
-from alarm_service.engine.parity_check import require_parity
+from alarm_service.engine.golden_check import check_golden_scores
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
 from alarm_service.engine.reload import FindUnchanged
 from alarm_service.observability.metrics import Metrics
@@ -101,7 +103,7 @@ def create_engine(
         recipes,
         load,
         unchanged,
-        require_parity,
+        check_golden_scores,
         choose_devices(settings.device),
         limits,
         Metrics(),

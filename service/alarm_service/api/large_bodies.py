@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from alarm_service.api.auth import BODY_BYTES
+from alarm_service.api.middleware import BODY_BYTES
 from alarm_service.errors import BadRequest, TooLarge
 from alarm_service.json_pieces import TooManyValues, read_json
 from alarm_service.settings import Settings

@@ -17,7 +17,7 @@ from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.api.auth import BODY_BYTES, FREE_PATHS
+from alarm_service.api.auth import FREE_PATHS
 from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.errors import (
@@ -33,6 +33,7 @@ from alarm_service.observability.repeated_log import RepeatedLog
 from alarm_service.observability.tracing import request_span
 
 __all__ = [
+    "BODY_BYTES",
     "AccessLogMiddleware",
     "BodyLimitMiddleware",
     "DrainMiddleware",
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 _log = structlog.get_logger()
+
+#: The key in a request's scope of its body's size in bytes, set once the body was read.
+BODY_BYTES = "alarm_body_bytes"
 
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 

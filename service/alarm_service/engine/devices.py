@@ -24,7 +24,7 @@ from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Sample, Score, Span
 from alarm_service.engine.lifecycle import Lifecycle
 from alarm_service.engine.model_set import LoadedModel, ServedModel
-from alarm_service.engine.queue import RequestQueue
+from alarm_service.engine.scheduler import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
 

@@ -27,7 +27,7 @@ from alarm_models.types import AspectReward, Reward, Sample, Score
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import LoadedModel, ModelSet
-from alarm_service.engine.queue import TimedOut
+from alarm_service.engine.scheduler import TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.reward_metrics import (
     AspectObservation,

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from opentelemetry.trace import get_current_span
 
-from alarm_models.cancellation import check_cancelled
+from alarm_models.cancellation import cancellable, check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel
@@ -28,11 +29,11 @@ from alarm_models.types import (
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue
-from alarm_service.engine.threads import CancellableThreadPool
+from alarm_service.engine.scheduler import Outcome, QueuedSample, RequestQueue
 from alarm_service.observability.metrics import Metrics
 
 __all__ = [
+    "CancellableThreadPool",
     "ModelScores",
     "PendingCall",
     "ScoresForCallers",
@@ -191,6 +192,33 @@ def deliver_prepared(
 
 
 _T = TypeVar("_T")
+
+
+class CancellableThreadPool:
+    """Runs plain functions in threads; one whose caller has left ends at `check_cancelled`."""
+
+    def __init__(self, num_threads: int, name: str, life: Lifecycle) -> None:
+        self._life = life
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Return what the function returns; raise `Draining` once the server has stopped."""
+        if self._life.is_stopped:
+            raise draining_error()
+        has_left = threading.Event()
+
+        def run() -> _T:
+            with cancellable(has_left.is_set):
+                return call()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        finally:
+            has_left.set()
+
+    def close(self) -> None:
+        """Start nothing more; wait for nothing."""
+        self._threads.shutdown(wait=False)
 
 
 @runtime_checkable

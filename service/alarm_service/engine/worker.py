@@ -19,7 +19,7 @@ from alarm_models.modeling.loader import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, TimedOut
+from alarm_service.engine.scheduler import Outcome, QueuedSample, RequestQueue, TimedOut
 from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import record_batch

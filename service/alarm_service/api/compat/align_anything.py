@@ -9,12 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.types import Sample
 from alarm_service.api.compat.common import TrainerBody, fields_of, split_each
-from alarm_service.api.compat.splitting import Texts, require_plain, split_text
+from alarm_service.api.compat.conversation import SplitError, Texts, require_plain, split_text
 from alarm_service.api.compat.templates import PLAIN, ChatTemplate
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["AlignAnythingIn", "AlignAnythingOut", "samples_of"]
 
@@ -72,7 +70,7 @@ def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
     if template is None or template is PLAIN:
         raise SplitError(
             "its prompt is empty, which is what align-anything sends where it found no `user` and "
-            "`assistant` in the decoded text; say what stands before turns: "
+            "`assistant` in the decoded text; give the texts before turns: "
             "`?user=...&assistant=...`"
         )
     return split_text(response, template)

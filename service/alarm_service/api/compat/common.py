@@ -25,9 +25,8 @@ from alarm_models.errors import SampleError, quoted
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Message, Reward, Sample, Score
 from alarm_service.api.auth import caller_of
-from alarm_service.api.compat.splitting import Texts
+from alarm_service.api.compat.conversation import SplitError, Texts
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
 from alarm_service.api.large_bodies import REQUESTS_A_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
@@ -36,9 +35,8 @@ from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
-from alarm_service.schemas import Text
+from alarm_service.schemas import ListOf, Text
 from alarm_service.settings import Settings
-from alarm_service.validation import ListOf
 
 __all__ = [
     "OWN_PARTS",

@@ -19,12 +19,10 @@ from alarm_service.api.compat.common import (
     split_each,
     text_fields,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import SplitError, Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.json_pieces import read_json
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["EasyR1Batch", "EasyR1Options", "EasyR1Out", "answer", "samples_of"]
 

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.types import Sample
 from alarm_service.api.compat.common import TrainerBody, split_each
-from alarm_service.api.compat.splitting import split_text
+from alarm_service.api.compat.conversation import split_text
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["ScoreEvaluationIn", "ScoreEvaluationOut", "answer", "named", "samples_of"]
 

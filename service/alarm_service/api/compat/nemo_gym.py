@@ -16,11 +16,10 @@ from alarm_service.api.compat.common import (
     fields_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of
+from alarm_service.api.compat.conversation import Texts, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.json_pieces import read_json
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
 

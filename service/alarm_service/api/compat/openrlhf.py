@@ -15,11 +15,10 @@ from alarm_service.api.compat.common import (
     fields_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import split_query
+from alarm_service.api.compat.conversation import split_query
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["OpenRLHFIn", "OpenRLHFOptions", "OpenRLHFOut", "answer", "samples_of"]
 

@@ -16,10 +16,9 @@ from alarm_service.api.compat.common import (
     messages_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
 

@@ -18,7 +18,12 @@ from alarm_models.recipe.loader import load_recipe
 from alarm_models.types import Score, SegmentScore, Span
 from alarm_service.api.app import create_engine
 from alarm_service.cli.main import main
-from alarm_service.engine.parity import ParityError, StoredScore, difference, read_parity
+from alarm_service.engine.golden_check import (
+    GoldenError,
+    StoredScore,
+    difference,
+    read_golden_scores,
+)
 from alarm_service.settings import Settings
 
 MINI = Path(alarm_models.__file__).parent / "recipes"
@@ -68,7 +73,7 @@ def line_changed(recipe: Path, number: int) -> Iterator[dict[str, Any]]:
 
 
 async def test_what_was_recorded_is_served(recipe: Path) -> None:
-    stored = read_parity(recipe.with_name("parity.jsonl"))
+    stored = read_golden_scores(recipe.with_name("parity.jsonl"))
     assert stored.origin.recipe == "tiny"
     assert stored.origin.models["rm"].dtype == "float32"
     assert [one.sample.completion for one in stored.samples] == [
@@ -252,5 +257,5 @@ def test_a_segment_near_zero_may_change_its_side_in_another_precision() -> None:
 
 
 def test_a_record_s_errors_are_parity_errors(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="cannot be read"):
-        read_parity(tmp_path / "nowhere")
+    with pytest.raises(GoldenError, match="cannot be read"):
+        read_golden_scores(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, TokenSequence
 from alarm_models.recipe.specs import SequenceSpec
 from alarm_service.engine.model_set import LoadedModel, ServedModel
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, next_batch
+from alarm_service.engine.scheduler import Outcome, QueuedSample, RequestQueue, next_batch
 from alarm_service.errors import Draining
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)

@@ -3,9 +3,16 @@ from typing import Any
 import pytest
 
 from alarm_models.types import Message
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts, split_query, split_text
+from alarm_service.api.compat.conversation import (
+    SplitError,
+    Texts,
+    answer_of,
+    pair_texts,
+    split_query,
+    split_text,
+    without_ends,
+)
 from alarm_service.api.compat.templates import TEMPLATES, marked
-from alarm_service.api.compat.turns import SplitError, without_ends
 
 CHATML = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 HUMAN = marked(user="Human:", assistant="Assistant:", system=None, ends=[])
@@ -198,7 +205,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("prompt", UNKNOWN)
 def test_a_prompt_in_a_template_that_is_not_known_is_an_error(prompt: str) -> None:
-    with pytest.raises(SplitError, match="of no chat template that is known") as caught:
+    with pytest.raises(SplitError, match="of no known chat template") as caught:
         pair_texts(prompt, "B.", None)
     assert UNKNOWN[prompt] in str(caught.value)
     assert pair_texts(prompt, "B.", TEMPLATES["plain"]) == Texts(prompt, "B.")
@@ -300,7 +307,7 @@ def test_a_shortened_prompt_is_known_by_its_end() -> None:
     ],
 )
 def test_a_query_without_its_prompt_is_an_error(query: str, prompt: str) -> None:
-    with pytest.raises(SplitError, match="does not begin with its prompt"):
+    with pytest.raises(SplitError, match="starts neither with its prompt"):
         split_query(query, prompt, None)
 
 
@@ -311,14 +318,14 @@ def test_a_query_whose_prompt_is_empty_is_split_by_its_template() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Q? B.", "begins in no chat template that is known"),
-        ("Human: Q?\n\nAssistant: B.", "begins in no chat template that is known"),
-        ("", "begins in no chat template that is known"),
-        ("once <|im_start|>user\nQ?<|im_end|>", "begins in no chat template that is known"),
+        ("Q? B.", "does not start with a known chat template"),
+        ("Human: Q?\n\nAssistant: B.", "does not start with a known chat template"),
+        ("", "does not start with a known chat template"),
+        ("once <|im_start|>user\nQ?<|im_end|>", "does not start with a known chat template"),
         ("<|im_start|>user\nQ?<|im_end|>\n", "does not end with an assistant's turn"),
         ("<|im_start|>user\nQ? that was cut", "does not end with an assistant's turn"),
         (CHATML + "B.<|im_end|>\n<|im_start|>user\nAnd", "does not end with an assistant's turn"),
-        ("<|im_start|>assistant\nB.<|im_end|>", "nothing stands before"),
+        ("<|im_start|>assistant\nB.<|im_end|>", "no turn before"),
     ],
 )
 def test_what_cannot_be_split_is_an_error(text: str, message: str) -> None:
@@ -328,7 +335,7 @@ def test_what_cannot_be_split_is_an_error(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("split", [split_text, lambda text, one: pair_texts(text, "B", one)])
 def test_a_text_in_another_template_than_was_named_is_an_error(split: Any) -> None:
-    with pytest.raises(SplitError, match="does not begin with a turn of the template 'gemma'"):
+    with pytest.raises(SplitError, match="does not start with a turn of the template 'gemma'"):
         split(CHATML, TEMPLATES["gemma"])
 
 
@@ -371,7 +378,7 @@ def test_an_end_of_one_s_own_ends_a_text() -> None:
 
 def test_a_marker_that_anyone_may_have_written_twice_is_an_error() -> None:
     text = "Human: Q?\nAssistant: B.\nHuman: R?\nAssistant: C."
-    with pytest.raises(SplitError, match="stands in it more than once"):
+    with pytest.raises(SplitError, match="marker more than once"):
         split_text(text, HUMAN)
     prompt = text[: text.index(" B.")]
     pair = pair_texts(prompt, text[len(prompt) :], HUMAN)  # with the prompt it is known

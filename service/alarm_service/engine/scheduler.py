@@ -1,4 +1,4 @@
-"""RequestQueue and the batching policy: which queued samples make the next batch."""
+"""The scheduler: RequestQueue, and the batching policy that selects the next batch from it."""
 
 from __future__ import annotations
 
