@@ -5,7 +5,7 @@ import pytest
 from served import samples, serving, until, until_set
 from standin import FIGURE_1, PATIENCE_S
 
-from alarm_models.modeling.loader import ModelInitLock
+from alarm_models.modeling.network import ModelInitLock
 from alarm_service.engine import worker as runtime
 from alarm_service.engine.worker import Watchdog
 

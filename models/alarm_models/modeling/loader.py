@@ -7,9 +7,6 @@ transformers changes the default dtype, which is the process's, while it constru
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,13 +43,17 @@ from alarm_models.modeling.heads import (
     vocabulary_head,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
-from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
+from alarm_models.modeling.network import (
+    MODEL_INIT_LOCK,
+    HeadedNetwork,
+    Network,
+    OwnForwardNetwork,
+    WholeNetwork,
+)
 
 __all__ = [
-    "MODEL_INIT_LOCK",
     "BaseModel",
     "CheckpointSource",
-    "ModelInitLock",
     "base_with_gate",
     "base_with_head",
     "load_base",
@@ -60,52 +61,6 @@ __all__ = [
     "token_classifier",
     "token_scorer",
 ]
-
-
-class ModelInitLock:
-    """A shared lock for forward passes, exclusive for constructing a model."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        #: The threads that run forward passes.
-        self._passes: set[int] = set()
-        self._is_under_way = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Run the block, a forward pass, while nothing is constructed."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_under_way)
-            self._passes.add(threading.get_ident())
-        try:
-            yield
-        finally:
-            self.give_up(threading.get_ident())
-
-    def give_up(self, thread: int) -> None:
-        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
-        with self._changed:
-            self._passes.discard(thread)
-            if self._is_under_way:
-                self._changed.notify_all()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Run the block, a construction, while no pass runs; passes that come meanwhile wait."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_under_way)
-            self._is_under_way = True
-            self._changed.wait_for(lambda: not self._passes)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_under_way = False
-                self._changed.notify_all()
-
-
-#: The process's, as its default dtype is.
-MODEL_INIT_LOCK = ModelInitLock()
 
 
 _init_context: Any = PreTrainedModel.get_init_context

@@ -15,7 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
-from alarm_models.modeling.loader import MODEL_INIT_LOCK
+from alarm_models.modeling.network import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle

@@ -94,7 +94,10 @@ async def test_what_else_a_trainer_sends_is_not_read() -> None:
     [
         ({"prompts": ["P"]}, "invalid: query[0] cannot be split: it starts neither with i"),
         ({"query": ["Q? A."]}, "invalid: prompts has 2 items, query has 1: send one a query"),
-        ({"query": ["a", "b"], "prompts": None}, "invalid: query[0] cannot be split: it does not start"),
+        (
+            {"query": ["a", "b"], "prompts": None},
+            "invalid: query[0] cannot be split: it does not start",
+        ),
         ({"labels": []}, None),
         ({"labels": ["a"]}, "invalid: labels has 1 items, query has 2: send one a query"),
         ({"query": "Q? A."}, "invalid: query: Input should be a valid list"),
