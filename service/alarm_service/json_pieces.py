@@ -25,7 +25,7 @@ __all__ = ["MAX_OFFSET", "TooManyValues", "read_json"]
 
 
 class TooManyValues(ValueError):
-    """A body has more values than any request needs; says how many it may have."""
+    """A body has more JSON values than any request needs; the message has the limit."""
 
 
 #: The last offset that a span may have.

@@ -1,4 +1,4 @@
-"""Request and response bodies, and their conversion to the types of alarm_models."""
+"""Request and response bodies, their validation, and conversion to the types of alarm_models."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ __all__ = [
     "score_out",
 ]
 
-#: Members that pydantic, which holds the interpreter, is given at once.
+#: Members passed to pydantic at once; it holds the GIL meanwhile.
 _PIECE = 256
 
 
 class FewUnknown(BaseModel):
-    """A model that forbids unknown keys, and notes the first of them alone.
+    """A model that forbids unknown keys, and reports only the first of them.
 
-    pydantic makes an error of each, some 10 kB: a body may have millions.
+    pydantic builds an error of about 10 kB for each, and a body may have millions.
     """
 
     @model_validator(mode="before")
@@ -103,7 +103,7 @@ def _in_pieces(value: Any, validate: ValidatorFunctionWrapHandler, *, fails_fast
     return validate(value)
 
 
-# Functions rather than partial objects: pydantic asks for their signatures and their names.
+# Functions rather than partial objects: pydantic reads their signatures and names.
 
 
 def _with_all(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -114,9 +114,9 @@ def _with_first(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     return _in_pieces(value, validate, fails_fast=True)
 
 
-#: Annotates a list or an object of names that may have any number of members.
+#: Annotates a list or an object of any number of members.
 InPieces = WrapValidator(_with_all)
-#: Annotates a list of which the first fault is told and no other.
+#: Annotates a list of which only the first error is reported.
 FailFastInPieces = WrapValidator(_with_first)
 
 _T = TypeVar("_T")
@@ -132,10 +132,10 @@ def _parts(members: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
 def _valid(
     pieces: Iterator[Any], validate: ValidatorFunctionWrapHandler, *, shifts: bool, fails_fast: bool
 ) -> list[Any]:
-    """Validate each piece; raise the first faults of all, with the number of the others.
+    """Validate each piece; raise the first errors of all, with the number of the others.
 
-    ``shifts`` says that members are named by their index, ``fails_fast`` that the first fault is
-    told and no other.
+    ``shifts``: members are identified by their index. ``fails_fast``: only the first error is
+    reported.
     """
     found: list[Any] = []
     named: list[InitErrorDetails] = []
@@ -264,7 +264,7 @@ class OverridesIn(Overrides, FewUnknown):
 
     weights: Annotated[Mapping[str, float], InPieces] = Field(default_factory=dict)
 
-    rule: Rule | None = Field(default=None, strict=False)  # comes as a string
+    rule: Rule | None = Field(default=None, strict=False)  # a string in JSON
     shaping: Shaping | None = Field(default=None, strict=False)
 
 

@@ -10,13 +10,13 @@ from alarm_service.cli.main import main
 from alarm_service.engine.devices import load_models
 
 
-def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+def test_load_models_missing_gpu_is_named() -> None:
     num = torch.cuda.device_count()
     with pytest.raises(CheckpointError, match=f"there is no cuda:{num} here; torch finds {num} "):
         load_models({}, torch.device("cuda", num), max_remembered_bytes=0)
 
 
-def test_a_command_for_a_gpu_that_is_not_there_ends_with_one_sentence(
+def test_command_with_missing_gpu_prints_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = tmp_path / "samples.jsonl"

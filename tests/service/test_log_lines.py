@@ -47,7 +47,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
         monkeypatch.setattr(f"sys.{hook}", None)
     monkeypatch.setattr("threading.excepthook", None)
     logs.configure_logs("info", lines)
-    logs.capture_strays()
+    logs.capture_uncaught()
     yield lines
     logging.captureWarnings(False)
     root.handlers[:], root.level = handlers, level
@@ -80,7 +80,7 @@ async def test_log_of_libraries_warnings_threads_and_the_loop_is_json(lines: Lin
     assert "OSError: gone" in loop["exception"]
 
 
-def test_log_values_are_cut_but_for_the_texts_that_were_asked_for(lines: Lines) -> None:
+def test_log_values_are_shortened_except_log_texts(lines: Lines) -> None:
     log = structlog.get_logger()
     log.info("request", path="a" * 100_000)
     log.info("sample", completion="a" * 100_000)
@@ -142,7 +142,7 @@ def test_log_of_thousands_of_keyless_requests_is_json_and_a_line_a_second(recipe
         assert sum(one.get("count", 1) for one in own) <= num
 
 
-def test_log_reports_descriptors_running_out_and_coming_back(recipe: Path) -> None:
+def test_log_reports_exhausted_and_free_descriptors(recipe: Path) -> None:
     with alarm_serve(recipe) as process, ExitStack() as callers:
         until_event(process, "ready")
         pid = process.popen.pid

@@ -44,7 +44,9 @@ async def test_blocked_start_is_logged_once_and_in_health_until_unblocked() -> N
     assert awaited == told
 
 
-async def test_change_waits_for_room_and_not_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_models_change_waits_for_capacity_but_not_for_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     await open_models([Late(NoRoomError("full"), NoRoomError("full"))], None)
     with pytest.raises(UnreachableError, match="gone"):
         await open_models([Late(UnreachableError("gone"))], None)

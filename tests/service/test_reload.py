@@ -158,7 +158,7 @@ def calling(url: str, heard: Heard) -> Iterator[None]:
             caller.join(PATIENCE_S)
 
 
-def test_no_request_fails_or_is_wrong_while_weights_change(
+def test_reload_under_load_fails_no_request(
     files: ServedFiles, editions: dict[str, Checkpoint]
 ) -> None:
     heard = Heard(truths(editions))
@@ -194,7 +194,7 @@ def serving(recipe: Path) -> Iterator[Process]:
             reader.join(PATIENCE_S)
 
 
-def test_altered_weights_end_a_server_that_has_a_record_of_its_scores(files: ServedFiles) -> None:
+def test_server_with_altered_weights_and_golden_scores_exits(files: ServedFiles) -> None:
     lines = files.folder / "samples.jsonl"
     lines.write_text('{"prompt": "The fox?", "completion": "The dog.", "id": "fox"}\n')
     out = str(files.folder / "parity.jsonl")

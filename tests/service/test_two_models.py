@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_a_caller_of_a_fast_model_waits_for_two_batches_of_a_slow_ones_flood(
+async def test_fast_model_waits_for_two_batches_of_a_saturated_slow_one(
     tmp_path: Path,
 ) -> None:
     recipes = []

@@ -1,4 +1,4 @@
-"""The application: engine, routes and middleware put together."""
+"""The FastAPI application: wires the engine, the routes and the middleware together."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def create_engine(
     unchanged: FindUnchanged = unchanged_on_disk,
     tracer: Tracer | None = None,
 ) -> RewardEngine:
-    """Make an engine for these recipes; it loads them once it is started."""
+    """Build the engine for these recipes; `RewardEngine.start` loads them."""
     if settings.deterministic:
         require_determinism()
-    # What is remembered of prompts changes the last bits of what comes after.
+    # A cached prefix changes the last bits of the scores that use it.
     num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
     limits = EngineLimits(
         settings.max_queued_tokens,
@@ -121,11 +121,10 @@ def create_app(
     sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """Make the application; its lifespan loads the models while requests may already come.
+    """Build the application; its lifespan loads the models while requests already queue.
 
-    ``load`` and ``unchanged`` are the seam for stand-in models, ``tracing`` for a stand-in
-    collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
-    fails.
+    ``load`` and ``unchanged`` let tests pass stand-in models, ``tracing`` a stand-in collector.
+    ``sources`` says where recipes are reloaded from; ``on_failure`` is called when loading fails.
     """
 
     tracing = tracing or open_tracer_provider(settings)
@@ -136,7 +135,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(engine.start(is_patient=True))
+        starting = asyncio.create_task(engine.start(waits_for_servers=True))
         starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
         try:
             yield

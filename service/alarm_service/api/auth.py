@@ -32,7 +32,7 @@ __all__ = [
 #: The prefix of admin routes.
 ADMIN = "/admin/"
 
-#: Paths without rate limit and trace: they cost little, and monitoring asks often.
+#: Paths without rate limit and trace: they are cheap, and monitoring requests them often.
 FREE_PATHS = ("/health/", "/metrics")
 
 #: The keys in a request's scope of its API key's index, and of what identifies that key where there
@@ -44,7 +44,7 @@ _KEY = "alarm_key"
 class APIKeyMiddleware:
     """Requires an API key, as a bearer token or as the password of HTTP Basic.
 
-    Admin routes have keys of their own, and are closed where there are none. Health checks need no
+    Admin routes have their own keys, and are disabled without any. Health checks need no
     key, and other routes need one only where the server has keys.
     """
 
@@ -61,9 +61,9 @@ class APIKeyMiddleware:
                 if scope["path"].startswith(ADMIN):
                     self._require_admin_key(scope)
                 elif self._num_keys:
-                    place = scope[CALLER_INDEX] = _find_key(scope, self._keys, "the server's key")
+                    index = scope[CALLER_INDEX] = _find_key(scope, self._keys, "the server's key")
                     if self._num_keys > 1:
-                        scope[_KEY] = self._keys.identity(place)
+                        scope[_KEY] = self._keys.identity(index)
             except ServiceError as error:
                 await _refusal(error)(scope, receive, send)
                 return
@@ -72,7 +72,7 @@ class APIKeyMiddleware:
     def _require_admin_key(self, scope: Scope) -> None:
         if not len(self._admin_keys):
             raise Forbidden(
-                "the admin routes are closed: give the server a key for them (--admin-key-file "
+                "the admin routes are disabled: give the server a key for them (--admin-key-file "
                 "FILE, or ALARM_ADMIN_KEY)"
             )
         _find_key(scope, self._admin_keys, "an admin key")
@@ -84,18 +84,18 @@ def caller_of(scope: Scope) -> Caller:
     return Caller(scope.get(_KEY, ""), f"{host}:{port}")
 
 
-def _find_key(scope: Scope, keys: Keys, wanted: str) -> int:
+def _find_key(scope: Scope, keys: Keys, expected: str) -> int:
     """Return the index of a request's key; raise `Unauthorized`."""
-    key = _key_in(Headers(scope=scope).get("authorization", ""))
-    place = None if key is None else keys.find(key)
-    if place is None:
+    key = _key_of(Headers(scope=scope).get("authorization", ""))
+    index = None if key is None else keys.find(key)
+    if index is None:
         raise Unauthorized(
-            f"send {wanted}: `Authorization: Bearer KEY`, or as the password of Basic"
+            f"send {expected}: `Authorization: Bearer KEY`, or as the password of Basic"
         )
-    return place
+    return index
 
 
-def _key_in(authorization: str) -> bytes | None:
+def _key_of(authorization: str) -> bytes | None:
     scheme, _, given = authorization.partition(" ")
     key = given.strip().encode("latin-1")  # the header's own bytes
     if scheme.lower() == "bearer":
@@ -156,7 +156,7 @@ class AllowedHosts:
 
 
 class AllowedHostsMiddleware:
-    """Answers 421 to a request whose `Host` is not allowed; one without `Host` is served."""
+    """Answers 421 to requests whose `Host` is not allowed; those without `Host` are served."""
 
     def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app = app
@@ -168,8 +168,8 @@ class AllowedHostsMiddleware:
             for host in Headers(scope=scope).getlist("host"):
                 if host and host not in self._hosts:
                     error = Misdirected(
-                        f"this server does not answer for the host {quoted(host)}: "
-                        "without a key it answers for localhost alone; name the host with "
+                        f"this server does not serve the host {quoted(host)}: "
+                        "without a key it serves localhost only; name the host with "
                         "--allowed-host (ALARM_ALLOWED_HOST), or give the server a key"
                     )
                     await error_response(error)(scope, receive, send)

@@ -42,7 +42,7 @@ _log = structlog.get_logger()
 
 
 class GoldenError(AlarmModelsError):
-    """Stored scores differ from those found, or cannot be read; says which and what to do."""
+    """Stored scores differ from the current ones or cannot be read; it says what to do."""
 
 
 class _Stored(BaseModel):
@@ -99,7 +99,7 @@ def read_golden_scores(file: Path) -> GoldenScores:
     except OSError as error:
         raise GoldenError(f"the parity file {file} cannot be read: {error.strerror}") from error
     if len(lines) < 2:
-        raise GoldenError(f"{file} holds no samples: `alarm record` writes one that does")
+        raise GoldenError(f"{file} has no samples: `alarm record` writes such files")
     (number, first), *rest = lines
     origin = _read(StoredOrigin, first, f"{file}, line {number}")
     samples = [_read(StoredSample, line, f"{file}, line {number}") for number, line in rest]
@@ -115,7 +115,7 @@ def _read(shape: type[_S], line: bytes | None, where: str) -> _S:
         raise GoldenError(f"{where}: {faults}; `alarm record` writes such files") from error
     except ValueError as error:
         raise GoldenError(
-            f"{where} is no JSON: {error}; `alarm record` writes such files"
+            f"{where} is not JSON: {error}; `alarm record` writes such files"
         ) from error
 
 
@@ -126,15 +126,15 @@ def write_golden_scores(golden: GoldenScores, file: Path) -> None:
     write_whole(file, "".join(f"{line}\n" for line in lines))
 
 
-#: How far scores may be apart in another precision than they were stored in: bfloat16 keeps three
-#: digits, and a network loses some of them.
+#: Tolerance for scores in another precision than the stored ones: bfloat16 has three digits, of
+#: which a network loses some.
 _ROUGHLY = 0.03
 
 
 def difference(
     stored: StoredScore, found: Score | SampleError, tolerance: float, *, is_rough: bool
 ) -> str | None:
-    """Say how a score differs from the stored one; None where it does not.
+    """Describe how a score differs from the stored one; None if it does not.
 
     ``is_rough`` is for another precision: the share of good segments, which a small difference may
     change, is then left to the segments' own scores.
@@ -176,7 +176,7 @@ def shown(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _CurrentScores:
-    """What samples score now: a list by model, and the rewards, in the samples' order."""
+    """The current scores by model, and the rewards, in the order of the samples."""
 
     models: dict[str, LoadedModel]
     scores: dict[str, Sequence[Score | SampleError]]
@@ -197,14 +197,15 @@ async def check_golden_scores(engine: RewardEngine, model_set: ModelSet, recipe:
     problem = _first_problem(recipe, stored, found)
     if problem is not None:
         raise GoldenError(
-            f"recipe {recipe.name!r} does not score as {file} says: {problem}. If that is meant, "
-            "store the scores of now (`alarm record`), or leave the check out (`--set parity=`)"
+            f"recipe {recipe.name!r} does not reproduce the scores in {file}: {problem}. If that "
+            "is intended, store the current scores (`alarm record`), or skip the check "
+            "(`--set parity=`)"
         )
     _log.info("parity", recipe=recipe.name, num_samples=len(stored.samples))
 
 
 async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleIn]) -> GoldenScores:
-    """Return what the samples score now; raise `GoldenError` where one has no score."""
+    """Return the samples with their current scores; raise `GoldenError` if one has none."""
     model_set = engine.model_set
     found = await _current_scores(engine, model_set, recipe, samples)
     lines = []
@@ -236,7 +237,7 @@ async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleI
 async def _current_scores(
     engine: RewardEngine, model_set: ModelSet, recipe: Recipe, samples: Sequence[SampleIn]
 ) -> _CurrentScores:
-    """Score samples with every model of the recipe but those on other servers, and reward them."""
+    """Score samples with the recipe's models, except remote ones, and compute rewards."""
     given = [sample_in(sample) for sample in samples]
     everything = model_set.models_of(recipe)
     models = {
@@ -255,9 +256,9 @@ async def _current_scores(
 
 def _first_problem(recipe: Recipe, stored: GoldenScores, found: _CurrentScores) -> str | None:
     tolerance = recipe.parity_tolerance
-    lacking = sorted(found.models.keys() ^ stored.origin.models.keys())
-    if lacking:
-        return f"it has no scores of {', '.join(map(repr, lacking))}, or the recipe no such model"
+    missing = sorted(found.models.keys() ^ stored.origin.models.keys())
+    if missing:
+        return f"it has no scores of {', '.join(map(repr, missing))}, or the recipe no such model"
     rough = {
         name for name, one in stored.origin.models.items() if _is_rough(one, found.models[name])
     }
@@ -277,8 +278,9 @@ def _first_problem(recipe: Recipe, stored: GoldenScores, found: _CurrentScores) 
             if line.reward is not None and not is_close(
                 line.reward, now, tolerance, is_rough=False
             ):
-                told = shown(now) if now is not None else f"the error {reward}"
-                return f"{_sample(index, line)}, reward: stored {shown(line.reward)}, found {told}"
+                stored_shown = shown(line.reward)
+                now_shown = shown(now) if now is not None else f"the error {reward}"
+                return f"{_sample(index, line)}, reward: stored {stored_shown}, found {now_shown}"
     return None
 
 

@@ -73,10 +73,10 @@ class RequestRecipe:
 
 @dataclass(frozen=True, slots=True)
 class CollectedScores:
-    """What the models of a recipe said, by a sample's index: a score, or why there is none.
+    """The scores of a recipe's models by sample index, or the error of a failed sample.
 
-    A holistic score comes with what it decides: whether the sample is past the threshold, and
-    whether its aspects count.
+    A holistic score comes with its decision: whether the sample is past the threshold, and whether
+    its aspects count.
     """
 
     holistic: Mapping[int, HolisticDecision | SampleError]
@@ -173,7 +173,7 @@ class ScoreCollector:
         except ServiceError as error:
             if not self._has_timed_out:
                 raise
-            # A client that is told to retry would send again the sample that timed out.
+            # A client that retries would send the sample that timed out again.
             return [SampleError("model_failed", f"not scored: {error.message}")] * len(samples)
         self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
         self.num_tokens += scores.num_tokens
@@ -211,7 +211,7 @@ def _reference(sample: Sample) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """One reward or error per sample, in order, how they were made, and their cost in tokens."""
+    """One reward or error per sample, in order, with the recipe used and the cost in tokens."""
 
     recipe: Recipe
     params: RuleParams
@@ -223,14 +223,14 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class _RewardComputation:
-    """One request's samples and their scores, and the recipe that makes rewards of them."""
+    """Combines the scores of one request's samples into rewards."""
 
     request: RequestRecipe
     samples: Sequence[Sample]
     scores: CollectedScores
 
     def rewards(self) -> list[Reward | SampleError]:
-        """Combine each sample's scores; one that lacks a score it needs has that score's error."""
+        """Combine each sample's scores; a sample without a score that it needs gets its error."""
         rewards: dict[int, Reward | SampleError] = {}
         scored: dict[int, ScoredSample] = {}
         for index in range(len(self.samples)):
@@ -263,7 +263,7 @@ class _RewardComputation:
             try:
                 aspects[name] = None if outcome is None else self._aspect(index, name, outcome)
             except SampleError as error:
-                # An aspect that was asked for only to be logged costs the sample nothing.
+                # An aspect that is only logged does not fail the sample.
                 if decision.aspects_count and name in self.request.needed:
                     raise SampleError(error.code, f"aspect {name}: {error.message}") from error
                 aspects[name] = None

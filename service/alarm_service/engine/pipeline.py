@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelScores:
-    """One outcome a sample, in order, and the model that they are of."""
+    """One outcome per sample, in order, and the model that scored them."""
 
     outcomes: Sequence[Score | SampleError]
     model: str
@@ -65,7 +65,7 @@ class ModelScores:
 
 
 class PendingCall:
-    """Collects an outcome a sample, in order, and wakes the caller once when all are there.
+    """Collects one outcome per sample, and wakes the caller when all have arrived.
 
     Outcomes arrive on any thread; the event loop is woken once a call, not once a sample. The
     samples of a cancelled call are dropped from the queue.
@@ -82,7 +82,7 @@ class PendingCall:
             self._finished.set_result(None)
 
     def result_callback(self, index: int) -> Callable[[Outcome], None]:
-        """Return the function that takes sample ``index``'s outcome."""
+        """Return the callback for the outcome of sample ``index``."""
         return partial(self._receive, index)
 
     def is_active(self) -> bool:
@@ -119,7 +119,7 @@ _MAX_OVERLAP = 8
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-    """Prepare samples for a model; one whose spans are not within the completion fails before."""
+    """Prepare samples for a model; one with spans outside its completion fails."""
     faults = validate_samples(samples)
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
@@ -127,7 +127,7 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def validate_samples(samples: Sequence[Sample]) -> list[SampleError | None]:
-    """Return each sample's error, if it has one whatever the model."""
+    """Return each sample's error, or None; these checks hold for every model."""
     return [_validate(sample) for sample in samples]
 
 
@@ -195,7 +195,7 @@ _T = TypeVar("_T")
 
 
 class CancellableThreadPool:
-    """Runs plain functions in threads; one whose caller has left ends at `check_cancelled`."""
+    """A thread pool; a function whose caller was cancelled ends at `check_cancelled`."""
 
     def __init__(self, num_threads: int, name: str, life: Lifecycle) -> None:
         self._life = life
@@ -205,19 +205,19 @@ class CancellableThreadPool:
         """Return what the function returns; raise `Draining` once the server has stopped."""
         if self._life.is_stopped:
             raise draining_error()
-        has_left = threading.Event()
+        is_cancelled = threading.Event()
 
         def run() -> _T:
-            with cancellable(has_left.is_set):
+            with cancellable(is_cancelled.is_set):
                 return call()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, run)
         finally:
-            has_left.set()
+            is_cancelled.set()
 
     def close(self) -> None:
-        """Start nothing more; wait for nothing."""
+        """Run no further functions; return without waiting."""
         self._threads.shutdown(wait=False)
 
 
@@ -231,8 +231,8 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenized at once, so that the device starts before a large request is all tokens;
-#: and characters, because tokenization takes some hundred times the memory of a text.
+#: Samples tokenized at once, so that the device starts before a large request is tokenized; and
+#: characters, because tokenization takes about a hundred times the memory of a text.
 _CHUNK = 64
 _CHUNK_CHARS = 256 << 10
 
@@ -251,18 +251,18 @@ def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]
 
 
 class ScoringPipeline:
-    """Prepares samples, queues them for the devices, and returns their outcomes."""
+    """Prepares samples, queues them for the devices, and returns one outcome per sample."""
 
     def __init__(
         self,
-        waiting: RequestQueue,
+        queue: RequestQueue,
         life: Lifecycle,
         metrics: Metrics,
         *,
         is_deterministic: bool,
         max_sample_chars: int,
     ) -> None:
-        self._waiting = waiting
+        self._queue = queue
         self._metrics = metrics
         self._is_deterministic = is_deterministic
         self._max_sample_chars = max_sample_chars
@@ -287,8 +287,8 @@ class ScoringPipeline:
         return await self._threads.run(call)
 
     def close(self) -> None:
-        """Take no more samples; those that are queued fail with `Draining`."""
-        self._waiting.close(draining_error())
+        """Take no more samples; queued ones fail with `Draining`."""
+        self._queue.close(draining_error())
         self._threads.close()
 
     def _too_long(self, sample: Sample) -> SampleError | None:
@@ -297,7 +297,7 @@ class ScoringPipeline:
             return None
         return SampleError(
             "too_long",
-            f"the sample has {count} characters, fields included, and the server takes "
+            f"the sample has {count} characters, fields included, and the limit is "
             f"{self._max_sample_chars} (--max-sample-chars)",
         )
 
@@ -326,9 +326,7 @@ class ScoringPipeline:
                     span=get_current_span(),
                     caller=caller,
                 )
-                self._waiting.put(
-                    deliver_prepared(owned_by(prepared, caller.key), start, work, job)
-                )
+                self._queue.put(deliver_prepared(owned_by(prepared, caller.key), start, work, job))
             return await job.wait()
         finally:
             job.cancel()
@@ -342,8 +340,8 @@ class ScoringPipeline:
     ) -> list[Outcome]:
         """Score the valid samples with a model that needs no device."""
         faults = await self.run_in_thread(partial(validate_samples, samples))
-        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
-        scores = iter(await self._score(model, sound, caller) if sound else ())
+        valid = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await self._score(model, valid, caller) if valid else ())
         return [next(scores) if fault is None else fault for fault in faults]
 
     async def _score(

@@ -20,7 +20,7 @@ POOLED |= {"/v1/embeddings": "embedding"}
 
 
 @pytest.mark.parametrize("trainer", ["slime", "miles"])
-async def test_slime_and_miles_get_a_bare_number(trainer: str) -> None:
+async def test_slime_and_miles_response_is_a_number(trainer: str) -> None:
     async with hearing() as (server, words):
         for prompt in (PROMPT, MESSAGES[:1], "Q?"):
             given = {"prompt": prompt, "response": "a b c<|im_end|>", "label": "L"}
@@ -30,7 +30,7 @@ async def test_slime_and_miles_get_a_bare_number(trainer: str) -> None:
         assert {sample.fields["reference"] for sample in words.samples} == {"L"}
 
 
-async def test_slime_gets_parts_beside_its_number_where_it_wants_them() -> None:
+async def test_slime_format_dict_has_score_and_parts() -> None:
     async with hearing(FIGURE_1) as (server, _):
         path = "/compat/slime/figure-1?format=dict"
         given = {"prompt": "Q?", "response": "AB B C AAC b c x", "label": None}
@@ -48,16 +48,14 @@ async def test_slime_gets_parts_beside_its_number_where_it_wants_them() -> None:
         ({"response": None}, "invalid: response: Input should be a valid string"),
     ],
 )
-async def test_slime_s_failure_is_an_error_and_no_number(
-    given: dict[str, Any], message: str
-) -> None:
+async def test_slime_failed_sample_is_an_error(given: dict[str, Any], message: str) -> None:
     async with hearing() as (server, _):
         body = {"prompt": PROMPT, "response": "a", "label": None} | given
         assert message in error_of(await post(server, "/compat/slime/plain", **body), 422)
 
 
 @pytest.mark.parametrize("path", ["/v1/score/evaluation", "/compat/llamafactory/plain"])
-async def test_llamafactory_gets_a_score_a_text(path: str) -> None:
+async def test_llamafactory_response_has_one_score_per_text(path: str) -> None:
     async with hearing() as (server, words):
         answer = (await post(server, path, model="model", messages=[TEXT, PROMPT])).json()
         assert answer.pop("id")
@@ -67,7 +65,7 @@ async def test_llamafactory_gets_a_score_a_text(path: str) -> None:
         assert (await post(server, path, model="model", messages=[])).json()["scores"] == []
 
 
-async def test_llamafactory_s_body_may_name_a_model_where_the_path_does_not() -> None:
+async def test_llamafactory_body_names_the_model_without_a_path() -> None:
     async with hearing(FIGURE_1) as (server, _):
         by_body = await post(server, "/v1/score/evaluation", model="words", messages=[TEXT])
         by_path = await post(server, "/compat/llamafactory/words", model="a", messages=[TEXT])
@@ -75,7 +73,7 @@ async def test_llamafactory_s_body_may_name_a_model_where_the_path_does_not() ->
 
 
 @pytest.mark.parametrize("messages", [["Q? A."], [TEXT, "<|im_start|>user\nQ?"], [f"{PROMPT}nan"]])
-async def test_an_error_that_llamafactory_takes_for_an_answer_has_no_scores(
+async def test_llamafactory_error_has_no_scores(
     messages: list[str],
 ) -> None:
     async with hearing() as (server, _):
@@ -86,7 +84,7 @@ async def test_an_error_that_llamafactory_takes_for_an_answer_has_no_scores(
 
 
 @pytest.mark.parametrize("tail", ["", "/get_reward"])
-async def test_align_anything_gets_a_reward_a_response(tail: str) -> None:
+async def test_align_anything_response_has_one_reward_per_response(tail: str) -> None:
     async with hearing() as (server, words):
         path = f"/compat/align-anything/plain{tail}"
         given = {"prompts": ["Q?", "R?"], "responses": ["a b", "a"], "golden_responses": ["G", "H"]}
@@ -96,7 +94,7 @@ async def test_align_anything_gets_a_reward_a_response(tail: str) -> None:
         assert (await post(server, path, prompts=[], responses=[])).json() == {"rewards": []}
 
 
-async def test_a_text_that_align_anything_could_not_split_is_not_taken_for_a_response() -> None:
+async def test_align_anything_empty_prompt_is_refused_without_template() -> None:
     async with hearing() as (server, words):
         path = "/compat/align-anything/plain"
         given = {"prompts": [""], "responses": ["user\nQ?\nassistant\na b c"]}
@@ -111,9 +109,7 @@ async def test_a_text_that_align_anything_could_not_split_is_not_taken_for_a_res
 @pytest.mark.parametrize(
     ("prompts", "message"), [([], "prompts has 0 items, responses has 1"), (["a"] * 2, "has 2")]
 )
-async def test_prompts_that_are_not_as_many_as_responses_are_an_error(
-    prompts: list[str], message: str
-) -> None:
+async def test_align_anything_unequal_lists_are_422(prompts: list[str], message: str) -> None:
     async with hearing() as (server, _):
         given = {"prompts": prompts, "responses": ["a"]}
         answer = await post(server, "/compat/align-anything/plain", **given)
@@ -122,7 +118,7 @@ async def test_prompts_that_are_not_as_many_as_responses_are_an_error(
 
 @pytest.mark.parametrize("route", POOLED)
 @pytest.mark.parametrize("by_path", [False, True])
-async def test_a_pooled_answer_has_raw_scores(route: str, *, by_path: bool) -> None:
+async def test_pooling_scores_are_raw(route: str, *, by_path: bool) -> None:
     server_name = "sglang" if route.startswith("/v1") else "vllm"
     path = f"/compat/{server_name}/plain{route}" if by_path else route
     async with hearing() as (server, words):
@@ -138,7 +134,7 @@ async def test_a_pooled_answer_has_raw_scores(route: str, *, by_path: bool) -> N
         assert words.heard == [("Q?", "a b c")] * 2 + [("Q?", ""), ("Q?", "a b c")]
 
 
-async def test_an_activation_is_applied_where_it_is_asked_for() -> None:
+async def test_pooling_use_activation_applies_sigmoid() -> None:
     async with hearing() as (server, _):
         answer = await post(server, "/classify", input=TEXT, use_activation=True)
         assert answer.json()["data"] == [
@@ -146,7 +142,7 @@ async def test_an_activation_is_applied_where_it_is_asked_for() -> None:
         ]
 
 
-async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
+async def test_classify_template_plain_scores_plain_text() -> None:
     async with hearing() as (server, words):
         assert "input[0] cannot be split" in error_of(
             await post(server, "/classify", input="a"), 422
@@ -168,12 +164,12 @@ async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
         ({"messages": []}, "messages[0] cannot be split"),
     ],
 )
-async def test_what_cannot_be_pooled_is_an_error(given: dict[str, Any], message: str) -> None:
+async def test_pooling_invalid_body_is_422(given: dict[str, Any], message: str) -> None:
     async with hearing() as (server, _):
         assert message in error_of(await post(server, "/pooling", **given), 422)
 
 
-async def test_a_model_that_is_not_served_is_404() -> None:
+async def test_pooling_unknown_model_is_404() -> None:
     async with hearing() as (server, _):
         answer = await post(server, "/classify", input=TEXT, model="/weights/of/another")
         assert error_of(answer, 404).startswith("not_found: no recipe or model")

@@ -43,8 +43,8 @@ class AlignAnythingOut(BaseModel):
 def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sample]:
     """Pair prompts with responses; raise `Invalid` where there are not as many.
 
-    Where the trainer cannot find the prompt it sends an empty one, and the whole conversation as
-    the response: without a template that says how to split it, that is an error.
+    If the trainer cannot find the prompt, it sends an empty one and the whole conversation as the
+    response: without a template to split it by, that is an error.
     """
     count = len(body.responses)
     references: Sequence[str | None] = body.golden_responses or [None] * count
@@ -69,7 +69,7 @@ def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
         return Texts(prompt, response)
     if template is None or template is PLAIN:
         raise SplitError(
-            "its prompt is empty, which is what align-anything sends where it found no `user` and "
+            "its prompt is empty: align-anything sends that if it finds no `user` and "
             "`assistant` in the decoded text; give the texts before turns: "
             "`?user=...&assistant=...`"
         )

@@ -1,4 +1,4 @@
-"""LLaMA-Factory: whole conversations in, scores out; it ignores the HTTP status."""
+"""LLaMA-Factory's reward format: conversations in, scores out; it ignores the HTTP status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ScoreEvaluationIn(TrainerBody):
 
 
 class ScoreEvaluationOut(BaseModel):
-    """One score a text. No error has `scores`, so that one ends a training that misses it."""
+    """One score per text. Errors have no `scores`, so that a training run stops at one."""
 
     id: str
     object: Literal["score.evaluation"] = "score.evaluation"
