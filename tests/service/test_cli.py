@@ -312,7 +312,7 @@ def test_record_command_unicode_line_separators_round_trip(by_length: Path) -> N
     assert main(["record", str(record), *recipe, "--out", str(record)]) == 0
 
 
-#: Arguments that each command wants beside its files and recipe.
+#: Arguments that each command requires besides its files and recipe.
 GROUPS = ["calibrate", "groups.jsonl"]
 JUDGE = ["judge", "a=a.jsonl", "b=b.jsonl", "--endpoint", "http://127.0.0.1:9", "--model", "m"]
 READERS: list[list[str]] = [
@@ -385,7 +385,7 @@ def study(by_length: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that fails; return the one sentence that it says of it."""
+    """Run a command that fails; return the sentence that it prints."""
     try:
         code = main(arguments)
     except SystemExit as ended:

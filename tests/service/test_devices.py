@@ -1,4 +1,4 @@
-"""A device that this machine has not is told in a sentence."""
+"""A missing device is reported in a sentence."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""select, calibrate and evaluate from the command line, on rewards that a reader can count."""
+"""select, calibrate and evaluate from the command line, on rewards that can be counted by hand."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What studies read, and how a wrong file is told: by its name, line and field."""
+"""Evaluation data; errors name file, line and field."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pages and plots of what is missing, tied or named by users."""
+"""Reports and plots of missing values, ties and names that users chose."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Shares of the device: pure choices by table, and a device whose time is counted by hand."""
+"""Fair queueing: pure functions, and a queue on a device with a simulated clock."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
 
 
 def of(caller: Caller, *num_tokens: int, model: LoadedModel = M) -> list[QueuedSample]:
-    """Work of a caller that costs what its tokens add up to."""
+    """A caller's sample whose cost is its number of tokens."""
     packed = BatchLayout.PACKED
     return [replace(work(one, model=model), caller=caller, cost=packed) for one in num_tokens]
 
@@ -160,7 +160,7 @@ def test_batch_cost_of_several_keys_shares_no_prefix() -> None:
 
 
 class Device:
-    """Runs a queue's batches one after another and counts the seconds, by hand."""
+    """Runs a queue's batches one after another on a simulated clock."""
 
     def __init__(self, tokens_per_s: dict[str, float], max_batch_tokens: int = 1000) -> None:
         self.seconds = 0.0
@@ -177,7 +177,7 @@ class Device:
         return batch
 
     def until(self, is_done: Callable[[], bool]) -> int:
-        """Run batches until something is so; return how many."""
+        """Run batches until a condition holds; return how many."""
         for number in range(1000):
             if is_done():
                 return number
@@ -217,7 +217,7 @@ def test_queue_fast_model_waits_for_one_batch_of_a_slow_one() -> None:
 
 
 def usage_of(fixed_s: float, tokens_per_s: float, *sizes: int) -> Usage:
-    """Measure batches of these sizes, after a first one that says nothing."""
+    """Measure batches of these sizes, after a first one that does not count."""
     usage = Usage()
     for size in (1, *sizes):
         usage.measure(size, fixed_s + size / tokens_per_s)

@@ -1,4 +1,4 @@
-"""What stays for good is kept from the garbage collector."""
+"""Imports are frozen, so that the garbage collector skips them."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ from alarm_models.process_tuning import gc_frozen_imports
 
 
 class Knot:
-    """Refers to itself: only the collector ends it."""
+    """Refers to itself: only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.own = self

@@ -1,4 +1,4 @@
-"""The original ALaRM code's rewards, through HTTP; a list says where we differ and why."""
+"""The original ALaRM code's rewards, through HTTP; a list names the differences and reasons."""
 
 import json
 from collections.abc import AsyncIterator, Mapping

@@ -1,4 +1,4 @@
-"""A recipe is served only where its stored samples score as they did."""
+"""A recipe is served only if its stored samples score as before."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ async def failure_of(recipe: Path | str, *settings: str) -> str | None:
 
 @contextmanager
 def line_changed(recipe: Path, number: int) -> Iterator[dict[str, Any]]:
-    """Change a line of the record: its object is the block's to change."""
+    """Yield the object of a line of the stored scores, and write it back changed."""
     file = recipe.with_name("parity.jsonl")
     lines = file.read_text().splitlines()
     line = json.loads(lines[number])

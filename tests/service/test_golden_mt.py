@@ -1,4 +1,4 @@
-"""The original code's translation rewards, through HTTP; a list says where we differ and why."""
+"""The original code's translation rewards, through HTTP; a list names the differences."""
 
 import json
 from collections.abc import AsyncIterator, Mapping

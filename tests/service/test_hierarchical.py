@@ -1,4 +1,4 @@
-"""Hierarchical rewards: what is decided once a request is decided once, on threads of its own."""
+"""Hierarchical rewards: decisions are made once per request, combination has its own threads."""
 
 import asyncio
 import sys

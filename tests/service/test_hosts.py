@@ -1,4 +1,4 @@
-"""Which hosts a server without keys answers for, and that it redirects to none."""
+"""The hosts that a server without keys serves; it redirects to none."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A judge behind a real HTTP server: both orders, the cache, bounded calls, and what goes wrong."""
+"""An LLM judge on a real HTTP server: both orders, cache, bounded concurrency, failures."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from alarm_service.evaluation.judge_report import JudgementResult, judge_pairs, 
 
 @dataclass
 class Endpoint:
-    """Prefers the answer that stands in more letters; some words make it misbehave."""
+    """Prefers the longer answer; some words make it misbehave."""
 
     url: str = ""
     bodies: list[Any] = field(default_factory=list)

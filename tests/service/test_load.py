@@ -1,4 +1,4 @@
-"""Many callers at once, over TCP: every answer is its own."""
+"""Many callers at once, over TCP: each gets its own scores."""
 
 import asyncio
 import gc

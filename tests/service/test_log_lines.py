@@ -1,4 +1,4 @@
-"""What a server writes to its log: JSON alone, and little about what anybody can cause."""
+"""The server's log: JSON only, and few lines for what any client can cause."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from alarm_service.observability.repeated_log import RepeatedLog
 
 
 class Lines(io.StringIO):
-    """Where a log goes: lines of JSON."""
+    """The output of a log, as JSON objects."""
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ class Lines(io.StringIO):
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    """A log that is set up as a server's is, and undone."""
+    """Configure logging like the server; reset it afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()

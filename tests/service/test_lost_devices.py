@@ -1,4 +1,4 @@
-"""Devices on which nothing else runs while a pass hangs, as GPUs are; here the names are all."""
+"""Hanging and failing devices, configured like GPUs; the stand-in models run on the CPU."""
 
 import asyncio
 from collections.abc import AsyncIterator

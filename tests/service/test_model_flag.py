@@ -1,4 +1,4 @@
-"""`alarm inspect CHECKPOINT` and `alarm serve --model CHECKPOINT`: no recipe to write."""
+"""`alarm inspect CHECKPOINT` and `alarm serve --model CHECKPOINT`, without a recipe file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model of several numbers behind the server: each is an aspect by its name."""
+"""A model with several outputs behind the server: each can be an aspect."""
 
 from pathlib import Path
 from typing import Any

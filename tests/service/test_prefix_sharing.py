@@ -1,4 +1,4 @@
-"""A group of one prompt costs its prompt once, and usage says so; deterministic servers aside."""
+"""A group computes its shared prompt once, as usage shows, except on deterministic servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets: what is over a limit is refused before any application sees it."""
+"""HTTP/1.1 over real sockets: requests over a limit never reach the application."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @dataclass
 class Echo:
-    """Answers each request with its path, its headers and its body, and notes that it did."""
+    """Responds with the path, headers and body of each request, and records it."""
 
     port: int = 0
     seen: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is served changes while it is used."""
+"""Recipes and models change while requests use them."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ class Pages(HostModel):
 
 @dataclass
 class Press:
-    """Loads a new edition of every model that is asked for, unless told not to."""
+    """Loads a new edition of every requested model, unless switched off."""
 
     made: list[Any] = field(default_factory=list)
     may_load: threading.Event = field(default_factory=threading.Event)
@@ -73,7 +73,7 @@ class Press:
 
 
 class Edition(Words):
-    """`Words` that can be told apart."""
+    """`Words` with distinguishable instances."""
 
     def __init__(self, edition: int) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ async def test_load_failed_warm_up_closes_the_models(
 
 
 async def begun_reload(server: Server, manager: RecipeManager, press: Press) -> asyncio.Task[Any]:
-    """Begin a reload, which goes on once the press may load."""
+    """Start a reload, which continues once loading is allowed."""
     await server.engine.life.until_ready()
     press.may_load.clear()
     press.loading.clear()

@@ -1,4 +1,4 @@
-"""A server whose models live elsewhere: on another of our own, and at a judge's."""
+"""A server with remote models: on another alarm server, and an LLM judge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -15,7 +15,7 @@ from alarm_client.errors import InvalidRequest, NotFound
 
 @pytest.fixture
 def logs() -> list[Any]:
-    """What is logged of requests."""
+    """The logged requests."""
     capture = structlog.testing.LogCapture()
     structlog.configure(
         processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)

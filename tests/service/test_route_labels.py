@@ -1,4 +1,4 @@
-"""What metrics and logs call a request's route."""
+"""Route labels of metrics and logs."""
 
 import re
 

@@ -160,7 +160,7 @@ def test_queue_closed_fails_new_samples_with_the_first_reason() -> None:
 
 
 def begins(beginning: int, num_own: int, *, cost: BatchLayout) -> QueuedSample:
-    """Work of 20 tokens that those of one beginning share, and some of its own."""
+    """A sample with a shared prefix of 20 tokens, and some of its own."""
     ids = (beginning,) * 20 + tuple(range(1000, 1000 + num_own))
     return QueuedSample(M, ModelInput(ids, (), False), lambda outcome: None, lambda: True, 0, cost)
 

@@ -1,4 +1,4 @@
-"""The made-up sample that each model is tried with before it is served."""
+"""The warm-up sample that each model scores before it is served."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hearing import error_of, hearing, post
+from recording_server import error_of, post, recording_server
 from standin import FIGURE_1, recipe
 
 from alarm_models.combination.rules import sigmoid
@@ -27,7 +27,7 @@ def body(*completions: str, **more: Any) -> dict[str, Any]:
     ],
 )
 async def test_openrlhf_lists_have_one_number_per_query(path: str) -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         answer = (await post(server, path, **body("a b c", "a"))).json()
         assert answer["rewards"] == [3, 1]
         assert answer["scores"] == [sigmoid(3), sigmoid(1)]
@@ -37,7 +37,7 @@ async def test_openrlhf_lists_have_one_number_per_query(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/get_reward", "/compat/openrlhf/figure-1/get_reward"])
 async def test_openrlhf_empty_batch_has_empty_lists_of_the_same_names(path: str) -> None:
-    async with hearing(FIGURE_1) as (server, _):
+    async with recording_server(FIGURE_1) as (server, _):
         empty = (await post(server, path, query=[], prompts=[], labels=[])).json()
         full = (await post(server, path, **body("a"))).json()
         assert empty["rewards"] == empty["scores"] == []
@@ -45,13 +45,13 @@ async def test_openrlhf_empty_batch_has_empty_lists_of_the_same_names(path: str)
 
 
 async def test_openrlhf_extra_logs_0_omits_logs() -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         answer = await post(server, "/get_reward?extra_logs=0", **body("a"))
         assert set(answer.json()) == {"rewards", "scores"}
 
 
 async def test_openrlhf_logs_are_the_parts_of_the_reward() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+    async with recording_server(FIGURE_1) as (server, _):
         answer = await post(server, "/get_reward", **body("AB B C AAC b c x", "Ax Bx Cx"))
         logs = answer.json()["extra_logs"]
         assert logs["a"] == [1 + 2, 0]
@@ -66,7 +66,7 @@ async def test_openrlhf_parts_add_up_to_the_reward(rule: str) -> None:
     tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": rule, "threshold": 5}}
     tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
     tables["aspects"]["b"]["weight"] = 2
-    async with hearing(recipe(**tables)) as (server, _):
+    async with recording_server(recipe(**tables)) as (server, _):
         answer = (await post(server, "/get_reward", **body("AB B C AAC b c x", "A B"))).json()
         logs = answer["extra_logs"]
         sums = [sum(parts) for parts in zip(*(logs[name] for name in "abc"), strict=True)]
@@ -76,7 +76,7 @@ async def test_openrlhf_parts_add_up_to_the_reward(rule: str) -> None:
 
 
 async def test_openrlhf_label_is_the_field_reference() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         labels = ["Jane", 7, None, {"a": 1}]
         await post(server, "/get_reward", **body("a", "b", "c", "d", labels=labels))
         fields = [sample.fields for sample in words.samples]
@@ -84,7 +84,7 @@ async def test_openrlhf_label_is_the_field_reference() -> None:
 
 
 async def test_openrlhf_unknown_fields_are_ignored() -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         more = {"images": [None], "datasources": ["x"], "query_token_ids": [[1]]}
         assert (await post(server, "/get_reward", **body("a b"), **more)).json()["rewards"] == [2]
 
@@ -108,7 +108,7 @@ async def test_openrlhf_unknown_fields_are_ignored() -> None:
 async def test_openrlhf_invalid_body_is_422_that_names_the_field(
     given: dict[str, Any], message: str | None
 ) -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         count = 1 if given.get("prompts") == ["P"] else 2
         answer = await post(server, "/get_reward", **body(*["a"] * count) | given)
         if message is None:
@@ -122,13 +122,13 @@ async def test_openrlhf_invalid_body_is_422_that_names_the_field(
     ("bad", "code"), [("long", "too_long"), ("nan", "non_finite"), ("boom", "model_failed")]
 )
 async def test_openrlhf_failed_sample_fails_the_call_and_is_named(bad: str, code: str) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         answer = await post(server, "/get_reward", **body("a", bad))
         assert error_of(answer, 422).startswith(f"{code}: query[1]: ")
 
 
 async def test_openrlhf_score_without_segments_fails_the_call() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+    async with recording_server(FIGURE_1) as (server, _):
         answer = await post(server, "/compat/openrlhf/a", **body("A a", "none"[:3]))
         assert error_of(answer, 422).startswith("invalid_sample: query[1]: ")
         answer = await post(server, "/compat/openrlhf/a", **body("A a"))
@@ -145,7 +145,7 @@ async def test_openrlhf_score_without_segments_fails_the_call() -> None:
     ],
 )
 async def test_openrlhf_url_sets_turn_markers(options: str, heard: tuple[str, str]) -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         prompt = "Human: Q?\nAssistant:"
         given = {"query": [f"{prompt} a b</s>"], "prompts": [prompt]}
         assert (await post(server, f"/get_reward{options}", **given)).status_code == 200
@@ -165,13 +165,13 @@ async def test_openrlhf_url_sets_turn_markers(options: str, heard: tuple[str, st
     ],
 )
 async def test_openrlhf_invalid_option_is_named(options: str, message: str) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         answer = await post(server, f"/get_reward?{options}", **body("a"))
         assert message in error_of(answer, 422)
 
 
 async def test_openrlhf_unknown_name_is_404_that_lists_known_names() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+    async with recording_server(FIGURE_1) as (server, _):
         answer = await post(server, "/compat/openrlhf/nope", **body("a"))
         expected = "not_found: no recipe or model 'nope'; there are figure-1, words, a, b, c"
         assert error_of(answer, 404) == expected
@@ -180,7 +180,7 @@ async def test_openrlhf_unknown_name_is_404_that_lists_known_names() -> None:
 async def test_openrlhf_logs_of_a_rule_that_is_no_sum_are_its_inputs() -> None:
     tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": "minimum", "threshold": 5}}
     tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
-    async with hearing(recipe(**tables)) as (server, _):
+    async with recording_server(recipe(**tables)) as (server, _):
         logs = (await post(server, "/get_reward", **body("AB B C AAC b c x"))).json()["extra_logs"]
         assert logs["holistic"] == [(7 - 1) / 0.5]
         assert logs["a"] == [1 + 2]
@@ -195,20 +195,20 @@ async def test_openrlhf_logs_of_a_rule_that_is_no_sum_are_its_inputs() -> None:
     ],
 )
 async def test_openrlhf_too_many_or_too_long_markers_are_refused(query: str, message: str) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         path = f"/compat/openrlhf/plain?assistant=b&{query}"
         assert message in error_of(await post(server, path, query=["a b"]), 422)
 
 
 async def test_openrlhf_text_of_markers_only_is_refused() -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         path = "/compat/openrlhf/plain?user=a&assistant=b"
         answer = await post(server, path, query=["ab" * 10_000])
         assert "query[0] cannot be split: it has more than 10000 turns" in error_of(answer, 422)
 
 
 async def test_openrlhf_prompt_in_unknown_template_is_422_with_remedy() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         prompt = "<|foo|>user\nQ?<|bar|><|foo|>assistant\n"
         given = {"query": [f"{prompt}a b<|bar|>"], "prompts": [prompt]}
         message = error_of(await post(server, "/get_reward", **given), 422)

@@ -1,4 +1,4 @@
-"""What callers are told when the time that draining may take is over."""
+"""Requests that still run at the end of the drain time get 503."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ async def test_end_of_drain_keeps_cancelled_requests_cancelled() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of a model that reads very long texts."""
+    """A recipe with a model that accepts very long texts."""
     folder = tmp_path_factory.mktemp("long")
     made = tiny.config("llama", num_labels=1, max_position_embeddings=1 << 17)
     model = transformers.AutoModelForSequenceClassification.from_config(made)

@@ -1,4 +1,4 @@
-"""Models that wait for a server or for room: how long, and how often that is said."""
+"""Opening models that wait for a server or for cluster capacity, and its log."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from alarm_service.engine.reload import open_models
 
 
 class Late(HostModel):
-    """Opens once it has failed in each of some ways."""
+    """Opens after failing with each of the given errors."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__("late")

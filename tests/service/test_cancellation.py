@@ -1,4 +1,4 @@
-"""A caller that leaves frees the thread that works for it."""
+"""A cancelled request frees the thread that works for it."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Files of JSON lines read from anywhere, and files that are written whole or not at all."""
+"""JSON lines files, and atomic replacement of output files."""
 
 import io
 import os

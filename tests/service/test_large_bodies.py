@@ -1,4 +1,4 @@
-"""Large bodies: read in pieces, with the same result as whole ones, while others are served."""
+"""Large bodies are parsed in pieces, with the same result, while others are served."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Requests of very many faults: few are noted, all are counted, and the answer says so."""
+"""Requests with very many errors: few are reported, all are counted."""
 
 import json
 from typing import Annotated, Any
