@@ -196,7 +196,7 @@ async def test_ray_replicas_that_do_not_fit_are_reported_with_what_to_set(
     async with serving(recipe, cpus_per_replica=5) as client:
         told = await reason(client, "want")
     assert "2 replicas of 1 model want 5 CPUs each" in told
-    assert "8 CPUs on 1 node has room for 1: set --replicas 1 or --cpus-per-replica 4" in told
+    assert "8 CPUs on 1 node has capacity for 1: set --replicas 1 or --cpus-per-replica 4" in told
 
 
 async def test_ray_replicas_wait_for_used_resources_and_this_is_reported(

@@ -203,7 +203,7 @@ def test_admission_retry_on_another_connection_keeps_its_reservation() -> None:
         assert not is_admitted(admission, 80, 1)
         with pytest.raises(Overloaded) as refused, admission.admit(80, again, content=1):
             pass
-    assert "have a place before" not in refused.value.message
+    assert "are reserved before" not in refused.value.message
 
 
 def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_retried() -> None:
@@ -214,7 +214,7 @@ def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_ret
         for sender in (one, other, one, other):
             with pytest.raises(Overloaded) as refused, admission.admit(80, sender, content=7):
                 pass
-            told.append("have a place before" in refused.value.message)
+            told.append("are reserved before" in refused.value.message)
     assert told == [False, False, True, False]
 
 

@@ -95,7 +95,7 @@ async def test_request_with_any_of_several_keys_is_served(tmp_path: Path) -> Non
 def test_key_file_without_a_key_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
-    with pytest.raises(SettingsError, match="holds no key"):
+    with pytest.raises(SettingsError, match="has no key"):
         read_keys(Settings(api_key_file=file))
 
 

@@ -408,7 +408,7 @@ def test_command_with_unreadable_file_prints_one_sentence(
         ("nope", "nope: No such file or directory"),
         (".", ".: Is a directory"),
         ("a.jsonl/x", "a.jsonl/x: Not a directory"),
-        ("binary", "4 of 4 samples failed" if command[0] == "score" else "is no JSON"),
+        ("binary", "4 of 4 samples failed" if command[0] == "score" else "is not JSON"),
     ):
         run = [part.replace("FILE", file) for part in command]
         assert told in complaint(capsys, *run, *recipe) or file == "binary"

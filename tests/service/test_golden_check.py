@@ -150,7 +150,7 @@ async def test_golden_check_model_without_stored_scores_fails(recipe: Path) -> N
     ("text", "why"),
     [
         (None, "cannot be read"),
-        ("", "holds no samples"),
+        ("", "has no samples"),
         ("{}\n{}", "line 1: recipe: Field required"),
     ],
 )

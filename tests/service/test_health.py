@@ -139,7 +139,7 @@ async def test_sample_that_ends_the_device_thread_fails_alone() -> None:
         # All together, then each sample alone.
         assert sorted(server.words.batches[2:]) == [1, 1, 1, 1, 1, 1, 6]
         again = (await server.score("die", "a")).json()["scores"]
-        assert "did not get through this sample before" in again[0]["error"]["message"]
+        assert "timed out on this sample before" in again[0]["error"]["message"]
         assert again[1]["score"] == 1
         assert sorted(server.words.batches[2:]) == [1] * 7 + [6]
         assert (await server.client.get("/health/ready")).json()["reason"] == "ready"

@@ -23,9 +23,9 @@ async def test_host_foreign_is_refused_without_a_key(path: str) -> None:
     assert answer.status_code == 421
     assert answer.json()["error"] == {
         "code": "misdirected",
-        "message": "this server does not answer for the host 'evil.example:8000': without a key it "
-        "answers for localhost alone; name the host with --allowed-host (ALARM_ALLOWED_HOST), or "
-        "give the server a key",
+        "message": "this server does not serve the host 'evil.example:8000': without a key it "
+        "serves localhost only; name the host with --allowed-host (ALARM_ALLOWED_HOST), or give "
+        "the server a key",
         "retryable": False,
     }
 

@@ -46,7 +46,7 @@ async def test_hanging_pass_on_the_only_device_fails_only_its_callers_for_good()
         for answer in (await waiting, await server.score("c")):
             assert answer.status_code == 503
             assert answer.json()["error"]["retryable"]
-            assert "the server must be started again" in answer.json()["error"]["message"]
+            assert "restart the server" in answer.json()["error"]["message"]
         assert (await server.client.get("/health/live")).status_code == 503
 
 

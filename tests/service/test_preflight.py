@@ -48,7 +48,7 @@ def test_exposure_on_loopback_or_with_key_is_allowed(options: dict[str, Any]) ->
     ],
 )
 def test_exposure_without_key_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match=r"give a key .* or say --insecure"):
+    with pytest.raises(SettingsError, match=r"give a key .* or set --insecure"):
         require_safe_exposure(Settings(**options))
 
 
@@ -119,7 +119,7 @@ def test_health_command_reports_readiness(
         assert main(["health", "--host", "0.0.0.0", "--port", port]) == 0
         assert capsys.readouterr().out == "ready\n"
     assert main(["health", "--port", port]) == 1
-    assert f"no server answers on 127.0.0.1 port {port}" in capsys.readouterr().out
+    assert f"no server responds on 127.0.0.1 port {port}" in capsys.readouterr().out
 
 
 def test_health_command_other_server_is_an_error() -> None:
@@ -127,7 +127,7 @@ def test_health_command_other_server_is_an_error() -> None:
         threading.Thread(target=stranger.serve_forever).start()
         told = probe(Settings(port=stranger.server_address[1]))
         stranger.shutdown()
-    assert told == (False, "what answers is no reward server")
+    assert told == (False, "the response is not from a reward server")
 
 
 class _Stranger(http.server.BaseHTTPRequestHandler):

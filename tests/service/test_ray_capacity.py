@@ -40,45 +40,45 @@ def test_num_that_fit_places_a_replica_on_one_node(
             Demand(3, 6),
             share(1),
             [{"CPU": 2.0}],
-            "6 replicas of 3 models want 1 CPU each, and the cluster of 2 CPUs on 1 node has room "
-            "for 2: set --cpus-per-replica 0.33, or add nodes",
+            "6 replicas of 3 models require 1 CPU each, and the cluster of 2 CPUs on 1 node has "
+            "capacity for 2: set --cpus-per-replica 0.33, or add nodes",
         ),
         (
             Demand(3, 6),
             share(1),
             [{"CPU": 2.0}, {"CPU": 2.0}],
-            "6 replicas of 3 models want 1 CPU each, and the cluster of 4 CPUs on 2 nodes has room "
-            "for 4: set --replicas 1 or --cpus-per-replica 0.66, or add nodes",
+            "6 replicas of 3 models require 1 CPU each, and the cluster of 4 CPUs on 2 nodes has "
+            "capacity for 4: set --replicas 1 or --cpus-per-replica 0.66, or add nodes",
         ),
         (
             Demand(1, 4),
             share(1, 1),
             [{"CPU": 16.0, "GPU": 2.0}],
-            "4 replicas of 1 model want 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
-            "GPUs on 1 node has room for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
+            "4 replicas of 1 model require 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
+            "GPUs on 1 node has capacity for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
             "nodes",
         ),
         (
             Demand(2, 2),
             share(1, 2),
             [{"CPU": 1.0, "GPU": 1.0}],
-            "2 replicas of 2 models want 1 CPU and 2 GPUs each, and the cluster of 1 CPU and 1 GPU "
-            "on 1 node has room for 0: set --cpus-per-replica 0.5 --gpus-per-replica 0.5, or add "
-            "nodes",
+            "2 replicas of 2 models require 1 CPU and 2 GPUs each, and the cluster of 1 CPU and 1 "
+            "GPU on 1 node has capacity for 0: set --cpus-per-replica 0.5 --gpus-per-replica "
+            "0.5, or add nodes",
         ),
         (
             Demand(1, 1),
             share(0, 1),
             [{"CPU": 4.0}],
-            "1 replica of 1 model wants 1 GPU, and the cluster of 4 CPUs on 1 node has room for 0: "
-            "add nodes",
+            "1 replica of 1 model requires 1 GPU, and the cluster of 4 CPUs on 1 node has capacity "
+            "for 0: add nodes",
         ),
         (
             Demand(1, 1),
             share(8),
             [],
-            "1 replica of 1 model wants 8 CPUs, and the cluster of 0 CPUs on 0 nodes has room for "
-            "0: add nodes",
+            "1 replica of 1 model requires 8 CPUs, and the cluster of 0 CPUs on 0 nodes has "
+            "capacity for 0: add nodes",
         ),
     ],
 )
@@ -128,6 +128,6 @@ def test_used_by_others_is_usage_beyond_all_replicas(
 
 def test_used_by_others_is_reported_with_numbers() -> None:
     assert used_by_others(Demand(1, 2), share(1), {"CPU": 8.0}, {"CPU": 0.5}) == (
-        "2 replicas of 1 model want 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
-        "free: make room, or add nodes"
+        "2 replicas of 1 model require 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
+        "free: free some, or add nodes"
     )

@@ -168,7 +168,7 @@ async def test_easyr1_ground_truth_of_very_many_values_is_refused(
     async with serving(FIGURE_1) as server:
         answer: httpx.Response = await server.client.post("/compat/easyr1/figure-1", json=body)
     assert answer.status_code == 422
-    assert "holds none" in answer.json()["error"]["message"]
+    assert "has none" in answer.json()["error"]["message"]
 
 
 async def test_sample_of_too_many_characters_fails_alone() -> None:
@@ -185,8 +185,7 @@ async def test_sample_of_too_many_characters_fails_alone() -> None:
     assert scores[0]["score"] == 2
     assert [one["error"]["code"] for one in scores[1:]] == ["too_long"] * 3
     assert scores[1]["error"]["message"] == (
-        "the sample has 101 characters, fields included, and the server takes 100 "
-        "(--max-sample-chars)"
+        "the sample has 101 characters, fields included, and the limit is 100 (--max-sample-chars)"
     )
     rewards = rewarded.json()["rewards"]
     assert rewards[0]["error"] is None

@@ -110,7 +110,7 @@ async def test_worker_too_many_hanging_passes_break_the_server() -> None:
         late = await server.score("a")
         assert late.status_code == 503
         assert late.json()["error"]["code"] == "broken"
-        assert "the server must be started again" in late.json()["error"]["message"]
+        assert "restart the server" in late.json()["error"]["message"]
         assert (await server.client.get("/health/live")).status_code == 503
 
 

@@ -156,7 +156,7 @@ async def test_openrlhf_url_sets_turn_markers(options: str, heard: tuple[str, st
     ("options", "message"),
     [
         ("template=chat", "template: Input should be one of chatml, "),
-        ("template=chatml&user=U", "template already says what user"),
+        ("template=chatml&user=U", "template already defines user"),
         ("user=U", "assistant is missing"),
         ("end=E", "assistant is missing"),
         ("user=U&assistant=", "assistant is missing"),
