@@ -73,7 +73,7 @@ def routes() -> str:
 def metrics() -> str:
     """Return the table of metrics, by name."""
     found = Metrics()
-    found.changes.serving(lambda: {"mini": ""})
+    found.changes.bind_recipes(lambda: {"mini": ""})
     families = {
         family.name: (family, collector)
         for collector in list(found.registry._collector_to_names)

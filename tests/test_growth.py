@@ -40,9 +40,14 @@ from alarm_models.reward_models.similarity import Similarity
 from alarm_models.reward_models.text_checks import repetition
 from alarm_models.study import baselines
 from alarm_models.types import Sample, Span
-from alarm_service.api.compat.splitting import pair_texts, split_query, split_text
+from alarm_service.api.compat.conversation import (
+    SplitError,
+    pair_texts,
+    split_query,
+    split_text,
+    without_ends,
+)
 from alarm_service.api.compat.templates import TEMPLATES, marked, unknown_markup
-from alarm_service.api.compat.turns import SplitError, without_ends
 from alarm_service.evaluation.judge import read_choice
 from alarm_service.json_pieces import read_json
 

@@ -1,1 +1,1 @@
-"""The machine around the reward models: HTTP, batching, devices, metrics."""
+"""The reward server: HTTP API, scoring engine, observability and command line."""

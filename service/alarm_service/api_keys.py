@@ -1,4 +1,4 @@
-"""API keys: reading and comparing them; imports no FastAPI."""
+"""API keys: reads and compares them; imports no FastAPI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Keys:
         return len(self._digests)
 
     def find(self, key: bytes) -> int | None:
-        """Return the index of a key, or None where it is not one of these.
+        """Return the index of a key, or None if it is not one of these.
 
         Every key is compared, each in constant time, and digests hide how long they are.
         """
@@ -36,9 +36,9 @@ class Keys:
                 found = index
         return found
 
-    def identity(self, place: int) -> str:
+    def identity(self, index: int) -> str:
         """Return what identifies the key at an index, without revealing it."""
-        return self._digests[place].hex()[:16]
+        return self._digests[index].hex()[:16]
 
 
 def read_keys(settings: Settings) -> Keys:
@@ -47,11 +47,11 @@ def read_keys(settings: Settings) -> Keys:
 
 
 def read_admin_keys(settings: Settings) -> Keys:
-    """Read the keys of the admin routes likewise; raise `SettingsError` where others have one."""
+    """Read the admin keys; raise `SettingsError` if one is also a caller's key."""
     keys = _read(settings.admin_key, settings.admin_key_file, "--admin-key-file")
     callers = read_keys(settings)
     if any(callers.find(key.encode()) is not None for key in keys):
-        raise SettingsError("one key is both an admin key and a caller's: give admins their own")
+        raise SettingsError("one key is both an admin key and a caller's: use separate keys")
     return Keys(keys)
 
 
@@ -63,7 +63,7 @@ def _read(given: Sequence[SecretStr], file: Path | None, flag: str) -> list[str]
 def _lines(file: Path, flag: str) -> list[str]:
     try:
         content = file.read_bytes() if file.is_file() else _piped(file)
-        # Editors of some systems begin a file with a mark of its encoding, which is no key's.
+        # Some editors start a file with a byte order mark, which is not part of a key.
         lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"the keys of {flag} {file} cannot be read: {error}") from error
@@ -73,7 +73,7 @@ def _lines(file: Path, flag: str) -> list[str]:
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if not keys:
-        raise SettingsError(f"{flag} {file} holds no key: write one a line")
+        raise SettingsError(f"{flag} {file} has no key: write one per line")
     return keys
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alarm_models.errors import quoted
-from alarm_service.validation import MAX_FAULTS, num_faults
 
 __all__ = [
+    "MAX_FAULTS",
     "BadRequest",
     "BodyTimeout",
     "Broken",
@@ -22,6 +22,7 @@ __all__ = [
     "Invalid",
     "Misdirected",
     "NotFound",
+    "OmittedFaults",
     "Overloaded",
     "RateLimited",
     "SampleFailed",
@@ -30,12 +31,13 @@ __all__ = [
     "URLTooLong",
     "Unauthorized",
     "format_validation_errors",
+    "num_faults",
     "shortened",
 ]
 
 
 class ServiceError(Exception):
-    """An answer of ``{"error": {"code", "message", "retryable"}}`` with its HTTP status."""
+    """An error response: ``{"error": {"code", "message", "retryable"}}`` and its HTTP status."""
 
     status = 500
     code = "internal"
@@ -48,13 +50,13 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
-    """The body is no JSON."""
+    """The body is not JSON."""
 
     status, code = 400, "bad_request"
 
 
 class CorruptedBody(ServiceError):
-    """The body is not the one that was sent."""
+    """The body was damaged on the way: it does not match its digest."""
 
     status, code, retryable = 400, "garbled", True
 
@@ -66,7 +68,7 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The server's operator has not opened these routes."""
+    """The server's operator has not enabled these routes."""
 
     status, code = 403, "forbidden"
 
@@ -84,7 +86,7 @@ class BodyTimeout(ServiceError):
 
 
 class ChangeRefused(ServiceError):
-    """What is served cannot be changed like this, and stays as it was."""
+    """The recipe change is not possible; nothing was changed."""
 
     status, code = 409, "refused"
 
@@ -102,19 +104,19 @@ class URLTooLong(ServiceError):
 
 
 class Misdirected(ServiceError):
-    """The `Host` header names a host that this server does not answer for."""
+    """The `Host` header names a host that this server does not serve."""
 
     status, code = 421, "misdirected"
 
 
 class Invalid(ServiceError):
-    """The request does not fit the schema; the message names the field and what it got."""
+    """The request does not fit the schema; the message names the field and the value received."""
 
     status, code = 422, "invalid"
 
 
 class SampleFailed(ServiceError):
-    """A sample has no reward, and the caller's protocol no place for its error but this one."""
+    """A sample failed, and the caller's protocol has no per-sample errors."""
 
     status = 422
 
@@ -130,7 +132,7 @@ class Overloaded(ServiceError):
 
 
 class RateLimited(ServiceError):
-    """This caller's key has sent more than it may in a minute."""
+    """This caller's key is over its limit per minute."""
 
     status, code, retryable = 429, "rate_limited", True
 
@@ -159,24 +161,40 @@ class DeadlinePassed(ServiceError):
     status, code, retryable = 504, "deadline_passed", True
 
 
-#: As many characters of a name or a number that a caller sent are said again.
-_MAX_SAID = 200
+#: How many validation errors a message names; it counts the others.
+MAX_FAULTS = 5
+
+#: Characters quoted of a name or a number that a caller sent.
+_MAX_QUOTED = 200
 
 #: Messages of validators may quote what they got.
 _MAX_MESSAGE = 500
 
-#: What pydantic says on the way to a fault that is no name on the wire: which of a field's types.
+#: Location parts that pydantic adds for union members and validators, not JSON field names.
 _NOT_JSON_FIELDS = ("function-", "list[")
 
 
 class ClientDisconnected(Exception):
-    """The client closed its connection: nobody will read a response."""
+    """The client closed its connection before the response."""
+
+
+class OmittedFaults:
+    """The input of a validation error that stands for ``count`` errors without naming them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
+    """Count faults, omitted ones included."""
+    inputs = (fault.get("input") for fault in faults)
+    return sum(one.count if isinstance(one, OmittedFaults) else 1 for one in inputs)
 
 
 def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:
-    """Name each of pydantic's faults by its field, with what it got.
+    """Format pydantic's errors: each field's path, message and received value.
 
-    ``within`` is what the fields' paths begin with, which is not said.
+    ``within`` is the first part of the fields' paths, which is left out.
     """
     lines = [
         f"{_path(fault['loc'], within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
@@ -187,8 +205,8 @@ def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | 
     return "; ".join(lines)
 
 
-def shortened(text: str, most: int = _MAX_SAID) -> str:
-    """Return a text of a caller's with no more than its first ``most`` characters."""
+def shortened(text: str, most: int = _MAX_QUOTED) -> str:
+    """Return a caller's text, shortened to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

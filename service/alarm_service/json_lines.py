@@ -1,4 +1,4 @@
-"""Files of JSON lines, read once from wherever they come, and files that are written whole."""
+"""JSON lines: reads files or standard input, and replaces output files atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "write_whole",
 ]
 
-#: What stands for standard input, or output.
+#: The path that means standard input or output.
 STANDARD = Path("-")
 
 #: As much as a request's body may have.
@@ -41,7 +41,7 @@ Line = tuple[int, bytes | None]
 
 
 class FileError(AlarmModelsError):
-    """A file cannot be used as it was meant; says which and why."""
+    """A file cannot be read or written; the message names it and the reason."""
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _skip_line(source: BinaryIO) -> None:
 
 
 def parsed_line(line: bytes | None) -> Any:
-    """Return what a line holds; raise `ValueError`, which says why it is no JSON."""
+    """Return a line's JSON value; raise `ValueError` that says why it is not JSON."""
     if line is None:
         raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
     try:

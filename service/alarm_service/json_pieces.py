@@ -1,10 +1,9 @@
-"""Large JSON read in pieces, so that other threads run between them.
+"""Parses large JSON in pieces, so that other threads run between them.
 
-Python's own reader holds the interpreter from the first byte to the last, seconds for the largest
-bodies. Here numpy finds the commas between a large value's members, without the interpreter, and
-the reader is given as many members at once as fill a small piece. What it makes of them is what it
-makes of the whole, but for spans, which are packed as they come: millions of small lists would keep
-the garbage collector busy, which holds the interpreter too.
+Python's own parser holds the GIL until it is done, seconds for the largest bodies. Here numpy finds
+the commas between a large value's members without the GIL, and the parser gets as many members at
+once as fill a small piece. The result equals that of parsing the whole, except that spans are
+packed: millions of small lists would keep the garbage collector busy, which holds the GIL too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["MAX_OFFSET", "TooManyValues", "read_json"]
 
 
 class TooManyValues(ValueError):
-    """A body has more values than any request needs; says how many it may have."""
+    """A body has more JSON values than any request needs; the message has the limit."""
 
 
 #: The last offset that a span may have.
@@ -40,7 +39,7 @@ _CONTAINERS = frozenset({list, dict})
 _MAX_LEVELS = 12
 
 #: What one body may have, packed spans not counted: each value takes ten to a hundred bytes, and
-#: to free as many at once holds the interpreter for a tenth of a second.
+#: to free as many at once holds the GIL for a tenth of a second.
 _MAX_VALUES = 4_000_000
 _MAX_CONTAINERS = 500_000
 

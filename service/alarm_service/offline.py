@@ -1,4 +1,4 @@
-"""`alarm score` and `alarm record`: a file of samples without a server."""
+"""`alarm score` and `alarm record`: score a file of samples without a server."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.api.app import create_engine
 from alarm_service.engine.engine import RewardEngine
+from alarm_service.engine.golden_check import GoldenError, record, write_golden_scores
 from alarm_service.engine.hierarchical import reward_samples
-from alarm_service.engine.parity import ParityError, write_parity
-from alarm_service.engine.parity_check import record
 from alarm_service.errors import format_validation_errors
 from alarm_service.json_lines import (
     STANDARD,
@@ -38,13 +37,13 @@ from alarm_service.settings import Settings
 __all__ = ["record_file", "score_file"]
 
 #: Samples in flight at once: enough to fill batches of similar length.
-_AT_ONCE = 256
+_MAX_IN_FLIGHT = 256
 
 
 def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings) -> int:
-    """Reward each line's sample by the recipe; a line that is no sample gets an error line.
+    """Write the reward of each line's sample; a line that is not a sample gets an error line.
 
-    Either may be ``-``. ``out`` is as it was until all is written, so that it may be ``file``.
+    Either may be ``-``. ``out`` is replaced once everything is written, so it may be ``file``.
     Returns 0, or 1 where any sample failed; raises `FileError` and `OSError`.
     """
     set_up_logs("warning")
@@ -62,7 +61,7 @@ async def _score_lines(source: BinaryIO, target: Path, recipe: Recipe, settings:
         if engine.life.failure is not None:
             sys.stderr.write(f"alarm: {engine.life.failure}\n")
             return 1
-        with replacing(target, _tell_kept) as out:
+        with replacing(target, _report_partial_output) as out:
             return await _score(engine, recipe, source, out)
     finally:
         await engine.close()
@@ -85,8 +84,8 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
     return 1 if num_failed else 0
 
 
-def _tell_kept(file: Path) -> None:
-    sys.stderr.write(f"alarm: what was scored until then is in {file}\n")
+def _report_partial_output(file: Path) -> None:
+    sys.stderr.write(f"alarm: partial output is in {file}\n")
 
 
 def _num_bytes(source: BinaryIO) -> int | None:
@@ -99,7 +98,7 @@ def _num_bytes(source: BinaryIO) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """A line's sample, or what is wrong with it, and the id that it has even so."""
+    """A line's sample or its error, and its id if it has one."""
 
     sample: SampleIn | SampleError
     num_bytes: int
@@ -107,10 +106,10 @@ class _Parsed:
 
 
 def _chunks(lines: Iterator[_Parsed]) -> Iterator[list[_Parsed]]:
-    """Some lines at a time; neighbours of one group together, however many they are."""
+    """Yield chunks of lines; adjacent samples of one group stay together."""
     chunk: list[_Parsed] = []
     for line in lines:
-        if len(chunk) >= _AT_ONCE and not _are_of_one_group(chunk[-1].sample, line.sample):
+        if len(chunk) >= _MAX_IN_FLIGHT and not _are_of_one_group(chunk[-1].sample, line.sample):
             yield chunk
             chunk = []
         chunk.append(line)
@@ -146,7 +145,7 @@ def _parse(line: bytes | None) -> _Parsed:
     try:
         value = parsed_line(line)
     except ValueError as error:
-        error_line = SampleError("invalid_sample", f"the line is no JSON: {error}")
+        error_line = SampleError("invalid_sample", f"the line is not JSON: {error}")
         return _Parsed(error_line, num_bytes)
     try:
         return _Parsed(SampleIn.model_validate(value), num_bytes)
@@ -156,7 +155,7 @@ def _parse(line: bytes | None) -> _Parsed:
 
 
 def _id_in(value: object) -> str | int | None:
-    """Return the id of what is no sample, where it has one that can be echoed."""
+    """Return the id of an invalid sample, if it has a valid one."""
     if not isinstance(value, dict):
         return None
     try:
@@ -166,9 +165,9 @@ def _id_in(value: object) -> str | int | None:
 
 
 def record_file(file: Path, out: Path, recipe: Recipe, settings: Settings) -> int:
-    """Write the scores of a file's samples; raise `ParityError` where one cannot be scored.
+    """Write the scores of a file's samples; raise `GoldenError` where one cannot be scored.
 
-    The file may be an earlier record, whose scores are then not looked at. Returns 0, or 1 where
+    The file may be an earlier record, whose scores are then ignored. Returns 0, or 1 where
     the models cannot be loaded.
     """
     set_up_logs("warning")
@@ -184,7 +183,7 @@ async def _record(samples: list[SampleIn], out: Path, recipe: Recipe, settings: 
         if engine.life.failure is not None:
             sys.stderr.write(f"alarm: {engine.life.failure}\n")
             return 1
-        write_parity(await record(engine, recipe, samples), out)
+        write_golden_scores(await record(engine, recipe, samples), out)
     finally:
         await engine.close()
     return 0
@@ -201,11 +200,11 @@ def _samples(file: Path) -> list[SampleIn]:
                     is_stored = isinstance(found, dict) and "sample" in found
                     samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
             except ValidationError as error:
-                raise ParityError(
+                raise GoldenError(
                     f"{file}, line {number}: {format_validation_errors(error.errors())}"
                 ) from error
             except ValueError as error:
-                raise ParityError(f"{file}, line {number} is no JSON: {error}") from error
+                raise GoldenError(f"{file}, line {number} is not JSON: {error}") from error
     if not samples:
-        raise ParityError(f"{file} holds no samples")
+        raise GoldenError(f"{file} has no samples")
     return samples

@@ -1,4 +1,4 @@
-"""What is checked before torch is imported: exposure, certificate, Ray, the port."""
+"""Preflight checks, before torch is imported: exposure, certificate, Ray, the port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "url_of",
 ]
 
-#: The settings that mean nothing without a cluster.
+#: The settings that have no effect without a cluster.
 _OF_RAY = (
     "ray_address",
     "replicas",
@@ -31,7 +31,7 @@ _OF_RAY = (
 
 
 def require_usable_ray(settings: Settings) -> None:
-    """Raise `SettingsError` where Ray is meant but not said, or said but not there."""
+    """Raise `SettingsError` for Ray options without --ray, or --ray without Ray."""
     given = [name for name in _OF_RAY if name in settings.model_fields_set]
     if not settings.ray:
         if given:
@@ -52,7 +52,7 @@ _BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen on an address; raise `OSError` with what to do where it is taken."""
+    """Listen on an address; raise `OSError` that says what to do if it is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -69,7 +69,7 @@ def url_of(listener: socket.socket, *, is_tls: bool = False) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Say whether an address is this machine's alone; a name that is not known is not."""
+    """Whether an address is reachable from this machine only; unknown names count as not."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -77,14 +77,14 @@ def is_loopback(address: str) -> bool:
 
 
 def require_safe_exposure(settings: Settings) -> None:
-    """Raise `SettingsError` where other machines could use the server without a key."""
+    """Raise `SettingsError` if other machines could use the server without a key."""
     read_admin_keys(settings)  # wrong ones are refused before anything is served
     address = settings.published or settings.host
     if settings.insecure or is_loopback(address) or len(read_keys(settings)):
         return
     raise SettingsError(
         f"listening on {address} lets every machine that reaches it use this server: give a key "
-        "(--api-key-file FILE, or ALARM_API_KEY), listen on 127.0.0.1, or say --insecure "
+        "(--api-key-file FILE, or ALARM_API_KEY), listen on 127.0.0.1, or set --insecure "
         "(a container that is published to its host alone: --published 127.0.0.1)"
     )
 

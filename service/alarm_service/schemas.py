@@ -1,19 +1,22 @@
-"""Request and response bodies, and their conversion to the types of alarm_models."""
+"""Request and response bodies, their validation, and conversion to the types of alarm_models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alarm_models.combination.rules import Rule, Shaping
 from alarm_models.errors import SampleError
@@ -28,15 +31,19 @@ from alarm_models.types import (
     SegmentScore,
     Span,
 )
+from alarm_service.errors import MAX_FAULTS, OmittedFaults, num_faults
 from alarm_service.json_pieces import MAX_OFFSET
-from alarm_service.validation import FailFastInPieces, FewUnknown, InPieces, ListOf
 
 __all__ = [
     "AspectOut",
     "ErrorBody",
     "ErrorOut",
+    "FailFastInPieces",
+    "FewUnknown",
     "HealthOut",
     "HolisticOut",
+    "InPieces",
+    "ListOf",
     "MessageIn",
     "ModelOut",
     "ModelsOut",
@@ -59,6 +66,114 @@ __all__ = [
     "sample_in",
     "score_out",
 ]
+
+#: Members passed to pydantic at once; it holds the GIL meanwhile.
+_PIECE = 256
+
+
+class FewUnknown(BaseModel):
+    """A model that forbids unknown keys, and reports only the first of them.
+
+    pydantic builds an error of about 10 kB for each, and a body may have millions.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _omit_unknown(cls, value: Any) -> Any:
+        known = cls.model_fields
+        if type(value) is not dict or len(value) <= len(known) + MAX_FAULTS:
+            return value
+        unknown = [name for name in value if name not in known]
+        kept = {name: value[name] for name in known if name in value}
+        kept |= {name: value[name] for name in unknown[:MAX_FAULTS]}
+        if len(unknown) > MAX_FAULTS:
+            kept[unknown[MAX_FAULTS]] = OmittedFaults(len(unknown) - MAX_FAULTS)
+        return kept
+
+
+def _in_pieces(value: Any, validate: ValidatorFunctionWrapHandler, *, fails_fast: bool) -> Any:
+    """Validate a long list, or a large object of names, some members at a time."""
+    if type(value) is list and len(value) > _PIECE:
+        pieces = (value[at : at + _PIECE] for at in range(0, len(value), _PIECE))
+        valid = _valid(pieces, validate, shifts=True, fails_fast=fails_fast)
+        return list(chain.from_iterable(valid))
+    if type(value) is dict and len(value) > _PIECE:
+        members = _valid(_parts(value), validate, shifts=False, fails_fast=fails_fast)
+        return dict(chain.from_iterable(part.items() for part in members))
+    return validate(value)
+
+
+# Functions rather than partial objects: pydantic reads their signatures and names.
+
+
+def _with_all(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return _in_pieces(value, validate, fails_fast=False)
+
+
+def _with_first(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return _in_pieces(value, validate, fails_fast=True)
+
+
+#: Annotates a list or an object of any number of members.
+InPieces = WrapValidator(_with_all)
+#: Annotates a list of which only the first error is reported.
+FailFastInPieces = WrapValidator(_with_first)
+
+_T = TypeVar("_T")
+ListOf = Annotated[list[_T], InPieces]
+
+
+def _parts(members: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    items = iter(members.items())
+    while part := dict(islice(items, _PIECE)):
+        yield part
+
+
+def _valid(
+    pieces: Iterator[Any], validate: ValidatorFunctionWrapHandler, *, shifts: bool, fails_fast: bool
+) -> list[Any]:
+    """Validate each piece; raise the first errors of all, with the number of the others.
+
+    ``shifts``: members are identified by their index. ``fails_fast``: only the first error is
+    reported.
+    """
+    found: list[Any] = []
+    named: list[InitErrorDetails] = []
+    num_found = 0
+    title = ""
+    for index, piece in enumerate(pieces):
+        try:
+            valid = validate(piece)
+        except ValidationError as error:
+            title = error.title
+            if len(named) == MAX_FAULTS:
+                num_found += error.error_count()
+                continue
+            faults = error.errors(include_url=False, include_context=False)
+            num_found += num_faults(faults)
+            shift = index * _PIECE if shifts else 0
+            named += (_details(fault, shift) for fault in faults[: MAX_FAULTS - len(named)])
+            if fails_fast:
+                break
+        else:
+            if not named:
+                found.append(valid)
+    if not named:
+        return found
+    if num_found > len(named):
+        more = PydanticCustomError("omitted", "more of this kind")
+        omitted = OmittedFaults(num_found - len(named))
+        named.append(InitErrorDetails(type=more, loc=(), input=omitted))
+    raise ValidationError.from_exception_data(title, named)
+
+
+def _details(fault: Mapping[str, Any], shift: int) -> InitErrorDetails:
+    loc = fault["loc"]
+    if shift and loc and isinstance(loc[0], int):
+        loc = (loc[0] + shift, *loc[1:])
+    kind = PydanticCustomError(fault["type"], fault["msg"])
+    return InitErrorDetails(type=kind, loc=loc, input=fault["input"])
+
 
 _EXAMPLE_SAMPLE: dict[str, Any] = {
     "prompt": "question: Who wrote Emma? context: wikipage: Emma (novel) text: Emma is a novel "
@@ -149,7 +264,7 @@ class OverridesIn(Overrides, FewUnknown):
 
     weights: Annotated[Mapping[str, float], InPieces] = Field(default_factory=dict)
 
-    rule: Rule | None = Field(default=None, strict=False)  # comes as a string
+    rule: Rule | None = Field(default=None, strict=False)  # a string in JSON
     shaping: Shaping | None = Field(default=None, strict=False)
 
 

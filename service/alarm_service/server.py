@@ -1,4 +1,4 @@
-"""`alarm serve`: the process around the application, from its socket to its exit code."""
+"""The server process of `alarm serve`: signals, sockets, draining, exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
 from alarm_service.errors import ServiceError
 from alarm_service.observability.descriptors import Descriptors
-from alarm_service.observability.logging import capture_strays, log_stream, set_up_logs
+from alarm_service.observability.logging import capture_uncaught, log_stream, set_up_logs
 from alarm_service.observability.repeated_log import RepeatedLog
 from alarm_service.preflight import url_of
 from alarm_service.settings import Settings
@@ -33,21 +33,21 @@ __all__ = ["serve"]
 
 _log = structlog.get_logger()
 
-#: Longer than any client keeps an idle connection, so that none is closed as it is used again.
+#: Longer than clients keep idle connections, so that none is closed while it is reused.
 _KEEP_ALIVE_S = 75
 
-#: How long sending the last responses of a drain may take.
-_LAST_ANSWERS_S = 2
+#: How long sending the last responses may take after the drain.
+_LAST_RESPONSES_S = 2
 
 #: uvicorn's.
-_TICKS_A_SECOND = 10
+_TICKS_PER_SECOND = 10
 
-#: Threads that run code of libraries, which the process does not wait for at its end.
+#: Threads in native code of libraries, which the process does not wait for at exit.
 _WORKING_THREADS = ("load", "device", "tokenize", "parse", "check")
 
 
 class _DrainingServer(uvicorn.Server):
-    """Lets running requests finish after the first signal, and takes no new ones."""
+    """Drains after the first signal: running requests finish, new ones are refused."""
 
     def __init__(
         self, config: uvicorn.Config, engine: RewardEngine, manager: RecipeManager, drain_s: float
@@ -60,21 +60,20 @@ class _DrainingServer(uvicorn.Server):
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, to SIGHUP too; the loop calls between events, not in the signal's handler."""
+        """Listen, and reload on SIGHUP, on the event loop rather than in the signal handler."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._begin_reload)
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Notice about once a second whether files can still be opened."""
-        if counter % _TICKS_A_SECOND == 0:
+        """Check about once a second whether files can still be opened."""
+        if counter % _TICKS_PER_SECOND == 0:
             self._descriptors.check()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain; not in the signal's handler, which may interrupt a holder of the log's lock.
+        """Drain; not in the signal handler, which may interrupt code that holds the log's lock.
 
-        Requests that still run when the time is over are answered with 503, and have a moment to
-        receive it.
+        Requests that still run after the drain time get 503, and a moment to receive it.
         """
         _log.info("draining")
         self._engine.life.drain()
@@ -106,10 +105,10 @@ def serve(
 ) -> int:
     """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed.
 
-    ``load`` puts models elsewhere than into this process.
+    ``load`` loads models elsewhere than into this process, such as on Ray.
     """
     set_up_logs(settings.log_level, log_stream(sys.stderr.fileno()))
-    capture_strays()
+    capture_uncaught()
     disable_malloc_trim()
     stop = _Stop()
     names = [recipe.name for recipe in recipes]
@@ -123,7 +122,7 @@ def serve(
         access_log=False,
         http=bounded_protocol(_header_limits(settings, engine)),
         ws="none",
-        timeout_graceful_shutdown=settings.drain_s + _LAST_ANSWERS_S,
+        timeout_graceful_shutdown=settings.drain_s + _LAST_RESPONSES_S,
         timeout_keep_alive=_KEEP_ALIVE_S,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
@@ -131,7 +130,7 @@ def serve(
     server = stop.server = _DrainingServer(
         config, engine, app.state.recipe_manager, settings.drain_s
     )
-    # Until uvicorn handles signals; it raises them again once it has stopped.
+    # Until uvicorn installs its handlers; it re-raises signals once it has stopped.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, stop)
     _log.info(
@@ -146,8 +145,8 @@ def serve(
         log_stream(sys.stderr.fileno()).write(f"alarm: {engine.life.failure}\n")
         code = 1
     if _is_in_native_code():
-        # Python would end that thread in the middle of torch's own code, which may abort; or wait
-        # for one that tokenises, though its tokens are not needed any more.
+        # Python would finalize while such a thread is in torch's code, which may abort, or would
+        # wait for a tokenization whose result is not needed any more.
         atexit._run_exitfuncs()
         os._exit(code)
     return code
@@ -176,7 +175,7 @@ def _header_limits(settings: Settings, engine: RewardEngine) -> HeaderLimits:
 
 
 class _Stop:
-    """Stops the server that is put in; loading may fail before there is one."""
+    """Stops the server, once it is set; loading may fail before."""
 
     server: uvicorn.Server | None = None
 

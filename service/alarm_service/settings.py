@@ -37,7 +37,7 @@ class SettingsError(ValueError):
 
 
 def require_key(key: str, where: str) -> str:
-    """Return a key without surrounding white space; raise `SettingsError` if no header can hold it.
+    """Return a stripped key; raise `SettingsError` if an HTTP header cannot contain it.
 
     The message names ``where`` the key comes from and never contains the key.
     """
@@ -46,7 +46,7 @@ def require_key(key: str, where: str) -> str:
         if not character.isprintable():
             raise SettingsError(
                 f"{where}: the key has U+{ord(character):04X} as its character {at + 1} of "
-                f"{len(key)}, which no HTTP header can hold: give the key alone"
+                f"{len(key)}, which an HTTP header cannot contain: give the key alone"
             )
     return key
 
@@ -63,11 +63,11 @@ class Settings(BaseSettings):
     )
     model: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="a checkpoint's folder or hub id, whose recipe is made of its files; may be "
-        "given again",
+        description="a checkpoint's folder or hub id; its recipe is derived from its files; "
+        "repeatable",
     )
     template: str | None = Field(
-        default=None, description="the template of each `model`, where its files tell none"
+        default=None, description="the template of each `model` whose files have none"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
     def _are_devices(cls, value: str) -> str:
         if _DEVICES.fullmatch(value) is None:
             raise ValueError(
-                f"{quoted(value)} is no device: give auto, cpu, cuda or cuda:N, or several with "
+                f"{quoted(value)} is not a device: give auto, cpu, cuda or cuda:N, or several with "
                 "commas between, such as cuda:0,cuda:1"
             )
         return value
@@ -223,7 +223,7 @@ class Settings(BaseSettings):
     def _is_address(cls, value: str | None) -> str | None:
         if value and not _is_http(value):
             raise ValueError(
-                f"{quoted(value)} is no address: give the collector's URL, such as "
+                f"{quoted(value)} is not an address: give the collector's URL, such as "
                 "http://localhost:4318/v1/traces"
             )
         return value or None
@@ -234,7 +234,7 @@ class Settings(BaseSettings):
         for host in hosts:
             if _HOST.fullmatch(host.strip()) is None:
                 raise ValueError(
-                    f"{quoted(host)} is no host name: give it without scheme, port and spaces, "
+                    f"{quoted(host)} is not a host name: give it without scheme, port and spaces, "
                     "such as rewards.example.org, or * for any"
                 )
         return hosts
@@ -271,7 +271,7 @@ class Settings(BaseSettings):
 
 
 def with_models(settings: Settings) -> Settings:
-    """Return settings whose recipes hold one of each `model`, and the default one only if named.
+    """Return settings with a recipe for each `model`, and the default recipe only if named.
 
     Raises `SettingsError` for a `template` without a `model`.
     """
@@ -283,7 +283,7 @@ def with_models(settings: Settings) -> Settings:
     made = tuple(f"checkpoint:{one}" for one in settings.model)
     values = settings.set
     if settings.template is not None:
-        # As TOML's text, so that a template which looks like a number is one text all the same.
+        # As a TOML string, so that a template that looks like a number stays a string.
         values = (*values, f"models.rm.template={json.dumps(settings.template)}")
     return settings.model_copy(
         update={"recipe": (*made, *named), "set": values, "model": (), "template": None}

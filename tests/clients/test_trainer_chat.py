@@ -21,7 +21,7 @@ from alarm_client.trainers._inputs import (
 from alarm_client.trainers._settings import TrainerDefaults, read_settings
 from alarm_client.types import Sample
 from alarm_models.types import Message
-from alarm_service.api.compat.splitting import pair_texts, split_query
+from alarm_service.api.compat.conversation import pair_texts, split_query
 
 LLAMA_3 = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
@@ -31,7 +31,7 @@ QUESTION = [{"role": "user", "content": "Q"}]
 DEFAULTS = TrainerDefaults("here", timeout=1.0)
 
 
-@pytest.mark.parametrize("name", ["templates", "turns", "splitting"])
+@pytest.mark.parametrize("name", ["templates", "conversation"])
 def test_client_chat_modules_equal_those_of_the_server(name: str) -> None:
     server, client = (
         (Path(package.__path__[0]) / f"{name}.py").read_text()

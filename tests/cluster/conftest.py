@@ -25,7 +25,7 @@ def cluster() -> Iterator[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # a busy machine's need it
-    # Logical cores: an ingress stands beside its successor for a while.
+    # Logical cores: an ingress runs at the same time as its successor for a while.
     own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ray.init(num_cpus=8, log_to_driver=False, **own)
     port = free_port()

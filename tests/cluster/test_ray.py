@@ -42,19 +42,19 @@ def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def serving(
-    recipe: Path, load: Any = None, *, generation: str | None = None, **more: Any
+    recipe: Path, load: Any = None, *, revision: str | None = None, **more: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Serve the routes in this process with two replicas on the cluster, for one test.
 
     A reload reads the recipe's file again.
     """
-    generation = generation or uuid4().hex
+    revision = revision or uuid4().hex
     from alarm_service.ray.model import RayModelLoader
 
     settings = Settings(
         **{"ray": True, "device": "cpu", "replicas": 2, "cpus_per_replica": 0.1, **more}
     )
-    on_cluster = RayModelLoader(settings, generation=generation, load=load)
+    on_cluster = RayModelLoader(settings, revision=revision, load=load)
     loaded = load_recipe(str(recipe))
     sources = RecipeSources({loaded.name: str(recipe)}, (), None)
     app = create_app([loaded], settings, load=on_cluster, sources=sources)
@@ -66,7 +66,7 @@ async def serving(
         ) as client,
     ):
         yield client
-    while pids_of(f"alarm-{generation}-rm"):  # a model that nobody serves goes
+    while pids_of(f"alarm-{revision}-rm"):  # a model that nobody serves goes
         await asyncio.sleep(0.2)
 
 
@@ -147,7 +147,7 @@ async def test_ray_killed_replica_fails_no_request(
             right += len(got)
             number += 8
 
-    async with serving(recipe, generation="killed") as client:
+    async with serving(recipe, revision="killed") as client:
         await score(client, sample(0))
         pids = pids_of("alarm-killed-rm")
         assert len(pids) == 2
@@ -171,7 +171,7 @@ async def test_ray_disconnected_caller_is_removed_from_the_replicas(
 
     words = "word " * TOKENS_PER_S  # a second each, so minutes on each of two replicas
     many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(400)]}
-    async with serving(recipe, sleepers, generation="left") as client:
+    async with serving(recipe, sleepers, revision="left") as client:
         await score(client, {"prompt": "?", "completion": "It is there."})
         answer = await client.post("/score", json=many, headers={"X-Request-Timeout-Ms": "4000"})
         assert answer.status_code == 504
@@ -196,7 +196,7 @@ async def test_ray_replicas_that_do_not_fit_are_reported_with_what_to_set(
     async with serving(recipe, cpus_per_replica=5) as client:
         told = await reason(client, "want")
     assert "2 replicas of 1 model want 5 CPUs each" in told
-    assert "8 CPUs on 1 node has room for 1: set --replicas 1 or --cpus-per-replica 4" in told
+    assert "8 CPUs on 1 node has capacity for 1: set --replicas 1 or --cpus-per-replica 4" in told
 
 
 async def test_ray_replicas_wait_for_used_resources_and_this_is_reported(
@@ -223,7 +223,7 @@ async def test_ray_queued_tokens_add_replicas(cluster: str, recipe: Path) -> Non
     words = "word " * TOKENS_PER_S  # a second each
     many = {"samples": [{"prompt": f"{one}", "completion": words} for one in range(20)]}
     scaling = {"replicas": 1, "max_replicas": 2, "queued_tokens_per_replica": TOKENS_PER_S}
-    async with serving(recipe, sleepers, generation="scaled", **scaling) as client:
+    async with serving(recipe, sleepers, revision="scaled", **scaling) as client:
         await score(client, {"prompt": "?", "completion": "It is there."})
         assert len(pids_of("alarm-scaled-rm")) == 1
         while len(pids_of("alarm-scaled-rm")) == 1:  # Ray thinks it over for a minute
@@ -246,7 +246,7 @@ async def test_ray_recipe_change_under_load_fails_no_request(
         while not is_over:
             answers.append(await score(client, one))
 
-    async with serving(recipe, generation="changed", replicas=1, admin_key=("operator",)) as client:
+    async with serving(recipe, revision="changed", replicas=1, admin_key=("operator",)) as client:
         answers.append(await score(client, one))
         calling = [asyncio.create_task(caller(client)) for _ in range(4)]
         await asyncio.to_thread(recipe.write_text, changed_text)

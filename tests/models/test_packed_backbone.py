@@ -15,14 +15,14 @@ from alarm_models.modeling.backend_selection import select_backend
 from alarm_models.modeling.inputs import ModelInput, ReadStates
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.batch import pack
-from alarm_models.modeling.packed.kernels import (
+from alarm_models.modeling.packed.sdpa import (
+    SdpaBackend,
     Window,
     attend,
     attend_blocks,
     mask_to_bias,
     window_blocks,
 )
-from alarm_models.modeling.packed.sdpa import SdpaBackend
 from alarm_models.modeling.padded import PaddedBackbone
 from alarm_models.types import Span
 

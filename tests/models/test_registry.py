@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling import checkpoint
-from alarm_models.modeling.loader import MODEL_INIT_LOCK, ModelInitLock
+from alarm_models.modeling.network import MODEL_INIT_LOCK, ModelInitLock
 from alarm_models.recipe.specs import LengthSpec, ModelSpec, PythonSpec, SequenceSpec
 from alarm_models.reward_models.base import Model
 from alarm_models.reward_models.registry import CheckpointState, Loader

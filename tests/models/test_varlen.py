@@ -18,7 +18,7 @@ from tolerance import assert_computed
 from alarm_models.modeling.backend_selection import select_backend
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.batch import pack
-from alarm_models.modeling.packed.kernels import attend, mask_to_bias
+from alarm_models.modeling.packed.sdpa import attend, mask_to_bias
 from alarm_models.modeling.packed.varlen import VarlenBackend, varlen, varlen_batches
 from alarm_models.modeling.padded import PaddedBackbone
 

@@ -71,7 +71,7 @@ async def ask(client: httpx.AsyncClient, change: str, recipe: str | None = None)
     return await client.post(f"/admin/{change}", json={} if recipe is None else {"recipe": recipe})
 
 
-async def test_a_recipe_is_loaded_by_its_name_and_unloaded(folder: Path) -> None:
+async def test_admin_load_and_unload_by_name(folder: Path) -> None:
     async with serving(folder) as client:
         loaded = (await ask(client, "load", "letters")).json()
         assert [one["name"] for one in loaded["recipes"]] == ["digits", "letters"]
@@ -88,7 +88,7 @@ async def test_a_recipe_is_loaded_by_its_name_and_unloaded(folder: Path) -> None
         assert gone.status_code == 404
 
 
-async def test_reload_reads_the_file_again_and_leaves_what_is_the_same(folder: Path) -> None:
+async def test_admin_reload_rereads_file_and_keeps_unchanged_models(folder: Path) -> None:
     async with serving(folder, "digits", "letters") as client:
         before = (await client.get("/admin/recipes")).json()
         (folder / "digits.toml").write_text(form("[0-4]"))
@@ -103,7 +103,7 @@ async def test_reload_reads_the_file_again_and_leaves_what_is_the_same(folder: P
         assert first[1] == second[1]
 
 
-async def test_settings_are_applied_again(folder: Path) -> None:
+async def test_admin_reload_applies_set_options_again(folder: Path) -> None:
     settings = ("holistic.weight=3", "models.form.pattern=[ab]")
     async with serving(folder, set=settings) as client:
         assert await scores(client, "digits", "a", "1") == [3, 0]
@@ -128,7 +128,7 @@ async def refused(
     return message
 
 
-async def test_a_recipe_that_is_none_is_refused_and_the_old_one_goes_on(folder: Path) -> None:
+async def test_admin_reload_invalid_recipe_is_409_and_keeps_the_old_one(folder: Path) -> None:
     async with serving(folder) as client:
         for text, why in (
             ("[models", "is no TOML"),
@@ -141,7 +141,7 @@ async def test_a_recipe_that_is_none_is_refused_and_the_old_one_goes_on(folder: 
             assert (await client.get("/health/ready")).status_code == 200
 
 
-async def test_what_is_served_already_is_not_loaded_again(folder: Path) -> None:
+async def test_admin_load_served_recipe_is_409(folder: Path) -> None:
     (folder / "same.toml").write_text(form("x", 'name = "digits"'))
     async with serving(folder) as client:
         for name in ("digits", "same"):
@@ -151,7 +151,7 @@ async def test_what_is_served_already_is_not_loaded_again(folder: Path) -> None:
         assert await scores(client, "digits", "x", "1") == [0, 1]
 
 
-async def test_the_last_recipe_stays(folder: Path) -> None:
+async def test_admin_unload_last_recipe_is_409(folder: Path) -> None:
     async with serving(folder) as client:
         assert "'digits' is the last recipe" in await refused(client, "unload", "digits")
 
@@ -160,7 +160,7 @@ async def test_the_last_recipe_stays(folder: Path) -> None:
     "name",
     ["../secret", "/etc/passwd", "digits.toml", "..", ".", "", "sub/hidden", "./letters", "\x00"],
 )
-async def test_a_request_names_no_path(folder: Path, name: str) -> None:
+async def test_admin_load_path_is_404(folder: Path, name: str) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "hidden.toml").write_text(form("x"))
     (folder.parent / "secret.toml").write_text(form("x"))
@@ -172,7 +172,7 @@ async def test_a_request_names_no_path(folder: Path, name: str) -> None:
             await refused(client, change, name, status=404)
 
 
-async def test_the_built_in_recipes_may_be_loaded_too_and_a_name_is_never_in_doubt(
+async def test_admin_load_built_in_recipe_and_ambiguous_name_is_409(
     folder: Path,
 ) -> None:
     (folder / "translation.toml").write_text(form("x"))
@@ -182,14 +182,14 @@ async def test_the_built_in_recipes_may_be_loaded_too_and_a_name_is_never_in_dou
         assert "is built in and in" in await refused(client, "load", "translation")
 
 
-async def test_other_shapes_are_refused(folder: Path) -> None:
+async def test_admin_invalid_body_is_422(folder: Path) -> None:
     async with serving(folder) as client:
         assert "recipe" in await refused(client, "load", status=422)
         for body in ({"recipe": 1}, {"recipe": "digits", "path": "/"}, {"file": "x"}):
             assert (await client.post("/admin/load", json=body)).status_code == 422
 
 
-async def test_only_an_admin_s_key_opens_the_admin_routes(folder: Path) -> None:
+async def test_admin_route_requires_admin_key(folder: Path) -> None:
     async with serving(folder, api_key=("sesame",)) as client:
         for headers in ({"Authorization": ""}, CALLER, {"Authorization": "Bearer wrong"}):
             answers = [await client.get("/admin/recipes", headers=headers)]
@@ -205,7 +205,7 @@ async def test_only_an_admin_s_key_opens_the_admin_routes(folder: Path) -> None:
         assert (await client.get("/models", headers=CALLER)).status_code == 200
 
 
-async def test_without_an_admin_key_the_admin_routes_are_closed(folder: Path) -> None:
+async def test_admin_route_without_configured_key_is_403(folder: Path) -> None:
     async with serving(folder, admin_key=(), api_key=("sesame",)) as client:
         for headers in (ADMIN, CALLER):
             answer = await client.get("/admin/recipes", headers=headers)
@@ -220,20 +220,20 @@ async def test_without_an_admin_key_the_admin_routes_are_closed(folder: Path) ->
 @pytest.mark.parametrize(
     "path", ["/admin/../admin/recipes", "//admin/recipes", "/health/../admin/recipes", "/admin"]
 )
-async def test_no_path_leads_around_the_admin_s_key(folder: Path, path: str) -> None:
+async def test_admin_key_cannot_be_bypassed_by_path(folder: Path, path: str) -> None:
     async with serving(folder, api_key=("sesame",)) as client:
         answer = await client.get(path, headers=CALLER)
         assert answer.status_code in (401, 404)
 
 
-async def test_an_admin_gets_in_where_callers_are_too_many(folder: Path) -> None:
+async def test_admin_route_has_no_rate_limit(folder: Path) -> None:
     async with serving(folder, max_requests_per_minute=1) as client:
         answers = [await client.get("/models") for _ in range(2)]
         assert [answer.status_code for answer in answers] == [200, 429]
         assert (await client.get("/admin/recipes")).status_code == 200
 
 
-async def test_many_changes_at_once_take_turns(folder: Path) -> None:
+async def test_admin_concurrent_changes_are_serialized(folder: Path) -> None:
     async with serving(folder) as client:
         for change, status in (("load", 409), ("unload", 404)):
             answers = await asyncio.gather(*(ask(client, change, "letters") for _ in range(4)))
@@ -241,7 +241,7 @@ async def test_many_changes_at_once_take_turns(folder: Path) -> None:
             assert statuses == [200, status, status, status]
 
 
-def test_a_key_is_an_admin_s_or_a_caller_s(tmp_path: Path) -> None:
+def test_admin_key_equal_to_caller_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("open\nother\n")
     assert len(read_admin_keys(Settings(admin_key_file=file, api_key=("sesame",)))) == 2
@@ -251,7 +251,7 @@ def test_a_key_is_an_admin_s_or_a_caller_s(tmp_path: Path) -> None:
         read_admin_keys(Settings(admin_key_file=tmp_path / "nowhere"))
 
 
-def test_a_folder_of_recipes_is_there(tmp_path: Path) -> None:
+def test_recipe_dir_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--recipe-dir .* is no folder"):
         RecipeSources({}, (), tmp_path / "nowhere")
 

@@ -46,19 +46,19 @@ def is_admitted(admission: Admission, num_tokens: int, number: int) -> bool:
 held: list[AbstractContextManager[None]] = []
 
 
-def test_an_empty_queue_takes_any_request() -> None:
+def test_admission_empty_queue_admits_any_request() -> None:
     admission = queue(10)
     with admission.admit(1000):
         assert admission.num_queued == 1000
 
 
-def test_a_queue_fills_up_to_its_limit() -> None:
+def test_admission_queue_fills_up_to_its_limit() -> None:
     admission = queue(10)
     with admission.admit(4), admission.admit(6), pytest.raises(Overloaded), admission.admit(1):
         pass
 
 
-def test_a_place_is_given_back_whatever_happens() -> None:
+def test_admission_releases_tokens_after_an_exception() -> None:
     admission = queue(10)
     with pytest.raises(ValueError, match="no"), admission.admit(4):
         raise ValueError("no")
@@ -69,7 +69,7 @@ def test_a_place_is_given_back_whatever_happens() -> None:
     ("tokens_per_s", "seconds"),
     [(1000, 1), (25, 2), (1, 50)],  # 100 tokens are queued: half of them take 50 / rate
 )
-def test_a_full_queue_says_when_half_of_it_will_be_done(tokens_per_s: float, seconds: int) -> None:
+def test_admission_retry_after_is_when_half_is_done(tokens_per_s: float, seconds: int) -> None:
     admission = queue(100, tokens_per_s=tokens_per_s)
     with admission.admit(100), pytest.raises(Overloaded) as refused, admission.admit(1):
         pass
@@ -99,11 +99,13 @@ def test_admission_retry_after_is_short_before_throughput_is_measured() -> None:
     ("tokens_per_s", "room"),
     [(2, 20), (9, 90), (50, 100)],  # ten seconds of it, and no more than 100
 )
-def test_a_queue_is_seconds_of_throughput_within_its_tokens(tokens_per_s: float, room: int) -> None:
+def test_admission_capacity_is_seconds_of_throughput_up_to_max_tokens(
+    tokens_per_s: float, room: int
+) -> None:
     assert queue(100, max_queue_s=10, tokens_per_s=tokens_per_s).max_tokens() == room
 
 
-def test_throughput_is_measured_while_there_is_enough_to_do() -> None:
+def test_throughput_is_measured_while_the_queue_is_busy() -> None:
     clock = Clock()
     throughput = Throughput(1000)
     admission = Admission(100, max_queue_s=1, throughput=throughput, now=clock)
@@ -117,7 +119,7 @@ def test_throughput_is_measured_while_there_is_enough_to_do() -> None:
     assert throughput.tokens_per_s == pytest.approx((1000 * kept + 50) / (kept + 1), rel=1e-9)
 
 
-def test_what_is_not_done_is_no_throughput() -> None:
+def test_throughput_failed_request_does_not_count() -> None:
     clock = Clock()
     admission = Admission(100, now=clock, throughput=Throughput(1000))
     place = admission.admit(100)
@@ -127,7 +129,7 @@ def test_what_is_not_done_is_no_throughput() -> None:
     assert admission.throughput.tokens_per_s == 1000
 
 
-def test_small_requests_beside_a_large_one_say_nothing_of_throughput() -> None:
+def test_throughput_small_requests_during_a_large_one_do_not_count() -> None:
     clock = Clock()
     throughput = Throughput(10)
     throughput.observe(10_000, 1000)  # as was assumed
@@ -143,7 +145,7 @@ def test_small_requests_beside_a_large_one_say_nothing_of_throughput() -> None:
     assert throughput.tokens_per_s == pytest.approx(10, rel=0.1)
 
 
-def test_a_large_request_that_is_given_up_takes_its_seconds_with_it() -> None:
+def test_throughput_cancelled_large_request_discards_its_seconds() -> None:
     clock = Clock()
     throughput = Throughput(10)
     admission = Admission(1000, max_queue_s=60, throughput=throughput, now=clock)
@@ -158,7 +160,7 @@ def test_a_large_request_that_is_given_up_takes_its_seconds_with_it() -> None:
     assert throughput.tokens_per_s == pytest.approx(10)
 
 
-def test_room_is_kept_for_a_refused_request_before_newcomers() -> None:
+def test_admission_refused_request_has_a_reservation() -> None:
     admission = queue(100)
     with admission.admit(100):
         assert not is_admitted(admission, 80, 1)
@@ -178,7 +180,7 @@ def test_admission_each_caller_may_queue_its_share_of_the_seconds() -> None:
     assert not is_admitted(admission, 2, 2)
 
 
-def test_no_share_goes_beyond_the_tokens_that_were_set() -> None:
+def test_admission_share_is_within_max_queued_tokens() -> None:
     admission = queue(100, max_queue_s=1, tokens_per_s=1000)
     assert is_admitted(admission, 100, 1)
     assert not is_admitted(admission, 1, 2)
@@ -194,14 +196,14 @@ def test_admission_unused_reservation_expires() -> None:
         assert is_admitted(admission, 30, 2)
 
 
-def test_a_request_that_comes_again_by_another_connection_has_its_place() -> None:
+def test_admission_retry_on_another_connection_keeps_its_reservation() -> None:
     admission = queue(100)
     again = Caller(connection="10.0.0.1:99")
     with admission.admit(60):
         assert not is_admitted(admission, 80, 1)
         with pytest.raises(Overloaded) as refused, admission.admit(80, again, content=1):
             pass
-    assert "have a place before" not in refused.value.message
+    assert "are reserved before" not in refused.value.message
 
 
 def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_retried() -> None:
@@ -212,11 +214,11 @@ def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_ret
         for sender in (one, other, one, other):
             with pytest.raises(Overloaded) as refused, admission.admit(80, sender, content=7):
                 pass
-            told.append("have a place before" in refused.value.message)
+            told.append("are reserved before" in refused.value.message)
     assert told == [False, False, True, False]
 
 
-def test_a_large_request_has_its_turn_among_small_ones() -> None:
+def test_admission_large_request_is_not_starved_by_small_ones() -> None:
     """400 callers of a queue of 60 s: each round of them is 800 s of work, so all wait a while."""
     waits = overload(seconds=900, tokens_per_s=1000, patience=lambda told: 5.0)
     assert all(waits[LARGE]), "each caller of 1,024 samples gets in"
@@ -279,18 +281,18 @@ def overload(
     return by_size
 
 
-def test_tokens_are_estimated_from_characters() -> None:
+def test_estimate_tokens_counts_characters() -> None:
     sample = Sample("1234", (Message("assistant", "12345678"),), fields={"question": "1234"})
     assert estimate_tokens([sample, sample]) == 2 * (16 + 4)
 
 
-def test_a_request_is_known_again_by_its_texts() -> None:
+def test_content_of_equal_texts_is_equal() -> None:
     one, other = Sample("a" * 200, "b"), Sample("a" * 200, "c")
     assert content_of([one]) == content_of([replace(one, id="7")])
     assert len({content_of(samples) for samples in ([one], [other], [one, one], [])}) == 4
 
 
-async def test_a_full_queue_is_429_and_says_when_to_come_again() -> None:
+async def test_full_queue_is_429_with_retry_after() -> None:
     async with serving(max_queued_tokens=20) as server:
         first = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -304,7 +306,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_again() -> None:
         assert (await server.score("one")).status_code == 200
 
 
-async def test_the_queue_counts_both_routes() -> None:
+async def test_full_queue_refuses_both_routes() -> None:
     async with serving(max_queued_tokens=20) as server:
         first = asyncio.create_task(server.reward("hold"))
         await until_set(server.words.held)
@@ -314,7 +316,7 @@ async def test_the_queue_counts_both_routes() -> None:
         await first
 
 
-async def test_a_request_of_several_models_has_one_place() -> None:
+async def test_admission_counts_a_request_once_for_several_models() -> None:
     async with serving(recipe(aspects={"again": {"model": "words"}}), words=Words()) as server:
         request = asyncio.create_task(server.reward("hold", aspects="all"))
         await until_set(server.words.held)
@@ -325,13 +327,13 @@ async def test_a_request_of_several_models_has_one_place() -> None:
 
 
 @pytest.mark.parametrize("completion", ["boom", "nan", "choke", "long"])
-async def test_a_failed_sample_gives_its_place_back(completion: str) -> None:
+async def test_admission_failed_sample_releases_its_tokens(completion: str) -> None:
     async with serving() as server:
         await server.score(completion)
         assert server.engine.admission.num_queued == 0
 
 
-async def test_a_refused_override_gives_its_place_back() -> None:
+async def test_admission_refused_override_releases_its_tokens() -> None:
     async with serving() as server:
         refused = await server.reward("one", overrides={"weights": {"nobody": 1}})
         assert refused.status_code == 422

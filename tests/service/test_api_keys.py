@@ -48,7 +48,7 @@ async def test_request_with_the_key_is_served(authorization: bytes) -> None:
         f"Bearer {KEY}".encode("latin-1"),
     ],
 )
-async def test_without_the_key_all_but_health_is_401(authorization: bytes) -> None:
+async def test_request_without_key_is_401_except_health(authorization: bytes) -> None:
     async with serving(api_key=KEY) as server:
         headers = {"Authorization": authorization}
         for path in ("/models", "/metrics", "/openapi.json", "/docs", "/nowhere"):
@@ -62,17 +62,17 @@ async def test_without_the_key_all_but_health_is_401(authorization: bytes) -> No
 
 
 @pytest.mark.parametrize("path", ["/health/../models", "//models", "/health/%2e%2e/models"])
-async def test_no_path_leads_around_the_key(path: str) -> None:
+async def test_api_key_cannot_be_bypassed_by_path(path: str) -> None:
     async with serving(api_key=KEY) as server:
         assert (await server.client.get(path)).status_code in (401, 404)
 
 
-async def test_a_server_without_a_key_asks_for_none() -> None:
+async def test_server_without_keys_requires_none() -> None:
     async with serving() as server:
         assert (await server.client.get("/models")).status_code == 200
 
 
-def test_a_key_is_found_by_its_place_and_only_whole() -> None:
+def test_keys_find_returns_index_of_whole_keys_only() -> None:
     keys = Keys(["first", "second", "first"])
     assert len(keys) == 2
     assert [keys.find(key) for key in (b"first", b"second")] == [0, 1]
@@ -95,7 +95,7 @@ async def test_request_with_any_of_several_keys_is_served(tmp_path: Path) -> Non
 def test_key_file_without_a_key_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
-    with pytest.raises(SettingsError, match="holds no key"):
+    with pytest.raises(SettingsError, match="has no key"):
         read_keys(Settings(api_key_file=file))
 
 
@@ -125,16 +125,14 @@ def test_key_file_with_a_control_character_is_refused_by_its_line(tmp_path: Path
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n", " \n\n"])
-def test_end_of_a_line_or_mark_of_an_encoding_is_no_part_of_a_key(
-    ending: str, tmp_path: Path
-) -> None:
+def test_key_file_line_ends_and_byte_order_mark_are_stripped(ending: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(f"\ufefffirst{ending}".encode())
     keys = read_keys(Settings(api_key_file=file, api_key=(SecretStr(f"second{ending}"),)))
     assert [keys.find(key) for key in (b"second", b"first")] == [0, 1]
 
 
-def test_keys_of_a_pipe_are_read_as_often_as_they_are_wanted(tmp_path: Path) -> None:
+def test_key_file_pipe_can_be_read_several_times(tmp_path: Path) -> None:
     pipe = tmp_path / "keys"
     os.mkfifo(pipe)
     settings = Settings(api_key_file=pipe)

@@ -40,7 +40,7 @@ def sample(completion: str, **more: Any) -> str:
 
 
 @pytest.mark.numeric
-def test_a_file_of_samples_becomes_lines_of_rewards(recipe_file: Path, llama: Checkpoint) -> None:
+def test_score_command_writes_one_reward_per_line(recipe_file: Path, llama: Checkpoint) -> None:
     texts = ["The dog.", "The quick brown fox jumps."]
     code, lines = score(recipe_file, "".join(sample(text, id=text) for text in texts))
     assert code == 0
@@ -69,11 +69,11 @@ def test_score_command_invalid_line_has_an_error_in_its_place(
     assert "5 of 7 samples failed" in capsys.readouterr().err
 
 
-def test_a_file_of_no_samples_has_no_rewards(recipe_file: Path) -> None:
+def test_score_command_empty_file_has_no_rewards(recipe_file: Path) -> None:
     assert score(recipe_file, "\n\n") == (0, [])
 
 
-def test_a_group_that_many_lines_lead_up_to_is_compared_whole(tmp_path: Path) -> None:
+def test_score_command_group_across_chunks_stays_together(tmp_path: Path) -> None:
     recipe = tmp_path / "groups.toml"
     recipe.write_text(
         '[models.length]\nkind = "length"\n[holistic]\nmodel = "length"\n'
@@ -89,7 +89,7 @@ def test_a_group_that_many_lines_lead_up_to_is_compared_whole(tmp_path: Path) ->
     assert None not in [line["reward"] for line in lines[-4:]]
 
 
-def test_a_setting_changes_the_recipe(recipe_file: Path) -> None:
+def test_score_command_set_changes_the_recipe(recipe_file: Path) -> None:
     _, (plain,) = score(recipe_file, sample("a"))
     _, (tripled,) = score(recipe_file, sample("a"), "--set", "holistic.weight=3")
     assert tripled["reward"] == computed(3 * plain["reward"])
@@ -125,7 +125,7 @@ def test_command_line_with_missing_file_names_it(
     assert "nowhere.jsonl" in capsys.readouterr().err
 
 
-def test_recipes_are_listed(
+def test_recipes_command_lists_built_in_recipes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -154,14 +154,14 @@ def test_command_line_help_imports_no_torch() -> None:
         ["judge"],
     ],
 )
-def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
     assert "usage: alarm" in capsys.readouterr().out
 
 
-def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_without_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2
@@ -180,7 +180,7 @@ def by_length(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "link.jsonl", "hard.jsonl"])
-def test_output_in_the_input_s_place_loses_no_sample(name: str, by_length: Path) -> None:
+def test_score_command_output_may_be_the_input_file(name: str, by_length: Path) -> None:
     file = by_length.with_name("in.jsonl")
     file.write_text(SAMPLES)
     by_length.with_name("link.jsonl").symlink_to(file)
@@ -191,7 +191,7 @@ def test_output_in_the_input_s_place_loses_no_sample(name: str, by_length: Path)
     assert by_length.with_name("link.jsonl").is_symlink()
 
 
-def test_output_of_a_recipe_that_does_not_load_is_as_it_was(
+def test_score_command_failed_load_keeps_the_output_file(
     by_length: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file, out = by_length.with_name("in.jsonl"), by_length.with_name("out.jsonl")
@@ -209,7 +209,7 @@ def test_output_of_a_recipe_that_does_not_load_is_as_it_was(
     }  # fmt: skip
 
 
-def test_samples_are_read_from_a_pipe_once(by_length: Path) -> None:
+def test_score_command_reads_a_pipe_once(by_length: Path) -> None:
     pipe, out = by_length.with_name("pipe"), by_length.with_name("out.jsonl")
     os.mkfifo(pipe)
     writing = threading.Thread(target=pipe.write_text, args=(SAMPLES,))
@@ -219,7 +219,7 @@ def test_samples_are_read_from_a_pipe_once(by_length: Path) -> None:
     assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [2, 3]
 
 
-def test_standard_input_is_rewarded_until_standard_output_is_closed(by_length: Path) -> None:
+def test_score_command_stops_when_standard_output_closes(by_length: Path) -> None:
     file = by_length.with_name("in.jsonl")
     file.write_text(SAMPLES * 5000)
     command = command_of("score", "-", "--recipe", str(by_length))
@@ -262,7 +262,7 @@ def test_standard_input_is_rewarded_until_standard_output_is_closed(by_length: P
         ("[" * 100_000, None),
     ],
 )
-def test_refused_line_keeps_its_place_and_its_id(
+def test_score_command_invalid_line_keeps_its_position_and_id(
     line: str, id_: str | int | None, by_length: Path
 ) -> None:
     code, lines = score(by_length, f"{sample('a', id='before')}{line}\r\n\n{sample('b', id=3)}")
@@ -275,7 +275,7 @@ def test_refused_line_keeps_its_place_and_its_id(
     ]
 
 
-def test_line_that_is_too_long_is_refused_and_its_neighbours_are_not(
+def test_score_command_too_long_line_fails_alone(
     by_length: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alarm_service.offline.read_lines", partial(read_lines, max_bytes=200))
@@ -284,7 +284,7 @@ def test_line_that_is_too_long_is_refused_and_its_neighbours_are_not(
     assert [one["reward"] for one in lines] == [1, None, 1]
 
 
-def test_marks_of_other_systems_are_no_part_of_samples(by_length: Path) -> None:
+def test_score_command_ignores_byte_order_mark_and_carriage_returns(by_length: Path) -> None:
     text = b"\xef\xbb\xbf" + (sample("a") + sample("b c")).replace("\n", "\r\n").encode()
     code, lines = score(by_length, text)
     assert (code, [one["reward"] for one in lines]) == (0, [1, 2])
@@ -302,7 +302,7 @@ def test_output_that_would_replace_the_recipe_is_refused(
     assert by_length.read_text() == before
 
 
-def test_record_of_lines_that_unicode_would_part_is_read_again(by_length: Path) -> None:
+def test_record_command_unicode_line_separators_round_trip(by_length: Path) -> None:
     file, record = by_length.with_name("in.jsonl"), by_length.with_name("parity.jsonl")
     file.write_text(json.dumps({"prompt": "?", "completion": "a\u2028b\x85c"}, ensure_ascii=False))
     recipe = ["--recipe", str(by_length)]
@@ -312,7 +312,7 @@ def test_record_of_lines_that_unicode_would_part_is_read_again(by_length: Path) 
     assert main(["record", str(record), *recipe, "--out", str(record)]) == 0
 
 
-#: Arguments that each command wants beside its files and recipe.
+#: Arguments that each command requires besides its files and recipe.
 GROUPS = ["calibrate", "groups.jsonl"]
 JUDGE = ["judge", "a=a.jsonl", "b=b.jsonl", "--endpoint", "http://127.0.0.1:9", "--model", "m"]
 READERS: list[list[str]] = [
@@ -385,7 +385,7 @@ def study(by_length: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that fails; return the one sentence that it says of it."""
+    """Run a command that fails; return the sentence that it prints."""
     try:
         code = main(arguments)
     except SystemExit as ended:
@@ -399,7 +399,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", READERS, ids=lambda one: one[0])
-def test_file_that_cannot_be_read_is_one_sentence(
+def test_command_with_unreadable_file_prints_one_sentence(
     command: list[str], study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (study / "binary").write_bytes(bytes(range(256)) * 8)
@@ -408,14 +408,14 @@ def test_file_that_cannot_be_read_is_one_sentence(
         ("nope", "nope: No such file or directory"),
         (".", ".: Is a directory"),
         ("a.jsonl/x", "a.jsonl/x: Not a directory"),
-        ("binary", "4 of 4 samples failed" if command[0] == "score" else "is no JSON"),
+        ("binary", "4 of 4 samples failed" if command[0] == "score" else "is not JSON"),
     ):
         run = [part.replace("FILE", file) for part in command]
         assert told in complaint(capsys, *run, *recipe) or file == "binary"
 
 
 @pytest.mark.parametrize(("text", "told"), RECIPES)
-def test_recipe_of_another_shape_is_one_sentence(
+def test_command_with_invalid_recipe_prints_one_sentence(
     text: str | bytes, told: str, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (study / "bad.toml").write_bytes(text.encode() if isinstance(text, str) else text)
@@ -424,7 +424,7 @@ def test_recipe_of_another_shape_is_one_sentence(
 
 
 @pytest.mark.parametrize(("arguments", "told"), ARGUMENTS)
-def test_wrong_argument_of_a_study_is_one_sentence(
+def test_evaluation_command_with_wrong_argument_prints_one_sentence(
     arguments: list[str], told: str, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = [] if "--recipe" in arguments else ["--recipe", "length.toml"]
@@ -434,7 +434,7 @@ def test_wrong_argument_of_a_study_is_one_sentence(
 
 
 @pytest.mark.parametrize(("arguments", "told"), JUDGES)
-def test_wrong_argument_of_a_judge_is_one_sentence(
+def test_judge_command_with_wrong_argument_prints_one_sentence(
     arguments: list[str], told: str, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told in complaint(capsys, *JUDGE, "--yes", *arguments)
@@ -442,7 +442,9 @@ def test_wrong_argument_of_a_judge_is_one_sentence(
 
 
 @pytest.mark.parametrize("host", ["no such host", "a\nb", "nowhere.invalid", "\udcff"])
-def test_health_of_no_host_is_a_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_health_command_with_invalid_host_prints_one_sentence(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["health", "--host", host, "--port", "1"]) == 1
     assert capsys.readouterr().out.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""A device that this machine has not is told in a sentence."""
+"""A missing device is reported in a sentence."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from alarm_service.cli.main import main
 from alarm_service.engine.devices import load_models
 
 
-def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+def test_load_models_missing_gpu_is_named() -> None:
     num = torch.cuda.device_count()
-    with pytest.raises(CheckpointError, match=f"there is no cuda:{num} here; torch finds {num} "):
+    with pytest.raises(CheckpointError, match=f"there is no cuda:{num}; torch finds {num} "):
         load_models({}, torch.device("cuda", num), max_remembered_bytes=0)
 
 
-def test_a_command_for_a_gpu_that_is_not_there_ends_with_one_sentence(
+def test_command_with_missing_gpu_prints_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = tmp_path / "samples.jsonl"
@@ -24,5 +24,5 @@ def test_a_command_for_a_gpu_that_is_not_there_ends_with_one_sentence(
     assert main(["score", str(samples), "--device", "cuda:99"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert written.err.splitlines()[-1].startswith("alarm: device: there is no cuda:99 here")
+    assert written.err.splitlines()[-1].startswith("alarm: device: there is no cuda:99")
     assert "Traceback" not in written.err

@@ -19,7 +19,7 @@ def post(port: int, *completions: str) -> socket.socket:
     return connection
 
 
-async def test_a_cancelled_request_s_work_never_reaches_the_device() -> None:
+async def test_cancelled_request_is_never_batched() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -35,7 +35,7 @@ async def test_a_cancelled_request_s_work_never_reaches_the_device() -> None:
         assert server.words.batches == [1]
 
 
-async def test_request_past_its_deadline_never_reaches_the_device() -> None:
+async def test_request_past_its_deadline_is_never_batched() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -49,7 +49,7 @@ async def test_request_past_its_deadline_never_reaches_the_device() -> None:
         assert server.words.batches == [1]
 
 
-async def test_a_caller_that_hangs_up_leaves_no_work_behind() -> None:
+async def test_disconnected_client_leaves_no_queued_samples() -> None:
     async with serving() as server:
         await server.engine.life.until_ready()
         holder = asyncio.create_task(server.score("hold"))
@@ -69,7 +69,7 @@ async def test_a_caller_that_hangs_up_leaves_no_work_behind() -> None:
         assert 'alarm_requests_total{route="/score",status="499"} 1.0' in metrics
 
 
-async def test_a_caller_that_hangs_up_in_its_body_is_counted_and_forgotten() -> None:
+async def test_client_disconnected_during_body_is_counted_as_499() -> None:
     async with serving() as server:
         await server.engine.life.until_ready()
         with over_tcp(server.app, lifespan="off") as port:

@@ -22,7 +22,7 @@ def words(numbers: Sequence[int]) -> list[str]:
     return ["word " * number for number in numbers]
 
 
-async def test_fifty_requests_that_wait_together_run_together() -> None:
+async def test_engine_batches_waiting_requests_together() -> None:
     async with serving() as server:
         first = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -35,7 +35,7 @@ async def test_fifty_requests_that_wait_together_run_together() -> None:
         assert server.words.batches == [50]
 
 
-async def test_a_batch_keeps_to_its_tokens() -> None:
+async def test_engine_batch_is_within_its_token_budget() -> None:
     async with serving(max_batch_tokens=20) as server:
         first = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -47,20 +47,20 @@ async def test_a_batch_keeps_to_its_tokens() -> None:
         assert server.words.batches == [4, 4, 2]
 
 
-async def test_a_big_request_keeps_its_order() -> None:
+async def test_engine_large_request_keeps_its_order() -> None:
     numbers = [1 + 37 * i % 101 for i in range(500)]
     async with serving(max_batch_tokens=300) as server:
         assert scores(await server.score(*words(numbers))) == numbers
 
 
-async def test_a_sample_that_raises_fails_alone() -> None:
+async def test_engine_sample_that_raises_fails_alone() -> None:
     async with serving() as server:
         answer = await server.score("a", "a b", "boom", "a b c", "a b c d")
         assert scores(answer) == [1, 2, None, 3, 4]
         assert errors(answer) == [None, None, "model_failed", None, None]
 
 
-async def test_a_batch_that_raises_is_halved_down_to_the_sample() -> None:
+async def test_engine_failing_batch_is_split_down_to_the_sample() -> None:
     async with serving() as server:
         await server.score("a")
         server.words.batches.clear()
@@ -68,7 +68,7 @@ async def test_a_batch_that_raises_is_halved_down_to_the_sample() -> None:
         assert server.words.batches == [8, 4, 4, 2, 2, 1, 1]
 
 
-async def test_too_large_a_batch_is_halved_until_it_fits() -> None:
+async def test_engine_batch_out_of_memory_is_split_until_it_fits() -> None:
     async with serving(words=Words(max_samples=2)) as server:
         answer = await server.score(*words(range(1, 9)))
         assert scores(answer) == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -79,7 +79,7 @@ async def test_too_large_a_batch_is_halved_until_it_fits() -> None:
     ("bad", "code"),
     [("nan", "non_finite"), ("long", "too_long"), ("choke", "model_failed")],
 )
-async def test_a_bad_sample_leaves_its_neighbours(bad: str, code: str) -> None:
+async def test_engine_invalid_sample_fails_alone(bad: str, code: str) -> None:
     async with serving() as server:
         answer = await server.score("a b", bad, "a b c")
         assert scores(answer) == [2, None, 3]
@@ -116,7 +116,7 @@ async def test_a_bad_sample_leaves_its_neighbours(bad: str, code: str) -> None:
     ],
 )
 @pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
-async def test_spans_that_leave_the_completion_are_invalid(
+async def test_spans_outside_the_completion_fail_the_sample(
     spans: dict[str, Any], message: str, route: str
 ) -> None:
     first, second, third = samples("a b", "a b", "a b")
@@ -130,14 +130,14 @@ async def test_spans_that_leave_the_completion_are_invalid(
         assert before["error"] is None
 
 
-async def test_offsets_count_code_points() -> None:
+async def test_token_offsets_count_code_points() -> None:
     sample = {"prompt": "?", "completion": "🙂é", "token_offsets": [[0, 1], [1, 2], [2, 2]]}
     async with serving() as server:
         answer = await server.client.post("/score", json={"samples": [sample]})
         assert errors(answer) == [None]
 
 
-async def test_two_recipes_that_say_the_same_of_a_model_share_it() -> None:
+async def test_catalog_recipes_with_equal_specs_share_a_model() -> None:
     async with serving(recipe("one"), recipe("two")) as server:
         listed = (await server.client.get("/models")).json()
         assert [model["name"] for model in listed["models"]] == ["words"]
@@ -149,7 +149,7 @@ async def test_two_recipes_that_say_the_same_of_a_model_share_it() -> None:
             assert answer.json()["model"] == "words"
 
 
-async def test_usage_counts_the_tokens_of_samples_that_have_a_score() -> None:
+async def test_usage_counts_tokens_of_scored_samples() -> None:
     async with serving() as server:
         answer = await server.score("a b c", "boom", "a b")
         assert answer.json()["usage"] == {"num_tokens": 5, "num_computed_tokens": 5}

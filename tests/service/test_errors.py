@@ -48,7 +48,7 @@ def error_of(answer: httpx.Response, status: int) -> Mapping[str, Any]:
     ],
 )
 @pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
-async def test_a_sample_that_does_not_fit_is_422_and_named(
+async def test_invalid_sample_is_422_that_names_the_field(
     change: dict[str, Any], message: str, route: str
 ) -> None:
     body = json.dumps({"samples": [SAMPLE | change]})
@@ -80,7 +80,7 @@ async def test_a_sample_that_does_not_fit_is_422_and_named(
         ({"samples": [], "overrides": {"weights": {"\ud800": 1}}}, "\\ud800"),
     ],
 )
-async def test_a_request_that_does_not_fit_is_422_and_named(body: Any, message: str) -> None:
+async def test_invalid_request_is_422_that_names_the_field(body: Any, message: str) -> None:
     async with serving(FIGURE_1) as server:
         content = json.dumps(body)
         answer = await server.client.post("/hierarchical_reward", content=content, headers=JSON)
@@ -99,7 +99,7 @@ async def test_a_request_that_does_not_fit_is_422_and_named(body: Any, message: 
     ],
     ids=["nothing", "a word", "broken", "not UTF-8", "too deep", "too large a number"],
 )
-async def test_a_body_that_is_no_json_is_400(content: bytes) -> None:
+async def test_body_that_is_not_json_is_400(content: bytes) -> None:
     async with serving() as server:
         answer = await server.client.post("/score", content=content, headers=JSON)
         # Nothing at all is JSON that lacks: fastapi says that the body is missing.
@@ -139,7 +139,7 @@ async def test_wrong_method_is_405_and_names_the_right_one() -> None:
         assert answer.headers["Allow"] == "POST"
 
 
-async def test_too_many_samples_are_413() -> None:
+async def test_request_with_too_many_samples_is_413() -> None:
     async with serving(max_samples=2) as server:
         assert (await server.score("a", "b")).status_code == 200
         for answer in (await server.score("a", "b", "c"), await server.reward("a", "b", "c")):
@@ -148,13 +148,13 @@ async def test_too_many_samples_are_413() -> None:
             assert "3 items" in error["message"]
 
 
-async def test_too_large_a_body_is_413() -> None:
+async def test_body_over_the_limit_is_413() -> None:
     async with serving(max_body_bytes=1024) as server:
         error = error_of(await server.score("a" * 1024), 413)
         assert "over 1024 bytes" in error["message"]
 
 
-async def test_too_large_a_body_is_413_whether_or_not_it_says_so() -> None:
+async def test_body_over_the_limit_is_413_with_and_without_content_length() -> None:
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -169,19 +169,19 @@ async def test_too_large_a_body_is_413_whether_or_not_it_says_so() -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "1" * 400])
-async def test_a_deadline_is_a_number_of_milliseconds(timeout: str) -> None:
+async def test_deadline_that_is_no_number_is_422(timeout: str) -> None:
     async with serving() as server:
         answer = await server.score("a", **{"X-Request-Timeout-Ms": timeout})
         assert "X-Request-Timeout-Ms" in error_of(answer, 422)["message"]
 
 
-async def test_a_long_deadline_is_fine() -> None:
+async def test_deadline_may_be_long() -> None:
     async with serving() as server:
         answer = await server.score("a", **{"X-Request-Timeout-Ms": str(1 << 40)})
         assert answer.status_code == 200
 
 
-async def test_unforeseen_exception_has_the_error_shape() -> None:
+async def test_unexpected_exception_has_the_error_format() -> None:
     async with serving() as server:
         await server.engine.life.until_ready()
         server.engine.score_admitted = None

@@ -1,4 +1,4 @@
-"""select, calibrate and evaluate from the command line, on rewards that a reader can count."""
+"""select, calibrate and evaluate from the command line, on rewards that can be counted by hand."""
 
 import json
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def test_select_recommends_what_follows_the_holistic_reward(
     assert found["win_rates"] is None
 
 
-def test_select_holds_people_s_preferences_against_everything(
+def test_select_compares_scores_with_human_preferences(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preferences = [
@@ -115,7 +115,7 @@ def test_select_compares_two_policies(
     assert found["win_rates"]["brevity"]["rate"]["value"] == pytest.approx(1 / 3)
 
 
-def test_two_completions_a_prompt_have_win_rates_too(
+def test_select_two_completions_per_prompt_have_win_rates(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = groups(tmp_path / "in", completions=[words(3), words(1)])
@@ -124,7 +124,7 @@ def test_two_completions_a_prompt_have_win_rates_too(
     assert found["win_rates"]["brevity"]["rate"]["value"] == 0
 
 
-def test_select_writes_a_recipe_that_says_why(recipe: Path, tmp_path: Path) -> None:
+def test_select_writes_recipe_with_reasons(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "chosen.toml"
     arguments = [groups(tmp_path / "in"), "--recipe", recipe, "--write", out, "--device", "cpu"]
     assert main(["select", *map(str, arguments)]) == 0
@@ -169,7 +169,7 @@ def test_evaluate_compares_policies_by_every_reward(
     assert found["comparisons"]["reward"]["rates"][0][2]["ties"] == 4
 
 
-def test_the_same_seed_gives_the_same_numbers(
+def test_select_same_seed_gives_same_numbers(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_numbers(
     assert run(capsys, *arguments, 5) != run(capsys, *arguments, 6)
 
 
-def test_a_report_stands_alone(recipe: Path, tmp_path: Path) -> None:
+def test_html_report_is_self_contained(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     arguments = [groups(tmp_path / "in"), "--recipe", recipe, "--out", out, "--device", "cpu"]
     assert main(["select", *map(str, arguments)]) == 0
@@ -193,7 +193,7 @@ def test_a_report_stands_alone(recipe: Path, tmp_path: Path) -> None:
     assert json.loads((out / "result.json").read_text())["recipe"] == "words"
 
 
-def test_names_from_a_file_are_text_in_the_report(recipe: Path, tmp_path: Path) -> None:
+def test_html_report_escapes_names(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     file = groups(tmp_path / "in", values={"<script>": [1, 2, 3]})
     arguments = [file, "--recipe", recipe, "--out", out, "--device", "cpu"]
@@ -208,7 +208,7 @@ def url(recipe: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_a_server_scores_as_this_process_does(
+def test_evaluation_by_server_equals_in_process(
     recipe: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("calibrate", groups(tmp_path / "in", 200), "--recipe", recipe)
@@ -216,7 +216,7 @@ def test_a_server_scores_as_this_process_does(
     assert run(capsys, *arguments, "--url", url, "--api-key", "sesame") == here
 
 
-def test_evaluation_server_s_refusal_is_reported(
+def test_evaluation_refused_by_server_is_reported(
     recipe: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["calibrate", groups(tmp_path / "in"), "--recipe", recipe, "--url", url]
@@ -244,7 +244,7 @@ def test_evaluation_with_unknown_word_names_it(
     assert message in capsys.readouterr().err
 
 
-def test_a_report_without_matplotlib_is_refused_before_any_work(
+def test_report_without_matplotlib_is_refused_first(
     recipe: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -272,7 +272,7 @@ def a_score(**more: Any) -> dict[str, Any]:
         (None, "answered no JSON: <html>"),
     ],
 )
-def test_server_of_another_shape_is_reported_with_its_address(
+def test_evaluation_by_other_server_is_reported_with_its_address(
     scores: Any,
     told: str,
     recipe: Path,
@@ -300,7 +300,7 @@ def test_server_of_another_shape_is_reported_with_its_address(
     assert keys == {"Bearer sesame"}
 
 
-def test_written_recipe_finds_what_its_source_has_beside_itself(
+def test_written_recipe_resolves_paths_relative_to_its_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "here").mkdir()

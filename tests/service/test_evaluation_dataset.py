@@ -1,4 +1,4 @@
-"""What studies read, and how a wrong file is told: by its name, line and field."""
+"""Evaluation data; errors name file, line and field."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def texts(*completions: str) -> dict[str, Any]:
     return {"prompt": "?", "completions": list(completions)}
 
 
-def test_a_line_is_a_prompt_with_its_completions(tmp_path: Path) -> None:
+def test_dataset_line_is_a_prompt_with_completions(tmp_path: Path) -> None:
     first = {
         **texts("a", "b"),
         "fields": {"question": "q"},
@@ -39,12 +39,12 @@ def test_a_line_is_a_prompt_with_its_completions(tmp_path: Path) -> None:
     assert (preferred.first, preferred.second, preferred.outcome) == (1, 0, 1.0)
 
 
-def test_samples_of_one_prompt_are_put_together(tmp_path: Path) -> None:
+def test_dataset_groups_samples_by_prompt(tmp_path: Path) -> None:
     file = lines(tmp_path / "f", answer("p", "a"), answer("q", "b"), answer("p", "c"))
     assert read_groups(file).prompts == (0, 0, 1)
 
 
-def test_policies_are_matched_by_prompt_and_what_not_all_answered_is_left_out(
+def test_dataset_policies_share_the_prompts_that_all_have(
     tmp_path: Path,
 ) -> None:
     one = lines(tmp_path / "one", answer("p", "a"), answer("q", "b"), answer("r", "c"))
@@ -61,19 +61,19 @@ def test_policies_are_matched_by_prompt_and_what_not_all_answered_is_left_out(
     assert found.num_left_out == 1
 
 
-def test_an_id_matches_prompts_that_differ(tmp_path: Path) -> None:
+def test_dataset_ids_match_prompts_that_differ(tmp_path: Path) -> None:
     one = lines(tmp_path / "one", answer("p", "a", id=7))
     two = lines(tmp_path / "two", answer("P!", "b", id=7))
     assert read_policies({"one": one, "two": two}).num_prompts == 1
 
 
-def test_files_have_names(tmp_path: Path) -> None:
+def test_dataset_file_names_are_policy_names(tmp_path: Path) -> None:
     assert named_files(["sft=a.jsonl", "b.jsonl"]) == {"sft": Path("a.jsonl"), "b": Path("b.jsonl")}
     with pytest.raises(StudyError, match="a unique name"):
         named_files(["x/a.jsonl", "y/a.jsonl"])
 
 
-def test_drawn_prompts_are_the_same_for_a_seed(tmp_path: Path) -> None:
+def test_dataset_sampled_prompts_depend_on_the_seed_only(tmp_path: Path) -> None:
     file = lines(tmp_path / "f", *(texts(f"a{n}", f"b{n}") for n in range(50)))
     drawn = read_material([str(file)], 10, seed=1)
     assert drawn.num_prompts == 10
@@ -83,7 +83,7 @@ def test_drawn_prompts_are_the_same_for_a_seed(tmp_path: Path) -> None:
     assert read_material([str(file)], 99, seed=1).num_prompts == 50
 
 
-def test_people_s_preferences_follow_the_prompts_that_are_drawn(tmp_path: Path) -> None:
+def test_dataset_preferences_follow_sampled_prompts(tmp_path: Path) -> None:
     preferences = [{"first": 0, "second": 1, "preferred": "second"}]
     records = [{**texts(f"a{n}", f"b{n}"), "preferences": preferences} for n in range(9)]
     drawn = read_groups(lines(tmp_path / "f", *records)).some_prompts(3, seed=0)

@@ -1,4 +1,4 @@
-"""Pages and plots of what is missing, tied or named by users."""
+"""Reports and plots of missing values, ties and names that users chose."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def size_of(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
-def test_bars_are_drawn_for_aspects_that_decide_nothing() -> None:
+def test_plots_bars_of_aspects_without_decisions_are_drawn() -> None:
     pairs = pairs_within([0, 0, 1, 1])
     reference = preferences([1, 0, 1, 0], pairs)
     values = {"good": [1, 0, 1, 0], "flat": [0, 0, 0, 0], "missing": [NAN] * 4}
@@ -43,7 +43,7 @@ def test_bars_are_drawn_for_aspects_that_decide_nothing() -> None:
     )
 
 
-def test_maps_and_distributions_are_drawn_where_values_are_missing() -> None:
+def test_plots_with_missing_values_are_drawn() -> None:
     found = compare(
         [1, 2, NAN, NAN], [0, 1, 0, 1], [0, 0, 1, 1], is_lower_better=False, resampling=FEW
     )
@@ -55,7 +55,7 @@ def test_maps_and_distributions_are_drawn_where_values_are_missing() -> None:
     assert distributions({"reward": {"": np.array([NAN])}}, threshold=0.5)
 
 
-def test_the_same_figures_give_the_same_picture() -> None:
+def test_plots_of_equal_figures_are_equal() -> None:
     values = {"": np.arange(20.0)}
     assert distributions({"x": values}, 3.0) == distributions({"x": values}, 3.0)
 
@@ -70,27 +70,27 @@ PAGE = Page(
 )
 
 
-def test_markdown_takes_no_markup_from_texts() -> None:
+def test_markdown_report_escapes_markup() -> None:
     text = markdown_of(PAGE)
     assert "> mind \\| the \\*gap\\*" in text
     assert "| \\<a>\\|b | 1 |" in text
     assert "![a plot](plot.png)" in text
 
 
-def test_html_report_takes_no_markup_from_data() -> None:
+def test_html_report_escapes_markup() -> None:
     text = html_of(PAGE, {"plot": b"png"})
     assert "<h1>Of &lt;b&gt;</h1>" in text
     assert "<td>&lt;a&gt;|b</td>" in text
     assert 'src="data:image/png;base64,cG5n"' in text
 
 
-def test_json_has_null_for_what_is_not_a_number() -> None:
+def test_json_report_has_null_for_nan() -> None:
     assert json_of({"a": np.array([1.0, NAN]), "b": NAN}) == (
         '{\n  "a": [\n    1.0,\n    null\n  ],\n  "b": null\n}\n'
     )
 
 
-def test_an_interval_has_the_digits_of_its_largest() -> None:
+def test_interval_format_has_the_digits_of_its_largest_bound() -> None:
     assert plains(Estimate(-13.94, -20.11, -7.705)) == "-13.9 [-20.1, -7.7]"
     assert plains(Estimate(0.052, -0.0111, 0.113)) == "0.052 [-0.011, 0.113]"
     assert plains(Estimate(NAN, NAN, NAN)) == "–"
@@ -99,5 +99,5 @@ def test_an_interval_has_the_digits_of_its_largest() -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (NAN, "–"), (0.12345, "0.123"), (73.96, "74.0")]
 )
-def test_numbers_are_short(value: float | None, text: str) -> None:
+def test_number_format_is_short(value: float | None, text: str) -> None:
     assert plain(value) == text

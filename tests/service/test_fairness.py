@@ -1,4 +1,4 @@
-"""Shares of the device: pure choices by table, and a device whose time is counted by hand."""
+"""Fair queueing: pure functions, and a queue on a device with a simulated clock."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_queue import M, lengths, model, work
+from test_scheduler import M, lengths, model, work
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import gather_limited
 from alarm_service.engine.fairness import Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import (
+from alarm_service.engine.scheduler import (
     Outcome,
     QueuedSample,
     RequestQueue,
     TimedOutSamples,
-    in_turn,
+    fair_order,
     next_batch,
     weights_of,
 )
@@ -27,12 +27,12 @@ A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
 
 
 def of(caller: Caller, *num_tokens: int, model: LoadedModel = M) -> list[QueuedSample]:
-    """Work of a caller that costs what its tokens add up to."""
+    """A caller's sample whose cost is its number of tokens."""
     packed = BatchLayout.PACKED
     return [replace(work(one, model=model), caller=caller, cost=packed) for one in num_tokens]
 
 
-def test_the_flow_that_was_served_least_is_next() -> None:
+def test_virtual_times_least_served_flow_is_next() -> None:
     times: VirtualTimes[str] = VirtualTimes()
     served = []
     for _ in range(6):
@@ -44,7 +44,7 @@ def test_the_flow_that_was_served_least_is_next() -> None:
     assert "".join(served) == "abaaba"
 
 
-def test_a_flow_that_comes_late_has_saved_nothing_up() -> None:
+def test_virtual_times_idle_flow_gets_no_credit() -> None:
     times: VirtualTimes[str] = VirtualTimes()
     for _ in range(10):
         times.serve("a")
@@ -53,7 +53,7 @@ def test_a_flow_that_comes_late_has_saved_nothing_up() -> None:
     assert times.start("a") == 10
 
 
-def test_a_flow_that_was_served_beyond_its_share_owes_it_after_a_pause() -> None:
+def test_virtual_times_overserved_flow_owes_after_a_pause() -> None:
     times: VirtualTimes[str] = VirtualTimes()
     times.charge("a", 100)
     assert times.is_ahead("a")
@@ -62,17 +62,17 @@ def test_a_flow_that_was_served_beyond_its_share_owes_it_after_a_pause() -> None
     assert (times.start("a"), times.start("b")) == (100, 60)
 
 
-def test_flows_without_end_are_forgotten() -> None:
+def test_virtual_times_evict_idle_bounds_the_number_of_flows() -> None:
     times: VirtualTimes[int] = VirtualTimes()
     for flow in range(5000):
         times.charge(flow, 1 + flow)
-        times.forget({0})
+        times.evict_idle({0})
     assert len(times) <= 1025
     assert times.start(0) == 1
 
 
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=6), st.integers(20, 200))
-def test_flows_that_always_wait_are_never_further_apart_than_one_service_of_each(
+def test_virtual_times_backlogged_flows_differ_by_one_service_at_most(
     costs: list[int], num_turns: int
 ) -> None:
     times: VirtualTimes[int] = VirtualTimes()
@@ -93,23 +93,21 @@ def test_flows_that_always_wait_are_never_further_apart_than_one_service_of_each
         ({A: 9, B: 0}, "bbbbbb"),
     ],
 )
-def test_callers_take_turns_by_the_device_time_they_had(
-    starts: dict[Caller, float], ordered: str
-) -> None:
+def test_fair_order_follows_device_time(starts: dict[Caller, float], ordered: str) -> None:
     waiting = {A: of(A, *[3] * 6), B: of(B, *[1] * 6)}
-    found = in_turn(waiting, starts.__getitem__, 1.0, 100)[:6]
+    found = fair_order(waiting, starts.__getitem__, 1.0, 100)[:6]
     assert "".join("ab"[one.caller == B] for one in found) == ordered
 
 
-def test_callers_of_one_key_share_one_callers_part() -> None:
+def test_fair_order_connections_of_one_key_share_a_part() -> None:
     one, two = Caller("k", "x:1"), Caller("k", "x:2")
     assert weights_of([one, two, A, B]) == {one: 2, two: 2, A: 1, B: 1}
     waiting = {one: of(one, *[1] * 9), two: of(two, *[1] * 9), A: of(A, *[1] * 9)}
-    found = in_turn(waiting, lambda caller: 0.0, 1.0, 100)[:12]
+    found = fair_order(waiting, lambda caller: 0.0, 1.0, 100)[:12]
     assert sum(work.caller == A for work in found) == 6  # half, the other key the other half
 
 
-def test_a_group_is_one_turn_and_stays_together() -> None:
+def test_fair_order_keeps_a_group_together() -> None:
     def group(caller: Caller, beginning: int) -> list[QueuedSample]:
         ids = (beginning,) * 20
         made = [ModelInput((*ids, own), (), False) for own in range(8)]
@@ -128,13 +126,13 @@ def test_a_group_is_one_turn_and_stays_together() -> None:
 
     callers = [Caller(connection=f"10.0.0.1:{number}") for number in range(200)]
     waiting = {caller: group(caller, number) for number, caller in enumerate(callers)}
-    ordered = in_turn(waiting, lambda caller: 0.0, 1.0, 100)
+    ordered = fair_order(waiting, lambda caller: 0.0, 1.0, 100)
     batch = next_batch(ordered, 100)
     # A group is 20 + 8 tokens: three whole ones, though two hundred callers wait.
     assert [one.caller for one in batch] == [c for c in callers[:3] for _ in range(8)]
 
 
-def test_a_group_is_not_cut_where_batches_are_kept_short() -> None:
+def test_next_batch_short_batch_does_not_split_a_group() -> None:
     ids = (1,) * 100
     group = [
         QueuedSample(
@@ -162,7 +160,7 @@ def test_batch_cost_of_several_keys_shares_no_prefix() -> None:
 
 
 class Device:
-    """Runs a queue's batches one after another and counts the seconds, by hand."""
+    """Runs a queue's batches one after another on a simulated clock."""
 
     def __init__(self, tokens_per_s: dict[str, float], max_batch_tokens: int = 1000) -> None:
         self.seconds = 0.0
@@ -175,11 +173,11 @@ class Device:
         num_tokens = [one.features.num_tokens for one in batch]
         took = sum(num_tokens) / self._tokens_per_s[batch[0].model.name]
         self.seconds += took
-        self.queue.ran(batch, num_tokens, took)
+        self.queue.record_batch(batch, num_tokens, took)
         return batch
 
     def until(self, is_done: Callable[[], bool]) -> int:
-        """Run batches until something is so; return how many."""
+        """Run batches until a condition holds; return how many."""
         for number in range(1000):
             if is_done():
                 return number
@@ -187,7 +185,7 @@ class Device:
         raise AssertionError("never")
 
 
-def test_a_slow_model_has_the_time_of_a_fast_one_and_no_more() -> None:
+def test_queue_slow_and_fast_model_have_equal_device_time() -> None:
     slow, fast = model("slow"), model("fast")
     device = Device({"slow": 100, "fast": 10_000})
     device.queue.put(of(A, *[100] * 1000, model=slow) + of(B, *[100] * 10_000, model=fast))
@@ -200,7 +198,7 @@ def test_a_slow_model_has_the_time_of_a_fast_one_and_no_more() -> None:
     assert abs(spent["slow"] - spent["fast"]) <= 10
 
 
-def test_a_caller_of_a_fast_model_waits_for_one_batch_of_a_flooded_slow_one() -> None:
+def test_queue_fast_model_waits_for_one_batch_of_a_slow_one() -> None:
     slow, fast = model("slow"), model("fast")
     device = Device({"slow": 100, "fast": 10_000})
     device.queue.put(of(A, *[100] * 1000, model=slow))
@@ -219,7 +217,7 @@ def test_a_caller_of_a_fast_model_waits_for_one_batch_of_a_flooded_slow_one() ->
 
 
 def usage_of(fixed_s: float, tokens_per_s: float, *sizes: int) -> Usage:
-    """Measure batches of these sizes, after a first one that says nothing."""
+    """Measure batches of these sizes, after a first one that does not count."""
     usage = Usage()
     for size in (1, *sizes):
         usage.measure(size, fixed_s + size / tokens_per_s)
@@ -236,18 +234,18 @@ def usage_of(fixed_s: float, tokens_per_s: float, *sizes: int) -> Usage:
         (1, 1000, 4000),
     ],
 )
-def test_a_short_batch_takes_half_a_second_or_is_four_fifths_of_use(
+def test_usage_enough_tokens_is_half_a_second_or_bounds_overhead(
     fixed_s: float, tokens_per_s: float, enough: int
 ) -> None:
     usage = usage_of(fixed_s, tokens_per_s, 500, 1000, 2000, 1000)
     assert usage.enough_tokens() == pytest.approx(enough, rel=1e-3)
 
 
-def test_batches_are_of_full_size_where_size_makes_no_difference() -> None:
+def test_usage_enough_tokens_is_none_if_size_makes_no_difference() -> None:
     assert usage_of(1, float("inf"), 500, 1000, 2000, 1000).enough_tokens() is None
 
 
-def test_batches_of_one_size_are_followed_by_one_of_half_that() -> None:
+def test_usage_enough_tokens_tries_half_the_size() -> None:
     usage = usage_of(1, 1000)
     sizes = []
     for _ in range(4):
@@ -257,13 +255,13 @@ def test_batches_of_one_size_are_followed_by_one_of_half_that() -> None:
     assert usage.enough_tokens() == pytest.approx(4000, rel=1e-3)
 
 
-def test_one_caller_alone_has_batches_of_full_size() -> None:
+def test_queue_single_caller_has_full_batches() -> None:
     device = Device({"m": 100})
     device.queue.put(of(A, *[100] * 50))
     assert [sum(lengths(device.run_one())) for _ in range(5)] == [1000] * 5
 
 
-def test_a_one_sample_caller_waits_for_one_turn_of_each_flood() -> None:
+def test_queue_small_caller_waits_for_one_turn_of_each_large_one() -> None:
     device = Device({"m": 1000})
     device.queue.put([one for number in range(20) for one in of(flood(number), *[100] * 200)])
     for _ in range(10):
@@ -275,7 +273,7 @@ def test_a_one_sample_caller_waits_for_one_turn_of_each_flood() -> None:
         # 20 floods of 100 tokens a turn, in batches of half a second, 500 tokens.
 
 
-def test_floods_have_equal_parts_of_the_device() -> None:
+def test_queue_saturating_callers_have_equal_device_time() -> None:
     device = Device({"m": 1000})
     sizes = {A: 100, B: 10, C: 400}
     device.queue.put([one for caller, size in sizes.items() for one in of(caller, *[size] * 4000)])
@@ -287,7 +285,7 @@ def test_floods_have_equal_parts_of_the_device() -> None:
     assert max(spent.values()) - min(spent.values()) <= 1000
 
 
-def test_a_caller_pays_for_what_was_computed_not_for_what_it_sent() -> None:
+def test_queue_charges_computed_tokens() -> None:
     device = Device({"m": 1000}, max_batch_tokens=100)
     device.queue.put(of(A, *[100] * 9) + of(B, *[100] * 9))
     order = []
@@ -297,7 +295,7 @@ def test_a_caller_pays_for_what_was_computed_not_for_what_it_sent() -> None:
         (one,) = batch
         order.append("ab"[one.caller == B])
         num_computed = 100 if one.caller == A else 50  # what it shares was there
-        device.queue.ran(batch, [num_computed], num_computed / 1000)
+        device.queue.record_batch(batch, [num_computed], num_computed / 1000)
     assert order.count("b") == 6
 
 
@@ -308,12 +306,12 @@ def test_queue_take_skips_busy_models() -> None:
     assert lengths(queue.take()) == [1]
 
 
-def test_a_sample_that_would_take_far_too_long_is_refused_before_it_runs() -> None:
+def test_queue_refuses_sample_predicted_to_time_out() -> None:
     heard: list[Outcome] = []
     queue = RequestQueue(10_000, forward_timeout_s=4)
     for _ in range(2):
         queue.put(of(A, 2000))
-        queue.ran(queue.take() or [], [2000], 1.0)  # the first says nothing
+        queue.record_batch(queue.take() or [], [2000], 1.0)  # the first says nothing
     queue.put([replace(one, deliver=heard.append) for one in of(A, 16_000, 16_001)])
     (error,) = heard
     assert getattr(error, "code", None) == "too_long"
@@ -325,13 +323,13 @@ def test_a_sample_that_would_take_far_too_long_is_refused_before_it_runs() -> No
     ("num_tokens", "hidden_size", "seconds"),
     [(600, None, 6), (600, 100, 12), (1200, 100, 36), (6000, 100, 660)],
 )
-def test_attention_counts_as_all_else_at_six_hidden_sizes(
+def test_predicted_s_attention_doubles_cost_at_six_hidden_sizes(
     num_tokens: int, hidden_size: int | None, seconds: float
 ) -> None:
     assert predicted_s(num_tokens, 100, hidden_size) == pytest.approx(seconds, rel=1e-12)
 
 
-def test_a_sample_that_did_not_end_is_remembered_an_hour() -> None:
+def test_timed_out_samples_expire_after_an_hour() -> None:
     now = [0.0]
     timed_out = TimedOutSamples(lambda: now[0])
     one, other = of(A, 3, 4)
@@ -357,7 +355,7 @@ def replace_fingerprint(loaded: LoadedModel) -> LoadedModel:
     return LoadedModel(loaded.served, replicas)  # type: ignore[arg-type]
 
 
-async def test_a_large_request_of_a_function_lets_others_between() -> None:
+async def test_python_function_large_request_lets_others_in_between() -> None:
     places = asyncio.Semaphore(2)  # as a function's processes, which serve in the order of asking
     order: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What stays for good is kept from the garbage collector."""
+"""Imports are frozen, so that the garbage collector skips them."""
 
 import gc
 import weakref
@@ -9,13 +9,13 @@ from alarm_models.process_tuning import gc_frozen_imports
 
 
 class Knot:
-    """Refers to itself: only the collector ends it."""
+    """Refers to itself: only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.own = self
 
 
-def test_nothing_is_collected_within_and_what_came_before_is_passed_over_after() -> None:
+def test_gc_frozen_imports_disables_and_freezes() -> None:
     try:
         with gc_frozen_imports():
             assert not gc.isenabled()
@@ -32,7 +32,7 @@ def test_nothing_is_collected_within_and_what_came_before_is_passed_over_after()
     assert stays() is None
 
 
-def test_the_collector_is_back_after_a_failure() -> None:
+def test_gc_frozen_imports_enables_gc_after_an_error() -> None:
     try:
         with pytest.raises(ImportError), gc_frozen_imports():
             raise ImportError

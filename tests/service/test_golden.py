@@ -1,4 +1,4 @@
-"""The original ALaRM code's rewards, through HTTP; a list says where we differ and why."""
+"""The original ALaRM code's rewards, through HTTP; a list names the differences and reasons."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -124,7 +124,7 @@ SHORT = [item for item in ITEMS if not item["too_short"] and len(item["prompt"])
 
 
 @pytest.mark.parametrize("config", CONFIG["configs"])
-async def test_every_configuration_gives_the_original_rewards(
+async def test_golden_rewards_of_every_configuration(
     client: httpx.AsyncClient, config: str
 ) -> None:
     items = [item for item in SHORT if item["variant"] not in DIFFERENT]
@@ -138,7 +138,7 @@ async def test_every_configuration_gives_the_original_rewards(
         assert reward["token_rewards"] == as_golden(golden_rewards(item, config))
 
 
-async def test_every_item_gives_the_original_rewards_unless_the_list_says_why(
+async def test_golden_rewards_of_every_item_except_listed_ones(
     client: httpx.AsyncClient,
 ) -> None:
     config = "weighted_sum+sigmoid"
@@ -161,7 +161,7 @@ async def test_every_item_gives_the_original_rewards_unless_the_list_says_why(
     ("model", "key"),
     [("ultrarm", "holistic"), ("completeness_rm", "completeness")],
 )
-async def test_whole_scores_are_the_original_logits(
+async def test_golden_scores_are_the_original_logits(
     client: httpx.AsyncClient, model: str, key: str
 ) -> None:
     items = [
@@ -178,7 +178,7 @@ async def test_whole_scores_are_the_original_logits(
     ("model", "key"),
     [("relevance_rm", "relevance_margins"), ("factuality_rm", "factuality_margins")],
 )
-async def test_segment_scores_are_the_original_margins(
+async def test_golden_segment_scores_are_the_original_margins(
     client: httpx.AsyncClient, model: str, key: str
 ) -> None:
     items = [item for item in ITEMS if item["variant"] not in DIFFERENT]

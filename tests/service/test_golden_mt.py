@@ -1,4 +1,4 @@
-"""The original code's translation rewards, through HTTP; a list says where we differ and why."""
+"""The original code's translation rewards, through HTTP; a list names the differences."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -120,7 +120,7 @@ def different_tokens(item: Mapping[str, Any], config: str, rewards: list[float])
 
 
 @pytest.mark.parametrize("config", CONFIG["configs"])
-async def test_every_configuration_gives_the_original_rewards_unless_the_list_says_why(
+async def test_golden_mt_rewards_of_every_configuration_except_listed_ones(
     client: httpx.AsyncClient, config: str
 ) -> None:
     answer = await post(
@@ -136,7 +136,7 @@ async def test_every_configuration_gives_the_original_rewards_unless_the_list_sa
         assert tokens in ([], meant), item["id"]
 
 
-async def test_the_list_names_no_item_without_need(client: httpx.AsyncClient) -> None:
+async def test_golden_mt_list_of_exceptions_is_minimal(client: httpx.AsyncClient) -> None:
     config = "aspect_only"
     answer = await post(
         client,
@@ -152,29 +152,31 @@ async def test_the_list_names_no_item_without_need(client: httpx.AsyncClient) ->
     assert found == {name: tokens for name, (tokens, _) in DIFFERENT.items()}
 
 
-async def test_the_grades_are_the_original_ones(client: httpx.AsyncClient) -> None:
+async def test_golden_mt_reading_grades_are_the_original_ones(client: httpx.AsyncClient) -> None:
     items = [item for item in ITEMS if item["variant"] != "match_offset_past_end"]
     scores = await scores_of(client, "readability", items)
     assert [score["score"] for score in scores] == [item["readability"] for item in items]
 
 
-async def test_the_confidence_is_the_original_one(client: httpx.AsyncClient) -> None:
+async def test_golden_mt_confidence_is_the_original_one(client: httpx.AsyncClient) -> None:
     for item, score in zip(SCORED, await scores_of(client, "language", SCORED), strict=True):
         assert score["score"] == by_hand(item["language_confidence"])
 
 
-async def test_the_grammar_score_is_the_original_error_rate(client: httpx.AsyncClient) -> None:
+async def test_golden_mt_grammar_score_is_the_original_error_rate(
+    client: httpx.AsyncClient,
+) -> None:
     for item, score in zip(SCORED, await scores_of(client, "grammar", SCORED), strict=True):
         assert score["score"] == by_hand(item["error_rate"])
         assert len(score["segments"]) == item["grammar_errors"]
 
 
-async def test_the_holistic_scores_are_the_original_logits(client: httpx.AsyncClient) -> None:
+async def test_golden_mt_holistic_scores_are_the_original_logits(client: httpx.AsyncClient) -> None:
     for item, score in zip(SCORED, await scores_of(client, "ultrarm", SCORED), strict=True):
         assert score["score"] == as_golden(item["holistic"])
 
 
-async def test_where_the_original_raises_there_is_an_answer_or_a_reason(
+async def test_golden_mt_item_on_which_the_original_raises_has_reward_or_error(
     client: httpx.AsyncClient,
 ) -> None:
     items = [item for item in ITEMS if item["status"] == "reference_raises"]

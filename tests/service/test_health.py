@@ -20,7 +20,7 @@ async def until_ready(server: Server) -> None:
     await server.engine.life.until_ready()
 
 
-async def test_requests_wait_while_models_load() -> None:
+async def test_health_requests_wait_while_models_load() -> None:
     loading, may_load = threading.Event(), threading.Event()
 
     def before_load() -> None:
@@ -49,7 +49,7 @@ async def test_requests_wait_while_models_load() -> None:
         assert (await early).json()["scores"][0]["score"] == 3
 
 
-async def test_a_server_is_ready_once_every_model_has_run() -> None:
+async def test_health_is_ready_once_every_model_is_warmed_up() -> None:
     async with serving() as server:
         await until_ready(server)
         assert server.words.batches == [1]
@@ -58,7 +58,7 @@ async def test_a_server_is_ready_once_every_model_has_run() -> None:
         assert ready.json() == {"status": "ready", "reason": "ready"}
 
 
-async def test_a_deadline_passes_while_models_load() -> None:
+async def test_health_deadline_may_pass_while_models_load() -> None:
     may_load = threading.Event()
     async with serving(before_load=lambda: may_load.wait(PATIENCE_S)) as server:
         answer = await server.score("a", **{"X-Request-Timeout-Ms": "1"})
@@ -68,7 +68,7 @@ async def test_a_deadline_passes_while_models_load() -> None:
         may_load.set()
 
 
-async def test_models_list_what_will_be_served_while_it_loads() -> None:
+async def test_models_route_lists_models_while_they_load() -> None:
     may_load = threading.Event()
     async with serving(before_load=lambda: may_load.wait(PATIENCE_S)) as server:
         listed = (await server.client.get("/models")).json()
@@ -78,7 +78,7 @@ async def test_models_list_what_will_be_served_while_it_loads() -> None:
 
 
 @pytest.mark.parametrize("error", [CheckpointError("no such folder"), KeyError("lm_head.weight")])
-async def test_models_that_cannot_be_loaded_break_the_server(error: Exception) -> None:
+async def test_health_is_broken_if_models_fail_to_load(error: Exception) -> None:
     failed = threading.Event()
 
     def before_load() -> None:
@@ -94,7 +94,7 @@ async def test_models_that_cannot_be_loaded_break_the_server(error: Exception) -
         assert failed.is_set()
 
 
-async def test_a_model_that_cannot_score_at_all_breaks_the_server() -> None:
+async def test_health_is_broken_if_a_model_cannot_score() -> None:
     words = Words(max_samples=0)
     async with serving(words=words) as server:
         answer = await server.score("a")
@@ -102,7 +102,7 @@ async def test_a_model_that_cannot_score_at_all_breaks_the_server() -> None:
         assert "model 'words' cannot score" in answer.json()["error"]["message"]
 
 
-async def test_all_callers_hear_when_the_device_is_lost() -> None:
+async def test_lost_device_fails_all_requests() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -123,7 +123,7 @@ async def test_all_callers_hear_when_the_device_is_lost() -> None:
         assert (await server.client.get("/health/ready")).status_code == 503
 
 
-async def test_a_sample_that_ends_the_thread_fails_alone_and_others_go_on() -> None:
+async def test_sample_that_ends_the_device_thread_fails_alone() -> None:
     async with serving() as server:
         holder = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -139,13 +139,13 @@ async def test_a_sample_that_ends_the_thread_fails_alone_and_others_go_on() -> N
         # All together, then each sample alone.
         assert sorted(server.words.batches[2:]) == [1, 1, 1, 1, 1, 1, 6]
         again = (await server.score("die", "a")).json()["scores"]
-        assert "did not get through this sample before" in again[0]["error"]["message"]
+        assert "timed out on this sample before" in again[0]["error"]["message"]
         assert again[1]["score"] == 1
         assert sorted(server.words.batches[2:]) == [1] * 7 + [6]
         assert (await server.client.get("/health/ready")).json()["reason"] == "ready"
 
 
-async def test_the_metric_says_whether_the_server_is_ready() -> None:
+async def test_ready_metric_is_the_readiness() -> None:
     async with serving() as server:
         await until_ready(server)
         assert "alarm_ready 1.0" in (await server.client.get("/metrics")).text
@@ -154,7 +154,7 @@ async def test_the_metric_says_whether_the_server_is_ready() -> None:
         assert "alarm_ready 0.0" in (await server.client.get("/metrics")).text
 
 
-async def test_a_draining_server_finishes_what_runs_and_takes_nothing_new() -> None:
+async def test_draining_server_finishes_running_requests_and_refuses_new_ones() -> None:
     async with serving() as server:
         running = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -170,7 +170,7 @@ async def test_a_draining_server_finishes_what_runs_and_takes_nothing_new() -> N
         assert (await running).status_code == 200
 
 
-async def test_a_draining_server_does_not_wait_for_its_models() -> None:
+async def test_draining_server_does_not_wait_for_models() -> None:
     loading, may_load = threading.Event(), threading.Event()
 
     def before_load() -> None:

@@ -1,4 +1,4 @@
-"""Hierarchical rewards: what is decided once a request is decided once, on threads of its own."""
+"""Hierarchical rewards: decisions are made once per request, combination has its own threads."""
 
 import asyncio
 import sys
@@ -57,7 +57,7 @@ async def test_request_decides_each_sample_and_aspect_once() -> None:
     assert calls == {"normalize": 3, "is_admitted": 3, "aspect values": 3, "rule_params": 1}
 
 
-async def test_combining_rewards_does_not_wait_for_the_tokenizer() -> None:
+async def test_combining_rewards_does_not_wait_for_tokenization() -> None:
     release = threading.Event()
     begun = [threading.Event(), threading.Event()]
 

@@ -64,7 +64,7 @@ def grammar() -> Recipe:
     )
 
 
-async def test_every_token_has_its_share_of_grammar(grammar: Recipe) -> None:
+async def test_grammar_score_is_placed_on_every_token(grammar: Recipe) -> None:
     text = "It is an test."
     tokens = [[0, 2], [3, 5], [5, 6], [6, 8], [9, 13], [13, 14], [14, 14]]
     async with serving(grammar) as client:
@@ -77,7 +77,7 @@ async def test_every_token_has_its_share_of_grammar(grammar: Recipe) -> None:
         ]
 
 
-async def test_without_token_offsets_words_count_as_tokens(grammar: Recipe) -> None:
+async def test_grammar_without_token_offsets_uses_words(grammar: Recipe) -> None:
     async with serving(grammar) as client:
         found = await reward(client, samples("It is an test.")[0])
         assert found["token_rewards"] is None
@@ -93,7 +93,7 @@ async def test_grammar_errors_of_the_request_are_placed_on_their_tokens(grammar:
         assert found["token_rewards"] == [wrong, 0.5, wrong]
 
 
-async def test_a_function_that_hangs_costs_its_own_sample_and_the_server_goes_on(
+async def test_python_function_that_hangs_fails_only_its_sample(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "my_vowels.py").write_text(FUNCTIONS)
@@ -119,7 +119,7 @@ async def test_a_function_that_hangs_costs_its_own_sample_and_the_server_goes_on
         assert after["score"] == 1
 
 
-async def test_a_sample_with_spans_that_are_none_is_not_shown_to_a_rule(grammar: Recipe) -> None:
+async def test_host_model_is_not_called_with_invalid_spans(grammar: Recipe) -> None:
     bad, good = samples("ab", token_offsets=[[0, 9]])[0], samples("ab")[0]
     async with serving(grammar) as client:
         body = {"model": "grammar", "samples": [bad, good]}
@@ -130,7 +130,7 @@ async def test_a_sample_with_spans_that_are_none_is_not_shown_to_a_rule(grammar:
         ]
 
 
-async def test_models_without_a_device_say_so(grammar: Recipe) -> None:
+async def test_host_models_have_device_none(grammar: Recipe) -> None:
     async with serving(grammar) as client:
         await client.post("/score", json={"samples": []})
         found = {one["name"]: one for one in (await client.get("/models")).json()["models"]}

@@ -1,4 +1,4 @@
-"""Which hosts a server without keys answers for, and that it redirects to none."""
+"""The hosts that a server without keys serves; it redirects to none."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("path", ["/models", "/health/live", "/score", "/docs", "/nowhere"])
-async def test_host_that_is_foreign_is_refused_without_a_key(path: str) -> None:
+async def test_host_foreign_is_refused_without_a_key(path: str) -> None:
     async with serving() as server:
         answer = await server.client.get(path, headers={"Host": "evil.example:8000"})
     assert answer.status_code == 421
     assert answer.json()["error"] == {
         "code": "misdirected",
-        "message": "this server does not answer for the host 'evil.example:8000': without a key it "
-        "answers for localhost alone; name the host with --allowed-host (ALARM_ALLOWED_HOST), or "
-        "give the server a key",
+        "message": "this server does not serve the host 'evil.example:8000': without a key it "
+        "serves localhost only; name the host with --allowed-host (ALARM_ALLOWED_HOST), or give "
+        "the server a key",
         "retryable": False,
     }
 
@@ -38,19 +38,19 @@ async def test_host_of_any_foreign_form_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", OWN)
-async def test_host_of_this_machine_is_answered(host: str) -> None:
+async def test_host_of_loopback_is_served(host: str) -> None:
     async with serving() as server:
         assert (await server.client.get("/models", headers={"Host": host})).status_code == 200
 
 
-async def test_host_that_is_allowed_is_answered() -> None:
+async def test_host_that_is_allowed_is_served() -> None:
     async with serving(allowed_host=("alarm", "a.example")) as server:
         for host in ("alarm:8000", "A.example", "localhost"):
             assert (await server.client.get("/models", headers={"Host": host})).status_code == 200
         assert (await server.client.get("/models", headers={"Host": "b.a"})).status_code == 421
 
 
-async def test_host_is_any_where_callers_have_a_key() -> None:
+async def test_host_is_not_checked_with_keys() -> None:
     async with serving(api_key="sesame") as server:
         headers = {"Host": "proxy.example", "Authorization": "Bearer sesame"}
         assert (await server.client.get("/models", headers=headers)).status_code == 200
@@ -66,13 +66,11 @@ async def test_host_is_any_where_callers_have_a_key() -> None:
         ({"host": "0.0.0.0", "api_key": "sesame"}, False),
     ],
 )
-def test_hosts_are_checked_where_this_machine_alone_is_let_in(
-    options: dict[str, Any], checked: bool
-) -> None:
+def test_host_is_checked_on_loopback_servers(options: dict[str, Any], checked: bool) -> None:
     assert (allowed_hosts(Settings(**options)) is not None) is checked
 
 
-def test_hosts_of_a_container_are_also_its_addresses() -> None:
+def test_host_of_a_container_may_be_its_address() -> None:
     hosts = allowed_hosts(Settings(host="0.0.0.0", published="127.0.0.1"))
     assert hosts is not None
     assert "172.17.0.2:8000" in hosts
@@ -80,14 +78,14 @@ def test_hosts_of_a_container_are_also_its_addresses() -> None:
 
 
 @pytest.mark.parametrize("path", ["/models/", "/health/live/", "//models", "/models//"])
-async def test_path_with_another_slash_redirects_nowhere(path: str) -> None:
+async def test_path_with_double_slash_does_not_redirect(path: str) -> None:
     async with serving() as server:
         answer = await server.client.get(f"http://localhost{path}")
     assert answer.status_code == (404 if path.startswith("//") else 200)
     assert "location" not in answer.headers
 
 
-async def test_path_with_a_slash_at_its_end_is_the_one_without() -> None:
+async def test_path_with_trailing_slash_is_served() -> None:
     async with serving() as server:
         answer = await server.client.post(
             "/score/", json={"samples": [{"prompt": "?", "completion": "a b"}]}
@@ -106,7 +104,7 @@ async def test_head_is_get_without_a_body(path: str) -> None:
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
-async def test_head_of_a_route_for_bodies_is_405() -> None:
+async def test_head_of_a_post_route_is_405() -> None:
     async with serving() as server:
         answer = await server.client.head("/score")
     assert (answer.status_code, answer.content) == (405, b"")

@@ -1,4 +1,4 @@
-"""A judge behind a real HTTP server: both orders, the cache, bounded calls, and what goes wrong."""
+"""An LLM judge on a real HTTP server: both orders, cache, bounded concurrency, failures."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from alarm_service.evaluation.judge_report import JudgementResult, judge_pairs, 
 
 @dataclass
 class Endpoint:
-    """Prefers the answer that stands in more letters; some words make it misbehave."""
+    """Prefers the longer answer; some words make it misbehave."""
 
     url: str = ""
     bodies: list[Any] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Court:
         return settle(material, duels, cache, "wise", resampling, refused), cost
 
 
-def test_both_orders_are_asked_and_agree(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_asks_in_both_orders(endpoint: Endpoint, tmp_path: Path) -> None:
     found, _ = Court(endpoint, tmp_path, (("long answer", "short"), ("s", "longer"))).run()
     assert [one.outcome for one in found.judgements] == [1, -1]
     assert [(one.forward, one.backward) for one in found.judgements] == [("A", "B"), ("B", "A")]
@@ -145,22 +145,20 @@ def test_both_orders_are_asked_and_agree(endpoint: Endpoint, tmp_path: Path) -> 
     assert (found.prompt_tokens, found.answer_tokens) == (40, 8)
 
 
-def test_a_judge_that_follows_the_order_says_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_that_prefers_a_position_is_no_win(endpoint: Endpoint, tmp_path: Path) -> None:
     found, _ = Court(endpoint, tmp_path, (("in order", "b"), ("in order", "longer still"))).run()
     assert [one.outcome for one in found.judgements] == [0, 0]
     assert found.order_share == 1
     assert found.first_shown_share == 1
 
 
-def test_the_same_text_is_a_tie_that_nobody_is_asked_about(
-    endpoint: Endpoint, tmp_path: Path
-) -> None:
+def test_judge_equal_texts_are_a_tie_without_requests(endpoint: Endpoint, tmp_path: Path) -> None:
     found, cost = Court(endpoint, tmp_path, (("same", "same "),)).run()
     assert found.judgements[0].outcome == 0
     assert (found.num_same, cost.num_asks, len(endpoint.bodies)) == (1, 0, 0)
 
 
-def test_an_answer_without_a_verdict_is_left_out_and_counted(
+def test_judge_response_without_verdict_is_counted_and_left_out(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
     # The reference scripts reuse the pair before; here it must not be a second win.
@@ -171,7 +169,7 @@ def test_an_answer_without_a_verdict_is_left_out_and_counted(
     assert (rate.wins, rate.losses, rate.ties) == (1, 0, 0)
 
 
-def test_nothing_is_asked_twice(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_cache_prevents_repeated_requests(endpoint: Endpoint, tmp_path: Path) -> None:
     court = Court(endpoint, tmp_path, (("longer", "s"), ("a", "bb")))
     first, cost = court.run()
     again, nothing = court.run()
@@ -180,7 +178,7 @@ def test_nothing_is_asked_twice(endpoint: Endpoint, tmp_path: Path) -> None:
     assert again.judgements == first.judgements
 
 
-def test_a_run_that_was_cut_off_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_interrupted_run_continues_from_the_cache(endpoint: Endpoint, tmp_path: Path) -> None:
     court = Court(endpoint, tmp_path, tuple((f"longer {n}", f"s {n}") for n in range(6)))
     whole, _ = court.run()
     cache = tmp_path / "cache.jsonl"
@@ -193,21 +191,21 @@ def test_a_run_that_was_cut_off_goes_on(endpoint: Endpoint, tmp_path: Path) -> N
     assert court.run()[1].num_asks == 0
 
 
-def test_no_more_requests_run_at_once_than_allowed(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_bounds_concurrent_requests(endpoint: Endpoint, tmp_path: Path) -> None:
     answers = tuple((f"longer {n}", f"s {n}") for n in range(20))
     Court(endpoint, tmp_path, answers, concurrency=2).run()
     assert len(endpoint.bodies) == 40
     assert endpoint.most_at_once <= 2
 
 
-def test_a_busy_judge_is_asked_again(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_retries_when_busy(endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.faults += [429, 503]
     found, _ = Court(endpoint, tmp_path, (("longer", "s"),)).run()
     assert found.judgements[0].outcome == 1
     assert len(endpoint.bodies) == 4
 
 
-def test_a_request_that_is_refused_fails_its_pair_alone(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_refused_request_fails_only_its_pair(endpoint: Endpoint, tmp_path: Path) -> None:
     found, _ = Court(endpoint, tmp_path, (("too long", "x"), ("longer", "s"))).run()
     assert str(found.judgements[0].outcome) == "nan"
     assert found.judgements[1].outcome == 1
@@ -215,7 +213,7 @@ def test_a_request_that_is_refused_fails_its_pair_alone(endpoint: Endpoint, tmp_
     assert "the context is too long" in found.refused[0]
 
 
-def test_a_wrong_key_ends_the_run_and_keeps_what_was_answered(
+def test_judge_wrong_key_stops_the_run_and_keeps_the_cache(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
     court = Court(endpoint, tmp_path, (("longer", "s"), ("longest", "t")), concurrency=1)
@@ -227,7 +225,7 @@ def test_a_wrong_key_ends_the_run_and_keeps_what_was_answered(
     assert more.run()[1].num_cached == 4
 
 
-def test_the_cost_is_known_before(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_estimates_the_cost_first(endpoint: Endpoint, tmp_path: Path) -> None:
     _, cost = Court(endpoint, tmp_path, (("longer", "s"), ("same", "same"))).run()
     characters = sum(len(one["content"]) for body in endpoint.bodies for one in body["messages"])
     assert (cost.num_asks, cost.num_same) == (2, 1)
@@ -258,7 +256,7 @@ def test_the_cost_is_known_before(endpoint: Endpoint, tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_the_last_verdict_is_read(text: str, choice: Choice | None) -> None:
+def test_parse_verdict_reads_the_last_one(text: str, choice: Choice | None) -> None:
     assert read_choice(text) == choice
 
 
@@ -273,9 +271,7 @@ def test_the_last_verdict_is_read(text: str, choice: Choice | None) -> None:
         ("tie", "tie", 0),
     ],
 )
-def test_only_what_both_orders_confirm_is_a_win(
-    forward: str, backward: str, outcome: float
-) -> None:
+def test_judge_win_requires_both_orders(forward: str, backward: str, outcome: float) -> None:
     assert outcome_of(Choice(forward), Choice(backward)) == outcome
 
 
@@ -292,7 +288,7 @@ def judge(endpoint: Endpoint, files: list[str], cache: Path, *flags: str) -> int
     return main(["judge", *files, *at, *flags])
 
 
-def test_the_command_judges(
+def test_judge_command_writes_a_report(
     endpoint: Endpoint,
     files: list[str],
     tmp_path: Path,
@@ -310,7 +306,7 @@ def test_the_command_judges(
     assert "sesame" not in shown.out + shown.err + (out / "report.html").read_text()
 
 
-def test_without_a_terminal_or_a_yes_nothing_is_asked(
+def test_judge_command_without_terminal_requires_yes(
     endpoint: Endpoint, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(endpoint, files, tmp_path / "cache") == 1
@@ -329,7 +325,7 @@ def test_without_a_terminal_or_a_yes_nothing_is_asked(
     ],
 )
 @pytest.mark.parametrize("flag", ["--yes", "--cost"])
-def test_cache_that_is_another_s_file_is_refused_and_left_as_it_is(
+def test_judge_cache_that_is_another_file_is_refused_unchanged(
     content: str,
     flag: str,
     endpoint: Endpoint,
@@ -346,7 +342,7 @@ def test_cache_that_is_another_s_file_is_refused_and_left_as_it_is(
 
 
 @pytest.mark.parametrize("key", ["sé-same", "se\nsame", "se\x01same"])
-def test_judge_key_that_no_header_can_carry_is_refused_by_its_variable(
+def test_judge_key_invalid_in_a_header_is_refused(
     key: str,
     endpoint: Endpoint,
     files: list[str],
@@ -374,7 +370,7 @@ def test_judge_without_address_is_refused(
     assert told.count("\n") == 1
 
 
-def test_judge_is_asked_whatever_the_exceptions_of_the_proxy_are(
+def test_judge_accepts_address_ranges_in_no_proxy(
     endpoint: Endpoint, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "fd00:10:244::/56")
@@ -393,7 +389,7 @@ def test_judge_is_asked_whatever_the_exceptions_of_the_proxy_are(
         {"choices": "x" * 100_000},
     ],
 )
-def test_judge_of_another_shape_ends_the_run_with_a_sentence(
+def test_judge_with_unexpected_response_format_stops_with_a_sentence(
     answer: Any,
     endpoint: Endpoint,
     files: list[str],

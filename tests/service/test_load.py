@@ -1,4 +1,4 @@
-"""Many callers at once, over TCP: every answer is its own."""
+"""Many callers at once, over TCP: each gets its own scores."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ def completion(caller: int) -> str:
     return " ".join(WORDS[(caller * 7 + word) % len(WORDS)] for word in range(1 + caller % 40))
 
 
-async def test_two_hundred_callers_at_once_get_their_own_scores(
+async def test_load_of_200_callers_returns_each_its_scores(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     file = tmp_path / "tiny.toml"
@@ -54,7 +54,7 @@ async def test_two_hundred_callers_at_once_get_their_own_scores(
 
 
 @pytest.mark.slow
-async def test_memory_stays_flat_over_ten_thousand_requests() -> None:
+async def test_load_of_10000_requests_does_not_grow_memory() -> None:
     with over_tcp(app_of([recipe()], {"words": Words()}, log_level="error")) as port:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 

@@ -1,4 +1,4 @@
-"""What a server writes to its log: JSON alone, and little about what anybody can cause."""
+"""The server's log: JSON only, and few lines for what any client can cause."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from alarm_service.observability.repeated_log import RepeatedLog
 
 
 class Lines(io.StringIO):
-    """Where a log goes: lines of JSON."""
+    """The output of a log, as JSON objects."""
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ class Lines(io.StringIO):
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    """A log that is set up as a server's is, and undone."""
+    """Configure logging like the server; reset it afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()
@@ -47,7 +47,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
         monkeypatch.setattr(f"sys.{hook}", None)
     monkeypatch.setattr("threading.excepthook", None)
     logs.configure_logs("info", lines)
-    logs.capture_strays()
+    logs.capture_uncaught()
     yield lines
     logging.captureWarnings(False)
     root.handlers[:], root.level = handlers, level
@@ -80,7 +80,7 @@ async def test_log_of_libraries_warnings_threads_and_the_loop_is_json(lines: Lin
     assert "OSError: gone" in loop["exception"]
 
 
-def test_log_values_are_cut_but_for_the_texts_that_were_asked_for(lines: Lines) -> None:
+def test_log_values_are_shortened_except_log_texts(lines: Lines) -> None:
     log = structlog.get_logger()
     log.info("request", path="a" * 100_000)
     log.info("sample", completion="a" * 100_000)
@@ -142,7 +142,7 @@ def test_log_of_thousands_of_keyless_requests_is_json_and_a_line_a_second(recipe
         assert sum(one.get("count", 1) for one in own) <= num
 
 
-def test_log_reports_descriptors_running_out_and_coming_back(recipe: Path) -> None:
+def test_log_reports_exhausted_and_free_descriptors(recipe: Path) -> None:
     with alarm_serve(recipe) as process, ExitStack() as callers:
         until_event(process, "ready")
         pid = process.popen.pid

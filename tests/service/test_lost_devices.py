@@ -1,4 +1,4 @@
-"""Devices on which nothing else runs while a pass hangs, as GPUs are; here the names are all."""
+"""Hanging and failing devices, configured like GPUs; the stand-in models run on the CPU."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ async def serving_on(device: str) -> AsyncIterator[Server]:
         words.release.set()
 
 
-async def test_a_pass_that_hangs_on_the_only_device_is_final_for_its_callers_alone() -> None:
+async def test_hanging_pass_on_the_only_device_fails_only_its_callers_for_good() -> None:
     async with serving_on("cuda:0") as server:
         hanging = asyncio.create_task(server.reward("hold", "a"))
         await until_set(server.words.held)
@@ -46,11 +46,11 @@ async def test_a_pass_that_hangs_on_the_only_device_is_final_for_its_callers_alo
         for answer in (await waiting, await server.score("c")):
             assert answer.status_code == 503
             assert answer.json()["error"]["retryable"]
-            assert "the server must be started again" in answer.json()["error"]["message"]
+            assert "restart the server" in answer.json()["error"]["message"]
         assert (await server.client.get("/health/live")).status_code == 503
 
 
-async def test_samples_of_a_request_that_still_wait_are_final_too() -> None:
+async def test_hanging_pass_fails_queued_samples_of_its_request_for_good() -> None:
     async with serving_on("cuda:0") as server:
         many = ["hold", *["word " * 60] * 3]  # in batches of 100 tokens
         scores = (await server.score(*many)).json()["scores"]
@@ -58,7 +58,7 @@ async def test_samples_of_a_request_that_still_wait_are_final_too() -> None:
         assert "not scored: a forward pass of words takes" in scores[3]["error"]["message"]
 
 
-async def test_other_devices_go_on_and_the_one_that_hung_comes_back() -> None:
+async def test_hanging_device_recovers_while_others_serve() -> None:
     async with serving_on("cuda:0,cuda:1") as server:
         hanging = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -76,7 +76,7 @@ async def test_other_devices_go_on_and_the_one_that_hung_comes_back() -> None:
         assert (await server.score("a")).json()["scores"][0]["score"] == 1
 
 
-async def test_a_device_that_fails_leaves_the_others() -> None:
+async def test_failed_device_leaves_the_others_serving() -> None:
     async with serving_on("cuda:0,cuda:1") as server:
         (lost,) = (await server.score("poison")).json()["scores"]
         assert lost["error"]["code"] == "model_failed"

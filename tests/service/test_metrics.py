@@ -1,4 +1,4 @@
-"""What the server's metrics say after requests that a reader can count."""
+"""The server's metrics after requests that can be counted by hand."""
 
 import pytest
 from served import Server, serving

@@ -1,4 +1,4 @@
-"""`alarm inspect CHECKPOINT` and `alarm serve --model CHECKPOINT`: no recipe to write."""
+"""`alarm inspect CHECKPOINT` and `alarm serve --model CHECKPOINT`, without a recipe file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _inspected(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str,
 
 
 @pytest.mark.numeric
-def test_inspect_tells_how_a_checkpoint_is_read_and_what_it_scores(
+def test_inspect_reports_how_a_checkpoint_is_read_and_its_score(
     classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = _inspected(capsys, str(classifier))
@@ -68,7 +68,7 @@ def test_inspect_writes_a_recipe_that_serves(
     assert json.loads(capsys.readouterr().out)["reward"] is not None
 
 
-def test_inspect_of_what_cannot_be_read_says_what_is_there(
+def test_inspect_unreadable_checkpoint_lists_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rm-Q4.gguf").write_bytes(b"GGUF")
@@ -79,7 +79,7 @@ def test_inspect_of_what_cannot_be_read_says_what_is_there(
 
 
 @pytest.mark.numeric
-def test_served_model_scores_as_its_card_and_says_where_it_reads(classifier: Path) -> None:
+def test_served_model_scores_as_its_card_and_reports_read_token(classifier: Path) -> None:
     sent = {"samples": list(cards.ALL.values())}
     with alarm_serving("--model", str(classifier)) as process:
         until_event(process, "ready")
@@ -92,7 +92,7 @@ def test_served_model_scores_as_its_card_and_says_where_it_reads(classifier: Pat
     assert model["notes"] == []
 
 
-def test_models_take_the_place_of_the_default_recipe_and_stand_beside_named_ones() -> None:
+def test_model_flag_replaces_default_recipe_and_adds_to_named_ones() -> None:
     alone = with_models(Settings(model=("a/b",), template="{prompt} {completion}"))
     assert alone.recipe == ("checkpoint:a/b",)
     assert alone.set == ('models.rm.template="{prompt} {completion}"',)
@@ -101,7 +101,7 @@ def test_models_take_the_place_of_the_default_recipe_and_stand_beside_named_ones
     assert with_models(Settings()).recipe == ("mini",)
 
 
-def test_template_of_no_model_is_refused() -> None:
+def test_template_flag_without_model_is_refused() -> None:
     with pytest.raises(SettingsError, match="name one, or use --set"):
         with_models(Settings(template="{completion}"))
 

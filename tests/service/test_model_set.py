@@ -7,7 +7,7 @@ from standin import recipe
 from alarm_service.errors import NotFound
 
 
-async def test_models_are_found_by_bare_and_by_full_name_with_one_lookup() -> None:
+async def test_model_set_finds_models_by_bare_and_full_name() -> None:
     async with serving(recipe("first"), recipe("second")) as server:
         await server.engine.life.until_ready()
         model_set = server.engine.model_set

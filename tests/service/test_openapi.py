@@ -93,7 +93,7 @@ def schema(url: str) -> Any:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("method", "path"), sorted(ROUTES))
-def test_every_answer_is_as_documented(
+def test_openapi_responses_match_the_document(
     schema: Any, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = schema[path][method]
@@ -119,22 +119,22 @@ def test_every_answer_is_as_documented(
     ask()
 
 
-def test_the_document_has_every_route(document: Any) -> None:
+def test_openapi_has_every_route(document: Any) -> None:
     routes = {(method, path) for path, item in document["paths"].items() for method in item}
     assert routes == ROUTES
 
 
 @pytest.mark.parametrize("route", WORKING)
-def test_the_document_has_every_status(document: Any, route: str) -> None:
+def test_openapi_has_every_status(document: Any, route: str) -> None:
     assert set(document["paths"][route]["post"]["responses"]) == WORK
 
 
 @pytest.mark.parametrize("route", sorted(path for _, path in ADMIN))
-def test_the_document_has_every_status_of_a_change(document: Any, route: str) -> None:
+def test_openapi_has_every_status_of_admin_routes(document: Any, route: str) -> None:
     assert set(document["paths"][route]["post"]["responses"]) == CHANGE
 
 
-def test_every_error_has_the_one_shape(document: Any) -> None:
+def test_openapi_errors_have_one_schema(document: Any) -> None:
     for route in [*WORKING, *(path for _, path in ADMIN)]:
         responses = document["paths"][route]["post"]["responses"]
         for status in responses.keys() - {"200"}:
@@ -142,7 +142,7 @@ def test_every_error_has_the_one_shape(document: Any) -> None:
             assert content["schema"] == {"$ref": "#/components/schemas/ErrorOut"}
 
 
-def test_the_document_s_example_is_a_sample(document: Any, url: str) -> None:
+def test_openapi_example_is_a_valid_sample(document: Any, url: str) -> None:
     (example,) = document["components"]["schemas"]["SampleIn"]["examples"]
     answer = httpx.post(f"{url}/hierarchical_reward", json={"samples": [example]})
     (reward,) = answer.json()["rewards"]
@@ -151,7 +151,7 @@ def test_the_document_s_example_is_a_sample(document: Any, url: str) -> None:
 
 
 @pytest.mark.parametrize("route", sorted(path for _, path in TRAINERS))
-def test_each_trainer_s_example_gets_a_reward(document: Any, url: str, route: str) -> None:
+def test_openapi_example_of_each_trainer_gets_a_reward(document: Any, url: str, route: str) -> None:
     content = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]
     shape = content["schema"]["$ref"].rpartition("/")[2]
     (example,) = document["components"]["schemas"][shape]["examples"]

@@ -1,4 +1,4 @@
-"""One model of several numbers behind the server: each is an aspect by its name."""
+"""A model with several outputs behind the server: each can be an aspect."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def recipe(folder: Path, style: str = "style") -> Recipe:
     )
 
 
-async def test_each_output_is_an_aspect_and_score_returns_them_all(checkpoint: Checkpoint) -> None:
+async def test_outputs_can_be_aspects_and_score_returns_all(checkpoint: Checkpoint) -> None:
     app = create_app([recipe(checkpoint.folder)], Settings(device="cpu"))
     given = {"samples": [{"prompt": "Who?", "completion": "You."}]}
     transport = httpx.ASGITransport(app)

@@ -23,7 +23,7 @@ async def test_pending_call_returns_outcomes_in_the_order_of_samples() -> None:
         thread.join()
 
 
-async def test_a_sample_s_first_outcome_counts() -> None:
+async def test_pending_call_keeps_the_first_outcome_of_a_sample() -> None:
     job = PendingCall(1)
     receive = job.result_callback(0)
     receive(score(1))
@@ -31,11 +31,11 @@ async def test_a_sample_s_first_outcome_counts() -> None:
     assert await job.wait() == [score(1)]
 
 
-async def test_a_job_of_no_samples_is_done() -> None:
+async def test_pending_call_without_samples_is_done() -> None:
     assert await PendingCall(0).wait() == []
 
 
-async def test_a_cancelled_job_wants_nothing_more() -> None:
+async def test_pending_call_cancelled_is_inactive() -> None:
     job = PendingCall(1)
     assert job.is_active()
     job.cancel()
@@ -43,7 +43,7 @@ async def test_a_cancelled_job_wants_nothing_more() -> None:
     job.result_callback(0)(score(1))
 
 
-def test_an_outcome_that_comes_after_the_event_loop_is_let_go() -> None:
+def test_pending_call_outcome_after_loop_closed_is_ignored() -> None:
     async def start() -> PendingCall:
         return PendingCall(1)
 

@@ -1,4 +1,4 @@
-"""A group of one prompt costs its prompt once, and usage says so; deterministic servers aside."""
+"""A group computes its shared prompt once, as usage shows, except on deterministic servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -60,7 +60,7 @@ def prompt_and_whole(llama: Checkpoint) -> tuple[int, list[int]]:
     return prompt, [len(llama.tokenizer(text).input_ids) for text in texts]
 
 
-async def test_a_group_is_scored_as_alone_and_computes_its_prompt_once(
+async def test_prefix_sharing_group_scores_as_alone_and_computes_prompt_once(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     async with serving(llama, tmp_path) as client:
@@ -72,7 +72,7 @@ async def test_a_group_is_scored_as_alone_and_computes_its_prompt_once(
     assert answer["usage"]["num_computed_tokens"] <= prompt + own + len(COMPLETIONS)
 
 
-async def test_requests_that_come_one_after_another_share_their_prompt(
+async def test_prefix_cache_is_shared_by_consecutive_requests(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     async with serving(llama, tmp_path) as client:
@@ -85,7 +85,7 @@ async def test_requests_that_come_one_after_another_share_their_prompt(
     assert all(one <= total - prompt + 1 for one, total in zip(num_run[1:], whole[1:], strict=True))
 
 
-async def test_a_server_that_remembers_nothing_runs_each_prompt_again(
+async def test_prefix_cache_of_0_bytes_computes_each_prompt_again(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     async with serving(llama, tmp_path, max_remembered_bytes=0) as client:
@@ -94,9 +94,7 @@ async def test_a_server_that_remembers_nothing_runs_each_prompt_again(
     assert [answer["usage"]["num_computed_tokens"] for answer in answers] == whole
 
 
-async def test_usage_says_nothing_of_what_another_key_sent(
-    llama: Checkpoint, tmp_path: Path
-) -> None:
+async def test_prefix_cache_is_not_shared_between_keys(llama: Checkpoint, tmp_path: Path) -> None:
     _, whole = prompt_and_whole(llama)
     async with serving(llama, tmp_path, api_key="one;other") as client:
         first = [await score(client, sample, key="one") for sample in GROUP[:2]]
@@ -116,7 +114,7 @@ async def test_usage_says_nothing_of_what_another_key_sent(
     assert max(by_other) > 0
 
 
-async def test_one_key_shares_as_none_does(llama: Checkpoint, tmp_path: Path) -> None:
+async def test_prefix_cache_is_shared_with_a_single_key(llama: Checkpoint, tmp_path: Path) -> None:
     async with serving(llama, tmp_path, api_key="one") as client:
         answers = [await score(client, sample, key="one") for sample in GROUP[:2]]
     _, whole = prompt_and_whole(llama)
@@ -130,7 +128,7 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("torch_as_it_was")
-async def test_a_deterministic_server_gives_the_same_bits_in_any_company(
+async def test_deterministic_server_gives_the_same_bits_in_any_batch(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     others = [{"prompt": PROMPT[n:], "completion": one} for n, one in enumerate(COMPLETIONS * 3)]
@@ -145,7 +143,7 @@ async def test_a_deterministic_server_gives_the_same_bits_in_any_company(
     assert [model["deterministic"] for model in models] == [True]
 
 
-async def test_each_device_has_a_replica(llama: Checkpoint, tmp_path: Path) -> None:
+async def test_each_device_has_a_replica_of_the_model(llama: Checkpoint, tmp_path: Path) -> None:
     async with serving(llama, tmp_path, device="cpu,cpu") as client:
         answers = await asyncio.gather(*(score(client, sample) for sample in GROUP * 4))
         models = (await client.get("/models")).json()["models"]

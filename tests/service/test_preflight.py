@@ -30,7 +30,7 @@ from alarm_service.settings import Settings, SettingsError
         {"host": "0.0.0.0", "published": "127.0.0.1"},
     ],
 )
-def test_this_machine_alone_or_a_key_is_safe(options: dict[str, Any]) -> None:
+def test_exposure_on_loopback_or_with_key_is_allowed(options: dict[str, Any]) -> None:
     require_safe_exposure(Settings(**options))
 
 
@@ -47,12 +47,14 @@ def test_this_machine_alone_or_a_key_is_safe(options: dict[str, Any]) -> None:
         {"host": "0.0.0.0", "published": ""},
     ],
 )
-def test_other_machines_are_not_let_in_without_a_key(options: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match=r"give a key .* or say --insecure"):
+def test_exposure_without_key_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"give a key .* or set --insecure"):
         require_safe_exposure(Settings(**options))
 
 
-def test_the_command_refuses_before_it_listens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_refuses_unsafe_exposure_before_it_listens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["serve", "--host", "0.0.0.0", "--recipe", "nobody"]) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith("alarm: listening on 0.0.0.0 lets every machine that reaches it")
@@ -74,7 +76,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return chain, key
 
 
-def test_a_certificate_wants_its_key(certificate: tuple[Path, Path]) -> None:
+def test_certificate_without_key_is_refused(certificate: tuple[Path, Path]) -> None:
     chain, key = certificate
     for lonely in ({"tls_certificate": chain}, {"tls_key": key}):
         with pytest.raises(SettingsError, match="go together"):
@@ -84,7 +86,7 @@ def test_a_certificate_wants_its_key(certificate: tuple[Path, Path]) -> None:
     require_usable_certificate(Settings(tls_certificate=chain, tls_key=key))
 
 
-def test_a_certificate_makes_the_server_speak_tls(
+def test_server_with_certificate_serves_https(
     certificate: tuple[Path, Path], llama: Checkpoint, tmp_path: Path
 ) -> None:
     chain, key = certificate
@@ -106,7 +108,7 @@ def test_a_certificate_makes_the_server_speak_tls(
         assert process.stop(signal.SIGTERM)[0] == 0
 
 
-def test_alarm_health_says_whether_the_server_is_ready(
+def test_health_command_reports_readiness(
     llama: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "tiny.toml"
@@ -117,15 +119,15 @@ def test_alarm_health_says_whether_the_server_is_ready(
         assert main(["health", "--host", "0.0.0.0", "--port", port]) == 0
         assert capsys.readouterr().out == "ready\n"
     assert main(["health", "--port", port]) == 1
-    assert f"no server answers on 127.0.0.1 port {port}" in capsys.readouterr().out
+    assert f"no server responds on 127.0.0.1 port {port}" in capsys.readouterr().out
 
 
-def test_health_is_not_taken_from_a_stranger() -> None:
+def test_health_command_other_server_is_an_error() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), _Stranger) as stranger:
         threading.Thread(target=stranger.serve_forever).start()
         told = probe(Settings(port=stranger.server_address[1]))
         stranger.shutdown()
-    assert told == (False, "what answers is no reward server")
+    assert told == (False, "the response is not from a reward server")
 
 
 class _Stranger(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets: what is over a limit is refused before any application sees it."""
+"""HTTP/1.1 over real sockets: requests over a limit never reach the application."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @dataclass
 class Echo:
-    """Answers each request with its path, its headers and its body, and notes that it did."""
+    """Responds with the path, headers and body of each request, and records it."""
 
     port: int = 0
     seen: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ def test_protocol_headers_that_do_not_arrive_are_a_408(
     assert body["error"]["message"] == "the headers did not arrive within 0.3 s"
 
 
-def test_protocol_headers_that_drip_in_are_a_408(echo: Echo) -> None:
+def test_protocol_slow_headers_are_a_408(echo: Echo) -> None:
     with socket.create_connection(("127.0.0.1", echo.port), timeout=PATIENCE_S) as caller:
         caller.sendall(GET)
         give_up = time.monotonic() + PATIENCE_S
@@ -159,14 +159,14 @@ def test_protocol_connections_within_the_limits_are_served_again_and_again(echo:
     assert echo.refused == []
 
 
-def test_protocol_a_long_chunked_body_is_no_long_header(echo: Echo) -> None:
+def test_protocol_long_chunked_body_does_not_count_as_header(echo: Echo) -> None:
     body = b"".join(b"1\r\na\r\n" for _ in range(20_000)) + b"0\r\n\r\n"
     head = CHUNKED.replace(b"Host: a", b"Host: a\r\nConnection: close")
     ((status, said),) = answers_in(sent(echo, head, body))
     assert (status, said["body"]) == (200, "a" * 20_000)
 
 
-def test_protocol_trailers_are_no_headers_of_this_request_or_the_next(echo: Echo) -> None:
+def test_protocol_trailers_are_dropped(echo: Echo) -> None:
     trailed = CHUNKED + b"1\r\na\r\n0\r\nAuthorization: b\r\n\r\n"
     found = answers_in(sent(echo, trailed + GET + b"Connection: close\r\n\r\n"))
     assert [said["headers"] for _, said in found] == [
@@ -175,7 +175,7 @@ def test_protocol_trailers_are_no_headers_of_this_request_or_the_next(echo: Echo
     ]
 
 
-def test_protocol_requests_before_a_refused_one_are_answered_first(echo: Echo) -> None:
+def test_protocol_earlier_pipelined_requests_are_answered_first(echo: Echo) -> None:
     first = b"GET /1 HTTP/1.1\r\n\r\n"
     second = b"GET /2 HTTP/1.1\r\n\r\n"
     found = answers_in(sent(echo, first + second + GET + b"A: " + b"a" * 9000 + b"\r\n\r\n"))
@@ -183,13 +183,13 @@ def test_protocol_requests_before_a_refused_one_are_answered_first(echo: Echo) -
     assert [said["path"] for _, said in found[:2]] == ["/1", "/2"]
 
 
-def test_protocol_a_queued_request_with_a_broken_body_is_refused_in_its_turn(echo: Echo) -> None:
+def test_protocol_pipelined_request_with_broken_body_is_refused_in_order(echo: Echo) -> None:
     found = answers_in(sent(echo, GET + b"\r\n" + CHUNKED + b"zz\r\n"))
     assert [status for status, _ in found] == [200, 400]
     assert echo.seen == ["/"]
 
 
-def test_protocol_more_pipelined_requests_than_may_wait_are_refused(echo: Echo) -> None:
+def test_protocol_too_many_pipelined_requests_are_refused(echo: Echo) -> None:
     found = answers_in(sent(echo, b"GET / HTTP/1.1\r\n\r\n" * 2000))
     statuses = [status for status, _ in found]
     assert statuses[-1] == 429
@@ -203,14 +203,12 @@ def test_protocol_more_pipelined_requests_than_may_wait_are_refused(echo: Echo) 
      b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", POST + b"Content-Length: -1\r\n\r\n",
      b"GET http://[ HTTP/1.1\r\n\r\n", CHUNKED + b"zz\r\n"],
 )  # fmt: skip
-def test_protocol_what_is_no_http_is_a_retryable_400_in_the_errors_shape(
-    echo: Echo, garbage: bytes
-) -> None:
+def test_protocol_invalid_http_is_a_retryable_400(echo: Echo, garbage: bytes) -> None:
     ((status, body),) = answers_in(sent(echo, garbage))
     assert (status, body["error"]["code"], body["error"]["retryable"]) == (400, "garbled", True)
 
 
-def test_protocol_an_offered_upgrade_is_ignored(echo: Echo) -> None:
+def test_protocol_offered_upgrade_is_ignored(echo: Echo) -> None:
     offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
     ((status, said),) = answers_in(sent(echo, GET + offer + b"what follows"))
     assert (status, said["path"]) == (200, "/")

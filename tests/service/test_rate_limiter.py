@@ -1,7 +1,7 @@
 import pytest
 from served import samples, serving
 
-from alarm_service.api.auth import RateLimiter, TokenBucket
+from alarm_service.api.rate_limit import RateLimiter, TokenBucket
 from alarm_service.errors import RateLimited
 
 KEYS = "first-key;second-key"
@@ -11,7 +11,7 @@ def allowance(per_minute: float = 60) -> TokenBucket:
     return TokenBucket(per_minute, per_minute, 0)
 
 
-def test_a_minute_s_worth_may_come_at_once_and_then_one_a_second() -> None:
+def test_token_bucket_allows_a_minute_at_once_then_refills() -> None:
     sixty = allowance()
     assert [sixty.consume(1, now=0) for _ in range(60)] == [0] * 60
     assert sixty.consume(1, now=0) == 1
@@ -19,20 +19,20 @@ def test_a_minute_s_worth_may_come_at_once_and_then_one_a_second() -> None:
     assert sixty.consume(1, now=1) == 0
 
 
-def test_what_is_refused_costs_nothing() -> None:
+def test_token_bucket_refused_cost_is_not_charged() -> None:
     sixty = allowance()
     sixty.consume(60, now=0)
     assert [sixty.consume(30, now=10) for _ in range(3)] == [20] * 3
     assert sixty.consume(10, now=10) == 0
 
 
-def test_no_more_than_a_minute_s_worth_is_saved() -> None:
+def test_token_bucket_capacity_is_a_minute() -> None:
     sixty = allowance()
     assert sixty.consume(60, now=3600) == 0
     assert sixty.consume(1, now=3600) == 1
 
 
-def test_more_than_a_minute_s_worth_passes_when_all_is_there_and_is_paid_back() -> None:
+def test_token_bucket_larger_cost_passes_when_full_and_goes_negative() -> None:
     sixty = allowance()
     assert sixty.consume(90, now=0) == 0
     assert sixty.consume(1, now=0) == 31
@@ -40,7 +40,7 @@ def test_more_than_a_minute_s_worth_passes_when_all_is_there_and_is_paid_back() 
     assert sixty.consume(90, now=90) == 0
 
 
-def test_each_caller_has_an_allowance_of_its_own() -> None:
+def test_rate_limiter_has_one_bucket_per_caller() -> None:
     limits = RateLimiter(1, "requests", now=lambda: 0)
     limits.consume(0, 1)
     limits.consume(1, 1)
@@ -67,7 +67,7 @@ async def test_key_over_its_rate_limit_gets_429_with_retry_after() -> None:
         assert 1 <= int(refused.headers["Retry-After"]) <= 30
 
 
-async def test_tokens_are_counted_by_the_body_s_bytes() -> None:
+async def test_rate_limit_tokens_are_counted_by_body_bytes() -> None:
     async with serving(max_tokens_per_minute=100) as server:
         body = {"samples": samples("a " * 190)}  # over 400 bytes
         assert (await server.client.post("/score", json=body)).status_code == 200

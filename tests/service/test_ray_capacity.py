@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from alarm_service.ray.capacity import Wanted, num_that_fit, shortage, taken_by_others
+from alarm_service.ray.capacity import Demand, num_that_fit, shortage, used_by_others
 from alarm_service.ray.replica import ReplicaResources
 
 Nodes = list[Mapping[str, float]]
@@ -27,7 +27,7 @@ def share(cpus: float, gpus: float = 0) -> ReplicaResources:
         (share(1), [], 0),
     ],
 )
-def test_replica_stands_whole_on_one_node(
+def test_num_that_fit_places_a_replica_on_one_node(
     one: ReplicaResources, nodes: Nodes, fitting: int
 ) -> None:
     assert num_that_fit(one, nodes) == fitting
@@ -37,66 +37,66 @@ def test_replica_stands_whole_on_one_node(
     ("wanted", "one", "nodes", "told"),
     [
         (
-            Wanted(3, 6),
+            Demand(3, 6),
             share(1),
             [{"CPU": 2.0}],
-            "6 replicas of 3 models want 1 CPU each, and the cluster of 2 CPUs on 1 node has room "
-            "for 2: set --cpus-per-replica 0.33, or add nodes",
+            "6 replicas of 3 models require 1 CPU each, and the cluster of 2 CPUs on 1 node has "
+            "capacity for 2: set --cpus-per-replica 0.33, or add nodes",
         ),
         (
-            Wanted(3, 6),
+            Demand(3, 6),
             share(1),
             [{"CPU": 2.0}, {"CPU": 2.0}],
-            "6 replicas of 3 models want 1 CPU each, and the cluster of 4 CPUs on 2 nodes has room "
-            "for 4: set --replicas 1 or --cpus-per-replica 0.66, or add nodes",
+            "6 replicas of 3 models require 1 CPU each, and the cluster of 4 CPUs on 2 nodes has "
+            "capacity for 4: set --replicas 1 or --cpus-per-replica 0.66, or add nodes",
         ),
         (
-            Wanted(1, 4),
+            Demand(1, 4),
             share(1, 1),
             [{"CPU": 16.0, "GPU": 2.0}],
-            "4 replicas of 1 model want 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
-            "GPUs on 1 node has room for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
+            "4 replicas of 1 model require 1 CPU and 1 GPU each, and the cluster of 16 CPUs and 2 "
+            "GPUs on 1 node has capacity for 2: set --replicas 2 or --gpus-per-replica 0.5, or add "
             "nodes",
         ),
         (
-            Wanted(2, 2),
+            Demand(2, 2),
             share(1, 2),
             [{"CPU": 1.0, "GPU": 1.0}],
-            "2 replicas of 2 models want 1 CPU and 2 GPUs each, and the cluster of 1 CPU and 1 GPU "
-            "on 1 node has room for 0: set --cpus-per-replica 0.5 --gpus-per-replica 0.5, or add "
-            "nodes",
+            "2 replicas of 2 models require 1 CPU and 2 GPUs each, and the cluster of 1 CPU and 1 "
+            "GPU on 1 node has capacity for 0: set --cpus-per-replica 0.5 --gpus-per-replica "
+            "0.5, or add nodes",
         ),
         (
-            Wanted(1, 1),
+            Demand(1, 1),
             share(0, 1),
             [{"CPU": 4.0}],
-            "1 replica of 1 model wants 1 GPU, and the cluster of 4 CPUs on 1 node has room for 0: "
-            "add nodes",
+            "1 replica of 1 model requires 1 GPU, and the cluster of 4 CPUs on 1 node has capacity "
+            "for 0: add nodes",
         ),
         (
-            Wanted(1, 1),
+            Demand(1, 1),
             share(8),
             [],
-            "1 replica of 1 model wants 8 CPUs, and the cluster of 0 CPUs on 0 nodes has room for "
-            "0: add nodes",
+            "1 replica of 1 model requires 8 CPUs, and the cluster of 0 CPUs on 0 nodes has "
+            "capacity for 0: add nodes",
         ),
     ],
 )
 def test_shortage_is_reported_with_numbers_and_what_to_set(
-    wanted: Wanted, one: ReplicaResources, nodes: Nodes, told: str
+    wanted: Demand, one: ReplicaResources, nodes: Nodes, told: str
 ) -> None:
     assert shortage(wanted, one, nodes) == told
 
 
 @pytest.mark.parametrize("num_replicas", [0, 1, 2])
-def test_replicas_that_fit_are_no_shortage(num_replicas: int) -> None:
-    assert shortage(Wanted(1, num_replicas), share(1), [{"CPU": 2.0}]) is None
+def test_shortage_is_none_if_replicas_fit(num_replicas: int) -> None:
+    assert shortage(Demand(1, num_replicas), share(1), [{"CPU": 2.0}]) is None
 
 
 @pytest.mark.parametrize("num_replicas", range(1, 30))
 @pytest.mark.parametrize("nodes", [[{"CPU": 2.0}], [{"CPU": 3.0}, {"CPU": 5.0}, {"CPU": 0.5}]])
-def test_proposed_part_fits_all_replicas(num_replicas: int, nodes: Nodes) -> None:
-    told = shortage(Wanted(1, num_replicas), share(2), nodes)
+def test_shortage_proposed_part_fits_all_replicas(num_replicas: int, nodes: Nodes) -> None:
+    told = shortage(Demand(1, num_replicas), share(2), nodes)
     if told is not None:
         (part,) = (word for word, before in pairs(told) if before == "--cpus-per-replica")
         assert num_that_fit(share(float(part.strip(","))), nodes) >= num_replicas
@@ -119,15 +119,15 @@ def pairs(text: str) -> list[tuple[str, str]]:
         (share(0.1, 1), {"CPU": 64.0, "GPU": 6.0}, {"CPU": 60.0}, False),
     ],
 )
-def test_what_is_used_beyond_all_replicas_is_others(
+def test_used_by_others_is_usage_beyond_all_replicas(
     one: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float], is_others: bool
 ) -> None:
-    told = taken_by_others(Wanted(3, 6), one, total, free)
+    told = used_by_others(Demand(3, 6), one, total, free)
     assert (told is not None) == is_others
 
 
-def test_use_by_others_is_reported_with_numbers() -> None:
-    assert taken_by_others(Wanted(1, 2), share(1), {"CPU": 8.0}, {"CPU": 0.5}) == (
-        "2 replicas of 1 model want 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
-        "free: make room, or add nodes"
+def test_used_by_others_is_reported_with_numbers() -> None:
+    assert used_by_others(Demand(1, 2), share(1), {"CPU": 8.0}, {"CPU": 0.5}) == (
+        "2 replicas of 1 model require 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
+        "free: free some, or add nodes"
     )

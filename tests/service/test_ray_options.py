@@ -13,12 +13,12 @@ SHARE = ReplicaResources(replicas=2, most=4, queued_tokens=1000, num_cpus=1, num
 RM = {"kind": "sequence", "checkpoint": "a/b", "template": "{completion}"}
 
 
-def test_replicas_without_ray_are_refused_with_what_to_say() -> None:
+def test_ray_options_without_ray_flag_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"--replicas, --gpus-per-replica needs --ray"):
         require_usable_ray(Settings(replicas=2, gpus_per_replica=1))
 
 
-def test_no_replicas_want_no_ray() -> None:
+def test_preflight_without_ray_options_needs_no_ray() -> None:
     require_usable_ray(Settings())
 
 
@@ -28,22 +28,22 @@ def test_preflight_without_ray_installed_says_so(monkeypatch: pytest.MonkeyPatch
         require_usable_ray(Settings(ray=True))
 
 
-def test_fewer_at_most_than_at_least_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_replicas_below_replicas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alarm_service.preflight.find_spec", lambda name: object())
     require_usable_ray(Settings(ray=True, replicas=4))
     with pytest.raises(SettingsError, match="--max-replicas 2 is less than --replicas 4"):
         require_usable_ray(Settings(ray=True, replicas=4, max_replicas=2))
 
 
-def planned(settings: Settings, generation: str = "g") -> Any:
+def planned(settings: Settings, revision: str = "g") -> Any:
     recipe = recipe_of(
         models={"words": RM, "length": {"kind": "length"}},
         aspects={"length": {"model": "length"}},
     )
-    return deployment_configs(Catalog([recipe]).models, settings, SHARE, generation)
+    return deployment_configs(Catalog([recipe]).models, settings, SHARE, revision)
 
 
-def test_models_that_need_a_device_are_deployed_and_checks_are_not() -> None:
+def test_deployment_configs_are_of_neural_models_only() -> None:
     (plan,) = planned(Settings()).values()
     assert list(plan.recipe.models) == ["words"]
     assert plan.recipe.holistic.model == "words"
@@ -63,7 +63,7 @@ def test_deployment_names_differ_between_model_sets() -> None:
     assert names == ["alarm-one-words", "alarm-two-words"]
 
 
-def test_a_sample_s_error_comes_whole_from_another_process() -> None:
+def test_sample_error_survives_pickling() -> None:
     import pickle
 
     error = pickle.loads(pickle.dumps(SampleError("too_long", "900 tokens, 512 are read")))

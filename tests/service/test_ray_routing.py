@@ -7,18 +7,18 @@ FOUR = frozenset("abcd")
 SLOTS = range(NUM_SLOTS)
 
 
-def test_a_slot_has_the_same_replica_every_time() -> None:
+def test_rendezvous_order_is_stable() -> None:
     idle = dict.fromkeys(FOUR, 0)
     assert {choose_replica(7, 100, idle) for _ in range(10)} == {rendezvous_order(7, FOUR)[0]}
 
 
-def test_slots_are_spread_over_the_replicas() -> None:
+def test_rendezvous_order_spreads_slots() -> None:
     owned = Counter(rendezvous_order(slot, FOUR)[0] for slot in SLOTS)
     assert set(owned) == FOUR
     assert max(owned.values()) <= 2 * NUM_SLOTS / 4
 
 
-def test_a_replica_that_comes_takes_slots_and_moves_no_other() -> None:
+def test_rendezvous_order_new_replica_moves_only_its_slots() -> None:
     more = FOUR | {"e"}
     moved = [
         slot for slot in SLOTS if rendezvous_order(slot, FOUR)[0] != rendezvous_order(slot, more)[0]
@@ -27,17 +27,17 @@ def test_a_replica_that_comes_takes_slots_and_moves_no_other() -> None:
     assert {rendezvous_order(slot, more)[0] for slot in moved} == {"e"}
 
 
-def test_a_replica_with_less_than_a_batch_keeps_its_own() -> None:
+def test_choose_replica_with_less_than_a_batch_keeps_its_slots() -> None:
     first = rendezvous_order(7, FOUR)[0]
     assert choose_replica(7, 1000, dict.fromkeys(FOUR, 0) | {first: 7000}) == first
 
 
-def test_a_replica_with_far_more_than_the_others_gives_work_to_the_next() -> None:
+def test_choose_replica_overloaded_passes_work_to_the_next() -> None:
     first, second, *_ = rendezvous_order(7, FOUR)
     assert choose_replica(7, 1000, dict.fromkeys(FOUR, 0) | {first: 20000}) == second
 
 
-def test_all_that_are_busy_alike_keep_their_own() -> None:
+def test_choose_replica_equally_busy_keep_their_slots() -> None:
     assert choose_replica(7, 1000, dict.fromkeys(FOUR, 50_000)) == rendezvous_order(7, FOUR)[0]
 
 
@@ -47,7 +47,7 @@ def test_chunk_that_fits_no_replica_goes_to_an_idle_one() -> None:
     assert choose_replica(7, 10**6, dict.fromkeys(FOUR, 10) | {"c": 0}) == "c"
 
 
-def test_work_that_a_replica_failed_goes_to_another() -> None:
+def test_choose_replica_failed_work_goes_to_another() -> None:
     order = rendezvous_order(7, FOUR)
     idle = dict.fromkeys(FOUR, 0)
     assert [choose_replica(7, 1, idle, num_passed=passed) for passed in range(5)] == [
@@ -56,7 +56,7 @@ def test_work_that_a_replica_failed_goes_to_another() -> None:
     ]
 
 
-def test_many_prompts_leave_replicas_within_a_quarter_of_their_mean() -> None:
+def test_choose_replica_bounds_load_to_a_quarter_above_mean() -> None:
     loads = dict.fromkeys(FOUR, 0)
     for number in range(1000):
         loads[choose_replica(number % NUM_SLOTS, 1000, loads)] += 1000
@@ -67,8 +67,8 @@ def test_leases_last_holder_releases_the_deployment() -> None:
     leases = Leases()
     assert [leases.take("rm", holder) for holder in ("a", "b")] == [True, False]
     assert not leases.release("rm", "a")
-    assert leases.held_by("a") == []
-    assert leases.held_by("b") == ["rm"]
+    assert leases.names_of("a") == []
+    assert leases.names_of("b") == ["rm"]
     assert leases.release("rm", "b")
     assert not leases.release("rm", "b")
     assert leases.take("rm", "c")

@@ -1,4 +1,4 @@
-"""What is served changes while it is used."""
+"""Recipes and models change while requests use them."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ class Pages(HostModel):
 
 @dataclass
 class Press:
-    """Loads a new edition of every model that is asked for, unless told not to."""
+    """Loads a new edition of every requested model, unless switched off."""
 
     made: list[Any] = field(default_factory=list)
     may_load: threading.Event = field(default_factory=threading.Event)
@@ -73,7 +73,7 @@ class Press:
 
 
 class Edition(Words):
-    """`Words` that can be told apart."""
+    """`Words` with distinguishable instances."""
 
     def __init__(self, edition: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ async def fingerprint_of(server: Server, model: str | None = None) -> str:
     return found
 
 
-async def test_a_request_finishes_with_the_models_that_it_began_with(press: Press) -> None:
+async def test_change_running_request_keeps_its_models(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         (old,) = press.made
@@ -172,7 +172,7 @@ async def test_engine_close_closes_every_model_set_once(press: Press) -> None:
         assert old.told == ["opened", "closed"]
 
 
-async def test_what_did_not_change_is_kept(press: Press) -> None:
+async def test_reload_keeps_unchanged_models(press: Press) -> None:
     press.changed = False
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
@@ -184,7 +184,7 @@ async def test_what_did_not_change_is_kept(press: Press) -> None:
         assert 'alarm_recipe_changes_total{change="reload",outcome="unchanged"} 1.0' in metrics
 
 
-async def test_another_recipe_s_models_are_kept_without_a_look(press: Press) -> None:
+async def test_reload_of_one_recipe_does_not_check_others(press: Press) -> None:
     async with printing(press, PAPER, LETTER) as (server, manager):
         await server.engine.life.until_ready()
         change = await manager.reload("letter")
@@ -193,7 +193,7 @@ async def test_another_recipe_s_models_are_kept_without_a_look(press: Press) -> 
         assert await fingerprint_of(server, "letter/words") == "pages-3"
 
 
-async def test_a_model_keeps_its_weights_where_its_name_changes(press: Press) -> None:
+async def test_change_renamed_model_keeps_its_weights(press: Press) -> None:
     async with printing(press, PAPER, LETTER) as (server, manager):
         await server.engine.life.until_ready()
         assert await fingerprint_of(server, "letter/words") == "pages-2"
@@ -209,7 +209,7 @@ async def listed(server: Server) -> Any:
     return (await server.client.get("/models")).json()
 
 
-async def test_the_last_recipe_stays(press: Press) -> None:
+async def test_unload_last_recipe_is_refused(press: Press) -> None:
     async with printing(press) as (_, manager):
         with pytest.raises(ChangeRefused, match="'paper' is the last recipe: load another first"):
             await manager.unload("paper")
@@ -217,7 +217,7 @@ async def test_the_last_recipe_stays(press: Press) -> None:
             await manager.unload("letter")
 
 
-async def test_a_load_that_fails_leaves_everything_as_it_was(press: Press) -> None:
+async def test_load_that_fails_changes_nothing(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         press.failure = CheckpointError("no weights")
@@ -251,7 +251,7 @@ class Blank(Pages):
 @pytest.mark.parametrize(
     ("kind", "why"), [(Torn, "torn"), (Blank, "model 'words' cannot score: blank")]
 )
-async def test_models_that_do_not_work_are_closed_again(
+async def test_load_failed_warm_up_closes_the_models(
     press: Press, kind: type[Pages], why: str
 ) -> None:
     async with printing(press) as (server, manager):
@@ -264,7 +264,7 @@ async def test_models_that_do_not_work_are_closed_again(
 
 
 async def begun_reload(server: Server, manager: RecipeManager, press: Press) -> asyncio.Task[Any]:
-    """Begin a reload, which goes on once the press may load."""
+    """Start a reload, which continues once loading is allowed."""
     await server.engine.life.until_ready()
     press.may_load.clear()
     press.loading.clear()
@@ -273,7 +273,7 @@ async def begun_reload(server: Server, manager: RecipeManager, press: Press) -> 
     return reloading
 
 
-async def test_the_server_is_ready_and_scores_while_models_load(press: Press) -> None:
+async def test_server_scores_while_models_load(press: Press) -> None:
     async with printing(press) as (server, manager):
         reloading = await begun_reload(server, manager, press)
         assert (await server.client.get("/health/ready")).status_code == 200
@@ -289,7 +289,7 @@ async def test_the_server_is_ready_and_scores_while_models_load(press: Press) ->
         assert (await listed(server))["recipes"][0]["fingerprint"] in recipe_info
 
 
-async def test_changes_take_turns(press: Press) -> None:
+async def test_changes_are_serialized(press: Press) -> None:
     async with printing(press) as (server, manager):
         await server.engine.life.until_ready()
         both = await asyncio.gather(manager.reload(), manager.reload())
@@ -297,7 +297,7 @@ async def test_changes_take_turns(press: Press) -> None:
         assert await fingerprint_of(server) == "pages-3"
 
 
-async def test_a_server_that_stops_waits_for_no_reload(press: Press) -> None:
+async def test_shutdown_does_not_wait_for_reload(press: Press) -> None:
     async with printing(press) as (server, manager):
         reloading = await begun_reload(server, manager, press)
         server.engine.life.drain()

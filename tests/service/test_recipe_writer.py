@@ -31,12 +31,12 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def test_values_change_and_all_else_stays_to_the_letter(file: Path) -> None:
+def test_recipe_writer_changes_values_and_keeps_the_rest(file: Path) -> None:
     write_recipe(str(file), [], {"aspects.brevity.weight": Change(1.0, "it agrees")}, file)
     assert file.read_text() == RECIPE.replace("0.0 # to be decided", "1.0 # it agrees")
 
 
-def test_keys_and_tables_that_were_not_there_are_made(file: Path) -> None:
+def test_recipe_writer_adds_missing_keys_and_tables(file: Path) -> None:
     changes = {
         "holistic.mean": Change(0.25, "over 10 completions"),
         "hierarchy.threshold": Change(0.5, "admits 30%"),
@@ -50,12 +50,12 @@ def test_keys_and_tables_that_were_not_there_are_made(file: Path) -> None:
     assert 'kind = "length"   # not the best judge' in text
 
 
-def test_settings_are_written_too(file: Path) -> None:
+def test_recipe_writer_writes_settings(file: Path) -> None:
     write_recipe(str(file), ["holistic.weight=3"], {}, file)
     assert load_recipe(str(file)).holistic.weight == 3
 
 
-def test_a_built_in_recipe_is_written_under_the_new_file_s_name(tmp_path: Path) -> None:
+def test_recipe_writer_built_in_recipe_has_the_new_file_name(tmp_path: Path) -> None:
     target = tmp_path / "ours.toml"
     write_recipe("mini", [], {"hierarchy.threshold": Change(0.4, "admits 33%")}, target)
     recipe, origin = load_recipe(str(target)), load_recipe("mini")
@@ -66,9 +66,7 @@ def test_a_built_in_recipe_is_written_under_the_new_file_s_name(tmp_path: Path) 
     assert Path(tomllib.loads(target.read_text())["models"]["preference"]["checkpoint"]).is_dir()
 
 
-def test_a_chat_template_beside_the_recipe_is_found_from_where_it_is_written(
-    file: Path, tmp_path: Path
-) -> None:
+def test_recipe_writer_resolves_relative_chat_template(file: Path, tmp_path: Path) -> None:
     (tmp_path / "form.jinja").write_text("{{ messages }}")
     model = 'kind = "sequence"\ncheckpoint = "a/model"\nchat_template = "form.jinja"\n'
     file.write_text(RECIPE.replace('kind = "length"', model))
@@ -78,7 +76,7 @@ def test_a_chat_template_beside_the_recipe_is_found_from_where_it_is_written(
     assert load_recipe(str(target)).models == load_recipe(str(file)).models
 
 
-def test_what_would_be_no_recipe_is_not_written(file: Path) -> None:
+def test_recipe_writer_invalid_recipe_is_not_written(file: Path) -> None:
     with pytest.raises(RecipeError, match=r"holistic\.std"):
         write_recipe(str(file), [], {"holistic.std": Change(-1.0, "wrong")}, file)
     assert file.read_text() == RECIPE

@@ -55,7 +55,7 @@ class ServedFiles:
 
 @dataclass
 class Heard:
-    """What callers were told: failures, and how many right answers of each edition."""
+    """The callers' results: failures, and the number of right responses of each edition."""
 
     truth: Mapping[str, Mapping[str, float]]
     right: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Heard:
     is_over: bool = False
 
     def ask(self, url: str, caller: int) -> None:
-        """Ask, one request after another, until it is over; every other one for a reward."""
+        """Send one request after another until stopped; every other one for a reward."""
         number = caller
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             while not self.is_over:
@@ -113,7 +113,7 @@ def files(editions: dict[str, Checkpoint], tmp_path: Path) -> ServedFiles:
 
 
 def truths(editions: dict[str, Checkpoint]) -> dict[str, dict[str, float]]:
-    """What transformers itself says of each completion."""
+    """The scores of transformers itself."""
     return {
         name: {
             text: one.plain_logits(f"Human: The fox? Assistant: {text}").item()
@@ -130,7 +130,7 @@ def num_changes(process: Process, outcome: str) -> int:
 
 
 def reload(process: Process, outcome: str, *, by_signal: bool) -> None:
-    """Reload everything, and see what comes of it."""
+    """Reload everything, and check the result."""
     before = num_changes(process, outcome)
     if by_signal:
         os.kill(process.popen.pid, signal.SIGHUP)
@@ -158,7 +158,7 @@ def calling(url: str, heard: Heard) -> Iterator[None]:
             caller.join(PATIENCE_S)
 
 
-def test_no_request_fails_or_is_wrong_while_weights_change(
+def test_reload_under_load_fails_no_request(
     files: ServedFiles, editions: dict[str, Checkpoint]
 ) -> None:
     heard = Heard(truths(editions))
@@ -182,7 +182,7 @@ def test_no_request_fails_or_is_wrong_while_weights_change(
 
 @contextmanager
 def serving(recipe: Path) -> Iterator[Process]:
-    """Serve with an admin key; the log is read on, so that it never stands in the way."""
+    """Serve with an admin key; the log is read continuously, so that it never blocks."""
     with alarm_serve(recipe, "--admin-key", "open") as process:
         until_event(process, "ready")
         reader = threading.Thread(target=process.popen.stderr.read)  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ def serving(recipe: Path) -> Iterator[Process]:
             reader.join(PATIENCE_S)
 
 
-def test_altered_weights_end_a_server_that_has_a_record_of_its_scores(files: ServedFiles) -> None:
+def test_server_with_altered_weights_and_golden_scores_exits(files: ServedFiles) -> None:
     lines = files.folder / "samples.jsonl"
     lines.write_text('{"prompt": "The fox?", "completion": "The dog.", "id": "fox"}\n')
     out = str(files.folder / "parity.jsonl")

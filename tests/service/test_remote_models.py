@@ -1,4 +1,4 @@
-"""A server whose models live elsewhere: on another of our own, and at a judge's."""
+"""A server with remote models: on another alarm server, and an LLM judge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -68,7 +68,7 @@ async def rewards(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]
     return found
 
 
-async def test_another_server_s_models_give_its_rewards_and_its_errors(back: Back) -> None:
+async def test_remote_model_returns_the_other_servers_rewards_and_errors(back: Back) -> None:
     async with front(elsewhere(back.url)) as client, httpx.AsyncClient(base_url=back.url) as direct:
         assert await rewards(client) == await rewards(direct)
         codes = [one["error"] and one["error"]["code"] for one in await rewards(client)]
@@ -78,7 +78,7 @@ async def test_another_server_s_models_give_its_rewards_and_its_errors(back: Bac
         assert all(model["fingerprint"] for model in listed)
 
 
-async def test_a_model_that_changes_elsewhere_is_not_scored_with(back: Back) -> None:
+async def test_remote_model_that_changed_is_not_used(back: Back) -> None:
     async with front(elsewhere(back.url)) as client:
         await rewards(client)
         back.words.fingerprint = "other words"  # type: ignore[misc]
@@ -87,7 +87,7 @@ async def test_a_model_that_changes_elsewhere_is_not_scored_with(back: Back) -> 
         assert "fingerprint is other words now, it was words" in first["error"]["message"]
 
 
-async def test_a_judge_is_an_aspect_and_its_silence_costs_its_sample() -> None:
+async def test_remote_judge_without_verdict_fails_its_sample() -> None:
     with over_tcp(judge(Calls())) as port:
         model = {
             "kind": "remote",
@@ -116,7 +116,7 @@ async def until_told(client: httpx.AsyncClient, reason: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
+async def test_start_waits_for_an_unreachable_server() -> None:
     with over_tcp(FastAPI()) as port:
         pass  # nobody is at this port any more
     async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
@@ -131,7 +131,7 @@ async def test_a_server_that_is_away_at_the_start_is_waited_for() -> None:
     assert codes == [None, None, "model_failed", "invalid_sample"]
 
 
-async def test_a_server_that_is_another_is_not_waited_for() -> None:
+async def test_start_does_not_wait_for_a_wrong_server() -> None:
     with over_tcp(FastAPI()) as port:
         async with front(elsewhere(f"http://127.0.0.1:{port}")) as client:
             await until_told(client, "broken")

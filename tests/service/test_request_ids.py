@@ -15,7 +15,7 @@ from alarm_client.errors import InvalidRequest, NotFound
 
 @pytest.fixture
 def logs() -> list[Any]:
-    """What is logged of requests."""
+    """The logged requests."""
     capture = structlog.testing.LogCapture()
     structlog.configure(
         processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
@@ -27,7 +27,7 @@ def ids_of(logs: list[Any]) -> list[str]:
     return [line["request_id"] for line in logs if line["event"] == "request"]
 
 
-async def test_an_answer_carries_its_callers_id_and_so_does_the_log(logs: list[Any]) -> None:
+async def test_request_id_of_the_caller_is_returned_and_logged(logs: list[Any]) -> None:
     async with serving() as server:
         answer = await server.score("a b", **{"X-Request-Id": "call-1"})
     assert answer.headers["X-Request-Id"] == "call-1"
@@ -35,7 +35,7 @@ async def test_an_answer_carries_its_callers_id_and_so_does_the_log(logs: list[A
 
 
 @pytest.mark.parametrize("given", [None, "", "two words", "größe".encode(), "x" * 129])
-async def test_a_request_without_a_usable_id_gets_one(
+async def test_request_id_is_generated_if_unusable(
     logs: list[Any], given: str | bytes | None
 ) -> None:
     headers = {} if given is None else {"X-Request-Id": given}
@@ -47,7 +47,7 @@ async def test_a_request_without_a_usable_id_gets_one(
     assert ids_of(logs) == ids
 
 
-async def test_refusals_and_failures_carry_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_id_is_on_refusals_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"X-Request-Id": "call-1"}
     async with serving(api_key=("sesame",)) as server:
         key = {"Authorization": "Bearer sesame"}
@@ -60,7 +60,7 @@ async def test_refusals_and_failures_carry_the_id(monkeypatch: pytest.MonkeyPatc
     assert [answer.headers["X-Request-Id"] for answer in answers] == ["call-1"] * 3
 
 
-async def test_the_clients_error_and_the_servers_log_agree(logs: list[Any]) -> None:
+async def test_request_id_of_client_error_is_in_the_server_log(logs: list[Any]) -> None:
     async with serving() as server:
         transport = httpx.ASGITransport(server.app)
         async with AsyncAlarmClient("http://localhost", transport=transport) as client:
@@ -87,7 +87,7 @@ class Flipping(httpx.AsyncBaseTransport):
 
 
 @pytest.mark.parametrize("num_flipped", [1, 2])
-async def test_a_request_whose_content_type_was_garbled_is_sent_again(num_flipped: int) -> None:
+async def test_client_retries_garbled_content_type(num_flipped: int) -> None:
     async with serving() as server:
         transport = Flipping(server.app, num_flipped)
         at_once = Retries(first=0.0)
@@ -98,7 +98,7 @@ async def test_a_request_whose_content_type_was_garbled_is_sent_again(num_flippe
     assert transport.num_requests == num_flipped + 1
 
 
-async def test_one_whose_content_type_is_always_changed_is_refused() -> None:
+async def test_client_refused_if_content_type_is_always_changed() -> None:
     async with serving() as server:
         transport = Flipping(server.app, 99)
         at_once = Retries(first=0.0)

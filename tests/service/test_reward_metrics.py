@@ -38,7 +38,7 @@ class Told:
         ]
 
 
-def test_neighbours_of_one_prompt_are_compared_and_others_are_not() -> None:
+def test_pairwise_agreement_compares_adjacent_samples_of_one_prompt() -> None:
     told = Told()
     told.metrics.observe_rewards("r", [
         earned("p", 1, a=0.1, b=0.5),
@@ -52,7 +52,7 @@ def test_neighbours_of_one_prompt_are_compared_and_others_are_not() -> None:
     assert told.pairs("b") == [None, 1, 1]
 
 
-def test_running_correlations_are_numpy_s() -> None:
+def test_running_correlation_equals_numpy() -> None:
     dice = np.random.default_rng(0)
     z, length, aspect = dice.normal(size=100), dice.integers(1, 99, 100), dice.random(100)
     told = Told()
@@ -76,7 +76,7 @@ def test_running_correlations_are_numpy_s() -> None:
         assert told(name, **labels) == pytest.approx(wanted)
 
 
-def test_shaped_values_near_their_ends_are_counted() -> None:
+def test_saturated_shaped_values_are_counted() -> None:
     told = Told()
     values = [0.01, 0.049, 0.05, 0.5, 0.95, 0.951]
     for is_sigmoid in (True, False):
@@ -89,7 +89,7 @@ def test_shaped_values_near_their_ends_are_counted() -> None:
     assert told("saturated_values_total", aspect="a", end="high") == 1
 
 
-def test_an_aspect_without_a_segment_has_a_reward_and_no_mean() -> None:
+def test_aspect_observation_without_segments_has_no_mean() -> None:
     told = Told()
     empty = {"a": AspectObservation(0.0, [], True)}
     told.metrics.observe_rewards(
@@ -100,7 +100,7 @@ def test_an_aspect_without_a_segment_has_a_reward_and_no_mean() -> None:
     assert told.pairs("a") == [None] * 3
 
 
-def test_a_correlation_of_few_samples_is_not_a_number() -> None:
+def test_correlation_of_few_samples_is_nan() -> None:
     told = Told()
     told.metrics.observe_rewards("r", [earned("p", z, z) for z in range(31)])
     assert math.isnan(told("length_correlation") or 0)
@@ -159,7 +159,7 @@ def _series(server: Server) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
     }
 
 
-async def test_callers_cannot_make_new_series() -> None:
+async def test_metrics_callers_cannot_create_series() -> None:
     async def ask(server: Server, word: str) -> None:
         body: Mapping[str, object] = {"samples": samples("A b c w w", "boom", word)}
         await server.client.post("/hierarchical_reward", json=body)

@@ -31,12 +31,12 @@ async def token_rewards(server: Server, given: dict[str, Any], **overrides: Any)
     return [round(value, 1) for value in reward["token_rewards"]]
 
 
-async def test_figure_1_a_low_holistic_reward_stands_alone() -> None:
+async def test_reward_figure_1_below_threshold_has_no_aspects() -> None:
     async with serving(FIGURE_1) as server:
         assert await token_rewards(server, LOW) == [0, 0, 0, 0, 0, 3]
 
 
-async def test_figure_1_a_high_holistic_reward_is_joined_by_aspects() -> None:
+async def test_reward_figure_1_above_threshold_adds_aspects() -> None:
     async with serving(FIGURE_1) as server:
         assert await token_rewards(server, HIGH) == [1.7, 0.7, 0.5, 2.5, 0.3, 7.1]
 
@@ -55,14 +55,14 @@ async def test_figure_1_a_high_holistic_reward_is_joined_by_aspects() -> None:
         ({"shaping": "none", "weights": {"a": -1}}, [0, 1, 0, -2, -1, 5]),
     ],
 )
-async def test_a_request_may_override_the_rule(
+async def test_reward_override_of_the_rule(
     overrides: dict[str, Any], expected: list[float]
 ) -> None:
     async with serving(FIGURE_1) as server:
         assert await token_rewards(server, HIGH, **overrides) == expected
 
 
-async def test_overrides_change_the_fingerprint() -> None:
+async def test_reward_overrides_change_the_fingerprint() -> None:
     async with serving(FIGURE_1) as server:
         plain = (await server.reward("a")).json()["fingerprint"]
         changed = (await server.reward("a", overrides={"threshold": 1})).json()["fingerprint"]
@@ -70,7 +70,7 @@ async def test_overrides_change_the_fingerprint() -> None:
         assert plain == again != changed
 
 
-async def test_a_weight_of_no_aspect_is_422_and_named() -> None:
+async def test_override_weight_of_unknown_aspect_is_422() -> None:
     async with serving(FIGURE_1) as server:
         answer = await server.reward("a", overrides={"weights": {"fluency": 1}})
         assert answer.status_code == 422
@@ -78,7 +78,7 @@ async def test_a_weight_of_no_aspect_is_422_and_named() -> None:
         assert "['a', 'b', 'c']" in answer.json()["error"]["message"]
 
 
-async def test_aspects_are_computed_for_admitted_samples_alone() -> None:
+async def test_reward_aspects_are_computed_for_admitted_samples_only() -> None:
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
         for letters in server.letters.values():
@@ -89,7 +89,7 @@ async def test_aspects_are_computed_for_admitted_samples_alone() -> None:
         assert [letters.batches for letters in server.letters.values()] == [[1], [1], [1]]
 
 
-async def test_an_aspect_of_no_weight_is_not_computed() -> None:
+async def test_reward_aspect_of_weight_0_is_not_computed() -> None:
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
         server.letters["a"].batches.clear()
@@ -98,7 +98,7 @@ async def test_an_aspect_of_no_weight_is_not_computed() -> None:
         assert server.letters["a"].batches == []
 
 
-async def test_all_computes_every_aspect_and_changes_no_reward() -> None:
+async def test_reward_aspects_all_changes_no_reward() -> None:
     async with serving(FIGURE_1) as server:
         no_a = {"weights": {"a": 0}}
         needed = await rewards(server, LOW, HIGH, overrides=no_a)
@@ -114,7 +114,7 @@ async def test_all_computes_every_aspect_and_changes_no_reward() -> None:
         assert high["aspects"]["a"]["token_rewards"] == [1, 0, 0, 2, 0, 0]
 
 
-async def test_without_offsets_the_reward_is_one_number() -> None:
+async def test_reward_without_offsets_has_no_token_rewards() -> None:
     async with serving(FIGURE_1) as server:
         (reward,) = await rewards(
             server, HIGH | {"token_offsets": None}, overrides={"shaping": "none"}
@@ -123,7 +123,7 @@ async def test_without_offsets_the_reward_is_one_number() -> None:
         assert reward["reward"] == 7 + 3 + (2 - 1) + (0 + 0 - 2)
 
 
-async def test_reward_without_tokens_is_zero_and_has_its_score() -> None:
+async def test_reward_without_tokens_is_0_and_has_its_score() -> None:
     async with serving(FIGURE_1) as server:
         for sample in (LOW, HIGH):
             (reward,) = await rewards(server, sample | {"token_offsets": []})
@@ -133,7 +133,7 @@ async def test_reward_without_tokens_is_zero_and_has_its_score() -> None:
             assert [one["reward"] for one in aspects] == [0] * len(aspects)
 
 
-async def test_the_holistic_score_comes_raw_and_normalised() -> None:
+async def test_reward_has_raw_and_normalised_holistic_score() -> None:
     plain = recipe(holistic={"model": "words", "mean": 1, "std": 2, "weight": 10})
     async with serving(plain) as server:
         (reward,) = await rewards(server, HIGH)
@@ -141,7 +141,7 @@ async def test_the_holistic_score_comes_raw_and_normalised() -> None:
         assert reward["reward"] == 30
 
 
-async def test_an_aspect_that_a_reward_needs_fails_its_sample() -> None:
+async def test_reward_failed_needed_aspect_fails_the_sample() -> None:
     bad = HIGH | {"completion": "AB B C AA! b c x"}
     async with serving(FIGURE_1) as server:
         failed, fine = await rewards(server, bad, HIGH)
@@ -152,7 +152,7 @@ async def test_an_aspect_that_a_reward_needs_fails_its_sample() -> None:
         assert fine["error"] is None
 
 
-async def test_an_aspect_that_a_reward_does_not_need_fails_nothing() -> None:
+async def test_reward_failed_unneeded_aspect_fails_nothing() -> None:
     bad = LOW | {"completion": "Ax Bx C!"}
     async with serving(FIGURE_1) as server:
         (reward,) = await rewards(server, bad, aspects="all")
@@ -165,7 +165,7 @@ async def test_an_aspect_that_a_reward_does_not_need_fails_nothing() -> None:
     "overrides",
     [{"holistic_weight": 1e308}, {"weights": {"a": 1e308}, "shaping": "none"}],
 )
-async def test_a_reward_that_overflows_is_not_finite(overrides: dict[str, Any]) -> None:
+async def test_reward_that_overflows_is_an_error(overrides: dict[str, Any]) -> None:
     async with serving(FIGURE_1) as server:
         overflowing, fine = await rewards(
             server, HIGH, LOW | {"completion": ""} | {"token_offsets": None}, overrides=overrides
@@ -174,7 +174,7 @@ async def test_a_reward_that_overflows_is_not_finite(overrides: dict[str, Any]) 
         assert fine["reward"] == 0
 
 
-async def test_two_aspects_of_the_holistic_model_share_its_pass() -> None:
+async def test_reward_aspects_of_one_model_share_a_forward_pass() -> None:
     twice = recipe(aspects={"one": {"model": "words"}, "two": {"model": "words"}})
     async with serving(twice) as server:
         await server.engine.life.until_ready()
@@ -185,12 +185,12 @@ async def test_two_aspects_of_the_holistic_model_share_its_pass() -> None:
         assert server.words.batches == [1, 1]  # one a request
 
 
-async def test_no_samples_have_no_rewards() -> None:
+async def test_reward_of_no_samples_is_empty() -> None:
     async with serving(FIGURE_1) as server:
         assert await rewards(server) == []
 
 
-async def test_a_recipe_is_found_by_name() -> None:
+async def test_reward_recipe_is_selected_by_name() -> None:
     async with serving(recipe("one"), FIGURE_1) as server:
         body = {"samples": samples("a b c d e f"), "recipe": "figure-1"}
         answer = (await server.client.post("/hierarchical_reward", json=body)).json()

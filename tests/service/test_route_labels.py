@@ -1,4 +1,4 @@
-"""What metrics and logs call a request's route."""
+"""Route labels of metrics and logs."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_route_label_of_a_path_ends_at_its_first_parameter(path: str, label: str
 
 
 @pytest.mark.parametrize("route", API_ROUTES, ids=lambda route: route.path)
-async def test_every_route_is_counted_by_a_label_of_its_own(route: APIRoute) -> None:
+async def test_route_labels_are_distinct(route: APIRoute) -> None:
     path = re.sub(r"\{[^}]*\}", "plain", route.path)
     async with serving() as server:
         (method, *_) = route.methods
@@ -42,7 +42,7 @@ async def test_every_route_is_counted_by_a_label_of_its_own(route: APIRoute) -> 
     assert "plain" not in labels.pop()
 
 
-def test_labels_that_dashboards_and_alerts_name_are_all_there() -> None:
+def test_route_labels_of_dashboards_and_alerts_exist() -> None:
     assert {route_label(route.path) for route in API_ROUTES} >= {
         "/score", "/hierarchical_reward", "/models", "/metrics", "/health/live", "/health/ready",
         "/admin/recipes", "/admin/load", "/admin/unload", "/admin/reload", "/get_reward",

@@ -21,7 +21,7 @@ def told(x: np.ndarray, y: np.ndarray, half_life: float) -> float:
 
 
 @pytest.mark.parametrize("half_life", [1, 10, 100, 1e9])
-def test_it_is_numpy_s_correlation_with_halving_weights(half_life: float) -> None:
+def test_running_correlation_equals_numpy_with_halving_weights(half_life: float) -> None:
     x, y = correlated(500)
     weights = 0.5 ** (np.arange(499, -1, -1) / half_life)
     covariance = np.cov(x, y, aweights=weights, ddof=0)
@@ -29,12 +29,12 @@ def test_it_is_numpy_s_correlation_with_halving_weights(half_life: float) -> Non
     assert told(x, y, half_life) == pytest.approx(wanted, abs=1e-7)
 
 
-def test_without_forgetting_it_is_numpy_s_plain_correlation() -> None:
+def test_running_correlation_without_decay_equals_numpy() -> None:
     x, y = correlated(2000)
     assert told(x, y, 1e12) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-7)
 
 
-def test_the_old_is_forgotten() -> None:
+def test_running_correlation_decays_old_values() -> None:
     x, y = correlated(1000)
     assert told(np.append(x, x), np.append(y, -y), half_life=50) == pytest.approx(
         -told(x, y, half_life=50), abs=1e-3
@@ -45,7 +45,7 @@ def test_the_old_is_forgotten() -> None:
     "pairs",
     [[], [(1, 1)], [(1, 1), (1, 2), (1, 3)], [(1, 2), (2, 2), (3, 2)]],
 )
-def test_it_is_not_known_from_too_few_or_from_what_never_changes(
+def test_running_correlation_of_few_or_constant_values_is_nan(
     pairs: list[tuple[float, float]],
 ) -> None:
     running = RunningCorrelation(100, min_pairs=3)
@@ -54,7 +54,7 @@ def test_it_is_not_known_from_too_few_or_from_what_never_changes(
     assert math.isnan(running.value)
 
 
-def test_its_memory_does_not_grow() -> None:
+def test_running_correlation_memory_is_bounded() -> None:
     running = RunningCorrelation(100, min_pairs=3)
     fields = set(vars(running))
     for index in range(10_000):
@@ -64,7 +64,7 @@ def test_its_memory_does_not_grow() -> None:
     assert running.value == pytest.approx(-1)
 
 
-def test_time_in_which_several_things_go_on_is_counted_once() -> None:
+def test_busy_time_counts_overlapping_blocks_once() -> None:
     clock = 0.0
     busy = BusyTime(lambda: clock)
     with busy.running():

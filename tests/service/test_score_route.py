@@ -5,7 +5,7 @@ from served import samples, serving
 from standin import FIGURE_1
 
 
-async def test_a_score_is_raw_and_has_its_sample_s_id() -> None:
+async def test_score_is_raw_and_has_the_sample_id() -> None:
     async with serving() as server:
         (sample,) = samples("a b c")
         answer = await server.client.post("/score", json={"samples": [sample | {"id": "x"}]})
@@ -28,7 +28,7 @@ async def test_a_score_is_raw_and_has_its_sample_s_id() -> None:
 
 @pytest.mark.parametrize("given", ["x", "", 7, 0, -(10**30), None, "🙂"])
 @pytest.mark.parametrize("route", ["/score", "/hierarchical_reward"])
-async def test_an_id_is_echoed_as_it_came(given: Any, route: str) -> None:
+async def test_score_id_is_echoed_unchanged(given: Any, route: str) -> None:
     async with serving() as server:
         (good,), (bad,) = samples("a"), samples("boom")
         body = {"samples": [good | {"id": given}, bad | {"id": given}]}
@@ -38,7 +38,7 @@ async def test_an_id_is_echoed_as_it_came(given: Any, route: str) -> None:
             assert type(one["id"]) is type(given)
 
 
-async def test_a_model_is_found_by_name() -> None:
+async def test_score_model_is_selected_by_name() -> None:
     async with serving(FIGURE_1) as server:
         answer = await server.client.post(
             "/score", json={"model": "a", "samples": samples("A a A!"[:5], "none")}
@@ -55,7 +55,7 @@ async def test_a_model_is_found_by_name() -> None:
         assert unjudged["error"] is None
 
 
-async def test_messages_are_a_completion_too() -> None:
+async def test_score_accepts_messages_as_completion() -> None:
     sample = {
         "prompt": [{"role": "user", "content": "?"}],
         "completion": [{"role": "assistant", "content": "a b c"}],
@@ -65,14 +65,14 @@ async def test_messages_are_a_completion_too() -> None:
         assert answer.json()["scores"][0]["score"] == 3
 
 
-async def test_no_samples_have_no_scores() -> None:
+async def test_score_of_no_samples_is_empty() -> None:
     async with serving() as server:
         answer = (await server.score()).json()
         assert answer["scores"] == []
         assert answer["usage"] == {"num_tokens": 0, "num_computed_tokens": 0}
 
 
-async def test_models_and_recipes_are_listed() -> None:
+async def test_models_route_lists_models_and_recipes() -> None:
     async with serving(FIGURE_1, max_samples=7) as server:
         await server.engine.life.until_ready()
         listed = (await server.client.get("/models")).json()

@@ -37,7 +37,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_a_name_is_looked_up_and_never_opened(trick: str) -> None:
+async def test_recipe_name_is_never_used_as_path(trick: str) -> None:
     async with serving(FIGURE_1) as server:
         body: dict[str, Any] = {"samples": samples("A b")}
         for path, field in (("/score", "model"), ("/hierarchical_reward", "recipe")):
@@ -58,7 +58,7 @@ async def test_a_name_is_looked_up_and_never_opened(trick: str) -> None:
         {"overrides": {"weights": {"/etc/passwd": 1}}},
     ],
 )
-async def test_a_request_cannot_change_what_is_loaded(extra: dict[str, Any]) -> None:
+async def test_overrides_cannot_change_models(extra: dict[str, Any]) -> None:
     async with serving(FIGURE_1) as server:
         answer = await server.client.post(
             "/hierarchical_reward", json={"samples": samples("A b"), **extra}
@@ -66,7 +66,7 @@ async def test_a_request_cannot_change_what_is_loaded(extra: dict[str, Any]) -> 
         assert answer.status_code == 422
 
 
-async def test_texts_are_texts_whatever_they_say(llama: Checkpoint, tmp_path: Path) -> None:
+async def test_texts_are_never_interpreted(llama: Checkpoint, tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(recipe_of(llama.folder))
     app = create_app([load_recipe(str(file))], Settings(device="cpu"))
@@ -83,7 +83,7 @@ async def test_texts_are_texts_whatever_they_say(llama: Checkpoint, tmp_path: Pa
 
 
 @pytest.mark.parametrize("content_type", ["application/octet-stream", "application/x-pickle"])
-async def test_a_pickled_body_is_not_read(content_type: str, tmp_path: Path) -> None:
+async def test_pickled_body_is_refused(content_type: str, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     async with serving() as server:
         answer = await server.client.post(
@@ -103,7 +103,7 @@ class _Touch:
         return (open, (str(self._path), "w"))
 
 
-async def test_a_checkpoint_with_a_pickled_object_is_refused_and_runs_nothing(
+async def test_pickled_checkpoint_is_refused_and_runs_nothing(
     llama: Checkpoint, tmp_path: Path
 ) -> None:
     folder, proof = tmp_path / "evil", tmp_path / "proof"
@@ -121,7 +121,7 @@ async def test_a_checkpoint_with_a_pickled_object_is_refused_and_runs_nothing(
     assert not proof.exists()
 
 
-def test_no_built_in_recipe_runs_remote_code() -> None:
+def test_built_in_recipes_trust_no_remote_code() -> None:
     for name in ("mini", "long-form-qa"):
         models = load_recipe(name).models.values()
         assert not any(getattr(model, "trust_remote_code", False) for model in models)

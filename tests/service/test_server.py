@@ -24,7 +24,7 @@ def recipe(llama: Checkpoint, tmp_path: Path) -> Path:
     return file
 
 
-def test_a_request_in_flight_is_finished_after_sigterm(recipe: Path) -> None:
+def test_sigterm_finishes_running_requests(recipe: Path) -> None:
     answers: list[httpx.Response] = []
     with alarm_serve(recipe, "--max-batch-tokens", "600") as process:
         until_event(process, "ready")
@@ -45,7 +45,7 @@ def test_a_request_in_flight_is_finished_after_sigterm(recipe: Path) -> None:
     assert [score["error"] for score in answer.json()["scores"]] == [None] * 512
 
 
-def test_callers_that_connect_before_the_models_are_there_are_served(recipe: Path) -> None:
+def test_requests_before_models_are_loaded_are_served(recipe: Path) -> None:
     with alarm_serve(recipe) as process:
         answer = httpx.post(
             f"{process.url}/hierarchical_reward",
@@ -60,14 +60,12 @@ def test_callers_that_connect_before_the_models_are_there_are_served(recipe: Pat
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_models_are_there_is_no_failure(
-    recipe: Path, sig: signal.Signals
-) -> None:
+def test_signal_before_models_are_loaded_exits_with_0(recipe: Path, sig: signal.Signals) -> None:
     with alarm_serve(recipe) as process:
         assert process.stop(sig)[0] == 0
 
 
-def test_a_checkpoint_that_is_not_there_ends_the_server(recipe: Path) -> None:
+def test_serve_with_missing_checkpoint_exits_with_1(recipe: Path) -> None:
     with alarm_serve(recipe, "--set", "models.rm.checkpoint=/nowhere") as process:
         code, errors = process.ended()
     assert code == 1

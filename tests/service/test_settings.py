@@ -4,20 +4,20 @@ from pydantic import ValidationError
 from alarm_service.settings import Settings
 
 
-def test_a_server_serves_mini_on_this_machine_alone() -> None:
+def test_settings_default_to_mini_on_loopback() -> None:
     settings = Settings()
     assert settings.recipe == ("mini",)
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
 
 
-def test_every_option_is_a_variable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALARM_PORT", "9000")
     monkeypatch.setenv("ALARM_LOG_TEXTS", "true")
     assert Settings().port == 9000
     assert Settings().log_texts
 
 
-def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_flag_takes_precedence_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALARM_PORT", "9000")
     assert Settings(port=9001).port == 9001
 
@@ -31,7 +31,7 @@ def test_settings_variable_has_several_values_between_semicolons(
     assert Settings().set == ("holistic.mean=1", "holistic.std=2")
 
 
-def test_a_flag_s_value_is_taken_whole() -> None:
+def test_settings_flag_value_is_not_split() -> None:
     template = "models.rm.template=Human: {prompt};\nAssistant: {completion}"
     assert Settings(set=(template,)).set == (template,)
 
@@ -61,16 +61,16 @@ def test_a_flag_s_value_is_taken_whole() -> None:
         {"max_requests_per_minute": 0},
     ],
 )
-def test_a_wrong_option_is_refused(wrong: dict[str, object]) -> None:
+def test_settings_invalid_option_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Settings(**wrong)
 
 
-def test_a_key_is_not_shown() -> None:
+def test_settings_key_is_not_shown() -> None:
     assert "sesame" not in repr(Settings(api_key="sesame"))
 
 
-def test_hosts_and_addresses_that_can_be_meant_are_taken() -> None:
+def test_settings_valid_hosts_are_accepted() -> None:
     hosts = ("rewards.example.org", "reward_1", "10.0.0.7", "[::1]", "fe80::1%eth0", "*", "rätsel")
     assert Settings(allowed_host=hosts).allowed_host == hosts
     address = "http://localhost:4318/v1/traces"
@@ -79,7 +79,7 @@ def test_hosts_and_addresses_that_can_be_meant_are_taken() -> None:
     assert Settings(device="cuda:0,cuda:1,cpu").device == "cuda:0,cuda:1,cpu"
 
 
-def test_wrong_device_is_told_in_words() -> None:
+def test_settings_invalid_device_is_explained() -> None:
     with pytest.raises(ValidationError, match="give auto, cpu, cuda or cuda:N, or several") as told:
         Settings(device="tpu")
     assert "pattern" not in str(told.value)

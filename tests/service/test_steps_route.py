@@ -22,7 +22,7 @@ SAMPLE = {
 }
 
 
-async def test_each_step_earns_its_probability_on_its_last_token(tmp_path: Path) -> None:
+async def test_steps_rewards_are_placed_on_each_last_token(tmp_path: Path) -> None:
     tiny.base_with(tmp_path, {"score.weight": 0.1 * torch.randn(2, 32)})
     table = {
         "name": "steps",

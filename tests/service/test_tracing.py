@@ -79,13 +79,13 @@ async def test_tracing_request_with_traceparent_has_spans_in_that_trace() -> Non
     assert alone.parent is None
 
 
-async def test_requests_have_no_spans_unless_traces_are_asked_for() -> None:
+async def test_tracing_is_off_by_default() -> None:
     async with serving() as server:
         assert isinstance(server.engine.tracer, NoOpTracer)
         assert TracingMiddleware not in {one.cls for one in server.app.user_middleware}
 
 
-def test_a_server_without_traces_never_imports_their_packages() -> None:
+def test_tracing_off_imports_no_opentelemetry_sdk() -> None:
     code = (
         "import sys, alarm_service.server; "
         "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
@@ -127,7 +127,7 @@ def collector() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-async def test_spans_arrive_at_a_collector(collector: tuple[str, list[str]]) -> None:
+async def test_tracing_exports_spans_to_a_collector(collector: tuple[str, list[str]]) -> None:
     url, names = collector
     async with serving(traces=url) as server:
         assert (await server.score("a b")).status_code == 200
@@ -142,7 +142,7 @@ def _echo(request: httpx.Request, seen: list[str | None]) -> httpx.Response:
     return httpx.Response(500, json={"error": {"code": "x", "message": "x", "retryable": False}})
 
 
-async def test_the_clients_say_which_span_they_are_in() -> None:
+async def test_client_sends_traceparent_of_its_span() -> None:
     tracer = TracerProvider().get_tracer("trainer")
     seen: list[str | None] = []
     transport = httpx.MockTransport(lambda request: _echo(request, seen))
@@ -158,7 +158,7 @@ async def test_the_clients_say_which_span_they_are_in() -> None:
     assert all(re.fullmatch(rf"00-{trace}-[0-9a-f]{{16}}-0[13]", one or "") for one in seen)
 
 
-def test_outside_a_span_the_client_sends_none() -> None:
+def test_client_outside_a_span_sends_no_traceparent() -> None:
     seen: list[str | None] = []
     transport = httpx.MockTransport(lambda request: _echo(request, seen))
     with AlarmClient("http://localhost", transport=transport) as client:

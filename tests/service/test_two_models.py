@@ -1,4 +1,4 @@
-"""Real models side by side, over TCP: a slow one's flood, and callers of a fast one."""
+"""Two models over TCP: requests saturate a slow one while others use a fast one."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ def checkpoint(folder: Path, num_layers: int) -> None:
 
 
 class Counted:
-    """A model whose forward passes are written down, and wait at a gate."""
+    """A model whose forward passes are recorded, and wait for an event."""
 
     def __init__(self, model: object, name: str, passes: list[str], gate: threading.Event) -> None:
         self._model = model
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_a_caller_of_a_fast_model_waits_for_two_batches_of_a_slow_ones_flood(
+async def test_fast_model_waits_for_two_batches_of_a_saturated_slow_one(
     tmp_path: Path,
 ) -> None:
     recipes = []

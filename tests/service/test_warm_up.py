@@ -1,4 +1,4 @@
-"""The made-up sample that each model is tried with before it is served."""
+"""The warm-up sample that each model scores before it is served."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ async def scored(made: Recipe, sample: Sample) -> float | str | None:
         ("misspelled", "'Sample' object has no attribute 'competion'"),
     ],
 )
-async def test_function_that_fails_on_the_made_up_sample_is_served(
+async def test_warm_up_function_without_score_is_served(
     function: str, value: int | str, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(FUNCTIONS)
@@ -73,14 +73,14 @@ async def test_function_that_fails_on_the_made_up_sample_is_served(
     assert found == value if isinstance(value, int) else value in str(found)
 
 
-async def test_model_of_a_small_limit_that_truncates_nothing_is_served(llama: Checkpoint) -> None:
+async def test_warm_up_model_with_small_limit_is_served(llama: Checkpoint) -> None:
     spec = {"kind": "sequence", "checkpoint": str(llama.folder), "template": "{completion}"}
     made = recipe(**spec, truncation="error", max_tokens=8)
     plain = llama.plain_logits("dog").item()
     assert await scored(made, Sample("?", "dog")) == computed(plain)
 
 
-async def test_model_that_no_sample_fits_is_refused(llama: Checkpoint) -> None:
+async def test_warm_up_model_that_no_sample_fits_is_refused(llama: Checkpoint) -> None:
     spec = {"kind": "sequence", "checkpoint": str(llama.folder)}
     template = "dog " * 9 + "{completion}"
     made = recipe(**spec, template=template, truncation="error", max_tokens=8)
@@ -88,7 +88,7 @@ async def test_model_that_no_sample_fits_is_refused(llama: Checkpoint) -> None:
         await scored(made, Sample("?", "dog"))
 
 
-def test_warm_up_sample_has_all_that_a_caller_may_send() -> None:
+def test_warm_up_sample_has_all_optional_parts() -> None:
     made = recipe(kind="exact-match", reference="{reference} {unit}")
     (served,) = Catalog([made]).models.values()
     sample = warm_up_sample(served)

@@ -5,7 +5,7 @@ import pytest
 from served import samples, serving, until, until_set
 from standin import FIGURE_1, PATIENCE_S
 
-from alarm_models.modeling.loader import ModelInitLock
+from alarm_models.modeling.network import ModelInitLock
 from alarm_service.engine import worker as runtime
 from alarm_service.engine.worker import Watchdog
 
@@ -34,7 +34,7 @@ def test_watchdog_blocks_that_end_in_time_are_not_reported(late: threading.Event
     assert not late.is_set()
 
 
-def test_a_block_after_others_and_a_pause_is_watched_too(late: threading.Event) -> None:
+def test_watchdog_watches_a_block_after_a_pause(late: threading.Event) -> None:
     watchdog = Watchdog(0.05, late.set)
     watchdog.start()
     with watchdog.watch():
@@ -70,7 +70,7 @@ async def test_worker_hanging_forward_pass_fails_only_its_sample_for_good() -> N
         assert (await server.client.get("/health/ready")).json()["reason"] == "ready"
 
 
-async def test_neighbours_of_a_sample_that_hangs_are_scored_alone() -> None:
+async def test_worker_hanging_pass_scores_the_rest_of_its_batch_alone() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         await server.engine.life.until_ready()
         scores = (await server.score("a", "hold", "a b", "a b c")).json()["scores"]
@@ -84,7 +84,7 @@ async def test_neighbours_of_a_sample_that_hangs_are_scored_alone() -> None:
         assert sorted(server.words.batches[1:]) == [1, 1, 1, 1, 4]
 
 
-async def test_a_rewarded_request_with_a_sample_that_hangs_is_answered() -> None:
+async def test_reward_request_with_hanging_sample_is_answered() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         rewards = (await server.reward("a b", "hold")).json()["rewards"]
         assert [one["reward"] for one in rewards] == [2, None]
@@ -100,7 +100,7 @@ async def test_compat_route_hanging_sample_is_not_retryable() -> None:
         assert not answer.json()["error"]["retryable"]
 
 
-async def test_too_many_passes_that_never_end_break_the_server() -> None:
+async def test_worker_too_many_hanging_passes_break_the_server() -> None:
     async with serving(forward_timeout_s=0.2) as server:
         await server.engine.life.until_ready()
         for number in range(5):
@@ -110,7 +110,7 @@ async def test_too_many_passes_that_never_end_break_the_server() -> None:
         late = await server.score("a")
         assert late.status_code == 503
         assert late.json()["error"]["code"] == "broken"
-        assert "the server must be started again" in late.json()["error"]["message"]
+        assert "restart the server" in late.json()["error"]["message"]
         assert (await server.client.get("/health/live")).status_code == 503
 
 
@@ -131,7 +131,7 @@ async def test_worker_long_pass_of_one_model_does_not_delay_others(
         assert (await same).json()["scores"][0]["score"] == 2
 
 
-def test_a_construction_does_not_wait_for_a_pass_that_was_given_up() -> None:
+def test_model_init_lock_does_not_wait_for_an_abandoned_pass() -> None:
     construction = ModelInitLock()
     inside, leave = threading.Event(), threading.Event()
 
@@ -158,7 +158,7 @@ async def test_worker_without_timeout_lets_a_forward_pass_run() -> None:
         assert (await slow).json()["scores"][0]["score"] == 1
 
 
-async def test_a_first_run_that_never_ends_is_a_failure_to_load() -> None:
+async def test_warm_up_that_times_out_fails_loading() -> None:
     async with serving(forward_timeout_s=0.2) as server:
         server.words.forward = lambda batch: server.words.release.wait(PATIENCE_S)  # type: ignore[assignment]
         answer = await server.client.post("/score", json={"samples": samples("a")})

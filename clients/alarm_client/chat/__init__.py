@@ -1,6 +1,6 @@
 """Conversations in a policy's chat template, as prompt and completion.
 
-`templates`, `turns` and `splitting` equal those of `alarm_service.api.compat` line by line, so that
+`templates` and `conversation` equal those of `alarm_service.api.compat` line by line, so that
 a hook and a URL split the same text alike; a test compares them. Change both.
 """
 

@@ -1,4 +1,4 @@
-"""How policies write conversations: what stands before a turn, and what ends one."""
+"""The known chat templates: turn headers and end-of-turn tokens, and detection of a template."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = [
     "unknown_markup",
 ]
 
-#: How many texts a caller may name as ends of a turn, and how long such a text may be: each turn
-#: is compared with each of them.
+#: How many end-of-turn texts a caller may give, and how long each may be: each turn is compared
+#: with each of them.
 MAX_ENDS = 16
 MAX_MARKER = 100
 
 #: The role of a turn that is the assistant's thoughts, where a template sets those apart.
 THOUGHTS = "thoughts"
 
-#: Tokens that fill a text up, on either side.
+#: Padding tokens, on either side of a text.
 PADS = (
     "<pad>", "[PAD]", "<unk>", "<|pad|>", "<|finetune_right_pad_id|>", "<|finetune_right_pad|>",
     "<｜▁pad▁｜>", "<PAD>", "<|vision_pad|>", "<|PAD_TOKEN|>", "<|reserved_special_token_0|>",
 )  # fmt: skip
 
-#: Tokens that stand before the first turn or after the last, whoever the policy is.
+#: Tokens before the first turn or after the last, of any policy.
 _AROUND = (
     "<s>", "</s>", "<bos>", "<eos>", "<|endoftext|>", "<|startoftext|>", "<|begin_of_text|>",
     "<|end_of_text|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<BOS_TOKEN>",
@@ -49,10 +49,10 @@ _AROUND = (
 class ChatTemplate:
     """A way to write a conversation as one text.
 
-    ``header`` matches what stands before a turn; its group ``role`` says who speaks, in the words
-    of ``roles``. ``ends`` are the tokens that end a turn. ``strips``: white space around a turn is
+    ``header`` matches the text before a turn; its group ``role`` names the speaker, which ``roles``
+    translates. ``ends`` are the tokens that end a turn. ``strips``: white space around a turn is
     the template's. ``begins_with_system``: text before the first header is the system's turn.
-    ``is_special``: headers are special tokens, which a user's text cannot hold.
+    ``is_special``: headers are special tokens, which a user's text cannot contain.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ChatTemplate:
         return "tool" if word.startswith("functions.") else self.roles.get(word, word)
 
 
-#: No template: a text is what it is.
+#: No template: a text is read as it is.
 PLAIN = ChatTemplate("plain", re.compile(r"(?P<role>(?!))"))
 
 _CHATML = ChatTemplate(
@@ -128,7 +128,7 @@ _COMMAND_R = ChatTemplate(
     ("<|END_OF_TURN_TOKEN|>",),
     {"SYSTEM": "system", "USER": "user", "CHATBOT": "assistant"},
 )
-#: gpt-oss. What is said in the channel `analysis` are thoughts.
+#: gpt-oss. Text in the channel `analysis` is thoughts.
 _HARMONY = ChatTemplate(
     "harmony",
     re.compile(
@@ -229,7 +229,7 @@ _KNOWN = (
     _OPENCHAT,
 )  # fmt: skip
 
-#: By the names that a caller may say.
+#: By the names that a caller may give.
 TEMPLATES: Mapping[str, ChatTemplate] = {
     template.name: template for template in (*_KNOWN, PLAIN)
 } | {
@@ -255,18 +255,18 @@ _OPENING_TOKENS = tuple(token for token in ENDS if token not in _HEADERS_AT_END)
 #: With spaces, since Python 3.10 has no possessive repetition: one step matches one token.
 _OPENING = re.compile(rf"\s+|{'|'.join(map(re.escape, _OPENING_TOKENS))}")
 
-#: What a special token of a chat template looks like. No HTML, and no code in common languages.
+#: Matches what looks like a special token of a chat template, but no HTML and no common code.
 _SPECIAL = (
     r"(?:<\|[^<>|\s]{1,40}\|?>|<[^<>|\s/]{1,40}\|>|<｜[^<>｜\n]{1,60}｜>|\[\|[^\[\]|\s]{1,40}\|\]"
     r"|<(?:start|end|begin|beginning)_of_(?:turn|sentence|role|utterance|message)>|\[/?INST\]|<</?SYS>>|\]~!?b[\[\]]|\[e~\["
     r"|<extra_id_\d{1,3}>|<SPECIAL_\d{1,4}>|<reserved_\d{1,4}>|<seed:\w{1,20}>)"
 )
-#: Tokens of code and pictures, which are a prompt's own.
+#: Not special tokens for code and images, which belong to the prompt itself.
 _NO_MARKUP = r"(?!<\|(?:fim|file|repo|vision|image|audio|video|object|box|quad)_)"
-#: A special token that begins a text stands against what follows; "<|x|> is a token" is prose.
-_BEGINS_MARKED = re.compile(rf"{_NO_MARKUP}{_SPECIAL}(?![ \t])")
-#: One that ends a text stands against what is before it, or behind it is who speaks next.
-_ENDS_MARKED = re.compile(
+#: No space follows a special token that starts a text; "<|x|> is a token" is prose.
+_SPECIAL_AT_START = re.compile(rf"{_NO_MARKUP}{_SPECIAL}(?![ \t])")
+#: No space precedes a special token that ends a text, or the next speaker's name follows it.
+_SPECIAL_AT_END = re.compile(
     rf"(?:(?<![ \t\"'`(])|(?=\[/INST\])){_NO_MARKUP}{_SPECIAL}"
     r"(?:\s{0,3}(?:[\w ]{0,20}\b)?(?:assistant|model|ai|bot|chatbot|gpt|agent):?)?"
     r"\s{0,8}(?:<think>\s{0,8}(?:</think>\s{0,8})?)?\Z",
@@ -278,7 +278,7 @@ _TAIL = 200
 def marked(
     *, user: str | None, assistant: str, system: str | None, ends: Sequence[str]
 ) -> ChatTemplate:
-    """Make a template of texts that stand before turns, such as ``Human:``."""
+    """Build a template from the texts before turns, such as ``Human:``."""
     roles = {
         marker: role
         for role, marker in (("user", user), ("assistant", assistant), ("system", system))
@@ -297,9 +297,9 @@ def marked(
 
 
 def detect(text: str) -> ChatTemplate | None:
-    """Return the template that a text begins in, or None.
+    """Detect the template of a text, or return None.
 
-    What begins a text decides, since a user may write of any template.
+    Only the start of the text decides, since a user may write about any template.
     """
     start = begin_of(text)
     for template in _KNOWN:
@@ -315,25 +315,25 @@ def detect(text: str) -> ChatTemplate | None:
 
 
 def detect_answer(text: str) -> ChatTemplate | None:
-    """Return the template that an answer without its prompt is written in, where it begins so."""
+    """Detect the template of an answer without its prompt, or return None."""
     return _HARMONY if text.startswith(("<|channel|>", "<|start|>assistant<|")) else None
 
 
 def unknown_markup(text: str) -> str | None:
-    """Return the special token that a text begins or ends with, as those of chat templates do.
+    """Return the special token at the start or the end of a text in an unknown template.
 
-    None for a text that is what it is, whatever it says of special tokens.
+    None for plain text, even if it mentions special tokens.
     """
-    found = _BEGINS_MARKED.match(text, begin_of(text))
+    found = _SPECIAL_AT_START.match(text, begin_of(text))
     if found is None:
-        found = _ENDS_MARKED.search(text[-_TAIL:])
+        found = _SPECIAL_AT_END.search(text[-_TAIL:])
     if found is None or found.group().strip() in (*_AROUND, *PADS):
         return None
     return found.group().strip()
 
 
 def begin_of(text: str) -> int:
-    """Return where a text begins, behind the tokens that open or pad it."""
+    """Return the index of a text's first character after opening and padding tokens."""
     at = 0
     while match := _OPENING.match(text, at):
         at = match.end()

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from alarm_client.chat import Message, splitting
-from alarm_client.chat.splitting import (
+from alarm_client.chat import Message, conversation
+from alarm_client.chat.conversation import (
+    SplitError,
     answer_of,
     pair_texts,
     require_plain,
     split_prompt,
     split_text,
+    without_ends,
 )
 from alarm_client.chat.templates import (
     ENDS,
@@ -27,7 +29,6 @@ from alarm_client.chat.templates import (
     marked,
     unknown_markup,
 )
-from alarm_client.chat.turns import SplitError, without_ends
 from alarm_client.types import Sample, Text
 
 __all__ = [
@@ -163,7 +164,7 @@ def rest_of(query: str, prompt: str) -> str:
     """
     _require_texts(query, prompt)
     try:
-        return splitting.rest_of(query, prompt)
+        return conversation.rest_of(query, prompt)
     except SplitError as error:
         raise ValueError(_no_start(query, prompt)) from error
 

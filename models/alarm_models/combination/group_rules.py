@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,15 +14,14 @@ from alarm_models.combination.rule_registry import (
     TokenRewards,
     group_rule,
     on_last_token,
+    validate_group_members,
 )
-from alarm_models.errors import SampleError, quoted
+from alarm_models.errors import SampleError
 
 __all__ = ["gdpo", "mo_grpo", "validate_group_members"]
 
 #: Keeps a component on which a group agrees from being divided by zero (TRL, verl).
 _EPSILON = 1e-4
-
-_TOGETHER = "send all samples of a group in one request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,26 +126,3 @@ def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRe
             for index, value in enumerate(scale.apply(values)):
                 row[index] += weight * value
     return [tuple(row) for row in rewards]
-
-
-def validate_group_members(
-    groups: Sequence[str | None], params: RuleParams
-) -> list[SampleError | None]:
-    """Return for each sample, by its group's name, why a group rule cannot compare it, or None."""
-    sizes = Counter(groups)
-    return [_group_error(name, sizes[name], params) for name in groups]
-
-
-def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
-    if name is None:
-        problem = "requires groups: send each sample's `group`, equal for one prompt"
-    elif num_samples < 2:
-        problem = f"compares samples, but group {quoted(name)} has only one: {_TOGETHER}"
-    elif params.group_size not in (None, num_samples):
-        problem = (
-            f"has hierarchy.group_size {params.group_size}, but group {quoted(name)} has "
-            f"{num_samples} samples: {_TOGETHER}"
-        )
-    else:
-        return None
-    return SampleError("invalid_sample", f"rule `{params.rule}` {problem}")

@@ -1,17 +1,20 @@
-"""The registry of rules: what a rule declares, what it is given, and the constants it may have."""
+"""The registry of rules: what a rule declares and is given, its constants, and shaping."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, quoted
 
 __all__ = [
     "CONSTANTS",
     "RULES",
+    "SHAPINGS",
     "AspectInput",
     "AspectsCount",
     "Constant",
@@ -19,12 +22,17 @@ __all__ = [
     "RuleInputs",
     "RuleParams",
     "RuleTraits",
+    "Shaping",
     "TokenRewards",
+    "apply_rule",
     "group_rule",
     "is_admitted",
     "normalize",
     "on_last_token",
     "sample_rule",
+    "sigmoid",
+    "validate_group_members",
+    "validate_groups",
 ]
 
 #: The rewards of one sample's tokens, ``[num_tokens]``, or the reason why it has none.
@@ -104,6 +112,31 @@ def normalize(score: float, params: RuleParams) -> float:
 def is_admitted(z: float, params: RuleParams) -> bool:
     """Say whether a sample is past the threshold; equality is."""
     return z >= params.threshold
+
+
+class Shaping(StrEnum):
+    """The shapings that a recipe may name: monotone functions of an aspect's raw values."""
+
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+def sigmoid(value: float) -> float:
+    """Return ``1 / (1 + exp(-value))`` without overflow (the paper's shaping)."""
+    if value >= 0:
+        return 1 / (1 + math.exp(-value))
+    power = math.exp(value)
+    return power / (1 + power)
+
+
+def _identity(value: float) -> float:
+    return value
+
+
+SHAPINGS: Mapping[Shaping, Callable[[float], float]] = {
+    Shaping.SIGMOID: sigmoid,
+    Shaping.NONE: _identity,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,3 +305,41 @@ def _apply_to_sample(function: SampleRule, inputs: RuleInputs, params: RuleParam
 def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:
     """Return token rewards that are 0 but on the last token: ``[num_tokens]``."""
     return (*[0.0] * (num_tokens - 1), value)
+
+
+def apply_rule(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return the rewards of each sample's tokens, or why it has none, in order."""
+    return params.definition.apply(samples, params)
+
+
+def validate_groups(groups: Sequence[str | None], params: RuleParams) -> list[SampleError | None]:
+    """Say of each sample, by its group's name, why the rule cannot serve it whatever it scores."""
+    if params.definition.compares_groups:
+        return validate_group_members(groups, params)
+    return [None] * len(groups)
+
+
+_TOGETHER = "send all samples of a group in one request"
+
+
+def validate_group_members(
+    groups: Sequence[str | None], params: RuleParams
+) -> list[SampleError | None]:
+    """Return for each sample, by its group's name, why a group rule cannot compare it, or None."""
+    sizes = Counter(groups)
+    return [_group_error(name, sizes[name], params) for name in groups]
+
+
+def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
+    if name is None:
+        problem = "wants to know which samples share a prompt: send each one's `group`"
+    elif num_samples < 2:
+        problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
+    elif params.group_size not in (None, num_samples):
+        problem = (
+            f"has hierarchy.group_size {params.group_size}, but group {quoted(name)} has "
+            f"{num_samples} samples: {_TOGETHER}"
+        )
+    else:
+        return None
+    return SampleError("invalid_sample", f"rule `{params.rule}` {problem}")

@@ -1,4 +1,4 @@
-"""The rules by name: the enum that recipes and requests are validated by, and applying a rule."""
+"""All rules, and the enum of their names that recipes and requests are validated by."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from alarm_models.combination import group_rules, sample_rules
-from alarm_models.combination.group_rules import gdpo, mo_grpo, validate_group_members
+from alarm_models.combination.group_rules import gdpo, mo_grpo
 from alarm_models.combination.rule_registry import (
     RULES,
+    SHAPINGS,
     AspectInput,
     RuleInputs,
     RuleParams,
-    TokenRewards,
+    Shaping,
+    apply_rule,
     is_admitted,
     normalize,
     on_last_token,
+    sigmoid,
+    validate_groups,
 )
 from alarm_models.combination.sample_rules import (
     cascade,
@@ -27,7 +31,6 @@ from alarm_models.combination.sample_rules import (
     sum_of_counted,
     veto,
 )
-from alarm_models.combination.shaping import SHAPINGS, Shaping, sigmoid
 from alarm_models.errors import SampleError
 
 __all__ = [
@@ -73,18 +76,6 @@ class Rule(StrEnum):
             for rule in sorted(RULES.values(), key=lambda rule: rule.compares_groups)
         }
     )
-
-
-def apply_rule(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
-    """Return the rewards of each sample's tokens, or why it has none, in order."""
-    return params.definition.apply(samples, params)
-
-
-def validate_groups(groups: Sequence[str | None], params: RuleParams) -> list[SampleError | None]:
-    """Say of each sample, by its group's name, why the rule cannot serve it whatever it scores."""
-    if params.definition.compares_groups:
-        return validate_group_members(groups, params)
-    return [None] * len(groups)
 
 
 def aspects_apply(z: float, params: RuleParams) -> bool:

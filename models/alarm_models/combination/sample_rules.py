@@ -11,8 +11,8 @@ from alarm_models.combination.rule_registry import (
     RuleParams,
     on_last_token,
     sample_rule,
+    sigmoid,
 )
-from alarm_models.combination.shaping import sigmoid
 from alarm_models.errors import SampleError
 
 __all__ = [

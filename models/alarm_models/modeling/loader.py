@@ -7,9 +7,6 @@ transformers changes the process-wide default dtype while it constructs a model.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +47,17 @@ from alarm_models.modeling.heads import (
     weighed_head,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
-from alarm_models.modeling.network import HeadedNetwork, Network, OwnForwardNetwork, WholeNetwork
+from alarm_models.modeling.network import (
+    MODEL_INIT_LOCK,
+    HeadedNetwork,
+    Network,
+    OwnForwardNetwork,
+    WholeNetwork,
+)
 
 __all__ = [
-    "MODEL_INIT_LOCK",
     "BaseModel",
     "CheckpointSource",
-    "ModelInitLock",
     "base_with_gate",
     "base_with_head",
     "base_with_weights",
@@ -66,52 +67,6 @@ __all__ = [
     "token_classifier",
     "token_scorer",
 ]
-
-
-class ModelInitLock:
-    """A lock that forward passes share and the construction of a model holds exclusively."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        #: The threads that run forward passes.
-        self._passes: set[int] = set()
-        self._is_under_way = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Run a forward pass in the block while no model is constructed."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_under_way)
-            self._passes.add(threading.get_ident())
-        try:
-            yield
-        finally:
-            self.give_up(threading.get_ident())
-
-    def give_up(self, thread: int) -> None:
-        """Stop waiting for the pass of a thread that may never end; its result is dropped."""
-        with self._changed:
-            self._passes.discard(thread)
-            if self._is_under_way:
-                self._changed.notify_all()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Construct a model in the block while no forward pass runs; new passes wait."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_under_way)
-            self._is_under_way = True
-            self._changed.wait_for(lambda: not self._passes)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_under_way = False
-                self._changed.notify_all()
-
-
-#: One per process, like the default dtype.
-MODEL_INIT_LOCK = ModelInitLock()
 
 
 _init_context: Any = PreTrainedModel.get_init_context

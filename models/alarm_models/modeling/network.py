@@ -1,8 +1,10 @@
-"""A model on its device: a transformer, and the head that reads it."""
+"""Networks: a transformer with its head, run by forward passes under the model-init lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,7 +24,60 @@ from alarm_models.modeling.inputs import (
 from alarm_models.modeling.padded import pad_batch
 from alarm_models.types import Span
 
-__all__ = ["HeadedNetwork", "Network", "OwnForwardNetwork", "WholeNetwork"]
+__all__ = [
+    "MODEL_INIT_LOCK",
+    "HeadedNetwork",
+    "ModelInitLock",
+    "Network",
+    "OwnForwardNetwork",
+    "WholeNetwork",
+]
+
+
+class ModelInitLock:
+    """A shared lock for forward passes, exclusive for constructing a model."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: The threads that run forward passes.
+        self._passes: set[int] = set()
+        self._is_under_way = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Run the block, a forward pass, while nothing is constructed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_under_way)
+            self._passes.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self.give_up(threading.get_ident())
+
+    def give_up(self, thread: int) -> None:
+        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
+        with self._changed:
+            self._passes.discard(thread)
+            if self._is_under_way:
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Run the block, a construction, while no pass runs; passes that come meanwhile wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_under_way)
+            self._is_under_way = True
+            self._changed.wait_for(lambda: not self._passes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_under_way = False
+                self._changed.notify_all()
+
+
+#: The process's, as its default dtype is.
+MODEL_INIT_LOCK = ModelInitLock()
 
 
 class Network(Protocol):

@@ -15,8 +15,7 @@ import torch
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
-from alarm_models.modeling.loader import MODEL_INIT_LOCK
-from alarm_models.modeling.network import HeadedNetwork, Network
+from alarm_models.modeling.network import MODEL_INIT_LOCK, HeadedNetwork, Network
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool

@@ -1,1 +1,1 @@
-"""The HTTP API: app, routes, schemas' use, middleware and error handlers."""
+"""The HTTP API: app, routes, middleware, authentication, rate limits and error handlers."""

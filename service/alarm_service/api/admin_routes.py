@@ -13,22 +13,21 @@ from alarm_service.api.deps import EngineOf, documented
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.model_set import ModelSet
 from alarm_service.engine.recipe_manager import RecipeChange, RecipeManager
-from alarm_service.schemas import Text
-from alarm_service.validation import FewUnknown
+from alarm_service.schemas import FewUnknown, Text
 
 __all__ = ["router"]
 
-_CLOSED = (
-    (401, "no admin key; the keys of callers open nothing here"),
-    (403, "the server was given no admin key; the message says how to"),
+_KEY_ERRORS = (
+    (401, "no admin key; callers' keys are not accepted here"),
+    (403, "the server has no admin key; the message says how to set one"),
 )
-_TOLD = documented(*_CLOSED)
-_CHANGED = documented(
-    (400, "the body is no JSON, or not the one of its Content-Digest"),
-    *_CLOSED,
+_READ_ERRORS = documented(*_KEY_ERRORS)
+_CHANGE_ERRORS = documented(
+    (400, "the body is not JSON, or does not match its Content-Digest"),
+    *_KEY_ERRORS,
     (404, "no such recipe"),
     (408, "the body did not arrive in time"),
-    (409, "it cannot be done, and all is served as before; the message says why"),
+    (409, "the change is not possible; nothing was changed; the message says why"),
     (413, "the body is over the limit"),
     (422, "the request does not fit the schema"),
     (503, "the server is broken or stopping"),
@@ -48,7 +47,7 @@ class OneRecipe(_Shape):
 class AnyRecipe(_Shape):
     """A recipe by its name, or all."""
 
-    recipe: Text | None = Field(default=None, description="else every recipe", examples=["mini"])
+    recipe: Text | None = Field(default=None, description="by default all", examples=["mini"])
 
 
 class AdminModelOut(BaseModel):
@@ -60,7 +59,7 @@ class AdminModelOut(BaseModel):
 
 
 class AdminRecipeOut(BaseModel):
-    """A served recipe, and its models by the recipe's names for them."""
+    """A served recipe, and its models by the names that the recipe gives them."""
 
     name: str
     fingerprint: str
@@ -68,14 +67,14 @@ class AdminRecipeOut(BaseModel):
 
 
 class ServedOut(BaseModel):
-    """What is served, the default first, and what else may be loaded by name."""
+    """The recipes served, the default first, and those that can be loaded by name."""
 
     recipes: list[AdminRecipeOut]
     available: list[str]
 
 
 class ChangedOut(ServedOut):
-    """The same after a change, and the models that were loaded, kept and let go for it."""
+    """The recipes served after a change, and the models it loaded, kept and released."""
 
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
@@ -92,29 +91,29 @@ _ManagerOf = Annotated[RecipeManager, Depends(_manager)]
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
-@router.get("/recipes", responses=_TOLD)
+@router.get("/recipes", responses=_READ_ERRORS)
 async def recipes(manager: _ManagerOf, engine: EngineOf) -> ServedOut:
-    """List what is loaded, and what may be; nothing is loaded before the server is ready."""
+    """List the loaded and the available recipes; none is loaded before the server is ready."""
     return ServedOut(
         recipes=_recipes(engine.model_set), available=list(manager.sources.available())
     )
 
 
-@router.post("/load", responses=_CHANGED)
+@router.post("/load", responses=_CHANGE_ERRORS)
 async def load(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
-    """Load a recipe, one of the built-in ones or of the operator's folder, beside the others."""
+    """Load a built-in recipe, or one of the operator's folder, in addition to those served."""
     return _changed(manager, engine, await manager.load(body.recipe))
 
 
-@router.post("/unload", responses=_CHANGED)
+@router.post("/unload", responses=_CHANGE_ERRORS)
 async def unload(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
-    """Unload a recipe; requests that it has begun are finished. The last one stays."""
+    """Unload a recipe after its running requests; the last recipe cannot be unloaded."""
     return _changed(manager, engine, await manager.unload(body.recipe))
 
 
-@router.post("/reload", responses=_CHANGED)
+@router.post("/reload", responses=_CHANGE_ERRORS)
 async def reload(body: AnyRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
-    """Read recipes and changed weights again; no request fails, whether it works or not."""
+    """Reload recipes and changed weights; no request fails, even if the reload does."""
     return _changed(manager, engine, await manager.reload(body.recipe))
 
 

@@ -1,4 +1,4 @@
-"""The application: engine, routes and middleware put together."""
+"""The FastAPI application: wires the engine, the routes and the middleware together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ from alarm_service.api import admin_routes, routes, status_routes
 from alarm_service.api.auth import (
     AllowedHostsMiddleware,
     APIKeyMiddleware,
-    RateLimiter,
-    RateLimitMiddleware,
     allowed_hosts,
-    body_tokens,
-    one_request,
 )
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
@@ -41,6 +37,12 @@ from alarm_service.api.middleware import (
     TracingMiddleware,
     TrailingSlashMiddleware,
 )
+from alarm_service.api.rate_limit import (
+    RateLimiter,
+    RateLimitMiddleware,
+    body_tokens,
+    one_request,
+)
 from alarm_service.api_keys import read_admin_keys, read_keys
 from alarm_service.engine.devices import (
     ModelLoader,
@@ -50,7 +52,7 @@ from alarm_service.engine.devices import (
     unchanged_on_disk,
 )
 from alarm_service.engine.engine import EngineLimits, RewardEngine
-from alarm_service.engine.parity_check import require_parity
+from alarm_service.engine.golden_check import check_golden_scores
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
 from alarm_service.engine.reload import FindUnchanged
 from alarm_service.observability.metrics import Metrics
@@ -83,10 +85,10 @@ def create_engine(
     unchanged: FindUnchanged = unchanged_on_disk,
     tracer: Tracer | None = None,
 ) -> RewardEngine:
-    """Make an engine for these recipes; it loads them once it is started."""
+    """Build the engine for these recipes; `RewardEngine.start` loads them."""
     if settings.deterministic:
         require_determinism()
-    # What is remembered of prompts changes the last bits of what comes after.
+    # A cached prefix changes the last bits of the scores that use it.
     num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
     limits = EngineLimits(
         settings.max_queued_tokens,
@@ -101,7 +103,7 @@ def create_engine(
         recipes,
         load,
         unchanged,
-        require_parity,
+        check_golden_scores,
         choose_devices(settings.device),
         limits,
         Metrics(),
@@ -119,11 +121,10 @@ def create_app(
     sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """Make the application; its lifespan loads the models while requests may already come.
+    """Build the application; its lifespan loads the models while requests already queue.
 
-    ``load`` and ``unchanged`` are the seam for stand-in models, ``tracing`` for a stand-in
-    collector; ``sources`` says where recipes are read again; ``on_failure`` is called when loading
-    fails.
+    ``load`` and ``unchanged`` let tests pass stand-in models, ``tracing`` a stand-in collector.
+    ``sources`` says where recipes are reloaded from; ``on_failure`` is called when loading fails.
     """
 
     tracing = tracing or open_tracer_provider(settings)
@@ -134,7 +135,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(engine.start(is_patient=True))
+        starting = asyncio.create_task(engine.start(waits_for_servers=True))
         starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
         try:
             yield

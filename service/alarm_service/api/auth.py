@@ -1,13 +1,10 @@
-"""Who may send requests, and how many: API keys, host names, a token bucket per key."""
+"""Authentication: API keys and admin keys, and the check of the `Host` header."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import ipaddress
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -17,96 +14,37 @@ from alarm_models.errors import quoted
 from alarm_service.api.error_handlers import error_response
 from alarm_service.api_keys import Keys, read_keys
 from alarm_service.engine.fairness import Caller
-from alarm_service.errors import Forbidden, Misdirected, RateLimited, ServiceError, Unauthorized
+from alarm_service.errors import Forbidden, Misdirected, ServiceError, Unauthorized
 from alarm_service.preflight import is_loopback
 from alarm_service.settings import Settings
 
 __all__ = [
     "ADMIN",
-    "BODY_BYTES",
+    "CALLER_INDEX",
     "FREE_PATHS",
     "APIKeyMiddleware",
     "AllowedHosts",
     "AllowedHostsMiddleware",
-    "RateLimitMiddleware",
-    "RateLimiter",
-    "TokenBucket",
     "allowed_hosts",
-    "body_tokens",
     "caller_of",
-    "one_request",
 ]
-
-_MINUTE_S = 60.0
-
-
-@dataclass(slots=True)
-class TokenBucket:
-    """A token bucket that is refilled over a minute; ``level`` is what was left at ``since``.
-
-    A cost above the bucket's capacity passes once the bucket is full, and leaves it negative; a
-    cost of 0 always passes.
-    """
-
-    per_minute: float
-    level: float
-    since: float
-
-    def consume(self, cost: float, now: float) -> float:
-        """Take ``cost`` and return 0, or take nothing and return the seconds to wait."""
-        rate = self.per_minute / _MINUTE_S
-        self.level = min(self.per_minute, self.level + (now - self.since) * rate)
-        self.since = now
-        missing = min(cost, self.per_minute) - self.level
-        if cost > 0 and missing > 0:
-            return missing / rate
-        self.level -= cost
-        return 0.0
-
-
-class RateLimiter:
-    """A token bucket for each caller; callers are few, since each has a key."""
-
-    def __init__(self, per_minute: int, thing: str, now: Callable[[], float]) -> None:
-        self._per_minute = per_minute
-        self._thing = thing
-        self._now = now
-        self._buckets: dict[int | None, TokenBucket] = {}
-
-    def consume(self, caller: int | None, cost: float) -> None:
-        """Take the cost from a caller's bucket; raise `RateLimited` where it is empty."""
-        now = self._now()
-        fresh = TokenBucket(self._per_minute, self._per_minute, now)
-        wait_s = self._buckets.setdefault(caller, fresh).consume(cost, now)
-        if wait_s > 0:
-            raise RateLimited(
-                f"this key may send {self._per_minute} {self._thing} a minute; "
-                f"send this again in {wait_s:.1f} s",
-                retry_after_s=math.ceil(wait_s),
-            )
-
 
 #: The prefix of admin routes.
 ADMIN = "/admin/"
 
-#: The key in a request's scope of its body's size in bytes, set once it was read.
-BODY_BYTES = "alarm_body_bytes"
-
-#: Paths without rate limit and trace: they cost little, and monitoring asks often.
+#: Paths without rate limit and trace: they are cheap, and monitoring requests them often.
 FREE_PATHS = ("/health/", "/metrics")
 
 #: The keys in a request's scope of its API key's index, and of what identifies that key where there
 #: are several.
-_CALLER = "alarm_caller"
+CALLER_INDEX = "alarm_caller"
 _KEY = "alarm_key"
-
-_BYTES_A_TOKEN = 4
 
 
 class APIKeyMiddleware:
     """Requires an API key, as a bearer token or as the password of HTTP Basic.
 
-    Admin routes have keys of their own, and are closed where there are none. Health checks need no
+    Admin routes have their own keys, and are disabled without any. Health checks need no
     key, and other routes need one only where the server has keys.
     """
 
@@ -123,9 +61,9 @@ class APIKeyMiddleware:
                 if scope["path"].startswith(ADMIN):
                     self._require_admin_key(scope)
                 elif self._num_keys:
-                    place = scope[_CALLER] = _find_key(scope, self._keys, "the server's key")
+                    index = scope[CALLER_INDEX] = _find_key(scope, self._keys, "the server's key")
                     if self._num_keys > 1:
-                        scope[_KEY] = self._keys.identity(place)
+                        scope[_KEY] = self._keys.identity(index)
             except ServiceError as error:
                 await _refusal(error)(scope, receive, send)
                 return
@@ -134,7 +72,7 @@ class APIKeyMiddleware:
     def _require_admin_key(self, scope: Scope) -> None:
         if not len(self._admin_keys):
             raise Forbidden(
-                "the admin routes are closed: give the server a key for them (--admin-key-file "
+                "the admin routes are disabled: give the server a key for them (--admin-key-file "
                 "FILE, or ALARM_ADMIN_KEY)"
             )
         _find_key(scope, self._admin_keys, "an admin key")
@@ -146,18 +84,18 @@ def caller_of(scope: Scope) -> Caller:
     return Caller(scope.get(_KEY, ""), f"{host}:{port}")
 
 
-def _find_key(scope: Scope, keys: Keys, wanted: str) -> int:
+def _find_key(scope: Scope, keys: Keys, expected: str) -> int:
     """Return the index of a request's key; raise `Unauthorized`."""
-    key = _key_in(Headers(scope=scope).get("authorization", ""))
-    place = None if key is None else keys.find(key)
-    if place is None:
+    key = _key_of(Headers(scope=scope).get("authorization", ""))
+    index = None if key is None else keys.find(key)
+    if index is None:
         raise Unauthorized(
-            f"send {wanted}: `Authorization: Bearer KEY`, or as the password of Basic"
+            f"send {expected}: `Authorization: Bearer KEY`, or as the password of Basic"
         )
-    return place
+    return index
 
 
-def _key_in(authorization: str) -> bytes | None:
+def _key_of(authorization: str) -> bytes | None:
     scheme, _, given = authorization.partition(" ")
     key = given.strip().encode("latin-1")  # the header's own bytes
     if scheme.lower() == "bearer":
@@ -175,35 +113,6 @@ def _refusal(error: ServiceError) -> Response:
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
-
-
-class RateLimitMiddleware:
-    """Answers 429 to a caller over its rate limit; health, metrics and admin routes have none."""
-
-    def __init__(self, app: ASGIApp, limits: RateLimiter, cost: Callable[[Scope], float]) -> None:
-        self._app = app
-        self._limits = limits
-        self._cost = cost
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, or answer 429."""
-        if scope["type"] == "http" and not scope["path"].startswith((*FREE_PATHS, ADMIN)):
-            try:
-                self._limits.consume(scope.get(_CALLER), self._cost(scope))
-            except ServiceError as error:
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def one_request(_: Scope) -> float:
-    """Return the cost of any request."""
-    return 1
-
-
-def body_tokens(scope: Scope) -> float:
-    """Return an estimate of the tokens in a body that was read."""
-    return float(scope.get(BODY_BYTES, 0) // _BYTES_A_TOKEN)
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts | None:
@@ -247,7 +156,7 @@ class AllowedHosts:
 
 
 class AllowedHostsMiddleware:
-    """Answers 421 to a request whose `Host` is not allowed; one without `Host` is served."""
+    """Answers 421 to requests whose `Host` is not allowed; those without `Host` are served."""
 
     def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app = app
@@ -259,8 +168,8 @@ class AllowedHostsMiddleware:
             for host in Headers(scope=scope).getlist("host"):
                 if host and host not in self._hosts:
                     error = Misdirected(
-                        f"this server does not answer for the host {quoted(host)}: "
-                        "without a key it answers for localhost alone; name the host with "
+                        f"this server does not serve the host {quoted(host)}: "
+                        "without a key it serves localhost only; name the host with "
                         "--allowed-host (ALARM_ALLOWED_HOST), or give the server a key"
                     )
                     await error_response(error)(scope, receive, send)

@@ -33,7 +33,7 @@ def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
 
 
-# Coroutines, though they await nothing: FastAPI would call plain functions in threads.
+# Coroutines, although they await nothing: FastAPI would run plain functions in threads.
 
 
 async def _engine(request: Request) -> RewardEngine:
@@ -60,13 +60,13 @@ TimeoutMs = Annotated[
 
 #: The errors of every route that does work.
 WORK_ERRORS = documented(
-    (400, "the body is no JSON, or not the one of its Content-Digest"),
+    (400, "the body is not JSON, or does not match its Content-Digest"),
     (401, "no key, or a wrong one"),
     (404, "no such model or recipe"),
     (408, "the body did not arrive in time"),
     (413, "the body or the number of samples is over the limit"),
     (422, "the request does not fit the schema"),
-    (429, "the queue is full; `Retry-After` says when to come again"),
+    (429, "the queue is full; `Retry-After` says when to retry"),
     (503, "the server is broken or stopping"),
     (504, "the deadline passed"),
 )
@@ -88,18 +88,20 @@ async def run_until_disconnect(
     Raises `DeadlinePassed` or `ClientDisconnected`; in both cases the work is cancelled first.
     """
     task = asyncio.ensure_future(work)
-    hang_up = asyncio.ensure_future(_disconnected(request))
+    disconnect = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((task, hang_up), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (task, disconnect), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
         if task.done():
             return task.result()
-        if hang_up.done():
+        if disconnect.done():
             raise ClientDisconnected
-        raise DeadlinePassed(f"no result within {timeout_s:g} s; ask again or allow more time")
+        raise DeadlinePassed(f"no result within {timeout_s:g} s; retry, or allow more time")
     finally:
-        for one in (task, hang_up):
+        for one in (task, disconnect):
             one.cancel()
-        await asyncio.gather(task, hang_up, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

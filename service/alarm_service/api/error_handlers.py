@@ -1,4 +1,4 @@
-"""Error responses, which have one shape, and the handlers that make them."""
+"""Error responses, all of one format, and the exception handlers that build them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_MESSAGE = 4000
 
 REQUEST_ID_HEADER = "X-Request-Id"
 
-#: Where the id stands in a request's scope.
+#: The key of the request id in a request's scope.
 REQUEST_ID = "alarm.request_id"
 
 
@@ -46,7 +46,7 @@ def error_response(error: ServiceError) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Handle every error that may leave a route."""
+    """Register a handler for every exception that a route may raise."""
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
@@ -64,7 +64,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return response
 
     @app.exception_handler(ClientDisconnected)
-    async def caller_gone(request: Request, error: ClientDisconnected) -> Response:
+    async def client_disconnected(request: Request, error: ClientDisconnected) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(HTTPException)
@@ -74,8 +74,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return response
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        response = error_response(ServiceError("the server failed; its log says why"))
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        response = error_response(ServiceError("internal error: see the server's log"))
         if REQUEST_ID in request.scope:  # this response passes no middleware
             response.headers[REQUEST_ID_HEADER] = request.scope[REQUEST_ID]
         return response
@@ -83,7 +83,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
     if any(fault["type"] == "json_invalid" for fault in faults):
-        return BadRequest(f"the body is no JSON: {faults[0].get('ctx', {}).get('error', '')}")
+        return BadRequest(f"the body is not JSON: {faults[0].get('ctx', {}).get('error', '')}")
     return Invalid(format_validation_errors(faults, within=str(faults[0]["loc"][0])))
 
 
@@ -92,7 +92,7 @@ def _from_http(error: HTTPException) -> ServiceError:
         return BadRequest("the body cannot be read as JSON in UTF-8")
     if error.status_code == 404:
         return NotFound("no such path; see /docs")
-    answer = ServiceError(str(error.detail))
-    answer.status = error.status_code
-    answer.code = str(error.detail).lower().replace(" ", "_")
-    return answer
+    response = ServiceError(str(error.detail))
+    response.status = error.status_code
+    response.code = str(error.detail).lower().replace(" ", "_")
+    return response

@@ -17,23 +17,30 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from alarm_service.api.auth import BODY_BYTES
+from alarm_service.api.middleware import BODY_BYTES
 from alarm_service.errors import BadRequest, TooLarge
 from alarm_service.json_pieces import TooManyValues, read_json
 from alarm_service.settings import Settings
 
-__all__ = ["REQUESTS_A_ROLLOUT", "LargeBodies", "OffLoopRoute", "answered", "is_large", "off_loop"]
+__all__ = [
+    "REQUESTS_PER_ROLLOUT",
+    "LargeBodies",
+    "OffLoopRoute",
+    "is_large",
+    "large_response",
+    "off_loop",
+]
 
 _T = TypeVar("_T")
 
 #: A smaller body is parsed in a few milliseconds; handing it to a thread would cost more.
 _LARGE_BYTES = 128 << 10
 
-#: Bodies that are parsed at once: each takes several times its size in memory meanwhile.
+#: Bodies parsed concurrently: each takes several times its size in memory meanwhile.
 _NUM_THREADS = 2
 
 #: Old trainers send a whole rollout in one request, and cannot be configured to send less.
-REQUESTS_A_ROLLOUT = 64
+REQUESTS_PER_ROLLOUT = 64
 
 
 class LargeBodies:
@@ -49,7 +56,7 @@ class LargeBodies:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="parse")
 
     async def run(self, call: Callable[[], _T]) -> _T:
-        """Run a plain function in one of them."""
+        """Run a plain function in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, call)
 
     def _run(self, call: Callable[[], _T]) -> _T:
@@ -72,7 +79,7 @@ class LargeBodies:
 class OffLoopRoute(APIRoute):
     """A route whose body, where it is large, is parsed and validated in a thread.
 
-    Values and errors are those of FastAPI.
+    Values and errors are the same as FastAPI's.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -105,14 +112,14 @@ async def off_loop(request: Request, call: Callable[[], _T]) -> _T:
     return call()
 
 
-async def answered(
+async def large_response(
     request: Request,
     response: BaseModel,
     rows_name: str,
-    make_rows: Sequence[Callable[[], BaseModel]],
+    row_makers: Sequence[Callable[[], BaseModel]],
 ) -> Response:
     """Serialize a response in a thread: the ``response`` without rows, and its rows one by one."""
-    write = partial(_written, response, rows_name, make_rows)
+    write = partial(_serialize, response, rows_name, row_makers)
     content = await request.app.state.large_bodies.run(write)
     return Response(content, media_type="application/json")
 
@@ -127,9 +134,9 @@ def _read(body: bytes, field: Any, settings: Settings) -> Any:
     try:
         tree = read_json(body)
     except json.JSONDecodeError as error:
-        raise BadRequest(f"the body is no JSON: {error.msg}") from error
+        raise BadRequest(f"the body is not JSON: {error.msg}") from error
     except TooManyValues as error:
-        raise TooLarge(f"{error}, beside spans: send its samples in several requests") from error
+        raise TooLarge(f"{error}, without spans: send the samples in several requests") from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("the body cannot be read as JSON in UTF-8") from error
     _require_few(tree, settings)
@@ -142,15 +149,15 @@ def _read(body: bytes, field: Any, settings: Settings) -> Any:
 def _require_few(tree: Any, settings: Settings) -> None:
     """Raise `TooLarge` for more items than any route takes, before each is validated."""
     for name, items in tree.items() if isinstance(tree, dict) else [("the body", tree)]:
-        most = settings.max_samples * (1 if name == "samples" else REQUESTS_A_ROLLOUT)
+        most = settings.max_samples * (1 if name == "samples" else REQUESTS_PER_ROLLOUT)
         if isinstance(items, list) and len(items) > most:
             more = ": send them in several requests" if name == "samples" else ""
             raise TooLarge(f"{name[:200]} has {len(items)} items, a request may have {most}{more}")
 
 
-def _written(
-    response: BaseModel, rows_name: str, make_rows: Sequence[Callable[[], BaseModel]]
+def _serialize(
+    response: BaseModel, rows_name: str, row_makers: Sequence[Callable[[], BaseModel]]
 ) -> bytes:
-    rows = b",".join(make().model_dump_json().encode() for make in make_rows)
+    rows = b",".join(make().model_dump_json().encode() for make in row_makers)
     before, found, after = response.model_dump_json().partition(f'"{rows_name}":[]')
     return b"".join((before.encode(), found[:-1].encode(), rows, b"]", after.encode()))

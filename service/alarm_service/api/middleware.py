@@ -17,7 +17,7 @@ from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_service.api.auth import BODY_BYTES, FREE_PATHS
+from alarm_service.api.auth import FREE_PATHS
 from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.errors import (
@@ -33,6 +33,7 @@ from alarm_service.observability.repeated_log import RepeatedLog
 from alarm_service.observability.tracing import request_span
 
 __all__ = [
+    "BODY_BYTES",
     "AccessLogMiddleware",
     "BodyLimitMiddleware",
     "DrainMiddleware",
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 _log = structlog.get_logger()
+
+#: The key in a request's scope of its body's size in bytes, set once the body was read.
+BODY_BYTES = "alarm_body_bytes"
 
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -89,11 +93,11 @@ def route_label(path: str) -> str:
 
 
 class AccessLogMiddleware:
-    """Counts, times and logs each request by its route's label; what no route matches is `other`.
+    """Counts, times and logs requests by route label; a path without a route is `other`.
 
     A request that other middleware refused was not routed: its label is that of the first of
-    ``routes`` that matches. Errors of one status share a log line a second: anybody can cause them,
-    also without a key.
+    ``routes`` that matches. Errors of one status share one log line per second, since clients
+    without a key can cause them too.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
@@ -187,8 +191,8 @@ class HeadMiddleware:
 class DrainMiddleware:
     """Answers 503 to every request that is still running when the drain time is over.
 
-    Whether it waits for the models, for the device or for the rest of its body: it is cancelled,
-    and its client can retry on another server. A response that was started is cut short.
+    The request is cancelled, whether it waits for the models, for a device or for the rest of its
+    body, and its client can retry on another server. A response that was started is cut short.
     """
 
     def __init__(self, app: ASGIApp, life: Lifecycle) -> None:
@@ -256,18 +260,18 @@ _SHA_256 = re.compile(r"sha-256=:([^:]*):")
 
 
 def content_digest(body: bytes) -> str:
-    """Return the header's value for a body."""
+    """Return the value of `Content-Digest` for a body."""
     digest = base64.b64encode(hashlib.sha256(body).digest())
     return f"sha-256=:{digest.decode()}:"
 
 
 def is_intact(digest: str, header: str) -> bool:
-    """Say whether a body's digest is the one of its header; True where that names no sha-256."""
+    """Say whether a body's digest matches its header; True if the header names no sha-256."""
     found = _SHA_256.search(header)
     return found is None or found.group() == digest
 
 
-#: The bytes of all bodies that are being received, in bodies of the largest size.
+#: Bound of all bodies that are being received, in bodies of the maximum size.
 _MAX_ARRIVING = 8
 
 #: A smaller body is hashed faster than it is handed to a thread.
@@ -328,7 +332,7 @@ class BodyLimitMiddleware:
                 body = await self._read(headers, receive)
             digest = "" if body is None else await _digest(body)
             if not is_intact(digest, headers.get("content-digest", "")):
-                raise CorruptedBody("the body does not fit its Content-Digest: send it again")
+                raise CorruptedBody("the body does not match its Content-Digest: send it again")
         except TimeoutError:
             await self._refuse_slow(scope, receive, send)
             return
@@ -338,7 +342,7 @@ class BodyLimitMiddleware:
         if body is None:  # the client disconnected
             return
         scope[BODY_BYTES] = len(body)
-        await self._app(scope, _replay(body, receive), _naming(digest, send))
+        await self._app(scope, _replay(body, receive), _with_request_digest(digest, send))
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         declared = headers.get("content-length", "")
@@ -364,7 +368,7 @@ class BodyLimitMiddleware:
             raise self._too_large()
         if self._num_arriving > _MAX_ARRIVING * self._max_bytes:
             raise Overloaded(
-                f"{self._num_arriving} bytes of bodies are arriving; send this one again later",
+                f"{self._num_arriving} bytes of request bodies are being received; retry later",
                 retry_after_s=1,
             )
 
@@ -387,16 +391,16 @@ async def _digest(body: bytes) -> str:
     return await asyncio.to_thread(content_digest, body)
 
 
-def _naming(digest: str, send: Send) -> Send:
+def _with_request_digest(digest: str, send: Send) -> Send:
     """Return a `send` that adds the digest of the request's body to the response."""
 
-    async def name(message: Message) -> None:
+    async def add_digest(message: Message) -> None:
         if message["type"] == "http.response.start":
             # For clients of version 0.1.0, which refuse a response with one digest of the two.
             MutableHeaders(scope=message)["Request-Content-Digest"] = digest
         await send(message)
 
-    return name
+    return add_digest
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection, its headers bounded in size, number and time."""
+"""uvicorn's HTTP/1.1 protocol with bounded headers: size, number and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from alarm_service.errors import (
 
 __all__ = ["HeaderLimits", "bounded_protocol"]
 
-#: Bytes that the parser is given at once; what is counted lags behind by no more.
+#: Bytes passed to the parser at once; counts lag behind by at most as many.
 _PIECE_BYTES = 64 << 10
 
 #: What most servers and proxies accept, and more than a browser sends.
@@ -67,7 +67,7 @@ def bounded_protocol(limits: HeaderLimits) -> type[HttpToolsProtocol]:
 class _Protocol(HttpToolsProtocol):
     """Refuses a request over the limits with an error response, and closes the connection.
 
-    The parser keeps an unfinished header to itself, so bytes are counted as they come. Requests
+    The parser does not report an unfinished header, so bytes are counted as they arrive. Requests
     that were sent before the refused one on the same connection are answered first. Trailers are
     counted like headers, and not read: a request's headers are those it began with.
     """
@@ -78,7 +78,7 @@ class _Protocol(HttpToolsProtocol):
         self._is_in_message = False
         self._is_in_head = False
         self._num_begun = 0
-        self._head_bytes = 0  # as they came; none of a piece that began with another request
+        self._head_bytes = 0  # as received; without pieces that began in another request
         self._parsed_bytes = 0  # of the URL and the headers that are complete
         self._body_bytes = 0
         self._num_chunks = 0
@@ -160,8 +160,8 @@ class _Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._fail(
                 Overloaded(
-                    f"{_MAX_PIPELINED} requests wait on this connection: send more once they are "
-                    "answered",
+                    f"{_MAX_PIPELINED} requests are pending on this connection: read their "
+                    "responses first",
                     retry_after_s=1,
                 )
             )
@@ -214,7 +214,7 @@ class _Protocol(HttpToolsProtocol):
             self._close_timer.cancel()
             self._close_timer = None
 
-    # Answers.
+    # Responses.
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or answer the refused one after the last."""

@@ -16,7 +16,7 @@ from alarm_service.api.deps import (
     run_until_disconnect,
     timeout_s,
 )
-from alarm_service.api.large_bodies import OffLoopRoute, answered, is_large, off_loop
+from alarm_service.api.large_bodies import OffLoopRoute, is_large, large_response, off_loop
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.errors import TooLarge
 from alarm_service.schemas import (
@@ -48,7 +48,7 @@ async def score(
     caller: CallerOf,
     timeout_ms: TimeoutMs = None,
 ) -> ScoreResponse | Response:
-    """Score samples with one model: raw logits unless its recipe names an activation."""
+    """Score samples with one model: raw logits, unless its recipe sets an activation."""
     _check_samples(body.samples, settings)
     samples = await off_loop(request, lambda: [sample_in(sample) for sample in body.samples])
     work = engine.score(body.model, samples, caller)
@@ -62,7 +62,9 @@ async def score(
             num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
         ),
     )
-    return await answered(request, response, "scores", rows) if is_large(request) else response
+    return (
+        await large_response(request, response, "scores", rows) if is_large(request) else response
+    )
 
 
 @router.post("/hierarchical_reward", responses=WORK_ERRORS, response_model=RewardResponse)
@@ -92,7 +94,9 @@ async def hierarchical_reward(
             num_tokens=rewards.num_tokens, num_computed_tokens=rewards.num_computed_tokens
         ),
     )
-    return await answered(request, response, "rewards", rows) if is_large(request) else response
+    return (
+        await large_response(request, response, "rewards", rows) if is_large(request) else response
+    )
 
 
 def _check_samples(samples: list[SampleIn], settings: Settings) -> None:

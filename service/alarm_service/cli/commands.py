@@ -37,10 +37,11 @@ def add_score(commands: Subparsers) -> None:
         help="JSON lines, one sample per line as in a request; - reads standard input",
     )
     parser.add_argument(
-        "--out", type=Path, help="output file, written after all samples are scored, so it "
-        "may be the "
-        "input file; default: standard output",
-    )  # fmt: skip
+        "--out",
+        type=Path,
+        help="output file, written after all samples are scored, so it may be the input file; "
+        "default: standard output",
+    )
     add_settings(parser, LOCAL)
 
 
@@ -60,7 +61,7 @@ def add_record(commands: Subparsers) -> None:
         commands,
         "record",
         _run_record,
-        "store samples with their scores for a recipe's parity check",
+        "store samples with their scores for a recipe's golden check (key `parity`)",
     )
     parser.add_argument(
         "file",
@@ -118,17 +119,17 @@ def probe(settings: Settings) -> tuple[bool, str]:
     try:
         connection = _connection(host, settings.port, is_tls=settings.tls_certificate is not None)
     except http.client.InvalidURL:
-        return False, f"{host!r} is no host that can be asked"
+        return False, f"{host!r} is not a valid host"
     with closing(connection):
         try:
             connection.request("GET", "/health/ready")
-            answer = connection.getresponse()
-            reason = _reason(answer.read())
+            response = connection.getresponse()
+            reason = _reason(response.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
-            return False, f"no server answers on {host} port {settings.port}: {error!r}"
+            return False, f"no server responds on {host} port {settings.port}: {error!r}"
     if reason is None:
-        return False, "what answers is no reward server"
-    return answer.status == 200, reason
+        return False, "the response is not from a reward server"
+    return response.status == 200, reason
 
 
 def _connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:

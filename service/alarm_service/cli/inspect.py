@@ -1,4 +1,4 @@
-"""`alarm inspect`: what a checkpoint is, how it is read, and a recipe ready to serve."""
+"""`alarm inspect`: reports how a checkpoint is read, and writes a recipe for it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from alarm_service.settings import Settings
 
 __all__ = ["add_inspect"]
 
-#: What is scored to show that the recipe works.
+#: The sample that is scored to show that the recipe works.
 _PROMPT, _COMPLETION = "What is the capital of France?", "The capital of France is Paris."
 
 
 def add_inspect(commands: Subparsers) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "inspect", _run_inspect, "say how a checkpoint is read, and make its recipe"
+        commands, "inspect", _run_inspect, "report how a checkpoint is read, and write its recipe"
     )
     parser.add_argument("checkpoint", help="a folder or a hub id")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
     parser.add_argument("--json", action="store_true", help="print JSON rather than a table")
     parser.add_argument(
-        "--no-score", action="store_true", help="read the files alone, and load no weights"
+        "--no-score", action="store_true", help="read the configuration only, and load no weights"
     )
     add_settings(parser, ("template", "set", "device"))
 

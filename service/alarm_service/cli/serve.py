@@ -1,4 +1,4 @@
-"""`alarm serve`: recipes over HTTP."""
+"""`alarm serve`: serves recipes over HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alarm_models.recipe.from_checkpoint import SOURCE
 from alarm_models.recipe.loader import load_recipes
 from alarm_models.recipe.schema import Recipe
 from alarm_service.cli.options import Subparsers, add_command, add_settings, settings_of
-from alarm_service.observability.logging import capture_strays, configure_logs, log_stream
+from alarm_service.observability.logging import capture_uncaught, configure_logs, log_stream
 from alarm_service.preflight import (
     listen,
     require_safe_exposure,
@@ -34,7 +34,7 @@ def add_serve(commands: Subparsers) -> None:
 
 
 def _keys(recipe: Recipe) -> dict[str, object]:
-    """Return what a recipe says of its models, less what it leaves at the default."""
+    """Return the keys of a recipe's models that differ from the defaults."""
     return {
         name: {"kind": spec.kind, **spec.model_dump(mode="json", exclude_defaults=True)}
         for name, spec in recipe.models.items()
@@ -52,10 +52,10 @@ def _run_serve(options: argparse.Namespace) -> int:
     listener = listen(settings.host, settings.port)
     # Configure logging first, so that what libraries log at import is JSON too.
     configure_logs(settings.log_level, log_stream(sys.stderr.fileno()))
-    capture_strays()
+    capture_uncaught()
     for source, recipe in zip(settings.recipe, recipes, strict=True):
         if source.startswith(SOURCE):
-            _log.info("recipe made of a checkpoint", recipe=recipe.name, models=_keys(recipe))
+            _log.info("recipe derived from a checkpoint", recipe=recipe.name, models=_keys(recipe))
     # Importing torch takes seconds; callers that connect meanwhile wait in the listen backlog.
     with gc_frozen_imports():
         from alarm_service.server import serve

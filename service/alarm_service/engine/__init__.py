@@ -1,1 +1,1 @@
-"""The scoring engine: admission control, queue, batching, device workers, model sets, reload."""
+"""The scoring engine: admission control, scheduler, device workers, model sets, reload."""

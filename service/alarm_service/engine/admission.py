@@ -16,17 +16,17 @@ from alarm_service.errors import Overloaded
 
 __all__ = ["Admission", "Throughput", "content_of", "estimate_tokens"]
 
-#: Characters a token, and tokens a template: an estimate, since a full queue tokenises nothing.
+#: Characters per token, and tokens per template: an estimate, made before tokenization.
 _CHARACTERS_A_TOKEN = 4
 _TEMPLATE_TOKENS = 16
 
-#: Tokens that may wait for capacity: a multiple of the queue, and before a small queue what fits in
-#: a few megabytes, since those that wait are trainers that stop when they are refused.
-_LINE_QUEUES = 8
-_SHORTEST_LINE = 1_000_000
+#: Tokens that may wait for capacity: a multiple of the queue, and for a small queue what fits in a
+#: few megabytes, since the callers that wait are trainers that stop when they are refused.
+_MAX_WAITING_QUEUES = 8
+_MIN_WAITING_TOKENS = 1_000_000
 
 #: Characters at either end of a text that identify a request that is sent again.
-_END = 64
+_EDGE = 64
 
 #: A queue of this many tokens keeps the devices busy: two large batches.
 _BUSY_TOKENS = 16_384
@@ -48,11 +48,11 @@ _MAX_RESERVED = 4096
 #: clients add jitter of up to half.
 _LATE_TIMES, _LATE_S = 0.5, 10.0
 
-#: What is assumed before anything was measured, and the seconds of measuring that it counts for.
+#: The throughput assumed before any measurement, and its weight in seconds.
 _ASSUMED_TOKENS_PER_S = 1000.0
 _ASSUMED_S = 1.0
 
-#: The seconds of work in which what was measured before halves its weight.
+#: After as many seconds of work, a measurement counts half.
 _HALF_LIFE_S = 60.0
 
 
@@ -76,11 +76,11 @@ def content_of(samples: Sequence[Sample]) -> int:
     It covers the ends of the texts only: most requests are admitted at once and never need it.
     """
     texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
-    return hash(tuple((len(text), text[:_END], text[-_END:]) for text in texts))
+    return hash(tuple((len(text), text[:_EDGE], text[-_EDGE:]) for text in texts))
 
 
 class Throughput:
-    """Tokens a second, of requests that were done while others waited."""
+    """Measured throughput in tokens per second, while requests were waiting."""
 
     def __init__(self, assumed_tokens_per_s: float = _ASSUMED_TOKENS_PER_S) -> None:
         self._tokens = assumed_tokens_per_s * _ASSUMED_S
@@ -98,7 +98,7 @@ class Throughput:
         return self._tokens / self._seconds
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Count tokens that were done after so many seconds of work."""
+        """Record tokens that were scored in this many seconds of work."""
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
         self._tokens = kept * self._tokens + num_tokens
         self._seconds = kept * self._seconds + seconds
@@ -111,7 +111,8 @@ class _Claim:
 
     A refused request has one until ``expires``. A request that waits in the server has a ``turn``,
     which is set once there is capacity. A request that is sent again is identified by its
-    ``content``, since it may use another connection than before; ``former`` are the earlier ones.
+    ``content``, since it may use another connection than before; earlier ones are
+    ``former_connections``.
     """
 
     caller: Caller
@@ -122,10 +123,10 @@ class _Claim:
     order: tuple[float, float]
     expires: float = math.inf
     turn: asyncio.Future[None] | None = None
-    former: set[str] = field(default_factory=set)
+    former_connections: set[str] = field(default_factory=set)
 
     @property
-    def known_by(self) -> tuple[str, int, int]:
+    def identity(self) -> tuple[str, int, int]:
         """What identifies a request that is sent again."""
         return self.caller.key, self.content, self.num_tokens
 
@@ -166,15 +167,15 @@ class Admission:
         self.throughput = throughput or Throughput()
         self.num_queued = 0
         self._admitted: VirtualTimes[str] = VirtualTimes()
-        #: Tokens in the queue, by flow.
-        self._held: dict[str, int] = {}
-        #: In order, and by what a request that comes again is known by.
+        #: Queued tokens by flow.
+        self._queued_by_flow: dict[str, int] = {}
+        #: All claims in order, and by the identity of their requests.
         self._claims: list[_Claim] = []
         self._by_content: dict[tuple[str, int, int], list[_Claim]] = {}
         self._num_reserved = 0
         self._next_expiry = math.inf
         self._num_claims = 0
-        #: Whose turn has just come: it calls `admit` next.
+        #: The claim that was granted last: its request calls `admit` next.
         self._due: _Claim | None = None
         self._empty_since = -math.inf
         self._busy_since: float | None = None
@@ -196,9 +197,9 @@ class Admission:
         capacity.
         """
         self._expire()
-        longest = max(_SHORTEST_LINE, _LINE_QUEUES * self._max)
-        in_line = sum(claim.num_tokens for claim in self._claims if claim.turn is not None)
-        if in_line and in_line + num_tokens > longest:
+        most = max(_MIN_WAITING_TOKENS, _MAX_WAITING_QUEUES * self._max)
+        num_waiting = sum(claim.num_tokens for claim in self._claims if claim.turn is not None)
+        if num_waiting and num_waiting + num_tokens > most:
             raise self._overloaded(num_tokens, caller, None)
         claim = self._claim(num_tokens, caller, 0)
         claim.turn = asyncio.get_running_loop().create_future()
@@ -208,7 +209,7 @@ class Admission:
             self._due = claim
             asyncio.get_running_loop().call_soon(self._lapse, claim)
         except BaseException:
-            self._give_up(claim)
+            self._cancel(claim)
             raise
 
     @contextmanager
@@ -266,7 +267,7 @@ class Admission:
         self._change(-num_tokens, flow)
         if not self.num_queued and not self._claims:
             self._admitted = VirtualTimes()  # nothing waits: all callers start equal
-        self._admitted.forget({claim.flow for claim in self._claims})
+        self._admitted.evict_idle({claim.flow for claim in self._claims})
         self._grant()
 
     def _has_capacity(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
@@ -281,8 +282,8 @@ class Admission:
             return True
         if not before and level + num_tokens <= self._max:
             # It need not wait for what others have queued beyond their shares.
-            held = self._held.get(caller.flow, 0) + num_tokens
-            if held <= limit / len({caller.flow, *self._held}):
+            queued = self._queued_by_flow.get(caller.flow, 0) + num_tokens
+            if queued <= limit / len({caller.flow, *self._queued_by_flow}):
                 return True
         return claim is not None and not before and level <= limit / 2
 
@@ -325,10 +326,10 @@ class Admission:
                 continue
             if claim.caller.connection == caller.connection:
                 return claim
-            if by_content is None and caller.connection not in claim.former:
+            if by_content is None and caller.connection not in claim.former_connections:
                 by_content = claim
         if by_content is not None:
-            by_content.former.add(by_content.caller.connection)
+            by_content.former_connections.add(by_content.caller.connection)
             by_content.caller = caller
         return by_content
 
@@ -339,7 +340,7 @@ class Admission:
         self._admitted.charge(caller.flow, num_tokens)
         claim = _Claim(caller, caller.flow, content, num_tokens, start, order)
         insort(self._claims, claim, key=_order)
-        self._by_content.setdefault(claim.known_by, []).append(claim)
+        self._by_content.setdefault(claim.identity, []).append(claim)
         self._num_reserved += num_tokens
         return claim
 
@@ -348,23 +349,23 @@ class Admission:
         if at == len(self._claims) or self._claims[at] is not claim:
             return False
         del self._claims[at]
-        alike = self._by_content[claim.known_by]
+        alike = self._by_content[claim.identity]
         alike.remove(claim)
         if not alike:
-            del self._by_content[claim.known_by]
+            del self._by_content[claim.identity]
         self._num_reserved -= claim.num_tokens
         return True
 
-    def _give_up(self, claim: _Claim) -> None:
+    def _cancel(self, claim: _Claim) -> None:
         if self._remove(claim):
             self._admitted.charge(claim.flow, -claim.num_tokens)
             self._grant()
 
     def _lapse(self, claim: _Claim) -> None:
-        """Give up a reservation whose turn came and was not used."""
+        """Cancel a claim that was granted and not used."""
         if self._due is claim:
             self._due = None
-            self._give_up(claim)
+            self._cancel(claim)
 
     def _expire(self) -> None:
         now = self._now()
@@ -393,19 +394,19 @@ class Admission:
             claim.expires = self._now() + (1 + _LATE_TIMES) * retry_after_s + _LATE_S
             self._next_expiry = min(self._next_expiry, claim.expires)
         self._observe(self.num_queued, self._num_reserved)
-        others = f", {before} have a place before this request," if before else ""
+        others = f", {before} are reserved before this request," if before else ""
         return Overloaded(
-            f"{self.num_queued} tokens are queued{others} and {self.max_tokens()} may be; send "
-            f"these {num_tokens} again in {retry_after_s} s",
+            f"{self.num_queued} tokens are queued{others} and the limit is {self.max_tokens()}; "
+            f"send these {num_tokens} again in {retry_after_s} s",
             retry_after_s=retry_after_s,
         )
 
     def _change(self, num_tokens: int, flow: str) -> None:
         self._measure()
         self.num_queued += num_tokens
-        self._held[flow] = self._held.get(flow, 0) + num_tokens
-        if not self._held[flow]:
-            del self._held[flow]
+        self._queued_by_flow[flow] = self._queued_by_flow.get(flow, 0) + num_tokens
+        if not self._queued_by_flow[flow]:
+            del self._queued_by_flow[flow]
         if not self.num_queued:
             self._empty_since = self._now()
         is_busy = self.num_queued >= min(_BUSY_TOKENS, self.max_tokens() / 4) and self._is_ready()

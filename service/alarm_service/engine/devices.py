@@ -24,7 +24,7 @@ from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Sample, Score, Span
 from alarm_service.engine.lifecycle import Lifecycle
 from alarm_service.engine.model_set import LoadedModel, ServedModel
-from alarm_service.engine.queue import RequestQueue
+from alarm_service.engine.scheduler import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
 
@@ -63,7 +63,7 @@ def load_models(
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= num:
         raise CheckpointError(
-            f"device: there is no {device} here; torch finds {num} GPU{'s' * (num != 1)}"
+            f"device: there is no {device}; torch finds {num} GPU{'s' * (num != 1)}"
         )
     loader = Loader(device, max_remembered_bytes=max_remembered_bytes)
     return {key: loader.load(served.spec, served.fields) for key, served in wanted.items()}
@@ -87,7 +87,7 @@ def release_unused_memory() -> None:
 
 
 def require_determinism() -> None:
-    """Have torch raise where it would use a kernel that may give other bits the next time."""
+    """Make torch raise instead of using a nondeterministic kernel."""
     # cuBLAS reads it as it starts; without it torch refuses its matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -104,7 +104,7 @@ _COMPLETION = "It is. Yes, it is warm in here now."
 async def in_daemon_thread(call: Callable[[], _T]) -> _T:
     """Run a plain function on a thread that ends with the process.
 
-    A download can take hours; a server that stops does not wait for it.
+    A download can take hours; shutdown does not wait for it.
     """
     future: Future[_T] = Future()
 
@@ -140,7 +140,7 @@ def warm_up_sample(served: ServedModel) -> Sample:
 
 
 def shortest_warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample that fits where the other is over a small limit of the recipe's."""
+    """Return a sample for models whose token limit the usual warm-up sample exceeds."""
     sample = warm_up_sample(served)
     fields = dict.fromkeys(sample.fields, "?")
     return replace(sample, prompt="?", completion=".", fields=fields, token_offsets=(Span(0, 1),))
@@ -150,20 +150,20 @@ def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
     """Raise `RecipeError` unless a score has the outputs that recipes name; ``named`` is by key."""
     for key, name in named.items():
         if name not in (score.outputs or {}):
-            there = ", ".join(score.outputs or ()) or "none"
-            raise RecipeError(f"{key} is {name!r}; the model's outputs are: {there}")
+            known = ", ".join(score.outputs or ()) or "none"
+            raise RecipeError(f"{key} is {name!r}; the model's outputs are: {known}")
 
 
-#: Where measuring starts and ends.
+#: The smallest and the largest batch measured, in tokens.
 _FIRST, _LAST = 1024, 1 << 16
 
 #: No budget is smaller unless the device is: a group with a long prompt should fit.
 MIN_BATCH_TOKENS = 8192
 
-#: How much faster per token a larger batch has to be.
+#: By which factor a larger batch must be faster per token.
 _GAIN = 1.05
 
-#: Requests wait for their whole batch: it need not take longer than this.
+#: Requests wait for their whole batch: larger ones than this are not tried.
 _LONGEST_S = 0.5
 
 
@@ -194,7 +194,7 @@ def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
 def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
     """Double the tokens of a batch while it fits, gets faster per token and is short enough.
 
-    ``seconds`` runs a batch of that many tokens and says what it took; it may raise
+    ``seconds`` runs a batch of that many tokens and returns its duration; it may raise
     `torch.OutOfMemoryError`.
     """
     best, best_rate = _FIRST, 0.0
@@ -234,7 +234,7 @@ class DevicePool:
     def __init__(
         self,
         devices: Sequence[torch.device],
-        waiting: RequestQueue,
+        queue: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
         tracer: Tracer,
@@ -245,7 +245,7 @@ class DevicePool:
         self._threads = [
             DeviceWorker(
                 index,
-                waiting,
+                queue,
                 metrics,
                 life,
                 tracer,
@@ -262,9 +262,9 @@ class DevicePool:
         return sum(thread.num_given_up() for thread in self._threads)
 
     def is_running(self) -> bool:
-        """Say whether a device's thread runs; Python must not be finalized while one does.
+        """Whether a device's thread runs; Python must not be finalized while one does.
 
-        A forward pass cannot be interrupted: a process that is to end meanwhile ends by `os._exit`.
+        A forward pass cannot be interrupted: a process that stops meanwhile uses `os._exit`.
         """
         return any(thread.is_running() for thread in self._threads)
 
@@ -278,19 +278,19 @@ class DevicePool:
     ) -> dict[str, LoadedModel]:
         """Load models onto each device; those that need none are loaded once.
 
-        Each model is appended to ``made`` once it is loaded: where a later one cannot be, the
-        caller has to close these. ``is_measured`` runs batches on a GPU to find each model's
-        budget of tokens; on a CPU a batch is bound by its arithmetic long before the budget that
-        there is.
+        Each model is appended to ``made`` once it is loaded: if a later one fails to load, the
+        caller must close these. ``is_measured`` runs batches on a GPU to find each model's
+        budget of tokens; on a CPU, arithmetic bounds a batch long before the default
+        budget.
         """
         replicas: dict[str, list[Model]] = {key: [] for key in wanted}
-        asked = wanted
+        remaining = wanted
         for device in self.devices:
-            models = load(asked, device) if asked else {}
+            models = load(remaining, device) if remaining else {}
             made += models.values()
             for key, model in models.items():
                 replicas[key].append(model)
-            asked = {
+            remaining = {
                 key: wanted[key]
                 for key, model in models.items()
                 if not isinstance(model, HostModel)

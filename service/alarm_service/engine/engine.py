@@ -1,4 +1,4 @@
-"""RewardEngine: admission, the active model set and the scoring pipeline."""
+"""RewardEngine: admission control, the active model set and the scoring pipeline."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from alarm_service.engine.devices import (
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, LifecycleState, draining_error
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ModelSetHolder
-from alarm_service.engine.pipeline import ModelScores, ScoringPipeline
-from alarm_service.engine.queue import RequestQueue, TimedOut
+from alarm_service.engine.pipeline import CancellableThreadPool, ModelScores, ScoringPipeline
 from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, OnBlocked
-from alarm_service.engine.threads import CancellableThreadPool
+from alarm_service.engine.scheduler import RequestQueue, TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 
@@ -58,9 +57,9 @@ _log = structlog.get_logger()
 class RewardEngine:
     """Scores samples with the models of the current model set; each device has a replica of each.
 
-    Requests that come while the first models load wait; ``load`` and ``unchanged`` run in threads
-    of their own. The model set can be changed once `life` is ready. ``check`` sees each recipe
-    before it is served, and raises where it must not be.
+    Requests that arrive while the first models load wait; ``load`` and ``unchanged`` run in their
+    own threads. The model set can be changed once `life` is ready. ``check`` is called with
+    each recipe before it is served, and raises if it must not be.
     """
 
     def __init__(
@@ -81,34 +80,34 @@ class RewardEngine:
         self.life = Lifecycle(first.catalog.models)
         self._check = check
         self._model_sets = ModelSetHolder(first, release_unused_memory)
-        self._waiting = RequestQueue(
+        self._queue = RequestQueue(
             limits.max_batch_tokens or MIN_BATCH_TOKENS, limits.forward_timeout_s
         )
         self.device_pool = DevicePool(
             devices,
-            self._waiting,
+            self._queue,
             metrics,
             self.life,
             tracer,
             forward_timeout_s=limits.forward_timeout_s,
         )
         self.pipeline = ScoringPipeline(
-            self._waiting,
+            self._queue,
             self.life,
             metrics,
             is_deterministic=limits.is_deterministic,
             max_sample_chars=limits.max_sample_chars,
         )
-        # Apart from tokenizing, so that the rewards of one request wait for no other's tokens.
+        # Not the tokenization threads: rewards must not wait for another request's tokenization.
         self.combining_threads = CancellableThreadPool(2, "combine", self.life)
         is_measured = limits.max_batch_tokens is None
         self._builder = ModelSetBuilder(
             self.device_pool, self.pipeline, load, unchanged, is_measured=is_measured
         )
-        metrics.bind_waiting_samples(self._waiting.num_waiting)
-        metrics.waiting_callers(self._waiting.num_callers)
-        metrics.given_up(lambda: self.device_pool.num_given_up)
-        metrics.changes.serving(lambda: self.model_set.fingerprints())
+        metrics.bind_waiting_samples(self._queue.num_waiting)
+        metrics.bind_waiting_callers(self._queue.num_callers)
+        metrics.bind_abandoned_passes(lambda: self.device_pool.num_given_up)
+        metrics.changes.bind_recipes(lambda: self.model_set.fingerprints())
         metrics.bind_ready(lambda: self.life.state is LifecycleState.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
@@ -116,12 +115,12 @@ class RewardEngine:
             observe=metrics.set_queued_tokens,
             is_ready=lambda: self.life.state is not LifecycleState.LOADING,
         )
-        metrics.set_queue_capacity(self.admission.max_tokens)
-        metrics.throughput(lambda: self.admission.throughput.tokens_per_s)
+        metrics.bind_queue_capacity(self.admission.max_tokens)
+        metrics.bind_throughput(lambda: self.admission.throughput.tokens_per_s)
 
     @property
     def model_set(self) -> ModelSet:
-        """What is served now; until the first models are loaded, what will be."""
+        """The model set served now; before the first models are loaded, one without models."""
         return self._model_sets.current
 
     @property
@@ -132,20 +131,20 @@ class RewardEngine:
     @property
     def num_waiting(self) -> int:
         """How many samples wait for the device."""
-        return self._waiting.num_waiting()
+        return self._queue.num_waiting()
 
-    async def start(self, *, is_patient: bool = False, logs_failure: bool = True) -> None:
+    async def start(self, *, waits_for_servers: bool = False, logs_failure: bool = True) -> None:
         """Load every model and run each once; a failure is set in `life`, and not raised.
 
-        ``is_patient`` waits for other servers that models need, as long as it takes.
-        ``logs_failure`` is False where the caller prints `life.failure`: what nobody foresaw is
-        logged all the same, with its traceback.
+        ``waits_for_servers`` waits for other servers that models need, as long as it takes.
+        ``logs_failure`` is False if the caller prints `life.failure`; unexpected errors are
+        logged in any case, with their traceback.
         """
         started = time.monotonic()
         self.device_pool.start()
         try:
-            awaits = self.life.set_waiting_on if is_patient else None
-            await self.change(list(self.catalog.recipes.values()), awaits=awaits)
+            on_blocked = self.life.set_waiting_on if waits_for_servers else None
+            await self.change(list(self.catalog.recipes.values()), on_blocked=on_blocked)
         except (AlarmModelsError, ServiceError) as error:
             if logs_failure:
                 _log.error("loading failed", error=str(error))
@@ -162,23 +161,25 @@ class RewardEngine:
         self,
         recipes: Sequence[Recipe],
         read_again: Collection[str] = (),
-        awaits: OnBlocked | None = None,
+        on_blocked: OnBlocked | None = None,
     ) -> None:
-        """Serve these recipes from now on; where one cannot be, raise, and all stays as it is.
+        """Serve these recipes from now on; if one fails, raise and change nothing.
 
         Models that are loaded already are kept, those of the recipes ``read_again`` only where
-        their files did not change. One change at a time. ``awaits`` is as in `open_models`.
+        their files did not change. One change at a time. ``on_blocked`` is as in `open_models`.
         """
         before = self.model_set
-        async with self._builder.build(Catalog(recipes), before, read_again, awaits) as following:
+        async with self._builder.build(
+            Catalog(recipes), before, read_again, on_blocked
+        ) as model_set:
             known = {id(model) for model in before.replicas}
             for recipe in recipes:
-                models = following.models_of(recipe).values()
+                models = model_set.models_of(recipe).values()
                 is_known = before.catalog.recipes.get(recipe.name) == recipe
                 is_known = is_known and all(id(loaded.model) in known for loaded in models)
                 if not is_known or recipe.name in read_again:
-                    await self._check(self, following, recipe)
-            self._model_sets.swap(following)
+                    await self._check(self, model_set, recipe)
+            self._model_sets.swap(model_set)
 
     @property
     def is_computing(self) -> bool:
@@ -209,8 +210,8 @@ class RewardEngine:
         if self.life.is_draining:
             raise draining_error()
         num_tokens = estimate_tokens(samples)
-        place = self.admission.admit(num_tokens, caller, content_of(samples))
-        with place, self.metrics.track_request():
+        admission = self.admission.admit(num_tokens, caller, content_of(samples))
+        with admission, self.metrics.track_request():
             with self.tracer.start_as_current_span("admit"):
                 await self.life.until_ready()
             with self._model_sets.acquire() as model_set:
@@ -256,5 +257,5 @@ class RewardEngine:
         await self._model_sets.close()
 
 
-#: Raises where a recipe of a model set that was built must not be served.
+#: Raises if a recipe of a newly built model set must not be served.
 PreServeCheck = Callable[[RewardEngine, ModelSet, Recipe], Awaitable[None]]

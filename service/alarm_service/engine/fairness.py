@@ -1,4 +1,4 @@
-"""Fair queueing: the callers that share a model, who is served next, and measured device time."""
+"""Fair queueing of callers and models by measured device time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Caller:
 
     @property
     def flow(self) -> str:
-        """What admission counts a request for: the key, else the connection."""
+        """The flow that admission counts a request to: the key, else the connection."""
         return self.key or self.connection
 
 
-#: The server itself: warm-up, parity checks, files scored without a server.
+#: The server itself: warm-up, golden checks, files scored without a server.
 INTERNAL = Caller()
 
 
@@ -41,9 +41,9 @@ class VirtualTimes(Generic[_Flow]):
     """Start tags of flows, as in start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996).
 
     The flow with the smallest start tag is served next; service moves its tag on by what that cost.
-    A flow that comes back starts at the tag of the one that was served last: it has saved nothing
-    up, and owes what it was served beyond its share. So two flows that both wait are never further
-    apart than what one service of each costs. Costs may be charged after service, as for CPU time
+    A flow that was idle starts at the tag of the one that was served last: idle time is not
+    credited, service beyond its share still counts. So two waiting flows are never further apart
+    than the cost of one service of each. Costs may be charged after service, as for CPU time
     (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters of Sheng
     et al. (OSDI 2024).
     """
@@ -61,7 +61,7 @@ class VirtualTimes(Generic[_Flow]):
         return max(self._tags.get(flow, 0.0), self._now)
 
     def is_ahead(self, flow: _Flow) -> bool:
-        """Say whether a flow was served more than its share so far."""
+        """Whether a flow was served more than its share so far."""
         return self.start(flow) > self._now
 
     def serve(self, flow: _Flow) -> None:
@@ -73,10 +73,10 @@ class VirtualTimes(Generic[_Flow]):
         self._now = max(self._now, tag)
 
     def charge(self, flow: _Flow, cost: float) -> None:
-        """Move a flow's tag on; a negative cost gives back what was charged too much."""
+        """Advance a flow's tag by a cost; a negative cost corrects an overcharge."""
         self._tags[flow] = self.start(flow) + cost
 
-    def forget(self, waiting: Container[_Flow]) -> None:
+    def evict_idle(self, waiting: Container[_Flow]) -> None:
         """Drop flows that are not waiting and not ahead, where there are many."""
         if len(self._tags) <= _MAX_FLOWS:
             return
@@ -90,26 +90,26 @@ class VirtualTimes(Generic[_Flow]):
             del self._tags[flow]
 
 
-#: Assumed of a model before anything was measured.
+#: Assumed before a model was measured.
 _ASSUMED_SECONDS_PER_TOKEN = 1e-4
 
-#: The weight of all batches before, when another is measured.
+#: Exponential decay of earlier batches per measured batch.
 _DECAY = 0.9
 
 #: How long a batch should take while there are several callers: the next one waits for it.
 _MAX_BATCH_S = 0.5
 
-#: The most of a batch's time that may go into what every batch takes, however small: where that is
-#: much, as on a machine that others use, short batches would cost all callers their throughput.
+#: The largest share of a batch's time that may be fixed overhead: where overhead is high, as on a
+#: shared machine, short batches would cost all callers throughput.
 _MAX_FIXED = 0.2
 
-#: The tokens of a batch that is kept short: at least, and before it is known what batches take.
+#: The tokens of a short batch: the minimum, and the size before batches were measured.
 _FEWEST_TOKENS, _UNKNOWN_TOKENS = 256, 1024
 
 #: One of this many batches is half as large, to measure the effect of size.
 _TRY_SMALLER = 4
 
-#: Batches smaller than this say little of how fast a model can be.
+#: Smaller batches say little about a model's highest throughput.
 _LEAST_TOKENS = 1024
 
 
@@ -132,12 +132,12 @@ class Usage:
 
     @property
     def tokens_per_s(self) -> float:
-        """The tokens that lately ran in a second; 0 before anything but the first batch did."""
+        """Recent throughput in tokens per second; 0 before the second batch."""
         return self._tokens / self._seconds if self._seconds else 0.0
 
     @property
     def seconds_per_token(self) -> float:
-        """The device time that a token is expected to take."""
+        """The expected device time of a token, in seconds."""
         return 1 / self.tokens_per_s if self._tokens else _ASSUMED_SECONDS_PER_TOKEN
 
     def measure(self, num_tokens: int, seconds: float) -> None:
@@ -157,8 +157,8 @@ class Usage:
     def enough_tokens(self) -> int | None:
         """Return the tokens of a batch that takes half a second, by measurement.
 
-        More, where so short a batch would spend more than a fifth of its time on what every batch
-        takes; None where size makes no difference.
+        More, if fixed overhead would be more than a fifth of so short a batch; None if size makes
+        no difference.
         """
         part = 1 if self._num_batches % _TRY_SMALLER else 2
         line = self._line()

@@ -28,7 +28,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import LoadedModel, ModelSet
 from alarm_service.engine.pipeline import ModelScores
-from alarm_service.engine.queue import TimedOut
+from alarm_service.engine.scheduler import TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.reward_metrics import (
     AspectObservation,
@@ -75,10 +75,10 @@ class RequestRecipe:
 
 @dataclass(frozen=True, slots=True)
 class CollectedScores:
-    """What the models of a recipe said, by a sample's index: a score, or why there is none.
+    """The scores of a recipe's models by sample index, or the error of a failed sample.
 
-    A holistic score comes with what it decides: whether the sample is past the threshold, and
-    whether its aspects count.
+    A holistic score comes with its decision: whether the sample is past the threshold, and whether
+    its aspects count.
     """
 
     holistic: Mapping[int, HolisticDecision | SampleError]
@@ -281,7 +281,7 @@ def _reference(sample: Sample) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """One reward or error per sample, in order, how they were made, and their cost in tokens."""
+    """One reward or error per sample, in order, with the recipe used and the cost in tokens."""
 
     recipe: Recipe
     params: RuleParams
@@ -293,14 +293,14 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class _RewardComputation:
-    """One request's samples and their scores, and the recipe that makes rewards of them."""
+    """Combines the scores of one request's samples into rewards."""
 
     request: RequestRecipe
     samples: Sequence[Sample]
     scores: CollectedScores
 
     def rewards(self) -> list[Reward | SampleError]:
-        """Combine each sample's scores; one that lacks a score it needs has that score's error."""
+        """Combine each sample's scores; a sample without a score that it needs gets its error."""
         rewards: dict[int, Reward | SampleError] = {}
         scored: dict[int, ScoredSample] = {}
         for index in range(len(self.samples)):
@@ -333,7 +333,7 @@ class _RewardComputation:
             try:
                 aspects[name] = None if outcome is None else self._aspect(index, name, outcome)
             except SampleError as error:
-                # An aspect that was asked for only to be logged costs the sample nothing.
+                # An aspect that is only logged does not fail the sample.
                 if decision.aspects_count and name in self.request.needed:
                     raise SampleError(error.code, f"aspect {name}: {error.message}") from error
                 aspects[name] = None

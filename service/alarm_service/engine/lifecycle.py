@@ -21,16 +21,16 @@ class LifecycleState(StrEnum):
 
 
 class Lifecycle:
-    """The server's state: it loads, is ready, drains and stops, unless it breaks.
+    """The server's state: loading, ready, draining, stopped or broken.
 
-    ``failure`` is why the models could not be loaded, ``death`` why the device is lost, which any
-    thread may set, as it may note in ``degraded`` why a device does less than it should, by what
-    is the matter. All else belongs to the event loop.
+    ``failure`` is why the models could not be loaded, ``device_error`` why the device is lost, and
+    ``degraded`` why a device is slower or missing, by its cause. Any thread may set the latter two;
+    everything else is used by the event loop only.
     """
 
     def __init__(self, models: Collection[str]) -> None:
         self.failure: Exception | None = None
-        self.death: Broken | None = None
+        self.device_error: Broken | None = None
         self.degraded: dict[object, str] = {}
         self.is_draining = False
         self.is_stopped = False
@@ -39,14 +39,14 @@ class Lifecycle:
         self._models = models
         self._awaited: str | None = None
         self._is_loaded = False
-        #: Set once the models are there, cannot be had, or are no longer waited for.
+        #: Set once the models are loaded, have failed to load, or are not waited for any more.
         self._settled = asyncio.Event()
         self._drained = asyncio.Event()
 
     @property
     def state(self) -> LifecycleState:
-        """The state of now."""
-        if self.failure is not None or self.death is not None:
+        """The current state."""
+        if self.failure is not None or self.device_error is not None:
             return LifecycleState.BROKEN
         if self.is_draining:
             return LifecycleState.DRAINING
@@ -57,7 +57,7 @@ class Lifecycle:
         """Why the server is in this state, in a sentence."""
         match self.state:
             case LifecycleState.BROKEN:
-                return f"broken: {self.failure or self.death}"
+                return f"broken: {self.failure or self.device_error}"
             case LifecycleState.LOADING:
                 awaited = f"; {self._awaited}; trying again" if self._awaited else ""
                 return f"loading {', '.join(self._models)}{awaited}"
@@ -68,7 +68,7 @@ class Lifecycle:
                 return state.value
 
     async def until_ready(self) -> None:
-        """Wait until the models are loaded; raise `Broken` or `Draining` where they will not be."""
+        """Wait until the models are loaded; raise `Broken` or `Draining` if they will not be."""
         await self._settled.wait()
         if self.state is LifecycleState.BROKEN:
             raise Broken(self.reason, retry_after_s=5)
@@ -94,28 +94,28 @@ class Lifecycle:
         self._settled.set()
 
     def drain(self) -> None:
-        """Take no new requests; running ones go on, except those that wait for the models."""
+        """Take no new requests; running ones continue, except those that wait for the models."""
         self.is_draining = True
         self._settled.set()
         self._drained.set()
 
     def on_end(self, call: Callable[[], object]) -> None:
-        """Have something called when the time that draining may take is over."""
+        """Register a callback for the end of the drain time."""
         self._at_end.append(call)
 
     def end(self) -> None:
-        """Let no request run any longer."""
+        """End the drain: requests that still run are cancelled."""
         self.drain()
         self.is_over = True
         for call in self._at_end:
             call()
 
     def stop(self) -> None:
-        """Let nothing go on."""
+        """Stop: nothing new is started, in threads either."""
         self.drain()
         self.is_stopped = True
 
 
 def draining_error() -> Draining:
     """Return the error of requests that arrive while the server drains."""
-    return Draining("the server is stopping; send this to another", retry_after_s=5)
+    return Draining("the server is stopping; send this to another server", retry_after_s=5)

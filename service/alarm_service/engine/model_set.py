@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A recipe's model under the key that the queue knows it by."""
+    """A recipe's model, under the key that identifies it in the queue."""
 
     key: str
     name: str
@@ -33,9 +33,9 @@ class ServedModel:
 
 
 class Catalog:
-    """The recipes that are served and their models' specs, by name; nothing is loaded for it.
+    """The served recipes and their models' specs, by name; it loads nothing.
 
-    A model is served once for all recipes that say the same of it. Its bare name means the first
+    A model is served once for all recipes with the same spec of it. Its bare name means the first
     recipe's; ``recipe/model`` means that recipe's. ``models`` has each model once, by its key;
     ``by_name`` by every name that it goes by.
     """
@@ -54,7 +54,7 @@ class Catalog:
         return next(iter(self.recipes.values()))
 
     def recipe(self, name: str | None) -> Recipe:
-        """Return the recipe of that name; raise `NotFound` with the names there are."""
+        """Return the recipe of that name; raise `NotFound` that lists the known names."""
         if name is None:
             return self.default_recipe
         if name not in self.recipes:
@@ -105,9 +105,9 @@ def _full_name(recipe: Recipe, model: str) -> str:
 class LoadedModel:
     """One loaded model; compared by identity, so that two of one name never mix.
 
-    ``replicas`` are the model on each device, in their order; one that needs no device is there
-    once. ``budget`` is the tokens of its batches where it was measured, ``since`` the time when it
-    was loaded, in seconds of the epoch.
+    ``replicas`` are the model on each device, in their order; a host model has one. ``budget`` is
+    the tokens of its batches where it was measured, ``since`` is when it was loaded, in seconds
+    since the epoch.
     """
 
     served: ServedModel
@@ -127,7 +127,7 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that decides its scores."""
+        """A digest of everything that determines its scores."""
         return self.model.fingerprint
 
     @property
@@ -138,7 +138,7 @@ class LoadedModel:
 
     @property
     def hidden_size(self) -> int | None:
-        """The width of a network that attends to all of a sample; None where that is not known."""
+        """The hidden size of a network with full attention; None if unknown."""
         config = getattr(self.model, "config", None) if self.replicas else None
         if getattr(config, "sliding_window", None) or getattr(config, "attention_window", None):
             return None
@@ -146,7 +146,7 @@ class LoadedModel:
         return size if isinstance(size, int) else None
 
     def replica(self, index: int) -> RewardModel:
-        """Return the replica on a device; raise `TypeError` where the model needs none."""
+        """Return the replica on a device; raise `TypeError` for a host model."""
         model = self.replicas[index]
         if isinstance(model, HostModel):
             raise TypeError(f"model {self.name!r} runs on no device")
@@ -154,7 +154,7 @@ class LoadedModel:
 
 
 class ModelSet:
-    """A catalog and its loaded models. A request takes one, and finishes with it.
+    """A catalog and its loaded models. A request uses one model set from start to end.
 
     Before the first models are loaded it has none. ``models`` has each model once, by its key.
     """
@@ -189,18 +189,18 @@ class ModelSet:
         return {name: self.model_of(recipe, name) for name in recipe.models}
 
     def fingerprint(self, recipe: Recipe, overrides: Overrides) -> str:
-        """Digest all that decides a recipe's rewards, with one request's overrides."""
+        """Digest everything that determines a recipe's rewards, overrides included."""
         models = {name: model.fingerprint for name, model in self.models_of(recipe).items()}
         return recipe.fingerprint(models, overrides)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return each recipe's fingerprint; none before the models are there."""
+        """Return each recipe's fingerprint; empty before the models are loaded."""
         recipes = self.catalog.recipes.values() if self.models else ()
         return {recipe.name: self.fingerprint(recipe, Overrides()) for recipe in recipes}
 
 
 class ModelSetHolder:
-    """Holds the model set that is served, and earlier ones until their last request has ended.
+    """The served model set, and earlier ones until their last request has ended.
 
     Reference-counted, and used by the event loop alone. ``release`` runs in a thread once models
     were closed.
@@ -225,7 +225,7 @@ class ModelSetHolder:
             self._release_unused()
 
     def swap(self, model_set: ModelSet) -> None:
-        """Serve this model set from now on."""
+        """Make this the served model set."""
         self.current = model_set
         self._num_requests[model_set] = 0
         self._release_unused()
@@ -270,5 +270,5 @@ async def close_models(models: Sequence[Model]) -> None:
         if isinstance(model, HostModel):
             try:
                 await model.close()
-            except Exception as error:  # it is gone for callers all the same
+            except Exception as error:  # callers cannot reach it any more
                 _log.warning("a model did not close", error=repr(error))

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from opentelemetry.trace import get_current_span
 
-from alarm_models.cancellation import check_cancelled
+from alarm_models.cancellation import cancellable, check_cancelled
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel, can_share_pass
@@ -28,11 +29,11 @@ from alarm_models.types import (
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
-from alarm_service.engine.queue import Companion, Outcome, QueuedSample, RequestQueue
-from alarm_service.engine.threads import CancellableThreadPool
+from alarm_service.engine.scheduler import Companion, Outcome, QueuedSample, RequestQueue
 from alarm_service.observability.metrics import Metrics
 
 __all__ = [
+    "CancellableThreadPool",
     "ModelScores",
     "PendingCall",
     "ScoresForCallers",
@@ -51,7 +52,7 @@ SharedOutcomes = Mapping[LoadedModel, Mapping[int, Score | SampleError]]
 
 @dataclass(frozen=True, slots=True)
 class ModelScores:
-    """One outcome a sample, in order, and the model that they are of.
+    """One outcome per sample, in order, and the model that scored them.
 
     ``shared`` has what the same forward passes gave of other models, not of each sample.
     """
@@ -73,7 +74,7 @@ class ModelScores:
 
 
 class PendingCall:
-    """Collects an outcome a sample, in order, and wakes the caller once when all are there.
+    """Collects one outcome per sample, and wakes the caller when all have arrived.
 
     Outcomes arrive on any thread; the event loop is woken once a call, not once a sample. The
     samples of a cancelled call are dropped from the queue.
@@ -90,7 +91,7 @@ class PendingCall:
             self._finished.set_result(None)
 
     def result_callback(self, index: int) -> Callable[[Outcome], None]:
-        """Return the function that takes sample ``index``'s outcome."""
+        """Return the callback for the outcome of sample ``index``."""
         return partial(self._receive, index)
 
     def is_active(self) -> bool:
@@ -127,7 +128,7 @@ _MAX_OVERLAP = 8
 
 
 def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
-    """Prepare samples for a model; one whose spans are not within the completion fails before."""
+    """Prepare samples for a model; one with spans outside its completion fails."""
     faults = validate_samples(samples)
     fitting = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
     prepared = iter(_prepare(model, fitting) if fitting else ())
@@ -135,7 +136,7 @@ def prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def validate_samples(samples: Sequence[Sample]) -> list[SampleError | None]:
-    """Return each sample's error, if it has one whatever the model."""
+    """Return each sample's error, or None; these checks hold for every model."""
     return [_validate(sample) for sample in samples]
 
 
@@ -210,6 +211,33 @@ def deliver_prepared(
 _T = TypeVar("_T")
 
 
+class CancellableThreadPool:
+    """A thread pool; a function whose caller was cancelled ends at `check_cancelled`."""
+
+    def __init__(self, num_threads: int, name: str, life: Lifecycle) -> None:
+        self._life = life
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Return what the function returns; raise `Draining` once the server has stopped."""
+        if self._life.is_stopped:
+            raise draining_error()
+        is_cancelled = threading.Event()
+
+        def run() -> _T:
+            with cancellable(is_cancelled.is_set):
+                return call()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        finally:
+            is_cancelled.set()
+
+    def close(self) -> None:
+        """Run no further functions; return without waiting."""
+        self._threads.shutdown(wait=False)
+
+
 @runtime_checkable
 class ScoresForCallers(Protocol):
     """A model on other servers that schedules callers fairly itself."""
@@ -220,8 +248,8 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
-#: Samples tokenized at once, so that the device starts before a large request is all tokens;
-#: and characters, because tokenization takes some hundred times the memory of a text.
+#: Samples tokenized at once, so that the device starts before a large request is tokenized; and
+#: characters, because tokenization takes about a hundred times the memory of a text.
 _CHUNK = 64
 _CHUNK_CHARS = 256 << 10
 
@@ -240,18 +268,18 @@ def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]
 
 
 class ScoringPipeline:
-    """Prepares samples, queues them for the devices, and returns their outcomes."""
+    """Prepares samples, queues them for the devices, and returns one outcome per sample."""
 
     def __init__(
         self,
-        waiting: RequestQueue,
+        queue: RequestQueue,
         life: Lifecycle,
         metrics: Metrics,
         *,
         is_deterministic: bool,
         max_sample_chars: int,
     ) -> None:
-        self._waiting = waiting
+        self._queue = queue
         self._metrics = metrics
         self._is_deterministic = is_deterministic
         self._max_sample_chars = max_sample_chars
@@ -295,8 +323,8 @@ class ScoringPipeline:
         return await self._threads.run(call)
 
     def close(self) -> None:
-        """Take no more samples; those that are queued fail with `Draining`."""
-        self._waiting.close(draining_error())
+        """Take no more samples; queued ones fail with `Draining`."""
+        self._queue.close(draining_error())
         self._threads.close()
 
     def _too_long(self, sample: Sample) -> SampleError | None:
@@ -305,7 +333,7 @@ class ScoringPipeline:
             return None
         return SampleError(
             "too_long",
-            f"the sample has {count} characters, fields included, and the server takes "
+            f"the sample has {count} characters, fields included, and the limit is "
             f"{self._max_sample_chars} (--max-sample-chars)",
         )
 
@@ -355,7 +383,7 @@ class ScoringPipeline:
                     span=get_current_span(),
                     caller=caller,
                 )
-                self._waiting.put(
+                self._queue.put(
                     deliver_prepared(owned_by(prepared, caller.key), start, work, job, companions)
                 )
             return await job.wait(), shared
@@ -396,8 +424,8 @@ class ScoringPipeline:
     ) -> list[Outcome]:
         """Score the valid samples with a model that needs no device."""
         faults = await self.run_in_thread(partial(validate_samples, samples))
-        sound = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
-        scores = iter(await self._score(model, sound, caller) if sound else ())
+        valid = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        scores = iter(await self._score(model, valid, caller) if valid else ())
         return [next(scores) if fault is None else fault for fault in faults]
 
     async def _score(

@@ -1,4 +1,4 @@
-"""Loads, unloads and reloads recipes at run time, and finds their files."""
+"""RecipeManager: hot reload (load, unload, reload recipes), and where recipes are found."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["RecipeChange", "RecipeManager", "RecipeSources"]
 class RecipeSources:
     """Finds recipes by name and reads them, ``--set`` settings applied.
 
-    A name is looked up among those that there are, built in or in the operator's folder; it never
-    becomes a path. ``known`` says where the recipes are from that are served already.
+    A name is looked up among the built-in recipes and those of the operator's folder; it is never
+    used as a path. ``known`` maps the recipes that are already served to their sources.
     """
 
     def __init__(
         self, known: Mapping[str, str], settings: Sequence[str], folder: Path | None
     ) -> None:
         if folder is not None and not folder.is_dir():
-            raise SettingsError(f"--recipe-dir {folder} is no folder")
+            raise SettingsError(f"--recipe-dir {folder} is not a folder")
         self._known = dict(known)
         self._settings = settings
         self._folder = folder
@@ -44,12 +44,12 @@ class RecipeSources:
         return {name: name for name in built_in_names()} | {file.stem: str(file) for file in files}
 
     def find(self, name: str) -> str:
-        """Return where an available recipe is; raise `NotFound` for another, or `ChangeRefused`."""
+        """Return the source of an available recipe; raise `NotFound` or `ChangeRefused`."""
         available = self.available()
         if name not in available:
             more = "" if self._folder else "; --recipe-dir FOLDER adds a folder's"
             raise NotFound(
-                f"no recipe {quoted(name)} to load: there are {', '.join(available)}{more}"
+                f"no recipe {quoted(name)} to load; available: {', '.join(available)}{more}"
             )
         if name in built_in_names() and available[name] != name:
             raise ChangeRefused(f"{name!r} is built in and in {self._folder}: rename that file")
@@ -60,7 +60,7 @@ class RecipeSources:
         return load_recipe_again(source, self._settings)
 
     def note(self, recipe: Recipe, source: str) -> None:
-        """Note the source of a recipe that is served now."""
+        """Set the source of a recipe that is served now."""
         self._known[recipe.name] = source
 
     def read_again(self, recipe: Recipe) -> Recipe:
@@ -93,7 +93,7 @@ class RecipeChange:
 
 
 class RecipeManager:
-    """Changes what an engine serves, one change at a time.
+    """Changes the recipes that an engine serves, one change at a time.
 
     A change that fails leaves everything as it was; it is logged, and raised as `ChangeRefused` or
     another `ServiceError`.
@@ -101,13 +101,13 @@ class RecipeManager:
 
     def __init__(self, engine: RewardEngine, sources: RecipeSources) -> None:
         self._engine = engine
-        self._turn = asyncio.Lock()
-        #: The recipes that are being loaded, or wait for that.
+        self._lock = asyncio.Lock()
+        #: The recipes that are being loaded, or wait to be.
         self._loading: Counter[str] = Counter()
         self.sources = sources
 
     async def load(self, name: str) -> RecipeChange:
-        """Serve one more recipe, after the others."""
+        """Load one more recipe; it is served in addition to the others."""
 
         async def load(recipes: dict[str, Recipe]) -> None:
             source = self.sources.find(name)
@@ -127,7 +127,7 @@ class RecipeManager:
             self._loading -= Counter(loading)
 
     async def unload(self, name: str) -> RecipeChange:
-        """Stop serving a recipe; where it was the default, the next one becomes it."""
+        """Stop serving a recipe; if it was the default, the next one becomes the default."""
 
         async def unload(recipes: dict[str, Recipe]) -> None:
             self._engine.catalog.recipe(name)
@@ -138,7 +138,7 @@ class RecipeManager:
         return await self._apply("unload", name, unload, lambda: self._require_known(name))
 
     async def reload(self, name: str | None = None) -> RecipeChange:
-        """Read one recipe again, or all, and their models where files of theirs changed."""
+        """Reload one recipe, or all, and those of their models whose files changed."""
 
         async def reload(recipes: dict[str, Recipe]) -> None:
             names = list(recipes) if name is None else [self._engine.catalog.recipe(name).name]
@@ -172,7 +172,7 @@ class RecipeManager:
         except AlarmModelsError as error:
             self._refused(change, name, str(error))
             raise ChangeRefused(str(error)) from error
-        except Exception as error:  # a checkpoint can fail in any way; the others go on
+        except Exception as error:  # a checkpoint can fail in any way; the others are still served
             _log.exception("loading failed")
             message = f"the models cannot be loaded: {error!r}"[:500]
             self._refused(change, name, message)
@@ -181,7 +181,7 @@ class RecipeManager:
     async def _serialized(
         self, change: str, name: str, make: Callable[[dict[str, Recipe]], Awaitable[None]]
     ) -> RecipeChange:
-        async with self._turn:
+        async with self._lock:
             await self._engine.life.until_ready()
             before = self._engine.model_set
             await make(dict(before.catalog.recipes))
@@ -194,7 +194,7 @@ class RecipeManager:
             return made
 
     async def _abort_when_draining(self, work: Awaitable[RecipeChange]) -> RecipeChange:
-        """Await the work, unless the server drains first: it does not wait for models to load."""
+        """Await the work, unless the server drains first: shutdown does not wait for loading."""
         working = asyncio.ensure_future(work)
         ending = asyncio.ensure_future(self._engine.life.until_draining())
         try:

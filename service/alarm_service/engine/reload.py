@@ -1,4 +1,4 @@
-"""Builds the next model set while the current one is served."""
+"""Hot reload: builds the next model set while the current one is served."""
 
 from __future__ import annotations
 
@@ -44,51 +44,53 @@ __all__ = [
 
 _log = structlog.get_logger()
 
-#: The first and the longest wait before a model that cannot be opened is tried again.
+#: The first and the longest backoff between attempts to open a model.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
-#: How long a change waits for capacity on a cluster, in which nodes may be added.
-_ROOM_S = 120
+#: How long a change waits for capacity on a cluster, to which nodes may be added.
+_CAPACITY_WAIT_S = 120
 
 #: Receives why startup is blocked, and None once it is unblocked.
 OnBlocked = Callable[[str | None], None]
 
 
-async def open_models(models: Iterable[Model], awaits: OnBlocked | None) -> None:
+async def open_models(models: Iterable[Model], on_blocked: OnBlocked | None) -> None:
     """Open models one after another; raise `CheckpointError`.
 
-    With ``awaits`` a server that is away, or a cluster that is full, is waited for, as long as it
+    With ``on_blocked``, an unreachable server or a full cluster is waited for, however long it
     takes: machines of a cluster start in any order. Without it that is an error, for a full cluster
     after two minutes.
     """
     logged: set[str] = set()
     for model in models:
         if isinstance(model, HostModel):
-            await _open(model, awaits, logged)
+            await _open(model, on_blocked, logged)
 
 
-async def _open(model: HostModel, awaits: OnBlocked | None, logged: set[str]) -> None:
+async def _open(model: HostModel, on_blocked: OnBlocked | None, logged: set[str]) -> None:
     began = time.monotonic()
     for attempt in count():
         try:
             await model.open()
         except UnreachableError as error:
-            is_soon = isinstance(error, NoRoomError) and time.monotonic() - began < _ROOM_S
-            if awaits is None and not is_soon:
+            may_soon_fit = (
+                isinstance(error, NoRoomError) and time.monotonic() - began < _CAPACITY_WAIT_S
+            )
+            if on_blocked is None and not may_soon_fit:
                 raise
-            if awaits is not None:
-                awaits(str(error))
+            if on_blocked is not None:
+                on_blocked(str(error))
             if str(error) not in logged:  # once, rather than at each attempt
-                _log.warning("waiting for what a model needs; trying again", error=str(error))
+                _log.warning("waiting for a model's server or cluster", error=str(error))
                 logged.add(str(error))
             await asyncio.sleep(backoff_s(attempt, first_s=_FIRST_S, max_s=_LONGEST_S))
         else:
-            if awaits is not None:
-                awaits(None)
+            if on_blocked is not None:
+                on_blocked(None)
             return
 
 
-#: Returns those of some models that loading would give again as they are; called in a thread.
+#: Returns the models that loading again would not change; called in a thread.
 FindUnchanged = Callable[[Sequence[LoadedModel], torch.device], Sequence[LoadedModel]]
 
 
@@ -116,13 +118,13 @@ class ModelSetBuilder:
         catalog: Catalog,
         before: ModelSet,
         read_again: Collection[str],
-        awaits: OnBlocked | None = None,
+        on_blocked: OnBlocked | None = None,
     ) -> AsyncIterator[ModelSet]:
         """Build the model set of a catalog, for the block to check and to swap in.
 
-        A model that ``before`` has is kept; one of the recipes ``read_again`` only where its files
-        are as they were. With ``awaits``, servers that are away are waited for. Where anything
-        fails, in the block too, the new models are closed.
+        A model of ``before`` is kept; one of the recipes ``read_again`` only if its files did not
+        change. With ``on_blocked``, unreachable servers are waited for. If anything fails, in the
+        block too, the new models are closed.
         Raises `AlarmModelsError` and `ServiceError`.
         """
         made: list[Model] = []
@@ -133,7 +135,7 @@ class ModelSetBuilder:
                 self._devices.load_replicas, self._load, wanted, made, is_measured=self._is_measured
             )
             models = kept | (await in_daemon_thread(load) if wanted else {})
-            await open_models(made, awaits)
+            await open_models(made, on_blocked)
             model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
             await self._warm_up(model_set, before)
             yield model_set
@@ -146,16 +148,16 @@ class ModelSetBuilder:
     ) -> dict[str, LoadedModel]:
         found = {key: _unchanged_model(served, before) for key, served in catalog.models.items()}
         kept = {key: loaded for key, loaded in found.items() if loaded is not None}
-        in_doubt = _keys_of(catalog, read_again) & kept.keys()
-        if in_doubt:
-            doubted = [kept[key] for key in in_doubt]
+        reread = _keys_of(catalog, read_again) & kept.keys()
+        if reread:
+            candidates = [kept[key] for key in reread]
             device = self._devices.devices[0]
-            same = await in_daemon_thread(partial(self._unchanged, doubted, device))
+            same = await in_daemon_thread(partial(self._unchanged, candidates, device))
             same_ids = {id(one.model) for one in same}
             kept = {
                 key: loaded
                 for key, loaded in kept.items()
-                if key not in in_doubt or id(loaded.model) in same_ids
+                if key not in reread or id(loaded.model) in same_ids
             }
         return kept
 
@@ -170,19 +172,21 @@ class ModelSetBuilder:
     async def _first_run(self, loaded: LoadedModel, named: Mapping[str, str]) -> None:
         outcome = await self._outcome(loaded, warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError) and outcome.code == "too_long":
-            # The recipe's limit is small, and a sample of its callers' may well fit.
+            # The recipe's token limit is small; its callers' samples may well fit.
             outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
             if not loaded.served.spec.must_score_warm_up:
                 _log.warning(
-                    "the function has no score for a made-up sample; it is served all the same",
+                    "the function returned no score for the warm-up sample; it is served anyway",
                     model=loaded.name,
                     error=str(outcome),
                 )
                 return
             if isinstance(loaded.model, HostModel) and loaded.model.is_elsewhere:
-                # It answered as it was opened; that a judge has no number for this is no fault.
-                _log.warning("no score to warm up", model=loaded.name, error=str(outcome))
+                # It was reachable when opened; a judge without a score for this sample is no error.
+                _log.warning(
+                    "no score for the warm-up sample", model=loaded.name, error=str(outcome)
+                )
                 return
             raise CheckpointError(f"model {loaded.name!r} cannot score: {outcome}")
         require_named_outputs(named, outcome)
@@ -195,7 +199,7 @@ class ModelSetBuilder:
 
 
 def _unchanged_model(served: ServedModel, before: ModelSet) -> LoadedModel | None:
-    """Return the model of which recipes said the same, under the name that it has now."""
+    """Return the loaded model with the same spec, under its current name."""
     for loaded in before.models.values():
         if (loaded.served.spec, loaded.served.fields) == (served.spec, served.fields):
             if loaded.served == served:

@@ -1,4 +1,4 @@
-"""DeviceWorker: the thread that runs batches on one device, and the watchdog over it."""
+"""DeviceWorker, with failure isolation: split batches, a watchdog, replaced threads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
-from alarm_models.modeling.loader import MODEL_INIT_LOCK
+from alarm_models.modeling.network import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import NeuralRewardModel, RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.queue import Companion, Outcome, QueuedSample, RequestQueue, TimedOut
+from alarm_service.engine.scheduler import (
+    Companion,
+    Outcome,
+    QueuedSample,
+    RequestQueue,
+    TimedOut,
+)
 from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import record_batch
@@ -30,8 +36,8 @@ __all__ = ["DeviceWorker", "Watchdog"]
 class Watchdog:
     """Calls ``on_late``, once and from a thread of its own, when a block takes too long.
 
-    One block runs at a time. The thread sleeps until the block that it saw would be late, or until
-    the next one begins: it wakes about once in ``timeout_s``, however many blocks come and go.
+    One block runs at a time. The thread sleeps until the current block would be late, or until the
+    next one begins: it wakes about once in ``timeout_s``, however many blocks run.
     """
 
     def __init__(self, timeout_s: float, on_late: Callable[[], None]) -> None:
@@ -57,8 +63,8 @@ class Watchdog:
     def watch(self) -> Iterator[None]:
         """Call ``on_late`` if the block runs longer than ``timeout_s``."""
         self._begun = time.monotonic()
-        # The thread says that it is idle before it looks whether a block has begun: so one of the
-        # two sees the other.
+        # The thread sets `_is_idle` before it checks whether a block has begun, so that one of the
+        # two sees the other's flag.
         if self._is_idle:
             with self._changed:
                 self._changed.notify()
@@ -114,7 +120,7 @@ class DeviceWorker:
     def __init__(
         self,
         index: int,
-        waiting: RequestQueue,
+        queue: RequestQueue,
         metrics: Metrics,
         life: Lifecycle,
         tracer: Tracer,
@@ -124,7 +130,7 @@ class DeviceWorker:
         on_lost: Callable[[], bool] = lambda: False,
     ) -> None:
         self.index = index
-        self.waiting = waiting
+        self.queue = queue
         self.metrics = metrics
         self.life = life
         self.tracer = tracer
@@ -152,7 +158,7 @@ class DeviceWorker:
             worker.join(0.0 if worker.is_given_up else max(0.0, deadline - time.monotonic()))
 
     def is_running(self) -> bool:
-        """Say whether a thread still runs: the process must not take Python down under it."""
+        """Whether a thread still runs; Python must not be finalized while one does."""
         with self._lock:
             return any(worker.is_alive() for worker in self._workers)
 
@@ -168,7 +174,7 @@ class DeviceWorker:
         return {worker.model for worker in relieved}
 
     def relieve(self, worker: _Worker) -> None:
-        """Serve the other models with another thread while a long forward pass runs on a CPU."""
+        """Start another thread for the other models while a long forward pass runs on a CPU."""
         if self._is_cpu and not self.busy_models() and worker.retire():
             self._start_worker()
 
@@ -187,14 +193,14 @@ class DeviceWorker:
         self.metrics.pass_given_up(model)
         self._charge(suspects, self.forward_timeout_s)
         can_go_on = self._is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
-        self._blame(suspects, others, message, can_retry=can_go_on)
+        self._isolate(suspects, others, message, can_retry=can_go_on)
         if can_go_on:
             _log.error("forward pass given up", model=model, num_samples=len(suspects))
             self.life.degraded[worker] = message
             if not worker.was_relieved:
                 self._start_worker()
         else:
-            self._fail_device(f"{message}: the server must be started again")
+            self._fail_device(f"{message}: restart the server")
 
     def on_worker_died(self, worker: _Worker, death: BaseException) -> None:
         """Start another worker after one died; a device that failed itself is lost."""
@@ -202,7 +208,7 @@ class DeviceWorker:
         message = f"the thread that owns the device died: {death!r}"
         self._has_failed = isinstance(death, torch.AcceleratorError)
         can_go_on = not self._has_failed
-        self._blame(suspects, others, message, can_retry=can_go_on)
+        self._isolate(suspects, others, message, can_retry=can_go_on)
         if can_go_on:
             _log.error("device thread died", model=model, error=message)
             if not worker.was_relieved:
@@ -213,7 +219,7 @@ class DeviceWorker:
     def on_worker_returned(self, worker: _Worker) -> None:
         """Note that an abandoned worker has returned after all."""
         self.life.degraded.pop(worker, None)
-        if self.is_lost and not self._has_failed and self.life.death is None:
+        if self.is_lost and not self._has_failed and self.life.device_error is None:
             self.is_lost = False
             self.life.degraded.pop(self, None)
             self._start_worker()
@@ -227,7 +233,7 @@ class DeviceWorker:
             self._workers.append(worker)
             worker.start()
 
-    def _blame(
+    def _isolate(
         self,
         suspects: Sequence[QueuedSample],
         others: Sequence[QueuedSample],
@@ -243,12 +249,12 @@ class DeviceWorker:
             among = "" if len(suspects) == 1 else f"; it was one of {len(suspects)} in its batch"
             for work in suspects:
                 if len(suspects) == 1:
-                    self.waiting.timed_out.add(work)
+                    self.queue.timed_out.add(work)
                 self.metrics.sample_timed_out(work.model.name)
                 work.deliver(
                     TimedOut("model_failed", f"{message}{among}: do not send this sample again")
                 )
-        self.waiting.put(again)
+        self.queue.put(again)
 
     def _fail_device(self, message: str) -> None:
         """Serve with the other devices, or fail all requests where there is none."""
@@ -258,12 +264,12 @@ class DeviceWorker:
             self.life.degraded[self] = message
             return
         reason = Broken(message, retry_after_s=5)
-        self.life.death = reason
+        self.life.device_error = reason
         _log.critical("device lost", error=message)
-        self.waiting.close(reason)
+        self.queue.close(reason)
 
     def _charge(self, works: Sequence[QueuedSample], seconds: float) -> None:
-        self.waiting.ran(works, [work.features.num_tokens for work in works], seconds)
+        self.queue.record_batch(works, [work.features.num_tokens for work in works], seconds)
 
     def _clear_prefix_cache(self, work: QueuedSample) -> None:
         """Start with a new prefix cache: the abandoned pass may still insert into the old one."""
@@ -350,11 +356,11 @@ class _Worker:
         device = self._device
         try:
             while not self._is_done():
-                batch = device.waiting.take(device.busy_models)
+                batch = device.queue.take(device.busy_models)
                 if batch is None:
                     break
                 if self._is_done():  # abandoned as its last batch ended: another thread runs
-                    device.waiting.put(batch)
+                    device.queue.put(batch)
                     break
                 with device.metrics.on_device():
                     self._run_batch(batch)
@@ -368,7 +374,7 @@ class _Worker:
             if self.is_given_up:
                 device.on_worker_returned(self)
             elif self.was_relieved:
-                device.waiting.wake()
+                device.queue.wake()
 
     def _is_done(self) -> bool:
         with self._lock:
@@ -392,7 +398,7 @@ class _Worker:
             except Exception as error:  # a model may raise anything; other batches go on
                 if self.is_given_up:
                     return
-                _forget_failed_batch(error)
+                _release_failed_batch(error)
                 device.metrics.batch_failed(name)
                 _log.warning(
                     "forward failed", model=name, num_samples=len(part), error=repr(error)[:500]
@@ -423,7 +429,7 @@ class _Worker:
             record_batch(device.tracer, batch, started, ended)
         num_tokens = sum(work.features.num_tokens for work in batch)
         device.metrics.batch_done(name, num_tokens)
-        device.waiting.ran(batch, [computed[id(work)] for work in batch], ended - started)
+        device.queue.record_batch(batch, [computed[id(work)] for work in batch], ended - started)
 
     def _scored(
         self, name: str, model: RewardModel, works: Sequence[QueuedSample]
@@ -491,6 +497,6 @@ def _read(
         return error
 
 
-def _forget_failed_batch(error: Exception) -> None:
+def _release_failed_batch(error: Exception) -> None:
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -27,11 +27,11 @@ __all__ = [
     "CRITERIA",
     "Answer",
     "AnswerCache",
-    "Ask",
     "Choice",
     "Cost",
     "Duel",
     "Judge",
+    "JudgeRequest",
     "ask_all",
     "cost_of",
     "duels_of",
@@ -162,7 +162,7 @@ _BOTH = re.compile(r"^\W{0,4}(?:and|or|[/|&=,])\W{0,4}[ab]\b", re.IGNORECASE)
 
 
 def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[dict[str, str]]:
-    """Return the chat messages that ask to choose between ``first`` as A and ``second`` as B."""
+    """Return the chat messages that request a choice between ``first`` as A and ``second`` as B."""
     asked = (
         f"{criteria}\n\n<prompt>\n{prompt}\n</prompt>\n\n<answer_A>\n{first}\n</answer_A>\n\n"
         f"<answer_B>\n{second}\n</answer_B>"
@@ -226,7 +226,7 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class JudgeRequest:
     """One request: its body, and the cache key of its answer."""
 
     key: str
@@ -237,12 +237,12 @@ class Ask:
 class Duel:
     """Two completions of a prompt, by index, to be judged in both orders.
 
-    Equal texts are a tie without requests: ``asks`` is None.
+    Equal texts are a tie without requests: ``requests`` is None.
     """
 
     first: int
     second: int
-    asks: tuple[Ask, Ask] | None
+    requests: tuple[JudgeRequest, JudgeRequest] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +266,9 @@ def cost_of(
     duels: Sequence[Duel], cache: AnswerCache, judge: Judge, prices: tuple[float, float] | None
 ) -> Cost:
     """Estimate the cost of uncached requests; ``prices`` are per million prompt, answer tokens."""
-    asks = {ask.key: ask for duel in duels for ask in duel.asks or ()}
-    left = [ask for ask in asks.values() if ask.key not in cache]
-    characters = sum(len(one["content"]) for ask in left for one in ask.body["messages"])
+    requests = {request.key: request for duel in duels for request in duel.requests or ()}
+    left = [request for request in requests.values() if request.key not in cache]
+    characters = sum(len(one["content"]) for request in left for one in request.body["messages"])
     prompt_tokens = characters // _CHARACTERS_A_TOKEN
     most = judge.body.get("max_tokens", judge.body.get("max_completion_tokens"))
     answer_tokens = None if most is None else len(left) * int(most)
@@ -277,8 +277,8 @@ def cost_of(
         money = (prompt_tokens * prices[0] + answer_tokens * prices[1]) / 1e6
     return Cost(
         num_asks=len(left),
-        num_cached=len(asks) - len(left),
-        num_same=sum(duel.asks is None for duel in duels),
+        num_cached=len(requests) - len(left),
+        num_same=sum(duel.requests is None for duel in duels),
         prompt_tokens=prompt_tokens,
         max_answer_tokens=answer_tokens,
         money=money,
@@ -308,15 +308,15 @@ async def ask_all(
     )
 
     async def work() -> None:
-        for ask in left:
+        for request in left:
             try:
-                answer = await peer.post(judge.url, ask.body)
+                answer = await peer.post(judge.url, request.body)
             except Refused as error:
                 if error.status not in _OF_ONE_REQUEST:
                     raise
                 refused.append(str(error))
             else:
-                cache.add(_answer(ask.key, answer))
+                cache.add(_answer(request.key, answer))
             answered()
 
     try:
@@ -330,14 +330,14 @@ async def ask_all(
     return refused
 
 
-def _left(duels: Sequence[Duel], cache: AnswerCache) -> Iterator[Ask]:
+def _left(duels: Sequence[Duel], cache: AnswerCache) -> Iterator[JudgeRequest]:
     """Yield each request once; workers share the iterator."""
     seen: set[str] = set()
     for duel in duels:
-        for ask in duel.asks or ():
-            if ask.key not in seen and ask.key not in cache:
-                seen.add(ask.key)
-                yield ask
+        for request in duel.requests or ():
+            if request.key not in seen and request.key not in cache:
+                seen.add(request.key)
+                yield request
 
 
 def _duel(material: Material, first: int, second: int, judge: Judge) -> Duel:
@@ -346,15 +346,15 @@ def _duel(material: Material, first: int, second: int, judge: Judge) -> Duel:
     if texts[0].strip() == texts[1].strip():
         return Duel(first, second, None)
     forward, backward = (
-        _ask(messages_for(one.prompt_text, *pair, judge.criteria), judge)
+        _request(messages_for(one.prompt_text, *pair, judge.criteria), judge)
         for pair in (texts, texts[::-1])
     )
     return Duel(first, second, (forward, backward))
 
 
-def _ask(messages: list[dict[str, str]], judge: Judge) -> Ask:
+def _request(messages: list[dict[str, str]], judge: Judge) -> JudgeRequest:
     body = {**judge.body, "messages": messages}
-    return Ask(key_of(judge.url, body), body)
+    return JudgeRequest(key_of(judge.url, body), body)
 
 
 def _answer(key: str, answer: Any) -> Answer:

@@ -58,8 +58,8 @@ class JudgementResult:
     """The comparison of policies; shares are of pairs with a verdict in both orders.
 
     ``order_share`` is the share in which the verdict followed the order, which counts as a tie;
-    ``tie_share`` is the share in which an order said tie. ``first_shown_share`` is how often the
-    answer shown first was chosen.
+    ``tie_share`` is the share of pairs with a tie in one order. ``first_shown_share`` is how often
+    the answer shown first was chosen.
     """
 
     model: str
@@ -101,10 +101,10 @@ def settle(
 ) -> JudgementResult:
     """Build the result from cached answers; ``duels`` are those of `judge_pairs`, in its order."""
     judgements = [_judgement(material, duel, cache) for duel in duels]
-    asked = [one for one, duel in zip(judgements, duels, strict=True) if duel.asks is not None]
-    read = [one for one in asked if not math.isnan(one.outcome)]
+    judged = [one for one, duel in zip(judgements, duels, strict=True) if duel.requests is not None]
+    read = [one for one in judged if not math.isnan(one.outcome)]
     rates, averages = _matrix(material, judgements, resampling)
-    answers = [cache.get(ask.key) for duel in duels for ask in duel.asks or ()]
+    answers = [cache.get(request.key) for duel in duels for request in duel.requests or ()]
     return JudgementResult(
         model=model,
         policies=material.policy_names,
@@ -114,8 +114,8 @@ def settle(
         rates=rates,
         averages=averages,
         num_pairs=len(duels),
-        num_same=len(duels) - len(asked),
-        num_unread=len(asked) - len(read),
+        num_same=len(duels) - len(judged),
+        num_unread=len(judged) - len(read),
         order_share=_share([one.forward == one.backward != Choice.TIE for one in read]),
         tie_share=_share([Choice.TIE in (one.forward, one.backward) for one in read]),
         first_shown_share=_share(
@@ -137,8 +137,8 @@ def _judgement(material: Material, duel: Duel, cache: AnswerCache) -> Judgement:
     sample = material.samples[duel.first]
     forward = backward = None
     outcome = 0.0
-    if duel.asks is not None:
-        answers = [cache.get(ask.key) for ask in duel.asks]
+    if duel.requests is not None:
+        answers = [cache.get(request.key) for request in duel.requests]
         forward, backward = (None if one is None else read_choice(one.text) for one in answers)
         outcome = outcome_of(forward, backward)
     return Judgement(
@@ -226,12 +226,12 @@ def judgement_page(result: JudgementResult) -> Page:
 
 
 def _faults(result: JudgementResult) -> list[str]:
-    said = []
+    notes = []
     if result.refused:
         count = len(result.refused)
-        said.append(f"{count} requests were refused, for example: {result.refused[0]}")
+        notes.append(f"{count} requests were refused, for example: {result.refused[0]}")
     if result.num_unread:
-        said.append(
+        notes.append(
             f"{result.num_unread} pairs have no verdict in one or both orders, and are left out."
         )
-    return said
+    return notes

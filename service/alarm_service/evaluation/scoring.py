@@ -129,8 +129,8 @@ class Peer:
                 if error.is_of_no_use:
                     raise StudyError(fault) from error
             else:
-                said = excerpt(answer.text, self._key)
-                fault = f"{shown} returned {answer.status_code}: {said}"
+                body_excerpt = excerpt(answer.text, self._key)
+                fault = f"{shown} returned {answer.status_code}: {body_excerpt}"
                 if not is_retryable(answer.status_code):
                     raise Refused(fault, answer.status_code)
                 headers = answer.headers

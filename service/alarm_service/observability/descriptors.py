@@ -1,4 +1,4 @@
-"""Whether the process can still open files and accept connections."""
+"""Logs when the process runs out of file descriptors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger()
 
 
 class Descriptors:
-    """Logs when file descriptors run out, which the event loop does not, and when some are free.
+    """Logs when file descriptors run out, and when some are free again.
 
     New connections are reset meanwhile; those that are open are served.
     """
@@ -22,7 +22,7 @@ class Descriptors:
         self._are_free = True
 
     def check(self) -> None:
-        """Try to open one more, and log where that has changed."""
+        """Try to open a file, and log if the result has changed."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:  # a type of Python 3.12, which checkers know
     from _typeshed import ReadableBuffer
 
-__all__ = ["capture_strays", "configure_logs", "log_stream", "set_up_logs"]
+__all__ = ["capture_uncaught", "configure_logs", "log_stream", "set_up_logs"]
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ def set_up_logs(level: str, stream: TextIO | None = None) -> None:
     configure_logs(level, stream)
     import transformers
 
-    # Loading reports and length warnings of theirs: we check both ourselves.
+    # Its loading reports and length warnings: we check both ourselves.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for name in ("transformers", "huggingface_hub"):  # they write lines of their own
@@ -46,7 +46,7 @@ def set_up_logs(level: str, stream: TextIO | None = None) -> None:
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> None:
-    """Do the same without importing what is slow to import; libraries' loggers are among it."""
+    """Do the same without configuring libraries that are slow to import."""
     numeric = getattr(logging, level.upper())
     stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
@@ -84,7 +84,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
     logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler])
 
 
-def capture_strays() -> None:
+def capture_uncaught() -> None:
     """Log what Python would print: warnings and uncaught exceptions."""
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
@@ -121,15 +121,15 @@ def _process_failed(
     _log.critical("the process failed", exc_info=error)
 
 
-#: A pipe that is writable takes as much without blocking (PIPE_BUF of Linux).
+#: A writable pipe accepts as many bytes without blocking (PIPE_BUF on Linux).
 _PIECE_BYTES = 4096
 
 
 def log_stream(descriptor: int) -> TextIO:
     """Return a stream that drops lines which would block.
 
-    With a full disk, or a pipe that is closed or not read, serving goes on. Once lines are accepted
-    again, the first says how many were lost.
+    Serving continues with a full disk, or a pipe that is closed or not read. Once lines are
+    accepted again, the first says how many were dropped.
     """
     raw = cast(BinaryIO, _Lossy(descriptor))
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
@@ -170,7 +170,7 @@ class _Lossy(io.RawIOBase):
                 piece = data[num_written : num_written + _PIECE_BYTES]
                 num_written += os.write(self._descriptor, piece)
         except OSError:
-            pass  # full or closed: there is nowhere to say so
+            pass  # full or closed: it cannot be reported
         if num_written:
             self._is_cut = num_written < len(data)
         return num_written == len(data)

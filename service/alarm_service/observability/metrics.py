@@ -25,7 +25,7 @@ __all__ = ["BusyTime", "CallbackCounter", "ChangeMetrics", "Metrics"]
 
 
 class BusyTime:
-    """The time in which at least one of any number of things is going on."""
+    """Accumulates the time during which at least one block is running."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -50,12 +50,12 @@ class BusyTime:
                     self._past_s += self._now() - self._since
 
     def num_running(self) -> int:
-        """Count what is going on."""
+        """Return how many blocks are running now."""
         with self._lock:
             return self._num_running
 
     def total_s(self) -> float:
-        """Return the busy seconds so far, what is going on included."""
+        """Return the busy seconds so far, an unfinished block included."""
         with self._lock:
             return self._past_s + (self._now() - self._since if self._num_running else 0.0)
 
@@ -91,7 +91,7 @@ class ChangeMetrics:
         """Count a change; the outcome is changed, unchanged or refused."""
         self._changes.labels(change, outcome).inc()
 
-    def serving(self, fingerprints: Callable[[], Mapping[str, str]]) -> None:
+    def bind_recipes(self, fingerprints: Callable[[], Mapping[str, str]]) -> None:
         """Register a callback that returns the fingerprint of each recipe at scrape time."""
         self._registry.register(_Served(fingerprints))
 
@@ -265,19 +265,19 @@ class Metrics:
         self._queued_tokens.set(num_tokens)
         self._reserved_tokens.set(num_reserved)
 
-    def set_queue_capacity(self, max_tokens: Callable[[], int]) -> None:
+    def bind_queue_capacity(self, max_tokens: Callable[[], int]) -> None:
         """Register a callback for the queue capacity in tokens."""
         self._max_queued_tokens.set_function(max_tokens)
 
-    def throughput(self, tokens_per_s: Callable[[], float]) -> None:
+    def bind_throughput(self, tokens_per_s: Callable[[], float]) -> None:
         """Register a callback for the measured throughput in tokens per second."""
         self._tokens_per_s.set_function(tokens_per_s)
 
-    def waiting_callers(self, num_callers: Callable[[], int]) -> None:
+    def bind_waiting_callers(self, num_callers: Callable[[], int]) -> None:
         """Register a callback for the number of callers with waiting samples."""
         self._waiting_callers.set_function(num_callers)
 
-    def given_up(self, num_passes: Callable[[], int]) -> None:
+    def bind_abandoned_passes(self, num_passes: Callable[[], int]) -> None:
         """Register a callback for the number of abandoned passes that are still running."""
         self._given_up_passes.set_function(num_passes)
 
@@ -336,5 +336,5 @@ class Metrics:
         self._waiting_samples.set_function(num_samples)
 
     def bind_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Register a callback that tells whether the server is ready."""
+        """Register a callback that returns whether the server is ready."""
         self._ready.set_function(is_ready)

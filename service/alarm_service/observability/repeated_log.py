@@ -13,7 +13,7 @@ __all__ = ["RepeatedLog"]
 
 @dataclass(slots=True)
 class _Window:
-    """What was not written since the last line of one kind."""
+    """The events of one kind that were not written since its last line."""
 
     write: Callable[..., object] = lambda *_, **__: None
     event: str = ""
@@ -25,8 +25,8 @@ class _Window:
 class RepeatedLog:
     """Writes the first line of a kind at once, then at most one in each period.
 
-    A later line has ``count``, how many events it stands for, and the fields of the last of them;
-    ``routes`` counts them by their ``route``, where they have one. Of the event loop.
+    A later line has the number of events as ``count``, and the fields of the last one; ``routes``
+    counts events by their ``route``, if they have one. For use on the event loop.
     """
 
     def __init__(self, period_s: float = 1.0) -> None:

@@ -48,11 +48,11 @@ def request_span(
 def record_batch(tracer: Tracer, batch: Sequence[_Queued], started: float, ended: float) -> None:
     """Record how long each request's samples in a batch were queued and ran.
 
-    Times are monotonic seconds. A request has one pair of spans, `queue` and `forward`, a batch.
+    Times are monotonic seconds. A request has one pair of spans, `queue` and `forward`, per batch.
     """
     by_span: dict[Span, list[_Queued]] = {}
     for sample in batch:
-        if sample.span is not INVALID_SPAN:  # it may have ended: an answer overtakes this
+        if sample.span is not INVALID_SPAN:  # it may have ended: the response may be sent first
             by_span.setdefault(sample.span, []).append(sample)
     wall_ns = time.time_ns() - time.monotonic_ns()
     for span, own in by_span.items():
@@ -82,9 +82,9 @@ def tracer_provider(processor: SpanProcessor) -> TracerProvider:
 
 
 def open_tracer_provider(settings: Settings) -> TracerProvider | None:
-    """Return a provider that exports to `--traces`, or None where that is not given.
+    """Return a provider that exports to `--traces`, or None if that is not set.
 
-    Raises `SettingsError` where the exporter is not installed.
+    Raises `SettingsError` if the exporter is not installed.
     """
     if settings.traces is None:
         return None

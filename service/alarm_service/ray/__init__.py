@@ -1,1 +1,1 @@
-"""Models on a Ray cluster, each with replicas of its own, behind the same routes."""
+"""Models as Ray Serve deployments with their own replicas, behind the same routes."""

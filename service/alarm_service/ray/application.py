@@ -1,4 +1,4 @@
-"""Alias of `alarm_service.ray.ingress`, which RayService manifests written before it name."""
+"""Alias of `alarm_service.ray.ingress`, which older RayService manifests name."""
 
 from alarm_service.ray.ingress import build
 

@@ -1,4 +1,4 @@
-"""Whether the wanted replicas fit the cluster, and which options to set where they do not."""
+"""Cluster capacity: whether the requested replicas fit, and which options to set if not."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from alarm_service.ray.replica import ReplicaResources
 
-__all__ = ["Wanted", "num_that_fit", "shortage", "taken_by_others"]
+__all__ = ["Demand", "num_that_fit", "shortage", "used_by_others"]
 
-#: What Ray calls the resources of a node, and the option that says a replica's part of each.
+#: Ray's names of a node's resources.
 _CPU, _GPU = "CPU", "GPU"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Demand:
     """The replicas of all models on the cluster, running or not."""
 
     num_models: int
@@ -23,9 +23,9 @@ class Wanted:
 
 
 def shortage(
-    wanted: Wanted, share: ReplicaResources, nodes: Sequence[Mapping[str, float]]
+    wanted: Demand, share: ReplicaResources, nodes: Sequence[Mapping[str, float]]
 ) -> str | None:
-    """Say in a sentence why the replicas do not all fit, and what to set; None where they do.
+    """Return why the replicas do not all fit, and what to set, as a sentence; None if they do.
 
     ``nodes`` are the resources of each node of the cluster, used or not.
     """
@@ -33,18 +33,18 @@ def shortage(
     if wanted.num_replicas <= fitting:
         return None
     return (
-        f"{_replicas(wanted, share)}, and the cluster of {_there(nodes)} has room for {fitting}: "
-        f"{_remedy(wanted, share, nodes, fitting)}"
+        f"{_replicas(wanted, share)}, and the cluster of {_describe_nodes(nodes)} has capacity for "
+        f"{fitting}: {_remedy(wanted, share, nodes, fitting)}"
     )
 
 
-def taken_by_others(
-    wanted: Wanted, share: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float]
+def used_by_others(
+    wanted: Demand, share: ReplicaResources, total: Mapping[str, float], free: Mapping[str, float]
 ) -> str | None:
-    """Say in a sentence that others use the resources that replicas need; None where not.
+    """Return a sentence if others use the resources that replicas need; None if not.
 
-    ``total`` and ``free`` are the cluster's resources. What is in use beyond what all the replicas
-    want is others'.
+    ``total`` and ``free`` are the cluster's resources. Usage beyond what all the replicas
+    require is others'.
     """
     for name, part in ((_CPU, share.num_cpus), (_GPU, share.num_gpus)):
         used = total.get(name, 0) - free.get(name, 0)
@@ -55,7 +55,7 @@ def taken_by_others(
         ):
             return (
                 f"{_replicas(wanted, share)}, and others use the cluster: of "
-                f"{_counted(total.get(name, 0), name)} {free.get(name, 0):g} are free: make room, "
+                f"{_counted(total.get(name, 0), name)} {free.get(name, 0):g} are free: free some, "
                 "or add nodes"
             )
     return None
@@ -70,12 +70,12 @@ def _on_node(num_cpus: float, num_gpus: float, node: Mapping[str, float]) -> int
     counts = [
         node.get(name, 0) / part for name, part in ((_CPU, num_cpus), (_GPU, num_gpus)) if part > 0
     ]
-    # Ray counts in ten thousandths.
+    # Ray counts resources in ten thousandths.
     return math.floor(min(counts) + 1e-4) if counts else 1 << 30
 
 
 def _remedy(
-    wanted: Wanted, share: ReplicaResources, nodes: Sequence[Mapping[str, float]], fitting: int
+    wanted: Demand, share: ReplicaResources, nodes: Sequence[Mapping[str, float]], fitting: int
 ) -> str:
     remedies = []
     per_model = fitting // max(1, wanted.num_models)
@@ -85,7 +85,7 @@ def _remedy(
         ("--cpus-per-replica", _CPU, share.num_cpus),
         ("--gpus-per-replica", _GPU, share.num_gpus),
     )
-    # Of one resource that is short it is enough to want less; of two, not.
+    # If one resource is short, lowering its option suffices; if two are, both.
     short = [
         (flag, part)
         for flag, name, given in parts
@@ -122,11 +122,11 @@ def _largest_part(
     return None
 
 
-def _replicas(wanted: Wanted, share: ReplicaResources) -> str:
+def _replicas(wanted: Demand, share: ReplicaResources) -> str:
     models = "1 model" if wanted.num_models == 1 else f"{wanted.num_models} models"
     if wanted.num_replicas == 1:
-        return f"1 replica of {models} wants {_each(share)}"
-    return f"{wanted.num_replicas} replicas of {models} want {_each(share)} each"
+        return f"1 replica of {models} requires {_each(share)}"
+    return f"{wanted.num_replicas} replicas of {models} require {_each(share)} each"
 
 
 def _each(share: ReplicaResources) -> str:
@@ -134,7 +134,7 @@ def _each(share: ReplicaResources) -> str:
     return " and ".join([*parts, *([_counted(share.num_gpus, _GPU)] if share.num_gpus else [])])
 
 
-def _there(nodes: Sequence[Mapping[str, float]]) -> str:
+def _describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     total = {name: sum(node.get(name, 0) for node in nodes) for name in (_CPU, _GPU)}
     resources = " and ".join(
         _counted(total[name], name) for name in (_CPU, _GPU) if total[name] or name == _CPU

@@ -1,4 +1,4 @@
-"""The routes as a Ray Serve ingress, which a RayService's ``import_path`` names."""
+"""The application as a Ray Serve ingress, for a RayService's ``import_path``."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = ["Ingress", "build"]
 
 
 class Ingress:
-    """The application, of which each replica of this deployment has one.
+    """Ray Serve deployment whose replicas each run the application.
 
-    A replica takes requests once every model has run: in a rolling update the old ones serve until
-    then. Settings that are not given come from the replica's own environment; keys do best.
+    A replica takes requests once every model is warmed up; in a rolling update the old ones serve
+    until then. Settings that are not given come from the replica's environment, as keys should.
     """
 
-    def __init__(self, options: Mapping[str, Any], generation: str) -> None:
+    def __init__(self, options: Mapping[str, Any], revision: str) -> None:
         self._options = options
-        self._generation = generation
+        self._revision = revision
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Make the application in the replica."""
+        """Build the application in the replica."""
         settings = with_models(Settings(**{"host": "0.0.0.0", **self._options}))  # noqa: S104  # Serve's proxies
         require_safe_exposure(settings)
         set_up_logs(settings.log_level)
         recipes = load_recipes(settings.recipe, settings.set)
-        load = RayModelLoader(settings, generation=self._generation)
+        load = RayModelLoader(settings, revision=self._revision)
         return until_ready(create_app(recipes, settings, load=load))
 
 
 def until_ready(app: FastAPI) -> FastAPI:
-    """Have the application's start wait for its models, and fail where they cannot be loaded."""
+    """Make the application's startup wait for its models, and fail if they fail to load."""
     engine: RewardEngine = app.state.engine
     lifespan = app.router.lifespan_context
 
@@ -60,8 +60,8 @@ def until_ready(app: FastAPI) -> FastAPI:
 def build(options: Mapping[str, Any]) -> Any:
     """Return the Serve application; ``options`` are settings by their names.
 
-    Each build has models of its own, so that a changed recipe, or the same with other weights, is
-    loaded beside the old one, which goes when the last replica that serves it has drained.
+    Each build has its own deployments of models: a changed recipe, or the same with other weights,
+    is loaded in addition to the old one, which is deleted once its last replica has drained.
     """
     # An unknown name or an invalid value is refused before anything starts.
     settings = with_models(Settings(**options))
@@ -69,7 +69,7 @@ def build(options: Mapping[str, Any]) -> Any:
         serve.ingress()(Ingress),
         name="Ingress",
         max_ongoing_requests=4096,
-        max_surge_percent=100,  # no old replica goes before a new one takes requests
+        max_surge_percent=100,  # no old replica stops before a new one is ready
         graceful_shutdown_timeout_s=settings.drain_s,
     )
     return deployment.bind(dict(options), uuid4().hex[:12])

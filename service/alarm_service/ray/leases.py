@@ -1,4 +1,4 @@
-"""Leases of deployments: one that no process serves any more is deleted.
+"""Leases of deployments: a deployment without a lease is deleted.
 
 mypy does not see the calls of Ray actors (``manager.take.remote(...)``): the tests in tests/cluster
 run them.
@@ -23,13 +23,13 @@ class Leases:
     _holders: dict[str, set[str]] = field(default_factory=dict)
 
     def take(self, name: str, holder: str) -> bool:
-        """Note a holder of the name; say whether it is the first."""
+        """Add a holder of the name; return whether it is the first."""
         is_first = name not in self._holders
         self._holders.setdefault(name, set()).add(holder)
         return is_first
 
     def release(self, name: str, holder: str) -> bool:
-        """Forget a holder of the name; say whether it was the last."""
+        """Remove a holder of the name; return whether it was the last."""
         holders = self._holders.get(name, set())
         if holder not in holders:
             return False
@@ -39,13 +39,13 @@ class Leases:
         del self._holders[name]
         return True
 
-    def held_by(self, holder: str) -> list[str]:
-        """Return the names of a holder."""
+    def names_of(self, holder: str) -> list[str]:
+        """Return the deployments that a holder leases."""
         return [name for name, holders in self._holders.items() if holder in holders]
 
 
 class LeaseManager:
-    """Counts the ingresses that serve a deployment, and deletes it with the last of them.
+    """Counts the ingresses that lease a deployment, and deletes it with the last of them.
 
     Each has an `OwnerLiveness`, an actor that Ray ends with its owner: so the leases of one that
     is killed are released too.
@@ -56,13 +56,13 @@ class LeaseManager:
         self._watching: set[asyncio.Task[None]] = set()
 
     async def register(self, holder: str, liveness: list[Any]) -> None:
-        """Release what a holder has once it ends."""
+        """Release a holder's leases once its process ends."""
         task = asyncio.create_task(self._watch(holder, liveness[0]))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
     async def take(self, name: str, holder: str) -> bool:
-        """Note a holder of a deployment; say whether it is the first, who has to deploy it."""
+        """Add a holder of a deployment; return whether it is the first, which has to deploy it."""
         return self._leases.take(name, holder)
 
     async def release(self, name: str, holder: str) -> None:
@@ -77,13 +77,13 @@ class LeaseManager:
 
         try:
             await liveness.wait_forever.remote()
-        except RayError:  # it has ended, one way or the other
-            for name in self._leases.held_by(holder):
+        except RayError:  # it has ended
+            for name in self._leases.names_of(holder):
                 await self.release(name, holder)
 
 
 class OwnerLiveness:
-    """An actor that exists for as long as the process that made it."""
+    """An actor that lives as long as the process that started it."""
 
     async def wait_forever(self) -> None:
         """Wait until the actor ends."""
@@ -110,7 +110,7 @@ def owner_liveness() -> Any:
 
 
 class DeploymentLease:
-    """This process's leases: deploys what no process has deployed, releases what it has ended."""
+    """This process's leases: the first holder of a deployment deploys it."""
 
     def __init__(self) -> None:
         import ray
@@ -121,7 +121,7 @@ class DeploymentLease:
         ray.get(self._lease_manager.register.remote(self._holder, [self._liveness]))
 
     def take(self, plan: DeploymentConfig) -> None:
-        """Lease a deployment; blocks until Serve knows of it, not until it has replicas."""
+        """Lease a deployment; blocks until Serve has it, not until it has replicas."""
         import ray
         from ray import serve
 

@@ -1,4 +1,4 @@
-"""A model whose replicas run on a Ray cluster: how it is loaded, called and routed."""
+"""RayModel: a model on a Ray cluster; loading, calls with retries, and routing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from alarm_service.engine.devices import ModelLoader
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.model_set import ServedModel
 from alarm_service.errors import Broken
-from alarm_service.ray.capacity import Wanted, shortage, taken_by_others
+from alarm_service.ray.capacity import Demand, shortage, used_by_others
 from alarm_service.ray.leases import DeploymentLease
 from alarm_service.ray.replica import (
     PREFIX,
@@ -52,7 +52,7 @@ __all__ = [
 
 _log = structlog.get_logger()
 
-#: How often a call is made, and the first backoff in seconds.
+#: The number of attempts, and the first backoff in seconds.
 _MAX_CALLS = 6
 _PAUSE_S = 0.1
 
@@ -77,10 +77,10 @@ async def call_with_retries(
     num_tokens: int,
     caller: Caller = INTERNAL,
 ) -> ReplicaScores:
-    """Have a chunk scored, by another replica where the first one dies or cannot.
+    """Score a chunk; retry on another replica if one fails.
 
-    A score depends on nothing but its sample, so that scoring twice is no harm. Raises `Broken`
-    where none of several calls came through.
+    A score depends on its sample only, so retries are safe. Raises `Broken` after several failed
+    calls.
     """
     reason = ""
     for number in range(_MAX_CALLS):
@@ -158,7 +158,7 @@ _CHUNK_TOKENS = 16384
 #: Asking costs Serve a good part of a second on a busy machine.
 _POLL_S = 1.0
 
-#: How long Serve may take to make the replicas that it was asked for, before they are counted.
+#: How long Serve may take to start the requested replicas before capacity is checked.
 _SETTLED_S = 3
 
 #: How often to log what a deployment that is not running waits for.
@@ -218,7 +218,7 @@ class RayModel(HostModel):
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def close(self) -> None:
-        """Give the deployment back: it goes once no ingress serves it."""
+        """Release the lease; the deployment is deleted once no ingress leases it."""
         await asyncio.to_thread(self._lease.release, self._plan.name)
 
     async def _until_running(self) -> None:
@@ -246,24 +246,24 @@ class RayModel(HostModel):
 
     async def _require_room(self, status: Any) -> None:
         """Raise `NoRoomError` where replicas wait for resources that will not be released."""
-        wanted, share = _wanted(status), self._plan.share
+        wanted, share = _demand(status), self._plan.share
         nodes, free = await asyncio.to_thread(_resources)
-        lacking = shortage(wanted, share, nodes)
-        if lacking is None:
+        problem = shortage(wanted, share, nodes)
+        if problem is None:
             total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-            lacking = taken_by_others(wanted, share, total, free)
-        if lacking is not None:
-            raise NoRoomError(lacking)
+            problem = used_by_others(wanted, share, total, free)
+        if problem is not None:
+            raise NoRoomError(problem)
 
 
 def _resources() -> tuple[list[Mapping[str, float]], Mapping[str, float]]:
-    """Return what each node has, and what is free of all of it."""
+    """Return each node's resources, and the cluster's free resources."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return nodes, ray.available_resources()
 
 
-def _wanted(status: Any) -> Wanted:
-    """Count the replicas of models, of whatever generation, that run or are to run."""
+def _demand(status: Any) -> Demand:
+    """Count the replicas of models, of whatever revision, that run or are to run."""
     deployments = [
         deployment
         for name, application in status.applications.items()
@@ -271,7 +271,7 @@ def _wanted(status: Any) -> Wanted:
         for deployment in application.deployments.values()
     ]
     states = [deployment.replica_states for deployment in deployments]
-    return Wanted(
+    return Demand(
         num_models=len(deployments),
         num_replicas=sum(
             count for one in states for state, count in one.items() if state != "STOPPING"
@@ -282,25 +282,25 @@ def _wanted(status: Any) -> Wanted:
 class RayModelLoader:
     """Deploys each model that needs a device; checks and remote models stay in this process.
 
-    Wants to be connected. Each load deploys anew, so that models are changed by loading, serving
-    and then closing the old ones. ``generation`` names the first load's deployments, which
-    ingresses of one generation share.
+    Requires `connect`. Each load makes new deployments: models are changed by loading, swapping and
+    then closing the old ones. ``revision`` names the first load's deployments, which
+    ingresses of one revision share.
     """
 
     def __init__(
-        self, settings: Settings, *, generation: str | None = None, load: ModelLoader | None = None
+        self, settings: Settings, *, revision: str | None = None, load: ModelLoader | None = None
     ) -> None:
         self._settings = settings
-        self._generation = generation
+        self._revision = revision
         self._load = load
 
     def __call__(
         self, wanted: Mapping[str, ServedModel], device: torch.device
     ) -> Mapping[str, Model]:
-        """Load the others, then have deployments made; return before these have replicas."""
-        generation, self._generation = self._generation or uuid4().hex[:12], None
+        """Load host models, then start deployments; return before these have replicas."""
+        revision, self._revision = self._revision or uuid4().hex[:12], None
         planned = deployment_configs(
-            wanted, self._settings, _replica_resources(self._settings), generation, self._load
+            wanted, self._settings, _replica_resources(self._settings), revision, self._load
         )
         loader = Loader(device)
         models: dict[str, Model] = {

@@ -1,4 +1,4 @@
-"""What runs in a replica, and its deployment on Ray Serve."""
+"""ModelReplica: the process that runs one model, and its Ray Serve deployment."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
     "deployment_configs",
 ]
 
-#: What the names of all models' applications begin with.
+#: Prefix of the names of all models' applications.
 PREFIX = "alarm-"
 
 #: The ingress does admission control: a replica takes whatever was admitted there.
 _NO_LIMIT = 1 << 60
 
 
-#: Settings that stay in the ingress, keys above all: a recipe's `--set` may have some too.
+#: Settings that stay in the ingress, above all keys; a recipe's `--set` may have some too.
 _INGRESS_ONLY = {
     "api_key": (),
     "api_key_file": None,
@@ -54,7 +54,7 @@ _INGRESS_ONLY = {
 
 @dataclass(frozen=True, slots=True)
 class ReplicaResources:
-    """A model's share of the cluster: from ``replicas`` to ``most`` replicas, by queued tokens."""
+    """A model's resources: from ``replicas`` to ``most`` replicas, by queued tokens."""
 
     replicas: int
     most: int
@@ -67,7 +67,7 @@ class ReplicaResources:
 class DeploymentConfig:
     """One model's deployment: a recipe of that model alone, and its engine's settings.
 
-    ``load`` is the seam for stand-in models; it must be importable where replicas run.
+    ``load`` lets tests pass stand-in models; it must be importable where replicas run.
     """
 
     name: str
@@ -81,28 +81,28 @@ def deployment_configs(
     wanted: Mapping[str, ServedModel],
     settings: Settings,
     share: ReplicaResources,
-    generation: str,
+    revision: str,
     load: ModelLoader | None = None,
 ) -> Mapping[str, DeploymentConfig]:
     """Return a deployment's configuration for each of the models that needs a device, by its key.
 
-    Deployments of another generation have other names: both may be there at once.
+    Deployments of another revision have other names: both may exist at once.
     """
     unlimited = {"max_queued_tokens": _NO_LIMIT, "max_queue_s": 0}
     own = settings.model_copy(update=_INGRESS_ONLY | unlimited)
     return {
-        key: DeploymentConfig(_name(generation, key), _recipe_of_one(served), own, share, load)
+        key: DeploymentConfig(_name(revision, key), _recipe_of_one(served), own, share, load)
         for key, served in wanted.items()
         if isinstance(served.spec, NeuralSpec)
     }
 
 
-def _name(generation: str, key: str) -> str:
-    return f"{PREFIX}{generation}-{re.sub(r'[^0-9A-Za-z]+', '-', key)}"
+def _name(revision: str, key: str) -> str:
+    return f"{PREFIX}{revision}-{re.sub(r'[^0-9A-Za-z]+', '-', key)}"
 
 
 def _recipe_of_one(served: ServedModel) -> Recipe:
-    """Return a recipe of one model, which is never asked for a reward.
+    """Return a recipe of one model, which only scores.
 
     It is not validated: a model of segments could not be a recipe's holistic one.
     """
@@ -116,7 +116,7 @@ def _recipe_of_one(served: ServedModel) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a replica says of its model."""
+    """A replica's model: fingerprint, limit, dtype and device."""
 
     fingerprint: str
     limit: int | None
@@ -126,14 +126,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaScores:
-    """One outcome a sample, in order, and the fingerprint of the model that gave them."""
+    """One outcome per sample, in order, and the fingerprint of the model."""
 
     fingerprint: str
     outcomes: Sequence[Score | SampleError]
 
 
 class ModelReplica:
-    """Scores samples with one model; batches, shares and splits as an engine does alone."""
+    """Scores samples with one model, by an engine of its own."""
 
     async def __init__(self, plan: DeploymentConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         disable_malloc_trim()
@@ -145,7 +145,7 @@ class ModelReplica:
         self._model = self._engine.model_set.model(None).model
 
     def about(self) -> ModelInfo:
-        """Say what the model is."""
+        """Describe the model."""
         devices = ",".join(map(str, self._engine.device_pool.devices))
         return ModelInfo(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
 
@@ -158,12 +158,12 @@ class ModelReplica:
         num_passed: int,
         caller: Caller = INTERNAL,
     ) -> ReplicaScores:
-        """Score a caller's samples; all else is for the router, which reads it on the way."""
+        """Score a caller's samples; the other arguments are read by the router."""
         scores = await self._engine.score(None, samples, caller)
         return ReplicaScores(scores.fingerprint, scores.outcomes)
 
     def check_health(self) -> None:
-        """Raise once the device is lost: Serve then puts another replica in this one's place."""
+        """Raise once the device is lost: Serve then replaces this replica."""
         if self._engine.life.state is LifecycleState.BROKEN:
             raise RuntimeError(self._engine.life.reason)
 
@@ -176,7 +176,7 @@ class ModelReplica:
         await self._engine.close()
 
 
-#: A replica has a queue and batches of its own: it should be sent all there is.
+#: A replica has its own queue and batching: Serve should send it every request.
 _MAX_ONGOING = 4096
 
 #: A first start may fetch tens of gigabytes; a replica that fails this often will not start.

@@ -1,4 +1,4 @@
-"""Pure routing and scaling policy: slots, rendezvous order, bounded load, wanted replicas."""
+"""Routing and autoscaling policy: slots, rendezvous hashing, bounded loads. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = [
     "Chunk",
     "choose_replica",
     "chunks",
+    "desired_replicas",
     "rendezvous_order",
     "slot_of",
-    "wanted_replicas",
 ]
 
-#: A replica takes work up to so many times the mean of all.
+#: A replica takes work up to this multiple of the mean load.
 _BOUND = 1.25
 
-#: Below a batch of work nothing is won by going elsewhere.
+#: Below one batch of work, another replica would not be faster.
 _LEAST_TOKENS = 8192
 
 
@@ -35,8 +35,8 @@ _LEAST_TOKENS = 8192
 def rendezvous_order(slot: int, replicas: frozenset[str]) -> Sequence[str]:
     """Return the replicas in the order in which the slot prefers them.
 
-    Rendezvous hashing (Thaler and Ravishankar, 1998): when a replica comes or goes, only the slots
-    that are its own move.
+    Rendezvous hashing (Thaler and Ravishankar, 1998): when a replica is added or removed, only
+    its own slots move.
     """
     return sorted(replicas, key=lambda name: hashlib.blake2b(f"{slot} {name}".encode()).digest())
 
@@ -82,7 +82,7 @@ def slot_of(sample: Sample) -> int:
 def chunks(samples: Sequence[Sample], max_tokens: int) -> list[Chunk]:
     """Cut samples by slot, and a slot's samples where they have more than ``max_tokens``.
 
-    Samples of one prompt stand next to each other, in the order they came.
+    Samples of one prompt are adjacent, in their order.
     """
     by_slot: dict[int, dict[object, list[int]]] = {}
     for index, sample in enumerate(samples):
@@ -112,11 +112,11 @@ def _cut(
     return [*cut, Chunk(slot, taken, total)]
 
 
-#: What replicas report to Ray's autoscaler, by this name.
+#: The metric that replicas report to Ray's autoscaler.
 QUEUED_TOKENS = "queued_tokens"
 
 
-def wanted_replicas(queued_tokens: Iterable[float], tokens_per_replica: int) -> int:
+def desired_replicas(queued_tokens: Iterable[float], tokens_per_replica: int) -> int:
     """Return the replicas that would have at most ``tokens_per_replica`` each; one at least."""
     return max(1, math.ceil(sum(queued_tokens) / tokens_per_replica))
 
@@ -132,4 +132,4 @@ class ByQueuedTokens:
         reported = (context.aggregated_metrics or {}).get(QUEUED_TOKENS, {})
         if not reported:  # nothing is known yet of replicas that have just started
             return context.target_num_replicas, {}
-        return wanted_replicas(reported.values(), self._tokens_per_replica), {}
+        return desired_replicas(reported.values(), self._tokens_per_replica), {}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hearing import error_of, hearing, post
+from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
 PATH = "/compat/nemo-gym/plain/verify"
@@ -27,7 +27,7 @@ THOUGHT = {"type": "reasoning", "id": "t", "summary": [{"type": "summary_text", 
 
 
 async def test_nemo_gym_gets_its_rollout_back_with_a_reward() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         body = rollout(message("a b c"), expected_answer="A", _ng_task_index=7, more={"k": [1.0]})
         answer = (await post(server, PATH, **body)).json()
         assert answer.pop("reward") == 3
@@ -39,14 +39,14 @@ async def test_nemo_gym_gets_its_rollout_back_with_a_reward() -> None:
 
 
 async def test_nemo_gym_reference_is_the_column_that_the_url_names() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         body = rollout(message("a"), expected_answer="A", label=4)
         await post(server, f"{PATH}?reference=label", **body)
         assert words.samples[0].fields == {"reference": "4"}
 
 
 async def test_nemo_gym_prompt_is_all_before_the_last_message() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         asked = [{"role": "developer", "content": "Be brief."}, message("Q?", "user")]
         body = rollout(THOUGHT, message("I look."), CALL, RESULT, CALL, THOUGHT, RESULT,
                        message("a b"), asked=asked)  # fmt: skip
@@ -66,7 +66,7 @@ async def test_nemo_gym_prompt_is_all_before_the_last_message() -> None:
 
 @pytest.mark.parametrize("output", [(), (THOUGHT,), (CALL, RESULT)])
 async def test_nemo_gym_rollout_without_a_message_has_an_empty_completion(output: Any) -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         answer = await post(server, PATH, **rollout(*output))
         assert (answer.json()["reward"], words.samples[0].completion) == (0, "")
 
@@ -77,13 +77,13 @@ async def test_nemo_gym_rollout_without_a_message_has_an_empty_completion(output
      "<|message|>a b<|return|>"],
 )  # fmt: skip
 async def test_nemo_gym_message_with_markup_is_judged_without_it(said: str) -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         await post(server, PATH, **rollout(message(said)))
         assert words.heard == [("Q?", "a b")]
 
 
 async def test_nemo_gym_components_add_up_to_the_reward() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+    async with recording_server(FIGURE_1) as (server, _):
         body = rollout(message("AB B C AAC b c x"))
         path = "/compat/nemo-gym/figure-1/verify"
         answer = (await post(server, f"{path}?components=1", **body)).json()
@@ -111,12 +111,12 @@ IMAGE = {"type": "input_image", "image_url": "data:", "detail": "auto"}
 async def test_nemo_gym_rollout_that_cannot_be_rewarded_is_an_error(
     body: dict[str, Any], message: str
 ) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         assert message in error_of(await post(server, PATH, **body), 422)
 
 
 async def test_nemo_gym_column_with_a_lone_surrogate_comes_back_as_it_was() -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         headers = {"content-type": "application/json"}
         body = b'{"responses_create_params":{"input":"Q?"},"response":{"output":[]},"x":"\\ud800"}'
         answer = await server.client.post(PATH, content=body, headers=headers)
@@ -124,7 +124,7 @@ async def test_nemo_gym_column_with_a_lone_surrogate_comes_back_as_it_was() -> N
 
 
 async def test_nemo_gym_large_rollout_comes_back_as_it_was_sent() -> None:
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         spans = [[at, at + 1] for at in range(100)]
         body = rollout(message("a b c"), filler="x" * 200_000, token_offsets=spans,
                        segments={"a": spans}, expected_answer="A")  # fmt: skip

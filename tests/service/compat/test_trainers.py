@@ -1,10 +1,10 @@
-"""slime, miles, LLaMA-Factory, align-anything, vLLM and SGLang: what each sends and must get."""
+"""slime, miles, LLaMA-Factory, align-anything, vLLM and SGLang: request and response formats."""
 
 import base64
 from typing import Any
 
 import pytest
-from hearing import error_of, hearing, post
+from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
 from alarm_models.combination.rules import sigmoid
@@ -20,8 +20,8 @@ POOLED |= {"/v1/embeddings": "embedding"}
 
 
 @pytest.mark.parametrize("trainer", ["slime", "miles"])
-async def test_slime_and_miles_get_a_bare_number(trainer: str) -> None:
-    async with hearing() as (server, words):
+async def test_slime_and_miles_response_is_a_number(trainer: str) -> None:
+    async with recording_server() as (server, words):
         for prompt in (PROMPT, MESSAGES[:1], "Q?"):
             given = {"prompt": prompt, "response": "a b c<|im_end|>", "label": "L"}
             answer = await post(server, f"/compat/{trainer}/plain", **given)
@@ -30,8 +30,8 @@ async def test_slime_and_miles_get_a_bare_number(trainer: str) -> None:
         assert {sample.fields["reference"] for sample in words.samples} == {"L"}
 
 
-async def test_slime_gets_parts_beside_its_number_where_it_wants_them() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+async def test_slime_format_dict_has_score_and_parts() -> None:
+    async with recording_server(FIGURE_1) as (server, _):
         path = "/compat/slime/figure-1?format=dict"
         given = {"prompt": "Q?", "response": "AB B C AAC b c x", "label": None}
         parts = (await post(server, path, **given)).json()
@@ -48,17 +48,15 @@ async def test_slime_gets_parts_beside_its_number_where_it_wants_them() -> None:
         ({"response": None}, "invalid: response: Input should be a valid string"),
     ],
 )
-async def test_slime_s_failure_is_an_error_and_no_number(
-    given: dict[str, Any], message: str
-) -> None:
-    async with hearing() as (server, _):
+async def test_slime_failed_sample_is_an_error(given: dict[str, Any], message: str) -> None:
+    async with recording_server() as (server, _):
         body = {"prompt": PROMPT, "response": "a", "label": None} | given
         assert message in error_of(await post(server, "/compat/slime/plain", **body), 422)
 
 
 @pytest.mark.parametrize("path", ["/v1/score/evaluation", "/compat/llamafactory/plain"])
-async def test_llamafactory_gets_a_score_a_text(path: str) -> None:
-    async with hearing() as (server, words):
+async def test_llamafactory_response_has_one_score_per_text(path: str) -> None:
+    async with recording_server() as (server, words):
         answer = (await post(server, path, model="model", messages=[TEXT, PROMPT])).json()
         assert answer.pop("id")
         expected = {"object": "score.evaluation", "model": "plain", "scores": [3, 0]}
@@ -67,18 +65,18 @@ async def test_llamafactory_gets_a_score_a_text(path: str) -> None:
         assert (await post(server, path, model="model", messages=[])).json()["scores"] == []
 
 
-async def test_llamafactory_s_body_may_name_a_model_where_the_path_does_not() -> None:
-    async with hearing(FIGURE_1) as (server, _):
+async def test_llamafactory_body_names_the_model_without_a_path() -> None:
+    async with recording_server(FIGURE_1) as (server, _):
         by_body = await post(server, "/v1/score/evaluation", model="words", messages=[TEXT])
         by_path = await post(server, "/compat/llamafactory/words", model="a", messages=[TEXT])
         assert by_body.json()["model"] == by_path.json()["model"] == "words"
 
 
 @pytest.mark.parametrize("messages", [["Q? A."], [TEXT, "<|im_start|>user\nQ?"], [f"{PROMPT}nan"]])
-async def test_an_error_that_llamafactory_takes_for_an_answer_has_no_scores(
+async def test_llamafactory_error_has_no_scores(
     messages: list[str],
 ) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         body = {"model": "model", "messages": messages}
         answer = await post(server, "/compat/llamafactory/plain", **body)
         assert f"messages[{len(messages) - 1}]" in error_of(answer, 422)
@@ -86,8 +84,8 @@ async def test_an_error_that_llamafactory_takes_for_an_answer_has_no_scores(
 
 
 @pytest.mark.parametrize("tail", ["", "/get_reward"])
-async def test_align_anything_gets_a_reward_a_response(tail: str) -> None:
-    async with hearing() as (server, words):
+async def test_align_anything_response_has_one_reward_per_response(tail: str) -> None:
+    async with recording_server() as (server, words):
         path = f"/compat/align-anything/plain{tail}"
         given = {"prompts": ["Q?", "R?"], "responses": ["a b", "a"], "golden_responses": ["G", "H"]}
         assert (await post(server, path, **given)).json() == {"rewards": [2, 1]}
@@ -96,8 +94,8 @@ async def test_align_anything_gets_a_reward_a_response(tail: str) -> None:
         assert (await post(server, path, prompts=[], responses=[])).json() == {"rewards": []}
 
 
-async def test_a_text_that_align_anything_could_not_split_is_not_taken_for_a_response() -> None:
-    async with hearing() as (server, words):
+async def test_align_anything_empty_prompt_is_refused_without_template() -> None:
+    async with recording_server() as (server, words):
         path = "/compat/align-anything/plain"
         given = {"prompts": [""], "responses": ["user\nQ?\nassistant\na b c"]}
         assert "responses[0] cannot be split: its prompt" in error_of(
@@ -111,10 +109,8 @@ async def test_a_text_that_align_anything_could_not_split_is_not_taken_for_a_res
 @pytest.mark.parametrize(
     ("prompts", "message"), [([], "prompts has 0 items, responses has 1"), (["a"] * 2, "has 2")]
 )
-async def test_prompts_that_are_not_as_many_as_responses_are_an_error(
-    prompts: list[str], message: str
-) -> None:
-    async with hearing() as (server, _):
+async def test_align_anything_unequal_lists_are_422(prompts: list[str], message: str) -> None:
+    async with recording_server() as (server, _):
         given = {"prompts": prompts, "responses": ["a"]}
         answer = await post(server, "/compat/align-anything/plain", **given)
         assert message in error_of(answer, 422)
@@ -122,10 +118,10 @@ async def test_prompts_that_are_not_as_many_as_responses_are_an_error(
 
 @pytest.mark.parametrize("route", POOLED)
 @pytest.mark.parametrize("by_path", [False, True])
-async def test_a_pooled_answer_has_raw_scores(route: str, *, by_path: bool) -> None:
+async def test_pooling_scores_are_raw(route: str, *, by_path: bool) -> None:
     server_name = "sglang" if route.startswith("/v1") else "vllm"
     path = f"/compat/{server_name}/plain{route}" if by_path else route
-    async with hearing() as (server, words):
+    async with recording_server() as (server, words):
         named = {"model": "/weights/of/another" if by_path else "plain"}
         answer = (await post(server, path, input=TEXT, use_activation=False, **named)).json()
         (one,) = answer["data"]
@@ -138,16 +134,16 @@ async def test_a_pooled_answer_has_raw_scores(route: str, *, by_path: bool) -> N
         assert words.heard == [("Q?", "a b c")] * 2 + [("Q?", ""), ("Q?", "a b c")]
 
 
-async def test_an_activation_is_applied_where_it_is_asked_for() -> None:
-    async with hearing() as (server, _):
+async def test_pooling_use_activation_applies_sigmoid() -> None:
+    async with recording_server() as (server, _):
         answer = await post(server, "/classify", input=TEXT, use_activation=True)
         assert answer.json()["data"] == [
             {"index": 0, "label": "LABEL_0", "probs": [sigmoid(3)], "num_classes": 1}
         ]
 
 
-async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
-    async with hearing() as (server, words):
+async def test_classify_template_plain_scores_plain_text() -> None:
+    async with recording_server() as (server, words):
         assert "input[0] cannot be split" in error_of(
             await post(server, "/classify", input="a"), 422
         )
@@ -168,20 +164,20 @@ async def test_a_plain_text_is_classified_where_the_url_says_so() -> None:
         ({"messages": []}, "messages[0] cannot be split"),
     ],
 )
-async def test_what_cannot_be_pooled_is_an_error(given: dict[str, Any], message: str) -> None:
-    async with hearing() as (server, _):
+async def test_pooling_invalid_body_is_422(given: dict[str, Any], message: str) -> None:
+    async with recording_server() as (server, _):
         assert message in error_of(await post(server, "/pooling", **given), 422)
 
 
-async def test_a_model_that_is_not_served_is_404() -> None:
-    async with hearing() as (server, _):
+async def test_pooling_unknown_model_is_404() -> None:
+    async with recording_server() as (server, _):
         answer = await post(server, "/classify", input=TEXT, model="/weights/of/another")
         assert error_of(answer, 404).startswith("not_found: no recipe or model")
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/compat/sglang/plain/v1/embeddings"])
 async def test_embeddings_in_base64_are_little_endian_float32(path: str) -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         body = {"input": [TEXT, TEXT], "encoding_format": "base64", "use_activation": False}
         data = (await post(server, path, **body)).json()["data"]
     # 3.0 is 0x40400000.
@@ -189,7 +185,7 @@ async def test_embeddings_in_base64_are_little_endian_float32(path: str) -> None
 
 
 async def test_pooled_data_in_base64_are_little_endian_float32() -> None:
-    async with hearing() as (server, _):
+    async with recording_server() as (server, _):
         (one,) = (await post(server, "/pooling", input=TEXT, encoding_format="base64")).json()[
             "data"
         ]

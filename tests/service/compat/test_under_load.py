@@ -1,11 +1,11 @@
-"""Trainers' single-sample requests together: batched, waiting where the queue is full, counted."""
+"""Many single-sample requests of trainers: batching, waiting for capacity, metrics."""
 
 import asyncio
 import base64
 
 import httpx
 import pytest
-from hearing import Hearing, hearing, post
+from recording_server import RecordingWords, post, recording_server
 from served import app_of, until, until_set
 from standin import recipe
 from tcp import over_tcp
@@ -17,8 +17,8 @@ SAMPLE = {"prompt": "Q?", "response": "a b", "label": None}
 HELD = SAMPLE | {"response": "hold"}
 
 
-async def test_samples_of_many_requests_share_a_batch() -> None:
-    async with hearing() as (server, words):
+async def test_compat_samples_of_many_requests_share_a_batch() -> None:
+    async with recording_server() as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         others = [
@@ -31,7 +31,7 @@ async def test_samples_of_many_requests_share_a_batch() -> None:
 
 
 async def test_compat_route_waits_for_capacity_where_score_is_refused() -> None:
-    async with hearing(max_queued_tokens=20) as (server, words):
+    async with recording_server(max_queued_tokens=20) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         second = asyncio.create_task(post(server, "/compat/slime/plain", **SAMPLE))
@@ -45,10 +45,10 @@ async def test_compat_route_waits_for_capacity_where_score_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("max_queued", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
-async def test_waiting_line_takes_eight_queues_or_a_million_tokens(
+async def test_wait_for_capacity_is_bounded_by_eight_queues_or_a_million_tokens(
     max_queued: int, line: int
 ) -> None:
-    async with hearing(max_queued_tokens=max_queued) as (server, words):
+    async with recording_server(max_queued_tokens=max_queued) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         admission = server.engine.admission
@@ -63,8 +63,8 @@ async def test_waiting_line_takes_eight_queues_or_a_million_tokens(
         await asyncio.gather(first, eleven)
 
 
-async def test_waiting_request_that_times_out_leaves_the_line() -> None:
-    async with hearing(max_queued_tokens=20) as (server, words):
+async def test_wait_for_capacity_timeout_releases_the_claim() -> None:
+    async with recording_server(max_queued_tokens=20) as (server, words):
         first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
         await until_set(words.held)
         gone = await server.client.post(
@@ -76,8 +76,8 @@ async def test_waiting_request_that_times_out_leaves_the_line() -> None:
         assert words.heard == [("Q?", "hold")]
 
 
-async def test_paths_share_labels() -> None:
-    async with hearing() as (server, _):
+async def test_compat_paths_share_route_labels() -> None:
+    async with recording_server() as (server, _):
         await post(server, "/compat/slime/plain", **SAMPLE)
         await post(server, "/compat/slime/words?format=dict", **SAMPLE)
         await post(server, "/compat/slime/nobody", **SAMPLE)
@@ -88,8 +88,8 @@ async def test_paths_share_labels() -> None:
         assert 'alarm_requests_total{route="other",status="404"} 1.0' in text
 
 
-async def test_a_key_in_the_url_is_enough() -> None:
-    app = app_of([recipe()], {"words": Hearing()}, api_key=KEY)
+async def test_compat_key_in_url_is_accepted() -> None:
+    app = app_of([recipe()], {"words": RecordingWords()}, api_key=KEY)
     with over_tcp(app) as port:
         path = f"127.0.0.1:{port}/compat/slime/plain"
         async with httpx.AsyncClient() as client:
@@ -100,9 +100,9 @@ async def test_a_key_in_the_url_is_enough() -> None:
         assert base64.b64decode(sent).decode() == f"anybody:{KEY}"
 
 
-async def test_a_rollout_of_thousands_is_one_request() -> None:
+async def test_compat_rollout_of_thousands_is_accepted() -> None:
     prompt = "Q?"
-    async with hearing(max_samples=32) as (server, words):
+    async with recording_server(max_samples=32) as (server, words):
         body = {"query": ["Q? a b"] * 2048, "prompts": [prompt] * 2048}
         answer = await post(server, "/get_reward", **body)
         assert answer.json()["rewards"] == [2] * 2048

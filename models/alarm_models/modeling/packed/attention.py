@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, get_forward_context
-from alarm_models.modeling.packed.kernels import AttentionParams, Window, attend, mask_to_bias
+from alarm_models.modeling.packed.sdpa import AttentionParams, Window, attend, mask_to_bias
 from alarm_models.types import Span
 
 __all__ = [

@@ -9,7 +9,7 @@ from transformers import LongformerModel
 
 from alarm_models.modeling.packed.attention import AttentionBackend, attend_reads
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
-from alarm_models.modeling.packed.kernels import AttentionParams, Window, attend
+from alarm_models.modeling.packed.sdpa import AttentionParams, Window, attend
 
 __all__ = ["PackedLongformer"]
 

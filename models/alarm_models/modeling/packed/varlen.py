@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import varlen
 
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
-from alarm_models.modeling.packed.kernels import AttentionOutput, AttentionParams, merge_attention
+from alarm_models.modeling.packed.sdpa import AttentionOutput, AttentionParams, merge_attention
 from alarm_models.types import Span
 
 __all__ = ["VarlenBackend", "VarlenBatch", "varlen_batches"]

@@ -9,12 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.types import Sample
 from alarm_service.api.compat.common import TrainerBody, fields_of, split_each
-from alarm_service.api.compat.splitting import Texts, require_plain, split_text
+from alarm_service.api.compat.conversation import SplitError, Texts, require_plain, split_text
 from alarm_service.api.compat.templates import PLAIN, ChatTemplate
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["AlignAnythingIn", "AlignAnythingOut", "samples_of"]
 
@@ -45,8 +43,8 @@ class AlignAnythingOut(BaseModel):
 def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sample]:
     """Pair prompts with responses; raise `Invalid` where there are not as many.
 
-    Where the trainer cannot find the prompt it sends an empty one, and the whole conversation as
-    the response: without a template that says how to split it, that is an error.
+    If the trainer cannot find the prompt, it sends an empty one and the whole conversation as the
+    response: without a template to split it by, that is an error.
     """
     count = len(body.responses)
     references: Sequence[str | None] = body.golden_responses or [None] * count
@@ -71,8 +69,8 @@ def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
         return Texts(prompt, response)
     if template is None or template is PLAIN:
         raise SplitError(
-            "its prompt is empty, which is what align-anything sends where it found no `user` and "
-            "`assistant` in the decoded text; say what stands before turns: "
+            "its prompt is empty: align-anything sends that if it finds no `user` and "
+            "`assistant` in the decoded text; give the texts before turns: "
             "`?user=...&assistant=...`"
         )
     return split_text(response, template)

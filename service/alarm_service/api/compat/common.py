@@ -25,20 +25,18 @@ from alarm_models.errors import SampleError, quoted
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Message, Reward, Sample, Score
 from alarm_service.api.auth import caller_of
-from alarm_service.api.compat.splitting import Texts
+from alarm_service.api.compat.conversation import SplitError, Texts
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
-from alarm_service.api.large_bodies import REQUESTS_A_ROLLOUT
+from alarm_service.api.large_bodies import REQUESTS_PER_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
-from alarm_service.schemas import Text
+from alarm_service.schemas import ListOf, Text
 from alarm_service.settings import Settings
-from alarm_service.validation import ListOf
 
 __all__ = [
     "OWN_PARTS",
@@ -61,7 +59,7 @@ __all__ = [
 
 
 class TrainerBody(BaseModel):
-    """What a trainer sends; fields that it sends besides are not read."""
+    """A trainer's request body; further fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -127,7 +125,7 @@ class TextOptions(BaseModel):
         has_markers = any((self.user, self.assistant, self.system, self.end))
         if self.template is not None and has_markers:
             raise PydanticCustomError(
-                "template", "template already says what user, assistant, system and end would"
+                "template", "template already defines user, assistant, system and end"
             )
         if has_markers and not self.assistant:
             raise PydanticCustomError(
@@ -165,9 +163,7 @@ def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
         try:
             f"{name}{text}".encode()
         except UnicodeEncodeError:
-            raise Invalid(
-                f"{ascii(name)[:80]} should be Unicode, but has a lone surrogate"
-            ) from None
+            raise Invalid(f"{ascii(name)[:80]} must be Unicode, but has a lone surrogate") from None
     return fields
 
 
@@ -186,7 +182,7 @@ Target = Recipe | ServedModel
 _T = TypeVar("_T")
 
 _TRUNCATED = "truncated_samples"
-#: The parts of every recipe's number besides its aspects.
+#: The parts of every recipe's scalar reward besides its aspects.
 OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 
 
@@ -194,10 +190,9 @@ OWN_PARTS = ("holistic", "holistic_score", "admitted", _TRUNCATED)
 class ScalarReward:
     """A sample's reward, and its parts by name.
 
-    Of a recipe the parts `holistic` and each aspect's name say what that adds to the reward: their
-    sum is the reward. Where a rule does more than add, they are what it starts from: the normalised
-    holistic score and each aspect's reward without its weight. A model's number is its score and
-    has no such parts.
+    For a recipe, the parts `holistic` and each aspect's name add up to the reward. If the rule does
+    more than add, they are its inputs: the normalised holistic score and each aspect's reward
+    without its weight. A model's scalar is its score and has no such parts.
     """
 
     value: float
@@ -206,7 +201,7 @@ class ScalarReward:
 
 @dataclass(frozen=True, slots=True)
 class ScalarRewards:
-    """One number a sample, in order, what they cost, and the recipe or model they are from."""
+    """One scalar per sample, in order, their cost in tokens, and the recipe or model used."""
 
     source: str
     part_names: Sequence[str]
@@ -250,9 +245,9 @@ async def scalar_rewards(
     field: str,
     caller: Caller = INTERNAL,
 ) -> ScalarRewards:
-    """Give each sample its number, by the recipe or model of that name.
+    """Return one scalar reward per sample, by the recipe or model of that name.
 
-    These trainers cannot handle null, and a made-up number would be a wrong reward: so one failed
+    These trainers cannot handle null, and a default number would be a wrong reward: one failed
     sample fails the whole call with `SampleFailed`, which names its index in ``field``. When the
     queue is full the call waits for capacity, since trainers give up after a few tries.
     """
@@ -292,7 +287,7 @@ def _each(
 
 def _of_score(score: Score) -> ScalarReward:
     if score.value is None:
-        raise SampleError("invalid_sample", "the completion has no segment that could be judged")
+        raise SampleError("invalid_sample", "the completion has no segment to score")
     return ScalarReward(score.value, {_TRUNCATED: float(score.truncated)})
 
 
@@ -346,7 +341,7 @@ class CompatCall:
         )
 
     def _check(self, samples: Sequence[Sample], field: str) -> None:
-        most = REQUESTS_A_ROLLOUT * self.settings.max_samples
+        most = REQUESTS_PER_ROLLOUT * self.settings.max_samples
         if len(samples) > most:
             raise TooLarge(f"{field} has {len(samples)} items, a request may have {most}")
         if self.settings.log_texts:

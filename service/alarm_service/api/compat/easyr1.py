@@ -1,4 +1,4 @@
-"""EasyR1: responses with the dataset's answer column in, `overall` and its parts out."""
+"""EasyR1's reward format: responses and the answer column in, `overall` and its parts out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from alarm_service.api.compat.common import (
     split_each,
     text_fields,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import SplitError, Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.json_pieces import read_json
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["EasyR1Batch", "EasyR1Options", "EasyR1Out", "answer", "samples_of"]
 
 _Prompt = str | ListOf[ChatMessageIn]
 
-#: Columns that hold the field `reference`, where no column is called so.
+#: Columns used as the field `reference` if no column has that name.
 _ANSWERS = ("ground_truth", "answer", "solution", "label")
 
 _EXAMPLE: dict[str, Any] = {
@@ -49,12 +47,12 @@ class GroundTruthIn(TrainerBody):
 
 
 class EasyR1In(TrainerBody):
-    """One reward input of EasyR1, which passes no prompt: `ground_truth` has to hold it."""
+    """One reward input of EasyR1, which passes no prompt: `ground_truth` must contain it."""
 
     response: Text
     ground_truth: Text | GroundTruthIn = Field(
         description="the prompt and what else the recipe needs, as an object or as its JSON; "
-        "a plain text is what `?ground_truth=` says"
+        "`?ground_truth=` says what a plain text is"
     )
 
 
@@ -72,7 +70,7 @@ class EasyR1Options(TextOptions):
     )
 
 
-#: `overall`, and what it is made of.
+#: `overall` and its parts.
 EasyR1Out = dict[str, float]
 
 
@@ -99,7 +97,7 @@ def answer(numbers: Sequence[ScalarReward]) -> list[EasyR1Out]:
 
 
 def _read(truth: str | GroundTruthIn, meaning: str | None) -> tuple[_Prompt, dict[str, str]]:
-    """Return the prompt and the fields that a ground truth holds."""
+    """Return the prompt and the fields of a ground truth."""
     if isinstance(truth, str):
         if meaning == "prompt":
             return truth, {}
@@ -116,8 +114,8 @@ def _parsed(truth: str) -> GroundTruthIn:
         return GroundTruthIn.model_validate(read_json(truth.encode(), packs_spans=False))
     except (ValueError, RecursionError):
         raise SplitError(
-            f"EasyR1 passes no prompt, and the ground truth {truth[:80]!r} holds none: let the "
-            'answer column hold {"prompt": ..., "reference": ...}, or say what a plain text is, '
+            f"EasyR1 passes no prompt, and the ground truth {truth[:80]!r} has none: put "
+            '{"prompt": ..., "reference": ...} in the answer column, or say what a plain text is: '
             "`?ground_truth=prompt` or `?ground_truth=reference`"
         ) from None
 

@@ -1,4 +1,4 @@
-"""LLaMA-Factory: whole conversations in, scores out; it ignores the HTTP status."""
+"""LLaMA-Factory's reward format: conversations in, scores out; it ignores the HTTP status."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.types import Sample
 from alarm_service.api.compat.common import TrainerBody, split_each
-from alarm_service.api.compat.splitting import split_text
+from alarm_service.api.compat.conversation import split_text
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["ScoreEvaluationIn", "ScoreEvaluationOut", "answer", "named", "samples_of"]
 
@@ -37,7 +36,7 @@ class ScoreEvaluationIn(TrainerBody):
 
 
 class ScoreEvaluationOut(BaseModel):
-    """One score a text. No error has `scores`, so that one ends a training that misses it."""
+    """One score per text. Errors have no `scores`, so that a training run stops at one."""
 
     id: str
     object: Literal["score.evaluation"] = "score.evaluation"

@@ -16,11 +16,10 @@ from alarm_service.api.compat.common import (
     fields_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of
+from alarm_service.api.compat.conversation import Texts, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.json_pieces import read_json
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
 
@@ -51,7 +50,7 @@ class PartIn(TrainerBody):
 
 
 class ItemIn(TrainerBody):
-    """A message, a call of a tool, what the tool answered, or thoughts."""
+    """A message, a tool call, the tool's output, or reasoning."""
 
     type: Text = "message"
     role: Text = "assistant"
@@ -60,20 +59,20 @@ class ItemIn(TrainerBody):
 
 
 class ParamsIn(TrainerBody):
-    """What the policy was asked."""
+    """The policy's input."""
 
     input: Text | ListOf[ItemIn]
     instructions: Text | None = None
 
 
 class ResponseIn(TrainerBody):
-    """What the policy answered, and the tools that it called."""
+    """The policy's output, tool calls included."""
 
     output: ListOf[ItemIn]
 
 
 class NemoGymIn(TrainerBody):
-    """One rollout, beside the columns of its row."""
+    """One rollout, with the columns of its row."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -82,7 +81,7 @@ class NemoGymIn(TrainerBody):
 
 
 class NemoGymOptions(BaseModel):
-    """Which column is the reference, and whether several rewards are wanted."""
+    """Which column is the reference, and whether to return reward components."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,7 +94,7 @@ class NemoGymOptions(BaseModel):
 
 
 class NemoGymOut(BaseModel):
-    """Everything that was sent, with its reward, and with `alarm_...` for what that is made of."""
+    """The request's JSON with `reward`, and with its parts as `alarm_...`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -105,21 +104,23 @@ class NemoGymOut(BaseModel):
 def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
     """Take the one sample: the policy's last message, after all that came before it.
 
-    A rollout that ends without a message has an empty completion. Thoughts are left out, and a
-    call of a tool is a turn without text. Raises `Invalid` where a message is no text.
+    A rollout that ends without a message has an empty completion. Reasoning is left out, and a
+    tool call is a turn without text. Raises `Invalid` for a message that is not text.
     """
-    asked, output = body.responses_create_params, body.response.output
+    params, output = body.responses_create_params, body.response.output
     items = (
-        [ItemIn(role="user", content=asked.input)] if isinstance(asked.input, str) else asked.input
+        [ItemIn(role="user", content=params.input)]
+        if isinstance(params.input, str)
+        else params.input
     )
     last = max((at for at, item in enumerate(output) if item.type == "message"), default=None)
-    system = [Message("system", asked.instructions)] if asked.instructions else []
+    system = [Message("system", params.instructions)] if params.instructions else []
     before = _turns(items, "responses_create_params.input")
     before += _turns(output[:last], "response.output")
     where = f"response.output[{last}].content"
-    said = "" if last is None else _text(output[last].content, where)
+    completion = "" if last is None else _text(output[last].content, where)
     turns = (*system, *before)
-    (texts,) = split_each([said], lambda _: Texts(turns, answer_of(said, None)), where)
+    (texts,) = split_each([completion], lambda _: Texts(turns, answer_of(completion, None)), where)
     label = (body.model_extra or {}).get(options.reference)
     return [Sample(texts.prompt, texts.completion, fields_of(label))]
 
@@ -127,12 +128,12 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
 def answer(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> Response:
     """Answer as Gym's own resources servers do: with the request's JSON and the reward in it.
 
-    Raises `Invalid` where what was sent is no JSON that could be sent back.
+    Raises `Invalid` if the request cannot be written as JSON again.
     """
     try:
         return Response(_written(sent, number, options), media_type="application/json")
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"the body cannot be sent back beside its reward: {error}") from None
+        raise Invalid(f"the body cannot be returned with its reward: {error}") from None
 
 
 def _written(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> str:
@@ -144,12 +145,12 @@ def _written(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> str:
     }
     if options.components:
         content["reward_components"] = _components(number)
-    # In pieces: written at once, a large rollout would hold the interpreter.
+    # In pieces: one call on a large rollout would hold the GIL.
     return "".join(json.JSONEncoder(allow_nan=False).iterencode(content))
 
 
 def _components(number: ScalarReward) -> dict[str, float]:
-    """Return what adds up to the reward by name; a model's score is its only part."""
+    """Return the parts that add up to the reward; a model's score is its only part."""
     aspects = {name: part for name, part in number.parts.items() if name not in OWN_PARTS}
     if "holistic" in number.parts:
         return {"holistic": number.parts["holistic"], **aspects}
@@ -183,5 +184,5 @@ def _part(part: PartIn, where: str) -> str:
     name = _TEXT_OF_PART.get(part.type)
     text = getattr(part, name) if name else None
     if text is None:
-        raise Invalid(f"{where}: a part of type {part.type[:80]!r} holds no text to reward")
+        raise Invalid(f"{where}: a part of type {part.type[:80]!r} has no text to reward")
     return str(text)

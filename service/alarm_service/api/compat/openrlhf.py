@@ -1,4 +1,4 @@
-"""OpenRLHF: decoded prompts with responses in, rewards, scores and logs out."""
+"""OpenRLHF's reward format: decoded queries in; rewards, scores and logs out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from alarm_service.api.compat.common import (
     fields_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import split_query
+from alarm_service.api.compat.conversation import split_query
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.errors import Invalid
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["OpenRLHFIn", "OpenRLHFOptions", "OpenRLHFOut", "answer", "samples_of"]
 
@@ -47,7 +46,7 @@ class OpenRLHFIn(TrainerBody):
 
 
 class OpenRLHFOptions(TextOptions):
-    """How texts are split, and whether logs are wanted."""
+    """How texts are split, and whether to return logs."""
 
     extra_logs: bool = Field(default=True, description="0 leaves them out: for 0.8.10 and 0.8.11")
 
@@ -58,15 +57,15 @@ class OpenRLHFOut(BaseModel):
     rewards: list[float]
     scores: list[float]
     extra_logs: dict[str, list[float]] | None = Field(
-        default=None, description="what each reward is made of"
+        default=None, description="the parts of each reward"
     )
 
 
 def samples_of(body: OpenRLHFIn, template: ChatTemplate | None) -> list[Sample]:
     """Split queries into samples; raise `Invalid` where one cannot be split."""
     count = len(body.query)
-    prompts = _one_a_query(body.prompts, count, "prompts", "")
-    labels = _one_a_query(body.labels, count, "labels", None)
+    prompts = _one_per_query(body.prompts, count, "prompts", "")
+    labels = _one_per_query(body.labels, count, "labels", None)
     texts = split_each(
         body.query, lambda index: split_query(body.query[index], prompts[index], template), "query"
     )
@@ -87,7 +86,7 @@ def answer(numbers: ScalarRewards, options: OpenRLHFOptions) -> OpenRLHFOut:
     )
 
 
-def _one_a_query(given: list[Any] | None, count: int, name: str, default: Any) -> list[Any]:
+def _one_per_query(given: list[Any] | None, count: int, name: str, default: Any) -> list[Any]:
     if not given:
         return [default] * count
     if len(given) != count:

@@ -27,14 +27,12 @@ from alarm_service.api.compat.common import (
     messages_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import Texts, split_text
+from alarm_service.api.compat.conversation import SplitError, Texts, split_text
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.api.compat.turns import SplitError
 from alarm_service.api.deps import WORK_ERRORS
 from alarm_service.api.large_bodies import OffLoopRoute
 from alarm_service.errors import SampleFailed
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = [
     "ClassifyOut",

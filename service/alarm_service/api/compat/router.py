@@ -1,4 +1,4 @@
-"""The routes that trainers call, by the recipe or model in their path."""
+"""The trainers' routes, each with the recipe or model in its path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["router"]
 
 router = APIRouter(route_class=OffLoopRoute, tags=["trainers"])
 
-#: Logs that are not wanted are left out: OpenRLHF 0.8 reads them wherever it finds the name.
+#: Logs are omitted rather than null: OpenRLHF 0.8 reads them if the key is there.
 _OPENRLHF: dict[str, Any] = {"responses": WORK_ERRORS, "response_model_exclude_none": True}
 
 

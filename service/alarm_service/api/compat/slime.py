@@ -1,4 +1,4 @@
-"""slime and miles: one prompt and response in; the response body is the reward."""
+"""The reward format of slime and miles: one prompt and response in, the reward out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from alarm_service.api.compat.common import (
     messages_of,
     split_each,
 )
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.schemas import Text
-from alarm_service.validation import ListOf
+from alarm_service.schemas import ListOf, Text
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
 
@@ -41,14 +40,14 @@ class SlimeIn(TrainerBody):
 
 
 class SlimeOptions(TextOptions):
-    """How texts are split, and what the answer is."""
+    """How texts are split, and the format of the response."""
 
     format: Literal["number", "dict"] = Field(
         default="number", description="`dict` with `--reward-key score`: parts beside the reward"
     )
 
 
-#: The reward, or it as `score` with what it is made of.
+#: The reward, or an object with the reward as `score` and its parts.
 SlimeOut = float | dict[str, float]
 
 

@@ -1,4 +1,4 @@
-"""What callers are told when the time that draining may take is over."""
+"""Requests that still run at the end of the drain time get 503."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ async def test_end_of_drain_answers_503_to_queued_requests() -> None:
         assert (await server.client.get("/models")).status_code == 503
 
 
-async def test_end_answers_503_to_whose_body_is_half_read() -> None:
+async def test_end_of_drain_answers_503_to_half_read_bodies() -> None:
     half_read = asyncio.Event()
 
     async def body() -> Any:
@@ -47,7 +47,7 @@ async def test_end_answers_503_to_whose_body_is_half_read() -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
-async def test_end_leaves_a_cancelled_request_cancelled() -> None:
+async def test_end_of_drain_keeps_cancelled_requests_cancelled() -> None:
     async with serving() as server:
         asking = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
@@ -58,7 +58,7 @@ async def test_end_leaves_a_cancelled_request_cancelled() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of a model that reads very long texts."""
+    """A recipe with a model that accepts very long texts."""
     folder = tmp_path_factory.mktemp("long")
     made = tiny.config("llama", num_labels=1, max_position_embeddings=1 << 17)
     model = transformers.AutoModelForSequenceClassification.from_config(made)
@@ -70,7 +70,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_end_of_a_drain_is_503_for_every_connection_and_no_abort(recipe: Path) -> None:
+def test_end_of_drain_is_503_on_every_connection(recipe: Path) -> None:
     answers: list[httpx.Response] = []
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""A server whose stand-in model remembers what it was shown."""
+"""A server whose stand-in model records its samples."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,8 +13,8 @@ from alarm_models.reward_models.base import Prepared
 from alarm_models.types import Sample
 
 
-class Hearing(Words):
-    """`Words` that remembers its samples; a reward is the number of a completion's words."""
+class RecordingWords(Words):
+    """`Words` that records its samples; the reward is the number of words of a completion."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +30,11 @@ class Hearing(Words):
 
 
 @asynccontextmanager
-async def hearing(*recipes: Recipe, **settings: Any) -> AsyncIterator[tuple[Server, Hearing]]:
-    """Serve, and forget what loading showed the model."""
-    words = Hearing()
+async def recording_server(
+    *recipes: Recipe, **settings: Any
+) -> AsyncIterator[tuple[Server, RecordingWords]]:
+    """Serve; the warm-up sample is not recorded."""
+    words = RecordingWords()
     async with serving(*recipes, words=words, **settings) as server:
         await server.engine.life.until_ready()
         words.samples.clear()
@@ -45,7 +47,7 @@ async def post(server: Server, path: str, **body: Any) -> httpx.Response:
 
 
 def error_of(answer: httpx.Response, status: int) -> str:
-    """Return an error's message; it is of the documented shape and nothing besides."""
+    """Return an error's message; the body has exactly the documented format."""
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
     error = answer.json()["error"]

@@ -1,4 +1,4 @@
-"""Requests of very many faults: few are noted, all are counted, and the answer says so."""
+"""Requests with very many errors: few are reported, all are counted."""
 
 import json
 from typing import Annotated, Any
@@ -10,11 +10,11 @@ from served import samples, serving
 from standin import FIGURE_1
 
 from alarm_service import json_pieces as pieces
-from alarm_service import validation
+from alarm_service import schemas
 from alarm_service.api import large_bodies as large
 from alarm_service.engine import pipeline
-from alarm_service.errors import format_validation_errors
-from alarm_service.validation import FailFastInPieces, FewUnknown, InPieces, ListOf, num_faults
+from alarm_service.errors import format_validation_errors, num_faults
+from alarm_service.schemas import FailFastInPieces, FewUnknown, InPieces, ListOf
 
 UNKNOWN = {f"k{index}": 1 for index in range(1000)}
 MESSAGE = {"role": "user", "content": "?"}
@@ -35,11 +35,11 @@ def faults_of(kind: Any, value: Any) -> Any:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "_PIECE", 4)
+    monkeypatch.setattr(schemas, "_PIECE", 4)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 7, 1000])
-def test_unknown_names_are_told_as_pydantic_tells_them_all(count: int) -> None:
+def test_few_unknown_reports_like_pydantic(count: int) -> None:
     sent = {"known": "x"} | {f"k{index}": 1 for index in range(count)}
     told = format_validation_errors(faults_of(Forbidding, sent))
     names = ["known", "missed", *(f"k{index}" for index in range(count))]
@@ -48,14 +48,14 @@ def test_unknown_names_are_told_as_pydantic_tells_them_all(count: int) -> None:
     assert lines == names[:5] + more
 
 
-def test_unknown_names_that_are_omitted_make_one_error() -> None:
+def test_few_unknown_omitted_keys_are_one_error() -> None:
     faults = faults_of(Forbidding, UNKNOWN | {"known": 1, "missed": 2})
     assert (len(faults), num_faults(faults)) == (6, 1000)
 
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("count", [1, 5, 6, 30])
-def test_list_in_pieces_tells_the_places_of_its_faults(count: int) -> None:
+def test_in_pieces_list_reports_indices(count: int) -> None:
     sent = [0] * 10 + ["x"] * count
     faults = faults_of(ListOf[int], sent)
     assert [fault["loc"] for fault in faults[:5]] == [(10 + at,) for at in range(min(count, 5))]
@@ -64,7 +64,7 @@ def test_list_in_pieces_tells_the_places_of_its_faults(count: int) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_names_in_pieces_tell_the_first_faults_and_count_the_others() -> None:
+def test_in_pieces_object_reports_first_errors_and_counts_others() -> None:
     kind = Annotated[dict[str, int], InPieces]
     sent = {f"k{index}": index if index % 2 else "x" for index in range(40)}
     told = format_validation_errors(faults_of(kind, sent))
@@ -75,7 +75,7 @@ def test_names_in_pieces_tell_the_first_faults_and_count_the_others() -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_list_that_fails_fast_in_pieces_tells_the_first_fault() -> None:
+def test_fail_fast_in_pieces_reports_the_first_error() -> None:
     kind = Annotated[list[int], Field(fail_fast=True), FailFastInPieces]
     faults = faults_of(kind, [*range(10), "x", "y"])
     assert [fault["loc"] for fault in faults] == [(10,)]
@@ -102,7 +102,7 @@ BODIES: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize(("path", "body", "begin"), BODIES)
-async def test_request_of_many_faults_is_refused_by_few_of_them(
+async def test_request_with_many_errors_reports_few(
     path: str, body: Any, begin: str, is_large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted = []
@@ -150,7 +150,7 @@ async def test_body_of_very_many_values_is_413(
     assert answer.json()["error"]["message"].startswith("the body has over ")
 
 
-def test_spans_are_no_values_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_spans_do_not_count_as_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_PIECE_BYTES", 256)
     monkeypatch.setattr(pieces, "_MAX_CONTAINERS", 5)
     monkeypatch.setattr(pieces, "_MAX_VALUES", 11)
@@ -159,7 +159,7 @@ def test_spans_are_no_values_that_are_counted(monkeypatch: pytest.MonkeyPatch) -
     assert len(pieces.read_json(json.dumps(body).encode())["samples"]) == 2
 
 
-async def test_ground_truth_of_very_many_values_is_no_prompt(
+async def test_easyr1_ground_truth_of_very_many_values_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pieces, "_PIECE_BYTES", 8)
@@ -168,7 +168,7 @@ async def test_ground_truth_of_very_many_values_is_no_prompt(
     async with serving(FIGURE_1) as server:
         answer: httpx.Response = await server.client.post("/compat/easyr1/figure-1", json=body)
     assert answer.status_code == 422
-    assert "holds none" in answer.json()["error"]["message"]
+    assert "has none" in answer.json()["error"]["message"]
 
 
 async def test_sample_of_too_many_characters_fails_alone() -> None:
@@ -185,15 +185,14 @@ async def test_sample_of_too_many_characters_fails_alone() -> None:
     assert scores[0]["score"] == 2
     assert [one["error"]["code"] for one in scores[1:]] == ["too_long"] * 3
     assert scores[1]["error"]["message"] == (
-        "the sample has 101 characters, fields included, and the server takes 100 "
-        "(--max-sample-chars)"
+        "the sample has 101 characters, fields included, and the limit is 100 (--max-sample-chars)"
     )
     rewards = rewarded.json()["rewards"]
     assert rewards[0]["error"] is None
     assert [one["error"]["code"] for one in rewards[1:]] == ["too_long"] * 3
 
 
-async def test_samples_are_prepared_so_many_characters_at_a_time(
+async def test_prepare_chunks_are_bounded_by_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts = []

@@ -1,4 +1,4 @@
-"""Models that wait for a server or for room: how long, and how often that is said."""
+"""Opening models that wait for a server or for cluster capacity, and its log."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from alarm_service.engine.reload import open_models
 
 
 class Late(HostModel):
-    """Opens once it has failed in each of some ways."""
+    """Opens after failing with each of the given errors."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__("late")
@@ -44,7 +44,9 @@ async def test_blocked_start_is_logged_once_and_in_health_until_unblocked() -> N
     assert awaited == told
 
 
-async def test_change_waits_for_room_and_not_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_models_change_waits_for_capacity_but_not_for_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     await open_models([Late(NoRoomError("full"), NoRoomError("full"))], None)
     with pytest.raises(UnreachableError, match="gone"):
         await open_models([Late(UnreachableError("gone"))], None)

@@ -1,4 +1,4 @@
-"""A caller that leaves frees the thread that works for it."""
+"""A cancelled request frees the thread that works for it."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from alarm_models.types import Sample, Span
 from alarm_service.engine.pipeline import validate_samples
 
 
-async def test_work_of_callers_that_left_ends_and_frees_both_threads() -> None:
+async def test_cancelled_requests_free_the_tokenization_threads() -> None:
     begun, ended = threading.Semaphore(0), threading.Semaphore(0)
 
     def endless() -> None:
@@ -51,6 +51,6 @@ def test_spans_that_repeat_a_completion_many_times_fail_the_sample() -> None:
 
 
 @pytest.mark.parametrize("name", ["sentences", "steps"])
-def test_overlap_is_counted_by_kind(name: str) -> None:
+def test_span_overlap_is_counted_per_kind(name: str) -> None:
     sample = Sample("p", "A. B", segments={name: (Span(0, 2), Span(2, 4)) * 1})
     assert validate_samples([sample]) == [None]

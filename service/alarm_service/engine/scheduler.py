@@ -1,4 +1,4 @@
-"""RequestQueue and the batching policy: which queued samples make the next batch."""
+"""The scheduler: RequestQueue, and the batching policy that selects the next batch from it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
     "RequestQueue",
     "TimedOut",
     "TimedOutSamples",
-    "in_turn",
+    "fair_order",
     "next_batch",
     "weights_of",
 ]
 
 
 class TimedOut(SampleError):
-    """A sample's forward pass did not end in time, or ended the thread that ran it: final."""
+    """A sample's forward pass timed out or ended its thread; it is not retried."""
 
 
-#: What becomes of one sample at one model.
+#: The result of one sample at one model.
 Outcome = Score | SampleError | ServiceError
 
 
@@ -56,12 +56,13 @@ class Companion:
 
 @dataclass(eq=False, slots=True)
 class QueuedSample:
-    """One sample that waits for a model's forward pass.
+    """One prepared sample that waits for a model's forward pass.
 
-    ``deliver`` takes the outcome, on any thread; ``is_active`` turns false when the caller has
-    gone. ``since`` is a monotonic time in seconds; ``cost`` what a batch costs the model; ``span``
-    that of its request. ``charged`` is the device time in seconds that its ``caller`` was charged
-    when it was batched, and ``weight`` what a second of it costs that caller.
+    ``deliver`` is called with the outcome, on any thread; ``is_active`` is false once the caller
+    has disconnected. ``since`` is a monotonic time in seconds, ``cost`` the model's batch layout,
+    ``span`` the request's tracing span. ``charged`` is the device time in seconds that its
+    ``caller`` was charged when it was batched, and ``weight`` what a second of it costs that
+    caller.
     """
 
     model: LoadedModel
@@ -83,8 +84,8 @@ _WINDOW = 512
 #: Batches that a window may fill, where samples are ordered by turn and not by length.
 _WINDOW_BATCHES = 4
 
-#: Where a batch is kept short, it may still have this many times the cost of its first sample, if
-#: the others share its prefix: in several batches the prefix would be computed in each of them.
+#: A short batch may still cost this many times its first sample if the others share its prefix:
+#: in several batches the prefix would be computed several times.
 _TIMES_FIRST = 4
 
 
@@ -94,16 +95,16 @@ def weights_of(callers: Sequence[Caller]) -> dict[Caller, float]:
     return {caller: float(num_callers[caller.key]) if caller.key else 1.0 for caller in callers}
 
 
-def in_turn(
+def fair_order(
     waiting: Mapping[Caller, Sequence[QueuedSample]],
     start: Callable[[Caller], float],
     seconds_per_token: float,
     max_tokens: int,
 ) -> list[QueuedSample]:
-    """Order one model's samples by fair turns of its callers, as many as a batch considers.
+    """Order one model's samples by fair queueing of its callers, as many as a batch considers.
 
     Each caller's own samples keep their order. The caller with the smallest start tag has the next
-    turn, which moves its tag on by the device time that the turn is expected to take; samples that
+    turn, which advances its tag by the predicted device time; samples that
     share a prefix are one turn, so that a group is not split.
     """
     weights = weights_of(list(waiting))
@@ -177,9 +178,10 @@ def next_batch(
 ) -> list[QueuedSample]:
     """Select one model's next batch from its queued samples, which are in order.
 
-    The first sample is always included, even where it alone costs more than ``max_tokens``; others
-    are where they fit, by what a batch costs the model. ``enough_tokens`` keeps a batch shorter,
-    except that samples with the prefix of the first may cost up to four times as much as it does.
+    The first sample is always included, even if it alone costs more than ``max_tokens``; others are
+    added while they fit the budget, by the model's batch layout. ``enough_tokens`` keeps a batch
+    shorter, except that samples with the prefix of the first may cost up to four times as much as
+    it does.
     """
     window = waiting[:_WINDOW]
     enough = max_tokens if enough_tokens is None else min(enough_tokens, max_tokens)
@@ -281,24 +283,24 @@ def _digest(model: LoadedModel, features: ModelInput) -> bytes:
     return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
 
-#: How long a server counts as having several callers after the caller changed.
+#: How long there count as several callers after the caller changed.
 _SEVERAL_S = 60.0
 
-#: A sample is refused where it is predicted to take this many times the limit: predictions are
-#: rough, and a pass that runs is still timed.
+#: A sample is refused if it is predicted to take this many times the limit: predictions are rough,
+#: and a running pass is timed anyway.
 _REFUSED_TIMES = 2.0
 
 
 @dataclass(slots=True)
 class RequestQueue:
-    """Queued samples by model and caller; device workers take batches from it.
+    """Queued samples by model and caller, from which device workers take batches.
 
     Models have fair shares of device time, measured as their batches run, and so have the callers
-    of a model. ``forward_timeout_s`` (0: none) is what a forward pass may take: samples that timed
-    out before, or surely will, fail at once.
+    of a model. ``forward_timeout_s`` (0: none) limits a forward pass: samples that timed out
+    before, or are predicted to, fail at once.
     """
 
-    #: The tokens of a batch, for models that have no number of their own.
+    #: The token budget of a batch, for models whose own was not measured.
     max_batch_tokens: int
     forward_timeout_s: float = 0.0
     now: Callable[[], float] = time.monotonic
@@ -347,7 +349,7 @@ class RequestQueue:
         with self._changed:
             self._changed.notify_all()
 
-    def ran(
+    def record_batch(
         self, batch: Sequence[QueuedSample], num_computed: Sequence[int], seconds: float
     ) -> None:
         """Charge callers and model the measured time of a batch in place of the predicted one."""
@@ -395,10 +397,10 @@ class RequestQueue:
 
     def _add(self, work: QueuedSample) -> None:
         self._queues.setdefault(work.model, {}).setdefault(work.caller, deque()).append(work)
-        self._note(work.caller)
+        self._note_caller(work.caller)
 
-    def _note(self, caller: Caller) -> None:
-        """Note whether there are several callers: this one sends or is served."""
+    def _note_caller(self, caller: Caller) -> None:
+        """Update whether there are several callers, by one that sends or is served."""
         if caller not in (self._last_caller, INTERNAL):
             if self._last_caller != INTERNAL:
                 self._several_since = self.now()
@@ -408,7 +410,7 @@ class RequestQueue:
         if work in self.timed_out:
             return TimedOut(
                 "model_failed",
-                f"model {work.model.name!r} did not get through this sample before; "
+                f"model {work.model.name!r} timed out on this sample before; "
                 "it is not run again: do not send it again",
             )
         best = self._usage_of(work.model.name).best_tokens_per_s
@@ -428,20 +430,20 @@ class RequestQueue:
     def _drop_cancelled(self) -> None:
         for model, queues in list(self._queues.items()):
             for caller, works in list(queues.items()):
-                wanted = [work for work in works if work.is_active()]
-                if not wanted:
+                active = [work for work in works if work.is_active()]
+                if not active:
                     del queues[caller]
-                elif len(wanted) < len(works):
-                    queues[caller] = deque(wanted)
+                elif len(active) < len(works):
+                    queues[caller] = deque(active)
             if not queues:
                 del self._queues[model]
 
     def _take(self, models: Sequence[LoadedModel]) -> list[QueuedSample]:
-        model = min(models, key=self._turn_of)
+        model = min(models, key=self._start_of)
         queues = self._queues[model]
         usage = self._usage_of(model.name)
         budget = model.budget or self.max_batch_tokens
-        ordered = in_turn(queues, usage.callers.start, usage.seconds_per_token, budget)
+        ordered = fair_order(queues, usage.callers.start, usage.seconds_per_token, budget)
         batch = next_batch(ordered, budget, self._enough_tokens(usage))
         self._models.serve(model.name)
         usage.callers.serve(batch[0].caller)
@@ -451,12 +453,12 @@ class RequestQueue:
             work.charged = work.features.num_tokens * usage.seconds_per_token
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
-            self._note(work.caller)
+            self._note_caller(work.caller)
         self._remove(model, batch)
-        usage.callers.forget(self._queues.get(model, {}))
+        usage.callers.evict_idle(self._queues.get(model, {}))
         return batch
 
-    def _turn_of(self, model: LoadedModel) -> tuple[float, float]:
+    def _start_of(self, model: LoadedModel) -> tuple[float, float]:
         oldest = min(works[0].since for works in self._queues[model].values())
         return self._models.start(model.name), oldest
 

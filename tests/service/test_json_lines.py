@@ -1,4 +1,4 @@
-"""Files of JSON lines read from anywhere, and files that are written whole or not at all."""
+"""JSON lines files, and atomic replacement of output files."""
 
 import io
 import os
@@ -39,7 +39,7 @@ def lines(content: bytes, max_bytes: int = 100) -> list[tuple[int, bytes | None]
         (b"x" * (3 << 20), [(1, None)]),
     ],
 )
-def test_lines_are_read_with_their_numbers(content: bytes, found: list[object]) -> None:
+def test_read_lines_yields_line_numbers(content: bytes, found: list[object]) -> None:
     assert lines(content) == found
 
 
@@ -47,12 +47,12 @@ def test_lines_are_read_with_their_numbers(content: bytes, found: list[object]) 
     "line",
     [None, b"{", b"\x00", b'{\x00"a": 1}', b"\xff", b"[" * 100_000, b"9" * 5000, b"\xef\xbb\xbf1"],
 )
-def test_line_that_is_no_json_is_a_value_error(line: bytes | None) -> None:
+def test_parsed_line_that_is_not_json_raises_value_error(line: bytes | None) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parsed_line(line)
 
 
-def test_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+def test_replacing_replaces_the_file_at_the_end(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
     with replacing(file) as out:
@@ -69,7 +69,7 @@ def write_and_fail(file: Path, content: bytes, kept: Callable[[Path], None] | No
         raise KeyboardInterrupt
 
 
-def test_file_is_as_it_was_where_writing_fails(tmp_path: Path) -> None:
+def test_replacing_keeps_the_file_if_writing_fails(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
     with pytest.raises(KeyboardInterrupt):
@@ -79,7 +79,7 @@ def test_file_is_as_it_was_where_writing_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"some", b""])
-def test_what_was_written_is_kept_where_it_is_asked_for(content: bytes, tmp_path: Path) -> None:
+def test_replacing_keeps_partial_output_if_requested(content: bytes, tmp_path: Path) -> None:
     kept: list[Path] = []
     with pytest.raises(KeyboardInterrupt):
         write_and_fail(tmp_path / "file", content, kept.append)
@@ -87,7 +87,7 @@ def test_what_was_written_is_kept_where_it_is_asked_for(content: bytes, tmp_path
     assert list(tmp_path.iterdir()) == kept
 
 
-def test_link_and_permissions_stay(tmp_path: Path) -> None:
+def test_replacing_keeps_link_and_permissions(tmp_path: Path) -> None:
     file, link = tmp_path / "folder" / "file", tmp_path / "link"
     file.parent.mkdir()
     file.write_text("old")
@@ -99,14 +99,14 @@ def test_link_and_permissions_stay(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-def test_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+def test_replacing_new_file_has_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     write_whole(tmp_path / "file", b"new")
     modes = {stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
     assert len(modes) == 1
 
 
-def test_other_name_of_a_file_keeps_what_it_had(tmp_path: Path) -> None:
+def test_replacing_hard_link_keeps_its_content(tmp_path: Path) -> None:
     file, other = tmp_path / "file", tmp_path / "other"
     file.write_text("old")
     os.link(file, other)
@@ -114,7 +114,7 @@ def test_other_name_of_a_file_keeps_what_it_had(tmp_path: Path) -> None:
     assert (file.read_text(), other.read_text()) == ("new", "old")
 
 
-def test_file_that_cannot_be_renamed_is_written(
+def test_replacing_file_that_cannot_be_renamed_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
@@ -129,13 +129,13 @@ def test_file_that_cannot_be_renamed_is_written(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_device_is_written_at_once() -> None:
+def test_replacing_device_is_written_directly() -> None:
     with replacing(Path("/dev/null")) as out:
         out.write(b"gone")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
-def test_target_that_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
+def test_require_writable_refuses_first(tmp_path: Path) -> None:
     for target, told in (
         (tmp_path, "is a folder"),
         (tmp_path / "no" / "file", "there is no folder"),
@@ -146,7 +146,7 @@ def test_target_that_cannot_be_written_is_refused_before(tmp_path: Path) -> None
         require_writable(target)
 
 
-def test_target_that_is_an_input_by_any_name_is_refused(tmp_path: Path) -> None:
+def test_require_other_file_refuses_an_input_by_any_name(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("a")
     (tmp_path / "link").symlink_to(file)

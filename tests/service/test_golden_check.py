@@ -1,4 +1,4 @@
-"""A recipe is served only where its stored samples score as they did."""
+"""A recipe is served only if its stored samples score as before."""
 
 import json
 import shutil
@@ -18,7 +18,12 @@ from alarm_models.recipe.loader import load_recipe
 from alarm_models.types import Score, SegmentScore, Span
 from alarm_service.api.app import create_engine
 from alarm_service.cli.main import main
-from alarm_service.engine.parity import ParityError, StoredScore, difference, read_parity
+from alarm_service.engine.golden_check import (
+    GoldenError,
+    StoredScore,
+    difference,
+    read_golden_scores,
+)
 from alarm_service.settings import Settings
 
 MINI = Path(alarm_models.__file__).parent / "recipes"
@@ -58,7 +63,7 @@ async def failure_of(recipe: Path | str, *settings: str) -> str | None:
 
 @contextmanager
 def line_changed(recipe: Path, number: int) -> Iterator[dict[str, Any]]:
-    """Change a line of the record: its object is the block's to change."""
+    """Yield the object of a line of the stored scores, and write it back changed."""
     file = recipe.with_name("parity.jsonl")
     lines = file.read_text().splitlines()
     line = json.loads(lines[number])
@@ -67,8 +72,8 @@ def line_changed(recipe: Path, number: int) -> Iterator[dict[str, Any]]:
     file.write_text("\n".join(lines))
 
 
-async def test_what_was_recorded_is_served(recipe: Path) -> None:
-    stored = read_parity(recipe.with_name("parity.jsonl"))
+async def test_golden_check_recorded_scores_pass(recipe: Path) -> None:
+    stored = read_golden_scores(recipe.with_name("parity.jsonl"))
     assert stored.origin.recipe == "tiny"
     assert stored.origin.models["rm"].dtype == "float32"
     assert [one.sample.completion for one in stored.samples] == [
@@ -77,7 +82,7 @@ async def test_what_was_recorded_is_served(recipe: Path) -> None:
     assert await failure_of(recipe) is None
 
 
-async def test_altered_weights_are_not_served(recipe: Path) -> None:
+async def test_golden_check_altered_weights_fail(recipe: Path) -> None:
     shutil.rmtree(recipe.with_name("weights"))
     tiny.sequence_classifier("llama", recipe.with_name("weights"), seed=1)
     failure = await failure_of(recipe)
@@ -89,7 +94,7 @@ async def test_altered_weights_are_not_served(recipe: Path) -> None:
     assert await failure_of(recipe, "parity=") is None
 
 
-async def test_a_little_noise_is_no_difference_and_a_little_more_is(recipe: Path) -> None:
+async def test_golden_check_compares_within_the_tolerance(recipe: Path) -> None:
     with line_changed(recipe, 2) as line:
         line["scores"]["rm"]["score"] += 5e-5
         line["reward"] += 5e-5
@@ -111,7 +116,7 @@ def add_length(recipe: Path) -> None:
     recipe.write_text(recipe.read_text() + '[models.length]\nkind = "length"\n')
 
 
-async def test_another_reward_is_a_difference_unless_the_operator_set_its_constants(
+async def test_golden_check_changed_reward_fails_unless_rewards_are_skipped(
     recipe: Path,
 ) -> None:
     weigh(recipe)
@@ -121,7 +126,7 @@ async def test_another_reward_is_a_difference_unless_the_operator_set_its_consta
     assert await failure_of(recipe, "holistic.weight=3") is None
 
 
-async def test_another_precision_is_compared_roughly(tmp_path: Path) -> None:
+async def test_golden_check_other_precision_has_a_larger_tolerance(tmp_path: Path) -> None:
     models = ("preference", "factuality_rm", "relevance_rm")
     halved = [f"models.{name}.dtype=bfloat16" for name in models]
     assert await failure_of("mini", *halved) is None
@@ -134,7 +139,7 @@ async def test_another_precision_is_compared_roughly(tmp_path: Path) -> None:
     assert "sample 1 (grounded), model 'preference'" in failure
 
 
-async def test_a_model_that_was_not_recorded_is_a_difference(recipe: Path) -> None:
+async def test_golden_check_model_without_stored_scores_fails(recipe: Path) -> None:
     add_length(recipe)
     failure = await failure_of(recipe)
     assert failure is not None
@@ -145,11 +150,11 @@ async def test_a_model_that_was_not_recorded_is_a_difference(recipe: Path) -> No
     ("text", "why"),
     [
         (None, "cannot be read"),
-        ("", "holds no samples"),
+        ("", "has no samples"),
         ("{}\n{}", "line 1: recipe: Field required"),
     ],
 )
-async def test_parity_file_that_is_no_record_is_refused(
+async def test_golden_check_invalid_file_is_refused(
     recipe: Path, text: str | None, why: str
 ) -> None:
     file = recipe.with_name("parity.jsonl")
@@ -161,7 +166,7 @@ async def test_parity_file_that_is_no_record_is_refused(
     assert why in failure
 
 
-def test_a_record_may_be_recorded_again(recipe: Path) -> None:
+def test_record_accepts_an_earlier_record(recipe: Path) -> None:
     file = recipe.with_name("parity.jsonl")
     before = file.read_text()
     flags = ("--recipe", str(recipe), "--device", "cpu")
@@ -181,7 +186,7 @@ def test_a_record_may_be_recorded_again(recipe: Path) -> None:
         ({}, "line 2: completion: Field required"),
     ],
 )
-def test_a_sample_without_a_score_is_not_recorded(
+def test_record_sample_without_a_score_is_refused(
     recipe: Path, sample: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = recipe.with_name("parity.jsonl").read_text()
@@ -190,7 +195,7 @@ def test_a_sample_without_a_score_is_not_recorded(
     assert recipe.with_name("parity.jsonl").read_text() == before
 
 
-async def test_mini_s_weights_are_those_that_it_was_recorded_with(tmp_path: Path) -> None:
+async def test_golden_check_of_mini_passes_and_detects_a_change(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(MINI / "mini", tmp_path / "mini")
@@ -239,18 +244,18 @@ def judged(*margins: float) -> Score:
         ),
     ],
 )
-def test_parity_difference_is_reported(
+def test_golden_check_difference_is_reported(
     stored: StoredScore, found: Score | SampleError, told: str | None
 ) -> None:
     assert difference(stored, found, 1e-4, is_rough=False) == told
 
 
-def test_a_segment_near_zero_may_change_its_side_in_another_precision() -> None:
+def test_golden_check_other_precision_allows_sign_change_near_zero() -> None:
     stored = StoredScore(score=1.0, segments=[0.001])
     assert difference(stored, judged(-0.001), 1e-4, is_rough=True) is None
     assert difference(stored, judged(-0.1), 1e-4, is_rough=True) is not None
 
 
-def test_a_record_s_errors_are_parity_errors(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="cannot be read"):
-        read_parity(tmp_path / "nowhere")
+def test_record_errors_are_golden_errors(tmp_path: Path) -> None:
+    with pytest.raises(GoldenError, match="cannot be read"):
+        read_golden_scores(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""How much of what a caller sent is said again in messages and logs."""
+"""Callers' texts are shortened in messages and logs."""
 
 import json
 from typing import Any

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, TokenSequence
 from alarm_models.recipe.specs import SequenceSpec
 from alarm_service.engine.model_set import LoadedModel, ServedModel
-from alarm_service.engine.queue import Outcome, QueuedSample, RequestQueue, next_batch
+from alarm_service.engine.scheduler import Outcome, QueuedSample, RequestQueue, next_batch
 from alarm_service.errors import Draining
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
@@ -51,26 +51,26 @@ def lengths(works: Sequence[QueuedSample] | None) -> list[int]:
         ([9, 3, 3], 27, [3, 3, 9]),
     ],
 )
-def test_a_batch_is_the_oldest_work_and_its_neighbours_in_length(
+def test_next_batch_padded_is_the_oldest_and_its_neighbours_in_length(
     waiting: list[int], budget: int, taken: list[int]
 ) -> None:
     assert lengths(next_batch([work(one) for one in waiting], budget)) == taken
 
 
 @given(LENGTHS, BUDGETS)
-def test_the_oldest_work_is_always_in_the_batch(waiting: list[int], budget: int) -> None:
+def test_next_batch_always_has_the_oldest_sample(waiting: list[int], budget: int) -> None:
     works = [work(one) for one in waiting]
     assert works[0] in next_batch(works, budget)
 
 
 @given(LENGTHS, BUDGETS)
-def test_a_batch_of_several_stays_within_the_budget(waiting: list[int], budget: int) -> None:
+def test_next_batch_is_within_the_budget(waiting: list[int], budget: int) -> None:
     batch = next_batch([work(one) for one in waiting], budget)
     assert len(batch) == 1 or len(batch) * max(lengths(batch)) <= budget
 
 
 @given(LENGTHS, BUDGETS)
-def test_a_batch_leaves_nothing_that_is_as_short_and_fits(waiting: list[int], budget: int) -> None:
+def test_next_batch_leaves_no_shorter_sample_that_fits(waiting: list[int], budget: int) -> None:
     works = [work(one) for one in waiting]
     batch = next_batch(works, budget)
     wider = (len(batch) + 1) * max(lengths(batch))
@@ -81,7 +81,7 @@ def test_a_batch_leaves_nothing_that_is_as_short_and_fits(waiting: list[int], bu
 
 
 @given(st.lists(st.tuples(st.integers(1, 100), st.sampled_from("ab")), max_size=60), BUDGETS)
-def test_taking_again_and_again_loses_and_doubles_nothing(
+def test_next_batch_repeated_loses_and_duplicates_nothing(
     arrivals: list[tuple[int, str]], budget: int
 ) -> None:
     works = [work(one, model=model(name), since=at) for at, (one, name) in enumerate(arrivals)]
@@ -97,9 +97,7 @@ def test_taking_again_and_again_loses_and_doubles_nothing(
 
 
 @given(LENGTHS, BUDGETS)
-def test_nothing_waits_longer_than_what_came_before_it_takes(
-    waiting: list[int], budget: int
-) -> None:
+def test_next_batch_starves_no_sample(waiting: list[int], budget: int) -> None:
     queue = RequestQueue(budget)
     works = [work(one, since=at) for at, one in enumerate(waiting)]
     queue.put(works)
@@ -114,20 +112,20 @@ def test_nothing_waits_longer_than_what_came_before_it_takes(
         works.append(newcomer)
 
 
-def test_the_model_whose_work_is_oldest_goes_first() -> None:
+def test_queue_model_with_the_oldest_sample_is_first() -> None:
     waiting = RequestQueue(100)
     waiting.put([work(1, model=model("late"), since=2), work(2, model=model("early"), since=1)])
     assert lengths(waiting.take()) == [2]
 
 
-def test_two_models_of_one_name_never_share_a_batch() -> None:
+def test_queue_models_of_one_name_never_share_a_batch() -> None:
     waiting = RequestQueue(100)
     old, new = model("m"), model("m", 100)
     waiting.put([work(1, model=old), work(2, model=new), work(3, model=old)])
     assert (lengths(waiting.take()), lengths(waiting.take())) == ([1, 3], [2])
 
 
-def test_a_batch_is_of_one_model() -> None:
+def test_queue_batch_is_of_one_model() -> None:
     waiting = RequestQueue(100)
     waiting.put([work(1, model=model("a")), work(2, model=model("b")), work(3, model=model("a"))])
     assert lengths(waiting.take()) == [1, 3]
@@ -140,7 +138,7 @@ def test_queue_drops_samples_of_cancelled_calls() -> None:
     assert waiting.num_waiting() == 0
 
 
-def test_a_closed_queue_gives_what_waits_the_reason() -> None:
+def test_queue_closed_fails_queued_samples_with_the_reason() -> None:
     heard: list[Outcome] = []
     waiting = RequestQueue(100)
     waiting.put([QueuedSample(M, ModelInput((1,), (), False), heard.append, lambda: True, 0)])
@@ -162,12 +160,12 @@ def test_queue_closed_fails_new_samples_with_the_first_reason() -> None:
 
 
 def begins(beginning: int, num_own: int, *, cost: BatchLayout) -> QueuedSample:
-    """Work of 20 tokens that those of one beginning share, and some of its own."""
+    """A sample with a shared prefix of 20 tokens, and some of its own."""
     ids = (beginning,) * 20 + tuple(range(1000, 1000 + num_own))
     return QueuedSample(M, ModelInput(ids, (), False), lambda outcome: None, lambda: True, 0, cost)
 
 
-def test_packed_work_is_taken_as_it_came_while_it_fits() -> None:
+def test_next_batch_packed_takes_samples_in_order_while_they_fit() -> None:
     works = [begins(1, own, cost=BatchLayout.PACKED) for own in (0, 10, 5, 0)]
     assert next_batch(works, 50) == [works[0], works[1]]
     assert next_batch(works, 65) == [works[0], works[1]]
@@ -200,13 +198,13 @@ def test_next_batch_counts_all_sequences_and_shares_the_prefix_of_each() -> None
     assert next_batch([works[0], works[1], shorter], 74) == [*works[:2], shorter]
 
 
-def test_the_oldests_group_goes_before_what_came_between() -> None:
+def test_next_batch_takes_the_oldest_samples_group_first() -> None:
     group = [begins(1, 5, cost=BatchLayout.PREFIX_SHARED) for _ in range(2)]
     other = begins(2, 5, cost=BatchLayout.PREFIX_SHARED)
     assert next_batch([group[0], other, group[1]], 30) == group
 
 
-def test_another_group_goes_along_only_whole() -> None:
+def test_next_batch_adds_other_groups_only_whole() -> None:
     first = begins(1, 0, cost=BatchLayout.PREFIX_SHARED)
     others = [begins(2, own, cost=BatchLayout.PREFIX_SHARED) for own in (5, 9)]
     assert next_batch([first, *others], 48) == [first]
@@ -214,7 +212,9 @@ def test_another_group_goes_along_only_whole() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 9)), min_size=1, max_size=40), BUDGETS)
-def test_shared_work_is_taken_once_and_all_of_it(drawn: list[tuple[int, int]], budget: int) -> None:
+def test_queue_prefix_shared_samples_are_taken_once(
+    drawn: list[tuple[int, int]], budget: int
+) -> None:
     waiting = [begins(beginning, own, cost=BatchLayout.PREFIX_SHARED) for beginning, own in drawn]
     taken: list[QueuedSample] = []
     while waiting:
@@ -225,12 +225,12 @@ def test_shared_work_is_taken_once_and_all_of_it(drawn: list[tuple[int, int]], b
     assert len(taken) == len(drawn) == len(set(map(id, taken)))
 
 
-def test_a_deterministic_server_runs_each_sample_alone() -> None:
+def test_next_batch_deterministic_is_one_sample() -> None:
     works = [replace(work(one), cost=BatchLayout.SINGLE) for one in (3, 3, 1)]
     assert next_batch(works, 100) == works[:1]
 
 
-def test_a_model_with_a_budget_of_its_own_has_batches_of_that_size() -> None:
+def test_queue_uses_the_models_own_token_budget() -> None:
     waiting = RequestQueue(max_batch_tokens=10)
     waiting.put([work(5, model=model("large", 20), since=1) for _ in range(4)])
     assert lengths(waiting.take()) == [5, 5, 5, 5]

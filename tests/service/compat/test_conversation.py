@@ -3,9 +3,16 @@ from typing import Any
 import pytest
 
 from alarm_models.types import Message
-from alarm_service.api.compat.splitting import Texts, answer_of, pair_texts, split_query, split_text
+from alarm_service.api.compat.conversation import (
+    SplitError,
+    Texts,
+    answer_of,
+    pair_texts,
+    split_query,
+    split_text,
+    without_ends,
+)
 from alarm_service.api.compat.templates import TEMPLATES, marked
-from alarm_service.api.compat.turns import SplitError, without_ends
 
 CHATML = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 HUMAN = marked(user="Human:", assistant="Assistant:", system=None, ends=[])
@@ -117,7 +124,7 @@ LAST = {
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_conversation_ends_with_the_completion(name: str) -> None:
+def test_split_text_last_assistant_turn_is_the_completion(name: str) -> None:
     text = PROMPTS[name] + "B, indeed." + LAST[name]
     expected = Texts(turns("S", "Q?", "A.", "R?"), "B, indeed.")
     assert split_text(text, None) == expected
@@ -125,7 +132,7 @@ def test_a_conversation_ends_with_the_completion(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_query_is_split_as_its_parts_are(name: str) -> None:
+def test_split_query_equals_pair_texts_of_its_parts(name: str) -> None:
     expected = Texts(turns("S", "Q?", "A.", "R?"), "B, indeed.")
     completion = "B, indeed." + LAST[name]
     assert pair_texts(PROMPTS[name], completion, None) == expected
@@ -133,7 +140,7 @@ def test_a_query_is_split_as_its_parts_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_completion_may_be_empty_or_cut_off(name: str) -> None:
+def test_split_text_accepts_empty_and_truncated_completions(name: str) -> None:
     assert split_text(PROMPTS[name], None).completion == ""
     assert split_text(PROMPTS[name] + LAST[name], None).completion == ""
     assert split_text(PROMPTS[name] + "B, ind", None).completion == "B, ind"
@@ -141,12 +148,12 @@ def test_a_completion_may_be_empty_or_cut_off(name: str) -> None:
     assert pair_texts(PROMPTS[name], LAST[name], None).completion == ""
 
 
-def test_white_space_that_the_policy_wrote_is_kept() -> None:
+def test_split_text_keeps_white_space_of_the_policy() -> None:
     assert split_text(CHATML + "\n  B \n<|im_end|>\n", None).completion == "\n  B \n"
     assert split_query("Q? B \n", "Q?", None).completion == " B \n"
 
 
-def test_padding_before_a_text_is_no_part_of_it() -> None:
+def test_split_text_drops_leading_padding() -> None:
     padding = "<|endoftext|>" * 3
     expected = Texts(turns("Q?"), "B")
     assert split_text(padding + CHATML + "B<|im_end|>" + padding, None) == expected
@@ -154,7 +161,7 @@ def test_padding_before_a_text_is_no_part_of_it() -> None:
     assert split_query("</s></s>Q? B</s></s>", "Q?", None) == Texts("Q?", " B")
 
 
-def test_a_text_that_speaks_of_another_template_is_not_split_by_it() -> None:
+def test_split_text_that_mentions_another_template_is_not_split_by_it() -> None:
     told = "What is <start_of_turn>user\n for?"
     text = f"<|im_start|>user\n{told}<|im_end|>\n<|im_start|>assistant\nGemma: <end_of_turn>"
     expected = Texts(turns(told), "Gemma: <end_of_turn>")
@@ -165,7 +172,7 @@ THINKING = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|
 ASKED = "<|start|>user<|message|>Q?<|end|><|start|>assistant"
 
 
-def test_what_gpt_oss_thinks_is_not_its_answer() -> None:
+def test_split_gpt_oss_thoughts_are_not_the_answer() -> None:
     expected = Texts(turns("Q?"), "B.")
     assert pair_texts(ASKED, f"{THINKING}B.<|return|>", None) == expected
     assert split_text(f"{ASKED}{THINKING}B.<|return|>", None) == expected
@@ -175,7 +182,7 @@ def test_what_gpt_oss_thinks_is_not_its_answer() -> None:
     assert answer_of(f"{THINKING}B.<|return|>", None) == "B."  # of a prompt of messages
 
 
-def test_thoughts_without_an_answer_are_what_gpt_oss_said() -> None:
+def test_split_gpt_oss_thoughts_without_answer_are_the_answer() -> None:
     cut = pair_texts(ASKED, "<|channel|>analysis<|message|>Hm, that is", None)
     assert cut == Texts(turns("Q?"), "Hm, that is")
 
@@ -197,8 +204,8 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("prompt", UNKNOWN)
-def test_a_prompt_in_a_template_that_is_not_known_is_an_error(prompt: str) -> None:
-    with pytest.raises(SplitError, match="of no chat template that is known") as caught:
+def test_pair_texts_prompt_in_unknown_template_raises(prompt: str) -> None:
+    with pytest.raises(SplitError, match="of no known chat template") as caught:
         pair_texts(prompt, "B.", None)
     assert UNKNOWN[prompt] in str(caught.value)
     assert pair_texts(prompt, "B.", TEMPLATES["plain"]) == Texts(prompt, "B.")
@@ -229,7 +236,7 @@ def test_a_prompt_in_a_template_that_is_not_known_is_an_error(prompt: str) -> No
         "Q?\n<think>\n",
     ],
 )
-def test_html_code_and_talk_of_tokens_are_plain_prompts(prompt: str) -> None:
+def test_pair_texts_html_and_code_and_mentioned_tokens_are_plain(prompt: str) -> None:
     assert pair_texts(prompt, "B.", None) == Texts(prompt, "B.")
 
 
@@ -249,15 +256,15 @@ def test_html_code_and_talk_of_tokens_are_plain_prompts(prompt: str) -> None:
         ("<s>B.</s>", "<s>B."),
     ],
 )
-def test_html_is_no_end_of_a_text_whose_end_is_not_named(text: str, left: str) -> None:
+def test_without_ends_keeps_html_unless_it_is_a_named_end(text: str, left: str) -> None:
     assert without_ends(text, ()) == left
 
 
-def test_html_at_the_end_of_a_turn_is_no_end_of_a_text() -> None:
+def test_split_text_keeps_html_at_the_end_of_a_turn() -> None:
     assert split_text(CHATML + "<s>old</s><|im_end|>", None).completion == "<s>old</s>"
 
 
-def test_a_plain_prompt_stays_as_it_is() -> None:
+def test_pair_texts_plain_prompt_is_unchanged() -> None:
     prompt = "Human: Q?\n\nAssistant:"
     expected = Texts(prompt, " B.")
     assert split_query(f"{prompt} B.<|endoftext|>", prompt, None) == expected
@@ -273,16 +280,16 @@ def test_a_plain_prompt_stays_as_it_is() -> None:
         ("[INST] Q ? [/INST] B.", "[INST] Q? [/INST]"),
     ],
 )
-def test_decoding_may_change_white_space(query: str, prompt: str) -> None:
+def test_split_query_tolerates_changed_white_space(query: str, prompt: str) -> None:
     assert split_query(query, prompt, None) == Texts(turns("Q?"), "B.")
 
 
-def test_white_space_behind_a_changed_prompt_is_the_prompt_s_once() -> None:
+def test_split_query_assigns_white_space_after_prompt_once() -> None:
     prompt = "What 's it ?\n\n"
     assert split_query("What's it?\n\n  B.", prompt, None) == Texts(prompt, "  B.")
 
 
-def test_a_shortened_prompt_is_known_by_its_end() -> None:
+def test_split_query_recognizes_truncated_prompt_by_its_end() -> None:
     prompt = CHATML.replace("Q?", "Once upon a time there was a question?")
     query = prompt[20:] + "B.<|im_end|>"
     expected = Texts(turns("Once upon a time there was a question?"), "B.")
@@ -299,50 +306,50 @@ def test_a_shortened_prompt_is_known_by_its_end() -> None:
         ("", "Q?"),
     ],
 )
-def test_a_query_without_its_prompt_is_an_error(query: str, prompt: str) -> None:
-    with pytest.raises(SplitError, match="does not begin with its prompt"):
+def test_split_query_without_its_prompt_raises(query: str, prompt: str) -> None:
+    with pytest.raises(SplitError, match="starts neither with its prompt"):
         split_query(query, prompt, None)
 
 
-def test_a_query_whose_prompt_is_empty_is_split_by_its_template() -> None:
+def test_split_query_with_empty_prompt_uses_the_template() -> None:
     assert split_query(CHATML + "B.<|im_end|>", "", None) == Texts(turns("Q?"), "B.")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Q? B.", "begins in no chat template that is known"),
-        ("Human: Q?\n\nAssistant: B.", "begins in no chat template that is known"),
-        ("", "begins in no chat template that is known"),
-        ("once <|im_start|>user\nQ?<|im_end|>", "begins in no chat template that is known"),
+        ("Q? B.", "does not start with a known chat template"),
+        ("Human: Q?\n\nAssistant: B.", "does not start with a known chat template"),
+        ("", "does not start with a known chat template"),
+        ("once <|im_start|>user\nQ?<|im_end|>", "does not start with a known chat template"),
         ("<|im_start|>user\nQ?<|im_end|>\n", "does not end with an assistant's turn"),
         ("<|im_start|>user\nQ? that was cut", "does not end with an assistant's turn"),
         (CHATML + "B.<|im_end|>\n<|im_start|>user\nAnd", "does not end with an assistant's turn"),
-        ("<|im_start|>assistant\nB.<|im_end|>", "nothing stands before"),
+        ("<|im_start|>assistant\nB.<|im_end|>", "no turn before"),
     ],
 )
-def test_what_cannot_be_split_is_an_error(text: str, message: str) -> None:
+def test_split_text_that_is_ambiguous_raises(text: str, message: str) -> None:
     with pytest.raises(SplitError, match=message):
         split_text(text, None)
 
 
 @pytest.mark.parametrize("split", [split_text, lambda text, one: pair_texts(text, "B", one)])
-def test_a_text_in_another_template_than_was_named_is_an_error(split: Any) -> None:
-    with pytest.raises(SplitError, match="does not begin with a turn of the template 'gemma'"):
+def test_split_text_in_another_template_than_named_raises(split: Any) -> None:
+    with pytest.raises(SplitError, match="does not start with a turn of the template 'gemma'"):
         split(CHATML, TEMPLATES["gemma"])
 
 
-def test_a_plain_text_is_a_completion_of_no_prompt() -> None:
+def test_split_text_plain_is_a_completion_without_prompt() -> None:
     assert split_text("B.</s>", TEMPLATES["plain"]) == Texts("", "B.")
 
 
-def test_turns_behind_the_completion_are_read_as_turns() -> None:
+def test_pair_texts_further_turns_are_messages() -> None:
     more = "B.<|im_end|>\n<|im_start|>tool\nT<|im_end|>\n<|im_start|>assistant\nC.<|im_end|>"
     completion = (Message("assistant", "B."), Message("tool", "T"), Message("assistant", "C."))
     assert pair_texts(CHATML, more, None) == Texts(turns("Q?"), completion)
 
 
-def test_special_tokens_inside_a_completion_are_left_out() -> None:
+def test_pair_texts_drops_special_tokens_inside_completion() -> None:
     assert split_text(CHATML + "B.<|im_end|> And more", None).completion == "B. And more"
 
 
@@ -357,21 +364,21 @@ def test_split_empty_thoughts_of_a_template_are_dropped() -> None:
     assert split_text(CHATML + empty + "B.<|im_end|>", None) == Texts(turns("Q?"), "B.")
 
 
-def test_markers_of_one_s_own_split_a_text() -> None:
+def test_split_text_by_custom_markers() -> None:
     text = "Be kind.\nHuman: Q?\nAssistant: B.\n"
     assert split_text(text, HUMAN) == Texts(turns("Be kind.", "Q?"), "B.")
     assert pair_texts(text[:-4], " B.</s>", HUMAN) == Texts(turns("Be kind.", "Q?"), "B.")
 
 
-def test_an_end_of_one_s_own_ends_a_text() -> None:
+def test_split_text_ends_at_custom_end() -> None:
     ended = marked(user="<U>", assistant="<A>", system="<S>", ends=["<END>", ""])
     text = "<S>S<END><U>Q?<END><A>B.<END></s>"
     assert split_text(text, ended) == Texts(turns("S", "Q?"), "B.")
 
 
-def test_a_marker_that_anyone_may_have_written_twice_is_an_error() -> None:
+def test_split_text_with_repeated_plain_marker_raises() -> None:
     text = "Human: Q?\nAssistant: B.\nHuman: R?\nAssistant: C."
-    with pytest.raises(SplitError, match="stands in it more than once"):
+    with pytest.raises(SplitError, match="marker more than once"):
         split_text(text, HUMAN)
     prompt = text[: text.index(" B.")]
     pair = pair_texts(prompt, text[len(prompt) :], HUMAN)  # with the prompt it is known
@@ -379,7 +386,7 @@ def test_a_marker_that_anyone_may_have_written_twice_is_an_error() -> None:
     assert [message.content for message in pair.completion] == ["B.", "R?", "C."]
 
 
-def test_a_long_run_of_padding_takes_no_longer_than_a_long_text() -> None:
+def test_without_ends_long_padding_takes_linear_time() -> None:
     padded = "</s>" * 200_000
     assert split_text(f"{CHATML}B.{padded}", None).completion == "B."
     assert split_text(f"{CHATML}{padded}B.", None).completion == f"{padded}B."

@@ -1,4 +1,4 @@
-"""Large bodies: read in pieces, with the same result as whole ones, while others are served."""
+"""Large bodies are parsed in pieces, with the same result, while others are served."""
 
 import asyncio
 import gc
@@ -53,7 +53,7 @@ def read(reader: Callable[[bytes], Any], body: bytes) -> str:
 
 @settings(deadline=None, derandomize=True, database=None)
 @given(VALUES, st.sampled_from([None, 1]), st.booleans())
-def test_read_json_in_pieces_is_what_json_loads_gives(
+def test_read_json_in_pieces_equals_json_loads(
     value: Any, indent: int | None, is_ascii: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,7 @@ def test_read_json_in_pieces_refuses_what_json_loads_refuses(value: Any, data: A
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
-def test_read_json_of_another_encoding_is_what_json_loads_gives(encoding: str) -> None:
+def test_read_json_of_other_encodings_equals_json_loads(encoding: str) -> None:
     body = json.dumps({"a": ["é" * 30, "b" * 30]}, ensure_ascii=False).encode(encoding)
     assert pieces.read_json(body) == json.loads(body)
 
@@ -90,7 +90,7 @@ def test_read_json_of_another_encoding_is_what_json_loads_gives(encoding: str) -
 @pytest.mark.parametrize(
     "unit", ["\\n", "\\\\", "\\ud83d\\ude00", "\\\\ud83d", "\\ud83d", "é", "🙂", '\\"']
 )
-def test_read_json_of_a_long_text_cuts_no_character(unit: str) -> None:
+def test_read_json_of_long_text_splits_no_character(unit: str) -> None:
     for offset in range(30):
         body = f'["{"a" * offset}{unit * 30}"]'.encode()
         assert pieces.read_json(body) == json.loads(body)
@@ -170,7 +170,7 @@ BODIES: list[tuple[str, Any]] = [
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize(("path", "body"), BODIES)
-async def test_large_body_has_the_answer_of_a_small_one(
+async def test_large_body_has_the_same_response_as_small_ones(
     path: str, body: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def answer(server: Server) -> httpx.Response:
@@ -184,7 +184,7 @@ async def test_large_body_has_the_answer_of_a_small_one(
 
 
 @pytest.mark.parametrize("content", [b"[", b'{"a": 1,}', b"\xff", b"[" * 100_000 + b"]" * 100_000])
-async def test_large_body_that_is_no_json_is_400(
+async def test_large_body_that_is_not_json_is_400(
     content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(large, "_LARGE_BYTES", 0)
@@ -198,7 +198,7 @@ async def test_large_body_that_is_no_json_is_400(
     ("path", "field", "most"), [("/score", "samples", 8), ("/get_reward", "query", 8 * 64)]
 )
 @pytest.mark.parametrize("count", [1000, 100_000])
-async def test_body_of_too_many_faults_is_a_413_before_they_are_noted(
+async def test_large_body_with_too_many_items_is_413_before_validation(
     path: str, field: str, most: int, count: int
 ) -> None:
     async with serving(max_samples=8) as server:
@@ -208,7 +208,7 @@ async def test_body_of_too_many_faults_is_a_413_before_they_are_noted(
     assert message.startswith(f"{field} has {count} items, a request may have {most}")
 
 
-async def test_large_body_is_read_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_body_does_not_block_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     held, release = threading.Event(), threading.Event()
 
     def held_read(body: bytes) -> Any:
