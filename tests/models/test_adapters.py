@@ -283,7 +283,7 @@ def test_the_tokenizer_of_another_folder_is_used(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "other")
     for file in (tmp_path / "base").glob("*token*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="in `tokenizer`"):
+    with pytest.raises(CheckpointError, match="Write `tokenizer`"):
         values(checkpoint=str(tmp_path / "base"))
     wanted = []
     for text in texts():
