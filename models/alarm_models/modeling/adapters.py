@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.checkpoint import read_file
+from alarm_models.modeling.inspection import read_json_object
 
 __all__ = ["CONFIG", "Adapter", "adapter_tensors", "read_adapter"]
 
@@ -117,8 +117,10 @@ class Adapter:
 def read_adapter(folder: Path) -> Adapter:
     """Read a LoRA adapter; raise `CheckpointError` for an unsupported one, naming the option."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = read_json_object(folder / CONFIG)
         tensors = list(_named(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: the adapter cannot be read: {error}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{folder}: the adapter cannot be read: {reason}") from error
@@ -140,9 +142,15 @@ def read_adapter(folder: Path) -> Adapter:
     alone = sorted(name for name, both in halves.items() if len(both) < 2)
     if alone:
         raise CheckpointError(f"{folder} has only one of lora_A and lora_B for {alone[0]}")
-    factors = {
-        name: (both["A"], both["B"], _scaling(config, name)) for name, both in halves.items()
-    }
+    try:
+        factors = {
+            name: (both["A"], both["B"], _scaling(config, name)) for name, both in halves.items()
+        }
+    except (TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
+        raise CheckpointError(
+            f"{folder}: {CONFIG} has no valid scaling (r, lora_alpha, rank_pattern, "
+            f"alpha_pattern): {error}"
+        ) from error
     return Adapter(folder, factors, replaced)
 
 

@@ -170,7 +170,7 @@ def read_bin(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file} is no file of tensors that torch reads: {error}") from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{file} holds a {type(state).__name__}, not tensors by their names")
-    tensors = {key: one for key, one in state.items() if isinstance(one, torch.Tensor)}
+    tensors = {str(key): one for key, one in state.items() if isinstance(one, torch.Tensor)}
     nested = [str(key) for key, one in state.items() if isinstance(one, Mapping)]
     if nested and not tensors:
         raise CheckpointError(

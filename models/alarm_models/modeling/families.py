@@ -50,7 +50,7 @@ class Family:
             and (not self.names or any(_meets(self.names, _plain(one)) for one in names))
             and _meets(self.model_types, facts.model_type or "")
             and set(self.tensors) <= set(facts.tensors)
-            and set(self.labels) <= set((facts.config.get("id2label") or {}).values())
+            and set(self.labels) <= facts.label_names
             and self.prefix in (None, facts.base_prefix)
             and self.several_labels in (None, (facts.num_labels or 0) > 1)
             and self.num_labels in (None, facts.num_outputs)

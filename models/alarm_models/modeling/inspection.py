@@ -27,10 +27,17 @@ __all__ = [
     "joined",
     "no_weights",
     "read_config",
+    "read_json_object",
 ]
 
 #: Safetensors headers are JSON of at most this size (the format's own bound).
 _MAX_HEADER_BYTES = 100 << 20
+
+#: Characters of a list of names that a message repeats.
+_MAX_ECHO = 400
+
+#: More than any classifier has.
+_MAX_LABELS = 1 << 20
 
 #: How tensor names of transformer layers begin: ``<base>.layers.0.``, ``h.0.``, ...
 _LAYER = re.compile(
@@ -129,12 +136,20 @@ class CheckpointFacts:
     @property
     def auto_map(self) -> Mapping[str, str]:
         """The classes of the checkpoint's own code, by transformers' auto class."""
-        named = self.config.get("auto_map") or {}
+        named = self.config.get("auto_map")
+        if not isinstance(named, Mapping):
+            return {}
         return {
             str(key): str(value[0] if isinstance(value, list) else value)
             for key, value in named.items()
             if value
         }
+
+    @property
+    def label_names(self) -> frozenset[str]:
+        """What the configuration calls a classifier's outputs."""
+        labels = self.config.get("id2label")
+        return frozenset(map(str, labels.values())) if isinstance(labels, Mapping) else frozenset()
 
     @property
     def num_labels(self) -> int | None:
@@ -212,13 +227,17 @@ class CheckpointFacts:
         """The default chat template in the files."""
         file = self.folder / "chat_template.jinja"
         if file.is_file():
-            return file.read_text("utf-8")
+            return _read_text(file)
         given = self.tokenizer_config.get("chat_template")
         if isinstance(given, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in given}
+            named = {
+                str(one.get("name")): one.get("template")
+                for one in given
+                if isinstance(one, Mapping)
+            }
             given = named.get("default")
         if given is None and (self.folder / "chat_template.json").is_file():
-            given = _read_json(self.folder / "chat_template.json").get("chat_template")
+            given = read_json_object(self.folder / "chat_template.json").get("chat_template")
         return given if isinstance(given, str) else None
 
     @property
@@ -234,12 +253,16 @@ class CheckpointFacts:
         wanted = self.config.get("reward_token_id")
         if wanted is None:
             return None
-        added = self.tokenizer_config.get("added_tokens_decoder") or {}
-        if str(wanted) in added:
-            return str(added[str(wanted)].get("content"))
+        decoder = self.tokenizer_config.get("added_tokens_decoder")
+        named = decoder.get(str(wanted)) if isinstance(decoder, Mapping) else None
+        if isinstance(named, Mapping):
+            return str(named.get("content"))
         file = self.folder / "tokenizer.json"
-        told = _read_json(file).get("added_tokens") or () if file.is_file() else ()
-        return next((str(one["content"]) for one in told if one.get("id") == wanted), None)
+        added = read_json_object(file).get("added_tokens") if file.is_file() else None
+        for one in added if isinstance(added, list) else ():
+            if isinstance(one, Mapping) and one.get("id") == wanted:
+                return str(one.get("content"))
+        return None
 
     def describe(self) -> str:
         """Describe the files in one clause: head-like tensors, the base, the classes."""
@@ -255,7 +278,7 @@ class CheckpointFacts:
         parts.append(f"model_type {self.model_type}" if self.model_type else "no model_type")
         if self.auto_map:
             parts.append(f"code of its own ({', '.join(sorted(set(self.auto_map.values())))})")
-        return "found " + ", ".join(parts)
+        return "found " + ", ".join(part[:_MAX_ECHO] for part in parts)
 
 
 def joined(names: Iterable[str], most: int = 3) -> str:
@@ -281,21 +304,27 @@ def inspect_folder(folder: Path) -> CheckpointFacts:
         folder,
         read_config(folder),
         _tensors(folder),
-        _read_json(tokenizer_config) if tokenizer_config.is_file() else {},
+        read_json_object(tokenizer_config) if tokenizer_config.is_file() else {},
         tuple(sorted(path.name for path in folder.iterdir() if path.is_file())),
     )
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return a checkpoint's configuration; raise `CheckpointError` if it has none."""
-    return _read_json(folder / "config.json")
+    """Return a checkpoint's configuration; raise `CheckpointError` if it is invalid."""
+    file = folder / "config.json"
+    config = read_json_object(file)
+    labels = config.get("num_labels")
+    # transformers names each label, and would fill the memory with names.
+    if isinstance(labels, int) and labels > _MAX_LABELS:
+        raise CheckpointError(f"{file} has num_labels {str(labels)[:20]}, more than any classifier")
+    return config
 
 
 def no_weights(folder: Path, wanted: str = "config.json") -> str:
     """Describe a folder that lacks a file or weights, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        told = _read_json(adapter)
+        told = read_json_object(adapter)
         base = told.get("base_model_name_or_path") or "the base that it was trained on"
         return (
             f"{folder} holds a PEFT adapter ({told.get('peft_type', 'LORA')} on {base!r}, "
@@ -327,7 +356,7 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
         return tensors
     indexed: set[str] = set()
     for file in sorted(folder.glob("*.bin.index.json")):
-        names: Mapping[str, str] = _read_json(file).get("weight_map") or {}
+        names: Mapping[str, str] = read_json_object(file).get("weight_map") or {}
         tensors |= dict.fromkeys(names, TensorInfo())
         indexed |= set(names.values())
     for file in sorted(folder.glob("*.bin")):
@@ -346,13 +375,15 @@ def _safetensors_header(file: Path) -> dict[str, TensorInfo]:
             (size,) = struct.unpack("<Q", opened.read(8))
             if size > _MAX_HEADER_BYTES:
                 raise ValueError("the header is larger than the format allows")
-            header = json.loads(opened.read(size))
+            header: Any = json.loads(opened.read(size))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
         return {
             name: TensorInfo(tuple(one["shape"]), one["dtype"])
             for name, one in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise CheckpointError(
             f"{file} is no safetensors file ({error}): it may be incomplete, or a pointer of "
             "Git LFS"
@@ -368,11 +399,19 @@ def _bin_tensors(file: Path) -> dict[str, TensorInfo]:
     }
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a file of a checkpoint that holds a JSON object; raise `CheckpointError`."""
     try:
-        read = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        read = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(read, dict):
         raise CheckpointError(f"{file} contains no JSON object")
     return read
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -41,6 +41,9 @@ _OWN = ChatFormat()
 _MAX_TIMES = 4
 _MAX_TEMPLATE_CHARS = 1 << 20
 
+#: What SentencePiece writes for a space: a vocabulary of a class alone may have it.
+_WORD_START = "▁"
+
 _WHITE = re.compile(r"\s")
 
 #: Longer texts are tokenized in parts if possible: encodings take some hundred bytes per
@@ -70,6 +73,8 @@ class Tokenizer:
             raise CheckpointError(
                 f"{folder}: the tokenizer has no fast form; save it with a tokenizer.json"
             )
+        if _has_no_vocabulary(loaded):
+            raise CheckpointError(_unreadable(folder, ValueError("it has no vocabulary")))
         self._loaded = loaded
         self._has_types = "token_type_ids" in loaded.model_input_names
         # A copy, so that no other code can enable truncation or padding while it encodes.
@@ -98,7 +103,8 @@ class Tokenizer:
     def model_max_length(self) -> int:
         """The tokenizer's own limit; very large if it has none."""
         limit = self._loaded.model_max_length
-        return int(limit) if limit and limit > 0 else 1 << 60
+        is_known = isinstance(limit, int | float) and 0 < limit < 1 << 60
+        return int(limit) if is_known else 1 << 60
 
     @property
     def chat_template(self) -> str | None:
@@ -469,6 +475,17 @@ class Tokenizer:
             len(owners) - inside[-1] - 1 if inside else 0,
             tuple(types),
         )
+
+
+def _has_no_vocabulary(loaded: Any) -> bool:
+    """Say whether it has special tokens alone.
+
+    transformers makes one of a class's name where the file of the vocabulary is missing: it reads
+    every text as nothing, or as unknown, and all samples would score alike.
+    """
+    added = {_WORD_START} | {str(token) for token in loaded.added_tokens_decoder.values()}
+    vocabulary = loaded.backend_tokenizer.get_vocab(with_added_tokens=False)
+    return not vocabulary.keys() - added
 
 
 def _unreadable(folder: Path, error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.families import Family, match_family, toml_value
-from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder
+from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, read_json_object
 
 __all__ = ["SOURCE", "CheckpointRecipe", "recipe_of_checkpoint", "recipe_text"]
 
@@ -96,7 +96,7 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
     # Trainers often write the base's configuration beside an adapter, and merged weights count.
     if (folder / "config.json").is_file() and inspect_folder(folder).has_base:
         return None
-    told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    told = read_json_object(folder / "adapter_config.json")
     base = told.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder}: adapter_config.json names no base model: write a recipe")

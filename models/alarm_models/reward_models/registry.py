@@ -28,7 +28,7 @@ from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling import checkpoint, loader
 from alarm_models.modeling.adapters import CONFIG as ADAPTER_CONFIG
 from alarm_models.modeling.compatibility import require_raw_scores
-from alarm_models.modeling.inspection import inspect_folder
+from alarm_models.modeling.inspection import inspect_folder, read_config
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
@@ -324,6 +324,7 @@ class Loader:
     def _weights(
         self, spec: NeuralSpec, folders: _Folders, load_network: _LoadNetwork[Any]
     ) -> LoadedCheckpoint:
+        read_config(folders.checkpoint)  # else the tokenizer would be named for what it says
         source = CheckpointSource(
             folders.checkpoint,
             _dtype(spec, self._device),

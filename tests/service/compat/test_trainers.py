@@ -8,6 +8,7 @@ from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
 from alarm_models.combination.rules import sigmoid
+from alarm_models.types import Message
 from alarm_service.api.compat.common import ScalarReward, ScalarRewards
 from alarm_service.api.compat.pooling import PoolingIn, as_embeddings
 from alarm_service.errors import SampleFailed
@@ -104,6 +105,20 @@ async def test_align_anything_empty_prompt_is_refused_without_template() -> None
         options = "?user=user%0A&assistant=assistant%0A"
         assert (await post(server, path + options, **given)).json() == {"rewards": [3]}
         assert words.heard == [("Q?", "a b c")]
+
+
+@pytest.mark.parametrize("options", ["", "?template=llama-2"])
+async def test_prompt_that_kept_its_template_is_split_for_align_anything(options: str) -> None:
+    async with recording_server() as (server, words):
+        path = f"/compat/align-anything/plain{options}"
+        given = {"prompts": ["[INST] Q? [/INST]"], "responses": ["a b"]}
+        assert (await post(server, path, **given)).json() == {"rewards": [2]}
+        plain = {"prompts": ["Q? </s>"], "responses": ["a b </s>"]}
+        await post(server, path, **plain)
+        assert [(heard.prompt, heard.completion) for heard in words.samples] == [
+            ((Message("user", "Q?"),), "a b"),
+            ("Q? </s>", "a b </s>"),
+        ]
 
 
 @pytest.mark.parametrize(

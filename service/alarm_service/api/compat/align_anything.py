@@ -9,8 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.types import Sample
 from alarm_service.api.compat.common import TrainerBody, fields_of, split_each
-from alarm_service.api.compat.conversation import SplitError, Texts, require_plain, split_text
-from alarm_service.api.compat.templates import PLAIN, ChatTemplate
+from alarm_service.api.compat.conversation import (
+    SplitError,
+    Texts,
+    pair_texts,
+    require_plain,
+    split_text,
+)
+from alarm_service.api.compat.templates import PLAIN, ChatTemplate, detect
 from alarm_service.errors import Invalid
 from alarm_service.schemas import ListOf, Text
 
@@ -64,6 +70,9 @@ def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sam
 
 def _texts(prompt: str, response: str, template: ChatTemplate | None) -> Texts:
     if prompt:
+        if template is not PLAIN and detect(prompt) is not None:
+            # It kept its template's tokens, and is split as on the other routes.
+            return pair_texts(prompt, response, template)
         if template is None:
             require_plain(prompt)
         return Texts(prompt, response)
