@@ -53,9 +53,12 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
         raise CheckpointError(unknown_family_refusal(facts))
     if family.advice is not None:
         raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
-    output = {}
+    output: dict[str, str] = {}
     if family.recipe["kind"] == "multi-objective" and "gate_at" not in family.recipe:
-        output = {"output": _labels(facts)[-1]}
+        # Which of labels without names is the score, the files do not tell: the recipe asks.
+        labels = _labels(facts)
+        if not all(re.fullmatch(r"LABEL_\d+", one) for one in labels):
+            output = {"output": labels[-1]}
     # A recipe may be written to a file, and be served from another folder.
     is_folder = Path(checkpoint).expanduser().is_dir()
     where = str(folder.absolute()) if is_folder else checkpoint
