@@ -94,6 +94,16 @@ def test_classifier_with_several_labels_scores_the_last(tmp_path: Path) -> None:
     assert recipe.models["rm"].kind == "multi-objective"
 
 
+def test_several_labels_without_names_ask_which_one_is_the_score(tmp_path: Path) -> None:
+    builders.write_classifier(
+        tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=5
+    )
+    with pytest.raises(RecipeError, match=r"--set holistic.output=NAME"):
+        load_recipe(f"checkpoint:{tmp_path}")
+    recipe = load_recipe(f"checkpoint:{tmp_path}", ["holistic.output=LABEL_3"])
+    assert recipe.holistic.output == "LABEL_3"
+
+
 def test_token_classifier_of_two_labels_that_are_not_named_grades_steps(tmp_path: Path) -> None:
     builders.write_classifier(
         tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=2,

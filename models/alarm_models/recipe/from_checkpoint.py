@@ -57,11 +57,13 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     is_folder = Path(checkpoint).expanduser().is_dir()
     where = str(folder.absolute()) if is_folder else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
-    output = {}
+    output: dict[str, str] = {}
     is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
     if family.recipe["kind"] == "multi-objective" and not is_weighed:
         labels = _labels(facts)
-        output = {"output": labels[-1]}
+        # The files do not say which of labels without names is the score: the recipe asks.
+        if not all(re.fullmatch(r"LABEL_\d+", one) for one in labels):
+            output = {"output": labels[-1]}
         if not facts.config.get("id2label"):
             keys["objectives"] = labels
     return CheckpointRecipe(_table(checkpoint, family, keys, output), family, facts)

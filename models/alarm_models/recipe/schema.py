@@ -168,7 +168,8 @@ class Recipe(Table):
         if not (spec.has_score or self.holistic.output):
             raise ValueError(
                 f"holistic.model {self.holistic.model!r} has several outputs: name one in "
-                f"holistic.output, or set models.{self.holistic.model}.weights"
+                "holistic.output (`--set holistic.output=NAME`), or set "
+                f"models.{self.holistic.model}.weights"
             )
         return self
 
