@@ -135,7 +135,7 @@ def test_score_with_output_is_that_output(armo: Checkpoint) -> None:
 
 
 def test_multi_objective_with_wrong_names_is_refused(armo: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="3 outputs, but there are 2 names"):
+    with pytest.raises(CheckpointError, match="3 outputs, but got 2 names"):
         load(spec(armo, objectives=("a", "b")))
     with pytest.raises(RecipeError, match="wit"):
         load(spec(armo, gate_at=None, weights={"wit": 1.0}))

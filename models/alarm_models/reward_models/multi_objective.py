@@ -60,7 +60,7 @@ class MultiObjectiveModel(NeuralRewardModel):
         self._names = spec.objectives or weights.label_names
         if len(self._names) != num_objectives:
             raise CheckpointError(
-                f"{spec.checkpoint} has {num_objectives} outputs, but "
+                f"{spec.checkpoint} has {num_objectives} outputs, but got "
                 f"{len(self._names)} names {list(self._names)}: list them in order in `objectives`"
             )
         unknown = sorted(set(spec.weights) - set(self._names))
