@@ -67,7 +67,7 @@ async def test_combining_rewards_does_not_wait_for_tokenization() -> None:
 
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
-        prepare = server.engine.passage.run_in_thread
+        prepare = server.engine.pipeline.run_in_thread
         busy = [asyncio.create_task(prepare(partial(occupy, one))) for one in begun]
         for one in begun:
             await until_set(one)
