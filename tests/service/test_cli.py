@@ -102,7 +102,7 @@ def test_score_command_set_changes_the_recipe(recipe_file: Path) -> None:
         (["--set", "holistic.wieght=3"], "holistic.wieght: Extra inputs are not permitted"),
         (["--set", "holistic.weight"], "--set requires KEY=VALUE"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
-        (["--device", "tpu"], "'tpu' is no device: give auto, cpu"),
+        (["--device", "tpu"], "'tpu' is not a device: give auto, cpu"),
         (["--set", "models.rm.checkpoint=/nowhere"], "/nowhere"),
     ],
 )
@@ -347,7 +347,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--set", "hierarchy.rule=nope"], "hierarchy.rule: Input should be"),
     (["--recipe", "nope"], "neither a built-in recipe"),
     (["--recipe", "."], "neither a built-in recipe"),
-    (["--device", "tpu"], "'tpu' is no device: give auto, cpu"),
+    (["--device", "tpu"], "'tpu' is not a device: give auto, cpu"),
     (["--max-batch-tokens", "0"], "max_batch_tokens: Input should be greater"),
     (["--write", "groups.jsonl"], "groups.jsonl is one of the files to be read"),
     (["--write", "no/such"], "there is no folder"),

@@ -50,6 +50,6 @@ async def test_open_models_change_waits_for_capacity_but_not_for_a_server(
     await open_models([Late(NoRoomError("full"), NoRoomError("full"))], None)
     with pytest.raises(UnreachableError, match="gone"):
         await open_models([Late(UnreachableError("gone"))], None)
-    monkeypatch.setattr(opening, "_ROOM_S", 0)
+    monkeypatch.setattr(opening, "_CAPACITY_WAIT_S", 0)
     with pytest.raises(NoRoomError, match="full"):
         await open_models([Late(NoRoomError("full"))], None)

@@ -101,9 +101,9 @@ IMAGE = {"type": "input_image", "image_url": "data:", "detail": "auto"}
     [
         (rollout(message("nan")), "non_finite: response[0]"),
         (rollout(message("a"), asked=[{"role": "user", "content": [IMAGE]}]),
-         "responses_create_params.input[0].content[0]: a part of type 'input_image' holds no text"),
+         "responses_create_params.input[0].content[0]: a part of type 'input_image' has no text"),
         (rollout({**message("a"), "content": [{"type": "output_text"}]}),
-         "response.output[0].content[0]: a part of type 'output_text' holds no text"),
+         "response.output[0].content[0]: a part of type 'output_text' has no text"),
         ({"responses_create_params": {"input": "Q?"}}, "invalid: response: Field required"),
         (rollout(message("a"), asked=None), "responses_create_params.input"),
     ],

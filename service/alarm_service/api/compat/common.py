@@ -163,7 +163,9 @@ def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
         try:
             f"{name}{text}".encode()
         except UnicodeEncodeError:
-            raise Invalid(f"{ascii(name)[:80]} must be Unicode, but has a lone surrogate") from None
+            raise Invalid(
+                f"{ascii(name)[:80]} should be Unicode, but has a lone surrogate"
+            ) from None
     return fields
 
 
