@@ -99,7 +99,7 @@ def models() -> str:
             family.name,
             _told_by(family),
             f"`{recipe_lines(family.recipe)}`",
-            f"`tests/zoo/{family.test}`" if family.test else "no",
+            _test(family) if family.test else "no",
             _remarks(family),
         )
         for family in families()
@@ -154,6 +154,11 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "models": ("models.md", models),
     "unread-models": ("models.md", unread_models),
 }
+
+
+def _test(family: Family) -> str:
+    folder = "zoo" if (DOCS.parent / "tests" / "zoo" / str(family.test)).is_file() else "models"
+    return f"`tests/{folder}/{family.test}`"
 
 
 def with_table(name: str, page: str) -> str:
