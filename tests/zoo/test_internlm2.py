@@ -187,10 +187,11 @@ def test_polar_compares_with_the_reference(tmp_path: Path) -> None:
     assert scores(model, samples) == {name: computed(card(sent)) for name, sent in samples.items()}
 
 
-def test_other_token_than_the_configured_reward_token_is_warned_of(tmp_path: Path) -> None:
+def test_other_token_than_the_configured_reward_token_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, _tensors())
-    model = load(tmp_path, {"head": "v_head", "suffix": _POLAR})
-    assert any("reward_token_id" in note and _REWARD in note for note in model.notes)
+    with pytest.raises(CheckpointError, match=r"reward_token_id 5.*write `suffix = ") as refused:
+        load(tmp_path, {"head": "v_head", "suffix": _POLAR})
+    assert _REWARD in str(refused.value)
 
 
 def test_other_reward_token_of_an_unknown_name_is_refused_with_both_ways(tmp_path: Path) -> None:

@@ -332,9 +332,9 @@ def validate_group_members(
 
 def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
     if name is None:
-        problem = "wants to know which samples share a prompt: send each one's `group`"
+        problem = "requires groups: send each sample's `group`, equal for one prompt"
     elif num_samples < 2:
-        problem = f"compares samples, but group {quoted(name)} has one alone: {_TOGETHER}"
+        problem = f"compares samples, but group {quoted(name)} has only one: {_TOGETHER}"
     elif params.group_size not in (None, num_samples):
         problem = (
             f"has hierarchy.group_size {params.group_size}, but group {quoted(name)} has "
