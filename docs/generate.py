@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that the code knows: kinds, models, rules, routes, metrics.
+"""Write the tables of docs/ that come from the code: kinds, models, rules, routes, metrics.
 
 `make docs` runs it. tests/test_contributing.py fails while a table is out of date.
 """
@@ -93,11 +93,11 @@ def metrics() -> str:
 
 
 def models() -> str:
-    """Return the table of families that a recipe reads, in the order in which they are tried."""
+    """Return the table of families that a recipe is created for, in the order of matching."""
     rows = [
         (
             family.name,
-            _told_by(family),
+            _recognized_by(family),
             f"`{recipe_lines(family.recipe)}`",
             _test(family) if family.test else "no",
             _remarks(family),
@@ -105,20 +105,24 @@ def models() -> str:
         for family in families()
         if family.recipe
     ]
-    return _table(("family", "told by", "recipe", "compared with its card", "remarks"), rows)
+    return _table(("family", "recognized by", "recipe", "compared with its card", "remarks"), rows)
 
 
 def unread_models() -> str:
-    """Return the table of families that no recipe is made for, with what to use."""
+    """Return the table of families without a recipe, with what to use instead."""
     rows = [
-        (family.name, _told_by(family), (family.refusal or family.advice or "").replace("\n", " "))
+        (
+            family.name,
+            _recognized_by(family),
+            (family.refusal or family.advice or "").replace("\n", " "),
+        )
         for family in families()
         if not family.recipe
     ]
-    return _table(("family", "told by", "what to use"), rows)
+    return _table(("family", "recognized by", "what to use"), rows)
 
 
-def _told_by(family: Family) -> str:
+def _recognized_by(family: Family) -> str:
     conditions = [
         *family.architectures,
         *family.names,
@@ -135,7 +139,7 @@ def _remarks(family: Family) -> str:
     remarks = (
         examples and f"such as {examples}",
         family.note,
-        family.licence and f"licence: {family.licence}",
+        family.license and f"license: {family.license}",
     )
     return "; ".join(filter(None, remarks))
 

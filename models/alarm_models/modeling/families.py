@@ -39,7 +39,7 @@ class Family:
     note: str | None = None
     test: str | None = None
     examples: tuple[str, ...] = ()
-    licence: str | None = None
+    license: str | None = None
 
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
         """Return whether a checkpoint, with its hub id or folder, meets all conditions."""
