@@ -285,7 +285,7 @@ CASES = [
         {"head": "v_head.summary"},
     ),
     Refused(
-        "pairrm", _pair_ranker, ("pairwise", "does not score a single one", "pointwise"), _TEXT
+        "pairrm", _pair_ranker, ("pairwise", "does not score a single", "pointwise"), _TEXT
     ),
     Refused("pairrm_of_llm_blender", _blender, ("pairwise", "does not score a single one"), _TEXT),
     Refused(
