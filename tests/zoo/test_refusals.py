@@ -284,9 +284,7 @@ CASES = [
         ("PEFT adapter", "CAUSAL_LM", "`adapter ="),
         {"head": "v_head.summary"},
     ),
-    Refused(
-        "pairrm", _pair_ranker, ("pairwise", "does not score a single", "pointwise"), _TEXT
-    ),
+    Refused("pairrm", _pair_ranker, ("pairwise", "does not score a single", "pointwise"), _TEXT),
     Refused("pairrm_of_llm_blender", _blender, ("pairwise", "does not score a single one"), _TEXT),
     Refused(
         "unieval_t5",
