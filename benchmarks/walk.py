@@ -26,7 +26,7 @@ import alarm_service
 from alarm_client import AlarmClient, Sample
 from alarm_models.recipe.loader import load_recipe
 from alarm_service.api.app import create_app
-from alarm_service.api.protocol import HeaderLimits, bounded_protocol
+from alarm_service.api.http_protocol import HeaderLimits, bounded_protocol
 from alarm_service.settings import Settings
 
 __all__ = ["files_passed", "walk"]

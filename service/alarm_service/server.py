@@ -18,7 +18,7 @@ import uvicorn
 from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import Recipe
 from alarm_service.api.app import create_app
-from alarm_service.api.protocol import HeaderLimits, bounded_protocol
+from alarm_service.api.http_protocol import HeaderLimits, bounded_protocol
 from alarm_service.engine.devices import ModelLoader
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources

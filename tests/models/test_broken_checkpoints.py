@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from scoring import load
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.adapters import read_adapter
 from alarm_models.modeling.inspection import inspect_folder
+from alarm_models.modeling.lora import read_adapter
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.from_checkpoint import recipe_of_checkpoint
 from alarm_models.recipe.specs import SequenceSpec

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 from alarm_models.errors import NoRoomError, SampleError, UnreachableError
 from alarm_models.reward_models.base import HostModel
 from alarm_models.types import Sample, Score
-from alarm_service.engine import reload as opening
-from alarm_service.engine.reload import open_models
+from alarm_service.engine import model_set_builder as opening
+from alarm_service.engine.model_set_builder import open_models
 
 
 class Late(HostModel):

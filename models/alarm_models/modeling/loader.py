@@ -25,7 +25,6 @@ from transformers import (
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling import internlm2
-from alarm_models.modeling.adapters import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.checkpoint import read_others, read_tensors
 from alarm_models.modeling.comet import ENCODER, CometNetwork, comet_form, comet_head
@@ -47,6 +46,7 @@ from alarm_models.modeling.heads import (
     weighed_head,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, no_weights
+from alarm_models.modeling.lora import Adapter, adapter_tensors, read_adapter
 from alarm_models.modeling.network import (
     MODEL_INIT_LOCK,
     HeadedNetwork,

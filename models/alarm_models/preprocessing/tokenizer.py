@@ -22,8 +22,8 @@ from alarm_models.preprocessing.chat_templates import (
     draws_randomly,
     fix_date,
 )
+from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
-from alarm_models.preprocessing.long_texts import can_cut, cut
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
 from alarm_models.time_limit import TimeLimitExceeded, time_limit

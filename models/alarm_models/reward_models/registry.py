@@ -26,10 +26,10 @@ import torch
 
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling import checkpoint, loader
-from alarm_models.modeling.adapters import CONFIG as ADAPTER_CONFIG
 from alarm_models.modeling.compatibility import require_raw_scores
 from alarm_models.modeling.inspection import inspect_folder, read_config
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
+from alarm_models.modeling.lora import CONFIG as ADAPTER_CONFIG
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, asks_date, has_dated_template
 from alarm_models.preprocessing.templates import FieldPattern

@@ -53,8 +53,8 @@ from alarm_service.engine.devices import (
 )
 from alarm_service.engine.engine import EngineLimits, RewardEngine
 from alarm_service.engine.golden_check import check_golden_scores
+from alarm_service.engine.model_set_builder import FindUnchanged
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
-from alarm_service.engine.reload import FindUnchanged
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import TRACER_NAME, open_tracer_provider
 from alarm_service.settings import Settings

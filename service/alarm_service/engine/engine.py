@@ -25,8 +25,8 @@ from alarm_service.engine.devices import (
 from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, LifecycleState, draining_error
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ModelSetHolder
+from alarm_service.engine.model_set_builder import FindUnchanged, ModelSetBuilder, OnBlocked
 from alarm_service.engine.pipeline import CancellableThreadPool, ModelScores, ScoringPipeline
-from alarm_service.engine.reload import FindUnchanged, ModelSetBuilder, OnBlocked
 from alarm_service.engine.scheduler import RequestQueue, TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics

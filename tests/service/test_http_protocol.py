@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from tcp import PATIENCE_S, over_tcp
 
-from alarm_service.api.protocol import HeaderLimits, bounded_protocol
+from alarm_service.api.http_protocol import HeaderLimits, bounded_protocol
 from alarm_service.errors import ServiceError
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"

@@ -24,7 +24,7 @@ from tokenizers import (
 
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing import tokenizer as tokenizing
-from alarm_models.preprocessing.long_texts import can_cut, cut
+from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.segmentation import split_words
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.tokenizer import Tokenizer
