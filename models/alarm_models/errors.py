@@ -53,7 +53,8 @@ class NoRoomError(UnreachableError):
 class SampleError(AlarmModelsError):
     """One sample cannot be scored; its neighbours can.
 
-    ``code`` is ``too_long``, ``non_finite``, ``invalid_sample`` or ``model_failed``.
+    ``code`` is ``too_long``, ``non_finite``, ``invalid_sample``, ``model_failed``,
+    ``unsupported_content``, ``group_incomplete`` or ``group_conflict``.
     """
 
     def __init__(self, code: str, message: str) -> None:

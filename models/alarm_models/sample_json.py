@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alarm_models.types import Message, Sample, Span
+from alarm_models.types import Message, Sample, Span, ToolCall
 
 __all__ = ["sample_from_json", "sample_to_json"]
 
@@ -22,7 +22,14 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
         encoded["segments"] = {name: list(spans) for name, spans in sample.segments.items()}
     if sample.token_offsets is not None:
         encoded["token_offsets"] = list(sample.token_offsets)
-    names = {"id": sample.id, "group": sample.group}
+    if sample.tools:
+        encoded["tools"] = list(sample.tools)
+    names = {
+        "id": sample.id,
+        "group": sample.group,
+        "group_size": sample.group_size,
+        "finish_reason": sample.finish_reason,
+    }
     return encoded | {key: name for key, name in names.items() if name is not None}
 
 
@@ -40,16 +47,54 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
         },
         id=encoded.get("id"),
         group=encoded.get("group"),
+        group_size=encoded.get("group_size"),
+        tools=tuple(encoded.get("tools", ())),
+        finish_reason=encoded.get("finish_reason"),
     )
 
 
-def _content_to_json(content: str | tuple[Message, ...]) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
-    return [{"role": message.role, "content": message.content} for message in content]
+def _content_to_json(content: str | tuple[Message, ...]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_message_to_json(one) for one in content]
 
 
-def _content_from_json(encoded: str | list[dict[str, str]]) -> str | tuple[Message, ...]:
-    if isinstance(encoded, str):
-        return encoded
-    return tuple(Message(one["role"], one["content"]) for one in encoded)
+def _message_to_json(message: Message) -> dict[str, Any]:
+    encoded: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.other_parts:
+        text = [{"type": "text", "text": message.content}] if message.content else []
+        encoded["content"] = [*text, *({"type": kind} for kind in message.other_parts)]
+    if message.reasoning:
+        encoded["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        encoded["tool_calls"] = [_call_to_json(call) for call in message.tool_calls]
+    names = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return encoded | {key: name for key, name in names.items() if name is not None}
+
+
+def _call_to_json(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    encoded: dict[str, Any] = {"type": "function", "function": function}
+    return encoded if call.id is None else {"id": call.id, **encoded}
+
+
+def _content_from_json(encoded: str | list[dict[str, Any]]) -> str | tuple[Message, ...]:
+    return encoded if isinstance(encoded, str) else tuple(map(_message_from_json, encoded))
+
+
+def _message_from_json(encoded: Mapping[str, Any]) -> Message:
+    content = encoded["content"]
+    parts = [] if isinstance(content, str) else content
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    return Message(
+        encoded["role"],
+        content if isinstance(content, str) else "".join(texts),
+        reasoning=encoded.get("reasoning_content", ""),
+        tool_calls=tuple(map(_call_from_json, encoded.get("tool_calls", ()))),
+        tool_call_id=encoded.get("tool_call_id"),
+        name=encoded.get("name"),
+        other_parts=tuple(part["type"] for part in parts if part["type"] != "text"),
+    )
+
+
+def _call_from_json(encoded: Mapping[str, Any]) -> ToolCall:
+    function = encoded["function"]
+    return ToolCall(function["name"], function["arguments"], encoded.get("id"))

@@ -1,12 +1,13 @@
-"""Inputs and results: Sample, Span, Message, Score, AspectReward, Reward."""
+"""Inputs and results: Sample, Span, Message, ToolCall, Score, AspectReward, Reward."""
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import eq
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 from alarm_models.errors import SampleError
 
@@ -19,6 +20,7 @@ __all__ = [
     "Score",
     "SegmentScore",
     "Span",
+    "ToolCall",
 ]
 
 
@@ -71,29 +73,60 @@ class PackedSpans(Sequence[Span]):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool by the assistant; ``arguments`` is JSON, as OpenAI's API sends it."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    ``content`` is its text, empty where the request had null; ``reasoning`` the thought before it.
+    ``other_parts`` are the types of content parts that are not text, such as ``image_url``.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    other_parts: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the message contributes to the text of a prompt or completion.
+
+        The reasoning, a blank line, and the content. Calls of tools are not part of it.
+        """
+        return "\n\n".join(filter(None, (self.reasoning, self.content)))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A prompt with one completion.
 
-    ``fields`` holds further texts that a template may name; ``token_offsets`` one span of the
-    completion a policy token; ``segments`` spans that replace the server's own finding, by the
-    segmenter's name; ``group`` marks samples of one prompt.
+    ``fields`` holds further JSON values, of which templates name texts; ``token_offsets`` one span
+    of the completion a policy token; ``segments`` spans that replace the server's own finding, by
+    the segmenter's name; ``group`` marks samples of one prompt, ``group_size`` how many there are.
+    ``tools`` are the JSON descriptions of the tools that the policy could call. ``finish_reason``
+    says why the policy stopped, ``"length"`` if it reached its limit.
     """
 
     prompt: str | tuple[Message, ...]
     completion: str | tuple[Message, ...]
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
     token_offsets: Sequence[Span] | None = None
     segments: Mapping[str, Sequence[Span]] = field(default_factory=dict)
     id: str | None = None
     group: str | None = None
+    group_size: int | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    finish_reason: str | None = None
 
     @property
     def prompt_text(self) -> str:
@@ -105,26 +138,57 @@ class Sample:
         """The text that spans and token offsets count in."""
         return _as_text(self.completion)
 
+    def field_text(self, name: str) -> str:
+        """Return a field that is a text; raise `SampleError` (``invalid_sample``) for other JSON.
+
+        Raises `KeyError` where the sample has no such field.
+        """
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise SampleError(
+                "invalid_sample",
+                f"fields.{name} is used as a text, and is a JSON {_json_type(value)}: send a text",
+            )
+        return value
+
+
+def _json_type(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "object"
+    if isinstance(value, list | tuple):
+        return "list"
+    return "null" if value is None else "boolean" if isinstance(value, bool) else "number"
+
 
 def _as_text(content: str | tuple[Message, ...]) -> str:
     if isinstance(content, str):
         return content
-    return "\n\n".join(message.content for message in content)
+    return "\n\n".join(message.text for message in content)
 
 
 def num_characters(sample: Sample) -> int:
-    """Count the characters of a sample's texts, fields included, without putting them together."""
+    """Count the characters of a sample's texts, fields and tools included."""
     return (
         _num_characters(sample.prompt)
         + _num_characters(sample.completion)
-        + sum(map(len, sample.fields.values()))
+        + sum(map(_num_json_characters, sample.fields.values()))
+        + sum(map(_num_json_characters, sample.tools))
     )
+
+
+def _num_json_characters(value: object) -> int:
+    return len(value) if isinstance(value, str) else len(json.dumps(value))
 
 
 def _num_characters(content: str | tuple[Message, ...]) -> int:
     if isinstance(content, str):
         return len(content)
-    return sum(len(message.content) for message in content)
+    return sum(
+        len(message.content)
+        + len(message.reasoning)
+        + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        for message in content
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +212,8 @@ class Score:
 
     ``num_tokens`` counts the tokens of the sample as the model reads it alone,
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
-    ``outputs`` are the numbers of a model that gives several, by their names.
+    ``outputs`` are the numbers of a model that gives several, by their names. ``omitted`` says what
+    the model was not shown, such as ``thinking`` or ``prompt_start``.
     """
 
     value: float | None
@@ -157,6 +222,7 @@ class Score:
     truncated: bool
     num_computed_tokens: int = 0
     outputs: Mapping[str, float] | None = None
+    omitted: tuple[str, ...] = ()
 
     def output(self, name: str | None) -> Score:
         """Return the score that one named output is; None is this score itself.
@@ -187,6 +253,7 @@ class AspectReward:
     level: float | None = None
     truncated: bool = False
     shaped_values: tuple[float, ...] = ()
+    omitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +267,7 @@ class Reward:
     admitted: bool
     aspects: Mapping[str, AspectReward | None]
     truncated: bool
+    omitted: tuple[str, ...] = ()
 
 
 def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
@@ -30,6 +31,7 @@ from alarm_models.types import (
     Score,
     SegmentScore,
     Span,
+    ToolCall,
 )
 from alarm_service.errors import MAX_FAULTS, OmittedFaults, num_faults
 from alarm_service.json_pieces import MAX_OFFSET
@@ -221,12 +223,110 @@ SpansIn = Annotated[
 Id = Annotated[Text | int | None, Field(description="echoed in the response")]
 
 
+_Json = TypeVar("_Json")
+
+
+def _checked_json(value: _Json) -> _Json:
+    """Refuse what JSON cannot hold: lone surrogates, and levels beyond `_MAX_LEVELS`.
+
+    Spans that were packed while parsing become lists again.
+    """
+    checked: _Json = _plain_json(value, 0)
+    return checked
+
+
+#: Levels of a caller's own JSON. Template engines and JSON writers descend into it recursively.
+_MAX_LEVELS = 64
+
+
+def _plain_json(value: Any, level: int) -> Any:
+    if level > _MAX_LEVELS:
+        raise PydanticCustomError(
+            "nested_too_deeply", "Input should be nested at most {most} deep", {"most": _MAX_LEVELS}
+        )
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, dict):
+        return {_whole(name): _plain_json(one, level + 1) for name, one in value.items()}
+    if isinstance(value, PackedSpans):
+        return [list(span) for span in value]
+    if isinstance(value, list):
+        return [_plain_json(one, level + 1) for one in value]
+    return value
+
+
+#: Any JSON value, as the caller wrote it.
+JsonIn = Annotated[Any, AfterValidator(_checked_json)]
+JsonObjectIn = Annotated[dict[str, Any], AfterValidator(_checked_json)]
+
+#: Types of content parts that are texts, in OpenAI's two APIs.
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
+
+
+class ContentPartIn(FewUnknown):
+    """A part of a message's content: a text, or one that only its type is used of."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    type: Text
+    text: Text | None = None
+    refusal: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> ContentPartIn:
+        if self.type in _TEXT_PARTS and self.text is None and self.refusal is None:
+            raise PydanticCustomError("no_text", "A part of type text should have `text`")
+        return self
+
+
+class FunctionIn(_In):
+    """The function that a tool call names; `arguments` is JSON, or a text that holds it."""
+
+    name: Text
+    arguments: Text | JsonObjectIn | None = None
+
+
+class ToolCallIn(FewUnknown):
+    """A call of a tool, as OpenAI's API writes it or without the `function` level."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    id: Text | None = None
+    function: FunctionIn | None = None
+    name: Text | None = None
+    arguments: Text | JsonObjectIn | None = None
+
+    @model_validator(mode="after")
+    def _has_name(self) -> ToolCallIn:
+        if self.function is None and self.name is None:
+            raise PydanticCustomError("no_function", "A tool call should have `function`")
+        return self
+
+
 class MessageIn(_In):
-    """One turn of a conversation."""
+    """One turn of a conversation, as OpenAI's API writes it."""
 
     role: Text
-    content: Text
+    content: Text | ListOf[ContentPartIn] | None = None
+    reasoning_content: Text | None = Field(default=None, description="the thought before it")
+    reasoning: Text | None = Field(default=None, description="the same as `reasoning_content`")
+    tool_calls: ListOf[ToolCallIn] | None = None
+    tool_call_id: Text | None = None
+    name: Text | None = None
+    refusal: Text | None = None
+    audio: JsonIn = None
+    function_call: FunctionIn | None = None
+    annotations: list[JsonIn] | None = None
 
+    @model_validator(mode="after")
+    def _has_content(self) -> MessageIn:
+        if not self.model_fields_set - {"role", "name", "tool_call_id"}:
+            raise PydanticCustomError("no_content", "A message should have `content`")
+        return self
+
+
+#: No trainer samples as many completions of a prompt.
+_MAX_GROUP_SIZE = 4096
 
 MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True), FailFastInPieces]
 
@@ -238,8 +338,9 @@ class SampleIn(_In):
 
     prompt: Text | MessagesIn
     completion: Text | MessagesIn
-    fields: Annotated[dict[Text, Text], InPieces] = Field(
-        default_factory=dict, description="named texts for the model's template"
+    fields: Annotated[dict[Text, JsonIn], InPieces] = Field(
+        default_factory=dict,
+        description="named texts for the model's template, and any JSON for models that read it",
     )
     token_offsets: SpansIn | None = Field(
         default=None,
@@ -254,6 +355,15 @@ class SampleIn(_In):
     id: Id = None
     group: Text | int | None = Field(
         default=None, description="the same for all samples of a prompt"
+    )
+    group_size: int | None = Field(
+        default=None, ge=1, le=_MAX_GROUP_SIZE, description="how many samples the group has"
+    )
+    tools: ListOf[JsonObjectIn] | None = Field(
+        default=None, description="tools that the policy could call, for chat templates"
+    )
+    finish_reason: Text | None = Field(
+        default=None, description='why the policy stopped: "length" at its limit'
     )
 
 
@@ -297,7 +407,15 @@ class _Out(BaseModel):
 class SampleErrorOut(_Out):
     """Why one sample has no result."""
 
-    code: Literal["too_long", "non_finite", "invalid_sample", "model_failed"]
+    code: Literal[
+        "too_long",
+        "non_finite",
+        "invalid_sample",
+        "model_failed",
+        "unsupported_content",
+        "group_incomplete",
+        "group_conflict",
+    ]
     message: str
 
 
@@ -313,6 +431,9 @@ class SegmentOut(_Out):
     score: float | None
 
 
+_OMITTED = "what the model was not shown, such as `thinking` or `prompt_start`"
+
+
 class ScoreOut(_Out):
     """One sample's score."""
 
@@ -321,6 +442,7 @@ class ScoreOut(_Out):
     segments: list[SegmentOut] | None
     num_tokens: int
     truncated: bool
+    omitted: list[str] = Field(description=_OMITTED)
     error: SampleErrorOut | None
 
 
@@ -371,6 +493,7 @@ class RewardOut(_Out):
     admitted: bool | None
     aspects: dict[str, AspectOut | None]
     truncated: bool
+    omitted: list[str] = Field(description=_OMITTED)
     error: SampleErrorOut | None
 
 
@@ -460,6 +583,9 @@ def sample_in(sample: SampleIn) -> Sample:
         segments={name: _spans(spans) for name, spans in sample.segments.items()},
         id=None if sample.id is None else str(sample.id),
         group=None if sample.group is None else str(sample.group),
+        group_size=sample.group_size,
+        tools=tuple(sample.tools or ()),
+        finish_reason=sample.finish_reason,
     )
 
 
@@ -472,6 +598,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
             segments=None,
             num_tokens=0,
             truncated=False,
+            omitted=[],
             error=_error(outcome),
         )
     score = ScoreOut(
@@ -480,6 +607,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
         segments=_segments(outcome.segments),
         num_tokens=outcome.num_tokens,
         truncated=outcome.truncated,
+        omitted=list(outcome.omitted),
         error=None,
     )
     if outcome.outputs is None:
@@ -500,6 +628,7 @@ def reward_out(
             admitted=None,
             aspects=dict.fromkeys(aspects),
             truncated=False,
+            omitted=[],
             error=_error(outcome),
         )
     tokens = outcome.token_rewards
@@ -511,6 +640,7 @@ def reward_out(
         admitted=outcome.admitted,
         aspects={name: _aspect(aspect) for name, aspect in outcome.aspects.items()},
         truncated=outcome.truncated,
+        omitted=list(outcome.omitted),
         error=None,
     )
 
@@ -518,7 +648,45 @@ def reward_out(
 def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:
     if isinstance(content, str):
         return content
-    return tuple(Message(message.role, message.content) for message in content)
+    return tuple(map(message_in, content))
+
+
+def message_in(message: MessageIn) -> Message:
+    """Convert a request's message."""
+    content = message.content or ""
+    other_parts: list[str] = [] if message.audio is None else ["audio"]
+    if not isinstance(content, str):
+        other_parts += [part.type for part in content if part.type not in _TEXT_PARTS]
+        texts = [part.text or part.refusal or "" for part in content if part.type in _TEXT_PARTS]
+        content = "".join(texts)
+    calls = [_tool_call(call) for call in message.tool_calls or ()]
+    if message.function_call is not None:
+        calls.append(_function(message.function_call, None))
+    return Message(
+        message.role,
+        content or message.refusal or "",
+        reasoning=message.reasoning_content or message.reasoning or "",
+        tool_calls=tuple(calls),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        other_parts=tuple(other_parts),
+    )
+
+
+def _tool_call(call: ToolCallIn) -> ToolCall:
+    if call.function is not None:
+        return _function(call.function, call.id)
+    return ToolCall(call.name or "", _arguments(call.arguments), call.id)
+
+
+def _function(function: FunctionIn, call_id: str | None) -> ToolCall:
+    return ToolCall(function.name, _arguments(function.arguments), call_id)
+
+
+def _arguments(arguments: str | dict[str, Any] | None) -> str:
+    if arguments is None:
+        return "{}"
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _spans(spans: Sequence[SpanIn] | PackedSpans) -> Sequence[Span]:

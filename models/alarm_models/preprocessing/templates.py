@@ -169,7 +169,7 @@ class TextTemplate:
         if name == "completion":
             return sample.completion_text
         if name in sample.fields:
-            return sample.fields[name]
+            return sample.field_text(name)
         if name in self._fields:
             return self._fields[name].find(sample.prompt_text)
         raise SampleError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from alarm_models.types import Sample
+from alarm_models.types import Sample, num_characters
 from alarm_service.engine.fairness import INTERNAL, Caller, VirtualTimes
 from alarm_service.errors import Overloaded
 
@@ -59,14 +59,7 @@ _HALF_LIFE_S = 60.0
 def estimate_tokens(samples: Sequence[Sample]) -> int:
     """Estimate the tokens of samples from their characters, without tokenising them."""
     return sum(
-        _TEMPLATE_TOKENS
-        + (
-            len(sample.prompt_text)
-            + len(sample.completion_text)
-            + sum(map(len, sample.fields.values()))
-        )
-        // _CHARACTERS_A_TOKEN
-        for sample in samples
+        _TEMPLATE_TOKENS + num_characters(sample) // _CHARACTERS_A_TOKEN for sample in samples
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -223,9 +224,13 @@ class ScoreCollector:
             partial(self._first_with_same_reference, indices)
         )
         unique = [index for index, first in same_as.items() if index == first]
-        scores = await self.scorer.score_apart(model, [_reference(samples[one]) for one in unique])
+        completed = {index: _with_reference(samples[index]) for index in unique}
+        valid = {at: one for at, one in completed.items() if isinstance(one, Sample)}
+        scores = await self.scorer.score_apart(model, list(valid.values()))
         output = self.request.recipe.holistic.output
-        found = {one: _output(score, output) for one, score in zip(unique, scores, strict=True)}
+        found = {at: one for at, one in completed.items() if isinstance(one, SampleError)} | {
+            at: _output(score, output) for at, score in zip(valid, scores, strict=True)
+        }
         return {index: found[first] for index, first in same_as.items()}
 
     def _first_with_same_reference(self, indices: Sequence[int]) -> dict[int, int]:
@@ -236,7 +241,7 @@ class ScoreCollector:
             check_cancelled()
             sample = self.scorer.samples[index]
             if "reference" in sample.fields:
-                key = (sample.prompt, frozenset(sample.fields.items()))
+                key = (sample.prompt, json.dumps(sample.fields, sort_keys=True))
                 same_as[index] = first.setdefault(key, index)
         return same_as
 
@@ -275,8 +280,13 @@ def _output(outcome: Outcome, name: str | None) -> Outcome:
         return error
 
 
-def _reference(sample: Sample) -> Sample:
-    return replace(sample, completion=sample.fields["reference"], token_offsets=None, segments={})
+def _with_reference(sample: Sample) -> Sample | SampleError:
+    """Return the sample with its reference in place of the completion."""
+    try:
+        reference = sample.field_text("reference")
+    except SampleError as error:
+        return error
+    return replace(sample, completion=reference, token_offsets=None, segments={})
 
 
 @dataclass(frozen=True, slots=True)
