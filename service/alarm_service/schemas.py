@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
@@ -227,7 +228,7 @@ _Json = TypeVar("_Json")
 
 
 def _checked_json(value: _Json) -> _Json:
-    """Refuse what JSON cannot hold: lone surrogates, and levels beyond `_MAX_LEVELS`.
+    """Refuse what JSON cannot hold: lone surrogates, NaN, and levels beyond `_MAX_LEVELS`.
 
     Spans that were packed while parsing become lists again.
     """
@@ -248,6 +249,8 @@ def _plain_json(value: Any, level: int) -> Any:
         return _whole(value)
     if isinstance(value, dict):
         return {_whole(name): _plain_json(one, level + 1) for name, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "Input should be a finite number")
     if isinstance(value, PackedSpans):
         return [list(span) for span in value]
     if isinstance(value, list):
@@ -442,7 +445,7 @@ class ScoreOut(_Out):
     segments: list[SegmentOut] | None
     num_tokens: int
     truncated: bool
-    omitted: list[str] = Field(description=_OMITTED)
+    omitted: list[str] = Field(default_factory=list, description=_OMITTED)
     error: SampleErrorOut | None
 
 
@@ -493,7 +496,7 @@ class RewardOut(_Out):
     admitted: bool | None
     aspects: dict[str, AspectOut | None]
     truncated: bool
-    omitted: list[str] = Field(description=_OMITTED)
+    omitted: list[str] = Field(default_factory=list, description=_OMITTED)
     error: SampleErrorOut | None
 
 

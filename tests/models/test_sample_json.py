@@ -6,7 +6,7 @@ from array import array
 import pytest
 
 from alarm_models.sample_json import sample_from_json, sample_to_json
-from alarm_models.types import Message, PackedSpans, Sample, Span
+from alarm_models.types import Message, PackedSpans, Sample, Span, ToolCall
 from alarm_service.schemas import SampleIn, sample_in
 
 SPANS = (Span(0, 2), Span(2, 2))
@@ -15,6 +15,19 @@ SAMPLES = [
     Sample("p", "ok", token_offsets=()),
     Sample((Message("user", "p"),), (Message("assistant", "ok"),), group="", id="1"),
     Sample("p", "ok", {"reference": "yes"}, SPANS, {"sentences": SPANS}, "a", "g"),
+    Sample(
+        (Message("user", "p", name="Ann", other_parts=("image_url",)),),
+        (
+            Message("assistant", "", "Hm.", (ToolCall("add", '{"a": 1}', "c1"), ToolCall("x", ""))),
+            Message("tool", "2", tool_call_id="c1"),
+            Message("assistant", "ok"),
+        ),
+        {"rubric": [{"weight": 0.5, "segments": [[0, 1]]}], "none": None},
+        group="g",
+        group_size=8,
+        tools=({"type": "function", "function": {"name": "add"}},),
+        finish_reason="length",
+    ),
 ]
 
 

@@ -19,6 +19,7 @@ async def test_score_is_raw_and_has_the_sample_id() -> None:
                     "segments": None,
                     "num_tokens": 3,
                     "truncated": False,
+                    "omitted": [],
                     "error": None,
                 }
             ],
