@@ -18,7 +18,7 @@ from alarm_service.schemas import FailFastInPieces, FewUnknown, InPieces, ListOf
 
 UNKNOWN = {f"k{index}": 1 for index in range(1000)}
 MESSAGE = {"role": "user", "content": "?"}
-TOO_DEEP: list[Any] = json.loads("[" * 70 + "]" * 70)
+DEEP = dict.fromkeys(UNKNOWN, json.loads("[" * 70 + "]" * 70))
 
 
 class Forbidding(FewUnknown):
@@ -85,7 +85,7 @@ def test_fail_fast_in_pieces_reports_the_first_error() -> None:
 BODIES: list[tuple[str, Any, str]] = [
     ("/score", {"samples": samples("a"), **UNKNOWN}, "k0: Extra inputs are not permitted; k1"),
     ("/score", {"samples": [samples("a")[0] | UNKNOWN]}, "samples[0].k0: Extra inputs"),
-    ("/score", {"samples": [samples("a")[0] | {"fields": dict.fromkeys(UNKNOWN, TOO_DEEP)}]}, "samples[0].fields.k0: "),
+    ("/score", {"samples": [samples("a")[0] | {"fields": DEEP}]}, "samples[0].fields.k0: "),
     ("/score", {"samples": [samples("a")[0] | {"segments": UNKNOWN}]}, "samples[0].segments.k0"),
     ("/score", {"samples": [{"prompt": [MESSAGE | UNKNOWN], "completion": "a"}]}, "samples[0]."),
     ("/hierarchical_reward", {"samples": samples("a"), "overrides": UNKNOWN}, "overrides.k0: "),
