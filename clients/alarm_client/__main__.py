@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(
         commands.add_parser("try", help="score completions of a prompt and report missing fields")
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        return try_samples(given, PLAIN, lambda line: sys.stdout.write(f"{line}\n"))
+        return try_samples(options, PLAIN, lambda line: sys.stdout.write(f"{line}\n"))
     except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -110,13 +110,13 @@ def read_catalogue(body: bytes) -> Catalogue:
     """The response of `/models`; absent limits get their defaults."""
     answer = read_object(body)
     limits = object_of(answer.get("limits") or {}, "limits")
-    own = Limits()
+    defaults = Limits()
     return Catalogue(
         tuple(object_of(row, "a model") for row in list_of(answer.get("models", []), "models")),
         tuple(object_of(row, "a recipe") for row in list_of(answer.get("recipes", []), "recipes")),
         Limits(
-            positive(limits.get("max_samples"), own.max_samples),
-            positive(limits.get("max_body_bytes"), own.max_body_bytes),
+            positive(limits.get("max_samples"), defaults.max_samples),
+            positive(limits.get("max_body_bytes"), defaults.max_body_bytes),
         ),
     )
 

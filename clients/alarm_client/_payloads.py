@@ -145,9 +145,9 @@ class Payload(Generic[T]):
 
 def score_payload(samples: Sequence[SampleLike], model: str | None) -> Payload[ScoreResult]:
     """A call of `/score`; TypeError or ValueError names the sample and the field that is wrong."""
-    own = as_samples(samples)
+    normalized = as_samples(samples)
     head = _head({"model": text_of(model, "model")})
-    return Payload("/score", head, own, _encode(own), read_scores, merge_scores)
+    return Payload("/score", head, normalized, _encode(normalized), read_scores, merge_scores)
 
 
 def reward_payload(
@@ -157,7 +157,7 @@ def reward_payload(
     aspects: Aspects,
 ) -> Payload[RewardResult]:
     """A call of `/hierarchical_reward`; errors as `score_payload`."""
-    own = as_samples(samples)
+    normalized = as_samples(samples)
     head = _head(
         {
             "recipe": text_of(recipe, "recipe"),
@@ -165,7 +165,9 @@ def reward_payload(
             "aspects": text_of(aspects, "aspects"),
         }
     )
-    return Payload("/hierarchical_reward", head, own, _encode(own), read_rewards, merge_rewards)
+    return Payload(
+        "/hierarchical_reward", head, normalized, _encode(normalized), read_rewards, merge_rewards
+    )
 
 
 def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:

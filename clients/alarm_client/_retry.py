@@ -69,8 +69,8 @@ def backoff_delay(
     if retry_after is None:
         if time_left <= retries.first / 2:
             return None
-        own = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
-        delay = min(own * (0.5 + jitter / 2), time_left / 2)
+        backoff = min(retries.longest, retries.first * 2.0 ** min(attempt, 30))
+        delay = min(backoff * (0.5 + jitter / 2), time_left / 2)
     else:
         delay = max(retry_after, retries.first / 2) * (1 + jitter / 2)
         delay = min(delay, max(retry_after, time_left * 0.9))

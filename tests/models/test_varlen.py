@@ -132,7 +132,7 @@ def test_varlen_batches_have_one_call_a_prefix_depth() -> None:
 
 
 def test_varlen_with_softcap_is_refused() -> None:
-    with pytest.raises(ValueError, match="caps no logits"):
+    with pytest.raises(ValueError, match="does not support a softcap"):
         varlen_backbone("gemma2", share=True).forward(features(random_ids(9, 1)))
 
 

@@ -215,16 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--timeout", type=float, default=600.0, help="seconds for one call, retries included"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(format="relay: %(message)s")
     try:
-        relay = Relay(given.url, given.host, given.port, given.timeout)
+        relay = Relay(options.url, options.host, options.port, options.timeout)
     except (ValueError, OSError, OverflowError) as error:
         _print(str(error))
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with relay:
-        _print(f"http://{given.host}:{relay.server_port} forwards to {relay.target}")
+        _print(f"http://{options.host}:{relay.server_port} forwards to {relay.target}")
         try:
             relay.serve_forever()
         except KeyboardInterrupt:

@@ -83,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     trial_of.add_argument("trainer", choices=sorted(WHAT_TO_WRITE))
     trial.add_arguments(trial_of)
-    given = parser.parse_args(arguments)
-    run = {"path": _path, "ready": _ready, "check": _check, "try": _try}.get(given.command, _list)
+    options = parser.parse_args(arguments)
+    run = {"path": _path, "ready": _ready, "check": _check, "try": _try}.get(options.command, _list)
     try:
-        return run(given)
+        return run(options)
     except (AlarmError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -115,27 +115,27 @@ def _list(_: argparse.Namespace) -> int:
     return 0
 
 
-def _path(given: argparse.Namespace) -> int:
-    sys.stdout.write(f"{_shipped()[given.trainer]}\n")
+def _path(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{_shipped()[options.trainer]}\n")
     return 0
 
 
-def _ready(given: argparse.Namespace) -> int:
+def _ready(options: argparse.Namespace) -> int:
     with AlarmClient() as client:
-        client.wait_ready(given.timeout)
+        client.wait_ready(options.timeout)
         client.models()  # /health needs no key, this does
         sys.stdout.write(f"{client.url} is ready\n")
     return 0
 
 
-def _check(given: argparse.Namespace) -> int:
-    lengths = _lengths(given.lengths)
-    if ":" in given.trainer:
-        return _report(given.trainer, _imported(given.trainer), lengths)
-    if given.trainer not in PADDING:
-        raise ValueError(f"{given.trainer!r} is not one of {sorted(PADDING)}")
-    of_rewards, of_responses = PADDING[given.trainer]
-    responses = given.responses or of_responses
+def _check(options: argparse.Namespace) -> int:
+    lengths = _lengths(options.lengths)
+    if ":" in options.trainer:
+        return _report(options.trainer, _imported(options.trainer), lengths)
+    if options.trainer not in PADDING:
+        raise ValueError(f"{options.trainer!r} is not one of {sorted(PADDING)}")
+    of_rewards, of_responses = PADDING[options.trainer]
+    responses = options.responses or of_responses
     pad = padding(of_rewards, responses)
     sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
     title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
@@ -160,13 +160,13 @@ def _after_placing(pad: Pad, responses: str) -> Pad:
     return placed
 
 
-def _try(given: argparse.Namespace) -> int:
+def _try(options: argparse.Namespace) -> int:
     try:
-        defaults = trial.defaults_of(given.trainer)
-        read_row = trial.row_reader_of(given.trainer)
-        read_fields = trial.fields_reader_of(given.trainer)
+        defaults = trial.defaults_of(options.trainer)
+        read_row = trial.row_reader_of(options.trainer)
+        read_fields = trial.fields_reader_of(options.trainer)
         return trial.try_samples(
-            given, defaults, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
+            options, defaults, lambda line: sys.stdout.write(f"{line}\n"), read_row, read_fields
         )
     except (TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -69,12 +69,12 @@ class SharedCalls(Generic[T]):
             with suppress(CancelledError):
                 return call.result.result()
         try:
-            made = make()
+            computed = make()
         except BaseException as error:
             self._fail(("blocking", key), call, error)
             raise
-        call.result.set_result(made)
-        return made
+        call.result.set_result(computed)
+        return computed
 
     async def aresult(self, consumer: Consumer, key: object, make: Callable[[], Awaitable[T]]) -> T:
         """As `result`, awaited.
@@ -89,12 +89,12 @@ class SharedCalls(Generic[T]):
             if result is not None:
                 return result.result()
         try:
-            made = await make()
+            computed = await make()
         except BaseException as error:
             self._fail(("awaited", key), call, error)
             raise
-        call.result.set_result(made)
-        return made
+        call.result.set_result(computed)
+        return computed
 
     def _join(self, consumer: Consumer, key: object) -> tuple[_Call[T], bool]:
         with self._lock:

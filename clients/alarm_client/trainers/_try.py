@@ -89,7 +89,7 @@ def _no_fields(_: Row) -> Mapping[str, str]:
 
 
 def try_samples(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     defaults: TrainerDefaults,
     write: Callable[[str], object],
     read_row: RowReader = dict,
@@ -100,9 +100,9 @@ def try_samples(
     Raises ValueError or TypeError for an invalid argument or setting, AlarmError if the server does
     not answer.
     """
-    settings = _settings(given, defaults)
+    settings = _settings(options, defaults)
     source = RewardSource(settings)
-    samples = _samples(given, settings, read_row, read_fields)
+    samples = _samples(options, settings, read_row, read_fields)
     for line in _request_lines(settings, samples):
         write(line)
     try:
@@ -121,8 +121,8 @@ def try_samples(
     return 0 if all(reward.reward is not None for reward in rewards) else 1
 
 
-def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
-    named = {name: getattr(given, name) for name in _FLAGS if getattr(given, name) is not None}
+def _settings(options: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
+    named = {name: getattr(options, name) for name in _FLAGS if getattr(options, name) is not None}
     if "ALARM_CONNECT_TIMEOUT" not in os.environ:
         named["connect_timeout"] = _CONNECT_SECONDS
     settings = read_settings(defaults, named)
@@ -131,21 +131,21 @@ def _settings(given: argparse.Namespace, defaults: TrainerDefaults) -> Settings:
 
 
 def _samples(
-    given: argparse.Namespace, settings: Settings, read_row: RowReader, read_fields: FieldsReader
+    options: argparse.Namespace, settings: Settings, read_row: RowReader, read_fields: FieldsReader
 ) -> list[Sample]:
-    row = read_row(_object(given.row, "--row"))
-    fields = dict(_pair(pair) for pair in given.field)
+    row = read_row(_object(options.row, "--row"))
+    fields = dict(_pair(pair) for pair in options.field)
     if settings.fields is None:
         fields = {**read_fields(row), **fields}
-    prompt = _prompt(given.prompt)
-    samples = [Sample(prompt=prompt, completion=text) for text in given.completion]
+    prompt = _prompt(options.prompt)
+    samples = [Sample(prompt=prompt, completion=text) for text in options.completion]
     is_batch = settings.defaults.whole_groups is not None
     # Fields given by flag need not be in the row.
     fields_by_row = settings.fields
     if fields_by_row is not None:
         fields_by_row = {name: one for name, one in fields_by_row.items() if name not in fields}
     by_row = replace(
-        settings, fields=fields_by_row, group=settings.group if given.group is None else None
+        settings, fields=fields_by_row, group=settings.group if options.group is None else None
     )
     prompts = [prompt] * len(samples) if is_batch else None
     samples = with_rows(samples, [row] * len(samples), by_row, prompts=prompts)
@@ -153,7 +153,7 @@ def _samples(
         replace(
             sample,
             fields={**(sample.fields or {}), **fields} or None,
-            group=given.group or sample.group,
+            group=options.group or sample.group,
         )
         for sample in samples
     ]

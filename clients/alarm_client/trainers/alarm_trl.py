@@ -23,6 +23,7 @@ __all__ = ["DEFAULTS", "check_trainer", "place", "token_scores"]
 DEFAULTS = TrainerDefaults(
     "alarm_trl", timeout=480.0, aspects="admitted", references=("reference",)
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 def token_scores(

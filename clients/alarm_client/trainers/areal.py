@@ -18,6 +18,7 @@ __all__ = ["DEFAULTS", "IN_A_WORKER", "areward", "reward_fn"]
 # AReaL awaits an episode without a time limit; an exception drops it.
 _REFERENCES = ("reference", "answer", "ground_truth", "solution", "label")
 DEFAULTS = TrainerDefaults("areal", timeout=600.0, aspects="admitted", references=_REFERENCES)
+HABITS = DEFAULTS  # former name, kept as an alias
 
 # AReaL's worker processes run one reward each. It times out after 15 s, including the wait for a
 # worker, and uses 0 after the fourth timeout; after an exception it retries up to four times.

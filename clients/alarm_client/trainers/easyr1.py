@@ -32,6 +32,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="its own batches",
     references=("reference", "ground_truth", "answer", "solution", "label"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 REWARD_NAME = "alarm"
 REWARD_TYPE = "batch"

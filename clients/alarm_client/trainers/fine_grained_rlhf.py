@@ -18,6 +18,7 @@ __all__ = ["DEFAULTS", "TokenRewards", "make_reward"]
 DEFAULTS = TrainerDefaults(
     "fine_grained_rlhf", timeout=480.0, same_keys=True, references=("reference",)
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 class TokenRewards:

@@ -15,6 +15,7 @@ __all__ = ["DEFAULTS", "custom_rm", "row_of_dataset"]
 row_of_dataset = slime.row_of_dataset
 
 DEFAULTS = replace(slime.DEFAULTS, trainer="miles")
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:

@@ -26,6 +26,7 @@ DEFAULTS = TrainerDefaults(
     aspects="admitted",
     references=("reference", "solution", "ground_truth", "answer", "label"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 class AlarmORM:

@@ -25,6 +25,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="its synchronous rollouts",
     references=("ground_truth", "expected_answer", "reference", "answer"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 _ACTOR = "alarm_client.trainers.nemo_rl.AlarmEnvironment"
 
 
@@ -36,9 +37,9 @@ class Environment:
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        given = dict(config or {})
-        self.is_multi = bool(given.pop("multi_reward", False))
-        self.source = RewardSource(read_settings(DEFAULTS, given))
+        settings = dict(config or {})
+        self.is_multi = bool(settings.pop("multi_reward", False))
+        self.source = RewardSource(read_settings(DEFAULTS, settings))
         self.num_samples = 0
         self.parts: dict[str, float] = {}
 

@@ -22,6 +22,7 @@ __all__ = ["DEFAULTS", "main", "messages_of_query", "register"]
 DEFAULTS = TrainerDefaults(
     "open_instruct", timeout=600.0, aspects="admitted", references=("label",)
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 _TURN = re.compile(r"^(system|developer|user|assistant|tool|environment): ", re.MULTILINE)
 

@@ -19,6 +19,7 @@ __all__ = ["DEFAULTS", "reward_func"]
 # OpenRLHF's own HTTP rewards have a timeout of 180 s. It logs a failure and continues with None,
 # which ends the run later; an exception leaves the reason in that log.
 DEFAULTS = TrainerDefaults("openrlhf", timeout=170.0, same_keys=True, references=("label",))
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 def reward_func(

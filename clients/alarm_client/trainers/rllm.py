@@ -22,6 +22,7 @@ DEFAULTS = TrainerDefaults(
     timeout=600.0,
     references=("reference", "ground_truth", "answer", "solution", "label"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 # The question columns of rLLM's datasets, in the order of its own workflows.
 _QUESTIONS = ("messages", "question", "prompt", "problem")

@@ -23,6 +23,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="skyrl_dense, whose generator receives the batch",
     references=("ground_truth", "reference", "answer"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 class Environment:

@@ -36,6 +36,7 @@ DEFAULTS = TrainerDefaults(
     references=("label",),
     group_column="group_index",
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 TOKEN_REWARDS = "alarm_token_rewards"  # noqa: S105 - a name: among a sample's metadata
 
 

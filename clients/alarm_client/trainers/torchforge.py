@@ -15,6 +15,7 @@ __all__ = ["DEFAULTS", "AlarmReward"]
 
 # torchforge waits for a reward without a time limit.
 DEFAULTS = TrainerDefaults("torchforge", timeout=600.0, aspects="admitted", references=("target",))
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 class AlarmReward:

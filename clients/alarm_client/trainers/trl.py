@@ -30,6 +30,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="a per_device_train_batch_size of whole groups (num_generations)",
     references=("reference", "ground_truth", "solution", "answer", "label"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 # Earlier versions count a sample for which all functions return None as 0 in the group mean.
 _FIRST_TO_SKIP = (1, 6)

@@ -24,6 +24,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="prompts that are repeated in a batch",
     references=("reference", "original_output", "ground_truth", "answer", "label"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 def reward_fn(

@@ -22,6 +22,7 @@ DEFAULTS = TrainerDefaults(
     whole_groups="group_reward among a Rubric's functions",
     references=("reference", "answer", "ground_truth", "solution"),
 )
+HABITS = DEFAULTS  # former name, kept as an alias
 
 
 async def reward(task: Any, trace: Any) -> float:

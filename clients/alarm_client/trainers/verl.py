@@ -30,6 +30,7 @@ __all__ = [
 
 # verl's rate_limited manager times out after 300 s; its dicts must always have the same keys.
 DEFAULTS = TrainerDefaults("verl", timeout=240.0, same_keys=True, references=("ground_truth",))
+HABITS = DEFAULTS  # former name, kept as an alias
 
 # Up to 0.7.0 a manager is called with the whole batch, in which `uid` identifies prompts.
 _OF_BATCHES = replace(

@@ -1,8 +1,8 @@
-"""Backend selection: the fastest backbone and attention backend that are exact, by probing.
+"""Backend selection: probes for the fastest backbone and attention backend that are exact.
 
-The reference is transformers alone: one sample at a time, nothing kept from one to the next. What
-is faster is tried on what it will be given: packed batches, shared prefixes, the prefix cache,
-padding. Whatever is not exact is not used.
+The reference is plain transformers, one sample at a time and without a cache. Each faster
+candidate runs packed batches, shared prefixes, the prefix cache and padding; candidates that do
+not match the reference are not used.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 #: The error that rounding alone makes in outputs that nearly cancel out.
 _ROUNDING = 1e-5
 
-#: The longest window that the probe looks beyond.
+#: The longest window for which the probe has longer samples.
 _MAX_PROBED_WINDOW = 512
 
-#: What configurations call the lengths past which attention is another.
+#: Configuration keys of lengths beyond which attention changes.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
-#: The most that a second copy of the weights may take while padding is tried in float32.
+#: Maximum size of a float32 copy of the weights during the padding probe.
 _MAX_FLOAT32_BYTES = 4 << 30
 
-#: What a model raises that cannot be run by some backend.
+#: Exceptions of models that a backend cannot run.
 _REFUSALS = (
     ValueError,
     RuntimeError,
@@ -142,7 +142,7 @@ def probe_padding(
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """The samples that a model is tried on, by their ids.
+    """The probe samples, as token ids.
 
     ``group`` share a prefix on two levels; ``others`` share nothing, and one of them holds the
     special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
@@ -155,7 +155,7 @@ class _Probe:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> _Probe:
-        """Make the samples for a model: within its vocabulary, its limit and past its window."""
+        """Build samples within the model's vocabulary and token limit, some beyond its window."""
         config: Any = model.config.get_text_config()
         window = max(_windows(config), default=0)
         beyond = [max(min(2 * window, _MAX_PROBED_WINDOW), 8) + 40]
@@ -167,22 +167,22 @@ class _Probe:
         end = special[:1]  # where there is one, heads of encoder-decoders read it
         choose = torch.Generator().manual_seed(0)
         ids: list[list[int]] = torch.randint(num_ids, (2, 700), generator=choose).tolist()
-        # Plain ids: special ones make positions and reads of their own.
+        # Only plain ids: special ids would change positions and read positions.
         plain = next(one for one in range(len(special) + 1) if one not in special)
-        own = [[plain if one in special else one for one in some] for some in ids]
+        plain_ids = [[plain if one in special else one for one in some] for some in ids]
 
         def sample(*parts: Sequence[int]) -> tuple[int, ...]:
             joined = [one for part in parts for one in part]
             return (*joined[: max(max_tokens - len(end), 1)], *end)
 
-        prompt, turn = own[0][:24], own[0][24:44]
+        prompt, turn = plain_ids[0][:24], plain_ids[0][24:44]
         group = [
-            sample(prefix, own[1][8 * n : 8 * n + 6 + n % 2])
+            sample(prefix, plain_ids[1][8 * n : 8 * n + 6 + n % 2])
             for n, prefix in enumerate((prompt, prompt, prompt + turn, prompt + turn))
         ]
-        spelled = sample(own[1][50:56], [*special, *special[:1]], own[1][60:71])
-        others = [sample(own[1][100 : 100 + length]) for length in (4, 30)]
-        return cls(group, [*others, spelled], [sample(own[1][:length]) for length in beyond])
+        spelled = sample(plain_ids[1][50:56], [*special, *special[:1]], plain_ids[1][60:71])
+        others = [sample(plain_ids[1][100 : 100 + length]) for length in (4, 30)]
+        return cls(group, [*others, spelled], [sample(plain_ids[1][:length]) for length in beyond])
 
     @property
     def short(self) -> list[tuple[int, ...]]:
@@ -202,7 +202,7 @@ class _Probe:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What transformers alone gave: each sample's outputs at its first and its last token.
+    """Outputs of plain transformers, at the first and the last token of each sample.
 
     ``outputs`` is None for a model that refuses the probe; ``state`` is given for one that its own
     passes change.
@@ -222,25 +222,25 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
     try:
         for ids in probe.samples:
             lengths.begin()
-            # Special ids take positions of their own.
+            # Special ids may have special positions.
             with nullcontext() if ids == spelled else tables.watch(len(ids)):
                 outputs += run_padded(_ends_read([ids]))
             if state.is_changed:
                 is_changed = True
                 state.restore()
-        again = run_padded(_ends_read([probe.longest]))
+        repeated_outputs = run_padded(_ends_read([probe.longest]))
         if is_changed:
             state.restore()
     except _REFUSALS:
         is_refused = True
     else:
-        found, before = torch.cat(again), torch.cat(outputs[-1:])
-        # What is not a number is a failure of each sample, and no other one.
-        is_number = bool(torch.isfinite(torch.cat([found, before])).all())
-        if is_number and not _is_near(found, before, found.dtype):
+        repeated, first = torch.cat(repeated_outputs), torch.cat(outputs[-1:])
+        # NaN and infinity fail each sample later; they are not nondeterminism.
+        is_number = bool(torch.isfinite(torch.cat([repeated, first])).all())
+        if is_number and not _is_near(repeated, first, repeated.dtype):
             raise CheckpointError(
-                f"{type(model).__name__} gives one sample another score each time (attention by "
-                "random hashes, or the like): no score of it could be had again"
+                f"{type(model).__name__} is nondeterministic: one sample gets different scores "
+                "(random hashing in attention, for example), so its scores are not reproducible"
             )
     return _Reference(
         None if is_refused else outputs,
@@ -259,7 +259,7 @@ def _fastest_packed(
 ) -> PackedBackbone | None:
     """Return the fastest packed backbone that is exact; leave the model as it was if none is."""
     config: Any = model.config
-    own = config._attn_implementation
+    original_attention = config._attn_implementation
     backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
     for backend, is_pruned, share in product(backends, (True, False), (True, False)):
         if is_pruned and not prune_last_layer(model):
@@ -282,17 +282,17 @@ def _fastest_packed(
                     packed.clear_prefix_cache()
                     return packed
             except _REFUSALS:
-                pass  # the model knows no such attention, or keys of its own are not kept
+                pass  # the model does not support the backend, or its keys are not cached
         restore_last_layer(model)
     if not isinstance(model, LongformerModel):
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(original_attention)
     return None
 
 
 def _serves_batch(packed: PackedBackbone, probe: _Probe, reference: _Reference) -> bool:
-    """Try batches: without what is longer than a window too, which keeps others from sharing.
+    """Probe batches with and without samples beyond a window, which prevent prefix sharing.
 
-    A probe in which nothing was shared, or cached below, has shown nothing.
+    The probe fails if no prefix was shared, since sharing was then not tested.
     """
     if not _is_close(packed, _ends_read(probe.samples), probe, reference):
         return False
@@ -303,9 +303,9 @@ def _serves_batch(packed: PackedBackbone, probe: _Probe, reference: _Reference) 
 
 
 def _serves_cached(packed: PackedBackbone, probe: _Probe, reference: _Reference) -> bool:
-    """Try prefixes that earlier batches computed: to the last token, in part, and twice over.
+    """Probe cached prefixes: full, partial and repeated hits.
 
-    What is read is computed, so samples are read at their ends here, as scores are.
+    Tokens at read positions are always computed, so only the last token is read here.
     """
     packed.clear_prefix_cache()
     for some in (probe.group[::2], probe.short, probe.short):
@@ -320,10 +320,10 @@ def _num_spared(
     packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
 ) -> int | None:
     """Count the tokens of a batch that are not computed; None where its states are not exact."""
-    found = packed.forward(batch)
-    if not _is_near_reference(found, batch, probe, reference):
+    read_states = packed.forward(batch)
+    if not _is_near_reference(read_states, batch, probe, reference):
         return None
-    return sum(one.num_tokens for one in batch) - sum(found.num_computed)
+    return sum(one.num_tokens for one in batch) - sum(read_states.num_computed)
 
 
 def _is_close(
@@ -333,31 +333,31 @@ def _is_close(
 
 
 def _is_near_reference(
-    found: ReadStates, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
+    read_states: ReadStates, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
 ) -> bool:
-    """Compare a packed batch's states with those of its samples alone, read for read."""
-    given = dict(zip(probe.samples, reference.outputs or (), strict=True))
-    wanted = [given[one.ids][-len(one.read_positions) :] for one in batch]
-    return _is_near(found.states, torch.cat(wanted), wanted[0].dtype)
+    """Compare the states of a packed batch with the reference at each read position."""
+    reference_outputs = dict(zip(probe.samples, reference.outputs or (), strict=True))
+    expected = [reference_outputs[one.ids][-len(one.read_positions) :] for one in batch]
+    return _is_near(read_states.states, torch.cat(expected), expected[0].dtype)
 
 
-def _is_near(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
-    error = (found - wanted).float().norm(dim=-1).max()
-    size = wanted.float().norm(dim=-1).max()
+def _is_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    error = (actual - expected).float().norm(dim=-1).max()
+    size = expected.float().norm(dim=-1).max()
     return bool(error <= max(_TOLERANCE[dtype] * float(size), _ROUNDING))
 
 
 def _padding_policy(
     model: PreTrainedModel, probe: _Probe, reference: _Reference, run_padded: RunPadded
 ) -> PaddingPolicy:
-    """Return which samples may be padded to one length; none where that changes what they give."""
+    """Return the padding policy: no padding unless it leaves the outputs unchanged."""
     apart = PaddingPolicy(is_padded=False, lengths=reference.lengths, state=reference.state)
     if reference.outputs is not None and reference.state is None:
         together = PaddingPolicy(lengths=reference.lengths)
         if _is_padding_exact(model, probe, reference.outputs, together, apart, run_padded):
             return together
     _logger.warning(
-        "%s is run one sample at a time: no batch is known to give its own scores",
+        "%s runs one sample at a time: no batched execution matched its reference scores",
         type(model).__name__,
     )
     return apart
@@ -371,7 +371,7 @@ def _is_padding_exact(
     apart: PaddingPolicy,
     run_padded: RunPadded,
 ) -> bool:
-    """Try it in float32, where rounding does not hide a wrong score, as far as memory allows."""
+    """Probe in float32 if memory allows, since rounding could hide a wrong score."""
     num_bytes = 4 * sum(one.numel() for one in model.parameters())
     if model.dtype is not torch.float32 and num_bytes <= _MAX_FLOAT32_BYTES:
         try:
@@ -390,37 +390,38 @@ def _serves_padded(
     run_padded: RunPadded,
     dtype: torch.dtype,
 ) -> bool:
-    """Try paddings of one token, of some and of nearly all.
+    """Probe padding of one token, of a few and of nearly the whole sample.
 
-    A batch that is refused for what its texts spell out is no wrong score: the server splits it.
+    A batch refused because of special tokens in a text does not fail the probe: the server splits
+    such batches.
     """
-    given = dict(zip(probe.samples, outputs, strict=True))
+    reference_outputs = dict(zip(probe.samples, outputs, strict=True))
     short, medium, spelled = probe.others
     one, one_more, *_ = probe.group
     usual = [ids for ids in probe.samples if ids != spelled]
     for some in (usual, [short, medium], [one, one_more], [short, spelled, probe.longest]):
         try:
-            found = torch.cat(together.run(_ends_read(some), run_padded))
+            actual = torch.cat(together.run(_ends_read(some), run_padded))
         except _REFUSALS:
             if spelled in some:
                 continue
             return False
-        if not _is_near(found, torch.cat([given[ids] for ids in some]), dtype):
+        if not _is_near(actual, torch.cat([reference_outputs[ids] for ids in some]), dtype):
             return False
     return True
 
 
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Run the block in float32; weights are put back as they were, bit for bit."""
+    """Run the block in float32, then restore the original weights bit for bit."""
     tensors = [one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
-    kept = [tensor.data for tensor in tensors]
+    originals = [tensor.data for tensor in tensors]
     try:
         for tensor in tensors:
             tensor.data = tensor.data.float()
         yield
     finally:
-        for tensor, data in zip(tensors, kept, strict=True):
+        for tensor, data in zip(tensors, originals, strict=True):
             tensor.data = data
 
 
@@ -436,7 +437,7 @@ def _last_read(samples: Sequence[tuple[int, ...]]) -> list[ModelInput]:
 
 
 def _max_probe_tokens(model: PreTrainedModel, config: Any) -> int:
-    """Return how many tokens the probe's samples may have, before the tables are known."""
+    """Return the token limit of probe samples, before the position tables are known."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return _MAX_PROBED_WINDOW + 48
@@ -444,7 +445,7 @@ def _max_probe_tokens(model: PreTrainedModel, config: Any) -> int:
 
 
 def _windows(config: Any) -> Iterator[int]:
-    """Yield the lengths, of those that the probe looks beyond, past which attention is another."""
+    """Yield the configured window and chunk sizes that the probe can exceed."""
     for name, value in config.to_dict().items():
         if _WINDOWS.search(name):
             sizes = value if isinstance(value, list) else [value]
@@ -452,7 +453,7 @@ def _windows(config: Any) -> Iterator[int]:
 
 
 def _num_ids(model: PreTrainedModel, config: Any) -> int:
-    """Return how many ids a model knows; CANINE, which hashes characters, says nothing of it."""
+    """Return the vocabulary size, with a default for models without one (CANINE)."""
     try:
         table: Any = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
@@ -462,14 +463,14 @@ def _num_ids(model: PreTrainedModel, config: Any) -> int:
 
 
 def _special_ids(config: Any) -> list[int]:
-    """Return the ids that a configuration gives a meaning, the end of a text first."""
+    """Return the special token ids of a configuration, end-of-text first."""
     names = ("eos_token_id", "pad_token_id", "bos_token_id", "mask_token_id", "sep_token_id")
-    given = [getattr(config, name, None) for name in names]
+    configured = [getattr(config, name, None) for name in names]
     # Llama 3.1 has several ends of text, as a list.
-    ids = [one for ids in given for one in (ids if isinstance(ids, list) else [ids])]
+    ids = [one for ids in configured for one in (ids if isinstance(ids, list) else [ids])]
     return [one for one in dict.fromkeys(ids) if isinstance(one, int) and one >= 0]
 
 
 def _has_chunks(model: PreTrainedModel) -> bool:
-    """Say whether attention is cut into chunks that the probe's samples do not reach (Llama 4)."""
+    """Whether attention is chunked, with chunks longer than the probe's samples (Llama 4)."""
     return bool(getattr(model.config.get_text_config(), "attention_chunk_size", None))

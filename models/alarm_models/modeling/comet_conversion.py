@@ -50,14 +50,14 @@ def convert(checkpoint: Path, encoder: str, folder: Path) -> None:
         saved: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(pickle_refusal(str(file), error)) from error
-    told = dict(saved.get("hyper_parameters") or {})
+    parameters = dict(saved.get("hyper_parameters") or {})
     # What COMET itself takes from there: the class, and how it reads the layers' weights.
     text = file.parents[1] / "hparams.yaml"
     if text.is_file():
         for key in ("class_identifier", "layer_transformation"):
             found = re.search(rf"^{key}:\s*['\"]?(\w+)", text.read_text("utf-8"), re.MULTILINE)
-            told |= {key: found[1]} if found is not None else {}
-    named = told.get("class_identifier")
+            parameters |= {key: found[1]} if found is not None else {}
+    named = parameters.get("class_identifier")
     if named not in _CLASSES:
         raise CheckpointError(
             f"{checkpoint} is of class {named!r}: kind `comet` reads {', '.join(_CLASSES)}"
@@ -68,7 +68,7 @@ def convert(checkpoint: Path, encoder: str, folder: Path) -> None:
         for one in source.glob(pattern):
             shutil.copy(one, folder / one.name)
     config = {**read_config(source), "architectures": [_CLASSES[named]]}
-    config[CONFIG_KEY] = {key: one for key, one in told.items() if isinstance(one, _PLAIN)}
+    config[CONFIG_KEY] = {key: one for key, one in parameters.items() if isinstance(one, _PLAIN)}
     (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     tensors = {
         key: one.contiguous()
@@ -84,9 +84,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="the published folder, or the .ckpt file")
     parser.add_argument("encoder", help="its pretrained_model: a folder or a hub id")
     parser.add_argument("folder", type=Path, help="where the converted checkpoint goes")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        convert(given.checkpoint, given.encoder, given.folder)
+        convert(options.checkpoint, options.encoder, options.folder)
     except CheckpointError as error:
         raise SystemExit(str(error)) from error
 

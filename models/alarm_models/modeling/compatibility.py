@@ -201,21 +201,21 @@ def unknown_family_refusal(facts: CheckpointFacts) -> str:
 
 
 def _told(facts: CheckpointFacts, error: Exception) -> str:
-    said = str(error)
-    if "ignore_mismatched_sizes" in said:
+    message = str(error)
+    if "ignore_mismatched_sizes" in message:
         return (
             f"its tensors have other shapes than its class (config.json says num_labels "
             f"{facts.num_labels or 'nothing, which means 2'})"
         )
-    if "custom code which must be executed" in said:
+    if "custom code which must be executed" in message:
         return "it has its own class, which is not trusted"
     return _first_sentence(error)
 
 
 def _first_sentence(error: Exception) -> str:
     """Return the message of an error without the lists of classes that transformers adds."""
-    said = _LISTS.split(str(error))
-    text = " ".join(said[0].split()) or type(error).__name__
+    message = _LISTS.split(str(error))
+    text = " ".join(message[0].split()) or type(error).__name__
     if not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _MAX_TOLD else f"{text[:_MAX_TOLD]}…"

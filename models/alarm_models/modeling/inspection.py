@@ -228,17 +228,17 @@ class CheckpointFacts:
         file = self.folder / "chat_template.jinja"
         if file.is_file():
             return _read_text(file)
-        given = self.tokenizer_config.get("chat_template")
-        if isinstance(given, list):  # several by name
+        template = self.tokenizer_config.get("chat_template")
+        if isinstance(template, list):  # several by name
             named = {
                 str(one.get("name")): one.get("template")
-                for one in given
+                for one in template
                 if isinstance(one, Mapping)
             }
-            given = named.get("default")
-        if given is None and (self.folder / "chat_template.json").is_file():
-            given = read_json_object(self.folder / "chat_template.json").get("chat_template")
-        return given if isinstance(given, str) else None
+            template = named.get("default")
+        if template is None and (self.folder / "chat_template.json").is_file():
+            template = read_json_object(self.folder / "chat_template.json").get("chat_template")
+        return template if isinstance(template, str) else None
 
     @property
     def eos_token(self) -> str | None:
@@ -324,12 +324,13 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
     """Describe a folder that lacks a file or weights, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        told = read_json_object(adapter)
-        base = told.get("base_model_name_or_path") or "the base that it was trained on"
+        adapter_config = read_json_object(adapter)
+        base = adapter_config.get("base_model_name_or_path") or "the base that it was trained on"
         return (
-            f"{folder} holds a PEFT adapter ({told.get('peft_type', 'LORA')} on {base!r}, "
-            f"{told.get('task_type') or 'no task named'}), not a whole checkpoint. Write "
-            f'`checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
+            f"{folder} holds a PEFT adapter ({adapter_config.get('peft_type', 'LORA')} on "
+            f"{base!r}, "
+            f"{adapter_config.get('task_type') or 'no task named'}), not a whole checkpoint. "
+            f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )
     packed = sorted(path.name for path in folder.glob(_GGUF))

@@ -106,8 +106,8 @@ class Adapter:
             weight.add_(change.to(weight.dtype))
         return given
 
-    def _no_place(self, name: str, own: Mapping[str, Any]) -> CheckpointError:
-        some = ", ".join(list(own)[:2])
+    def _no_place(self, name: str, parameters: Mapping[str, Any]) -> CheckpointError:
+        some = ", ".join(list(parameters)[:2])
         return CheckpointError(
             f"{self.folder} changes {name}, which the model does not have (it has {some}, ...): "
             "`checkpoint` must be the model that it was trained on"

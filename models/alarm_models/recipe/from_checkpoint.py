@@ -98,19 +98,20 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
     # Trainers often write the base's configuration beside an adapter, and merged weights count.
     if (folder / "config.json").is_file() and inspect_folder(folder).has_base:
         return None
-    told = read_json_object(folder / "adapter_config.json")
-    base = told.get("base_model_name_or_path")
+    adapter_config = read_json_object(folder / "adapter_config.json")
+    base = adapter_config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder}: adapter_config.json names no base model: write a recipe")
     tokenizer = {"tokenizer": str(folder)} if (folder / "tokenizer_config.json").is_file() else {}
-    if told.get("task_type") == "SEQ_CLS":
+    if adapter_config.get("task_type") == "SEQ_CLS":
         family = Family("adapter of a sequence classifier", recipe={"kind": "sequence"} | tokenizer)
     elif any((folder / f"value_head.{end}").is_file() for end in ("safetensors", "bin")):
         keys = {"kind": "sequence", "head": "v_head.summary"} | tokenizer
         family = Family("adapter with a value head (LLaMA-Factory)", recipe=keys)
     else:
         raise CheckpointError(
-            f"{folder} has an adapter for {told.get('task_type') or 'no named task'} on {base}, "
+            f"{folder} has an adapter for "
+            f"{adapter_config.get('task_type') or 'no named task'} on {base}, "
             "and no reward head: write a recipe with `adapter` and the keys that read its score"
         )
     return _AdapterFolder(str(folder), base, family)

@@ -40,9 +40,9 @@ def main(lifeline: int, arguments: Sequence[str]) -> None:
     if program == 0:
         _run(arguments)
     # The program's pipes are its own: they must end with it.
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
+    null_device = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null_device, 0)
+    os.dup2(null_device, 1)
     while _runs(program):
         readable, _, _ = select.select([lifeline, signals], [], [])
         if lifeline in readable:

@@ -54,14 +54,14 @@ class Addition:
                 f"{self.with_score:.2f} with the "
                 f"aspect's score and {self.with_length:.2f} with the number of words"
             )
-        said = (
+        summary = (
             f"a right segment adds {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
             f"a completion with {self.mean_segments:.1f} segments gets {self.mean:+.3f}"
         )
         if not self.is_length_bonus:
-            return f"{said}; the correlation with their number is {self.with_length:.2f}"
+            return f"{summary}; the correlation with their number is {self.with_length:.2f}"
         return (
-            f"{said}, and {self.unearned:.0%} of that if all were wrong: a bonus for more "
+            f"{summary}, and {self.unearned:.0%} of that if all were wrong: a bonus for more "
             f"segments (r = {self.with_length:.2f}), not for right ones (r = {self.with_score:.2f})"
         )
 

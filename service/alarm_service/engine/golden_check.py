@@ -132,24 +132,24 @@ _ROUGHLY = 0.03
 
 
 def difference(
-    stored: StoredScore, found: Score | SampleError, tolerance: float, *, is_rough: bool
+    stored: StoredScore, current: Score | SampleError, tolerance: float, *, is_rough: bool
 ) -> str | None:
     """Describe how a score differs from the stored one; None if it does not.
 
     ``is_rough`` is for another precision: the share of good segments, which a small difference may
     change, is then left to the segments' own scores.
     """
-    if isinstance(found, SampleError):
-        return f"stored {shown(stored.score)}, found the error {found}"
+    if isinstance(current, SampleError):
+        return f"stored {shown(stored.score)}, found the error {current}"
     pairs: list[tuple[str, float | None, float | None]] = []
     if not (is_rough and stored.segments is not None):
-        pairs.append(("", stored.score, found.value))
-    segments, now_segments = stored.segments or [], [one.score for one in found.segments or ()]
+        pairs.append(("", stored.score, current.value))
+    segments, now_segments = stored.segments or [], [one.score for one in current.segments or ()]
     if len(segments) != len(now_segments):
         return f"stored {len(segments)} segments, found {len(now_segments)}"
     both = zip(segments, now_segments, strict=True)
     pairs += [(f" of segment {place}", *pair) for place, pair in enumerate(both, 1)]
-    outputs, now_outputs = stored.outputs or {}, found.outputs or {}
+    outputs, now_outputs = stored.outputs or {}, current.outputs or {}
     for name in {**outputs, **now_outputs}:
         pairs.append((f" of output {name!r}", outputs.get(name), now_outputs.get(name)))
     for what, was, value in pairs:
@@ -159,14 +159,14 @@ def difference(
 
 
 def is_close(
-    stored: float | None, found: float | None, tolerance: float, *, is_rough: bool
+    stored: float | None, current: float | None, tolerance: float, *, is_rough: bool
 ) -> bool:
     """Say whether two numbers are within the tolerance, or within 3% where it is rough."""
-    if stored is None or found is None:
-        return stored is found
+    if stored is None or current is None:
+        return stored is current
     if is_rough:
         tolerance = max(tolerance, _ROUGHLY * max(1.0, abs(stored)))
-    return abs(stored - found) <= tolerance
+    return abs(stored - current) <= tolerance
 
 
 def shown(value: float | None) -> str:
@@ -193,8 +193,9 @@ async def check_golden_scores(engine: RewardEngine, model_set: ModelSet, recipe:
         return
     file = Path(recipe.parity)
     stored = await asyncio.to_thread(read_golden_scores, file)
-    found = await _current_scores(engine, model_set, recipe, [one.sample for one in stored.samples])
-    problem = _first_problem(recipe, stored, found)
+    samples = [one.sample for one in stored.samples]
+    current = await _current_scores(engine, model_set, recipe, samples)
+    problem = _first_problem(recipe, stored, current)
     if problem is not None:
         raise GoldenError(
             f"recipe {recipe.name!r} does not reproduce the scores in {file}: {problem}. If that "
@@ -207,16 +208,16 @@ async def check_golden_scores(engine: RewardEngine, model_set: ModelSet, recipe:
 async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleIn]) -> GoldenScores:
     """Return the samples with their current scores; raise `GoldenError` if one has none."""
     model_set = engine.model_set
-    found = await _current_scores(engine, model_set, recipe, samples)
+    current = await _current_scores(engine, model_set, recipe, samples)
     lines = []
     for index, sample in enumerate(samples):
         scores = {}
-        for name, outcomes in found.scores.items():
+        for name, outcomes in current.scores.items():
             outcome = outcomes[index]
             if isinstance(outcome, SampleError):
                 raise GoldenError(f"sample {index + 1} has no score of {name!r}: {outcome}")
             scores[name] = _stored(outcome)
-        reward = None if found.rewards is None else found.rewards[index]
+        reward = None if current.rewards is None else current.rewards[index]
         if isinstance(reward, SampleError):
             raise GoldenError(f"sample {index + 1} has no reward: {reward}")
         lines.append(
@@ -226,7 +227,7 @@ async def record(engine: RewardEngine, recipe: Recipe, samples: Sequence[SampleI
         )
     models = {
         name: StoredModel(fingerprint=one.fingerprint, dtype=one.model.dtype)
-        for name, one in found.models.items()
+        for name, one in current.models.items()
     }
     fingerprint = model_set.fingerprint(recipe, Overrides())
     return GoldenScores(
@@ -238,7 +239,7 @@ async def _current_scores(
     engine: RewardEngine, model_set: ModelSet, recipe: Recipe, samples: Sequence[SampleIn]
 ) -> _CurrentScores:
     """Score samples with the recipe's models, except remote ones, and compute rewards."""
-    given = [sample_in(sample) for sample in samples]
+    samples_in = [sample_in(sample) for sample in samples]
     everything = model_set.models_of(recipe)
     models = {
         name: loaded
@@ -246,34 +247,34 @@ async def _current_scores(
         if not (isinstance(loaded.model, HostModel) and loaded.model.is_elsewhere)
     }
     scores = {
-        name: (await engine.score_admitted(loaded, given)).outcomes
+        name: (await engine.score_admitted(loaded, samples_in)).outcomes
         for name, loaded in models.items()
     }
     has_all = models.keys() == everything.keys()
-    rewards = await reward_admitted(engine, model_set, recipe, given) if has_all else None
+    rewards = await reward_admitted(engine, model_set, recipe, samples_in) if has_all else None
     return _CurrentScores(models, scores, rewards)
 
 
-def _first_problem(recipe: Recipe, stored: GoldenScores, found: _CurrentScores) -> str | None:
+def _first_problem(recipe: Recipe, stored: GoldenScores, current: _CurrentScores) -> str | None:
     tolerance = recipe.parity_tolerance
-    missing = sorted(found.models.keys() ^ stored.origin.models.keys())
+    missing = sorted(current.models.keys() ^ stored.origin.models.keys())
     if missing:
         return f"it has no scores of {', '.join(map(repr, missing))}, or the recipe no such model"
     rough = {
-        name for name, one in stored.origin.models.items() if _is_rough(one, found.models[name])
+        name for name, one in stored.origin.models.items() if _is_rough(one, current.models[name])
     }
     for index, line in enumerate(stored.samples):
         for name, score in line.scores.items():
             problem = difference(
-                score, found.scores[name][index], tolerance, is_rough=name in rough
+                score, current.scores[name][index], tolerance, is_rough=name in rough
             )
             if problem is not None:
-                prints = (stored.origin.models[name].fingerprint, found.models[name].fingerprint)
+                prints = (stored.origin.models[name].fingerprint, current.models[name].fingerprint)
                 return (
                     f"{_sample(index, line)}, model {name!r}: {problem} {_changed_origin(*prints)}"
                 )
-        if not rough and recipe.parity_rewards and found.rewards is not None:
-            reward = found.rewards[index]
+        if not rough and recipe.parity_rewards and current.rewards is not None:
+            reward = current.rewards[index]
             now = reward.reward if isinstance(reward, Reward) else None
             if line.reward is not None and not is_close(
                 line.reward, now, tolerance, is_rough=False
@@ -299,7 +300,7 @@ def _sample(index: int, line: StoredSample) -> str:
     return f"sample {index + 1}" + ("" if line.sample.id is None else f" ({line.sample.id})")
 
 
-def _changed_origin(stored: str, found: str) -> str:
-    if stored == found:
+def _changed_origin(stored: str, current: str) -> str:
+    if stored == current:
         return "(with the stored fingerprint: another machine or library)"
-    return f"(the fingerprint was {stored}, and is {found})"
+    return f"(the fingerprint was {stored}, and is {current})"

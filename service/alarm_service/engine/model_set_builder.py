@@ -127,20 +127,24 @@ class ModelSetBuilder:
         block too, the new models are closed.
         Raises `AlarmModelsError` and `ServiceError`.
         """
-        made: list[Model] = []
+        loaded_models: list[Model] = []
         try:
             kept = await self._kept(catalog, before, read_again)
-            wanted = {key: one for key, one in catalog.models.items() if key not in kept}
+            to_load = {key: one for key, one in catalog.models.items() if key not in kept}
             load = partial(
-                self._devices.load_replicas, self._load, wanted, made, is_measured=self._is_measured
+                self._devices.load_replicas,
+                self._load,
+                to_load,
+                loaded_models,
+                is_measured=self._is_measured,
             )
-            models = kept | (await in_daemon_thread(load) if wanted else {})
-            await open_models(made, on_blocked)
+            models = kept | (await in_daemon_thread(load) if to_load else {})
+            await open_models(loaded_models, on_blocked)
             model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
             await self._warm_up(model_set, before)
             yield model_set
         except BaseException:
-            await close_models(made)
+            await close_models(loaded_models)
             raise
 
     async def _kept(

@@ -185,13 +185,16 @@ class RecipeManager:
             await self._engine.life.until_ready()
             before = self._engine.model_set
             await make(dict(before.catalog.recipes))
-            made = _recipe_change(before, self._engine.model_set)
+            recipe_change = _recipe_change(before, self._engine.model_set)
             now = self._engine.model_set.fingerprints()
-            is_same = not made.loaded and not made.gone and before.fingerprints() == now
+            is_same = (
+                not recipe_change.loaded and not recipe_change.gone and before.fingerprints() == now
+            )
             outcome = "unchanged" if is_same else "changed"
             self._engine.metrics.changes.count_change(change, outcome)
-            _log.info(f"recipes {outcome}", change=change, name=name, now=now, **asdict(made))
-            return made
+            details = asdict(recipe_change)
+            _log.info(f"recipes {outcome}", change=change, name=name, now=now, **details)
+            return recipe_change
 
     async def _abort_when_draining(self, work: Awaitable[RecipeChange]) -> RecipeChange:
         """Await the work, unless the server drains first: shutdown does not wait for loading."""

@@ -64,7 +64,7 @@ class CalibrationResult:
     num_scored: int
     wanted_share: float
     before: Constants
-    found: Constants
+    fitted: Constants
     aspects: Mapping[str, Moments]
     additions: Mapping[str, Addition]
     holistic_part: Moments
@@ -80,15 +80,15 @@ def calibrate(
 ) -> CalibrationResult:
     """Estimate mean, std and threshold; raise `StudyError` if the scores do not determine them."""
     raw = values_of(scores.of(recipe.holistic))
-    found = _constants(raw, wanted_share)
-    z = (raw - found.mean) / found.std
+    fitted = _constants(raw, wanted_share)
+    z = (raw - fitted.mean) / fitted.std
     words = [int(num_words(one.completion_text)) for one in material.samples]
-    admitted = np.flatnonzero(z >= found.threshold)
+    admitted = np.flatnonzero(z >= fitted.threshold)
     hierarchy = replace(
         recipe.rule_params(Overrides()),
-        mean=found.mean,
-        std=found.std,
-        threshold=found.threshold,
+        mean=fitted.mean,
+        std=fitted.std,
+        threshold=fitted.threshold,
     )
     rewards = rewards_of(material.samples, recipe, scores, hierarchy)
     by_aspect = {name: scores.of(spec) for name, spec in recipe.aspects.items()}
@@ -99,14 +99,14 @@ def calibrate(
         num_scored=int(np.count_nonzero(~np.isnan(raw))),
         wanted_share=wanted_share,
         before=_constants_of(recipe, raw),
-        found=found,
+        fitted=fitted,
         aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
         additions={
             name: _addition(one, material.samples, recipe, name, admitted)
             for name, one in by_aspect.items()
         },
         holistic_part=_spread(recipe.holistic.weight * z[admitted]),
-        holistic_at_threshold=recipe.holistic.weight * found.threshold,
+        holistic_at_threshold=recipe.holistic.weight * fitted.threshold,
         holistic_with_length=correlation(raw, words),
         reward_with_length=correlation(rewards, words),
         faults=scores.faults,
@@ -122,10 +122,10 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
     """
     over = f"over {result.num_scored} completions, by alarm calibrate"
     changes = {
-        "holistic.mean": _change(result.found.mean, over),
-        "holistic.std": _change(result.found.std, over),
+        "holistic.mean": _change(result.fitted.mean, over),
+        "holistic.std": _change(result.fitted.std, over),
         "hierarchy.threshold": _change(
-            result.found.threshold, f"admits {result.found.admitted_share:.1%} of them"
+            result.fitted.threshold, f"admits {result.fitted.admitted_share:.1%} of them"
         ),
     }
     for name, spec in recipe.aspects.items():
@@ -143,11 +143,11 @@ def _change(value: float, reason: str) -> Change:
 
 def _constants(raw: Floats, wanted_share: float) -> Constants:
     try:
-        found = moments(raw)
-        admission = admission_for((raw - found.mean) / (found.std or 1.0), wanted_share)
+        fitted = moments(raw)
+        admission = admission_for((raw - fitted.mean) / (fitted.std or 1.0), wanted_share)
     except ValueError as error:
         raise StudyError(f"the holistic model cannot be calibrated: {error}") from error
-    return Constants(found.mean, found.std, admission.threshold, admission.share)
+    return Constants(fitted.mean, fitted.std, admission.threshold, admission.share)
 
 
 def _constants_of(recipe: Recipe, raw: Floats) -> Constants:
@@ -193,7 +193,7 @@ def calibration_page(result: CalibrationResult) -> Page:
             "holistic",
             "Normalized holistic scores. Past the threshold, aspects are added.",
             lambda: distributions(
-                {"holistic, normalized": {"": result.normalized}}, result.found.threshold
+                {"holistic, normalized": {"": result.normalized}}, result.fitted.threshold
             ),
         )
     )
@@ -203,12 +203,12 @@ def calibration_page(result: CalibrationResult) -> Page:
 
 
 def _constants_table(result: CalibrationResult) -> Grid:
-    before, found = result.before, result.found
+    before, fitted = result.before, result.fitted
     rows = [
-        ("mean", plain(before.mean), plain(found.mean)),
-        ("std", plain(before.std), plain(found.std)),
-        ("threshold", plain(before.threshold), plain(found.threshold)),
-        ("admitted", percent(before.admitted_share), percent(found.admitted_share)),
+        ("mean", plain(before.mean), plain(fitted.mean)),
+        ("std", plain(before.std), plain(fitted.std)),
+        ("threshold", plain(before.threshold), plain(fitted.threshold)),
+        ("admitted", percent(before.admitted_share), percent(fitted.admitted_share)),
     ]
     return Grid(
         "Constants",

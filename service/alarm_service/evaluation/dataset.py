@@ -118,8 +118,8 @@ class Material:
         names = sorted(set(self.prompts))
         if num_prompts >= len(names):
             return self
-        drawn = np.random.default_rng(seed).choice(len(names), num_prompts, replace=False)
-        number = {names[old]: new for new, old in enumerate(sorted(drawn))}
+        sampled = np.random.default_rng(seed).choice(len(names), num_prompts, replace=False)
+        number = {names[old]: new for new, old in enumerate(sorted(sampled))}
         kept = [index for index, prompt in enumerate(self.prompts) if prompt in number]
         place = {old: new for new, old in enumerate(kept)}
         return replace(

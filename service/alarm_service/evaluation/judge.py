@@ -163,11 +163,11 @@ _BOTH = re.compile(r"^\W{0,4}(?:and|or|[/|&=,])\W{0,4}[ab]\b", re.IGNORECASE)
 
 def messages_for(prompt: str, first: str, second: str, criteria: str) -> list[dict[str, str]]:
     """Return the chat messages that request a choice between ``first`` as A and ``second`` as B."""
-    asked = (
+    question = (
         f"{criteria}\n\n<prompt>\n{prompt}\n</prompt>\n\n<answer_A>\n{first}\n</answer_A>\n\n"
         f"<answer_B>\n{second}\n</answer_B>"
     )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
 
 
 def read_choice(text: str) -> Choice | None:

@@ -182,8 +182,8 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
             yield scorer
         return
     base = require_url(url, "--url")
-    given = settings.api_key[0].get_secret_value() if settings.api_key else None
-    key = key_for_header(given, "--api-key or ALARM_API_KEY")
+    api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
+    key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
     peer = Peer(base, key, timeout_s=_PATIENCE_S, num_connections=1)
     try:
         yield RemoteScorer(peer, base, recipe)

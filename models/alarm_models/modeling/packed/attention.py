@@ -1,8 +1,8 @@
 """The attention backend: how a transformer attends over a packed batch.
 
-A backend is found by transformers' models under its name; the probe (`backend_selection`) chooses
-the fastest exact one: `varlen.VarlenBackend`, else `sdpa.SdpaBackend`. What is the same for all,
-attention for read positions alone, is here too.
+Backends are registered with transformers by name. The probe (`backend_selection`) selects the
+fastest exact one: `varlen.VarlenBackend`, else `sdpa.SdpaBackend`. Attention for read positions
+alone does not depend on the backend and is implemented here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = [
 
 
 class AttentionBackend(Protocol):
-    """A way to attend over a packed batch, all of whose tokens are queries."""
+    """Attention over a packed batch in which every token is a query."""
 
     @property
     def name(self) -> str:
-        """What transformers' models and the log call it."""
+        """The name in transformers' registry and in the log."""
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Say whether it runs there, in that precision."""
+        """Whether the backend runs on this device with this dtype."""
 
     def attend(
         self,
@@ -55,7 +55,7 @@ class AttentionBackend(Protocol):
 
 
 def use_attention_backend(model: PreTrainedModel, backend: AttentionBackend) -> None:
-    """Have a model's layers attend by a backend, over the batch of the forward context."""
+    """Set a model's attention backend; it attends over the batch of the forward context."""
     AttentionInterface.register(backend.name, partial(_attention_function, backend))
     model.set_attn_implementation(backend.name)
 
@@ -76,7 +76,7 @@ def _attention_function(
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do.
 
-    ``sliding_window`` counts the tokens that a token sees on a side, itself among them.
+    ``sliding_window`` counts the tokens visible on each side, including the token itself.
     """
     context = get_forward_context()
     key, value = context.with_cached_kv(module, key, value)
@@ -88,19 +88,19 @@ def _attention_function(
     return backend.attend(query, key, value, context, params), None
 
 
-#: The most keys gathered at once: beyond, copying them costs more than the calls it saves.
+#: Maximum number of keys gathered at once; beyond it, copying costs more than the calls saved.
 _MAX_KEYS = 8192
 
-#: How much longer than its shortest sample a read batch's longest may be, and tokens beside.
+#: Maximum ratio of the longest to the shortest sample of a read batch, plus an absolute slack.
 _MAX_WASTE, _FREE_TOKENS = 1.25, 8
 
 
 class ReadBatch(NamedTuple):
-    """Some samples' reads, and the keys that they attend to.
+    """The read positions of some samples, and the keys that they attend to.
 
-    ``queries`` is ``[samples, reads]``, numbers of reads; ``keys`` is ``[samples, keys]``, where
-    keys are; ``mask``, ``[samples, 1, reads, keys]``, is true where a read sees a key, None for
-    all. Where samples differ in number the last read and the first key are repeated.
+    ``queries``, ``[samples, reads]``, indexes the reads; ``keys``, ``[samples, keys]``, indexes the
+    keys; ``mask``, ``[samples, 1, reads, keys]``, is true where a read may attend to a key, None
+    for everywhere. Shorter samples are padded by repeating the last read and the first key.
     """
 
     queries: torch.Tensor
@@ -111,8 +111,8 @@ class ReadBatch(NamedTuple):
 class _SampleReads(NamedTuple):
     queries: list[int]
     keys: list[int]
-    #: The keys that each read sees, as a span of ``keys``.
-    seen: list[Span]
+    #: The keys that each read attends to, as a span of ``keys``.
+    visible: list[Span]
 
 
 def group_reads(
@@ -123,65 +123,67 @@ def group_reads(
     window: int | None,
     device: torch.device,
 ) -> Iterator[ReadBatch]:
-    """Yield read batches that together cover all reads, (sample, place in it), sorted by sample.
+    """Yield read batches that cover all reads: (sample, position in it), sorted by sample.
 
-    ``window`` counts the tokens that a token sees on a side, itself among them.
+    ``window`` counts the tokens visible on each side, including the token itself.
     """
     samples = [
-        _sample_reads(layout, sample, list(numbered), causal, window)
-        for sample, numbered in groupby(enumerate(reads), key=lambda read: read[1][0])
+        _sample_reads(layout, sample, list(indexed_reads), causal, window)
+        for sample, indexed_reads in groupby(enumerate(reads), key=lambda read: read[1][0])
     ]
     samples.sort(key=lambda sample: len(sample.keys))
-    together: list[_SampleReads] = []
+    batch: list[_SampleReads] = []
     for sample in samples:
-        if together and not _fits(together, sample):
-            yield _read_batch(together, device)
-            together = []
-        together.append(sample)
-    if together:
-        yield _read_batch(together, device)
+        if batch and not _fits(batch, sample):
+            yield _read_batch(batch, device)
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield _read_batch(batch, device)
 
 
 def _sample_reads(
     layout: PackedBatch,
     sample: int,
-    numbered: Sequence[tuple[int, tuple[int, int]]],
+    indexed_reads: Sequence[tuple[int, tuple[int, int]]],
     causal: bool,
     window: int | None,
 ) -> _SampleReads:
-    places = [place for _, (_, place) in numbered]
-    length = max(places) + 1 if causal else layout.length(sample)
+    positions = [position for _, (_, position) in indexed_reads]
+    length = max(positions) + 1 if causal else layout.length(sample)
     reach = length if window is None else window
-    seen = [
-        Span(max(place + 1 - reach, 0), place + 1 if causal else min(place + reach, length))
-        for place in places
+    visible = [
+        Span(
+            max(position + 1 - reach, 0), position + 1 if causal else min(position + reach, length)
+        )
+        for position in positions
     ]
     keys = layout.keys(sample, Span(0, length))
-    return _SampleReads([number for number, _ in numbered], keys, seen)
+    return _SampleReads([number for number, _ in indexed_reads], keys, visible)
 
 
-def _fits(together: Sequence[_SampleReads], sample: _SampleReads) -> bool:
+def _fits(batch: Sequence[_SampleReads], sample: _SampleReads) -> bool:
     num_keys = len(sample.keys)
     return (
-        num_keys <= _MAX_WASTE * len(together[0].keys) + _FREE_TOKENS
-        and num_keys * (len(together) + 1) <= _MAX_KEYS
+        num_keys <= _MAX_WASTE * len(batch[0].keys) + _FREE_TOKENS
+        and num_keys * (len(batch) + 1) <= _MAX_KEYS
     )
 
 
 def _read_batch(samples: Sequence[_SampleReads], device: torch.device) -> ReadBatch:
     num_reads = max(len(sample.queries) for sample in samples)
     num_keys = len(samples[-1].keys)
-    queries, keys, seen = [], [], []
+    queries, keys, visible = [], [], []
     for sample in samples:
-        more = num_reads - len(sample.queries)
-        queries.append(sample.queries + sample.queries[-1:] * more)
-        seen.append(sample.seen + sample.seen[-1:] * more)
+        num_missing = num_reads - len(sample.queries)
+        queries.append(sample.queries + sample.queries[-1:] * num_missing)
+        visible.append(sample.visible + sample.visible[-1:] * num_missing)
         keys.append(sample.keys + sample.keys[:1] * (num_keys - len(sample.keys)))
     mask = None
-    if any(span != (0, num_keys) for spans in seen for span in spans):
-        place = torch.arange(num_keys, device=device)
-        low, high = torch.tensor(seen, device=device).unsqueeze(-1).unbind(-2)
-        mask = ((place >= low) & (place < high)).unsqueeze(1)
+    if any(span != (0, num_keys) for spans in visible for span in spans):
+        position = torch.arange(num_keys, device=device)
+        low, high = torch.tensor(visible, device=device).unsqueeze(-1).unbind(-2)
+        mask = ((position >= low) & (position < high)).unsqueeze(1)
     return ReadBatch(torch.tensor(queries, device=device), torch.tensor(keys, device=device), mask)
 
 
@@ -216,13 +218,13 @@ def attend_reads(
     return out
 
 
-def _gather_tokens(states: torch.Tensor, places: torch.Tensor, times: int) -> torch.Tensor:
-    """Take the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``, each head so often.
+def _gather_tokens(states: torch.Tensor, indices: torch.Tensor, num_repeats: int) -> torch.Tensor:
+    """Gather the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``; repeat each head.
 
     Returns ``[batch, heads * times, keys, dim]``. A token's heads are contiguous and copied in
     one piece.
     """
     tokens = states[0].transpose(0, 1)  # [tokens, heads, dim]
-    rows = tokens.index_select(0, places.flatten())
-    taken = rows.view(*places.shape, *tokens.shape[1:]).transpose(1, 2)
-    return taken if times == 1 else taken.repeat_interleave(times, 1)
+    rows = tokens.index_select(0, indices.flatten())
+    gathered = rows.view(*indices.shape, *tokens.shape[1:]).transpose(1, 2)
+    return gathered if num_repeats == 1 else gathered.repeat_interleave(num_repeats, 1)

@@ -187,8 +187,8 @@ def lengths_of(model: torch.nn.Module) -> Lengths:
     """
     config: Any = getattr(model, "config", None)
     named = config.to_dict() if hasattr(config, "to_dict") else {}
-    said = {one for one in _values(named, _LIMITS) if isinstance(one, int)}
-    candidates = sorted(one for one in said if 2 < one < _NO_LIMIT)
+    named_limits = {one for one in _values(named, _LIMITS) if isinstance(one, int)}
+    candidates = sorted(one for one in named_limits if 2 < one < _NO_LIMIT)
     rotary = [module for module in model.modules() if _is_rotary(module)]
     # Layers that have one each have equal ones.
     different = {(type(one), id(getattr(one, "config", None))): one for one in rotary}

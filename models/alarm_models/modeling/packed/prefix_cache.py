@@ -33,22 +33,22 @@ __all__ = [
     "spans_within",
 ]
 
-#: A shared prefix shorter than this is not worth a node of its own.
+#: A shared prefix shorter than this does not justify a separate node.
 MIN_SHARED_PREFIX = 16
 
-#: Batches that are kept, however small: a prompt that is seen again is mostly seen soon.
+#: Maximum number of cached batches, however small: most prompts recur soon or never.
 _MAX_BATCHES = 64
 
 #: Token ids, or token ids with their types.
 Ids = tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
-def common_prefix_length(one: Ids, other: Ids, known: int) -> int:
+def common_prefix_length(first: Ids, second: Ids, known: int) -> int:
     """Count the ids of the prefix that two samples share, at least the first ``known``."""
-    low, high = known, min(len(one), len(other))
+    low, high = known, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if first[low:middle] == second[low:middle]:
             low = middle
         else:
             high = middle - 1
@@ -56,23 +56,23 @@ def common_prefix_length(one: Ids, other: Ids, known: int) -> int:
 
 
 def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:
-    """Return where a span of a sample's tokens is, given the spans that make the sample up."""
-    found: list[Span] = []
+    """Map a span of a sample's tokens to the stored spans that the sample consists of."""
+    spans: list[Span] = []
     passed = 0
     for start, end in pieces:
         first, last = max(tokens.start - passed, 0), min(tokens.end - passed, end - start)
         if first < last:
-            found.append(Span(start + first, start + last))
+            spans.append(Span(start + first, start + last))
         passed += end - start
-    return found
+    return spans
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedBatch:
     """A packed batch that ran: its samples, where their keys are, each layer's keys and values.
 
-    ``key_spans`` has for each sample the spans of the keys that make it up, in order; ``layers``
-    for each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each
+    ``key_spans`` has for each sample the spans of its keys, in order; ``layers`` has for
+    each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each
     sample, or nothing where none has one.
     """
 
@@ -83,7 +83,7 @@ class CachedBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Count the bytes that it keeps from being freed."""
+        """Number of bytes of the storages that the batch keeps alive."""
         tensors = (tensor for pair in self.layers.values() for tensor in pair)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
@@ -104,7 +104,7 @@ class CacheHit:
 class BatchKV:
     """The keys and values of a running batch by layer, cached ones spliced in.
 
-    ``hits`` says which keys of the batch are cached, in order. ``layers`` fills as the layers run.
+    ``hits`` has the keys of the batch that are cached, in order. ``layers`` fills layer by layer.
     """
 
     hits: Sequence[tuple[Span, CacheHit]]
@@ -145,29 +145,29 @@ class _Entry(NamedTuple):
 
 
 class PrefixCache:
-    """Keeps the newest batches, as long as all together stay under a number of bytes."""
+    """A FIFO cache of batches, bounded by bytes and by number of batches."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._batches: deque[CachedBatch] = deque()
-        #: Sorted by owner and ids: what shares the longest prefix with some ids is next to them.
+        #: Sorted by owner and ids, so the longest common prefix is with one of the two neighbors.
         self._entries: list[_Entry] = []
         self.num_bytes = 0
 
     def lookup(self, ids: Ids, depth: int, owner: str = "") -> CacheHit | None:
-        """Find an owner's ids from ``depth`` on, as many as are cached.
+        """Return the longest cached prefix of an owner's ids, from ``depth`` on.
 
-        None for too few to be worth it.
+        None if it has fewer than `MIN_SHARED_PREFIX` tokens.
         """
-        at = bisect_left(self._entries, (owner, ids), key=_key)
-        neighbours = self._entries[max(at - 1, 0) : at + 1]
+        index = bisect_left(self._entries, (owner, ids), key=_key)
+        neighbors = self._entries[max(index - 1, 0) : index + 1]
         end, best = max(
             (
                 (common_prefix_length(entry.ids, ids, 0), entry)
-                for entry in neighbours
+                for entry in neighbors
                 if entry.owner == owner
             ),
-            key=lambda found: found[0],
+            key=lambda match: match[0],
             default=(0, None),
         )
         if best is None or end < depth + MIN_SHARED_PREFIX:
@@ -176,7 +176,7 @@ class PrefixCache:
         return CacheHit(best.batch, tuple(spans_within(key_spans, Span(depth, end))))
 
     def insert(self, batch: CachedBatch) -> None:
-        """Keep a batch, and evict the oldest ones where those are too many."""
+        """Insert a batch and evict the oldest ones beyond the limits."""
         if batch.num_bytes > self._max_bytes:
             return
         self._batches.append(batch)
@@ -207,9 +207,9 @@ def _key(entry: _Entry) -> tuple[str, Ids]:
 class PrefixCaches:
     """A model's prefix caches, one for each class of lengths, of equal shares of ``max_bytes``.
 
-    With 0 bytes there is none. Sequences of different classes have different positions (see
-    `Lengths`), so that their keys differ. Past an open end each length has frequencies of its own,
-    and nothing is cached.
+    With 0 bytes caching is disabled. Sequences of different classes have different rotary positions
+    (see `Lengths`), so their keys differ. Where every length has separate frequencies, nothing is
+    cached.
     """
 
     def __init__(self, max_bytes: int, lengths: Lengths) -> None:
@@ -231,7 +231,7 @@ class PrefixCaches:
         return self._caches.get(self._lengths.of(batch[0].num_tokens))
 
     def clear(self) -> None:
-        """Evict everything; a batch that still runs adds nothing to the caches that follow."""
+        """Evict everything; a batch that is still running is not inserted into the new caches."""
         for cache in self._caches.values():
             cache.clear()
         self._caches = self._new()

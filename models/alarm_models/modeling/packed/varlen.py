@@ -17,11 +17,11 @@ __all__ = ["VarlenBackend", "VarlenBatch", "varlen_batches"]
 
 
 class VarlenBatch(NamedTuple):
-    """Sequences of queries, each beside the sequence of keys that it attends over.
+    """Sequences of queries, each with the sequence of keys that it attends to.
 
-    ``queries`` and ``keys``, ``[tokens]``, say where in the row and among the keys the sequences
-    are, end to end. Sequence n of the queries is ``[cu_seqlens_q[n], cu_seqlens_q[n + 1])`` of
-    them, and so for keys: int32, as kernels require.
+    ``queries`` and ``keys``, ``[tokens]``, index the row's tokens and the batch's keys, with the
+    sequences concatenated. Query sequence n is ``[cu_seqlens_q[n], cu_seqlens_q[n + 1])`` of
+    ``queries``, and likewise for keys; both are int32, as the kernels require.
     """
 
     queries: torch.Tensor
@@ -33,12 +33,12 @@ class VarlenBatch(NamedTuple):
 
 
 def varlen_batches(batch: PackedBatch, device: torch.device) -> list[VarlenBatch]:
-    """Return first every node over itself, then for each depth the descendants of nodes there.
+    """Return a batch of every node over itself, then one per depth of descendants over ancestors.
 
-    A node's descendants follow it directly, so that no query comes twice at one depth; over all
-    depths a token sees the whole of its sample's prefix once.
+    A node's descendants follow it directly, so each query occurs once per depth at most; over all
+    depths, a token attends to each token of its prefix once.
     """
-    own = [(node.row, node.keys) for node in batch.nodes if _length(node.row)]
+    within_nodes = [(node.row, node.keys) for node in batch.nodes if _length(node.row)]
     by_depth: list[list[tuple[Span, Span]]] = []
     open_until: list[int] = []
     for node in batch.nodes:
@@ -50,27 +50,27 @@ def varlen_batches(batch: PackedBatch, device: torch.device) -> list[VarlenBatch
                 by_depth.append([])
             by_depth[depth].append((Span(node.row.end, node.subtree_end), node.keys))
             open_until.append(node.subtree_end)
-    return [_varlen_batch(pairs, device) for pairs in (own, *by_depth)]
+    return [_varlen_batch(pairs, device) for pairs in (within_nodes, *by_depth)]
 
 
 def _varlen_batch(pairs: Sequence[tuple[Span, Span]], device: torch.device) -> VarlenBatch:
     queries, keys = ([pair[kind] for pair in pairs] for kind in (0, 1))
     return VarlenBatch(
-        _places(queries, device),
-        _places(keys, device),
-        _starts(queries, device),
-        _starts(keys, device),
+        _indices(queries, device),
+        _indices(keys, device),
+        _cu_seqlens(queries, device),
+        _cu_seqlens(keys, device),
         max(map(_length, queries)),
         max(map(_length, keys)),
     )
 
 
-def _places(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
-    places = torch.cat([torch.arange(*span) for span in spans])
-    return places.to(device)
+def _indices(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
+    indices = torch.cat([torch.arange(*span) for span in spans])
+    return indices.to(device)
 
 
-def _starts(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
+def _cu_seqlens(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
     starts = [0, *accumulate(map(_length, spans))]
     return torch.tensor(starts, dtype=torch.int32, device=device)
 
@@ -79,7 +79,7 @@ def _length(span: Span) -> int:
     return span.end - span.start
 
 
-_EVERYTHING = (-1, -1)
+_UNLIMITED = (-1, -1)
 
 
 class VarlenBackend:
@@ -88,7 +88,7 @@ class VarlenBackend:
     name = "alarm_varlen"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Say whether the kernel may run there."""
+        """Whether the kernel supports this device and dtype."""
         return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
     def attend(
@@ -99,24 +99,26 @@ class VarlenBackend:
         context: ForwardContext,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """Attend as `alarm_models.modeling.packed.attention.AttentionBackend` says.
+        """See `alarm_models.modeling.packed.attention.AttentionBackend.attend`.
 
-        Raises `ValueError` for a softcap and for a global first token, which the kernel has not.
+        Raises `ValueError` for a softcap and for a global first token: the kernel supports neither.
         """
         scale, causal, window, softcap = params
         if softcap is not None:
-            raise ValueError("flash attention's kernel caps no logits")
+            raise ValueError("the flash attention kernel does not support a softcap on logits")
         if window is not None and window.first_is_global:
-            raise ValueError("flash attention's kernel has no global token beside a window")
-        own, *by_depth = context.derived(varlen_batches, query.device)
-        reach = (-1, 0) if causal else _EVERYTHING
+            raise ValueError(
+                "the flash attention kernel does not support a global token with a window"
+            )
+        within_nodes, *prefixes_by_depth = context.derived(varlen_batches, query.device)
+        reach = (-1, 0) if causal else _UNLIMITED
         if window is not None:
             reach = (window.back, window.ahead)
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-        out, lse = _attend(queries, keys, values, own, scale, reach)
-        for prefixes in by_depth:
+        out, lse = _attend(queries, keys, values, within_nodes, scale, reach)
+        for prefixes in prefixes_by_depth:
             within = AttentionOutput(out[:, :, prefixes.queries], lse[:, :, prefixes.queries])
-            before = _attend(queries, keys, values, prefixes, scale, _EVERYTHING)
+            before = _attend(queries, keys, values, prefixes, scale, _UNLIMITED)
             out[:, :, prefixes.queries], lse[:, :, prefixes.queries] = merge_attention(
                 within, before
             )
@@ -131,7 +133,7 @@ def _attend(
     scale: float,
     window: tuple[int, int],
 ) -> AttentionOutput:
-    """Attend by one call; ``[tokens, heads, dim]`` each."""
+    """Run one kernel call; ``[tokens, heads, dim]`` each."""
     out, lse = varlen.varlen_attn(
         query[batch.queries],
         key[batch.keys],
