@@ -64,7 +64,7 @@ class CalibrationResult:
     num_scored: int
     wanted_share: float
     before: Constants
-    fitted: Constants
+    found: Constants
     aspects: Mapping[str, Moments]
     additions: Mapping[str, Addition]
     holistic_part: Moments
@@ -99,7 +99,7 @@ def calibrate(
         num_scored=int(np.count_nonzero(~np.isnan(raw))),
         wanted_share=wanted_share,
         before=_constants_of(recipe, raw),
-        fitted=fitted,
+        found=fitted,
         aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
         additions={
             name: _addition(one, material.samples, recipe, name, admitted)
@@ -122,10 +122,10 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
     """
     over = f"over {result.num_scored} completions, by alarm calibrate"
     changes = {
-        "holistic.mean": _change(result.fitted.mean, over),
-        "holistic.std": _change(result.fitted.std, over),
+        "holistic.mean": _change(result.found.mean, over),
+        "holistic.std": _change(result.found.std, over),
         "hierarchy.threshold": _change(
-            result.fitted.threshold, f"admits {result.fitted.admitted_share:.1%} of them"
+            result.found.threshold, f"admits {result.found.admitted_share:.1%} of them"
         ),
     }
     for name, spec in recipe.aspects.items():
@@ -193,7 +193,7 @@ def calibration_page(result: CalibrationResult) -> Page:
             "holistic",
             "Normalized holistic scores. Past the threshold, aspects are added.",
             lambda: distributions(
-                {"holistic, normalized": {"": result.normalized}}, result.fitted.threshold
+                {"holistic, normalized": {"": result.normalized}}, result.found.threshold
             ),
         )
     )
@@ -203,7 +203,7 @@ def calibration_page(result: CalibrationResult) -> Page:
 
 
 def _constants_table(result: CalibrationResult) -> Grid:
-    before, fitted = result.before, result.fitted
+    before, fitted = result.before, result.found
     rows = [
         ("mean", plain(before.mean), plain(fitted.mean)),
         ("std", plain(before.std), plain(fitted.std)),
