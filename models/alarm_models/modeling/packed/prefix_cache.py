@@ -160,11 +160,11 @@ class PrefixCache:
         None for too few to be worth it.
         """
         at = bisect_left(self._entries, (owner, ids), key=_key)
-        neighbours = self._entries[max(at - 1, 0) : at + 1]
+        neighbors = self._entries[max(at - 1, 0) : at + 1]
         end, best = max(
             (
                 (common_prefix_length(entry.ids, ids, 0), entry)
-                for entry in neighbours
+                for entry in neighbors
                 if entry.owner == owner
             ),
             key=lambda found: found[0],
