@@ -5,7 +5,7 @@ rounding error of a sum depends on the order of its terms, which depends on the 
 adds 16 numbers in parallel, AVX2 8, the default kernels fewer. One rounding is at most u = 2**-24 =
 6e-8 of the value. A dot product of n terms whose rounding errors are independent is off by about u
 * sqrt(n) of the size of its terms: 2.3e-6 for the 1,536 terms of `mini`'s widest layer, the widest
-that the tests run. Normalisation in each layer keeps states of order 1, and errors of the layers
+that the tests run. Normalization in each layer keeps states of order 1, and errors of the layers
 add as a random walk: sqrt(6) * 2.3e-6 = 5.7e-6 for its 6 layers. pytest's own default, 1e-6 of the
 value, is less than what another order of the terms makes.
 

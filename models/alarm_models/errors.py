@@ -51,7 +51,7 @@ class NoRoomError(UnreachableError):
 
 
 class SampleError(AlarmModelsError):
-    """One sample cannot be scored; its neighbours can.
+    """One sample cannot be scored; its neighbors can.
 
     ``code`` is ``too_long``, ``non_finite``, ``invalid_sample``, ``model_failed``,
     ``unsupported_content``, ``group_incomplete`` or ``group_conflict``.

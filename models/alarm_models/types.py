@@ -193,7 +193,7 @@ def _num_characters(content: str | tuple[Message, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SegmentScore:
-    """A model's judgement of one segment.
+    """A model's judgment of one segment.
 
     ``score`` is the margin: the positive label's logit less the negative's. Both it and ``label``
     are None where truncation left the segment unread. A segment that is graded rather than judged

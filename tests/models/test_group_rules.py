@@ -32,7 +32,7 @@ def batch(seed: int) -> tuple[list[RuleInputs], np.ndarray]:
     return samples, np.array(components)
 
 
-def normalised_within_groups(components: np.ndarray) -> np.ndarray:
+def normalized_within_groups(components: np.ndarray) -> np.ndarray:
     wanted = np.empty(len(GROUPS))
     for group in set(GROUPS):
         own = [index for index, name in enumerate(GROUPS) if name == group]
@@ -46,7 +46,7 @@ def test_mo_grpo_normalises_each_component_within_its_group() -> None:
     samples, components = batch(0)
     found = apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO))
     totals = [sum(one) for one in found if not isinstance(one, SampleError)]
-    assert totals == pytest.approx(normalised_within_groups(components))
+    assert totals == pytest.approx(normalized_within_groups(components))
     lengths = [len(one) for one in found if not isinstance(one, SampleError)]
     assert lengths == [one.num_tokens for one in samples]
 
@@ -54,7 +54,7 @@ def test_mo_grpo_normalises_each_component_within_its_group() -> None:
 def test_gdpo_normalises_the_sums_over_the_request() -> None:
     samples, components = batch(1)
     found = apply_rule(samples, replace(PLAIN, rule=Rule.GDPO))
-    sums = normalised_within_groups(components)
+    sums = normalized_within_groups(components)
     wanted = (sums - sums.mean()) / (sums.std(ddof=1) + 1e-4)
     assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
 

@@ -149,7 +149,7 @@ def test_calibrate_finds_constants_and_writes_them(
     written = load_recipe(str(out))
     assert written.holistic.mean == 2
     assert written.hierarchy.threshold == pytest.approx(found["found"]["threshold"], abs=1e-5)
-    # `same` names a mean, so it is normalised; `brevity` names none, and stays as it is.
+    # `same` names a mean, so it is normalized; `brevity` names none, and stays as it is.
     assert written.aspects["same"].mean == 2
     assert written.aspects["brevity"].mean == 0
 

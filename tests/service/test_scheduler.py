@@ -45,7 +45,7 @@ def lengths(works: Sequence[QueuedSample] | None) -> list[int]:
         ([50], 10, [50]),  # alone it may be more
         ([5, 5, 5], 10, [5, 5]),
         ([5, 1, 1], 15, [1, 1, 5]),  # 3 samples, 5 wide
-        ([5, 6, 1], 11, [1, 5]),  # shorter neighbours first: they make nothing wider
+        ([5, 6, 1], 11, [1, 5]),  # shorter neighbors first: they make nothing wider
         ([1, 9, 2], 4, [1, 2]),  # the nearest in length, whatever came first
         ([3, 3, 9], 18, [3, 3]),  # the third would make it 27
         ([9, 3, 3], 27, [3, 3, 9]),

@@ -113,5 +113,5 @@ async def test_fast_model_waits_for_two_batches_of_a_saturated_slow_one(
                 one.cancel()
             await asyncio.gather(*flooded, return_exceptions=True)
     assert is_flooded, "the flood was over before the last answer: it has to be larger"
-    # What runs as the sample comes, and one that is taken while it is tokenised.
+    # What runs as the sample comes, and one that is taken while it is tokenized.
     assert max(waits) <= 2

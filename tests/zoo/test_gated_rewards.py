@@ -25,7 +25,7 @@ _QUANTILES = 19
 
 
 def _gate(objectives: int) -> nn.ModuleList:
-    """Make QRM's gate: linear, ReLU and batch normalisation, three times, then linear."""
+    """Make QRM's gate: linear, ReLU and batch normalization, three times, then linear."""
     torch.manual_seed(41)
     layers: list[nn.Module] = []
     width = builders.HIDDEN

@@ -228,7 +228,7 @@ def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*log s(z) + sum_k w_k*log s(level_k)``.
 
-    The log-odds that all are above their means together; ``z`` and levels are centred by their
+    The log-odds that all are above their means together; ``z`` and levels are centered by their
     ``mean``. Source: Wang et al. 2024 (ICML, arXiv 2402.00742), where the mean is a reference's
     score.
     """

@@ -105,7 +105,7 @@ class _CometHead(torch.nn.Module):
         return scores
 
     def _normed(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return first states, normalised by the mean and variance over a sample's tokens."""
+        """Return first states, normalized by the mean and variance over a sample's tokens."""
         inside = mask[..., None].to(states.dtype)
         count = inside.sum((1, 2), keepdim=True) * states.shape[-1]
         mean = (states * inside).sum((1, 2), keepdim=True) / count

@@ -250,7 +250,7 @@ def gated_head(folder: Path, name: str, config: Any) -> Head:
 def _gate_layers(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.nn.Module, int]:
     """Build a gate, and count its outputs: linear layers with a ReLU between them.
 
-    Behind a ReLU there may be a batch normalisation (QRM), by its running mean and variance.
+    Behind a ReLU there may be a batch normalization (QRM), by its running mean and variance.
     """
     normalized = {
         key.removesuffix("running_mean"): tensors[key]

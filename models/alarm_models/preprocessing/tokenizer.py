@@ -171,7 +171,7 @@ class Tokenizer:
     def encode_alone(self, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
         """Return the ids of a text with special tokens around it, and their places in it.
 
-        Raises `SampleError` (``too_long``) for a text that cannot be tokenised at once.
+        Raises `SampleError` (``too_long``) for a text that cannot be tokenized at once.
         """
         if len(text) > _MAX_AT_ONCE:
             raise SampleError(

@@ -77,7 +77,7 @@ class CometModel(NeuralRewardModel):
         )
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Tokenise translation, source and reference alone, and put them together."""
+        """Tokenize translation, source and reference alone, and put them together."""
         prepared: list[Prepared] = []
         for sample in samples:
             check_cancelled()
@@ -145,7 +145,7 @@ class CometModel(NeuralRewardModel):
     def _errors(self, tokens: Sequence[Span], tags: torch.Tensor) -> tuple[SegmentScore, ...]:
         """Decode error spans from tags' probabilities ``[tokens, tags]``.
 
-        As published, neighbouring errors are one span of the first one's severity, and a span that
+        As published, neighboring errors are one span of the first one's severity, and a span that
         no token without an error follows is none.
         """
         found = []

@@ -1,4 +1,4 @@
-"""Kind `grammar`: errors as spans labelled with their rules."""
+"""Kind `grammar`: errors as spans labeled with their rules."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Grammar:
         self._checker = checker
 
     def __call__(self, sample: Sample) -> Score:
-        """Return the errors as negative segments, labelled with their rules."""
+        """Return the errors as negative segments, labeled with their rules."""
         text = sample.completion_text
         given = sample.segments.get("errors")
         if given is None:

@@ -57,7 +57,7 @@ _HALF_LIFE_S = 60.0
 
 
 def estimate_tokens(samples: Sequence[Sample]) -> int:
-    """Estimate the tokens of samples from their characters, without tokenising them."""
+    """Estimate the tokens of samples from their characters, without tokenizing them."""
     return sum(
         _TEMPLATE_TOKENS + num_characters(sample) // _CHARACTERS_A_TOKEN for sample in samples
     )

@@ -21,7 +21,7 @@ class LifecycleState(StrEnum):
 
 
 class Lifecycle:
-    """The server's state: loading, ready, draining, stopped or broken.
+    """The server's state: loading, ready, draining or broken.
 
     ``failure`` is why the models could not be loaded, ``device_error`` why the device is lost, and
     ``degraded`` why a device is slower or missing, by its cause. Any thread may set the latter two;

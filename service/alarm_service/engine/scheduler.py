@@ -198,7 +198,7 @@ def next_batch(
 
 
 def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take the first and its neighbours in length: a batch costs its longest times its size."""
+    """Take the first and its neighbors in length: a batch costs its longest times its size."""
     oldest = waiting[0]
     by_length = sorted(waiting, key=lambda work: work.features.num_tokens)
     low = high = next(index for index, work in enumerate(by_length) if work is oldest)
@@ -207,7 +207,7 @@ def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
         longer = by_length[high + 1] if high + 1 < len(by_length) else None
         longest = by_length[high].features.num_tokens
         num_next = high - low + 2
-        # Shorter neighbours first: they never make the batch wider.
+        # Shorter neighbors first: they never make the batch wider.
         if shorter is not None and longest * num_next <= max_tokens:
             low -= 1
         elif longer is not None and longer.features.num_tokens * num_next <= max_tokens:

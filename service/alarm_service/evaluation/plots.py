@@ -22,7 +22,7 @@ __all__ = ["distributions", "inconsistency_bars", "require_plots", "win_rate_map
 
 _INK, _PALE, _ACCENT, _WARM = "#22303c", "#c9d3dc", "#2a6f97", "#d1495b"
 
-#: One colour per policy.
+#: One color per policy.
 _POLICIES = (_ACCENT, _WARM, "#5a9367", "#b08900", "#6c567b", "#44576a")
 
 
@@ -45,10 +45,10 @@ def inconsistency_bars(agreements: Mapping[str, Agreement], chosen: Sequence[str
     figure, axes = _canvas(7.2, 1.5 + 0.62 * len(names))
     for row, name in enumerate(names):
         one = agreements[name]
-        colour = _ACCENT if name in chosen else "#8fa3b3"
+        color = _ACCENT if name in chosen else "#8fa3b3"
         axes.barh(row - 0.19, 100 * one.inconsistency, 0.34, color=_PALE)
         axes.plot([100 * one.by_chance] * 2, [row - 0.37, row - 0.01], color=_WARM, linewidth=2)
-        axes.barh(row + 0.19, 100 * one.untied.value, 0.34, color=colour)
+        axes.barh(row + 0.19, 100 * one.untied.value, 0.34, color=color)
         if not math.isnan(one.untied.low):
             axes.plot([100 * one.untied.low, 100 * one.untied.high], [row + 0.19] * 2, color=_INK)
     axes.axvline(50, color=_WARM, linestyle="--", linewidth=1)
@@ -109,12 +109,12 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
     num_bins = min(40, max(8, int(math.sqrt(len(everything)))))
     edges = list(np.histogram_bin_edges(everything, num_bins)) if len(everything) else [0.0, 1.0]
     for index, (name, one) in enumerate(known.items()):
-        colour = _POLICIES[index % len(_POLICIES)]
+        color = _POLICIES[index % len(_POLICIES)]
         weights = np.full(len(one), 100 / max(1, len(one)))
         if len(known) == 1:  # several would hide each other
-            axes.hist(one, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.2)
-        axes.hist(one, edges, weights=weights, histtype="step", color=colour, linewidth=1.6)
-        axes.plot([], [], color=colour, linewidth=1.6, label=name or None)
+            axes.hist(one, edges, weights=weights, histtype="stepfilled", color=color, alpha=0.2)
+        axes.hist(one, edges, weights=weights, histtype="step", color=color, linewidth=1.6)
+        axes.plot([], [], color=color, linewidth=1.6, label=name or None)
 
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:
@@ -130,10 +130,10 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
 def _write_rate(axes: Axes, column: int, row: int, one: WinRate) -> None:
     inside = f"[{100 * one.rate.low:.0f}, {100 * one.rate.high:.0f}]"
     is_dark = not 0.3 < one.rate.value < 0.7
-    colour = "white" if is_dark else _INK
+    color = "white" if is_dark else _INK
     axes.text(column, row - 0.1, f"{100 * one.rate.value:.1f}", fontsize=11, ha="center",
-              va="center", color=colour)  # fmt: skip
-    axes.text(column, row + 0.22, inside, fontsize=7.5, ha="center", va="center", color=colour)
+              va="center", color=color)  # fmt: skip
+    axes.text(column, row + 0.22, inside, fontsize=7.5, ha="center", va="center", color=color)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -161,7 +161,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=label) for label, colour in entries]
+    patches = [Patch(color=color, label=label) for label, color in entries]
     axes.legend(handles=patches, frameon=False, fontsize=8, ncols=len(patches), loc="lower left",
                 bbox_to_anchor=(0, 1.0))  # fmt: skip
 

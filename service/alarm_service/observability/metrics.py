@@ -67,8 +67,8 @@ class _Served(Collector):
         self._fingerprints = fingerprints
 
     def collect(self) -> Iterable[Metric]:
-        """Yield 1 for each recipe, labelled with its current fingerprint."""
-        text = "1 for each recipe being served, labelled with its fingerprint."
+        """Yield 1 for each recipe, labeled with its current fingerprint."""
+        text = "1 for each recipe being served, labeled with its fingerprint."
         family = GaugeMetricFamily("alarm_recipe_info", text, labels=["recipe", "fingerprint"])
         for recipe, fingerprint in self._fingerprints().items():
             family.add_metric([recipe, fingerprint], 1)

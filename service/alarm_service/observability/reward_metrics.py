@@ -113,7 +113,7 @@ def _verdict(holistic: float, aspect: float) -> str:
     return "agree" if (holistic > 0) == (aspect > 0) else "disagree"
 
 
-#: Buckets for rewards in standard deviations or near 1: fine in the centre, coarse in the tails.
+#: Buckets for rewards in standard deviations or near 1: fine in the center, coarse in the tails.
 _NEAR = (-10, -5, -3, -2, -1.5, -1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 #: Buckets for total rewards, which include the recipe's weights.
 _WIDE = (-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)

@@ -231,7 +231,7 @@ class _PrefixTreeBuilder:
         nodes[index] = nodes[index]._replace(subtree_end=len(self.batch.ids))
 
     def _groups(self, order: Sequence[int], depth: int) -> Iterator[list[int]]:
-        """Split sorted samples where neighbours share too little beyond ``depth``."""
+        """Split sorted samples where neighbors share too little beyond ``depth``."""
         group: list[int] = []
         for index in order:
             if group:

@@ -124,7 +124,7 @@ class AttentionParams(NamedTuple):
 
 
 class AttentionBlock(NamedTuple):
-    """Neighbouring queries, and the keys that any of them sees, by their places in the row.
+    """Neighboring queries, and the keys that any of them sees, by their places in the row.
 
     ``first`` is where their node's first token is, if they see it although it is not among
     the keys. ``bias``, ``[queries, keys]``, the first token's before the others, is added to
@@ -164,7 +164,7 @@ def window_blocks(
 
 
 def _query_blocks(row: Span, window: Window) -> Iterator[tuple[Span, Span]]:
-    """Yield neighbouring queries of a node, with the keys that any of them sees."""
+    """Yield neighboring queries of a node, with the keys that any of them sees."""
     # Where every token sees every other one block is cheapest.
     size = (
         _SIZE if row.end - row.start > min(window.back, window.ahead) + 1 else row.end - row.start
