@@ -64,10 +64,18 @@ class ChatFormat:
 
 
 def require_jinja(template: str, checkpoint: str | None = None) -> None:
-    """Raise unless a chat template can be compiled, with the line.
+    """Raise unless a chat template can be compiled, with the line, and is not random.
 
     Raises `RecipeError` for a recipe's own template, `CheckpointError` for a checkpoint's.
     """
+    if draws_randomly(template):
+        said = (
+            "renders random text (`random` or `lipsum`), so scores would not be reproducible; give "
+            "a text in `template`"
+        )
+        if checkpoint is None:
+            raise RecipeError(f"chat_template {said}")
+        raise CheckpointError(f"{checkpoint}: the chat template {said}")
     try:
         with time_limit(_TIMEOUT_S):
             _compiled(template)
@@ -85,7 +93,7 @@ def require_jinja(template: str, checkpoint: str | None = None) -> None:
 
 
 def render_chat_template(
-    tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], /, **arguments: Any
 ) -> str:
     """Render messages as a tokenizer's `apply_chat_template` does, within limits.
 

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 #: The longest template. Published ones have up to some 30,000 characters.
-MAX_TEMPLATE_CHARS = 128 << 10
+MAX_TEMPLATE_CHARS = 64 << 10
 
 _MIN_CHARS = 1 << 20
 _TIMES = 4
@@ -163,9 +163,12 @@ def compile_bounded(environment: Environment, text: str) -> Template:
         raise TemplateLimitError(
             f"it has {len(text)} characters; the limit is {MAX_TEMPLATE_CHARS}"
         )
-    _local.budget = _Budget()  # constants are computed here
     parsed = _Bounds(environment).visit(environment.parse(text))
-    return environment.from_string(parsed)
+    _local.budget = _Budget()  # for the constants
+    try:
+        return environment.from_string(parsed)
+    finally:
+        del _local.budget
 
 
 def render_bounded(template: Template, variables: Mapping[str, Any]) -> str:
@@ -176,11 +179,14 @@ def render_bounded(template: Template, variables: Mapping[str, Any]) -> str:
     budget = _local.budget = _Budget(variables)
     parts = []
     size = 0
-    for part in template.generate(variables):
-        size += len(part)
-        if size > budget.limit:
-            budget.require(size)
-        parts.append(part)
+    try:
+        for part in template.generate(variables):
+            size += len(part)
+            if size > budget.limit:
+                budget.require(size)
+            parts.append(part)
+    finally:
+        del _local.budget  # it refers to the variables
     return "".join(parts)
 
 

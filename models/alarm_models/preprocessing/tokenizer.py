@@ -15,10 +15,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.preprocessing.chat_templates import (
     ChatFormat,
-    draws_randomly,
     render_chat_template,
     require_jinja,
 )
@@ -32,6 +31,9 @@ __all__ = ["Tokenizer"]
 
 #: The tokenizer's own chat template, with no arguments.
 _OWN = ChatFormat()
+
+#: Messages of words that no template has.
+_PROBE = (Message("user", "quaestio"), Message("assistant", "responsum"))
 
 #: What SentencePiece writes for a space: a vocabulary of a class alone may have it.
 _WORD_START = "▁"
@@ -104,8 +106,14 @@ class Tokenizer:
         template = self._loaded.chat_template
         return template.get("default") if isinstance(template, dict) else template
 
-    def require_chat_template(self, checkpoint: str, chat: ChatFormat = _OWN) -> None:
-        """Raise `CheckpointError` unless there is a deterministic chat template."""
+    def require_chat_template(
+        self, checkpoint: str, chat: ChatFormat = _OWN, *, asks: bool = False
+    ) -> None:
+        """Raise unless there is a deterministic chat template that can be used.
+
+        Raises `CheckpointError` for the checkpoint's, `RecipeError` for the recipe's own, which
+        must write the completion, or the prompt if the model is asked (``asks``).
+        """
         template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
@@ -113,12 +121,21 @@ class Tokenizer:
                 'writes it, such as "Human: {prompt}\\n\\nAssistant: {completion}" '
                 "(`--template` beside `--model`), or `turns` for chats"
             )
-        if draws_randomly(template):
-            raise CheckpointError(
-                f"{checkpoint}: the chat template renders random text (`random` or `lipsum`), so "
-                "scores would not be reproducible; give a text in `template`"
-            )
         require_jinja(template, None if chat.template else checkpoint)
+        if chat.template:
+            self._require_shown(chat, _PROBE[0 if asks else 1])
+
+    def _require_shown(self, chat: ChatFormat, message: Message) -> None:
+        """Raise `RecipeError` unless a recipe's chat template writes one of two messages."""
+        try:
+            text = self._apply(_PROBE, chat, False)
+        except SampleError as error:
+            raise RecipeError(f"chat_template cannot be used: {error}") from error
+        if message.content not in text.casefold():
+            raise RecipeError(
+                f"chat_template does not write the content of the {message.role}'s message: use "
+                "`{% for message in messages %}{{ message.content }}{% endfor %}`"
+            )
 
     def bos_left_out(self, chat: ChatFormat = _OWN) -> str | None:
         """Return the BOS that precedes texts if the chat template does not write it."""

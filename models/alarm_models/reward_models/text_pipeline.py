@@ -52,7 +52,8 @@ class TextPipeline:
             if "completion" not in self._template.names:
                 raise RecipeError(f"template {template!r} does not name {{completion}}")
         elif self._turns is None and not self._is_pair:
-            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat)
+            asks = getattr(spec, "ask", None) is not None
+            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat, asks=asks)
         is_chat = template == "chat" and self._turns is None and not self._is_pair
         named = spec.special_tokens
         self._with_special = not is_chat if named is None else named
