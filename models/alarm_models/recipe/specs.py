@@ -222,7 +222,8 @@ class NeuralSpec(Spec):
 #: Arguments that `template_arguments` may not set, as the sample or the server sets them.
 _OWN_ARGUMENTS = frozenset(
     {
-        "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
+        "self", "messages", "conversation", "conversations", "tools", "add_generation_prompt",
+        "continue_final_message",
         "chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation",
         "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
         "tokenizer_kwargs",
