@@ -10,7 +10,7 @@ from scoring import load, score
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, SampleError
-from alarm_models.preprocessing import tokenizer as tokenizing
+from alarm_models.preprocessing import chat_templates, template_limits
 from alarm_models.preprocessing.chat_templates import draws_randomly
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import SequenceSpec
@@ -131,19 +131,19 @@ MESSAGES = (Message("user", "loop"), Message("assistant", "Jane."))
 def test_chat_template_with_endless_loop_fails_only_its_sample(
     loops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "_TEMPLATE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(chat_templates, "_TIMEOUT_S", 0.05)
     saved(tmp_path, "{% if messages[0].content == 'loop' %}" + loops + "{% endif %}" + TURNS)
     tokenizer = Tokenizer(tmp_path)
     with pytest.raises(SampleError, match=r"took longer than 0\.05 s"):
         tokenizer.render_chat(MESSAGES)
-    monkeypatch.setattr(tokenizing, "_TEMPLATE_TIMEOUT_S", 60)
+    monkeypatch.setattr(chat_templates, "_TIMEOUT_S", 60)
     assert tokenizer.render_chat((Message("user", "a"), MESSAGES[1])).text.startswith("[user] a")
 
 
 def test_chat_template_with_oversized_output_fails_only_its_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "_MAX_TEMPLATE_CHARS", 100)
-    saved(tmp_path, "{{ messages[0].content * 200 }}" + TURNS)
-    with pytest.raises(SampleError, match="the chat template makes 830 characters of 9"):
+    monkeypatch.setattr(template_limits, "_MIN_CHARS", 0)
+    saved(tmp_path, "{% for _ in range(9000) %}{{ messages[0].content }}{% endfor %}" + TURNS)
+    with pytest.raises(SampleError, match=r"would make more than \d+ characters"):
         Tokenizer(tmp_path).render_chat(MESSAGES)

@@ -141,6 +141,28 @@ async def test_admin_reload_invalid_recipe_is_409_and_keeps_the_old_one(folder: 
             assert (await client.get("/health/ready")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 5000, "nested too deeply"),
+        ("#" * (2 << 20), "more than 1048576 bytes"),
+        (form("[a-z]") + "k" * 100_000 + " = 1", "Extra inputs"),
+        ('parity = "a\\u0000b"\n' + form("[a-z]"), "cannot be read"),
+    ],
+    ids=["deep", "large", "long key", "null byte"],
+)
+async def test_admin_load_hostile_recipe_is_409_in_a_sentence(
+    text: str, said: str, folder: Path
+) -> None:
+    (folder / "letters.toml").write_text(text)
+    async with serving(folder) as client:
+        answer = await ask(client, "load", "letters")
+        assert answer.status_code == 409
+        assert said in answer.json()["error"]["message"]
+        assert len(answer.content) < 2000
+        assert await scores(client, "digits", "1", "a") == [1, 0]
+
+
 async def test_admin_load_served_recipe_is_409(folder: Path) -> None:
     (folder / "same.toml").write_text(form("x", 'name = "digits"'))
     async with serving(folder) as client:

@@ -36,6 +36,9 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 #: Weights in another layout, a trainer's state, and what lies in folders: never read.
+#: Characters of a recipe's text that an error shows.
+_MAX_SHOWN = 200
+
 _NOT_FETCHED = [*OTHER_FILES, "*/*"]
 
 
@@ -46,15 +49,17 @@ def locate(
     holds: str | None = "config.json",
     with_code: bool = False,
     with_weights: bool = True,
+    key: str = "checkpoint",
 ) -> Path:
     """Return the folder of a checkpoint: the folder itself, or a hub snapshot of that id.
 
     ``revision``, or what follows an ``@`` in a hub id, is a branch, a tag or a commit. Safetensors
     are preferred; older ``.bin`` files are fetched only where there are none. A folder must hold
-    the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had.
+    the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had,
+    naming ``key``, the recipe's key.
     """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
+    folder = _folder(checkpoint)
+    if folder is not None:
         if holds is not None and not (folder / holds).is_file():
             raise CheckpointError(no_weights(folder, holds))
         return folder
@@ -81,12 +86,21 @@ def locate(
                 return snapshot
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{checkpoint!r} is no folder here, and the hub did not give it"
-            f"{f' at revision {revision!r}' if revision else ''} "
+            f"{checkpoint[:_MAX_SHOWN]!r} is no folder here, and the hub did not give it"
+            f"{f' at revision {revision[:_MAX_SHOWN]!r}' if revision else ''} "
             f"({type(error).__name__}). Give a folder with "
-            "`--set models.<name>.checkpoint=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
+            f"`--set models.<name>.{key}=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
     raise CheckpointError(f"{checkpoint!r} has neither .safetensors nor .bin weights")
+
+
+def _folder(checkpoint: str) -> Path | None:
+    """Return the folder of that name, if there is one."""
+    try:
+        folder = Path(checkpoint).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # no name for a file, or nobody's home
+        return None
 
 
 def weight_files(folder: Path) -> list[Path]:

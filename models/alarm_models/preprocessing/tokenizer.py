@@ -15,31 +15,25 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.preprocessing.chat_templates import (
     ChatFormat,
-    asks_date,
-    draws_randomly,
-    fix_date,
+    render_chat_template,
+    require_jinja,
 )
 from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
-from alarm_models.time_limit import TimeLimitExceeded, time_limit
 from alarm_models.types import Message, Span
 
 __all__ = ["Tokenizer"]
 
-#: Time limit of a checkpoint's chat template for one conversation, in seconds.
-_TEMPLATE_TIMEOUT_S = 10.0
-
 #: The tokenizer's own chat template, with no arguments.
 _OWN = ChatFormat()
 
-#: The maximum length of its output: a multiple of the messages, and a number of characters.
-_MAX_TIMES = 4
-_MAX_TEMPLATE_CHARS = 1 << 20
+#: Messages of words that no template has.
+_PROBE = (Message("user", "quaestio"), Message("assistant", "responsum"))
 
 #: What SentencePiece writes for a space: a vocabulary of a class alone may have it.
 _WORD_START = "▁"
@@ -112,8 +106,14 @@ class Tokenizer:
         template = self._loaded.chat_template
         return template.get("default") if isinstance(template, dict) else template
 
-    def require_chat_template(self, checkpoint: str, chat: ChatFormat = _OWN) -> None:
-        """Raise `CheckpointError` unless there is a deterministic chat template."""
+    def require_chat_template(
+        self, checkpoint: str, chat: ChatFormat = _OWN, *, asks: bool = False
+    ) -> None:
+        """Raise unless there is a deterministic chat template that can be used.
+
+        Raises `CheckpointError` for the checkpoint's, `RecipeError` for the recipe's own, which
+        must write the completion, or the prompt if the model is asked (``asks``).
+        """
         template = chat.template or self.chat_template
         if not template:
             raise CheckpointError(
@@ -121,13 +121,21 @@ class Tokenizer:
                 'writes it, such as "Human: {prompt}\\n\\nAssistant: {completion}" '
                 "(`--template` beside `--model`), or `turns` for chats"
             )
-        if draws_randomly(template):
-            raise CheckpointError(
-                f"{checkpoint}: the chat template renders random text (`random` or `lipsum`), so "
-                "scores would not be reproducible; give a text in `template`"
+        require_jinja(template, None if chat.template else checkpoint)
+        if chat.template:
+            self._require_shown(chat, _PROBE[0 if asks else 1])
+
+    def _require_shown(self, chat: ChatFormat, message: Message) -> None:
+        """Raise `RecipeError` unless a recipe's chat template writes one of two messages."""
+        try:
+            text = self._apply(_PROBE, chat, False)
+        except SampleError as error:
+            raise RecipeError(f"chat_template cannot be used: {error}") from error
+        if message.content not in text.casefold():
+            raise RecipeError(
+                f"chat_template does not write the content of the {message.role}'s message: use "
+                "`{% for message in messages %}{{ message.content }}{% endfor %}`"
             )
-        if asks_date(template):
-            fix_date(template)
 
     def bos_left_out(self, chat: ChatFormat = _OWN) -> str | None:
         """Return the BOS that precedes texts if the chat template does not write it."""
@@ -404,34 +412,13 @@ class Tokenizer:
         self, messages: Sequence[Message], chat: ChatFormat, add_generation_prompt: bool
     ) -> str:
         turns = _Turns({"role": message.role, "content": message.content} for message in messages)
-        template = chat.template or self.chat_template or ""
-        if asks_date(template):
-            fix_date(template)
-        try:
-            with time_limit(_TEMPLATE_TIMEOUT_S):
-                text: str = self._loaded.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    chat_template=chat.template,
-                    **chat.arguments,
-                )
-        except TimeLimitExceeded as error:
-            raise SampleError(
-                "invalid_sample",
-                f"the chat template took longer than {_TEMPLATE_TIMEOUT_S:g} s over these messages",
-            ) from error
-        except Exception as error:  # the checkpoint's template may raise anything
-            raise SampleError(
-                "invalid_sample", f"the chat template refuses these messages: {error}"
-            ) from error
-        num_given = sum(len(message.content) for message in messages)
-        if len(text) > _MAX_TIMES * num_given + _MAX_TEMPLATE_CHARS:
-            raise SampleError(
-                "invalid_sample",
-                f"the chat template makes {len(text)} characters of {num_given}",
-            )
-        return text
+        return render_chat_template(
+            self._loaded,
+            chat.template or self.chat_template or "",
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            **chat.arguments,
+        )
 
     def _in_parts(
         self, text: Rendered, with_special: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -29,6 +29,14 @@ __all__ = [
 
 #: A model's keys that may name a folder beside the recipe's file.
 FOLDERS = {key for spec in KINDS.values() for key in spec.folders}
+
+#: The largest recipe file, and the longest text in a recipe or in a file that it names.
+_MAX_FILE_BYTES = 1 << 20
+_MAX_TEXT_CHARS = 128 << 10
+
+#: How many errors of a recipe are told, and how much of each.
+_MAX_ERRORS = 5
+_MAX_SHOWN = 300
 
 #: What rewards are made of besides scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}
@@ -101,13 +109,15 @@ def _read(name_or_file: str) -> dict[str, Any]:
         return _copied(recipe_of_checkpoint(name_or_file.removeprefix(SOURCE)).table)
     path = locate_recipe(name_or_file)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(_read_text(path, _MAX_FILE_BYTES))
     except OSError as error:
         raise RecipeError(
-            f"{name_or_file!r} is neither a built-in recipe ({', '.join(built_in_names())}) "
-            f"nor a file that can be read: {error.strerror}"
+            f"{name_or_file[:_MAX_SHOWN]!r} is neither a built-in recipe "
+            f"({', '.join(built_in_names())}) nor a file that can be read: {error.strerror}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise RecipeError(f"{path} is no TOML: it is nested too deeply") from error
+    except ValueError as error:  # TOML, UTF-8 or the digits of a number
         raise RecipeError(f"{path} is no TOML: {error}") from error
     table.setdefault("name", path.stem)
     if isinstance(table.get("parity"), str) and table["parity"]:
@@ -120,6 +130,15 @@ def _read(name_or_file: str) -> dict[str, Any]:
         if is_template_file(model.get("chat_template")):
             model["chat_template"] = str((path.parent / model["chat_template"]).resolve())
     return table
+
+
+def _read_text(path: Path, max_bytes: int) -> str:
+    """Read a file; raise `ValueError` if it is larger than a recipe's files are."""
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    return content.decode("utf-8")
 
 
 def is_template_file(value: object) -> TypeGuard[str]:
@@ -142,12 +161,13 @@ def _read_templates(table: Mapping[str, Any]) -> None:
         file = model.get("chat_template")
         if is_template_file(file):
             try:
-                model["chat_template"] = Path(file).expanduser().read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                text = _read_text(Path(file).expanduser(), 4 * _MAX_TEXT_CHARS)
+            except (OSError, RuntimeError, ValueError) as error:
                 raise RecipeError(
-                    f"recipe {table.get('name')!r}: chat_template names {file}, which cannot be "
-                    f"read: {error}"
+                    f"recipe {table.get('name')!r}: chat_template names {file[:_MAX_SHOWN]}, which "
+                    f"cannot be read: {_short(str(error))}"
                 ) from error
+            model["chat_template"] = text
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,14 +177,41 @@ def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(table: Mapping[str, Any]) -> Recipe:
     _read_templates(table)
+    name = _short(repr(table.get("name")))
+    for key, text in _texts(table):
+        if len(text) > _MAX_TEXT_CHARS:
+            raise RecipeError(
+                f"recipe {name}: {_short(key)} has {len(text)} characters; the limit is "
+                f"{_MAX_TEXT_CHARS}"
+            )
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
         lines = [
-            f"{'.'.join(str(part) for part in one['loc']) or 'recipe'}: {one['msg']}"
-            for one in error.errors()
+            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: {_short(one['msg'])}"
+            for one in errors[:_MAX_ERRORS]
         ]
-        raise RecipeError(f"recipe {table.get('name')!r}: {'; '.join(lines)}") from error
+        if len(errors) > _MAX_ERRORS:
+            lines.append(f"and {len(errors) - _MAX_ERRORS} more")
+        raise RecipeError(f"recipe {name}: {'; '.join(lines)}") from error
+
+
+def _texts(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a recipe, each with its dotted key."""
+    stack: list[tuple[str, Any]] = [("", table)]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, Mapping):
+            stack.extend((f"{key}.{name}".lstrip("."), one) for name, one in value.items())
+        elif isinstance(value, list):
+            stack.extend((f"{key}.{at}", one) for at, one in enumerate(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:
@@ -181,7 +228,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         raise RecipeError(f"--set requires KEY=VALUE with a dotted key, got {shown}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return keys, text
     if keys[-1] == "api_key" and not isinstance(value, str):
         return keys, text  # a key of digits is no number

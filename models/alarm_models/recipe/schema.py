@@ -129,7 +129,7 @@ _MAX_NAMED = 5
 class Recipe(Table):
     """One holistic model, its aspects and a rule."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[\w.-]+$")
     description: str = ""
     models: Mapping[str, ModelSpec]
     holistic: HolisticSpec

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     JsonValue,
     SecretStr,
+    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -164,18 +165,34 @@ def usable_key(key: str) -> str:
     return key
 
 
+def require_pattern(pattern: str) -> None:
+    """Raise `ValueError` unless a regular expression compiles."""
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"is not a valid regular expression: {error}") from error
+    except RecursionError:
+        raise ValueError("is nested too deeply for a regular expression") from None
+
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 #: Types of keys that were added later; see `Spec.constants`.
 _Text = Annotated[str | None, _Added]
 _Flag = Annotated[bool, _Added]
 
+#: The longest folder, hub id or name of tensors.
+MAX_NAME_CHARS = 1000
+_Name = Annotated[
+    Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS)] | None, _Added
+]
+
 
 class NeuralSpec(Spec):
     """Keys of all kinds with weights."""
 
     folders = ("checkpoint", "tokenizer", "adapter")
-    checkpoint: str = Field(min_length=1, description="folder or hub id")
+    checkpoint: str = Field(min_length=1, max_length=MAX_NAME_CHARS, description="folder or hub id")
     truncation: Truncation = Truncation.PROMPT
     max_tokens: int | None = Field(default=None, ge=8, description="default: the checkpoint's")
     dtype: Dtype = Field(
@@ -188,16 +205,12 @@ class NeuralSpec(Spec):
         default=False, description="give words copied from the prompt token type 1"
     )
     trust_remote_code: bool = False
-    revision: _Text = Field(default=None, description="branch, tag or commit of a hub id")
-    tokenizer: _Text = Field(
-        default=None, min_length=1, description="folder or hub id; default: the checkpoint's"
+    revision: _Name = Field(default=None, description="branch, tag or commit of a hub id")
+    tokenizer: _Name = Field(
+        default=None, description="folder or hub id; default: the checkpoint's"
     )
-    adapter: _Text = Field(
-        default=None, min_length=1, description="folder or hub id of a PEFT LoRA adapter"
-    )
-    prefix: _Text = Field(
-        default=None, min_length=1, description="prefix of the base's tensor names"
-    )
+    adapter: _Name = Field(default=None, description="folder or hub id of a PEFT LoRA adapter")
+    prefix: _Name = Field(default=None, description="prefix of the base's tensor names")
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -209,7 +222,8 @@ class NeuralSpec(Spec):
 #: Arguments that `template_arguments` may not set, as the sample or the server sets them.
 _OWN_ARGUMENTS = frozenset(
     {
-        "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
+        "self", "messages", "conversation", "conversations", "tools", "add_generation_prompt",
+        "continue_final_message",
         "chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation",
         "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
         "tokenizer_kwargs",
@@ -599,7 +613,11 @@ class RemoteSpec(Spec):
         default_factory=dict, description="`chat`: score of each verdict of the judge, by its name"
     )
     n: Annotated[int, _Added] = Field(
-        default=1, ge=1, le=128, description="`chat`: number of answers; the score is their mean"
+        default=1,
+        ge=1,
+        le=128,
+        strict=True,
+        description="`chat`: number of answers; the score is their mean",
     )
     pattern: str = Field(
         default=ANY_NUMBER,
@@ -643,13 +661,25 @@ class RemoteSpec(Spec):
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
         return None if key is None else SecretStr(usable_key(key.get_secret_value()))
 
+    @field_validator("messages")
+    @classmethod
+    def _show_the_completion(cls, turns: tuple[JudgeTurn, ...] | None) -> Any:
+        shown = (turn.content if isinstance(turn, JudgeMessage) else turn for turn in turns or ())
+        if turns is not None and not any("{completion}" in text for text in shown):
+            raise ValueError("never shows the completion: add {completion}")
+        return turns
+
+    @field_validator("values")
+    @classmethod
+    def _have_names(cls, values: Mapping[str, float]) -> Mapping[str, float]:
+        if any(not name.strip() for name in values):
+            raise ValueError("has a verdict without a name: write what the judge answers")
+        return values
+
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            regex.compile(pattern)
-        except regex.error as error:
-            raise ValueError(f"is not a valid regular expression: {error}") from error
+        require_pattern(pattern)
         return pattern
 
     @field_validator("parameters")

@@ -247,11 +247,15 @@ def _locate(spec: NeuralSpec) -> _Folders:
     folder = checkpoint.locate(spec.checkpoint, spec.revision, with_code=spec.trust_remote_code)
     adapter = None
     if spec.adapter is not None:
-        adapter = checkpoint.locate(spec.adapter, holds=ADAPTER_CONFIG)
+        adapter = checkpoint.locate(spec.adapter, holds=ADAPTER_CONFIG, key="adapter")
     tokenizer = adapter if adapter and (adapter / _TOKENIZER_CONFIG).is_file() else folder
     if spec.tokenizer is not None:
         tokenizer = checkpoint.locate(
-            spec.tokenizer, holds=None, with_code=spec.trust_remote_code, with_weights=False
+            spec.tokenizer,
+            holds=None,
+            with_code=spec.trust_remote_code,
+            with_weights=False,
+            key="tokenizer",
         )
     return _Folders(folder, adapter, tokenizer)
 

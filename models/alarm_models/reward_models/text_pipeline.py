@@ -9,7 +9,7 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.preprocessing.chat_templates import ChatFormat, require_jinja
+from alarm_models.preprocessing.chat_templates import ChatFormat
 from alarm_models.preprocessing.templates import (
     FieldPattern,
     Rendered,
@@ -52,9 +52,8 @@ class TextPipeline:
             if "completion" not in self._template.names:
                 raise RecipeError(f"template {template!r} does not name {{completion}}")
         elif self._turns is None and not self._is_pair:
-            if spec.chat_template is not None:
-                require_jinja(spec.chat_template)
-            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat)
+            asks = getattr(spec, "ask", None) is not None
+            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat, asks=asks)
         is_chat = template == "chat" and self._turns is None and not self._is_pair
         named = spec.special_tokens
         self._with_special = not is_chat if named is None else named

@@ -96,8 +96,9 @@ def read_golden_scores(file: Path) -> GoldenScores:
     try:
         with file.open("rb") as source:
             lines = list(read_lines(source))
-    except OSError as error:
-        raise GoldenError(f"the parity file {file} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        said = error.strerror if isinstance(error, OSError) else error
+        raise GoldenError(f"the parity file {file} cannot be read: {said}") from error
     if len(lines) < 2:
         raise GoldenError(f"{file} has no samples: `alarm record` writes such files")
     (number, first), *rest = lines
