@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
-from alarm_models.errors import CheckpointError
-from alarm_models.modeling.inspection import OTHER_FILES, joined, no_weights
+from alarm_models.errors import CheckpointError, quoted
+from alarm_models.modeling.inspection import OTHER_FILES, is_folder, joined, no_weights
 
 __all__ = [
     "code_digest",
@@ -54,7 +54,7 @@ def locate(
     the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had.
     """
     folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
+    if is_folder(checkpoint):
         if holds is not None and not (folder / holds).is_file():
             raise CheckpointError(no_weights(folder, holds))
         return folder
@@ -81,12 +81,12 @@ def locate(
                 return snapshot
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{checkpoint!r} is no folder here, and the hub did not give it"
-            f"{f' at revision {revision!r}' if revision else ''} "
+            f"{quoted(checkpoint)} is no folder here, and the hub did not give it"
+            f"{f' at revision {quoted(revision)}' if revision else ''} "
             f"({type(error).__name__}). Give a folder with "
             "`--set models.<name>.checkpoint=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
-    raise CheckpointError(f"{checkpoint!r} has neither .safetensors nor .bin weights")
+    raise CheckpointError(f"{quoted(checkpoint)} has neither .safetensors nor .bin weights")
 
 
 def weight_files(folder: Path) -> list[Path]:
