@@ -272,3 +272,30 @@ def test_weights_in_another_format_beside_a_configuration_are_named(tmp_path: Pa
     (tmp_path / "model.safetensors").rename(tmp_path / "rm-Q4_K_M.gguf")
     with pytest.raises(CheckpointError, match=r"GGUF is llama\.cpp's format"):
         recipe_of_checkpoint(str(tmp_path))
+
+
+@pytest.mark.numeric
+def test_pair_preference_model_compares_with_the_field_other(tmp_path: Path) -> None:
+    folder = tmp_path / "pair-preference-model-LLaMA3-8B"
+    _causal(folder)
+    causal = hf.LlamaForCausalLM.from_pretrained(folder).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    better, worse = (tokenizer.encode(one, add_special_tokens=False)[0] for one in "AB")
+    samples = {
+        name: {**sent, "fields": {"other": "Another answer."}} for name, sent in cards.PLAIN.items()
+    }
+
+    @torch.no_grad()
+    def card(sent: cards.Sent) -> float:
+        context = f"\n\n<turn> user\n {sent['prompt']}\n\n\n"
+        asked = f"[CONTEXT] {context} [RESPONSE A] {sent['completion']} [RESPONSE B] "
+        chat = [cards.user(f"{asked}{sent['fields']['other']} \n")]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        text = text.removeprefix(tokenizer.bos_token)
+        ids = tokenizer.encode(text, return_tensors="pt", add_special_tokens=False)
+        logits = causal(ids).logits[0, -1]
+        return float(torch.sigmoid(logits[better] - logits[worse]))
+
+    got = scores(_made(folder), {**samples, "turns": cards.ALL["turns"]})
+    assert "without turns" in str(got.pop("turns"))
+    assert got == {name: computed(card(sent)) for name, sent in samples.items()}
