@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -127,6 +128,7 @@ def _recognized_by(family: Family) -> str:
         *family.architectures,
         *family.names,
         *family.tensors,
+        *(f"added token {json.dumps(token, ensure_ascii=False)}" for token in family.added_tokens),
         *(f"id2label {label}" for label in family.labels),
         *([] if family.prefix is None else [f"{family.prefix}*"]),
         *([] if family.num_labels is None else [f"num_labels {family.num_labels}"]),
@@ -139,6 +141,7 @@ def _remarks(family: Family) -> str:
     remarks = (
         examples and f"such as {examples}",
         family.note,
+        family.unverified and "**not verified**",
         family.license and f"license: {family.license}",
     )
     return "; ".join(filter(None, remarks))

@@ -101,10 +101,9 @@ def test_family_names_a_test_that_is_there(family: Family) -> None:
 #: Families that were not compared with their cards: their texts are the users' own.
 UNCOMPARED = {
     "FineGrainedRLHF completeness",
-    "DeepSpeed-Chat",
     "value head beside a base called transformer",
+    "value head beside a base called transformer, with a chat template",
     "OpenRLHF of older versions",
-    "Starling-RM-7B",
     "sequence classifier of several labels",
 }
 

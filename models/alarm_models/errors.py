@@ -11,6 +11,7 @@ __all__ = [
     "SampleError",
     "UnreachableError",
     "quoted",
+    "shortened",
 ]
 
 #: Characters of a caller's text that messages quote.
@@ -23,6 +24,12 @@ def quoted(value: object) -> str:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
         return "a number too long to show"
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 1]}…"
+
+
+def shortened(value: object) -> str:
+    """Return a caller's text as messages repeat it without quotes: its first 200 characters."""
+    text = str(value)
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 1]}…"
 
 

@@ -109,6 +109,8 @@ async def test_ray_scores_equal_those_of_the_model_alone(
     assert [one["score"] for one in answer["scores"]] == computed(wanted)
     assert models[0]["fingerprint"] == answer["fingerprint"]
     assert models[0]["device"] == "cpu"
+    assert models[0]["read_token"] is not None
+    assert any("the template has no turns" in note for note in models[0]["notes"])
     assert [one["error"] and one["error"]["code"] for one in broken["scores"]] == [
         "invalid_sample",
         None,

@@ -25,14 +25,19 @@ from zoo import builders, cards, test_classifiers, test_value_heads
 from zoo.cases import Case, load, scores
 
 #: Rows that only a hub id tells: the folders have names like those.
-_NAMES = {"starling_34b_prefix": "Starling-RM-34B"}
+_NAMES = {
+    "starling_34b_prefix": "Starling-RM-34B",
+    "starling_7b_two_bos": "Starling-RM-7B-alpha",
+}
+
+#: What a user adds to the checkpoint, where its files do not say it.
+_SET = {"deepspeed_chat": {"template": "Human: {prompt} Assistant: {completion}"}}
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_family_row_has_valid_recipe_or_refusal(family: Family) -> None:
-    assert [family.recipe != {}, family.refusal is not None, family.advice is not None].count(
-        True
-    ) == 1
+    assert (family.recipe != {}) != (family.refusal is not None) or family.advice is not None
+    assert family.refusal is None or family.advice is None
     if family.recipe:
         TypeAdapter(ModelSpec).validate_python({**family.recipe, "checkpoint": "x"})
 
@@ -47,7 +52,8 @@ def test_recipe_of_checkpoint_scores_as_its_card(case: Case, tmp_path: Path) -> 
     folder = tmp_path / _NAMES.get(case.name, case.name)
     card = case.build(folder)
     made = recipe_of_checkpoint(str(folder))
-    got = scores(load(folder, made.table["models"]["rm"]), case.samples)
+    keys = made.table["models"]["rm"] | _SET.get(case.name, {})
+    got = scores(load(folder, keys), case.samples)
     assert got == {name: computed(card(sent)) for name, sent in case.samples.items()}
 
 

@@ -158,7 +158,8 @@ def test_urm_alone_scores_as_its_class_does(tmp_path: Path) -> None:
     made = recipe_of_checkpoint(str(tmp_path)).table
     assert "output" not in made["holistic"]
     model = load(tmp_path, made["models"]["rm"])
-    assert model.notes == ()
+    (note,) = model.notes
+    assert note.startswith("its card tokenizes the chat's text with special tokens")
     assert scores(model, cards.ALL) == {
         name: computed(card(sent)[0]) for name, sent in cards.ALL.items()
     }

@@ -74,6 +74,14 @@ def _starling(sent: cards.Sent) -> str:
     )
 
 
+def _starling_7b(sent: cards.Sent) -> str:
+    return f"<s>[INST] {sent['prompt']} </s> [/INST] {sent['completion']}</s>"
+
+
+def _deepspeed_chat(sent: cards.Sent) -> str:
+    return f"Human: {sent['prompt']} Assistant: {sent['completion']}"
+
+
 def _eurus(sent: cards.Sent) -> str:
     return f"[INST] {sent['prompt']} [/INST] {sent['completion']}"
 
@@ -171,6 +179,33 @@ CASES = [
             "prefix": "transformer.",
             "template": "<|im_start|>user\n{prompt}<|im_end|>\n"
             "<|im_start|>assistant\n{completion}<|im_end|>",
+        },
+        cards.PLAIN,
+    ),
+    Case(
+        "starling_7b_two_bos",
+        _after_text(
+            "v_head", builders.linear, _starling_7b, hf.LlamaConfig, suffix="bin",
+            prefix="transformer.", architectures=["LlamaForSequenceClassification"],
+        ),
+        {
+            "head": "v_head",
+            "prefix": "transformer.",
+            "template": "<s>[INST] {prompt} </s> [/INST] {completion}</s>",
+            "special_tokens": True,
+        },
+        cards.PLAIN,
+    ),
+    Case(
+        "deepspeed_chat",
+        _after_text(
+            "v_head", builders.linear, _deepspeed_chat, hf.LlamaConfig, suffix="bin",
+            prefix="rwtransformer.", architectures=None,
+        ),
+        {
+            "head": "v_head",
+            "prefix": "rwtransformer.",
+            "template": "Human: {prompt} Assistant: {completion}",
         },
         cards.PLAIN,
     ),

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, quoted
 from alarm_models.modeling.inspection import OTHER_FILES, joined, no_weights
 
 __all__ = [
@@ -58,8 +58,8 @@ def locate(
     the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had,
     naming ``key``, the recipe's key.
     """
-    folder = _folder(checkpoint)
-    if folder is not None:
+    if is_folder(checkpoint):
+        folder = Path(checkpoint).expanduser()
         if holds is not None and not (folder / holds).is_file():
             raise CheckpointError(no_weights(folder, holds))
         return folder
@@ -86,21 +86,12 @@ def locate(
                 return snapshot
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{checkpoint[:_MAX_SHOWN]!r} is no folder here, and the hub did not give it"
-            f"{f' at revision {revision[:_MAX_SHOWN]!r}' if revision else ''} "
+            f"{quoted(checkpoint)} is no folder here, and the hub did not give it"
+            f"{f' at revision {quoted(revision)}' if revision else ''} "
             f"({type(error).__name__}). Give a folder with "
             f"`--set models.<name>.{key}=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
-    raise CheckpointError(f"{checkpoint!r} has neither .safetensors nor .bin weights")
-
-
-def _folder(checkpoint: str) -> Path | None:
-    """Return the folder of that name, if there is one."""
-    try:
-        folder = Path(checkpoint).expanduser()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # no name for a file, or nobody's home
-        return None
+    raise CheckpointError(f"{quoted(checkpoint)} has neither .safetensors nor .bin weights")
 
 
 def weight_files(folder: Path) -> list[Path]:

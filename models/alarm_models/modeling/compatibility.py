@@ -15,7 +15,12 @@ import transformers
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.checkpoint import pickle_refusal
-from alarm_models.modeling.families import is_stock_class, match_family, recipe_lines
+from alarm_models.modeling.families import (
+    families_by_name,
+    is_stock_class,
+    match_family,
+    recipe_lines,
+)
 from alarm_models.modeling.inspection import CheckpointFacts, Quantization, joined
 
 __all__ = [
@@ -187,16 +192,28 @@ def unknown_family_refusal(facts: CheckpointFacts) -> str:
     """Return the error for a checkpoint of no known family: what is in it, and what to write."""
     if facts.auto_map and not (facts.architectures and is_stock_class(facts.architectures[0])):
         ways = (
-            "Its own class computes its score: if you have read and trust its code, write a "
-            f'recipe with `kind = "sequence"`, `checkpoint = "{facts.folder}"` and '
-            "`trust_remote_code = true`; "
+            "Its own class computes its score: if you have read and trust its code, write "
+            "`trust_remote_code = true` (`--set models.rm.trust_remote_code=true` beside "
+            "`--model`); "
         )
     else:
-        ways = _what_to_write(facts)
+        ways = _by_name(facts) + _what_to_write(facts)
     rest = "write a recipe that follows its card: `kind`, `template` and `head`, see docs/kinds.md"
     return (
         f"{facts.folder}: its files do not say how its score is read; {facts.describe()}. "
         f"{ways}{'or ' if ways else ''}{rest if ways else rest.capitalize()}"
+    )
+
+
+def _by_name(facts: CheckpointFacts) -> str:
+    """Return the recipe lines of families that only the name of a checkpoint tells."""
+    named = families_by_name(facts)
+    if not named:
+        return ""
+    lines = "; ".join(f"{one.name}: `{recipe_lines(one.recipe)}`" for one in named)
+    return (
+        "Some models are recognized by their names only: name the folder as on the hub, or write "
+        f"the keys ({lines}), with `--set models.rm.KEY=VALUE` beside `--model`. "
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
@@ -13,7 +13,15 @@ from typing import Any
 
 from alarm_models.modeling.inspection import CheckpointFacts
 
-__all__ = ["Family", "families", "is_stock_class", "match_family", "recipe_lines", "toml_value"]
+__all__ = [
+    "Family",
+    "families",
+    "families_by_name",
+    "is_stock_class",
+    "match_family",
+    "recipe_lines",
+    "toml_value",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,13 @@ class Family:
     stock: bool | None = None
     ranker: bool | None = None
     reward_token: str | None = None
+    added_tokens: tuple[str, ...] = ()
     several_labels: bool | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     advice: str | None = None
     note: str | None = None
+    unverified: str | None = None
     test: str | None = None
     examples: tuple[str, ...] = ()
     license: str | None = None
@@ -44,10 +54,9 @@ class Family:
     def matches(self, facts: CheckpointFacts, checkpoint: str) -> bool:
         """Return whether a checkpoint, with its hub id or folder, meets all conditions."""
         first = facts.architectures[0] if facts.architectures else ""
-        names = (checkpoint, facts.folder.name, str(facts.config.get("_name_or_path") or ""))
         return (
             _meets(self.architectures, first)
-            and (not self.names or any(_meets(self.names, _plain(one)) for one in names))
+            and (not self.names or self._is_named(facts, checkpoint))
             and _meets(self.model_types, facts.model_type or "")
             and set(self.tensors) <= set(facts.tensors)
             and set(self.labels) <= facts.label_names
@@ -58,6 +67,24 @@ class Family:
             and (self.stock is None or self.stock == is_stock_class(first))
             and self.ranker in (None, "ranker_type" in facts.config)
             and self.reward_token in (None, facts.reward_token)
+            and (not self.added_tokens or set(self.added_tokens) <= facts.added_tokens)
+        )
+
+    def _is_named(self, facts: CheckpointFacts, checkpoint: str) -> bool:
+        """Return whether the hub id, folder or card has one of the names.
+
+        A pattern without ``/`` applies to the last part of a name, so that a folder above the
+        checkpoint's does not count. What the configuration says it was loaded from counts except
+        for `examples`, which it may have been trained from.
+        """
+        names = [checkpoint.partition("@")[0], *facts.names]
+        if not self.examples:
+            names.append(str(facts.config.get("_name_or_path") or ""))
+        parts = [_plain(name).rstrip("/").split("/")[-2:] for name in names]
+        return any(
+            fnmatchcase("/".join(one if "/" in pattern else one[-1:]), pattern)
+            for pattern in self.names
+            for one in parts
         )
 
 
@@ -87,6 +114,12 @@ def _family(row: Mapping[str, Any]) -> Family:
 def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:
     """Return the first family that matches a checkpoint; None if there is none."""
     return next((one for one in families() if one.matches(facts, checkpoint)), None)
+
+
+def families_by_name(facts: CheckpointFacts) -> list[Family]:
+    """Return the families with recipes that a checkpoint could be, if it had their names."""
+    nameless = (replace(one, names=()) for one in families() if one.names and one.recipe)
+    return [one for one in nameless if one.matches(facts, "")]
 
 
 def recipe_lines(keys: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, shortened
 
 __all__ = [
     "OTHER_FILES",
@@ -24,6 +24,7 @@ __all__ = [
     "Quantization",
     "TensorInfo",
     "inspect_folder",
+    "is_folder",
     "joined",
     "no_weights",
     "read_config",
@@ -81,6 +82,15 @@ _QUANTISED_ENDS = {
 OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
 _GGUF = "*.gguf"
+
+#: How the hub's cache names the folder of a model.
+_CACHED = "models--"
+
+#: A model's card is no longer than this.
+_MAX_CARD_CHARS = 1 << 20
+
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_QUOTED_ID = re.compile(r"""["']([\w.-]+/[\w.-]+)["']""")
 
 #: Output layers of transformers' classifiers.
 _CLASSIFIERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
@@ -223,6 +233,11 @@ class CheckpointFacts:
         return {key: self.config[key] for key in keys if key in self.config}
 
     @property
+    def is_normalization_set(self) -> bool:
+        """Whether config.json says if the checkpoint's own code normalizes its scores."""
+        return any(key in self.config for key in _NORMALIZERS)
+
+    @property
     def chat_template(self) -> str | None:
         """The default chat template in the files."""
         file = self.folder / "chat_template.jinja"
@@ -246,6 +261,31 @@ class CheckpointFacts:
         named = self.tokenizer_config.get("eos_token")
         named = named.get("content") if isinstance(named, Mapping) else named
         return named if isinstance(named, str) else None
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """The tokens that were added to the tokenizer's vocabulary."""
+        file = self.folder / "tokenizer.json"
+        added = read_json_object(file).get("added_tokens") if file.is_file() else None
+        return frozenset(
+            str(one.get("content"))
+            for one in (added if isinstance(added, list) else ())
+            if isinstance(one, Mapping)
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the checkpoint: its folder's, its hub cache's, and those on its card.
+
+        A card names a model in its code: a quoted hub id in a code block of ``README.md``.
+        """
+        cached = [
+            part.removeprefix(_CACHED).replace("--", "/")
+            for part in self.folder.absolute().parts
+            if part.startswith(_CACHED)
+        ]
+        folders = (str(self.folder.absolute()), str(self.folder.resolve()))
+        return (*folders, *cached, *_card_ids(self.folder / "README.md"))
 
     @property
     def reward_token(self) -> str | None:
@@ -288,6 +328,16 @@ def joined(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(shown[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def _card_ids(file: Path) -> list[str]:
+    """Return the hub ids in the code of a model's card."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as card:
+            text = card.read(_MAX_CARD_CHARS)
+    except OSError:
+        return []
+    return [name for block in _CODE_BLOCK.findall(text) for name in _QUOTED_ID.findall(block)]
+
+
 def _is_of_base(name: str, base: str) -> bool:
     if base and name.startswith(base):
         return True
@@ -295,6 +345,16 @@ def _is_of_base(name: str, base: str) -> bool:
         return True
     # Without a prefix, parts of the base besides layers are recognized by name.
     return not base and name.partition(".")[0] in _BASE_PARTS
+
+
+def is_folder(checkpoint: str) -> bool:
+    """Return whether a checkpoint is a folder here; raise `CheckpointError` for an empty name."""
+    if not checkpoint.strip():
+        raise CheckpointError("the checkpoint is empty: give a folder or a hub id")
+    try:
+        return Path(checkpoint).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # no name of a file, or of nobody's home
+        return False
 
 
 def inspect_folder(folder: Path) -> CheckpointFacts:
@@ -324,12 +384,11 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
     """Describe a folder that lacks a file or weights, and what to do."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        adapter_config = read_json_object(adapter)
-        base = adapter_config.get("base_model_name_or_path") or "the base that it was trained on"
+        config = read_json_object(adapter)
+        base = shortened(config.get("base_model_name_or_path") or "the base that it was trained on")
         return (
-            f"{folder} holds a PEFT adapter ({adapter_config.get('peft_type', 'LORA')} on "
-            f"{base!r}, "
-            f"{adapter_config.get('task_type') or 'no task named'}), not a whole checkpoint. "
+            f"{folder} holds a PEFT adapter ({shortened(config.get('peft_type', 'LORA'))} on {base}, "
+            f"{shortened(config.get('task_type') or 'no task named')}), not a whole checkpoint. "
             f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )

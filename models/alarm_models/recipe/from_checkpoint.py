@@ -9,17 +9,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, shortened
 from alarm_models.modeling.families import Family, match_family, toml_value
-from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, read_json_object
+from alarm_models.modeling.inspection import (
+    CheckpointFacts,
+    inspect_folder,
+    is_folder,
+    no_weights,
+    read_json_object,
+)
+from alarm_models.recipe.specs import KINDS, Spec, TextSpec
 
-__all__ = ["SOURCE", "CheckpointRecipe", "recipe_of_checkpoint", "recipe_text"]
+__all__ = ["MODEL", "SOURCE", "CheckpointRecipe", "recipe_of_checkpoint", "recipe_text"]
 
 #: Prefix of a recipe name that is a folder or hub id of a checkpoint.
 SOURCE = "checkpoint:"
 
 #: The name of the only model of such a recipe.
-_MODEL = "rm"
+MODEL = "rm"
+
+#: What an adapter's files do not say.
+_ADAPTED = (
+    "the files do not identify the model, so that its text is not verified: it is the chat "
+    "template's. Compare a score with its card"
+)
+
+#: Keys that set the text of a model.
+_TEXT_KEYS = frozenset({"template", "turns", "chat_template"})
+
+#: How a checkpoint that no row of the table matches is read: as the keys that were set say.
+_BY_KEYS = Family("recipe by keys", recipe={"kind": "sequence"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +51,16 @@ class CheckpointRecipe:
     facts: CheckpointFacts | None
 
 
-def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
+def recipe_of_checkpoint(
+    checkpoint: str, given: Mapping[str, Any] | None = None
+) -> CheckpointRecipe:
     """Create the recipe of a folder or hub id; raise `CheckpointError` if it has no known family.
 
-    Downloads all files of a hub id, including weights, as loading does.
+    ``given`` are the model's keys that will be set in the recipe: a kind, or trust in the
+    checkpoint's own class, makes a recipe of an unknown family too. Downloads all files of a hub
+    id, including weights, as loading does.
     """
+    given = given or {}
     # Both import torch, which recipe files do not need.
     from alarm_models.modeling.checkpoint import locate
     from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
@@ -44,18 +68,25 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
     adapter = _adapter(checkpoint)
     if adapter is not None:
         keys = {"checkpoint": adapter.base, **adapter.family.recipe, "adapter": adapter.folder}
-        return CheckpointRecipe(_table(checkpoint, adapter.family, keys, {}), adapter.family, None)
+        table = _table(checkpoint, adapter.family, {**keys, **_kind(given)}, {})
+        return CheckpointRecipe(table, adapter.family, None)
     folder = locate(checkpoint)
     facts = inspect_folder(folder)
     require_plain_weights(facts)
+    if not facts.tensors:
+        raise CheckpointError(no_weights(folder))
     family = match_family(facts, checkpoint)
+    is_given = "kind" in given or given.get("trust_remote_code") is True
+    if (family is None or not family.recipe) and is_given:
+        family = _BY_KEYS
     if family is None:
         raise CheckpointError(unknown_family_refusal(facts))
-    if family.advice is not None:
-        raise CheckpointError(f"{checkpoint} is of the family {family.name}: {family.advice}")
+    if family.advice is not None and not (family.recipe and _TEXT_KEYS & set(given)):
+        raise CheckpointError(
+            f"{shortened(checkpoint)} is of the family {family.name}: {family.advice}"
+        )
     # A recipe may be written to a file, and be served from another folder.
-    is_folder = Path(checkpoint).expanduser().is_dir()
-    where = str(folder.absolute()) if is_folder else checkpoint
+    where = str(folder.absolute()) if is_folder(checkpoint) else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
     output: dict[str, str] = {}
     is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
@@ -66,17 +97,29 @@ def recipe_of_checkpoint(checkpoint: str) -> CheckpointRecipe:
             output = {"output": labels[-1]}
         if not facts.config.get("id2label"):
             keys["objectives"] = labels
-    return CheckpointRecipe(_table(checkpoint, family, keys, output), family, facts)
+    table = _table(checkpoint, family, {**keys, **_kind(given)}, output)
+    return CheckpointRecipe(table, family, facts)
+
+
+def _kind(given: Mapping[str, Any]) -> dict[str, str]:
+    return {"kind": str(given["kind"])} if "kind" in given else {}
 
 
 def _table(
     checkpoint: str, family: Family, keys: Mapping[str, Any], output: Mapping[str, str]
 ) -> dict[str, Any]:
+    model = dict(keys)
+    remarks = [one for one in (family.unverified, family.note) if one]
+    if remarks:
+        model["note"] = "; ".join(remarks)
+    if issubclass(KINDS.get(keys["kind"], Spec), TextSpec):
+        # Nobody chose to lose the roles of a chat.
+        model["chats"] = "refuse"
     return {
         "name": _name(checkpoint),
         "description": family.name + (f": {family.note}" if family.note else ""),
-        "models": {_MODEL: keys},
-        "holistic": {"model": _MODEL, **output},
+        "models": {MODEL: model},
+        "holistic": {"model": MODEL, **output},
         "hierarchy": {"rule": "holistic_only"},
     }
 
@@ -92,6 +135,8 @@ class _AdapterFolder:
 
 def _adapter(checkpoint: str) -> _AdapterFolder | None:
     """Return the base and the head of an adapter's folder; None for any other folder."""
+    if not is_folder(checkpoint):
+        return None
     folder = Path(checkpoint).expanduser().absolute()
     if not (folder / "adapter_config.json").is_file():
         return None
@@ -104,14 +149,20 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
         raise CheckpointError(f"{folder}: adapter_config.json names no base model: write a recipe")
     tokenizer = {"tokenizer": str(folder)} if (folder / "tokenizer_config.json").is_file() else {}
     if adapter_config.get("task_type") == "SEQ_CLS":
-        family = Family("adapter of a sequence classifier", recipe={"kind": "sequence"} | tokenizer)
+        family = Family(
+            "adapter of a sequence classifier",
+            recipe={"kind": "sequence"} | tokenizer,
+            unverified=_ADAPTED,
+        )
     elif any((folder / f"value_head.{end}").is_file() for end in ("safetensors", "bin")):
         keys = {"kind": "sequence", "head": "v_head.summary"} | tokenizer
-        family = Family("adapter with a value head (LLaMA-Factory)", recipe=keys)
+        family = Family(
+            "adapter with a value head (LLaMA-Factory)", recipe=keys, unverified=_ADAPTED
+        )
     else:
         raise CheckpointError(
             f"{folder} has an adapter for "
-            f"{adapter_config.get('task_type') or 'no named task'} on {base}, "
+            f"{shortened(adapter_config.get('task_type') or 'no named task')} on {shortened(base)}, "
             "and no reward head: write a recipe with `adapter` and the keys that read its score"
         )
     return _AdapterFolder(str(folder), base, family)

@@ -11,13 +11,14 @@ from typing import Any, TypeGuard
 from pydantic import ValidationError
 
 from alarm_models.errors import RecipeError
-from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint
+from alarm_models.recipe.from_checkpoint import MODEL, SOURCE, recipe_of_checkpoint
 from alarm_models.recipe.schema import Recipe
 from alarm_models.recipe.specs import KINDS
 
 __all__ = [
     "FOLDERS",
     "built_in_names",
+    "given_keys",
     "is_template_file",
     "load_recipe",
     "load_recipe_again",
@@ -64,7 +65,8 @@ def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) ->
     changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
     naming file and key.
     """
-    tables = [_read(name) for name in names_or_files]
+    settings = list(settings)
+    tables = [_read(name, settings) for name in names_or_files]
     for setting in settings:
         keys, _ = parse_setting(setting)
         has_table = [_set(table, setting) for table in tables]
@@ -86,7 +88,8 @@ def load_recipe_again(
     ``before`` is the recipe as it was read last: a table that a setting names must still be there.
     Raises `RecipeError`.
     """
-    table = _read(name_or_file)
+    settings = list(settings)
+    table = _read(name_or_file, settings)
     known = {} if before is None else before.model_dump(include={"models", "aspects"})
     for setting in settings:
         keys, _ = parse_setting(setting)
@@ -104,9 +107,16 @@ def locate_recipe(name_or_file: str) -> Path:
     return Path(name_or_file).expanduser()
 
 
-def _read(name_or_file: str) -> dict[str, Any]:
+def given_keys(settings: Iterable[str]) -> dict[str, Any]:
+    """Return the keys that settings set in the model of a checkpoint's recipe."""
+    parsed = [parse_setting(setting) for setting in settings]
+    return {keys[2]: value for keys, value in parsed if keys[:-1] == ["models", MODEL]}
+
+
+def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
     if name_or_file.startswith(SOURCE):
-        return _copied(recipe_of_checkpoint(name_or_file.removeprefix(SOURCE)).table)
+        checkpoint = name_or_file.removeprefix(SOURCE)
+        return _copied(recipe_of_checkpoint(checkpoint, given_keys(settings)).table)
     path = locate_recipe(name_or_file)
     try:
         table = tomllib.loads(_read_text(path, _MAX_FILE_BYTES))

@@ -211,6 +211,9 @@ class NeuralSpec(Spec):
     )
     adapter: _Name = Field(default=None, description="folder or hub id of a PEFT LoRA adapter")
     prefix: _Name = Field(default=None, description="prefix of the base's tensor names")
+    note: _Text = Field(
+        default=None, min_length=1, description="remark on its scores, shown in `notes` of /models"
+    )
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -279,6 +282,11 @@ class TextSpec(NeuralSpec):
     )
     turns: Annotated[TurnsSpec | None, _Added] = Field(
         default=None, description="texts by role, in place of the tokenizer's chat template"
+    )
+    chats: Annotated[Literal["join", "refuse"], _Added] = Field(
+        default="join",
+        description="messages in a template without `turns`: join them without their roles, or "
+        "refuse samples with several; `serve --model` refuses",
     )
 
     @field_validator("template_arguments")

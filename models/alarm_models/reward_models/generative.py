@@ -85,6 +85,7 @@ class GenerativeModel(NeuralRewardModel):
 
     def _render(self, sample: Sample) -> Rendered:
         if self._ask is not None:
+            self._texts.require_renderable(sample)
             question = self._ask.render(sample)
             return self._texts.render_question(question, begins_turn=self._spec.begins_turn)
         return self._texts.render(sample, add_generation_prompt=self._spec.begins_turn)

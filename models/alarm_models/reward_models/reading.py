@@ -11,7 +11,7 @@ from alarm_models.modeling.compatibility import class_note
 from alarm_models.modeling.families import match_family, recipe_lines, toml_value
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput, TokenSequence
-from alarm_models.modeling.inspection import inspect_folder, read_config
+from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, read_config
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, ChatFormat, asks_date
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
@@ -28,9 +28,11 @@ __all__ = [
 ]
 
 #: Keys in which a recipe may differ from its family without changing scores wrongly.
-_FREE_KEYS = frozenset(
-    {"kind", "template", "objectives", "gate_at", "positive", "note", "reference"}
-)
+_FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "reference"})
+
+
+#: Keys of a configuration with the moments of scores.
+_MOMENTS = ("mean", "std", "var")
 
 
 def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer) -> str | None:
@@ -95,7 +97,7 @@ def reading_notes(
     ``token`` is the one that a sample's score is read at, as `read_token` says.
     """
     facts = inspect_folder(folder)
-    notes: list[str | None] = []
+    notes: list[str | None] = [spec.note, _unused_normalization(spec, facts)]
     reward_id = facts.config.get("reward_token_id")
     if isinstance(reward_id, int) and token not in (None, wanted := tokenizer.text_of(reward_id)):
         notes.append(
@@ -116,12 +118,33 @@ def reading_notes(
                 f"{family.name} is read with `{recipe_lines(others)}`, but this recipe differs: "
                 "its scores are not those of the model's card"
             )
-    if any("{prompt" in text for text in spec.templates) and not getattr(spec, "turns", None):
+    joins = getattr(spec, "chats", "join") == "join" and not getattr(spec, "turns", None)
+    if joins and any("{prompt" in text for text in spec.templates):
         notes.append(
             "the template has no turns: the messages of a prompt are joined by blank lines, "
             'without their roles. Write `turns`, or `template = "chat"`, for chats'
         )
     return tuple(note for note in notes if note is not None)
+
+
+def _unused_normalization(spec: NeuralSpec, facts: CheckpointFacts) -> str | None:
+    """Return a note if the configuration has a mean or deviation, and no flag that uses it."""
+    if getattr(spec, "normalization", None) is not None or facts.is_normalization_set:
+        return None
+    found = [f"{key} {facts.config[key]}" for key in _MOMENTS if _is_number(facts.config.get(key))]
+    if not found:
+        return None
+    return (
+        f"config.json has {', '.join(found)}, but neither do_normalize nor normalize_reward: the "
+        "scores are raw. Where the card normalizes them, write "
+        '`normalization = { mean = ..., std = ... }`, else `normalization = "none"`'
+    )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def template_notes(spec: NeuralSpec, tokenizer: Tokenizer) -> tuple[str, ...]:

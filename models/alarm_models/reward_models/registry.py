@@ -77,10 +77,13 @@ _logger = logging.getLogger(__name__)
 #: Files of a tokenizer.
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
-#: Keys that are not digested as constants, as their files are digested.
+#: Keys that are not digested as constants: their files are digested, or they change no score.
 _DIGESTED_OTHERWISE = frozenset(
-    {"checkpoint", "dtype", "trust_remote_code", "revision", "tokenizer", "adapter"}
-)
+    {
+        "checkpoint", "dtype", "trust_remote_code", "revision", "tokenizer", "adapter", "note",
+        "chats",
+    }
+)  # fmt: skip
 
 #: Threads per check; checks mostly release the GIL.
 _NUM_THREADS = min(4, os.cpu_count() or 1)

@@ -63,6 +63,7 @@ class TextPipeline:
         if self._is_pair:
             return self._two_texts(sample)
         if self._template is not None:
+            self.require_renderable(sample)
             return self._template.render(self._with_prompt_as_text(sample))
         messages = conversation(sample)
         if self._turns is not None:
@@ -82,6 +83,19 @@ class TextPipeline:
         message = Message("user", question.text)
         turn = self._turns.render([message], 1, add_generation_prompt=begins_turn)
         return question.within(turn.text, turn.prompt.start)
+
+    def require_renderable(self, sample: Sample) -> None:
+        """Raise `SampleError` for messages whose roles a text template would lose, if so set."""
+        if self._spec.chats == "join" or self._turns is not None:
+            return
+        for content, role in ((sample.prompt, "user"), (sample.completion, "assistant")):
+            if not isinstance(content, str) and [one.role for one in content] not in ([role], []):
+                raise SampleError(
+                    "invalid_sample",
+                    f"the model's template is a text without turns: {len(content)} messages with "
+                    "their roles cannot be written in it. Send them as one text, or write "
+                    "`turns = { user = ..., assistant = ... }` in the recipe",
+                )
 
     def _two_texts(self, sample: Sample) -> Rendered:
         prompt = self._with_prompt_as_text(sample).prompt

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint, recipe_text
-from alarm_models.recipe.loader import load_recipe
+from alarm_models.recipe.loader import given_keys, load_recipe
 from alarm_models.types import Sample
 from alarm_service.cli.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.settings import Settings
@@ -45,7 +45,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
         values.append(f"models.rm.template={json.dumps(options.template)}")
     options.template = options.set = None
     settings = settings_of(options)
-    made = recipe_of_checkpoint(options.checkpoint)
+    made = recipe_of_checkpoint(options.checkpoint, given_keys(values))
     recipe = load_recipe(source, values)
     (spec,) = recipe.models.values()
     keys = spec.model_dump(mode="json", exclude_defaults=True)
@@ -53,6 +53,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
         "checkpoint": options.checkpoint,
         "family": made.family.name,
         "note": made.family.note,
+        "unverified": made.family.unverified,
         "files": "an adapter" if made.facts is None else made.facts.describe(),
         "kind": spec.kind,
         "head": keys.get("head"),

@@ -170,6 +170,8 @@ class RayModel(HostModel):
 
     def __init__(self, plan: DeploymentConfig, lease: DeploymentLease) -> None:
         super().__init__(fingerprint="")
+        self.read_token: str | None = None
+        self.notes: tuple[str, ...] = ()
         self._plan = plan
         self._lease = lease
         self._method: Any = None
@@ -184,6 +186,7 @@ class RayModel(HostModel):
         about: ModelInfo = await call_cancellable(handle.about)
         self._fingerprint, self.limit = about.fingerprint, about.limit
         self.dtype, self.device = about.dtype, about.device
+        self.read_token, self.notes = about.read_token, about.notes
         self._method = handle.score
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:

@@ -116,12 +116,14 @@ def _recipe_of_one(served: ServedModel) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A replica's model: fingerprint, limit, dtype and device."""
+    """A replica's model: fingerprint, limits, device, and how it is read."""
 
     fingerprint: str
     limit: int | None
     dtype: str | None
     device: str
+    read_token: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,14 @@ class ModelReplica:
 
     def about(self) -> ModelInfo:
         """Describe the model."""
-        devices = ",".join(map(str, self._engine.device_pool.devices))
-        return ModelInfo(self._model.fingerprint, self._model.limit, self._model.dtype, devices)
+        return ModelInfo(
+            self._model.fingerprint,
+            self._model.limit,
+            self._model.dtype,
+            ",".join(map(str, self._engine.device_pool.devices)),
+            read_token=getattr(self._model, "read_token", None),
+            notes=getattr(self._model, "notes", ()),
+        )
 
     async def score(
         self,
