@@ -84,7 +84,8 @@ class Sample:
 
     ``fields`` holds further texts that a template may name; ``token_offsets`` one span of the
     completion a policy token; ``segments`` spans that replace the server's own finding, by the
-    segmenter's name; ``group`` marks samples of one prompt.
+    segmenter's name; ``group`` marks samples of one prompt. ``prefix_segmenter`` asks a model that
+    can for the scores of the completion's prefixes too, each cut behind one of its segments.
     """
 
     prompt: str | tuple[Message, ...]
@@ -94,6 +95,7 @@ class Sample:
     segments: Mapping[str, Sequence[Span]] = field(default_factory=dict)
     id: str | None = None
     group: str | None = None
+    prefix_segmenter: str | None = None
 
     @property
     def prompt_text(self) -> str:
@@ -149,6 +151,10 @@ class Score:
     ``num_tokens`` counts the tokens of the sample as the model reads it alone,
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
     ``outputs`` are the numbers of a model that gives several, by their names.
+
+    ``prefixes`` are the scores of the completion's prefixes, where they were asked for: of the
+    empty one, and of those cut behind each segment but the last, which is the whole completion.
+    Each segment then has the score of the completion up to its end.
     """
 
     value: float | None
@@ -157,6 +163,18 @@ class Score:
     truncated: bool
     num_computed_tokens: int = 0
     outputs: Mapping[str, float] | None = None
+    prefixes: tuple[Score, ...] = ()
+
+    def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
+        """Return this score of a whole completion with those of its prefixes, the empty one first.
+
+        ``spans`` are the segments, as many as prefixes.
+        """
+        segments = tuple(
+            SegmentScore(span, None, score.value, None)
+            for span, score in zip(spans, (*prefixes[1:], self), strict=True)
+        )
+        return replace(self, segments=segments, prefixes=tuple(prefixes))
 
     def output(self, name: str | None) -> Score:
         """Return the score that one named output is; None is this score itself.
@@ -168,7 +186,11 @@ class Score:
         if self.outputs is None or name not in self.outputs:
             there = ", ".join(self.outputs or ()) or "none"
             raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
-        return replace(self, value=self.outputs[name], segments=None)
+        found = replace(self, value=self.outputs[name], segments=None, prefixes=())
+        if not self.prefixes:
+            return found
+        spans = [segment.span for segment in self.segments or ()]
+        return found.with_prefixes([one.output(name) for one in self.prefixes], spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class ModelInput:
 
     ``segments`` are the spans that the reads judge, in order; there are fewer reads where
     truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
+    ``num_shared`` counts the tokens that the sample's own sequences have in common, which a network
+    that shares prefixes computes once.
     """
 
     ids: tuple[int, ...]
@@ -68,6 +70,7 @@ class ModelInput:
     token_type_ids: tuple[int, ...] = ()
     owner: str = ""
     further_sequences: tuple[TokenSequence, ...] = ()
+    num_shared: int = 0
 
     @classmethod
     def of_sequences(
