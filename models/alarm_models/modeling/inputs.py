@@ -108,6 +108,11 @@ class ModelInput:
         return len(self.ids) + sum(len(one.ids) for one in self.further_sequences)
 
     @property
+    def num_cost_tokens(self) -> int:
+        """How many tokens it adds to a batch alone: those its sequences share counted once."""
+        return self.num_tokens - self.num_shared
+
+    @property
     def num_reads(self) -> int:
         """How many rows of outputs it has."""
         return len(self.read_positions) + sum(

@@ -71,7 +71,8 @@ class MultiObjectiveModel(NeuralRewardModel):
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate, with prefixes where a sample asks for them."""
         if any(sample.prefix_segmenter for sample in samples):
-            return PrefixPipeline(self._texts, self._texts.render, self._features).prepare(samples)
+            render = self._texts.render
+            return PrefixPipeline(self._texts, render, self._features, self.cost).prepare(samples)
         return self._texts.prepare(samples, self._texts.render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:

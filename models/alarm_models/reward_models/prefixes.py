@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import ModelInput, split_sequences
+from alarm_models.modeling.inputs import BatchLayout, ModelInput, split_sequences
 from alarm_models.modeling.packed.prefix_cache import common_prefix_length
 from alarm_models.preprocessing.segmentation import SEGMENTERS
 from alarm_models.preprocessing.templates import Rendered
@@ -99,12 +99,13 @@ def read_with_prefixes(
 class PrefixPipeline:
     """Prepares samples with their prefixes, where they ask for those (`prefix_segmenter`).
 
-    ``render`` and ``features`` are as in `TextPipeline.prepare`.
+    ``render`` and ``features`` are as in `TextPipeline.prepare`; ``cost`` is that of the network.
     """
 
     texts: TextPipeline
     render: Callable[[Sample], Rendered | Score]
     features: Callable[[TokenIds, bool], ModelInput]
+    cost: BatchLayout
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Prepare samples, those that ask for no prefixes in one go."""
@@ -137,6 +138,8 @@ class PrefixPipeline:
                     return SampleError(one.code, f"its first {end} characters: {one.message}")
         sequences = [whole.sequences[0], *(one.sequences[0] for one in inputs)]
         joined = ModelInput.of_sequences(sequences, truncated=whole.truncated, segments=spans)
+        if self.cost is not BatchLayout.PREFIX_SHARED:
+            return joined
         return replace(joined, num_shared=num_shared_tokens(joined.ids_of_sequences))
 
     def _like(self, tokens: TokenIds, whole: ModelInput) -> Callable[[TokenIds, bool], ModelInput]:

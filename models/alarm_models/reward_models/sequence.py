@@ -55,7 +55,8 @@ class SequenceModel(NeuralRewardModel):
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate, with prefixes where a sample asks for them."""
         if any(sample.prefix_segmenter for sample in samples):
-            return PrefixPipeline(self._texts, self._render, self._features).prepare(samples)
+            pipeline = PrefixPipeline(self._texts, self._render, self._features, self.cost)
+            return pipeline.prepare(samples)
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
