@@ -213,7 +213,11 @@ class AspectReward:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The number a trainer gets for a sample, and its parts."""
+    """The number a trainer gets for a sample, and its parts.
+
+    ``holistic_segments`` has the scores of the completion's prefixes where the holistic reward is
+    spread over them.
+    """
 
     reward: float
     token_rewards: tuple[float, ...] | None
@@ -222,6 +226,7 @@ class Reward:
     admitted: bool
     aspects: Mapping[str, AspectReward | None]
     truncated: bool
+    holistic_segments: tuple[SegmentScore, ...] | None = None
 
 
 def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:

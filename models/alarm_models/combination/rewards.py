@@ -25,7 +25,7 @@ from alarm_models.combination.token_alignment import (
     whitespace_tokens,
 )
 from alarm_models.errors import SampleError
-from alarm_models.types import AspectReward, Reward, Sample, Score, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
 
 __all__ = [
     "AspectRule",
@@ -211,7 +211,7 @@ class ScoredSample:
 
     def _spread_z(self, params: RuleParams) -> tuple[float, ...] | None:
         score, tokens = self.holistic.score, self.sample.token_offsets
-        if not (params.spreads_holistic and score.prefixes and tokens):
+        if not tokens or self._prefix_segments(params) is None:
             return None
 
         def earns(score: float | None) -> float:
@@ -219,7 +219,11 @@ class ScoredSample:
 
         return _spread(score, earns, self.sample.completion_text, tuple(tokens))
 
-    def reward(self, tokens: Sequence[float]) -> Reward:
+    def _prefix_segments(self, params: RuleParams) -> tuple[SegmentScore, ...] | None:
+        score = self.holistic.score
+        return score.segments if params.spreads_holistic and score.prefixes else None
+
+    def reward(self, tokens: Sequence[float], params: RuleParams) -> Reward:
         """Return the reward that the rule gave, on the policy's tokens where there are any.
 
         A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
@@ -241,6 +245,7 @@ class ScoredSample:
             admitted=self.holistic.admitted,
             aspects=aspects,
             truncated=score.truncated or any(one.truncated for one in computed),
+            holistic_segments=self._prefix_segments(params),
         )
 
     def _aspect_input(self, aspect: AspectReward) -> AspectInput:
@@ -253,14 +258,18 @@ def combine_rewards(
 ) -> list[Reward | SampleError]:
     """Combine the scores of each sample by the recipe's rule, in order."""
     combined = apply_rule([scored.rule_inputs(params) for scored in samples], params)
-    return [_reward(scored, tokens) for scored, tokens in zip(samples, combined, strict=True)]
+    return [
+        _reward(scored, tokens, params) for scored, tokens in zip(samples, combined, strict=True)
+    ]
 
 
-def _reward(scored: ScoredSample, tokens: tuple[float, ...] | SampleError) -> Reward | SampleError:
+def _reward(
+    scored: ScoredSample, tokens: tuple[float, ...] | SampleError, params: RuleParams
+) -> Reward | SampleError:
     if isinstance(tokens, SampleError):
         return tokens
     try:
-        return scored.reward(tokens)
+        return scored.reward(tokens, params)
     except SampleError as error:
         return error
 
