@@ -15,6 +15,7 @@ import torch
 
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, split_sequences
+from alarm_models.modeling.packed.batch import pack
 from alarm_models.modeling.packed.prefix_cache import common_prefix_length
 from alarm_models.preprocessing.segmentation import SEGMENTERS
 from alarm_models.preprocessing.templates import Rendered
@@ -81,8 +82,8 @@ def cut_completion(sample: Sample, end: int) -> Sample:
 
 
 def num_shared_tokens(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Count the tokens that need not be computed for sequences whose shared prefixes are."""
-    return sum(common_prefix_length(*pair, 0) for pair in pairwise(sorted(sequences)))
+    """Count the tokens that a packed batch of these sequences need not compute."""
+    return sum(map(len, sequences)) - len(pack(sequences, share=True).ids)
 
 
 def read_with_prefixes(
