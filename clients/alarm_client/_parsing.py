@@ -178,7 +178,7 @@ def _holistic(row: Json) -> Holistic | None:
         return None
     holistic = object_of(row["holistic"], "holistic")
     normalized = number(holistic.get("normalized"), "normalized")
-    return Holistic(optional_number(holistic, "score"), normalized)
+    return Holistic(optional_number(holistic, "score"), normalized, _segments(holistic))
 
 
 def _aspect(value: object) -> AspectReward | None:

@@ -88,10 +88,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Holistic:
-    """The holistic score, raw (None if the short-response penalty replaced it) and normalized."""
+    """The holistic score, raw (None if the short-response penalty replaced it) and normalized.
+
+    `segments`: the scores of the completion up to each segment's end, if the recipe asks for them.
+    """
 
     score: float | None
     normalized: float
+    segments: tuple[SegmentScore, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

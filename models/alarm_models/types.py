@@ -114,7 +114,8 @@ class Sample:
     of the completion a policy token; ``segments`` spans that replace the server's own finding, by
     the segmenter's name; ``group`` marks samples of one prompt, ``group_size`` how many there are.
     ``tools`` are the JSON descriptions of the tools that the policy could call. ``finish_reason``
-    says why the policy stopped, ``"length"`` if it reached its limit.
+    says why the policy stopped, ``"length"`` if it reached its limit. ``prefix_segmenter`` requests
+    the scores of the completion's prefixes, each cut after one of its segments.
     """
 
     prompt: str | tuple[Message, ...]
@@ -127,6 +128,7 @@ class Sample:
     group_size: int | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     finish_reason: str | None = None
+    prefix_segmenter: str | None = None
 
     @property
     def prompt_text(self) -> str:
@@ -214,6 +216,10 @@ class Score:
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
     ``outputs`` are the numbers of a model that gives several, by their names. ``omitted`` says what
     the model was not shown, such as ``thinking`` or ``prompt_start``.
+
+    ``prefixes`` are the scores of the completion's prefixes, where they were requested: of the
+    empty one, and of those cut after each segment but the last, which is the whole completion.
+    Each segment then has the score of the completion up to its end.
     """
 
     value: float | None
@@ -223,6 +229,18 @@ class Score:
     num_computed_tokens: int = 0
     outputs: Mapping[str, float] | None = None
     omitted: tuple[str, ...] = ()
+    prefixes: tuple[Score, ...] = ()
+
+    def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
+        """Return this score of a whole completion with those of its prefixes, the empty one first.
+
+        ``spans`` are the segments, as many as prefixes.
+        """
+        segments = tuple(
+            SegmentScore(span, None, score.value, None)
+            for span, score in zip(spans, (*prefixes[1:], self), strict=True)
+        )
+        return replace(self, segments=segments, prefixes=tuple(prefixes))
 
     def output(self, name: str | None) -> Score:
         """Return the score that one named output is; None is this score itself.
@@ -234,7 +252,11 @@ class Score:
         if self.outputs is None or name not in self.outputs:
             there = ", ".join(self.outputs or ()) or "none"
             raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
-        return replace(self, value=self.outputs[name], segments=None)
+        found = replace(self, value=self.outputs[name], segments=None, prefixes=())
+        if not self.prefixes:
+            return found
+        spans = [segment.span for segment in self.segments or ()]
+        return found.with_prefixes([one.output(name) for one in self.prefixes], spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +280,11 @@ class AspectReward:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The number a trainer gets for a sample, and its parts."""
+    """The number a trainer gets for a sample, and its parts.
+
+    ``holistic_segments`` has the scores of the completion's prefixes where the holistic reward is
+    spread over them.
+    """
 
     reward: float
     token_rewards: tuple[float, ...] | None
@@ -268,6 +294,7 @@ class Reward:
     aspects: Mapping[str, AspectReward | None]
     truncated: bool
     omitted: tuple[str, ...] = ()
+    holistic_segments: tuple[SegmentScore, ...] | None = None
 
 
 def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:

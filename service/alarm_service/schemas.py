@@ -39,6 +39,7 @@ from alarm_service.json_pieces import MAX_OFFSET
 
 __all__ = [
     "AspectOut",
+    "DenseHolisticOut",
     "ErrorBody",
     "ErrorOut",
     "FailFastInPieces",
@@ -478,6 +479,15 @@ class HolisticOut(_Out):
     normalized: float
 
 
+class DenseHolisticOut(HolisticOut):
+    """The holistic score where it is spread over tokens.
+
+    A segment's `score` is that of the completion up to its end.
+    """
+
+    segments: list[SegmentOut]
+
+
 class AspectOut(_Out):
     """An aspect's shaped reward, before weighting."""
 
@@ -492,7 +502,7 @@ class RewardOut(_Out):
     id: str | int | None = Field(default=None, description="as in the request")
     reward: float | None
     token_rewards: list[float] | None
-    holistic: HolisticOut | None
+    holistic: DenseHolisticOut | HolisticOut | None
     admitted: bool | None
     aspects: dict[str, AspectOut | None]
     truncated: bool
@@ -639,7 +649,7 @@ def reward_out(
         id=sample.id,
         reward=outcome.reward,
         token_rewards=None if tokens is None else list(tokens),
-        holistic=HolisticOut(score=outcome.holistic_score, normalized=outcome.holistic_normalized),
+        holistic=_holistic(outcome),
         admitted=outcome.admitted,
         aspects={name: _aspect(aspect) for name, aspect in outcome.aspects.items()},
         truncated=outcome.truncated,
@@ -696,6 +706,14 @@ def _spans(spans: Sequence[SpanIn] | PackedSpans) -> Sequence[Span]:
     if isinstance(spans, PackedSpans):
         return spans
     return tuple(Span(start, end) for start, end in spans)
+
+
+def _holistic(outcome: Reward) -> HolisticOut:
+    score, normalized = outcome.holistic_score, outcome.holistic_normalized
+    segments = _segments(outcome.holistic_segments)
+    if segments is None:
+        return HolisticOut(score=score, normalized=normalized)
+    return DenseHolisticOut(score=score, normalized=normalized, segments=segments)
 
 
 def _aspect(aspect: AspectReward | None) -> AspectOut | None:

@@ -219,3 +219,46 @@ def test_key_of_digits_is_set_as_it_is_written(tmp_path: Path) -> None:
         assert isinstance(spec, RemoteSpec)
         assert spec.api_key is not None
         assert spec.api_key.get_secret_value() == key
+
+
+DENSE = 'dense = "prefix"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (EXAMPLE.replace("weight = 1.0\n", 'segmenter = "steps"\n'), r"holistic.dense = .prefix"),
+        (EXAMPLE.replace("weight = 1.0\n", 'dense = "suffix"\n'), "holistic.dense"),
+        (
+            EXAMPLE.replace("weight = 1.0\n", DENSE) + '[models.n]\nkind = "length"\n'
+            f'[aspects.a]\nmodel = "n"\n{DENSE}',
+            "aspects.a.dense requires a model of kind `sequence` or `multi-objective`",
+        ),
+        (
+            f'{EXAMPLE}[aspects.a]\nmodel = "rm"\nplacement = "segment-ends"\n{DENSE}',
+            "aspects.a has dense and placement",
+        ),
+        (
+            EXAMPLE.replace("weight = 1.0\n", DENSE)
+            + f'[aspects.a]\nmodel = "rm"\nsegmenter = "steps"\n{DENSE}',
+            "holistic and aspects.a cut the completions for 'rm' into sentences and steps",
+        ),
+        (
+            EXAMPLE.replace("weight = 1.0\n", DENSE).replace("holistic_only", "minimum"),
+            "rule `minimum` does not add up the holistic reward",
+        ),
+    ],
+)
+def test_dense_that_has_no_meaning_is_refused_with_what_to_write(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(written(text, tmp_path))
+
+
+def test_dense_changes_the_fingerprint_of_a_recipe_that_has_it(tmp_path: Path) -> None:
+    texts = (EXAMPLE, EXAMPLE.replace("weight = 1.0\n", DENSE))
+    plain, dense = (
+        load_recipe(written(text, tmp_path)).fingerprint({}, Overrides()) for text in texts
+    )
+    assert plain != dense

@@ -4,7 +4,11 @@ from typing import SupportsIndex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alarm_models.combination.token_alignment import per_token_values, place_on_tokens
+from alarm_models.combination.token_alignment import (
+    per_token_values,
+    place_differences,
+    place_on_tokens,
+)
 from alarm_models.types import Span
 
 #: Six tokens of "Yes, it is. No", the last one end-of-text.
@@ -133,3 +137,16 @@ def laid_pair_by_pair(
 
 def shares(one: Span, other: Span) -> bool:
     return max(one.start, other.start) < min(one.end, other.end)
+
+
+def test_differences_land_on_their_spans_and_the_start_on_the_first_token() -> None:
+    text, tokens = "a b c d e f", [Span(at, at + 1) for at in range(0, 11, 2)]
+    values = [(Span(0, 3), 2.0), (Span(4, 7), 1.0), (Span(8, 11), 4.0)]
+    placed = place_differences(0.5, values, text, tokens)
+    assert placed == (0.5, 1.5, 0, -1.0, 0, 3.0)
+    assert sum(placed) == 4.0
+
+
+def test_differences_on_one_token_add_up_to_the_last_value() -> None:
+    values = [(Span(0, 3), 2.0), (Span(4, 7), 1.5)]
+    assert place_differences(0.5, values, "a b. c d", [Span(0, 8)]) == (1.5,)

@@ -13,7 +13,6 @@ from alarm_models.combination.rule_registry import (
     RuleParams,
     TokenRewards,
     group_rule,
-    on_last_token,
     validate_group_members,
 )
 from alarm_models.errors import SampleError
@@ -58,6 +57,7 @@ class _Scale:
     reward="as `mo_grpo`, then brought to mean 0 and deviation 1 over the request",
     source="GDPO, arXiv 2601.05242",
     accepts=("group_size",),
+    can_spread_holistic=True,
 )
 def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
     """Return the rewards of `mo_grpo` brought to mean 0 and deviation 1 over all the samples.
@@ -81,6 +81,7 @@ def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards
     "weight `W`",
     source="MO-GRPO, arXiv 2509.22047",
     accepts=("group_size",),
+    can_spread_holistic=True,
 )
 def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
     """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
@@ -113,7 +114,7 @@ def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRe
     components: list[tuple[float, list[Sequence[float]]]] = [
         (
             params.holistic_weight,
-            [on_last_token(parts.z, parts.num_tokens) for parts in group],
+            [parts.z_on_tokens() for parts in group],
         ),
         *(
             (params.weights[name], [parts.aspects[name].rewards for parts in group])

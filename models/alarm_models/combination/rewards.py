@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from alarm_models.combination.rules import (
@@ -20,11 +20,12 @@ from alarm_models.combination.rules import (
 from alarm_models.combination.token_alignment import (
     Placement,
     per_token_values,
+    place_differences,
     place_on_tokens,
     whitespace_tokens,
 )
 from alarm_models.errors import SampleError
-from alarm_models.types import AspectReward, Reward, Sample, Score, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
 
 __all__ = [
     "AspectRule",
@@ -60,7 +61,8 @@ class AspectRule:
     A judged segment earns ``positive`` or ``negative``; the grade of a segment, as the score of a
     whole completion, earns ``(score - mean) / std * scale + bias``. Each is shaped. Placed on
     tokens, each token earns ``negative`` where a negative segment overlaps it, and ``positive``
-    elsewhere.
+    elsewhere. With ``is_dense`` what a whole completion earns is spread over the tokens: a segment
+    earns what the completion up to its end adds to what it earned before.
     """
 
     positive: float
@@ -71,6 +73,13 @@ class AspectRule:
     bias: float
     shaping: Shaping
     placement: Placement = Placement.SEGMENT_ENDS
+    is_dense: bool = False
+
+    def shaped(self, score: float | None) -> float:
+        """Return what the score of a whole completion earns; NaN where there is no score."""
+        if score is None:
+            return math.nan
+        return SHAPINGS[self.shaping](self._raw_value(score, None))
 
     def values(self, score: Score, tokens: Sequence[Span]) -> AspectValues:
         """Return the values of a score; ``tokens`` are the completion's, or its words."""
@@ -81,7 +90,7 @@ class AspectRule:
     def _raw_values(
         self, score: Score, tokens: Sequence[Span]
     ) -> tuple[Sequence[Span | None], Sequence[float]]:
-        if score.segments is None:
+        if score.segments is None or score.prefixes:
             if score.value is None:
                 return (), ()
             return (None,), (self._raw_value(score.value, None),)
@@ -108,7 +117,9 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
     tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
     values = rule.values(score, tokens or whitespace_tokens(text))
     token_rewards: tuple[float, ...] | None = None
-    if tokens is not None:
+    if tokens and score.prefixes and rule.is_dense:
+        token_rewards = _spread(score, rule.shaped, text, tokens)
+    elif tokens is not None:
         is_per_token = rule.placement is Placement.TOKENS and score.segments is not None
         token_rewards = (
             tuple(values.shaped[: len(tokens)])
@@ -118,12 +129,20 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
     return AspectReward(
         sum(values.shaped),
         token_rewards,
-        score.segments,
+        score.segments if rule.is_dense or not score.prefixes else None,
         _mean(values.shaped),
         _mean(values.raw),
         score.truncated,
         tuple(values.shaped),
     )
+
+
+def _spread(
+    score: Score, earns: Callable[[float | None], float], text: str, tokens: Sequence[Span]
+) -> tuple[float, ...]:
+    """Place what a completion earns as what each of its prefixes adds, the empty one first."""
+    values = [(segment.span, earns(segment.score)) for segment in score.segments or ()]
+    return place_differences(earns(score.prefixes[0].value), values, text, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +200,30 @@ class ScoredSample:
             if self.holistic.aspects_count and aspect is not None and params.needs_aspect(name)
         }
         num_tokens = len(self.sample.token_offsets or ()) or 1
-        return RuleInputs(self.holistic.z, counted, num_tokens, self.reference_z, self.sample.group)
+        return RuleInputs(
+            self.holistic.z,
+            counted,
+            num_tokens,
+            self.reference_z,
+            self.sample.group,
+            self._spread_z(params),
+        )
 
-    def reward(self, tokens: Sequence[float]) -> Reward:
+    def _spread_z(self, params: RuleParams) -> tuple[float, ...] | None:
+        score, tokens = self.holistic.score, self.sample.token_offsets
+        if not tokens or self._prefix_segments(params) is None:
+            return None
+
+        def earns(score: float | None) -> float:
+            return math.nan if score is None else normalize(score, params)
+
+        return _spread(score, earns, self.sample.completion_text, tuple(tokens))
+
+    def _prefix_segments(self, params: RuleParams) -> tuple[SegmentScore, ...] | None:
+        score = self.holistic.score
+        return score.segments if params.spreads_holistic and score.prefixes else None
+
+    def reward(self, tokens: Sequence[float], params: RuleParams) -> Reward:
         """Return the reward that the rule gave, on the policy's tokens where there are any.
 
         A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
@@ -205,6 +245,7 @@ class ScoredSample:
             admitted=self.holistic.admitted,
             aspects=aspects,
             truncated=score.truncated or any(one.truncated for one in computed),
+            holistic_segments=self._prefix_segments(params),
         )
 
     def _aspect_input(self, aspect: AspectReward) -> AspectInput:
@@ -217,14 +258,18 @@ def combine_rewards(
 ) -> list[Reward | SampleError]:
     """Combine the scores of each sample by the recipe's rule, in order."""
     combined = apply_rule([scored.rule_inputs(params) for scored in samples], params)
-    return [_reward(scored, tokens) for scored, tokens in zip(samples, combined, strict=True)]
+    return [
+        _reward(scored, tokens, params) for scored, tokens in zip(samples, combined, strict=True)
+    ]
 
 
-def _reward(scored: ScoredSample, tokens: tuple[float, ...] | SampleError) -> Reward | SampleError:
+def _reward(
+    scored: ScoredSample, tokens: tuple[float, ...] | SampleError, params: RuleParams
+) -> Reward | SampleError:
     if isinstance(tokens, SampleError):
         return tokens
     try:
-        return scored.reward(tokens)
+        return scored.reward(tokens, params)
     except SampleError as error:
         return error
 

@@ -66,7 +66,8 @@ class RuleParams:
 
     The fields after ``weights`` are constants of single rules. A recipe's ``[hierarchy]`` table has
     the same keys with the same types, made from these fields; a rule declares which of them it
-    requires. The defaults stand in for what a rule does not use.
+    requires. The defaults stand in for what a rule does not use. With ``spreads_holistic`` the
+    holistic reward is spread over the prefixes of a completion, where these have scores.
     """
 
     rule: str
@@ -86,6 +87,7 @@ class RuleParams:
     group_size: int | None = _constant(
         None, Constant("the samples of a group, where all groups have as many", 2, ge=2)
     )
+    spreads_holistic: bool = False
 
     @property
     def definition(self) -> RuleDefinition:
@@ -160,7 +162,8 @@ class RuleInputs:
     ``aspects`` holds those that count: none where the rule waits for the threshold and the sample
     is below it. ``num_tokens`` is one where only a scalar is asked for. ``reference_z`` is the
     normalized holistic score of a reference completion, for rules that compare with one; ``group``
-    is the caller's name for the samples of one prompt.
+    is the caller's name for the samples of one prompt. ``spread_z`` has ``z`` as parts that tokens
+    add to it, ``[num_tokens]``; without it all of ``z`` is the last token's.
     """
 
     z: float
@@ -168,6 +171,11 @@ class RuleInputs:
     num_tokens: int
     reference_z: float | None = None
     group: str | None = None
+    spread_z: Sequence[float] | None = None
+
+    def z_on_tokens(self) -> Sequence[float]:
+        """Return the tokens' parts of ``z``: ``[num_tokens]``."""
+        return on_last_token(self.z, self.num_tokens) if self.spread_z is None else self.spread_z
 
     def weighted(self, params: RuleParams) -> Iterator[tuple[float, AspectInput]]:
         """Yield the aspects that have a weight, each with its weight."""
@@ -216,6 +224,8 @@ class RuleTraits(TypedDict, total=False):
     adds_up: bool
     #: Whether the holistic score is among the parts.
     uses_holistic: bool
+    #: Whether it may be spread over tokens (`RuleInputs.z_on_tokens`), as it counts linearly.
+    can_spread_holistic: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,7 @@ class RuleDefinition:
     needs_reference: bool = False
     adds_up: bool = False
     uses_holistic: bool = True
+    can_spread_holistic: bool = False
 
     @property
     def constants(self) -> tuple[str, ...]:

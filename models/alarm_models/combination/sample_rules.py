@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 from alarm_models.combination.rule_registry import (
     AspectsCount,
@@ -41,6 +42,7 @@ _ALARM = "ALaRM, arXiv 2403.06754"
     accepts=("threshold",),
     aspects=AspectsCount.WHEN_ADMITTED,
     adds_up=True,
+    can_spread_holistic=True,
 )
 def hierarchical(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``, the sum only of an admitted sample.
@@ -56,6 +58,7 @@ def hierarchical(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     reward="`W z` on the last token `+ sum w_k a_k[t]`",
     source=_ALARM,
     adds_up=True,
+    can_spread_holistic=True,
 )
 def weighted_sum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``."""
@@ -69,6 +72,7 @@ def weighted_sum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     source=_ALARM,
     aspects=AspectsCount.NEVER,
     adds_up=True,
+    can_spread_holistic=True,
 )
 def holistic_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last]``."""
@@ -82,6 +86,7 @@ def holistic_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     source=_ALARM,
     adds_up=True,
     uses_holistic=False,
+    can_spread_holistic=True,
 )
 def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``sum_k w_k*a_k[t]``."""
@@ -95,6 +100,7 @@ def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     source="ours: no jump at the threshold",
     requires=("temperature",),
     accepts=("threshold",),
+    can_spread_holistic=True,
 )
 def soft_gate(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + s((z - threshold)/temperature) * sum_k w_k*a_k[t]``.
@@ -103,7 +109,7 @@ def soft_gate(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     by half, and a temperature towards 0 gives `hierarchical` back.
     """
     gate = sigmoid((inputs.z - params.threshold) / params.temperature)
-    return _sum(inputs, params, inputs.z, inputs.aspects, scale=gate)
+    return _sum(inputs, params, inputs.aspects, scale=gate)
 
 
 @sample_rule(
@@ -114,6 +120,7 @@ def soft_gate(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     requires=("order", "minimums"),
     accepts=("threshold",),
     aspects=AspectsCount.WHEN_ADMITTED,
+    can_spread_holistic=True,
 )
 def cascade(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return the sum of the parts before the first closed gate, and of that gate itself.
@@ -129,7 +136,7 @@ def cascade(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
             break
     else:
         counted.update(inputs.aspects)
-    return _sum(inputs, params, inputs.z, counted)
+    return _sum(inputs, params, counted)
 
 
 @sample_rule(
@@ -138,6 +145,7 @@ def cascade(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     reward="`floor` on the last token where an aspect misses its minimum, else the weighted sum",
     source="Rubicon, arXiv 2508.12790",
     requires=("floor", "minimums"),
+    can_spread_holistic=True,
 )
 def veto(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``floor`` on the last token if an aspect misses its minimum, else the weighted sum.
@@ -216,7 +224,8 @@ def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
             "rule `par` compares with a reference: send its text in the sample's "
             "`fields.reference`",
         )
-    return _sum(inputs, params, sigmoid(inputs.z - inputs.reference_z), inputs.aspects)
+    preferred = replace(inputs, z=sigmoid(inputs.z - inputs.reference_z), spread_z=None)
+    return _sum(preferred, params, inputs.aspects)
 
 
 @sample_rule(
@@ -241,15 +250,19 @@ def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]`` over the aspects that count."""
-    return _sum(inputs, params, inputs.z, inputs.aspects)
+    return _sum(inputs, params, inputs.aspects)
 
 
 def _sum(
-    inputs: RuleInputs, params: RuleParams, z: float, names: Collection[str], scale: float = 1.0
+    inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
 ) -> tuple[float, ...]:
+    """Return ``W*z`` where it lands, and ``scale * sum_k w_k*a_k[t]`` over the named aspects."""
     rewards = _sum_of_aspects(inputs, params, names, scale)
+    if inputs.spread_z is not None:
+        parts = zip(rewards, inputs.spread_z, strict=True)
+        return tuple(reward + params.holistic_weight * part for reward, part in parts)
     if rewards:
-        rewards[-1] += params.holistic_weight * z
+        rewards[-1] += params.holistic_weight * inputs.z
     return tuple(rewards)
 
 

@@ -9,7 +9,13 @@ from enum import StrEnum
 
 from alarm_models.types import Span
 
-__all__ = ["Placement", "per_token_values", "place_on_tokens", "whitespace_tokens"]
+__all__ = [
+    "Placement",
+    "per_token_values",
+    "place_differences",
+    "place_on_tokens",
+    "whitespace_tokens",
+]
 
 _WORD = re.compile(r"\S+")
 _SPACE = re.compile(r"\s+")
@@ -48,6 +54,20 @@ def place_on_tokens(
     for (_, value), place in zip(values, _last_overlapping(spans, tokens), strict=True):
         rewards[place] += value
     return tuple(rewards)
+
+
+def place_differences(
+    start: float, values: Sequence[tuple[Span, float]], text: str, tokens: Sequence[Span]
+) -> tuple[float, ...]:
+    """Place on each span's last token what its value adds to that of the span before it.
+
+    ``start`` is the value before the first span, and placed on the first token: the rewards sum to
+    the last value. Spans and tokens are as in `place_on_tokens`.
+    """
+    before = [start, *(value for _, value in values[:-1])]
+    gains = [(span, value - last) for (span, value), last in zip(values, before, strict=True)]
+    first, *others = place_on_tokens(gains, text, tokens)
+    return (start + first, *others)
 
 
 def per_token_values(

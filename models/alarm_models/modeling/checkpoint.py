@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError, quoted
-from alarm_models.modeling.inspection import OTHER_FILES, joined, no_weights
+from alarm_models.modeling.inspection import OTHER_FILES, is_folder, joined, no_weights
 
 __all__ = [
     "code_digest",

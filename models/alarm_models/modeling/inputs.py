@@ -59,6 +59,8 @@ class ModelInput:
 
     ``segments`` are the spans that the reads judge, in order; there are fewer reads where
     truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
+    ``num_shared`` counts the tokens that the sample's own sequences have in common, which a network
+    that shares prefixes computes once.
     """
 
     ids: tuple[int, ...]
@@ -68,6 +70,7 @@ class ModelInput:
     token_type_ids: tuple[int, ...] = ()
     owner: str = ""
     further_sequences: tuple[TokenSequence, ...] = ()
+    num_shared: int = 0
 
     @classmethod
     def of_sequences(
@@ -103,6 +106,11 @@ class ModelInput:
     def num_tokens(self) -> int:
         """How many tokens the model reads, of all sequences."""
         return len(self.ids) + sum(len(one.ids) for one in self.further_sequences)
+
+    @property
+    def num_cost_tokens(self) -> int:
+        """How many tokens it adds to a batch alone: those its sequences share counted once."""
+        return self.num_tokens - self.num_shared
 
     @property
     def num_reads(self) -> int:

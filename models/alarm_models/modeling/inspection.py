@@ -386,9 +386,10 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
     if adapter.is_file():
         config = read_json_object(adapter)
         base = shortened(config.get("base_model_name_or_path") or "the base that it was trained on")
+        kind = shortened(config.get("peft_type", "LORA"))
+        task = shortened(config.get("task_type") or "no task named")
         return (
-            f"{folder} holds a PEFT adapter ({shortened(config.get('peft_type', 'LORA'))} on {base}, "
-            f"{shortened(config.get('task_type') or 'no task named')}), not a whole checkpoint. "
+            f"{folder} holds a PEFT adapter ({kind} on {base}, {task}), not a whole checkpoint. "
             f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )

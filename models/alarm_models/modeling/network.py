@@ -260,9 +260,10 @@ class OwnForwardNetwork:
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
-        """Run one batch: float32 rows on the CPU, ``[1, outputs]`` a sample."""
-        rows = self._padding.run(batch, self._run_padded)
-        return ForwardOutput(rows, [one.num_tokens for one in batch])
+        """Run one batch: float32 rows on the CPU, ``[sequences, outputs]`` a sample."""
+        rows = iter(self._padding.run(split_sequences(batch), self._run_padded))
+        by_sample = [torch.cat([next(rows) for _ in one.ids_of_sequences]) for one in batch]
+        return ForwardOutput(by_sample, [one.num_tokens for one in batch])
 
     def clear_prefix_cache(self) -> None:
         """Do nothing: there is none."""

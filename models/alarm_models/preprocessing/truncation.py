@@ -8,7 +8,7 @@ from enum import StrEnum
 from alarm_models.errors import SampleError
 from alarm_models.types import Span
 
-__all__ = ["TokenIds", "Truncation", "fit"]
+__all__ = ["TokenIds", "Truncation", "fit", "without_prompt_start"]
 
 
 class Truncation(StrEnum):
@@ -60,25 +60,22 @@ def fit(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> tuple[Toke
     if truncation is Truncation.RIGHT:
         end = len(tokens.ids) - tokens.num_suffix
         return tokens.without(max(end - excess, 0), end, tokens.prompt), True
-    start, stop = tokens.prompt
-    if truncation is not Truncation.ERROR and tokens.copies:
-        return _without_from_each(tokens, excess, max_tokens), True
-    if truncation is Truncation.ERROR or excess > stop - start:
-        raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
-    return tokens.without(start, start + excess, Span(start, stop - excess)), True
-
-
-def _without_from_each(tokens: TokenIds, excess: int, max_tokens: int) -> TokenIds:
-    """Drop equally many tokens from the start of each occurrence of the prompt."""
     places = [*tokens.copies, tokens.prompt]
     share = -(-excess // len(places))
-    if any(share > place.end - place.start for place in places):
-        raise SampleError("too_long", _too_long(tokens, max_tokens, Truncation.PROMPT))
+    is_short = any(share > place.end - place.start for place in places)
+    if truncation is Truncation.ERROR or is_short:
+        raise SampleError("too_long", _too_long(tokens, max_tokens, truncation))
+    return without_prompt_start(tokens, share), True
+
+
+def without_prompt_start(tokens: TokenIds, count: int) -> TokenIds:
+    """Drop this many tokens from the start of each occurrence of the prompt."""
+    places = [*tokens.copies, tokens.prompt]
     # From last to first, so that the earlier spans stay valid.
     for place in reversed(places):
-        tokens = tokens.without(place.start, place.start + share, tokens.prompt)
+        tokens = tokens.without(place.start, place.start + count, tokens.prompt)
     kept = [
-        Span(place.start - index * share, place.end - (index + 1) * share)
+        Span(place.start - index * count, place.end - (index + 1) * count)
         for index, place in enumerate(places)
     ]
     return replace(tokens, prompt=kept[-1], copies=tuple(kept[:-1]))

@@ -160,9 +160,9 @@ def _adapter(checkpoint: str) -> _AdapterFolder | None:
             "adapter with a value head (LLaMA-Factory)", recipe=keys, unverified=_ADAPTED
         )
     else:
+        task = shortened(adapter_config.get("task_type") or "no named task")
         raise CheckpointError(
-            f"{folder} has an adapter for "
-            f"{shortened(adapter_config.get('task_type') or 'no named task')} on {shortened(base)}, "
+            f"{folder} has an adapter for {task} on {shortened(base)}, "
             "and no reward head: write a recipe with `adapter` and the keys that read its score"
         )
     return _AdapterFolder(str(folder), base, family)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
-from alarm_models.recipe.specs import ModelSpec
+from alarm_models.recipe.specs import KINDS, ModelSpec
 
 __all__ = ["AspectSpec", "HierarchySpec", "HolisticSpec", "Overrides", "Recipe", "Table"]
 
@@ -32,6 +32,19 @@ class Table(BaseModel):
     """A table of a recipe; unknown keys, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+#: How the reward of a whole completion is spread over its tokens.
+Dense = Literal["prefix"]
+
+#: What completions are cut behind for `dense`.
+Segmenter = Literal["sentences", "subsentences", "steps"]
+
+_DENSE = (
+    "`prefix`: each segment earns what the completion up to its end adds to the score; kinds "
+    "`sequence` and `multi-objective`"
+)
+_SEGMENTER = "what `dense` cuts the completion into; default: `sentences`"
 
 
 class HolisticSpec(Table):
@@ -44,6 +57,8 @@ class HolisticSpec(Table):
     weight: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    dense: Dense | None = Field(default=None, description=_DENSE)
+    segmenter: Segmenter | None = Field(default=None, description=_SEGMENTER)
 
 
 _T = TypeVar("_T", bound=Table)
@@ -110,6 +125,8 @@ class AspectSpec(Table):
     std: float = Field(default=1.0, gt=0)
     scale: float = 1.0
     bias: float = 0.0
+    dense: Dense | None = Field(default=None, description=_DENSE)
+    segmenter: Segmenter | None = Field(default=None, description=_SEGMENTER)
 
 
 class Overrides(Table):
@@ -188,6 +205,61 @@ class Recipe(Table):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _dense_has_prefixes(self) -> Recipe:
+        segmenters: dict[str, tuple[str, str]] = {}
+        for table, spec in self._tables.items():
+            if spec.dense is None:
+                if spec.segmenter is not None:
+                    raise ValueError(f'{table}.segmenter requires {table}.dense = "prefix"')
+                continue
+            model = self.models[spec.model]
+            if not model.scores_prefixes:
+                able = [f"`{kind}`" for kind, one in KINDS.items() if one.scores_prefixes]
+                raise ValueError(
+                    f"{table}.dense requires a model of kind {' or '.join(able)}, and "
+                    f"{spec.model!r} is `{model.kind}`, whose score of an unfinished completion "
+                    f"says nothing: remove {table}.dense"
+                )
+            if isinstance(spec, AspectSpec) and spec.placement is not None:
+                raise ValueError(f"{table} has dense and placement: remove one")
+            own = spec.segmenter or "sentences"
+            other, named = segmenters.setdefault(spec.model, (table, own))
+            if named != own:
+                raise ValueError(
+                    f"{other} and {table} cut the completions for {spec.model!r} into {named} and "
+                    f"{own}: write one segmenter"
+                )
+        try:
+            self._require_spreading(self.hierarchy.rule)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def _tables(self) -> dict[str, HolisticSpec | AspectSpec]:
+        """The tables that name a model, by their dotted names."""
+        aspects = {f"aspects.{name}": aspect for name, aspect in self.aspects.items()}
+        return {"holistic": self.holistic} | aspects
+
+    def _require_spreading(self, rule: Rule) -> None:
+        """Raise `RecipeError` where the holistic reward is to be spread and the rule cannot."""
+        if self.holistic.dense is not None and not RULES[rule].can_spread_holistic:
+            able = ", ".join(f"`{one}`" for one in Rule if RULES[one].can_spread_holistic)
+            raise RecipeError(
+                f"rule `{rule}` does not add up the holistic reward, so that holistic.dense cannot "
+                f"spread it: remove holistic.dense, or use one of {able}"
+            )
+
+    @property
+    def prefix_segmenters(self) -> dict[str, str]:
+        """What completions are cut into, by the models whose scores of prefixes are needed."""
+        return {
+            spec.model: spec.segmenter or "sentences"
+            for spec in self._tables.values()
+            if spec.dense is not None
+        }
+
     @property
     def field_patterns(self) -> dict[str, FieldPattern]:
         """The patterns of fields that are found in prompts."""
@@ -205,6 +277,7 @@ class Recipe(Table):
             aspect.bias,
             shaping or aspect.shaping,
             aspect.placement or self.models[aspect.model].placement,
+            is_dense=aspect.dense is not None,
         )
 
     def rule_params(self, overrides: Overrides) -> RuleParams:
@@ -224,6 +297,7 @@ class Recipe(Table):
         spec = self.hierarchy
         rule = overrides.rule or spec.rule
         spec.require_constants(rule)
+        self._require_spreading(rule)
         threshold, weight = overrides.threshold, overrides.holistic_weight
         return RuleParams(
             rule=rule,
@@ -232,6 +306,7 @@ class Recipe(Table):
             mean=self.holistic.mean,
             std=self.holistic.std,
             weights=own | dict(overrides.weights),
+            spreads_holistic=self.holistic.dense is not None,
             **spec.constants(),
         )
 

@@ -89,6 +89,9 @@ class Spec(BaseModel):
     #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
+    #: Whether it can score the prefixes of a completion too, as `dense` requires.
+    scores_prefixes: ClassVar[bool] = False
+
     if TYPE_CHECKING:
 
         @property
@@ -344,6 +347,7 @@ class SequenceSpec(ClassifierSpec):
     """One score for a whole completion: a one-logit classifier, or a named head."""
 
     module = "alarm_models.reward_models.sequence"
+    scores_prefixes = True
     kind: Literal["sequence"] = "sequence"
     normalization: Annotated[Normalization | Literal["none"] | None, _Added] = Field(
         default=None, description="default: as in the checkpoint's configuration"
@@ -450,6 +454,7 @@ class MultiObjectiveSpec(ClassifierSpec):
     """Several named outputs for a whole completion, each usable as an aspect."""
 
     module = "alarm_models.reward_models.multi_objective"
+    scores_prefixes = True
     kind: Literal["multi-objective"] = "multi-objective"
     template: str = Field(
         default="chat", description='template text, or "chat" for the tokenizer\'s chat template'

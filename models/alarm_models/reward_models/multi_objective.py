@@ -20,6 +20,7 @@ from alarm_models.reward_models.base import (
     Prepared,
     require_finite,
 )
+from alarm_models.reward_models.prefixes import PrefixPipeline, read_with_prefixes
 from alarm_models.reward_models.registry import CheckpointFiles, head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
 from alarm_models.types import Sample, Score, Span
@@ -68,11 +69,19 @@ class MultiObjectiveModel(NeuralRewardModel):
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenize and truncate."""
+        """Render, tokenize and truncate, with prefixes where a sample asks for them."""
+        if any(sample.prefix_segmenter for sample in samples):
+            render = self._texts.render
+            return PrefixPipeline(self._texts, render, self._features, self.cost).prepare(samples)
         return self._texts.prepare(samples, self._texts.render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return all outputs, and the score computed from them."""
+        if features.further_sequences:
+            return read_with_prefixes(features, outputs, self._read)
+        return self._read(features, outputs)
+
+    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         if self._gate:
             rewards, mixed, _ = outputs[1].chunk(3)
             *_, gate = outputs[0].chunk(3)

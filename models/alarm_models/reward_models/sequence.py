@@ -22,6 +22,7 @@ from alarm_models.reward_models.base import (
     require_finite,
     require_outputs,
 )
+from alarm_models.reward_models.prefixes import PrefixPipeline, read_with_prefixes
 from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
 from alarm_models.types import Sample, Score, Span
@@ -52,11 +53,19 @@ class SequenceModel(NeuralRewardModel):
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenize and truncate."""
+        """Render, tokenize and truncate, with prefixes where a sample asks for them."""
+        if any(sample.prefix_segmenter for sample in samples):
+            pipeline = PrefixPipeline(self._texts, self._render, self._features, self.cost)
+            return pipeline.prepare(samples)
         return self._texts.prepare(samples, self._render, self._features)
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the logit, with the normalization and activation of the spec, if any."""
+        if features.further_sequences:
+            return read_with_prefixes(features, outputs, self._read)
+        return self._read(features, outputs)
+
+    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         value = float(outputs.item())
         require_finite([value])
         if self._normalization is not None:

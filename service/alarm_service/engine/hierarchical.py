@@ -92,12 +92,14 @@ class SampleScorer:
     """Scores one request's samples, each once by each model, and counts the tokens.
 
     Models of one `pass_key` share forward passes: the first that has to run a sample reads it for
-    the others too, where they have the same tokens of it.
+    the others too, where they have the same tokens of it. The models in ``segmenters`` are asked
+    for the scores of prefixes too, of samples with policy tokens to place them on.
     """
 
     engine: RewardEngine
     samples: Sequence[Sample]
     caller: Caller = INTERNAL
+    segmenters: Mapping[LoadedModel, str] = field(default_factory=dict)
     num_tokens: int = 0
     num_computed_tokens: int = 0
     _known: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
@@ -143,13 +145,23 @@ class SampleScorer:
                 continue
             key = model.pass_key
             others = [] if key is None else [one for one in soon if one.pass_key == key]
+            others = [*group[place + 1 :], *others]
+            if self.segmenters:  # passes over prefixes serve one model
+                is_plain = model not in self.segmenters
+                others = [one for one in others if is_plain and one not in self.segmenters]
             scores = await self._scores(
-                model, [self.samples[index] for index in left], [*group[place + 1 :], *others]
+                model, [self._sample_for(model, index) for index in left], others
             )
             known |= zip(left, scores.outcomes, strict=True)
             for other, found in scores.shared.items():
                 more = {left[at]: outcome for at, outcome in found.items()}
                 self._by_products[other] = self._by_products.get(other, {}) | more
+
+    def _sample_for(self, model: LoadedModel, index: int) -> Sample:
+        sample, segmenter = self.samples[index], self.segmenters.get(model)
+        if segmenter is None or not sample.token_offsets:
+            return sample
+        return replace(sample, prefix_segmenter=segmenter)
 
     def _take(self, model: LoadedModel, indices: Sequence[int]) -> dict[int, Outcome]:
         """Take what other models' passes gave of a model, and count it."""
@@ -356,7 +368,7 @@ class _RewardComputation:
     def _aspect(self, index: int, name: str, outcome: Outcome) -> AspectReward:
         rule = self.request.aspect_rules[name]
         aspect = aspect_reward(_result(outcome), rule, self.samples[index])
-        if not math.isfinite(aspect.reward):
+        if not all(map(math.isfinite, (aspect.reward, *(aspect.token_rewards or ())))):
             raise SampleError("non_finite", "its constants are so large that its reward overflows")
         return aspect
 
@@ -396,7 +408,7 @@ async def reward_samples(
         recipe = model_set.catalog.recipe(name)
         if recipe is not request.recipe:  # reloaded while this request waited
             request = RequestRecipe.resolve(recipe, overrides)
-        scorer = SampleScorer(engine, samples, caller)
+        scorer = SampleScorer(engine, samples, caller, _segmenters(model_set, request))
         collector = ScoreCollector(model_set, request, scorer)
         scores = await collector.collect(every_aspect=aspects == "all")
         computation = _RewardComputation(request, samples, scores)
@@ -418,9 +430,19 @@ async def reward_admitted(
 ) -> list[Reward | SampleError]:
     """Reward samples by a model set's recipe, without admission control and without metrics."""
     request = RequestRecipe.resolve(recipe, Overrides())
-    collector = ScoreCollector(model_set, request, SampleScorer(engine, samples))
+    scorer = SampleScorer(engine, samples, segmenters=_segmenters(model_set, request))
+    collector = ScoreCollector(model_set, request, scorer)
     scores = await collector.collect(every_aspect=False)
     return _RewardComputation(request, samples, scores).rewards()
+
+
+def _segmenters(model_set: ModelSet, request: RequestRecipe) -> dict[LoadedModel, str]:
+    """Return the models that are asked for scores of prefixes, with what cuts completions."""
+    recipe = request.recipe
+    return {
+        model_set.model_of(recipe, name): segmenter
+        for name, segmenter in recipe.prefix_segmenters.items()
+    }
 
 
 _Result = TypeVar("_Result")

@@ -21,6 +21,7 @@ import torch
 
 from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError, UnreachableError
+from alarm_models.modeling.inputs import BatchLayout
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.types import Sample, Score
 from alarm_service.engine.devices import (
@@ -142,6 +143,7 @@ class ModelSetBuilder:
             await open_models(loaded_models, on_blocked)
             model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
             await self._warm_up(model_set, before)
+            _tell_prefix_costs(model_set, before)
             yield model_set
         except BaseException:
             await close_models(loaded_models)
@@ -200,6 +202,23 @@ class ModelSetBuilder:
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
+
+
+def _tell_prefix_costs(model_set: ModelSet, before: ModelSet) -> None:
+    """Log which new recipes score prefixes with a model that computes each of them in full."""
+    for recipe in model_set.catalog.recipes.values():
+        if before.models and before.catalog.recipes.get(recipe.name) == recipe:
+            continue
+        for name in recipe.prefix_segmenters:
+            loaded = model_set.model_of(recipe, name)
+            cost = getattr(loaded.model, "cost", None)  # a model elsewhere does not say
+            if cost not in (None, BatchLayout.PREFIX_SHARED):
+                _log.warning(
+                    'dense = "prefix" computes every prefix of a completion in full with this '
+                    "model, which shares no prefixes: it costs up to one more pass a segment",
+                    recipe=recipe.name,
+                    model=loaded.name,
+                )
 
 
 def _unchanged_model(served: ServedModel, before: ModelSet) -> LoadedModel | None:

@@ -62,7 +62,7 @@ class QueuedSample:
     has disconnected. ``since`` is a monotonic time in seconds, ``cost`` the model's batch layout,
     ``span`` the request's tracing span. ``charged`` is the device time in seconds that its
     ``caller`` was charged when it was batched, and ``weight`` what a second of it costs that
-    caller.
+    caller. With ``runs_apart`` its token sequences run one after another.
     """
 
     model: LoadedModel
@@ -76,6 +76,7 @@ class QueuedSample:
     charged: float = 0.0
     weight: float = 1.0
     companions: tuple[Companion, ...] = ()
+    runs_apart: bool = False
 
 
 #: How many samples of the queue are considered for a batch.
@@ -146,7 +147,7 @@ def _turns(
                 continue
         if turn:
             yield turn, cost
-        turn, cost = [work], work.features.num_tokens
+        turn, cost = [work], work.features.num_cost_tokens
     if turn:
         yield turn, cost
 
@@ -165,6 +166,10 @@ def _prefix_key(work: QueuedSample) -> tuple[str, tuple[int, ...]]:
 
 def _own_tokens(first: QueuedSample, work: QueuedSample) -> int:
     """Count the tokens that a sample adds to one that shares its prefix."""
+    if work.features.num_shared:  # its sequences begin alike: one of them stands for all
+        shared = common_prefix_length(first.features.ids, work.features.ids, 0)
+        shared = shared if shared >= MIN_SHARED_PREFIX else 0
+        return work.features.num_cost_tokens - shared
     before = first.features.ids_of_sequences
     num_own = 0
     for ids in work.features.ids_of_sequences:
@@ -193,7 +198,7 @@ def next_batch(
         case BatchLayout.PACKED:
             return _batch_first_fit(window, enough)
         case BatchLayout.PREFIX_SHARED:
-            least = min(_TIMES_FIRST * waiting[0].features.num_tokens, max_tokens)
+            least = min(_TIMES_FIRST * waiting[0].features.num_cost_tokens, max_tokens)
             return _batch_by_prefix(window, max(enough, least))
 
 
@@ -236,7 +241,7 @@ def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[QueuedSample, int]]] = {}
     for work in waiting:
         group = groups.setdefault(_prefix_key(work), [])
-        cost = _own_tokens(group[0][0], work) if group else work.features.num_tokens
+        cost = _own_tokens(group[0][0], work) if group else work.features.num_cost_tokens
         group.append((work, cost))
     first, *others = groups.values()
     batch, left = [first[0][0]], max_tokens - first[0][1]
@@ -416,7 +421,7 @@ class RequestQueue:
         best = self._usage_of(work.model.name).best_tokens_per_s
         if not self.forward_timeout_s or not best:
             return None
-        num_tokens = work.features.num_tokens
+        num_tokens = work.features.num_cost_tokens
         seconds = predicted_s(num_tokens, best, work.model.hidden_size)
         if seconds <= _REFUSED_TIMES * self.forward_timeout_s:
             return None
@@ -450,7 +455,7 @@ class RequestQueue:
         weights = weights_of(list(queues))
         for work in batch:
             work.weight = weights[work.caller]
-            work.charged = work.features.num_tokens * usage.seconds_per_token
+            work.charged = work.features.num_cost_tokens * usage.seconds_per_token
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
             self._note_caller(work.caller)

@@ -14,7 +14,12 @@ import torch
 from opentelemetry.trace import INVALID_SPAN, Tracer
 
 from alarm_models.errors import SampleError
-from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
+from alarm_models.modeling.inputs import (
+    BatchLayout,
+    ForwardOutput,
+    ModelInput,
+    split_sequences,
+)
 from alarm_models.modeling.network import MODEL_INIT_LOCK
 from alarm_models.reward_models.base import NeuralRewardModel, RewardModel
 from alarm_models.types import Score
@@ -269,7 +274,7 @@ class DeviceWorker:
         self.queue.close(reason)
 
     def _charge(self, works: Sequence[QueuedSample], seconds: float) -> None:
-        self.queue.record_batch(works, [work.features.num_tokens for work in works], seconds)
+        self.queue.record_batch(works, [work.features.num_cost_tokens for work in works], seconds)
 
     def _clear_prefix_cache(self, work: QueuedSample) -> None:
         """Start with a new prefix cache: the abandoned pass may still insert into the old one."""
@@ -385,7 +390,7 @@ class _Worker:
         model = batch[0].model.replica(device.index)
         started = time.monotonic()
         device.metrics.batch_taken(name, batch, started)
-        computed = {id(work): work.features.num_tokens for work in batch}
+        computed = {id(work): work.features.num_cost_tokens for work in batch}
         pending = [batch]
         while pending:
             part = pending.pop()
@@ -409,6 +414,9 @@ class _Worker:
                     continue
                 if part[0].companions:  # it may be another model's head that failed
                     pending.append([replace(part[0], companions=())])
+                    continue
+                if part[0].features.further_sequences and not part[0].runs_apart:
+                    pending.append([replace(part[0], runs_apart=True)])
                     continue
                 others = []
                 outcomes = [SampleError("model_failed", f"the model failed: {error!r}"[:500])]
@@ -461,6 +469,8 @@ def _forward(
 ) -> tuple[ForwardOutput, list[tuple[Companion, torch.Tensor]]]:
     """Run samples; return the model's rows of outputs, and those of each companion."""
     features = [work.features for work in works]
+    if works[0].runs_apart:
+        return _forward_apart(model, features), []
     companions = [{one.model: one for one in work.companions} for work in works]
     models = list(dict.fromkeys(other for one in companions for other in one))
     if not models:
@@ -480,6 +490,16 @@ def _forward(
         if own is not None
     ]
     return output, shared
+
+
+def _forward_apart(model: RewardModel, batch: Sequence[ModelInput]) -> ForwardOutput:
+    """Run each token sequence in a pass of its own, where all of them need too much memory."""
+    rows, num_computed = [], []
+    for features in batch:
+        outputs = [model.forward([one]) for one in split_sequences([features])]
+        rows.append(torch.cat([output[0] for output in outputs]))
+        num_computed.append(sum(output.num_computed[0] for output in outputs))
+    return ForwardOutput(rows, num_computed)
 
 
 def _neural(model: RewardModel) -> NeuralRewardModel:

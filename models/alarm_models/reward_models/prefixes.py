@@ -1,0 +1,184 @@
+"""Prefix scores: a completion cut behind each segment, closed by the template, scored in one pass.
+
+The prefixes are token sequences of one input: a network that shares prefixes computes what they
+have in common once, so that each costs the tokens that close it and the few before a cut that are
+tokenized otherwise there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+
+from alarm_models.errors import SampleError
+from alarm_models.modeling.inputs import BatchLayout, ModelInput, split_sequences
+from alarm_models.modeling.packed.batch import pack
+from alarm_models.modeling.packed.prefix_cache import common_prefix_length
+from alarm_models.preprocessing.segmentation import SEGMENTERS
+from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.truncation import TokenIds, without_prompt_start
+from alarm_models.reward_models.base import Prepared
+from alarm_models.reward_models.text_pipeline import TextPipeline
+from alarm_models.types import Message, Sample, Score, Span
+
+__all__ = [
+    "MAX_PREFIXES",
+    "PrefixPipeline",
+    "cut_completion",
+    "merge_segments",
+    "num_shared_tokens",
+    "read_with_prefixes",
+    "segments_of",
+]
+
+#: The most prefixes of a completion: beyond, neighbouring segments are merged.
+MAX_PREFIXES = 64
+
+#: Characters of prefixes that are tokenized at once, beside a single one: tokenization takes about
+#: a hundred times the memory of a text.
+_CHUNK_CHARS = 256 << 10
+
+#: How many tokens a prompt's end may differ by, as what follows it merges with it or not.
+_MAX_SHIFT = 2
+
+
+def segments_of(sample: Sample, segmenter: str) -> tuple[Span, ...]:
+    """Return the segments that a completion is cut behind: the sample's own, else those found."""
+    given = sample.segments.get(segmenter)
+    found = SEGMENTERS[segmenter](sample.completion_text) if given is None else tuple(given)
+    return merge_segments(found, MAX_PREFIXES)
+
+
+def merge_segments(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
+    """Merge neighbours evenly until there are at most so many."""
+    if len(spans) <= most:
+        return tuple(spans)
+    bounds = [len(spans) * number // most for number in range(most + 1)]
+    return tuple(Span(spans[first].start, spans[end - 1].end) for first, end in pairwise(bounds))
+
+
+def cut_completion(sample: Sample, end: int) -> Sample:
+    """Return the sample with the first ``end`` characters of its completion, and no spans.
+
+    Of a completion of several messages the first is kept, even if it is left empty.
+    """
+    if isinstance(sample.completion, str):
+        completion: str | tuple[Message, ...] = sample.completion[:end]
+    else:
+        kept: list[Message] = []
+        start = 0
+        for message in sample.completion:
+            if kept and start >= end:
+                break
+            kept.append(replace(message, content=message.content[: max(end - start, 0)]))
+            start += len(message.content) + 2  # `completion_text` puts a blank line between them
+        completion = tuple(kept)
+    return replace(
+        sample, completion=completion, token_offsets=None, segments={}, prefix_segmenter=None
+    )
+
+
+def num_shared_tokens(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Count the tokens that a packed batch of these sequences need not compute."""
+    return sum(map(len, sequences)) - len(pack(sequences, share=True).ids)
+
+
+def read_with_prefixes(
+    features: ModelInput, outputs: torch.Tensor, read: Callable[[ModelInput, torch.Tensor], Score]
+) -> Score:
+    """Read the score of each token sequence, and return the first with the others as prefixes."""
+    sequences = split_sequences([features])
+    rows = torch.split(outputs, [one.num_reads for one in sequences])
+    whole, *prefixes = (read(*one) for one in zip(sequences, rows, strict=True))
+    return replace(whole, num_tokens=features.num_tokens).with_prefixes(prefixes, features.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixPipeline:
+    """Prepares samples with their prefixes, where they ask for those (`prefix_segmenter`).
+
+    ``render`` and ``features`` are as in `TextPipeline.prepare`; ``cost`` is that of the network.
+    """
+
+    texts: TextPipeline
+    render: Callable[[Sample], Rendered | Score]
+    features: Callable[[TokenIds, bool], ModelInput]
+    cost: BatchLayout
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Prepare samples, those that ask for no prefixes in one go."""
+        plain = [sample for sample in samples if sample.prefix_segmenter is None]
+        prepared = iter(self.texts.prepare(plain, self.render, self.features))
+        return [
+            next(prepared) if sample.prefix_segmenter is None else self._with_prefixes(sample)
+            for sample in samples
+        ]
+
+    def _with_prefixes(self, sample: Sample) -> Prepared:
+        fitted: list[TokenIds] = []
+
+        def features(tokens: TokenIds, truncated: bool) -> ModelInput:
+            fitted.append(tokens)
+            return self.features(tokens, truncated)
+
+        (whole,) = self.texts.prepare([sample], self.render, features)
+        spans = segments_of(sample, sample.prefix_segmenter or "")
+        if not isinstance(whole, ModelInput) or not spans:
+            return whole
+        ends = [0, *(span.end for span in spans[:-1])]
+        inputs: list[ModelInput] = []
+        for some in _in_chunks([cut_completion(sample, end) for end in ends]):
+            for one in self.texts.prepare(some, self.render, self._like(fitted[0], whole)):
+                if isinstance(one, ModelInput):
+                    inputs.append(one)
+                elif isinstance(one, SampleError):
+                    end = ends[len(inputs)]
+                    return SampleError(one.code, f"its first {end} characters: {one.message}")
+        sequences = [whole.sequences[0], *(one.sequences[0] for one in inputs)]
+        joined = ModelInput.of_sequences(sequences, truncated=whole.truncated, segments=spans)
+        if self.cost is not BatchLayout.PREFIX_SHARED:
+            return joined
+        return replace(joined, num_shared=num_shared_tokens(joined.ids_of_sequences))
+
+    def _like(self, tokens: TokenIds, whole: ModelInput) -> Callable[[TokenIds, bool], ModelInput]:
+        """Return a function that makes features of a prefix, with as much of its prompt.
+
+        ``tokens`` are those of the whole completion, as far as they fit the model: a prefix has
+        room for more of a prompt that is too long, but its score would then be of another prompt.
+        """
+
+        def features(prefix: TokenIds, truncated: bool) -> ModelInput:
+            if whole.truncated:
+                prefix = _with_prompt_of(prefix, tokens)
+            return self.features(prefix, truncated or whole.truncated)
+
+        return features
+
+
+def _with_prompt_of(prefix: TokenIds, whole: TokenIds) -> TokenIds:
+    """Drop the start of a prefix's prompt until it begins where that of the whole text does."""
+    length = prefix.prompt.end - prefix.prompt.start
+    excess = length - (whole.prompt.end - whole.prompt.start)
+    candidates = [
+        without_prompt_start(prefix, count)
+        for count in range(max(excess - _MAX_SHIFT, 0), min(excess + _MAX_SHIFT, length) + 1)
+    ]
+    return max(candidates or [prefix], key=lambda one: common_prefix_length(one.ids, whole.ids, 0))
+
+
+def _in_chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Yield prefixes, of which each is no shorter than the one before, to be tokenized at once."""
+    chunk: list[Sample] = []
+    num_chars = 0
+    for sample in samples:
+        own = len(sample.prompt_text) + len(sample.completion_text)
+        if chunk and num_chars + own > _CHUNK_CHARS:
+            yield chunk
+            chunk, num_chars = [], 0
+        chunk.append(sample)
+        num_chars += own
+    if chunk:
+        yield chunk
