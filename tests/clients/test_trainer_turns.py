@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import client_tokenizers
 import pytest
 
+from alarm_client.message_offsets import message_offsets
 from alarm_client.token_offsets import PolicyTokens
 from alarm_client.trainers import slime, trl, verifiers
 from alarm_client.trainers._dense import token_rewards, token_sample
@@ -115,6 +116,34 @@ def test_turns_of_a_mask_locate_the_policy_tokens_only(name):
 def _texts(tokens, ids):
     text, spans = tokens.locate(ids)
     return [text[start:end] for start, end in spans]
+
+
+@pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
+def test_message_offsets_locate_thoughts_contents_and_results(name):
+    tokenizer = TOKENIZERS[name]
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "the owner"},
+        {"role": "assistant", "reasoning_content": "it isn't", "content": "then she left"},
+    ]
+    written = "add(1)tool\nthe owner\nassistant it isn't ; then she left."
+    ids = [*tokenizer(written, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    tokens = PolicyTokens(tokenizer)
+    offsets = message_offsets(ids, messages, tokens)
+    text = completion_text(messages)
+    starts = [start for start, _ in offsets]
+    assert starts == sorted(starts)
+    assert offsets[-1] == (len(text), len(text))
+    covered = "".join(text[index] for index in sorted({i for s, e in offsets for i in range(s, e)}))
+    assert covered == "the ownerit isn'tthen she left"
+    assert offsets[0] == (0, 0)
+
+
+def test_message_offsets_of_another_text_are_refused():
+    tokenizer = TOKENIZERS["byte_level"]
+    ids = tokenizer("then she left").input_ids
+    with pytest.raises(ValueError, match="message 0 is not in the decoded completion"):
+        message_offsets(ids, [{"role": "assistant", "content": "naïve"}], PolicyTokens(tokenizer))
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 1], [0, 0, 0]])

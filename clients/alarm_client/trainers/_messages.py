@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from alarm_client.message_offsets import completion_text
 
 __all__ = [
     "completion_text",
@@ -74,28 +76,6 @@ def content_of(content: Any) -> str | list[dict[str, str]]:
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
-
-
-def completion_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text that spans and token offsets of messages count in.
-
-    Of each message its thought, a blank line and its content, whichever there are; the messages
-    are joined by blank lines. Tool calls are not part of it.
-    """
-    return "\n\n".join("\n\n".join(texts_of(message)) for message in messages)
-
-
-def texts_of(message: Mapping[str, Any]) -> list[str]:
-    """The thought and the content of a message, without those that are empty."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "".join(_text_of(part) for part in content if part.get("type") in _TEXTS)
-    thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    return [text for text in (thought, content or message.get("refusal") or "") if text]
-
-
-def _text_of(part: Mapping[str, Any]) -> str:
-    return part.get("text") or part.get("refusal") or ""
 
 
 def tools_of(value: Any) -> list[Any] | None:

@@ -143,7 +143,8 @@ def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
 
 def _mask(item: Any, length: int) -> list[int] | None:
     """verl's response mask, 0 for results of tools; None where there is none."""
-    if "response_mask" not in item.batch.keys():
+    names = list(item.batch.keys())  # a TensorDict refuses `in`
+    if "response_mask" not in names:
         return None
     return plain_ids(item.batch["response_mask"][:length])
 
