@@ -1,10 +1,12 @@
 """Completions of several turns: messages of trainers, and token rewards under masks."""
 
+import json
 from types import SimpleNamespace
 
 import client_tokenizers
 import pytest
 
+from alarm_client._payloads import group_order, reorder_scores, score_payload
 from alarm_client.message_offsets import message_offsets
 from alarm_client.token_offsets import PolicyTokens
 from alarm_client.trainers import slime, trl, verifiers
@@ -12,9 +14,10 @@ from alarm_client.trainers._dense import token_rewards, token_sample
 from alarm_client.trainers._inputs import completion_of, prompt_of, split_messages
 from alarm_client.trainers._messages import completion_text
 from alarm_client.trainers._turns import on_all_tokens, turns_of
-from alarm_client.types import Reward
+from alarm_client.types import Reward, Sample, Score, ScoreResult, Usage
 from alarm_models.types import Message as ServerMessage
 from alarm_models.types import Sample as ServerSample
+from alarm_service.schemas import ScoreRequest, sample_in
 
 TOKENIZERS = {
     name: getattr(client_tokenizers, name)()
@@ -222,3 +225,29 @@ async def test_verifiers_trace_is_scored_from_its_first_sampled_reply(rewards):
     (sent,) = rewards.samples
     assert (sent["prompt"], sent["completion"]) == (messages[:1], TURNS)
     assert sent["finish_reason"] == "length"
+
+
+def test_messages_of_trainers_fit_the_servers_schema():
+    image = {"role": "user", "content": [{"type": "image", "image": object()}, "a"]}
+    sample = Sample(
+        prompt=prompt_of([image]),
+        completion=completion_of(TURNS),
+        fields={"rubric": [{"points": 1}]},
+        group="g",
+        group_size=2,
+        tools=[CALL],
+        finish_reason="length",
+    )
+    body = json.loads(score_payload([sample], None).body)
+    (read,) = ScoreRequest.model_validate(body).samples
+    assert sample_in(read).completion_text == completion_text(TURNS)
+    assert sample_in(read).prompt[0].other_parts == ("image",)
+
+
+def test_interleaved_samples_of_a_group_are_sent_together():
+    groups = ["a", None, "b", "a", "b"]
+    order = group_order(groups)
+    assert [groups[index] for index in order] == ["a", "a", None, "b", "b"]
+    scores = tuple(Score(index, 1.0, None, 1, False, None) for index in order)
+    restored = reorder_scores(ScoreResult("m", "f", scores, Usage(1, 1)), order)
+    assert [score.id for score in restored.scores] == [0, 1, 2, 3, 4]
