@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from alarm_client._parsing import read_catalogue
-from alarm_client._payloads import Payload, fits_limits, split, split_in_two
+from alarm_client._payloads import Payload, fits_limits, group_order, split, split_in_two
 from alarm_client._retry import (
     RETRIED,
     Call,
@@ -47,7 +47,16 @@ class CachedLimits:
 
 
 def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
-    """The result of a payload, sent in as many requests as the server's limits require."""
+    """The result of a payload, sent in as many requests as the server's limits require.
+
+    Samples of a group are sent next to each other, so that a split keeps them together.
+    """
+    order = group_order([sample.group for sample in job.samples])
+    result = yield from _run_ordered(call, job.ordered(order), known)
+    return job.restore(result, order)
+
+
+def _run_ordered(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
     if known.limits is None:
         if fits_limits(job, SAFE):
             return (yield from _send_payload(call, job))
@@ -112,10 +121,21 @@ def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
     except TooLarge:
         if len(job.samples) < 2:
             raise
-        results = []
-        for part in split_in_two(job):
-            results.append((yield from _send_payload(call, part)))
-        return job.merge(results)
+        # At the same time: the server may hold members of a group that is in both halves.
+        halves = tuple(_send_payload(call, part) for part in split_in_two(job))
+        return job.merge((yield Gather(halves)))
+    except DeadlineExceeded as error:
+        if not job.is_held:
+            raise
+        raise DeadlineExceeded(
+            f"{error}; the server holds samples with group_size until all of their group are there "
+            "or the recipe's group_timeout_s (120 s unless set) has passed, so the timeout must be "
+            "longer",
+            status=error.status,
+            code=error.code,
+            retryable=error.retryable,
+            request_id=error.request_id,
+        ) from error
     result = _read(reply, lambda: job.read(reply.body, job.samples))
     call.server.has_answered = True
     return result

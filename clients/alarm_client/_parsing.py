@@ -143,6 +143,7 @@ def _score(row: Json, sample: Sample) -> Score:
         bool(row.get("truncated")),
         _error(row),
         outputs,
+        _omitted(row),
     )
 
 
@@ -170,6 +171,7 @@ def _reward(row: Json, sample: Sample) -> Reward:
         },
         bool(row.get("truncated")),
         error,
+        _omitted(row),
     )
 
 
@@ -221,6 +223,12 @@ def _rows(answer: Json, name: str, samples: Sequence[Sample]) -> list[Json]:
         if sample.id is not None and row.get("id") != sent_name(sample.id):
             raise ProtocolError(f"{name} are out of order: {row.get('id')!r} for {sample.id!r}")
     return rows
+
+
+def _omitted(row: Json) -> tuple[str, ...]:
+    """What was left out; servers before this key left nothing out that they could name."""
+    values = [] if row.get("omitted") is None else list_of(row["omitted"], "omitted")
+    return tuple(map(str, values))
 
 
 def _error(row: Json) -> SampleError | None:

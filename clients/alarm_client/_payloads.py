@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
@@ -10,10 +11,12 @@ from typing import Generic, TypeAlias, TypeVar
 
 from alarm_client._json_values import (
     describe,
+    integer_of,
+    is_list,
     json_of,
     key_of,
     name_of,
-    scalar_of,
+    rows_of,
     spans_of,
     text_of,
     texts_or_messages,
@@ -33,6 +36,9 @@ from alarm_client.types import (
 
 #: The group of each sample, or None.
 Groups: TypeAlias = Sequence["str | int | None"]
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def split_ranges(
@@ -83,6 +89,21 @@ def _runs(groups: Groups) -> Iterator[tuple[int, int]]:
         yield indices[0], indices[-1] + 1
 
 
+def reorder_scores(result: ScoreResult, order: Sequence[int]) -> ScoreResult:
+    """The result of samples sent in `order`, in the order of the call."""
+    return replace(result, scores=_restored(result.scores, order))
+
+
+def reorder_rewards(result: RewardResult, order: Sequence[int]) -> RewardResult:
+    """As `reorder_scores`."""
+    return replace(result, rewards=_restored(result.rewards, order))
+
+
+def _restored(values: Sequence[U], order: Sequence[int]) -> tuple[U, ...]:
+    placed = dict(zip(order, values, strict=True))
+    return tuple(placed[index] for index in range(len(order)))
+
+
 def merge_scores(results: Sequence[ScoreResult]) -> ScoreResult:
     """The results of one call's parts as one."""
     fingerprint = _one_fingerprint([result.fingerprint for result in results])
@@ -111,9 +132,6 @@ def _one_fingerprint(fingerprints: Sequence[str]) -> str:
     return fingerprints[0]
 
 
-T = TypeVar("T")
-
-
 @dataclass(frozen=True, slots=True)
 class Payload(Generic[T]):
     """Samples for one endpoint, and how to parse and merge the responses.
@@ -127,6 +145,7 @@ class Payload(Generic[T]):
     encoded: tuple[bytes, ...]
     read: Callable[[bytes, Sequence[Sample]], T]
     merge: Callable[[Sequence[T]], T]
+    restore: Callable[[T, Sequence[int]], T]
 
     @property
     def body(self) -> bytes:
@@ -138,6 +157,19 @@ class Payload(Generic[T]):
         """The size of the body, without building it."""
         return len(self.head) + sum(map(len, self.encoded)) + max(0, len(self.encoded) - 1) + 2
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the server may hold a sample until the rest of its group is there."""
+        return any(sample.group_size is not None for sample in self.samples)
+
+    def ordered(self, order: Sequence[int]) -> Payload[T]:
+        """The same call with its samples in another order."""
+        return replace(
+            self,
+            samples=tuple(self.samples[index] for index in order),
+            encoded=tuple(self.encoded[index] for index in order),
+        )
+
     def part(self, start: int, end: int) -> Payload[T]:
         """The same call for some of the samples."""
         return replace(self, samples=self.samples[start:end], encoded=self.encoded[start:end])
@@ -147,7 +179,9 @@ def score_payload(samples: Sequence[SampleLike], model: str | None) -> Payload[S
     """A call of `/score`; TypeError or ValueError names the sample and the field that is wrong."""
     normalized = as_samples(samples)
     head = _head({"model": text_of(model, "model")})
-    return Payload("/score", head, normalized, _encode(normalized), read_scores, merge_scores)
+    return Payload(
+        "/score", head, normalized, _encode(normalized), read_scores, merge_scores, reorder_scores
+    )
 
 
 def reward_payload(
@@ -165,8 +199,15 @@ def reward_payload(
             "aspects": text_of(aspects, "aspects"),
         }
     )
+    encoded = _encode(normalized)
     return Payload(
-        "/hierarchical_reward", head, normalized, _encode(normalized), read_rewards, merge_rewards
+        "/hierarchical_reward",
+        head,
+        normalized,
+        encoded,
+        read_rewards,
+        merge_rewards,
+        reorder_rewards,
     )
 
 
@@ -185,10 +226,25 @@ def fits_limits(job: Payload[T], limits: Limits) -> bool:
     return len(job.samples) <= limits.max_samples and job.num_bytes <= limits.max_body_bytes
 
 
+def group_order(groups: Groups) -> list[int]:
+    """The order in which the samples of a group are adjacent, at the place of its first one."""
+    firsts: dict[str | int, int] = {}
+    for index, group in enumerate(groups):
+        if group is not None:
+            firsts.setdefault(group, index)
+
+    def place(index: int) -> int:
+        group = groups[index]
+        return index if group is None else firsts[group]
+
+    return sorted(range(len(groups)), key=place)
+
+
 def split(job: Payload[T], limits: Limits) -> list[Payload[T]]:
     """Split the payload into parts of about equal size within the limits; keeps groups whole.
 
-    A single sample over the limits is sent alone, and the server rejects it.
+    Samples of one group must be adjacent (`Payload.ordered`). A single sample over the limits is
+    sent alone, and the server rejects it.
     """
     num_parts = max(
         -(-len(job.samples) // limits.max_samples), -(-job.num_bytes // limits.max_body_bytes), 1
@@ -231,42 +287,62 @@ def _sample(sample: object, where: str) -> Sample:
     if not isinstance(sample, Sample):
         raise TypeError(f"{where} must be a Sample or a mapping, got {describe(sample)}")
     offsets, segments = sample.token_offsets, sample.segments
+    size = _group_size(sample, where)
+    name = name_of(sample.id, f"{where}.id")
     return Sample(
         prompt=texts_or_messages(sample.prompt, f"{where}.prompt"),
         completion=texts_or_messages(sample.completion, f"{where}.completion"),
-        fields=None if sample.fields is None else _texts(sample.fields, f"{where}.fields"),
+        fields=None if sample.fields is None else _fields(sample.fields, f"{where}.fields"),
         token_offsets=None if offsets is None else spans_of(offsets, f"{where}.token_offsets"),
         segments=None if segments is None else _segments(segments, f"{where}.segments"),
-        id=name_of(sample.id, f"{where}.id"),
+        id=uuid.uuid4().hex if name is None and size is not None else name,
         group=name_of(sample.group, f"{where}.group"),
+        group_size=size,
+        tools=None if sample.tools is None else _tools(sample.tools, f"{where}.tools"),
+        finish_reason=text_of(sample.finish_reason, f"{where}.finish_reason"),
     )
 
 
 _NAMES = tuple(one.name for one in fields(Sample))
 
 
-def _texts(value: object, where: str) -> dict[str, str]:
+def _group_size(sample: Sample, where: str) -> int | None:
+    if sample.group_size is None:
+        return None
+    size = integer_of(sample.group_size, f"{where}.group_size")
+    if size < 1:
+        raise ValueError(f"{where}.group_size must be 1 or more, got {size}")
+    if sample.group is None:
+        raise ValueError(f"{where}.group_size is {size}, but the sample has no group")
+    return size
+
+
+def _fields(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{where} must be a mapping from names to strings, got {describe(value)}")
-    return {
-        key_of(name, where): _field(field, f"{where}[{name!r}]") for name, field in value.items()
-    }
+        raise TypeError(
+            f"{where} must be a mapping from names to JSON values, got {describe(value)}"
+        )
+    return {key_of(name, where): _field(one, f"{where}[{name!r}]") for name, one in value.items()}
 
 
-_HINTS: dict[type, str] = {
-    type(None): "leave the field out",
-    bytes: "decode it",
-    bytearray: "decode it",
-}
+def _field(value: object, where: str) -> object:
+    if isinstance(value, (bytes, bytearray)):
+        raise TypeError(f"{where} must be a JSON value, got {describe(value)}; decode it")
+    return json_of(value, where)
 
 
-def _field(value: object, where: str) -> str:
-    """The string of a field; anything else would make the server reject the whole request."""
-    text = text_of(value, where) if isinstance(scalar_of(value), str) else None
-    if text is None:
-        hint = _HINTS.get(type(value), "convert it with str() or json.dumps()")
-        raise TypeError(f"{where} must be a string, got {describe(value)}; {hint}")
-    return text
+def _tools(value: object, where: str) -> list[Mapping[str, object]]:
+    if not is_list(value):
+        raise TypeError(f"{where} must be a list of JSON objects, got {describe(value)}")
+    return [_tool(tool, f"{where}[{index}]") for index, tool in enumerate(rows_of(value))]
+
+
+def _tool(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        hint = "; describe the function as a JSON schema" if callable(value) else ""
+        raise TypeError(f"{where} must be a JSON object, got {describe(value)}{hint}")
+    tool: Mapping[str, object] = json_of(value, where)
+    return tool
 
 
 def _segments(value: object, where: str) -> dict[str, list[Sequence[int]]]:

@@ -32,21 +32,29 @@ class Overrides(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A prompt with one completion, each a text or chat messages.
+    """A prompt with one completion, each a text or chat messages as OpenAI's API writes them.
 
-    `fields`: strings that a recipe may use, such as a reference. `token_offsets`: `[start, end)` in
-    characters of the completion, one per policy token. `segments`: spans by name, in place of the
-    server's own segmentation. `id`: returned with the score or reward. `group`: equal for samples
-    that share a prompt. Integers, spans and messages may be numpy arrays or tensors.
+    `fields`: JSON values that a recipe may use, such as a reference. `token_offsets`: `[start,
+    end)` in characters of the completion (of messages: see `completion_text`), one per policy
+    token. `segments`: spans by name, in place of the server's own segmentation. `id`: returned with
+    the score or reward. `group`: equal for samples that share a prompt. `group_size`: number of
+    samples in the group, if they come in several calls; the server holds each until all are there,
+    at most for the recipe's `group_timeout_s`. A sample with it and without an `id` is given one,
+    so that a retry is not counted twice. `tools`: JSON descriptions of the tools that the policy
+    could call. `finish_reason`: why the policy stopped, "length" at its limit. Integers, spans and
+    messages may be numpy arrays or tensors.
     """
 
     prompt: Text
     completion: Text
-    fields: Mapping[str, str] | None = None
+    fields: Mapping[str, object] | None = None
     token_offsets: Offsets | None = None
     segments: Mapping[str, Offsets] | None = None
     id: Id = None
     group: Id = None
+    group_size: int | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
+    finish_reason: str | None = None
 
 
 SampleLike: TypeAlias = Sample | Mapping[str, object]
@@ -54,7 +62,13 @@ SampleLike: TypeAlias = Sample | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class SampleError:
-    """Why a sample has no score or reward. Other samples of the call are not affected."""
+    """Why a sample has no score or reward. Other samples of the call are not affected.
+
+    `code`: "invalid_sample", "too_long", "non_finite" and "model_failed"; "unsupported_content" if
+    the model cannot read a part of a message, such as an image; "group_incomplete" if other members
+    of the group did not come in time, and "group_conflict" if the group is contradictory, such as
+    two samples with one id.
+    """
 
     code: str
     message: str
@@ -74,7 +88,8 @@ class SegmentScore:
 class Score:
     """The raw score of a sample; None on error, or if no segment was found.
 
-    `outputs`: the named outputs of a model that has several.
+    `outputs`: the named outputs of a model that has several. `omitted`: what the model was not
+    shown, such as "thinking"; empty from servers that do not say.
     """
 
     id: Id
@@ -84,6 +99,7 @@ class Score:
     truncated: bool
     error: SampleError | None
     outputs: Mapping[str, float] | None = None
+    omitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +125,10 @@ class AspectReward:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The reward of a sample: the sum of its `token_rewards`; None on error."""
+    """The reward of a sample: the sum of its `token_rewards`; None on error.
+
+    `omitted`: what the models were not shown, as in Score.
+    """
 
     id: Id
     reward: float | None
@@ -119,6 +138,7 @@ class Reward:
     aspects: Mapping[str, AspectReward | None]
     truncated: bool
     error: SampleError | None
+    omitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

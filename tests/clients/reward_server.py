@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from alarm_client.trainers._messages import completion_text
+
 
 class RewardServer(ThreadingHTTPServer):
     """The reward is the completion's length; on tokens, 1 on each but the last, which has the rest.
@@ -43,10 +45,11 @@ class RewardServer(ThreadingHTTPServer):
 
     def reward(self, sample: dict[str, Any]) -> dict[str, Any]:
         errors = dict.fromkeys(self.bad, ("too_long", "over the limit")) | self.errors
-        if sample["completion"] in errors:
-            error = dict(zip(("code", "message"), errors[sample["completion"]], strict=True))
+        text = _text(sample)
+        if text in errors:
+            error = dict(zip(("code", "message"), errors[text], strict=True))
             return _row(sample, reward=None, holistic=None, admitted=None, aspects={}, error=error)
-        length = float(len(sample["completion"]))
+        length = float(len(text))
         return _row(
             sample,
             reward=length,
@@ -104,8 +107,13 @@ def _laid(length: float, offsets: list[list[int]] | None) -> list[float] | None:
 
 
 def _score(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"id": None, "score": float(len(sample["completion"])), "num_tokens": 1, "error": None}
+    return {"id": None, "score": float(len(_text(sample))), "num_tokens": 1, "error": None}
 
 
 def _row(sample: dict[str, Any], **values: Any) -> dict[str, Any]:
     return {"id": sample.get("id"), "token_rewards": None, "error": None, **values}
+
+
+def _text(sample):
+    completion = sample["completion"]
+    return completion if isinstance(completion, str) else completion_text(completion)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from alarm_client._payloads import reward_payload, score_payload
+from alarm_client._payloads import as_samples, reward_payload, score_payload
 from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmError
 from alarm_client.types import Sample
@@ -195,32 +195,61 @@ def test_sample_message_with_numpy_values_is_sent_as_json():
     assert prompt[0]["call"] == {"number": 0.5, "list": [0, 1], "name": "n"}
 
 
+def test_sample_fields_of_any_json_are_sent_as_json():
+    fields = {"rubric": [{"points": np.int64(3), "must": True}], "none": None, "n": (1, 2.5)}
+    assert sent(fields=fields)["fields"] == {
+        "rubric": [{"points": 3, "must": True}],
+        "none": None,
+        "n": [1, 2.5],
+    }
+
+
 @pytest.mark.parametrize(
     ("fields", "place", "reason"),
     [
-        ("reference", "", "a mapping from names to strings, got str"),
-        (["reference"], "", "a mapping from names to strings, got list"),
+        ("reference", "", "a mapping from names to JSON values, got str"),
+        (["reference"], "", "a mapping from names to JSON values, got list"),
         ({3: "r"}, "", "strings as keys, got int"),
-        ({"reference": b"r"}, r"\['reference'\]", "a string, got bytes; decode it"),
-        ({"reference": 3}, r"\['reference'\]", "a string, got int; convert it with str"),
-        (
-            {"reference": np.int64(3)},
-            r"\['reference'\]",
-            "a string, got int64; convert it with str",
-        ),
-        ({"reference": True}, r"\['reference'\]", "a string, got bool True; convert it with str"),
-        ({"reference": None}, r"\['reference'\]", "a string, got NoneType; leave the field out"),
-        (
-            {"reference": ["r"]},
-            r"\['reference'\]",
-            r"a string, got list; convert it with str\(\) or json.dumps",
-        ),
-        ({"a": "r", "b": {"c": "d"}}, r"\['b'\]", "a string, got dict; convert it with str"),
+        ({"reference": b"r"}, r"\['reference'\]", "a JSON value, got bytes; decode it"),
+        ({"reference": {1}}, r"\['reference'\]", "a JSON value, got set"),
+        ({"reference": float("nan")}, r"\['reference'\]", "finite, got nan"),
+        ({"a": [{"b": object()}]}, r"\['a'\]\[0\]\['b'\]", "a JSON value, got object"),
     ],
 )
-def test_sample_fields_with_a_value_that_is_no_text_name_the_field(fields, place, reason):
-    with pytest.raises(TypeError, match=rf"^samples\[0\]\.fields{place} must (be|have) {reason}"):
+def test_sample_fields_that_are_not_json_name_the_field(fields, place, reason):
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"^samples\[0\]\.fields{place} must (be|have) {reason}"
+    ):
         score_payload([Sample(prompt="p", completion="c", fields=fields)], None)
+
+
+def test_sample_group_size_tools_and_finish_reason_are_sent():
+    tool = {"type": "function", "function": {"name": "search", "parameters": {}}}
+    found = sent(group=1, group_size=np.int64(8), id="m", tools=(tool,), finish_reason="length")
+    assert (found["group"], found["group_size"], found["id"]) == (1, 8, "m")
+    assert (found["tools"], found["finish_reason"]) == ([tool], "length")
+
+
+def test_sample_with_group_size_gets_an_id_of_its_own():
+    own = as_samples([Sample(prompt="p", completion="c", group=1, group_size=2)] * 2)
+    assert len({sample.id for sample in own} - {None}) == 2
+    assert as_samples([Sample(prompt="p", completion="c", group=1)])[0].id is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"group_size": 2}, "group_size is 2, but the sample has no group"),
+        ({"group_size": 0, "group": 1}, "group_size must be 1 or more, got 0"),
+        ({"group_size": "2", "group": 1}, "group_size must be an integer, got str"),
+        ({"tools": {"name": "f"}}, "tools must be a list of JSON objects, got dict"),
+        ({"tools": [len]}, r"tools\[0\] must be a JSON object, got builtin.*JSON schema"),
+        ({"finish_reason": 1}, "finish_reason must be a string, got int"),
+    ],
+)
+def test_sample_with_an_invalid_group_or_tool_is_refused(given, said):
+    with pytest.raises((TypeError, ValueError), match=rf"^samples\[0\]\.{said}"):
+        score_payload([Sample(prompt="p", completion="c", **given)], None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), [1, {2}], 10**5000], ids=["nan", "set", "huge"])

@@ -10,6 +10,7 @@ import pytest
 from alarm_client.errors import SampleFailed
 from alarm_client.trainers.rllm import AlarmEvaluator, AlarmReward
 
+THOUGHT = {"role": "assistant", "content": "four", "reasoning_content": "hm"}
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]
 
 
@@ -69,16 +70,18 @@ def test_rllm_evaluator_scores_the_last_reply(rewards):
     found = AlarmEvaluator(recipe="mine").evaluate(
         task(answer="A"), episode(step(*CHAT, reply("first")), step(*CHAT, reply("four")))
     )
-    assert (found.reward, found.is_correct) == (4.0, True)
-    assert {one.name: one.value for one in found.signals}["alarm_fluency"] == 2.0
+    assert (found.reward, found.is_correct) == (8.0, True)
+    assert {one.name: one.value for one in found.signals}["alarm_fluency"] == 4.0
     assert "alarm_depth" not in {one.name for one in found.signals}  # it was not computed
-    assert rewards.samples == [{"prompt": CHAT, "completion": "four", "fields": {"reference": "A"}}]
+    assert rewards.samples == [
+        {"prompt": CHAT, "completion": [THOUGHT], "fields": {"reference": "A"}}
+    ]
     assert rewards.bodies[0]["recipe"] == "mine"
 
 
 def test_rllm_is_correct_above_threshold(rewards):
     given = task(), episode(step(*CHAT, reply("four")))
-    assert not AlarmEvaluator(threshold=4.0).evaluate(*given).is_correct
+    assert not AlarmEvaluator(threshold=8.0).evaluate(*given).is_correct
     assert AlarmEvaluator(threshold=3.9).evaluate(*given).is_correct
 
 

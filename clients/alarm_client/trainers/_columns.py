@@ -7,9 +7,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
-from alarm_client.trainers._inputs import completion_of, prompt_of
+from alarm_client.trainers._inputs import prompt_of, text_of_last
+from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._settings import Settings
 from alarm_client.types import Id, Sample
 
@@ -24,12 +25,16 @@ def with_rows(
     settings: Settings,
     *,
     prompts: Sequence[Any] | None = None,
+    group_size: int | None = None,
+    step: object = None,
 ) -> list[Sample]:
-    """Add to samples the fields and groups that the settings read from their dataset rows.
+    """Add to samples the fields, tools and groups that the settings read from their dataset rows.
 
     `prompts`: given if a call may contain all completions of a prompt; the trainer's own, so that
-    samples of one prompt are a group even if rollouts have added turns. ValueError if a configured
-    column is absent.
+    samples of one prompt are a group even if rollouts have added turns. `group_size`: how many
+    completions of a prompt come in calls of one sample each, if the trainer says so; used if the
+    row has the trainer's column of groups. `step`: tells the groups of equal prompts in different
+    steps apart. ValueError if a configured column is absent.
     """
     if settings.on_failure == "group_mean" and prompts is None:
         raise ValueError(
@@ -42,10 +47,17 @@ def with_rows(
         replace(
             sample,
             fields=_fields(row, settings) or None,
-            group=_group(row, settings, prompt),
+            tools=sample.tools or _tools(row, settings),
+            **_membership(sample, row, settings, prompt, group_size, step),
         )
         for sample, row, prompt in zip(samples, rows, known, strict=True)
     ]
+
+
+def finish_reason_at(num_tokens: int, settings: Settings) -> str | None:
+    """ "length" for a completion of as many tokens as the policy may sample; None if unknown."""
+    most = settings.max_completion_tokens
+    return "length" if most is not None and num_tokens >= most else None
 
 
 def groups_of(samples: Sequence[Sample]) -> list[Id]:
@@ -84,7 +96,7 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list) and value and _is_message(value[-1]):
-        return completion_of(value)
+        return text_of_last(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (bool, list, Mapping)):
@@ -116,6 +128,49 @@ def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:
             text = text_of(value)
             return {} if text is None else {"reference": text}
     return {}
+
+
+def _tools(row: Row, settings: Settings) -> list[Any] | None:
+    """The tools of a row; a column that only happens to be called tools has no schemas."""
+    if settings.tools is not None:
+        return tools_of(_configured(row, settings.tools, settings, "tools"))
+    try:
+        found = tools_of(row.get("tools"))
+    except (TypeError, ValueError):
+        return None
+    return found if all(isinstance(tool, Mapping) for tool in found or ()) else None
+
+
+class _Membership(TypedDict):
+    group: Id
+    group_size: int | None
+
+
+def _membership(
+    sample: Sample, row: Row, settings: Settings, prompt: Any, size: int | None, step: object
+) -> _Membership:
+    """The group of a sample, and its size if the members come in several calls."""
+    usual = settings.defaults.group_column
+    is_named = usual is not None and _plain(_lookup(row, usual)) not in (None, _ABSENT)
+    size = _size(row, settings) or (size if prompt is None and is_named else None)
+    if size is not None and prompt is None:
+        prompt = sample.prompt
+    group = _group(row, settings, prompt)
+    if size is not None and settings.group is None and isinstance(group, int):
+        group = _digest([group, prompt_of(prompt)])  # other runs on the server count from 0 too
+    if size is not None and step is not None:
+        group = f"{group}-{step}"
+    return {"group": group, "group_size": size}
+
+
+def _size(row: Row, settings: Settings) -> int | None:
+    given = settings.group_size
+    if not isinstance(given, str):
+        return given
+    size = _plain(_configured(row, given, settings, "group_size"))
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or size != int(size):
+        raise ValueError(f"group_size: the column {given!r} must have an integer, got {size!r}")
+    return int(size)
 
 
 def _group(row: Row, settings: Settings, prompt: Any) -> Id:

@@ -10,13 +10,32 @@ from alarm_client.token_offsets import PolicyTokens
 from alarm_client.trainers._failures import report, with_group_means
 from alarm_client.trainers._padding import at_last_token
 from alarm_client.trainers._settings import OnFailure
+from alarm_client.trainers._turns import on_all_tokens, turns_of
 from alarm_client.types import Id, Reward, Sample, Text
 
 
-def token_sample(prompt: Text, response_ids: Sequence[int], tokenizer: Any) -> Sample:
-    """The sample of a response, with the token offsets of its completion."""
-    completion, offsets = _policy_tokens(tokenizer).locate(response_ids)
-    return Sample(prompt=prompt, completion=completion, token_offsets=offsets)
+def token_sample(
+    prompt: Text,
+    response_ids: Sequence[int],
+    tokenizer: Any,
+    mask: Sequence[int] | None = None,
+    finish_reason: str | None = None,
+) -> Sample:
+    """The sample of a response, with the token offsets of its completion.
+
+    `mask`: false for tokens that the policy did not sample, such as results of tools. With one the
+    completion has several messages, and only the other tokens have offsets (see `turns_of`).
+    """
+    tokens = _policy_tokens(tokenizer)
+    turns = None if mask is None else turns_of(response_ids, mask, tokens, tokenizer)
+    completion: Text
+    if turns is None:
+        completion, offsets = tokens.locate(response_ids)
+    else:
+        completion, offsets = turns.messages, turns.offsets
+    return Sample(
+        prompt=prompt, completion=completion, token_offsets=offsets, finish_reason=finish_reason
+    )
 
 
 def token_rewards(
@@ -24,10 +43,12 @@ def token_rewards(
     lengths: Sequence[int],
     policy: OnFailure,
     groups: Sequence[Id] | None = None,
+    masks: Sequence[Sequence[int] | None] | None = None,
 ) -> list[list[float]]:
     """One float per token of each response; a failed one has the policy's number on its last token.
 
-    With "group_mean" the number is the mean of the rewards of its group.
+    `masks`: as in `token_sample`; masked tokens get 0, and the last token is an unmasked one. With
+    "group_mean" the number is the mean of the rewards of its group.
     """
     report(rewards, policy, groups)
     substitutes: Sequence[float | None] = [
@@ -35,15 +56,21 @@ def token_rewards(
     ]
     if policy == "group_mean":
         substitutes = with_group_means([reward.reward for reward in rewards], groups)
-    return [_row(*each) for each in zip(rewards, lengths, substitutes, strict=True)]
+    known = [None] * len(rewards) if masks is None else masks
+    return [_row(*each) for each in zip(rewards, lengths, substitutes, known, strict=True)]
 
 
-def _row(reward: Reward, length: int, substitute: float | None) -> list[float]:
+def _row(
+    reward: Reward, length: int, substitute: float | None, mask: Sequence[int] | None
+) -> list[float]:
+    num_own = length if mask is None or not any(mask) else sum(map(bool, mask))
     if reward.token_rewards is not None and reward.reward is not None:
-        return list(reward.token_rewards)
-    if substitute is None:
+        row = list(reward.token_rewards)
+    elif substitute is None:
         raise ValueError("token rewards must be numbers; on_failure must be 'raise' or a number")
-    return at_last_token(substitute, length)
+    else:
+        row = at_last_token(substitute, num_own)
+    return row if mask is None or len(row) == len(mask) else on_all_tokens(row, mask)
 
 
 def plain_ids(ids: Any) -> list[int]:

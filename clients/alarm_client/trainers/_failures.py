@@ -189,8 +189,9 @@ def _advice(message: str, defaults: TrainerDefaults) -> str:
                 "(ALARM_GROUP) names a column that identifies prompts (default: the prompt)"
             )
         return (
-            f". {defaults.trainer} sends one sample at a time, so no rule that compares the "
-            "samples of a group (gdpo, mo_grpo) can be used with it: choose another rule"
+            f". {defaults.trainer} sends one sample at a time: for a rule that compares "
+            "the samples of a group (gdpo, mo_grpo), set group_size (ALARM_GROUP_SIZE) to the "
+            "number of completions of a prompt, for which the server then waits"
         )
     name = missing_field(message)
     if name is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -29,6 +29,14 @@ from alarm_client.chat.templates import (
     marked,
     unknown_markup,
 )
+from alarm_client.trainers._messages import (
+    completion_text,
+    get,
+    is_message,
+    listed,
+    message_of,
+    role_of,
+)
 from alarm_client.types import Sample, Text
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "split_messages",
     "split_query",
     "template_of",
+    "text_of_last",
     "without_end_tokens",
 ]
 
@@ -120,33 +129,67 @@ def decoded_prompt(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def prompt_of(value: Any) -> Text:
-    """A prompt as a string, or as messages with a role and a text each."""
+    """A prompt as a string, or as messages in the form of OpenAI's API (see `message_of`)."""
     if isinstance(value, str):
         return value
-    if _is_message(value):
-        return [_message(value)]
-    return [_message(message) for message in _messages(value, "a prompt")]
+    if is_message(value):
+        return [message_of(value)]
+    return [message_of(message) for message in listed(value, "a prompt")]
 
 
-def completion_of(value: Any) -> str:
-    """The text of a completion: a string, a message, `{"message": ...}`, or the last of messages.
+def completion_of(value: Any) -> Text:
+    """A completion: a string, a message, `{"message": ...}`, or several messages.
 
-    A message may be a mapping or an object with a role and a content. TypeError for anything else.
+    One message with nothing but text is its text; anything else is sent as messages, such as tool
+    calls with the tools' results and the answer. TypeError for anything else.
     """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    inner = _get(value, "message")
+    inner = get(value, "message")
     if inner is not None:
         return completion_of(inner)
-    if _is_message(value):
-        return _content(_get(value, "content"))
-    messages = _messages(value, "a completion")
+    if is_message(value):
+        role = get(value, "role")
+        return _text_or_messages([value if role is not None else _as_assistant(value)])
+    messages = listed(value, "a completion")
+    if len(messages) == 1 and isinstance(messages[0], str):
+        return messages[0]
+    return _text_or_messages(messages)
+
+
+def text_of_last(value: Any) -> str:
+    """The text of the last of several messages."""
+    completion = completion_of(value)
+    return completion if isinstance(completion, str) else completion_text(completion[-1:])
+
+
+def _text_or_messages(values: Sequence[Any]) -> Text:
+    messages = _from_first_reply([_completed(message) for message in values])
     if not messages:
         return ""
-    last = messages[-1]
-    return last if isinstance(last, str) else _message_content(last)
+    content = messages[0]["content"]
+    has_only_text = len(messages) == 1 and set(messages[0]) == {"role", "content"}
+    return content if has_only_text and isinstance(content, str) else messages
+
+
+def _from_first_reply(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without those before the first reply, which repeat the prompt."""
+    roles = [message["role"] for message in messages]
+    return messages[roles.index("assistant") :] if "assistant" in roles else messages[-1:]
+
+
+def _completed(message: Any) -> dict[str, Any]:
+    if not is_message(message):
+        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
+    return message_of(message)
+
+
+def _as_assistant(message: Any) -> dict[str, Any]:
+    """A reply without a role."""
+    names = ("content", "tool_calls", "reasoning_content", "reasoning", "refusal", "audio")
+    return {"role": "assistant", **{name: get(message, name) for name in names}}
 
 
 def split_query(query: str, prompt: str) -> str:
@@ -212,12 +255,23 @@ def read_each(trainer: str, read: Callable[..., T], **columns: Sequence[Any]) ->
     return found
 
 
-def split_messages(messages: Sequence[Any]) -> tuple[Text, str]:
-    """The messages before the last one, and the text of the last one."""
-    plain = [_message(message) for message in _messages(messages, "a conversation")]
+def split_messages(messages: Sequence[Any]) -> tuple[Text, Text]:
+    """The prompt and the completion of a conversation.
+
+    The completion is the last message, with the calls and results of tools that led to it.
+    """
+    plain = [message_of(message) for message in listed(messages, "a conversation")]
     if not plain:
         raise ValueError("a conversation without messages has no completion")
-    return plain[:-1], plain[-1]["content"]
+    start = len(plain) - 1
+    while start and plain[start - 1]["role"] in _OF_TOOLS:
+        start -= 1
+    while start < len(plain) - 1 and not plain[start].get("tool_calls"):
+        start += 1  # replies before the first call are turns of the prompt
+    return plain[:start], completion_of(plain[start:])
+
+
+_OF_TOOLS = ("assistant", "tool", "function", "ipython")
 
 
 def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
@@ -241,18 +295,38 @@ def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
         return replace(sample, prompt=_text(texts.prompt), completion=_text(texts.completion))
     turns, begun = split_prompt(prompt, template)
     sample = replace(sample, prompt=_text(turns))
-    if not begun or not isinstance(completion, str) or sample.token_offsets is None:
-        return sample
     # The start of the answer in the prompt belongs to the completion, without a policy token.
+    return _preceded(sample, begun) if begun else sample
+
+
+def _preceded(sample: Sample, begun: str) -> Sample:
+    """The sample with a text before its completion's; token offsets move along."""
+    completion: Text
+    if isinstance(sample.completion, str):
+        completion = begun + sample.completion
+    else:
+        first, *others = sample.completion
+        thought = first.get("reasoning_content")
+        if isinstance(thought, str):
+            begun = begun.lstrip().removeprefix("<think>").lstrip()
+            first = {**first, "reasoning_content": begun + thought}
+        else:
+            content: Any = first.get("content") or ""
+            parts = [{"type": "text", "text": begun}]
+            is_text = isinstance(content, str)
+            first = {**first, "content": begun + content if is_text else [*parts, *content]}
+        completion = [first, *others]
+    if sample.token_offsets is None:
+        return replace(sample, completion=completion)
     offsets = [(start + len(begun), end + len(begun)) for start, end in sample.token_offsets]
-    return replace(sample, completion=begun + completion, token_offsets=offsets)
+    return replace(sample, completion=completion, token_offsets=offsets)
 
 
 def _templated(messages: Sequence[Mapping[str, object]]) -> str | None:
     """The text of messages whose contents are in a chat template already (NeMo RL); else None."""
     contents = [message.get("content") for message in messages]
     first = contents[0] if contents else None
-    if not isinstance(first, str):
+    if not isinstance(first, str) or not all(isinstance(one, str) for one in contents):
         return None
     if detect(first) is None and (len(contents) > 1 or unknown_markup(first) is None):
         return None
@@ -263,65 +337,3 @@ def _text(text: str | tuple[Message, ...]) -> Text:
     if isinstance(text, str):
         return text
     return [{"role": turn.role, "content": turn.content} for turn in text]
-
-
-def _messages(value: Any, what: str) -> list[Any]:
-    """The messages of a list, a tuple or an array; TypeError for anything else."""
-    is_many = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Mapping))
-    if hasattr(value, "model_dump"):
-        dumped = value.model_dump()
-        is_many, value = isinstance(dumped, list), dumped
-    if not is_many:
-        raise TypeError(
-            f"{what} must be a string or messages with a role and a content, got a "
-            f"{type(value).__name__}"
-        )
-    return list(value)
-
-
-def _is_message(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return True
-    return hasattr(value, "content") and not isinstance(value, (list, tuple))
-
-
-def _get(message: Any, name: str) -> Any:
-    return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
-
-
-def role_of(message: Any) -> str:
-    """The role of a message, from a mapping or an object; TypeError if it has none."""
-    role = _get(message, "role")
-    if role is None:
-        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
-    return str(getattr(role, "value", role))  # the value of an enum
-
-
-def _message_content(message: Any) -> str:
-    if not _is_message(message):
-        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
-    return _content(_get(message, "content"))
-
-
-def _message(message: Any) -> dict[str, str]:
-    """A message as a role and a text, from a mapping or an object with these attributes."""
-    return {"role": role_of(message), "content": _content(_get(message, "content"))}
-
-
-def _content(content: Any) -> str:
-    """The text of a content: a string, None (a tool call), or a list of parts."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, (bytes, bytearray, Mapping)) or not isinstance(content, Iterable):
-        raise TypeError(
-            "a message's content must be a string or a list of parts, got a "
-            f"{type(content).__name__}"
-        )
-    return "".join(_part(part) for part in content)
-
-
-def _part(part: Any) -> str:
-    text = part if isinstance(part, str) else _get(part, "text")
-    return text if isinstance(text, str) else ""

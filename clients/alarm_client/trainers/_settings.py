@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,12 @@ from alarm_client.trainers._inputs import template_of
 from alarm_client.types import Aspects, Overrides
 
 OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
+
+LOG = logging.getLogger("alarm_client.trainers")
+
+# A recipe's group_timeout_s unless it says otherwise: how long the server holds a sample with a
+# group_size until the rest of its group is there.
+_HOLD_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +55,14 @@ class Settings:
     `aspects`: "all" computes every aspect for the logs, "admitted" only those that the reward
     requires. `aspect_names`: the names to log, fixed before the first response. `fields`: field of
     the server -> column of the dataset, None for the trainer's usual column. `group`: the column
-    that identifies prompts, None for the prompt itself. `template`: the policy's chat template, for
-    trainers that send it: a name, "plain" for none, or JSON of the texts before and after turns;
-    None detects it. `timeout`: seconds per call, retries included; `connect_timeout`: seconds
-    until a first response. `on_failure`:
-    "raise", "none", "group_mean" or the reward of a failed sample.
+    that identifies prompts, None for the prompt itself. `group_size`: how many samples a
+    prompt has, or the column with that number: if set, the server waits for them all, which may
+    come in several calls. `tools`: the column with the tools of the policy, "tools" if None.
+    `max_completion_tokens`: the policy's limit, for trainers that pass token ids and not whether a
+    completion was cut off. `template`: the policy's chat template, for trainers that send it: a
+    name, "plain" for none, or JSON of the texts before and after turns; None detects it.
+    `timeout`: seconds per call, retries included; `connect_timeout`: seconds until a first
+    response. `on_failure`: "raise", "none", "group_mean" or the reward of a failed sample.
     """
 
     defaults: TrainerDefaults
@@ -65,6 +75,9 @@ class Settings:
     aspect_names: tuple[str, ...]
     fields: Mapping[str, str] | None = field(hash=False)
     group: str | None
+    group_size: int | str | None
+    tools: str | None
+    max_completion_tokens: int | None
     timeout: float
     connect_timeout: float
     on_failure: OnFailure
@@ -109,6 +122,9 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
         aspect_names=read("aspect_names", _names, ()),
         fields=read("fields", _fields, None),
         group=read("group", _text, None),
+        group_size=read("group_size", _count_or_column, None),
+        tools=read("tools", _text, None),
+        max_completion_tokens=read("max_completion_tokens", _count, None),
         timeout=read("timeout", _seconds, defaults.timeout),
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
         on_failure=read("on_failure", _policy, defaults.on_failure),
@@ -124,6 +140,15 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"{where}: set recipe or model, not both")
     if settings.overrides and settings.model:
         raise ValueError(f"{where}: overrides apply to a recipe and cannot be used with model")
+    if settings.group_size is not None and settings.timeout <= _HOLD_SECONDS:
+        LOG.warning(
+            "%s: a call waits at most %g s (timeout), and the server holds samples with a "
+            "group_size for up to the recipe's group_timeout_s (%g s unless set): set it "
+            "below the timeout",
+            where,
+            settings.timeout,
+            _HOLD_SECONDS,
+        )
     sees_groups = defaults.whole_groups is not None
     takes = "'raise', 'group_mean' or a number" if sees_groups else "'raise' or a number"
     if policy == "none" and not defaults.takes_none:
@@ -166,6 +191,18 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("must be a string")
     return value
+
+
+def _count(value: Any) -> int:
+    number = _number(value)
+    if not number.is_integer() or number < 1:
+        raise ValueError("must be an integer of 1 or more")
+    return int(number)
+
+
+def _count_or_column(value: Any) -> int | str:
+    """A number, or the name of a column."""
+    return _count(value) if math.isfinite(_number(value)) else _text(value)
 
 
 def _names(value: Any) -> tuple[str, ...]:

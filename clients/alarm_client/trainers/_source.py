@@ -16,7 +16,7 @@ from alarm_client.trainers._failures import InvalidCalls, failed_call
 from alarm_client.trainers._inputs import plain_samples, template_of
 from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
 from alarm_client.trainers._shared_calls import Consumer, SharedCalls
-from alarm_client.types import Id, Reward, RewardResult, Sample, Score, ScoreResult
+from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
 
 
 class RewardSource:
@@ -91,41 +91,39 @@ class RewardSource:
         self._client.close()
 
     def _rewards(self, samples: Sequence[Sample]) -> list[Reward]:
-        given, order = self.settings, _group_by_group(samples)
-        sent = [samples[index] for index in order]
+        given = self.settings
         result: RewardResult | ScoreResult
         try:
             if given.model:
-                result = self._client.score(sent, given.model)
+                result = self._client.score(samples, given.model)
             else:
                 result = self._client.hierarchical_reward(
-                    sent, given.recipe, given.overrides, given.aspects
+                    samples, given.recipe, given.overrides, given.aspects
                 )
         except AlarmError as error:
             return self._failed(error, len(samples))
-        return self._answered(result, sent, order)
+        return self._answered(result, samples)
 
     async def _arewards(self, samples: Sequence[Sample]) -> list[Reward]:
-        given, order = self.settings, _group_by_group(samples)
-        sent = [samples[index] for index in order]
+        given = self.settings
         result: RewardResult | ScoreResult
         try:
             if given.model:
-                result = await self._async_client.score(sent, given.model)
+                result = await self._async_client.score(samples, given.model)
             else:
                 result = await self._async_client.hierarchical_reward(
-                    sent, given.recipe, given.overrides, given.aspects
+                    samples, given.recipe, given.overrides, given.aspects
                 )
         except AlarmError as error:
             return self._failed(error, len(samples))
-        return self._answered(result, sent, order)
+        return self._answered(result, samples)
 
     def _answered(
-        self, result: RewardResult | ScoreResult, sent: Sequence[Sample], order: Sequence[int]
+        self, result: RewardResult | ScoreResult, samples: Sequence[Sample]
     ) -> list[Reward]:
-        found = result.rewards if isinstance(result, RewardResult) else _from_scores(result, sent)
-        placed = dict(zip(order, found, strict=True))
-        return self._invalid.checked([placed[index] for index in range(len(order))])
+        if isinstance(result, RewardResult):
+            return self._invalid.checked(result.rewards)
+        return self._invalid.checked(_from_scores(result, samples))
 
     def _failed(self, error: AlarmError, num_samples: int) -> list[Reward]:
         has_answered = self._client.has_answered or self._async_client.has_answered
@@ -164,15 +162,6 @@ def _key(samples: Sequence[Sample]) -> str:
     return content_digest(reward_payload(samples, None, None, "all").body)
 
 
-def _group_by_group(samples: Sequence[Sample]) -> list[int]:
-    """The order in which samples are sent: groups together, so that a split keeps them whole."""
-    firsts: dict[Id, int] = {}
-    for index, sample in enumerate(samples):
-        if sample.group is not None:
-            firsts.setdefault(sample.group, index)
-    return sorted(range(len(samples)), key=lambda index: firsts.get(samples[index].group, index))
-
-
 def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]:
     return [
         _from_score(score, sample) for score, sample in zip(result.scores, samples, strict=True)
@@ -181,7 +170,17 @@ def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]
 
 def _from_score(score: Score, sample: Sample) -> Reward:
     """A model's raw score as a reward; with token offsets it is placed on the last token."""
-    reward = Reward(score.id, score.score, None, None, None, {}, score.truncated, score.error)
+    reward = Reward(
+        id=score.id,
+        reward=score.score,
+        token_rewards=None,
+        holistic=None,
+        admitted=None,
+        aspects={},
+        truncated=score.truncated,
+        error=score.error,
+        omitted=score.omitted,
+    )
     if sample.token_offsets is None or score.score is None:
         return reward
     num_tokens = len(sample.token_offsets)

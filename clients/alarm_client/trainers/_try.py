@@ -164,8 +164,8 @@ def _request_lines(settings: Settings, samples: Sequence[Sample]) -> Iterator[st
     changed = f" with {json.dumps(settings.overrides)}" if settings.overrides else ""
     yield f"request   {settings.trainer}: {name}{changed}"
     fields = samples[0].fields or {}
-    for field, text in fields.items():
-        yield f"field     {field} = {text[:80]!r}"
+    for field, value in fields.items():
+        yield f"field     {field} = {value!r:.82}"
 
 
 def _result_lines(sample: Sample, reward: Reward) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -55,11 +56,19 @@ class AlarmORM:
             raise ValueError("ms_swift: the call has no messages, so the prompts are unknown")
 
         def read(turns: Any, completion: Any) -> Sample:
-            return Sample(prompt=split_messages(turns)[0], completion=completion_of(completion))
+            prompt, replies = split_messages(turns)
+            is_text = isinstance(replies, str)
+            return Sample(
+                prompt=prompt, completion=completion_of(completion) if is_text else replies
+            )
 
         samples = read_each(DEFAULTS.trainer, read, messages=messages, completions=completions)
         settings = self.source.settings
         rows = rows_of(columns, len(samples))
+        samples = [
+            replace(sample, finish_reason=_finish_reason(row))
+            for sample, row in zip(samples, rows, strict=True)
+        ]
         prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]
         samples = with_rows(samples, rows, settings, prompts=prompts)
         rewards = await self.source.arewards(samples, self._consumer)
@@ -74,6 +83,14 @@ def _start(row: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:
     turns = takewhile(lambda message: _role(message) != "assistant", messages)
     numbered = {"role": "prompt_id", "content": str(row.get("prompt_id") or "")}
     return [numbered, *turns]
+
+
+def _finish_reason(row: Mapping[str, Any]) -> str | None:
+    """ms-swift's `finish_reason`; "length" if it says that the completion is truncated."""
+    reason = row.get("finish_reason")
+    if isinstance(reason, str):
+        return reason
+    return "length" if row.get("is_truncated") else None
 
 
 def _role(message: Any) -> str:

@@ -35,7 +35,7 @@ class _Rewards:
         self.source = RewardSource(read_settings(DEFAULTS, settings))
 
     def _of(
-        self, prompt: Text, completion: str, row: Mapping[str, Any]
+        self, prompt: Text, completion: Text, row: Mapping[str, Any]
     ) -> tuple[float, dict[str, float]]:
         """The reward, and its computed components by name."""
         samples = [Sample(prompt=prompt, completion=completion)]
@@ -81,7 +81,7 @@ class AlarmReward(_Rewards):
         return RewardOutput(reward=value, metadata=parts)
 
 
-def _last_turn(episode: Any, task: Any) -> tuple[Text, str]:
+def _last_turn(episode: Any, task: Any) -> tuple[Text, Text]:
     """The conversation before the policy's last reply, and that reply."""
     steps = [step for trajectory in episode.trajectories[-1:] for step in trajectory.steps]
     for step in reversed(steps):

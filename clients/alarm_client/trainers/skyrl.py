@@ -87,17 +87,28 @@ class AlarmGenerator:
                 "do not support step-wise trajectories"
             )
         settings = self.source.settings
+        masks = _masks(output, len(ids))
+        reasons = output.get("stop_reasons") or [None] * len(ids)
         samples = [
-            token_sample(prompt_of(prompt), row, self.tokenizer)
-            for prompt, row in zip(prompts, ids, strict=True)
+            token_sample(prompt_of(prompt), row, self.tokenizer, mask, reason)
+            for prompt, row, mask, reason in zip(prompts, ids, masks, reasons, strict=True)
         ]
         extras = input_batch.get("env_extras") or [None] * len(ids)
         extra_rows = [row_of_dataset(extra) for extra in extras]
         samples = with_rows(samples, extra_rows, settings, prompts=prompts)
         rewards = await self.source.arewards(samples)
         lengths = [len(row) for row in ids]
-        rows = token_rewards(rewards, lengths, settings.on_failure, groups_of(samples))
+        groups = groups_of(samples)
+        rows = token_rewards(rewards, lengths, settings.on_failure, groups, masks)
         return {**output, "rewards": rows}
+
+
+def _masks(output: Mapping[str, Any], num_rows: int) -> list[list[int] | None]:
+    """SkyRL's loss masks, 0 for observations; None for each response without them."""
+    masks = output.get("loss_masks")
+    if not isinstance(masks, (list, tuple)):
+        return [None] * num_rows
+    return [plain_ids(mask) for mask in masks]
 
 
 def row_of_dataset(extras: Any) -> Row:

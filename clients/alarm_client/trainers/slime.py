@@ -55,10 +55,14 @@ async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     source = get_reward_source(defaults)
 
     def read(one: Any) -> Sample:
-        return Sample(prompt=prompt_of(one.prompt), completion=without_end_tokens(one.response))
+        return Sample(
+            prompt=prompt_of(one.prompt),
+            completion=without_end_tokens(one.response),
+            finish_reason=_finish_reason(one),
+        )
 
     to_score = read_each(defaults.trainer, read, samples=samples)
-    to_score = _with_rows(to_score, samples, source, is_group)
+    to_score = _with_rows(args, to_score, samples, source, is_group)
     rewards = await source.arewards(to_score)
     found = _found(args, rewards, source, groups_of(to_score))
     return found if is_group else found[0]
@@ -67,6 +71,8 @@ async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
 async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     """As `custom_rm`; the token rewards go into the sample's metadata for `post_process_rewards`.
 
+    Where `loss_mask` is 0, as for results of tools, the completion has a message of the environment
+    and the tokens have no reward.
     The policy's tokenizer is read from `--hf-checkpoint`.
     """
     is_group = isinstance(sample, (list, tuple))
@@ -74,15 +80,17 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     tokenizer = _tokenizer(args.hf_checkpoint)
     source = get_reward_source(DEFAULTS)
     ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
+    masks = [_mask(one) for one in samples]
     to_score = [
-        token_sample(prompt_of(one.prompt), row, tokenizer)
-        for one, row in zip(samples, ids, strict=True)
+        token_sample(prompt_of(one.prompt), row, tokenizer, mask, _finish_reason(one))
+        for one, row, mask in zip(samples, ids, masks, strict=True)
     ]
-    to_score = _with_rows(to_score, samples, source, is_group)
+    to_score = _with_rows(args, to_score, samples, source, is_group)
     rewards = await source.arewards(to_score)
     groups = groups_of(to_score)
     found = _found(args, rewards, source, groups)
-    rows = token_rewards(rewards, [len(row) for row in ids], source.settings.on_failure, groups)
+    lengths = [len(row) for row in ids]
+    rows = token_rewards(rewards, lengths, source.settings.on_failure, groups, masks)
     for one, row in zip(samples, rows, strict=True):
         one.metadata = {**(one.metadata or {}), TOKEN_REWARDS: row}
     return found if is_group else found[0]
@@ -180,13 +188,28 @@ def _discounted(rewards: Any, gamma: float) -> Any:
     return returns
 
 
+def _mask(sample: Any) -> list[int] | None:
+    mask = getattr(sample, "loss_mask", None)
+    return None if mask is None else plain_ids(mask)
+
+
+def _finish_reason(sample: Any) -> str | None:
+    """ "length" for slime's status TRUNCATED."""
+    status = getattr(sample, "status", None)
+    return "length" if getattr(status, "value", status) == "truncated" else None
+
+
 def _with_rows(
-    to_score: list[Sample], samples: Sequence[Any], source: RewardSource, is_group: bool
+    args: Any,
+    to_score: list[Sample],
+    samples: Sequence[Any],
+    source: RewardSource,
+    is_group: bool,
 ) -> list[Sample]:
+    rows = [row_of_dataset(one) for one in samples]
     prompts = [one.prompt for one in samples] if is_group else None
-    return with_rows(
-        to_score, [row_of_dataset(one) for one in samples], source.settings, prompts=prompts
-    )
+    size = getattr(args, "n_samples_per_prompt", None)
+    return with_rows(to_score, rows, source.settings, prompts=prompts, group_size=size)
 
 
 def row_of_dataset(sample: Any) -> Row:

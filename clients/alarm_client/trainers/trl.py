@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
-from alarm_client.trainers._columns import groups_of, rows_of, with_rows
+from alarm_client.trainers._columns import finish_reason_at, groups_of, rows_of, with_rows
 from alarm_client.trainers._components import columns, means
 from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
@@ -93,9 +94,17 @@ class AlarmReward:
     def _samples(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> list[Sample]:
+        settings = self.source.settings
         samples = _samples(prompts, completions)
         rows = rows_of(columns, len(samples))
-        return with_rows(samples, rows, self.source.settings, prompts=prompts)
+        samples = [
+            replace(sample, finish_reason=finish_reason_at(len(row["completion_ids"]), settings))
+            if "completion_ids" in row
+            else sample
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        step = getattr(columns.get("trainer_state"), "global_step", None)
+        return with_rows(samples, rows, settings, prompts=prompts, step=step)
 
     def _finish(
         self,

@@ -9,6 +9,7 @@ from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
 from alarm_client.trainers._components import components
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each, role_of
+from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._settings import TrainerDefaults
 from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
@@ -26,20 +27,14 @@ HABITS = DEFAULTS  # former name, kept as an alias
 
 
 async def reward(task: Any, trace: Any) -> float:
-    """v1: the reward of a trace's last reply; its components become metrics of the trace.
+    """v1: the reward of a trace's replies; its components become metrics of the trace.
+
+    The completion is everything from the first sampled reply on, calls and results of tools
+    included.
 
     Configured by `rewards.alarm.fn = "alarm_client.trainers.verifiers.reward"` of a task's config.
     """
-    messages = list(trace.messages)
-    last = max(
-        (index for index, message in enumerate(messages) if _role(message) == "assistant"),
-        default=-1,
-    )
-    if last < 0:
-        raise ValueError("verifiers: the trace has no reply to score")
-    sample = Sample(
-        prompt=prompt_of(messages[:last]), completion=completion_of([_plain(messages[last])])
-    )
+    sample = _of_trace(trace)
     source = get_reward_source(DEFAULTS)
     data = getattr(task, "data", task)  # the dataset row of a v1 Task
     rewards = await source.arewards(
@@ -91,9 +86,20 @@ def row_of_dataset(row: Row) -> Row:
     return {**info, **row} if isinstance(info, Mapping) else row
 
 
-def _role(message: Any) -> str:
-    return role_of(message)
-
-
-def _plain(message: Any) -> dict[str, Any]:
-    return message if isinstance(message, dict) else {"content": message.content}
+def _of_trace(trace: Any) -> Sample:
+    """The sample of a trace's last branch; ValueError if it has no reply."""
+    branches = list(getattr(trace, "branches", ()))
+    nodes = list(branches[-1].nodes) if branches else []
+    messages = [node.message for node in nodes] if nodes else list(trace.messages)
+    replies = [index for index, one in enumerate(messages) if role_of(one) == "assistant"]
+    if not replies:
+        raise ValueError("verifiers: the trace has no reply to score")
+    sampled = [index for index, node in enumerate(nodes) if node.sampled]
+    start = sampled[0] if sampled else replies[-1]
+    is_cut = bool(getattr(trace, "is_truncated", False))
+    return Sample(
+        prompt=prompt_of(messages[:start]),
+        completion=completion_of(messages[start : replies[-1] + 1]),
+        tools=tools_of(branches[-1].tools) if nodes else None,
+        finish_reason="length" if is_cut else None,
+    )

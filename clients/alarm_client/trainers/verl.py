@@ -64,6 +64,8 @@ class AlarmRewardManager:
             )
         own = {name: value for name, value in given.items() if name in NAMES}
         self.source = RewardSource(read_settings(_OF_BATCHES, own))
+        limit = self.source.settings.max_completion_tokens
+        self.most_tokens = _response_length(config) if limit is None else limit
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """`reward_score` and `reward_extra_info` of a trajectory, scored by its last sequence."""
@@ -74,7 +76,7 @@ class AlarmRewardManager:
         policy = self.source.settings.on_failure
         score: float | list[float]
         if self.is_dense:
-            (score,) = token_rewards(rewards, [len(ids)], policy)
+            (score,) = token_rewards(rewards, [len(ids)], policy, masks=[_mask(item, len(ids))])
         else:
             (score,) = numbers(rewards, policy)
         parts = components(rewards[0], self.source.aspect_names.update(rewards))
@@ -94,7 +96,9 @@ class AlarmRewardManager:
         )
         rewards = self.source.rewards(samples)
         lengths = [len(ids) for ids, _ in located]
-        rows = token_rewards(rewards, lengths, settings.on_failure, groups_of(samples))
+        masks = [_mask(item, length) for item, length in zip(items, lengths, strict=True)]
+        groups = groups_of(samples)
+        rows = token_rewards(rewards, lengths, settings.on_failure, groups, masks)
         tensor = _as_tensor(rows, data.batch["responses"])
         if not return_dict:
             return tensor
@@ -118,7 +122,10 @@ class AlarmRewardManager:
         responses = item.batch["responses"]
         length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
         ids = plain_ids(responses[:length])
-        return ids, token_sample(self._prompt(item), ids, self.tokenizer)
+        mask = _mask(item, length)
+        is_cut = self.most_tokens is not None and length >= self.most_tokens
+        reason = "length" if is_cut else None
+        return ids, token_sample(self._prompt(item), ids, self.tokenizer, mask, reason)
 
     def _prompt(self, item: Any) -> Text:
         conversation = item.non_tensor_batch.get("raw_prompt")
@@ -133,6 +140,21 @@ def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
     """A dataset row from the arguments of verl: the columns, `extra_info` and its contents."""
     extra = row_of(extra_info)
     return {**extra, "extra_info": extra, **columns}
+
+
+def _mask(item: Any, length: int) -> list[int] | None:
+    """verl's response mask, 0 for results of tools; None where there is none."""
+    names = list(item.batch.keys())  # a TensorDict refuses `in`
+    if "response_mask" not in names:
+        return None
+    return plain_ids(item.batch["response_mask"][:length])
+
+
+def _response_length(config: Any) -> int | None:
+    """The policy's limit, from the configuration of the trainer; None if it is not there."""
+    data = (config.get("data") if config is not None else None) or {}
+    limit = data.get("max_response_length")
+    return None if limit is None else int(limit)
 
 
 def _row(item: Any) -> Row:

@@ -1,0 +1,80 @@
+"""Token offsets of a completion of several messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alarm_client.token_offsets import PolicyTokens, Span
+
+_TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
+
+
+def message_offsets(
+    token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]], tokens: PolicyTokens
+) -> list[Span]:
+    """One `[start, end)` per token of a completion that is sent as `messages`.
+
+    `token_ids` are those of the whole completion, headers, calls and results of tools included. The
+    spans count in `completion_text(messages)`: each thought and content is located in the decoded
+    text, in order, and the tokens between them are empty spans after the text before them.
+    ValueError if a thought or a content is not in the decoded text.
+    """
+    text, spans = tokens.locate(token_ids)
+    places = _places(messages, text)
+    return [_placed(span, places) for span in spans]
+
+
+def completion_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text that spans and token offsets of messages count in.
+
+    Of each message its thought, a blank line and its content, whichever there are; the messages
+    are joined by blank lines. Tool calls are not part of it.
+    """
+    return "\n\n".join("\n\n".join(_texts(message)) for message in messages)
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """The thought and the content of a message, without those that are empty."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(_text_of(part) for part in content if part.get("type") in _TEXTS)
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    return [text for text in (thought, content or message.get("refusal") or "") if text]
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    return part.get("text") or part.get("refusal") or ""
+
+
+def _places(messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int, int]]:
+    """`(start, end, to)`: the range of the decoded text that is at `to` in the completion's.
+
+    A message without a text has an empty range.
+    """
+    places: list[tuple[int, int, int]] = []
+    cursor = to = 0
+    for index, message in enumerate(messages):
+        for part in _texts(message) or [""]:
+            bare = part if text.find(part, cursor) >= 0 else part.strip()
+            start = text.find(bare, cursor)
+            if start < 0:
+                raise ValueError(
+                    f"message {index} is not in the decoded completion after character {cursor}: "
+                    f"{part[:80]!r}"
+                )
+            places.append((start, start + len(bare), to + part.find(bare)))
+            cursor = start + len(bare)
+            to += len(part) + 2
+    return places
+
+
+def _placed(span: Span, places: Sequence[tuple[int, int, int]]) -> Span:
+    start, end = span
+    before = 0
+    for first, last, to in places:
+        if start < end and start < last and first < end:
+            return to + max(0, start - first), to + min(last, end) - first
+        if last <= start:
+            before = to + last - first
+    return before, before

@@ -1,0 +1,199 @@
+"""Chat messages of trainers, from mappings and objects, in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from alarm_client.message_offsets import completion_text
+
+__all__ = [
+    "completion_text",
+    "content_of",
+    "get",
+    "is_message",
+    "listed",
+    "message_of",
+    "role_of",
+    "tools_of",
+]
+
+# Names of a message's thought: OpenAI-compatible servers, OpenRouter, gpt-oss's template.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+# Part types of processors that name a part by its only key: {"image": ...}.
+_KINDS = ("image", "image_url", "video", "video_url", "audio", "input_audio", "file")
+
+_TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
+
+
+def message_of(message: Any) -> dict[str, Any]:
+    """A message with its role, content, thought, tool calls and name, from a mapping or an object.
+
+    Content that is only text becomes a string; of parts that are not text the type is kept, so that
+    the server can say that its model does not read them. Other keys, such as a trainer's token ids,
+    are left out, as are missing values. TypeError if there is no role or the content is not text or
+    parts.
+    """
+    found: dict[str, Any] = {"role": role_of(message)}
+    calls = _calls(message)
+    content = get(message, "content")
+    found["content"] = None if content is None and calls else content_of(content)
+    for name in _THOUGHTS:
+        thought = get(message, name)
+        if isinstance(thought, str) and thought:
+            found["reasoning_content"] = thought
+            break
+    if calls:
+        found["tool_calls"] = calls
+    for name in ("tool_call_id", "name", "refusal"):
+        value = get(message, name)
+        if isinstance(value, str):
+            found[name] = value
+    if get(message, "audio") is not None:
+        parts = found["content"]
+        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts or []
+        found["content"] = [*parts, {"type": "audio"}]
+    return found
+
+
+def content_of(content: Any) -> str | list[dict[str, str]]:
+    """The text of a content; its parts if one of them is not text.
+
+    TypeError for anything but a string, None (empty), or a list of parts.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (bytes, bytearray, Mapping)) or not isinstance(content, Iterable):
+        raise TypeError(
+            "a message's content must be a string or a list of parts, got a "
+            f"{type(content).__name__}"
+        )
+    parts = [_part(part) for part in content]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def tools_of(value: Any) -> list[Any] | None:
+    """The tools of a dataset row, as JSON schemas; None if there are none.
+
+    A string is their JSON. Functions need a schema, as a chat template needs one.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise ValueError(f"tools must be a list or its JSON ({error})") from None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None:
+        return None
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"tools must be a list, got a {type(value).__name__}")
+    return [_tool(tool) for tool in value] or None
+
+
+def _tool(tool: Any) -> Any:
+    if isinstance(tool, str):
+        return json.loads(tool)
+    if hasattr(tool, "model_dump"):
+        return _function_level(tool.model_dump(exclude_none=True, mode="json"))
+    if isinstance(tool, Mapping):
+        return tool
+    schema = getattr(tool, "json_schema", None) or getattr(tool, "tool_schema", None)
+    if isinstance(schema, Mapping):
+        return schema
+    raise TypeError(
+        "a tool must be a JSON schema, got a "
+        f"{type(tool).__name__}; transformers.utils.get_json_schema makes one of a function"
+    )
+
+
+def _function_level(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool of OpenAI's Responses API in the form that chat templates read."""
+    if tool.get("type", "function") != "function" or "function" in tool or "name" not in tool:
+        return tool
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in names if name in tool}}
+
+
+def role_of(message: Any) -> str:
+    """The role of a message, from a mapping or an object; TypeError if it has none."""
+    role = get(message, "role")
+    if role is None:
+        raise TypeError(f"a message must have a role and a content, got a {type(message).__name__}")
+    return str(getattr(role, "value", role))  # the value of an enum
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is one message, and not a list of them."""
+    if isinstance(value, Mapping):
+        return True
+    return hasattr(value, "content") and not isinstance(value, (list, tuple))
+
+
+def get(message: Any, name: str) -> Any:
+    """A value of a mapping or an attribute of an object; None if there is none."""
+    return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+
+
+def listed(value: Any, what: str) -> list[Any]:
+    """The messages of a list, a tuple or an array; TypeError for anything else."""
+    is_many = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Mapping))
+    if hasattr(value, "model_dump"):
+        dumped = value.model_dump()
+        is_many, value = isinstance(dumped, list), dumped
+    if not is_many:
+        raise TypeError(
+            f"{what} must be a string or messages with a role and a content, got a "
+            f"{type(value).__name__}"
+        )
+    return list(value)
+
+
+def _calls(message: Any) -> list[dict[str, Any]]:
+    calls = get(message, "tool_calls")
+    if hasattr(calls, "tolist"):
+        calls = calls.tolist()
+    found = [_call(call) for call in calls or ()]
+    old = get(message, "function_call")
+    return found if old is None else [*found, _call({"function": old})]
+
+
+def _call(call: Any) -> dict[str, Any]:
+    if isinstance(call, str):  # verifiers' states hold calls as JSON
+        call = json.loads(call)
+    function = get(call, "function")
+    function = call if function is None else function
+    name = get(function, "name")
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a tool call must have a function with a name, got a {type(call).__name__}"
+        )
+    found: dict[str, Any] = {"type": "function", "function": {"name": name}}
+    arguments = get(function, "arguments")
+    if arguments is not None:
+        found["function"]["arguments"] = arguments
+    call_id = get(call, "id")
+    return {"id": call_id, **found} if isinstance(call_id, str) else found
+
+
+def _part(part: Any) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind, text = get(part, "type"), get(part, "text")
+    if isinstance(text, str) and kind in (None, *_TEXTS):
+        return {"type": "text", "text": text}
+    if kind == "refusal":
+        return {"type": "text", "text": str(get(part, "refusal") or "")}
+    if kind in _TEXTS:
+        return {"type": "text", "text": ""}  # datasets fill missing values with None
+    if kind is None:
+        kind = next((name for name in _KINDS if get(part, name) is not None), None)
+    if not isinstance(kind, str):
+        raise TypeError(f"a content part must have a type or a text, got a {type(part).__name__}")
+    return {"type": kind}
