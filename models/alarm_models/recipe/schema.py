@@ -139,6 +139,12 @@ class Recipe(Table):
         default_factory=dict,
         description="field name -> pattern that finds it in the prompt if a request omits it",
     )
+    group_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="how long a rule of groups waits for samples that come in other requests",
+    )
     parity: str | None = Field(
         default=None,
         description="file of samples with scores to reproduce before the recipe is served",
