@@ -415,6 +415,7 @@ class SampleErrorOut(_Out):
         "unsupported_content",
         "group_incomplete",
         "group_conflict",
+        "overlong",
     ]
     message: str
 

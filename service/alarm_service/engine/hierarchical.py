@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from alarm_models.cancellation import check_cancelled
+from alarm_models.combination.overlong import punished
 from alarm_models.combination.rewards import (
     AspectRule,
     HolisticDecision,
@@ -81,6 +82,15 @@ class RequestRecipe:
             return None
         plan = plan_groups(samples, self.params)
         return plan if plan.group_sizes or plan.errors else None
+
+    def combine(self, scored: Sequence[ScoredSample]) -> list[Reward | SampleError]:
+        """Combine scores by the rule; completions that the policy's limit ended are punished."""
+        rewards = combine_rewards(scored, self.params)
+        return punished(rewards, [one.sample for one in scored], self.recipe.overlong)
+
+    def fault(self, sample: Sample) -> SampleError | None:
+        """Say why a sample gets no reward whatever it scores; None if it may have one."""
+        return None if self.recipe.overlong is None else self.recipe.overlong.fault(sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,7 @@ class ScoreCollector:
         samples = self.scorer.samples
         found = validate_groups([sample.group for sample in samples], params)
         errors = [
-            None if sample.group in self.awaited else error
+            self.request.fault(sample) or (None if sample.group in self.awaited else error)
             for sample, error in zip(samples, found, strict=True)
         ]
         valid = [index for index, error in enumerate(errors) if error is None]
@@ -336,7 +346,7 @@ class _RewardComputation:
         rewards: dict[int, Reward | SampleError] = {
             at: one for at, one in outcomes.items() if isinstance(one, SampleError)
         }
-        combined = combine_rewards(list(scored.values()), self.request.params)
+        combined = self.request.combine(list(scored.values()))
         return rewards | dict(zip(scored, combined, strict=True))
 
     def scored(self, indices: Sequence[int]) -> dict[int, ScoredSample | SampleError]:
@@ -570,8 +580,7 @@ class _GroupCall:
     async def _combine(
         self, request: RequestRecipe, scored: Sequence[ScoredSample]
     ) -> Sequence[Reward | SampleError]:
-        combine = partial(combine_rewards, scored, request.params)
-        return await self.engine.combining_threads.run(combine)
+        return await self.engine.combining_threads.run(partial(request.combine, scored))
 
 
 @dataclass(frozen=True, slots=True)
