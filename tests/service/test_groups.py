@@ -139,6 +139,8 @@ async def test_waiting_members_hold_no_queue_capacity() -> None:
         task = asyncio.create_task(each(server, *members()[:3]))
         await waiting(server, 3)
         assert server.engine.admission.num_queued == 0
+        metrics = (await server.client.get("/metrics")).text
+        assert "alarm_waiting_members 3.0" in metrics
         await task
 
 
