@@ -330,7 +330,7 @@ class MessageIn(_In):
 
 
 #: No trainer samples as many completions of a prompt.
-_MAX_GROUP_SIZE = 4096
+MAX_GROUP_SIZE = 4096
 
 MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True), FailFastInPieces]
 
@@ -361,7 +361,7 @@ class SampleIn(_In):
         default=None, description="the same for all samples of a prompt"
     )
     group_size: int | None = Field(
-        default=None, ge=1, le=_MAX_GROUP_SIZE, description="how many samples the group has"
+        default=None, ge=1, le=MAX_GROUP_SIZE, description="how many samples the group has"
     )
     tools: ListOf[JsonObjectIn] | None = Field(
         default=None, description="tools that the policy could call, for chat templates"
@@ -419,6 +419,7 @@ class SampleErrorOut(_Out):
         "unsupported_content",
         "group_incomplete",
         "group_conflict",
+        "overlong",
     ]
     message: str
 

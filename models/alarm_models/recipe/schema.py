@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.combination.rewards import AspectRule
 from alarm_models.combination.rule_registry import CONSTANTS
 from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
@@ -155,6 +156,15 @@ class Recipe(Table):
     fields: Mapping[str, str] = Field(
         default_factory=dict,
         description="field name -> pattern that finds it in the prompt if a request omits it",
+    )
+    overlong: OverlongSpec | None = Field(
+        default=None, description="what becomes of completions that the policy's limit ended"
+    )
+    group_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="how long a rule of groups waits for samples that come in other requests",
     )
     parity: str | None = Field(
         default=None,
@@ -314,7 +324,7 @@ class Recipe(Table):
         """Digest the models' fingerprints and all constants, overrides included."""
         # Without defaults: a new option must not change the fingerprints of existing recipes.
         constants = self.model_dump_json(
-            include={"holistic", "hierarchy", "aspects"}, exclude_defaults=True
+            include={"holistic", "hierarchy", "aspects", "overlong"}, exclude_defaults=True
         )
         parts = f"{sorted(models.items())}|{constants}|{overrides.model_dump_json()}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]

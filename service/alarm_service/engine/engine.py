@@ -23,6 +23,7 @@ from alarm_service.engine.devices import (
     release_unused_memory,
 )
 from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.group_assembler import GroupAssembler
 from alarm_service.engine.lifecycle import Lifecycle, LifecycleState, draining_error
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ModelSetHolder
 from alarm_service.engine.model_set_builder import FindUnchanged, ModelSetBuilder, OnBlocked
@@ -100,6 +101,7 @@ class RewardEngine:
         )
         # Not the tokenization threads: rewards must not wait for another request's tokenization.
         self.combining_threads = CancellableThreadPool(2, "combine", self.life)
+        self.groups = GroupAssembler(metrics, self.life)
         is_measured = limits.max_batch_tokens is None
         self._builder = ModelSetBuilder(
             self.device_pool, self.pipeline, load, unchanged, is_measured=is_measured

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from alarm_models.cancellation import check_cancelled
+from alarm_models.combination.overlong import punished
 from alarm_models.combination.rewards import (
     AspectRule,
     HolisticDecision,
@@ -27,6 +28,8 @@ from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import AspectReward, Reward, Sample, Score
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
+from alarm_service.engine.group_assembly import GroupPlan, identities_of, plan_groups
 from alarm_service.engine.model_set import LoadedModel, ModelSet
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut
@@ -72,6 +75,22 @@ class RequestRecipe:
             {name: recipe.aspect_rule(name, overrides.shaping) for name in recipe.aspects},
             frozenset(name for name in recipe.aspects if params.needs_aspect(name)),
         )
+
+    def group_plan(self, samples: Sequence[Sample]) -> GroupPlan | None:
+        """Find the groups that other requests complete; None where there is none."""
+        if not self.params.definition.compares_groups:
+            return None
+        plan = plan_groups(samples, self.params)
+        return plan if plan.group_sizes or plan.errors else None
+
+    def combine(self, scored: Sequence[ScoredSample]) -> list[Reward | SampleError]:
+        """Combine scores by the rule; completions that the policy's limit ended are punished."""
+        rewards = combine_rewards(scored, self.params)
+        return punished(rewards, [one.sample for one in scored], self.recipe.overlong)
+
+    def fault(self, sample: Sample) -> SampleError | None:
+        """Say why a sample gets no reward whatever it scores; None if it may have one."""
+        return None if self.recipe.overlong is None else self.recipe.overlong.fault(sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +215,18 @@ class ScoreCollector:
     model_set: ModelSet
     request: RequestRecipe
     scorer: SampleScorer
+    #: The groups that other requests complete.
+    awaited: frozenset[str] = frozenset()
 
     async def collect(self, *, every_aspect: bool) -> CollectedScores:
         """Score what the rule needs; with ``every_aspect``, all aspects of all samples too."""
         recipe, params = self.request.recipe, self.request.params
         samples = self.scorer.samples
-        errors = validate_groups([sample.group for sample in samples], params)
+        found = validate_groups([sample.group for sample in samples], params)
+        errors = [
+            self.request.fault(sample) or (None if sample.group in self.awaited else error)
+            for sample, error in zip(samples, found, strict=True)
+        ]
         valid = [index for index, error in enumerate(errors) if error is None]
         invalid = {index: error for index, error in enumerate(errors) if error is not None}
         holistic = self._model(recipe.holistic.model)
@@ -323,28 +348,33 @@ class _RewardComputation:
 
     def rewards(self) -> list[Reward | SampleError]:
         """Combine each sample's scores; a sample without a score that it needs gets its error."""
-        rewards: dict[int, Reward | SampleError] = {}
-        scored: dict[int, ScoredSample] = {}
-        for index in range(len(self.samples)):
-            try:
-                scored[index] = self._scored(index)
-            except SampleError as error:
-                rewards[index] = error
-        combined = combine_rewards(list(scored.values()), self.request.params)
-        rewards |= zip(scored, combined, strict=True)
+        rewards = self.rewards_of(range(len(self.samples)))
         return [rewards[index] for index in range(len(self.samples))]
+
+    def rewards_of(self, indices: Sequence[int]) -> dict[int, Reward | SampleError]:
+        """Combine the scores of some samples, without regard to the others."""
+        outcomes = self.scored(indices)
+        scored = {at: one for at, one in outcomes.items() if isinstance(one, ScoredSample)}
+        rewards: dict[int, Reward | SampleError] = {
+            at: one for at, one in outcomes.items() if isinstance(one, SampleError)
+        }
+        combined = self.request.combine(list(scored.values()))
+        return rewards | dict(zip(scored, combined, strict=True))
+
+    def scored(self, indices: Sequence[int]) -> dict[int, ScoredSample | SampleError]:
+        """Return what the rewards of some samples are made of, or why one has no reward."""
+        outcomes: dict[int, ScoredSample | SampleError] = {}
+        for index in indices:
+            try:
+                outcomes[index] = self._scored(index)
+            except SampleError as error:
+                outcomes[index] = error
+        return outcomes
 
     def rewards_with_metrics(self, metrics: RewardMetrics) -> list[Reward | SampleError]:
         """Combine each sample's scores, and record the rewards."""
         rewards = self.rewards()
-        recipe = self.request.recipe.name
-        observations = []
-        for sample, reward in zip(self.samples, rewards, strict=True):
-            if isinstance(reward, SampleError):
-                metrics.count_failure(recipe, reward.code)
-            else:
-                observations.append(self._observation(sample, reward))
-        metrics.observe_rewards(recipe, observations)
+        _record(self.request, list(zip(self.samples, rewards, strict=True)), metrics)
         return rewards
 
     def _scored(self, index: int) -> ScoredSample:
@@ -372,21 +402,37 @@ class _RewardComputation:
             raise SampleError("non_finite", "its constants are so large that its reward overflows")
         return aspect
 
-    def _observation(self, sample: Sample, reward: Reward) -> RewardObservation:
-        aspects = {}
-        for name, aspect in reward.aspects.items():
-            if aspect is not None:
-                is_sigmoid = self.request.aspect_rules[name].shaping is Shaping.SIGMOID
-                aspects[name] = AspectObservation(aspect.reward, aspect.shaped_values, is_sigmoid)
-        return RewardObservation(
-            prompt=sample.prompt,
-            num_characters=len(sample.completion_text),
-            reward=reward.reward,
-            z=reward.holistic_normalized,
-            admitted=reward.admitted,
-            truncated=reward.truncated,
-            aspects=aspects,
-        )
+
+def _record(
+    request: RequestRecipe,
+    rewarded: Sequence[tuple[Sample, Reward | SampleError]],
+    metrics: RewardMetrics,
+) -> None:
+    """Record rewards and failures of samples in the metrics."""
+    observations = []
+    for sample, reward in rewarded:
+        if isinstance(reward, SampleError):
+            metrics.count_failure(request.recipe.name, reward.code)
+        else:
+            observations.append(_observation(request, sample, reward))
+    metrics.observe_rewards(request.recipe.name, observations)
+
+
+def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> RewardObservation:
+    aspects = {}
+    for name, aspect in reward.aspects.items():
+        if aspect is not None:
+            is_sigmoid = request.aspect_rules[name].shaping is Shaping.SIGMOID
+            aspects[name] = AspectObservation(aspect.reward, aspect.shaped_values, is_sigmoid)
+    return RewardObservation(
+        prompt=sample.prompt,
+        num_characters=len(sample.completion_text),
+        reward=reward.reward,
+        z=reward.holistic_normalized,
+        admitted=reward.admitted,
+        truncated=reward.truncated,
+        aspects=aspects,
+    )
 
 
 async def reward_samples(
@@ -404,6 +450,10 @@ async def reward_samples(
     """
     # Before admission, so that a wrong request is refused without waiting for models or capacity.
     request = RequestRecipe.resolve(engine.catalog.recipe(name), overrides)
+    plan = request.group_plan(samples)
+    if plan is not None:
+        call = _GroupCall(engine, name, samples, overrides, aspects, caller)
+        return await call.rewards(request, plan)
     async with engine.admit(samples, caller) as model_set:
         recipe = model_set.catalog.recipe(name)
         if recipe is not request.recipe:  # reloaded while this request waited
@@ -423,6 +473,152 @@ async def reward_samples(
             scorer.num_tokens,
             scorer.num_computed_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupCall:
+    """A request with samples of groups that other requests complete.
+
+    It scores its samples at once, and waits for the others without a place in the queue.
+    """
+
+    engine: RewardEngine
+    name: str | None
+    samples: Sequence[Sample]
+    overrides: Overrides
+    aspects: Literal["admitted", "all"]
+    caller: Caller
+
+    async def rewards(self, request: RequestRecipe, plan: GroupPlan) -> Rewards:
+        """Return the rewards; samples are scored again if models are reloaded meanwhile."""
+        identities = await self.engine.combining_threads.run(
+            partial(identities_of, self.samples, plan.group_sizes)
+        )
+        while True:
+            with self.engine.groups.visit() as visit:
+                for index, identity in identities.items():
+                    name = self.samples[index].group or ""
+                    timeout_s = request.recipe.group_timeout_s
+                    visit.arrive(index, self._key(request, name), name, identity, timeout_s)
+                rewards = await self._visit(visit, request, plan)
+            if rewards is not None:
+                return rewards
+            request = RequestRecipe.resolve(self.engine.catalog.recipe(self.name), self.overrides)
+            if request.group_plan(self.samples) != plan:
+                # The recipe has another rule since it was reloaded.
+                return await reward_samples(
+                    self.engine, self.name, self.samples, self.overrides, self.aspects, self.caller
+                )
+
+    def _key(self, request: RequestRecipe, group: str) -> Hashable:
+        """Return what the samples of one group have in common."""
+        settings = self.overrides.model_dump_json()
+        return (self.caller.key, request.recipe.name, settings, self.aspects, group)
+
+    async def _visit(
+        self, visit: GroupVisit, request: RequestRecipe, plan: GroupPlan
+    ) -> Rewards | None:
+        """Score what is not scored yet, and wait; None if all is to be scored again."""
+        unscored = visit.unscored()
+        whole = [
+            index
+            for index in range(len(self.samples))
+            if index not in plan.group_sizes and index not in plan.errors
+        ]
+        rewards: dict[int, Reward | SampleError] = dict(plan.errors)
+        scored = _Scored("", {}, {}, 0, 0)
+        combine = partial(self._combine, request)
+        if unscored or whole:
+            found = await self._score(request, unscored, whole)
+            if found is None:
+                return None
+            scored = found
+            for index, outcome in scored.members.items():
+                visit.settle(index, outcome, scored.fingerprint, combine)
+        visit.combine_ready(combine)
+        answers = await visit.answers()
+        if answers is None:
+            return None
+        fingerprint = scored.fingerprint or _fingerprint(answers)
+        if not fingerprint:  # every sample was refused
+            await self.engine.life.until_ready()
+            fingerprint = self.engine.model_set.fingerprint(request.recipe, self.overrides)
+        rewards |= scored.whole
+        rewards |= {at: _of_fingerprint(one, fingerprint) for at, one in answers.items()}
+        fresh = [at for at in rewards if at not in answers or not answers[at].is_remembered]
+        await self.engine.combining_threads.run(
+            partial(
+                _record,
+                request,
+                [(self.samples[index], rewards[index]) for index in fresh],
+                self.engine.metrics.rewards,
+            )
+        )
+        return Rewards(
+            request.recipe,
+            request.params,
+            fingerprint,
+            [rewards[index] for index in range(len(self.samples))],
+            scored.num_tokens,
+            scored.num_computed_tokens,
+        )
+
+    async def _score(
+        self, request: RequestRecipe, members: Sequence[int], whole: Sequence[int]
+    ) -> _Scored | None:
+        """Score members of groups, and reward samples of whole groups; None after a reload."""
+        indices = sorted([*members, *whole])
+        samples = [self.samples[index] for index in indices]
+        at = {index: place for place, index in enumerate(indices)}
+        async with self.engine.admit(samples, self.caller) as model_set:
+            if model_set.catalog.recipe(self.name) is not request.recipe:
+                return None
+            scorer = SampleScorer(self.engine, samples, self.caller)
+            awaited = frozenset(self.samples[index].group or "" for index in members)
+            collector = ScoreCollector(model_set, request, scorer, awaited)
+            scores = await collector.collect(every_aspect=self.aspects == "all")
+            computation = _RewardComputation(request, samples, scores)
+            run = self.engine.combining_threads.run
+            outcomes = await run(partial(computation.scored, [at[one] for one in members]))
+            rewards = await run(partial(computation.rewards_of, [at[one] for one in whole]))
+            return _Scored(
+                model_set.fingerprint(request.recipe, self.overrides),
+                {indices[place]: one for place, one in outcomes.items()},
+                {indices[place]: one for place, one in rewards.items()},
+                scorer.num_tokens,
+                scorer.num_computed_tokens,
+            )
+
+    async def _combine(
+        self, request: RequestRecipe, scored: Sequence[ScoredSample]
+    ) -> Sequence[Reward | SampleError]:
+        return await self.engine.combining_threads.run(partial(request.combine, scored))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """The scores of members of groups and the rewards of other samples, by index."""
+
+    fingerprint: str
+    members: Mapping[int, ScoredSample | SampleError]
+    whole: Mapping[int, Reward | SampleError]
+    num_tokens: int
+    num_computed_tokens: int
+
+
+def _fingerprint(answers: Mapping[int, GroupAnswer]) -> str:
+    """Return the fingerprint of answers of which none was scored by this request."""
+    return next((one.fingerprint for one in answers.values() if one.fingerprint), "")
+
+
+def _of_fingerprint(answer: GroupAnswer, fingerprint: str) -> Reward | SampleError:
+    """Return an answer, unless models were reloaded since its group was complete."""
+    if answer.fingerprint in (None, fingerprint):
+        return answer.reward
+    return SampleError(
+        "group_conflict",
+        "the recipe was reloaded since this group was complete: send it again by another name",
+    )
 
 
 async def reward_admitted(

@@ -35,6 +35,7 @@ class Lifecycle:
         self.is_draining = False
         self.is_stopped = False
         self.is_over = False
+        self._at_drain: list[Callable[[], object]] = []
         self._at_end: list[Callable[[], object]] = []
         self._models = models
         self._awaited: str | None = None
@@ -98,6 +99,12 @@ class Lifecycle:
         self.is_draining = True
         self._settled.set()
         self._drained.set()
+        for call in self._at_drain:
+            call()
+
+    def on_drain(self, call: Callable[[], object]) -> None:
+        """Register a callback for the start of the drain; it may be called again at its end."""
+        self._at_drain.append(call)
 
     def on_end(self, call: Callable[[], object]) -> None:
         """Register a callback for the end of the drain time."""

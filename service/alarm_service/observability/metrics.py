@@ -138,6 +138,7 @@ class Metrics:
         self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)
+        self._declare_groups(registry)
         ProcessCollector(registry=registry)
 
     def _declare_requests(self, registry: CollectorRegistry) -> None:
@@ -251,6 +252,31 @@ class Metrics:
             registry=registry,
         )
 
+    def _declare_groups(self, registry: CollectorRegistry) -> None:
+        self._open_groups = Gauge(
+            "alarm_open_groups",
+            "Groups of which some samples came and others are awaited.",
+            registry=registry,
+        )
+        self._waiting_members = Gauge(
+            "alarm_waiting_members",
+            "Samples of open groups whose callers wait.",
+            registry=registry,
+        )
+        self._groups = Counter(
+            "alarm_groups",
+            "Groups that came in several requests, by outcome: complete or incomplete; and samples "
+            "that were refused as conflict.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._member_wait_seconds = Histogram(
+            "alarm_member_wait_seconds",
+            "Seconds that a scored sample waited for the others of its group.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one response and its duration."""
         self._requests.labels(route, str(status)).inc()
@@ -334,6 +360,19 @@ class Metrics:
     def bind_waiting_samples(self, num_samples: Callable[[], int]) -> None:
         """Register a callback for the number of waiting samples."""
         self._waiting_samples.set_function(num_samples)
+
+    def bind_groups(self, num_open: Callable[[], int], num_waiting: Callable[[], int]) -> None:
+        """Register callbacks for the number of open groups and of members that wait in them."""
+        self._open_groups.set_function(num_open)
+        self._waiting_members.set_function(num_waiting)
+
+    def count_group(self, outcome: str) -> None:
+        """Count a group as complete or incomplete, or a sample as a conflict."""
+        self._groups.labels(outcome).inc()
+
+    def observe_member_wait(self, seconds: float) -> None:
+        """Observe how long a scored sample waited for the others of its group."""
+        self._member_wait_seconds.observe(seconds)
 
     def bind_ready(self, is_ready: Callable[[], bool]) -> None:
         """Register a callback that returns whether the server is ready."""

@@ -18,7 +18,7 @@ from alarm_service.api.compat.common import (
 )
 from alarm_service.api.compat.conversation import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
-from alarm_service.schemas import ListOf, Text
+from alarm_service.schemas import MAX_GROUP_SIZE, Id, ListOf, Text
 
 __all__ = ["SlimeIn", "SlimeOptions", "SlimeOut", "answer", "samples_of"]
 
@@ -37,6 +37,9 @@ class SlimeIn(TrainerBody):
     prompt: Text | ListOf[ChatMessageIn]
     response: Text
     label: Any = Field(default=None, description="the field `reference`")
+    id: Id = None
+    group: Text | int | None = Field(default=None, description="as in samples")
+    group_size: int | None = Field(default=None, ge=1, le=MAX_GROUP_SIZE)
 
 
 class SlimeOptions(TextOptions):
@@ -54,7 +57,16 @@ SlimeOut = float | dict[str, float]
 def samples_of(body: SlimeIn, template: ChatTemplate | None) -> list[Sample]:
     """Take the one sample; raise `Invalid` where its template cannot be read."""
     (texts,) = split_each([body.response], lambda _: _texts(body, template), "response")
-    return [Sample(texts.prompt, texts.completion, fields_of(body.label))]
+    return [
+        Sample(
+            texts.prompt,
+            texts.completion,
+            fields_of(body.label),
+            id=None if body.id is None else str(body.id),
+            group=None if body.group is None else str(body.group),
+            group_size=body.group_size,
+        )
+    ]
 
 
 def answer(number: ScalarReward, options: SlimeOptions) -> SlimeOut:
