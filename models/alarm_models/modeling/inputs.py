@@ -9,7 +9,7 @@ from typing import NamedTuple, overload
 
 import torch
 
-from alarm_models.types import Span
+from alarm_models.types import Shown, Span
 
 __all__ = [
     "BatchLayout",
@@ -59,6 +59,8 @@ class ModelInput:
 
     ``segments`` are the spans that the reads judge, in order; there are fewer reads where
     truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
+    ``omitted`` names what the text lacks of the shown sample, and ``shown`` what was shown of the
+    sent one, None for all of it.
     """
 
     ids: tuple[int, ...]
@@ -68,6 +70,8 @@ class ModelInput:
     token_type_ids: tuple[int, ...] = ()
     owner: str = ""
     further_sequences: tuple[TokenSequence, ...] = ()
+    omitted: tuple[str, ...] = ()
+    shown: Shown | None = None
 
     @classmethod
     def of_sequences(

@@ -55,7 +55,7 @@ class SegmentsModel(NeuralRewardModel):
         self._positive = self._label_index(spec.positive_label)
         self._negative = self._label_index(spec.negative_label)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def _prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Find the segments, tokenize prefix and segments by words, and truncate."""
         parts: dict[int, SegmentedText] = {}
         prepared: dict[int, Prepared] = {}
@@ -77,7 +77,7 @@ class SegmentsModel(NeuralRewardModel):
             prepared[index] = self._features(part, ids, owners)
         return [prepared[index] for index in range(len(samples))]
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return a margin per segment; the score is the share of positive ones (as in the paper).
 
         Only the two labels are compared; a tie is negative.

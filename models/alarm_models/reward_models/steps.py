@@ -85,7 +85,7 @@ class StepsModel(NeuralRewardModel):
             raise RecipeError(f"positive_label {wanted!r} is not one of {list(self._labels)}")
         self._positive = self._labels.index(wanted)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def _prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Find the steps, insert a step token after each, tokenize and truncate."""
         prepared = self._texts.prepare(samples, self._render, self._features)
         return [
@@ -93,7 +93,7 @@ class StepsModel(NeuralRewardModel):
             for sample, one in zip(samples, prepared, strict=True)
         ]
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the positive label's probability per step, and their reduction as the score."""
         margins = self._margins(outputs)
         grades = [sigmoid(margin) for margin in margins.tolist()]
