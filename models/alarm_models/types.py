@@ -151,6 +151,25 @@ class Sample:
         """The text that spans and token offsets count in."""
         return _as_text(self.completion)
 
+    @property
+    def turns(self) -> tuple[Span, ...]:
+        """The texts of the messages of the completion that the policy wrote: a plain text is one.
+
+        They are spans of `completion_text`. The caller may send others as ``segments.turns``.
+        """
+        if "turns" in self.segments:
+            return tuple(self.segments["turns"])
+        if isinstance(self.completion, str):
+            return (Span(0, len(self.completion)),)
+        spans = []
+        start = 0
+        for message in self.completion:
+            end = start + len(message.text)
+            if message.is_of_policy:
+                spans.append(Span(start, end))
+            start = end + 2  # the blank line between two
+        return tuple(spans)
+
     def field_text(self, name: str) -> str:
         """Return a field that is a text; raise `SampleError` (``invalid_sample``) for other JSON.
 

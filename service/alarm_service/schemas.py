@@ -348,7 +348,7 @@ class SampleIn(_In):
         "special tokens are empty spans",
     )
     segments: Annotated[
-        dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn], InPieces
+        dict[Literal["sentences", "subsentences", "steps", "turns", "errors"], SpansIn], InPieces
     ] = Field(
         default_factory=dict, description="spans to use instead of those the server would find"
     )

@@ -19,8 +19,11 @@ from alarm_models.combination.rules import (
 )
 from alarm_models.combination.token_alignment import (
     Placement,
+    end_token,
     per_token_values,
     place_on_tokens,
+    place_on_turns,
+    shown_tokens,
     whitespace_tokens,
 )
 from alarm_models.errors import SampleError
@@ -102,19 +105,27 @@ class AspectRule:
 
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
-    """Turn an aspect's score into its reward, before the aspect's weight."""
+    """Turn an aspect's score into its reward, before the aspect's weight.
+
+    Tokens of the completion that the model did not judge, such as the results of tools, earn
+    nothing.
+    """
     text = sample.completion_text
     # Packed spans are made anew each time that they are looked at.
     tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
-    values = rule.values(score, tokens or whitespace_tokens(text))
+    units = tokens or whitespace_tokens(text)
+    judged = shown_tokens(units, score.judged)
+    values = rule.values(score, units if len(judged) == len(units) else [units[i] for i in judged])
     token_rewards: tuple[float, ...] | None = None
     if tokens is not None:
-        is_per_token = rule.placement is Placement.TOKENS and score.segments is not None
-        token_rewards = (
-            tuple(values.shaped[: len(tokens)])
-            if is_per_token
-            else place_on_tokens(list(zip(values.spans, values.shaped, strict=True)), text, tokens)
-        )
+        placed = list(zip(values.spans, values.shaped, strict=True))
+        if rule.placement is Placement.TOKENS and score.segments is not None:
+            token_rewards = _scattered(values.shaped, judged, len(tokens))
+        elif rule.placement is Placement.TURN_ENDS:
+            end = end_token(tokens, score.judged)
+            token_rewards = place_on_turns(placed, sample.turns, tokens, end)
+        else:
+            token_rewards = place_on_tokens(placed, text, tokens, end_token(tokens, score.judged))
     return AspectReward(
         sum(values.shaped),
         token_rewards,
@@ -123,7 +134,16 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
         _mean(values.raw),
         score.truncated,
         tuple(values.shaped),
+        score.omitted,
     )
+
+
+def _scattered(values: Sequence[float], places: Sequence[int], length: int) -> tuple[float, ...]:
+    """Return a list that has values at some places, and 0 at all others."""
+    scattered = [0.0] * length
+    for place, value in zip(places, values, strict=True) if length else ():
+        scattered[place] = value
+    return tuple(scattered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +203,18 @@ class ScoredSample:
         num_tokens = len(self.sample.token_offsets or ()) or 1
         return RuleInputs(self.holistic.z, counted, num_tokens, self.reference_z, self.sample.group)
 
+    @property
+    def _end(self) -> int:
+        """The token that earns the holistic reward."""
+        return end_token(self.sample.token_offsets or (_NO_TOKEN,), self.holistic.score.judged)
+
     def reward(self, tokens: Sequence[float]) -> Reward:
         """Return the reward that the rule gave, on the policy's tokens where there are any.
 
         A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
         """
         offsets = self.sample.token_offsets
+        tokens = _end_back(tokens, self._end)
         computed = [aspect for aspect in self.aspects.values() if aspect is not None]
         if not all(map(math.isfinite, tokens)):
             raise SampleError(
@@ -205,11 +231,32 @@ class ScoredSample:
             admitted=self.holistic.admitted,
             aspects=aspects,
             truncated=score.truncated or any(one.truncated for one in computed),
+            omitted=tuple(
+                sorted({*score.omitted, *(name for one in computed for name in one.omitted)})
+            ),
         )
 
     def _aspect_input(self, aspect: AspectReward) -> AspectInput:
         rewards = aspect.token_rewards if self.sample.token_offsets else (aspect.reward,)
-        return AspectInput(rewards or (), aspect.value, aspect.level)
+        return AspectInput(_end_last(rewards or (), self._end), aspect.value, aspect.level)
+
+
+#: Stands for the tokens of a sample that has none.
+_NO_TOKEN = Span(0, 0)
+
+
+def _end_last(values: Sequence[float], end: int) -> Sequence[float]:
+    """Move the value at a place to the end: rules put the holistic reward on the last token."""
+    if end >= len(values) - 1:
+        return values
+    return (*values[:end], *values[end + 1 :], values[end])
+
+
+def _end_back(values: Sequence[float], end: int) -> Sequence[float]:
+    """Undo `_end_last`."""
+    if end >= len(values) - 1:
+        return values
+    return (*values[:end], values[-1], *values[end:-1])
 
 
 def combine_rewards(

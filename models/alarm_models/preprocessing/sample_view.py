@@ -6,8 +6,10 @@ completion is then moved back to the completion as the caller sent it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from alarm_models.errors import SampleError
@@ -202,6 +204,7 @@ class _ShownCompletion:
         self._messages: list[Message] = []
         self._length = 0
         self._pieces: list[ShownPiece] = []
+        self._turns: list[Span] = []
         self._judged: list[Span] = []
 
     def add(
@@ -219,6 +222,7 @@ class _ShownCompletion:
         at = self._length + (len(_JOINT) if self._messages else 0)
         self._messages.append(message)
         self._length = at + len(message.text)
+        self._turns.append(Span(at, self._length))
         for index, span in enumerate(spans):
             at += joint if index else 0
             length = span.end - span.start
@@ -252,29 +256,33 @@ class _ShownCompletion:
 
     def segments(self, segments: Mapping[str, Sequence[Span]]) -> dict[str, tuple[Span, ...]]:
         """Return the spans that the caller sent, as far as they are shown."""
-        return {
-            name: tuple(shown for span in spans for shown in self._shown(span, is_token=False))
+        shown = {
+            name: tuple(one for span in spans for one in self._shown(span, is_token=False))
             for name, spans in segments.items()
         }
+        # The text of joined messages does not tell them apart.
+        return {"turns": tuple(self._turns), **shown} if self._is_joined else shown
 
     def _shown(self, span: Span, *, is_token: bool) -> Iterator[Span]:
+        first = bisect_left(self._pieces, span.start, key=_end)
+        near = self._pieces[first:]
         if span.start == span.end:
-            for shown, given, length in self._pieces if is_token else ():
+            for shown, given, length in near[:1] if is_token else ():
                 if given <= span.start <= given + length:
                     at = shown + span.start - given
                     yield Span(at, at)
-                    return
             return
         inside = [
-            Span(
-                shown + max(span.start - given, 0),
-                shown + min(span.end - given, length),
-            )
-            for shown, given, length in self._pieces
-            if span.start < given + length and given < span.end
+            Span(shown + max(span.start - given, 0), shown + min(span.end - given, length))
+            for shown, given, length in takewhile(lambda one: one.given < span.end, near)
+            if span.start < given + length
         ]
         if inside:
             yield Span(inside[0].start, inside[-1].end)
+
+
+def _end(piece: ShownPiece) -> int:
+    return piece.given + piece.length
 
 
 def _is(one: object, other: object) -> bool:

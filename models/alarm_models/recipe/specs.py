@@ -180,6 +180,8 @@ class Spec(BaseModel):
     @property
     def placement(self) -> Placement:
         """Where the model's rewards are placed unless an aspect sets `placement`."""
+        if getattr(self, "segmenter", None) == "turns":
+            return Placement.TURN_ENDS
         return Placement.SEGMENT_ENDS
 
 
@@ -414,7 +416,7 @@ class SegmentsSpec(NeuralSpec):
     policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "turns"] = "sentences"
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
@@ -446,7 +448,7 @@ class StepsSpec(TextSpec):
     step_token: str = Field(
         default="<extra_0>", description="token after each step, at which the step is read"
     )
-    segmenter: Literal["steps", "sentences"] = "steps"
+    segmenter: Literal["steps", "sentences", "turns"] = "steps"
     labels: tuple[str, str] | None = Field(
         default=None, description="label names by position, if the checkpoint has none"
     )

@@ -117,7 +117,7 @@ class NeuralRewardModel(ABC):
         """Turn what the model is shown of samples into features, one answer a sample, in order."""
         views = [view_of(sample, self._view_rules) for sample in samples]
         readable = [view for view in views if isinstance(view, SampleView)]
-        prepared = iter(self._prepare([view.sample for view in readable]) if readable else ())
+        prepared = iter(self.prepare_shown([view.sample for view in readable]) if readable else ())
         return [
             _with_shown(next(prepared), view.shown) if isinstance(view, SampleView) else view
             for view in views
@@ -128,7 +128,7 @@ class NeuralRewardModel(ABC):
 
         Spans are those of the completion that was sent.
         """
-        score = self._read(features, outputs)
+        score = self.read_shown(features, outputs)
         omitted = {*score.omitted, *features.omitted}
         if score.truncated:
             omitted |= self._cut_off(features)
@@ -136,11 +136,11 @@ class NeuralRewardModel(ABC):
         return score if features.shown is None else features.shown.score_of_given(score)
 
     @abstractmethod
-    def _prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Turn samples into features, one answer a sample, in order."""
 
     @abstractmethod
-    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read the score of the shown sample off its outputs."""
 
     def _cut_off(self, _features: ModelInput) -> set[str]:

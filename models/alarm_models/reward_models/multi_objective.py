@@ -67,11 +67,11 @@ class MultiObjectiveModel(NeuralRewardModel):
         if unknown:
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
-    def _prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._texts.render, self._features)
 
-    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return all outputs, and the score computed from them."""
         if self._gate:
             rewards, mixed, _ = outputs[1].chunk(3)

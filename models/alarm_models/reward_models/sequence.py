@@ -51,11 +51,11 @@ class SequenceModel(NeuralRewardModel):
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
-    def _prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
-    def _read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the logit, with the normalization and activation of the spec, if any."""
         value = float(outputs.item())
         require_finite([value])
