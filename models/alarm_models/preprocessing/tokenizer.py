@@ -238,7 +238,7 @@ class Tokenizer:
         prompt = _around([place for part, place in pairs if part.message < num_prompt])
         completion = _around([place for part, place in pairs if part.message >= num_prompt])
         omitted |= {part.name for part, place in pairs if place is None}
-        if completion is None and messages and messages[-1].text.strip():
+        if completion is None and messages and _is_said(messages[-1]):
             completion = self._differing(messages, tools, text, write)
         return Rendered(
             text,
@@ -268,7 +268,7 @@ class Tokenizer:
         write: Callable[..., str],
     ) -> Span | None:
         """Return the part of a text that another last message would change."""
-        last = replace(messages[-1], content="", reasoning="")
+        last = Message(messages[-1].role, "")
         try:
             return common_ends(text, write([*messages[:-1], last], tools))
         except SampleError:
@@ -640,6 +640,10 @@ def _has_parts(message: Message, tags: Tags) -> bool:
     if message.reasoning or message.tool_calls or message.role not in plain_roles:
         return True
     return any(tag in message.content for pair in tags for tag in pair)
+
+
+def _is_said(message: Message) -> bool:
+    return bool(message.text.strip() or message.tool_calls)
 
 
 def _around(places: Sequence[Span | None]) -> Span | None:
