@@ -8,6 +8,7 @@ the table in docs/kinds.md come from `KINDS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
@@ -889,6 +890,26 @@ class RegexSpec(CheckSpec):
     kind: Literal["regex"] = "regex"
     pattern: str
     match: Literal["somewhere", "whole"] = "somewhere"
+
+    @property
+    def view_rules(self) -> ViewRules:
+        """What the pattern is matched with: thoughts too where it names one of their tags."""
+        rules = super().view_rules
+        return replace(rules, thinking="keep") if self._names_tag else rules
+
+    @property
+    def _names_tag(self) -> bool:
+        plain = self.pattern.replace("\\", "")
+        return any(tag in plain for pair in self.think_tags for tag in pair)
+
+    @model_validator(mode="after")
+    def _sees_the_tags_it_names(self) -> RegexSpec:
+        if self._names_tag and "thinking" in self.model_fields_set and self.thinking != "keep":
+            raise ValueError(
+                f"pattern names a tag of thoughts, which thinking = {self.thinking!r} leaves out: "
+                "remove one"
+            )
+        return self
 
 
 class RepetitionSpec(CheckSpec):
