@@ -7,7 +7,7 @@ from typing import Any
 
 from alarm_models.types import Message, Sample, Span, ToolCall
 
-__all__ = ["sample_from_json", "sample_to_json"]
+__all__ = ["message_to_json", "sample_from_json", "sample_to_json"]
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -54,10 +54,11 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
 
 
 def _content_to_json(content: str | tuple[Message, ...]) -> str | list[dict[str, Any]]:
-    return content if isinstance(content, str) else [_message_to_json(one) for one in content]
+    return content if isinstance(content, str) else [message_to_json(one) for one in content]
 
 
-def _message_to_json(message: Message) -> dict[str, Any]:
+def message_to_json(message: Message) -> dict[str, Any]:
+    """Return a message as OpenAI's API writes it; what it does not have is left out."""
     encoded: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.other_parts:
         text = [{"type": "text", "text": message.content}] if message.content else []

@@ -19,6 +19,8 @@ __all__ = [
     "Sample",
     "Score",
     "SegmentScore",
+    "Shown",
+    "ShownPiece",
     "Span",
     "ToolCall",
 ]
@@ -81,6 +83,12 @@ class ToolCall:
     id: str | None = None
 
 
+#: Roles of messages that the policy does not write.
+_OTHER_ROLES = frozenset(
+    {"system", "developer", "user", "tool", "function", "ipython", "environment", "observation"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
@@ -96,6 +104,11 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     other_parts: tuple[str, ...] = ()
+
+    @property
+    def is_of_policy(self) -> bool:
+        """Whether the policy wrote it, rather than a user, a tool or the system."""
+        return self.role not in _OTHER_ROLES
 
     @property
     def text(self) -> str:
@@ -140,6 +153,25 @@ class Sample:
         """The text that spans and token offsets count in."""
         return _as_text(self.completion)
 
+    @property
+    def turns(self) -> tuple[Span, ...]:
+        """The texts of the messages of the completion that the policy wrote: a plain text is one.
+
+        They are spans of `completion_text`. The caller may send others as ``segments.turns``.
+        """
+        if "turns" in self.segments:
+            return tuple(self.segments["turns"])
+        if isinstance(self.completion, str):
+            return (Span(0, len(self.completion)),)
+        spans = []
+        start = 0
+        for message in self.completion:
+            end = start + len(message.text)
+            if message.is_of_policy:
+                spans.append(Span(start, end))
+            start = end + 2  # the blank line between two
+        return tuple(spans)
+
     def field_text(self, name: str) -> str:
         """Return a field that is a text; raise `SampleError` (``invalid_sample``) for other JSON.
 
@@ -170,27 +202,27 @@ def _as_text(content: str | tuple[Message, ...]) -> str:
 
 def num_characters(sample: Sample) -> int:
     """Count the characters of a sample's texts, fields and tools included."""
+    contents = (sample.prompt, sample.completion)
     return (
-        _num_characters(sample.prompt)
-        + _num_characters(sample.completion)
+        sum(len(one) for one in contents if isinstance(one, str))
+        + sum(num_characters_of(one) for one in contents if not isinstance(one, str))
         + sum(map(_num_json_characters, sample.fields.values()))
-        + sum(map(_num_json_characters, sample.tools))
+        + num_characters_of((), sample.tools)
+    )
+
+
+def num_characters_of(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    """Count the characters of messages and tools."""
+    return sum(map(_num_json_characters, tools)) + sum(
+        len(message.content)
+        + len(message.reasoning)
+        + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        for message in messages
     )
 
 
 def _num_json_characters(value: object) -> int:
     return len(value) if isinstance(value, str) else len(json.dumps(value))
-
-
-def _num_characters(content: str | tuple[Message, ...]) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(
-        len(message.content)
-        + len(message.reasoning)
-        + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-        for message in content
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +247,8 @@ class Score:
     ``num_tokens`` counts the tokens of the sample as the model reads it alone,
     ``num_computed_tokens`` those that the device ran for it: fewer where it shared some.
     ``outputs`` are the numbers of a model that gives several, by their names. ``omitted`` says what
-    the model was not shown, such as ``thinking`` or ``prompt_start``.
+    the model was not shown, such as ``thinking`` or ``prompt_start``. ``judged`` are the parts of
+    the completion that the policy wrote and the model was shown; None for all of it.
 
     ``prefixes`` are the scores of the completion's prefixes, where they were requested: of the
     empty one, and of those cut after each segment but the last, which is the whole completion.
@@ -230,6 +263,7 @@ class Score:
     outputs: Mapping[str, float] | None = None
     omitted: tuple[str, ...] = ()
     prefixes: tuple[Score, ...] = ()
+    judged: tuple[Span, ...] | None = None
 
     def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
         """Return this score of a whole completion with those of its prefixes, the empty one first.
@@ -257,6 +291,56 @@ class Score:
             return found
         spans = [segment.span for segment in self.segments or ()]
         return found.with_prefixes([one.output(name) for one in self.prefixes], spans)
+
+
+class ShownPiece(NamedTuple):
+    """A run of characters of a shown completion, and where it is in the one that was sent."""
+
+    shown: int
+    given: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a model was shown of a sample, and where that is in the completion that was sent.
+
+    ``pieces`` are None where the completion's text was shown as it was sent. ``judged`` are the
+    parts of the sent completion that the policy wrote and the model was shown; None for all of it.
+    ``omitted`` names what was left out.
+    """
+
+    pieces: tuple[ShownPiece, ...] | None = None
+    judged: tuple[Span, ...] | None = None
+    omitted: tuple[str, ...] = ()
+
+    def score_of_given(self, score: Score) -> Score:
+        """Return a score of the shown completion as one of the completion that was sent."""
+        segments = score.segments
+        if segments is not None and self.pieces is not None:
+            segments = tuple(replace(one, span=self.to_given(one.span)) for one in segments)
+        omitted = tuple(sorted({*score.omitted, *self.omitted}))
+        return replace(score, segments=segments, omitted=omitted, judged=self.judged)
+
+    def to_given(self, span: Span) -> Span:
+        """Return where a span of the shown completion is in the one that was sent."""
+        if self.pieces is None:
+            return span
+        start = self._to_given(span.start)
+        last = [one for one in self.pieces if one.shown < span.end]
+        if span.end <= span.start or not last:
+            return Span(start, start)
+        shown, given, length = last[-1]
+        return Span(start, max(start, given + min(span.end - shown, length)))
+
+    def _to_given(self, at: int) -> int:
+        """Return where a character was; of text between two pieces, the start of the second."""
+        end = 0
+        for shown, given, length in self.pieces or ():
+            end = given + length
+            if at < shown + length or at <= shown:
+                return given + max(at - shown, 0)
+        return end
 
 
 @dataclass(frozen=True, slots=True)

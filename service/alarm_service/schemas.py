@@ -47,7 +47,9 @@ __all__ = [
     "HealthOut",
     "HolisticOut",
     "InPieces",
+    "JsonObjectIn",
     "ListOf",
+    "MessageFields",
     "MessageIn",
     "ModelOut",
     "ModelsOut",
@@ -66,6 +68,7 @@ __all__ = [
     "SpanIn",
     "UnwellOut",
     "UsageOut",
+    "message_in",
     "reward_out",
     "sample_in",
     "score_out",
@@ -307,8 +310,8 @@ class ToolCallIn(FewUnknown):
         return self
 
 
-class MessageIn(_In):
-    """One turn of a conversation, as OpenAI's API writes it."""
+class MessageFields(_In):
+    """What a message may have, as OpenAI's API writes it."""
 
     role: Text
     content: Text | ListOf[ContentPartIn] | None = None
@@ -321,6 +324,10 @@ class MessageIn(_In):
     audio: JsonIn = None
     function_call: FunctionIn | None = None
     annotations: list[JsonIn] | None = None
+
+
+class MessageIn(MessageFields):
+    """One turn of a conversation, as OpenAI's API writes it."""
 
     @model_validator(mode="after")
     def _has_content(self) -> MessageIn:
@@ -352,7 +359,7 @@ class SampleIn(_In):
         "special tokens are empty spans",
     )
     segments: Annotated[
-        dict[Literal["sentences", "subsentences", "steps", "errors"], SpansIn], InPieces
+        dict[Literal["sentences", "subsentences", "steps", "turns", "errors"], SpansIn], InPieces
     ] = Field(
         default_factory=dict, description="spans to use instead of those the server would find"
     )
@@ -665,7 +672,7 @@ def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:
     return tuple(map(message_in, content))
 
 
-def message_in(message: MessageIn) -> Message:
+def message_in(message: MessageFields) -> Message:
     """Convert a request's message."""
     content = message.content or ""
     other_parts: list[str] = [] if message.audio is None else ["audio"]

@@ -19,9 +19,12 @@ from alarm_models.combination.rules import (
 )
 from alarm_models.combination.token_alignment import (
     Placement,
+    end_token,
     per_token_values,
     place_differences,
     place_on_tokens,
+    place_on_turns,
+    shown_tokens,
     whitespace_tokens,
 )
 from alarm_models.errors import SampleError
@@ -111,21 +114,29 @@ class AspectRule:
 
 
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
-    """Turn an aspect's score into its reward, before the aspect's weight."""
+    """Turn an aspect's score into its reward, before the aspect's weight.
+
+    Tokens of the completion that the model did not judge, such as the results of tools, earn
+    nothing.
+    """
     text = sample.completion_text
     # Packed spans are made anew each time that they are looked at.
     tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
-    values = rule.values(score, tokens or whitespace_tokens(text))
+    units = tokens or whitespace_tokens(text)
+    judged = shown_tokens(units, score.judged)
+    values = rule.values(score, units if len(judged) == len(units) else [units[i] for i in judged])
     token_rewards: tuple[float, ...] | None = None
     if tokens and score.prefixes and rule.is_dense:
         token_rewards = _spread(score, rule.shaped, text, tokens)
     elif tokens is not None:
-        is_per_token = rule.placement is Placement.TOKENS and score.segments is not None
-        token_rewards = (
-            tuple(values.shaped[: len(tokens)])
-            if is_per_token
-            else place_on_tokens(list(zip(values.spans, values.shaped, strict=True)), text, tokens)
-        )
+        placed = list(zip(values.spans, values.shaped, strict=True))
+        if rule.placement is Placement.TOKENS and score.segments is not None:
+            token_rewards = _scattered(values.shaped, judged, len(tokens))
+        elif rule.placement is Placement.TURN_ENDS:
+            end = end_token(tokens, score.judged)
+            token_rewards = place_on_turns(placed, sample.turns, tokens, end)
+        else:
+            token_rewards = place_on_tokens(placed, text, tokens, end_token(tokens, score.judged))
     return AspectReward(
         sum(values.shaped),
         token_rewards,
@@ -134,6 +145,7 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
         _mean(values.raw),
         score.truncated,
         tuple(values.shaped),
+        score.omitted,
     )
 
 
@@ -143,6 +155,14 @@ def _spread(
     """Place what a completion earns as what each of its prefixes adds, the empty one first."""
     values = [(segment.span, earns(segment.score)) for segment in score.segments or ()]
     return place_differences(earns(score.prefixes[0].value), values, text, tokens)
+
+
+def _scattered(values: Sequence[float], places: Sequence[int], length: int) -> tuple[float, ...]:
+    """Return a list that has values at some places, and 0 at all others."""
+    scattered = [0.0] * length
+    for place, value in zip(places, values, strict=True) if length else ():
+        scattered[place] = value
+    return tuple(scattered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +243,18 @@ class ScoredSample:
         score = self.holistic.score
         return score.segments if params.spreads_holistic and score.prefixes else None
 
+    @property
+    def _end(self) -> int:
+        """The token that earns the holistic reward."""
+        return end_token(self.sample.token_offsets or (_NO_TOKEN,), self.holistic.score.judged)
+
     def reward(self, tokens: Sequence[float], params: RuleParams) -> Reward:
         """Return the reward that the rule gave, on the policy's tokens where there are any.
 
         A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
         """
         offsets = self.sample.token_offsets
+        tokens = _end_back(tokens, self._end)
         computed = [aspect for aspect in self.aspects.values() if aspect is not None]
         if not all(map(math.isfinite, tokens)):
             raise SampleError(
@@ -246,11 +272,32 @@ class ScoredSample:
             aspects=aspects,
             truncated=score.truncated or any(one.truncated for one in computed),
             holistic_segments=self._prefix_segments(params),
+            omitted=tuple(
+                sorted({*score.omitted, *(name for one in computed for name in one.omitted)})
+            ),
         )
 
     def _aspect_input(self, aspect: AspectReward) -> AspectInput:
         rewards = aspect.token_rewards if self.sample.token_offsets else (aspect.reward,)
-        return AspectInput(rewards or (), aspect.value, aspect.level)
+        return AspectInput(_end_last(rewards or (), self._end), aspect.value, aspect.level)
+
+
+#: Stands for the tokens of a sample that has none.
+_NO_TOKEN = Span(0, 0)
+
+
+def _end_last(values: Sequence[float], end: int) -> Sequence[float]:
+    """Move the value at a place to the end: rules put the holistic reward on the last token."""
+    if end >= len(values) - 1:
+        return values
+    return (*values[:end], *values[end + 1 :], values[end])
+
+
+def _end_back(values: Sequence[float], end: int) -> Sequence[float]:
+    """Undo `_end_last`."""
+    if end >= len(values) - 1:
+        return values
+    return (*values[:end], values[-1], *values[end:-1])
 
 
 def combine_rewards(

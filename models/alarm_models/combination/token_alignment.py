@@ -11,9 +11,12 @@ from alarm_models.types import Span
 
 __all__ = [
     "Placement",
+    "end_token",
     "per_token_values",
     "place_differences",
     "place_on_tokens",
+    "place_on_turns",
+    "shown_tokens",
     "whitespace_tokens",
 ]
 
@@ -31,28 +34,106 @@ class Placement(StrEnum):
     SEGMENT_ENDS = "segment-ends"
     #: On every token: negative if it overlaps a negative segment, else positive.
     TOKENS = "tokens"
+    #: On the last token of the message that a segment is in, the end of the turn included.
+    TURN_ENDS = "turn-ends"
+
+
+def shown_tokens(tokens: Sequence[Span], judged: Sequence[Span] | None) -> list[int]:
+    """Return the tokens that are in the judged parts of a text, of which None are all.
+
+    Parts are in order. Special tokens, which are empty, are part of what they touch.
+    """
+    if judged is None:
+        return list(range(len(tokens)))
+    ends = [part.end for part in judged]
+
+    def is_shown(token: Span) -> bool:
+        # Of parts that end behind the token's start, the first may only touch it.
+        first = bisect_left(ends, token.start)
+        return any(_is_in(token, part) for part in judged[first : first + 2])
+
+    return [index for index, token in enumerate(tokens) if is_shown(token)]
+
+
+def end_token(tokens: Sequence[Span], judged: Sequence[Span] | None) -> int:
+    """Return the token that earns what a text earns as a whole: the last one that was judged.
+
+    It is the last of all where nothing was judged, or no token has any of it.
+    """
+    for part in reversed(judged or ()):
+        found = _last_in(part, tokens)
+        if found is not None:
+            return found
+    return len(tokens) - 1
+
+
+def place_on_turns(
+    values: Sequence[tuple[Span | None, float]],
+    turns: Sequence[Span],
+    tokens: Sequence[Span],
+    end: int,
+) -> tuple[float, ...]:
+    """Place each value on the last token of the turn that its span begins in.
+
+    The empty tokens at the end of a turn, of calls of tools and of its end, are its own. What is in
+    no turn goes to the token ``end``. Returns one float per token, ``[num_tokens]``.
+    """
+    rewards = [0.0] * len(tokens)
+    for span, value in values if rewards else ():
+        turn = next(
+            (one for one in turns if span is not None and one.start <= span.start <= one.end), span
+        )
+        found = None if turn is None else _last_in(turn, tokens)
+        rewards[end if found is None else found] += value
+    return tuple(rewards)
+
+
+def _last_in(part: Span, tokens: Sequence[Span]) -> int | None:
+    at = bisect_right(tokens, part.end, key=_start) - 1
+    while at >= 0:
+        if _is_in(tokens[at], part):
+            return at
+        if tokens[at].start < part.start:
+            return None
+        at -= 1
+    return None
+
+
+def _start(token: Span) -> int:
+    return token.start
+
+
+def _is_in(token: Span, part: Span) -> bool:
+    if token.start == token.end:
+        return part.start <= token.start <= part.end
+    return token.start < part.end and part.start < token.end
 
 
 def place_on_tokens(
-    values: Sequence[tuple[Span | None, float]], text: str, tokens: Sequence[Span]
+    values: Sequence[tuple[Span | None, float]],
+    text: str,
+    tokens: Sequence[Span],
+    end: int | None = None,
 ) -> tuple[float, ...]:
     """Place each value on one token; values on the same token add up.
 
     A span's value goes to the last token that overlaps the span without its trailing white space;
     that of a span which no token overlaps, and one without a span (a reward of the whole
-    completion), to the last token, end-of-text included. ``tokens`` are spans of ``text`` with
+    completion), to the token ``end``: the last one, end-of-text included, unless given. ``tokens``
+    are spans of ``text`` with
     non-decreasing starts. Returns one float per token, ``[num_tokens]``. Takes
     ``O(n log n)`` time in tokens and values together.
     """
     rewards = [0.0] * len(tokens)
     if not rewards:
         return ()
+    last = len(tokens) - 1 if end is None else end
     ends = _WithoutTrailingSpace(text)
     spans = [
         Span(span.start, ends.end(span)) if span is not None else _NOWHERE for span, _ in values
     ]
     for (_, value), place in zip(values, _last_overlapping(spans, tokens), strict=True):
-        rewards[place] += value
+        rewards[last if place is None else place] += value
     return tuple(rewards)
 
 
@@ -119,14 +200,14 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _last_overlapping(spans: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
-    """Return for each span the last token that shares a character with it, else the last token.
+def _last_overlapping(spans: Sequence[Span], tokens: Sequence[Span]) -> list[int | None]:
+    """Return for each span the last token that shares a character with it; None for none.
 
     Spans are visited in order of their ends, so each token is added once. A token that ends no
     later than one after it can never be the last overlapping one again, so it is dropped, and the
     ends of the tokens that remain decrease.
     """
-    places = [len(tokens) - 1] * len(spans)
+    places: list[int | None] = [None] * len(spans)
     numbers: list[int] = []
     ends: list[int] = []  # negated, so that they increase
     num_seen = 0

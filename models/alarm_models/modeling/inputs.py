@@ -9,7 +9,7 @@ from typing import NamedTuple, overload
 
 import torch
 
-from alarm_models.types import Span
+from alarm_models.types import Shown, Span
 
 __all__ = [
     "BatchLayout",
@@ -61,6 +61,8 @@ class ModelInput:
     truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
     ``num_shared`` counts the tokens that the sample's own sequences have in common, which a network
     that shares prefixes computes once.
+    ``omitted`` names what the text lacks of the shown sample, and ``shown`` what was shown of the
+    sent one, None for all of it.
     """
 
     ids: tuple[int, ...]
@@ -71,6 +73,8 @@ class ModelInput:
     owner: str = ""
     further_sequences: tuple[TokenSequence, ...] = ()
     num_shared: int = 0
+    omitted: tuple[str, ...] = ()
+    shown: Shown | None = None
 
     @classmethod
     def of_sequences(

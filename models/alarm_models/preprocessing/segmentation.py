@@ -17,6 +17,7 @@ __all__ = [
     "SegmentedIds",
     "SegmentedText",
     "copied_words",
+    "find_segments",
     "sentences",
     "split_sentences",
     "split_words",
@@ -159,6 +160,17 @@ SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
     "subsentences": subsentences,
     "steps": steps,
 }
+
+
+def find_segments(sample: Sample, segmenter: str) -> tuple[Span, ...]:
+    """Return the segments of a completion: those that the caller sent, else those found.
+
+    Segmenter ``turns`` finds the messages that the policy wrote and that have a text.
+    """
+    if segmenter == "turns":
+        return tuple(span for span in sample.turns if span.start < span.end)
+    given = sample.segments.get(segmenter)
+    return SEGMENTERS[segmenter](sample.completion_text) if given is None else tuple(given)
 
 
 #: Consecutive words that must occur in the prompt too (n-gram size).

@@ -23,7 +23,8 @@ class Rendered:
     earlier occurrences of a prompt that the text has more than once; all are truncated equally.
     ``kept`` is the number of characters at the end that truncation never drops. ``pair`` is a
     second text, the completion, which the tokenizer joins to the first. ``cuts`` are characters
-    before which the text is split into parts that are tokenized separately.
+    before which the text is split into parts that are tokenized separately. ``omitted`` names what
+    the template left out of the messages.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Rendered:
     kept: int = 0
     pair: str | None = None
     cuts: tuple[int, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     def within(self, text: str, start: int) -> Rendered:
         """Shift the spans into a longer text that contains this one at ``start``."""

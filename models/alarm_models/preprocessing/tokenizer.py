@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -16,6 +18,12 @@ from transformers import AutoTokenizer
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.preprocessing.chat_layout import (
+    common_ends,
+    find_plain,
+    plain_roles,
+    skeleton,
+)
 from alarm_models.preprocessing.chat_templates import (
     ChatFormat,
     render_chat_template,
@@ -24,8 +32,9 @@ from alarm_models.preprocessing.chat_templates import (
 from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
 from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, Tags, find_thoughts
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
-from alarm_models.types import Message, Span
+from alarm_models.types import Message, Span, ToolCall
 
 __all__ = ["Tokenizer"]
 
@@ -203,20 +212,104 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         *,
+        num_prompt: int | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tags: Tags = DEFAULT_TAGS,
         add_generation_prompt: bool = False,
         chat: ChatFormat = _OWN,
     ) -> Rendered:
-        """Apply the checkpoint's chat template to a conversation that ends with a completion."""
-        text = self._apply(messages, chat, add_generation_prompt)
-        first, last = messages[0].content.strip(), messages[-1].content.strip()
-        start = text.find(first)
-        completion = _rfind(text, last, 0, len(text))
-        if len(messages) < 2 or start < 0 or completion < start:
-            return Rendered(text, Span(0, 0), Span(0, 0))
-        before = messages[-2].content.strip()
-        end = _rfind(text, before, start, completion) + len(before)
-        end = max(start, end)
-        return Rendered(text, Span(start, end), Span(completion, completion + len(last)))
+        """Apply the checkpoint's chat template to a conversation that ends with a completion.
+
+        The first ``num_prompt`` messages are the prompt, by default all but the last.
+        """
+        if num_prompt is None:
+            num_prompt = len(messages) - 1
+        write = partial(self._written, chat=chat, tags=tags, begins_turn=add_generation_prompt)
+        text = write(messages, tools)
+        omitted = set()
+        if tools and write(messages, ()) == text:
+            omitted.add("tools")
+        if any(message.tool_calls for message in messages):
+            plain = [replace(message, tool_calls=()) for message in messages]
+            if self._is_written(plain, tools, text, write):
+                omitted.add("tool_calls")
+        if 0 < num_prompt < len(messages) and not any(_has_parts(one, tags) for one in messages):
+            found = find_plain(text, messages, num_prompt)
+            if found is not None:
+                return Rendered(text, *found, omitted=tuple(sorted(omitted)))
+        marked = skeleton(messages, num_prompt, tags)
+        try:
+            places = marked.places(write(marked.messages, tools), text)
+        except SampleError:  # the template looks at what messages say
+            places = marked.places("", text)
+        pairs = list(zip(marked.parts, places, strict=True))
+        prompt = _around([place for part, place in pairs if part.message < num_prompt])
+        completion = _around([place for part, place in pairs if part.message >= num_prompt])
+        omitted |= {part.name for part, place in pairs if place is None}
+        if completion is None and messages and _is_said(messages[-1]):
+            completion = self._differing(messages, tools, text, write)
+        return Rendered(
+            text,
+            prompt or Span(0, 0),
+            completion or Span(0, 0),
+            omitted=tuple(sorted(omitted)),
+        )
+
+    def _is_written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        text: str,
+        write: Callable[..., str],
+    ) -> bool:
+        """Say whether the template makes the same text of other messages."""
+        try:
+            return write(messages, tools) == text
+        except SampleError:
+            return False
+
+    def _differing(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        text: str,
+        write: Callable[..., str],
+    ) -> Span | None:
+        """Return the part of a text that another last message would change."""
+        last = Message(messages[-1].role, "")
+        try:
+            return common_ends(text, write([*messages[:-1], last], tools))
+        except SampleError:
+            return None
+
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        chat: ChatFormat,
+        tags: Tags,
+        begins_turn: bool,
+    ) -> str:
+        """Apply the chat template, without the empty thought that it may put before a thought.
+
+        Templates do so for a last message that has no closing tag: its thought is not finished.
+        """
+        text = self._apply(messages, chat, begins_turn, tools)
+        last = messages[-1].content if messages and messages[-1].is_of_policy else ""
+        thoughts = find_thoughts(last, tags)
+        if not thoughts or thoughts[-1].is_finished:
+            return text
+        mark = next(name for at in count() if (name := f"Xq{at}z") not in text)
+        marked = self._apply(
+            [*messages[:-1], replace(messages[-1], content=mark)], chat, begins_turn, tools
+        )
+        before, _, after = marked.partition(mark)
+        for opening, closing in tags:
+            empty = re.search(rf"{re.escape(opening)}\s*{re.escape(closing)}\s*$", before)
+            if empty is not None:
+                return before[: empty.start()] + last + after
+        return text
 
     def require_tokenizable(self, text: Rendered) -> None:
         """Raise `SampleError` (``too_long``) for a long text that cannot be tokenized in parts."""
@@ -409,13 +502,17 @@ class Tokenizer:
         return [*self._prefix, *ids, *self._suffix]
 
     def _apply(
-        self, messages: Sequence[Message], chat: ChatFormat, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        chat: ChatFormat,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        turns = _Turns({"role": message.role, "content": message.content} for message in messages)
         return render_chat_template(
             self._loaded,
             chat.template or self.chat_template or "",
-            turns,
+            _Turns(map(_turn, messages)),
+            tools=list(tools) or None,
             add_generation_prompt=add_generation_prompt,
             **chat.arguments,
         )
@@ -487,10 +584,10 @@ def _unreadable(folder: Path, error: Exception) -> str:
     )
 
 
-class _Turns(list[dict[str, str]]):
+class _Turns(list[dict[str, Any]]):
     """Messages that stop a chat template once the caller has disconnected."""
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for turn in super().__iter__():
             check_cancelled()
             yield turn
@@ -498,6 +595,49 @@ class _Turns(list[dict[str, str]]):
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         check_cancelled()
         return super().__getitem__(index)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """Return a message as chat templates read it; what it does not have is left out."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = list(map(_tool_call, message.tool_calls))
+    names = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return turn | {key: name for key, name in names.items() if name is not None}
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    """Return a call as chat templates read it: with its arguments as an object, where they are."""
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        arguments = call.arguments
+    function = {"name": call.name, "arguments": arguments}
+    written: dict[str, Any] = {"type": "function", "function": function}
+    return written if call.id is None else {"id": call.id, **written}
+
+
+def _has_parts(message: Message, tags: Tags) -> bool:
+    """Say whether a template may take a message apart, or leave it out."""
+    if message.reasoning or message.tool_calls or message.role not in plain_roles:
+        return True
+    return any(tag in message.content for pair in tags for tag in pair)
+
+
+def _is_said(message: Message) -> bool:
+    return bool(message.text.strip() or message.tool_calls)
+
+
+def _around(places: Sequence[Span | None]) -> Span | None:
+    """Return the span from the first to the last; None where there are none."""
+    found = [place for place in places if place is not None]
+    if not found:
+        return None
+    return Span(min(place.start for place in found), max(place.end for place in found))
 
 
 def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span]]]:
@@ -517,12 +657,6 @@ def _in_batches(texts: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, Span
             num_words += part.end - start
     if batch:
         yield batch
-
-
-def _rfind(text: str, part: str, start: int, end: int) -> int:
-    """Like `str.rfind`, but in linear time."""
-    found = text[start:end][::-1].find(part[::-1])
-    return -1 if found < 0 else end - found - len(part)
 
 
 def _tokens_within(span: Span, offsets: Sequence[tuple[int, int]], inside: range) -> Span:

@@ -45,8 +45,8 @@ class Turns:
                 )
             before, after = turn.split("{}")
             text += (self.separator if index else "") + before
-            spans.append(Span(len(text), len(text) + len(message.content)))
-            text += message.content + after
+            spans.append(Span(len(text), len(text) + len(message.text)))
+            text += message.text + after
         if add_generation_prompt:
             text += (self.separator if messages else "") + self.generation
         prompt, completion = spans[:num_prompt], spans[num_prompt:]

@@ -39,7 +39,7 @@ class Table(BaseModel):
 Dense = Literal["prefix"]
 
 #: What completions are cut behind for `dense`.
-Segmenter = Literal["sentences", "subsentences", "steps"]
+Segmenter = Literal["sentences", "subsentences", "steps", "turns"]
 
 _DENSE = (
     "`prefix`: each segment earns what the completion up to its end adds to the score; kinds "

@@ -8,6 +8,7 @@ the table in docs/kinds.md come from `KINDS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ from pydantic import (
 )
 
 from alarm_models.combination.token_alignment import Placement
+from alarm_models.preprocessing.sample_view import Thinking, ViewRules
+from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.truncation import Truncation
 
 __all__ = [
@@ -74,8 +77,30 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    thinking: Annotated[Thinking, _Added] = Field(
+        default="strip",
+        description="`strip` shows the model the answer without thoughts, `only` the thoughts, "
+        "`keep` both",
+    )
+    think_tags: Annotated[Tags, _Added] = Field(
+        default=DEFAULT_TAGS,
+        min_length=1,
+        description="pairs of the tags before and after a thought",
+    )
+    system: Annotated[Literal["keep", "drop"], _Added] = Field(
+        default="keep", description="whether the model is shown system messages"
+    )
+    unsupported_content: Annotated[Literal["error", "omit"], _Added] = Field(
+        default="error",
+        description="samples with content parts that are no text, such as images: fail them, or "
+        "leave such parts out",
+    )
+
     #: The module that registers how the kind is loaded; imported when a model of it is.
     module: ClassVar[str]
+
+    #: Whether it judges the messages of a completion that the policy wrote, and no others.
+    policy_only: ClassVar[bool] = False
 
     #: Whether spec and files determine its scores; otherwise a reload always loads it again.
     is_reproducible: ClassVar[bool] = True
@@ -122,6 +147,31 @@ class Spec(BaseModel):
         }
         return self.model_dump_json(exclude={*exclude, *unused})
 
+    @field_validator("think_tags")
+    @classmethod
+    def _tags_differ(cls, tags: Tags) -> Tags:
+        texts = [tag for pair in tags for tag in pair]
+        if not all(texts) or len({*texts}) < len(texts):
+            raise ValueError(f"{[list(pair) for pair in tags]} has an empty tag, or one twice")
+        return tags
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads texts rather than messages, which may have tools and calls of them."""
+        return True
+
+    @property
+    def view_rules(self) -> ViewRules:
+        """What the model is shown of samples."""
+        return ViewRules(
+            self.thinking,
+            self.think_tags,
+            keeps_system=self.system == "keep",
+            omits_unsupported=self.unsupported_content == "omit",
+            is_text=self.reads_text,
+            policy_only=self.policy_only,
+        )
+
     @property
     def templates(self) -> tuple[str, ...]:
         """The templates that may name fields of a sample."""
@@ -135,6 +185,8 @@ class Spec(BaseModel):
     @property
     def placement(self) -> Placement:
         """Where the model's rewards are placed unless an aspect sets `placement`."""
+        if getattr(self, "segmenter", None) == "turns":
+            return Placement.TURN_ENDS
         return Placement.SEGMENT_ENDS
 
 
@@ -278,6 +330,9 @@ class TextSpec(NeuralSpec):
     template_arguments: Annotated[Mapping[str, JsonValue], _Added] = Field(
         default_factory=dict, description="variables for the chat template"
     )
+    chat_template_kwargs: Annotated[Mapping[str, JsonValue], _Added] = Field(
+        default_factory=dict, description="the same, by the name that vLLM has for it"
+    )
     chat_template: _Text = Field(
         default=None,
         min_length=1,
@@ -292,7 +347,7 @@ class TextSpec(NeuralSpec):
         "refuse samples with several; `serve --model` refuses",
     )
 
-    @field_validator("template_arguments")
+    @field_validator("template_arguments", "chat_template_kwargs")
     @classmethod
     def _are_the_recipes_to_give(cls, arguments: Mapping[str, JsonValue]) -> Mapping[str, Any]:
         own = sorted(_OWN_ARGUMENTS & set(arguments))
@@ -305,12 +360,25 @@ class TextSpec(NeuralSpec):
         is_chat = getattr(self, "template", "chat") == "chat"
         if self.chat_template is not None and self.turns is not None:
             raise ValueError("turns and chat_template exclude each other: remove one")
-        for key in ("chat_template", "template_arguments"):
+        for key in ("chat_template", "template_arguments", "chat_template_kwargs"):
             if getattr(self, key) and not is_chat:
                 raise ValueError(f"{key} requires the chat template: remove `template`")
-        if self.template_arguments and self.turns is not None:
-            raise ValueError("template_arguments has no effect on turns: remove one")
+            if getattr(self, key) and key != "chat_template" and self.turns is not None:
+                raise ValueError(f"{key} has no effect on turns: remove one")
+        twice = sorted({*self.template_arguments} & {*self.chat_template_kwargs})
+        if twice:
+            raise ValueError(f"template_arguments and chat_template_kwargs both set {twice}")
         return self
+
+    @property
+    def chat_arguments(self) -> dict[str, JsonValue]:
+        """The variables for the chat template."""
+        return {**self.template_arguments, **self.chat_template_kwargs}
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether no chat template renders the messages."""
+        return getattr(self, "template", "chat") != "chat" or self.turns is not None
 
 
 class Normalization(BaseModel):
@@ -337,10 +405,16 @@ class ClassifierSpec(TextSpec):
         for key, default in (("template", "chat"), ("suffix", ""), ("strip", False)):
             if getattr(self, key) != default:
                 raise ValueError(f"pair reads prompt and completion unchanged: remove {key}")
-        for key in ("chat_template", "template_arguments", "mark_copied", "gate_at"):
+        others = ("template_arguments", "chat_template_kwargs", "mark_copied", "gate_at")
+        for key in ("chat_template", *others):
             if getattr(self, key, None):
                 raise ValueError(f"pair and {key} exclude each other: remove one")
         return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether no chat template renders the messages."""
+        return self.pair or super().reads_text
 
 
 class SequenceSpec(ClassifierSpec):
@@ -366,9 +440,10 @@ class SegmentsSpec(NeuralSpec):
 
     module = "alarm_models.reward_models.segments"
     judges_wholes = False
+    policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "turns"] = "sentences"
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
@@ -392,6 +467,7 @@ class StepsSpec(TextSpec):
     """The probability that each step of a solution is right, read at the step token after it."""
 
     module = "alarm_models.reward_models.steps"
+    policy_only = True
     kind: Literal["steps"] = "steps"
     template: str = Field(
         default="chat", description='template text, or "chat" for the tokenizer\'s chat template'
@@ -399,7 +475,7 @@ class StepsSpec(TextSpec):
     step_token: str = Field(
         default="<extra_0>", description="token after each step, at which the step is read"
     )
-    segmenter: Literal["steps", "sentences"] = "steps"
+    segmenter: Literal["steps", "sentences", "turns"] = "steps"
     labels: tuple[str, str] | None = Field(
         default=None, description="label names by position, if the checkpoint has none"
     )
@@ -514,6 +590,7 @@ class CometSpec(NeuralSpec):
     """A translation's score and its error spans, from one pass: xCOMET's and CometKiwi's form."""
 
     module = "alarm_models.reward_models.comet"
+    policy_only = True
     kind: Literal["comet"] = "comet"
     source: str = Field(default="{source}", description="template of the text to translate")
     reference: str | None = Field(
@@ -562,6 +639,11 @@ class GenerativeSpec(TextSpec):
         if self.ask is not None and self.template != "chat":
             raise ValueError("ask uses the chat template: remove `template`")
         return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether no chat template renders the messages; a question is one text."""
+        return self.ask is not None or super().reads_text
 
     @property
     def begins_turn(self) -> bool:
@@ -639,6 +721,9 @@ class RemoteSpec(Spec):
     )
     lowest: float | None = Field(default=None, description="`chat`: lowest valid rating")
     highest: float | None = Field(default=None, description="`chat`: highest valid rating")
+    chat_template_kwargs: Annotated[Mapping[str, JsonValue], _Added] = Field(
+        default_factory=dict, description="`vllm`: variables for its chat template"
+    )
     parameters: Mapping[str, JsonValue] = Field(
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: request parameters",
@@ -663,6 +748,22 @@ class RemoteSpec(Spec):
         turns = (turn for turn in self.messages or () if isinstance(turn, JudgeMessage))
         texts = (self.template, self.rubric, *(turn.content for turn in turns))
         return tuple(text for text in texts if text is not None and text != "chat")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the other server is sent no messages of the sample."""
+        if self.api == "chat":
+            return not any(isinstance(turn, str) for turn in self.messages or ())
+        return self.template != "chat"
+
+    @model_validator(mode="after")
+    def _shows_what_it_may(self) -> RemoteSpec:
+        for key in ("thinking", "think_tags", "system", "unsupported_content"):
+            if self.api == "alarm" and key in self.model_fields_set:
+                raise ValueError(f"{key} is for that server's recipe: remove it here")
+        if self.chat_template_kwargs and (self.api, self.template) != ("vllm", "chat"):
+            raise ValueError('chat_template_kwargs requires api `vllm` and `template = "chat"`')
+        return self
 
     @field_validator("url")
     @classmethod
@@ -750,6 +851,8 @@ class RemoteSpec(Spec):
 class CheckSpec(Spec):
     """Keys of every check."""
 
+    policy_only = True
+
     timeout_s: float = Field(default=10, gt=0, description="time limit per sample")
 
 
@@ -831,6 +934,26 @@ class RegexSpec(CheckSpec):
     pattern: str
     match: Literal["somewhere", "whole"] = "somewhere"
 
+    @property
+    def view_rules(self) -> ViewRules:
+        """What the pattern is matched with: thoughts too where it names one of their tags."""
+        rules = super().view_rules
+        return replace(rules, thinking="keep") if self._names_tag else rules
+
+    @property
+    def _names_tag(self) -> bool:
+        plain = self.pattern.replace("\\", "")
+        return any(tag in plain for pair in self.think_tags for tag in pair)
+
+    @model_validator(mode="after")
+    def _sees_the_tags_it_names(self) -> RegexSpec:
+        if self._names_tag and "thinking" in self.model_fields_set and self.thinking != "keep":
+            raise ValueError(
+                f"pattern names a tag of thoughts, which thinking = {self.thinking!r} leaves out: "
+                "remove one"
+            )
+        return self
+
 
 class RepetitionSpec(CheckSpec):
     """The share of a completion's n-grams that repeat an earlier one."""
@@ -875,6 +998,7 @@ class PythonSpec(CheckSpec):
     """A user's Python function, run in its own processes."""
 
     module = "alarm_models.reward_models.python_function"
+    policy_only = False  # a function may read the messages
     is_reproducible = False
     must_score_warm_up = False  # the fields that it reads are not known
     folders = ("path",)
@@ -889,6 +1013,11 @@ class PythonSpec(CheckSpec):
         default=(),
         description="environment variables to pass although their names look like secrets",
     )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether functions get no messages; they do."""
+        return False
 
 
 if TYPE_CHECKING:

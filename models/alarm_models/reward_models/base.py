@@ -7,7 +7,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -16,10 +16,12 @@ from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
 from alarm_models.modeling.network import MODEL_INIT_LOCK, HeadedNetwork, Network
+from alarm_models.preprocessing.sample_view import SampleView, ViewRules
 from alarm_models.preprocessing.tokenizer import Tokenizer
+from alarm_models.preprocessing.truncation import Truncation
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
-from alarm_models.types import Sample, Score
+from alarm_models.types import Sample, Score, Shown
 
 __all__ = [
     "CheckModel",
@@ -36,6 +38,7 @@ __all__ = [
     "max_tokens",
     "require_finite",
     "require_outputs",
+    "view_of",
 ]
 
 #: More tokens than any sample has.
@@ -97,6 +100,8 @@ class NeuralRewardModel(ABC):
 
     def __init__(self, spec: NeuralSpec, weights: LoadedCheckpoint, fingerprint: str) -> None:
         self.fingerprint = fingerprint
+        self._view_rules = spec.view_rules
+        self._truncation = spec.truncation
         self.limit: int | None = max_tokens(spec, weights)
         self.config: Any = weights.network.config
         self._network = weights.network
@@ -108,13 +113,39 @@ class NeuralRewardModel(ABC):
         #: A made-up sample's tokens: models that differ in them share no forward pass.
         self.probe: TokenSequence | None = None
 
-    @abstractmethod
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Turn what the model is shown of samples into features, one answer a sample, in order."""
+        views = [view_of(sample, self._view_rules) for sample in samples]
+        readable = [view for view in views if isinstance(view, SampleView)]
+        prepared = iter(self.prepare_shown([view.sample for view in readable]) if readable else ())
+        return [
+            _with_shown(next(prepared), view.shown) if isinstance(view, SampleView) else view
+            for view in views
+        ]
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``).
+
+        Spans are those of the completion that was sent.
+        """
+        score = self.read_shown(features, outputs)
+        omitted = {*score.omitted, *features.omitted}
+        if score.truncated:
+            omitted |= self._cut_off(features)
+        score = replace(score, omitted=tuple(sorted(omitted)))
+        return score if features.shown is None else features.shown.score_of_given(score)
+
+    @abstractmethod
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Turn samples into features, one answer a sample, in order."""
 
     @abstractmethod
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        """Read the score of the shown sample off its outputs."""
+
+    def _cut_off(self, _features: ModelInput) -> set[str]:
+        """Return the names of what truncation cut off a sample."""
+        return {"completion_end" if self._truncation is Truncation.RIGHT else "prompt_start"}
 
     @property
     def cost(self) -> BatchLayout:
@@ -158,6 +189,22 @@ class NeuralRewardModel(ABC):
         networks = [(_headed(model._network), inputs) for model, inputs in others]
         with MODEL_INIT_LOCK.shared():
             return _headed(self._network).forward_shared(batch, networks)
+
+
+def view_of(sample: Sample, rules: ViewRules) -> SampleView | SampleError:
+    """Return what a model is shown of a sample, or why it can be shown nothing."""
+    try:
+        return rules.view(sample)
+    except SampleError as error:
+        return error.with_traceback(None)
+
+
+def _with_shown(prepared: Prepared, shown: Shown | None) -> Prepared:
+    if shown is None or isinstance(prepared, SampleError):
+        return prepared
+    if isinstance(prepared, Score):
+        return shown.score_of_given(prepared)
+    return replace(prepared, shown=shown)
 
 
 def _headed(network: Network) -> HeadedNetwork:
@@ -249,8 +296,10 @@ class HostModel(ABC):
     #: Whether another server scores; `open` has then checked that it responds.
     is_elsewhere = False
 
-    def __init__(self, fingerprint: str) -> None:
+    def __init__(self, fingerprint: str, view_rules: ViewRules | None = None) -> None:
         self._fingerprint = fingerprint
+        #: What it is shown of samples; None for all that callers send.
+        self._view_rules = view_rules
 
     @property
     def fingerprint(self) -> str:
@@ -268,9 +317,31 @@ class HostModel(ABC):
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         """Return one result per sample, in order; a sample that cannot be scored fails alone."""
 
+    async def _score_shown(
+        self,
+        samples: Sequence[Sample],
+        score: Callable[[Sequence[Sample]], Awaitable[list[Score | SampleError]]],
+    ) -> list[Score | SampleError]:
+        """Score what the model is shown of samples."""
+        if self._view_rules is None:
+            return await score(samples)
+        views = [view_of(sample, self._view_rules) for sample in samples]
+        readable = [view.sample for view in views if isinstance(view, SampleView)]
+        scores = iter(await score(readable) if readable else ())
+        return [
+            _of_given(next(scores), view.shown) if isinstance(view, SampleView) else view
+            for view in views
+        ]
+
     async def close(self) -> None:
         """Release its resources; it cannot score afterwards."""
         return
+
+
+def _of_given(outcome: Score | SampleError, shown: Shown | None) -> Score | SampleError:
+    if shown is None or isinstance(outcome, SampleError):
+        return outcome
+    return shown.score_of_given(outcome)
 
 
 #: A loaded model of a recipe.
@@ -289,9 +360,10 @@ class CheckModel(HostModel):
         pool: CheckThreadPool,
         timeout_s: float,
         fingerprint: str,
+        view_rules: ViewRules,
         check_reachable: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(fingerprint)
+        super().__init__(fingerprint, view_rules)
         self._check = check
         self._check_reachable = check_reachable
         self._pool = pool
@@ -303,7 +375,10 @@ class CheckModel(HostModel):
             await asyncio.to_thread(self._check_reachable)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
-        """Check each sample."""
+        """Check what is shown of each sample."""
+        return await self._score_shown(samples, self._run)
+
+    async def _run(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         return await self._pool.run(self._check, samples, self._timeout_s)
 
     async def close(self) -> None:

@@ -76,7 +76,7 @@ class CometModel(NeuralRewardModel):
             None if spec.reference is None else TextTemplate(spec.reference, fields=fields)
         )
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Tokenize translation, source and reference alone, and put them together."""
         prepared: list[Prepared] = []
         for sample in samples:
@@ -120,7 +120,7 @@ class CometModel(NeuralRewardModel):
             ids += [end, *one, end]
         return tuple(ids)
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read the scores, decode the error spans, and weigh them."""
         by_sequence = outputs.reshape(len(features.sequences), len(features.segments), -1)
         scores = by_sequence[:, 0, 0].tolist()

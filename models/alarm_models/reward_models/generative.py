@@ -66,11 +66,11 @@ class GenerativeModel(NeuralRewardModel):
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the measure of the recipe from the logits of the next token."""
         positive, *negative, total = outputs[0].tolist()
         value = positive

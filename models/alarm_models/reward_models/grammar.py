@@ -61,7 +61,12 @@ def _load(spec: GrammarSpec, fields: Mapping[str, FieldPattern]) -> HostModel:
         server = LanguageTool(spec)
         pool = CheckThreadPool(spec.concurrency, on_close=server.close)
         return CheckModel(
-            Grammar(server), pool, spec.timeout_s, fingerprint_of(spec), server.check_reachable
+            Grammar(server),
+            pool,
+            spec.timeout_s,
+            fingerprint_of(spec),
+            spec.view_rules,
+            server.check_reachable,
         )
     from alarm_models.reward_models.harper import Harper
 

@@ -68,14 +68,14 @@ class MultiObjectiveModel(NeuralRewardModel):
         if unknown:
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate, with prefixes where a sample asks for them."""
         if any(sample.prefix_segmenter for sample in samples):
             render = self._texts.render
             return PrefixPipeline(self._texts, render, self._features, self.cost).prepare(samples)
         return self._texts.prepare(samples, self._texts.render, self._features)
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return all outputs, and the score computed from them."""
         if features.further_sequences:
             return read_with_prefixes(features, outputs, self._read)

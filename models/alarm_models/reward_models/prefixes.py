@@ -1,4 +1,4 @@
-"""Prefix scores: a completion cut behind each segment, closed by the template, scored in one pass.
+"""Prefix scores: a completion cut after each segment, closed by the template, scored in one pass.
 
 The prefixes are token sequences of one input: a network that shares prefixes computes what they
 have in common once, so that each costs the tokens that close it and the few before a cut that are
@@ -17,7 +17,7 @@ from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, split_sequences
 from alarm_models.modeling.packed.batch import pack
 from alarm_models.modeling.packed.prefix_cache import common_prefix_length
-from alarm_models.preprocessing.segmentation import SEGMENTERS
+from alarm_models.preprocessing.segmentation import find_segments
 from alarm_models.preprocessing.templates import Rendered
 from alarm_models.preprocessing.truncation import TokenIds, without_prompt_start
 from alarm_models.reward_models.base import Prepared
@@ -34,7 +34,7 @@ __all__ = [
     "segments_of",
 ]
 
-#: The most prefixes of a completion: beyond, neighbouring segments are merged.
+#: The most prefixes of a completion: beyond, neighboring segments are merged.
 MAX_PREFIXES = 64
 
 #: Characters of prefixes that are tokenized at once, beside a single one: tokenization takes about
@@ -46,14 +46,12 @@ _MAX_SHIFT = 2
 
 
 def segments_of(sample: Sample, segmenter: str) -> tuple[Span, ...]:
-    """Return the segments that a completion is cut behind: the sample's own, else those found."""
-    given = sample.segments.get(segmenter)
-    found = SEGMENTERS[segmenter](sample.completion_text) if given is None else tuple(given)
-    return merge_segments(found, MAX_PREFIXES)
+    """Return the segments that a completion is cut after: the sample's own, else those found."""
+    return merge_segments(find_segments(sample, segmenter), MAX_PREFIXES)
 
 
 def merge_segments(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
-    """Merge neighbours evenly until there are at most so many."""
+    """Merge neighbors evenly until there are at most so many."""
     if len(spans) <= most:
         return tuple(spans)
     bounds = [len(spans) * number // most for number in range(most + 1)]
@@ -73,12 +71,21 @@ def cut_completion(sample: Sample, end: int) -> Sample:
         for message in sample.completion:
             if kept and start >= end:
                 break
-            kept.append(replace(message, content=message.content[: max(end - start, 0)]))
-            start += len(message.content) + 2  # `completion_text` puts a blank line between them
+            kept.append(_cut_message(message, max(end - start, 0)))
+            start += len(message.text) + 2  # `completion_text` puts a blank line between them
         completion = tuple(kept)
     return replace(
         sample, completion=completion, token_offsets=None, segments={}, prefix_segmenter=None
     )
+
+
+def _cut_message(message: Message, length: int) -> Message:
+    """Return the message with so much of its text; what it calls comes after all of it."""
+    if length >= len(message.text):
+        return message
+    start = len(message.text) - len(message.content)
+    content = message.content[: max(length - start, 0)]
+    return replace(message, reasoning=message.reasoning[:length], content=content, tool_calls=())
 
 
 def num_shared_tokens(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -31,12 +31,15 @@ class PythonModel(HostModel):
 
     def __init__(self, spec: PythonSpec) -> None:
         function = Function.find(spec.path, spec.function, spec.timeout_s, spec.environment)
-        super().__init__(fingerprint_of(spec, function.digest))
+        super().__init__(fingerprint_of(spec, function.digest), spec.view_rules)
         self._pool = FunctionPool(function, spec.workers, spec.concurrency)
         self._at_once = spec.workers * (spec.concurrency if function.is_async else 1)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
-        """Call the function with each sample."""
+        """Call the function with what it is shown of each sample."""
+        return await self._score_shown(samples, self._call)
+
+    async def _call(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
         return await gather_limited(self._score, samples, self._at_once)
 
     async def close(self) -> None:

@@ -153,7 +153,7 @@ def template_notes(spec: NeuralSpec, tokenizer: Tokenizer) -> tuple[str, ...]:
         return ()
     if getattr(spec, "template", "chat") != "chat":
         return ()
-    chat = ChatFormat(spec.chat_template, spec.template_arguments)
+    chat = ChatFormat(spec.chat_template, spec.chat_arguments)
     template = chat.template or tokenizer.chat_template
     if template is None:  # pairs and `ask` need none
         return ()

@@ -185,7 +185,8 @@ def check_model(
     # The patterns of the fields that the spec's templates use.
     patterns = sorted((name, field.pattern) for name, field in fields.items())
     fingerprint = fingerprint_of(spec, *versions, *(patterns if spec.templates else []))
-    return CheckModel(check, CheckThreadPool(_NUM_THREADS), spec.timeout_s, fingerprint)
+    pool = CheckThreadPool(_NUM_THREADS)
+    return CheckModel(check, pool, spec.timeout_s, fingerprint, spec.view_rules)
 
 
 def head_or(classifier: Callable[[CheckpointSource], Network]) -> _LoadNetwork[NeuralSpec]:

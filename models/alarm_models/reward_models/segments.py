@@ -10,7 +10,7 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier
-from alarm_models.preprocessing.segmentation import SEGMENTERS, SegmentedText, split_words
+from alarm_models.preprocessing.segmentation import SegmentedText, find_segments, split_words
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.specs import SegmentsSpec
@@ -55,14 +55,14 @@ class SegmentsModel(NeuralRewardModel):
         self._positive = self._label_index(spec.positive_label)
         self._negative = self._label_index(spec.negative_label)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Find the segments, tokenize prefix and segments by words, and truncate."""
         parts: dict[int, SegmentedText] = {}
         prepared: dict[int, Prepared] = {}
         for index, sample in enumerate(samples):
             check_cancelled()
             try:
-                segments = self._segments(sample)
+                segments = find_segments(sample, self._spec.segmenter)
                 if segments:
                     prefix = self._template.render(sample)
                     if self._spec.truncation is Truncation.PROMPT:
@@ -77,7 +77,7 @@ class SegmentsModel(NeuralRewardModel):
             prepared[index] = self._features(part, ids, owners)
         return [prepared[index] for index in range(len(samples))]
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return a margin per segment; the score is the share of positive ones (as in the paper).
 
         Only the two labels are compared; a tie is negative.
@@ -94,11 +94,6 @@ class SegmentsModel(NeuralRewardModel):
         positive = margin > 0
         label = self._spec.positive_label if positive else self._spec.negative_label
         return SegmentScore(span, label, margin, positive)
-
-    def _segments(self, sample: Sample) -> tuple[Span, ...]:
-        text, name = sample.completion_text, self._spec.segmenter
-        given = sample.segments.get(name)
-        return SEGMENTERS[name](text) if given is None else tuple(given)
 
     def _features(
         self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]

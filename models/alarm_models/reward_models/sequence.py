@@ -52,14 +52,14 @@ class SequenceModel(NeuralRewardModel):
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate, with prefixes where a sample asks for them."""
         if any(sample.prefix_segmenter for sample in samples):
             pipeline = PrefixPipeline(self._texts, self._render, self._features, self.cost)
             return pipeline.prepare(samples)
         return self._texts.prepare(samples, self._render, self._features)
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the logit, with the normalization and activation of the spec, if any."""
         if features.further_sequences:
             return read_with_prefixes(features, outputs, self._read)

@@ -13,7 +13,7 @@ from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier, token_scorer
 from alarm_models.modeling.network import Network
-from alarm_models.preprocessing.segmentation import SEGMENTERS
+from alarm_models.preprocessing.segmentation import find_segments
 from alarm_models.preprocessing.templates import FieldPattern, Rendered
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import StepsSpec
@@ -85,15 +85,17 @@ class StepsModel(NeuralRewardModel):
             raise RecipeError(f"positive_label {wanted!r} is not one of {list(self._labels)}")
         self._positive = self._labels.index(wanted)
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+    def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Find the steps, insert a step token after each, tokenize and truncate."""
         prepared = self._texts.prepare(samples, self._render, self._features)
         return [
-            replace(one, segments=self._steps(sample)) if isinstance(one, ModelInput) else one
+            replace(one, segments=find_segments(sample, self._spec.segmenter))
+            if isinstance(one, ModelInput)
+            else one
             for sample, one in zip(samples, prepared, strict=True)
         ]
 
-    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+    def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the positive label's probability per step, and their reduction as the score."""
         margins = self._margins(outputs)
         grades = [sigmoid(margin) for margin in margins.tolist()]
@@ -117,14 +119,8 @@ class StepsModel(NeuralRewardModel):
         label = self._labels[self._positive if grade > 0.5 else 1 - self._positive]
         return SegmentScore(span, label, grade, None)
 
-    def _steps(self, sample: Sample) -> tuple[Span, ...]:
-        given = sample.segments.get(self._spec.segmenter)
-        if given is not None:
-            return tuple(given)
-        return SEGMENTERS[self._spec.segmenter](sample.completion_text)
-
     def _render(self, sample: Sample) -> Rendered | Score:
-        steps = self._steps(sample)
+        steps = find_segments(sample, self._spec.segmenter)
         if not steps:
             return Score(None, (), 0, False)
         written = [

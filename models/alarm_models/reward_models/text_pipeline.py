@@ -45,7 +45,7 @@ class TextPipeline:
         self._max_tokens = max_tokens(spec, weights)
         self._template: TextTemplate | None = None
         self._turns = None if spec.turns is None else _turns(spec.turns)
-        self._chat = ChatFormat(spec.chat_template, spec.template_arguments)
+        self._chat = ChatFormat(spec.chat_template, spec.chat_arguments)
         self._is_pair = isinstance(spec, ClassifierSpec) and spec.pair
         if template != "chat":
             self._template = TextTemplate(template, fields=fields)
@@ -71,7 +71,12 @@ class TextPipeline:
                 messages, num_prompt_messages(sample), add_generation_prompt=add_generation_prompt
             )
         return self._tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, chat=self._chat
+            messages,
+            num_prompt=num_prompt_messages(sample),
+            tools=sample.tools,
+            tags=self._spec.think_tags,
+            add_generation_prompt=add_generation_prompt,
+            chat=self._chat,
         )
 
     def render_question(self, question: Rendered, *, begins_turn: bool) -> Rendered:
@@ -150,9 +155,12 @@ class TextPipeline:
             max_tokens=self._max_tokens,
             truncation=self._spec.truncation,
         )
-        for index, tokens in zip(rendered, encoded, strict=True):
+        for (index, text), tokens in zip(rendered.items(), encoded, strict=True):
             try:
-                prepared[index] = features(*self._fit(tokens))
+                made_of = features(*self._fit(tokens))
+                prepared[index] = (
+                    replace(made_of, omitted=text.omitted) if text.omitted else made_of
+                )
             except SampleError as error:
                 prepared[index] = error
         return [prepared[index] for index in range(len(samples))]

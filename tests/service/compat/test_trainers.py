@@ -45,7 +45,7 @@ async def test_slime_format_dict_has_score_and_parts() -> None:
     [
         ({"response": "nan"}, "non_finite: response[0]"),
         ({"prompt": None}, "invalid: prompt: Input should be a valid string"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "content[0].type: "),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "should have `text`"),
         ({"response": None}, "invalid: response: Input should be a valid string"),
     ],
 )

@@ -22,7 +22,7 @@ from alarm_models.reward_models.remote.judge_ratings import (
     read_rating,
     read_verdict,
 )
-from alarm_models.sample_json import sample_to_json
+from alarm_models.sample_json import message_to_json, sample_to_json
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = [
@@ -87,7 +87,9 @@ def _weighed(outputs: Mapping[str, float], weights: Mapping[str, float]) -> floa
 
 
 #: Error codes of samples that are passed on unchanged.
-_CODES = frozenset({"too_long", "non_finite", "invalid_sample", "model_failed"})
+_CODES = frozenset(
+    {"too_long", "non_finite", "invalid_sample", "model_failed", "unsupported_content"}
+)
 
 _NOT_FINITE = SampleError("non_finite", "the remote model gave a number that is not finite")
 
@@ -156,6 +158,7 @@ class AlarmApi:
             outputs=None
             if outputs is None
             else {str(name): number(one) for name, one in outputs.items()},
+            omitted=tuple(map(str, row.get("omitted") or ())),
         )
         return score if _is_finite(score) else _NOT_FINITE
 
@@ -213,9 +216,11 @@ class VllmApi(_Classifier):
         common = self._named | {"use_activation": False}
         if self._spec.template != "chat":
             return common | {"input": self._texts(samples)}
-        turns = conversation(samples[0])
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return common | {"messages": messages}
+        (sample,) = samples
+        more: dict[str, Any] = {"tools": list(sample.tools)} if sample.tools else {}
+        if self._spec.chat_template_kwargs:
+            more["chat_template_kwargs"] = dict(self._spec.chat_template_kwargs)
+        return common | {"messages": list(map(message_to_json, conversation(sample)))} | more
 
     def with_activation(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for what vLLM gives by default."""
@@ -328,7 +333,7 @@ class JudgeApi:
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return the recipe's messages with the sample's texts inserted."""
         (sample,) = samples
-        messages: list[dict[str, str]] = []
+        messages: list[dict[str, Any]] = []
         for turn in self._turns:
             if isinstance(turn, str):
                 messages += _own_messages(sample, turn)
@@ -411,11 +416,11 @@ class JudgeApi:
             raise _no_number(f"has {last[:200]!r}, which is no number") from error
 
 
-def _own_messages(sample: Sample, part: str) -> list[dict[str, str]]:
+def _own_messages(sample: Sample, part: str) -> list[dict[str, Any]]:
     """Return the messages of a sample's prompt or completion."""
     messages, num_prompt = conversation(sample), num_prompt_messages(sample)
     own = messages[:num_prompt] if part == "{prompt}" else messages[num_prompt:]
-    return [{"role": message.role, "content": message.content} for message in own]
+    return list(map(message_to_json, own))
 
 
 def _no_number(what: str) -> SampleError:

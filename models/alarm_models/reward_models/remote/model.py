@@ -51,7 +51,7 @@ class RemoteModel(HostModel):
     is_elsewhere = True
 
     def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
-        super().__init__("")
+        super().__init__("", None if spec.api == "alarm" else spec.view_rules)
         self._spec = spec
         self._api = api_of(spec, fields)
         self._client: RemoteClient | None = None
@@ -110,6 +110,9 @@ class RemoteModel(HostModel):
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Score samples with concurrent requests; never raises for errors of the server."""
+        return await self._score_shown(samples, self._score_parts)
+
+    async def _score_parts(self, samples: Sequence[Sample]) -> list[Outcome]:
         size = self._api.max_samples
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
         outcomes = await gather_limited(self._scored, parts, self._spec.max_concurrent)

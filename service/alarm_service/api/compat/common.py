@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends, Path, Query, Request
@@ -35,7 +35,7 @@ from alarm_service.engine.fairness import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge
-from alarm_service.schemas import ListOf, Text
+from alarm_service.schemas import MessageFields, Text, message_in
 from alarm_service.settings import Settings
 
 __all__ = [
@@ -64,18 +64,10 @@ class TrainerBody(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TextPartIn(TrainerBody):
-    """A part of a message; only text can be rewarded."""
+class ChatMessageIn(MessageFields):
+    """One turn of a conversation, as OpenAI's clients write it; further fields are ignored."""
 
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessageIn(TrainerBody):
-    """One turn of a conversation, as OpenAI's clients write it."""
-
-    role: Text
-    content: Text | ListOf[TextPartIn] | None = None
+    model_config = ConfigDict(extra="ignore")
 
 
 class TextOptions(BaseModel):
@@ -145,7 +137,7 @@ class TextOptions(BaseModel):
 
 def messages_of(messages: list[ChatMessageIn]) -> tuple[Message, ...]:
     """Convert the messages of a request; the parts of one message are joined."""
-    return tuple(Message(message.role, _content(message)) for message in messages)
+    return tuple(map(message_in, messages))
 
 
 def fields_of(label: Any) -> dict[str, str]:
@@ -172,12 +164,6 @@ def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
 def _is_text_or_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number or (isinstance(value, str) and bool(value))
-
-
-def _content(message: ChatMessageIn) -> str:
-    if isinstance(message.content, list):
-        return "".join(part.text for part in message.content)
-    return message.content or ""
 
 
 Target = Recipe | ServedModel

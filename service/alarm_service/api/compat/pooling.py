@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from alarm_models.combination.rules import sigmoid
-from alarm_models.types import Sample
+from alarm_models.types import Message, Sample
 from alarm_service.api.compat.common import (
     CallOf,
     ChatMessageIn,
@@ -32,7 +32,7 @@ from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.api.deps import WORK_ERRORS
 from alarm_service.api.large_bodies import OffLoopRoute
 from alarm_service.errors import SampleFailed
-from alarm_service.schemas import ListOf, Text
+from alarm_service.schemas import JsonObjectIn, ListOf, Text
 
 __all__ = [
     "ClassifyOut",
@@ -64,6 +64,9 @@ class PoolingIn(TrainerBody):
     model: Text | None = Field(default=None, description="a recipe or model; not read with a path")
     input: Text | ListOf[Text] | None = None
     messages: ListOf[ChatMessageIn] | None = None
+    tools: ListOf[JsonObjectIn] | None = Field(
+        default=None, description="tools that the policy could call; read with `messages`"
+    )
     use_activation: bool | None = Field(
         default=None, description="true applies a sigmoid to scores; else they are raw"
     )
@@ -143,10 +146,10 @@ def samples_of(body: PoolingIn, template: ChatTemplate | None) -> list[Sample]:
     """Split texts or messages into samples; raise `Invalid` where one cannot be split."""
     if body.messages is not None:
         messages = body.messages
-        texts = split_each([messages], lambda _: _of_messages(messages), "messages")
-    else:
-        inputs = [body.input] if isinstance(body.input, str) else body.input or []
-        texts = split_each(inputs, lambda index: split_text(inputs[index], template), "input")
+        (one,) = split_each([messages], lambda _: _of_messages(messages), "messages")
+        return [Sample(one.prompt, one.completion, tools=tuple(body.tools or ()))]
+    inputs = [body.input] if isinstance(body.input, str) else body.input or []
+    texts = split_each(inputs, lambda index: split_text(inputs[index], template), "input")
     return [Sample(one.prompt, one.completion) for one in texts]
 
 
@@ -172,7 +175,9 @@ def _of_messages(messages: list[ChatMessageIn]) -> Texts:
     *prompt, last = messages_of(messages) or (None,)
     if last is None or last.role != "assistant" or not prompt:
         raise SplitError("it is not a prompt and then an assistant's message")
-    return Texts(tuple(one for one in prompt if one is not None), last.content)
+    is_plain = last == Message(last.role, last.content)
+    turns = tuple(one for one in prompt if one is not None)
+    return Texts(turns, last.content if is_plain else (last,))
 
 
 def _scores(numbers: ScalarRewards, body: PoolingIn) -> list[float]:
