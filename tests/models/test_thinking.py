@@ -12,15 +12,21 @@ import torch
 from scoring import load, score
 from tolerance import by_hand, computed
 
-from alarm_models.combination.rewards import AspectRule, aspect_reward
-from alarm_models.combination.rules import Shaping
+from alarm_models.combination.rewards import (
+    AspectRule,
+    ScoredSample,
+    aspect_reward,
+    combine_rewards,
+    decide,
+)
+from alarm_models.combination.rules import RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.chat_templates import ChatFormat
 from alarm_models.preprocessing.templates import conversation
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import SequenceSpec
-from alarm_models.types import Message, Sample, Score, SegmentScore, Span, ToolCall
+from alarm_models.types import Message, Reward, Sample, Score, SegmentScore, Span, ToolCall
 
 _CALLS = (
     "{%- for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
@@ -342,3 +348,19 @@ def test_arguments_of_calls_are_objects_for_templates(checkpoint: tiny.Checkpoin
     got = Tokenizer(checkpoint.folder).render_chat(messages, chat=ChatFormat(template))
     assert got.text == "Paris"
     assert json.loads(CALL.arguments) == {"name": "Paris"}
+
+
+def test_reward_of_a_thought_lands_on_its_last_token_and_says_what_was_omitted() -> None:
+    text = "<think>Hm.</think>Paris."
+    offsets = tuple(Span(at, at + 1) for at in range(len(text)))
+    sample = Sample(PROMPT, text, token_offsets=offsets)
+    params = RuleParams("weighted_sum", 0.0, 1.0, 0.0, 1.0, {"length": 1.0})
+    holistic = Score(2.0, None, 0, False, omitted=("answer",), judged=(Span(7, 10),))
+    aspect = aspect_reward(Score(3.0, None, 0, False, omitted=("thinking",)), RULE, sample)
+    scored = ScoredSample(sample, decide(holistic, params), {"length": aspect})
+    (reward,) = combine_rewards([scored], params)
+    assert isinstance(reward, Reward)
+    paid = {at: one for at, one in enumerate(reward.token_rewards or ()) if one}
+    assert paid == {9: by_hand(2.0), len(text) - 1: by_hand(3.0)}
+    assert reward.reward == by_hand(5.0)
+    assert reward.omitted == ("answer", "thinking")

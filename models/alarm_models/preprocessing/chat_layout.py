@@ -16,13 +16,8 @@ __all__ = [
     "ChatPart",
     "Skeleton",
     "common_ends",
-    "find_plain",
-    "plain_roles",
     "skeleton",
 ]
-
-#: Roles whose messages hold a plain text in every template.
-plain_roles = frozenset({"system", "user", "assistant"})
 
 
 class ChatPart(NamedTuple):
@@ -150,30 +145,6 @@ def _name(message: Message, *, is_prompt: bool) -> str:
     if message.role in ("system", "developer"):
         return "system"
     return "messages" if message.role == "user" else "tool_results"
-
-
-def find_plain(text: str, messages: Sequence[Message], num_prompt: int) -> tuple[Span, Span] | None:
-    """Return the spans of prompt and completion where every message is in a text, in order, once.
-
-    None where that is not so, or cannot be seen at once.
-    """
-    contents = [message.content.strip() for message in messages]
-    at = 0
-    for content in contents:
-        found = text.find(content, at)
-        if found < 0:
-            return None
-        at = found + len(content)
-    first, before = contents[0], contents[num_prompt - 1]
-    begun, last = contents[num_prompt], contents[-1]
-    if any(one and text.count(one) != 1 for one in {first, before, begun, last}):
-        return None
-    start = text.find(first)
-    end = text.find(last) if last else len(text)
-    completion = Span(text.find(begun) if begun and num_prompt + 1 < len(messages) else end, end)
-    completion = Span(completion.start, end + len(last))
-    prompt_end = text.find(before) + len(before) if before else completion.start
-    return Span(start, max(start, prompt_end)), completion
 
 
 def common_ends(text: str, other: str) -> Span:

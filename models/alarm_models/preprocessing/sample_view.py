@@ -160,9 +160,10 @@ class ViewRules:
 
     def _answer(self, message: Message) -> _Parts | None:
         content = message.content
-        thoughts = find_thoughts(content, self.think_tags)
-        if not thoughts and not message.reasoning:
+        has_tag = any(tag in content for pair in self.think_tags for tag in pair)
+        if not has_tag and not message.reasoning:
             return None
+        thoughts = find_thoughts(content, self.think_tags)
         spans = answer_spans(content, thoughts) if thoughts else [Span(0, len(content))]
         is_thought = message.reasoning or any(content[a:b].strip() for _, (a, b), _ in thoughts)
         return _Parts(

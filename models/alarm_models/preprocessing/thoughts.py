@@ -32,8 +32,6 @@ def find_thoughts(text: str, tags: Tags) -> list[Thought]:
     behind the last thought: templates may write the opening tag into the prompt. After an opening
     tag without a closing one, the rest of the text is a thought.
     """
-    if not any(tag in text for pair in tags for tag in pair):
-        return []
     kinds = {pair[0]: (index, True) for index, pair in enumerate(tags)}
     kinds |= {pair[1]: (index, False) for index, pair in enumerate(tags)}
     found: list[Thought] = []

@@ -20,8 +20,6 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.preprocessing.chat_layout import (
     common_ends,
-    find_plain,
-    plain_roles,
     skeleton,
 )
 from alarm_models.preprocessing.chat_templates import (
@@ -46,6 +44,9 @@ _PROBE = (Message("user", "quaestio"), Message("assistant", "responsum"))
 
 #: What SentencePiece writes for a space: a vocabulary of a class alone may have it.
 _WORD_START = "▁"
+
+#: Roles whose messages hold a plain text in every template.
+_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 
 _WHITE = re.compile(r"\s")
 
@@ -234,7 +235,7 @@ class Tokenizer:
             if self._is_written(plain, tools, text, write):
                 omitted.add("tool_calls")
         if 0 < num_prompt < len(messages) and not any(_has_parts(one, tags) for one in messages):
-            found = find_plain(text, messages, num_prompt)
+            found = _find_plain(text, messages, num_prompt)
             if found is not None:
                 return Rendered(text, *found, omitted=tuple(sorted(omitted)))
         marked = skeleton(messages, num_prompt, tags)
@@ -296,8 +297,10 @@ class Tokenizer:
         Templates do so for a last message that has no closing tag: its thought is not finished.
         """
         text = self._apply(messages, chat, begins_turn, tools)
-        last = messages[-1].content if messages and messages[-1].is_of_policy else ""
-        thoughts = find_thoughts(last, tags)
+        if not messages or not _has_parts(messages[-1], tags):
+            return text
+        last = messages[-1].content
+        thoughts = find_thoughts(last, tags) if messages[-1].is_of_policy else []
         if not thoughts or thoughts[-1].is_finished:
             return text
         mark = next(name for at in count() if (name := f"Xq{at}z") not in text)
@@ -623,9 +626,35 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 def _has_parts(message: Message, tags: Tags) -> bool:
     """Say whether a template may take a message apart, or leave it out."""
-    if message.reasoning or message.tool_calls or message.role not in plain_roles:
+    if message.reasoning or message.tool_calls or message.role not in _PLAIN_ROLES:
         return True
     return any(tag in message.content for pair in tags for tag in pair)
+
+
+def _find_plain(
+    text: str, messages: Sequence[Message], num_prompt: int
+) -> tuple[Span, Span] | None:
+    """Return the spans of prompt and completion where every message is in a text, in order, once.
+
+    None where that is not so, or cannot be seen at once.
+    """
+    contents = [message.content.strip() for message in messages]
+    at = 0
+    for content in contents:
+        found = text.find(content, at)
+        if found < 0:
+            return None
+        at = found + len(content)
+    first, before = contents[0], contents[num_prompt - 1]
+    begun, last = contents[num_prompt], contents[-1]
+    if any(one and text.count(one) != 1 for one in {first, before, begun, last}):
+        return None
+    start = text.find(first)
+    end = text.find(last) if last else len(text)
+    completion = Span(text.find(begun) if begun and num_prompt + 1 < len(messages) else end, end)
+    completion = Span(completion.start, end + len(last))
+    prompt_end = text.find(before) + len(before) if before else completion.start
+    return Span(start, max(start, prompt_end)), completion
 
 
 def _is_said(message: Message) -> bool:

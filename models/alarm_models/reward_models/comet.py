@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -108,9 +109,17 @@ class CometModel(NeuralRewardModel):
             truncated = truncated or len(whole) > self._max_tokens
             sequences.append(TokenSequence(whole[: self._max_tokens], reads))
         around = Span(0, 0)
-        return ModelInput.of_sequences(
+        features = ModelInput.of_sequences(
             sequences, truncated=truncated, segments=(around, *spans, around)
         )
+        if not truncated:
+            return features
+        name = "completion_end" if len(ids) > room else "prompt_end"
+        return replace(features, omitted=(name,))
+
+    def _cut_off(self, _features: ModelInput) -> set[str]:
+        """Return nothing: which of the texts is cut at its end, its features say."""
+        return set()
 
     def _joined(self, texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
         """Join texts as XLM-R does: ``<s> a </s></s> b </s></s> c </s>``."""
