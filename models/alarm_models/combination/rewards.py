@@ -154,7 +154,7 @@ def _spread(
 ) -> tuple[float, ...]:
     """Place what a completion earns as what each of its prefixes adds, the empty one first."""
     values = [(segment.span, earns(segment.score)) for segment in score.segments or ()]
-    return place_differences(earns(score.prefixes[0].value), values, text, tokens)
+    return place_differences(earns(score.prefixes[0].value), values, text, tokens, score.judged)
 
 
 def _scattered(values: Sequence[float], places: Sequence[int], length: int) -> tuple[float, ...]:

@@ -120,9 +120,8 @@ def place_on_tokens(
     A span's value goes to the last token that overlaps the span without its trailing white space;
     that of a span which no token overlaps, and one without a span (a reward of the whole
     completion), to the token ``end``: the last one, end-of-text included, unless given. ``tokens``
-    are spans of ``text`` with
-    non-decreasing starts. Returns one float per token, ``[num_tokens]``. Takes
-    ``O(n log n)`` time in tokens and values together.
+    are spans of ``text`` with non-decreasing starts. Returns one float per token, ``[num_tokens]``.
+    Takes ``O(n log n)`` time in tokens and values together.
     """
     rewards = [0.0] * len(tokens)
     if not rewards:
@@ -138,17 +137,24 @@ def place_on_tokens(
 
 
 def place_differences(
-    start: float, values: Sequence[tuple[Span, float]], text: str, tokens: Sequence[Span]
+    start: float,
+    values: Sequence[tuple[Span, float]],
+    text: str,
+    tokens: Sequence[Span],
+    judged: Sequence[Span] | None = None,
 ) -> tuple[float, ...]:
     """Place on each span's last token what its value adds to that of the span before it.
 
-    ``start`` is the value before the first span, and placed on the first token: the rewards sum to
-    the last value. Spans and tokens are as in `place_on_tokens`.
+    ``start`` is the value before the first span, and placed on the first token of the ``judged``
+    parts, of which None are all: the rewards sum to the last value. Spans and tokens are as in
+    `place_on_tokens`.
     """
     before = [start, *(value for _, value in values[:-1])]
     gains = [(span, value - last) for (span, value), last in zip(values, before, strict=True)]
-    first, *others = place_on_tokens(gains, text, tokens)
-    return (start + first, *others)
+    rewards = list(place_on_tokens(gains, text, tokens, end_token(tokens, judged)))
+    shown = shown_tokens(tokens, judged)
+    rewards[shown[0] if shown else 0] += start
+    return tuple(rewards)
 
 
 def per_token_values(
