@@ -315,6 +315,7 @@ class RequestQueue:
     _usage: dict[str, Usage] = field(default_factory=dict)
     _last_caller: Caller = INTERNAL
     _several_since: float = -_SEVERAL_S
+    _num_running: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: ServiceError | None = None
 
@@ -360,6 +361,7 @@ class RequestQueue:
         """Charge callers and model the measured time of a batch in place of the predicted one."""
         total = sum(num_computed)
         with self._changed:
+            self._num_running = max(self._num_running - 1, 0)
             usage = self._usage_of(batch[0].model.name)
             usage.measure(total, seconds)
             expected = 0.0
@@ -405,11 +407,20 @@ class RequestQueue:
         self._note_caller(work.caller)
 
     def _note_caller(self, caller: Caller) -> None:
-        """Update whether there are several callers, by one that sends or is served."""
+        """Update whether there are several callers, by one that sends or is served.
+
+        One that comes while nothing of another's is queued or running may be the same one over a
+        new connection.
+        """
         if caller not in (self._last_caller, INTERNAL):
-            if self._last_caller != INTERNAL:
+            if self._last_caller != INTERNAL and self._has_work_of_others(caller):
                 self._several_since = self.now()
             self._last_caller = caller
+
+    def _has_work_of_others(self, caller: Caller) -> bool:
+        return self._num_running > 0 or any(
+            other != caller for queues in self._queues.values() for other in queues
+        )
 
     def _refusal(self, work: QueuedSample) -> SampleError | None:
         if work in self.timed_out:
@@ -459,6 +470,7 @@ class RequestQueue:
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
             self._note_caller(work.caller)
+        self._num_running += 1
         self._remove(model, batch)
         usage.callers.evict_idle(self._queues.get(model, {}))
         return batch
