@@ -67,8 +67,8 @@ def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> st
     reason = _QUANTIZATION_REASONS.get(method.lower(), f"{method} weights are not supported")
     return (
         f"{facts.folder} is quantized ({method}: {quantization.evidence}). {reason}. Use "
-        'the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or SGLang '
-        "and request its scores with kind `remote`"
+        'the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or '
+        "SGLang and request its scores with kind `remote`"
     )
 
 

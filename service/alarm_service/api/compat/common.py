@@ -193,7 +193,7 @@ class ScalarReward:
     """A sample's reward, and its parts by name.
 
     For a recipe, the parts `holistic` and each aspect's name add up to the reward. If the rule does
-    more than add, they are its inputs: the normalised holistic score and each aspect's reward
+    more than add, they are its inputs: the normalized holistic score and each aspect's reward
     without its weight. A model's scalar is its score and has no such parts.
     """
 
