@@ -55,8 +55,8 @@ def find_address(url: str | None, api_key: str | None) -> Address:
     Whitespace around a URL or a key is stripped. TypeError or ValueError names the invalid argument
     without showing the key.
     """
-    given = _text(url, "url") or _text(os.environ.get("ALARM_URL"), "ALARM_URL") or DEFAULT_URL
-    parts = _split(given)
+    text = _text(url, "url") or _text(os.environ.get("ALARM_URL"), "ALARM_URL") or DEFAULT_URL
+    parts = _split(text)
     netloc = parts.netloc.rpartition("@")[2]
     bare = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
     if api_key is None and (parts.username or parts.password):

@@ -113,14 +113,14 @@ def is_list(value: object) -> bool:
 def object_of_message(message: Any, where: str) -> dict[str, Any]:
     """A chat message: a mapping, a dataclass, or an object with `model_dump` (pydantic's)."""
     if isinstance(message, Mapping):
-        found = message
+        fields = message
     elif hasattr(message, "model_dump"):
         # Unset fields are None and must not be sent as null.
-        found = message.model_dump(exclude_none=True)
-        if "content" not in found and hasattr(message, "content"):
-            found = {**found, "content": None}
+        fields = message.model_dump(exclude_none=True)
+        if "content" not in fields and hasattr(message, "content"):
+            fields = {**fields, "content": None}
     elif dataclasses.is_dataclass(message) and not isinstance(message, type):
-        found = {
+        fields = {
             field.name: getattr(message, field.name)
             for field in dataclasses.fields(message)
             if field.name == "content" or getattr(message, field.name) is not None
@@ -129,9 +129,9 @@ def object_of_message(message: Any, where: str) -> dict[str, Any]:
         raise TypeError(
             f"{where} must be a message, an object with role and content, got {describe(message)}"
         )
-    if not isinstance(found, Mapping):
+    if not isinstance(fields, Mapping):
         raise TypeError(f"{where} must be a message, got {describe(message)}")
-    plain: dict[str, Any] = json_of(found, where)
+    plain: dict[str, Any] = json_of(fields, where)
     return plain
 
 

@@ -59,7 +59,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 def read_lines(source: BinaryIO, max_bytes: int = _MAX_BYTES) -> Iterator[Line]:
     """Yield the lines that are not blank, with their numbers; reads each byte once.
 
-    A mark of the encoding at the beginning belongs to no line.
+    A byte order mark at the beginning is skipped.
     """
     number = 0
     while line := source.readline(max_bytes + 1):
@@ -89,7 +89,7 @@ def parsed_line(line: bytes | None) -> Any:
 
 
 def require_writable(target: Path | None) -> None:
-    """Raise `FileError` where a file could not be written, before long work rather than after."""
+    """Raise `FileError` if a file could not be written; called before long work."""
     if target == STANDARD and sys.stdout is None:
         raise FileError("standard output is closed: name a file to write")
     if target is None or target == STANDARD or _is_stream(target):
@@ -116,11 +116,11 @@ def require_other_file(target: Path | None, others: Iterable[Path], what: str) -
 
 @contextmanager
 def replacing(target: Path, kept: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
-    """Yield a file that takes the target's place once the block is through; raise `OSError`.
+    """Yield a file that replaces the target when the block ends; raise `OSError`.
 
-    Until then the target is as it was, and may be read. Where the block fails, nothing is left; or
-    what was written, under a name of its own that ``kept`` gets. A symbolic link stays one, and the
-    target's permissions stay. A pipe or a device is written at once.
+    Until then the target is unchanged and may be read. If the block fails, the partial output is
+    deleted, or kept in a file whose path is passed to ``kept``. Symbolic links and the target's
+    permissions are preserved. Pipes and devices are written directly.
     """
     if target == STANDARD:
         if sys.stdout is None:
@@ -150,7 +150,7 @@ def replacing(target: Path, kept: Callable[[Path], object] | None = None) -> Ite
 
 
 def write_whole(target: Path, content: str | bytes) -> None:
-    """Write a file, which has all of it or is as it was."""
+    """Write a file atomically."""
     with replacing(target) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 

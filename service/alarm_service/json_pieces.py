@@ -35,18 +35,18 @@ _WINDOW_BYTES = 1 << 20
 
 _CONTAINERS = frozenset({list, dict})
 
-#: Large values within large values; no shape of ours has as many.
+#: Maximum nesting of large values; no request of this API has as many.
 _MAX_LEVELS = 12
 
-#: What one body may have, packed spans not counted: each value takes ten to a hundred bytes, and
-#: to free as many at once holds the GIL for a tenth of a second.
+#: Limits of one body, not counting packed spans: a value takes ten to a hundred bytes, and freeing
+#: this many at once holds the GIL for a tenth of a second.
 _MAX_VALUES = 4_000_000
 _MAX_CONTAINERS = 500_000
 
 #: The fields of spans: lists of `[start, end]`, or objects of such lists.
 _SPANS, _SPANS_BY_NAME = "token_offsets", "segments"
 
-#: Fewer are left as they are.
+#: Fewer spans are not packed.
 _LEAST_PACKED = 32
 
 #: Bytes of a text up to its end, or to where a cut would leave half an escape.
@@ -59,10 +59,10 @@ _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 
 
 def read_json(body: bytes, *, packs_spans: bool = True) -> Any:
-    """Read a body as `json.loads` does, spans packed; raise `ValueError` where it is no JSON.
+    """Read a body as `json.loads` does, spans packed; raise `ValueError` if it is not JSON.
 
-    Raises `TooManyValues`, which is one, for millions of small values: they take many times the
-    memory of the body. Without ``packs_spans`` what comes back can be written as JSON again.
+    Raises `TooManyValues`, a `ValueError`, for millions of small values, which take many times the
+    memory of the body. Without ``packs_spans`` the result can be serialized as JSON.
     """
     encoding = json.detect_encoding(body)
     if encoding != "utf-8":  # another, or a byte order mark
@@ -84,7 +84,7 @@ class _Reader:
     def value(
         self, start: int, stop: int, level: int, key: str | None, *, in_segments: bool
     ) -> Any:
-        """Read the value between two places; ``key`` is the name that it has in an object."""
+        """Read the value between two positions; ``key`` is its name in an object."""
         start, stop = self._stripped(start, stop)
         first = self._body[start : start + 1]
         if stop - start <= _PIECE_BYTES or first not in (b"[", b"{", b'"'):
@@ -135,10 +135,10 @@ class _Reader:
         return _with_packed_spans(members) if self._packs_spans else members
 
     def _count_within(self, read: Any) -> None:
-        """Count the values of what was read at once, spans that are packed left out."""
+        """Count the values that were read at once, without packed spans."""
         containers = [read]
         num_values = 0
-        for one in containers:  # which grows meanwhile
+        for one in containers:  # it grows meanwhile
             values = one if type(one) is list else list(one.values())
             num_values += len(values)
             if not _CONTAINERS.isdisjoint(map(type, values)):
@@ -154,11 +154,12 @@ class _Reader:
             raise TooManyValues(f"the body has over {_MAX_VALUES} values")
 
     def _key(self, start: int, stop: int) -> tuple[str, int]:
-        """Return an object's member's name, and where its value begins."""
+        """Return the name of an object's member, and the start of its value."""
         start, _ = self._stripped(start, stop)
         end = start
         while True:
-            # Only what follows the last quote is looked at: a name may have millions of them.
+            # Only the text after the last quote is checked, since a name may have millions of
+            # quotes.
             begin, end = end + 1, self._body.find(b'"', end + 1, stop)
             if end < 0 or self._body[start : start + 1] != b'"':
                 raise ValueError("a name is missing")
@@ -171,7 +172,7 @@ class _Reader:
         return _long_text(self._body[start : end + 1]), colon + 1
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-        """Yield where members stand that fill a piece, or where a single larger one does."""
+        """Yield the spans of members that fill a piece, or of a single larger member."""
         begin, held = start + 1, np.empty(0, np.int64)
         for commas, is_last in self._commas(start, stop):
             ends = np.append(held, np.append(commas, stop - 1) if is_last else commas)
@@ -187,12 +188,12 @@ class _Reader:
                 if first < last:
                     yield first, last, is_large
                 elif (begin, end) != (start + 1, stop - 1):
-                    raise ValueError("a comma separates nothing")
+                    raise ValueError("a value is missing before a comma")
                 begin, index = end + 1, following
             held = ends[index:][-1:]
 
     def _commas(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], bool]]:
-        """Yield the commas between the members of the list or object between two places.
+        """Yield the commas between the members of the list or object between two positions.
 
         They come window by window, the last one with True.
         """
@@ -217,7 +218,7 @@ class _Reader:
             yield np.flatnonzero((window == _COMMA) & ~inside & (depths == 1)) + at, is_last
 
     def _stripped(self, start: int, stop: int) -> tuple[int, int]:
-        """Leave out white space at both ends."""
+        """Strip whitespace at both ends."""
         while start < stop and self._body[start] in _WHITE:
             piece = self._body[start : min(start + _PIECE_BYTES, stop)]
             start += len(piece) - len(piece.lstrip(_WHITE))
@@ -233,7 +234,7 @@ class _Reader:
 def _escaped(
     slashes: NDArray[np.int64], size: int, *, first: bool
 ) -> tuple[NDArray[np.int64], bool]:
-    """Return which bytes backslashes escape, and whether the first byte behind these is one.
+    """Return which bytes are escaped by backslashes, and whether the next byte is.
 
     ``first``: the first byte is escaped by what was before.
     """
@@ -252,7 +253,7 @@ def _escaped(
 
 
 def _long_text(text: bytes) -> str:
-    """Read one text in pieces that cut no character and no escape."""
+    """Read one string in pieces that split no character and no escape."""
     inside, parts, at = text[1:-1], [], 0
     while at < len(inside):
         whole = _CHARACTERS.match(inside, at, at + _PIECE_BYTES)
@@ -264,10 +265,10 @@ def _long_text(text: bytes) -> str:
         if is_escape and end < len(inside) and _HIGH_SURROGATE.match(inside, end - 6, end):
             end -= 6
         if end <= at:
-            raise ValueError("an escape is none of JSON's")
+            raise ValueError("a string has an invalid escape")
         part = json.loads(b'"%s"' % inside[at:end])
         if not isinstance(part, str):
-            raise ValueError("a text is not closed")
+            raise ValueError("a string is not closed")
         parts.append(part)
         at = end
     return "".join(parts)
@@ -291,7 +292,7 @@ def _packed(spans: Any) -> Any:
 
 
 def _flat(spans: list[Any]) -> array[int] | None:
-    """Return the numbers of sound spans one after another; None where one is not sound."""
+    """Return the numbers of valid spans, flattened; None if one is invalid."""
     if not spans or set(map(type, spans)) != {list} or set(map(len, spans)) != {2}:
         return None
     flat = list(chain.from_iterable(spans))

@@ -77,7 +77,7 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
             num_failed += sum(reward.error is not None for reward in rewards)
             out.writelines(f"{reward.model_dump_json()}\n".encode() for reward in rewards)
             progress.advance(task, sum(one.num_bytes for one in chunk))
-        done = progress.tasks[0].completed or 1  # of a pipe the size is known at its end
+        done = progress.tasks[0].completed or 1  # the size of a pipe is known at its end
         progress.update(task, total=done, completed=done)
     if num_failed:
         sys.stderr.write(f"alarm: {num_failed} of {num_lines} samples failed; see `error`\n")

@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 #: Longer than clients keep idle connections, so that none is closed while it is reused.
 _KEEP_ALIVE_S = 75
 
-#: How long sending the last responses may take after the drain.
+#: Seconds for sending the last responses after the drain.
 _LAST_RESPONSES_S = 2
 
 #: uvicorn's.
@@ -84,7 +84,7 @@ class _DrainingServer(uvicorn.Server):
     def _end(self) -> None:
         if self.server_state.tasks:
             num = len(self.server_state.tasks)
-            _log.warning("the drain is over", seconds=self._drain_s, unfinished=num)
+            _log.warning("drain timeout", seconds=self._drain_s, unfinished=num)
         self._engine.life.end()
 
     def _begin_reload(self) -> None:
@@ -103,9 +103,9 @@ def serve(
     listener: socket.socket,
     load: ModelLoader | None = None,
 ) -> int:
-    """Serve until a signal; return the exit code: 0 after draining, 1 where loading failed.
+    """Serve until a signal; return the exit code: 0 after draining, 1 if loading failed.
 
-    ``load`` loads models elsewhere than into this process, such as on Ray.
+    ``load`` replaces loading into this process, such as by Ray.
     """
     set_up_logs(settings.log_level, log_stream(sys.stderr.fileno()))
     capture_uncaught()
@@ -175,7 +175,7 @@ def _header_limits(settings: Settings, engine: RewardEngine) -> HeaderLimits:
 
 
 class _Stop:
-    """Stops the server, once it is set; loading may fail before."""
+    """Stops the server as soon as it is set, since loading may fail before that."""
 
     server: uvicorn.Server | None = None
 

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         "repeatable",
     )
     template: str | None = Field(
-        default=None, description="the template of each `model` whose files have none"
+        default=None, description="template of each `model` whose files have none"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         description="file of admin keys; without an admin key the /admin routes are disabled",
     )
     recipe_dir: Path | None = Field(
-        default=None, description="folder of recipes that /admin may load by name"
+        default=None, description="folder of recipes that the /admin routes can load by name"
     )
     published: str | None = Field(
         default=None,

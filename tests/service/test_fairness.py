@@ -216,6 +216,35 @@ def test_queue_fast_model_waits_for_one_batch_of_a_slow_one() -> None:
     assert {sum(lengths(device.run_one())) for _ in range(8)} == {100, 200}
 
 
+def test_queue_caller_on_new_connections_gets_whole_batches() -> None:
+    device = Device({"m": 100})
+    for caller in (A, B, C):
+        device.queue.put(of(caller, *[100] * 20))
+        assert [sum(lengths(device.run_one())) for _ in range(2)] == [1000, 1000]
+
+
+def test_queue_caller_that_comes_while_another_waits_shortens_batches() -> None:
+    device = Device({"m": 100})
+    device.queue.put(of(A, *[100] * 30))
+    device.run_one()
+    device.run_one()
+    device.queue.put(of(B, *[100] * 30))
+    # Two batches measure what a token takes, and the third what any batch takes.
+    assert max([sum(lengths(device.run_one())) for _ in range(8)][3:]) <= 256
+
+
+def test_queue_caller_that_comes_while_another_runs_shortens_batches() -> None:
+    device = Device({"m": 100})
+    device.queue.put(of(A, 100, 100))
+    device.run_one()
+    device.queue.put(of(A, 100))
+    running = device.queue.take()
+    device.queue.put(of(B, *[100] * 30))
+    device.queue.record_batch(running or (), [100], 1.0)
+    # Two batches measure what a token takes, and the third what any batch takes.
+    assert max([sum(lengths(device.run_one())) for _ in range(8)][3:]) <= 256
+
+
 def usage_of(fixed_s: float, tokens_per_s: float, *sizes: int) -> Usage:
     """Measure batches of these sizes, after a first one that does not count."""
     usage = Usage()

@@ -336,7 +336,7 @@ def test_judge_cache_that_is_another_file_is_refused_unchanged(
     cache = tmp_path / "cache"
     cache.write_text(content)
     assert judge(endpoint, files, cache, flag) == 1
-    assert "is no judge's answer: --cache wants a new file" in capsys.readouterr().err
+    assert "is not a judge's answer: --cache must be a new file" in capsys.readouterr().err
     assert cache.read_text() == content
     assert endpoint.bodies == []
 

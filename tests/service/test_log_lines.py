@@ -74,7 +74,7 @@ async def test_log_of_libraries_warnings_threads_and_the_loop_is_json(lines: Lin
     assert (http["event"], http["logger"]) == ("Invalid\nHTTP request", "uvicorn.error")
     assert (http["level"], warning["logger"]) == ("warning", "py.warnings")
     assert "of a library" in warning["event"]
-    assert (failed["event"], failed["thread"]) == ("a thread failed", "own")
+    assert (failed["event"], failed["thread"]) == ("uncaught exception in a thread", "own")
     assert "ValueError: a thread's\nown" in failed["exception"]
     assert (loop["event"], loop["level"]) == ("never retrieved", "error")
     assert "OSError: gone" in loop["exception"]

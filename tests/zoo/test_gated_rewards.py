@@ -171,5 +171,5 @@ def test_urm_alone_scores_as_its_class_does(tmp_path: Path) -> None:
 def test_gate_that_weighs_another_number_is_refused(tmp_path: Path) -> None:
     _write_urm(tmp_path)
     keys = recipe_of_checkpoint(str(tmp_path)).table["models"]["rm"] | {"head": "weights.fc"}
-    with pytest.raises(CheckpointError, match=r"weighs 5 attributes, .* has 5 outputs, not two"):
+    with pytest.raises(CheckpointError, match=r"weights 5 attributes, .* has 5 outputs, not two"):
         load(tmp_path, keys)

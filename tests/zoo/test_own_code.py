@@ -85,9 +85,9 @@ def test_untrusted_class_is_not_replaced_by_a_stock_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ("{'states': states}", r"answers with dict of states \[1, 6, 32\]"),
-        ("'a word'", "answers with str without a tensor"),
-        ("self.score(states)[..., 0]", "gives a number a token"),
+        ("{'states': states}", r"returns dict of states \[1, 6, 32\]"),
+        ("'a word'", "returns str without a tensor"),
+        ("self.score(states)[..., 0]", "returns one number per token"),
         ("self.nothing", "does not run on input_ids and attention_mask: AttributeError"),
         ("value.numpy()[5]", "does not run on input_ids"),
     ],

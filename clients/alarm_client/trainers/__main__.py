@@ -137,7 +137,7 @@ def _check(options: argparse.Namespace) -> int:
     of_rewards, of_responses = PADDING[options.trainer]
     responses = options.responses or of_responses
     pad = padding(of_rewards, responses)
-    sides = {"left": "on the left", "right": "on the right", "none": "nowhere"}
+    sides = {"left": "on the left", "right": "on the right", "none": "without padding"}
     title = f"rewards {sides[of_rewards]}, responses {sides[responses]}"
     _report(f"the trainer's own padding ({title})", pad, lengths)
     return _report("placed by this client", _after_placing(pad, responses), lengths)
@@ -174,12 +174,12 @@ def _try(options: argparse.Namespace) -> int:
 
 
 def _report(title: str, pad: Pad, lengths: Sequence[int]) -> int:
-    found = check_padding(pad, lengths)
+    checks = check_padding(pad, lengths)
     sys.stdout.write(f"{title}:\n")
-    for one in found:
-        state = "survives" if one.survives else "is LOST" if one.column is None else "is MOVED"
-        sys.stdout.write(f"  {one.length:4} tokens: the last reward {state}\n")
-    return 0 if all(one.survives for one in found) else 1
+    for check in checks:
+        state = "survives" if check.survives else "is LOST" if check.column is None else "is MOVED"
+        sys.stdout.write(f"  {check.length:4} tokens: the last reward {state}\n")
+    return 0 if all(check.survives for check in checks) else 1
 
 
 def _shipped() -> dict[str, Path]:

@@ -107,12 +107,12 @@ def text_of(value: Any) -> str | None:
 def _fields(row: Row, settings: Settings) -> dict[str, str]:
     if settings.fields is None:
         return _usual(row, settings.defaults.references)
-    found = {}
+    fields = {}
     for name, column in settings.fields.items():
         text = text_of(_configured(row, column, settings, f"fields.{name}"))
         if text is not None:
-            found[name] = text
-    return found
+            fields[name] = text
+    return fields
 
 
 def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:

@@ -46,11 +46,11 @@ def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
     is_sum = rule in _SUMS
     counts = reward.admitted if rule in _THRESHOLDS else rule != "holistic_only"
     z = reward.holistic.normalized * (hierarchy.get("holistic_weight", 1.0) if is_sum else 1.0)
-    found = {"holistic": 0.0 if rule == "aspect_only" else z}
+    contributions = {"holistic": 0.0 if rule == "aspect_only" else z}
     for name, aspect in reward.aspects.items():
         weight = weights.get(name, 1.0) if is_sum else 1.0
-        found[name] = weight * aspect.reward if counts and aspect is not None else 0.0
-    return found
+        contributions[name] = weight * aspect.reward if counts and aspect is not None else 0.0
+    return contributions
 
 
 def columns(rewards: Sequence[Reward], aspect_names: Sequence[str]) -> dict[str, list[float]]:
@@ -89,8 +89,8 @@ class AspectNames:
     def update(self, rewards: Iterable[Reward]) -> tuple[str, ...]:
         """Add the names of these rewards; return all, sorted so that processes agree."""
         if not self._is_fixed:
-            found = {name for reward in rewards for name in reward.aspects}
-            self._names = tuple(sorted(found | set(self._names)))
+            names = {name for reward in rewards for name in reward.aspects}
+            self._names = tuple(sorted(names | set(self._names)))
         return self._names
 
 

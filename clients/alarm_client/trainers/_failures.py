@@ -109,10 +109,10 @@ def numbers(
     rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
 ) -> list[float]:
     """One number per sample, for trainers that do not accept None."""
-    found = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
-    if len(found) != len(rewards):
+    values = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
+    if len(values) != len(rewards):
         raise ValueError("this trainer requires one number per sample; on_failure cannot be 'none'")
-    return found
+    return values
 
 
 def with_group_means(

@@ -60,8 +60,8 @@ class SharedCalls(Generic[T]):
     def __reduce__(self) -> tuple[type[SharedCalls[T]], tuple[()]]:
         return type(self), ()  # another process has no call in flight
 
-    def result(self, consumer: Consumer, key: object, make: Callable[[], T]) -> T:
-        """The result of `make`, called here or by another thread for the same key."""
+    def result(self, consumer: Consumer, key: object, compute: Callable[[], T]) -> T:
+        """The result of `compute`, called here or by another thread for the same key."""
         while True:
             call, is_mine = self._join(consumer, ("blocking", key))
             if is_mine:
@@ -69,14 +69,16 @@ class SharedCalls(Generic[T]):
             with suppress(CancelledError):
                 return call.result.result()
         try:
-            computed = make()
+            computed = compute()
         except BaseException as error:
             self._fail(("blocking", key), call, error)
             raise
         call.result.set_result(computed)
         return computed
 
-    async def aresult(self, consumer: Consumer, key: object, make: Callable[[], Awaitable[T]]) -> T:
+    async def aresult(
+        self, consumer: Consumer, key: object, compute: Callable[[], Awaitable[T]]
+    ) -> T:
         """As `result`, awaited.
 
         Blocking callers do not share these calls, as they could block the loop that runs them.
@@ -89,7 +91,7 @@ class SharedCalls(Generic[T]):
             if result is not None:
                 return result.result()
         try:
-            computed = await make()
+            computed = await compute()
         except BaseException as error:
             self._fail(("awaited", key), call, error)
             raise

@@ -237,7 +237,8 @@ class ScoredSample:
         def earns(score: float | None) -> float:
             return math.nan if score is None else normalize(score, params)
 
-        return _spread(score, earns, self.sample.completion_text, tuple(tokens))
+        spread = _spread(score, earns, self.sample.completion_text, tuple(tokens))
+        return tuple(_end_last(spread, self._end))
 
     def _prefix_segments(self, params: RuleParams) -> tuple[SegmentScore, ...] | None:
         score = self.holistic.score

@@ -1,4 +1,4 @@
-"""COMET's form: an encoder whose layers are mixed, a sentence score, and tags of a translation.
+"""COMET: an encoder with a layer mix, a sentence score, and error tags of a translation.
 
 Source: Unbabel's COMET (Apache-2.0), `UnifiedMetric` and `XCOMETMetric` (arXiv 2310.10482).
 """
@@ -22,16 +22,16 @@ from alarm_models.modeling.padded import pad_batch
 
 __all__ = ["CONFIG_KEY", "ENCODER", "CometForm", "CometNetwork", "comet_form", "comet_head"]
 
-#: The key of config.json that has a checkpoint's hyperparameters, as the conversion writes them.
+#: The key of config.json with the hyperparameters, as written by the conversion.
 CONFIG_KEY = "comet"
 
-#: What the names of the encoder's tensors begin with.
+#: The prefix of the encoder's tensor names.
 ENCODER = "encoder.model"
 
 
 @dataclass(frozen=True, slots=True)
 class CometForm:
-    """The hyperparameters of a checkpoint that its scores need."""
+    """The hyperparameters of a checkpoint that affect its scores."""
 
     class_identifier: str
     activations: str
@@ -44,36 +44,38 @@ class CometForm:
 
     @property
     def has_reference(self) -> bool:
-        """Whether it was trained with references too."""
+        """Whether it was also trained with references."""
         return "ref" in self.input_segments
 
 
 def comet_form(folder: Path, config: Mapping[str, Any]) -> CometForm:
-    """Read the hyperparameters that the conversion wrote; raise `CheckpointError`."""
-    told = config.get(CONFIG_KEY)
+    """Read the hyperparameters written by the conversion; raise `CheckpointError`."""
+    hparams = config.get(CONFIG_KEY)
     known = ("xcomet_metric", "unified_metric")
-    named = told.get("class_identifier") if isinstance(told, Mapping) else None
-    if not isinstance(told, Mapping) or named not in known:
+    class_name = hparams.get("class_identifier") if isinstance(hparams, Mapping) else None
+    if not isinstance(hparams, Mapping) or class_name not in known:
         raise CheckpointError(
             f"{folder}: kind `comet` reads checkpoints of {' and '.join(known)} "
-            f"({'found ' + str(named) if named else 'config.json has none'}) that "
+            f"({'found ' + str(class_name) if class_name else 'config.json has none'}) that "
             "`python -m alarm_models.modeling.comet_conversion` wrote"
         )
-    is_x = named == "xcomet_metric"
+    is_x = class_name == "xcomet_metric"
     return CometForm(
-        str(named),
-        str(told.get("activations", "Tanh")),
-        told.get("final_activation"),
-        told.get("sent_layer", "mix"),
-        str(told.get("layer_transformation", "sparsemax")),
-        bool(told.get("layer_norm", not is_x)),
-        int(told.get("word_layer", 36 if is_x else 24)),
-        ("mt", "src", "ref") if is_x else tuple(told.get("input_segments", ("mt", "src", "ref"))),
+        str(class_name),
+        str(hparams.get("activations", "Tanh")),
+        hparams.get("final_activation"),
+        hparams.get("sent_layer", "mix"),
+        str(hparams.get("layer_transformation", "sparsemax")),
+        bool(hparams.get("layer_norm", not is_x)),
+        int(hparams.get("word_layer", 36 if is_x else 24)),
+        ("mt", "src", "ref")
+        if is_x
+        else tuple(hparams.get("input_segments", ("mt", "src", "ref"))),
     )
 
 
 class _CometHead(torch.nn.Module):
-    """The sentence score of the mixed first states, and tags of one layer's states."""
+    """Computes the sentence score from the mixed first states, and tags from one layer's states."""
 
     def __init__(
         self,
@@ -90,12 +92,12 @@ class _CometHead(torch.nn.Module):
         self.num_tags = 0 if tagger is None else int(getattr(tagger, "out_features", 0))
 
     def scores(self, layers: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """Return sentence scores ``[batch, 1]`` of all layers' states and the attention mask."""
+        """Return sentence scores ``[batch, 1]`` from all layers' states and the attention mask."""
         if self._mix is None:
             return self._scored(layers[int(self._form.sent_layer)][:, 0])
         if len(layers) != len(self._mix):
             raise CheckpointError(
-                f"{len(self._mix)} layers are mixed, the encoder has {len(layers)}"
+                f"{len(self._mix)} layers are mixed, but the encoder has {len(layers)}"
             )
         firsts = [self._normed(one, mask) if self._form.layer_norm else one[:, 0] for one in layers]
         return self._scored(torch.einsum("l,lbh->bh", self._mix, torch.stack(firsts)))
@@ -113,7 +115,7 @@ class _CometHead(torch.nn.Module):
         return ((states - mean) / torch.sqrt(variance + 1e-12))[:, 0]
 
     def tags(self, layers: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Return tags' logits ``[batch, tokens, tags]``; None where the model has none."""
+        """Return tag logits ``[batch, tokens, tags]``; None if the model has no tagger."""
         if self._tagger is None:
             return None
         logits: torch.Tensor = self._tagger(layers[self._form.word_layer])
@@ -125,7 +127,7 @@ def comet_head(folder: Path, form: CometForm) -> _CometHead:
     tensors = read_tensors(folder, "estimator.ff")
     places = sorted({int(key.partition(".")[0]) for key in tensors})
     if not places:
-        raise CheckpointError(f"{folder} holds no estimator.ff.0.weight: is it COMET's?")
+        raise CheckpointError(f"{folder} has no estimator.ff.0.weight: is it a COMET checkpoint?")
     layers: list[torch.nn.Module] = []
     for place in places:
         layers += [_activation(form.activations)] if layers else []
@@ -135,7 +137,7 @@ def comet_head(folder: Path, form: CometForm) -> _CometHead:
     tags = read_tensors(folder, "hidden2tag")
     mixed = read_tensors(folder, "layerwise_attention")
     if form.sent_layer == "mix" and "gamma" not in mixed:
-        raise CheckpointError(f"{folder} holds no layerwise_attention.gamma")
+        raise CheckpointError(f"{folder} has no layerwise_attention.gamma")
     return _CometHead(
         form,
         torch.nn.Sequential(*layers),
@@ -152,17 +154,17 @@ def _linear(tensors: Mapping[str, torch.Tensor], prefix: str) -> torch.nn.Linear
 
 
 def _activation(name: str) -> torch.nn.Module:
-    made: torch.nn.Module = getattr(torch.nn, name)()
-    return made
+    module: torch.nn.Module = getattr(torch.nn, name)()
+    return module
 
 
 def _mix(tensors: Mapping[str, torch.Tensor], transformation: str) -> torch.Tensor:
-    """Return what each layer weighs, ``[layers]``: gamma times softmax or sparsemax of scalars."""
-    at = 0
+    """Return the layer weights, ``[layers]``: gamma times softmax or sparsemax of scalars."""
+    index = 0
     scalars = []
-    while f"scalar_parameters.{at}" in tensors:
-        scalars.append(tensors[f"scalar_parameters.{at}"].float().reshape(1))
-        at += 1
+    while f"scalar_parameters.{index}" in tensors:
+        scalars.append(tensors[f"scalar_parameters.{index}"].float().reshape(1))
+        index += 1
     raw = torch.cat(scalars)
     # COMET 2.2.4 reads "sparsemax_patch" as softmax.
     weights = _sparsemax(raw) if transformation == "sparsemax" else raw.softmax(0)
@@ -179,9 +181,9 @@ def _sparsemax(scores: torch.Tensor) -> torch.Tensor:
 
 
 class CometNetwork:
-    """An encoder and COMET's head: a row a read, the sentence's score and then the tags' logits.
+    """An encoder with COMET's head: one row per read, the sentence score followed by tag logits.
 
-    The score is the sequence's, whichever read it stands beside.
+    Every row of a sequence has the same score.
     """
 
     def __init__(self, model: PreTrainedModel, head: _CometHead, form: CometForm) -> None:
@@ -197,13 +199,13 @@ class CometNetwork:
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
-        """Run one batch; the sequences of a sample count as samples of it."""
+        """Run one batch; each sequence of a sample runs as a separate sample."""
         rows = iter(self._padding.run(split_sequences(batch), self._run_padded))
         by_sample = [torch.cat([next(rows) for _ in one.ids_of_sequences]) for one in batch]
         return ForwardOutput(by_sample, [one.num_tokens for one in batch])
 
     def clear_prefix_cache(self) -> None:
-        """Do nothing: there is none."""
+        """Do nothing: there is no prefix cache."""
 
     def _run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         inputs = pad_batch(batch, self._model)
@@ -211,10 +213,10 @@ class CometNetwork:
         scores = self._head.scores(layers, inputs["attention_mask"])
         tags = self._head.tags(layers)
         rows = []
-        for at, one in enumerate(batch):
+        for index, one in enumerate(batch):
             reads = [span.start for span in one.read_positions]
-            row = scores[at].expand(len(reads), 1)
+            row = scores[index].expand(len(reads), 1)
             if tags is not None:
-                row = torch.cat([row, tags[at, reads]], -1)
+                row = torch.cat([row, tags[index, reads]], -1)
             rows.append(row.float().cpu())
         return rows

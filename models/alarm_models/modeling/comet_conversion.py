@@ -1,4 +1,4 @@
-"""Converts a published COMET checkpoint to safetensors, once, on the command line.
+"""Converts a published COMET checkpoint to safetensors on the command line.
 
     python -m alarm_models.modeling.comet_conversion CHECKPOINT ENCODER OUT
 
@@ -29,10 +29,10 @@ __all__ = ["convert", "main"]
 
 _FILE = "checkpoints/model.ckpt"
 
-#: Published classes, by what hyperparameters call them.
+#: Names of the supported classes in the hyperparameters.
 _CLASSES = {"xcomet_metric": "XCOMETMetric", "unified_metric": "UnifiedMetric"}
 
-#: What training alone needs.
+#: Hyperparameters that are only used in training.
 _DROPPED = re.compile(r"(^|\.)(dropout_mask|dropout_fill)$|^(wordloss|sentloss)\.|position_ids$")
 
 _PLAIN = (str, int, float, bool, type(None), list, tuple)
@@ -41,17 +41,17 @@ _PLAIN = (str, int, float, bool, type(None), list, tuple)
 def convert(checkpoint: Path, encoder: str, folder: Path) -> None:
     """Write a COMET checkpoint as safetensors, with its encoder's configuration and tokenizer.
 
-    Raises `CheckpointError` saying what is there and what to do.
+    Raises `CheckpointError` with what was found and what to do.
     """
     file = checkpoint / _FILE if (checkpoint / _FILE).is_file() else checkpoint
     if not file.is_file():
-        raise CheckpointError(f"{checkpoint} holds no {_FILE}")
+        raise CheckpointError(f"{checkpoint} has no {_FILE}")
     try:
         saved: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(pickle_refusal(str(file), error)) from error
     parameters = dict(saved.get("hyper_parameters") or {})
-    # What COMET itself takes from there: the class, and how it reads the layers' weights.
+    # COMET itself reads these from there: the class, and the transformation of layer weights.
     text = file.parents[1] / "hparams.yaml"
     if text.is_file():
         for key in ("class_identifier", "layer_transformation"):
@@ -79,11 +79,11 @@ def convert(checkpoint: Path, encoder: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Convert as the command line says."""
+    """Run the conversion from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="the published folder, or the .ckpt file")
     parser.add_argument("encoder", help="its pretrained_model: a folder or a hub id")
-    parser.add_argument("folder", type=Path, help="where the converted checkpoint goes")
+    parser.add_argument("folder", type=Path, help="output folder of the converted checkpoint")
     options = parser.parse_args()
     try:
         convert(options.checkpoint, options.encoder, options.folder)

@@ -42,7 +42,7 @@ _HARMLESS = re.compile(
 )
 
 #: Why a quantization method is not supported.
-_QUANTISED_WAYS = {
+_QUANTIZATION_REASONS = {
     "gptq": "GPTQ weights need kernels that are not installed with this server",
     "awq": "AWQ weights need kernels that are not installed with this server",
     "bitsandbytes": "bitsandbytes weights need kernels that are not installed with this server",
@@ -54,7 +54,7 @@ _LISTS = re.compile(
 )
 
 #: The maximum length of a quoted message of another library.
-_MAX_TOLD = 300
+_MAX_QUOTED = 300
 
 
 def require_plain_weights(facts: CheckpointFacts) -> None:
@@ -64,16 +64,16 @@ def require_plain_weights(facts: CheckpointFacts) -> None:
         raise CheckpointError(f"{facts.folder}: {family.refusal} ({facts.describe()})")
     # transformers applies a quantization_config if the required libraries are installed.
     if facts.quantization is not None and "quantization_config" not in facts.config:
-        raise CheckpointError(_quantised_refusal(facts, facts.quantization))
+        raise CheckpointError(_quantized_refusal(facts, facts.quantization))
 
 
-def _quantised_refusal(facts: CheckpointFacts, found: Quantization) -> str:
-    method = found.method
-    way = _QUANTISED_WAYS.get(method.lower(), f"{method} weights are not supported")
+def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> str:
+    method = quantization.method
+    reason = _QUANTIZATION_REASONS.get(method.lower(), f"{method} weights are not supported")
     return (
-        f"{facts.folder} is quantized ({method}: {found.evidence}). {way}. Use the unquantized "
-        'original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or SGLang '
-        "and request its scores with kind `remote`"
+        f"{facts.folder} is quantized ({method}: {quantization.evidence}). {reason}. Use "
+        'the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or '
+        "SGLang and request its scores with kind `remote`"
     )
 
 
@@ -81,9 +81,9 @@ def require_raw_scores(facts: CheckpointFacts) -> None:
     """Raise `CheckpointError` if the checkpoint's own code would normalize its scores."""
     keys = facts.normalization
     if keys:
-        told = ", ".join(f"{key} {value}" for key, value in keys.items())
+        settings = ", ".join(f"{key} {value}" for key, value in keys.items())
         raise CheckpointError(
-            f"{facts.folder}: config.json requires normalized scores ({told}), which only kind "
+            f"{facts.folder}: config.json requires normalized scores ({settings}), which only kind "
             "`sequence` supports. Write that kind, or set the key to false in a copy of "
             "config.json for raw scores"
         )
@@ -95,12 +95,12 @@ def require_stock_class(facts: CheckpointFacts, auto_classes: Sequence[str], rea
     The stock class would be loaded instead and may compute something else. ``reads`` names the
     stock class in the message.
     """
-    own = next((facts.auto_map[name] for name in auto_classes if name in facts.auto_map), None)
+    custom = next((facts.auto_map[name] for name in auto_classes if name in facts.auto_map), None)
     first = facts.architectures[0] if facts.architectures else ""
-    if own is None or is_stock_class(first):
+    if custom is None or is_stock_class(first):
         return
     raise CheckpointError(
-        f"{facts.folder} has its own class {own} ({facts.describe()}); {reads} would not run "
+        f"{facts.folder} has its own class {custom} ({facts.describe()}); {reads} would not run "
         f"the forward of that class. {_what_to_write(facts)}or write "
         "`trust_remote_code = true` if you have read and trust its code"
     )
@@ -113,7 +113,7 @@ def class_note(facts: CheckpointFacts, loaded: str) -> str | None:
         return None
     return (
         f"config.json names the class {first}, which transformers does not have: it is loaded "
-        f"as {loaded}. Check its card that this is what that class computes"
+        f"as {loaded}. Check its model card that this is what that class computes"
     )
 
 
@@ -141,13 +141,13 @@ def require_known_tensors(
     For a class that is run with its own head these are all tensors except pretraining heads; else
     those of a loaded module, such as a head's bias or the scales of quantized weights.
     """
-    left = [name for name in unexpected if not _HARMLESS.search(name)]
+    relevant = [name for name in unexpected if not _HARMLESS.search(name)]
     modules = dict(model.named_modules())
-    lost = [one for one in left if is_whole or _is_within(one, modules, model)]
-    if lost:
+    ignored = [one for one in relevant if is_whole or _is_within(one, modules, model)]
+    if ignored:
         raise CheckpointError(
-            f"{facts.folder} holds {_counted(lost)} that {type(model).__name__} does not have "
-            f"({joined(_shaped(facts, lost))}): without them its scores would be wrong; "
+            f"{facts.folder} holds {_counted(ignored)} that {type(model).__name__} does not have "
+            f"({joined(_shaped(facts, ignored))}): without them its scores would be wrong; "
             f"{facts.describe()}. {_what_to_write(facts)}or convert the checkpoint to the layout "
             "of the class that its config.json names"
         )
@@ -174,9 +174,9 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return pickle_refusal(str(facts.folder), error)
     if facts.quantization is not None:
-        told = _first_sentence(error)
-        return f"{_quantised_refusal(facts, facts.quantization)} (transformers says: {told})"
-    text = f"{facts.folder} cannot be loaded: {_told(facts, error)}; {facts.describe()}. "
+        message = _first_sentence(error)
+        return f"{_quantized_refusal(facts, facts.quantization)} (transformers says: {message})"
+    text = f"{facts.folder} cannot be loaded: {_reason(facts, error)}; {facts.describe()}. "
     if is_trusted and facts.auto_map:
         text += (
             f"Its own code does not run with transformers {transformers.__version__}: remove "
@@ -191,22 +191,24 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
 def unknown_family_refusal(facts: CheckpointFacts) -> str:
     """Return the error for a checkpoint of no known family: what is in it, and what to write."""
     if facts.auto_map and not (facts.architectures and is_stock_class(facts.architectures[0])):
-        ways = (
+        options = (
             "Its own class computes its score: if you have read and trust its code, write "
             "`trust_remote_code = true` (`--set models.rm.trust_remote_code=true` beside "
             "`--model`); "
         )
     else:
-        ways = _by_name(facts) + _what_to_write(facts)
-    rest = "write a recipe that follows its card: `kind`, `template` and `head`, see docs/kinds.md"
+        options = _by_name(facts) + _what_to_write(facts)
+    fallback = (
+        "write a recipe that follows its card: `kind`, `template` and `head`, see docs/kinds.md"
+    )
     return (
-        f"{facts.folder}: its files do not say how its score is read; {facts.describe()}. "
-        f"{ways}{'or ' if ways else ''}{rest if ways else rest.capitalize()}"
+        f"{facts.folder}: its files do not determine how its score is read; {facts.describe()}. "
+        f"{options}{'or ' if options else ''}{fallback if options else fallback.capitalize()}"
     )
 
 
 def _by_name(facts: CheckpointFacts) -> str:
-    """Return the recipe lines of families that only the name of a checkpoint tells."""
+    """Return the recipe lines of families that are identified by name only."""
     named = families_by_name(facts)
     if not named:
         return ""
@@ -217,7 +219,7 @@ def _by_name(facts: CheckpointFacts) -> str:
     )
 
 
-def _told(facts: CheckpointFacts, error: Exception) -> str:
+def _reason(facts: CheckpointFacts, error: Exception) -> str:
     message = str(error)
     if "ignore_mismatched_sizes" in message:
         return (
@@ -235,7 +237,7 @@ def _first_sentence(error: Exception) -> str:
     text = " ".join(message[0].split()) or type(error).__name__
     if not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= _MAX_TOLD else f"{text[:_MAX_TOLD]}…"
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
 
 
 def _what_to_write(facts: CheckpointFacts) -> str:

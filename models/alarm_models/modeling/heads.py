@@ -26,12 +26,12 @@ __all__ = [
     "weighed_head",
 ]
 
-#: Decoders whose logits are their linear head's, capped where the configuration says so.
+#: Decoders whose logits are the output of a linear head, with the configured softcap if any.
 _PLAIN_VOCABULARY = {"llama", "mistral", "qwen2", "qwen3", "gemma2"}
 
 
 class Pooling(StrEnum):
-    """Which tokens' states a whole-sequence score is read from."""
+    """The tokens whose hidden states give a whole-sequence score."""
 
     FIRST = "first"
     LAST = "last"
@@ -44,7 +44,7 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What turns states ``[rows, hidden]`` into outputs ``[rows, num_outputs]``."""
+    """Maps hidden states ``[rows, hidden]`` to outputs ``[rows, num_outputs]``."""
 
     apply: Callable[[torch.Tensor], torch.Tensor]
     num_outputs: int
@@ -52,7 +52,7 @@ class Head:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The module of a head that was built from tensors, to be moved to its device."""
+        """The module of a head that was built from tensors, for moving it to a device."""
         if not isinstance(self.apply, torch.nn.Module):
             raise TypeError("this head belongs to its model")
         return self.apply
@@ -63,14 +63,14 @@ class Head:
 
 
 def sequence_head(model: PreTrainedModel) -> Head | None:
-    """Return a sequence classifier's head; None if how it pools is not known."""
+    """Return a sequence classifier's head; None if its pooling is not known."""
     classifier: Any = model
     labels = int(classifier.config.num_labels)
     match model.config.model_type:
         case _ if isinstance(getattr(model, "score", None), torch.nn.Linear):
             return Head(classifier.score, labels, Pooling.LAST_NOT_PADDING)
         case "roberta" | "xlm-roberta" | "camembert" | "longformer":
-            # These heads take the first of a sample's states themselves.
+            # These heads select the first token's state themselves.
             return Head(lambda rows: classifier.classifier(rows[:, None]), labels, Pooling.FIRST)
         case "bert":
             pool = classifier.base_model.pooler
@@ -85,7 +85,7 @@ def sequence_head(model: PreTrainedModel) -> Head | None:
 
 
 def token_head(model: PreTrainedModel) -> Head | None:
-    """Return a token classifier's head; None if how it reads is not known."""
+    """Return a token classifier's head; None if its structure is not known."""
     classifier: Any = model
     labels = int(classifier.config.num_labels)
     match model.config.model_type:
@@ -104,7 +104,7 @@ def mlp(
     name: str,
     activation: type[torch.nn.Module] = torch.nn.ReLU,
 ) -> Head:
-    """Build a head of the tensors under its name.
+    """Build a head from the tensors under its name.
 
     ``weight [outputs, hidden]`` with or without ``bias`` is a linear head; ``0.weight``,
     ``2.weight`` and so on are linear layers with an activation between them, mostly a ReLU
@@ -134,7 +134,7 @@ def mlp(
 
 
 def vocabulary_head(model: PreTrainedModel, token_ids: Sequence[int]) -> Head | None:
-    """Return a causal model's head for some tokens; None if how it reads is not known."""
+    """Return a causal model's head for some tokens; None if its structure is not known."""
     causal: Any = model
     config = causal.config.get_text_config()
     linear = causal.get_output_embeddings()
@@ -152,19 +152,19 @@ def vocabulary_head(model: PreTrainedModel, token_ids: Sequence[int]) -> Head | 
 
 
 def select_token_logits(logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
-    """Return some tokens' logits and, last, the log of the sum over all: ``[rows, tokens + 1]``."""
+    """Return the logits of some tokens and the log-sum-exp over all: ``[rows, tokens + 1]``."""
     logits = logits.float()
     return torch.cat([logits[:, list(token_ids)], logits.logsumexp(-1, keepdim=True)], -1)
 
 
-#: Where the configuration names none (ArmoRM's own default).
+#: ArmoRM's default, used if the configuration has none.
 _TEMPERATURE = 10.0
 
 
 class _Gated(torch.nn.Module):
-    """Takes ``[rows, hidden]`` to ``[rows, 3 * objectives]``: rewards, rewards M, and the gate.
+    """Maps ``[rows, hidden]`` to ``[rows, 3 * objectives]``: rewards, rewards @ M, and the gate.
 
-    Every row has all three: the sample's last row is read for rewards, its prompt's for the gate.
+    Every row has all three: rewards are read at the sample's last row, the gate at its prompt's.
     """
 
     def __init__(
@@ -192,10 +192,10 @@ class _Gated(torch.nn.Module):
 
 
 class _QuantileGated(_Gated):
-    """QRM's form: an objective has quantiles, whose mean is its reward (arXiv 2409.10164).
+    """QRM's head: each objective has quantiles, whose mean is its reward (arXiv 2409.10164).
 
-    The rewards that it gives are transformed, as its class gives them; all of it is computed in
-    float32, as its class does.
+    As in the published class, the returned rewards are transformed, and everything is computed in
+    float32.
     """
 
     num_quantiles = 1
@@ -208,19 +208,19 @@ class _QuantileGated(_Gated):
         return torch.cat([rewards, rewards, self._weights(states)], -1)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """Move to a device, and stay in float32."""
+        """Apply a function such as a device move, but keep float32."""
 
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            there = fn(tensor)
-            return there.float() if there.is_floating_point() else there
+        def in_float32(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return result.float() if result.is_floating_point() else result
 
-        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(in_float32, recurse)  # type: ignore[no-untyped-call]
 
 
 def gated_head(folder: Path, name: str, config: Any) -> Head:
-    """Read a regression layer of that name and the gate beside it from a checkpoint.
+    """Read the regression layer of that name, and the gate, from a checkpoint.
 
-    A layer with more rows than the gate weighs has as many quantiles an objective (QRM).
+    A layer with more rows than the gate has outputs has several quantiles per objective (QRM).
     """
     regression = mlp(read_tensors(folder, name), name)
     tensors = read_tensors(folder, "gating.layers")
@@ -231,7 +231,7 @@ def gated_head(folder: Path, name: str, config: Any) -> Head:
     if regression.num_outputs != num_objectives * num_quantiles:
         times = f" of {num_quantiles} quantiles" if num_quantiles > 1 else ""
         raise CheckpointError(
-            f"{folder}: the gate weighs {num_objectives} objectives{times}, {name} has "
+            f"{folder}: the gate has {num_objectives} objectives{times}, but {name} has "
             f"{regression.num_outputs}"
         )
     form = _Gated if num_quantiles == 1 else _QuantileGated
@@ -248,9 +248,9 @@ def gated_head(folder: Path, name: str, config: Any) -> Head:
 
 
 def _gate_layers(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.nn.Module, int]:
-    """Build a gate, and count its outputs: linear layers with a ReLU between them.
+    """Build a gate, linear layers with a ReLU between them, and count its outputs.
 
-    Behind a ReLU there may be a batch normalization (QRM), by its running mean and variance.
+    A ReLU may be followed by batch normalization (QRM), with its running mean and variance.
     """
     normalized = {
         key.removesuffix("running_mean"): tensors[key]
@@ -287,10 +287,10 @@ def _gate_layers(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.
 
 
 class _Weighed(torch.nn.Module):
-    """URM's form: ``[rows, hidden]`` to the outputs, and the sum of the weighed attributes.
+    """URM's head: maps ``[rows, hidden]`` to the outputs and the weighted sum of the attributes.
 
-    An attribute has two outputs, the mean and the spread of a normal distribution; the means are
-    weighed (arXiv 2410.00847).
+    An attribute has two outputs, the mean and the scale of a normal distribution; the sum is over
+    the means (arXiv 2410.00847).
     """
 
     def __init__(self, outputs: torch.nn.Module, weights: torch.nn.Module) -> None:
@@ -299,14 +299,14 @@ class _Weighed(torch.nn.Module):
         self._weights = weights
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply the head, and weigh the means."""
+        """Apply the head, and append the weighted sum of the means."""
         outputs = self._outputs(states)
         score = (outputs[..., ::2] * self._weights(states)).sum(-1, keepdim=True)
         return torch.cat([outputs, score], -1)
 
 
 def weighed_head(folder: Path, name: str, gate: str) -> Head:
-    """Read a head of means and spreads, and the network of that name that weighs the means.
+    """Read a head with means and scales, and the network ``gate`` that weights the means.
 
     The network's layers have a SELU between them. The last output is the score.
     """
@@ -314,7 +314,7 @@ def weighed_head(folder: Path, name: str, gate: str) -> Head:
     weights = mlp(read_tensors(folder, gate), gate, torch.nn.SELU)
     if outputs.num_outputs != 2 * weights.num_outputs:
         raise CheckpointError(
-            f"{folder}: {gate} weighs {weights.num_outputs} attributes, and {name} has "
-            f"{outputs.num_outputs} outputs, not two an attribute"
+            f"{folder}: {gate} weights {weights.num_outputs} attributes, but {name} has "
+            f"{outputs.num_outputs} outputs, not two per attribute"
         )
     return Head(_Weighed(outputs.module, weights.module), outputs.num_outputs + 1, None)

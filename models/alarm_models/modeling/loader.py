@@ -116,9 +116,9 @@ def sequence_classifier(source: CheckpointSource) -> Network:
     facts = _facts(source)
     auto = "AutoModelForSequenceClassification"
     if source.trust_remote_code:
-        own = next((name for name in (auto, "AutoModel") if name in facts.auto_map), None)
-        if own is not None:
-            loader = AutoModel if own == "AutoModel" else AutoModelForSequenceClassification
+        auto_class = next((name for name in (auto, "AutoModel") if name in facts.auto_map), None)
+        if auto_class is not None:
+            loader = AutoModel if auto_class == "AutoModel" else AutoModelForSequenceClassification
             model = _load(loader, source, facts)
             if _is_own_class(model):
                 return OwnForwardNetwork(model, str(source.folder))
@@ -151,7 +151,7 @@ def load_base(source: CheckpointSource) -> BaseModel:
 
 
 def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Network:
-    """Put the head of that name on a base model: linear as openbmb/UltraRM-13b's, or layers."""
+    """Add the head of that name to a base model: linear (openbmb/UltraRM-13b) or an MLP."""
     tensors = {} if source.adapter is None else adapter_tensors(source.adapter, name)
     head = mlp(tensors or read_tensors(source.folder, name), name)
     _require_fit(head, base, source, name)
@@ -160,7 +160,7 @@ def base_with_head(base: BaseModel, source: CheckpointSource, name: str) -> Netw
 
 
 def base_with_gate(base: BaseModel, source: CheckpointSource, name: str) -> Network:
-    """Put a regression layer of that name on a base model, and the gate beside it: ArmoRM's, QRM's.
+    """Add a regression layer of that name and its gate to a base model (ArmoRM, QRM).
 
     The outputs are three times the objectives; see `alarm_models.modeling.heads`.
     """
@@ -170,9 +170,9 @@ def base_with_gate(base: BaseModel, source: CheckpointSource, name: str) -> Netw
 
 
 def base_with_weights(base: BaseModel, source: CheckpointSource, name: str, gate: str) -> Network:
-    """Put a head of that name on a base model, and the network that weighs its means: URM's form.
+    """Add a head of that name and the network that weights its means to a base model (URM).
 
-    The outputs are the head's, then the score.
+    The outputs are those of the head, then the score.
     """
     head = weighed_head(source.folder, name, gate)
     _require_fit(head, base, source, name)
@@ -204,7 +204,7 @@ def comet_network(source: CheckpointSource) -> CometNetwork:
 
 
 def _facts(source: CheckpointSource) -> CheckpointFacts:
-    """Inspect a checkpoint and refuse one that cannot be served as on its card."""
+    """Inspect a checkpoint; refuse one that cannot be served as on its model card."""
     facts = inspect_folder(source.folder)
     if not facts.tensors:
         raise CheckpointError(no_weights(source.folder))
@@ -296,10 +296,10 @@ def _num_labels(source: CheckpointSource, adapter: Adapter | None) -> int | None
 
     The adapter's head takes precedence over config.json, which is the base model's.
     """
-    brought = None if adapter is None else adapter.num_labels()
+    from_adapter = None if adapter is None else adapter.num_labels()
     config = json.loads((source.folder / "config.json").read_text("utf-8"))
-    if brought is not None or "num_labels" in config or "id2label" in config:
-        return brought
+    if from_adapter is not None or "num_labels" in config or "id2label" in config:
+        return from_adapter
     weight = read_tensors(source.folder, "score").get("weight")
     return None if weight is None or weight.ndim != 2 else int(weight.shape[0])
 
@@ -319,33 +319,33 @@ def _load_under_prefix(
         str(source.folder), trust_remote_code=source.trust_remote_code
     )
     try:
-        made = loader._model_mapping[type(config)]
+        model_class = loader._model_mapping[type(config)]
     except KeyError as error:
         raise CheckpointError(
             f"{source.folder}: `prefix` requires a model_type of transformers, not "
             f"{config.model_type!r}"
         ) from error
-    made = made[0] if isinstance(made, tuple) else made
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     if loader is not AutoModel:
-        base = f"{made.base_model_prefix}."
+        base = f"{model_class.base_model_prefix}."
         tensors = {key if key.startswith(base) else base + key: one for key, one in tensors.items()}
-        beside = read_others(source.folder, name)
-        tensors = beside | tensors
-    own = dict(options)
-    del own["trust_remote_code"]
-    if "num_labels" in own:
-        config.num_labels = own.pop("num_labels")
-    return made.from_pretrained(None, config=config, state_dict=tensors, **own)
+        others = read_others(source.folder, name)
+        tensors = others | tensors
+    model_options = dict(options)
+    del model_options["trust_remote_code"]
+    if "num_labels" in model_options:
+        config.num_labels = model_options.pop("num_labels")
+    return model_class.from_pretrained(None, config=config, state_dict=tensors, **model_options)
 
 
 def _load_internlm2(
     source: CheckpointSource, facts: CheckpointFacts, options: dict[str, Any]
 ) -> Any:
-    """Load an InternLM2's base as the Llama that computes the same."""
+    """Load an InternLM2 base as the equivalent Llama."""
     config = internlm2.llama_config(facts.config)
-    own = {key: one for key, one in options.items() if key != "trust_remote_code"}
+    model_options = {key: one for key, one in options.items() if key != "trust_remote_code"}
     tensors = internlm2.llama_tensors(source.folder, config)
-    return LlamaModel.from_pretrained(None, config=config, state_dict=tensors, **own)
+    return LlamaModel.from_pretrained(None, config=config, state_dict=tensors, **model_options)
 
 
 def _onto_device(module: Any, device: torch.device) -> Any:

@@ -70,31 +70,33 @@ class Adapter:
         A head that the model does not have is skipped. Raises `CheckpointError` for any other
         tensor that the model does not have.
         """
-        modules, own = dict(model.named_modules()), dict(model.named_parameters())
+        modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
         base = f"{model.base_model_prefix}."
-        given = set()
+        replaced = set()
         # Whole tensors first: a LoRA may apply to one of them (`base_layer`).
         for name, tensor in self.replaced.items():
-            place = next((one for one in (name, name.removeprefix(base)) if one in own), None)
-            if place is None:
+            target = next(
+                (one for one in (name, name.removeprefix(base)) if one in parameters), None
+            )
+            if target is None:
                 if name.partition(".")[0] in _HEADS:
                     continue
-                raise self._no_place(name, own)
-            if own[place].shape != tensor.shape:
+                raise self._unknown_parameter(name, parameters)
+            if parameters[target].shape != tensor.shape:
                 raise CheckpointError(
                     f"{self.folder}: {name} is {list(tensor.shape)}, in the checkpoint "
-                    f"{list(own[place].shape)}: merge the adapter where it was trained "
+                    f"{list(parameters[target].shape)}: merge the adapter where it was trained "
                     "(`merge_and_unload`), and serve that"
                 )
-            own[place].copy_(tensor)
-            given.add(place)
+            parameters[target].copy_(tensor)
+            replaced.add(target)
         for name, (a, b, scaling) in self.factors.items():
             module = modules.get(name) or modules.get(name.removeprefix(base))
             weight = getattr(module, "weight", None)
             if weight is None:
                 if name.partition(".")[0] in _HEADS:
                     continue
-                raise self._no_place(f"{name}.weight", own)
+                raise self._unknown_parameter(f"{name}.weight", parameters)
             change = (b.to(weight.device).float() @ a.to(weight.device).float()) * scaling
             if isinstance(module, Conv1D | torch.nn.Embedding):
                 change = change.T
@@ -104,13 +106,13 @@ class Adapter:
                     f"{list(weight.shape)}: `checkpoint` must be the model that it was trained on"
                 )
             weight.add_(change.to(weight.dtype))
-        return given
+        return replaced
 
-    def _no_place(self, name: str, parameters: Mapping[str, Any]) -> CheckpointError:
-        some = ", ".join(list(parameters)[:2])
+    def _unknown_parameter(self, name: str, parameters: Mapping[str, Any]) -> CheckpointError:
+        examples = ", ".join(list(parameters)[:2])
         return CheckpointError(
-            f"{self.folder} changes {name}, which the model does not have (it has {some}, ...): "
-            "`checkpoint` must be the model that it was trained on"
+            f"{self.folder} changes {name}, which the model does not have (it has {examples}, "
+            "...): `checkpoint` must be the model that it was trained on"
         )
 
 
@@ -129,22 +131,22 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder} has neither adapter_model.safetensors nor adapter_model.bin"
         )
     _require_plain_lora(folder, config)
-    halves: dict[str, dict[str, torch.Tensor]] = {}
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     replaced: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
         factor = _FACTOR.fullmatch(name)
         if factor is not None:
-            halves.setdefault(factor[1], {})[factor[3]] = tensor
+            pairs.setdefault(factor[1], {})[factor[3]] = tensor
         elif ".lora_" in name:
-            raise CheckpointError(f"{folder} has {name}, which is not supported: {_WAY_OUT}")
+            raise CheckpointError(f"{folder} has {name}, which is not supported: {_MERGE_ADVICE}")
         elif ".original_module." not in name:
             replaced[name] = tensor
-    alone = sorted(name for name, both in halves.items() if len(both) < 2)
-    if alone:
-        raise CheckpointError(f"{folder} has only one of lora_A and lora_B for {alone[0]}")
+    incomplete = sorted(name for name, pair in pairs.items() if len(pair) < 2)
+    if incomplete:
+        raise CheckpointError(f"{folder} has only one of lora_A and lora_B for {incomplete[0]}")
     try:
         factors = {
-            name: (both["A"], both["B"], _scaling(config, name)) for name, both in halves.items()
+            name: (pair["A"], pair["B"], _scaling(config, name)) for name, pair in pairs.items()
         }
     except (TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
         raise CheckpointError(
@@ -166,7 +168,9 @@ def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     }
 
 
-_WAY_OUT = "merge the adapter in its training environment (`merge_and_unload`) and serve the result"
+_MERGE_ADVICE = (
+    "merge the adapter in its training environment (`merge_and_unload`) and serve the result"
+)
 
 
 def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
@@ -174,17 +178,17 @@ def _require_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise CheckpointError(
             f"{folder} is a PEFT adapter of type {kind or 'unknown'}; only LoRA is supported: "
-            f"{_WAY_OUT}"
+            f"{_MERGE_ADVICE}"
         )
     used = [name for name in _REFUSED if config.get(name)]
-    begun = str(config.get("init_lora_weights", "")).lower()
+    initialization = str(config.get("init_lora_weights", "")).lower()
     used += [
         f"init_lora_weights = {config['init_lora_weights']!r}"
         for name in _CHANGES_BASE
-        if begun.startswith(name)
+        if initialization.startswith(name)
     ]
     if used:
-        raise CheckpointError(f"{folder} uses {', '.join(used)}, not supported: {_WAY_OUT}")
+        raise CheckpointError(f"{folder} uses {', '.join(used)}, not supported: {_MERGE_ADVICE}")
 
 
 def _named(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Networks: a transformer with its head, run by forward passes under the model-init lock."""
+"""Networks: transformers with a head, whose forward passes hold the model-init lock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ModelInitLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Run the block, a forward pass, while nothing is constructed."""
+        """Run the block, a forward pass, while no model is being constructed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
             self._passes.add(threading.get_ident())
@@ -55,7 +55,7 @@ class ModelInitLock:
             self.give_up(threading.get_ident())
 
     def give_up(self, thread: int) -> None:
-        """Wait no longer for the pass of a thread, which may never end; its result is dropped."""
+        """Stop waiting for the pass of a thread, which may never end; its result is discarded."""
         with self._changed:
             self._passes.discard(thread)
             if self._is_under_way:
@@ -63,7 +63,7 @@ class ModelInitLock:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Run the block, a construction, while no pass runs; passes that come meanwhile wait."""
+        """Run the block, which constructs a model, while no pass runs; new passes wait."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_under_way)
             self._is_under_way = True
@@ -76,20 +76,20 @@ class ModelInitLock:
                 self._changed.notify_all()
 
 
-#: The process's, as its default dtype is.
+#: One per process, like the default dtype.
 MODEL_INIT_LOCK = ModelInitLock()
 
 
 class Network(Protocol):
-    """Runs batches: token sequences in, one row of outputs a read position out."""
+    """Runs batches: token sequences in, one row of outputs per read position out."""
 
     config: Any
     dtype: torch.dtype
     num_outputs: int
     cost: BatchLayout
-    #: What a whole-sequence score reads; None where the recipe says.
+    #: The pooling of a whole-sequence score; None if the recipe determines it.
     pooling: Pooling | None
-    #: How many tokens its tables of positions have room for; None without any.
+    #: Maximum number of tokens of its position tables; None without tables.
     max_positions: int | None
 
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
@@ -100,7 +100,7 @@ class Network(Protocol):
 
 
 class HeadedNetwork:
-    """A backbone that runs the fastest exact way, and a head on the states that are read."""
+    """The fastest exact backbone of a model, and a head on the states that are read."""
 
     def __init__(self, model: PreTrainedModel, backbone: Backbone, head: Head) -> None:
         self._backbone = backbone
@@ -132,12 +132,12 @@ class HeadedNetwork:
         batch: Sequence[ModelInput],
         others: Sequence[tuple[HeadedNetwork, Sequence[ModelInput | None]]],
     ) -> tuple[ForwardOutput, list[list[torch.Tensor | None]]]:
-        """Run one batch, and read it with the heads of other networks on the same backbone too.
+        """Run one batch, and also apply the heads of other networks on the same backbone.
 
-        Each of ``others`` has for each sample its own input, of the same tokens, or None; it gets
-        its rows of outputs a sample. Where an input reads what the sample's own input reads, its
-        rows have the bits of a pass of its own; other reads make the last layer's matrices larger,
-        whose products may round otherwise.
+        Each of ``others`` has an input with the same tokens, or None, for each sample, and gets its
+        rows of outputs per sample. If an input has the same reads as the sample's own input, its
+        rows are bitwise equal to those of a separate pass; other reads make the last layer's
+        matrices larger, whose products may be rounded differently.
         """
         merged = [
             _with_reads_of(one, [inputs[index] for _, inputs in others])
@@ -146,24 +146,24 @@ class HeadedNetwork:
         states, num_computed = self._backbone.forward(split_sequences(merged))
         by_sample = torch.split(states, [one.num_reads for one in merged])
         own = [part[: one.num_reads] for part, one in zip(by_sample, batch, strict=True)]
-        further = [
+        other_rows = [
             network._rows(
                 [
-                    None if one is None else part[_places(one, whole)]
-                    for part, one, whole in zip(by_sample, inputs, merged, strict=True)
+                    None if one is None else part[_places(one, merged_input)]
+                    for part, one, merged_input in zip(by_sample, inputs, merged, strict=True)
                 ]
             )
             for network, inputs in others
         ]
         rows = [row for row in self._rows(own) if row is not None]
-        return ForwardOutput(rows, sum_by_sample(batch, num_computed)), further
+        return ForwardOutput(rows, sum_by_sample(batch, num_computed)), other_rows
 
     def _rows(self, states: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Apply the head to each sample's states in one go; None stays None."""
-        given = [one for one in states if one is not None]
-        rows = self._head(torch.cat(given)).float().cpu()
-        left = iter(torch.split(rows, [len(one) for one in given]))
-        return [None if one is None else next(left) for one in states]
+        """Apply the head to all samples' states at once; None stays None."""
+        present = [one for one in states if one is not None]
+        rows = self._head(torch.cat(present)).float().cpu()
+        split = iter(torch.split(rows, [len(one) for one in present]))
+        return [None if one is None else next(split) for one in states]
 
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
@@ -171,7 +171,7 @@ class HeadedNetwork:
 
 
 def _with_reads_of(own: ModelInput, others: Sequence[ModelInput | None]) -> ModelInput:
-    """Add the reads of inputs of the same tokens after the input's own."""
+    """Append the reads of other inputs with the same tokens."""
     known = set(own.read_positions)
     wanted = [span for one in others if one is not None for span in one.read_positions]
     more = [span for span in dict.fromkeys(wanted) if span not in known]
@@ -179,14 +179,14 @@ def _with_reads_of(own: ModelInput, others: Sequence[ModelInput | None]) -> Mode
 
 
 def _places(one: ModelInput, merged: ModelInput) -> list[int]:
-    """Return which of the merged input's reads are those of one of its inputs."""
+    """Return the indices of an input's reads among those of the merged input."""
     return [merged.read_positions.index(span) for span in one.read_positions]
 
 
 class WholeNetwork:
-    """A model that is run as transformers runs it, head and all: padded, where that is exact.
+    """A model including its head, run as in transformers: padded if that is exact.
 
-    ``select`` makes outputs of the logits at the reads, where those are not the outputs.
+    ``select`` maps the logits at the reads to the outputs.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class WholeNetwork:
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
-        """Run one batch; a model of one row a token is read where the samples say."""
+        """Run one batch; a model with one row per token is read at the read positions."""
         rows = iter(self._padding.run(split_sequences(batch), self._run_padded))
         by_sample = [[next(rows) for _ in one.ids_of_sequences] for one in batch]
         return ForwardOutput(
@@ -227,18 +227,19 @@ class WholeNetwork:
         ]
 
     def clear_prefix_cache(self) -> None:
-        """Do nothing: there is none."""
+        """Do nothing: there is no prefix cache."""
 
 
-#: What own classes call the number that they are asked for, the likeliest first.
+#: Names of the score in the outputs of custom classes, the most likely first.
 _SCORE_NAMES = ("logits", "score", "scores", "reward", "rewards", "end_scores")
 
 
 class OwnForwardNetwork:
-    """A checkpoint's own class, run by its own forward: a row of numbers a sample.
+    """A checkpoint's custom class, run by its own forward: one row of numbers per sample.
 
-    Raises `CheckpointError` where the forward does not run on token ids and an attention mask, or
-    where none of its outputs has a row a sample. Samples run alone unless padding changes nothing.
+    Raises `CheckpointError` if the forward does not run on token ids and an attention mask, or if
+    none of its outputs has one row per sample. Samples run one by one unless padding does not
+    change the outputs.
     """
 
     def __init__(self, model: PreTrainedModel, checkpoint: str) -> None:
@@ -247,12 +248,12 @@ class OwnForwardNetwork:
         self.config: Any = model.config.get_text_config()
         self.dtype = model.dtype
         self.pooling: Pooling | None = Pooling.OWN
-        # Two lengths tell a number a token from a number a sample.
+        # Two lengths distinguish one number per token from one per sample.
         short, long = (self._run_once(num_tokens) for num_tokens in (6, 9))
         if short != long:
             raise CheckpointError(
-                f"{self._where} gives a number a token ({short} for 6 tokens), not one a sample: "
-                "write `head` and `pooling`, and leave `trust_remote_code` out"
+                f"{self._where} returns one number per token ({short} for 6 tokens), not one per "
+                "sample: write `head` and `pooling`, and leave `trust_remote_code` out"
             )
         self.num_outputs = short
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
@@ -266,28 +267,28 @@ class OwnForwardNetwork:
         return ForwardOutput(by_sample, [one.num_tokens for one in batch])
 
     def clear_prefix_cache(self) -> None:
-        """Do nothing: there is none."""
+        """Do nothing: there is no prefix cache."""
 
     def _run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
         answer = self._model(**pad_batch(batch, self._model))
         rows = _sample_rows(answer, len(batch))
         if rows is None:
             raise CheckpointError(
-                f"{self._where} answers with {_told(answer)} for a batch of {len(batch)}: wanted "
-                "is one number a sample, as `.logits` [batch, 1] or by another name"
+                f"{self._where} returns {_described(answer)} for a batch of {len(batch)}; expected "
+                "one number per sample, as `.logits` [batch, 1] or under another name"
             )
         return list(torch.split(rows.float().cpu(), 1))
 
     @torch.inference_mode()
     def _run_once(self, num_tokens: int) -> int:
-        """Return how many numbers a sample of so many tokens gets."""
+        """Return how many numbers the model returns for a sample of that many tokens."""
         ids = tuple(range(1, num_tokens + 1))
         try:
             (row,) = self._run_padded([ModelInput(ids, (Span(0, 1),), False)])
         except CheckpointError:
             raise
         except ValueError:
-            # It looks for tokens that these ids do not have (ArmoRM's end of the prompt).
+            # The forward looks for tokens that these ids lack (ArmoRM's end of the prompt).
             return 1
         except Exception as error:  # the checkpoint's own code may raise any
             raise CheckpointError(
@@ -303,15 +304,18 @@ def _named_tensors(answer: Any) -> dict[str, torch.Tensor]:
     if isinstance(answer, Mapping):
         return {str(key): one for key, one in answer.items() if isinstance(one, torch.Tensor)}
     if isinstance(answer, tuple | list):
-        return {f"[{at}]": one for at, one in enumerate(answer) if isinstance(one, torch.Tensor)}
+        return {
+            f"[{index}]": one for index, one in enumerate(answer) if isinstance(one, torch.Tensor)
+        }
     fields = vars(answer) if hasattr(answer, "__dict__") else {}
     return {key: one for key, one in fields.items() if isinstance(one, torch.Tensor)}
 
 
 def _sample_rows(answer: Any, num_samples: int) -> torch.Tensor | None:
-    """Return the output that has a row a sample, ``[samples, outputs]``; None where none has.
+    """Return the output with one row per sample, ``[samples, outputs]``; None if none has.
 
-    One of the usual names counts before others, then the only one, then the only single number.
+    An output with a usual name takes precedence, then the only output, then the only one with a
+    single number per sample.
     """
     named = _named_tensors(answer)
     rows = {
@@ -328,7 +332,7 @@ def _sample_rows(answer: Any, num_samples: int) -> torch.Tensor | None:
     return single[0] if len(single) == 1 else None
 
 
-def _told(answer: Any) -> str:
+def _described(answer: Any) -> str:
     named = _named_tensors(answer)
     shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in named.items())
     return f"{type(answer).__name__}" + (f" of {shapes}" if shapes else " without a tensor")

@@ -1,6 +1,6 @@
 """The padded backbone: samples side by side, padded to the longest, or each alone.
 
-It runs a model as transformers alone would, and is what faster backbones are compared with.
+It runs a model as plain transformers does, and is the reference for faster backbones.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ __all__ = ["PaddedBackbone", "PaddingPolicy", "pad_batch"]
 
 @dataclass(frozen=True, slots=True)
 class PaddingPolicy:
-    """Which samples of a batch a model may be given at once, so that none changes another's score.
+    """Which samples of a batch may run together without affecting each other's scores.
 
-    ``is_padded`` says that padding changes nothing. ``lengths`` keeps apart what position scaling
-    would mix; ``state`` is put back before each pass of a model that passes change.
+    ``is_padded`` is true if padding does not change outputs. ``lengths`` separates samples that
+    position scaling would treat differently together; ``state`` is restored before each pass, for
+    models whose passes change it.
     """
 
     is_padded: bool = True
@@ -32,7 +33,7 @@ class PaddingPolicy:
 
     @property
     def cost(self) -> BatchLayout:
-        """What a batch costs."""
+        """The layout that determines the cost of a batch."""
         return BatchLayout.PADDED if self.is_padded else BatchLayout.SINGLE
 
     def run(
@@ -40,24 +41,24 @@ class PaddingPolicy:
         batch: Sequence[ModelInput],
         forward: Callable[[Sequence[ModelInput]], list[torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """Return what a forward pass gives each sample, in order, in as many passes as it takes."""
+        """Return each sample's outputs, in order, from as many forward passes as needed."""
         parts = [[index] for index in range(len(batch))]
         if self.is_padded:
             parts = self.lengths.parts([one.num_tokens for one in batch])
-        given: dict[int, torch.Tensor] = {}
+        outputs: dict[int, torch.Tensor] = {}
         for part in parts:
             self.lengths.begin()
             if self.state is not None:
                 self.state.restore()
-            given |= zip(part, forward([batch[index] for index in part]), strict=True)
-        return [given[index] for index in range(len(batch))]
+            outputs |= zip(part, forward([batch[index] for index in part]), strict=True)
+        return [outputs[index] for index in range(len(batch))]
 
 
 class PaddedBackbone:
-    """Runs a transformer without its head on padded batches, as transformers alone would.
+    """Runs a transformer without its head on padded batches, as plain transformers does.
 
-    ``has_global`` gives a Longformer's first token its view of the whole sample; ``padding`` says
-    what may be run at once, and ``max_positions`` how many tokens a sample may have.
+    ``has_global`` gives a Longformer's first token global attention. ``padding`` determines which
+    samples run together; ``max_positions`` is the maximum number of tokens of a sample.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class PaddedBackbone:
         return ReadStates(torch.cat(states), [one.num_tokens for one in batch])
 
     def run_padded(self, batch: Sequence[ModelInput]) -> list[torch.Tensor]:
-        """Run samples in one padded pass; return each one's states, ``[reads, hidden]``."""
+        """Run samples in one padded pass; return the states of each, ``[reads, hidden]``."""
         inputs = pad_batch(batch, self._model)
         if self._has_global:
-            seen_by_all = torch.zeros_like(inputs["input_ids"])
-            seen_by_all[:, 0] = 1
-            inputs["global_attention_mask"] = seen_by_all
+            global_mask = torch.zeros_like(inputs["input_ids"])
+            global_mask[:, 0] = 1
+            inputs["global_attention_mask"] = global_mask
         states = self._model(**inputs).last_hidden_state  # [batch, tokens, hidden]
         return [
             torch.stack([states[row, start:end].mean(0) for start, end in one.read_positions])
@@ -94,15 +95,16 @@ class PaddedBackbone:
         ]
 
     def clear_prefix_cache(self) -> None:
-        """Do nothing: there is none."""
+        """Do nothing: there is no prefix cache."""
 
 
 def pad_batch(batch: Sequence[ModelInput], model: Any) -> dict[str, torch.Tensor]:
-    """Pad samples on the right; return a model's inputs, ``[batch, tokens]`` each."""
+    """Pad samples on the right; return the model's inputs, ``[batch, tokens]`` each."""
     config = model.config.get_text_config()
-    # Padding is masked: any id will do that the embedding holds.
+    # Padding is masked, so any id within the vocabulary works.
     pad = config.pad_token_id
-    vocabulary = getattr(config, "vocab_size", None) or 1  # CANINE hashes characters: it has none
+    # CANINE hashes characters and has no vocabulary.
+    vocabulary = getattr(config, "vocab_size", None) or 1
     pad = pad if isinstance(pad, int) and 0 <= pad < int(vocabulary) else 0
     longest = max(one.num_tokens for one in batch)
     inputs = {

@@ -145,7 +145,10 @@ class PrefixPipeline:
                     end = ends[len(inputs)]
                     return SampleError(one.code, f"its first {end} characters: {one.message}")
         sequences = [whole.sequences[0], *(one.sequences[0] for one in inputs)]
-        joined = ModelInput.of_sequences(sequences, truncated=whole.truncated, segments=spans)
+        joined = replace(
+            ModelInput.of_sequences(sequences, truncated=whole.truncated, segments=spans),
+            omitted=whole.omitted,
+        )
         if self.cost is not BatchLayout.PREFIX_SHARED:
             return joined
         return replace(joined, num_shared=num_shared_tokens(joined.ids_of_sequences))

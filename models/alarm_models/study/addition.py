@@ -1,4 +1,4 @@
-"""What an aspect adds to the rewards of admitted completions; length bonuses."""
+"""Measures what an aspect adds to the rewards of admitted completions; detects length bonuses."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from alarm_models.types import Score
 
 __all__ = ["Addition", "addition"]
 
-#: From these on, what an aspect adds is reported as a length bonus.
+#: At or above these values, the contribution of an aspect is reported as a length bonus.
 _MOSTLY_UNEARNED, _FOLLOWS_LENGTH = 0.5, 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What an aspect adds, weighted and shaped, to one completion after another.
+    """What an aspect adds, weighted and shaped, to the rewards of completions.
 
     ``right`` and ``wrong`` are the reward of one segment, None where completions are judged whole;
     ``unearned`` is the share that would remain if every segment were wrong, 0 where a wrong one
-    earns nothing. Correlations are Pearson's over completions, of what is added with the number
-    of segments (of words, where completions are judged whole) and with the aspect's own score;
-    NaN where either does not vary.
+    earns nothing. The correlations are Pearson's over completions, between what is added and the
+    number of segments (of words, where completions are judged whole), and between what is added and
+    the aspect's score; NaN where either is constant.
     """
 
     mean: float
@@ -43,11 +43,11 @@ class Addition:
 
     @property
     def is_length_bonus(self) -> bool:
-        """Whether most of it is for wrong segments, or it correlates with length."""
+        """Whether most of the addition is for wrong segments, or it correlates with length."""
         return (self.unearned or 0.0) >= _MOSTLY_UNEARNED or self.with_length >= _FOLLOWS_LENGTH
 
     def explained(self) -> str:
-        """Say it in a sentence."""
+        """Describe the addition in a sentence."""
         if self.right is None or self.wrong is None:
             return (
                 f"adds {self.mean:+.3f} per completion; the correlation is "
@@ -71,7 +71,7 @@ def addition(
 ) -> Addition:
     """Measure what an aspect adds to completions with these scores; both lists ``[completions]``.
 
-    A completion without segments, or without a score, is added nothing.
+    Nothing is added to a completion without segments or without a score.
     """
     tokens = [whitespace_tokens(text) for text in texts]
     values = [rule.values(one, own).shaped for one, own in zip(scores, tokens, strict=True)]
@@ -102,7 +102,7 @@ def addition(
 
 
 def correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Return Pearson's r over what both know; NaN where either does not vary."""
+    """Return Pearson's r, ignoring pairs with NaN; NaN if either is constant."""
     one, other = np.asarray(first, float), np.asarray(second, float)
     known = ~(np.isnan(one) | np.isnan(other))
     one, other = one[known], other[known]

@@ -15,16 +15,17 @@ __all__ = ["Agreement", "agreement", "tau_b"]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a reward says of pairs that a reference decides; shares lie in [0, 1].
+    """How often a reward prefers the same completion as a reference; shares lie in [0, 1].
 
-    ``num_pairs`` counts the pairs that the reference decides, ``num_tied`` those of them that the
-    reward leaves tied, ``num_against`` those that it decides the other way.
+    ``num_pairs`` counts the pairs in which the reference has a preference, ``num_tied`` those of
+    them that the reward ties, and ``num_against`` those in which the reward has the opposite
+    preference.
 
     ``inconsistency`` is the paper's figure, ``num_against / num_pairs`` (Lai et al. 2024, Figures 3
-    and 4; halfrot/ALaRM, ``eval_compare.py``). Ties count in it as if they agreed: it equals
-    ``untied * (1 - tie_share)``, and a reward that knows nothing gets ``by_chance``, half of the
-    untied share. ``untied`` is the inconsistency among pairs that both decide, 0.5 by chance;
-    ``tau_b`` is Kendall's over pairs within prompts, 0 by chance.
+    and 4; halfrot/ALaRM, ``eval_compare.py``). It counts ties as agreement: it equals ``untied * (1
+    - tie_share)``, and a random reward gets ``by_chance``, half of the untied share. ``untied`` is
+    the inconsistency over the pairs that neither ties, 0.5 by chance; ``tau_b`` is Kendall's tau-b
+    over pairs within prompts, 0 by chance.
     """
 
     num_pairs: int
@@ -42,7 +43,7 @@ def agreement(
 ) -> Agreement:
     """Compare a reward's preferences with a reference's; both ``[pairs]``, as `preferences` gives.
 
-    A pair without a preference (NaN) on either side is left out.
+    Pairs in which either has no preference (NaN) are left out.
     """
     known = ~(np.isnan(np.asarray(reference, float)) | np.isnan(np.asarray(judged, float)))
     ours, theirs = (np.where(known, one, 0.0) for one in (judged, reference))
@@ -64,9 +65,9 @@ def agreement(
 
 
 def tau_b(first: ArrayLike, second: ArrayLike) -> float:
-    """Return Kendall's tau-b of two rankings of the same things; NaN where one is all ties.
+    """Return Kendall's tau-b of two rankings of the same items; NaN if one has only ties.
 
-    Takes time of the square of their number, and memory of their number.
+    Takes quadratic time and linear memory in the number of items.
     """
     one, other = np.asarray(first, float), np.asarray(second, float)
     totals = np.zeros(3)
@@ -79,7 +80,7 @@ def tau_b(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def _tau(totals: Floats) -> Floats:
-    """Return concordant less discordant pairs over the (geometric) mean of untied ones."""
+    """Return concordant minus discordant pairs, divided by the geometric mean of untied pairs."""
     return np.asarray(totals[..., 0] / np.sqrt(totals[..., 1] * totals[..., 2]))
 
 

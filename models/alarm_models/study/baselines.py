@@ -1,4 +1,4 @@
-"""What a text shows without a model, to compare aspects with: its length and its reading grade."""
+"""Baselines to compare aspects with, which need no model: length and reading grade."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["BASELINES", "num_words", "reading_grade"]
 
 
 def num_words(text: str) -> float:
-    """Count the words between white space."""
+    """Count the whitespace-separated words."""
     return float(len(text.split()))
 
 
@@ -22,7 +22,7 @@ def reading_grade(text: str) -> float:
     return flesch_kincaid_grade(text)
 
 
-#: What every study compares aspects with; the paper's figures show length too.
+#: The baselines of every study; the paper's figures also show length.
 BASELINES: Mapping[str, Callable[[str], float]] = {
     "length": num_words,
     "readability": reading_grade,

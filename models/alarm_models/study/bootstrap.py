@@ -1,4 +1,4 @@
-"""Figures with intervals: prompts are drawn again and again, and the figure is computed anew."""
+"""Bootstrap estimates: statistics with intervals, from prompts resampled with replacement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from alarm_models.study.pairs import Floats
 
 __all__ = ["Estimate", "Resampling", "estimate", "ratio"]
 
-#: Numbers in memory at once while prompts are drawn.
+#: Maximum number of values in memory at once while prompts are resampled.
 _MAX_DRAWN = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are made: so many draws of as many prompts as there are, from one seed."""
+    """Settings of the bootstrap: number of resamples, random seed and confidence level."""
 
     num_draws: int = 2000
     seed: int = 0
@@ -26,27 +26,27 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its percentile interval; NaN where the data say nothing of it."""
+    """A statistic and its percentile interval; NaN if the data do not determine it."""
 
     value: float
     low: float
     high: float
 
     def lies_below(self, value: float) -> bool:
-        """Say whether the whole interval lies below a value."""
+        """Return whether the whole interval lies below a value."""
         return self.high < value
 
     def lies_above(self, value: float) -> bool:
-        """Say whether the whole interval lies above a value."""
+        """Return whether the whole interval lies above a value."""
         return self.low > value
 
 
 def estimate(sums: Floats, figure: Callable[[Floats], Floats], resampling: Resampling) -> Estimate:
-    """Compute a figure of sums over prompts, with its interval.
+    """Compute a statistic of sums over prompts, with its interval.
 
     ``sums`` is ``[prompts, columns]``; ``figure`` takes totals ``[..., columns]`` to ``[...]``.
-    Whole prompts are drawn, because pairs of one prompt say much the same; every column is drawn
-    together, so that what is compared stays paired. Draws without a figure (0 / 0) are left out.
+    Whole prompts are resampled, because pairs of one prompt are correlated, and all columns
+    together, so that comparisons stay paired. Resamples without a value (0 / 0) are left out.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(figure(sums.sum(axis=0)))
@@ -60,12 +60,12 @@ def estimate(sums: Floats, figure: Callable[[Floats], Floats], resampling: Resam
 
 
 def ratio(totals: Floats) -> Floats:
-    """Return the first column over the second."""
+    """Return the first column divided by the second."""
     return np.asarray(totals[..., 0] / totals[..., 1])
 
 
 def _totals(sums: Floats, resampling: Resampling) -> Iterator[Floats]:
-    """Yield totals of drawn prompts, ``[draws, columns]``, a bounded number at a time."""
+    """Yield totals of resampled prompts, ``[draws, columns]``, in chunks of bounded size."""
     num_prompts = len(sums)
     if not num_prompts:
         yield np.full((1, sums.shape[1]), np.nan)

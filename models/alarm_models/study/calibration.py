@@ -1,4 +1,4 @@
-"""The constants of a recipe, from the scores of a policy's own completions."""
+"""Computes the constants of a recipe from the scores of a policy's completions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Admission", "Moments", "admission_for", "admitted_share", "moments"]
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and standard deviation (of the scores themselves: divided by their number)."""
+    """Mean and population standard deviation of scores."""
 
     mean: float
     std: float
@@ -28,24 +28,24 @@ class Admission:
 
 
 def moments(scores: ArrayLike) -> Moments:
-    """Measure scores; missing ones (NaN) are left out. Raises `ValueError` for fewer than two."""
+    """Return the moments of scores without NaN; raise `ValueError` for fewer than two."""
     array = np.asarray(scores, float)
     array = array[~np.isnan(array)]
     if len(array) < 2:
-        raise ValueError(f"{len(array)} scores have no spread; bring two or more")
+        raise ValueError(f"{len(array)} scores: at least two are required for a standard deviation")
     return Moments(float(array.mean()), float(array.std()), len(array))
 
 
 def admission_for(normalized: ArrayLike, wanted: float) -> Admission:
-    """Find the threshold that admits the share nearest to the wanted one; ``0 < wanted < 1``.
+    """Return the threshold that admits the share closest to ``wanted``, with ``0 < wanted < 1``.
 
-    It lies halfway between two scores, so that no score's last digits decide. Equal scores are
-    admitted together: among few or tied scores the share may be another than the wanted.
+    It lies halfway between two scores, so that rounding does not matter. Equal scores are admitted
+    together, so with few or tied scores the share may differ from ``wanted``.
     """
     array = np.asarray(normalized, float)
     values, counts = np.unique(array[~np.isnan(array)], return_counts=True)
     if len(values) < 2:
-        raise ValueError("all holistic scores are equal: no threshold parts them")
+        raise ValueError("all holistic scores are equal: no threshold separates them")
     shares = 1 - np.cumsum(counts)[:-1] / counts.sum()  # past the gap above each value
     best = int(np.argmin(np.abs(shares - wanted)))
     threshold = float((values[best] + values[best + 1]) / 2)

@@ -1,4 +1,4 @@
-"""Policies against each other by one reward: means, win rates and their intervals."""
+"""Compares policies by one reward: means, win rates and their intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Comparison", "Spread", "WinRate", "compare", "matrix", "win_rate"]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A policy's mean reward over prompts, the standard deviation over completions, their number.
+    """A policy's mean reward over prompts, and the standard deviation and number of completions.
 
     ``gain`` is the mean difference from the first policy, paired by prompt.
     """
@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often one wins over another; counts are prompts, of which each counts once.
+    """How often one policy beats another; every prompt has weight 1 in the counts.
 
     ``rate`` is wins / (wins + losses), ties left out (halfrot/ALaRM, ``eval_compare.py``).
     """
@@ -59,8 +59,8 @@ def compare(
 ) -> Comparison:
     """Compare policies 0, 1, ... by one reward; the three lists are ``[completions]``.
 
-    A policy may have several completions of a prompt: a prompt's share of wins is over all their
-    pairs. Missing values (NaN) are left out. Means keep the reward's own sign.
+    A policy may have several completions of a prompt: the prompt's share of wins is over all pairs.
+    Missing values (NaN) are left out. Means keep the reward's own sign.
     """
     array = np.asarray(values, float)
     good = -array if is_lower_better else array
@@ -70,7 +70,7 @@ def compare(
         for other in range(max(policies) + 1)
         if one != other
     }
-    outcomes = {key: preferences(good, found) for key, found in pairs.items()}
+    outcomes = {key: preferences(good, paired) for key, paired in pairs.items()}
     rates, averages = matrix(outcomes, pairs, max(policies) + 1, resampling)
     return Comparison(_spreads(array, prompts, policies, resampling), rates, averages)
 
@@ -81,7 +81,7 @@ def matrix(
     num_policies: int,
     resampling: Resampling,
 ) -> tuple[tuple[tuple[WinRate | None, ...], ...], tuple[Estimate, ...]]:
-    """Return every row's win rates against each column, and each row's mean of them.
+    """Return every row's win rate against each column, and the mean of each row.
 
     ``outcomes[row, column]`` is ``[pairs]``: 1 where the row wins, -1 the column, 0 a tie.
     """
@@ -113,7 +113,7 @@ def matrix(
 
 
 def win_rate(outcomes: ArrayLike, pairs: Pairs, resampling: Resampling) -> WinRate:
-    """Count the first's wins over the second: outcomes ``[pairs]`` are 1, -1, 0 or NaN."""
+    """Count the wins of the first policy; outcomes ``[pairs]`` are 1, -1, 0 or NaN."""
     sums = _wins(np.asarray(outcomes, float), pairs)
     wins, decided, ties = sums.sum(axis=0)
     rate = estimate(sums[:, :2], ratio, resampling)

@@ -80,6 +80,6 @@ def _members(prompts: Sequence[int]) -> dict[int, list[int]]:
     return members
 
 
-def _pairs(found: Iterable[tuple[int, int, int]], members: dict[int, list[int]]) -> Pairs:
-    table = np.array(list(found), dtype=np.intp).reshape(-1, 3)
+def _pairs(rows: Iterable[tuple[int, int, int]], members: dict[int, list[int]]) -> Pairs:
+    table = np.array(list(rows), dtype=np.intp).reshape(-1, 3)
     return Pairs(table[:, 0], table[:, 1], table[:, 2], max(members, default=-1) + 1)

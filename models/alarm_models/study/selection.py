@@ -1,4 +1,4 @@
-"""Which aspects are worth adding to a holistic reward, and why, in a sentence each."""
+"""Selects the aspects to add to a holistic reward, with a one-sentence reason for each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from alarm_models.study.agreement import Agreement
 
 __all__ = ["Finding", "Selection", "Verdict", "select"]
 
-#: From this share of ties on, the paper's figure is reported as misleading.
+#: At or above this share of ties, the paper's figure is reported as misleading.
 _MANY_TIES = 0.1
 
 
 class Verdict(StrEnum):
-    """What is said of an aspect: `AGREES` is one that could have been chosen, or a baseline."""
+    """The verdict on an aspect; `AGREES` is a candidate that was not chosen, or a baseline."""
 
     CHOSEN = "chosen"
     AGREES = "agrees"
@@ -27,7 +27,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is said of one aspect; ``caution`` where the paper's figure misleads."""
+    """The finding on one aspect; ``caution`` is set where the paper's figure misleads."""
 
     verdict: Verdict
     reason: str
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A finding an aspect, the chosen aspects, best first, and the one the paper would choose."""
+    """A finding per aspect, the chosen aspects, best first, and the paper's choice."""
 
     findings: Mapping[str, Finding]
     chosen: tuple[str, ...]
@@ -49,12 +49,12 @@ def select(
     max_chosen: int,
     reference: str = "the holistic reward",
 ) -> Selection:
-    """Choose at most that many aspects.
+    """Choose at most ``max_chosen`` aspects.
 
     Only an aspect whose inconsistency among untied pairs lies below 50% with its whole interval
-    is chosen; of those, the ones of the highest tau-b, which neither counts ties as agreement nor
-    forgets them. Names that are not ``choosable`` are baselines: judged, never chosen.
-    ``reference`` is what sentences call the one that all are compared with.
+    is chosen; of those, the ones with the highest tau-b, which neither counts ties as agreement nor
+    ignores them. Names that are not ``choosable`` are baselines: evaluated, never chosen.
+    ``reference`` is how the sentences refer to the reward that all are compared with.
     """
     ranked = sorted(agreements, key=lambda name: -_or_lowest(agreements[name].tau_b.value))
     verdicts = {name: _verdict(agreements[name]) for name in ranked}

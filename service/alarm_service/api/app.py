@@ -88,7 +88,7 @@ def create_engine(
     """Build the engine for these recipes; `RewardEngine.start` loads them."""
     if settings.deterministic:
         require_determinism()
-    # A cached prefix changes the last bits of the scores that use it.
+    # A cached prefix may change the last bits of scores.
     num_bytes = 0 if settings.deterministic else settings.max_remembered_bytes
     limits = EngineLimits(
         settings.max_queued_tokens,
@@ -124,7 +124,8 @@ def create_app(
     """Build the application; its lifespan loads the models while requests already queue.
 
     ``load`` and ``unchanged`` let tests pass stand-in models, ``tracing`` a stand-in collector.
-    ``sources`` says where recipes are reloaded from; ``on_failure`` is called when loading fails.
+    ``sources`` has the sources from which recipes are reloaded; ``on_failure`` is called when
+    loading fails.
     """
 
     tracing = tracing or open_tracer_provider(settings)

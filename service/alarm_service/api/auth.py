@@ -35,8 +35,8 @@ ADMIN = "/admin/"
 #: Paths without rate limit and trace: they are cheap, and monitoring requests them often.
 FREE_PATHS = ("/health/", "/metrics")
 
-#: The keys in a request's scope of its API key's index, and of what identifies that key where there
-#: are several.
+#: Keys in a request's scope: the index of its API key, and the identity of that key if there are
+#: several.
 CALLER_INDEX = "alarm_caller"
 _KEY = "alarm_key"
 
@@ -79,7 +79,7 @@ class APIKeyMiddleware:
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Return the caller of a request: its key where there are several, and its connection."""
+    """Return the caller of a request: its key, if there are several, and its connection."""
     host, port = scope.get("client") or ("", "")
     return Caller(scope.get(_KEY, ""), f"{host}:{port}")
 
@@ -116,11 +116,11 @@ def _refusal(error: ServiceError) -> Response:
 
 
 def allowed_hosts(settings: Settings) -> AllowedHosts | None:
-    """Return the hosts that requests may name, or None where they may name any.
+    """Return the allowed `Host` values, or None if any is allowed.
 
     A server on loopback needs no key, so a web page could use it through a browser on this machine,
-    by a name that resolves to this machine (DNS rebinding). `Host` is then the page's name. Such a
-    page has no API key, so servers with keys answer to every name that a proxy may use.
+    under a name that resolves to this machine (DNS rebinding). `Host` is then the page's name. Such
+    a page has no API key, so servers with keys accept any name, as set by proxies.
     """
     is_local = is_loopback(settings.published or settings.host)
     if len(read_keys(settings)) or not is_local or "*" in settings.allowed_host:
@@ -135,8 +135,8 @@ def allowed_hosts(settings: Settings) -> AllowedHosts | None:
 class AllowedHosts:
     """The host names of a server, without ports; loopback addresses are always allowed.
 
-    ``any_address`` allows every IP address: a container is reached by its own, and a web page has
-    an IP address as its name only where it is served from there.
+    ``any_address`` allows every IP address: a container is reached by its own address, and DNS
+    rebinding requires a name.
     """
 
     def __init__(self, names: frozenset[str], *, any_address: bool) -> None:
@@ -144,7 +144,7 @@ class AllowedHosts:
         self._any_address = any_address
 
     def __contains__(self, host: str) -> bool:
-        """Say whether a request's `Host` is one of these."""
+        """Return whether a request's `Host` is allowed."""
         name = _plain(_without_port(host))
         if name in self._names:
             return True

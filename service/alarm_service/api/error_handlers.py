@@ -36,7 +36,7 @@ REQUEST_ID = "alarm.request_id"
 
 def error_response(error: ServiceError) -> JSONResponse:
     """Return the response to an error, with its status and message."""
-    # Quoted names are shortened before; no other message is this long.
+    # Quoted names have been shortened; no other message is this long.
     message = shortened(error.message, _MAX_MESSAGE)
     # A lone surrogate that is quoted cannot be encoded as UTF-8.
     message = message.encode(errors="backslashreplace").decode()

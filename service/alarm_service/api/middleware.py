@@ -154,7 +154,7 @@ class AccessLogMiddleware:
 class TrailingSlashMiddleware:
     """Serves a path with a trailing slash as the one without.
 
-    A redirect would contain whatever host the request named.
+    A redirect would contain the host that the request named.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -266,12 +266,12 @@ def content_digest(body: bytes) -> str:
 
 
 def is_intact(digest: str, header: str) -> bool:
-    """Say whether a body's digest matches its header; True if the header names no sha-256."""
+    """Return whether a body matches its digest header; True if the header has no sha-256."""
     found = _SHA_256.search(header)
     return found is None or found.group() == digest
 
 
-#: Bound of all bodies that are being received, in bodies of the maximum size.
+#: Maximum total size of bodies being received, in multiples of the maximum body size.
 _MAX_ARRIVING = 8
 
 #: A smaller body is hashed faster than it is handed to a thread.

@@ -56,7 +56,7 @@ def add_select(commands: Subparsers) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="FILE, or NAME=FILE twice")
     parser.add_argument(
         "--against", choices=("holistic", "preferences"), default="holistic",
-        help="what chosen aspects must agree with [default holistic]",
+        help="reference that chosen aspects must agree with [default holistic]",
     )  # fmt: skip
     parser.add_argument(
         "--choose",

@@ -30,10 +30,10 @@ def add_inspect(commands: Subparsers) -> None:
         commands, "inspect", _run_inspect, "report how a checkpoint is read, and write its recipe"
     )
     parser.add_argument("checkpoint", help="a folder or a hub id")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
-    parser.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the recipe to this file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--no-score", action="store_true", help="read the configuration only, and load no weights"
+        "--no-score", action="store_true", help="read only the configuration; load no weights"
     )
     add_settings(parser, ("template", "set", "device"))
 

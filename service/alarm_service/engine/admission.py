@@ -1,4 +1,4 @@
-"""Admission control: which requests the queue takes, counted in tokens, and in what order."""
+"""Admission control: which requests the queue accepts, counted in tokens, and in which order."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TEMPLATE_TOKENS = 16
 _MAX_WAITING_QUEUES = 8
 _MIN_WAITING_TOKENS = 1_000_000
 
-#: Characters at either end of a text that identify a request that is sent again.
+#: Characters at either end of a text that identify a retried request.
 _EDGE = 64
 
 #: A queue of this many tokens keeps the devices busy: two large batches.
 _BUSY_TOKENS = 16_384
 
-#: How long an empty queue is reserved for refused requests that will be sent again.
+#: Seconds for which an empty queue is reserved for refused requests that will be retried.
 _IDLE_S = 2.0
 
 #: The longest `Retry-After` before throughput was measured.
@@ -41,7 +41,7 @@ _UNMEASURED_S = 5.0
 #: tokens alone, one of a thousand samples would come after a thousand requests of one.
 _LARGE_SHARE = 16
 
-#: Reservations of refused requests; a request refused beyond these has none.
+#: Maximum number of reservations of refused requests.
 _MAX_RESERVED = 4096
 
 #: A reservation is kept until after its `Retry-After`, by this factor and these seconds more:
@@ -52,7 +52,7 @@ _LATE_TIMES, _LATE_S = 0.5, 10.0
 _ASSUMED_TOKENS_PER_S = 1000.0
 _ASSUMED_S = 1.0
 
-#: After as many seconds of work, a measurement counts half.
+#: Half-life of a measurement, in seconds of work.
 _HALF_LIFE_S = 60.0
 
 
@@ -64,7 +64,7 @@ def estimate_tokens(samples: Sequence[Sample]) -> int:
 
 
 def content_of(samples: Sequence[Sample]) -> int:
-    """Return a hash that is the same when a request is sent again.
+    """Return a hash that identifies a retried request.
 
     It covers the ends of the texts only: most requests are admitted at once and never need it.
     """
@@ -82,16 +82,16 @@ class Throughput:
 
     @property
     def is_measured(self) -> bool:
-        """Whether more was measured than is assumed."""
+        """Whether measurements outweigh the assumed throughput."""
         return self._measured_s > _ASSUMED_S
 
     @property
     def tokens_per_s(self) -> float:
-        """The tokens done in a second; never 0."""
+        """The throughput; never 0."""
         return self._tokens / self._seconds
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Record tokens that were scored in this many seconds of work."""
+        """Record the tokens scored in this many seconds of work."""
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
         self._tokens = kept * self._tokens + num_tokens
         self._seconds = kept * self._seconds + seconds
@@ -100,7 +100,7 @@ class Throughput:
 
 @dataclass(eq=False, slots=True)
 class _Claim:
-    """A reservation: a request's place in the order of those that wait for capacity.
+    """A reservation: a request's position among those that wait for capacity.
 
     A refused request has one until ``expires``. A request that waits in the server has a ``turn``,
     which is set once there is capacity. A request that is sent again is identified by its
@@ -120,7 +120,7 @@ class _Claim:
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        """What identifies a request that is sent again."""
+        """The identity of a retried request."""
         return self.caller.key, self.content, self.num_tokens
 
     @property
@@ -130,16 +130,16 @@ class _Claim:
 
 
 class Admission:
-    """Token-based admission control: admits a request whole or not at all, callers in fair turns.
+    """Token-based admission control: admits whole requests, with fair queueing of callers.
 
-    The queue takes as many tokens as are scored in ``max_queue_s`` seconds, by measurement, and at
-    most ``max_queued_tokens``; an empty queue takes any request. Each caller may queue its share of
-    those seconds, whatever others have queued, since it is served beside them.
+    The capacity is the tokens scored in ``max_queue_s`` seconds at the measured throughput, but at
+    most ``max_queued_tokens``; an empty queue accepts any request. Each caller may queue its share
+    of the capacity, whatever others have queued, since callers are served in turns.
 
-    A refused request keeps a reservation. These are ordered by start-time fair queueing of the
-    tokens that each caller was admitted with, and come before new requests; but half of the queue
-    is open to every request, so that devices never idle until a client retries. The first in order
-    is admitted once no more than that half is taken, however large it is.
+    A refused request keeps a reservation. Reservations are ordered by start-time fair queueing of
+    the tokens admitted per caller, and precede new requests; but half of the queue is open to every
+    request, so that devices do not idle until a client retries. The first in order is admitted once
+    no more than half of the queue is occupied, however large the request is.
     """
 
     def __init__(
@@ -168,23 +168,23 @@ class Admission:
         self._num_reserved = 0
         self._next_expiry = math.inf
         self._num_claims = 0
-        #: The claim that was granted last: its request calls `admit` next.
+        #: The last granted claim, whose request calls `admit` next.
         self._due: _Claim | None = None
         self._empty_since = -math.inf
         self._busy_since: float | None = None
         self._busy_s = 0.0
-        #: Tokens that were done, and the seconds it took, since throughput was last observed.
+        #: Tokens scored, and seconds of work, since throughput was last observed.
         self._done_tokens = 0
         self._done_s = 0.0
 
     def max_tokens(self) -> int:
-        """Return how many tokens the queue takes now."""
+        """Return the current capacity of the queue in tokens."""
         if not self._max_queue_s:
             return self._max
         return min(self._max, max(1, int(self._max_queue_s * self.throughput.tokens_per_s)))
 
     async def wait_for_capacity(self, num_tokens: int, caller: Caller = INTERNAL) -> None:
-        """Wait until there is capacity for these tokens; raise `Overloaded` where too many wait.
+        """Wait for capacity for these tokens; raise `Overloaded` if too many are waiting.
 
         The caller must call `admit` before its next await; otherwise another request may take the
         capacity.
@@ -209,7 +209,7 @@ class Admission:
     def admit(self, num_tokens: int, caller: Caller = INTERNAL, content: int = 0) -> Iterator[None]:
         """Occupy ``num_tokens`` of the queue while the block runs; raise `Overloaded` when full.
 
-        ``content`` identifies a request that is sent again, as `content_of` does.
+        ``content`` identifies a retried request, see `content_of`.
         """
         self._enter(num_tokens, caller, content)
         is_done = False
@@ -220,10 +220,10 @@ class Admission:
             self._leave(num_tokens, caller.flow, is_done=is_done)
 
     def retry_after_s(self, num_tokens: int = 1, before: int = 0) -> int:
-        """Return the seconds after which a request should be sent again, by measured throughput.
+        """Return the seconds after which a request should be retried, by measured throughput.
 
-        By then there is capacity for it and the ``before`` tokens ahead of it, and half of what is
-        queued is scored: no sooner, since it would only wait in the server instead.
+        By then there is capacity for it and the ``before`` tokens ahead of it, and half of the
+        queue has been scored; an earlier retry would only wait in the server.
         """
         left = self.num_queued + before + num_tokens - self.max_tokens()
         wait_s = max(left, self.num_queued / 2) / self.throughput.tokens_per_s
@@ -254,12 +254,12 @@ class Admission:
         if is_done:
             self._count_done(num_tokens)
         elif num_tokens > self._done_tokens:
-            # Device time was spent on it, an unknown amount.
+            # An unknown amount of device time was spent on it.
             self._done_tokens, self._done_s, self._busy_s = 0, 0.0, 0.0
         self._expire()
         self._change(-num_tokens, flow)
         if not self.num_queued and not self._claims:
-            self._admitted = VirtualTimes()  # nothing waits: all callers start equal
+            self._admitted = VirtualTimes()  # nothing is waiting, so all callers start equal
         self._admitted.evict_idle({claim.flow for claim in self._claims})
         self._grant()
 
@@ -274,17 +274,17 @@ class Admission:
         if level + before + num_tokens <= limit:
             return True
         if not before and level + num_tokens <= self._max:
-            # It need not wait for what others have queued beyond their shares.
+            # It does not wait for tokens that others have queued beyond their shares.
             queued = self._queued_by_flow.get(caller.flow, 0) + num_tokens
             if queued <= limit / len({caller.flow, *self._queued_by_flow}):
                 return True
         return claim is not None and not before and level <= limit / 2
 
     def _may_end_idleness(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
-        """Say whether an empty queue takes a request.
+        """Return whether an empty queue accepts a request.
 
-        It does, except that for a moment callers with a reservation go before one that has had more
-        than its share: otherwise a caller could always send its next large request at once.
+        It does, except that callers with a reservation briefly take precedence over one that has
+        had more than its share, which could otherwise always send its next large request first.
         """
         if claim is not None and claim.turn is not None:
             return True
@@ -294,7 +294,7 @@ class Admission:
         return all(one.caller.flow == caller.flow for one in before)
 
     def _num_before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> int:
-        """Count the tokens reserved ahead of a claim, or ahead of a request that has none yet."""
+        """Return the tokens reserved ahead of a claim, or ahead of a request without one."""
         before = self._before(num_tokens, caller, claim)
         return sum(one.num_tokens for one in before if not one.is_granted)
 
@@ -308,10 +308,10 @@ class Admission:
         return self._admitted.start(caller.flow) + min(num_tokens, large)
 
     def _claim_of(self, num_tokens: int, caller: Caller, content: int) -> _Claim | None:
-        """Return the reservation of a request that was refused before.
+        """Return the reservation of a previously refused request.
 
-        The same content on another connection counts as the same request, until the first
-        connection sends it again: then they are two.
+        The same content on another connection counts as the same request until the first connection
+        also sends it again.
         """
         by_content = None
         for claim in self._by_content.get((caller.key, content, num_tokens), ()):
@@ -355,7 +355,7 @@ class Admission:
             self._grant()
 
     def _lapse(self, claim: _Claim) -> None:
-        """Cancel a claim that was granted and not used."""
+        """Cancel a claim that was granted but not used."""
         if self._due is claim:
             self._due = None
             self._cancel(claim)
@@ -370,7 +370,7 @@ class Admission:
         self._next_expiry = min((one.expires for one in self._claims), default=math.inf)
 
     def _grant(self) -> None:
-        """Wake the requests that wait and for which there is capacity now."""
+        """Wake the waiting requests for which there is now capacity."""
         for claim in list(self._claims):
             if (
                 claim.turn is not None
@@ -407,10 +407,10 @@ class Admission:
         self._observe(self.num_queued, self._num_reserved)
 
     def _count_done(self, num_tokens: int) -> None:
-        """Observe throughput once about as much is done as may be half done.
+        """Observe throughput once the completed tokens are about as many as those in progress.
 
-        A large request is counted when it ends; small ones that ran beside it would otherwise seem
-        to have taken all of its time.
+        A large request is counted when it ends; otherwise small concurrent ones would seem to have
+        taken all of its time.
         """
         if self._busy_since is not None:
             self._done_tokens += num_tokens
@@ -421,7 +421,7 @@ class Admission:
         self._busy_s = 0.0
 
     def _measure(self) -> None:
-        """Count the time since the last measurement, if the queue kept the devices busy."""
+        """Add the time since the last measurement, if the queue kept the devices busy."""
         now = self._now()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since

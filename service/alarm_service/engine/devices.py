@@ -47,9 +47,9 @@ __all__ = [
 
 
 def choose_devices(names: str) -> list[torch.device]:
-    """Return the devices of these names, separated by commas; each has a replica of every model.
+    """Return the devices of comma-separated names; each gets a replica of every model.
 
-    ``auto`` is the GPU where there is one.
+    ``auto`` is the GPU if there is one.
     """
     if names == "auto":
         return [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
@@ -70,7 +70,7 @@ def load_models(
 
 
 def unchanged_on_disk(models: Sequence[LoadedModel], device: torch.device) -> list[LoadedModel]:
-    """Return the models that loading again would not change; raise `CheckpointError`."""
+    """Return the models that reloading would not change; raise `CheckpointError`."""
     disk = CheckpointState(device)
     return [
         loaded
@@ -80,15 +80,15 @@ def unchanged_on_disk(models: Sequence[LoadedModel], device: torch.device) -> li
 
 
 def release_unused_memory() -> None:
-    """Release the memory of models that are not referenced any more."""
+    """Release the memory of models that are no longer referenced."""
     gc.collect()  # networks have reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def require_determinism() -> None:
-    """Make torch raise instead of using a nondeterministic kernel."""
-    # cuBLAS reads it as it starts; without it torch refuses its matrix products.
+    """Make torch raise an error instead of using a nondeterministic kernel."""
+    # cuBLAS reads this when it starts; without it torch refuses matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
@@ -102,9 +102,9 @@ _COMPLETION = "It is. Yes, it is warm in here now."
 
 
 async def in_daemon_thread(call: Callable[[], _T]) -> _T:
-    """Run a plain function on a thread that ends with the process.
+    """Run a function on a daemon thread.
 
-    A download can take hours; shutdown does not wait for it.
+    Shutdown does not wait for it, since a download can take hours.
     """
     future: Future[_T] = Future()
 
@@ -122,9 +122,9 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
 
 
 def warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample with all optional parts of a request: a user's function may read any of it.
+    """Return a sample with all optional fields, since a user's function may read any of them.
 
-    Its fields are those that the model's templates name.
+    Its `fields` are those in the model's templates.
     """
     words = [Span(*word.span()) for word in re.finditer(r"\S+", _COMPLETION)]
     end_of_text = Span(len(_COMPLETION), len(_COMPLETION))
@@ -140,14 +140,14 @@ def warm_up_sample(served: ServedModel) -> Sample:
 
 
 def shortest_warm_up_sample(served: ServedModel) -> Sample:
-    """Return a sample for models whose token limit the usual warm-up sample exceeds."""
+    """Return a shorter sample, for models with a token limit below the usual warm-up sample."""
     sample = warm_up_sample(served)
     fields = dict.fromkeys(sample.fields, "?")
     return replace(sample, prompt="?", completion=".", fields=fields, token_offsets=(Span(0, 1),))
 
 
 def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
-    """Raise `RecipeError` unless a score has the outputs that recipes name; ``named`` is by key."""
+    """Raise `RecipeError` unless a score has the outputs that recipes use; ``named`` is by key."""
     for key, name in named.items():
         if name not in (score.outputs or {}):
             known = ", ".join(score.outputs or ()) or "none"
@@ -157,20 +157,20 @@ def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
 #: The smallest and the largest batch measured, in tokens.
 _FIRST, _LAST = 1024, 1 << 16
 
-#: No budget is smaller unless the device is: a group with a long prompt should fit.
+#: The smallest budget, unless the device has less memory: a group with a long prompt fits.
 MIN_BATCH_TOKENS = 8192
 
-#: By which factor a larger batch must be faster per token.
+#: Factor by which a larger batch must be faster per token.
 _GAIN = 1.05
 
-#: Requests wait for their whole batch: larger ones than this are not tried.
+#: Maximum duration of a batch: its requests wait for all of it.
 _LONGEST_S = 0.5
 
 
 def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
-    """Return the tokens of the largest batch that fits the device and is still faster per token.
+    """Return the tokens of the largest batch that fits the device and is faster per token.
 
-    ``sample`` is one that the model accepts; it is made longer and different each time.
+    ``sample`` is accepted by the model; longer variants of it are used.
     """
     features = _work(model, sample)
     if not features:
@@ -192,7 +192,7 @@ def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
 
 
 def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
-    """Double the tokens of a batch while it fits, gets faster per token and is short enough.
+    """Double the tokens of a batch while it fits, is faster per token and is short enough.
 
     ``seconds`` runs a batch of that many tokens and returns its duration; it may raise
     `torch.OutOfMemoryError`.
@@ -203,7 +203,7 @@ def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
         try:
             took = seconds(num_tokens)
         except torch.OutOfMemoryError:
-            # Half of the last size that fitted, for samples that differ more than these.
+            # Half of the last size that fitted, since real samples vary more.
             return max(num_tokens // 4, _FIRST)
         rate = num_tokens / took
         if rate < best_rate * _GAIN:
@@ -216,7 +216,7 @@ def search_batch_tokens(seconds: Callable[[int], float], most: int) -> int:
 
 
 def _work(model: RewardModel, sample: Sample) -> Sequence[ModelInput]:
-    """Prepare different samples of some 200 tokens, as many as the largest batch needs."""
+    """Prepare different samples of about 200 tokens, enough for the largest batch."""
     samples = [
         replace(sample, completion=f"{number} is the number here. " * 25)
         for number in range(_LAST // 200)
@@ -229,7 +229,7 @@ ModelLoader = Callable[[Mapping[str, ServedModel], torch.device], Mapping[str, M
 
 
 class DevicePool:
-    """The device workers; queued samples run on whichever device is free."""
+    """The device workers; queued samples run on any free device."""
 
     def __init__(
         self,
@@ -258,13 +258,13 @@ class DevicePool:
 
     @property
     def num_given_up(self) -> int:
-        """The number of abandoned forward passes that still run."""
+        """Number of abandoned forward passes that are still running."""
         return sum(thread.num_given_up() for thread in self._threads)
 
     def is_running(self) -> bool:
-        """Whether a device's thread runs; Python must not be finalized while one does.
+        """Whether a device thread is running; Python must not be finalized meanwhile.
 
-        A forward pass cannot be interrupted: a process that stops meanwhile uses `os._exit`.
+        A forward pass cannot be interrupted, so the process then exits with `os._exit`.
         """
         return any(thread.is_running() for thread in self._threads)
 
@@ -276,12 +276,11 @@ class DevicePool:
         *,
         is_measured: bool,
     ) -> dict[str, LoadedModel]:
-        """Load models onto each device; those that need none are loaded once.
+        """Load models onto each device; host models are loaded once.
 
         Each model is appended to ``made`` once it is loaded: if a later one fails to load, the
         caller must close these. ``is_measured`` runs batches on a GPU to find each model's
-        budget of tokens; on a CPU, arithmetic bounds a batch long before the default
-        budget.
+        budget of tokens; a CPU is compute-bound long before the default budget.
         """
         replicas: dict[str, list[Model]] = {key: [] for key in wanted}
         remaining = wanted
@@ -312,7 +311,7 @@ class DevicePool:
             thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the threads to end once their queue is closed."""
+        """Wait for the threads to finish after their queue is closed."""
         for thread in self._threads:
             thread.join(timeout_s)
 

@@ -37,11 +37,12 @@ __all__ = ["EngineLimits", "PreServeCheck", "RewardEngine"]
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """How much may be queued and batched, in tokens, and how long a forward pass may take.
+    """Limits of the queue and of batches, in tokens, and of the time of a forward pass.
 
-    Without ``max_batch_tokens`` each model's own is measured. ``is_deterministic`` runs each sample
-    alone, so that its score has the same bits whatever else is queued. A ``forward_timeout_s`` of 0
-    is none; so is a ``max_queue_s`` of 0, the seconds of work that may be queued.
+    Without ``max_batch_tokens`` it is measured for each model. ``is_deterministic`` runs each
+    sample alone, so that its score does not depend on other requests, not even in the last bit.
+    ``max_queue_s`` is the maximum queued work in seconds; 0 disables it, and likewise
+    ``forward_timeout_s``.
     """
 
     max_queued_tokens: int
@@ -56,11 +57,11 @@ _log = structlog.get_logger()
 
 
 class RewardEngine:
-    """Scores samples with the models of the current model set; each device has a replica of each.
+    """Scores samples with the current model set, whose models have a replica on each device.
 
     Requests that arrive while the first models load wait; ``load`` and ``unchanged`` run in their
-    own threads. The model set can be changed once `life` is ready. ``check`` is called with
-    each recipe before it is served, and raises if it must not be.
+    own threads. The model set can be changed once `life` is ready. ``check`` is called with each
+    recipe before it is served; it raises to refuse the recipe.
     """
 
     def __init__(
@@ -122,25 +123,25 @@ class RewardEngine:
 
     @property
     def model_set(self) -> ModelSet:
-        """The model set served now; before the first models are loaded, one without models."""
+        """The current model set; it is empty until the first models are loaded."""
         return self._model_sets.current
 
     @property
     def catalog(self) -> Catalog:
-        """The recipes and models that are served now."""
+        """The recipes and models being served."""
         return self.model_set.catalog
 
     @property
     def num_waiting(self) -> int:
-        """How many samples wait for the device."""
+        """Number of samples that wait for a device."""
         return self._queue.num_waiting()
 
     async def start(self, *, waits_for_servers: bool = False, logs_failure: bool = True) -> None:
-        """Load every model and run each once; a failure is set in `life`, and not raised.
+        """Load every model and run each once; a failure is recorded in `life` rather than raised.
 
-        ``waits_for_servers`` waits for other servers that models need, as long as it takes.
-        ``logs_failure`` is False if the caller prints `life.failure`; unexpected errors are
-        logged in any case, with their traceback.
+        With ``waits_for_servers``, servers that models need are awaited indefinitely.
+        ``logs_failure`` is False if the caller prints `life.failure`; unexpected errors are logged
+        in any case, with their traceback.
         """
         started = time.monotonic()
         self.device_pool.start()
@@ -151,7 +152,7 @@ class RewardEngine:
             if logs_failure:
                 _log.error("loading failed", error=str(error))
             self.life.set_failed(error)
-        except Exception as error:  # a checkpoint can fail in any way; say so and be broken
+        except Exception as error:  # checkpoints can raise any exception
             _log.exception("loading failed")
             self.life.set_failed(CheckpointError(f"the models cannot be loaded: {error!r}"[:500]))
         else:
@@ -165,10 +166,10 @@ class RewardEngine:
         read_again: Collection[str] = (),
         on_blocked: OnBlocked | None = None,
     ) -> None:
-        """Serve these recipes from now on; if one fails, raise and change nothing.
+        """Serve these recipes from now on; if one fails, raise without changing anything.
 
-        Models that are loaded already are kept, those of the recipes ``read_again`` only where
-        their files did not change. One change at a time. ``on_blocked`` is as in `open_models`.
+        Loaded models are kept; those of the recipes in ``read_again`` only if their files did not
+        change. Changes run one at a time. ``on_blocked`` is as in `open_models`.
         """
         before = self.model_set
         async with self._builder.build(
@@ -191,9 +192,9 @@ class RewardEngine:
     async def score(
         self, name: str | None, samples: Sequence[Sample], caller: Caller = INTERNAL
     ) -> ModelScores:
-        """Score samples with the model of that name, else with the default recipe's holistic one.
+        """Score samples with the named model, by default the default recipe's holistic one.
 
-        A sample that cannot be scored has its error instead. Raises `NotFound`, `Overloaded`,
+        The result of a sample that cannot be scored is its error. Raises `NotFound`, `Overloaded`,
         `Draining` or `Broken`.
         """
         self.catalog.model(name)  # an unknown name is refused before admission
@@ -204,9 +205,9 @@ class RewardEngine:
     async def admit(
         self, samples: Sequence[Sample], caller: Caller = INTERNAL
     ) -> AsyncIterator[ModelSet]:
-        """Admit these samples while the block runs; yield the model set once models are loaded.
+        """Admit these samples for the duration of the block; yield the model set once it is loaded.
 
-        An admitted request finishes with the model set that it got. Raises `Overloaded`, `Draining`
+        An admitted request uses the same model set to the end. Raises `Overloaded`, `Draining`
         or `Broken`.
         """
         if self.life.is_draining:
@@ -226,10 +227,10 @@ class RewardEngine:
         caller: Caller = INTERNAL,
         others: Sequence[LoadedModel] = (),
     ) -> ModelScores:
-        """Score samples that were admitted before; models of one `pass_key` share forward passes.
+        """Score admitted samples; models with the same `pass_key` share forward passes.
 
-        Where a forward pass of one of them timed out, no failure of the server is raised: a client
-        that retries all of them would send that sample again.
+        If the forward pass of one of them timed out, server failures are not raised: a client that
+        retries the request would send that sample again.
         """
         outcomes, shared = await self.pipeline.score_shared(loaded, others, samples, caller)
         is_final = any(isinstance(outcome, TimedOut) for outcome in outcomes)
@@ -244,14 +245,14 @@ class RewardEngine:
         return ModelScores(scored, loaded.name, loaded.fingerprint, shared)
 
     def count(self, model: str, outcome: Score | SampleError) -> None:
-        """Record what became of a sample at a model."""
+        """Record the outcome of a sample at a model."""
         if isinstance(outcome, SampleError):
             self.metrics.sample_failed(outcome.code)
         else:
             self.metrics.sample_scored(model, outcome)
 
     async def close(self) -> None:
-        """End threads and processes; what is still queued fails with `Draining`."""
+        """Stop threads and processes; queued samples fail with `Draining`."""
         self.life.stop()
         self.pipeline.close()
         self.combining_threads.close()

@@ -14,8 +14,8 @@ class Caller:
     """One caller of the server.
 
     ``key`` identifies its API key where the server has several, and is empty otherwise;
-    ``connection`` is the address and port that it sends from. Callers of one key share that key's
-    part of the device time.
+    ``connection`` is the address and port that it sends from. Connections with the same key share
+    its part of the device time.
     """
 
     key: str = ""
@@ -23,29 +23,29 @@ class Caller:
 
     @property
     def flow(self) -> str:
-        """The flow that admission counts a request to: the key, else the connection."""
+        """The flow of a request in admission control: the key, else the connection."""
         return self.key or self.connection
 
 
-#: The server itself: warm-up, golden checks, files scored without a server.
+#: The server itself, for warm-up, golden checks and offline scoring.
 INTERNAL = Caller()
 
 
 _Flow = TypeVar("_Flow")
 
-#: Flows that are kept; beyond these, flows that are not ahead are dropped.
+#: Maximum number of flows; beyond it, flows that are not ahead are dropped.
 _MAX_FLOWS = 1024
 
 
 class VirtualTimes(Generic[_Flow]):
     """Start tags of flows, as in start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996).
 
-    The flow with the smallest start tag is served next; service moves its tag on by what that cost.
-    A flow that was idle starts at the tag of the one that was served last: idle time is not
-    credited, service beyond its share still counts. So two waiting flows are never further apart
-    than the cost of one service of each. Costs may be charged after service, as for CPU time
-    (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters of Sheng
-    et al. (OSDI 2024).
+    The flow with the smallest start tag is served next, and its tag advances by the cost of the
+    service. A flow that was idle starts at the tag of the last one served: idle time is not
+    credited, and service beyond its share still counts. The tags of two waiting flows thus never
+    differ by more than the cost of one service of each. Costs may be charged after service, as for
+    CPU time (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters
+    of Sheng et al. (OSDI 2024).
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class VirtualTimes(Generic[_Flow]):
         self._now = 0.0
 
     def __len__(self) -> int:
-        """Count the flows that are kept."""
+        """Return the number of flows."""
         return len(self._tags)
 
     def start(self, flow: _Flow) -> float:
@@ -61,11 +61,11 @@ class VirtualTimes(Generic[_Flow]):
         return max(self._tags.get(flow, 0.0), self._now)
 
     def is_ahead(self, flow: _Flow) -> bool:
-        """Whether a flow was served more than its share so far."""
+        """Whether a flow has been served more than its share."""
         return self.start(flow) > self._now
 
     def serve(self, flow: _Flow) -> None:
-        """Advance virtual time to this flow's start tag: it is served now."""
+        """Advance virtual time to this flow's start tag, as it is being served."""
         self.reach(self.start(flow))
 
     def reach(self, tag: float) -> None:
@@ -77,7 +77,7 @@ class VirtualTimes(Generic[_Flow]):
         self._tags[flow] = self.start(flow) + cost
 
     def evict_idle(self, waiting: Container[_Flow]) -> None:
-        """Drop flows that are not waiting and not ahead, where there are many."""
+        """If there are too many flows, drop those that are neither waiting nor ahead."""
         if len(self._tags) <= _MAX_FLOWS:
             return
         self._tags = {
@@ -96,7 +96,7 @@ _ASSUMED_SECONDS_PER_TOKEN = 1e-4
 #: Exponential decay of earlier batches per measured batch.
 _DECAY = 0.9
 
-#: How long a batch should take while there are several callers: the next one waits for it.
+#: Target duration of a batch while there are several callers, since the next one waits.
 _MAX_BATCH_S = 0.5
 
 #: The largest share of a batch's time that may be fixed overhead: where overhead is high, as on a
@@ -106,10 +106,10 @@ _MAX_FIXED = 0.2
 #: The tokens of a short batch: the minimum, and the size before batches were measured.
 _FEWEST_TOKENS, _UNKNOWN_TOKENS = 256, 1024
 
-#: One of this many batches is half as large, to measure the effect of size.
+#: One in this many batches is half as large, to measure the effect of size.
 _TRY_SMALLER = 4
 
-#: Smaller batches say little about a model's highest throughput.
+#: Smaller batches are not used to determine a model's highest throughput.
 _LEAST_TOKENS = 1024
 
 
@@ -118,7 +118,7 @@ class Usage:
     """One model's use of the devices.
 
     ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
-    the most that a batch of some size reached, 0 before there was one.
+    the highest throughput of a batch so far, 0 before the first.
     """
 
     callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
@@ -141,7 +141,7 @@ class Usage:
         return 1 / self.tokens_per_s if self._tokens else _ASSUMED_SECONDS_PER_TOKEN
 
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Record how long a batch took. The first one, with its one-time costs, does not count."""
+        """Record the duration of a batch; the first one, with one-time costs, is ignored."""
         self._num_batches += 1
         if self._num_batches == 1 or num_tokens == 0:
             return
@@ -155,10 +155,9 @@ class Usage:
             self.best_tokens_per_s = max(self.best_tokens_per_s, num_tokens / seconds)
 
     def enough_tokens(self) -> int | None:
-        """Return the tokens of a batch that takes half a second, by measurement.
+        """Return the tokens of a batch that takes half a second, from measurements.
 
-        More, if fixed overhead would be more than a fifth of so short a batch; None if size makes
-        no difference.
+        More if fixed overhead would exceed a fifth of such a batch; None if size has no effect.
         """
         part = 1 if self._num_batches % _TRY_SMALLER else 2
         line = self._line()
@@ -171,7 +170,7 @@ class Usage:
         return max(_FEWEST_TOKENS, int(spent_s / seconds_per_token)) // part
 
     def _line(self) -> tuple[float, float] | None:
-        """Fit what a batch takes by its tokens: the seconds of any batch, and those of a token.
+        """Fit the duration of a batch: the fixed seconds, and the seconds per token.
 
         None before batches of different sizes have run.
         """
@@ -187,11 +186,11 @@ class Usage:
 
 
 def predicted_s(num_tokens: int, tokens_per_s: float, hidden_size: int | None) -> float:
-    """Predict the seconds of one sample's forward pass from what short samples reached.
+    """Predict the seconds of one sample's forward pass from those of short samples.
 
     Attention grows with the square of the length: in a transformer of the usual proportions (12
-    hidden^2 weights a layer, 4 hidden operations a pair of tokens) it takes as long as all else
-    at 6 hidden sizes of tokens.
+    hidden^2 weights a layer, 4 hidden operations a pair of tokens) it takes as long as everything
+    else at a length of 6 times the hidden size.
     """
     attention = num_tokens / (6 * hidden_size) if hidden_size else 0.0
     return num_tokens * (1 + attention) / tokens_per_s

@@ -1,4 +1,4 @@
-"""The golden check: a recipe is served only if its stored (golden) samples score as they did."""
+"""The golden check: a recipe is served only if it reproduces its stored (golden) scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _log = structlog.get_logger()
 
 
 class GoldenError(AlarmModelsError):
-    """Stored scores differ from the current ones or cannot be read; it says what to do."""
+    """Stored scores are not reproduced or cannot be read; the message says what to do."""
 
 
 class _Stored(BaseModel):
@@ -50,14 +50,14 @@ class _Stored(BaseModel):
 
 
 class StoredModel(_Stored):
-    """The model that stored scores are of."""
+    """A model with stored scores."""
 
     fingerprint: str
     dtype: str | None
 
 
 class StoredOrigin(_Stored):
-    """The first line: what the scores are of."""
+    """The first line: the origin of the scores."""
 
     recipe: str
     fingerprint: str
@@ -65,7 +65,7 @@ class StoredOrigin(_Stored):
 
 
 class StoredScore(_Stored):
-    """One model's score, and the scores of its segments and outputs where it has them."""
+    """One model's score, and those of its segments and outputs if it has any."""
 
     score: float | None
     segments: list[float | None] | None = None
@@ -127,8 +127,8 @@ def write_golden_scores(golden: GoldenScores, file: Path) -> None:
     write_whole(file, "".join(f"{line}\n" for line in lines))
 
 
-#: Tolerance for scores in another precision than the stored ones: bfloat16 has three digits, of
-#: which a network loses some.
+#: Tolerance for scores in another precision than the stored ones: bfloat16 has three digits, some
+#: of which a network loses.
 _ROUGHLY = 0.03
 
 
@@ -137,8 +137,8 @@ def difference(
 ) -> str | None:
     """Describe how a score differs from the stored one; None if it does not.
 
-    ``is_rough`` is for another precision: the share of good segments, which a small difference may
-    change, is then left to the segments' own scores.
+    ``is_rough`` means another precision: the share of good segments, which a small difference may
+    change, is then not compared, only the segments' scores.
     """
     if isinstance(current, SampleError):
         return f"stored {shown(stored.score)}, found the error {current}"
@@ -162,7 +162,7 @@ def difference(
 def is_close(
     stored: float | None, current: float | None, tolerance: float, *, is_rough: bool
 ) -> bool:
-    """Say whether two numbers are within the tolerance, or within 3% where it is rough."""
+    """Return whether two numbers are within the tolerance, or within 3% if ``is_rough``."""
     if stored is None or current is None:
         return stored is current
     if is_rough:
@@ -185,10 +185,10 @@ class _CurrentScores:
 
 
 async def check_golden_scores(engine: RewardEngine, model_set: ModelSet, recipe: Recipe) -> None:
-    """Raise `GoldenError`, naming the first difference, unless stored samples score as they did.
+    """Raise `GoldenError`, naming the first difference, unless the stored scores are reproduced.
 
-    Scores in another precision than the stored may differ by 3%, or by 0.03 where they are small;
-    rewards are then not compared, since such a difference may carry one past a threshold.
+    Scores in another precision may differ by 3%, or by 0.03 if they are small; rewards are then not
+    compared, since such a difference may move one across a threshold.
     """
     if recipe.parity is None:
         return

@@ -12,7 +12,7 @@ __all__ = ["Lifecycle", "LifecycleState", "draining_error"]
 
 
 class LifecycleState(StrEnum):
-    """The states of a server; any of them may turn into `BROKEN`."""
+    """The states of a server; any of them may be followed by `BROKEN`."""
 
     LOADING = "loading"
     READY = "ready"
@@ -23,9 +23,9 @@ class LifecycleState(StrEnum):
 class Lifecycle:
     """The server's state: loading, ready, draining or broken.
 
-    ``failure`` is why the models could not be loaded, ``device_error`` why the device is lost, and
-    ``degraded`` why a device is slower or missing, by its cause. Any thread may set the latter two;
-    everything else is used by the event loop only.
+    ``failure`` is the reason why the models could not be loaded, ``device_error`` why the device is
+    lost; ``degraded`` has the reasons why devices are slow or missing, by cause. Any thread may set
+    the latter two; everything else is used by the event loop only.
     """
 
     def __init__(self, models: Collection[str]) -> None:
@@ -40,7 +40,7 @@ class Lifecycle:
         self._models = models
         self._awaited: str | None = None
         self._is_loaded = False
-        #: Set once the models are loaded, have failed to load, or are not waited for any more.
+        #: Set once the models are loaded, failed to load, or are no longer awaited.
         self._settled = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -55,7 +55,7 @@ class Lifecycle:
 
     @property
     def reason(self) -> str:
-        """Why the server is in this state, in a sentence."""
+        """The reason for the current state, as a sentence."""
         match self.state:
             case LifecycleState.BROKEN:
                 return f"broken: {self.failure or self.device_error}"
@@ -81,21 +81,21 @@ class Lifecycle:
         await self._drained.wait()
 
     def set_waiting_on(self, awaited: str | None) -> None:
-        """Note why loading is blocked; None once it is not."""
+        """Set the reason why loading is blocked; None once it is not."""
         self._awaited = awaited
 
     def set_ready(self) -> None:
-        """Note that every model has run: requests are served."""
+        """Mark the server as ready: every model has run."""
         self._is_loaded = True
         self._settled.set()
 
     def set_failed(self, failure: Exception) -> None:
-        """Note that the models cannot be loaded."""
+        """Mark the models as failed to load."""
         self.failure = failure
         self._settled.set()
 
     def drain(self) -> None:
-        """Take no new requests; running ones continue, except those that wait for the models."""
+        """Refuse new requests; running ones continue, except those waiting for the models."""
         self.is_draining = True
         self._settled.set()
         self._drained.set()
@@ -111,18 +111,18 @@ class Lifecycle:
         self._at_end.append(call)
 
     def end(self) -> None:
-        """End the drain: requests that still run are cancelled."""
+        """End the drain: requests that are still running are cancelled."""
         self.drain()
         self.is_over = True
         for call in self._at_end:
             call()
 
     def stop(self) -> None:
-        """Stop: nothing new is started, in threads either."""
+        """Stop: nothing new is started, not in threads either."""
         self.drain()
         self.is_stopped = True
 
 
 def draining_error() -> Draining:
     """Return the error of requests that arrive while the server drains."""
-    return Draining("the server is stopping; send this to another server", retry_after_s=5)
+    return Draining("the server is stopping; retry on another server", retry_after_s=5)

@@ -35,9 +35,9 @@ class ServedModel:
 class Catalog:
     """The served recipes and their models' specs, by name; it loads nothing.
 
-    A model is served once for all recipes with the same spec of it. Its bare name means the first
-    recipe's; ``recipe/model`` means that recipe's. ``models`` has each model once, by its key;
-    ``by_name`` by every name that it goes by.
+    A model is loaded once for all recipes with the same spec. A bare name refers to the first
+    recipe with such a model; ``recipe/model`` to that recipe's. ``models`` has each model once, by
+    its key; ``by_name`` has them by all their names.
     """
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
@@ -50,7 +50,7 @@ class Catalog:
 
     @property
     def default_recipe(self) -> Recipe:
-        """The recipe of requests that name none."""
+        """The recipe of requests that do not name one."""
         return next(iter(self.recipes.values()))
 
     def recipe(self, name: str | None) -> Recipe:
@@ -70,11 +70,11 @@ class Catalog:
         return self.by_name[name]
 
     def model_of(self, recipe: Recipe, name: str) -> ServedModel:
-        """Return the model that a recipe calls by that name."""
+        """Return the model with that name in a recipe."""
         return self.by_name[_full_name(recipe, name)]
 
     def outputs_of(self, served: ServedModel) -> dict[str, str]:
-        """Return the outputs of a model that recipes name, by the recipe keys that name them."""
+        """Return the outputs of a model that recipes use, by recipe key."""
         named: dict[str, str] = {}
         for recipe in self.recipes.values():
             tables = {"holistic": recipe.holistic} | {
@@ -105,8 +105,8 @@ def _full_name(recipe: Recipe, model: str) -> str:
 class LoadedModel:
     """One loaded model; compared by identity, so that two of one name never mix.
 
-    ``replicas`` are the model on each device, in their order; a host model has one. ``budget`` is
-    the tokens of its batches where it was measured, ``since`` is when it was loaded, in seconds
+    ``replicas`` has the model on each device, in order; a host model has one. ``budget`` is the
+    measured token budget of its batches, if any; ``since`` the time when it was loaded, in seconds
     since the epoch.
     """
 
@@ -117,12 +117,12 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """What callers, logs and metrics call it."""
+        """Its name in responses, logs and metrics."""
         return self.served.key
 
     @property
     def model(self) -> Model:
-        """The first replica, which stands for all."""
+        """The first replica, which represents all of them."""
         return self.replicas[0]
 
     @property
@@ -132,7 +132,7 @@ class LoadedModel:
 
     @property
     def pass_key(self) -> Hashable | None:
-        """What models have in common that one forward pass may serve; None where none is shared."""
+        """The key of models that can share a forward pass; None if it shares none."""
         keys = tuple(getattr(model, "pass_key", None) for model in self.replicas)
         return None if not keys or None in keys else keys
 
@@ -154,15 +154,16 @@ class LoadedModel:
 
 
 class ModelSet:
-    """A catalog and its loaded models. A request uses one model set from start to end.
+    """A catalog and its loaded models.
 
-    Before the first models are loaded it has none. ``models`` has each model once, by its key.
+    A request uses one model set from start to end. It is empty
+    until the first models are loaded. ``models`` has each model once, by its key.
     """
 
     def __init__(self, catalog: Catalog, models: Mapping[str, LoadedModel]) -> None:
         self.catalog = catalog
         self.models = models
-        #: By every name that a model goes by.
+        #: Models by all their names.
         self._by_name = {
             name: models[served.key]
             for name, served in catalog.by_name.items()
@@ -181,11 +182,11 @@ class ModelSet:
         return self.models[self.catalog.model(name).key]
 
     def model_of(self, recipe: Recipe, name: str) -> LoadedModel:
-        """Return the model that a recipe calls by that name."""
+        """Return the model with that name in a recipe."""
         return self._by_name[_full_name(recipe, name)]
 
     def models_of(self, recipe: Recipe) -> dict[str, LoadedModel]:
-        """Return a recipe's models by the recipe's names."""
+        """Return a recipe's models by their names in it."""
         return {name: self.model_of(recipe, name) for name in recipe.models}
 
     def fingerprint(self, recipe: Recipe, overrides: Overrides) -> str:
@@ -200,9 +201,9 @@ class ModelSet:
 
 
 class ModelSetHolder:
-    """The served model set, and earlier ones until their last request has ended.
+    """The current model set, and earlier ones until their last request has ended.
 
-    Reference-counted, and used by the event loop alone. ``release`` runs in a thread once models
+    Reference-counted, and used by the event loop alone. ``release`` runs in a thread after models
     were closed.
     """
 
@@ -225,13 +226,13 @@ class ModelSetHolder:
             self._release_unused()
 
     def swap(self, model_set: ModelSet) -> None:
-        """Make this the served model set."""
+        """Make this the current model set."""
         self.current = model_set
         self._num_requests[model_set] = 0
         self._release_unused()
 
     async def close(self) -> None:
-        """Close the models of all model sets, also of those still in use; once."""
+        """Close the models of all model sets, including those in use; once."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -240,7 +241,7 @@ class ModelSetHolder:
         await close_models(list(models.values()))
 
     def _release_unused(self) -> None:
-        """Close the models that are only in sets that are neither served nor in use."""
+        """Close the models that are in no set that is current or in use."""
         if self._is_closed:
             return
         unused = [
@@ -265,10 +266,10 @@ class ModelSetHolder:
 
 
 async def close_models(models: Sequence[Model]) -> None:
-    """Close host models; one that fails does not keep the others from being closed."""
+    """Close host models; if one fails, the others are still closed."""
     for model in models:
         if isinstance(model, HostModel):
             try:
                 await model.close()
-            except Exception as error:  # callers cannot reach it any more
-                _log.warning("a model did not close", error=repr(error))
+            except Exception as error:  # no request uses it any more
+                _log.warning("closing a model failed", error=repr(error))

@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 #: The first and the longest backoff between attempts to open a model.
 _FIRST_S, _LONGEST_S = 0.5, 15.0
 
-#: How long a change waits for capacity on a cluster, to which nodes may be added.
+#: Seconds that a change waits for cluster capacity, as nodes may be added meanwhile.
 _CAPACITY_WAIT_S = 120
 
 #: Receives why startup is blocked, and None once it is unblocked.
@@ -58,9 +58,8 @@ OnBlocked = Callable[[str | None], None]
 async def open_models(models: Iterable[Model], on_blocked: OnBlocked | None) -> None:
     """Open models one after another; raise `CheckpointError`.
 
-    With ``on_blocked``, an unreachable server or a full cluster is waited for, however long it
-    takes: machines of a cluster start in any order. Without it that is an error, for a full cluster
-    after two minutes.
+    With ``on_blocked``, unreachable servers and full clusters are awaited indefinitely, since
+    machines start in any order. Otherwise they are an error, a full cluster after two minutes.
     """
     logged: set[str] = set()
     for model in models:
@@ -81,7 +80,7 @@ async def _open(model: HostModel, on_blocked: OnBlocked | None, logged: set[str]
                 raise
             if on_blocked is not None:
                 on_blocked(str(error))
-            if str(error) not in logged:  # once, rather than at each attempt
+            if str(error) not in logged:  # only once, not at each attempt
                 _log.warning("waiting for a model's server or cluster", error=str(error))
                 logged.add(str(error))
             await asyncio.sleep(backoff_s(attempt, first_s=_FIRST_S, max_s=_LONGEST_S))
@@ -91,12 +90,12 @@ async def _open(model: HostModel, on_blocked: OnBlocked | None, logged: set[str]
             return
 
 
-#: Returns the models that loading again would not change; called in a thread.
+#: Returns the models that reloading would not change; called in a thread.
 FindUnchanged = Callable[[Sequence[LoadedModel], torch.device], Sequence[LoadedModel]]
 
 
 class ModelSetBuilder:
-    """Builds model sets, keeping the models that did not change."""
+    """Builds model sets, reusing models that did not change."""
 
     def __init__(
         self,
@@ -121,12 +120,12 @@ class ModelSetBuilder:
         read_again: Collection[str],
         on_blocked: OnBlocked | None = None,
     ) -> AsyncIterator[ModelSet]:
-        """Build the model set of a catalog, for the block to check and to swap in.
+        """Build the model set of a catalog; the block checks it and swaps it in.
 
-        A model of ``before`` is kept; one of the recipes ``read_again`` only if its files did not
-        change. With ``on_blocked``, unreachable servers are waited for. If anything fails, in the
-        block too, the new models are closed.
-        Raises `AlarmModelsError` and `ServiceError`.
+        Models of ``before`` are reused; those of the recipes in ``read_again`` only if their files
+        did not change. With ``on_blocked``, unreachable servers are awaited. If anything fails,
+        including the block, the new models are closed. Raises `AlarmModelsError` and
+        `ServiceError`.
         """
         loaded_models: list[Model] = []
         try:
@@ -178,7 +177,7 @@ class ModelSetBuilder:
     async def _first_run(self, loaded: LoadedModel, named: Mapping[str, str]) -> None:
         outcome = await self._outcome(loaded, warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError) and outcome.code == "too_long":
-            # The recipe's token limit is small; its callers' samples may well fit.
+            # The recipe's token limit is small, but real samples may fit.
             outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
             if not loaded.served.spec.must_score_warm_up:
@@ -189,7 +188,7 @@ class ModelSetBuilder:
                 )
                 return
             if isinstance(loaded.model, HostModel) and loaded.model.is_elsewhere:
-                # It was reachable when opened; a judge without a score for this sample is no error.
+                # It was reachable when opened; a judge may have no score for this sample.
                 _log.warning(
                     "no score for the warm-up sample", model=loaded.name, error=str(outcome)
                 )
@@ -241,7 +240,7 @@ def _keys_of(catalog: Catalog, recipes: Collection[str]) -> set[str]:
 
 
 def _has_more(named: Mapping[str, str], before: ModelSet, key: str) -> bool:
-    """Say whether recipes name outputs of a model that they did not name before."""
+    """Return whether recipes use further outputs of a model than before."""
     served = before.catalog.models.get(key)
     known = {} if served is None else before.catalog.outputs_of(served)
     return not named.items() <= known.items()

@@ -39,7 +39,7 @@ class RecipeSources:
         self._folder = folder
 
     def available(self) -> dict[str, str]:
-        """Return the recipes that may be loaded: each name, with its file or built-in name."""
+        """Return the recipes that can be loaded: names with their file or built-in name."""
         files = [] if self._folder is None else sorted(self._folder.glob("*.toml"))
         return {name: name for name in built_in_names()} | {file.stem: str(file) for file in files}
 
@@ -56,17 +56,17 @@ class RecipeSources:
         return available[name]
 
     def read(self, source: str) -> Recipe:
-        """Read a recipe from where it was found; raise `RecipeError`."""
+        """Read a recipe from its source; raise `RecipeError`."""
         return load_recipe_again(source, self._settings)
 
     def note(self, recipe: Recipe, source: str) -> None:
-        """Set the source of a recipe that is served now."""
+        """Set the source of a served recipe."""
         self._known[recipe.name] = source
 
     def read_again(self, recipe: Recipe) -> Recipe:
-        """Read a recipe's file again; one without a file is returned as it is.
+        """Read a recipe's file again; a recipe without a file is returned unchanged.
 
-        Raises `RecipeError`, and `ChangeRefused` where the recipe has another name now.
+        Raises `RecipeError`, or `ChangeRefused` if the recipe now has another name.
         """
         source = self._known.get(recipe.name)
         if source is None:
@@ -95,14 +95,14 @@ class RecipeChange:
 class RecipeManager:
     """Changes the recipes that an engine serves, one change at a time.
 
-    A change that fails leaves everything as it was; it is logged, and raised as `ChangeRefused` or
-    another `ServiceError`.
+    A failed change has no effect; it is logged, and raised as `ChangeRefused` or another
+    `ServiceError`.
     """
 
     def __init__(self, engine: RewardEngine, sources: RecipeSources) -> None:
         self._engine = engine
         self._lock = asyncio.Lock()
-        #: The recipes that are being loaded, or wait to be.
+        #: The recipes that are being loaded or waiting to be loaded.
         self._loading: Counter[str] = Counter()
         self.sources = sources
 
@@ -162,7 +162,7 @@ class RecipeManager:
         make: Callable[[dict[str, Recipe]], Awaitable[None]],
         check: Callable[[], object],
     ) -> RecipeChange:
-        """Make a change after earlier ones; ``check`` raises at once for an unknown name."""
+        """Make a change after earlier ones; ``check`` raises immediately for an unknown name."""
         try:
             check()
             return await self._abort_when_draining(self._serialized(change, name, make))
@@ -172,7 +172,9 @@ class RecipeManager:
         except AlarmModelsError as error:
             self._refused(change, name, str(error))
             raise ChangeRefused(str(error)) from error
-        except Exception as error:  # a checkpoint can fail in any way; the others are still served
+        except (
+            Exception
+        ) as error:  # checkpoints can raise any exception; the others are still served
             _log.exception("loading failed")
             message = f"the models cannot be loaded: {error!r}"[:500]
             self._refused(change, name, message)

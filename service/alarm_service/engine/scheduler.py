@@ -34,7 +34,7 @@ __all__ = [
 
 
 class TimedOut(SampleError):
-    """A sample's forward pass timed out or ended its thread; it is not retried."""
+    """A sample's forward pass timed out or killed its thread; it is not retried."""
 
 
 #: The result of one sample at one model.
@@ -43,10 +43,9 @@ Outcome = Score | SampleError | ServiceError
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Companion:
-    """Another model that a queued sample's forward pass serves too, on the same base and tokens.
+    """Another model with the same base and tokens, which shares a queued sample's forward pass.
 
-    ``deliver`` takes its outcome before the sample's own is delivered; it is not called where the
-    pass fails.
+    ``deliver`` is called with its outcome before the sample's own, but not if the pass fails.
     """
 
     model: LoadedModel
@@ -79,10 +78,10 @@ class QueuedSample:
     runs_apart: bool = False
 
 
-#: How many samples of the queue are considered for a batch.
+#: Maximum number of queued samples considered for a batch.
 _WINDOW = 512
 
-#: Batches that a window may fill, where samples are ordered by turn and not by length.
+#: Number of batches considered at once if samples are ordered by turn, not by length.
 _WINDOW_BATCHES = 4
 
 #: A short batch may still cost this many times its first sample if the others share its prefix:
@@ -91,7 +90,7 @@ _TIMES_FIRST = 4
 
 
 def weights_of(callers: Sequence[Caller]) -> dict[Caller, float]:
-    """Return the weight of a token for each caller: callers of one key share one caller's part."""
+    """Return the weight of a token for each caller: connections with one key share its part."""
     num_callers = Counter(caller.key for caller in callers)
     return {caller: float(num_callers[caller.key]) if caller.key else 1.0 for caller in callers}
 
@@ -102,7 +101,7 @@ def fair_order(
     seconds_per_token: float,
     max_tokens: int,
 ) -> list[QueuedSample]:
-    """Order one model's samples by fair queueing of its callers, as many as a batch considers.
+    """Order one model's samples by fair queueing of callers, as many as a batch considers.
 
     Each caller's own samples keep their order. The caller with the smallest start tag has the next
     turn, which advances its tag by the predicted device time; samples that
@@ -135,7 +134,7 @@ def fair_order(
 def _turns(
     works: Sequence[QueuedSample], max_tokens: int
 ) -> Iterator[tuple[list[QueuedSample], int]]:
-    """Cut a caller's samples into turns, each with its cost in tokens."""
+    """Split a caller's samples into turns, each with its cost in tokens."""
     turn: list[QueuedSample] = []
     cost = 0
     for work in works:
@@ -203,7 +202,7 @@ def next_batch(
 
 
 def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take the first and its neighbors in length: a batch costs its longest times its size."""
+    """Take the first sample and those closest in length: the cost is the longest times the size."""
     oldest = waiting[0]
     by_length = sorted(waiting, key=lambda work: work.features.num_tokens)
     low = high = next(index for index, work in enumerate(by_length) if work is oldest)
@@ -212,7 +211,7 @@ def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
         longer = by_length[high + 1] if high + 1 < len(by_length) else None
         longest = by_length[high].features.num_tokens
         num_next = high - low + 2
-        # Shorter neighbors first: they never make the batch wider.
+        # Shorter ones first, since they never add padding.
         if shorter is not None and longest * num_next <= max_tokens:
             low -= 1
         elif longer is not None and longer.features.num_tokens * num_next <= max_tokens:
@@ -222,7 +221,7 @@ def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
 
 
 def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take samples in order, skipping those that do not fit any more."""
+    """Take samples in order, skipping those that no longer fit."""
     batch = [waiting[0]]
     left = max_tokens - waiting[0].features.num_tokens
     for work in waiting[1:]:
@@ -233,10 +232,10 @@ def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
 
 
 def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
-    """Take the first and those that share its prefix, which is computed once.
+    """Take the first sample and those that share its prefix, which is computed once.
 
-    Other groups follow in the order of their first sample, each only where all of it fits: a group
-    that is split computes its prefix twice.
+    Other groups follow in the order of their first sample, each only if all of it fits, since a
+    split group would compute its prefix twice.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[QueuedSample, int]]] = {}
     for work in waiting:
@@ -257,7 +256,7 @@ def _batch_by_prefix(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
     return batch
 
 
-#: How many timed-out samples are kept, and for how long.
+#: Maximum number of remembered timed-out samples, and for how long they are remembered.
 _MAX_TIMED_OUT = 1024
 _TIMED_OUT_S = 3600.0
 
@@ -270,13 +269,13 @@ class TimedOutSamples:
         self._since: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, work: QueuedSample) -> None:
-        """Add a sample, for an hour or until there are too many after it."""
+        """Add a sample; it is forgotten after an hour, or if there are too many newer ones."""
         self._since[_digest(work.model, work.features)] = self._now()
         while len(self._since) > _MAX_TIMED_OUT:
             self._since.popitem(last=False)
 
     def __contains__(self, work: QueuedSample) -> bool:
-        """Say whether a sample is one of them."""
+        """Return whether a sample timed out before."""
         if not self._since:
             return False
         since = self._since.get(_digest(work.model, work.features))
@@ -288,7 +287,7 @@ def _digest(model: LoadedModel, features: ModelInput) -> bytes:
     return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
 
-#: How long there count as several callers after the caller changed.
+#: Seconds after the last change of caller during which there count as several callers.
 _SEVERAL_S = 60.0
 
 #: A sample is refused if it is predicted to take this many times the limit: predictions are rough,
@@ -300,12 +299,12 @@ _REFUSED_TIMES = 2.0
 class RequestQueue:
     """Queued samples by model and caller, from which device workers take batches.
 
-    Models have fair shares of device time, measured as their batches run, and so have the callers
-    of a model. ``forward_timeout_s`` (0: none) limits a forward pass: samples that timed out
-    before, or are predicted to, fail at once.
+    Models get fair shares of measured device time, and so do the callers of a model.
+    ``forward_timeout_s`` (0: none) limits a forward pass: samples that timed out before, or are
+    predicted to, fail at once.
     """
 
-    #: The token budget of a batch, for models whose own was not measured.
+    #: The token budget of a batch for models without a measured one.
     max_batch_tokens: int
     forward_timeout_s: float = 0.0
     now: Callable[[], float] = time.monotonic
@@ -315,11 +314,12 @@ class RequestQueue:
     _usage: dict[str, Usage] = field(default_factory=dict)
     _last_caller: Caller = INTERNAL
     _several_since: float = -_SEVERAL_S
+    _num_running: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: ServiceError | None = None
 
     def put(self, works: Iterable[QueuedSample]) -> None:
-        """Queue samples; once closed, each fails at once with the reason."""
+        """Queue samples; after `close`, each fails immediately with its reason."""
         works = list(works)
         refused: list[tuple[QueuedSample, ServiceError | SampleError]] = []
         with self._changed:
@@ -334,7 +334,7 @@ class RequestQueue:
             work.deliver(reason)
 
     def take(self, busy: Callable[[], Container[str]] = tuple) -> list[QueuedSample] | None:
-        """Wait for samples and take one batch of one model, in fair turns; None once closed.
+        """Wait for samples and take a batch of one model by fair queueing; None after `close`.
 
         Models that are ``busy`` are skipped.
         """
@@ -350,16 +350,17 @@ class RequestQueue:
                 self._changed.wait()
 
     def wake(self) -> None:
-        """Wake the workers that wait: other models are busy now."""
+        """Wake waiting workers, since the set of busy models has changed."""
         with self._changed:
             self._changed.notify_all()
 
     def record_batch(
         self, batch: Sequence[QueuedSample], num_computed: Sequence[int], seconds: float
     ) -> None:
-        """Charge callers and model the measured time of a batch in place of the predicted one."""
+        """Charge callers and model the measured time of a batch instead of the predicted one."""
         total = sum(num_computed)
         with self._changed:
+            self._num_running = max(self._num_running - 1, 0)
             usage = self._usage_of(batch[0].model.name)
             usage.measure(total, seconds)
             expected = 0.0
@@ -371,7 +372,7 @@ class RequestQueue:
             self._models.charge(batch[0].model.name, seconds - expected)
 
     def close(self, reason: ServiceError) -> None:
-        """Take no more samples; those that are queued fail with the reason."""
+        """Refuse further samples; queued ones fail with the reason."""
         with self._changed:
             self._closed = self._closed or reason
             left = [
@@ -386,12 +387,12 @@ class RequestQueue:
             work.deliver(reason)
 
     def num_waiting(self) -> int:
-        """Count the queued samples."""
+        """Return the number of queued samples."""
         with self._changed:
             return sum(len(works) for queues in self._queues.values() for works in queues.values())
 
     def num_callers(self) -> int:
-        """Count the callers with queued samples."""
+        """Return the number of callers with queued samples."""
         with self._changed:
             return len({caller for queues in self._queues.values() for caller in queues})
 
@@ -405,11 +406,20 @@ class RequestQueue:
         self._note_caller(work.caller)
 
     def _note_caller(self, caller: Caller) -> None:
-        """Update whether there are several callers, by one that sends or is served."""
+        """Update whether there are several callers, given one that sends or is served.
+
+        One that comes while nothing of another's is queued or running may be the same one over a
+        new connection.
+        """
         if caller not in (self._last_caller, INTERNAL):
-            if self._last_caller != INTERNAL:
+            if self._last_caller != INTERNAL and self._has_work_of_others(caller):
                 self._several_since = self.now()
             self._last_caller = caller
+
+    def _has_work_of_others(self, caller: Caller) -> bool:
+        return self._num_running > 0 or any(
+            other != caller for queues in self._queues.values() for other in queues
+        )
 
     def _refusal(self, work: QueuedSample) -> SampleError | None:
         if work in self.timed_out:
@@ -459,6 +469,7 @@ class RequestQueue:
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
             self._note_caller(work.caller)
+        self._num_running += 1
         self._remove(model, batch)
         usage.callers.evict_idle(self._queues.get(model, {}))
         return batch

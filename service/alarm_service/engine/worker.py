@@ -39,10 +39,10 @@ __all__ = ["DeviceWorker", "Watchdog"]
 
 
 class Watchdog:
-    """Calls ``on_late``, once and from a thread of its own, when a block takes too long.
+    """Watchdog: calls ``on_late`` once, from its own thread, if a block takes too long.
 
     One block runs at a time. The thread sleeps until the current block would be late, or until the
-    next one begins: it wakes about once in ``timeout_s``, however many blocks run.
+    next one begins: it wakes about once per ``timeout_s``, regardless of the number of blocks.
     """
 
     def __init__(self, timeout_s: float, on_late: Callable[[], None]) -> None:
@@ -59,7 +59,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Stop the thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -98,28 +98,28 @@ class Watchdog:
 
 _log = structlog.get_logger()
 
-#: Abandoned forward passes that may still run on a CPU: more would leave no time for others.
+#: Maximum number of abandoned forward passes still running on a CPU, since they use its time.
 _MAX_GIVEN_UP = 4
 
-#: How long a forward pass may run on a CPU before a second thread serves other models.
+#: Seconds that a forward pass may run on a CPU before a second thread serves other models.
 _RELIEF_S = 5.0
 
 
 @runtime_checkable
 class _HasPrefixCache(Protocol):
     def clear_prefix_cache(self) -> None:
-        """Free the keys and values of earlier batches."""
+        """Clear the prefix cache."""
 
 
 class DeviceWorker:
-    """Runs batches on one device, each model by its replica of that ``index``.
+    """Runs batches on one device, using the replica with that ``index`` of each model.
 
-    A batch that raises is split in halves and tried again, down to single samples; only a sample
-    that fails alone fails. A sample that ends the thread, or whose forward pass takes longer than
-    ``forward_timeout_s`` (0: no limit), fails for good; the others of its batch are run again, each
-    alone. On a CPU (``is_cpu``) the next thread takes over, since the one that
-    hangs cannot be ended. A GPU on which a pass hangs runs nothing else: all samples of its batch
-    fail, and ``on_lost`` says whether other devices go on.
+    A batch that raises is split in half and retried, down to single samples, so that a sample only
+    fails if it fails alone. A sample that kills the thread, or whose forward pass takes longer than
+    ``forward_timeout_s`` (0: no limit), is not retried; the rest of its batch is run again, one
+    sample at a time. On a CPU (``is_cpu``) a new thread takes over, since a hung thread cannot be
+    killed. A GPU on which a pass hangs is no longer used: all samples of its batch fail, and
+    ``on_lost`` returns whether other devices continue.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class DeviceWorker:
         self.life = life
         self.tracer = tracer
         self.forward_timeout_s = forward_timeout_s
-        #: A forward pass hangs, or the device itself failed: it runs nothing any more.
+        #: Whether the device is no longer used, after a hung forward pass or a device failure.
         self.is_lost = False
         self._has_failed = False
         self._is_cpu = is_cpu
@@ -154,7 +154,7 @@ class DeviceWorker:
         self._start_worker()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the threads to end once their queue is closed; not for those that hang."""
+        """Wait for the threads to finish after their queue is closed, except for hung ones."""
         with self._lock:
             self._is_closed = True
             workers = list(self._workers)
@@ -163,17 +163,17 @@ class DeviceWorker:
             worker.join(0.0 if worker.is_given_up else max(0.0, deadline - time.monotonic()))
 
     def is_running(self) -> bool:
-        """Whether a thread still runs; Python must not be finalized while one does."""
+        """Whether a thread is still running; Python must not be finalized meanwhile."""
         with self._lock:
             return any(worker.is_alive() for worker in self._workers)
 
     def num_given_up(self) -> int:
-        """Count the abandoned forward passes that still run."""
+        """Return the number of abandoned forward passes that are still running."""
         with self._lock:
             return sum(worker.is_given_up and worker.is_alive() for worker in self._workers)
 
     def busy_models(self) -> set[str]:
-        """Return the models of long forward passes, which other threads must not run meanwhile."""
+        """Return the models in long forward passes, which other threads must not run."""
         with self._lock:
             relieved = [worker for worker in self._workers if worker.is_relieved()]
         return {worker.model for worker in relieved}
@@ -184,9 +184,9 @@ class DeviceWorker:
             self._start_worker()
 
     def on_forward_timeout(self, worker: _Worker) -> None:
-        """Abandon a worker whose forward pass takes too long."""
+        """Abandon a worker whose forward pass timed out."""
         model, suspects, others = worker.give_up()
-        if not suspects:  # it ended just now
+        if not suspects:  # it has just finished
             self._start_worker()
             return
         message = (
@@ -200,7 +200,7 @@ class DeviceWorker:
         can_go_on = self._is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
         self._isolate(suspects, others, message, can_retry=can_go_on)
         if can_go_on:
-            _log.error("forward pass given up", model=model, num_samples=len(suspects))
+            _log.error("forward pass timed out", model=model, num_samples=len(suspects))
             self.life.degraded[worker] = message
             if not worker.was_relieved:
                 self._start_worker()
@@ -208,7 +208,7 @@ class DeviceWorker:
             self._fail_device(f"{message}: restart the server")
 
     def on_worker_died(self, worker: _Worker, death: BaseException) -> None:
-        """Start another worker after one died; a device that failed itself is lost."""
+        """Start another worker after one died; if the device failed, it is lost."""
         model, suspects, others = worker.give_up()
         message = f"the thread that owns the device died: {death!r}"
         self._has_failed = isinstance(death, torch.AcceleratorError)
@@ -222,7 +222,7 @@ class DeviceWorker:
             self._fail_device(message)
 
     def on_worker_returned(self, worker: _Worker) -> None:
-        """Note that an abandoned worker has returned after all."""
+        """Handle an abandoned worker that has returned after all."""
         self.life.degraded.pop(worker, None)
         if self.is_lost and not self._has_failed and self.life.device_error is None:
             self.is_lost = False
@@ -246,7 +246,7 @@ class DeviceWorker:
         *,
         can_retry: bool,
     ) -> None:
-        """Fail the sample that caused it, if that is known; run the others of its batch alone."""
+        """Fail the sample that caused it, if known; run the rest of its batch one by one."""
         again = list(others)
         if len(suspects) > 1 and can_retry:
             again += [replace(work, cost=BatchLayout.SINGLE, charged=0.0) for work in suspects]
@@ -262,7 +262,7 @@ class DeviceWorker:
         self.queue.put(again)
 
     def _fail_device(self, message: str) -> None:
-        """Serve with the other devices, or fail all requests where there is none."""
+        """Continue with the other devices, or fail all requests if there is none."""
         self.is_lost = True
         if self._on_lost():
             _log.error("device lost", error=message)
@@ -277,7 +277,7 @@ class DeviceWorker:
         self.queue.record_batch(works, [work.features.num_cost_tokens for work in works], seconds)
 
     def _clear_prefix_cache(self, work: QueuedSample) -> None:
-        """Start with a new prefix cache: the abandoned pass may still insert into the old one."""
+        """Replace the prefix cache: the abandoned pass may still insert into the old one."""
         model = work.model.replica(self.index)
         if isinstance(model, _HasPrefixCache):
             model.clear_prefix_cache()
@@ -285,14 +285,14 @@ class DeviceWorker:
 
 @dataclass(eq=False)
 class _Part:
-    """The samples in a forward pass now, and the parts of its batch that are yet to run."""
+    """The samples of the running forward pass, and the parts of its batch still to run."""
 
     running: list[QueuedSample]
     pending: list[list[QueuedSample]]
 
 
 class _Worker:
-    """One thread that takes batches, until its queue is closed or it is abandoned."""
+    """A thread that runs batches until its queue is closed or it is abandoned."""
 
     def __init__(self, device: DeviceWorker) -> None:
         self._device = device
@@ -311,7 +311,7 @@ class _Worker:
 
     @property
     def ident(self) -> int:
-        """The thread's identity."""
+        """The thread's identifier."""
         return self._thread.ident or 0
 
     def start(self) -> None:
@@ -321,35 +321,35 @@ class _Worker:
             watchdog.start()
 
     def is_alive(self) -> bool:
-        """Say whether the thread runs."""
+        """Return whether the thread is running."""
         return self._thread.is_alive()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the thread to end."""
+        """Wait for the thread to finish."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         for watchdog in self._watchdogs:
             watchdog.close()
 
     def retire(self) -> bool:
-        """Take no batch after this one; return whether one still runs."""
+        """Take no further batch; return whether one is still running."""
         with self._lock:
             self.was_relieved = bool(self._part.running) and not self.is_given_up
             return self.was_relieved
 
     def is_relieved(self) -> bool:
-        """Whether it runs its last batch, whose outcome still counts."""
+        """Whether it is running its last batch, whose outcome is still delivered."""
         with self._lock:
             return self.was_relieved and not self.is_given_up and bool(self._part.running)
 
     @property
     def model(self) -> str:
-        """The model whose batch it runs; none between batches."""
+        """The model of the running batch; None between batches."""
         running = self._part.running
         return running[0].model.name if running else ""
 
     def give_up(self) -> tuple[str, list[QueuedSample], list[QueuedSample]]:
-        """Discard what runs; return its model, the samples of this pass, and those yet to run."""
+        """Abandon the running pass; return its model, its samples, and those still to run."""
         with self._lock:
             self.is_given_up = True
             part, self._part = self._part, _Part([], [])
@@ -369,8 +369,8 @@ class _Worker:
                     break
                 with device.metrics.on_device():
                     self._run_batch(batch)
-                del batch  # so that it keeps no model from being released
-        except BaseException as death:  # requests must not hang, whatever ends this thread
+                del batch  # so that models can be released
+        except BaseException as death:  # requests must not hang, whatever kills this thread
             if not self.is_given_up:
                 device.on_worker_died(self, death)
         finally:
@@ -399,8 +399,8 @@ class _Worker:
             try:
                 outcomes, others = self._scored(name, model, part)
             except torch.AcceleratorError:
-                raise  # the device is lost: nothing could run after it
-            except Exception as error:  # a model may raise anything; other batches go on
+                raise  # the device is lost
+            except Exception as error:  # a model may raise anything; other batches continue
                 if self.is_given_up:
                     return
                 _release_failed_batch(error)
@@ -412,7 +412,7 @@ class _Worker:
                     middle = len(part) // 2
                     pending += [part[middle:], part[:middle]]
                     continue
-                if part[0].companions:  # it may be another model's head that failed
+                if part[0].companions:  # the head of another model may have failed
                     pending.append([replace(part[0], companions=())])
                     continue
                 if part[0].features.further_sequences and not part[0].runs_apart:
@@ -444,7 +444,7 @@ class _Worker:
     ) -> tuple[Sequence[Outcome], Sequence[tuple[Companion, Score | SampleError]]]:
         """Run samples; return the model's outcomes, and those of other models that share the pass.
 
-        The pass counts as the model's alone: its tokens were computed once.
+        Metrics count the pass for this model only, since its tokens were computed once.
         """
         with ExitStack() as watching:
             watching.enter_context(self._device.metrics.forwarding(name))

@@ -58,18 +58,18 @@ def key_of(url: str, body: object) -> str:
     return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()[:32]
 
 
-#: What every line of a cache begins with.
+#: The start of every line of a cache.
 _ANSWER_START = b'{"key":"'
 
 
-def _may_be_torn(line: bytes) -> bool:
+def _may_be_incomplete(line: bytes) -> bool:
     return line.startswith(_ANSWER_START[: len(line)])
 
 
 class AnswerCache:
-    """A file of answers, one per line; an incomplete line of a killed run is ignored.
+    """A file of answers, one per line; incomplete lines of killed runs are ignored.
 
-    Raises `StudyError` for a file of anything else, which answers must not be added to.
+    Raises `StudyError` for any other file, so that answers are never appended to it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,10 +82,10 @@ class AnswerCache:
                 try:
                     answer = Answer.model_validate_json(line)
                 except ValidationError as error:
-                    if not _may_be_torn(line):
+                    if not _may_be_incomplete(line):
                         raise StudyError(
-                            f"{file}, line {number} is no judge's answer: --cache wants a new file "
-                            "or an earlier run's cache, and this one is left as it is"
+                            f"{file}, line {number} is not a judge's answer: --cache must be a new "
+                            "file or the cache of an earlier run; this file was not changed"
                         ) from error
                     continue
                 self._answers[answer.key] = answer
@@ -191,8 +191,8 @@ def _choice(found: re.Match[str]) -> Choice | None:
 def outcome_of(forward: Choice | None, backward: Choice | None) -> float:
     """Return 1 if the first wins, -1 if the second wins, 0 for a tie, NaN if a verdict is missing.
 
-    ``forward`` was asked with the first as A, ``backward`` with the second as A. Only a verdict
-    that both orders confirm is a win; a judge that follows the order gives no information.
+    ``forward`` is the verdict with the first as A, ``backward`` with the second as A. Only a
+    verdict confirmed in both orders is a win; a verdict that follows the order is a tie.
     """
     if forward is None or backward is None:
         return math.nan

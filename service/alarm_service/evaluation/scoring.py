@@ -157,10 +157,10 @@ def require_url(url: str, flag: str) -> str:
         raise StudyError(f"{flag}: {error}") from error
 
 
-_PATIENCE_S = 600
+_TIMEOUT_S = 600
 
 
-#: Outcomes by model, one a sample.
+#: Outcomes by model, one per sample.
 Outcomes = Mapping[str, Sequence[Score | SampleError]]
 
 
@@ -184,7 +184,7 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
     base = require_url(url, "--url")
     api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
     key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
-    peer = Peer(base, key, timeout_s=_PATIENCE_S, num_connections=1)
+    peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=1)
     try:
         yield RemoteScorer(peer, base, recipe)
     finally:

@@ -19,14 +19,14 @@ from alarm_service.errors import shortened
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
-if TYPE_CHECKING:  # a type of Python 3.12, which checkers know
+if TYPE_CHECKING:  # a type of Python 3.12, which type checkers know
     from _typeshed import ReadableBuffer
 
 __all__ = ["capture_uncaught", "configure_logs", "log_stream", "set_up_logs"]
 
 _log = structlog.get_logger()
 
-#: The characters of one value that are written, and of a traceback.
+#: Maximum characters of a logged value, and of a traceback.
 _MAX_VALUE = 2_000
 _MAX_TRACEBACK = 20_000
 
@@ -39,7 +39,7 @@ def set_up_logs(level: str, stream: TextIO | None = None) -> None:
     # Its loading reports and length warnings: we check both ourselves.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("transformers", "huggingface_hub"):  # they write lines of their own
+    for name in ("transformers", "huggingface_hub"):  # they write their own lines
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
@@ -85,7 +85,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
 
 
 def capture_uncaught() -> None:
-    """Log what Python would print: warnings and uncaught exceptions."""
+    """Log warnings and uncaught exceptions, which Python would print."""
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
@@ -105,11 +105,11 @@ def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
     name = args.thread.name if args.thread is not None else None
     error = args.exc_value or args.exc_type()
-    _log.error("a thread failed", thread=name, exc_info=error)
+    _log.error("uncaught exception in a thread", thread=name, exc_info=error)
 
 
 def _unraisable(args: UnraisableHookArgs) -> None:
-    _log.error("an exception was ignored", where=repr(args.object), exc_info=args.exc_value)
+    _log.error("unraisable exception", where=repr(args.object), exc_info=args.exc_value)
 
 
 def _process_failed(
@@ -118,7 +118,7 @@ def _process_failed(
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
         return
-    _log.critical("the process failed", exc_info=error)
+    _log.critical("uncaught exception", exc_info=error)
 
 
 #: A writable pipe accepts as many bytes without blocking (PIPE_BUF on Linux).
@@ -162,7 +162,7 @@ class _Lossy(io.RawIOBase):
         return len(data)
 
     def _is_taken(self, lines: bytes) -> bool:
-        # A line that was cut short is ended first, so that the next one starts on its own.
+        # A truncated line is terminated first, so that the next one starts on a new line.
         data = (b"\n" if self._is_cut else b"") + lines
         num_written = 0
         try:

@@ -21,10 +21,10 @@ __all__ = [
 
 
 class RunningCorrelation:
-    """Pearson's correlation of pairs, of which the older count less.
+    """Pearson's correlation with exponentially decaying weights.
 
     A pair's weight halves every ``half_life`` pairs. The mean and the sums of squares are updated
-    as West (1979) does for weighted data, so that nothing is lost to large means.
+    as in West (1979) for weighted data, which is numerically stable for large means.
     """
 
     def __init__(self, half_life: float, min_pairs: int) -> None:
@@ -49,12 +49,12 @@ class RunningCorrelation:
 
     @property
     def mean_x(self) -> float:
-        """The mean of the pairs' first sides, with the same weights; 0 of none."""
+        """The weighted mean of the pairs' first values; 0 without pairs."""
         return self._mean_x
 
     @property
     def value(self) -> float:
-        """The correlation in [-1, 1]; NaN for too few pairs, or where one side never changes."""
+        """The correlation in [-1, 1]; NaN for too few pairs, or if one side is constant."""
         scale = math.sqrt(self._xx) * math.sqrt(self._yy)
         if self._num_pairs < self._min_pairs or scale == 0:
             return math.nan
@@ -122,7 +122,7 @@ _CHARACTERS = (0, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600)
 #: Running correlations cover a few thousand samples: one or a few training steps.
 _HALF_LIFE, _MIN_PAIRS = 2048, 32
 
-#: Shaped values outside of these bounds hardly change with the model's score.
+#: Bounds outside of which the shaping is saturated.
 _LOW, _HIGH = 0.05, 0.95
 
 
@@ -155,7 +155,7 @@ class RewardMetrics:
             "admitted",
         )
         self._truncated = counter(
-            "alarm_truncated_rewards", "Rewarded samples that a model read only in part."
+            "alarm_truncated_rewards", "Rewarded samples that were truncated for a model."
         )
         self._errors = counter(
             "alarm_reward_errors", "Samples without a reward, by error code.", "code"

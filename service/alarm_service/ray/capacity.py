@@ -43,8 +43,8 @@ def used_by_others(
 ) -> str | None:
     """Return a sentence if others use the resources that replicas need; None if not.
 
-    ``total`` and ``free`` are the cluster's resources. Usage beyond what all the replicas
-    require is others'.
+    ``total`` and ``free`` are the cluster's resources. Usage beyond the requirements of the
+    replicas is attributed to others.
     """
     for name, part in ((_CPU, share.num_cpus), (_GPU, share.num_gpus)):
         used = total.get(name, 0) - free.get(name, 0)

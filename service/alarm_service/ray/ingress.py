@@ -24,8 +24,8 @@ __all__ = ["Ingress", "build"]
 class Ingress:
     """Ray Serve deployment whose replicas each run the application.
 
-    A replica takes requests once every model is warmed up; in a rolling update the old ones serve
-    until then. Settings that are not given come from the replica's environment, as keys should.
+    A replica takes requests once every model is warmed up; in a rolling update the old replicas
+    serve until then. Unset settings, such as keys, are read from the replica's environment.
     """
 
     def __init__(self, options: Mapping[str, Any], revision: str) -> None:

@@ -58,8 +58,8 @@ _PAUSE_S = 0.1
 
 
 async def call_cancellable(method: Any, *arguments: Any, **fields: Any) -> Any:
-    """Await a handle's method; cancel it on the replica too where this is cancelled."""
-    # In a context of its own: inside a Serve ingress all calls of a request would share an id.
+    """Await a handle's method; cancellation is propagated to the replica."""
+    # In a separate context, since inside a Serve ingress all calls of a request share an id.
     response = Context().run(method.remote, *arguments, **fields)
     try:
         return await response
@@ -100,15 +100,15 @@ async def call_with_retries(
 
 
 class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that we could check
-    """Sends a slot's calls to the replica that `choose_replica` chooses by the tokens under way.
+    """Routes a slot's calls to the replica that `choose_replica` selects by tokens in flight.
 
-    A choice counts for the next one from when it is made, so that calls of one request spread out.
-    Where the chosen replica cannot take a call, the others follow in the slot's order.
+    A selection immediately counts as load, so that the calls of one request are spread out. If the
+    selected replica cannot take a call, the others are tried in the slot's order.
     """
 
     def initialize_state(self, **_: Any) -> None:
-        """Begin with no calls under way."""
-        #: By Serve's id of a call: the replica that has it, and its tokens.
+        """Start with no calls in flight."""
+        #: The replica and the tokens of each call, by Serve's call id.
         self._under_way: dict[str, tuple[ReplicaID, int]] = {}
 
     async def choose_replicas(
@@ -116,12 +116,12 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Rank the replicas for a call; those of a call without a slot are all alike."""
+        """Rank the replicas for a call; without a slot all are equal."""
         if pending_request is None or "slot" not in pending_request.kwargs:
-            return [candidate_replicas]  # a call that is about the model: any replica answers it
+            return [candidate_replicas]  # a call about the model, which any replica can answer
         fields = pending_request.kwargs
         call_id = pending_request.metadata.internal_request_id
-        self._under_way.pop(call_id, None)  # chosen again, since no replica could take it
+        self._under_way.pop(call_id, None)  # routed again, since no replica could take it
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         loads = dict.fromkeys(replicas, 0)
         for replica_id, num_tokens in self._under_way.values():
@@ -137,13 +137,13 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """Note the replica that took a call, which may be another than the chosen one."""
+        """Record the replica that took a call, which may differ from the selected one."""
         call_id = pending_request.metadata.internal_request_id
         if call_id in self._under_way:
             self._under_way[call_id] = (replica_id, self._under_way[call_id][1])
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Forget a call that has ended, or that its replica refused."""
+        """Remove a call that has ended or was rejected by its replica."""
         if self._under_way.get(internal_request_id, (None, 0))[0] == replica_id:
             del self._under_way[internal_request_id]
 
@@ -152,21 +152,21 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
             self._under_way.pop(call_id, None)
 
 
-#: What a replica is sent in one call: some batches of work.
+#: Maximum tokens sent to a replica in one call: a few batches of work.
 _CHUNK_TOKENS = 16384
 
-#: Asking costs Serve a good part of a second on a busy machine.
+#: Seconds between status queries, which take Serve much of a second on a busy machine.
 _POLL_S = 1.0
 
 #: How long Serve may take to start the requested replicas before capacity is checked.
 _SETTLED_S = 3
 
-#: How often to log what a deployment that is not running waits for.
-_PATIENCE_S = 30
+#: Seconds between logs of what a pending deployment is waiting for.
+_LOG_INTERVAL_S = 30
 
 
 class RayModel(HostModel):
-    """Scores on replicas; what they are is known once `open` is through."""
+    """Scores on replicas, whose properties are known once `open` has returned."""
 
     def __init__(self, plan: DeploymentConfig, lease: DeploymentLease) -> None:
         super().__init__(fingerprint="")
@@ -179,7 +179,7 @@ class RayModel(HostModel):
     async def open(self) -> None:
         """Wait until the deployment has all its replicas; raise `CheckpointError`.
 
-        `NoRoomError` where the cluster has no capacity for them: opening is retried then.
+        Raises `NoRoomError` if the cluster has no capacity for them; opening is then retried.
         """
         await self._until_running()
         handle = await asyncio.to_thread(serve.get_app_handle, self._plan.name)
@@ -190,13 +190,13 @@ class RayModel(HostModel):
         self._method = handle.score
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
-        """Score samples of this process's own."""
+        """Score samples on behalf of this process."""
         return await self.score_for(INTERNAL, samples)
 
     async def score_for(
         self, caller: Caller, samples: Sequence[Sample]
     ) -> list[Score | SampleError]:
-        """Score samples, those of one prompt on one replica; raise `Broken` where none answers."""
+        """Score samples, each prompt on one replica; raise `Broken` if no replica answers."""
         cut = chunks(samples, _CHUNK_TOKENS)
         outcomes: list[Score | SampleError | None] = [None] * len(samples)
 
@@ -240,15 +240,17 @@ class RayModel(HostModel):
             now = time.monotonic()
             if now - began > _SETTLED_S:
                 await self._require_room(status)
-            if now - logged > _PATIENCE_S:
-                if state is None:  # the process that was to make it has ended
-                    raise CheckpointError(f"deployment {self._plan.name} was not made: start again")
-                _log.warning("deployment waits", name=self._plan.name, messages=messages)
+            if now - logged > _LOG_INTERVAL_S:
+                if state is None:  # the process that was to create it has ended
+                    raise CheckpointError(
+                        f"deployment {self._plan.name} was not created: restart this server"
+                    )
+                _log.warning("waiting for a deployment", name=self._plan.name, messages=messages)
                 logged = now
             await asyncio.sleep(_POLL_S)
 
     async def _require_room(self, status: Any) -> None:
-        """Raise `NoRoomError` where replicas wait for resources that will not be released."""
+        """Raise `NoRoomError` if replicas wait for resources that will not be released."""
         wanted, share = _demand(status), self._plan.share
         nodes, free = await asyncio.to_thread(_resources)
         problem = shortage(wanted, share, nodes)
@@ -266,7 +268,7 @@ def _resources() -> tuple[list[Mapping[str, float]], Mapping[str, float]]:
 
 
 def _demand(status: Any) -> Demand:
-    """Count the replicas of models, of whatever revision, that run or are to run."""
+    """Count the running and requested replicas of models of all revisions."""
     deployments = [
         deployment
         for name, application in status.applications.items()
@@ -285,9 +287,9 @@ def _demand(status: Any) -> Demand:
 class RayModelLoader:
     """Deploys each model that needs a device; checks and remote models stay in this process.
 
-    Requires `connect`. Each load makes new deployments: models are changed by loading, swapping and
-    then closing the old ones. ``revision`` names the first load's deployments, which
-    ingresses of one revision share.
+    Requires `connect`. Each load creates new deployments: models are changed by loading and
+    swapping in new ones, then closing the old ones. ``revision`` names the first load's
+    deployments, which ingresses of one revision share.
     """
 
     def __init__(
@@ -319,10 +321,10 @@ class RayModelLoader:
 
 
 def connect(settings: Settings, http_options: Mapping[str, Any] | None = None) -> None:
-    """Join the cluster of ``ray_address``, or start one of this machine's own.
+    """Join the cluster at ``ray_address``, or start a local one.
 
-    Without ``http_options`` no proxy is started: requests come through this process. A cluster
-    where Serve runs keeps its proxies as they are.
+    Without ``http_options`` no proxy is started: requests come through this process. If Serve is
+    already running on the cluster, its proxies are not changed.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -36,7 +36,7 @@ __all__ = [
 #: Prefix of the names of all models' applications.
 PREFIX = "alarm-"
 
-#: The ingress does admission control: a replica takes whatever was admitted there.
+#: Admission control is done by the ingress: a replica accepts whatever was admitted there.
 _NO_LIMIT = 1 << 60
 
 
@@ -135,7 +135,7 @@ class ReplicaScores:
 
 
 class ModelReplica:
-    """Scores samples with one model, by an engine of its own."""
+    """Scores samples with one model and its own engine."""
 
     async def __init__(self, plan: DeploymentConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         disable_malloc_trim()
@@ -187,7 +187,7 @@ class ModelReplica:
 #: A replica has its own queue and batching: Serve should send it every request.
 _MAX_ONGOING = 4096
 
-#: A first start may fetch tens of gigabytes; a replica that fails this often will not start.
+#: A first start may download tens of gigabytes; after this many failures a replica is given up.
 _MAX_STARTS = 3
 
 

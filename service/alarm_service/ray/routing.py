@@ -44,7 +44,7 @@ def rendezvous_order(slot: int, replicas: frozenset[str]) -> Sequence[str]:
 def choose_replica(
     slot: int, num_tokens: int, loads: Mapping[str, int], num_passed: int = 0
 ) -> str:
-    """Choose the replica for a slot's work; ``loads`` are the tokens that each has under way.
+    """Choose the replica for a slot's work; ``loads`` are the tokens in flight at each.
 
     The first of its ranking that stays within the bound of consistent hashing with bounded loads
     (Mirrokni, Thorup and Zadimoghaddam, 2018). ``num_passed`` replicas have failed this work and
@@ -59,14 +59,14 @@ def choose_replica(
     return next(fitting, min(order, key=lambda name: loads[name]))
 
 
-#: Prompts are spread over so many slots, and slots over replicas: a request is at most so many
-#: calls and some, and a slot is small enough to be moved.
+#: Number of slots over which prompts are distributed, and which are distributed over replicas: it
+#: bounds the calls of a request, and a slot is small enough to be moved.
 NUM_SLOTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Samples of one slot, by their places in the request; ``num_tokens`` is an estimate."""
+    """Samples of one slot, as indices in the request; ``num_tokens`` is an estimate."""
 
     slot: int
     indices: Sequence[int]
@@ -74,13 +74,13 @@ class Chunk:
 
 
 def slot_of(sample: Sample) -> int:
-    """Return the slot of a sample's prompt: the same in every process and every request."""
+    """Return the slot of a sample's prompt, which is stable across processes and requests."""
     digest = hashlib.blake2b(sample.prompt_text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big") % NUM_SLOTS
 
 
 def chunks(samples: Sequence[Sample], max_tokens: int) -> list[Chunk]:
-    """Cut samples by slot, and a slot's samples where they have more than ``max_tokens``.
+    """Split samples by slot, and the samples of a slot into chunks of at most ``max_tokens``.
 
     Samples of one prompt are adjacent, in their order.
     """
@@ -130,6 +130,6 @@ class ByQueuedTokens:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """Decide by the mean of what each replica reported over the look-back period."""
         reported = (context.aggregated_metrics or {}).get(QUEUED_TOKENS, {})
-        if not reported:  # nothing is known yet of replicas that have just started
+        if not reported:  # replicas that have just started have not reported yet
             return context.target_num_replicas, {}
         return desired_replicas(reported.values(), self._tokens_per_replica), {}

@@ -48,9 +48,9 @@ class AttentionBackend(Protocol):
     ) -> torch.Tensor:
         """Attend from the row's tokens to the batch's keys, each within its sample.
 
-        ``query`` is ``[1, heads, tokens, dim]``, ``key`` and ``value`` ``[1, heads, keys, dim]`` of
-        as many heads or fewer; returns ``[1, tokens, heads, dim]``. Raises `ValueError` for what
-        the backend cannot do.
+        ``query`` is ``[1, heads, tokens, dim]``, ``key`` and ``value`` are ``[1, heads, keys,
+        dim]`` with the same number of heads or fewer; returns ``[1, tokens, heads, dim]``. Raises
+        `ValueError` for unsupported parameters.
         """
 
 
@@ -197,10 +197,10 @@ def attend_reads(
     causal: bool,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend for the running batch's reads alone, over the keys of their samples' tokens.
+    """Attend from the running batch's reads alone to the keys of their samples.
 
     ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` counts
-    the tokens that a token sees on a side, itself among them.
+    the tokens visible on each side, including the token itself.
     """
     context = get_forward_context()
     key, value = context.with_cached_kv(module, key, value)

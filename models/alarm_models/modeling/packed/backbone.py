@@ -26,12 +26,12 @@ __all__ = ["PackedBackbone"]
 class PackedBackbone:
     """Runs a transformer without its head on packed batches.
 
-    ``share`` prefixes is right for causal models alone. Samples longer than a model's sliding
-    window do not share: their last tokens no longer attend to the prefix. ``is_pruned`` says
-    that the model's last layer gives only the states that are read. With ``prefix_cache_bytes``,
-    prefixes that earlier batches computed are not computed again. Samples that ``lengths`` keeps
-    apart have batches of their own, and share nothing, cached or not. ``max_positions`` is how many
-    tokens a sample may have.
+    ``share`` enables prefix sharing, which is valid for causal models only. Samples longer than a
+    model's sliding window do not share prefixes, because their last tokens no longer attend to
+    them. ``is_pruned`` is true if the model's last layer returns only the states that are read.
+    With ``prefix_cache_bytes``, prefixes of earlier batches are reused. Samples in different
+    classes of ``lengths`` run in separate batches and share no prefix, cached or not.
+    ``max_positions`` is the maximum number of tokens of a sample.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PackedBackbone:
 
     @property
     def has_prefix_cache(self) -> bool:
-        """Whether keys and values are kept for later batches."""
+        """Whether keys and values are cached for later batches."""
         return bool(self._prefix_caches)
 
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
@@ -80,11 +80,11 @@ class PackedBackbone:
         return ReadStates(torch.cat(rows), num_computed)
 
     def clear_prefix_cache(self) -> None:
-        """Free the keys and values of earlier batches; one that still runs adds nothing."""
+        """Clear the prefix cache; a batch that is still running adds nothing to it."""
         self._prefix_caches.clear()
 
     def _run(self, batch: Sequence[ModelInput]) -> tuple[torch.Tensor, PackedBatch]:
-        """Run samples of one class of lengths in one row."""
+        """Run samples of one length class in one row."""
         cache = self._prefix_caches.select(batch) if self._fits_window(batch) else None
         packed = self._pack(batch, cache)
         spans = [(index, span) for index, one in enumerate(batch) for span in one.read_positions]

@@ -1,4 +1,4 @@
-"""The packed batch: samples in one row as a prefix tree, how it is built, and the forward context.
+"""The packed batch, samples in one row as a prefix tree, and the forward context.
 
 Also known as sequence packing or ragged batching: no padding, prefill of a shared prefix once.
 """
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class PrefixNode(NamedTuple):
-    """A node of the prefix tree: where its keys are among the batch's, and its tokens in the row.
+    """A node of the prefix tree: the spans of its keys in the batch and of its tokens in the row.
 
     ``row`` is empty for tokens that are cached. The row's tokens from ``row.end`` up to
     ``subtree_end`` are its descendants': they attend to all of its keys.
@@ -51,10 +51,10 @@ class PrefixNode(NamedTuple):
 class PackedBatch:
     """Samples in one row, as the nodes of a prefix tree in depth-first order.
 
-    ``ids`` and ``positions`` (a token's place in its sample) are those of the row's tokens. Keys
-    are the row's, and between them, in the order of the nodes, the ``cached`` ones. ``key_spans``
-    has for each sample the spans of the keys that make it up, in order; ``num_computed`` how many
-    tokens of the row it is the first to have.
+    ``ids`` and ``positions`` (the index of a token in its sample) describe the row's tokens. The
+    keys are those of the row with the ``cached`` ones in between, in node order. ``key_spans`` has
+    for each sample the spans of its keys, in order; ``num_computed`` the number of row tokens that
+    no earlier sample has.
     """
 
     ids: list[int | tuple[int, int]]
@@ -80,9 +80,9 @@ class PackedBatch:
         return any(node.subtree_end > node.row.end for node in self.nodes)
 
     def is_cut_by(self, window: int) -> bool:
-        """Say whether a sliding window keeps tokens from seeing all of their samples.
+        """Return whether a sliding window is shorter than some sample.
 
-        Raises `ValueError` where samples share a prefix that some of them no longer see.
+        Raises `ValueError` if samples share a prefix that is partly outside the window.
         """
         if self.longest <= window:
             return False
@@ -91,16 +91,16 @@ class PackedBatch:
         return True
 
     def length(self, sample: int) -> int:
-        """Return how many tokens a sample has."""
+        """Return the number of tokens of a sample."""
         return sum(end - start for start, end in self.key_spans[sample])
 
     def keys(self, sample: int, tokens: Span) -> list[int]:
-        """Return where the keys of a sample's tokens are."""
+        """Return the indices of a sample's keys."""
         spans = spans_within(self.key_spans[sample], tokens)
         return [place for span in spans for place in range(*span)]
 
     def positions_in_batch(self, sample: int, tokens: Span) -> list[int]:
-        """Return where in the row a sample's tokens are; none of them may be cached."""
+        """Return the row indices of a sample's tokens, none of which may be cached."""
         keys = self.keys(sample, tokens)
         if not self.cached:
             return keys
@@ -125,10 +125,10 @@ def pack(
 ) -> PackedBatch:
     """Pack samples of token ids into one row.
 
-    Identical samples are packed once. With ``share``, a prefix that samples have in common is
-    packed once, on any number of levels; that is right for causal models alone. What
-    ``prefix_cache`` has of a prefix is not packed at all, up to each sample's first read: what is
-    read has to run. Samples of different ``owners`` share nothing, be they identical.
+    Identical samples are packed once. With ``share``, common prefixes are packed once, on any
+    number of levels; this is valid for causal models only. Prefixes in ``prefix_cache`` are not
+    packed, except from a sample's first read position on, which must be computed. Samples of
+    different ``owners`` share nothing, even if identical.
     """
     owners = owners or [""] * len(samples)
     builder = _PrefixTreeBuilder(samples, first_reads or [0] * len(samples), owners)
@@ -158,7 +158,7 @@ class _PrefixTreeBuilder:
     def add_children(
         self, order: Sequence[int], depth: int, path: tuple[Span, ...], cache: PrefixCache | None
     ) -> None:
-        """Add samples, sorted, whose first ``depth`` ids have their keys at ``path``."""
+        """Add sorted samples whose first ``depth`` ids have their keys at ``path``."""
         for group in self._groups(order, depth):
             first, last = self._samples[group[0]], self._samples[group[-1]]
             self.add_node(group, depth, common_prefix_length(first, last, depth), path, cache)
@@ -171,9 +171,9 @@ class _PrefixTreeBuilder:
         path: tuple[Span, ...],
         cache: PrefixCache | None,
     ) -> None:
-        """Add ids ``[depth, end)`` that a group shares, then what follows them.
+        """Add the shared ids ``[depth, end)`` of a group, then its children.
 
-        ``cache`` is given while all before ``depth`` is cached.
+        ``cache`` is set while everything before ``depth`` is cached.
         """
         hit = self._lookup(group, depth, end, cache)
         if hit is None:
@@ -181,8 +181,8 @@ class _PrefixTreeBuilder:
             return
         keys = self._next_keys(len(hit))
         self.batch.cached.append((keys, hit))
-        here = Span(len(self.batch.ids), len(self.batch.ids))
-        index = self._open(PrefixNode(keys, here, here.end))
+        row = Span(len(self.batch.ids), len(self.batch.ids))
+        index = self._open(PrefixNode(keys, row, row.end))
         depth += len(hit)
         if depth < end:
             self._append_node(group, depth, end, (*path, keys))
@@ -254,10 +254,10 @@ _context: ContextVar[ForwardContext] = ContextVar("forward_context")
 
 @dataclass(frozen=True, slots=True)
 class ForwardContext:
-    """What a forward pass runs over: a packed batch, and its tokens that are read.
+    """The input of a forward pass: a packed batch and its read positions.
 
-    ``reads`` has each read's sample and its place in that sample; ``read_places`` its place in the
-    row. ``kv`` splices cached keys and values in, and keeps them, where there is a prefix cache.
+    ``reads`` has the sample and the position in it of each read; ``read_places`` the index in the
+    row. ``kv`` inserts cached keys and values and stores new ones, if there is a prefix cache.
     """
 
     batch: PackedBatch
@@ -266,17 +266,17 @@ class ForwardContext:
     kv: BatchKV | None = None
     _derived: dict[object, Any] = field(default_factory=dict)
 
-    def derived(self, make: Callable[[PackedBatch, *_Ts], _T], *given: *_Ts) -> _T:
-        """Return what a function makes of the batch and more, made once for all layers."""
-        if (make, given) not in self._derived:
-            self._derived[make, given] = make(self.batch, *given)
-        made: _T = self._derived[make, given]
-        return made
+    def derived(self, make: Callable[[PackedBatch, *_Ts], _T], *arguments: *_Ts) -> _T:
+        """Return a value derived from the batch and arguments, computed once for all layers."""
+        if (make, arguments) not in self._derived:
+            self._derived[make, arguments] = make(self.batch, *arguments)
+        value: _T = self._derived[make, arguments]
+        return value
 
     def with_cached_kv(
         self, module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splice cached ones into a layer's keys and values, ``[1, heads, tokens, dim]``.
+        """Insert the cached ones into a layer's keys and values, ``[1, heads, tokens, dim]``.
 
         Returns ``[1, heads, keys, dim]`` each.
         """
@@ -287,7 +287,7 @@ class ForwardContext:
 
 @contextmanager
 def forward_context(context: ForwardContext) -> Iterator[None]:
-    """Say what the forward pass in this block runs over."""
+    """Set the context of the forward pass in this block."""
     token = _context.set(context)
     try:
         yield
@@ -296,5 +296,5 @@ def forward_context(context: ForwardContext) -> Iterator[None]:
 
 
 def get_forward_context() -> ForwardContext:
-    """Return what the forward pass that is running runs over."""
+    """Return the context of the running forward pass."""
     return _context.get()

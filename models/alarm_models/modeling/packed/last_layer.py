@@ -12,7 +12,7 @@ from alarm_models.modeling.packed.batch import get_forward_context
 
 __all__ = ["LastLayerAtReads", "prune_last_layer", "restore_last_layer"]
 
-#: Decoders whose layers are built as Llama's, and encoders whose layers are built as BERT's.
+#: Decoders with Llama's layer structure, and encoders with BERT's.
 _LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3"}
 _LIKE_BERT = {"bert", "roberta", "xlm-roberta", "camembert"}
 
@@ -20,7 +20,8 @@ _LIKE_BERT = {"bert", "roberta", "xlm-roberta", "camembert"}
 class LastLayerAtReads(torch.nn.Module):
     """Replaces a last layer: all tokens in, ``[1, reads, hidden]`` out.
 
-    Keys and values are needed of every token; queries and the rest of the layer only of the reads.
+    Keys and values are computed for every token, queries and the rest of the layer only for the
+    reads.
     """
 
     def __init__(self, layer: torch.nn.Module) -> None:
@@ -55,7 +56,8 @@ class _LlamaLastLayer(LastLayerAtReads):
             value,
             scale=attention.scaling,
             causal=True,
-            # Its own where layers differ: None there is no window, whatever the configuration says.
+            # Models whose layers differ set it per layer; None means no window despite the
+            # configuration.
             window=getattr(
                 attention, "sliding_window", getattr(attention.config, "sliding_window", None)
             ),
@@ -92,7 +94,7 @@ class _BertLastLayer(LastLayerAtReads):
 
 
 def prune_last_layer(model: PreTrainedModel) -> bool:
-    """Have a model compute its last layer at the reads alone, if its type is known; say whether."""
+    """Compute the last layer only at the reads if the model type is known; return whether."""
     kind = model.config.get_text_config().model_type
     kinds = ((_LIKE_LLAMA, _LlamaLastLayer), (_LIKE_BERT, _BertLastLayer))
     for model_types, last_layer in kinds:
@@ -104,7 +106,7 @@ def prune_last_layer(model: PreTrainedModel) -> bool:
 
 
 def restore_last_layer(model: PreTrainedModel) -> None:
-    """Put the whole last layer back, where it was pruned."""
+    """Restore the original last layer if it was pruned."""
     if model.config.get_text_config().model_type in _LIKE_LLAMA | _LIKE_BERT:
         layers = _layers(model)
         last = layers[-1]

@@ -15,12 +15,12 @@ __all__ = ["PackedLongformer"]
 
 
 class PackedLongformer:
-    """Runs a Longformer's own weights over packed samples.
+    """Runs a Longformer's weights over packed samples.
 
-    A token sees ``attention_window / 2`` tokens on each side of its own sample, which is what
+    A token attends to ``attention_window / 2`` tokens on each side within its sample, which is what
     transformers computes in overlapping chunks padded to the window. With ``has_global`` each
-    sample's first token sees all of it, through projections of its own, and is seen by all: so do
-    Longformers that classify whole sequences (Beltagy et al. 2020, section 3.1).
+    sample's first token has global attention with separate projections, as in Longformers that
+    classify whole sequences (Beltagy et al. 2020, section 3.1).
     """
 
     def __init__(
@@ -35,15 +35,16 @@ class PackedLongformer:
     ) -> torch.Tensor:
         """Return the last hidden states of the batch's reads, ``[1, reads, hidden]``.
 
-        ``ids`` and ``positions`` are ``[1, tokens]``. The last layer runs for the reads alone.
+        ``ids`` and ``positions`` are ``[1, tokens]``. The last layer is computed only for the
+        reads.
         """
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
         *layers, last = self._model.encoder.layer
         for layer in layers:
             attended = self._attend(layer.attention.self, states, context)
-            states = _finished(layer, attended, states)
+            states = _after_attention(layer, attended, states)
         attended = self._attend_for_reads(last.attention.self, states, context)
-        return _finished(last, attended, states[:, context.read_places])
+        return _after_attention(last, attended, states[:, context.read_places])
 
     def _attend(self, weights: Any, states: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         query, key, value = (
@@ -91,16 +92,16 @@ class PackedLongformer:
         )
         scale = weights.head_dim**-0.5
         for node in batch.nodes:
-            own, first = slice(*node.row), slice(node.row.start, node.row.start + 1)
+            rows, first = slice(*node.row), slice(node.row.start, node.row.start + 1)
             query = _heads(weights.query_global(states[:, first]), weights.num_heads)
-            target[:, :, first] = attend(query, key[:, :, own], value[:, :, own], scale).out
+            target[:, :, first] = attend(query, key[:, :, rows], value[:, :, rows], scale).out
 
 
-def _finished(layer: Any, attended: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Take a layer on from its attention; ``[1, tokens, hidden]`` each."""
+def _after_attention(layer: Any, attended: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Compute the rest of a layer after its attention; ``[1, tokens, hidden]`` each."""
     attended = layer.attention.output(attended, states)
-    finished: torch.Tensor = layer.output(layer.intermediate(attended), attended)
-    return finished
+    output: torch.Tensor = layer.output(layer.intermediate(attended), attended)
+    return output
 
 
 def _heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Positions: a model's position tables, where they begin, what depends on a sample's length.
+"""Position tables of a model, the first position, and rotary scaling that depends on length.
 
-All of it is read off the model itself, by running it or parts of it, rather than off its type's
-name: a type that is not on a list would be served wrongly.
+All of it is determined by running the model or parts of it rather than from a list of model types:
+a type missing from a list would be served wrongly.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Lengths", "ModuleState", "PositionTables", "first_position", "lengths_of"]
 
-#: Positions whose rotation is looked at, and how many tokens beyond a limit.
-_LOOKED_AT = 8
+#: Number of positions whose rotations are compared.
+_NUM_COMPARED = 8
 
-#: Beyond, a configuration means that there is no limit.
+#: Limits at or above this value mean that there is no limit.
 _NO_LIMIT = 1 << 24
 
-#: The names under which configurations say where position scaling begins, whatever they nest in.
+#: Configuration keys, at any depth, of the length at which position scaling begins.
 _LIMITS = {
     "max_position_embeddings",
     "max_seq_len",
@@ -34,9 +34,9 @@ _LIMITS = {
 
 
 class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches forward passes of single samples: how many tokens do tables of positions take?
+    """Observes forward passes of single samples to find the size of the position tables.
 
-    A table of positions is one whose largest index grows with the sample, token by token.
+    A position table is an embedding whose largest index grows by one with each token.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._lengths: set[int] = set()
 
     def watch(self, num_tokens: int) -> PositionTables:
-        """Say how many tokens the sample has that runs in the block; none of them padding."""
+        """Set the number of tokens of the sample that runs in the block, which has no padding."""
         self._num_tokens = num_tokens
         self._lengths.add(num_tokens)
         return self
@@ -58,17 +58,17 @@ class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Note the largest index into each table."""
+        """Record the largest index into each table."""
         if func is torch.ops.aten.embedding.default and args[1].numel():
             table = (args[0].data_ptr(), args[0].shape[0])
-            seen = self._largest.setdefault(table, {})
+            indices = self._largest.setdefault(table, {})
             largest = int(args[1].max())
-            seen[self._num_tokens] = max(largest, seen.get(self._num_tokens, largest))
+            indices[self._num_tokens] = max(largest, indices.get(self._num_tokens, largest))
         return func(*args, **(kwargs or {}))
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that every table of positions can take; None without any."""
+        """Maximum number of tokens that every position table supports; None without a table."""
         if len(self._lengths) < 3:
             return None
         sizes = []
@@ -80,10 +80,10 @@ class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def first_position(model: torch.nn.Module) -> int | None:
-    """Return the padding id past which position ids begin, and which they pass over.
+    """Return the padding id after which position ids start, and which they skip.
 
-    RoBERTa and the many types built like it have it in the table's own ``padding_idx``; None for
-    positions that count from 0.
+    RoBERTa and similar model types store it as the table's ``padding_idx``; None for positions that
+    start at 0.
     """
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
@@ -94,10 +94,11 @@ def first_position(model: torch.nn.Module) -> int | None:
 
 
 class ModuleState:
-    """The state of modules beside their weights, to detect that a pass changes it, and undo that.
+    """State of modules other than weights, to detect and undo changes made by a pass.
 
-    BigBird turns its sparse attention off for good after the first short sample, and RoPE with
-    dynamic scaling keeps the frequencies of the longest: a score would depend on what ran before.
+    BigBird permanently disables its sparse attention after the first short sample, and RoPE with
+    dynamic scaling keeps the frequencies of the longest sample: scores would depend on earlier
+    passes.
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
@@ -105,11 +106,11 @@ class ModuleState:
 
     @property
     def is_changed(self) -> bool:
-        """Whether a plain value or a submodule is another; what is merely cached does not count."""
+        """Whether a plain value or a submodule has changed; caches are ignored."""
         return any(_differs(module, saved) for module, saved in self._saved)
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore the saved state."""
         for module, saved in self._saved:
             for name in set(module.__dict__) - set(saved):
                 del module.__dict__[name]
@@ -121,7 +122,7 @@ def _state_of(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _copied(name: str, value: Any) -> Any:
-    """Copy the mappings that a module keeps its tensors and submodules in."""
+    """Copy a value if it is the mapping that holds a module's buffers or submodules."""
     return dict(value) if name in ("_buffers", "_modules") else value
 
 
@@ -138,11 +139,11 @@ def _differs(module: torch.nn.Module, saved: Mapping[str, Any]) -> bool:
 
 
 class Lengths:
-    """Which samples may run in one batch, where the longest decides what positions mean.
+    """Which samples may run in one batch, if rotary frequencies depend on the longest sample.
 
-    LongRoPE takes other frequencies for all positions once the longest sample is past
-    ``original_max_position_embeddings``; dynamic scaling takes others for each length past the
-    limit. Samples of one class of lengths have the same frequencies, alone or together.
+    LongRoPE uses other frequencies for all positions if the longest sample exceeds
+    ``original_max_position_embeddings``; dynamic scaling uses separate ones for each length above
+    the limit. Samples of one class of lengths have the same frequencies, alone or together.
     """
 
     def __init__(
@@ -154,53 +155,53 @@ class Lengths:
 
     @property
     def num_classes(self) -> int:
-        """How many classes hold samples of different lengths."""
+        """Number of classes that contain samples of different lengths."""
         return len(self._limits) + (not self._is_open)
 
     @property
     def is_open(self) -> bool:
-        """Whether beyond the last limit each length is a class of its own."""
+        """Whether each length above the last limit is a separate class."""
         return self._is_open
 
     def of(self, num_tokens: int) -> int:
-        """Return the class of a sample's length, a number from 0 on."""
+        """Return the class of a sample's length, numbered from 0."""
         index = bisect_left(self._limits, num_tokens)
         return num_tokens if self._is_open and index == len(self._limits) else index
 
     def parts(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the samples, by their places, that may run together; each part in order."""
+        """Return groups of sample indices that may run together; each group is in order."""
         parts: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             parts.setdefault(self.of(length), []).append(index)
         return list(parts.values())
 
     def begin(self) -> None:
-        """Have the pass that follows find what a model just loaded has."""
+        """Restore the rotary state of a freshly loaded model before the next pass."""
         if self._state is not None:
             self._state.restore()
 
 
 def lengths_of(model: torch.nn.Module) -> Lengths:
-    """Find where a model's rotary embeddings turn to other frequencies with the longest sample.
+    """Find the lengths at which a model's rotary embeddings switch to other frequencies.
 
-    They are run for a few positions on both sides of every limit that the configuration names.
+    The embeddings are run for a few positions on both sides of every limit in the configuration.
     """
     config: Any = getattr(model, "config", None)
     named = config.to_dict() if hasattr(config, "to_dict") else {}
     named_limits = {one for one in _values(named, _LIMITS) if isinstance(one, int)}
     candidates = sorted(one for one in named_limits if 2 < one < _NO_LIMIT)
     rotary = [module for module in model.modules() if _is_rotary(module)]
-    # Layers that have one each have equal ones.
+    # If every layer has a rotary embedding, they are equal.
     different = {(type(one), id(getattr(one, "config", None))): one for one in rotary}
     limits: set[int] = set()
     opens: set[int] = set()
     try:
         for module in different.values():
-            found, opening = _turns(module, candidates)
-            limits |= found
+            fixed, opening = _turns(module, candidates)
+            limits |= fixed
             opens |= opening
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
-        # It takes something else than positions: by what its configuration calls it.
+        # The module takes other inputs than positions: rely on the configuration.
         is_open = _is_named_dynamic(named)
         return Lengths(is_open=is_open, state=ModuleState(rotary) if is_open else None)
     if _is_scaled_by_length(named):
@@ -213,7 +214,7 @@ def lengths_of(model: torch.nn.Module) -> Lengths:
 
 
 def _turns(module: torch.nn.Module, candidates: Sequence[int]) -> tuple[set[int], set[int]]:
-    """Return the limits beyond which all rotations are others, and those beyond which they vary."""
+    """Return the limits above which all rotations differ, and those above which they vary."""
     limits: set[int] = set()
     for layer_type in _layer_types(module):
         for limit, after in zip(candidates, [*candidates[1:], None], strict=True):
@@ -229,17 +230,17 @@ def _turns(module: torch.nn.Module, candidates: Sequence[int]) -> tuple[set[int]
 
 
 def _rotation(module: torch.nn.Module, num_tokens: int, layer_type: str | None) -> torch.Tensor:
-    """Return how the first positions are rotated where the longest sample has so many tokens."""
-    # A copy: some keep what they computed for the longest.
+    """Return the rotations of the first positions in a sample of ``num_tokens`` tokens."""
+    # A copy, since some modules keep the frequencies of the longest sample.
     fresh: Any = copy.deepcopy(module)
     device = next((one.device for one in module.buffers()), torch.device("cpu"))
-    first = torch.arange(min(_LOOKED_AT, num_tokens - 1), device=device)
+    first = torch.arange(min(_NUM_COMPARED, num_tokens - 1), device=device)
     positions = torch.cat([first, first.new_tensor([num_tokens - 1])]).unsqueeze(0)
     states = torch.zeros(1, 1, 1, device=device)
-    found = fresh(states, positions, **({} if layer_type is None else {"layer_type": layer_type}))
-    rotation = found[0] if isinstance(found, tuple) else found
+    output = fresh(states, positions, **({} if layer_type is None else {"layer_type": layer_type}))
+    rotation = output[0] if isinstance(output, tuple) else output
     if rotation.shape[:2] != positions.shape:
-        raise ValueError(f"{type(module).__name__} gives no rotation a position")
+        raise ValueError(f"{type(module).__name__} does not return one rotation per position")
     rotation = rotation[:, :-1]
     return torch.view_as_real(rotation) if rotation.is_complex() else rotation
 
@@ -259,12 +260,12 @@ def _is_named_dynamic(named: Mapping[str, Any]) -> bool:
 
 
 def _is_scaled_by_length(named: Mapping[str, Any]) -> bool:
-    """Say whether a model with code of its own scales by length (the first Qwen's two keys)."""
+    """Return whether a model with custom code scales by length (two keys of the first Qwen)."""
     return True in list(_values(named, {"use_dynamic_ntk", "use_logn_attn"}))
 
 
 def _values(named: object, keys: set[str]) -> Iterator[object]:
-    """Yield what a configuration has under these keys, at any depth."""
+    """Yield the values of these keys in a configuration, at any depth."""
     if isinstance(named, dict):
         for key, value in named.items():
             if key in keys:

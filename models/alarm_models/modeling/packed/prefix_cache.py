@@ -2,7 +2,7 @@
 
 - Store: `CachedBatch`, a packed batch that ran, with the keys and values of each layer.
 - Lookup: `PrefixCache.lookup`, the longest cached prefix of a sample, found by bisection.
-- Splice: `BatchKV`, which puts cached keys and values among those of a running batch.
+- Insertion: `BatchKV`, which adds cached keys and values to those of a running batch.
 - Eviction: `PrefixCache.insert`, oldest batch first (FIFO), by bytes and by number of batches.
 - Policy: `PrefixCaches`, which samples may use which cache.
 """
@@ -69,11 +69,11 @@ def spans_within(pieces: Sequence[Span], tokens: Span) -> list[Span]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedBatch:
-    """A packed batch that ran: its samples, where their keys are, each layer's keys and values.
+    """A packed batch that ran: its samples, and each layer's keys and values.
 
     ``key_spans`` has for each sample the spans of its keys, in order; ``layers`` has for
-    each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each
-    sample, or nothing where none has one.
+    each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each sample,
+    or is empty if there are none.
     """
 
     samples: Sequence[Ids]
@@ -102,7 +102,7 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchKV:
-    """The keys and values of a running batch by layer, cached ones spliced in.
+    """The keys and values of a running batch by layer, with cached ones inserted.
 
     ``hits`` has the keys of the batch that are cached, in order. ``layers`` fills layer by layer.
     """
@@ -113,7 +113,7 @@ class BatchKV:
     def update(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splice and keep a layer's keys and values of the row, ``[1, heads, tokens, dim]``.
+        """Store a layer's keys and values, ``[1, heads, tokens, dim]``, and add the cached ones.
 
         Returns ``[1, heads, keys, dim]`` each.
         """
@@ -123,7 +123,7 @@ class BatchKV:
         return key, value
 
     def _splice(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
-        """Put the row's keys (kind 0) or values (1) in their places among the cached ones."""
+        """Merge the row's keys (kind 0) or values (1) with the cached ones, in order."""
         parts: list[torch.Tensor] = []
         num_placed = num_cached = 0
         for (start, end), hit in self.hits:
@@ -205,7 +205,7 @@ def _key(entry: _Entry) -> tuple[str, Ids]:
 
 
 class PrefixCaches:
-    """A model's prefix caches, one for each class of lengths, of equal shares of ``max_bytes``.
+    """A model's prefix caches, one per length class, with equal shares of ``max_bytes``.
 
     With 0 bytes caching is disabled. Sequences of different classes have different rotary positions
     (see `Lengths`), so their keys differ. Where every length has separate frequencies, nothing is
@@ -218,13 +218,13 @@ class PrefixCaches:
         self._caches = self._new()
 
     def __bool__(self) -> bool:
-        """Whether anything is ever cached."""
+        """Whether caching is enabled."""
         return bool(self._caches)
 
     def select(self, batch: Sequence[ModelInput]) -> PrefixCache | None:
-        """Return the cache of sequences of one class of lengths; None where they are not cached.
+        """Return the cache of sequences of one length class; None if they are not cached.
 
-        Sequences with token types are not.
+        Sequences with token types are not cached.
         """
         if any(one.token_type_ids for one in batch):
             return None

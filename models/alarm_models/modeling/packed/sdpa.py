@@ -26,7 +26,7 @@ __all__ = [
 
 
 class AttentionOutput(NamedTuple):
-    """Attention's result with what merges it with another over other keys.
+    """The result of attention, with the log-sum-exp for merging it with attention over other keys.
 
     ``out`` is ``[1, heads, queries, dim]``; ``lse``, the log of the sum of exponentiated logits,
     ``[1, heads, queries]``.
@@ -48,8 +48,8 @@ def attend(
 ) -> AttentionOutput:
     """Attend over ``[1, heads, queries, dim]``.
 
-    ``bias`` (`mask_to_bias`) is added to logits, of the query's dtype, and ``[queries, keys]``
-    or has more dimensions before.
+    ``bias`` (see `mask_to_bias`) is added to the logits. It has the query's dtype and shape ``[...,
+    queries, keys]``.
     """
     if softcap is None and query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -73,8 +73,8 @@ def _attend_plainly(
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if causal:
-        unseen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-        logits = logits.masked_fill(unseen, float("-inf"))
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        logits = logits.masked_fill(future, float("-inf"))
     if bias is not None:
         logits = logits + bias
     lse = torch.logsumexp(logits, -1)
@@ -82,28 +82,28 @@ def _attend_plainly(
 
 
 def mask_to_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what to add to logits so that a query sees a key where ``mask`` is true."""
+    """Return the bias with which a query attends to a key only where ``mask`` is true."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
         ~mask, float("-inf")
     )
 
 
 def merge_attention(one: AttentionOutput, other: AttentionOutput) -> AttentionOutput:
-    """Merge two attentions of the same queries over keys that have none in common."""
+    """Merge two attention results of the same queries over disjoint sets of keys."""
     lse = torch.logaddexp(one.lse, other.lse)
     left, right = (torch.exp(part.lse - lse).unsqueeze(-1) for part in (one, other))
     out = one.out * left.to(one.out.dtype) + other.out * right.to(one.out.dtype)
     return AttentionOutput(out, lse)
 
 
-#: Queries a block.
-_SIZE = 128
+#: Number of queries per block.
+_BLOCK_SIZE = 128
 
 
 class Window(NamedTuple):
-    """What a token sees of its own sample: so many tokens before it and after it, and itself.
+    """A sliding window: each token attends to ``back`` tokens before it and ``ahead`` after it.
 
-    With ``first_is_global`` every token sees the sample's first one too, wherever it is.
+    With ``first_is_global`` every token also attends to the first token of its sample.
     """
 
     back: int
@@ -112,9 +112,10 @@ class Window(NamedTuple):
 
 
 class AttentionParams(NamedTuple):
-    """How a layer attends.
+    """Attention parameters of a layer.
 
-    ``window`` is given where it cuts samples, which then share no prefix; ``softcap`` is Gemma 2's.
+    ``window`` is set if samples are longer than it; they then share no prefix. ``softcap`` is Gemma
+    2's.
     """
 
     scale: float
@@ -124,11 +125,11 @@ class AttentionParams(NamedTuple):
 
 
 class AttentionBlock(NamedTuple):
-    """Neighboring queries, and the keys that any of them sees, by their places in the row.
+    """Consecutive queries and all the keys that they attend to, as slices of the row.
 
-    ``first`` is where their node's first token is, if they see it although it is not among
-    the keys. ``bias``, ``[queries, keys]``, the first token's before the others, is added to
-    logits; None where every query sees every key.
+    ``first`` is the node's first token, if the queries attend to it and ``keys`` does not include
+    it. ``bias``, ``[queries, keys]`` with the first token's column in front, is added to the
+    logits; None if every query attends to every key.
     """
 
     queries: slice
@@ -140,7 +141,7 @@ class AttentionBlock(NamedTuple):
 def window_blocks(
     batch: PackedBatch, device: torch.device, dtype: torch.dtype, window: Window
 ) -> list[AttentionBlock]:
-    """Cut the nodes of a batch, none of which has descendants, into blocks."""
+    """Split the nodes of a batch, none of which has descendants, into blocks."""
 
     @cache
     def bias(queries: int, keys: int, offset: int, with_first: bool) -> torch.Tensor | None:
@@ -153,21 +154,23 @@ def window_blocks(
             mask[:, 0] = True
         return None if bool(mask.all()) else mask_to_bias(mask, dtype).to(device)
 
-    found = []
+    blocks = []
     for node in batch.nodes:
         for (start, end), (low, high) in _query_blocks(node.row, window):
             has_first = window.first_is_global and low > node.row.start
             first = slice(node.row.start, node.row.start + 1) if has_first else None
-            seen = bias(end - start, high - low, start - low, has_first)
-            found.append(AttentionBlock(slice(start, end), slice(low, high), first, seen))
-    return found
+            block_bias = bias(end - start, high - low, start - low, has_first)
+            blocks.append(AttentionBlock(slice(start, end), slice(low, high), first, block_bias))
+    return blocks
 
 
 def _query_blocks(row: Span, window: Window) -> Iterator[tuple[Span, Span]]:
-    """Yield neighboring queries of a node, with the keys that any of them sees."""
-    # Where every token sees every other one block is cheapest.
+    """Yield blocks of consecutive queries of a node, with the keys that they attend to."""
+    # One block is cheapest if every token attends to every other.
     size = (
-        _SIZE if row.end - row.start > min(window.back, window.ahead) + 1 else row.end - row.start
+        _BLOCK_SIZE
+        if row.end - row.start > min(window.back, window.ahead) + 1
+        else row.end - row.start
     )
     for start in range(row.start, row.end, max(size, 1)):
         end = min(start + size, row.end)
@@ -192,23 +195,23 @@ def attend_blocks(
         if block.first is not None:
             keys = torch.cat([key[:, :, block.first], keys], 2)
             values = torch.cat([value[:, :, block.first], values], 2)
-        own = query[:, :, block.queries]
+        queries = query[:, :, block.queries]
         target[:, :, block.queries] = attend(
-            own, keys, values, scale, softcap=softcap, bias=block.bias
+            queries, keys, values, scale, softcap=softcap, bias=block.bias
         ).out
 
 
 class SdpaBackend:
-    """Attends node by node with the kernel of torch's scaled dot product attention on a CPU.
+    """Attends node by node, on a CPU with the kernel of torch's scaled dot product attention.
 
-    Elsewhere, and with a softcap, it computes logits in torch: the kernels there give no
-    log-sum-exp to merge by. It runs everywhere.
+    On other devices, and with a softcap, it computes the logits in torch, because the kernels there
+    do not return a log-sum-exp. It supports every device and dtype.
     """
 
     name = "alarm_packed"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Run anywhere."""
+        """Return True: every device and dtype is supported."""
         return True
 
     def attend(
@@ -219,7 +222,7 @@ class SdpaBackend:
         context: ForwardContext,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """Attend as `alarm_models.modeling.packed.attention.AttentionBackend` says."""
+        """See `alarm_models.modeling.packed.attention.AttentionBackend.attend`."""
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -245,9 +248,9 @@ def _attend_nodes(
     for node in batch.nodes:
         if node.row.start == node.row.end:
             continue
-        own, keys = slice(*node.row), slice(*node.keys)
-        target[:, :, own], lse[:, :, own] = attend(
-            query[:, :, own],
+        rows, keys = slice(*node.row), slice(*node.keys)
+        target[:, :, rows], lse[:, :, rows] = attend(
+            query[:, :, rows],
             key[:, :, keys],
             value[:, :, keys],
             params.scale,
@@ -257,15 +260,15 @@ def _attend_nodes(
     if not batch.is_shared:
         return
     for node in batch.nodes:
-        # Parents come before their descendants, whose own part is there by now.
+        # Parents come before their descendants, whose own part has been computed by now.
         if node.subtree_end > node.row.end and node.keys.end > node.keys.start:
             keys, after = slice(*node.keys), slice(node.row.end, node.subtree_end)
-            seen = attend(
+            over_prefix = attend(
                 query[:, :, after],
                 key[:, :, keys],
                 value[:, :, keys],
                 params.scale,
                 softcap=params.softcap,
             )
-            own_part = AttentionOutput(target[:, :, after], lse[:, :, after])
-            target[:, :, after], lse[:, :, after] = merge_attention(own_part, seen)
+            over_own = AttentionOutput(target[:, :, after], lse[:, :, after])
+            target[:, :, after], lse[:, :, after] = merge_attention(over_own, over_prefix)

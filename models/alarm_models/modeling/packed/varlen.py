@@ -83,7 +83,7 @@ _UNLIMITED = (-1, -1)
 
 
 class VarlenBackend:
-    """Attends by torch's variable-length flash attention, on CUDA in half precision."""
+    """Attends with torch's variable-length flash attention, on CUDA in half precision."""
 
     name = "alarm_varlen"
 

@@ -29,25 +29,25 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class AlignAnythingIn(TrainerBody):
-    """One prompt a response."""
+    """One prompt per response."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     prompts: ListOf[Text]
     responses: ListOf[Text]
     golden_responses: ListOf[Text] | None = Field(
-        default=None, description="one a response, or left out: the field `reference`"
+        default=None, description="one per response, or omitted: the field `reference`"
     )
 
 
 class AlignAnythingOut(BaseModel):
-    """One reward a response."""
+    """One reward per response."""
 
     rewards: list[float]
 
 
 def samples_of(body: AlignAnythingIn, template: ChatTemplate | None) -> list[Sample]:
-    """Pair prompts with responses; raise `Invalid` where there are not as many.
+    """Pair prompts with responses; raise `Invalid` if the numbers differ.
 
     If the trainer cannot find the prompt, it sends an empty one and the whole conversation as the
     response: without a template to split it by, that is an error.

@@ -25,7 +25,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class ScoreEvaluationIn(TrainerBody):
-    """Texts, each a conversation with its special tokens; the last turn is what is judged."""
+    """Texts, each a conversation with its special tokens; the last turn is scored."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 

@@ -41,18 +41,18 @@ class OpenRLHFIn(TrainerBody):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     query: ListOf[Text]
-    prompts: ListOf[Text] | None = Field(default=None, description="one a query, or left out")
-    labels: list[Any] | None = Field(default=None, description="one a query: `reference`")
+    prompts: ListOf[Text] | None = Field(default=None, description="one per query, or omitted")
+    labels: list[Any] | None = Field(default=None, description="one per query: `reference`")
 
 
 class OpenRLHFOptions(TextOptions):
     """How texts are split, and whether to return logs."""
 
-    extra_logs: bool = Field(default=True, description="0 leaves them out: for 0.8.10 and 0.8.11")
+    extra_logs: bool = Field(default=True, description="0 omits them, for 0.8.10 and 0.8.11")
 
 
 class OpenRLHFOut(BaseModel):
-    """One number a query in every list; `scores` are the sigmoids of the rewards."""
+    """One number per query in every list; `scores` are the sigmoids of the rewards."""
 
     rewards: list[float]
     scores: list[float]

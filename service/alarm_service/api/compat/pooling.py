@@ -240,7 +240,7 @@ async def pooling_by_path(
 
 @router.post("/v1/embeddings", responses=WORK_ERRORS)
 async def embeddings(body: PoolingIn, options: Options, call: CallOf) -> EmbeddingsOut:
-    """Score as SGLang's `/v1/embeddings` does for a reward model: one raw number a text."""
+    """Score as SGLang's `/v1/embeddings` does for a reward model: one raw number per text."""
     return as_embeddings(await _numbers(body.model, body, options, call), body)
 
 
