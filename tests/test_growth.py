@@ -30,7 +30,7 @@ from alarm_models.preprocessing.segmentation import (
     subsentences,
 )
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
-from alarm_models.preprocessing.tokenizer import _rfind
+from alarm_models.preprocessing.tokenizer import _find_plain
 from alarm_models.recipe.specs import GrammarSpec, LanguageSpec, SimilaritySpec
 from alarm_models.reward_models.harper import Harper
 from alarm_models.reward_models.language import LanguageConfidence
@@ -39,7 +39,7 @@ from alarm_models.reward_models.remote.judge_ratings import RatingError, Scale, 
 from alarm_models.reward_models.similarity import Similarity
 from alarm_models.reward_models.text_checks import repetition
 from alarm_models.study import baselines
-from alarm_models.types import Sample, Span
+from alarm_models.types import Message, Sample, Span
 from alarm_service.api.compat.conversation import (
     SplitError,
     pair_texts,
@@ -140,8 +140,10 @@ def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
     )
     yield "tokens", lambda text: tokenizer.encode(text)
     yield (
-        "found from the end",
-        lambda text: _rfind(text, "a" + text[: len(text) // 2], 0, len(text)),
+        "messages of a chat",
+        lambda text: _find_plain(
+            text, [Message("user", text[: len(text) // 2]), Message("assistant", f"a{text}")], 1
+        ),
     )
     yield "repetition", lambda text: repetition(text, 4)
     yield "grade", baselines.reading_grade

@@ -56,8 +56,9 @@ def sample(sent: Sent) -> Sample:
 
 
 def load(folder: Path, recipe: Mapping[str, Any]) -> Any:
-    """Load a checkpoint as a recipe's keys say."""
-    spec = _SPEC.validate_python({"kind": "sequence", **recipe, "checkpoint": str(folder)})
+    """Load a checkpoint as a recipe's keys say, to be shown thoughts as cards' snippets do."""
+    keys = {"kind": "sequence", "thinking": "keep", **recipe, "checkpoint": str(folder)}
+    spec = _SPEC.validate_python(keys)
     model = Loader(torch.device("cpu")).load(spec, {})
     assert not isinstance(model, HostModel)
     return model

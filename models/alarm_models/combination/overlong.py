@@ -94,11 +94,9 @@ def soft_overlong_punishment(num_tokens: int, max_length: int, cache: int) -> fl
 
 
 def punished(
-    rewards: Sequence[Reward | SampleError], samples: Sequence[Sample], spec: OverlongSpec | None
+    rewards: Sequence[Reward | SampleError], samples: Sequence[Sample], spec: OverlongSpec
 ) -> list[Reward | SampleError]:
-    """Apply a recipe's table `overlong`, if it has one, to rewards."""
-    if spec is None:
-        return list(rewards)
+    """Apply a recipe's table `overlong` to rewards."""
     return [
         spec.applied_to(reward, sample) if isinstance(reward, Reward) else reward
         for reward, sample in zip(rewards, samples, strict=True)

@@ -58,6 +58,10 @@ def locate(
     the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had,
     naming ``key``, the recipe's key.
     """
+    if not checkpoint.strip():
+        raise CheckpointError(
+            f"{key} is empty: give a folder or a hub id with `--set models.<name>.{key}=PATH`"
+        )
     if is_folder(checkpoint):
         folder = Path(checkpoint).expanduser()
         if holds is not None and not (folder / holds).is_file():

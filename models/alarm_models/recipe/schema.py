@@ -24,7 +24,7 @@ from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
-from alarm_models.recipe.specs import KINDS, ModelSpec
+from alarm_models.recipe.specs import KINDS, ModelSpec, Spec
 
 __all__ = ["AspectSpec", "HierarchySpec", "HolisticSpec", "Overrides", "Recipe", "Table"]
 
@@ -142,6 +142,12 @@ class Overrides(Table):
 
 #: As many of a request's wrong names as one message tells.
 _MAX_NAMED = 5
+
+
+def _placement(spec: Spec) -> Placement:
+    """Return where the rewards of a model are placed unless the aspect sets `placement`."""
+    is_of_turns = getattr(spec, "segmenter", None) == "turns"
+    return Placement.TURN_ENDS if is_of_turns else spec.placement
 
 
 class Recipe(Table):
@@ -286,7 +292,7 @@ class Recipe(Table):
             aspect.scale,
             aspect.bias,
             shaping or aspect.shaping,
-            aspect.placement or self.models[aspect.model].placement,
+            aspect.placement or _placement(self.models[aspect.model]),
             is_dense=aspect.dense is not None,
         )
 

@@ -99,6 +99,9 @@ class Spec(BaseModel):
     #: The module that registers how the kind is loaded; imported when a model of it is.
     module: ClassVar[str]
 
+    #: Where a model's rewards are placed unless it judges turns, or an aspect sets `placement`.
+    placement: ClassVar[Placement] = Placement.SEGMENT_ENDS
+
     #: Whether it judges the messages of a completion that the policy wrote, and no others.
     policy_only: ClassVar[bool] = False
 
@@ -181,13 +184,6 @@ class Spec(BaseModel):
     def has_score(self) -> bool:
         """Whether it gives one score; a model with several outputs may give only those."""
         return True
-
-    @property
-    def placement(self) -> Placement:
-        """Where the model's rewards are placed unless an aspect sets `placement`."""
-        if getattr(self, "segmenter", None) == "turns":
-            return Placement.TURN_ENDS
-        return Placement.SEGMENT_ENDS
 
 
 def require_address(url: str) -> str:
@@ -867,6 +863,7 @@ class GrammarSpec(CheckSpec):
     """Grammar errors as spans with rule names; every token gets a reward."""
 
     module = "alarm_models.reward_models.grammar"
+    placement = Placement.TOKENS
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
         default="harper", description="harper runs in this process; languagetool is a server"
@@ -882,11 +879,6 @@ class GrammarSpec(CheckSpec):
     concurrency: int = Field(
         default=8, ge=1, description="maximum concurrent requests to a LanguageTool server"
     )
-
-    @property
-    def placement(self) -> Placement:
-        """Every token gets a reward."""
-        return Placement.TOKENS
 
     @field_validator("url")
     @classmethod

@@ -86,6 +86,8 @@ class RequestRecipe:
     def combine(self, scored: Sequence[ScoredSample]) -> list[Reward | SampleError]:
         """Combine scores by the rule; completions that the policy's limit ended are punished."""
         rewards = combine_rewards(scored, self.params)
+        if self.recipe.overlong is None:
+            return rewards
         return punished(rewards, [one.sample for one in scored], self.recipe.overlong)
 
     def fault(self, sample: Sample) -> SampleError | None:
