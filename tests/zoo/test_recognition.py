@@ -107,7 +107,7 @@ def test_classifier_that_no_name_identifies_has_a_note(
 
 def test_note_of_a_recipe_does_not_change_its_fingerprint(tmp_path: Path) -> None:
     _classifier(tmp_path)
-    plain = load(tmp_path, {})
+    plain = load(tmp_path, {"thinking": "strip"})
     noted = _made(tmp_path)
     assert plain.notes == ()
     assert noted.fingerprint == plain.fingerprint
