@@ -53,8 +53,8 @@ class _Scale:
 
 @group_rule(
     "gdpo",
-    summary="As `mo_grpo`, and the sums are normalized over the request as well.",
-    reward="as `mo_grpo`, then brought to mean 0 and deviation 1 over the request",
+    summary="As `mo_grpo`; the sums are then normalized over the request.",
+    reward="as `mo_grpo`, then normalized to mean 0 and standard deviation 1 over the request",
     source="GDPO, arXiv 2601.05242",
     accepts=("group_size",),
     can_spread_holistic=True,

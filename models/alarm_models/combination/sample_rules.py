@@ -36,7 +36,7 @@ _ALARM = "ALaRM, arXiv 2403.06754"
 
 @sample_rule(
     "hierarchical",
-    summary="The holistic reward alone below the threshold, with the aspects from it on.",
+    summary="Below the threshold the holistic reward alone; at or above it, the aspects too.",
     reward="`W z` on the last token; from `threshold` on `+ sum w_k a_k[t]`",
     source=_ALARM,
     accepts=("threshold",),
@@ -95,7 +95,7 @@ def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 @sample_rule(
     "soft_gate",
-    summary="Aspects count the more, the further the holistic score is past the threshold.",
+    summary="Aspects count more the further the holistic score is past the threshold.",
     reward="`W z` on the last token `+ s((z - threshold) / temperature) sum w_k a_k[t]`",
     source="ours: no jump at the threshold",
     requires=("temperature",),
@@ -141,7 +141,7 @@ def cascade(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 @sample_rule(
     "veto",
-    summary="A sample of which an aspect misses its minimum gets the floor and nothing else.",
+    summary="If an aspect misses its minimum, the sample gets the floor and nothing else.",
     reward="`floor` on the last token where an aspect misses its minimum, else the weighted sum",
     source="Rubicon, arXiv 2508.12790",
     requires=("floor", "minimums"),
@@ -159,7 +159,7 @@ def veto(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 @sample_rule(
     "product",
-    summary="All parts must be good for the whole to be.",
+    summary="The product of all parts: one low part makes the reward low.",
     reward="`s(z)^W prod v_k^w_k` on the last token",
     source="arXiv 2511.09158",
 )
@@ -206,7 +206,7 @@ def minimum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 @sample_rule(
     "par",
-    summary="The holistic reward is how far the completion beats a reference, bounded.",
+    summary="The holistic reward is the bounded advantage of the completion over a reference.",
     reward="`W s(z - z_ref)` on the last token `+ sum w_k a_k[t]`",
     source="PAR, arXiv 2502.18770",
     needs_reference=True,
@@ -230,7 +230,7 @@ def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 
 @sample_rule(
     "log_sigmoid",
-    summary="What is bad weighs more than what is good.",
+    summary="Low scores weigh more than high ones.",
     reward="`W log s(z) + sum w_k log s(level_k)` on the last token",
     source="arXiv 2402.00742",
 )

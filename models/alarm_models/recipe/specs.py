@@ -583,7 +583,7 @@ class Severities(BaseModel):
 
 
 class CometSpec(NeuralSpec):
-    """A translation's score and its error spans, from one pass: xCOMET's and CometKiwi's form."""
+    """A translation's score and error spans from one forward pass: xCOMET and CometKiwi."""
 
     module = "alarm_models.reward_models.comet"
     policy_only = True
@@ -612,7 +612,7 @@ class CometSpec(NeuralSpec):
 
 
 class GenerativeSpec(TextSpec):
-    """The score of a causal model's next token, or of yes against no."""
+    """The score of a causal model's next token, or of yes versus no."""
 
     module = "alarm_models.reward_models.generative"
     kind: Literal["generative"] = "generative"
@@ -676,7 +676,7 @@ JudgeTurn = JudgeMessage | Literal["{prompt}", "{completion}"]
 
 
 class RemoteSpec(Spec):
-    """The score of another server, over HTTP: vLLM, SGLang, TEI, alarm, a chat model as judge."""
+    """The score of a remote server: vLLM, SGLang, TEI, alarm, or a chat model as judge."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
