@@ -49,3 +49,19 @@ def test_every_variant_of_a_benchmark_gives_the_same_numbers(
         assert ways <= found["ways"].keys()
         differences = [way["difference"] for way in found["ways"].values()]
         assert max(one for one in differences if one is not None) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_revision_compared_with_itself_gives_the_same_scores() -> None:
+    alarm = str(Path(sys.executable).with_name("alarm"))
+    sizes = ["--layers", "2", "--hidden", "128", "--requests", "4"]
+    done = subprocess.run(
+        [sys.executable, FOLDER / "revisions.py", "--before", alarm, "--after", alarm, *sizes],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [found["benchmark"] for found in reports] == ["group", "overhead", "one-sample"]
+    assert max(found["difference"] for found in reports) <= 1e-5

@@ -7,7 +7,7 @@ from tolerance import by_hand
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.sample_view import ViewRules
 from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, answer_spans, find_thoughts
-from alarm_models.recipe.specs import RegexSpec
+from alarm_models.recipe.specs import PythonSpec, RegexSpec
 from alarm_models.types import Message, Sample, Score, SegmentScore, Span, ToolCall
 
 
@@ -84,6 +84,7 @@ def test_part_that_is_no_text_is_named() -> None:
 def test_regex_that_names_a_tag_sees_thoughts() -> None:
     assert RegexSpec(pattern="<think>.*<\\/think>").view_rules.thinking == "keep"
     assert RegexSpec(pattern="a").view_rules.thinking == "strip"
+    assert PythonSpec(function="rewards:format").view_rules.thinking == "keep"
     with pytest.raises(ValueError, match="remove one"):
         RegexSpec(pattern="<think>", thinking="strip")
 

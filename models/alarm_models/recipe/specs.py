@@ -991,6 +991,9 @@ class PythonSpec(CheckSpec):
 
     module = "alarm_models.reward_models.python_function"
     policy_only = False  # a function may read the messages
+    thinking: Annotated[Thinking, _Added] = Field(
+        default="keep", description="as for other kinds; functions get thoughts by default"
+    )
     is_reproducible = False
     must_score_warm_up = False  # the fields that it reads are not known
     folders = ("path",)
