@@ -69,6 +69,15 @@ def test_grammar_placement_defaults_to_every_token() -> None:
         assert rule.placement == placement
 
 
+@pytest.mark.parametrize("kind", ["comet", "steps"])
+def test_tokens_placement_of_graded_segments_is_refused(kind: str, tmp_path: Path) -> None:
+    aspect = f'[models.m]\nkind = "{kind}"\ncheckpoint = "m"\n[aspects.a]\nmodel = "m"\n'
+    load_recipe(written(f'{EXAMPLE}{aspect}placement = "segment-ends"\n', tmp_path))
+    told = f'aspects.a.placement is "tokens", .* kind `{kind}` have scores instead: remove'
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(written(f'{EXAMPLE}{aspect}placement = "tokens"\n', tmp_path))
+
+
 def test_python_path_is_relative_to_recipe_file(tmp_path: Path) -> None:
     model = '[models.mine]\nkind = "python"\nfunction = "mine:reward"\npath = "./functions"\n'
     recipe = load_recipe(written(EXAMPLE + model, tmp_path))

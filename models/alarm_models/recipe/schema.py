@@ -252,6 +252,18 @@ class Recipe(Table):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _tokens_have_verdicts(self) -> Recipe:
+        for name, aspect in self.aspects.items():
+            model = self.models[aspect.model]
+            if aspect.placement is Placement.TOKENS and model.grades_segments:
+                raise ValueError(
+                    f'aspects.{name}.placement is "tokens", which rewards each token by whether a '
+                    f"negative segment covers it, and segments of kind `{model.kind}` have scores "
+                    f"instead: remove aspects.{name}.placement"
+                )
+        return self
+
     @property
     def _tables(self) -> dict[str, HolisticSpec | AspectSpec]:
         """The tables that name a model, by their dotted names."""

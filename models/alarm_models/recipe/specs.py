@@ -102,6 +102,9 @@ class Spec(BaseModel):
     #: Where a model's rewards are placed unless it judges turns, or an aspect sets `placement`.
     placement: ClassVar[Placement] = Placement.SEGMENT_ENDS
 
+    #: Whether its segments have scores and are never positive or negative.
+    grades_segments: ClassVar[bool] = False
+
     #: Whether it judges the messages of a completion that the policy wrote, and no others.
     policy_only: ClassVar[bool] = False
 
@@ -463,6 +466,7 @@ class StepsSpec(TextSpec):
     """The probability that each step of a solution is right, read at the step token after it."""
 
     module = "alarm_models.reward_models.steps"
+    grades_segments = True
     policy_only = True
     kind: Literal["steps"] = "steps"
     template: str = Field(
@@ -587,6 +591,7 @@ class CometSpec(NeuralSpec):
 
     module = "alarm_models.reward_models.comet"
     policy_only = True
+    grades_segments = True
     kind: Literal["comet"] = "comet"
     source: str = Field(default="{source}", description="template of the text to translate")
     reference: str | None = Field(
