@@ -194,6 +194,29 @@ def test_many_segments_are_merged_evenly() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, ["I look.", "It is."]),
+        ((Span(0, 4), Span(4, 16), Span(16, 23)), ["I lo", "ok.", "It is."]),
+        ((Span(0, 23),), ["I look.\n\nParis.\n\nIt is."]),
+        ((Span(9, 15), Span(15, 17)), []),
+    ],
+    ids=["found", "clipped", "across", "of the tool"],
+)
+def test_segments_end_in_messages_that_the_policy_wrote(
+    given: tuple[Span, ...] | None, wanted: list[str]
+) -> None:
+    messages = (
+        Message("assistant", "I look."),
+        Message("tool", "Paris."),
+        Message("assistant", "It is."),
+    )
+    sample = Sample("?", messages, segments={} if given is None else {"sentences": given})
+    spans = segments_of(sample, "sentences")
+    assert [sample.completion_text[start:end] for start, end in spans] == wanted
+
+
+@pytest.mark.parametrize(
     ("end", "wanted"),
     [
         (0, [""]),

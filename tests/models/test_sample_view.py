@@ -74,6 +74,17 @@ def test_results_of_tools_are_not_judged_as_the_policys() -> None:
     assert sample.completion_text[turn.start : turn.end] == "Done."
 
 
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [("user", "messages"), ("tool", "tool_results"), ("system", "system")],
+)
+def test_message_that_the_policy_did_not_write_is_named_by_its_role(role: str, name: str) -> None:
+    completion = (Message("assistant", "Which?"), Message(role, "This."), Message("assistant", "A"))
+    view = ViewRules(policy_only=True).view(Sample("p", completion))
+    assert view.shown is not None
+    assert view.shown.omitted == (name,)
+
+
 def test_part_that_is_no_text_is_named() -> None:
     sample = Sample("p", (Message("assistant", "a", other_parts=("input_audio",)),))
     with pytest.raises(SampleError, match="'input_audio'") as raised:

@@ -294,7 +294,7 @@ def _name_of(role: str) -> str:
     """Return what `omitted` calls messages of a role."""
     if role in _SYSTEM_ROLES:
         return "system"
-    return "user_messages" if role == "user" else "tool_results"
+    return "messages" if role == "user" else "tool_results"
 
 
 def _content_start(message: Message) -> int:

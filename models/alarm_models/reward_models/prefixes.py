@@ -7,6 +7,7 @@ tokenized otherwise there.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -41,13 +42,49 @@ MAX_PREFIXES = 64
 #: a hundred times the memory of a text.
 _CHUNK_CHARS = 256 << 10
 
+#: The blank line that `Sample.completion_text` puts between messages.
+_LEN_JOINT = 2
+
 #: How many tokens a prompt's end may differ by, as what follows it merges with it or not.
 _MAX_SHIFT = 2
 
 
 def segments_of(sample: Sample, segmenter: str) -> tuple[Span, ...]:
-    """Return the segments that a completion is cut after: the sample's own, else those found."""
-    return merge_segments(find_segments(sample, segmenter), MAX_PREFIXES)
+    """Return the segments that a completion is cut after: the sample's own, else those found.
+
+    They end in messages that the policy wrote: what a tool or a user said earns nothing, and is
+    part of what the next segment adds.
+    """
+    spans = find_segments(sample, segmenter)
+    if not isinstance(sample.completion, str):
+        spans = _within(spans, _turns(sample.completion))
+    return merge_segments(spans, MAX_PREFIXES)
+
+
+def _turns(messages: Sequence[Message]) -> list[Span]:
+    """Return the texts of the messages that the policy wrote; of all where it wrote none."""
+    has_policy = any(message.is_of_policy for message in messages)
+    turns = []
+    start = 0
+    for message in messages:
+        end = start + len(message.text)
+        if message.is_of_policy or not has_policy:
+            turns.append(Span(start, end))
+        start = end + _LEN_JOINT
+    return turns
+
+
+def _within(spans: Sequence[Span], turns: Sequence[Span]) -> tuple[Span, ...]:
+    """Return the spans without what is before or after their parts in the turns."""
+    texts = [turn for turn in turns if turn.start < turn.end]
+    starts = [turn.start for turn in texts]
+    ends = [turn.end for turn in texts]
+    found = []
+    for start, end in spans:
+        first, behind = bisect_right(ends, start), bisect_left(starts, end)
+        if first < behind:
+            found.append(Span(max(start, starts[first]), min(end, ends[behind - 1])))
+    return tuple(found)
 
 
 def merge_segments(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
@@ -72,7 +109,7 @@ def cut_completion(sample: Sample, end: int) -> Sample:
             if kept and start >= end:
                 break
             kept.append(_cut_message(message, max(end - start, 0)))
-            start += len(message.text) + 2  # `completion_text` puts a blank line between them
+            start += len(message.text) + _LEN_JOINT
         completion = tuple(kept)
     return replace(
         sample, completion=completion, token_offsets=None, segments={}, prefix_segmenter=None

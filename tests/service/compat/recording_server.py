@@ -2,27 +2,37 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import torch
 from served import Server, serving
 from standin import Words
 
+from alarm_models.modeling.inputs import ModelInput
 from alarm_models.recipe.schema import Recipe
 from alarm_models.reward_models.base import Prepared
-from alarm_models.types import Sample
+from alarm_models.types import Sample, Score
 
 
 class RecordingWords(Words):
-    """`Words` that records its samples; the reward is the number of words of a completion."""
+    """`Words` that records its samples; the reward is the number of words of a completion.
+
+    Its scores say that it was not shown ``omitted``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.samples: list[Sample] = []
+        self.omitted: tuple[str, ...] = ()
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         self.samples += samples
         return super().prepare(samples)
+
+    def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
+        return replace(super().read(features, outputs), omitted=self.omitted)
 
     @property
     def heard(self) -> list[tuple[str, str]]:

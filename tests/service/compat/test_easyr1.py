@@ -8,11 +8,13 @@ from recording_server import error_of, recording_server
 from served import Server
 from standin import FIGURE_1, recipe
 
+from alarm_models.types import Message
+
 PATH = "/compat/easyr1/plain"
 EMMA = {"prompt": "Who wrote Emma?", "reference": "Jane Austen", "year": 1815, "sources": ["a"]}
 
 
-def given(response: str, truth: Any) -> dict[str, Any]:
+def given(response: Any, truth: Any) -> dict[str, Any]:
     return {"response": response, "response_length": 3, "ground_truth": truth}
 
 
@@ -54,6 +56,13 @@ async def test_easyr1_answer_to_messages_is_judged_without_its_thoughts() -> Non
         chat = [{"role": "user", "content": "Q?"}]
         await post(server, [given(said, {"prompt": chat})])
         assert words.heard == [("Q?", "a")]
+
+
+async def test_easyr1_response_of_messages_is_the_completion() -> None:
+    async with recording_server() as (server, words):
+        said = [{"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+        await post(server, [given(said, {"prompt": "Q?"})])
+        assert words.samples[0].completion == (Message("assistant", "a", reasoning="hm"),)
 
 
 async def test_easyr1_parts_add_up_to_the_overall_reward() -> None:

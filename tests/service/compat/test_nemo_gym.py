@@ -6,6 +6,8 @@ import pytest
 from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
+from alarm_models.types import Message, ToolCall
+
 PATH = "/compat/nemo-gym/plain/verify"
 
 
@@ -38,6 +40,15 @@ async def test_nemo_gym_gets_its_rollout_back_with_a_reward() -> None:
         assert words.samples[0].fields == {"reference": "A"}
 
 
+@pytest.mark.parametrize("name", ["plain", "words"])
+async def test_nemo_gym_answer_names_what_models_were_not_shown(name: str) -> None:
+    async with recording_server() as (server, words):
+        words.omitted = ("thinking", "tools")
+        path = f"/compat/nemo-gym/{name}/verify"
+        answer = (await post(server, path, **rollout(message("a")))).json()
+        assert answer["alarm_omitted"] == ["thinking", "tools"]
+
+
 async def test_nemo_gym_reference_is_the_column_that_the_url_names() -> None:
     async with recording_server() as (server, words):
         body = rollout(message("a"), expected_answer="A", label=4)
@@ -45,27 +56,62 @@ async def test_nemo_gym_reference_is_the_column_that_the_url_names() -> None:
         assert words.samples[0].fields == {"reference": "4"}
 
 
-async def test_nemo_gym_prompt_is_all_before_the_last_message() -> None:
+async def test_nemo_gym_completion_is_the_whole_response() -> None:
     async with recording_server() as (server, words):
         asked = [{"role": "developer", "content": "Be brief."}, message("Q?", "user")]
-        body = rollout(THOUGHT, message("I look."), CALL, RESULT, CALL, THOUGHT, RESULT,
-                       message("a b"), asked=asked)  # fmt: skip
+        body = rollout(THOUGHT, message("I look."), CALL, CALL, RESULT, RESULT, THOUGHT, CALL,
+                       RESULT, message("a b<|im_end|>"), message("c"), asked=asked)  # fmt: skip
         body["responses_create_params"]["instructions"] = "Be right."
-        assert (await post(server, PATH, **body)).json()["reward"] == 2
+        await post(server, PATH, **body)
         (sample,) = words.samples
-        assert [(one.role, one.content) for one in sample.prompt if not isinstance(one, str)] == [
-            ("system", "Be right."),
-            ("system", "Be brief."),
-            ("user", "Q?"),
-            ("assistant", "I look."),
-            ("tool", "42"),
-            ("assistant", ""),
-            ("tool", "42"),
-        ]
+        assert sample.prompt == (
+            Message("system", "Be right."), Message("system", "Be brief."), Message("user", "Q?")
+        )  # fmt: skip
+        call, result = ToolCall("f", "{}", "c"), Message("tool", "42", tool_call_id="c")
+        assert sample.completion == (
+            Message("assistant", "I look.", reasoning="hm", tool_calls=(call, call)),
+            result,
+            result,
+            Message("assistant", "", reasoning="hm", tool_calls=(call,)),
+            result,
+            Message("assistant", "a b"),
+            Message("assistant", "c"),
+        )
 
 
-@pytest.mark.parametrize("output", [(), (THOUGHT,), (CALL, RESULT)])
-async def test_nemo_gym_rollout_without_a_message_has_an_empty_completion(output: Any) -> None:
+async def test_nemo_gym_calls_and_reasoning_of_the_input_are_the_prompts() -> None:
+    async with recording_server() as (server, words):
+        asked = [message("Q?", "user"), THOUGHT, CALL, RESULT]
+        await post(server, PATH, **rollout(message("a"), asked=asked))
+        assert words.samples[0].prompt == (
+            Message("user", "Q?"),
+            Message("assistant", "", reasoning="hm", tool_calls=(ToolCall("f", "{}", "c"),)),
+            Message("tool", "42", tool_call_id="c"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("item", "thought"),
+    [
+        ({"summary": [{"type": "summary_text", "text": one} for one in "ab"]}, "a\n\nb"),
+        ({"content": [{"type": "reasoning_text", "text": "a"}], "summary": []}, "a"),
+    ],
+)
+async def test_nemo_gym_reasoning_is_content_or_summary(item: Any, thought: str) -> None:
+    async with recording_server() as (server, words):
+        await post(server, PATH, **rollout({"type": "reasoning", **item}, message("c")))
+        assert words.samples[0].completion == (Message("assistant", "c", reasoning=thought),)
+
+
+async def test_nemo_gym_call_of_a_built_in_tool_is_named_by_its_type() -> None:
+    async with recording_server() as (server, words):
+        await post(server, PATH, **rollout({"type": "web_search_call", "id": "w"}))
+        call = ToolCall("web_search", "{}", None)
+        assert words.samples[0].completion == (Message("assistant", "", tool_calls=(call,)),)
+
+
+@pytest.mark.parametrize("output", [(), ({"type": "reasoning", "summary": []},)])
+async def test_nemo_gym_rollout_without_content_has_an_empty_completion(output: Any) -> None:
     async with recording_server() as (server, words):
         answer = await post(server, PATH, **rollout(*output))
         assert (answer.json()["reward"], words.samples[0].completion) == (0, "")

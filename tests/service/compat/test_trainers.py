@@ -8,7 +8,7 @@ from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
 from alarm_models.combination.rules import sigmoid
-from alarm_models.types import Message
+from alarm_models.types import Message, ToolCall
 from alarm_service.api.compat.common import ScalarReward, ScalarRewards
 from alarm_service.api.compat.pooling import PoolingIn, as_embeddings
 from alarm_service.errors import SampleFailed
@@ -31,6 +31,46 @@ async def test_slime_and_miles_response_is_a_number(trainer: str) -> None:
         assert {sample.fields["reference"] for sample in words.samples} == {"L"}
 
 
+TURNS = [
+    {"role": "assistant", "content": "a", "tool_calls": [{"name": "f", "arguments": "{}"}]},
+    {"role": "tool", "content": "42"},
+    {"role": "assistant", "content": "b c", "reasoning_content": "hm"},
+]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, MESSAGES[:1]])
+async def test_slime_response_of_messages_is_the_completion(prompt: Any) -> None:
+    async with recording_server() as (server, words):
+        await post(server, "/compat/slime/plain", prompt=prompt, response=TURNS)
+        (sample,) = words.samples
+        assert sample.prompt == (Message("user", "Q?"),)
+        assert sample.completion == (
+            Message("assistant", "a", tool_calls=(ToolCall("f", "{}"),)),
+            Message("tool", "42"),
+            Message("assistant", "b c", reasoning="hm"),
+        )
+
+
+@pytest.mark.parametrize(("thought", "content"), [(None, "Sure, a"), ("hm", "a")])
+async def test_slime_first_message_has_the_turn_that_the_prompt_started(
+    thought: str | None, content: str
+) -> None:
+    async with recording_server() as (server, words):
+        response = [{"role": "assistant", "content": "a", "reasoning_content": thought}]
+        await post(server, "/compat/slime/plain", prompt=f"{PROMPT}Sure, ", response=response)
+        (said,) = words.samples[0].completion
+        assert isinstance(said, Message)
+        assert said.content == content
+
+
+async def test_slime_format_dict_names_what_models_were_not_shown() -> None:
+    async with recording_server() as (server, words):
+        words.omitted = ("thinking",)
+        path = "/compat/slime/plain?format=dict"
+        parts = (await post(server, path, prompt="Q?", response="a")).json()
+        assert (parts["score"], parts["omitted"]) == (1, ["thinking"])
+
+
 async def test_slime_format_dict_has_score_and_parts() -> None:
     async with recording_server(FIGURE_1) as (server, _):
         path = "/compat/slime/figure-1?format=dict"
@@ -47,6 +87,7 @@ async def test_slime_format_dict_has_score_and_parts() -> None:
         ({"prompt": None}, "invalid: prompt: Input should be a valid string"),
         ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "should have `text`"),
         ({"response": None}, "invalid: response: Input should be a valid string"),
+        ({"response": []}, "response[0] cannot be split: it has no messages"),
     ],
 )
 async def test_slime_failed_sample_is_an_error(given: dict[str, Any], message: str) -> None:

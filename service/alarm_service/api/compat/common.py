@@ -180,11 +180,13 @@ class ScalarReward:
 
     For a recipe, the parts `holistic` and each aspect's name add up to the reward. If the rule does
     more than add, they are its inputs: the normalized holistic score and each aspect's reward
-    without its weight. A model's scalar is its score and has no such parts.
+    without its weight. A model's scalar is its score and has no such parts. ``omitted`` names what
+    the models were not shown.
     """
 
     value: float
     parts: Mapping[str, float]
+    omitted: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def _each(
 def _of_score(score: Score) -> ScalarReward:
     if score.value is None:
         raise SampleError("invalid_sample", "the completion has no segment to score")
-    return ScalarReward(score.value, {_TRUNCATED: float(score.truncated)})
+    return ScalarReward(score.value, {_TRUNCATED: float(score.truncated)}, score.omitted)
 
 
 def _of_reward(reward: Reward, params: RuleParams) -> ScalarReward:
@@ -291,7 +293,8 @@ def _of_reward(reward: Reward, params: RuleParams) -> ScalarReward:
     weight = params.holistic_weight if rule.adds_up else 1.0
     holistic = weight * reward.holistic_normalized if rule.uses_holistic else 0.0
     own = (holistic, reward.holistic_score, float(reward.admitted), float(reward.truncated))
-    return ScalarReward(reward.reward, parts | dict(zip(OWN_PARTS, own, strict=True)))
+    named = dict(zip(OWN_PARTS, own, strict=True))
+    return ScalarReward(reward.reward, parts | named, reward.omitted)
 
 
 _log = structlog.get_logger()

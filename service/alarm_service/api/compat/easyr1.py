@@ -19,7 +19,13 @@ from alarm_service.api.compat.common import (
     split_each,
     text_fields,
 )
-from alarm_service.api.compat.conversation import SplitError, Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import (
+    SplitError,
+    Texts,
+    answer_of,
+    pair_messages,
+    pair_texts,
+)
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.json_pieces import read_json
 from alarm_service.schemas import ListOf, Text
@@ -49,7 +55,7 @@ class GroundTruthIn(TrainerBody):
 class EasyR1In(TrainerBody):
     """One reward input of EasyR1, which passes no prompt: `ground_truth` must contain it."""
 
-    response: Text
+    response: Text | ListOf[ChatMessageIn]
     ground_truth: Text | GroundTruthIn = Field(
         description="the prompt and what else the recipe needs, as an object or as its JSON; "
         "`?ground_truth=` says what a plain text is"
@@ -120,7 +126,12 @@ def _parsed(truth: str) -> GroundTruthIn:
         ) from None
 
 
-def _texts(prompt: _Prompt, response: str, template: ChatTemplate | None) -> Texts:
+def _texts(
+    prompt: _Prompt, response: str | list[ChatMessageIn], template: ChatTemplate | None
+) -> Texts:
+    if not isinstance(response, str):
+        given = prompt if isinstance(prompt, str) else messages_of(prompt)
+        return pair_messages(given, messages_of(response), template)
     if isinstance(prompt, str):
         return pair_texts(prompt, response, template)
     return Texts(messages_of(prompt), answer_of(response, template))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from alarm_models.types import Message, Sample
-from alarm_service.api.compat.common import (
-    OWN_PARTS,
-    ScalarReward,
-    TrainerBody,
-    fields_of,
-    split_each,
-)
-from alarm_service.api.compat.conversation import Texts, answer_of
+from alarm_models.types import Message, Sample, ToolCall
+from alarm_service.api.compat.common import OWN_PARTS, ScalarReward, TrainerBody, fields_of
+from alarm_service.api.compat.conversation import SplitError, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.json_pieces import read_json
 from alarm_service.schemas import ListOf, Text
@@ -37,8 +33,15 @@ _EXAMPLE: dict[str, Any] = {
     "expected_answer": "Jane Austen",
 }
 
-#: Where the parts of a message hold text.
-_TEXT_OF_PART = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+#: Where the parts of an item hold text.
+_TEXT_OF_PART = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "summary_text": "text",
+    "reasoning_text": "text",
+    "refusal": "refusal",
+}
 
 
 class PartIn(TrainerBody):
@@ -55,6 +58,10 @@ class ItemIn(TrainerBody):
     type: Text = "message"
     role: Text = "assistant"
     content: Text | ListOf[PartIn] | None = None
+    summary: ListOf[PartIn] | None = None
+    name: Text | None = None
+    arguments: Text | None = None
+    call_id: Text | None = None
     output: Text | ListOf[PartIn] | dict[str, Any] | None = None
 
 
@@ -102,10 +109,10 @@ class NemoGymOut(BaseModel):
 
 
 def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
-    """Take the one sample: the policy's last message, after all that came before it.
+    """Take the one sample: the whole response is the completion.
 
-    A rollout that ends without a message has an empty completion. Reasoning is left out, and a
-    tool call is a turn without text. Raises `Invalid` for a message that is not text.
+    A response of one message without reasoning and calls is a text, one without items is empty.
+    Raises `Invalid` for a message that is not text.
     """
     params, output = body.responses_create_params, body.response.output
     items = (
@@ -113,16 +120,13 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
         if isinstance(params.input, str)
         else params.input
     )
-    last = max((at for at, item in enumerate(output) if item.type == "message"), default=None)
     system = [Message("system", params.instructions)] if params.instructions else []
-    before = _turns(items, "responses_create_params.input")
-    before += _turns(output[:last], "response.output")
-    where = f"response.output[{last}].content"
-    completion = "" if last is None else _text(output[last].content, where)
-    turns = (*system, *before)
-    (texts,) = split_each([completion], lambda _: Texts(turns, answer_of(completion, None)), where)
+    asked = _messages(items, "responses_create_params.input")
+    said = _without_markup(_messages(output, "response.output"))
+    is_text = not said or said == [Message("assistant", said[0].content)]
+    completion = "".join(message.content for message in said) if is_text else tuple(said)
     label = (body.model_extra or {}).get(options.reference)
-    return [Sample(texts.prompt, texts.completion, fields_of(label))]
+    return [Sample((*system, *asked), completion, fields_of(label))]
 
 
 def answer(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> Response:
@@ -141,6 +145,7 @@ def _written(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> str:
     content: dict[str, Any] = {
         **read_json(sent, packs_spans=False),
         **parts,
+        "alarm_omitted": number.omitted,
         "reward": number.value,
     }
     if options.components:
@@ -157,27 +162,74 @@ def _components(number: ScalarReward) -> dict[str, float]:
     return {"score": number.value}
 
 
-def _turns(items: list[ItemIn], where: str) -> list[Message]:
-    turns: list[Message] = []
+def _messages(items: Sequence[ItemIn], where: str) -> list[Message]:
+    """Return items as messages: those of one turn of the assistant are one message."""
+    messages: list[Message] = []
     for at, item in enumerate(items):
-        if item.type == "message":
-            role = "system" if item.role == "developer" else item.role
-            turns.append(Message(role, _text(item.content, f"{where}[{at}].content")))
-        elif item.type.endswith("_call_output"):
-            turns.append(Message("tool", _tool_text(item.output, f"{where}[{at}].output")))
-        elif item.type.endswith("_call") and (not turns or turns[-1].role != "assistant"):
-            turns.append(Message("assistant", ""))  # its turn had no text besides
-    return turns
+        message = _message(item, f"{where}[{at}]")
+        if message is None:
+            continue
+        joined = _joined(messages[-1], message) if messages else None
+        messages[-1:] = [joined] if joined else [*messages[-1:], message]
+    return messages
+
+
+def _message(item: ItemIn, where: str) -> Message | None:
+    """Return one item as a message; None for an item of another type."""
+    if item.type == "message":
+        role = "system" if item.role == "developer" else item.role
+        return Message(role, _text(item.content, f"{where}.content"))
+    if item.type == "reasoning":
+        name = "content" if item.content else "summary"
+        thought = _text(getattr(item, name), f"{where}.{name}", "\n\n")
+        return Message("assistant", "", reasoning=thought) if thought else None
+    if item.type.endswith("_call_output"):
+        return Message(
+            "tool", _tool_text(item.output, f"{where}.output"), tool_call_id=item.call_id
+        )
+    if item.type.endswith("_call"):
+        name = item.name or item.type.removesuffix("_call")
+        call = ToolCall(name, item.arguments or "{}", item.call_id)
+        return Message("assistant", "", tool_calls=(call,))
+    return None
+
+
+def _joined(before: Message, after: Message) -> Message | None:
+    """Return two messages as one if they are of one turn: reasoning, then content, then calls."""
+    if before.role != "assistant" or after.role != "assistant" or after.reasoning:
+        return None
+    if after.tool_calls:
+        return replace(before, tool_calls=before.tool_calls + after.tool_calls)
+    is_thought = before.reasoning and not before.content and not before.tool_calls
+    return replace(before, content=after.content) if is_thought else None
+
+
+def _without_markup(messages: Sequence[Message]) -> list[Message]:
+    """Remove a template's tokens from what the policy wrote. Raises `Invalid`."""
+    plain: list[Message] = []
+    for message in messages:
+        if not message.is_of_policy:
+            plain.append(message)
+            continue
+        try:
+            found = answer_of(message.content, None)
+        except SplitError as error:
+            raise Invalid(f"response.output: a message cannot be split: {error}") from error
+        if isinstance(found, str):
+            plain.append(replace(message, content=found))
+        else:
+            plain += found
+    return plain
 
 
 def _tool_text(output: Any, where: str) -> str:
     return "" if isinstance(output, dict) else _text(output, where)
 
 
-def _text(content: str | list[PartIn] | None, where: str) -> str:
+def _text(content: str | list[PartIn] | None, where: str, between: str = "") -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(_part(part, f"{where}[{at}]") for at, part in enumerate(content))
+    return between.join(_part(part, f"{where}[{at}]") for at, part in enumerate(content))
 
 
 def _part(part: PartIn, where: str) -> str:

@@ -16,7 +16,7 @@ from alarm_service.api.compat.common import (
     messages_of,
     split_each,
 )
-from alarm_service.api.compat.conversation import Texts, answer_of, pair_texts
+from alarm_service.api.compat.conversation import Texts, answer_of, pair_messages, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.schemas import MAX_GROUP_SIZE, Id, ListOf, Text
 
@@ -30,12 +30,12 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class SlimeIn(TrainerBody):
-    """One sample; its prompt is a text in the policy's template, or messages."""
+    """One sample; prompt and response are texts in the policy's template, or messages."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     prompt: Text | ListOf[ChatMessageIn]
-    response: Text
+    response: Text | ListOf[ChatMessageIn]
     label: Any = Field(default=None, description="the field `reference`")
     id: Id = None
     group: Text | int | None = Field(default=None, description="as in samples")
@@ -50,8 +50,8 @@ class SlimeOptions(TextOptions):
     )
 
 
-#: The reward, or an object with the reward as `score` and its parts.
-SlimeOut = float | dict[str, float]
+#: The reward, or an object with the reward as `score`, its parts, and what models were not shown.
+SlimeOut = float | dict[str, float | list[str]]
 
 
 def samples_of(body: SlimeIn, template: ChatTemplate | None) -> list[Sample]:
@@ -73,10 +73,13 @@ def answer(number: ScalarReward, options: SlimeOptions) -> SlimeOut:
     """Return the reward in the format that the options ask for."""
     if options.format == "number":
         return number.value
-    return dict(number.parts) | {"score": number.value}
+    return {**number.parts, "score": number.value, "omitted": list(number.omitted)}
 
 
 def _texts(body: SlimeIn, template: ChatTemplate | None) -> Texts:
+    if not isinstance(body.response, str):
+        prompt = body.prompt if isinstance(body.prompt, str) else messages_of(body.prompt)
+        return pair_messages(prompt, messages_of(body.response), template)
     if isinstance(body.prompt, str):
         return pair_texts(body.prompt, body.response, template)
     return Texts(messages_of(body.prompt), answer_of(body.response, template))
