@@ -61,4 +61,9 @@ def test_readme_recipe_is_valid() -> None:
 
 def test_readme_link_targets_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / target).is_file(), target
+        name, _, heading = target.partition("#")
+        page = Path(__file__).parents[1] / name
+        assert page.is_file(), target
+        headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), flags=re.M)
+        anchors = {one.lower().replace(" ", "-") for one in headings}
+        assert not heading or heading in anchors, target

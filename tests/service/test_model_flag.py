@@ -81,7 +81,8 @@ def test_inspect_unreadable_checkpoint_lists_its_files(
 @pytest.mark.numeric
 def test_served_model_scores_as_its_card_and_reports_read_token(classifier: Path) -> None:
     sent = {"samples": list(cards.ALL.values())}
-    with alarm_serving("--model", str(classifier)) as process:
+    keep = ("--set", "models.rm.thinking=keep")  # as the card's snippet does
+    with alarm_serving("--model", str(classifier), *keep) as process:
         until_event(process, "ready")
         with httpx.Client(base_url=process.url, timeout=60) as client:
             scores = client.post("/score", json=sent).json()["scores"]
