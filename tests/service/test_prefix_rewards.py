@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -187,6 +188,22 @@ async def test_group_rule_normalizes_spread_rewards_to_the_same_sums(llama: Chec
             [sum(one["token_rewards"]) for one in rewards]
         )
     assert sums[True] == logged(sums[False])
+
+
+async def test_group_one_sample_a_request_is_spread_as_in_one_request(llama: Checkpoint) -> None:
+    group = [
+        SAMPLE | {"group": "g", "group_size": 2, "id": "0"},
+        SAMPLE | {"group": "g", "group_size": 2, "completion": COMPLETION[::-1], "id": "1"},
+    ]
+    recipe = recipe_of(llama, hierarchy={"rule": "mo_grpo"})
+    async with serving(recipe) as client:
+        whole = (await reward(client, *group))["rewards"]
+        answers = await asyncio.gather(*(reward(client, one) for one in group))
+    for wanted, answer in zip(whole, answers, strict=True):
+        (one,) = answer["rewards"]
+        assert one["token_rewards"] == computed(wanted["token_rewards"])
+        assert len(one["holistic"]["segments"]) == len(wanted["holistic"]["segments"])
+        assert sum(map(bool, one["token_rewards"])) > 1
 
 
 async def test_samples_without_tokens_are_scored_once_and_only_whole(llama: Checkpoint) -> None:

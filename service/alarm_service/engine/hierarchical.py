@@ -575,7 +575,8 @@ class _GroupCall:
         async with self.engine.admit(samples, self.caller) as model_set:
             if model_set.catalog.recipe(self.name) is not request.recipe:
                 return None
-            scorer = SampleScorer(self.engine, samples, self.caller)
+            segmenters = _segmenters(model_set, request)
+            scorer = SampleScorer(self.engine, samples, self.caller, segmenters)
             awaited = frozenset(self.samples[index].group or "" for index in members)
             collector = ScoreCollector(model_set, request, scorer, awaited)
             scores = await collector.collect(every_aspect=self.aspects == "all")
