@@ -109,6 +109,16 @@ async def test_whole_groups_in_one_request_do_not_wait() -> None:
         assert not server.engine.groups.open_attempts
 
 
+async def test_partial_group_is_refused_at_once_where_servers_are_several() -> None:
+    async with grouping(timeout_s=60) as server:
+        server.engine.groups.set_num_servers(2)
+        ((code, message),) = await reward(server, member("a", 0))
+        assert code == "group_incomplete"
+        assert message.startswith("this request has a part of group 'x', and the others may reach")
+        assert message.endswith("2 ingress replicas: send whole groups, or run one ingress replica")
+        assert await reward(server, *members()) == await whole(server, *WORDS)
+
+
 async def test_sample_rules_ignore_group_size() -> None:
     async with grouping(hierarchy={"rule": "weighted_sum"}) as server:
         assert await reward(server, member("a b")) == [2.0]

@@ -1,10 +1,12 @@
 """Replicas counted against the nodes of a cluster; needs no Ray."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from alarm_service.ray.capacity import Demand, num_that_fit, shortage, used_by_others
+from alarm_service.ray.capacity import Demand, max_replicas, num_that_fit, shortage, used_by_others
 from alarm_service.ray.replica import ReplicaResources
 
 Nodes = list[Mapping[str, float]]
@@ -131,3 +133,16 @@ def test_used_by_others_is_reported_with_numbers() -> None:
         "2 replicas of 1 model require 1 CPU each, and others use the cluster: of 8 CPUs 0.5 are "
         "free: free some, or add nodes"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "num"),
+    [
+        (None, 1),
+        (SimpleNamespace(num_replicas=None, autoscaling_config=None), 1),
+        (SimpleNamespace(num_replicas=2, autoscaling_config=None), 2),
+        (SimpleNamespace(num_replicas=1, autoscaling_config=SimpleNamespace(max_replicas=4)), 4),
+    ],
+)
+def test_max_replicas_is_the_most_that_a_deployment_may_have(config: Any, num: int) -> None:
+    assert max_replicas(config) == num

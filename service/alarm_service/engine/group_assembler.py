@@ -150,6 +150,7 @@ class GroupAssembler:
         self.metrics = metrics
         self._life = life
         self._assembly = GroupAssembly(max_bytes)
+        self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         life.on_drain(self._drain)
@@ -167,6 +168,10 @@ class GroupAssembler:
         """Bound the memory that all groups may take."""
         self._assembly.max_bytes = max_bytes
 
+    def set_num_servers(self, num_servers: int) -> None:
+        """Refuse samples that others complete if those may reach another server."""
+        self._num_servers = num_servers
+
     @contextmanager
     def visit(self) -> Iterator[GroupVisit]:
         """Let one request's samples be members of groups while the block runs."""
@@ -182,6 +187,10 @@ class GroupAssembler:
         """Add a sample to its group. Raises `Overloaded` and `Draining`."""
         if self._life.is_draining:
             raise draining_error()
+        if self._num_servers > 1:
+            refused = _unreachable(name, self._num_servers)
+            self._log_refused(refused)
+            return refused
         try:
             found = self._assembly.arrive(key, name, identity, timeout_s, time.monotonic())
         except NoRoom:
@@ -321,3 +330,11 @@ class GroupAssembler:
         if error.code == "group_conflict":
             self.metrics.count_group("conflict")
         _log.warning("group member refused", code=error.code, reason=error.message)
+
+
+def _unreachable(name: str, num_servers: int) -> SampleError:
+    return SampleError(
+        "group_incomplete",
+        f"this request has a part of group {quoted(name)}, and the others may reach another of "
+        f"{num_servers} ingress replicas: send whole groups, or run one ingress replica",
+    )

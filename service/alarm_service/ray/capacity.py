@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alarm_service.ray.replica import ReplicaResources
 
-__all__ = ["Demand", "num_that_fit", "shortage", "used_by_others"]
+__all__ = ["Demand", "max_replicas", "num_that_fit", "shortage", "used_by_others"]
 
 #: Ray's names of a node's resources.
 _CPU, _GPU = "CPU", "GPU"
@@ -59,6 +60,14 @@ def used_by_others(
                 "or add nodes"
             )
     return None
+
+
+def max_replicas(config: Any) -> int:
+    """Return how many replicas a deployment may have, by Serve's `DeploymentConfig`."""
+    autoscaling = getattr(config, "autoscaling_config", None)
+    if autoscaling is not None:
+        return int(autoscaling.max_replicas)
+    return int(getattr(config, "num_replicas", None) or 1)
 
 
 def num_that_fit(share: ReplicaResources, nodes: Sequence[Mapping[str, float]]) -> int:

@@ -15,6 +15,7 @@ from alarm_service.api.app import create_app
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.observability.logging import set_up_logs
 from alarm_service.preflight import require_safe_exposure
+from alarm_service.ray.capacity import max_replicas
 from alarm_service.ray.model import RayModelLoader
 from alarm_service.settings import Settings, with_models
 
@@ -39,7 +40,12 @@ class Ingress:
         set_up_logs(settings.log_level)
         recipes = load_recipes(settings.recipe, settings.set)
         load = RayModelLoader(settings, revision=self._revision)
-        return until_ready(create_app(recipes, settings, load=load))
+        app = create_app(recipes, settings, load=load)
+        engine: RewardEngine = app.state.engine
+        # Serve has no public name for its configuration. Without it a group waits for its timeout.
+        config = getattr(serve.get_replica_context(), "_deployment_config", None)
+        engine.groups.set_num_servers(max_replicas(config))
+        return until_ready(app)
 
 
 def until_ready(app: FastAPI) -> FastAPI:
