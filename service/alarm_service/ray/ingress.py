@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from alarm_models.recipe.loader import load_recipes
 from alarm_service.api.app import create_app
@@ -42,10 +43,21 @@ class Ingress:
         load = RayModelLoader(settings, revision=self._revision)
         app = create_app(recipes, settings, load=load)
         engine: RewardEngine = app.state.engine
-        # Serve has no public name for its configuration. Without it a group waits for its timeout.
-        config = getattr(serve.get_replica_context(), "_deployment_config", None)
-        engine.groups.set_num_servers(max_replicas(config))
+        engine.groups.set_num_servers(_num_ingress_replicas())
         return until_ready(app)
+
+
+def _num_ingress_replicas() -> int:
+    """Return how many ingress replicas there may be; 1 where Serve does not say.
+
+    Serve has no public name for a deployment's configuration. Without it, a partial group waits for
+    its timeout instead of being refused at once.
+    """
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:
+        return 1
+    return max_replicas(getattr(context, "_deployment_config", None))
 
 
 def until_ready(app: FastAPI) -> FastAPI:
