@@ -176,7 +176,7 @@ async def test_same_id_with_another_completion_is_a_conflict() -> None:
     ("sample", "message"),
     [
         (member("b", 9, group_size=3), "has group_size 3, and others have 4"),
-        (member("b", 9, prompt="??"), "has another prompt than 1 others"),
+        (member("b", 9, prompt="??"), "prompt differs from that of the 1 in group"),
     ],
 )
 async def test_contradicting_member_is_a_conflict(sample: dict[str, Any], message: str) -> None:

@@ -330,7 +330,10 @@ def validate_groups(groups: Sequence[str | None], params: RuleParams) -> list[Sa
     return [None] * len(groups)
 
 
-_TOGETHER = "send all samples of a group in one request"
+_TOGETHER = (
+    "send all samples of a group in one request, or each with `group_size`; samples that fail do "
+    "not count"
+)
 
 
 def validate_group_members(
