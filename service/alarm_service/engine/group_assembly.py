@@ -246,7 +246,8 @@ class Attempt:
             )
         if identity.prompt != self.prompt:
             return _conflict(
-                f"this sample's prompt differs from that of the {self.num_there} in group {name} so far"
+                f"this sample's prompt differs from that of the {self.num_there} in group {name} "
+                "so far"
             )
         member = self._place(identity)
         if isinstance(member, Member) and not member.is_there and self.is_all_there:
