@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -25,7 +25,7 @@ from alarm_models.errors import SampleError, quoted
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Message, Reward, Sample, Score
 from alarm_service.api.auth import caller_of
-from alarm_service.api.compat.conversation import SplitError, Texts
+from alarm_service.api.compat.conversation import SplitError, Texts, split_prompt
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
 from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
 from alarm_service.api.large_bodies import REQUESTS_PER_ROLLOUT
@@ -51,6 +51,7 @@ __all__ = [
     "TrainerBody",
     "fields_of",
     "messages_of",
+    "pair_messages",
     "resolve_target",
     "scalar_rewards",
     "split_each",
@@ -350,3 +351,24 @@ async def _call(
 CallOf = Annotated[CompatCall, Depends(_call)]
 Name = Annotated[str, Path(description="a recipe or a model", examples=["mini"])]
 Options = Annotated[TextOptions, Query()]
+
+
+def pair_messages(
+    prompt: str | tuple[Message, ...],
+    completion: tuple[Message, ...],
+    template: ChatTemplate | None,
+) -> Texts:
+    """Remove the template's tokens from a prompt whose completion is messages, without tokens.
+
+    If the prompt has started the assistant's turn, a first message without reasoning starts with
+    that text. Raises `SplitError`.
+    """
+    if not completion:
+        raise SplitError("it has no messages")
+    if not isinstance(prompt, str):
+        return Texts(prompt, completion)
+    turns, started = split_prompt(prompt, template)
+    first = completion[0]
+    if first.is_of_policy and not first.reasoning:
+        first = replace(first, content=started + first.content)
+    return Texts(turns, (first, *completion[1:]))

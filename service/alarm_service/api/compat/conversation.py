@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from alarm_models.types import Message
@@ -25,7 +25,6 @@ __all__ = [
     "Texts",
     "Turn",
     "answer_of",
-    "pair_messages",
     "pair_texts",
     "read_answer",
     "read_turns",
@@ -255,25 +254,6 @@ def pair_texts(prompt: str, completion: str, template: ChatTemplate | None) -> T
     if started is not None and started.role == THOUGHTS:
         answer[0] = Turn(THOUGHTS, answer[0].text, answer[0].is_open)
     return Texts(_prompt(turns), _completion(_without_empty_last(without_thoughts(answer))))
-
-
-def pair_messages(
-    prompt: Text, completion: tuple[Message, ...], template: ChatTemplate | None
-) -> Texts:
-    """Remove the template's tokens from a prompt whose completion is messages, without tokens.
-
-    If the prompt has started the assistant's turn, a first message without reasoning starts with
-    that text. Raises `SplitError`.
-    """
-    if not completion:
-        raise SplitError("it has no messages")
-    if not isinstance(prompt, str):
-        return Texts(prompt, completion)
-    turns, started = split_prompt(prompt, template)
-    first = completion[0]
-    if first.is_of_policy and not first.reasoning:
-        first = replace(first, content=started + first.content)
-    return Texts(turns, (first, *completion[1:]))
 
 
 def split_prompt(prompt: str, template: ChatTemplate | None) -> tuple[Text, str]:

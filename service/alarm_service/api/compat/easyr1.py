@@ -16,6 +16,7 @@ from alarm_service.api.compat.common import (
     TextOptions,
     TrainerBody,
     messages_of,
+    pair_messages,
     split_each,
     text_fields,
 )
@@ -23,7 +24,6 @@ from alarm_service.api.compat.conversation import (
     SplitError,
     Texts,
     answer_of,
-    pair_messages,
     pair_texts,
 )
 from alarm_service.api.compat.templates import ChatTemplate

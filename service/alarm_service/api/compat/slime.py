@@ -14,9 +14,10 @@ from alarm_service.api.compat.common import (
     TrainerBody,
     fields_of,
     messages_of,
+    pair_messages,
     split_each,
 )
-from alarm_service.api.compat.conversation import Texts, answer_of, pair_messages, pair_texts
+from alarm_service.api.compat.conversation import Texts, answer_of, pair_texts
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.schemas import MAX_GROUP_SIZE, Id, ListOf, Text
 
