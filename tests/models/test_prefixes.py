@@ -28,7 +28,7 @@ pytestmark = pytest.mark.numeric
 
 TEMPLATE = "Human: {prompt}\nAssistant: {completion}</s>"
 PROMPT = "What is the capital of France, and does the quick brown fox know?"
-#: Cut behind "brown fo", its text has other tokens there than "brown fox" has.
+#: Cut after "brown fo", its text has other tokens there than "brown fox" has.
 SPLIT_WORD = Sample(
     PROMPT,
     "The quick brown fox jumps over the lazy dog.",
@@ -237,7 +237,7 @@ def test_cut_completion_of_messages_ends_within_one(end: int, wanted: list[str])
 
 def test_num_shared_tokens_are_those_that_a_packed_batch_spares() -> None:
     prompt, segment = tuple(range(20)), tuple(range(100, 116))
-    # Twice the prompt and once the segment behind it.
+    # Twice the prompt and once the segment after it.
     sequences = [(*prompt, *segment, 7, 8), (*prompt, 9), (*prompt, *segment, 9)]
     assert num_shared_tokens(sequences) == 2 * 20 + 16
     assert num_shared_tokens(sequences[:1]) == 0

@@ -11,6 +11,8 @@ import pytest
 from served import Server, serving, until, until_set
 from standin import recipe
 
+from alarm_service.engine import group_assembler
+
 WORDS = ["a", "a b", "a b c", "a b c d e"]
 
 
@@ -297,9 +299,9 @@ async def test_all_members_there_while_one_is_scored_are_not_given_up() -> None:
         assert [*await rest, *await held] == await whole(server, *WORDS[:3], "hold")
 
 
-async def test_full_memory_is_429() -> None:
+async def test_full_memory_is_429(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_assembler, "_MAX_BYTES", 4096)
     async with grouping(timeout_s=60) as server:
-        server.engine.groups.set_max_bytes(4096)
         answer = await post(server, member("a " * 4096, 0))
         assert answer.status_code == 429
         assert int(answer.headers["Retry-After"]) > 0

@@ -48,7 +48,7 @@ def shown_tokens(tokens: Sequence[Span], judged: Sequence[Span] | None) -> list[
     ends = [part.end for part in judged]
 
     def is_shown(token: Span) -> bool:
-        # Of parts that end behind the token's start, the first may only touch it.
+        # Of parts that end after the token's start, the first may only touch it.
         first = bisect_left(ends, token.start)
         return any(_is_in(token, part) for part in judged[first : first + 2])
 

@@ -353,7 +353,7 @@ def is_folder(checkpoint: str) -> bool:
         raise CheckpointError("the checkpoint is empty: give a folder or a hub id")
     try:
         return Path(checkpoint).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # no name of a file, or of nobody's home
+    except (OSError, RuntimeError, ValueError):  # not a file name, or a home that does not exist
         return False
 
 

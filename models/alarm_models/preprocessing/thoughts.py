@@ -29,25 +29,25 @@ def find_thoughts(text: str, tags: Tags) -> list[Thought]:
     """Find the thoughts of a text, in order.
 
     A closing tag without an opening one ends a thought that began at the start of the text, or
-    behind the last thought: templates may write the opening tag into the prompt. After an opening
+    after the last thought: templates may write the opening tag into the prompt. After an opening
     tag without a closing one, the rest of the text is a thought.
     """
     kinds = {pair[0]: (index, True) for index, pair in enumerate(tags)}
     kinds |= {pair[1]: (index, False) for index, pair in enumerate(tags)}
     found: list[Thought] = []
     opened: tuple[int, Span] | None = None
-    behind = 0
+    after_last = 0
     for match in _pattern(tags).finditer(text):
         index, opens = kinds[match.group()]
         start, end = match.span()
         if opens:
             opened = opened or (index, Span(start, end))
         elif opened is None:
-            found.append(Thought(Span(behind, end), Span(behind, start), True))
-            behind = end
+            found.append(Thought(Span(after_last, end), Span(after_last, start), True))
+            after_last = end
         elif opened[0] == index:
             found.append(Thought(Span(opened[1].start, end), Span(opened[1].end, start), True))
-            opened, behind = None, end
+            opened, after_last = None, end
     if opened is not None:
         end = len(text)
         found.append(Thought(Span(opened[1].start, end), Span(opened[1].end, end), False))
@@ -55,7 +55,7 @@ def find_thoughts(text: str, tags: Tags) -> list[Thought]:
 
 
 def answer_spans(text: str, thoughts: Sequence[Thought]) -> list[Span]:
-    """Return the parts of a text that are no thoughts, without the white space around thoughts.
+    """Return the parts of a text that are not thoughts, without the white space around thoughts.
 
     Between two parts white space remains: what is before the thought, else what is after it.
     """

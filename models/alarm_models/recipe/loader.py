@@ -35,7 +35,7 @@ FOLDERS = {key for spec in KINDS.values() for key in spec.folders}
 _MAX_FILE_BYTES = 1 << 20
 _MAX_TEXT_CHARS = 128 << 10
 
-#: How many errors of a recipe are told, and how much of each.
+#: How many errors of a recipe are reported, and how much of each.
 _MAX_ERRORS = 5
 _MAX_SHOWN = 300
 

@@ -38,7 +38,7 @@ class Table(BaseModel):
 #: How the reward of a whole completion is spread over its tokens.
 Dense = Literal["prefix"]
 
-#: What completions are cut behind for `dense`.
+#: What completions are cut after for `dense`.
 Segmenter = Literal["sentences", "subsentences", "steps", "turns"]
 
 _DENSE = (

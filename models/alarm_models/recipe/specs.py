@@ -92,7 +92,7 @@ class Spec(BaseModel):
     )
     unsupported_content: Annotated[Literal["error", "omit"], _Added] = Field(
         default="error",
-        description="samples with content parts that are no text, such as images: fail them, or "
+        description="samples with content parts that are not text, such as images: fail them, or "
         "leave such parts out",
     )
 

@@ -217,7 +217,7 @@ def _with_prompt_of(prefix: TokenIds, whole: TokenIds) -> TokenIds:
 
 
 def _in_chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Yield prefixes, of which each is no shorter than the one before, to be tokenized at once."""
+    """Yield chunks of prefixes, shortest first, to be tokenized at once."""
     chunk: list[Sample] = []
     num_chars = 0
     for sample in samples:

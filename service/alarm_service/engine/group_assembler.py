@@ -134,7 +134,7 @@ class GroupVisit:
         return found
 
     def leave(self) -> None:
-        """Wait no more: for members that have no answer, the others wait again."""
+        """Stop waiting: members without an answer are awaited again by the others."""
         for place in self._places.values():
             self._assembler.leave(place.attempt, place.member, was_answered=self._was_answered)
 
@@ -146,10 +146,10 @@ class GroupAssembler:
     that wait hold no place in the queue. Used by the event loop alone.
     """
 
-    def __init__(self, metrics: Metrics, life: Lifecycle, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, metrics: Metrics, life: Lifecycle) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupAssembly(max_bytes)
+        self._assembly = GroupAssembly(_MAX_BYTES)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,10 +163,6 @@ class GroupAssembler:
     def open_attempts(self) -> Collection[Attempt]:
         """The groups that wait for samples."""
         return self._assembly.open
-
-    def set_max_bytes(self, max_bytes: int) -> None:
-        """Bound the memory that all groups may take."""
-        self._assembly.max_bytes = max_bytes
 
     def set_num_servers(self, num_servers: int) -> None:
         """Refuse samples that others complete if those may reach another server."""
