@@ -13,8 +13,8 @@ from pathlib import Path
 from fastapi.openapi.utils import get_openapi
 from prometheus_client.metrics_core import Metric
 
+from alarm_models.combination.all_rules import Rule
 from alarm_models.combination.rule_registry import CONSTANTS, RULES, RuleDefinition
-from alarm_models.combination.rules import Rule
 from alarm_models.modeling.families import Family, families, recipe_lines
 from alarm_models.recipe.loader import load_recipe
 from alarm_models.recipe.specs import KINDS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, Protocol, TypeAlias
 
-from alarm_client._json_values import integer_of, is_list
+from alarm_client._payloads import integer_of, is_list
 
 Span: TypeAlias = tuple[int, int]
 Piece: TypeAlias = str | bytes

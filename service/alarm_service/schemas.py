@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from alarm_models.combination.rules import Rule, Shaping
+from alarm_models.combination.all_rules import Rule, Shaping
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.types import (

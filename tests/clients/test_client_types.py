@@ -19,7 +19,7 @@ from alarm_client.types import (
     Shaping,
     Usage,
 )
-from alarm_models.combination import rules
+from alarm_models.combination import all_rules
 
 GOOD = Reward(None, 1.5, (0.5, 0.0, 1.0), Holistic(3.0, 1.0), True, {"facts": None}, False, None)
 BAD = Reward(None, None, None, None, False, {}, False, SampleError("too_long", "9 tokens, 8 fit"))
@@ -73,7 +73,7 @@ def test_rule_type_takes_every_rule_of_a_newer_server():
 
 
 def test_shaping_type_has_the_shapings_of_the_server():
-    assert set(get_args(Shaping)) == {one.value for one in rules.Shaping}
+    assert set(get_args(Shaping)) == {one.value for one in all_rules.Shaping}
 
 
 @pytest.mark.parametrize("on_error", ["none", "", "Raise"])

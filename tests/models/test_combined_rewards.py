@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from alarm_models.combination.all_rules import Rule, RuleParams, Shaping
 from alarm_models.combination.rewards import (
     AspectRule,
     ScoredSample,
@@ -10,7 +11,6 @@ from alarm_models.combination.rewards import (
     combine_rewards,
     decide,
 )
-from alarm_models.combination.rules import Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import SampleError
 from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span

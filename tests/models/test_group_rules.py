@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from alarm_models.combination.all_rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.combination.rewards import apply_rule, validate_groups
-from alarm_models.combination.rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.errors import SampleError
 
 PLAIN = RuleParams(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})

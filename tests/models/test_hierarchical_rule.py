@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from alarm_models.combination.rules import (
+from alarm_models.combination.all_rules import (
     Rule,
     RuleParams,
     hierarchical_sum,

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from alarm_models.combination.rules import Rule
+from alarm_models.combination.all_rules import Rule
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.loader import built_in_names, load_recipe, load_recipes
 from alarm_models.recipe.schema import Overrides, Recipe

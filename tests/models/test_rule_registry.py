@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from alarm_models.combination.all_rules import AspectInput, Rule, RuleParams, apply_rule
 from alarm_models.combination.rule_registry import (
     CONSTANTS,
     RULES,
@@ -13,7 +14,6 @@ from alarm_models.combination.rule_registry import (
     RuleInputs,
     sample_rule,
 )
-from alarm_models.combination.rules import AspectInput, Rule, RuleParams, apply_rule
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.recipe.schema import HierarchySpec, Overrides, Recipe
 

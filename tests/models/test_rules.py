@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from alarm_models.combination.rewards import apply_rule
-from alarm_models.combination.rules import (
+from alarm_models.combination.all_rules import (
     AspectInput,
     Rule,
     RuleInputs,
     RuleParams,
     aspects_apply,
 )
+from alarm_models.combination.rewards import apply_rule
 from alarm_models.errors import SampleError
 
 #: Threshold 1, W 2, aspects a (weight 1) and b (weight 0.5).

@@ -1,7 +1,7 @@
 import pytest
 
+from alarm_models.combination.all_rules import Shaping
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.combination.rules import Shaping
 from alarm_models.study.addition import Addition, addition
 from alarm_models.types import Score, SegmentScore, Span
 

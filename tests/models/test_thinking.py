@@ -12,6 +12,7 @@ import torch
 from scoring import load, score
 from tolerance import by_hand, computed
 
+from alarm_models.combination.all_rules import RuleParams, Shaping
 from alarm_models.combination.rewards import (
     AspectRule,
     ScoredSample,
@@ -19,7 +20,6 @@ from alarm_models.combination.rewards import (
     combine_rewards,
     decide,
 )
-from alarm_models.combination.rules import RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.chat_templates import ChatFormat

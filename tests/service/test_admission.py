@@ -10,7 +10,7 @@ from standin import Words, recipe
 
 from alarm_models.types import Message, Sample
 from alarm_service.engine.admission import Admission, Throughput, content_of, estimate_tokens
-from alarm_service.engine.fairness import Caller
+from alarm_service.engine.fair_queueing import Caller
 from alarm_service.errors import Overloaded
 
 

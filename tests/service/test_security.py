@@ -54,7 +54,7 @@ async def test_recipe_name_is_never_used_as_path(trick: str) -> None:
         {"trust_remote_code": True},
         {"overrides": {"checkpoint": "/etc"}},
         {"overrides": {"shaping": "os.system"}},
-        {"overrides": {"rule": "alarm_models.combination.rules"}},
+        {"overrides": {"rule": "alarm_models.combination.all_rules"}},
         {"overrides": {"weights": {"/etc/passwd": 1}}},
     ],
 )

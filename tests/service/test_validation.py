@@ -11,7 +11,7 @@ from standin import FIGURE_1
 
 from alarm_service import json_pieces as pieces
 from alarm_service import schemas
-from alarm_service.api import large_bodies as large
+from alarm_service.api import off_loop_bodies as large
 from alarm_service.engine import pipeline
 from alarm_service.errors import format_validation_errors, num_faults
 from alarm_service.schemas import FailFastInPieces, FewUnknown, InPieces, ListOf

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from alarm_models.combination.rules import (
+from alarm_models.combination.all_rules import (
     SHAPINGS,
     AspectInput,
     RuleInputs,

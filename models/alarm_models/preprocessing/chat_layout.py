@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
-from alarm_models.preprocessing.thoughts import Tags, find_thoughts
+from alarm_models.preprocessing.find_thoughts import Tags, find_thoughts
 from alarm_models.types import Message, Span
 
 __all__ = [

@@ -28,9 +28,9 @@ from alarm_models.preprocessing.chat_templates import (
     require_jinja,
 )
 from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
+from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags, find_thoughts
 from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
 from alarm_models.preprocessing.templates import Rendered
-from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, Tags, find_thoughts
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
 from alarm_models.types import Message, Span, ToolCall
 

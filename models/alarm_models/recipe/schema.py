@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from alarm_models.combination.all_rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.combination.rewards import AspectRule
 from alarm_models.combination.rule_registry import CONSTANTS
-from alarm_models.combination.rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern

@@ -25,8 +25,8 @@ from pydantic import (
 )
 
 from alarm_models.combination.token_alignment import Placement
-from alarm_models.preprocessing.sample_view import Thinking, ViewRules
-from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, Tags
+from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
+from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
 
 __all__ = [

@@ -16,7 +16,7 @@ from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
 from alarm_models.modeling.network import MODEL_INIT_LOCK, HeadedNetwork, Network
-from alarm_models.preprocessing.sample_view import SampleView, ViewRules
+from alarm_models.preprocessing.shown_sample import SampleView, ViewRules
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import Truncation
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec

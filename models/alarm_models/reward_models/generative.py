@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_scorer

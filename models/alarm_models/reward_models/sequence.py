@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import sequence_classifier

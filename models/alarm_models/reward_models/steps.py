@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier, token_scorer

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from alarm_models.combination.all_rules import SHAPINGS
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.combination.rules import SHAPINGS
 from alarm_models.combination.token_alignment import whitespace_tokens
 from alarm_models.types import Score
 

@@ -23,20 +23,19 @@ from alarm_service.api.auth import (
     APIKeyMiddleware,
     allowed_hosts,
 )
+from alarm_service.api.body_limit import BodyLimitMiddleware, ResponseDigestMiddleware
 from alarm_service.api.compat import pooling as pooling_router
 from alarm_service.api.compat import router as trainers_router
 from alarm_service.api.error_handlers import add_error_handlers
-from alarm_service.api.large_bodies import LargeBodies
 from alarm_service.api.middleware import (
     AccessLogMiddleware,
-    BodyLimitMiddleware,
     DrainMiddleware,
     HeadMiddleware,
     RequestIdMiddleware,
-    ResponseDigestMiddleware,
     TracingMiddleware,
     TrailingSlashMiddleware,
 )
+from alarm_service.api.off_loop_bodies import LargeBodies
 from alarm_service.api.rate_limit import (
     RateLimiter,
     RateLimitMiddleware,
@@ -131,7 +130,7 @@ def create_app(
     tracing = tracing or open_tracer_provider(settings)
     tracer = tracing.get_tracer(TRACER_NAME) if tracing else None
     engine = create_engine(recipes, settings, load, unchanged, tracer)
-    large_bodies = LargeBodies()
+    off_loop_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
@@ -146,7 +145,7 @@ def create_app(
             await engine.close()
             if tracing is not None:
                 tracing.shutdown()
-            large_bodies.close()
+            off_loop_bodies.close()
 
     app = FastAPI(
         title="ALaRM reward server",
@@ -158,7 +157,7 @@ def create_app(
     )
     app.state.engine = engine
     app.state.settings = settings
-    app.state.large_bodies = large_bodies
+    app.state.off_loop_bodies = off_loop_bodies
     app.state.recipe_manager = RecipeManager(engine, sources)
     for router in _ROUTERS:
         app.include_router(router)

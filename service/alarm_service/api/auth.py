@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from alarm_models.errors import quoted
 from alarm_service.api.error_handlers import error_response
 from alarm_service.api_keys import Keys, read_keys
-from alarm_service.engine.fairness import Caller
+from alarm_service.engine.fair_queueing import Caller
 from alarm_service.errors import Forbidden, Misdirected, ServiceError, Unauthorized
 from alarm_service.preflight import is_loopback
 from alarm_service.settings import Settings

@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from alarm_service.api.auth import caller_of
 from alarm_service.engine.engine import RewardEngine
-from alarm_service.engine.fairness import Caller
+from alarm_service.engine.fair_queueing import Caller
 from alarm_service.errors import ClientDisconnected, DeadlinePassed
 from alarm_service.schemas import ErrorOut
 from alarm_service.settings import Settings

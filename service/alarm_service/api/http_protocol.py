@@ -15,8 +15,8 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from alarm_service.api.body_limit import content_digest
 from alarm_service.api.error_handlers import error_response
-from alarm_service.api.middleware import content_digest
 from alarm_service.errors import (
     BodyTimeout,
     CorruptedBody,

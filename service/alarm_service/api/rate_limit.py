@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alarm_service.api.auth import ADMIN, CALLER_INDEX, FREE_PATHS
+from alarm_service.api.body_limit import BODY_BYTES
 from alarm_service.api.error_handlers import error_response
-from alarm_service.api.middleware import BODY_BYTES
 from alarm_service.errors import RateLimited, ServiceError
 
 __all__ = ["RateLimitMiddleware", "RateLimiter", "TokenBucket", "body_tokens", "one_request"]

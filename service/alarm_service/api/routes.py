@@ -16,7 +16,7 @@ from alarm_service.api.deps import (
     run_until_disconnect,
     timeout_s,
 )
-from alarm_service.api.large_bodies import OffLoopRoute, is_large, large_response, off_loop
+from alarm_service.api.off_loop_bodies import OffLoopRoute, is_large, large_response, off_loop
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.errors import TooLarge
 from alarm_service.schemas import (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from alarm_models.types import Sample, num_characters
-from alarm_service.engine.fairness import INTERNAL, Caller, VirtualTimes
+from alarm_service.engine.fair_queueing import INTERNAL, Caller, VirtualTimes
 from alarm_service.errors import Overloaded
 
 __all__ = ["Admission", "Throughput", "content_of", "estimate_tokens"]

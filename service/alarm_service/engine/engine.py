@@ -22,7 +22,7 @@ from alarm_service.engine.devices import (
     ModelLoader,
     release_unused_memory,
 )
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAssembler
 from alarm_service.engine.lifecycle import Lifecycle, LifecycleState, draining_error
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ModelSetHolder

@@ -13,11 +13,11 @@ import structlog
 from alarm_models.combination.rewards import ScoredSample
 from alarm_models.errors import SampleError, quoted
 from alarm_models.types import Reward
-from alarm_service.engine.group_assembly import (
+from alarm_service.engine.group_state import (
     REMEMBERED_S,
     Attempt,
     AttemptState,
-    GroupAssembly,
+    GroupState,
     Identity,
     Member,
     NoRoom,
@@ -142,14 +142,14 @@ class GroupVisit:
 class GroupAssembler:
     """Brings samples of a group together that come in several requests.
 
-    The decisions are `GroupAssembly`'s; this has the clock, the timers and the futures. Members
+    The decisions are `GroupState`'s; this has the clock, the timers and the futures. Members
     that wait hold no place in the queue. Used by the event loop alone.
     """
 
     def __init__(self, metrics: Metrics, life: Lifecycle) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupAssembly(_MAX_BYTES)
+        self._assembly = GroupState(_MAX_BYTES)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

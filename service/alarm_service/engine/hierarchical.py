@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from alarm_models.cancellation import check_cancelled
+from alarm_models.combination.all_rules import RuleParams, Shaping
 from alarm_models.combination.overlong import punished
 from alarm_models.combination.rewards import (
     AspectRule,
@@ -22,14 +23,13 @@ from alarm_models.combination.rewards import (
     normalized_score,
     validate_groups,
 )
-from alarm_models.combination.rules import RuleParams, Shaping
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import AspectReward, Reward, Sample, Score
 from alarm_service.engine.engine import RewardEngine
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
-from alarm_service.engine.group_assembly import GroupPlan, identities_of, plan_groups
+from alarm_service.engine.group_state import GroupPlan, identities_of, plan_groups
 from alarm_service.engine.model_set import LoadedModel, ModelSet
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut

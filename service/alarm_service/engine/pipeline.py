@@ -26,7 +26,7 @@ from alarm_models.types import (
     require_spans_within,
     require_starts_within,
 )
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.scheduler import Companion, Outcome, QueuedSample, RequestQueue

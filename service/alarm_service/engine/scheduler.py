@@ -16,7 +16,7 @@ from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
 from alarm_models.types import Score
-from alarm_service.engine.fairness import INTERNAL, Caller, Usage, VirtualTimes, predicted_s
+from alarm_service.engine.fair_queueing import INTERNAL, Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.errors import ServiceError
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alarm_models.backoff import backoff_s
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.combination.rewards import (
     HolisticDecision,
     ScoredSample,
@@ -24,7 +25,6 @@ from alarm_models.combination.rewards import (
     combine_rewards,
     decide,
 )
-from alarm_models.combination.rules import RuleParams
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import AspectSpec, HolisticSpec, Recipe
 from alarm_models.recipe.specs import require_address, usable_key

@@ -25,7 +25,7 @@ from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Score
 from alarm_service.engine.devices import ModelLoader
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.model_set import ServedModel
 from alarm_service.errors import Broken
 from alarm_service.ray.capacity import Demand, shortage, used_by_others

@@ -15,7 +15,7 @@ from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.types import Sample, Score
 from alarm_service.api.app import create_engine
 from alarm_service.engine.devices import ModelLoader
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.lifecycle import LifecycleState
 from alarm_service.engine.model_set import ServedModel
 from alarm_service.observability.logging import log_stream, set_up_logs

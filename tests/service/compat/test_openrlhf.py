@@ -4,7 +4,7 @@ import pytest
 from recording_server import error_of, post, recording_server
 from standin import FIGURE_1, recipe
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 
 PROMPT = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 

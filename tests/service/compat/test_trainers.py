@@ -7,7 +7,7 @@ import pytest
 from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 from alarm_models.types import Message, ToolCall
 from alarm_service.api.compat.common import ScalarReward, ScalarRewards
 from alarm_service.api.compat.pooling import PoolingIn, as_embeddings

@@ -16,7 +16,7 @@ from alarm_models.preprocessing.templates import (
 )
 from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.judge_ratings import (
+from alarm_models.reward_models.remote.judge_answers import (
     RatingError,
     Scale,
     read_rating,

@@ -20,7 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.combination.rules import RuleParams
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import SampleError, quoted
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Message, Reward, Sample, Score
@@ -28,10 +28,10 @@ from alarm_service.api.auth import caller_of
 from alarm_service.api.compat.conversation import SplitError, Texts, split_prompt
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
 from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
-from alarm_service.api.large_bodies import REQUESTS_PER_ROLLOUT
+from alarm_service.api.off_loop_bodies import REQUESTS_PER_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
-from alarm_service.engine.fairness import INTERNAL, Caller
+from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.engine.model_set import Catalog, ServedModel
 from alarm_service.errors import Invalid, NotFound, SampleFailed, TooLarge

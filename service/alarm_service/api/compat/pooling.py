@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from alarm_models.combination.rules import sigmoid
+from alarm_models.combination.all_rules import sigmoid
 from alarm_models.types import Message, Sample
 from alarm_service.api.compat.common import (
     CallOf,
@@ -30,7 +30,7 @@ from alarm_service.api.compat.common import (
 from alarm_service.api.compat.conversation import SplitError, Texts, split_text
 from alarm_service.api.compat.templates import ChatTemplate
 from alarm_service.api.deps import WORK_ERRORS
-from alarm_service.api.large_bodies import OffLoopRoute
+from alarm_service.api.off_loop_bodies import OffLoopRoute
 from alarm_service.errors import SampleFailed
 from alarm_service.schemas import JsonObjectIn, ListOf, Text
 

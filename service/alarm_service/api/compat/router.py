@@ -17,7 +17,7 @@ from alarm_service.api.compat.nemo_gym import NemoGymIn, NemoGymOptions, NemoGym
 from alarm_service.api.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFOut
 from alarm_service.api.compat.slime import SlimeIn, SlimeOptions, SlimeOut
 from alarm_service.api.deps import WORK_ERRORS
-from alarm_service.api.large_bodies import OffLoopRoute, off_loop
+from alarm_service.api.off_loop_bodies import OffLoopRoute, off_loop
 
 __all__ = ["router"]
 

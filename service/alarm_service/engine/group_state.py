@@ -1,4 +1,4 @@
-"""Groups whose samples come in several requests: who is there, missing, late or too many. Pure."""
+"""Groups whose samples come in several requests, as plain state: who is there, missing or late."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Any
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.combination.rules import RuleParams
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import SampleError, quoted
 from alarm_models.sample_json import sample_to_json
 from alarm_models.types import Sample, num_characters
@@ -19,8 +19,8 @@ __all__ = [
     "REMEMBERED_S",
     "Attempt",
     "AttemptState",
-    "GroupAssembly",
     "GroupPlan",
+    "GroupState",
     "Identity",
     "Member",
     "NoRoom",
@@ -297,7 +297,7 @@ class NoRoom(Exception):
     """The groups that wait take as much memory as they may."""
 
 
-class GroupAssembly:
+class GroupState:
     """All open groups, and those that ended a short time ago, by key.
 
     A group that ended is remembered for `REMEMBERED_S`, so that a member whose answer was lost gets

@@ -1,4 +1,4 @@
-"""All rules, and the enum of their names that recipes and requests are validated by."""
+"""All registered rules, and the enum of their names that validates recipes and requests."""
 
 from __future__ import annotations
 

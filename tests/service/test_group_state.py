@@ -6,10 +6,10 @@ import pytest
 
 from alarm_models.errors import SampleError
 from alarm_models.types import Sample
-from alarm_service.engine.group_assembly import (
+from alarm_service.engine.group_state import (
     REMEMBERED_S,
     AttemptState,
-    GroupAssembly,
+    GroupState,
     Identity,
     NoRoom,
 )
@@ -21,7 +21,7 @@ def identity(number: int, text: str = "a") -> Identity:
     return Identity.of(Sample("?", f"{text} {number}", id=str(number)), SIZE)
 
 
-def fill(assembly: GroupAssembly) -> None:
+def fill(assembly: GroupState) -> None:
     for name in range(100, 200):
         assembly.arrive(name, str(name), identity(0), 1.0, 0.0)
 
@@ -29,7 +29,7 @@ def fill(assembly: GroupAssembly) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_members_in_any_order_with_leavers_and_repeats_are_complete_once(seed: int) -> None:
     rng = random.Random(seed)
-    assembly = GroupAssembly(1 << 20)
+    assembly = GroupState(1 << 20)
     waiting = {}
     for now in range(1000):
         number = rng.randrange(SIZE)
@@ -51,7 +51,7 @@ def test_members_in_any_order_with_leavers_and_repeats_are_complete_once(seed: i
 
 
 def test_complete_group_is_forgotten_after_a_while() -> None:
-    assembly = GroupAssembly(1 << 20)
+    assembly = GroupState(1 << 20)
     for number in range(SIZE):
         found = assembly.arrive("x", "x", identity(number), 1.0, 0.0)
         assert not isinstance(found, SampleError)
@@ -64,7 +64,7 @@ def test_complete_group_is_forgotten_after_a_while() -> None:
 
 
 def test_other_samples_wait_until_all_were_answered() -> None:
-    assembly = GroupAssembly(1 << 20)
+    assembly = GroupState(1 << 20)
     places = [assembly.arrive("x", "x", identity(at), 1.0, 0.0) for at in range(SIZE)]
     found = [place for place in places if not isinstance(place, SampleError)]
     for _, member in found:
@@ -81,7 +81,7 @@ def test_other_samples_wait_until_all_were_answered() -> None:
 
 def test_remembered_groups_make_room_and_open_ones_do_not() -> None:
     one = identity(0).num_bytes
-    assembly = GroupAssembly(4 * one + 8192)
+    assembly = GroupState(4 * one + 8192)
     for name in range(100):
         found = assembly.arrive(name, str(name), identity(0), 1.0, 0.0)
         assert not isinstance(found, SampleError)

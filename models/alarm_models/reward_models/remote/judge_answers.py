@@ -1,4 +1,4 @@
-"""Parses the rating in a judge's answer, and ignores other numbers."""
+"""Parses the rating or verdict in the text that a judge answered, and ignores other numbers."""
 
 from __future__ import annotations
 

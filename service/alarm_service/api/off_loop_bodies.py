@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from alarm_service.api.middleware import BODY_BYTES
+from alarm_service.api.body_limit import BODY_BYTES
 from alarm_service.errors import BadRequest, TooLarge
 from alarm_service.json_pieces import TooManyValues, read_json
 from alarm_service.settings import Settings
@@ -91,7 +91,7 @@ class OffLoopRoute(APIRoute):
                 state = request.app.state
                 if is_large(request):
                     read = partial(_read, await request.body(), self.body_field, state.settings)
-                    request._json = await state.large_bodies.run(read)
+                    request._json = await state.off_loop_bodies.run(read)
                 else:
                     with suppress(ValueError, RecursionError):  # the handler answers these
                         _require_few(await request.json(), state.settings)
@@ -108,7 +108,7 @@ def is_large(request: Request) -> bool:
 async def off_loop(request: Request, call: Callable[[], _T]) -> _T:
     """Run a function of a request's whole body, in a thread where that is large."""
     if is_large(request):
-        return cast(_T, await request.app.state.large_bodies.run(call))
+        return cast(_T, await request.app.state.off_loop_bodies.run(call))
     return call()
 
 
@@ -120,7 +120,7 @@ async def large_response(
 ) -> Response:
     """Serialize a response in a thread: the ``response`` without rows, and its rows one by one."""
     write = partial(_serialize, response, rows_name, row_makers)
-    content = await request.app.state.large_bodies.run(write)
+    content = await request.app.state.off_loop_bodies.run(write)
     return Response(content, media_type="application/json")
 
 

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from alarm_models.errors import SampleError
-from alarm_models.preprocessing.thoughts import (
+from alarm_models.preprocessing.find_thoughts import (
     DEFAULT_TAGS,
     Tags,
     answer_spans,

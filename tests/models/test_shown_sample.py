@@ -5,8 +5,8 @@ from scoring_directly import load_direct, values
 from tolerance import by_hand
 
 from alarm_models.errors import SampleError
-from alarm_models.preprocessing.sample_view import ViewRules
-from alarm_models.preprocessing.thoughts import DEFAULT_TAGS, answer_spans, find_thoughts
+from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, answer_spans, find_thoughts
+from alarm_models.preprocessing.shown_sample import ViewRules
 from alarm_models.recipe.specs import PythonSpec, RegexSpec
 from alarm_models.types import Message, Sample, Score, SegmentScore, Span, ToolCall
 

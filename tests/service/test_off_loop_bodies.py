@@ -17,7 +17,7 @@ from standin import FIGURE_1, PATIENCE_S
 
 from alarm_models.types import PackedSpans, Span
 from alarm_service import json_pieces as pieces
-from alarm_service.api import large_bodies as large
+from alarm_service.api import off_loop_bodies as large
 
 NAMES = st.sampled_from(["token_offsets", "segments", "a", 'b"', "c\\", ""])
 LEAVES = st.one_of(

@@ -11,7 +11,7 @@ from test_scheduler import M, lengths, model, work
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import gather_limited
-from alarm_service.engine.fairness import Caller, Usage, VirtualTimes, predicted_s
+from alarm_service.engine.fair_queueing import Caller, Usage, VirtualTimes, predicted_s
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.scheduler import (
     Outcome,
