@@ -546,6 +546,10 @@ class ModelOut(_Out):
     notes: list[str] = Field(
         default_factory=list, description="where scores may differ from those of the model's card"
     )
+    execution: str | None = Field(
+        default=None,
+        description="how batches run: layout, and the kernels of attention and linear layers",
+    )
 
 
 class RecipeOut(ModelOut):

@@ -89,6 +89,7 @@ async def test_models_route_lists_models_and_recipes() -> None:
             "limits": {"max_tokens": 512},
             "read_token": None,
             "notes": [],
+            "execution": None,
         }
         (one,) = listed["recipes"]
         assert one["fingerprint"] == (await server.reward("a")).json()["fingerprint"]

@@ -20,6 +20,13 @@ from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
+from alarm_models.modeling.linear_kernels import (
+    PACKED,
+    PLAIN,
+    fastest_linear,
+    pack_linears,
+    unpack_linears,
+)
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.last_layer import prune_last_layer, restore_last_layer
@@ -35,7 +42,15 @@ from alarm_models.modeling.packed.varlen import VarlenBackend
 from alarm_models.modeling.padded import PaddedBackbone, PaddingPolicy
 from alarm_models.types import Span
 
-__all__ = ["ATTENTION_BACKENDS", "Backbone", "RunPadded", "probe_padding", "select_backend"]
+__all__ = [
+    "ATTENTION_BACKENDS",
+    "Backbone",
+    "RunPadded",
+    "execution",
+    "probe_padding",
+    "select_backend",
+    "select_linear_kernel",
+]
 
 #: The attention backends, the fastest first.
 ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), SdpaBackend())
@@ -79,6 +94,9 @@ class Backbone(Protocol):
     def cost(self) -> BatchLayout:
         """What a batch costs."""
 
+    #: The kernel of its linear layers.
+    linear_kernel: str
+
     @property
     def max_positions(self) -> int | None:
         """How many tokens the model's tables of positions have room for; None without any."""
@@ -104,11 +122,50 @@ def select_backend(
 
     A model is run on a few samples by each: one that a pruned last layer, shared prefixes, the
     prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
-    found out here and gets a slower backbone.
+    found out here and gets a slower backbone. Linear layers on a CPU get the fastest kernel.
     """
     backbone = _select_backbone(model, has_global, prefix_cache_bytes)
-    _logger.debug("%s runs on backend %s (%s)", type(model).__name__, backbone.name, backbone.cost)
+
+    def run(batch: Sequence[ModelInput]) -> torch.Tensor:
+        states = backbone.forward(batch).states
+        backbone.clear_prefix_cache()
+        return states
+
+    backbone.linear_kernel = select_linear_kernel(model, run)
+    _logger.debug("%s runs on %s", type(model).__name__, execution(backbone))
     return backbone
+
+
+def execution(backbone: Backbone) -> str:
+    """Return how a backbone runs its batches, for `/models` and the log."""
+    return f"layout={backbone.cost.value} attention={backbone.name} linear={backbone.linear_kernel}"
+
+
+@torch.inference_mode()
+def select_linear_kernel(
+    model: PreTrainedModel, run: Callable[[Sequence[ModelInput]], torch.Tensor]
+) -> str:
+    """Pack a model's linear layers if that is faster on this processor; return their kernel.
+
+    ``run`` returns the outputs of a batch. If they change, or if the model cannot run on packed
+    layers, the layers are left as they were.
+    """
+    if model.device.type != "cpu":
+        return PLAIN
+    if fastest_linear(model.dtype, torch.get_num_threads()) == PLAIN:
+        return PLAIN
+    is_same = False
+    try:
+        samples = _ends_read(_Probe.of(model).short)
+        expected = torch.cat([run([one]) for one in samples])
+        pack_linears(model)
+        outputs = torch.cat([run([one]) for one in samples])
+        is_same = _is_near(outputs, expected, model.dtype)
+    except _REFUSALS:
+        pass
+    if not is_same:
+        unpack_linears(model)
+    return PACKED if is_same else PLAIN
 
 
 def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_bytes: int) -> Backbone:

@@ -12,7 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.backend_selection import Backbone, probe_padding
+from alarm_models.modeling.backend_selection import (
+    Backbone,
+    execution,
+    probe_padding,
+    select_linear_kernel,
+)
 from alarm_models.modeling.heads import Head, Pooling
 from alarm_models.modeling.inputs import (
     BatchLayout,
@@ -91,6 +96,8 @@ class Network(Protocol):
     pooling: Pooling | None
     #: Maximum number of tokens of its position tables; None without tables.
     max_positions: int | None
+    #: How it runs batches: layout, and the kernels of attention and linear layers.
+    execution: str
 
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Run one batch."""
@@ -111,6 +118,7 @@ class HeadedNetwork:
         self.cost: BatchLayout = backbone.cost
         self.pooling = head.pooling
         self.max_positions = backbone.max_positions
+        self.execution = execution(backbone)
 
     @property
     def backbone(self) -> Backbone:
@@ -202,6 +210,10 @@ class WholeNetwork:
         self.pooling: Pooling | None = Pooling.OWN
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
         self.cost = self._padding.cost
+        linear_kernel = select_linear_kernel(
+            model, lambda batch: torch.cat(self._padding.run(batch, self._run_padded))
+        )
+        self.execution = f"layout={self.cost.value} linear={linear_kernel}"
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
@@ -258,6 +270,7 @@ class OwnForwardNetwork:
         self.num_outputs = short
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
         self.cost = self._padding.cost
+        self.execution = f"layout={self.cost.value}"
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:

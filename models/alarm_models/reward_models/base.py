@@ -108,6 +108,8 @@ class NeuralRewardModel(ABC):
         self.pooling: Pooling | None = weights.network.pooling
         #: The token at which a score is read; None if there are several, or it is not known.
         self.read_token: str | None = None
+        #: How batches run: layout, and the kernels of attention and linear layers.
+        self.execution: str = weights.network.execution
         #: Sentences on how scores may differ from those of the model's card.
         self.notes: tuple[str, ...] = ()
         #: A made-up sample's tokens: models that differ in them share no forward pass.

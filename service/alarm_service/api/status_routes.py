@@ -85,6 +85,7 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
         limits={"max_tokens": loaded and loaded.model.limit},
         read_token=getattr(loaded and loaded.model, "read_token", None),
         notes=list(getattr(loaded and loaded.model, "notes", ())),
+        execution=getattr(loaded and loaded.model, "execution", None),
     )
 
 
@@ -103,6 +104,7 @@ def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
         limits=holistic.limits,
         read_token=holistic.read_token,
         notes=holistic.notes,
+        execution=holistic.execution,
         description=recipe.description,
         rule=params.rule,
         threshold=params.threshold,

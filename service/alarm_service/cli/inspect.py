@@ -104,6 +104,7 @@ def _scored(
         "read_token": None if model.read_token is None else repr(model.read_token),
         "max_tokens": model.limit,
         "dtype": model.dtype,
+        "execution": model.execution,
         "fingerprint": model.fingerprint,
         "score": prepared.output(output).value,
         "outputs": None if prepared.outputs is None else dict(prepared.outputs),

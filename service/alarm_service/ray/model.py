@@ -171,6 +171,7 @@ class RayModel(HostModel):
     def __init__(self, plan: DeploymentConfig, lease: DeploymentLease) -> None:
         super().__init__(fingerprint="")
         self.read_token: str | None = None
+        self.execution: str | None = None
         self.notes: tuple[str, ...] = ()
         self._plan = plan
         self._lease = lease
@@ -187,6 +188,7 @@ class RayModel(HostModel):
         self._fingerprint, self.limit = about.fingerprint, about.limit
         self.dtype, self.device = about.dtype, about.device
         self.read_token, self.notes = about.read_token, about.notes
+        self.execution = about.execution
         self._method = handle.score
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:

@@ -124,6 +124,7 @@ class ModelInfo:
     device: str
     read_token: str | None = None
     notes: tuple[str, ...] = ()
+    execution: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class ModelReplica:
             ",".join(map(str, self._engine.device_pool.devices)),
             read_token=getattr(self._model, "read_token", None),
             notes=getattr(self._model, "notes", ()),
+            execution=getattr(self._model, "execution", None),
         )
 
     async def score(

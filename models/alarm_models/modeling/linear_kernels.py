@@ -1,0 +1,149 @@
+"""Linear kernels on CPUs: torch's own, or oneDNN with packed weights where that is faster.
+
+torch multiplies float32 matrices with MKL, which uses no AVX-512 on processors that are not
+Intel's, and reorders a weight of 16 bits in each call. oneDNN with weights in its blocked layout
+does neither. Both are measured in the process when the first model is loaded.
+
+The operators are those that `torch.compile` uses on CPUs. They are not public: where one is
+missing, fails or is inexact, torch's own kernel is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+__all__ = ["PackedLinear", "fastest_linear", "pack_linears", "unpack_linears"]
+
+#: The name of torch's own kernel.
+PLAIN = "torch"
+
+#: The name of the packed kernel.
+PACKED = "onednn-packed"
+
+#: Rows for which a weight's layout is chosen, and that are measured: those of a small batch.
+_ROWS = 256
+
+#: Width of the weight that is measured.
+_WIDTH = 768
+
+#: The packed kernel must be faster by this factor, so that noise does not decide.
+_LEAST_GAIN = 1.2
+
+_NUM_MEASURED = 4
+
+#: The largest error of the packed kernel, as a share of the outputs' size.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+_logger = logging.getLogger(__name__)
+
+_operators: Any = torch.ops.mkldnn
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer with its weight in oneDNN's blocked layout, for inference on a CPU.
+
+    It holds the same numbers as the layer that it replaces and needs as much memory.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self._packed: torch.Tensor = _operators._reorder_linear_weight(linear.weight.data, _ROWS)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight, ``[out, in]``, unpacked by each access."""
+        return self._packed.to_dense()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return ``[..., out]`` for states ``[..., in]``."""
+        product: torch.Tensor = _operators._linear_pointwise(
+            states, self._packed, self.bias, "none", [], ""
+        )
+        return product
+
+    def unpacked(self) -> torch.nn.Linear:
+        """Return the layer with a plain weight, bit for bit."""
+        linear = torch.nn.Linear(self.in_features, self.out_features, device="meta")
+        linear.weight = torch.nn.Parameter(self.weight, requires_grad=False)
+        linear.bias = self.bias
+        return linear.eval()
+
+
+@torch.inference_mode()
+@cache
+def fastest_linear(dtype: torch.dtype, num_threads: int) -> str:
+    """Measure the kernels on this processor; return the name of the fastest that is exact."""
+    if dtype not in _TOLERANCE:
+        return PLAIN
+    seed = torch.Generator().manual_seed(0)
+    states = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)
+    plain = torch.nn.Linear(_WIDTH, _WIDTH, dtype=dtype)
+    plain.weight.copy_(torch.randn(_WIDTH, _WIDTH, generator=seed))
+    try:
+        packed = PackedLinear(plain)
+        if not _is_exact(packed(states), plain(states)):
+            return PLAIN
+        plain_s, packed_s = _least_seconds(lambda: plain(states), lambda: packed(states))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        _logger.debug("linear layers in %s are not packed: %s", dtype, error)
+        return PLAIN
+    gain = plain_s / packed_s
+    name = PACKED if gain >= _LEAST_GAIN else PLAIN
+    _logger.info(
+        "linear layers in %s with %d threads: %s (packed weights are %.2f times as fast)",
+        str(dtype).removeprefix("torch."),
+        num_threads,
+        name,
+        gain,
+    )
+    return name
+
+
+def _least_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Return the least seconds of each call, in turns, after a warm-up."""
+    least = [float("inf")] * len(calls)
+    for turn in range(_NUM_MEASURED + 1):
+        for index, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            if turn:
+                least[index] = min(least[index], time.perf_counter() - started)
+    return least
+
+
+def _is_exact(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    error = (actual - expected).float().norm()
+    return bool(error <= _TOLERANCE[expected.dtype] * expected.float().norm())
+
+
+@torch.inference_mode()
+def pack_linears(model: torch.nn.Module) -> int:
+    """Pack the linear layers of a model on a CPU in place; return how many.
+
+    One layer at a time is held twice.
+    """
+    return _replace(model, torch.nn.Linear, PackedLinear)
+
+
+@torch.inference_mode()
+def unpack_linears(model: torch.nn.Module) -> int:
+    """Undo `pack_linears`; return how many layers were packed."""
+    return _replace(model, PackedLinear, PackedLinear.unpacked)
+
+
+def _replace(model: torch.nn.Module, kind: type, convert: Callable[[Any], torch.nn.Module]) -> int:
+    num_replaced = 0
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is kind:
+                setattr(module, name, convert(child))
+                num_replaced += 1
+    return num_replaced
