@@ -7,12 +7,13 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import eq
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from alarm_models.errors import SampleError
 
 __all__ = [
     "AspectReward",
+    "Dtype",
     "Message",
     "PackedSpans",
     "Reward",
@@ -24,6 +25,10 @@ __all__ = [
     "Span",
     "ToolCall",
 ]
+
+
+#: The dtype in which a model runs; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Span(NamedTuple):

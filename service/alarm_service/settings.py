@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from alarm_models.errors import quoted
+from alarm_models.types import Dtype
 
 __all__ = ["Settings", "SettingsError", "require_key", "with_models"]
 
@@ -101,6 +102,11 @@ class Settings(BaseSettings):
         description="GPUs per Ray replica; if unset, 1 if the cluster has GPUs, else 0",
     )
     cpus_per_replica: float = Field(default=1, ge=0, description="CPU cores per Ray replica")
+    dtype: Dtype = Field(
+        default="auto",
+        description="dtype of the models whose recipe does not set one: auto (float32 on a CPU, "
+        "bfloat16 on a GPU), float32, bfloat16 or float16",
+    )
     deterministic: bool = Field(
         default=False,
         description="bit-identical scores whatever else is batched: each sample runs alone",

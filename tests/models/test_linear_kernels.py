@@ -68,6 +68,14 @@ def test_fastest_linear_on_any_processor_names_a_kernel(dtype: torch.dtype) -> N
     assert fastest_linear(dtype, torch.get_num_threads()) in (PLAIN, PACKED)
 
 
+def test_fastest_linear_if_deterministic_is_not_measured() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert fastest_linear.__wrapped__(torch.float32, 1) == PLAIN
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("name", ["llama-dynamic", "electra", "phimoe", "t5", "opt"])
 def test_select_backend_on_packed_layers_gives_transformers_scores(
     name: str, monkeypatch: pytest.MonkeyPatch

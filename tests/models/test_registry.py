@@ -74,6 +74,17 @@ def test_checkpoint_state_matches_until_any_file_changes(tmp_path: Path) -> None
     assert not CheckpointState(CPU).matches(spec, {}, fingerprint)
 
 
+def test_loader_dtype_applies_to_specs_without_a_dtype_of_their_own(tmp_path: Path) -> None:
+    tiny.sequence_classifier("llama", tmp_path)
+    auto = spec_of(tmp_path)
+    own = auto.model_copy(update={"dtype": "float32"})
+    in_bfloat16 = Loader(CPU, dtype="bfloat16")
+    loaded = in_bfloat16.load(auto, {})
+    assert (loaded.dtype, in_bfloat16.load(own, {}).dtype) == ("bfloat16", "float32")
+    assert CheckpointState(CPU, dtype="bfloat16").matches(auto, {}, loaded.fingerprint)
+    assert not CheckpointState(CPU).matches(auto, {}, loaded.fingerprint)
+
+
 def test_checkpoint_state_without_files_matches_only_reproducible_kinds() -> None:
     assert CheckpointState(CPU).matches(LengthSpec(), {}, "any")
     assert not CheckpointState(CPU).matches(PythonSpec(function="my:own"), {}, "any")

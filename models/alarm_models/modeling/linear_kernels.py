@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["PackedLinear", "fastest_linear", "pack_linears", "unpack_linears"]
+__all__ = [
+    "PACKED",
+    "PLAIN",
+    "PackedLinear",
+    "fastest_linear",
+    "has_bfloat16",
+    "pack_linears",
+    "unpack_linears",
+]
 
 #: The name of torch's own kernel.
 PLAIN = "torch"
@@ -43,6 +51,16 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 _logger = logging.getLogger(__name__)
 
 _operators: Any = torch.ops.mkldnn
+
+
+#: Instructions with which a CPU multiplies in bfloat16.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16; others convert, which is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _BFLOAT16)
 
 
 class PackedLinear(torch.nn.Module):
@@ -81,7 +99,8 @@ class PackedLinear(torch.nn.Module):
 @cache
 def fastest_linear(dtype: torch.dtype, num_threads: int) -> str:
     """Measure the kernels on this processor; return the name of the fastest that is exact."""
-    if dtype not in _TOLERANCE:
+    if dtype not in _TOLERANCE or torch.are_deterministic_algorithms_enabled():
+        # A measurement may choose otherwise after a restart, and the last bits would differ.
         return PLAIN
     seed = torch.Generator().manual_seed(0)
     states = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)

@@ -28,6 +28,7 @@ from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
+from alarm_models.types import Dtype
 
 __all__ = [
     "ANY_NUMBER",
@@ -228,8 +229,6 @@ def require_pattern(pattern: str) -> None:
     except RecursionError:
         raise ValueError("is nested too deeply for a regular expression") from None
 
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 #: Types of keys that were added later; see `Spec.constants`.
 _Text = Annotated[str | None, _Added]

@@ -28,6 +28,7 @@ from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling import checkpoint, loader
 from alarm_models.modeling.compatibility import require_raw_scores
 from alarm_models.modeling.inspection import inspect_folder, read_config
+from alarm_models.modeling.linear_kernels import has_bfloat16
 from alarm_models.modeling.loader import BaseModel, CheckpointSource
 from alarm_models.modeling.lora import CONFIG as ADAPTER_CONFIG
 from alarm_models.modeling.network import Network
@@ -60,6 +61,7 @@ from alarm_models.reward_models.reading import (
     template_notes,
 )
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
+from alarm_models.types import Dtype
 
 __all__ = [
     "CheckpointFiles",
@@ -295,11 +297,15 @@ class _Digests:
 class Loader:
     """Loads models onto one device; models on one checkpoint share its tokenizer and its weights.
 
-    ``max_remembered_bytes`` bounds the prefix cache of each causal model.
+    ``max_remembered_bytes`` bounds the prefix cache of each causal model; ``dtype`` is that of
+    models whose spec says ``auto``.
     """
 
-    def __init__(self, device: torch.device, *, max_remembered_bytes: int = 0) -> None:
+    def __init__(
+        self, device: torch.device, *, max_remembered_bytes: int = 0, dtype: Dtype = "auto"
+    ) -> None:
         self._device = device
+        self._dtype = dtype
         self._prefix_cache_bytes = max_remembered_bytes
         self._bases: dict[CheckpointSource, BaseModel] = {}
         self._classifiers: dict[
@@ -335,13 +341,18 @@ class Loader:
         read_config(folders.checkpoint)  # else the tokenizer would be named for what it says
         source = CheckpointSource(
             folders.checkpoint,
-            _dtype(spec, self._device),
+            _dtype(spec, self._device, self._dtype),
             self._device,
             spec.trust_remote_code,
             self._prefix_cache_bytes,
             spec.prefix,
             folders.adapter,
         )
+        if source.dtype is torch.bfloat16 and self._device.type == "cpu" and not has_bfloat16():
+            _logger.warning(
+                "%s: this processor has no bfloat16 instructions; float32 is faster and more exact",
+                spec.checkpoint,
+            )
         digest = self._digests.of(folders)
         if folders.tokenizer not in self._tokenizers:
             self._tokenizers[folders.tokenizer] = Tokenizer(
@@ -364,20 +375,22 @@ def _tell(spec: NeuralSpec, model: NeuralRewardModel) -> None:
         _logger.warning("%s: %s", spec.checkpoint, note)
 
 
-def _dtype(spec: NeuralSpec, device: torch.device) -> torch.dtype:
-    if spec.dtype == "auto":
+def _dtype(spec: NeuralSpec, device: torch.device, default: Dtype) -> torch.dtype:
+    name = default if spec.dtype == "auto" else spec.dtype
+    if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = getattr(torch, spec.dtype)
+    dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"torch has no dtype {spec.dtype!r}")
+        raise CheckpointError(f"torch has no dtype {name!r}")
     return dtype
 
 
 class CheckpointState:
     """Detects without loading whether models are unchanged on disk; reads each folder once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, dtype: Dtype = "auto") -> None:
         self._device = device
+        self._dtype = dtype
         self._digests = _Digests()
 
     def matches(
@@ -390,7 +403,7 @@ class CheckpointState:
         if not isinstance(spec, NeuralSpec):
             return spec.is_reproducible
         folders = _locate(spec)
-        dtype = _dtype(spec, self._device)
+        dtype = _dtype(spec, self._device, self._dtype)
         return fingerprint == _fingerprint(spec, folders, self._digests.of(folders), dtype, fields)
 
 

@@ -81,7 +81,7 @@ def create_engine(
     recipes: Sequence[Recipe],
     settings: Settings,
     load: ModelLoader | None = None,
-    unchanged: FindUnchanged = unchanged_on_disk,
+    unchanged: FindUnchanged | None = None,
     tracer: Tracer | None = None,
 ) -> RewardEngine:
     """Build the engine for these recipes; `RewardEngine.start` loads them."""
@@ -97,11 +97,11 @@ def create_engine(
         settings.max_queue_s,
         settings.max_sample_chars,
     )
-    load = load or partial(load_models, max_remembered_bytes=num_bytes)
+    load = load or partial(load_models, max_remembered_bytes=num_bytes, dtype=settings.dtype)
     return RewardEngine(
         recipes,
         load,
-        unchanged,
+        unchanged or partial(unchanged_on_disk, dtype=settings.dtype),
         check_golden_scores,
         choose_devices(settings.device),
         limits,
@@ -115,7 +115,7 @@ def create_app(
     settings: Settings,
     *,
     load: ModelLoader | None = None,
-    unchanged: FindUnchanged = unchanged_on_disk,
+    unchanged: FindUnchanged | None = None,
     tracing: TracerProvider | None = None,
     sources: RecipeSources | None = None,
     on_failure: Callable[[], None] = lambda: None,

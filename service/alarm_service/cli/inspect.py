@@ -91,7 +91,7 @@ def _scored(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     (spec,) = models.values()
-    model = Loader(choose_devices(settings.device)[0]).load(spec, fields)
+    model = Loader(choose_devices(settings.device)[0], dtype=settings.dtype).load(spec, fields)
     if not isinstance(model, NeuralRewardModel):
         raise TypeError("a checkpoint's recipe has a model with weights")
     named = {name: "text" for text in spec.templates for name in TextTemplate(text).names}

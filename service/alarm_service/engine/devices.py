@@ -21,7 +21,7 @@ from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.reward_models.registry import CheckpointState, Loader
-from alarm_models.types import Sample, Score, Span
+from alarm_models.types import Dtype, Sample, Score, Span
 from alarm_service.engine.lifecycle import Lifecycle
 from alarm_service.engine.model_set import LoadedModel, ServedModel
 from alarm_service.engine.scheduler import RequestQueue
@@ -57,21 +57,30 @@ def choose_devices(names: str) -> list[torch.device]:
 
 
 def load_models(
-    wanted: Mapping[str, ServedModel], device: torch.device, *, max_remembered_bytes: int
+    wanted: Mapping[str, ServedModel],
+    device: torch.device,
+    *,
+    max_remembered_bytes: int,
+    dtype: Dtype = "auto",
 ) -> Mapping[str, Model]:
-    """Load models by their keys; raise `CheckpointError` or `RecipeError`."""
+    """Load models by their keys; raise `CheckpointError` or `RecipeError`.
+
+    ``dtype`` is that of models whose recipe says ``auto``.
+    """
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= num:
         raise CheckpointError(
             f"device: there is no {device}; torch finds {num} GPU{'s' * (num != 1)}"
         )
-    loader = Loader(device, max_remembered_bytes=max_remembered_bytes)
+    loader = Loader(device, max_remembered_bytes=max_remembered_bytes, dtype=dtype)
     return {key: loader.load(served.spec, served.fields) for key, served in wanted.items()}
 
 
-def unchanged_on_disk(models: Sequence[LoadedModel], device: torch.device) -> list[LoadedModel]:
+def unchanged_on_disk(
+    models: Sequence[LoadedModel], device: torch.device, *, dtype: Dtype = "auto"
+) -> list[LoadedModel]:
     """Return the models that reloading would not change; raise `CheckpointError`."""
-    disk = CheckpointState(device)
+    disk = CheckpointState(device, dtype=dtype)
     return [
         loaded
         for loaded in models
