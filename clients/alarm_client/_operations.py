@@ -76,6 +76,12 @@ def fetch_catalogue(call: Call) -> Flow[Catalogue]:
     return catalogue
 
 
+def post_admin(call: Call, path: str) -> Flow[None]:
+    """Make a change with an admin key; return once it is made."""
+    yield from request(call, "POST", path)
+    call.server.has_answered = True
+
+
 def await_ready(call: Call) -> Flow[None]:
     """Return when the server is ready; at the deadline, raise the last reason why it was not."""
     while True:

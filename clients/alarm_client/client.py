@@ -8,7 +8,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from alarm_client._address import find_address
-from alarm_client._operations import CachedLimits, await_ready, fetch_catalogue, run_payload
+from alarm_client._operations import (
+    CachedLimits,
+    await_ready,
+    fetch_catalogue,
+    post_admin,
+    run_payload,
+)
 from alarm_client._payloads import reward_payload, score_payload
 from alarm_client._retry import Availability, Call, Flow, Retries, start_call
 from alarm_client.types import Aspects, Catalogue, Overrides, RewardResult, SampleLike, ScoreResult
@@ -99,6 +105,9 @@ class BaseClient:
 
     def _wait_ready(self, timeout: float) -> Flow[None]:
         return await_ready(self._call(timeout))
+
+    def _admin(self, change: str, timeout: float | None) -> Flow[None]:
+        return post_admin(self._call(timeout), f"/admin/{change}")
 
     def _call(self, timeout: float | None) -> Call:
         return start_call(
@@ -195,6 +204,17 @@ class AlarmClient(BaseClient):
         """Return when every model is ready; past `timeout` raise the server's own reason."""
         self._run(self._wait_ready(timeout))
 
+    def sleep(self, *, timeout: float | None = None) -> None:
+        """Have the server release its models and their memory; it refuses requests until `wake`.
+
+        Returns once running requests have ended. `api_key` must be one of the server's admin keys.
+        """
+        self._run(self._admin("sleep", timeout))
+
+    def wake(self, *, timeout: float | None = None) -> None:
+        """Have a sleeping server load its models again; return when it is ready."""
+        self._run(self._admin("wake", timeout))
+
     def close(self) -> None:
         """Close this process's connections; the next call opens new ones."""
         self._connections.close()
@@ -272,6 +292,17 @@ class AsyncAlarmClient(BaseClient):
     async def wait_ready(self, timeout: float = 600.0) -> None:
         """Return when every model is ready; past `timeout` raise the server's own reason."""
         await self._run(self._wait_ready(timeout))
+
+    async def sleep(self, *, timeout: float | None = None) -> None:
+        """Have the server release its models and their memory; it refuses requests until `wake`.
+
+        Returns once running requests have ended. `api_key` must be one of the server's admin keys.
+        """
+        await self._run(self._admin("sleep", timeout))
+
+    async def wake(self, *, timeout: float | None = None) -> None:
+        """Have a sleeping server load its models again; return when it is ready."""
+        await self._run(self._admin("wake", timeout))
 
     async def aclose(self) -> None:
         """Close the running loop's connections; the next call opens new ones."""

@@ -27,6 +27,7 @@ __all__ = [
     "RateLimited",
     "SampleFailed",
     "ServiceError",
+    "Sleeping",
     "TooLarge",
     "URLTooLong",
     "Unauthorized",
@@ -153,6 +154,12 @@ class Broken(ServiceError):
     """The models could not be loaded, or the device is lost."""
 
     status, code, retryable = 503, "broken", True
+
+
+class Sleeping(ServiceError):
+    """The models were released with `/admin/sleep`."""
+
+    status, code, retryable = 503, "sleeping", True
 
 
 class DeadlinePassed(ServiceError):

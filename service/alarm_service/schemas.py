@@ -534,7 +534,7 @@ class ModelOut(_Out):
     recipe: str
     kind: str
     checkpoint: str | None
-    fingerprint: str | None = Field(description="null while loading")
+    fingerprint: str | None = Field(description="null while loading or sleeping")
     device: str
     deterministic: bool = Field(
         description="whether each sample runs alone, so that scores are bit-identical"

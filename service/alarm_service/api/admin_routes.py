@@ -1,4 +1,4 @@
-"""Admin routes, which load, unload and reload recipes; they need an admin key."""
+"""Admin routes, which load, unload and reload recipes, sleep and wake; they need an admin key."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ _CHANGE_ERRORS = documented(
     (409, "the change is not possible; nothing was changed; the message says why"),
     (413, "the body is over the limit"),
     (422, "the request does not fit the schema"),
+    (503, "the server is broken or stopping"),
+)
+
+
+_SLEEP_ERRORS = documented(
+    *_KEY_ERRORS,
+    (409, "the models cannot be loaded; the message says why"),
     (503, "the server is broken or stopping"),
 )
 
@@ -115,6 +122,21 @@ async def unload(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> Chan
 async def reload(body: AnyRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
     """Reload recipes and changed weights; no request fails, even if the reload does."""
     return _changed(manager, engine, await manager.reload(body.recipe))
+
+
+@router.post("/sleep", responses=_SLEEP_ERRORS)
+async def sleep(manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+    """Release all models and their memory; return once running requests have ended.
+
+    Until `/admin/wake`, scoring requests are 503 with `Retry-After`.
+    """
+    return _changed(manager, engine, await manager.sleep())
+
+
+@router.post("/wake", responses=_SLEEP_ERRORS)
+async def wake(manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+    """Load the models of a sleeping server again; 409 if that fails, and it goes on sleeping."""
+    return _changed(manager, engine, await manager.wake())
 
 
 def _changed(manager: RecipeManager, engine: RewardEngine, change: RecipeChange) -> ChangedOut:

@@ -184,6 +184,17 @@ class RewardEngine:
                     await self._check(self, model_set, recipe)
             self._model_sets.swap(model_set)
 
+    async def sleep(self) -> None:
+        """Refuse requests from now on, and release all models once the running ones have ended."""
+        self.life.is_sleeping = True
+        self._model_sets.swap(ModelSet(self.catalog, {}))
+        await self._model_sets.until_released()
+
+    async def wake(self) -> None:
+        """Load the models again; if one fails, raise and go on sleeping."""
+        await self.change(list(self.catalog.recipes.values()))
+        self.life.is_sleeping = False
+
     @property
     def is_computing(self) -> bool:
         """Whether a forward pass may run, also after `close`: Python must not be finalized then."""
@@ -195,7 +206,7 @@ class RewardEngine:
         """Score samples with the named model, by default the default recipe's holistic one.
 
         The result of a sample that cannot be scored is its error. Raises `NotFound`, `Overloaded`,
-        `Draining` or `Broken`.
+        `Draining`, `Sleeping` or `Broken`.
         """
         self.catalog.model(name)  # an unknown name is refused before admission
         async with self.admit(samples, caller) as model_set:
@@ -207,11 +218,12 @@ class RewardEngine:
     ) -> AsyncIterator[ModelSet]:
         """Admit these samples for the duration of the block; yield the model set once it is loaded.
 
-        An admitted request uses the same model set to the end. Raises `Overloaded`, `Draining`
-        or `Broken`.
+        An admitted request uses the same model set to the end. Raises `Overloaded`, `Draining`,
+        `Sleeping` or `Broken`.
         """
         if self.life.is_draining:
             raise draining_error()
+        self.life.require_awake()
         num_tokens = estimate_tokens(samples)
         admission = self.admission.admit(num_tokens, caller, content_of(samples))
         with admission, self.metrics.track_request():

@@ -1,4 +1,4 @@
-"""Lifecycle: loading, ready, draining or broken, and waiting for the server to be ready."""
+"""Lifecycle: loading, ready, sleeping, draining or broken, and waiting for it to be ready."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from enum import StrEnum
 
-from alarm_service.errors import Broken, Draining
+from alarm_service.errors import Broken, Draining, Sleeping
 
 __all__ = ["Lifecycle", "LifecycleState", "draining_error"]
 
@@ -16,12 +16,13 @@ class LifecycleState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    SLEEPING = "sleeping"
     DRAINING = "draining"
     BROKEN = "broken"
 
 
 class Lifecycle:
-    """The server's state: loading, ready, draining or broken.
+    """The server's state: loading, ready, sleeping, draining or broken.
 
     ``failure`` is the reason why the models could not be loaded, ``device_error`` why the device is
     lost; ``degraded`` has the reasons why devices are slow or missing, by cause. Any thread may set
@@ -32,6 +33,7 @@ class Lifecycle:
         self.failure: Exception | None = None
         self.device_error: Broken | None = None
         self.degraded: dict[object, str] = {}
+        self.is_sleeping = False
         self.is_draining = False
         self.is_stopped = False
         self.is_over = False
@@ -51,6 +53,8 @@ class Lifecycle:
             return LifecycleState.BROKEN
         if self.is_draining:
             return LifecycleState.DRAINING
+        if self.is_sleeping:
+            return LifecycleState.SLEEPING
         return LifecycleState.READY if self._is_loaded else LifecycleState.LOADING
 
     @property
@@ -65,16 +69,28 @@ class Lifecycle:
             case LifecycleState.READY if self.degraded:
                 reasons = dict.fromkeys(list(self.degraded.values()))
                 return f"ready; degraded: {'; '.join(reasons)}"
+            case LifecycleState.SLEEPING:
+                return "sleeping: the models are not loaded; POST /admin/wake loads them again"
             case state:
                 return state.value
 
     async def until_ready(self) -> None:
-        """Wait until the models are loaded; raise `Broken` or `Draining` if they will not be."""
+        """Wait until the models are loaded; raise `Broken`, `Draining` or `Sleeping` if not."""
+        await self.until_loaded()
+        self.require_awake()
+
+    async def until_loaded(self) -> None:
+        """Wait until the first models were loaded; raise `Broken` or `Draining` if they are not."""
         await self._settled.wait()
         if self.state is LifecycleState.BROKEN:
             raise Broken(self.reason, retry_after_s=5)
         if not self._is_loaded:
             raise draining_error()
+
+    def require_awake(self) -> None:
+        """Raise `Sleeping` if the models were released."""
+        if self.is_sleeping:
+            raise Sleeping(self.reason, retry_after_s=5)
 
     async def until_draining(self) -> None:
         """Wait until the server drains."""

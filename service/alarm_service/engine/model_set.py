@@ -156,8 +156,8 @@ class LoadedModel:
 class ModelSet:
     """A catalog and its loaded models.
 
-    A request uses one model set from start to end. It is empty
-    until the first models are loaded. ``models`` has each model once, by its key.
+    A request uses one model set from start to end. It is empty until the first models are loaded,
+    and while the server sleeps. ``models`` has each model once, by its key.
     """
 
     def __init__(self, catalog: Catalog, models: Mapping[str, LoadedModel]) -> None:
@@ -212,6 +212,7 @@ class ModelSetHolder:
         self._release = release
         self._num_requests = {first: 0}
         self._closing: set[asyncio.Task[None]] = set()
+        self._released = asyncio.Event()
         self._is_closed = False
 
     @contextmanager
@@ -230,6 +231,13 @@ class ModelSetHolder:
         self.current = model_set
         self._num_requests[model_set] = 0
         self._release_unused()
+
+    async def until_released(self) -> None:
+        """Wait until no earlier model set is in use, and the memory of their models is free."""
+        while len(self._num_requests) > 1:
+            self._released.clear()
+            await self._released.wait()
+        await asyncio.gather(*self._closing)
 
     async def close(self) -> None:
         """Close the models of all model sets, including those in use; once."""
@@ -251,6 +259,7 @@ class ModelSetHolder:
         ]
         for model_set in unused:
             del self._num_requests[model_set]
+        self._released.set()
         kept = {id(model) for model_set in self._num_requests for model in model_set.replicas}
         models = {id(one): one for model_set in unused for one in model_set.replicas}
         closed = [model for key, model in models.items() if key not in kept]

@@ -1,4 +1,4 @@
-"""RecipeManager: hot reload (load, unload, reload recipes), and where recipes are found."""
+"""RecipeManager: hot reload (load, unload, reload), sleep and wake; where recipes are found."""
 
 from __future__ import annotations
 
@@ -92,6 +92,10 @@ class RecipeChange:
     gone: tuple[str, ...]
 
 
+#: Changes that a sleeping server accepts.
+_WHILE_SLEEPING = ("sleep", "wake")
+
+
 class RecipeManager:
     """Changes the recipes that an engine serves, one change at a time.
 
@@ -147,6 +151,26 @@ class RecipeManager:
 
         return await self._apply("reload", name or "all", reload, lambda: self._require_known(name))
 
+    async def sleep(self) -> RecipeChange:
+        """Release all models once running requests have ended; new requests are refused."""
+
+        async def sleep(_: dict[str, Recipe]) -> None:
+            await self._engine.sleep()
+
+        return await self._apply("sleep", "all", sleep, self._require_nothing)
+
+    async def wake(self) -> RecipeChange:
+        """Load the models of a sleeping server again; if one fails, it goes on sleeping."""
+
+        async def wake(_: dict[str, Recipe]) -> None:
+            if self._engine.life.is_sleeping:
+                await self._engine.wake()
+
+        return await self._apply("wake", "all", wake, self._require_nothing)
+
+    def _require_nothing(self) -> None:
+        """Sleep and wake name no recipe."""
+
     def _require_known(self, name: str | None) -> None:
         """Raise `NotFound` for a recipe that is neither served nor about to be."""
         if name not in self._loading:
@@ -184,7 +208,9 @@ class RecipeManager:
         self, change: str, name: str, make: Callable[[dict[str, Recipe]], Awaitable[None]]
     ) -> RecipeChange:
         async with self._lock:
-            await self._engine.life.until_ready()
+            await self._engine.life.until_loaded()
+            if change not in _WHILE_SLEEPING:
+                self._engine.life.require_awake()
             before = self._engine.model_set
             await make(dict(before.catalog.recipes))
             recipe_change = _recipe_change(before, self._engine.model_set)
