@@ -4,12 +4,15 @@ Noise of the machine affects both servers alike. Reports the seconds of a reques
 seconds of all requests and of the start, and the resident memory.
 
     python benchmarks/revisions.py --before OLD/.venv/bin/alarm --after .venv/bin/alarm
+
+`--busy N` keeps N cores busy with other processes meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -90,11 +93,31 @@ def main() -> None:
     parser.add_argument("--after", type=Path, required=True, help="the other revision's `alarm`")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, default=100, help="requests to each")
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     options = parser.parse_args()
-    for name in options.workloads:
-        run(name, options)
+    with neighbors(options.busy):
+        for name in options.workloads:
+            run(name, options)
+
+
+@contextmanager
+def neighbors(number: int) -> Iterator[None]:
+    """Keep this many processes busy while the block runs."""
+    busy = [multiprocessing.Process(target=_stay_busy, daemon=True) for _ in range(number)]
+    for one in busy:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+
+
+def _stay_busy() -> None:
+    while True:
+        pass
 
 
 def run(name: str, options: argparse.Namespace) -> None:

@@ -249,6 +249,7 @@ class DevicePool:
         tracer: Tracer,
         *,
         forward_timeout_s: float,
+        is_deterministic: bool = False,
     ) -> None:
         self.devices = devices
         self._threads = [
@@ -260,6 +261,7 @@ class DevicePool:
                 tracer,
                 forward_timeout_s=forward_timeout_s,
                 is_cpu=device.type == "cpu",
+                is_deterministic=is_deterministic,
                 on_lost=self._has_others,
             )
             for index, device in enumerate(devices)

@@ -92,6 +92,7 @@ class RewardEngine:
             self.life,
             tracer,
             forward_timeout_s=limits.forward_timeout_s,
+            is_deterministic=limits.is_deterministic,
         )
         self.pipeline = ScoringPipeline(
             self._queue,

@@ -1,7 +1,8 @@
-"""DeviceWorker, with failure isolation: split batches, a watchdog, replaced threads."""
+"""DeviceWorker: number of CPU threads, and failure isolation: split batches, a watchdog."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from alarm_service.errors import Broken
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import record_batch
 
-__all__ = ["DeviceWorker", "Watchdog"]
+__all__ = ["DeviceWorker", "ThreadChooser", "Watchdog"]
 
 
 class Watchdog:
@@ -96,6 +97,90 @@ class Watchdog:
         self._on_late()
 
 
+#: Passes until another number of threads is tried again: at first, and at most.
+_FIRST_INTERVAL, _LONGEST_INTERVAL = 16, 256
+
+#: Another number of threads must be faster by this factor.
+_LEAST_GAIN = 1.15
+
+#: A pass that takes this many times as long as expected: something else uses the cores.
+_SURPRISE = 2.5
+
+#: Longest time in seconds for which fewer threads are tried on a processor with many cores.
+_LONGEST_TRIAL_S = 0.5
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of one model's passes of one size; times are in seconds per token."""
+
+    num_threads: int
+    measured: dict[int, float]
+    least: float = math.inf
+    num_passes: int = 0
+    interval: int = _FIRST_INTERVAL
+    is_surprised: bool = False
+
+
+class ThreadChooser:
+    """Chooses how many threads a forward pass on a CPU uses, by measuring passes.
+
+    Every operation waits for its slowest thread. While another process keeps a core busy, or where
+    a pass is small, one thread is faster than all of them. Each model and size of pass (in powers
+    of two) starts with all threads. Fewer are tried in the second pass, as soon as a pass takes
+    much longer than expected, and after ever longer intervals. With ``is_fixed``, all threads are
+    used: the number may change a score's last bits.
+    """
+
+    def __init__(self, num_threads: int, *, is_fixed: bool = False) -> None:
+        few = {1, 4} if num_threads > 8 else {1}
+        self._numbers = [num_threads] if is_fixed else sorted({*few, num_threads}, reverse=True)
+        self._choices: dict[tuple[str, int], _Choice] = {}
+
+    def choose(self, model: str, num_tokens: int) -> int:
+        """Return the number of threads for a pass of that many tokens."""
+        if len(self._numbers) == 1:
+            return self._numbers[0]
+        choice = self._choice(model, num_tokens)
+        choice.num_passes += 1
+        if not choice.measured or not self._is_due(choice):
+            return choice.num_threads
+        others = [one for one in self._numbers if one != choice.num_threads]
+        other = min(others, key=lambda one: (one in choice.measured, choice.measured.get(one, 0)))
+        # On many cores a long pass would hold up its callers for too long.
+        slowdown = choice.num_threads / other
+        longest_s = choice.least * num_tokens * slowdown
+        return other if slowdown <= 4 or longest_s <= _LONGEST_TRIAL_S else choice.num_threads
+
+    def record(self, model: str, num_tokens: int, num_threads: int, seconds: float) -> None:
+        """Record how long a pass took."""
+        if len(self._numbers) == 1:
+            return
+        choice = self._choice(model, num_tokens)
+        took = seconds / max(num_tokens, 1)
+        before = choice.measured.get(num_threads)
+        choice.measured[num_threads] = took if before is None else (before + took) / 2
+        choice.least = min(choice.least, took)
+        if num_threads == choice.num_threads:
+            choice.is_surprised = before is not None and took > _SURPRISE * before
+            return
+        choice.num_passes, choice.is_surprised = 0, False
+        if took * _LEAST_GAIN < choice.measured[choice.num_threads]:
+            choice.num_threads, choice.interval = num_threads, _FIRST_INTERVAL
+            choice.measured[num_threads] = took
+        else:
+            choice.interval = min(2 * choice.interval, _LONGEST_INTERVAL)
+
+    def _choice(self, model: str, num_tokens: int) -> _Choice:
+        key = (model, num_tokens.bit_length())
+        return self._choices.setdefault(key, _Choice(self._numbers[0], {}))
+
+    @staticmethod
+    def _is_due(choice: _Choice) -> bool:
+        is_first = len(choice.measured) == 1
+        return is_first or choice.is_surprised or choice.num_passes > choice.interval
+
+
 _log = structlog.get_logger()
 
 #: Maximum number of abandoned forward passes still running on a CPU, since they use its time.
@@ -132,6 +217,7 @@ class DeviceWorker:
         *,
         forward_timeout_s: float,
         is_cpu: bool = True,
+        is_deterministic: bool = False,
         on_lost: Callable[[], bool] = lambda: False,
     ) -> None:
         self.index = index
@@ -144,6 +230,8 @@ class DeviceWorker:
         self.is_lost = False
         self._has_failed = False
         self._is_cpu = is_cpu
+        self._num_threads = torch.get_num_threads()
+        self._threads = ThreadChooser(self._num_threads, is_fixed=is_deterministic or not is_cpu)
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
@@ -177,6 +265,22 @@ class DeviceWorker:
         with self._lock:
             relieved = [worker for worker in self._workers if worker.is_relieved()]
         return {worker.model for worker in relieved}
+
+    @contextmanager
+    def threads_for(self, model: str, works: Sequence[QueuedSample]) -> Iterator[None]:
+        """Run a forward pass in the block with the number of threads that is fastest for it."""
+        num_tokens = sum(work.features.num_cost_tokens for work in works)
+        num_threads = self._threads.choose(model, num_tokens)
+        if num_threads != self._num_threads:
+            torch.set_num_threads(num_threads)
+        started = time.monotonic()
+        try:
+            yield
+            self._threads.record(model, num_tokens, num_threads, time.monotonic() - started)
+        finally:
+            if num_threads != self._num_threads:
+                # Threads that are started now would inherit it.
+                torch.set_num_threads(self._num_threads)
 
     def relieve(self, worker: _Worker) -> None:
         """Start another thread for the other models while a long forward pass runs on a CPU."""
@@ -450,7 +554,8 @@ class _Worker:
             watching.enter_context(self._device.metrics.forwarding(name))
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
-            output, shared = _forward(model, works, self._device.index)
+            with self._device.threads_for(name, works):
+                output, shared = _forward(model, works, self._device.index)
         if len(output) != len(works):
             raise RuntimeError(f"{len(output)} outputs for {len(works)} samples")
         with self._device.metrics.reading(name):
