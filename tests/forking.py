@@ -1,4 +1,4 @@
-"""Forks `alarm` commands from a process that has imported the server.
+"""Forks `alarm` commands, and other programs, from a process that has imported the server.
 
 Python and the imports of torch and transformers take seconds of a command's start, a fork takes
 milliseconds. From there on a forked command is like any other: it has its own pipes, environment
@@ -9,13 +9,12 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -23,51 +22,68 @@ from typing import IO, Any, TextIO
 
 _MOST_BYTES = 1 << 20
 
+#: The `alarm` command.
+ALARM = "import sys; from alarm_service.cli.main import main; sys.exit(main())"
+
 
 class Forked:
-    """A running command, with the methods of `subprocess.Popen` that tests call."""
+    """A running program, with the methods of `subprocess.Popen` that tests call."""
 
     def __init__(
-        self, arguments: Sequence[str], environ: dict[str, str], log: IO[Any] | None = None
+        self,
+        *arguments: str,
+        program: str = ALARM,
+        environ: Mapping[str, str] = os.environ,
+        read: IO[Any] | None = None,
+        log: IO[Any] | None = None,
     ) -> None:
-        """Run a command; what it writes goes to `log`, or into pipes."""
-        request = {"arguments": list(arguments), "environ": environ, "folder": os.getcwd()}
+        """Run code that reads `read` or nothing; what it writes goes to `log`, or into pipes."""
+        request = {
+            "program": program,
+            "arguments": arguments,
+            "environ": dict(environ),
+            "folder": os.getcwd(),
+        }
         told, status = os.pipe()
-        self._status = os.fdopen(told)
-        self.stdout = self.stderr = None
-        if log is not None:
-            _send(request, log.fileno(), log.fileno(), status)
-        else:
-            (read_out, out), (read_err, err) = os.pipe(), os.pipe()
-            self.stdout, self.stderr = os.fdopen(read_out), os.fdopen(read_err)
-            _send(request, out, err, status)
-            os.close(out)
-            os.close(err)
+        self.stdout: TextIO | None = None
+        self.stderr: TextIO | None = None
+        with open(os.devnull) as nothing, contextlib.ExitStack() as pipes:
+            written = [log, log]
+            if log is None:
+                (out, self.stdout), (err, self.stderr) = _pipe(pipes), _pipe(pipes)
+                written = [out, err]
+            files = [one.fileno() for one in (read or nothing, *written)]
+            socket.send_fds(_source(), [json.dumps(request).encode()], [*files, status])
         os.close(status)
-        self._lock = threading.Lock()
         self.returncode: int | None = None
-        self.pid = int(self._status.readline())
+        self._has_ended = threading.Event()
+        answers = os.fdopen(told)
+        self.pid = int(answers.readline())
+        threading.Thread(target=self._note_end, args=(answers,), daemon=True).start()
+
+    def _note_end(self, answers: TextIO) -> None:
+        with answers:
+            self.returncode = int(answers.readline())
+        self._has_ended.set()
 
     def poll(self) -> int | None:
         """Return the exit code, or the negative signal, if it has ended."""
-        with self._lock:
-            if self.returncode is None and select.select([self._status], [], [], 0)[0]:
-                self.returncode = int(self._status.readline())
-                self._status.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end."""
-        if self.returncode is None and not select.select([self._status], [], [], timeout)[0]:
+        if not self._has_ended.wait(timeout):
             raise subprocess.TimeoutExpired("alarm", timeout or 0)
-        code = self.poll()
-        assert code is not None
-        return code
+        assert self.returncode is not None
+        return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Return what it still writes, and wait for its end."""
-        with ThreadPoolExecutor(2) as readers:
+        readers = ThreadPoolExecutor(2)
+        try:
             out, err = readers.map(_rest, (self.stdout, self.stderr), timeout=timeout)
+        finally:
+            readers.shutdown(wait=False)
         self.wait(timeout)
         return out, err
 
@@ -82,6 +98,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def run_forked(program: str, *arguments: str) -> tuple[int, str, str]:
+    """Run code in a fork; return its exit code, output and standard error."""
+    forked = Forked(*arguments, program=program)
+    out, err = forked.communicate(timeout=60)
+    return forked.wait(), out, err
+
+
 def _rest(stream: TextIO | None) -> str:
     """Read a pipe to its end and close it."""
     if stream is None or stream.closed:
@@ -90,8 +113,10 @@ def _rest(stream: TextIO | None) -> str:
         return stream.read()
 
 
-def _send(request: dict[str, Any], *files: int) -> None:
-    socket.send_fds(_source(), [json.dumps(request).encode()], files)
+def _pipe(pipes: contextlib.ExitStack) -> tuple[TextIO, TextIO]:
+    """Return the end for writing, which is closed with the others, and the end for reading."""
+    reader, writer = os.pipe()
+    return pipes.enter_context(os.fdopen(writer, "w")), os.fdopen(reader)
 
 
 @cache
@@ -99,7 +124,7 @@ def _source() -> socket.socket:
     """Return the socket of the process that forks; it ends when this one does."""
     program = (
         "import sys; sys.path.append(sys.argv[1]); import forking; sys.path.pop(); "
-        "sys.exit(forking.run_forked(int(sys.argv[2])))"
+        "forking.serve_forks(int(sys.argv[2]))"
     )
     ours, theirs = socket.socketpair()
     with theirs:
@@ -123,7 +148,7 @@ def _fork_at_requests(requests: socket.socket) -> dict[str, Any]:
     """Fork at each request, until there are no more; return a request in its fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     while True:
-        content, files, _, _ = socket.recv_fds(requests, _MOST_BYTES, 3)
+        content, files, _, _ = socket.recv_fds(requests, _MOST_BYTES, 4)
         if not content:
             sys.exit()
         if os.fork() == 0:
@@ -135,31 +160,29 @@ def _fork_at_requests(requests: socket.socket) -> dict[str, Any]:
 
 def _kept(request: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
     """Fork once more; tell the pid and then the exit code in the parent, return in the child."""
-    out, err, status = files
+    *own, status = files
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid:
-        os.close(out)
-        os.close(err)
+        for file in own:
+            os.close(file)
         os.write(status, f"{pid}\n".encode())
         _, ended = os.waitpid(pid, 0)
         os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
         os._exit(0)
-    os.dup2(out, 1)
-    os.dup2(err, 2)
+    for standard, file in enumerate(own):
+        os.dup2(file, standard)
     for file in files:
         os.close(file)
     return request
 
 
-def run_forked(requests_fd: int) -> int:
-    """Import what a server needs; in each fork, run the requested command."""
+def serve_forks(requests_fd: int) -> None:
+    """Import what a server needs; in each fork, run the requested program."""
     from alarm_models.process_tuning import gc_frozen_imports, limit_openmp_spin
-    from alarm_service.cli.main import main
 
     limit_openmp_spin()
     with gc_frozen_imports():
-        import alarm_models.modeling.loader
         import alarm_service.server  # noqa: F401
 
     with socket.socket(fileno=requests_fd) as requests:
@@ -168,4 +191,4 @@ def run_forked(requests_fd: int) -> int:
     os.environ.update(request["environ"])
     os.chdir(request["folder"])
     sys.argv[1:] = request["arguments"]
-    return main(request["arguments"])
+    exec(request["program"], {"__name__": "__main__"})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from forking import Forked
+from forking import ALARM, Forked
 
 PATIENCE_S = 60
 
@@ -62,13 +62,12 @@ def environment() -> dict[str, str]:
 
 def command_of(*arguments: str) -> list[str]:
     """Return the `alarm` command with these arguments."""
-    program = "import sys; from alarm_service.cli.main import main; sys.exit(main())"
-    return [sys.executable, "-c", program, *arguments]
+    return [sys.executable, "-c", ALARM, *arguments]
 
 
 def alarm(*arguments: str, log: IO[Any] | None = None) -> Forked:
     """Start an `alarm` command by a fork, with all imports done; see `Forked`."""
-    return Forked(arguments, environment(), log)
+    return Forked(*arguments, environ=environment(), log=log)
 
 
 def alarm_from_scratch(*arguments: str) -> subprocess.Popen[str]:
