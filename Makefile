@@ -25,9 +25,10 @@ install: .venv/installed
 serve: .venv/product
 	$(BIN)/alarm serve
 
-# Two workers; tests of one file run in sequence. One torch thread each.
+# Two workers; tests of one file run in sequence. One torch thread each. Bytecode is kept, also of
+# tests, for the processes that tests start and the next run.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

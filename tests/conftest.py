@@ -1,7 +1,20 @@
+from collections.abc import Iterator
+
 import pytest
-import tiny
-import transformers
-from tiny import Checkpoint
+
+from alarm_models.process_tuning import gc_frozen_imports
+
+with gc_frozen_imports():
+    import tiny
+    import transformers
+    from tiny import Checkpoint
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector from what modules and collected tests leave."""
+    with gc_frozen_imports():
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,20 +5,25 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from forking import ALARM, Forked
 
 PATIENCE_S = 60
+
+Popen = subprocess.Popen[str] | Forked
+Start = Callable[..., Popen]
 
 
 @dataclass(frozen=True)
 class Process:
     """A running `alarm serve`; `url` is the address that it logged."""
 
-    popen: subprocess.Popen[str]
+    popen: Popen
     url: str
 
     @property
@@ -57,12 +62,16 @@ def environment() -> dict[str, str]:
 
 def command_of(*arguments: str) -> list[str]:
     """Return the `alarm` command with these arguments."""
-    program = "import sys; from alarm_service.cli.main import main; sys.exit(main())"
-    return [sys.executable, "-c", program, *arguments]
+    return [sys.executable, "-c", ALARM, *arguments]
 
 
-def alarm(*arguments: str) -> subprocess.Popen[str]:
-    """Start an `alarm` command."""
+def alarm(*arguments: str, log: IO[Any] | None = None) -> Forked:
+    """Start an `alarm` command by a fork, with all imports done; see `Forked`."""
+    return Forked(*arguments, environ=environment(), log=log)
+
+
+def alarm_from_scratch(*arguments: str) -> subprocess.Popen[str]:
+    """Start an `alarm` command as a user does; it imports torch for seconds."""
     return subprocess.Popen(
         command_of(*arguments),
         stdout=subprocess.PIPE,
@@ -80,9 +89,9 @@ def alarm_serve(recipe: Path | str, *flags: str) -> Iterator[Process]:
 
 
 @contextmanager
-def alarm_serving(*flags: str) -> Iterator[Process]:
+def alarm_serving(*flags: str, start: Start = alarm) -> Iterator[Process]:
     """Serve what flags say on a free port; yield once it listens, even while loading."""
-    popen = alarm("serve", "--port", "0", "--device", "cpu", *flags)
+    popen = start("serve", "--port", "0", "--device", "cpu", *flags)
     try:
         yield Process(popen, _event(popen, "listening")["url"])
     finally:
@@ -105,7 +114,7 @@ def connect(process: Process) -> socket.socket:
     return socket.create_connection(process.address, timeout=PATIENCE_S)
 
 
-def _event(popen: subprocess.Popen[str], event: str) -> dict[str, Any]:
+def _event(popen: Popen, event: str) -> dict[str, Any]:
     assert popen.stderr is not None
     lines = []
     for line in popen.stderr:

@@ -22,6 +22,7 @@ from alarm_client.trainers._inputs import plain_samples, without_end_tokens
 from alarm_client.types import Sample as ClientSample
 from alarm_models.cancellation import Cancelled, cancellable
 from alarm_models.errors import SampleError
+from alarm_models.preprocessing import templates
 from alarm_models.preprocessing.segmentation import (
     copied_words,
     sentences,
@@ -57,6 +58,8 @@ TIMES = 4
 MOST = 9.0
 #: Seconds: what takes less than that is not compared.
 FLOOR = 0.004
+#: Seconds: what takes more than that varies little, so the shorter text is read once.
+LONG = 0.1
 
 TEXTS = {
     "spaces": " ",
@@ -195,7 +198,7 @@ def growth(call: Callable[[str], object], unit: str, length: int) -> float:
         found = seconds(call, long)
         if found < FLOOR:
             return 0.0
-        best = min(seconds(call, short) for _ in range(3))
+        best = min(seconds(call, short) for _ in range(1 if found > LONG else 3))
         # What else the machine does makes a call slower, never faster.
         for _ in range(4):
             if found <= MOST * max(best, FLOOR / TIMES):
@@ -248,7 +251,7 @@ def test_check_on_degenerate_text_takes_linear_time(name: str) -> None:
 def test_grammar_on_degenerate_text_takes_linear_time(unit: str) -> None:
     find = Harper(GrammarSpec()).find
     find("Warm up, please.")
-    assert growth(find, unit, LENGTH) <= MOST
+    assert growth(find, unit, LENGTH // 2) <= MOST
 
 
 def test_growth_of_quadratic_function_is_detected() -> None:
@@ -260,7 +263,10 @@ def test_growth_of_quadratic_function_is_detected() -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 60 + "!", "question:" + " " * 20_000])
-def test_recipe_pattern_with_backtracking_ends_within_its_time_limit(text: str) -> None:
+def test_recipe_pattern_with_backtracking_ends_within_its_time_limit(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "_FIELD_TIMEOUT_S", 0.1)
     for pattern in (r"^(a|aa)+$", r"question:\s*(.*?)\s*context:\s*(.*?)$"):
         with suppress(SampleError):
             FieldPattern(pattern).find(text)

@@ -1,7 +1,6 @@
 """Serving `mini` does not import libraries that it does not use."""
 
-import subprocess
-import sys
+from forking import run_forked
 
 PROGRAM = """
 import sys, torch
@@ -19,5 +18,5 @@ print(sorted(unused & set(sys.modules)))
 
 
 def test_mini_imports_no_library_of_other_kinds() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    _, out, err = run_forked(PROGRAM)
+    assert out.splitlines()[-1:] == ["[]"], err

@@ -1,12 +1,13 @@
 """A server that is killed and started again on the same port."""
 
+import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from processes import command_of, environment
+from forking import Forked
+from processes import alarm
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Restartable:
 
     port: int
     flags: tuple[str, ...]
-    popen: subprocess.Popen[bytes] = field(init=False)
+    popen: Forked = field(init=False)
 
     def __post_init__(self) -> None:
         self.start()
@@ -29,12 +30,9 @@ class Restartable:
         return "127.0.0.1", self.port
 
     def start(self) -> None:
-        self.popen = subprocess.Popen(
-            command_of("serve", "--port", str(self.port), "--device", "cpu", *self.flags),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
+        with open(os.devnull, "w") as nowhere:
+            flags = ("--port", str(self.port), "--device", "cpu", *self.flags)
+            self.popen = alarm("serve", *flags, log=nowhere)
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from comet_checkpoints import (
     write,
     write_encoder,
 )
+from forking import run_forked
 from pydantic import ValidationError
 from scoring import load, score
 from tolerance import computed
@@ -228,7 +227,9 @@ def test_command_converts_a_checkpoint(tmp_path: Path) -> None:
     encoder = write_encoder(tmp_path / "encoder")
     inside = {f"encoder.model.{key}": one for key, one in encoder.state_dict().items()}
     source = publish(tmp_path / "published", XCOMET, inside | head_tensors(4, SCALARS))
-    command = [sys.executable, "-m", "alarm_models.modeling.comet_conversion"]
-    done = subprocess.run([*command, source, tmp_path / "encoder", tmp_path / "out"], check=False)
-    assert done.returncode == 0
+    module = "alarm_models.modeling.comet_conversion"
+    program = f"import runpy; runpy.run_module({module!r}, run_name='__main__')"
+    folders = (str(one) for one in (source, tmp_path / "encoder", tmp_path / "out"))
+    code, _, err = run_forked(program, *folders)
+    assert code == 0, err
     assert json.loads((tmp_path / "out" / "config.json").read_text())["comet"]["word_layer"] == 2

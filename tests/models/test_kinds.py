@@ -1,11 +1,11 @@
 """The registry of kinds: every spec has a module that loads it."""
 
-import subprocess
 import sys
 from importlib import import_module
 from typing import Literal
 
 import pytest
+from forking import run_forked
 from pydantic import TypeAdapter, ValidationError
 
 from alarm_models.errors import RecipeError
@@ -68,5 +68,4 @@ def test_registry_import_loads_no_kind() -> None:
         "import sys, alarm_models.reward_models.registry\n"
         f"print([name for name in {modules} if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert run_forked(code) == (0, "[]\n", "")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import command_of, recipe_of
+from forking import Forked
+from processes import PATIENCE_S, recipe_of
 from tiny import Checkpoint
 from tolerance import computed
 
@@ -222,18 +223,12 @@ def test_score_command_reads_a_pipe_once(by_length: Path) -> None:
 def test_score_command_stops_when_standard_output_closes(by_length: Path) -> None:
     file = by_length.with_name("in.jsonl")
     file.write_text(SAMPLES * 5000)
-    command = command_of("score", "-", "--recipe", str(by_length))
-    with (
-        file.open() as samples,
-        subprocess.Popen(
-            command, stdin=samples, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert json.loads(process.stdout.readline())["id"] == "first"
-        process.stdout.close()
-        assert "Error" not in process.stderr.read()
+    with file.open() as read:
+        process = Forked("score", "-", "--recipe", str(by_length), read=read)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["id"] == "first"
+    process.stdout.close()
+    assert "Error" not in process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 141
 
 

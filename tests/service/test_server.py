@@ -5,7 +5,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import PATIENCE_S, alarm, alarm_serve, connect, recipe_of, until_event
+from processes import (
+    PATIENCE_S,
+    alarm,
+    alarm_from_scratch,
+    alarm_serve,
+    alarm_serving,
+    connect,
+    recipe_of,
+    until_event,
+)
 from tiny import Checkpoint
 
 #: Work for seconds, so that a signal comes while it runs.
@@ -46,7 +55,7 @@ def test_sigterm_finishes_running_requests(recipe: Path) -> None:
 
 
 def test_requests_before_models_are_loaded_are_served(recipe: Path) -> None:
-    with alarm_serve(recipe) as process:
+    with alarm_serving("--recipe", str(recipe), start=alarm_from_scratch) as process:
         answer = httpx.post(
             f"{process.url}/hierarchical_reward",
             json={"samples": [{"prompt": "The fox?", "completion": "The dog."}]},
@@ -61,7 +70,7 @@ def test_requests_before_models_are_loaded_are_served(recipe: Path) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_signal_before_models_are_loaded_exits_with_0(recipe: Path, sig: signal.Signals) -> None:
-    with alarm_serve(recipe) as process:
+    with alarm_serving("--recipe", str(recipe), start=alarm_from_scratch) as process:
         assert process.stop(sig)[0] == 0
 
 

@@ -1,13 +1,12 @@
 import http.server
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from forking import run_forked
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -90,8 +89,7 @@ def test_tracing_off_imports_no_opentelemetry_sdk() -> None:
         "import sys, alarm_service.server; "
         "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert run_forked(code) == (0, "[]\n", "")
 
 
 class _Collector(http.server.BaseHTTPRequestHandler):

@@ -2,13 +2,13 @@
 
 import json
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import httpx
+from forking import Forked
 from processes import Process, alarm
 
 #: The queue accepts one request at a time, whatever its size.
@@ -43,7 +43,7 @@ class Troubled:
         for thread in self._threads:
             thread.join()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> Forked:
         self.num_starts += 1
         return alarm(*self._command)
 
@@ -54,9 +54,8 @@ class Troubled:
             if not self._is_over:
                 self._popen = self._start()
 
-    def _watch(self, popen: subprocess.Popen[str]) -> None:
+    def _watch(self, popen: Forked) -> None:
         """Read its log to the end; kill the first process at its first response."""
-        assert popen.stderr is not None
         for line in popen.stderr:
             entry = json.loads(line) if line.startswith("{") else {}
             if entry.get("method") != "POST" or entry["route"] == "/score":

@@ -154,13 +154,13 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         middleware=_middleware(engine, settings, tracer),
+        # Not `include_router`, which builds each route again, at the first request.
+        routes=[route for router in _ROUTERS for route in router.routes],
     )
     app.state.engine = engine
     app.state.settings = settings
     app.state.off_loop_bodies = off_loop_bodies
     app.state.recipe_manager = RecipeManager(engine, sources)
-    for router in _ROUTERS:
-        app.include_router(router)
     add_error_handlers(app)
     return app
 
