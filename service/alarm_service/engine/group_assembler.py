@@ -227,9 +227,11 @@ class GroupAssembler:
     def combine_if_ready(self, attempt: Attempt, combine: Combine) -> None:
         """Combine a group if all of it is there and scored."""
         if self._is_open(attempt) and attempt.is_ready:
+            # Before the task starts a caller may leave; its sample still belongs to the group.
+            members = attempt.scored()
             self._end(attempt, AttemptState.COMPLETE)
             # In a task of its own: no caller that leaves may keep it from the others.
-            task = asyncio.get_running_loop().create_task(self._combine(attempt, combine))
+            task = asyncio.get_running_loop().create_task(self._combine(attempt, members, combine))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -246,8 +248,9 @@ class GroupAssembler:
     def _is_open(self, attempt: Attempt) -> bool:
         return attempt.state is AttemptState.OPEN and self._assembly.holds(attempt)
 
-    async def _combine(self, attempt: Attempt, combine: Combine) -> None:
-        members = attempt.scored()
+    async def _combine(
+        self, attempt: Attempt, members: Sequence[Member], combine: Combine
+    ) -> None:
         scored = [member.outcome for member in members if isinstance(member.outcome, ScoredSample)]
         try:
             outcome = _Outcome(dict(zip(members, await combine(scored), strict=True)))
