@@ -248,9 +248,7 @@ class GroupAssembler:
     def _is_open(self, attempt: Attempt) -> bool:
         return attempt.state is AttemptState.OPEN and self._assembly.holds(attempt)
 
-    async def _combine(
-        self, attempt: Attempt, members: Sequence[Member], combine: Combine
-    ) -> None:
+    async def _combine(self, attempt: Attempt, members: Sequence[Member], combine: Combine) -> None:
         scored = [member.outcome for member in members if isinstance(member.outcome, ScoredSample)]
         try:
             outcome = _Outcome(dict(zip(members, await combine(scored), strict=True)))
