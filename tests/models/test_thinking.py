@@ -271,6 +271,38 @@ def test_template_that_raises_fails_its_sample(model_of: Any) -> None:
     assert (refused.code, "must alternate" in refused.message) == ("invalid_sample", True)
 
 
+def test_message_of_an_unknown_role_fails_where_the_template_leaves_it_out(
+    checkpoint: tiny.Checkpoint,
+) -> None:
+    roles = "{% for m in messages %}{{ m.content if m.role in ['user', 'assistant'] }}{% endfor %}"
+    spec = SequenceSpec(checkpoint=str(checkpoint.folder), chat_template=roles)
+    unknown = (Message("bot", ANSWER),)
+    refused, in_prompt = load(spec).prepare(
+        [Sample(PROMPT, unknown), Sample((Message("human", PROMPT),), ANSWER)]
+    )
+    for found, role in ((refused, "'bot'"), (in_prompt, "'human'")):
+        assert isinstance(found, SampleError)
+        assert (found.code, role in found.message) == ("invalid_sample", True)
+    any_role = spec.model_copy(update={"chat_template": TEMPLATES["qwen3"]})
+    (shown,) = load(any_role).prepare([Sample(PROMPT, unknown)])
+    assert not isinstance(shown, SampleError)
+
+
+@pytest.mark.parametrize("arguments", ['{"name": "Par', "[1]"])
+def test_malformed_arguments_are_a_text_or_named_in_the_error(
+    arguments: str, checkpoint: tiny.Checkpoint
+) -> None:
+    tokenizer = Tokenizer(checkpoint.folder)
+    call = ToolCall("look_up", arguments)
+    messages = (Message("user", PROMPT), assistant("", tool_calls=(call,)))
+    written = tokenizer.render_chat(messages, chat=ChatFormat(TEMPLATES["qwen3"]))
+    assert json.dumps(arguments) in written.text
+    items = "{% for m in messages %}{% for c in m.tool_calls %}{% for k in c.function.arguments"
+    items += " | items %}{{ k }}{% endfor %}{% endfor %}{{ m.content }}{% endfor %}"
+    with pytest.raises(SampleError, match=r"^message 2 of 2 \(role 'assistant'\) calls .* item pairs"):
+        tokenizer.render_chat(messages, chat=ChatFormat(items))
+
+
 def test_image_is_unsupported_unless_the_recipe_omits_it(checkpoint: tiny.Checkpoint) -> None:
     sample = Sample((Message("user", "See.", other_parts=("image_url",)),), ANSWER)
     spec = SequenceSpec(checkpoint=str(checkpoint.folder), chat_template=TEMPLATES["qwen3"])
