@@ -299,7 +299,9 @@ def test_malformed_arguments_are_a_text_or_named_in_the_error(
     assert json.dumps(arguments) in written.text
     items = "{% for m in messages %}{% for c in m.tool_calls %}{% for k in c.function.arguments"
     items += " | items %}{{ k }}{% endfor %}{% endfor %}{{ m.content }}{% endfor %}"
-    with pytest.raises(SampleError, match=r"^message 2 of 2 \(role 'assistant'\) calls .* item pairs"):
+    with pytest.raises(
+        SampleError, match=r"^message 2 of 2 \(role 'assistant'\) calls .* item pairs"
+    ):
         tokenizer.render_chat(messages, chat=ChatFormat(items))
 
 
