@@ -14,7 +14,6 @@ from standin import recipe
 from alarm_models.combination.rewards import HolisticDecision, ScoredSample
 from alarm_models.errors import SampleError
 from alarm_models.types import Reward, Sample, Score
-from alarm_service.engine import group_assembler
 from alarm_service.engine.group_assembler import GroupAssembler
 from alarm_service.engine.group_state import Identity
 from alarm_service.engine.lifecycle import Lifecycle
@@ -248,7 +247,7 @@ async def test_member_past_its_deadline_is_504_and_keeps_its_scores() -> None:
 
 
 async def test_caller_that_leaves_as_its_group_completes_still_counts() -> None:
-    assembler = GroupAssembler(Metrics(), Lifecycle(()))
+    assembler = GroupAssembler(Metrics(), Lifecycle(()), 1 << 20)
     sent = [Sample("?", words, id=words) for words in ("a", "b")]
     decision = HolisticDecision(Score(1.0, None, 1, False), 1.0, True, True)
 
@@ -330,11 +329,12 @@ async def test_all_members_there_while_one_is_scored_are_not_given_up() -> None:
         assert [*await rest, *await held] == await whole(server, *WORDS[:3], "hold")
 
 
-async def test_full_memory_is_429(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_assembler, "_MAX_BYTES", 4096)
-    async with grouping(timeout_s=60) as server:
+async def test_full_memory_is_429() -> None:
+    grouped = recipe(hierarchy={"rule": "mo_grpo"})
+    async with serving(grouped, max_group_bytes=4096) as server:
         answer = await post(server, member("a " * 4096, 0))
         assert answer.status_code == 429
+        assert "--max-group-bytes" in answer.json()["error"]["message"]
         assert int(answer.headers["Retry-After"]) > 0
 
 

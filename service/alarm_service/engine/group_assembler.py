@@ -30,9 +30,6 @@ __all__ = ["Combine", "GroupAnswer", "GroupAssembler", "GroupVisit"]
 
 _log = structlog.get_logger()
 
-#: What all groups together may take: some tens of thousands of samples.
-_MAX_BYTES = 256 << 20
-
 _RETRY_AFTER_S = 5
 
 #: Combines the scores of a whole group into rewards, in order.
@@ -143,13 +140,14 @@ class GroupAssembler:
     """Brings samples of a group together that come in several requests.
 
     The decisions are `GroupState`'s; this has the clock, the timers and the futures. Members
-    that wait hold no place in the queue. Used by the event loop alone.
+    that wait hold no place in the queue; all groups together take at most ``max_bytes``. Used by
+    the event loop alone.
     """
 
-    def __init__(self, metrics: Metrics, life: Lifecycle) -> None:
+    def __init__(self, metrics: Metrics, life: Lifecycle, max_bytes: int) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupState(_MAX_BYTES)
+        self._assembly = GroupState(max_bytes)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -192,7 +190,7 @@ class GroupAssembler:
         except NoRoom:
             raise Overloaded(
                 "too many samples wait for others of their groups; send groups in one request, or "
-                "fewer groups at a time",
+                "fewer groups at a time (--max-group-bytes)",
                 retry_after_s=_RETRY_AFTER_S,
             ) from None
         if isinstance(found, SampleError):
