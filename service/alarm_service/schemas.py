@@ -455,6 +455,12 @@ class ScoreOut(_Out):
     num_tokens: int
     truncated: bool
     omitted: list[str] = Field(default_factory=list, description=_OMITTED)
+    judged: list[list[int]] | None = Field(
+        default=None,
+        exclude_if=lambda parts: parts is None,
+        description="the parts of the completion that the policy wrote and the model was shown, "
+        "as [start, end); absent where that is all of it",
+    )
     error: SampleErrorOut | None
 
 
@@ -629,6 +635,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
         num_tokens=outcome.num_tokens,
         truncated=outcome.truncated,
         omitted=list(outcome.omitted),
+        judged=None if outcome.judged is None else [list(part) for part in outcome.judged],
         error=None,
     )
     if outcome.outputs is None:
