@@ -376,6 +376,10 @@ class SampleIn(_In):
     finish_reason: Text | None = Field(
         default=None, description='why the policy stopped: "length" at its limit'
     )
+    continue_final_message: bool = Field(
+        default=False,
+        description="whether the completion continues the prompt's last message, the assistant's",
+    )
 
 
 class OverridesIn(Overrides, FewUnknown):
@@ -613,6 +617,7 @@ def sample_in(sample: SampleIn) -> Sample:
         group_size=sample.group_size,
         tools=tuple(sample.tools or ()),
         finish_reason=sample.finish_reason,
+        continue_final_message=sample.continue_final_message,
     )
 
 
