@@ -17,6 +17,7 @@ from alarm_client.errors import (
     Unauthorized,
     Unavailable,
 )
+from alarm_client.message_offsets import message_offsets
 from alarm_client.short_responses import punish_too_short
 from alarm_client.token_offsets import PolicyTokens, Span, Tokenizer, token_offsets
 from alarm_client.types import (
@@ -88,6 +89,7 @@ __all__ = [
     "Unavailable",
     "Usage",
     "__version__",
+    "message_offsets",
     "punish_too_short",
     "token_offsets",
 ]

@@ -289,10 +289,19 @@ def _sample(sample: object, where: str) -> Sample:
         group_size=size,
         tools=None if sample.tools is None else _tools(sample.tools, f"{where}.tools"),
         finish_reason=text_of(sample.finish_reason, f"{where}.finish_reason"),
+        continue_final_message=_flag(
+            sample.continue_final_message, f"{where}.continue_final_message"
+        ),
     )
 
 
 _NAMES = tuple(one.name for one in fields(Sample))
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{where} must be True or False, got {describe(value)}")
+    return value
 
 
 def _group_size(sample: Sample, where: str) -> int | None:
@@ -347,7 +356,10 @@ def _encode(samples: Sequence[Sample]) -> tuple[bytes, ...]:
 
 
 def _present(sample: Sample) -> dict[str, object]:
-    present = {name: value for name in _NAMES if (value := getattr(sample, name)) is not None}
+    values = {name: getattr(sample, name) for name in _NAMES}
+    if not sample.continue_final_message:  # servers before it know no such key
+        del values["continue_final_message"]
+    present = {name: value for name, value in values.items() if value is not None}
     for name in ("id", "group"):
         if name in present:
             present[name] = sent_name(present[name])

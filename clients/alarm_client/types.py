@@ -41,8 +41,9 @@ class Sample:
     samples in the group, if they come in several calls; the server holds each until all are there,
     at most for the recipe's `group_timeout_s`. A sample with it and without an `id` is given one,
     so that a retry is not counted twice. `tools`: JSON descriptions of the tools that the policy
-    could call. `finish_reason`: why the policy stopped, "length" at its limit. Integers, spans and
-    messages may be numpy arrays or tensors.
+    could call. `finish_reason`: why the policy stopped, "length" at its limit.
+    `continue_final_message`: whether the completion continues the last message of the prompt, which
+    is the assistant's. Integers, spans and messages may be numpy arrays or tensors.
     """
 
     prompt: Text
@@ -55,6 +56,7 @@ class Sample:
     group_size: int | None = None
     tools: Sequence[Mapping[str, object]] | None = None
     finish_reason: str | None = None
+    continue_final_message: bool = False
 
 
 SampleLike: TypeAlias = Sample | Mapping[str, object]

@@ -24,6 +24,8 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
         encoded["token_offsets"] = list(sample.token_offsets)
     if sample.tools:
         encoded["tools"] = list(sample.tools)
+    if sample.continue_final_message:
+        encoded["continue_final_message"] = True
     names = {
         "id": sample.id,
         "group": sample.group,
@@ -50,6 +52,7 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
         group_size=encoded.get("group_size"),
         tools=tuple(encoded.get("tools", ())),
         finish_reason=encoded.get("finish_reason"),
+        continue_final_message=encoded.get("continue_final_message", False),
     )
 
 

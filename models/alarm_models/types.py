@@ -132,8 +132,10 @@ class Sample:
     of the completion a policy token; ``segments`` spans that replace the server's own finding, by
     the segmenter's name; ``group`` marks samples of one prompt, ``group_size`` how many there are.
     ``tools`` are the JSON descriptions of the tools that the policy could call. ``finish_reason``
-    says why the policy stopped, ``"length"`` if it reached its limit. ``prefix_segmenter`` requests
-    the scores of the completion's prefixes, each cut after one of its segments.
+    says why the policy stopped, ``"length"`` if it reached its limit. With
+    ``continue_final_message`` the completion continues the last message of the prompt.
+    ``prefix_segmenter`` requests the scores of the completion's prefixes, each cut after one of its
+    segments.
     """
 
     prompt: str | tuple[Message, ...]
@@ -147,6 +149,7 @@ class Sample:
     tools: Sequence[Mapping[str, Any]] = ()
     finish_reason: str | None = None
     prefix_segmenter: str | None = None
+    continue_final_message: bool = False
 
     @property
     def prompt_text(self) -> str:
@@ -157,6 +160,30 @@ class Sample:
     def completion_text(self) -> str:
         """The text that spans and token offsets count in."""
         return _as_text(self.completion)
+
+    @property
+    def prefill(self) -> Message | None:
+        """The last message of the prompt, if the completion continues it.
+
+        Raises `SampleError` (``invalid_sample``) if it cannot.
+        """
+        if not self.continue_final_message:
+            return None
+        last = None if isinstance(self.prompt, str) or not self.prompt else self.prompt[-1]
+        if last is None or not last.is_of_policy or last.tool_calls:
+            raise SampleError(
+                "invalid_sample",
+                "continue_final_message requires a prompt of messages, of which the last is the "
+                "assistant's and has no tool calls",
+            )
+        first = None if isinstance(self.completion, str) else next(iter(self.completion), None)
+        if first is not None and not first.is_of_policy:
+            raise SampleError(
+                "invalid_sample",
+                "continue_final_message requires a completion that begins with what the assistant "
+                f"says, and its first message is of role {first.role!r}",
+            )
+        return last
 
     @property
     def turns(self) -> tuple[Span, ...]:

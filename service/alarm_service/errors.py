@@ -180,6 +180,9 @@ _MAX_MESSAGE = 500
 #: Location parts that pydantic adds for union members and validators, not JSON field names.
 _NOT_JSON_FIELDS = ("function-", "list[")
 
+#: Members of unions that pydantic names by their type alone, and the errors of other values.
+_PLAIN_TYPES = {"int": "int_type", "str": "string_type"}
+
 
 class ClientDisconnected(Exception):
     """The client closed its connection before the response."""
@@ -201,10 +204,12 @@ def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
 def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:
     """Format pydantic's errors: each field's path, message and received value.
 
+    Of a field that may be of several types, the errors are those of the type that was received.
     ``within`` is the first part of the fields' paths, which is left out.
     """
+    faults = _of_received_types(faults)
     lines = [
-        f"{_path(fault['loc'], within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
+        f"{_path(_location(fault), within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
         for fault in faults[:MAX_FAULTS]
     ]
     if len(faults) > MAX_FAULTS:
@@ -215,6 +220,41 @@ def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | 
 def shortened(text: str, most: int = _MAX_QUOTED) -> str:
     """Return a caller's text, shortened to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _of_received_types(faults: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Leave out what other members of a union say of a value that one of them can read."""
+    read_by: dict[tuple[str | int, ...], set[str | int]] = {}
+    for fault in faults:
+        location = tuple(fault["loc"])
+        for at, part in enumerate(location):
+            if _is_union_member(part) and not (
+                _is_of_other_type(fault) and at + 1 == len(location)
+            ):
+                read_by.setdefault(location[:at], set()).add(part)
+    return [
+        fault
+        for fault in faults
+        if not _is_of_other_type(fault)
+        or read_by.get(tuple(fault["loc"][:-1]), set()) <= {fault["loc"][-1]}
+    ]
+
+
+def _is_of_other_type(fault: Mapping[str, Any]) -> bool:
+    """Whether a member of a union says that the value is of another type than its own."""
+    location = fault["loc"]
+    return bool(location) and fault["type"].endswith("_type") and _is_union_member(location[-1])
+
+
+def _is_union_member(part: str | int) -> bool:
+    return isinstance(part, str) and (part in _PLAIN_TYPES or part.startswith(_NOT_JSON_FIELDS))
+
+
+def _location(fault: Mapping[str, Any]) -> Sequence[str | int]:
+    """Return the location of a fault without the plain type that a union tried last."""
+    location: Sequence[str | int] = fault["loc"]
+    is_type = bool(location) and fault["type"] == _PLAIN_TYPES.get(str(location[-1]))
+    return location[:-1] if is_type else location
 
 
 def _path(location: Sequence[str | int], within: str | None) -> str:

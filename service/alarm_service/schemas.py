@@ -376,6 +376,10 @@ class SampleIn(_In):
     finish_reason: Text | None = Field(
         default=None, description='why the policy stopped: "length" at its limit'
     )
+    continue_final_message: bool = Field(
+        default=False,
+        description="whether the completion continues the prompt's last message, the assistant's",
+    )
 
 
 class OverridesIn(Overrides, FewUnknown):
@@ -455,6 +459,12 @@ class ScoreOut(_Out):
     num_tokens: int
     truncated: bool
     omitted: list[str] = Field(default_factory=list, description=_OMITTED)
+    judged: list[list[int]] | None = Field(
+        default=None,
+        exclude_if=lambda parts: parts is None,
+        description="the parts of the completion that the policy wrote and the model was shown, "
+        "as [start, end); absent where that is all of it",
+    )
     error: SampleErrorOut | None
 
 
@@ -611,6 +621,7 @@ def sample_in(sample: SampleIn) -> Sample:
         group_size=sample.group_size,
         tools=tuple(sample.tools or ()),
         finish_reason=sample.finish_reason,
+        continue_final_message=sample.continue_final_message,
     )
 
 
@@ -633,6 +644,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
         num_tokens=outcome.num_tokens,
         truncated=outcome.truncated,
         omitted=list(outcome.omitted),
+        judged=None if outcome.judged is None else [list(part) for part in outcome.judged],
         error=None,
     )
     if outcome.outputs is None:

@@ -183,6 +183,12 @@ class Settings(BaseSettings):
         description="queue capacity in seconds of work at the measured throughput, if that is "
         "less than --max-queued-tokens; 0 disables it",
     )
+    max_group_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="memory in bytes for samples that wait for the rest of their group, and for "
+        "answers kept for their retries; further ones get 429",
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,

@@ -54,6 +54,7 @@ def test_public_names_are_pinned():
         "Unavailable",
         "Usage",
         "__version__",
+        "message_offsets",
         "punish_too_short",
         "token_offsets",
     ]

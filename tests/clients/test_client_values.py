@@ -228,6 +228,8 @@ def test_sample_group_size_tools_and_finish_reason_are_sent():
     found = sent(group=1, group_size=np.int64(8), id="m", tools=(tool,), finish_reason="length")
     assert (found["group"], found["group_size"], found["id"]) == (1, 8, "m")
     assert (found["tools"], found["finish_reason"]) == ([tool], "length")
+    assert sent(continue_final_message=True)["continue_final_message"] is True
+    assert "continue_final_message" not in found
 
 
 def test_sample_with_group_size_gets_an_id_of_its_own():
@@ -245,6 +247,7 @@ def test_sample_with_group_size_gets_an_id_of_its_own():
         ({"tools": {"name": "f"}}, "tools must be a list of JSON objects, got dict"),
         ({"tools": [len]}, r"tools\[0\] must be a JSON object, got builtin.*JSON schema"),
         ({"finish_reason": 1}, "finish_reason must be a string, got int"),
+        ({"continue_final_message": 1}, "continue_final_message must be True or False, got int"),
     ],
 )
 def test_sample_with_an_invalid_group_or_tool_is_refused(given, said):

@@ -98,6 +98,13 @@ def test_areal_prompt_is_the_rows_messages(rewards):
     assert rewards.samples[0]["prompt"] == messages
 
 
+def test_areal_completion_at_the_limit_has_finish_reason_length(rewards, monkeypatch):
+    monkeypatch.setenv("ALARM_MAX_COMPLETION_TOKENS", "2")
+    for ids in ([1], [1, 2]):
+        areal.reward_fn(TEMPLATED, "four", [1], ids)
+    assert [one.get("finish_reason") for one in rewards.samples] == [None, "length"]
+
+
 def test_areal_timeout_is_below_15_s(rewards):
     assert areal.IN_A_WORKER.timeout < 15
 
@@ -116,13 +123,12 @@ async def test_areal_workflow_awaits_the_reward(rewards, monkeypatch):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "areal.workflow.rlvr", module)
     areal._workflow.cache_clear()
-    workflow = areal.AlarmWorkflow(gconfig="g")
+    workflow = areal.AlarmWorkflow(gconfig=SimpleNamespace(max_new_tokens=1))
     areal._workflow.cache_clear()
     assert isinstance(workflow, RLVRWorkflow)
-    assert workflow.gconfig == "g"
     assert await workflow.score() == 4.0
-    fields = {"reference": "a"}
-    assert rewards.samples == [{"prompt": [QUESTION], "completion": "four", "fields": fields}]
+    asked = {"prompt": [QUESTION], "completion": "four", "fields": {"reference": "a"}}
+    assert rewards.samples == [{**asked, "finish_reason": "length"}]
 
 
 class EnvironmentReturn(NamedTuple):  # nemo_rl/environments/interfaces.py

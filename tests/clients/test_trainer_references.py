@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from processes import alarm_serve
+from reward_server import RewardServer
 from test_trainer_hooks import EnvironmentReturn, Trace, slime_sample
 from test_trainer_verl import DataProto
 from tolerance import computed, printed
@@ -452,6 +453,25 @@ def test_gdpo_with_one_sample_per_call_is_refused_with_reason(
         SampleFailed, match=r"sends one sample at a time|must contain all completions"
     ):
         call()
+
+
+def test_group_is_the_trainers_own_id_where_it_passes_one(
+    rewards: RewardServer, trainer_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trajectories = [SimpleNamespace(instance_id=uid, repetition_id=0) for uid in "ab"]
+    batch = {"prompts": [CHAT] * 2, "trajectory_ids": trajectories}
+    asyncio.run(skyrl.AlarmGenerator(Generator(), TOKENIZER).generate(batch))
+    turns = [one[-1:] for one in messages()]
+    states = [{"example_id": 7}, {"example_id": 8}]
+    asyncio.run(verifiers.group_reward([CHAT] * 2, turns, states=states))
+    assert [one["group"] for one in rewards.samples] == ["a", "b", 7, 8]
+    monkeypatch.setenv("ALARM_GROUP_SIZE", "2")
+    data = SimpleNamespace(prompt=PROMPT, idx=7)
+    for trace in messages():
+        asyncio.run(verifiers.reward(SimpleNamespace(data=data), Trace(*trace)))
+    asyncio.run(verifiers.rubric_reward(CHAT, turns[0], state={"example_id": 8}))
+    first, second, other = (one["group"] for one in rewards.samples[4:])
+    assert first == second != other
 
 
 @pytest.mark.parametrize("call", [*BY_BATCH, *BY_SAMPLE], ids=named)

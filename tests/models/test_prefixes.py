@@ -68,6 +68,16 @@ def test_prefixes_in_one_batch_score_as_each_alone(architecture: str, tmp_path: 
     assert (plain.segments, plain.prefixes) == (None, ())
 
 
+def test_prefixes_of_a_continued_message_begin_after_its_prefill(llama: Checkpoint) -> None:
+    model = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
+    prompt = (Message("user", PROMPT), Message("assistant", "Well, "))
+    (one,) = score(model, [replace(SENTENCES, prompt=prompt, continue_final_message=True)])
+    whole = str(SENTENCES.completion)
+    for got, end in zip((one, *one.prefixes), (len(whole), *ends_of(one)), strict=True):
+        text = TEMPLATE.format(prompt=PROMPT, completion=f"Well, {whole[:end]}")
+        assert got.value == computed(llama.plain_logits(text).item())
+
+
 def test_prefixes_of_causal_models_cost_their_closing_tokens(llama: Checkpoint) -> None:
     model = load(SequenceSpec(checkpoint=str(llama.folder), template=TEMPLATE))
     (features,) = model.prepare([replace(SPLIT_WORD, prompt=PROMPT * 4)])

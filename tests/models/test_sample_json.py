@@ -14,6 +14,7 @@ SAMPLES = [
     Sample("p", "ok"),
     Sample("p", "ok", token_offsets=()),
     Sample((Message("user", "p"),), (Message("assistant", "ok"),), group="", id="1"),
+    Sample((Message("assistant", "o"),), "k", continue_final_message=True),
     Sample("p", "ok", {"reference": "yes"}, SPANS, {"sentences": SPANS}, "a", "g"),
     Sample(
         (Message("user", "p", name="Ann", other_parts=("image_url",)),),

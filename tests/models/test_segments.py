@@ -12,7 +12,7 @@ from tolerance import computed
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.recipe.specs import SegmentsSpec
 from alarm_models.reward_models.base import RewardModel
-from alarm_models.types import Sample, Score, Span
+from alarm_models.types import Message, Sample, Score, Span
 
 pytestmark = pytest.mark.numeric
 
@@ -84,6 +84,22 @@ def test_segments_from_the_caller_replace_the_segmenters(model: RewardModel) -> 
     (one,) = score(model, [sample])
     assert one.segments is not None
     assert [segment.span for segment in one.segments] == [Span(0, 3), Span(4, 13)]
+
+
+def test_segments_of_turns_are_what_the_policy_answered_in_each(checkpoint: Checkpoint) -> None:
+    completion = (
+        Message("assistant", "<think>Hm.</think>It is in France."),
+        Message("tool", "Paris: France"),
+        Message("assistant", "It is big. Very."),
+    )
+    sample = Sample("Where is Paris?", completion)
+    (one,) = score(load(spec(checkpoint, segmenter="turns")), [sample])
+    text = "Where is Paris? answer: </s> It is in France. </s> It is big. Very."
+    assert margins(one) == computed(plain_margins(checkpoint, text))
+    given = sample.completion_text
+    spans = [segment.span for segment in one.segments or ()]
+    assert [given[slice(*span)] for span in spans] == ["It is in France.", "It is big. Very."]
+    assert one.omitted == ("thinking", "tool_results")
 
 
 def test_segments_with_separator_in_the_text_keep_their_labels(

@@ -83,6 +83,21 @@ def test_steps_from_the_caller_replace_the_segmenters(checkpoint: Checkpoint) ->
     assert grades(one) == computed(plain(checkpoint, text))
 
 
+def test_steps_of_turns_are_what_the_policy_answered_in_each(checkpoint: Checkpoint) -> None:
+    completion = (
+        Message("assistant", "Two and\n\ntwo."),
+        Message("tool", "4"),
+        Message("assistant", "<think>Fine.</think>So it is 4."),
+    )
+    sample = Sample("What is 2 + 2?", completion)
+    (one,) = score(load(spec(checkpoint, segmenter="turns")), [sample])
+    text = chat("What is 2 + 2?", "Two and\n\ntwo.<extra_0>So it is 4.<extra_0>")
+    assert grades(one) == computed(plain(checkpoint, text))
+    given = sample.completion_text
+    spans = [segment.span for segment in one.segments or ()]
+    assert [given[slice(*span)] for span in spans] == ["Two and\n\ntwo.", "So it is 4."]
+
+
 def test_steps_of_messages_and_of_text_template_are_equal(checkpoint: Checkpoint) -> None:
     prompt = (Message("user", "What is 2 + 2?"),)
     (chatted,) = score(load(spec(checkpoint)), [Sample(prompt, SAMPLE.completion)])

@@ -271,6 +271,89 @@ def test_template_that_raises_fails_its_sample(model_of: Any) -> None:
     assert (refused.code, "must alternate" in refused.message) == ("invalid_sample", True)
 
 
+PREFILLS = {
+    "answer": ("Paris is ", "the capital.", "Paris is the capital."),
+    "thought": ("<think>\n", "I know it.</think>\n\nParis.", "Paris."),
+}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", PREFILLS)
+@pytest.mark.parametrize("template", ["qwen3", "gemma3"])
+def test_continued_message_scores_as_one_message(
+    template: str, name: str, checkpoint: tiny.Checkpoint, model_of: Any
+) -> None:
+    begun, rest, answer = PREFILLS[name]
+    prompt = (Message("user", PROMPT), assistant(begun))
+    sample = Sample(prompt, rest, continue_final_message=True)
+    (got,) = score(model_of(template), [sample])
+    messages = [{"role": "user", "content": PROMPT}, by_openai(answer)]
+    assert got.value == computed(wanted(checkpoint, template, messages))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *({"chat_template": TEMPLATES[name]} for name in ("qwen3", "llama3.1")),
+        {"turns": {"user": "U: {}\n", "assistant": "A: {}\n"}},
+        {"template": "Human: {prompt}\nAssistant: {completion}"},
+    ],
+    ids=["qwen3", "llama3.1", "turns", "text"],
+)
+def test_span_of_continued_completion_begins_after_the_prefill(
+    keys: dict[str, Any], checkpoint: tiny.Checkpoint
+) -> None:
+    prompt = (Message("user", PROMPT), assistant("Paris is "))
+    sample = Sample(prompt, "the capital.", continue_final_message=True)
+    spec = SequenceSpec.model_validate({"checkpoint": str(checkpoint.folder)} | keys)
+    rendered = load(spec)._texts.render(sample)
+    assert "Paris is the capital." in rendered.text
+    assert rendered.text[slice(*rendered.prompt)] == PROMPT
+    assert rendered.text[slice(*rendered.completion)] == "the capital."
+
+
+def test_message_that_cannot_be_continued_fails_its_sample(model_of: Any) -> None:
+    prompts = (PROMPT, (Message("user", PROMPT),), (assistant("", tool_calls=(CALL,)),))
+    samples = [Sample(prompt, ANSWER, continue_final_message=True) for prompt in prompts]
+    for found in model_of("qwen3").prepare(samples):
+        assert isinstance(found, SampleError)
+        assert found.message.startswith("continue_final_message requires a prompt of messages")
+
+
+def test_message_of_an_unknown_role_fails_where_the_template_leaves_it_out(
+    checkpoint: tiny.Checkpoint,
+) -> None:
+    roles = "{% for m in messages %}{{ m.content if m.role in ['user', 'assistant'] }}{% endfor %}"
+    spec = SequenceSpec(checkpoint=str(checkpoint.folder), chat_template=roles)
+    unknown = (Message("bot", ANSWER),)
+    refused, in_prompt = load(spec).prepare(
+        [Sample(PROMPT, unknown), Sample((Message("human", PROMPT),), ANSWER)]
+    )
+    for found, role in ((refused, "'bot'"), (in_prompt, "'human'")):
+        assert isinstance(found, SampleError)
+        assert (found.code, role in found.message) == ("invalid_sample", True)
+    any_role = spec.model_copy(update={"chat_template": TEMPLATES["qwen3"]})
+    (shown,) = load(any_role).prepare([Sample(PROMPT, unknown)])
+    assert not isinstance(shown, SampleError)
+
+
+@pytest.mark.parametrize("arguments", ['{"name": "Par', "[1]"])
+def test_malformed_arguments_are_a_text_or_named_in_the_error(
+    arguments: str, checkpoint: tiny.Checkpoint
+) -> None:
+    tokenizer = Tokenizer(checkpoint.folder)
+    call = ToolCall("look_up", arguments)
+    messages = (Message("user", PROMPT), assistant("", tool_calls=(call,)))
+    written = tokenizer.render_chat(messages, chat=ChatFormat(TEMPLATES["qwen3"]))
+    assert json.dumps(arguments) in written.text
+    items = "{% for m in messages %}{% for c in m.tool_calls %}{% for k in c.function.arguments"
+    items += " | items %}{{ k }}{% endfor %}{% endfor %}{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        SampleError, match=r"^message 2 of 2 \(role 'assistant'\) calls .* item pairs"
+    ):
+        tokenizer.render_chat(messages, chat=ChatFormat(items))
+
+
 def test_image_is_unsupported_unless_the_recipe_omits_it(checkpoint: tiny.Checkpoint) -> None:
     sample = Sample((Message("user", "See.", other_parts=("image_url",)),), ANSWER)
     spec = SequenceSpec(checkpoint=str(checkpoint.folder), chat_template=TEMPLATES["qwen3"])

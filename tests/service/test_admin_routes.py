@@ -71,6 +71,32 @@ async def ask(client: httpx.AsyncClient, change: str, recipe: str | None = None)
     return await client.post(f"/admin/{change}", json={} if recipe is None else {"recipe": recipe})
 
 
+async def test_admin_reload_scores_waiting_members_of_a_group_again(folder: Path) -> None:
+    file = folder / "digits.toml"
+    file.write_text(form("[0-9]").replace("holistic_only", "mo_grpo"))
+
+    async def send(client: httpx.AsyncClient, *ids: str) -> list[float]:
+        member = {"prompt": "?", "group": "x", "group_size": 3}
+        sent = [{**member, "id": one, "completion": one} for one in ids]
+        answer = await client.post("/hierarchical_reward", json={"samples": sent})
+        return [one["reward"] for one in answer.json()["rewards"]]
+
+    async with serving(folder) as client:
+        waits = [asyncio.create_task(send(client, *ids)) for ids in (("1",), ("a",))]
+        while (  # noqa: ASYNC110 - a metric tells nobody
+            "alarm_waiting_members 2.0" not in (await client.get("/metrics")).text
+        ):
+            await asyncio.sleep(0.01)
+        file.write_text(form("[a-z]").replace("holistic_only", "mo_grpo"))
+        assert (await ask(client, "reload", "digits")).status_code == 200
+        last = await send(client, "b")
+        rewards = [reward for wait in waits for reward in await wait] + last
+        whole = [{"prompt": "?", "group": "y", "completion": one} for one in ("1", "a", "b")]
+        answer = await client.post("/hierarchical_reward", json={"samples": whole})
+        assert rewards == [one["reward"] for one in answer.json()["rewards"]]
+        assert rewards[0] < rewards[1] == rewards[2]
+
+
 async def test_admin_load_and_unload_by_name(folder: Path) -> None:
     async with serving(folder) as client:
         loaded = (await ask(client, "load", "letters")).json()

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,13 @@ import pytest
 from served import Server, serving, until, until_set
 from standin import recipe
 
-from alarm_service.engine import group_assembler
+from alarm_models.combination.rewards import HolisticDecision, ScoredSample
+from alarm_models.errors import SampleError
+from alarm_models.types import Reward, Sample, Score
+from alarm_service.engine.group_assembler import GroupAssembler
+from alarm_service.engine.group_state import Identity
+from alarm_service.engine.lifecycle import Lifecycle
+from alarm_service.observability.metrics import Metrics
 
 WORDS = ["a", "a b", "a b c", "a b c d e"]
 
@@ -240,6 +246,30 @@ async def test_member_past_its_deadline_is_504_and_keeps_its_scores() -> None:
         assert sum(server.words.batches) == 3 + 4
 
 
+async def test_caller_that_leaves_as_its_group_completes_still_counts() -> None:
+    assembler = GroupAssembler(Metrics(), Lifecycle(()), 1 << 20)
+    sent = [Sample("?", words, id=words) for words in ("a", "b")]
+    decision = HolisticDecision(Score(1.0, None, 1, False), 1.0, True, True)
+
+    async def combine(scored: Sequence[ScoredSample]) -> list[Reward | SampleError]:
+        return [Reward(float(len(scored)), None, 1.0, 1.0, True, {}, False) for _ in scored]
+
+    with assembler.visit() as stays:
+        with assembler.visit() as leaves:
+            for visit, sample in zip((leaves, stays), sent, strict=True):
+                visit.arrive(0, "x", "x", Identity.of(sample, 2), 60.0)
+                visit.settle(0, ScoredSample(sample, decision, {}), "f", combine)
+        found = await stays.answers()
+    with assembler.visit() as again:
+        again.arrive(0, "x", "x", Identity.of(sent[0], 2), 60.0)
+        remembered = await again.answers()
+    for answers in (found, remembered):
+        assert answers is not None
+        reward = answers[0].reward
+        assert isinstance(reward, Reward)
+        assert reward.reward == 2.0
+
+
 async def test_member_sent_again_while_the_first_waits_is_one_member() -> None:
     async with grouping(timeout_s=60) as server:
         twice = [asyncio.create_task(reward(server, members()[0])) for _ in range(2)]
@@ -299,11 +329,12 @@ async def test_all_members_there_while_one_is_scored_are_not_given_up() -> None:
         assert [*await rest, *await held] == await whole(server, *WORDS[:3], "hold")
 
 
-async def test_full_memory_is_429(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_assembler, "_MAX_BYTES", 4096)
-    async with grouping(timeout_s=60) as server:
+async def test_full_memory_is_429() -> None:
+    grouped = recipe(hierarchy={"rule": "mo_grpo"})
+    async with serving(grouped, max_group_bytes=4096) as server:
         answer = await post(server, member("a " * 4096, 0))
         assert answer.status_code == 429
+        assert "--max-group-bytes" in answer.json()["error"]["message"]
         assert int(answer.headers["Retry-After"]) > 0
 
 

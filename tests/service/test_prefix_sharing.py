@@ -72,6 +72,24 @@ async def test_prefix_sharing_group_scores_as_alone_and_computes_prompt_once(
     assert answer["usage"]["num_computed_tokens"] <= prompt + own + len(COMPLETIONS)
 
 
+async def test_prefix_sharing_group_with_thoughts_computes_what_answers_alone_do(
+    llama: Checkpoint, tmp_path: Path
+) -> None:
+    thoughts = ["<think>Hm.</think>\n\n", "A prefilled thought.</think> ", "", "<think></think>"]
+    thinking = [
+        {**sample, "completion": thought + sample["completion"]}
+        for sample, thought in zip(GROUP, thoughts, strict=True)
+    ]
+    async with serving(llama, tmp_path) as client:
+        answer = await score(client, *thinking)
+    async with serving(llama, tmp_path) as client:
+        plain = await score(client, *GROUP)
+    assert [one["score"] for one in answer["scores"]] == computed(alone(llama))
+    assert answer["usage"] == plain["usage"]
+    omitted = [one["omitted"] for one in answer["scores"]]
+    assert omitted == [["thinking"], ["thinking"], [], []]
+
+
 async def test_prefix_cache_is_shared_by_consecutive_requests(
     llama: Checkpoint, tmp_path: Path
 ) -> None:

@@ -78,6 +78,35 @@ async def test_remote_model_returns_the_other_servers_rewards_and_errors(back: B
         assert all(model["fingerprint"] for model in listed)
 
 
+async def test_remote_reward_lands_on_the_part_that_the_other_server_judged() -> None:
+    thinks = "A b. <think>Hm, c.</think>"
+    given = [{"prompt": "?", "completion": thinks, "token_offsets": [[0, 1], [2, 4], [5, 26]]}]
+    local = Recipe.model_validate(
+        {
+            "name": "lengths",
+            "models": {"words": {"kind": "length"}},
+            "holistic": {"model": "words"},
+            "hierarchy": {"rule": "holistic_only"},
+        }
+    )
+    with over_tcp(create_app([local], Settings(device="cpu"))) as port:
+        url = f"http://127.0.0.1:{port}"
+        remote = {"kind": "remote", "api": "alarm", "url": url, "model": "words"}
+        table = local.model_dump() | {"models": {"words": remote}}
+        async with (
+            front(Recipe.model_validate(table)) as client,
+            httpx.AsyncClient(base_url=url, timeout=60) as direct,
+        ):
+            (one,) = await rewards(client, samples=given)
+            assert [one] == await rewards(direct, samples=given)
+            scored = (await direct.post("/score", json={"samples": given})).json()["scores"]
+            plain = [{"prompt": "?", "completion": "A b."}]
+            whole = (await direct.post("/score", json={"samples": plain})).json()["scores"]
+    assert one["token_rewards"] == [0, 2, 0]
+    assert scored[0]["judged"] == [[0, 4]]
+    assert "judged" not in whole[0]
+
+
 async def test_remote_model_that_changed_is_not_used(back: Back) -> None:
     async with front(elsewhere(back.url)) as client:
         await rewards(client)

@@ -54,6 +54,26 @@ def test_few_unknown_omitted_keys_are_one_error() -> None:
     assert (len(faults), num_faults(faults)) == (6, 1000)
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"completion": [{"role": 1, "content": "x"}]}, "completion[0].role: Input should be a"),
+        (
+            {"completion": [{"role": "a", "content": [{"type": "text"}]}]},
+            "completion[0].content[0]",
+        ),
+        ({"prompt": "\ud800"}, "prompt: Input should be Unicode"),
+        ({"group": 1.5}, "group: Input should be a valid string (got 1.5); samples[0].group: "),
+    ],
+    ids=["messages", "parts", "text", "neither"],
+)
+def test_union_reports_the_type_that_was_received(keys: dict[str, Any], told: str) -> None:
+    sent = {"samples": [{"prompt": "?", "completion": "!", **keys}]}
+    found = format_validation_errors(faults_of(schemas.ScoreRequest, sent))
+    assert found.startswith(f"samples[0].{told}")
+    assert found.count("; ") == told.count("; ")
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("count", [1, 5, 6, 30])
 def test_in_pieces_list_reports_indices(count: int) -> None:

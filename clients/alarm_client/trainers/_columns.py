@@ -54,9 +54,12 @@ def with_rows(
     ]
 
 
-def finish_reason_at(num_tokens: int, settings: Settings) -> str | None:
+def finish_reason_at(
+    num_tokens: int, settings: Settings, trainers_limit: int | None = None
+) -> str | None:
     """ "length" for a completion of as many tokens as the policy may sample; None if unknown."""
     most = settings.max_completion_tokens
+    most = trainers_limit if most is None else most
     return "length" if most is not None and num_tokens >= most else None
 
 

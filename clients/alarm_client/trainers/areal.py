@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
-from alarm_client.trainers._columns import with_rows
+from alarm_client.trainers._columns import finish_reason_at, with_rows
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, without_end_tokens
 from alarm_client.trainers._settings import TrainerDefaults
@@ -38,7 +39,9 @@ def reward_fn(
     If the server is unavailable for a minute, AReaL uses 0; `AlarmWorkflow` waits instead.
     """
     source = get_reward_source(IN_A_WORKER)
-    samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
+    sample = _sample(prompt, completions, messages)
+    reason = finish_reason_at(len(completion_ids), source.settings)
+    samples = with_rows([replace(sample, finish_reason=reason)], [row], source.settings)
     rewards = source.rewards(samples)
     return numbers(rewards, source.settings.on_failure)[0]
 
@@ -49,11 +52,17 @@ async def areward(
     prompt_ids: Sequence[int],
     completion_ids: Sequence[int],
     messages: Sequence[Any] | None = None,
+    max_new_tokens: int | None = None,
     **row: Any,
 ) -> float:
-    """As `reward_fn`, awaited concurrently with other episodes' rewards."""
+    """As `reward_fn`, awaited concurrently with other episodes' rewards.
+
+    `max_new_tokens`: the policy's limit unless `max_completion_tokens` is set.
+    """
     source = get_reward_source(DEFAULTS)
-    samples = with_rows([_sample(prompt, completions, messages)], [row], source.settings)
+    sample = _sample(prompt, completions, messages)
+    reason = finish_reason_at(len(completion_ids), source.settings, max_new_tokens)
+    samples = with_rows([replace(sample, finish_reason=reason)], [row], source.settings)
     rewards = await source.arewards(samples)
     return numbers(rewards, source.settings.on_failure)[0]
 
@@ -72,7 +81,9 @@ def _workflow() -> type[Any]:
 
     def __init__(self: Any, *args: Any, **given: Any) -> None:
         RLVRWorkflow.__init__(self, *args, **{"reward_fn": areward, **given})
-        self.async_reward_fn = areward  # in place of AReaL's pool of worker processes
+        limit = getattr(self.gconfig, "max_new_tokens", None)
+        # In place of AReaL's pool of worker processes.
+        self.async_reward_fn = partial(areward, max_new_tokens=limit)
 
     doc = "AReaL's RLVRWorkflow with awaited rewards; it requires no `reward_fn`."
     return type("AlarmWorkflow", (RLVRWorkflow,), {"__doc__": doc, "__init__": __init__})

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alarm_client.trainers._columns import groups_of, with_rows
+from alarm_client.trainers._columns import finish_reason_at, groups_of, with_rows
 from alarm_client.trainers._components import components
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, read_each, without_end_tokens
@@ -75,7 +75,9 @@ def _samples(
 
     def read(row: Mapping[str, Any], one: Mapping[str, Any]) -> Sample:
         return Sample(
-            prompt=prompt_of(row["prompt"]), completion=without_end_tokens(one["response"])
+            prompt=prompt_of(row["prompt"]),
+            completion=without_end_tokens(one["response"]),
+            finish_reason=finish_reason_at(one.get("response_length", 0), settings),
         )
 
     samples = read_each(DEFAULTS.trainer, read, rows=rows, reward_inputs=inputs)

@@ -22,6 +22,7 @@ DEFAULTS = TrainerDefaults(
     timeout=600.0,
     whole_groups="skyrl_dense, whose generator receives the batch",
     references=("ground_truth", "reference", "answer"),
+    group_column="uid",
 )
 HABITS = DEFAULTS  # former name, kept as an alias
 
@@ -94,13 +95,24 @@ class AlarmGenerator:
             for prompt, row, mask, reason in zip(prompts, ids, masks, reasons, strict=True)
         ]
         extras = input_batch.get("env_extras") or [None] * len(ids)
-        extra_rows = [row_of_dataset(extra) for extra in extras]
+        uids = _uids(input_batch, len(ids))
+        extra_rows = [
+            {**row_of_dataset(extra), **uid} for extra, uid in zip(extras, uids, strict=True)
+        ]
         samples = with_rows(samples, extra_rows, settings, prompts=prompts)
         rewards = await self.source.arewards(samples)
         lengths = [len(row) for row in ids]
         groups = groups_of(samples)
         rows = token_rewards(rewards, lengths, settings.on_failure, groups, masks)
         return {**output, "rewards": rows}
+
+
+def _uids(input_batch: Mapping[str, Any], num_rows: int) -> list[Row]:
+    """The uid of each row's prompt, by which SkyRL compares rewards; nothing where it has none."""
+    trajectories = input_batch.get("trajectory_ids")
+    if trajectories is None:
+        return [{}] * num_rows
+    return [{"uid": one.instance_id} for one in trajectories]
 
 
 def _masks(output: Mapping[str, Any], num_rows: int) -> list[list[int] | None]:

@@ -22,6 +22,7 @@ DEFAULTS = TrainerDefaults(
     timeout=240.0,
     whole_groups="group_reward among a Rubric's functions",
     references=("reference", "answer", "ground_truth", "solution"),
+    group_column="example_id",
 )
 HABITS = DEFAULTS  # former name, kept as an alias
 
@@ -47,12 +48,12 @@ async def reward(task: Any, trace: Any) -> float:
 
 
 async def rubric_reward(
-    prompt: Any, completion: Any, answer: Any = None, info: Any = None
+    prompt: Any, completion: Any, answer: Any = None, info: Any = None, state: Any = None
 ) -> float:
     """Rubric: the reward of one rollout."""
     source = get_reward_source(DEFAULTS)
     samples = [Sample(prompt=prompt_of(prompt), completion=completion_of(completion))]
-    rows = [row_of_dataset({"answer": answer, "info": info})]
+    rows = [_row(answer, info, state)]
     rewards = await source.arewards(with_rows(samples, rows, source.settings))
     return numbers(rewards, source.settings.on_failure)[0]
 
@@ -62,6 +63,7 @@ async def group_reward(
     completions: Sequence[Any],
     answers: Sequence[Any] | None = None,
     infos: Sequence[Any] | None = None,
+    states: Sequence[Any] | None = None,
 ) -> list[float]:
     """Rubric: the rewards of a group of rollouts in one call."""
     source = get_reward_source(DEFAULTS)
@@ -71,19 +73,25 @@ async def group_reward(
 
     samples = read_each(DEFAULTS.trainer, read, prompts=prompts, completions=completions)
     nothing = [None] * len(samples)
-    rows = [
-        row_of_dataset({"answer": answer, "info": info})
-        for answer, info in zip(answers or nothing, infos or nothing, strict=True)
-    ]
+    columns = zip(answers or nothing, infos or nothing, states or nothing, strict=True)
+    rows = [_row(*values) for values in columns]
     samples = with_rows(samples, rows, source.settings, prompts=prompts)
     rewards = await source.arewards(samples)
     return numbers(rewards, source.settings.on_failure, groups_of(samples))
 
 
 def row_of_dataset(row: Row) -> Row:
-    """A row merged with its `info`."""
+    """A row merged with its `info`; `example_id` is the `idx` of a v1 task's data."""
     info = row.get("info")
-    return {**info, **row} if isinstance(info, Mapping) else row
+    names = {} if row.get("idx") is None else {"example_id": row["idx"]}
+    return {**names, **info, **row} if isinstance(info, Mapping) else {**names, **row}
+
+
+def _row(answer: Any, info: Any, state: Any) -> Row:
+    """What a Rubric says of a rollout, whose state has the example's number."""
+    example = state.get("example_id") if isinstance(state, Mapping) else None
+    names = {} if example is None else {"example_id": example}
+    return row_of_dataset({**names, "answer": answer, "info": info})
 
 
 def _of_trace(trace: Any) -> Sample:

@@ -11,7 +11,15 @@ from alarm_models.errors import RecipeError, SampleError
 from alarm_models.preprocessing.patterns import TimedPattern
 from alarm_models.types import Message, Sample, Span
 
-__all__ = ["FieldPattern", "Rendered", "TextTemplate", "conversation", "num_prompt_messages"]
+__all__ = [
+    "FieldPattern",
+    "Rendered",
+    "TextTemplate",
+    "conversation",
+    "num_prompt_messages",
+    "with_prefill_as_completion",
+    "without_prefill",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +189,64 @@ class TextTemplate:
 
 
 def conversation(sample: Sample) -> tuple[Message, ...]:
-    """Return the sample as messages: a user's prompt and an assistant's completion."""
+    """Return the sample as messages: a user's prompt and an assistant's completion.
+
+    If the completion continues the prompt's last message, the two are one. Raises `SampleError`
+    (``invalid_sample``) if it cannot.
+    """
     prompt = _as_messages(sample.prompt, "user")
-    return prompt + _as_messages(sample.completion, "assistant")
+    completion = _as_messages(sample.completion, "assistant")
+    prefill = sample.prefill
+    if prefill is None:
+        return prompt + completion
+    first, *others = completion or (Message(prefill.role, ""),)
+    begun = replace(
+        prefill,
+        content=prefill.content + first.content,
+        reasoning=prefill.reasoning + first.reasoning,
+        tool_calls=first.tool_calls,
+    )
+    return (*prompt[:-1], begun, *others)
 
 
 def num_prompt_messages(sample: Sample) -> int:
-    """Return how many messages of the `conversation` belong to the prompt."""
-    return 1 if isinstance(sample.prompt, str) else len(sample.prompt)
+    """Return how many messages of the `conversation` belong to the prompt alone."""
+    if isinstance(sample.prompt, str):
+        return 1
+    return len(sample.prompt) - sample.continue_final_message
+
+
+def with_prefill_as_completion(sample: Sample) -> Sample:
+    """Return a sample whose completion begins with the message of the prompt that it continues."""
+    prefill = sample.prefill
+    if prefill is None:
+        return sample
+    num_prompt = num_prompt_messages(sample)
+    whole: str | tuple[Message, ...] = conversation(sample)[num_prompt:]
+    if isinstance(sample.completion, str):
+        whole = prefill.text + sample.completion
+    return replace(
+        sample,
+        prompt=sample.prompt[:num_prompt],
+        completion=whole,
+        continue_final_message=False,
+    )
+
+
+def without_prefill(rendered: Rendered, prefill: Message | None) -> Rendered:
+    """Return a rendered text whose completion begins after the message that it continues."""
+    if prefill is None or rendered.pair is not None:
+        return rendered
+    start, end = rendered.completion
+    for part in (prefill.reasoning, prefill.content):
+        # Templates may drop the white space around a message.
+        found = (
+            at + len(core)
+            for core in (part.lstrip(), part.strip())
+            if core and (at := rendered.text.find(core, start, end)) >= 0
+        )
+        start = next(found, start)
+    return replace(rendered, completion=Span(start, end))
 
 
 def _as_messages(content: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:

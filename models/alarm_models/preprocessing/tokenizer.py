@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.errors import CheckpointError, RecipeError, SampleError, quoted
 from alarm_models.preprocessing.chat_layout import (
     common_ends,
     skeleton,
@@ -221,12 +221,17 @@ class Tokenizer:
     ) -> Rendered:
         """Apply the checkpoint's chat template to a conversation that ends with a completion.
 
-        The first ``num_prompt`` messages are the prompt, by default all but the last.
+        The first ``num_prompt`` messages are the prompt, by default all but the last. Raises
+        `SampleError` (``invalid_sample``) if the template refuses the messages, or leaves out one
+        because of a role that it does not know.
         """
         if num_prompt is None:
             num_prompt = len(messages) - 1
         write = partial(self._written, chat=chat, tags=tags, begins_turn=add_generation_prompt)
-        text = write(messages, tools)
+        try:
+            text = write(messages, tools)
+        except SampleError as error:
+            raise _naming_malformed_call(error, messages) from error
         omitted = set()
         if tools and write(messages, ()) == text:
             omitted.add("tools")
@@ -244,6 +249,7 @@ class Tokenizer:
         except SampleError:  # the template looks at what messages say
             places = marked.places("", text)
         pairs = list(zip(marked.parts, places, strict=True))
+        _require_known_roles(messages, [part.message for part, place in pairs if place is None])
         prompt = _around([place for part, place in pairs if part.message < num_prompt])
         completion = _around([place for part, place in pairs if part.message >= num_prompt])
         omitted |= {part.name for part, place in pairs if place is None}
@@ -613,15 +619,46 @@ def _turn(message: Message) -> dict[str, Any]:
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     """Return a call as chat templates read it: with its arguments as an object, where they are."""
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        arguments = call.arguments
-    function = {"name": call.name, "arguments": arguments}
+    arguments = _arguments_object(call)
+    function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
     written: dict[str, Any] = {"type": "function", "function": function}
     return written if call.id is None else {"id": call.id, **written}
+
+
+def _arguments_object(call: ToolCall) -> dict[str, Any] | None:
+    """Return the arguments of a call; None where they are no JSON object, such as unfinished."""
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return None
+    return arguments if isinstance(arguments, dict) else None
+
+
+def _naming_malformed_call(error: SampleError, messages: Sequence[Message]) -> SampleError:
+    """Return a template's error with the first call whose arguments are no object, if any."""
+    for index, message in enumerate(messages):
+        for call in message.tool_calls:
+            if _arguments_object(call) is None:
+                return SampleError(
+                    error.code,
+                    f"message {index + 1} of {len(messages)} (role {quoted(message.role)}) calls "
+                    f"{quoted(call.name)} with arguments that are no JSON object, "
+                    f"{quoted(call.arguments)}; {error.message}",
+                )
+    return error
+
+
+def _require_known_roles(messages: Sequence[Message], left_out: Sequence[int]) -> None:
+    """Raise `SampleError` if the template left out what a message of an unknown role says."""
+    for index in left_out:
+        role = messages[index].role
+        if messages[index].is_of_policy and role != "assistant":
+            raise SampleError(
+                "invalid_sample",
+                f"the chat template writes nothing of messages of role {quoted(role)}: what the "
+                "policy wrote has the role 'assistant', and other messages 'user', 'system' or "
+                "'tool'",
+            )
 
 
 def _has_parts(message: Message, tags: Tags) -> bool:

@@ -166,7 +166,12 @@ class StepsModel(NeuralRewardModel):
         for step in steps[1:]:
             messages += [Message("assistant", _ANSWER), Message("user", step)]
         text = self._texts.render(
-            replace(sample, prompt=tuple(messages), completion=(Message("assistant", _ANSWER),))
+            replace(
+                sample,
+                prompt=tuple(messages),
+                completion=(Message("assistant", _ANSWER),),
+                continue_final_message=False,
+            )
         ).text
         parts = text.split(_ANSWER)
         if len(parts) != len(steps) + 1:

@@ -16,6 +16,8 @@ from alarm_models.preprocessing.templates import (
     TextTemplate,
     conversation,
     num_prompt_messages,
+    with_prefill_as_completion,
+    without_prefill,
 )
 from alarm_models.preprocessing.truncation import TokenIds, fit
 from alarm_models.preprocessing.turns import Turns
@@ -59,7 +61,16 @@ class TextPipeline:
         self._with_special = not is_chat if named is None else named
 
     def render(self, sample: Sample, *, add_generation_prompt: bool = False) -> Rendered:
-        """Render a sample; raise `SampleError` if the template rejects it."""
+        """Render a sample; raise `SampleError` if the template rejects it.
+
+        The span of a completion that continues a message of the prompt begins after that message.
+        """
+        rendered = self._rendered(sample, add_generation_prompt=add_generation_prompt)
+        return without_prefill(rendered, sample.prefill)
+
+    def _rendered(self, sample: Sample, *, add_generation_prompt: bool) -> Rendered:
+        if self._is_pair or self._template is not None:
+            sample = with_prefill_as_completion(sample)
         if self._is_pair:
             return self._two_texts(sample)
         if self._template is not None:

@@ -96,6 +96,7 @@ def create_engine(
         settings.forward_timeout_s,
         settings.max_queue_s,
         settings.max_sample_chars,
+        settings.max_group_bytes,
     )
     load = load or partial(load_models, max_remembered_bytes=num_bytes, dtype=settings.dtype)
     return RewardEngine(

@@ -42,7 +42,7 @@ class EngineLimits:
     Without ``max_batch_tokens`` it is measured for each model. ``is_deterministic`` runs each
     sample alone, so that its score does not depend on other requests, not even in the last bit.
     ``max_queue_s`` is the maximum queued work in seconds; 0 disables it, and likewise
-    ``forward_timeout_s``.
+    ``forward_timeout_s``. ``max_group_bytes`` is what groups that wait for samples may take.
     """
 
     max_queued_tokens: int
@@ -51,6 +51,7 @@ class EngineLimits:
     forward_timeout_s: float = 0
     max_queue_s: float = 0
     max_sample_chars: int = 4_000_000
+    max_group_bytes: int = 256 << 20
 
 
 _log = structlog.get_logger()
@@ -103,7 +104,7 @@ class RewardEngine:
         )
         # Not the tokenization threads: rewards must not wait for another request's tokenization.
         self.combining_threads = CancellableThreadPool(2, "combine", self.life)
-        self.groups = GroupAssembler(metrics, self.life)
+        self.groups = GroupAssembler(metrics, self.life, limits.max_group_bytes)
         is_measured = limits.max_batch_tokens is None
         self._builder = ModelSetBuilder(
             self.device_pool, self.pipeline, load, unchanged, is_measured=is_measured

@@ -30,9 +30,6 @@ __all__ = ["Combine", "GroupAnswer", "GroupAssembler", "GroupVisit"]
 
 _log = structlog.get_logger()
 
-#: What all groups together may take: some tens of thousands of samples.
-_MAX_BYTES = 256 << 20
-
 _RETRY_AFTER_S = 5
 
 #: Combines the scores of a whole group into rewards, in order.
@@ -143,13 +140,14 @@ class GroupAssembler:
     """Brings samples of a group together that come in several requests.
 
     The decisions are `GroupState`'s; this has the clock, the timers and the futures. Members
-    that wait hold no place in the queue. Used by the event loop alone.
+    that wait hold no place in the queue; all groups together take at most ``max_bytes``. Used by
+    the event loop alone.
     """
 
-    def __init__(self, metrics: Metrics, life: Lifecycle) -> None:
+    def __init__(self, metrics: Metrics, life: Lifecycle, max_bytes: int) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupState(_MAX_BYTES)
+        self._assembly = GroupState(max_bytes)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -192,7 +190,7 @@ class GroupAssembler:
         except NoRoom:
             raise Overloaded(
                 "too many samples wait for others of their groups; send groups in one request, or "
-                "fewer groups at a time",
+                "fewer groups at a time (--max-group-bytes)",
                 retry_after_s=_RETRY_AFTER_S,
             ) from None
         if isinstance(found, SampleError):
@@ -227,9 +225,11 @@ class GroupAssembler:
     def combine_if_ready(self, attempt: Attempt, combine: Combine) -> None:
         """Combine a group if all of it is there and scored."""
         if self._is_open(attempt) and attempt.is_ready:
+            # Before the task starts a caller may leave; its sample still belongs to the group.
+            members = attempt.scored()
             self._end(attempt, AttemptState.COMPLETE)
             # In a task of its own: no caller that leaves may keep it from the others.
-            task = asyncio.get_running_loop().create_task(self._combine(attempt, combine))
+            task = asyncio.get_running_loop().create_task(self._combine(attempt, members, combine))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -246,8 +246,7 @@ class GroupAssembler:
     def _is_open(self, attempt: Attempt) -> bool:
         return attempt.state is AttemptState.OPEN and self._assembly.holds(attempt)
 
-    async def _combine(self, attempt: Attempt, combine: Combine) -> None:
-        members = attempt.scored()
+    async def _combine(self, attempt: Attempt, members: Sequence[Member], combine: Combine) -> None:
         scored = [member.outcome for member in members if isinstance(member.outcome, ScoredSample)]
         try:
             outcome = _Outcome(dict(zip(members, await combine(scored), strict=True)))

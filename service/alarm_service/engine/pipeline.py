@@ -144,6 +144,7 @@ def _validate(sample: Sample) -> SampleError | None:
     check_cancelled()
     text = sample.completion_text
     try:
+        _ = sample.prefill
         require_spans_within(sample.token_offsets or (), text, "token_offsets")
         for name, spans in sample.segments.items():
             require = require_starts_within if name == "errors" else require_spans_within

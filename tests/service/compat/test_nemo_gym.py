@@ -79,6 +79,18 @@ async def test_nemo_gym_completion_is_the_whole_response() -> None:
         )
 
 
+async def test_nemo_gym_tools_and_limit_are_those_of_the_sample() -> None:
+    async with recording_server() as (server, words):
+        function = {"name": "f", "parameters": {"type": "object"}}
+        body = rollout(message("a"))
+        body["responses_create_params"]["tools"] = [{"type": "function", **function}]
+        body["response"]["incomplete_details"] = {"reason": "max_output_tokens"}
+        await post(server, PATH, **body)
+        (sample,) = words.samples
+        assert sample.tools == ({"type": "function", "function": function},)
+        assert sample.finish_reason == "length"
+
+
 async def test_nemo_gym_calls_and_reasoning_of_the_input_are_the_prompts() -> None:
     async with recording_server() as (server, words):
         asked = [message("Q?", "user"), THOUGHT, CALL, RESULT]

@@ -159,6 +159,7 @@ class AlarmApi:
             if outputs is None
             else {str(name): number(one) for name, one in outputs.items()},
             omitted=tuple(map(str, row.get("omitted") or ())),
+            judged=_spans_or_none(row.get("judged")),
         )
         return score if _is_finite(score) else _NOT_FINITE
 
@@ -173,6 +174,12 @@ class AlarmApi:
 
 def _number_or_none(value: object) -> float | None:
     return None if value is None else number(value)
+
+
+def _spans_or_none(pairs: Any) -> tuple[Span, ...] | None:
+    if pairs is None:
+        return None
+    return tuple(Span(_whole(start), _whole(end)) for start, end in pairs)
 
 
 def _whole(value: object) -> int:

@@ -186,7 +186,8 @@ def _within(outcome: Outcome, sample: Sample) -> Outcome:
     """Return a score whose segments lie in the completion, where rewards are placed by them."""
     length = len(sample.completion_text)
     if isinstance(outcome, Score):
-        for start, end in (one.span for one in outcome.segments or ()):
+        spans = [one.span for one in outcome.segments or ()]
+        for start, end in (*spans, *(outcome.judged or ())):
             if not start <= end <= length:
                 return SampleError(
                     "model_failed",

@@ -15,7 +15,7 @@ from alarm_service.api.compat.common import OWN_PARTS, ScalarReward, TrainerBody
 from alarm_service.api.compat.conversation import SplitError, answer_of
 from alarm_service.errors import Invalid
 from alarm_service.json_pieces import read_json
-from alarm_service.schemas import ListOf, Text
+from alarm_service.schemas import JsonObjectIn, ListOf, Text
 
 __all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
 
@@ -70,12 +70,20 @@ class ParamsIn(TrainerBody):
 
     input: Text | ListOf[ItemIn]
     instructions: Text | None = None
+    tools: ListOf[JsonObjectIn] | None = None
+
+
+class IncompleteIn(TrainerBody):
+    """Why a response is incomplete."""
+
+    reason: Text | None = None
 
 
 class ResponseIn(TrainerBody):
     """The policy's output, tool calls included."""
 
     output: ListOf[ItemIn]
+    incomplete_details: IncompleteIn | None = None
 
 
 class NemoGymIn(TrainerBody):
@@ -126,7 +134,17 @@ def samples_of(body: NemoGymIn, options: NemoGymOptions) -> list[Sample]:
     is_text = not said or said == [Message("assistant", said[0].content)]
     completion = "".join(message.content for message in said) if is_text else tuple(said)
     label = (body.model_extra or {}).get(options.reference)
-    return [Sample((*system, *asked), completion, fields_of(label))]
+    details = body.response.incomplete_details
+    is_cut = details is not None and details.reason == "max_output_tokens"
+    return [
+        Sample(
+            (*system, *asked),
+            completion,
+            fields_of(label),
+            tools=tuple(map(_tool, params.tools or ())),
+            finish_reason="length" if is_cut else None,
+        )
+    ]
 
 
 def answer(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> Response:
@@ -160,6 +178,13 @@ def _components(number: ScalarReward) -> dict[str, float]:
     if "holistic" in number.parts:
         return {"holistic": number.parts["holistic"], **aspects}
     return {"score": number.value}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as chat templates read it: a function's keys are in `function`."""
+    if tool.get("type") != "function" or "function" in tool:
+        return tool
+    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
 def _messages(items: Sequence[ItemIn], where: str) -> list[Message]:
