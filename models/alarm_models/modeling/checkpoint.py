@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,26 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError, quoted
-from alarm_models.modeling.inspection import OTHER_FILES, is_folder, joined, no_weights
+from alarm_models.modeling.dequantization import dequantize
+from alarm_models.modeling.inspection import (
+    OTHER_FILES,
+    inspect_quantization,
+    is_folder,
+    joined,
+    no_weights,
+)
+from alarm_models.modeling.quantization import PackedWeight
 
 __all__ = [
     "code_digest",
     "digest",
+    "is_under",
     "label_names",
     "locate",
+    "open_tensors",
     "pickle_refusal",
     "read_bin",
     "read_file",
-    "read_others",
     "read_tensors",
     "stamps",
 ]
@@ -139,21 +149,61 @@ def _files(folder: Path, with_weights: bool) -> list[Path]:
     return [*names, *(weight_files(folder) if with_weights else [])]
 
 
+class LazyTensor:
+    """A tensor of a checkpoint that is read, and dequantized, when it is indexed."""
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._read()[index]
+
+    def tensor(self) -> torch.Tensor:
+        """Read the whole tensor."""
+        return self._read()
+
+
+def open_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """Open the tensors of a checkpoint by their names in the model; none of them is read yet.
+
+    Quantized weights are dequantized to float32. Raises `CheckpointError`.
+    """
+    stored: dict[str, LazyTensor] = {}
+    for file in weight_files(folder):
+        stored |= _open_file(file)
+    quantization = inspect_quantization(folder)
+    if quantization is None or not quantization.weights:
+        return stored
+    packed = quantization.weights
+    parts = {name for one in packed.values() for name in one.parts.values()}
+    dropped = parts.union(quantization.unused)
+    return {name: one for name, one in stored.items() if name not in dropped} | {
+        name: _dequantized(name, one, stored) for name, one in packed.items()
+    }
+
+
+def _dequantized(name: str, packed: PackedWeight, stored: Mapping[str, LazyTensor]) -> LazyTensor:
+    parts = {role: stored[stored_name] for role, stored_name in packed.parts.items()}
+    return LazyTensor(
+        lambda: dequantize(name, packed, {role: one.tensor() for role, one in parts.items()})
+    )
+
+
+def _open_file(file: Path) -> dict[str, LazyTensor]:
+    if file.suffix == ".safetensors":
+        opened: Any = safe_open(file, framework="pt")
+        return {key: LazyTensor(partial(opened.get_tensor, key)) for key in opened.keys()}  # noqa: SIM118
+    tensors = read_bin(file)
+    return {key: LazyTensor(partial(tensors.__getitem__, key)) for key in tensors}
+
+
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Read the tensors whose keys are ``name`` or begin with ``name.``, by what follows."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        found = read_file(file, lambda key: _is_of(key, name))
-        tensors |= {key[len(name) + 1 :]: tensor for key, tensor in found.items()}
-    return tensors
-
-
-def read_others(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Read the tensors whose keys are neither ``name`` nor begin with ``name.``."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        tensors |= read_file(file, lambda key: not _is_of(key, name))
-    return tensors
+    return {
+        key[len(name) + 1 :]: one.tensor()
+        for key, one in open_tensors(folder).items()
+        if is_under(key, name)
+    }
 
 
 def read_file(
@@ -210,7 +260,8 @@ def pickle_refusal(where: str, error: Exception) -> str:
     )
 
 
-def _is_of(key: str, name: str) -> bool:
+def is_under(key: str, name: str) -> bool:
+    """Return whether a tensor's key is ``name`` or begins with ``name.``."""
     return key == name or key.startswith(f"{name}.")
 
 
