@@ -178,7 +178,7 @@ def open_tensors(folder: Path) -> dict[str, LazyTensor]:
     parts = {name for one in packed.values() for name in one.parts.values()}
     dropped = parts.union(quantization.unused)
     return {name: one for name, one in stored.items() if name not in dropped} | {
-        name: _dequantized(name, one, stored) for name, one in packed.items()
+        name: _dequantized(f"{folder}: {name}", one, stored) for name, one in packed.items()
     }
 
 

@@ -22,7 +22,7 @@ from alarm_models.modeling.families import (
     recipe_lines,
 )
 from alarm_models.modeling.inspection import CheckpointFacts, joined
-from alarm_models.modeling.quantization import Quantization
+from alarm_models.modeling.quantization import ADVICE, Quantization
 
 __all__ = [
     "class_note",
@@ -64,9 +64,7 @@ def require_readable_weights(facts: CheckpointFacts) -> None:
 def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> str:
     return (
         f"{facts.folder} is quantized ({shortened(quantization.method)}: "
-        f"{quantization.evidence}), but {quantization.unsupported}. Use "
-        'the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or '
-        "SGLang and request its scores with kind `remote`"
+        f"{quantization.evidence}), but {quantization.unsupported}. {ADVICE}"
     )
 
 

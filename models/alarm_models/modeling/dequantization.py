@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.quantization import Layout, PackedWeight
+from alarm_models.modeling.quantization import ADVICE, Layout, PackedWeight
 
 __all__ = ["dequantize", "unpack"]
 
@@ -31,7 +31,7 @@ _Parts = Mapping[str, torch.Tensor]
 def dequantize(name: str, packed: PackedWeight, parts: _Parts) -> torch.Tensor:
     """Return a weight as float32; ``parts`` are its stored tensors by their roles.
 
-    Raises `CheckpointError` if they do not fit each other; ``name`` is the weight's in the message.
+    Raises `CheckpointError` if they do not fit each other; ``name`` says in it which weight it is.
     """
     try:
         return _FORMULAS[packed.layout](packed, parts).contiguous()
@@ -40,7 +40,7 @@ def dequantize(name: str, packed: PackedWeight, parts: _Parts) -> torch.Tensor:
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
     shapes = ", ".join(f"{role} {list(one.shape)}" for role, one in parts.items())
-    raise CheckpointError(f"{name} is stored as {packed.layout} in {shapes}: {reason}")
+    raise CheckpointError(f"{name} is stored as {packed.layout} in {shapes}: {reason}. {ADVICE}")
 
 
 class _Mismatch(Exception):
@@ -122,6 +122,8 @@ def _scaled(packed: PackedWeight, parts: _Parts) -> torch.Tensor:
     scales = parts.get("weight_scale_inv", parts.get("weight_scale"))
     if scales is None:
         raise _Mismatch("no scale")
+    if scales.dtype == torch.uint8:  # a power of two each, in bytes of no type
+        scales = scales.view(torch.float8_e8m0fnu)
     scales = _spread(scales.float(), values, packed.block)
     zeros = parts.get("weight_zero_point")
     if zeros is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Layout", "PackedWeight", "Quantization", "TensorInfo", "quantization_of"]
+__all__ = ["ADVICE", "Layout", "PackedWeight", "Quantization", "TensorInfo", "quantization_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,11 @@ _BLOCK = (128, 128)
 
 _4BIT_STATE = ("bitsandbytes__nf4", "bitsandbytes__fp4")
 
-_QUANTIZER = "the original checkpoint or one that is quantized with"
+#: What to do with weights that are not read.
+ADVICE = (
+    'Use the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or '
+    "SGLang and request its scores with kind `remote`"
+)
 
 
 class _Unsupported(Exception):
@@ -332,7 +336,7 @@ def _packed(
                 "MXFP4, W4A8), which are not read"
             )
     if "qweight" in roles:
-        return _group_packed(parts, settings, method)
+        return _group_packed(parts, settings)
     if "weight_packed" in roles:
         _require(owner, roles, {"weight_packed", "weight_scale", "weight_shape"})
         bits = _bits(settings)
@@ -351,17 +355,17 @@ def _packed(
             f"{parts[scale]} is the scale of {parts['weight']}, which is of type {dtype}, not "
             "float8 or int8"
         )
+    if method.lower() == "fp8" and dtype in _INT8:
+        raise _Unsupported(f"{parts['weight']} holds 4-bit floating point numbers, in bytes")
     return PackedWeight(Layout.SCALED, parts, block=_block(settings))
 
 
-def _group_packed(
-    parts: Mapping[str, str], settings: Mapping[str, Any], method: str
-) -> PackedWeight:
+def _group_packed(parts: Mapping[str, str], settings: Mapping[str, Any]) -> PackedWeight:
     """Return how GPTQ or AWQ store a weight."""
     _require(parts["qweight"], frozenset(parts), {"qweight", "qzeros", "scales"})
     size = settings.get("group_size", settings.get("q_group_size", -1))
     size = size if isinstance(size, int) and size > 0 else -1
-    name = method.lower()
+    name = str(settings.get("quant_method", "")).lower()
     if name in _AWQ:
         return PackedWeight(Layout.AWQ, parts, group_size=size)
     if name in _GPTQ:
