@@ -163,10 +163,11 @@ class LazyTensor:
         return self._read()
 
 
-def open_tensors(folder: Path) -> dict[str, LazyTensor]:
+def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, LazyTensor]:
     """Open the tensors of a checkpoint by their names in the model; none of them is read yet.
 
-    Quantized weights are dequantized to float32. Raises `CheckpointError`.
+    Quantized weights are dequantized to ``dtype``. The tensors of a checkpoint that has some are in
+    memory of their own, others may be views of their file. Raises `CheckpointError`.
     """
     stored: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
@@ -177,16 +178,17 @@ def open_tensors(folder: Path) -> dict[str, LazyTensor]:
     packed = quantization.weights
     parts = {name for one in packed.values() for name in one.parts.values()}
     dropped = parts.union(quantization.unused)
-    return {name: one for name, one in stored.items() if name not in dropped} | {
-        name: _dequantized(f"{folder}: {name}", one, stored) for name, one in packed.items()
+
+    def weight(name: str, one: PackedWeight) -> torch.Tensor:
+        read = {role: stored[part].tensor() for role, part in one.parts.items()}
+        return dequantize(f"{folder}: {name}", one, read, dtype)
+
+    def copy(name: str) -> torch.Tensor:
+        return stored[name].tensor().clone()
+
+    return {name: LazyTensor(partial(copy, name)) for name in stored if name not in dropped} | {
+        name: LazyTensor(partial(weight, name, one)) for name, one in packed.items()
     }
-
-
-def _dequantized(name: str, packed: PackedWeight, stored: Mapping[str, LazyTensor]) -> LazyTensor:
-    parts = {role: stored[stored_name] for role, stored_name in packed.parts.items()}
-    return LazyTensor(
-        lambda: dequantize(name, packed, {role: one.tensor() for role, one in parts.items()})
-    )
 
 
 def _open_file(file: Path) -> dict[str, LazyTensor]:

@@ -291,7 +291,11 @@ def _load(
     if missing:
         raise CheckpointError(missing_refusal(facts, model, missing))
     require_known_tensors(facts, model, sorted(report["unexpected_keys"]), is_whole=is_whole)
-    loaded: PreTrainedModel = _onto_device(model, source.device).eval()
+    if facts.quantization is not None and facts.quantization.weights:
+        model.to(source.device)  # its tensors are in their own memory
+    else:
+        _onto_device(model, source.device)
+    loaded: PreTrainedModel = model.eval()
     return loaded
 
 
@@ -316,7 +320,7 @@ def _load_under_prefix(
     Tensors without the prefix belong to a head and keep their names.
     """
     name = prefix.removesuffix(".")
-    stored = open_tensors(source.folder)
+    stored = open_tensors(source.folder, source.dtype)
     tensors = {key[len(name) + 1 :]: one for key, one in stored.items() if is_under(key, name)}
     if not tensors:
         raise CheckpointError(f"{source.folder} has no tensor under {name}.: check `prefix`")
@@ -348,7 +352,7 @@ def _load_dequantized(loader: Any, source: CheckpointSource, options: dict[str, 
             f"{source.folder} is quantized, which requires a model_type that transformers has "
             f"for {loader.__name__}, not {config.model_type!r}"
         )
-    return _load_from(model_class, config, open_tensors(source.folder), options)
+    return _load_from(model_class, config, open_tensors(source.folder, source.dtype), options)
 
 
 def _plain_config(source: CheckpointSource) -> Any:
