@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError, quoted
 from alarm_models.modeling.dequantization import dequantize
+from alarm_models.modeling.gguf_files import open_gguf, single_gguf, unpacked
 from alarm_models.modeling.inspection import (
     OTHER_FILES,
     inspect_quantization,
@@ -72,8 +73,14 @@ def locate(
         raise CheckpointError(
             f"{key} is empty: give a folder or a hub id with `--set models.<name>.{key}=PATH`"
         )
+    file = Path(checkpoint).expanduser()
+    if file.suffix == ".gguf" and file.is_file():
+        return unpacked(file)
     if is_folder(checkpoint):
         folder = Path(checkpoint).expanduser()
+        packed = single_gguf(folder) if holds == "config.json" else None
+        if packed is not None:
+            return unpacked(packed)
         if holds is not None and not (folder / holds).is_file():
             raise CheckpointError(no_weights(folder, holds))
         return folder
@@ -109,7 +116,10 @@ def locate(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights: safetensors where there are any, else ``.bin``."""
+    """Return the files that hold the weights: safetensors where there are any, ``.bin`` or GGUF."""
+    packed = single_gguf(folder)
+    if packed is not None:
+        return [packed]
     for pattern in _WEIGHTS:
         files = sorted(path for path in folder.glob(pattern) if not _is_other(path.name))
         if files:
@@ -171,6 +181,8 @@ def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, 
     """
     stored: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
+        if file.suffix == ".gguf":
+            return {name: LazyTensor(one) for name, one in open_gguf(file, dtype).items()}
         stored |= _open_file(file)
     quantization = inspect_quantization(folder)
     if quantization is None or not quantization.weights:

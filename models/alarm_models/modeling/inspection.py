@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alarm_models.errors import CheckpointError, shortened
+from alarm_models.modeling.gguf_files import gguf_quantization, gguf_tensors, single_gguf
 from alarm_models.modeling.quantization import Quantization, TensorInfo, quantization_of
 
 __all__ = [
@@ -63,8 +64,6 @@ _VOCABULARY = ("lm_head.", "cls.predictions.", "lm_predictions.", "mask_predicti
 
 #: Weights in another layout, and trainer state: never read.
 OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
-
-_GGUF = "*.gguf"
 
 #: How the hub's cache names the folder of a model.
 _CACHED = "models--"
@@ -336,6 +335,9 @@ def inspect_quantization(folder: Path) -> Quantization | None:
 def _quantization(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
 ) -> Quantization | None:
+    packed = single_gguf(folder)
+    if packed is not None:
+        return gguf_quantization(packed, tensors)
     exported = {
         name: read_json_object(folder / name) for name in _EXPORTS if (folder / name).is_file()
     }
@@ -366,13 +368,6 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
             f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )
-    packed = sorted(path.name for path in folder.glob(_GGUF))
-    if packed:
-        return (
-            f"{folder} holds {joined(packed)}: GGUF is llama.cpp's format, which has no reward "
-            "heads and is not supported. Give the folder or hub id of the safetensors that it was "
-            "made from"
-        )
     files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
     lacks = "neither .safetensors nor .bin weights"
     if not (folder / wanted).is_file():
@@ -381,7 +376,10 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of the weight files: safetensors if there are any, else ``.bin``."""
+    """Return the tensors of the weight files: safetensors if there are any, ``.bin`` or GGUF."""
+    packed = single_gguf(folder)
+    if packed is not None:
+        return gguf_tensors(packed)
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
         if not _is_other(file):

@@ -36,6 +36,8 @@ class Layout(StrEnum):
     SCALED = "scaled"
     BITSANDBYTES_4BIT = "bitsandbytes 4-bit"
     BITSANDBYTES_8BIT = "bitsandbytes 8-bit"
+    #: The file's own blocks, which the package gguf reads.
+    GGUF = "GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _shape(packed: PackedWeight, stored: Mapping[str, TensorInfo]) -> tuple[int,
         name = packed.parts.get(role)
         return () if name is None else stored[name].shape or ()
 
-    if packed.layout in (Layout.SCALED, Layout.BITSANDBYTES_8BIT):
+    if packed.layout in (Layout.SCALED, Layout.BITSANDBYTES_8BIT, Layout.GGUF):
         return shape_of("weight") or None
     scales = shape_of("scales")
     if packed.layout is Layout.AWQ and len(scales) == 2 and shape_of("qweight"):

@@ -86,7 +86,8 @@ def recipe_of_checkpoint(
             f"{shortened(checkpoint)} is of the family {family.name}: {family.advice}"
         )
     # A recipe may be written to a file, and be served from another folder.
-    where = str(folder.absolute()) if is_folder(checkpoint) else checkpoint
+    given_path = Path(checkpoint).expanduser()
+    where = str(given_path.absolute()) if given_path.exists() else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
     output: dict[str, str] = {}
     is_weighed = "gate_at" in family.recipe or "gate" in family.recipe
