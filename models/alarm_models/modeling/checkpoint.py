@@ -112,7 +112,10 @@ def locate(
             f"({type(error).__name__}). Give a folder with "
             f"`--set models.<name>.{key}=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
-    raise CheckpointError(f"{quoted(checkpoint)} has neither .safetensors nor .bin weights")
+    raise CheckpointError(
+        f"{quoted(checkpoint)} has neither .safetensors nor .bin weights; give a GGUF file by its "
+        f'path, `{key} = "FILE.gguf"`'
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
