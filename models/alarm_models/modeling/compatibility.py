@@ -57,8 +57,12 @@ def require_readable_weights(facts: CheckpointFacts) -> None:
     family = match_family(facts)
     if family is not None and family.refusal is not None:
         raise CheckpointError(f"{facts.folder}: {family.refusal} ({facts.describe()})")
-    if facts.quantization is not None and facts.quantization.unsupported is not None:
-        raise CheckpointError(_quantized_refusal(facts, facts.quantization))
+    quantization = facts.quantization
+    if quantization is None or quantization.unsupported is None:
+        return
+    # transformers reads some methods with packages that are not installed with this server.
+    if not (quantization.is_unknown and "quantization_config" in facts.config):
+        raise CheckpointError(_quantized_refusal(facts, quantization))
 
 
 def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> str:
@@ -71,7 +75,7 @@ def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> st
 def dequantization_note(facts: CheckpointFacts, dtype: str) -> str | None:
     """Return a note on how quantized weights are served; None if they are not quantized."""
     quantization = facts.quantization
-    if quantization is None:
+    if quantization is None or quantization.unsupported is not None:
         return None
     if not quantization.weights:
         return (
@@ -184,6 +188,9 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     """Return why transformers or the checkpoint's own code could not load it."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return pickle_refusal(str(facts.folder), error)
+    if facts.quantization is not None and facts.quantization.unsupported is not None:
+        message = _first_sentence(error)
+        return f"{_quantized_refusal(facts, facts.quantization)} (transformers says: {message})"
     text = f"{facts.folder} cannot be loaded: {_reason(facts, error)}; {facts.describe()}. "
     if is_trusted and facts.auto_map:
         text += (

@@ -274,7 +274,7 @@ def _load(
             model, report = _load_internlm2(source, facts, options)
         elif source.prefix is not None:
             model, report = _load_under_prefix(loader, source, source.prefix, options)
-        elif facts.quantization is not None:
+        elif facts.quantization is not None and not facts.quantization.is_unknown:
             model, report = _load_dequantized(loader, source, options)
         else:
             model, report = loader.from_pretrained(str(source.folder), **options)

@@ -63,7 +63,8 @@ class Quantization:
 
     ``weights`` are the quantized weights by their names in the model. ``unused`` are stored tensors
     that only quantized arithmetic needs, such as the scales of activations. ``unsupported`` says
-    why the weights cannot be read, if they cannot.
+    why the weights cannot be read, if they cannot; ``is_unknown``, that their method is the reason,
+    which transformers may know.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Quantization:
     weights: Mapping[str, PackedWeight] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     unsupported: str | None = None
+    is_unknown: bool = False
 
     def plain(self, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         """Return the tensors of the dequantized checkpoint, by the header of the stored one."""
@@ -155,6 +157,10 @@ class _Unsupported(Exception):
     """Why a quantized checkpoint cannot be read."""
 
 
+class _UnknownMethod(_Unsupported):
+    """A configuration names a method that is not read here."""
+
+
 def quantization_of(
     tensors: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
@@ -188,7 +194,7 @@ def quantization_of(
     try:
         weights, unused = _packed_weights(tensors, settings, method)
     except _Unsupported as error:
-        return replace(whole, unsupported=str(error))
+        return replace(whole, unsupported=str(error), is_unknown=isinstance(error, _UnknownMethod))
     if not weights and found is None:
         # The configuration remained after weights were dequantized.
         return whole
@@ -298,7 +304,7 @@ def _require_supported(settings: Mapping[str, Any], method: str) -> None:
             raise _Unsupported(f"its version {version!r} is not read, only gemm is")
         _require_bits(settings.get("bits", settings.get("w_bit", 4)), (4,))
     elif name not in _READ_BY_PARTS and settings.get("quant_method") is not None:
-        raise _Unsupported(f"the method {shortened_name(method)} is not read")
+        raise _UnknownMethod(f"the method {_shortened(method)} is not read")
     transforms = settings.get("transform_config")
     if isinstance(transforms, Mapping) and transforms.get("config_groups"):
         raise _Unsupported("its transform_config rotates activations, which is not applied")
@@ -306,7 +312,7 @@ def _require_supported(settings: Mapping[str, Any], method: str) -> None:
         raise _Unsupported("its sparsity_config compresses zeros, which is not read")
 
 
-def shortened_name(name: str) -> str:
+def _shortened(name: str) -> str:
     """Return a name from a file, short enough for a message."""
     return name if len(name) <= 40 else f"{name[:40]}…"
 
