@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
 import transformers as hf
 from safetensors.torch import save_file
@@ -316,3 +318,65 @@ def write_classifier(
             torch.nn.init.normal_(tensor, 0, 0.4)
     model.save_pretrained(folder, max_shard_size=shard)
     tokenizer(folder)
+
+
+def write_gguf(
+    file: Path,
+    architecture: str,
+    tensors: Mapping[str, torch.Tensor],
+    config: hf.PreTrainedConfig,
+    folder: Path,
+    **more: Any,
+) -> None:
+    """Write a GGUF file: tensors by their names there, and the byte-level tokenizer of a folder.
+
+    Matrices with rows of whole blocks are stored as Q8_0: 32 integers with a scale of 16 bits.
+    ``more`` are further keys of the architecture.
+    """
+    writer = gguf.GGUFWriter(file, architecture)
+    told: Any = config
+    writer.add_context_length(told.max_position_embeddings)
+    writer.add_embedding_length(told.hidden_size)
+    writer.add_block_count(told.num_hidden_layers)
+    writer.add_feed_forward_length(told.intermediate_size)
+    writer.add_head_count(told.num_attention_heads)
+    writer.add_head_count_kv(told.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(told.rms_norm_eps)
+    writer.add_rope_freq_base(told.rope_parameters["rope_theta"])
+    for key, value in more.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    _add_tokenizer(writer, folder)
+    for name, one in tensors.items():
+        if one.ndim == 2 and one.shape[1] % 32 == 0:
+            blocks = one.reshape(one.shape[0], -1, 32)
+            scales = blocks.abs().amax(-1, keepdim=True).log2().ceil().exp2() / 64
+            integers = (blocks / scales).round().to(torch.int8).numpy()
+            parts = [scales.half().numpy().view(np.uint8), integers.view(np.uint8)]
+            rows = np.concatenate(parts, -1).reshape(one.shape[0], -1)
+            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, one.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
+    fast = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    added = {one["id"]: one["content"] for one in fast["added_tokens"]}
+    vocabulary = {index: token for token, index in fast["model"]["vocab"].items()} | added
+    tokens = [vocabulary[index] for index in sorted(vocabulary)]
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe" if config["bos_token"] else "qwen2")
+    if config["bos_token"]:
+        writer.add_bos_token_id(tokens.index(config["bos_token"]))
+        writer.add_add_bos_token(True)
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if index in added else normal for index in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in fast["model"]["merges"]])
+    writer.add_eos_token_id(tokens.index(config["eos_token"]))
+    writer.add_pad_token_id(tokens.index(config["pad_token"]))
+    writer.add_chat_template(config["chat_template"])

@@ -40,62 +40,6 @@ def _rewrite(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _quantised(
-    config: Mapping[str, Any] | None,
-    pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
-) -> Callable[[Path], None]:
-    def build(folder: Path) -> None:
-        packed: dict[str, torch.Tensor] = {}
-        for name, tensor in _classifier(folder).items():
-            is_packed = name.endswith("_proj.weight")
-            packed |= pack(name.removesuffix("weight"), tensor) if is_packed else {name: tensor}
-        _rewrite(folder, packed)
-        if config is not None:
-            builders.edit_config(folder, quantization_config=dict(config))
-
-    return build
-
-
-def _gptq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    rows, columns = weight.shape
-    return {
-        f"{name}qweight": torch.zeros(columns // 8, rows, dtype=torch.int32),
-        f"{name}qzeros": torch.zeros(1, rows // 8, dtype=torch.int32),
-        f"{name}scales": torch.ones(1, rows, dtype=torch.float16),
-        f"{name}g_idx": torch.zeros(columns, dtype=torch.int32),
-    }
-
-
-def _fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}weight": weight.to(torch.float8_e4m3fn),
-        f"{name}weight_scale": torch.ones(1),
-    }
-
-
-def _fp8_blocks(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}weight": weight.to(torch.float8_e4m3fn),
-        f"{name}weight_scale_inv": torch.ones(1, 1),
-    }
-
-
-def _compressed(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}weight_packed": torch.zeros(weight.shape[0], 4, dtype=torch.int32),
-        f"{name}weight_scale": torch.ones(weight.shape[0], 1),
-        f"{name}weight_shape": torch.tensor(weight.shape),
-    }
-
-
-def _bnb(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}weight": torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8),
-        f"{name}weight.absmax": torch.ones(4),
-        f"{name}weight.quant_map": torch.zeros(16),
-    }
-
-
 def _gguf(folder: Path) -> None:
     (folder / "rm-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(32))
 
@@ -252,30 +196,8 @@ _V_HEAD = {"head": "v_head"}
 _TEXT = {"template": "{prompt}\n{completion}"}
 
 CASES = [
-    Refused("gptq", _quantised({"quant_method": "gptq", "bits": 4}, _gptq), ("gptq", "remote")),
-    Refused("awq", _quantised({"quant_method": "awq", "bits": 4}, _gptq), ("awq", "remote")),
-    Refused(
-        "fp8_blocks",
-        _quantised({"quant_method": "fp8", "weight_block_size": [128, 128]}, _fp8_blocks),
-        ("fp8", "quantization_config in config.json", "remote"),
-    ),
-    Refused(
-        "bitsandbytes",
-        _quantised({"quant_method": "bitsandbytes", "load_in_4bit": True}, _bnb),
-        ("bitsandbytes", "remote"),
-    ),
-    Refused(
-        "compressed_tensors",
-        _quantised({"quant_method": "compressed-tensors"}, _compressed),
-        ("compressed-tensors", "remote"),
-    ),
-    Refused(
-        "modelopt_fp8_without_a_configuration",
-        _quantised(None, _fp8),
-        ("fp8", "model.layers.0.mlp.down_proj.weight", "unquantized"),
-    ),
-    Refused("gguf", _gguf, ("rm-Q4_K_M.gguf", "GGUF", "safetensors")),
-    Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "GGUF")),
+    Refused("gguf_incomplete", _gguf, ("rm-Q4_K_M.gguf", "no complete GGUF file")),
+    Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "no complete GGUF")),
     Refused("adapter", _adapter, ("PEFT adapter", "Qwen/Qwen2.5-7B-Instruct", "`adapter =")),
     Refused("adapter_beside_config", _adapter_beside_config, ("PEFT adapter", "merge_and_unload")),
     Refused(

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,27 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError, quoted
-from alarm_models.modeling.inspection import OTHER_FILES, is_folder, joined, no_weights
+from alarm_models.modeling.dequantization import dequantize
+from alarm_models.modeling.gguf_files import open_gguf, single_gguf, unpacked
+from alarm_models.modeling.inspection import (
+    OTHER_FILES,
+    inspect_quantization,
+    is_folder,
+    joined,
+    no_weights,
+)
+from alarm_models.modeling.quantization import PackedWeight
 
 __all__ = [
     "code_digest",
     "digest",
+    "is_under",
     "label_names",
     "locate",
+    "open_tensors",
     "pickle_refusal",
     "read_bin",
     "read_file",
-    "read_others",
     "read_tensors",
     "stamps",
 ]
@@ -62,8 +73,14 @@ def locate(
         raise CheckpointError(
             f"{key} is empty: give a folder or a hub id with `--set models.<name>.{key}=PATH`"
         )
+    file = Path(checkpoint).expanduser()
+    if file.suffix == ".gguf" and file.is_file():
+        return unpacked(file)
     if is_folder(checkpoint):
         folder = Path(checkpoint).expanduser()
+        packed = single_gguf(folder) if holds == "config.json" else None
+        if packed is not None:
+            return unpacked(packed)
         if holds is not None and not (folder / holds).is_file():
             raise CheckpointError(no_weights(folder, holds))
         return folder
@@ -95,11 +112,17 @@ def locate(
             f"({type(error).__name__}). Give a folder with "
             f"`--set models.<name>.{key}=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
         ) from error
-    raise CheckpointError(f"{quoted(checkpoint)} has neither .safetensors nor .bin weights")
+    raise CheckpointError(
+        f"{quoted(checkpoint)} has neither .safetensors nor .bin weights; give a GGUF file by its "
+        f'path, `{key} = "FILE.gguf"`'
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights: safetensors where there are any, else ``.bin``."""
+    """Return the files that hold the weights: safetensors where there are any, ``.bin`` or GGUF."""
+    packed = single_gguf(folder)
+    if packed is not None:
+        return [packed]
     for pattern in _WEIGHTS:
         files = sorted(path for path in folder.glob(pattern) if not _is_other(path.name))
         if files:
@@ -139,21 +162,65 @@ def _files(folder: Path, with_weights: bool) -> list[Path]:
     return [*names, *(weight_files(folder) if with_weights else [])]
 
 
+class LazyTensor:
+    """A tensor of a checkpoint that is read, and dequantized, when it is indexed."""
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._read()[index]
+
+    def tensor(self) -> torch.Tensor:
+        """Read the whole tensor."""
+        return self._read()
+
+
+def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, LazyTensor]:
+    """Open the tensors of a checkpoint by their names in the model; none of them is read yet.
+
+    Quantized weights are dequantized to ``dtype``. The tensors of a checkpoint that has some are in
+    memory of their own, others may be views of their file. Raises `CheckpointError`.
+    """
+    stored: dict[str, LazyTensor] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".gguf":
+            return {name: LazyTensor(one) for name, one in open_gguf(file, dtype).items()}
+        stored |= _open_file(file)
+    quantization = inspect_quantization(folder)
+    if quantization is None or not quantization.weights:
+        return stored
+    packed = quantization.weights
+    parts = {name for one in packed.values() for name in one.parts.values()}
+    dropped = parts.union(quantization.unused)
+
+    def weight(name: str, one: PackedWeight) -> torch.Tensor:
+        read = {role: stored[part].tensor() for role, part in one.parts.items()}
+        return dequantize(f"{folder}: {name}", one, read, dtype)
+
+    def copy(name: str) -> torch.Tensor:
+        return stored[name].tensor().clone()
+
+    return {name: LazyTensor(partial(copy, name)) for name in stored if name not in dropped} | {
+        name: LazyTensor(partial(weight, name, one)) for name, one in packed.items()
+    }
+
+
+def _open_file(file: Path) -> dict[str, LazyTensor]:
+    if file.suffix == ".safetensors":
+        opened: Any = safe_open(file, framework="pt")
+        return {key: LazyTensor(partial(opened.get_tensor, key)) for key in opened.keys()}  # noqa: SIM118
+    tensors = read_bin(file)
+    return {key: LazyTensor(partial(tensors.__getitem__, key)) for key in tensors}
+
+
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Read the tensors whose keys are ``name`` or begin with ``name.``, by what follows."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        found = read_file(file, lambda key: _is_of(key, name))
-        tensors |= {key[len(name) + 1 :]: tensor for key, tensor in found.items()}
-    return tensors
-
-
-def read_others(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Read the tensors whose keys are neither ``name`` nor begin with ``name.``."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        tensors |= read_file(file, lambda key: not _is_of(key, name))
-    return tensors
+    return {
+        key[len(name) + 1 :]: one.tensor()
+        for key, one in open_tensors(folder).items()
+        if is_under(key, name)
+    }
 
 
 def read_file(
@@ -210,7 +277,8 @@ def pickle_refusal(where: str, error: Exception) -> str:
     )
 
 
-def _is_of(key: str, name: str) -> bool:
+def is_under(key: str, name: str) -> bool:
+    """Return whether a tensor's key is ``name`` or begins with ``name.``."""
     return key == name or key.startswith(f"{name}.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 
-from alarm_models.errors import CheckpointError
+from alarm_models.errors import CheckpointError, shortened
 from alarm_models.modeling.checkpoint import pickle_refusal
 from alarm_models.modeling.families import (
     families_by_name,
@@ -21,15 +21,17 @@ from alarm_models.modeling.families import (
     match_family,
     recipe_lines,
 )
-from alarm_models.modeling.inspection import CheckpointFacts, Quantization, joined
+from alarm_models.modeling.inspection import CheckpointFacts, joined
+from alarm_models.modeling.quantization import ADVICE, Quantization
 
 __all__ = [
     "class_note",
+    "dequantization_note",
     "loading_refusal",
     "missing_refusal",
     "require_known_tensors",
-    "require_plain_weights",
     "require_raw_scores",
+    "require_readable_weights",
     "require_stock_class",
     "unknown_family_refusal",
 ]
@@ -41,13 +43,6 @@ _HARMLESS = re.compile(
     r"|(^|\.)pooler\.|^(lm_head|cls|mlm|lm_predictions|mask_predictions|discriminator_predictions)\."
 )
 
-#: Why a quantization method is not supported.
-_QUANTIZATION_REASONS = {
-    "gptq": "GPTQ weights need kernels that are not installed with this server",
-    "awq": "AWQ weights need kernels that are not installed with this server",
-    "bitsandbytes": "bitsandbytes weights need kernels that are not installed with this server",
-}
-
 #: Where lists of classes and general advice begin in messages of transformers.
 _LISTS = re.compile(
     "This could be because|Model type should be one of|, one of|It must be one of|, or contain"
@@ -57,24 +52,44 @@ _LISTS = re.compile(
 _MAX_QUOTED = 300
 
 
-def require_plain_weights(facts: CheckpointFacts) -> None:
-    """Raise `CheckpointError` for quantized weights, and for families that cannot be served."""
+def require_readable_weights(facts: CheckpointFacts) -> None:
+    """Raise `CheckpointError` for weights that are not read, and families that are not served."""
     family = match_family(facts)
     if family is not None and family.refusal is not None:
         raise CheckpointError(f"{facts.folder}: {family.refusal} ({facts.describe()})")
-    # transformers applies a quantization_config if the required libraries are installed.
-    if facts.quantization is not None and "quantization_config" not in facts.config:
-        raise CheckpointError(_quantized_refusal(facts, facts.quantization))
+    quantization = facts.quantization
+    if quantization is None or quantization.unsupported is None:
+        return
+    # transformers reads some methods with packages that are not installed with this server.
+    if not (quantization.is_unknown and "quantization_config" in facts.config):
+        raise CheckpointError(_quantized_refusal(facts, quantization))
 
 
 def _quantized_refusal(facts: CheckpointFacts, quantization: Quantization) -> str:
-    method = quantization.method
-    reason = _QUANTIZATION_REASONS.get(method.lower(), f"{method} weights are not supported")
     return (
-        f"{facts.folder} is quantized ({method}: {quantization.evidence}). {reason}. Use "
-        'the unquantized original with `dtype = "bfloat16"`, or serve this checkpoint with vLLM or '
-        "SGLang and request its scores with kind `remote`"
+        f"{facts.folder} is quantized ({shortened(quantization.method)}: "
+        f"{quantization.evidence}), but {quantization.unsupported}. {ADVICE}"
     )
+
+
+def dequantization_note(facts: CheckpointFacts, dtype: str) -> str | None:
+    """Return a note on how quantized weights are served; None if they are not quantized."""
+    quantization = facts.quantization
+    if quantization is None or quantization.unsupported is not None:
+        return None
+    if not quantization.weights:
+        return (
+            f"{quantization.evidence} names {shortened(quantization.method)}, but no weight is "
+            "quantized: they are served as they are"
+        )
+    note = f"weights dequantized from {shortened(quantization.method)} to {dtype}"
+    if quantization.unused:
+        first = quantization.unused[0]
+        note += (
+            f"; {len(quantization.unused)} scales of activations, keys or values ({first}) are not "
+            "applied, since only weights are quantized here"
+        )
+    return note
 
 
 def require_raw_scores(facts: CheckpointFacts) -> None:
@@ -173,7 +188,7 @@ def loading_refusal(facts: CheckpointFacts, error: Exception, *, is_trusted: boo
     """Return why transformers or the checkpoint's own code could not load it."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return pickle_refusal(str(facts.folder), error)
-    if facts.quantization is not None:
+    if facts.quantization is not None and facts.quantization.unsupported is not None:
         message = _first_sentence(error)
         return f"{_quantized_refusal(facts, facts.quantization)} (transformers says: {message})"
     text = f"{facts.folder} cannot be loaded: {_reason(facts, error)}; {facts.describe()}. "

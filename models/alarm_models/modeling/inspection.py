@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from alarm_models.errors import CheckpointError, shortened
+from alarm_models.modeling.gguf_files import gguf_quantization, gguf_tensors, single_gguf
+from alarm_models.modeling.quantization import Quantization, TensorInfo, quantization_of
 
 __all__ = [
     "OTHER_FILES",
     "CheckpointFacts",
-    "Quantization",
-    "TensorInfo",
     "inspect_folder",
+    "inspect_quantization",
     "is_folder",
     "joined",
     "no_weights",
@@ -61,27 +62,8 @@ _BASE_PARTS = frozenset(
 #: Output layers over the vocabulary, which are not reward heads.
 _VOCABULARY = ("lm_head.", "cls.predictions.", "lm_predictions.", "mask_predictions.", "output.")
 
-#: Tensors that accompany quantized weights, by the end of their names.
-_QUANTISED_ENDS = {
-    "qweight": "GPTQ or AWQ",
-    "qzeros": "GPTQ or AWQ",
-    "g_idx": "GPTQ",
-    "weight_scale_inv": "fp8",
-    "weight_scale": "fp8",
-    "weight_scale_2": "NVFP4",
-    "input_scale": "fp8",
-    "weight_packed": "compressed-tensors",
-    "weight_zero_point": "compressed-tensors",
-    "absmax": "bitsandbytes",
-    "quant_map": "bitsandbytes",
-    "SCB": "bitsandbytes",
-    "weight_format": "bitsandbytes",
-}
-
 #: Weights in another layout, and trainer state: never read.
 OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
-
-_GGUF = "*.gguf"
 
 #: How the hub's cache names the folder of a model.
 _CACHED = "models--"
@@ -98,38 +80,23 @@ _CLASSIFIERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight
 #: Configuration keys that enable score normalization: beaver's and OpenRLHF's.
 _NORMALIZERS = ("do_normalize", "normalize_reward")
 
-#: Files with export information that config.json lacks.
+#: Configuration files of quantizers, for checkpoints whose config.json says nothing.
 _EXPORTS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Shape and dtype of a tensor from the file header; None if only an index names it."""
-
-    shape: tuple[int, ...] | None = None
-    dtype: str | None = None
-
-    def __str__(self) -> str:
-        return "" if self.shape is None else f" {list(self.shape)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """A quantization method, and the evidence for it in the files."""
-
-    method: str
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """The content of a checkpoint's files."""
+    """The content of a checkpoint's files.
+
+    ``tensors`` are those of the model: a quantized weight that is stored as several is one.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -208,21 +175,6 @@ class CheckpointFacts:
             if name.endswith(".weight") and is_matrix:
                 names[re.sub(r"\.\d+$", "", name.removesuffix(".weight"))] = None
         return tuple(names)
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """The quantization of the weights; None if they are not quantized."""
-        config = self.config.get("quantization_config")
-        if isinstance(config, Mapping):
-            method = config.get("quant_method") or config.get("quant_algo") or "unnamed"
-            return Quantization(str(method), "quantization_config in config.json")
-        for name, info in self.tensors.items():
-            last = name.rpartition(".")[2]
-            if last in _QUANTISED_ENDS:
-                return Quantization(_QUANTISED_ENDS[last], f"the tensor {name}")
-            if info.dtype is not None and info.dtype.startswith("F8"):
-                return Quantization("fp8", f"the tensor {name} of type {info.dtype}")
-        return None
 
     @property
     def normalization(self) -> Mapping[str, Any]:
@@ -360,13 +312,36 @@ def is_folder(checkpoint: str) -> bool:
 def inspect_folder(folder: Path) -> CheckpointFacts:
     """Inspect a checkpoint's files; raise `CheckpointError` if they cannot be read."""
     tokenizer_config = folder / "tokenizer_config.json"
+    config, tensors = read_config(folder), _tensors(folder)
+    quantization = _quantization(folder, config, tensors)
+    if quantization is not None and quantization.unsupported is None:
+        tensors = quantization.plain(tensors)
     return CheckpointFacts(
         folder,
-        read_config(folder),
-        _tensors(folder),
+        config,
+        tensors,
         read_json_object(tokenizer_config) if tokenizer_config.is_file() else {},
         tuple(sorted(path.name for path in folder.iterdir() if path.is_file())),
+        quantization,
     )
+
+
+def inspect_quantization(folder: Path) -> Quantization | None:
+    """Return how a checkpoint's weights are quantized; None if they are not."""
+    config = folder / "config.json"
+    return _quantization(folder, read_config(folder) if config.is_file() else {}, _tensors(folder))
+
+
+def _quantization(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Quantization | None:
+    packed = single_gguf(folder)
+    if packed is not None:
+        return gguf_quantization(packed, tensors)
+    exported = {
+        name: read_json_object(folder / name) for name in _EXPORTS if (folder / name).is_file()
+    }
+    return quantization_of(tensors, config, exported)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -393,13 +368,6 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
             f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )
-    packed = sorted(path.name for path in folder.glob(_GGUF))
-    if packed:
-        return (
-            f"{folder} holds {joined(packed)}: GGUF is llama.cpp's format, which has no reward "
-            "heads and is not supported. Give the folder or hub id of the safetensors that it was "
-            "made from"
-        )
     files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
     lacks = "neither .safetensors nor .bin weights"
     if not (folder / wanted).is_file():
@@ -408,7 +376,10 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of the weight files: safetensors if there are any, else ``.bin``."""
+    """Return the tensors of the weight files: safetensors if there are any, ``.bin`` or GGUF."""
+    packed = single_gguf(folder)
+    if packed is not None:
+        return gguf_tensors(packed)
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
         if not _is_other(file):

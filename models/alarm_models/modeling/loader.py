@@ -7,6 +7,7 @@ transformers changes the process-wide default dtype while it constructs a model.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,18 @@ from transformers import (
     LongformerModel,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling import internlm2
 from alarm_models.modeling.backend_selection import Backbone, select_backend
-from alarm_models.modeling.checkpoint import read_others, read_tensors
+from alarm_models.modeling.checkpoint import LazyTensor, is_under, open_tensors, read_tensors
 from alarm_models.modeling.comet import ENCODER, CometNetwork, comet_form, comet_head
 from alarm_models.modeling.compatibility import (
     loading_refusal,
     missing_refusal,
     require_known_tensors,
-    require_plain_weights,
+    require_readable_weights,
     require_stock_class,
 )
 from alarm_models.modeling.heads import (
@@ -208,7 +210,7 @@ def _facts(source: CheckpointSource) -> CheckpointFacts:
     facts = inspect_folder(source.folder)
     if not facts.tensors:
         raise CheckpointError(no_weights(source.folder))
-    require_plain_weights(facts)
+    require_readable_weights(facts)
     return facts
 
 
@@ -270,10 +272,12 @@ def _load(
     try:
         if is_internlm2 and loader is AutoModel:
             model, report = _load_internlm2(source, facts, options)
-        elif source.prefix is None:
-            model, report = loader.from_pretrained(str(source.folder), **options)
-        else:
+        elif source.prefix is not None:
             model, report = _load_under_prefix(loader, source, source.prefix, options)
+        elif facts.quantization is not None and not facts.quantization.is_unknown:
+            model, report = _load_dequantized(loader, source, options)
+        else:
+            model, report = loader.from_pretrained(str(source.folder), **options)
     except CheckpointError:
         raise
     except Exception as error:  # invalid files, or custom code, may raise anything
@@ -287,7 +291,11 @@ def _load(
     if missing:
         raise CheckpointError(missing_refusal(facts, model, missing))
     require_known_tensors(facts, model, sorted(report["unexpected_keys"]), is_whole=is_whole)
-    loaded: PreTrainedModel = _onto_device(model, source.device).eval()
+    if facts.quantization is not None and facts.quantization.weights:
+        model.to(source.device)  # its tensors are in their own memory
+    else:
+        _onto_device(model, source.device)
+    loaded: PreTrainedModel = model.eval()
     return loaded
 
 
@@ -312,27 +320,66 @@ def _load_under_prefix(
     Tensors without the prefix belong to a head and keep their names.
     """
     name = prefix.removesuffix(".")
-    tensors = read_tensors(source.folder, name)
+    stored = open_tensors(source.folder, source.dtype)
+    tensors = {key[len(name) + 1 :]: one for key, one in stored.items() if is_under(key, name)}
     if not tensors:
         raise CheckpointError(f"{source.folder} has no tensor under {name}.: check `prefix`")
-    config = AutoConfig.from_pretrained(
-        str(source.folder), trust_remote_code=source.trust_remote_code
-    )
-    try:
-        model_class = loader._model_mapping[type(config)]
-    except KeyError as error:
+    config = _plain_config(source)
+    model_class = _model_class(loader, config)
+    if model_class is None:
         raise CheckpointError(
             f"{source.folder}: `prefix` requires a model_type of transformers, not "
             f"{config.model_type!r}"
-        ) from error
-    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+        )
     if loader is not AutoModel:
         base = f"{model_class.base_model_prefix}."
         tensors = {key if key.startswith(base) else base + key: one for key, one in tensors.items()}
-        others = read_others(source.folder, name)
+        others = {key: one for key, one in stored.items() if not is_under(key, name)}
         tensors = others | tensors
-    model_options = dict(options)
-    del model_options["trust_remote_code"]
+    return _load_from(model_class, config, tensors, options)
+
+
+def _load_dequantized(loader: Any, source: CheckpointSource, options: dict[str, Any]) -> Any:
+    """Load a quantized checkpoint as the model that it was made from, one weight at a time."""
+    config = _plain_config(source)
+    class_name = (getattr(config, "auto_map", None) or {}).get(loader.__name__)
+    if source.trust_remote_code and class_name is not None:
+        model_class = get_class_from_dynamic_module(class_name, str(source.folder))
+    else:
+        model_class = _model_class(loader, config)
+    if model_class is None:
+        raise CheckpointError(
+            f"{source.folder} is quantized, which requires a model_type that transformers has "
+            f"for {loader.__name__}, not {config.model_type!r}"
+        )
+    return _load_from(model_class, config, open_tensors(source.folder, source.dtype), options)
+
+
+def _plain_config(source: CheckpointSource) -> Any:
+    """Return the configuration without its quantization, which the weights no longer have."""
+    config = AutoConfig.from_pretrained(
+        str(source.folder), trust_remote_code=source.trust_remote_code
+    )
+    for one in (config, config.get_text_config()):
+        if hasattr(one, "quantization_config"):
+            del one.quantization_config
+    return config
+
+
+def _model_class(loader: Any, config: Any) -> Any:
+    """Return the class that an auto class of transformers has for a configuration, if any."""
+    try:
+        found = loader._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _load_from(
+    model_class: Any, config: Any, tensors: Mapping[str, LazyTensor], options: dict[str, Any]
+) -> Any:
+    """Load a class from open tensors."""
+    model_options = {key: one for key, one in options.items() if key != "trust_remote_code"}
     if "num_labels" in model_options:
         config.num_labels = model_options.pop("num_labels")
     return model_class.from_pretrained(None, config=config, state_dict=tensors, **model_options)

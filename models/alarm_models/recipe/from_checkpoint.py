@@ -63,7 +63,7 @@ def recipe_of_checkpoint(
     given = given or {}
     # Both import torch, which recipe files do not need.
     from alarm_models.modeling.checkpoint import locate
-    from alarm_models.modeling.compatibility import require_plain_weights, unknown_family_refusal
+    from alarm_models.modeling.compatibility import require_readable_weights, unknown_family_refusal
 
     adapter = _adapter(checkpoint)
     if adapter is not None:
@@ -72,7 +72,7 @@ def recipe_of_checkpoint(
         return CheckpointRecipe(table, adapter.family, None)
     folder = locate(checkpoint)
     facts = inspect_folder(folder)
-    require_plain_weights(facts)
+    require_readable_weights(facts)
     if not facts.tensors:
         raise CheckpointError(no_weights(folder))
     family = match_family(facts, checkpoint)
@@ -86,7 +86,8 @@ def recipe_of_checkpoint(
             f"{shortened(checkpoint)} is of the family {family.name}: {family.advice}"
         )
     # A recipe may be written to a file, and be served from another folder.
-    where = str(folder.absolute()) if is_folder(checkpoint) else checkpoint
+    given_path = Path(checkpoint).expanduser()
+    where = str(given_path.absolute()) if given_path.exists() else checkpoint
     keys = {"checkpoint": where, **_keys(family, facts)}
     output: dict[str, str] = {}
     is_weighed = "gate_at" in family.recipe or "gate" in family.recipe

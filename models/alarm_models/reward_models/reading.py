@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from alarm_models.errors import CheckpointError, RecipeError
-from alarm_models.modeling.compatibility import class_note
+from alarm_models.modeling.compatibility import class_note, dequantization_note
 from alarm_models.modeling.families import match_family, recipe_lines, toml_value
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput, TokenSequence
@@ -90,14 +90,16 @@ def _differs(given: object, wanted: object) -> bool:
 
 
 def reading_notes(
-    spec: NeuralSpec, folder: Path, tokenizer: Tokenizer, token: str | None
+    spec: NeuralSpec, folder: Path, tokenizer: Tokenizer, token: str | None, dtype: str
 ) -> tuple[str, ...]:
     """Return sentences on how scores may differ from those of the model's card.
 
-    ``token`` is the one that a sample's score is read at, as `read_token` says.
+    ``token`` is the one that a sample's score is read at, as `read_token` says; ``dtype`` is the
+    model's.
     """
     facts = inspect_folder(folder)
     notes: list[str | None] = [spec.note, _unused_normalization(spec, facts)]
+    notes.append(dequantization_note(facts, dtype))
     reward_id = facts.config.get("reward_token_id")
     if isinstance(reward_id, int) and token not in (None, wanted := tokenizer.text_of(reward_id)):
         notes.append(

@@ -329,7 +329,10 @@ class Loader:
         model = kind.build(spec, weights, fields, fingerprint)
         require_reward_token(model, spec, weights.tokenizer, folders.checkpoint)
         model.read_token = read_token(model, spec, weights.tokenizer)
-        model.notes = reading_notes(spec, folders.checkpoint, weights.tokenizer, model.read_token)
+        dtype = str(weights.network.dtype).removeprefix("torch.")
+        model.notes = reading_notes(
+            spec, folders.checkpoint, weights.tokenizer, model.read_token, dtype
+        )
         model.notes += template_notes(spec, weights.tokenizer)
         model.probe = probe_tokens(model, spec)
         _tell(spec, model)
