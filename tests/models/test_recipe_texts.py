@@ -401,7 +401,7 @@ SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
             {"chat_template": "x", "template": "{completion}"},
             "chat_template requires the chat template",
         ),
-        ({"template_arguments": {"messages": []}}, "which a recipe cannot set"),
+        ({"template_arguments": {"messages": []}}, "which the server sets itself"),
         (
             {"template_arguments": {"a": 1}, "template": "{completion}"},
             "requires the chat template",

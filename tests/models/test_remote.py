@@ -143,7 +143,7 @@ async def test_remote_unreachable_or_of_another_api_is_refused_at_open() -> None
         ({"api": "tei"}, "requires template"),
         ({"api": "chat"}, "requires rubric and model"),
         ({"api": "alarm", "template": "{completion}"}, "does not use template"),
-        ({"api": "sglang", "template": "chat"}, "applies no chat template"),
+        ({"api": "sglang", "template": "chat"}, "does not apply a chat template"),
         ({"api": "chat", "model": "m", "rubric": "r", "pattern": "("}, "not a valid regular"),
         ({"api": "alarm", "url": "localhost:8000"}, "url"),
         ({"api": "grpc"}, "'vllm', 'sglang', 'tei', 'alarm' or 'chat'"),

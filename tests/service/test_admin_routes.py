@@ -114,7 +114,7 @@ async def test_admin_reload_applies_set_options_again(folder: Path) -> None:
         (folder / "digits.toml").write_text(renamed)
         error = await refused(client, "reload", "digits")
         assert error.startswith("--set models.form.pattern=[ab]: ")
-        assert error.endswith("has no such table any more")
+        assert error.endswith("no longer has this table")
 
 
 async def refused(
