@@ -49,8 +49,8 @@ BROKEN = {
     "deep_tokenizer_config": (_text("tokenizer_config.json", DEEP), "cannot be read"),
     "no_text": (_text("chat_template.jinja", b"\xff"), "cannot be read"),
     "many_labels": (_config(num_labels=1 << 21), "num_labels 2097152"),
-    "header_list": (_text("model.safetensors", _header("[]")), "is no safetensors file"),
-    "header_deep": (_text("model.safetensors", _header(DEEP)), "is no safetensors file"),
+    "header_list": (_text("model.safetensors", _header("[]")), "is not a valid safetensors file"),
+    "header_deep": (_text("model.safetensors", _header(DEEP)), "is not a valid safetensors file"),
 }
 
 

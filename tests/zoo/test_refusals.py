@@ -295,12 +295,12 @@ CASES = [
     Refused(
         "pickled_object",
         _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
-        ("argparse.Namespace", "not opened", "model.safetensors"),
+        ("argparse.Namespace", "not unpickled", "model.safetensors"),
     ),
     Refused(
         "pickled_object_beside_a_head",
         _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
-        ("argparse.Namespace", "not opened"),
+        ("argparse.Namespace", "not unpickled"),
         {"head": "score"},
     ),
     Refused("nested_state", _bin(lambda state: {"module": state}), ("'module'", "one level down")),

@@ -77,11 +77,11 @@ class Backbone(Protocol):
 
     @property
     def cost(self) -> BatchLayout:
-        """What a batch costs."""
+        """How a batch is laid out."""
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens the model's tables of positions have room for; None without any."""
+        """Number of positions in the model's position tables; None if it has none."""
 
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
         """Return the hidden states at each sample's reads."""
@@ -100,7 +100,7 @@ _logger = logging.getLogger(__name__)
 def select_backend(
     model: PreTrainedModel, *, has_global: bool = False, prefix_cache_bytes: int = 0
 ) -> Backbone:
-    """Return the fastest backbone for a model that gives what transformers alone gives.
+    """Return the fastest backbone whose outputs match those of plain transformers.
 
     A model is run on a few samples by each: one that a pruned last layer, shared prefixes, the
     prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
@@ -134,7 +134,7 @@ def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_byte
 def probe_padding(
     model: PreTrainedModel, run_padded: RunPadded
 ) -> tuple[PaddingPolicy, int | None]:
-    """Return which samples a model, head and all, may be given at once, and its `max_positions`."""
+    """Return how samples of a model that includes its head may be batched, and `max_positions`."""
     probe = _Probe.of(model)
     reference = _run_reference(model, probe, run_padded)
     return _padding_policy(model, probe, reference, run_padded), reference.max_positions
@@ -186,17 +186,17 @@ class _Probe:
 
     @property
     def short(self) -> list[tuple[int, ...]]:
-        """All but those that are past a window."""
+        """All samples except those longer than a window."""
         return [*self.group, *self.others]
 
     @property
     def longest(self) -> tuple[int, ...]:
-        """The longest of all."""
+        """The longest sample."""
         return self.beyond[-1]
 
     @property
     def samples(self) -> list[tuple[int, ...]]:
-        """All of them."""
+        """All samples."""
         return [*self.short, *self.beyond]
 
 
@@ -239,8 +239,9 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
         is_number = bool(torch.isfinite(torch.cat([repeated, first])).all())
         if is_number and not _is_near(repeated, first, repeated.dtype):
             raise CheckpointError(
-                f"{type(model).__name__} is nondeterministic: one sample gets different scores "
-                "(random hashing in attention, for example), so its scores are not reproducible"
+                f"{type(model).__name__} is nondeterministic: the same sample gets different "
+                "scores (random hashing in attention, for example), so its scores are not "
+                "reproducible"
             )
     return _Reference(
         None if is_refused else outputs,
@@ -312,14 +313,14 @@ def _serves_cached(packed: PackedBackbone, probe: _Probe, reference: _Reference)
         spared = _num_spared(packed, _last_read(some), probe, reference)
         if spared is None:
             return False
-    # By now all but the last tokens are cached.
+    # Now all tokens except the last ones are cached.
     return spared is not None and spared > sum(len(ids) for ids in probe.group) // 2
 
 
 def _num_spared(
     packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
 ) -> int | None:
-    """Count the tokens of a batch that are not computed; None where its states are not exact."""
+    """Count the tokens of a batch that are not computed; None if its states are not exact."""
     read_states = packed.forward(batch)
     if not _is_near_reference(read_states, batch, probe, reference):
         return None
@@ -466,7 +467,7 @@ def _special_ids(config: Any) -> list[int]:
     """Return the special token ids of a configuration, end-of-text first."""
     names = ("eos_token_id", "pad_token_id", "bos_token_id", "mask_token_id", "sep_token_id")
     configured = [getattr(config, name, None) for name in names]
-    # Llama 3.1 has several ends of text, as a list.
+    # Llama 3.1 has a list of several end-of-text tokens.
     ids = [one for ids in configured for one in (ids if isinstance(ids, list) else [ids])]
     return [one for one in dict.fromkeys(ids) if isinstance(one, int) and one >= 0]
 
