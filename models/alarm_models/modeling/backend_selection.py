@@ -37,25 +37,25 @@ from alarm_models.types import Span
 
 __all__ = ["ATTENTION_BACKENDS", "Backbone", "RunPadded", "probe_padding", "select_backend"]
 
-#: The attention backends, the fastest first.
+#: The attention backends, fastest first.
 ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), SdpaBackend())
 
-#: The largest error that a faster backend may make, as a share of the outputs' size.
+#: Maximum error of a faster backend, relative to the size of the outputs.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-#: The error that rounding alone makes in outputs that nearly cancel out.
+#: Rounding error of outputs that nearly cancel out.
 _ROUNDING = 1e-5
 
-#: The longest window for which the probe has longer samples.
+#: Maximum window for which the probe has longer samples.
 _MAX_PROBED_WINDOW = 512
 
-#: Configuration keys of lengths beyond which attention changes.
+#: Configuration keys with lengths beyond which attention changes.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
 #: Maximum size of a float32 copy of the weights during the padding probe.
 _MAX_FLOAT32_BYTES = 4 << 30
 
-#: Exceptions of models that a backend cannot run.
+#: Exceptions raised by models that a backend cannot run.
 _REFUSALS = (
     ValueError,
     RuntimeError,
@@ -73,7 +73,7 @@ class Backbone(Protocol):
 
     @property
     def name(self) -> str:
-        """Its attention backend, or how it pads."""
+        """The name of its attention backend, or its padding policy."""
 
     @property
     def cost(self) -> BatchLayout:
@@ -84,7 +84,7 @@ class Backbone(Protocol):
         """Number of positions in the model's position tables; None if it has none."""
 
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
-        """Return the hidden states at each sample's reads."""
+        """Return the hidden states at each sample's read positions."""
 
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
@@ -102,9 +102,9 @@ def select_backend(
 ) -> Backbone:
     """Return the fastest backbone whose outputs match those of plain transformers.
 
-    A model is run on a few samples by each: one that a pruned last layer, shared prefixes, the
-    prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
-    found out here and gets a slower backbone.
+    Each candidate runs the model on a few samples. If a pruned last layer, shared prefixes, the
+    prefix cache, packing or padding changes a model's outputs (custom attention, recurrence), this
+    shows here, and the model gets a slower backbone.
     """
     backbone = _select_backbone(model, has_global, prefix_cache_bytes)
     _logger.debug("%s runs on backend %s (%s)", type(model).__name__, backbone.name, backbone.cost)
@@ -144,9 +144,10 @@ def probe_padding(
 class _Probe:
     """The probe samples, as token ids.
 
-    ``group`` share a prefix on two levels; ``others`` share nothing, and one of them holds the
-    special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
-    where attention may be another: the longest by two of them, and one between that is padded.
+    Samples in ``group`` share prefixes on two levels. Those in ``others`` share nothing, and one of
+    them contains the special ids that a text may spell out. Those in ``beyond`` are longer than
+    short windows, chunks and blocks, where attention may differ: the longest by two of these, and a
+    shorter one that is padded.
     """
 
     group: list[tuple[int, ...]]
@@ -204,8 +205,8 @@ class _Probe:
 class _Reference:
     """Outputs of plain transformers, at the first and the last token of each sample.
 
-    ``outputs`` is None for a model that refuses the probe; ``state`` is given for one that its own
-    passes change.
+    ``outputs`` is None if the model refuses the probe. ``state`` is set if forward passes change
+    the model.
     """
 
     outputs: list[torch.Tensor] | None
@@ -258,7 +259,7 @@ def _fastest_packed(
     has_global: bool,
     prefix_cache_bytes: int,
 ) -> PackedBackbone | None:
-    """Return the fastest packed backbone that is exact; leave the model as it was if none is."""
+    """Return the fastest packed backbone that is exact; if there is none, restore the model."""
     config: Any = model.config
     original_attention = config._attn_implementation
     backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
