@@ -78,7 +78,7 @@ def test_keys_of_another_type_are_not_read(
 
 
 @pytest.mark.parametrize("limit", ["x", [1], -1, None])
-def test_tokenizer_limit_that_is_no_number_is_none(
+def test_tokenizer_limit_that_is_not_a_number_is_none(
     limit: object, sound: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(sound, tmp_path / "rm")

@@ -126,7 +126,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("{% import 'os' as os %}", "cannot be used: .* no loader"),
         ("{{ ''.__class__.__mro__ }}", "cannot be used: .* unsafe"),
         ("{{ [1, 2] | random }}", "renders random text"),
-        ("{{ messages", "is no Jinja, line 1"),
+        ("{{ messages", "is not valid Jinja, line 1"),
     ],
 )
 def test_chat_template_that_cannot_be_used_is_refused_at_load(

@@ -20,7 +20,7 @@ TEMPLATE = "{completion}"
 TEXTS = ("a" * 12, "b" * 7, "c" * 10)
 
 
-async def test_vllm_request_wants_raw_logits_and_rows_are_sorted() -> None:
+async def test_vllm_request_asks_for_raw_logits_and_rows_are_sorted() -> None:
     async with opened(vllm, template=TEMPLATE, model="rm", api_key="key") as (model, calls):
         assert values(await model.score(completions(*TEXTS))) == [2, -3, 0]
         assert calls.bodies == [{"model": "rm", "input": list(TEXTS), "use_activation": False}]

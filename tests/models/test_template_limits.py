@@ -270,7 +270,7 @@ def test_chat_template_that_makes_much_in_small_pieces_fails_its_sample(
     ],
 )
 def test_chat_template_that_cannot_be_compiled_is_refused(template: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=f"^chat_template is no Jinja.*{said}"):
+    with pytest.raises(RecipeError, match=f"^chat_template is not valid Jinja.*{said}"):
         require_jinja(template)
     with pytest.raises(CheckpointError, match=f"a/model: its chat template.*{said}"):
         require_jinja(template, "a/model")

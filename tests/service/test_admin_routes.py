@@ -273,7 +273,7 @@ def test_admin_key_equal_to_caller_key_is_refused(tmp_path: Path) -> None:
         read_admin_keys(Settings(admin_key_file=tmp_path / "nowhere"))
 
 
-def test_recipe_dir_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_recipe_dir_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--recipe-dir .* is not a folder"):
         RecipeSources({}, (), tmp_path / "nowhere")
 

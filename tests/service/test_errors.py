@@ -179,7 +179,7 @@ async def test_body_over_the_limit_is_413_with_and_without_content_length() -> N
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "1" * 400])
-async def test_deadline_that_is_no_number_is_422(timeout: str) -> None:
+async def test_deadline_that_is_not_a_number_is_422(timeout: str) -> None:
     async with serving() as server:
         answer = await server.score("a", **{"X-Request-Timeout-Ms": timeout})
         assert "X-Request-Timeout-Ms" in error_of(answer, 422)["message"]

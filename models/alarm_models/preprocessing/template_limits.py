@@ -659,7 +659,7 @@ def _bounded_filters(filters: Mapping[str, Callable[..., Any]]) -> dict[str, Cal
 def _bounded_filter(
     name: str, function: Callable[..., Any], check: Callable[..., None]
 ) -> Callable[..., Any]:
-    # A filter that asks for the context, or the like, gets it before the value.
+    # A filter that takes the context, or the like, gets it before the value.
     first = int(hasattr(function, "jinja_pass_arg"))
     is_collecting = name in _COLLECTING
 
