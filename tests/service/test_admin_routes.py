@@ -131,7 +131,7 @@ async def refused(
 async def test_admin_reload_invalid_recipe_is_409_and_keeps_the_old_one(folder: Path) -> None:
     async with serving(folder) as client:
         for text, why in (
-            ("[models", "is no TOML"),
+            ("[models", "is not valid TOML"),
             (form("[0-9"), "pattern"),
             (form("[0-9]", 'name = "numbers"'), "callers know it as 'digits'"),
         ):

@@ -304,7 +304,7 @@ CASES = [
         {"head": "score"},
     ),
     Refused("nested_state", _bin(lambda state: {"module": state}), ("'module'", "one level down")),
-    Refused("pointer_of_lfs", _no_safetensors, ("no safetensors file", "Git LFS")),
+    Refused("pointer_of_lfs", _no_safetensors, ("not a valid safetensors file", "Git LFS")),
     Refused(
         "token_classifier_as_a_sequence",
         _token_classifier,
