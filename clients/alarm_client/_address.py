@@ -102,7 +102,8 @@ def _split(url: str) -> SplitResult:
         )
     if _NO_HOST.search(host) or any(not 0 < len(label) < 64 for label in _labels(host)):
         raise ValueError(
-            f"the server's url must look like {DEFAULT_URL}; {host[:200]!r} is no valid host name"
+            f"the server's url must look like {DEFAULT_URL}; {host[:200]!r} is not a valid host "
+            "name"
         )
     return parts
 

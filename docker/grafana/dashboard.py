@@ -40,13 +40,13 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "Is it up?": [
         ("Ready", "none", {"up": "up{job=\"alarm\"}", "ready": "alarm_ready"}),
         ("Responses per second", "reqps", {"{{status}}": rate("alarm_requests_total", "status")}),
-        ("Failed answers", "percentunit", {
-            "of all": "(sum(rate(alarm_requests_total{status=~\"5..\"}[5m])) or vector(0)) "
+        ("Failed responses", "percentunit", {
+            "share of all": "(sum(rate(alarm_requests_total{status=~\"5..\"}[5m])) or vector(0)) "
             "/ sum(rate(alarm_requests_total[5m]))",
         }),
         ("Samples without a score", "cps", {"{{code}}": rate("alarm_sample_errors_total", "code")}),
         ("Memory", "bytes", {"resident": "process_resident_memory_bytes"}),
-        ("Up for", "s", {"seconds": "time() - process_start_time_seconds"}),
+        ("Uptime", "s", {"uptime": "time() - process_start_time_seconds"}),
     ],
     "Is it the bottleneck of training?": [
         ("Share of time", "percentunit", {
@@ -55,12 +55,12 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         }),
         ("Response time", "s", quantiles("alarm_request_seconds", "route")),
         ("Time in the queue", "s", quantiles("alarm_queue_seconds", "model")),
-        ("Time per step", "percentunit", {
+        ("Share of time per step", "percentunit", {
             f"{step} {{{{model}}}}": rate(f"alarm_{step}_seconds_sum", "model")
             for step in ("prepare", "forward", "read")
         }),
         ("Tokens per second", "none", {
-            "asked {{model}}": rate("alarm_tokens_total", "model"),
+            "requested {{model}}": rate("alarm_tokens_total", "model"),
             "computed {{model}}": rate("alarm_computed_tokens_total", "model"),
         }),
         ("Samples per batch", "none", {
@@ -69,8 +69,8 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("Tokens per batch", "none", {
             "mean {{model}}": mean("alarm_batch_tokens", "model"),
         }),
-        ("House", "percentunit", {"full": "alarm_queued_tokens / alarm_max_queued_tokens"}),
-        ("Queue", "none", {
+        ("Queue usage", "percentunit", {"used": "alarm_queued_tokens / alarm_max_queued_tokens"}),
+        ("Requests and waiting samples", "none", {
             "requests": "alarm_admitted_requests",
             "waiting samples": "alarm_waiting_samples",
         }),
@@ -80,11 +80,11 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
          quantiles("alarm_holistic_reward", "recipe", _STEPS)
          | {"mean {{recipe}}": "alarm_holistic_reward_mean"}),
         ("Reward", "none", {"mean {{recipe}}": "alarm_reward_mean"}),
-        ("Aspects' rewards", "none", {
+        ("Aspect rewards", "none", {
             "mean {{aspect}}": "alarm_aspect_reward_mean",
             "mean value of {{aspect}}": "alarm_aspect_value_mean",
         }),
-        ("Past the threshold", "percentunit", {
+        ("Samples past the threshold", "percentunit", {
             "{{recipe}}": "sum by (recipe) (rate(alarm_admitted_samples_total{admitted=\"true\"}"
             "[10m])) / sum by (recipe) (rate(alarm_admitted_samples_total[10m]))",
         }),
@@ -93,7 +93,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "holistic {{recipe}}": "alarm_holistic_length_correlation",
             "{{aspect}}": "alarm_aspect_length_correlation",
         }),
-        ("Length of completions", "none",
+        ("Completion length", "none",
          quantiles("alarm_completion_characters", "recipe", _STEPS)),
         ("Agreement of aspects with the holistic reward: share of pairs", "percentunit", {
             "{{verdict}} {{aspect}}": "sum by (recipe, aspect, verdict) "
@@ -108,7 +108,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "(rate(alarm_saturated_values_total[10m])) / on (recipe, aspect) group_left () "
             "sum by (recipe, aspect) (rate(alarm_shaped_values_total[10m]))",
         }),
-        ("Truncated", "percentunit", {
+        ("Truncated rewards and samples", "percentunit", {
             "rewards of {{recipe}}": share(
                 "alarm_truncated_rewards_total", "alarm_reward_count", "recipe"
             ),

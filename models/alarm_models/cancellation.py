@@ -1,4 +1,4 @@
-"""Cancellation: lets a function on a worker thread end early once its caller has left."""
+"""Cancellation: lets a function on a worker thread stop once its caller has disconnected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Cancelled", "cancellable", "check_cancelled"]
 
 
 class Cancelled(BaseException):
-    """The caller has left. No `Exception`, so that handlers that isolate samples let it through."""
+    """The caller has disconnected. Not an `Exception`: per-sample handlers must not catch it."""
 
 
 _is_cancelled: ContextVar[Callable[[], bool] | None] = ContextVar("is_cancelled", default=None)
@@ -18,7 +18,7 @@ _is_cancelled: ContextVar[Callable[[], bool] | None] = ContextVar("is_cancelled"
 
 @contextmanager
 def cancellable(is_cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Make `check_cancelled` ask ``is_cancelled``, on this thread, within the block."""
+    """Make `check_cancelled` call ``is_cancelled`` on this thread within the block."""
     token = _is_cancelled.set(is_cancelled)
     try:
         yield
@@ -27,9 +27,10 @@ def cancellable(is_cancelled: Callable[[], bool]) -> Iterator[None]:
 
 
 def check_cancelled() -> None:
-    """Raise `Cancelled` where this thread's work is not wanted any more.
+    """Raise `Cancelled` if this thread's work is no longer needed.
 
-    Loops over what callers send ask between two items, so that a caller that left frees its thread.
+    Loops over a caller's items call it between items, so that a disconnected caller's thread is
+    freed.
     """
     is_cancelled = _is_cancelled.get()
     if is_cancelled is not None and is_cancelled():

@@ -18,12 +18,12 @@ _MOST = 1 << 30
 
 
 def disable_malloc_trim() -> bool:
-    """Have glibc reuse large blocks instead of giving them back; say whether that could be set.
+    """Make glibc reuse large blocks instead of returning them; say whether it could be set.
 
-    By default each large tensor is mapped afresh and its pages fault in one by one, which can cost
-    a forward pass on a CPU more than its arithmetic beside the matrix products. Affects the whole
-    process, whose threads keep arenas of their own: checkers that allocate much would wait for each
-    other in one. Elsewhere than on glibc nothing changes.
+    By default each large tensor is mapped anew and its pages fault in one by one, which can cost a
+    forward pass on a CPU more than all its arithmetic other than the matrix products. Affects the
+    whole process. Threads keep their own arenas, because checks that allocate much would contend
+    for a single one. Without glibc, nothing changes.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -33,17 +33,17 @@ def disable_malloc_trim() -> bool:
     return all(bool(mallopt(name, value)) for name, value in wanted)
 
 
-# Half a millisecond where a pause takes 25 ns: longer than from one operation of a forward pass to
-# the next. Chosen among 0, 2000, 5000, 20000 and 50000 by requests to `mini`, one at a time.
+# Half a millisecond if a pause takes 25 ns: longer than the time between two operations of a
+# forward pass. Chosen among 0, 2000, 5000, 20000 and 50000 by timing single requests to `mini`.
 _NUM_SPINS = "20000"
 
 
 def limit_openmp_spin() -> None:
-    """Have OpenMP's threads spin for a moment before they sleep, unless the user has set it.
+    """Let OpenMP's threads spin briefly before they sleep, unless the user has set the policy.
 
-    Spinning on, as they do by default, they keep the cores from tokenizers, checks and the event
-    loop; sleeping at once, they wake too late for a small model's operations. Read by GNU's
-    runtime, which torch's Linux wheels bring, as it loads; another sleeps at once.
+    By default they spin on and keep tokenizers, checks and the event loop from the cores. If they
+    slept at once, they would wake too late for a small model's operations. GNU's runtime, which
+    torch's Linux wheels contain, reads the setting when it is loaded; other runtimes sleep at once.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -54,8 +54,9 @@ def limit_openmp_spin() -> None:
 def gc_frozen_imports() -> Iterator[None]:
     """Disable garbage collection in the block, and freeze what exists at its end.
 
-    For imports: torch's and transformers' make a million objects, none of them garbage, which the
-    collector would go through again and again, an eighth of the time they take.
+    Used for imports: those of torch and transformers create a million objects, none of them
+    garbage. The collector would scan them again and again, which takes an eighth of the import
+    time.
     """
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""ServiceError, one type per status, and validation errors in a sentence."""
+"""ServiceError, with one subclass per status, and messages for validation errors."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class BadRequest(ServiceError):
 
 
 class CorruptedBody(ServiceError):
-    """The body was damaged on the way: it does not match its digest."""
+    """The body was corrupted in transit: it does not match its digest."""
 
     status, code, retryable = 400, "garbled", True
 
 
 class Unauthorized(ServiceError):
-    """No key, or a wrong one."""
+    """The key is missing or wrong."""
 
     status, code = 401, "unauthorized"
 
@@ -75,7 +75,7 @@ class Forbidden(ServiceError):
 
 
 class NotFound(ServiceError):
-    """No such model, recipe or path."""
+    """There is no such model, recipe or path."""
 
     status, code = 404, "not_found"
 
@@ -145,7 +145,7 @@ class HeadersTooLarge(ServiceError):
 
 
 class Draining(ServiceError):
-    """The server is about to stop."""
+    """The server is shutting down."""
 
     status, code, retryable = 503, "draining", True
 
@@ -168,13 +168,13 @@ class DeadlinePassed(ServiceError):
     status, code, retryable = 504, "deadline_passed", True
 
 
-#: How many validation errors a message names; it counts the others.
+#: Number of validation errors that a message names; the others are only counted.
 MAX_FAULTS = 5
 
-#: Characters quoted of a name or a number that a caller sent.
+#: Maximum number of characters quoted of a name or a number that a caller sent.
 _MAX_QUOTED = 200
 
-#: Messages of validators may quote what they got.
+#: Messages of validators may quote their input.
 _MAX_MESSAGE = 500
 
 #: Location parts that pydantic adds for union members and validators, not JSON field names.
@@ -196,7 +196,7 @@ class OmittedFaults:
 
 
 def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
-    """Count faults, omitted ones included."""
+    """Count faults, including omitted ones."""
     inputs = (fault.get("input") for fault in faults)
     return sum(one.count if isinstance(one, OmittedFaults) else 1 for one in inputs)
 
@@ -262,7 +262,7 @@ def _path(location: Sequence[str | int], within: str | None) -> str:
     if within is not None:
         names = names[1:]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names)
-    return path.lstrip(".") or within or "the whole"
+    return path.lstrip(".") or within or "the whole body"
 
 
 def _name(part: str | int) -> str | int:

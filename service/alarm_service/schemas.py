@@ -74,7 +74,7 @@ __all__ = [
     "score_out",
 ]
 
-#: Members passed to pydantic at once; it holds the GIL meanwhile.
+#: Members passed to pydantic per call, during which it holds the GIL.
 _PIECE = 256
 
 
@@ -99,7 +99,7 @@ class FewUnknown(BaseModel):
 
 
 def _in_pieces(value: Any, validate: ValidatorFunctionWrapHandler, *, fails_fast: bool) -> Any:
-    """Validate a long list, or a large object of names, some members at a time."""
+    """Validate a long list or a large object, a few members at a time."""
     if type(value) is list and len(value) > _PIECE:
         pieces = (value[at : at + _PIECE] for at in range(0, len(value), _PIECE))
         valid = _valid(pieces, validate, shifts=True, fails_fast=fails_fast)
@@ -139,7 +139,7 @@ def _parts(members: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
 def _valid(
     pieces: Iterator[Any], validate: ValidatorFunctionWrapHandler, *, shifts: bool, fails_fast: bool
 ) -> list[Any]:
-    """Validate each piece; raise the first errors of all, with the number of the others.
+    """Validate each piece; raise the first errors found, with the number of the others.
 
     ``shifts``: members are identified by their index. ``fails_fast``: only the first error is
     reported.
@@ -205,7 +205,7 @@ def _whole(text: str) -> str:
     except UnicodeEncodeError as error:
         raise PydanticCustomError(
             "lone_surrogate",
-            "Input should be Unicode, but has a lone surrogate at {at}",
+            "Input should be valid Unicode, but has a lone surrogate at {at}",
             {"at": error.start},
         ) from None
     return text
@@ -232,7 +232,7 @@ _Json = TypeVar("_Json")
 
 
 def _checked_json(value: _Json) -> _Json:
-    """Refuse what JSON cannot hold: lone surrogates, NaN, and levels beyond `_MAX_LEVELS`.
+    """Refuse lone surrogates, NaN and infinities, and nesting beyond `_MAX_LEVELS`.
 
     Spans that were packed while parsing become lists again.
     """
@@ -240,14 +240,16 @@ def _checked_json(value: _Json) -> _Json:
     return checked
 
 
-#: Levels of a caller's own JSON. Template engines and JSON writers descend into it recursively.
+#: Maximum nesting of a caller's own JSON: template engines and JSON encoders recurse into it.
 _MAX_LEVELS = 64
 
 
 def _plain_json(value: Any, level: int) -> Any:
     if level > _MAX_LEVELS:
         raise PydanticCustomError(
-            "nested_too_deeply", "Input should be nested at most {most} deep", {"most": _MAX_LEVELS}
+            "nested_too_deeply",
+            "Input should be nested at most {most} levels deep",
+            {"most": _MAX_LEVELS},
         )
     if isinstance(value, str):
         return _whole(value)
@@ -271,7 +273,7 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
 class ContentPartIn(FewUnknown):
-    """A part of a message's content: a text, or one that only its type is used of."""
+    """A part of a message's content. Of a part that is not a text, only the type is used."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -282,19 +284,19 @@ class ContentPartIn(FewUnknown):
     @model_validator(mode="after")
     def _has_text(self) -> ContentPartIn:
         if self.type in _TEXT_PARTS and self.text is None and self.refusal is None:
-            raise PydanticCustomError("no_text", "A part of type text should have `text`")
+            raise PydanticCustomError("no_text", "A content part of type text should have `text`")
         return self
 
 
 class FunctionIn(_In):
-    """The function that a tool call names; `arguments` is JSON, or a text that holds it."""
+    """The function that a tool call names; `arguments` is an object or its JSON text."""
 
     name: Text
     arguments: Text | JsonObjectIn | None = None
 
 
 class ToolCallIn(FewUnknown):
-    """A call of a tool, as OpenAI's API writes it or without the `function` level."""
+    """A tool call, as in OpenAI's API or without the `function` level."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -306,17 +308,19 @@ class ToolCallIn(FewUnknown):
     @model_validator(mode="after")
     def _has_name(self) -> ToolCallIn:
         if self.function is None and self.name is None:
-            raise PydanticCustomError("no_function", "A tool call should have `function`")
+            raise PydanticCustomError("no_function", "A tool call should have `function` or `name`")
         return self
 
 
 class MessageFields(_In):
-    """What a message may have, as OpenAI's API writes it."""
+    """The fields of a message in OpenAI's API."""
 
     role: Text
     content: Text | ListOf[ContentPartIn] | None = None
-    reasoning_content: Text | None = Field(default=None, description="the thought before it")
-    reasoning: Text | None = Field(default=None, description="the same as `reasoning_content`")
+    reasoning_content: Text | None = Field(
+        default=None, description="the reasoning before the content"
+    )
+    reasoning: Text | None = Field(default=None, description="another name of `reasoning_content`")
     tool_calls: ListOf[ToolCallIn] | None = None
     tool_call_id: Text | None = None
     name: Text | None = None
@@ -327,7 +331,7 @@ class MessageFields(_In):
 
 
 class MessageIn(MessageFields):
-    """One turn of a conversation, as OpenAI's API writes it."""
+    """One message of a conversation, as in OpenAI's API."""
 
     @model_validator(mode="after")
     def _has_content(self) -> MessageIn:
@@ -336,7 +340,7 @@ class MessageIn(MessageFields):
         return self
 
 
-#: No trainer samples as many completions of a prompt.
+#: More completions of one prompt than any trainer samples.
 MAX_GROUP_SIZE = 4096
 
 MessagesIn = Annotated[list[MessageIn], Field(fail_fast=True), FailFastInPieces]
@@ -351,7 +355,7 @@ class SampleIn(_In):
     completion: Text | MessagesIn
     fields: Annotated[dict[Text, JsonIn], InPieces] = Field(
         default_factory=dict,
-        description="named texts for the model's template, and any JSON for models that read it",
+        description="named texts for the model's template; any JSON for models that read it",
     )
     token_offsets: SpansIn | None = Field(
         default=None,
@@ -361,20 +365,20 @@ class SampleIn(_In):
     segments: Annotated[
         dict[Literal["sentences", "subsentences", "steps", "turns", "errors"], SpansIn], InPieces
     ] = Field(
-        default_factory=dict, description="spans to use instead of those the server would find"
+        default_factory=dict, description="spans to use instead of those that the server would find"
     )
     id: Id = None
     group: Text | int | None = Field(
-        default=None, description="the same for all samples of a prompt"
+        default=None, description="name of the group: the same for all samples of a prompt"
     )
     group_size: int | None = Field(
-        default=None, ge=1, le=MAX_GROUP_SIZE, description="how many samples the group has"
+        default=None, ge=1, le=MAX_GROUP_SIZE, description="number of samples in the group"
     )
     tools: ListOf[JsonObjectIn] | None = Field(
         default=None, description="tools that the policy could call, for chat templates"
     )
     finish_reason: Text | None = Field(
-        default=None, description='why the policy stopped: "length" at its limit'
+        default=None, description='why the policy stopped: "length" if it reached its token limit'
     )
     continue_final_message: bool = Field(
         default=False,
@@ -397,7 +401,7 @@ class ScoreRequest(_In):
     """Samples to score with one model."""
 
     model: Text | None = Field(
-        default=None, description="default: the holistic model of the default recipe"
+        default=None, description="model to use; default: the holistic model of the default recipe"
     )
     samples: ListOf[SampleIn]
 
@@ -405,7 +409,9 @@ class ScoreRequest(_In):
 class RewardRequest(_In):
     """Samples to reward with one recipe."""
 
-    recipe: Text | None = Field(default=None, description="default: the server's first recipe")
+    recipe: Text | None = Field(
+        default=None, description="recipe to use; default: the server's first"
+    )
     samples: ListOf[SampleIn]
     overrides: OverridesIn = Field(default_factory=OverridesIn)
     aspects: Literal["admitted", "all"] = Field(
@@ -498,7 +504,7 @@ class HolisticOut(_Out):
 
 
 class DenseHolisticOut(HolisticOut):
-    """The holistic score where it is spread over tokens.
+    """The holistic score of a recipe that spreads it over tokens.
 
     A segment's `score` is that of the completion up to its end.
     """
@@ -551,10 +557,11 @@ class ModelOut(_Out):
     )
     limits: dict[str, int | None]
     read_token: str | None = Field(
-        default=None, description="the token a score is read at; null where several make it"
+        default=None,
+        description="token at which the score is read; null if it is read at several",
     )
     notes: list[str] = Field(
-        default_factory=list, description="where scores may differ from those of the model's card"
+        default_factory=list, description="why scores may differ from those of the model card"
     )
     execution: str | None = Field(
         default=None,
@@ -563,7 +570,7 @@ class ModelOut(_Out):
 
 
 class RecipeOut(ModelOut):
-    """A served recipe; `checkpoint` and `limits` are its holistic model's."""
+    """A served recipe; `checkpoint` and `limits` are those of its holistic model."""
 
     description: str
     rule: str
@@ -604,7 +611,7 @@ class ErrorOut(_Out):
 
 
 class UnwellOut(HealthOut, ErrorOut):
-    """Health while the server cannot serve; also an error body."""
+    """The health of a server that cannot serve; also an error body."""
 
 
 def sample_in(sample: SampleIn) -> Sample:

@@ -68,14 +68,17 @@ class Settings(BaseSettings):
         "repeatable",
     )
     template: str | None = Field(
-        default=None, description="template of each `model` whose files have none"
+        default=None, description="chat template for `model` checkpoints whose files have none"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: str = Field(default="127.0.0.1", description="address that the server listens on")
     port: int = Field(
-        default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one"
+        default=8000,
+        ge=0,
+        le=65535,
+        description="port that the server listens on; 0 picks a free one",
     )
     device: str = Field(
         default="auto",
@@ -89,12 +92,14 @@ class Settings(BaseSettings):
     )
     replicas: int = Field(default=1, ge=1, description="Ray replicas per model")
     max_replicas: int | None = Field(
-        default=None, ge=1, description="Ray replicas per model when scaled up by queued tokens"
+        default=None,
+        ge=1,
+        description="maximum Ray replicas per model; enables autoscaling by queued tokens",
     )
     queued_tokens_per_replica: int = Field(
         default=100_000,
         ge=1,
-        description="queued tokens per replica above which Ray starts another",
+        description="queued tokens per Ray replica above which another is started",
     )
     gpus_per_replica: float | None = Field(
         default=None,
@@ -109,7 +114,7 @@ class Settings(BaseSettings):
     )
     deterministic: bool = Field(
         default=False,
-        description="bit-identical scores whatever else is batched: each sample runs alone",
+        description="bit-identical scores regardless of other requests: each sample runs alone",
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -130,21 +135,22 @@ class Settings(BaseSettings):
     )
     published: str | None = Field(
         default=None,
-        description="address that other machines reach, if it is not --host (as in a container)",
+        description="address at which other machines reach the server, if it is not --host (as "
+        "in a container)",
     )
     insecure: bool = Field(default=False, description="listen beyond loopback without an API key")
     allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="further Host header accepted when no API key is set, besides localhost and "
+        description="Host header to accept when no API key is set, in addition to localhost and "
         "--host; * accepts any; repeatable",
     )
     max_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="requests per minute per API key"
+        default=None, ge=1, description="maximum requests per minute per API key"
     )
     max_tokens_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="tokens per minute per API key; 4 body bytes count as one token",
+        description="maximum tokens per minute per API key; 4 body bytes count as one token",
     )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the certificate chain; enables HTTPS"
@@ -152,7 +158,9 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(
         default=None, description="PEM file of the certificate's private key"
     )
-    max_samples: int = Field(default=1024, ge=1, description="maximum samples per request")
+    max_samples: int = Field(
+        default=1024, ge=1, description="maximum number of samples per request"
+    )
     max_sample_chars: int = Field(
         default=4_000_000,
         ge=1,
@@ -180,8 +188,8 @@ class Settings(BaseSettings):
     max_queue_s: float = Field(
         default=60,
         ge=0,
-        description="queue capacity in seconds of work at the measured throughput, if that is "
-        "less than --max-queued-tokens; 0 disables it",
+        description="queue capacity in seconds of work at the measured throughput, never more "
+        "than --max-queued-tokens; 0 disables this limit",
     )
     max_group_bytes: int = Field(
         default=256 << 20,
@@ -201,7 +209,7 @@ class Settings(BaseSettings):
         "model and device",
     )
     timeout_s: float = Field(
-        default=600, gt=0, description="deadline in seconds of a request that does not set one"
+        default=600, gt=0, description="deadline in seconds for requests that do not set one"
     )
     forward_timeout_s: float = Field(
         default=300,
@@ -210,7 +218,9 @@ class Settings(BaseSettings):
         "GPU, the device is no longer used; 0 disables the limit",
     )
     drain_s: int = Field(
-        default=120, ge=0, description="seconds that running requests have to finish at shutdown"
+        default=120,
+        ge=0,
+        description="seconds that running requests are given to finish at shutdown",
     )
     traces: str | None = Field(
         default=None, description="OTLP/HTTP endpoint to which OpenTelemetry traces are exported"
@@ -226,7 +236,7 @@ class Settings(BaseSettings):
         if _DEVICES.fullmatch(value) is None:
             raise ValueError(
                 f"{quoted(value)} is not a device: give auto, cpu, cuda or cuda:N, or several with "
-                "commas between, such as cuda:0,cuda:1"
+                "separated by commas, such as cuda:0,cuda:1"
             )
         return value
 
@@ -235,7 +245,7 @@ class Settings(BaseSettings):
     def _is_address(cls, value: str | None) -> str | None:
         if value and not _is_http(value):
             raise ValueError(
-                f"{quoted(value)} is not an address: give the collector's URL, such as "
+                f"{quoted(value)} is not a URL: give the collector's URL, such as "
                 "http://localhost:4318/v1/traces"
             )
         return value or None
@@ -266,7 +276,7 @@ class Settings(BaseSettings):
         # A key was intended: an empty one must not disable authentication.
         parts = (value,) if isinstance(value, str) else value
         if isinstance(parts, list | tuple) and not all(str(part).strip(" ;\n") for part in parts):
-            raise ValueError("the key is empty: leave the option out, or give one")
+            raise ValueError("the key is empty: give a key, or leave the option out")
         return value
 
     @field_validator("api_key", "admin_key")
@@ -289,7 +299,9 @@ def with_models(settings: Settings) -> Settings:
     """
     if not settings.model:
         if settings.template is not None:
-            raise SettingsError("--template is the template of --model: name one, or use --set")
+            raise SettingsError(
+                "--template applies to --model: add --model, or set the key with --set"
+            )
         return settings
     named = settings.recipe if "recipe" in settings.model_fields_set else ()
     made = tuple(f"checkpoint:{one}" for one in settings.model)

@@ -41,8 +41,8 @@ def busy(status: int = 429, after: str | None = None) -> Reply:
 
 
 @dataclass
-class Walk:
-    """Takes steps as a driver would; each request lasts one second, and a sleep its seconds."""
+class FlowDriver:
+    """Runs a flow as a runner would; a request takes one second, a sleep its own seconds."""
 
     replies: list
     now: float = 0.0
@@ -74,117 +74,117 @@ class Walk:
 
 
 def test_request_answered_at_once_is_sent_once():
-    walk = Walk([OK])
-    assert walk.take(request(walk.call(), "GET", "/models")) is OK
-    assert (walk.timeouts, walk.sleeps) == ([100.0], [])
+    driver = FlowDriver([OK])
+    assert driver.take(request(driver.call(), "GET", "/models")) is OK
+    assert (driver.timeouts, driver.sleeps) == ([100.0], [])
 
 
 def test_request_attempt_gets_the_time_that_is_left():
-    walk = Walk([busy(after="2"), busy(after="3"), OK])
-    walk.take(request(walk.call(), "GET", "/models"))
-    assert (walk.timeouts, walk.sleeps) == ([100.0, 97.0, 93.0], [2.0, 3.0])
+    driver = FlowDriver([busy(after="2"), busy(after="3"), OK])
+    driver.take(request(driver.call(), "GET", "/models"))
+    assert (driver.timeouts, driver.sleeps) == ([100.0, 97.0, 93.0], [2.0, 3.0])
 
 
 def test_request_without_retry_after_backs_off_exponentially():
-    walk = Walk([busy(), busy(502), busy(503), busy(504), OK])
-    assert walk.take(request(walk.call(), "GET", "/models")) is OK
-    assert walk.sleeps == [0.5, 1.0, 2.0, 4.0]
+    driver = FlowDriver([busy(), busy(502), busy(503), busy(504), OK])
+    assert driver.take(request(driver.call(), "GET", "/models")) is OK
+    assert driver.sleeps == [0.5, 1.0, 2.0, 4.0]
 
 
 def test_request_without_server_stops_after_max_reconnects():
-    walk = Walk([BROKEN, BROKEN, OK])
-    assert walk.take(request(walk.call(), "GET", "/models")) is OK
-    walk = Walk([BROKEN, BROKEN, BROKEN, OK])
+    driver = FlowDriver([BROKEN, BROKEN, OK])
+    assert driver.take(request(driver.call(), "GET", "/models")) is OK
+    driver = FlowDriver([BROKEN, BROKEN, BROKEN, OK])
     with pytest.raises(AlarmConnectionError, match="cannot connect"):
-        walk.take(request(walk.call(), "GET", "/models"))
+        driver.take(request(driver.call(), "GET", "/models"))
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(400, InvalidRequest), (401, Unauthorized), (422, InvalidRequest)]
 )
 def test_request_with_final_status_is_not_retried(status, kind):
-    walk = Walk([busy(status), OK])
+    driver = FlowDriver([busy(status), OK])
     with pytest.raises(kind, match=f"http://server/score answered {status}: queue full"):
-        walk.take(request(walk.call(), "POST", "/score", b"{}"))
-    assert len(walk.timeouts) == 1
+        driver.take(request(driver.call(), "POST", "/score", b"{}"))
+    assert len(driver.timeouts) == 1
 
 
 @pytest.mark.parametrize(
     "body", [b'{"error": {"code": "garbled"}}', b"Invalid HTTP request received."]
 )
 def test_request_corrupted_on_the_way_is_retried(body):
-    walk = Walk([Reply(400, {}, body), OK])
-    assert walk.take(request(walk.call(), "POST", "/score", b"{}")) is OK
-    assert len(walk.timeouts) == 2
+    driver = FlowDriver([Reply(400, {}, body), OK])
+    assert driver.take(request(driver.call(), "POST", "/score", b"{}")) is OK
+    assert len(driver.timeouts) == 2
 
 
 @pytest.mark.parametrize("status", [500, 503, 504])
 def test_request_with_retryable_false_is_not_retried(status):
     body = b'{"error": {"code": "too_slow", "message": "one pass", "retryable": false}}'
-    walk = Walk([Reply(status, {}, body), OK])
+    driver = FlowDriver([Reply(status, {}, body), OK])
     with pytest.raises(StatusError, match="one pass") as caught:
-        walk.take(request(walk.call(), "POST", "/score", b"{}"))
-    assert (len(walk.timeouts), caught.value.retryable) == (1, False)
+        driver.take(request(driver.call(), "POST", "/score", b"{}"))
+    assert (len(driver.timeouts), caught.value.retryable) == (1, False)
 
 
 def test_request_past_the_deadline_raises_the_last_failure():
-    walk = Walk([])
+    driver = FlowDriver([])
     with pytest.raises(
         DeadlineExceeded, match=r"gave up after 3 attempts.*5 s.*queue full"
     ) as caught:
-        walk.take(request(walk.call(timeout=5.0), "GET", "/models"))
+        driver.take(request(driver.call(timeout=5.0), "GET", "/models"))
     assert (caught.value.status, caught.value.code) == (503, "busy")
     assert isinstance(caught.value.__cause__, Unavailable)
 
 
 def test_request_does_not_sleep_past_the_deadline():
-    walk = Walk([busy(after="60"), OK])
+    driver = FlowDriver([busy(after="60"), OK])
     with pytest.raises(DeadlineExceeded) as caught:
-        walk.take(request(walk.call(timeout=30.0), "GET", "/models"))
-    assert walk.sleeps == []
+        driver.take(request(driver.call(timeout=30.0), "GET", "/models"))
+    assert driver.sleeps == []
     assert isinstance(caught.value.__cause__, Overloaded)
 
 
 def test_request_after_the_deadline_is_not_sent():
-    walk = Walk([OK])
-    call = walk.call(timeout=5.0)
-    walk.now = 5.0
+    driver = FlowDriver([OK])
+    call = driver.call(timeout=5.0)
+    driver.now = 5.0
     with pytest.raises(DeadlineExceeded, match="the timeout of 5 s has passed"):
-        walk.take(request(call, "GET", "/models"))
-    assert walk.timeouts == []
+        driver.take(request(call, "GET", "/models"))
+    assert driver.timeouts == []
 
 
 def test_request_error_without_json_quotes_the_body():
-    walk = Walk([Reply(500, {}, b"<html>oops")])
+    driver = FlowDriver([Reply(500, {}, b"<html>oops")])
     with pytest.raises(Exception, match="answered 500: <html>oops") as caught:
-        walk.take(request(walk.call(), "GET", "/models"))
+        driver.take(request(driver.call(), "GET", "/models"))
     assert (caught.value.status, caught.value.code) == (500, None)
 
 
 def test_await_ready_polls_until_ready():
-    walk = Walk([BROKEN] * 9 + [busy(503), DeadlineExceeded("slow"), OK])
-    assert walk.take(await_ready(walk.call())) is None
-    assert walk.sleeps == [1.0] * 11
+    driver = FlowDriver([BROKEN] * 9 + [busy(503), DeadlineExceeded("slow"), OK])
+    assert driver.take(await_ready(driver.call())) is None
+    assert driver.sleeps == [1.0] * 11
 
 
 def test_await_ready_past_the_deadline_raises_the_servers_reason():
     loading = Reply(503, {}, b'{"status": "loading", "reason": "loading ultrarm"}')
-    walk = Walk([loading] * 9)
+    driver = FlowDriver([loading] * 9)
     with pytest.raises(Unavailable, match=r"not ready within 6 s.*loading ultrarm") as caught:
-        walk.take(await_ready(walk.call(timeout=6.0)))
+        driver.take(await_ready(driver.call(timeout=6.0)))
     assert caught.value.code == "loading"
 
 
 def test_await_ready_without_server_raises_connection_error():
-    walk = Walk([BROKEN] * 9)
+    driver = FlowDriver([BROKEN] * 9)
     with pytest.raises(AlarmConnectionError, match=r"not ready within 6 s: cannot connect"):
-        walk.take(await_ready(walk.call(timeout=6.0)))
+        driver.take(await_ready(driver.call(timeout=6.0)))
 
 
 def test_await_ready_with_wrong_key_raises_at_once():
-    walk = Walk([busy(401)])
+    driver = FlowDriver([busy(401)])
     with pytest.raises(Unauthorized, match="ALARM_API_KEY"):
-        walk.take(await_ready(walk.call()))
+        driver.take(await_ready(driver.call()))
 
 
 def refused(url: str = "http://server") -> AlarmConnectionError:
@@ -201,8 +201,8 @@ GATEWAY = Reply(503, {}, b"<html>no upstream")
 
 
 @dataclass
-class Clock(Walk):
-    """As Walk, with requests that take no time, as refused connections do."""
+class Clock(FlowDriver):
+    """As FlowDriver, with requests that take no time, as refused connections do."""
 
     server: Availability = field(default_factory=Availability)
     connects: list = field(default_factory=list)
@@ -373,16 +373,16 @@ def test_503_is_logged_as_outage_and_429_as_retry(caplog):
 
 
 def test_await_ready_logs_the_outage(caplog):
-    walk = Walk([BROKEN] * 40 + [OK])
-    walk.take(await_ready(walk.call()))
+    driver = FlowDriver([BROKEN] * 40 + [OK])
+    driver.take(await_ready(driver.call()))
     told = warnings_of(caplog)
     assert [("cannot connect" in line) for line in told] == [True, True, True, False]
     assert "is available again" in told[-1]
 
 
 def test_each_request_of_a_call_has_its_own_id():
-    walk = Walk([])
-    call = walk.call()
+    driver = FlowDriver([])
+    call = driver.call()
     ids = [call.next_request_id() for _ in range(3)]
     assert ids == [f"{call.id}-1", f"{call.id}-2", f"{call.id}-3"]
-    assert walk.call().id != call.id
+    assert driver.call().id != call.id

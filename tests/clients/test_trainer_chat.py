@@ -177,7 +177,7 @@ def test_prompt_accepts_message_objects(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [7, b"yes", [7], [["role", "user"]], [{"content": 7}], object()])
-def test_completion_that_is_no_message_is_refused(value: object) -> None:
+def test_completion_that_is_not_a_message_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match=r"a role and a content|a string or a list of parts"):
         completion_of(value)
 

@@ -221,7 +221,7 @@ def test_invalid_sample_before_first_reward_raises() -> None:
 
 
 def test_group_rule_with_single_sample_trainer_error_says_so() -> None:
-    message = "rule `gdpo` requires groups: send each sample's `group`, equal for one prompt"
+    message = "rule `gdpo` requires groups: send `group` with each sample"
     with pytest.raises(SampleFailed, match="one sends one sample at a time"):
         InvalidCalls(ONE).checked([failed("invalid_sample", message)])
 

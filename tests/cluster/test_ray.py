@@ -189,7 +189,7 @@ async def test_ray_missing_checkpoint_is_reported(cluster: str, tmp_path: Path) 
     async with serving(file, replicas=1) as client:
         answer = await client.post("/score", json={"samples": [sample(0)]})
     assert answer.status_code == 503
-    assert "'/nowhere' is no folder" in answer.json()["error"]["message"]
+    assert "'/nowhere' is not a folder" in answer.json()["error"]["message"]
 
 
 async def test_ray_replicas_that_do_not_fit_are_reported_with_what_to_set(

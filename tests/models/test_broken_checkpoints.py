@@ -49,8 +49,8 @@ BROKEN = {
     "deep_tokenizer_config": (_text("tokenizer_config.json", DEEP), "cannot be read"),
     "no_text": (_text("chat_template.jinja", b"\xff"), "cannot be read"),
     "many_labels": (_config(num_labels=1 << 21), "num_labels 2097152"),
-    "header_list": (_text("model.safetensors", _header("[]")), "is no safetensors file"),
-    "header_deep": (_text("model.safetensors", _header(DEEP)), "is no safetensors file"),
+    "header_list": (_text("model.safetensors", _header("[]")), "is not a valid safetensors file"),
+    "header_deep": (_text("model.safetensors", _header(DEEP)), "is not a valid safetensors file"),
 }
 
 
@@ -78,7 +78,7 @@ def test_keys_of_another_type_are_not_read(
 
 
 @pytest.mark.parametrize("limit", ["x", [1], -1, None])
-def test_tokenizer_limit_that_is_no_number_is_none(
+def test_tokenizer_limit_that_is_not_a_number_is_none(
     limit: object, sound: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(sound, tmp_path / "rm")

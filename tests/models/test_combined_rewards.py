@@ -59,7 +59,7 @@ def test_whole_score_is_normalised_scaled_and_paid_on_the_last_token() -> None:
     assert aspect.token_rewards == pytest.approx((0, 0, 0, 0, 0.7))
 
 
-def test_graded_segment_earns_its_mapped_grade() -> None:
+def test_graded_segment_gets_its_mapped_grade() -> None:
     graded = Score(0.2, (SegmentScore(Span(0, 4), "+", 0.9, None),), 9, False)
     steps = AspectRule(1, -1, mean=0.5, std=2.0, scale=1, bias=0.1, shaping=Shaping.NONE)
     assert aspect_reward(graded, steps, SAMPLE).token_rewards == pytest.approx((0, 0.3, 0, 0, 0))
@@ -74,7 +74,7 @@ def test_value_and_level_are_means_after_and_before_shaping() -> None:
     assert (nothing.value, nothing.level) == (None, None)
 
 
-def test_unread_segment_earns_nothing() -> None:
+def test_unread_segment_gets_no_reward() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)
     assert aspect_reward(score, FACTUALITY, SAMPLE).token_rewards == (0, 0.5, 0, 0, 0)

@@ -109,7 +109,7 @@ def test_generative_group_computes_its_prompt_once(llama_lm: Checkpoint) -> None
 
 
 def test_generative_with_text_of_several_tokens_is_refused(llama_lm: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="'certainly' is no single token"):
+    with pytest.raises(CheckpointError, match="'certainly' is not a single token"):
         load(spec(llama_lm, positive="certainly"))
     with pytest.raises(CheckpointError, match="outside the vocabulary of 500"):
         load(spec(llama_lm, negative=500))

@@ -79,7 +79,7 @@ def test_mo_grpo_component_without_variance_adds_nothing() -> None:
 @pytest.mark.parametrize(
     ("groups", "size", "told"),
     [
-        ([None, "x", "x"], None, "send each sample's `group`"),
+        ([None, "x", "x"], None, "send `group` with each sample"),
         (["x", "y", "x"], None, "group 'y' has only one: send all samples of a group"),
         (["x", "x", "y", "y", "y"], 3, "hierarchy.group_size 3, but group 'x' has 2 samples"),
     ],

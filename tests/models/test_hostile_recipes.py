@@ -53,13 +53,13 @@ def test_recipe_key_of_wrong_type_is_refused(key: str, value: str, tmp_path: Pat
         (f'turns = {{ separator = "{"x" * 200_000}" }}', "turns.separator has 200000 characters"),
         ('turns = { user = "{}", assistant = "{}", narrator = "{}" }', "turns.narrator"),
         ("template_arguments = { a = inf }", "template_arguments.a"),
-        ("template_arguments = { messages = [] }", "names ['messages']"),
-        ("template_arguments = { self = 1 }", "names ['self']"),
+        ("template_arguments = { messages = [] }", "sets ['messages']"),
+        ("template_arguments = { self = 1 }", "sets ['self']"),
         (f"{'k' * 100_000} = 1", "kkk"),
         ("\n".join(f"k{at} = 1" for at in range(1000)), "and 995 more"),
-        ("a = " + "[" * 5000, "is no TOML: it is nested too deeply"),
-        ("a = " + "9" * 5000, "is no TOML"),
-        ("# " + "x" * (1 << 20), "is no TOML: it has more than 1048576 bytes"),
+        ("a = " + "[" * 5000, "is not valid TOML: it is nested too deeply"),
+        ("a = " + "9" * 5000, "is not valid TOML"),
+        ("# " + "x" * (1 << 20), "is not valid TOML: it has more than 1048576 bytes"),
     ],
     ids=range(17),
 )
@@ -70,8 +70,8 @@ def test_recipe_value_that_cannot_be_used_is_refused(line: str, said: str, tmp_p
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("messages = []", "messages: Value error, never shows the completion"),
-        ('messages = ["{prompt}"]', "messages: Value error, never shows the completion"),
+        ("messages = []", "messages: Value error, does not contain the completion"),
+        ('messages = ["{prompt}"]', "messages: Value error, does not contain the completion"),
         ('messages = ["hello"]', "messages.0"),
         ('messages = [{ role = "", content = "{completion}" }]', "messages.0.JudgeMessage.role"),
         ("messages = [" + "1, " * 5000 + "]", "more"),
@@ -126,7 +126,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("{% import 'os' as os %}", "cannot be used: .* no loader"),
         ("{{ ''.__class__.__mro__ }}", "cannot be used: .* unsafe"),
         ("{{ [1, 2] | random }}", "renders random text"),
-        ("{{ messages", "is no Jinja, line 1"),
+        ("{{ messages", "is not valid Jinja, line 1"),
     ],
 )
 def test_chat_template_that_cannot_be_used_is_refused_at_load(

@@ -275,7 +275,7 @@ async def test_judge_messages_replace_the_rubric() -> None:
         ({"n": 4}, "4 answers at temperature 0 are all the same"),
         ({"n": 4, "parameters": {"n": 4}}, "both set the number of answers"),
         ({"parameters": {"n": "four"}}, "parameters.n is 'four'"),
-        ({"parameters": {"stream": True}}, "which parameters cannot set"),
+        ({"parameters": {"stream": True}}, "which the server sets itself"),
         ({"messages": ["{completion}"]}, "rubric and messages exclude each other"),
         ({"api": "vllm", "template": "chat", "rubric": None, "n": 2}, "does not use n"),
     ],

@@ -256,7 +256,7 @@ def test_adapter_with_unreadable_file_is_refused(
     if file.endswith(".bin"):
         (lora / "adapter_model.safetensors").unlink()
     (lora / file).write_bytes(content)
-    wrong = r"cannot be read|other than tensors|weight file holds"
+    wrong = r"cannot be read|other than tensors|weight file contains"
     with pytest.raises(CheckpointError, match=wrong):
         values(checkpoint=str(base.folder), adapter=str(lora))
 

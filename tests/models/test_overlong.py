@@ -74,7 +74,7 @@ def test_skip_gives_no_reward() -> None:
     ("table", "message"),
     [
         ({"action": "ramp", "max_length": 4}, "requires cache"),
-        ({"action": "ramp", "max_length": 4, "cache": 5}, "more than max_length"),
+        ({"action": "ramp", "max_length": 4, "cache": 5}, "cache must be at most max_length"),
         ({"action": "skip", "penalty": -1.0}, "does not use penalty"),
         ({"action": "drop"}, "'penalty', 'skip' or 'ramp'"),
     ],

@@ -120,7 +120,7 @@ def test_function_receives_the_whole_sample(folder: str) -> None:
     assert values(load_direct(**spec(folder, "by_the_rest")), sample) == [2 + 1 + 5 + 4]
 
 
-def test_function_result_that_is_no_score_is_an_error(folder: str) -> None:
+def test_function_result_that_is_not_a_score_is_an_error(folder: str) -> None:
     model = load_direct(**spec(folder, "whatever"))
     nan, none, text, far = score_directly(model, *map(completion, ("nan", "none", "text", "far")))
     assert getattr(nan, "code", None) == "non_finite"

@@ -73,7 +73,7 @@ def test_grammar_placement_defaults_to_every_token() -> None:
 def test_tokens_placement_of_graded_segments_is_refused(kind: str, tmp_path: Path) -> None:
     aspect = f'[models.m]\nkind = "{kind}"\ncheckpoint = "m"\n[aspects.a]\nmodel = "m"\n'
     load_recipe(written(f'{EXAMPLE}{aspect}placement = "segment-ends"\n', tmp_path))
-    told = f'aspects.a.placement is "tokens", .* kind `{kind}` have scores instead: remove'
+    told = f'aspects.a.placement is "tokens", .* kind `{kind}` have scores: remove'
     with pytest.raises(RecipeError, match=told):
         load_recipe(written(f'{EXAMPLE}{aspect}placement = "tokens"\n', tmp_path))
 
@@ -245,16 +245,16 @@ DENSE = 'dense = "prefix"\n'
         ),
         (
             f'{EXAMPLE}[aspects.a]\nmodel = "rm"\nplacement = "segment-ends"\n{DENSE}',
-            "aspects.a has dense and placement",
+            "aspects.a has both dense and placement",
         ),
         (
             EXAMPLE.replace("weight = 1.0\n", DENSE)
             + f'[aspects.a]\nmodel = "rm"\nsegmenter = "steps"\n{DENSE}',
-            "holistic and aspects.a cut the completions for 'rm' into sentences and steps",
+            "use the same model 'rm' with different segmenters, sentences and steps",
         ),
         (
             EXAMPLE.replace("weight = 1.0\n", DENSE).replace("holistic_only", "minimum"),
-            "rule `minimum` does not add up the holistic reward",
+            "adds up the holistic reward, and `minimum` does not",
         ),
     ],
 )

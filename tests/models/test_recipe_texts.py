@@ -187,7 +187,7 @@ def test_chat_template_of_recipe_renders_as_in_transformers(
 
 
 def test_chat_template_with_invalid_jinja_is_refused(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="chat_template is no Jinja, line 2"):
+    with pytest.raises(RecipeError, match="chat_template is not valid Jinja, line 2"):
         scores(folder, chat_template="{{ messages }}\n{% for %}")
 
 
@@ -401,7 +401,7 @@ SPECS: TypeAdapter[Any] = TypeAdapter(ModelSpec)
             {"chat_template": "x", "template": "{completion}"},
             "chat_template requires the chat template",
         ),
-        ({"template_arguments": {"messages": []}}, "which a recipe cannot set"),
+        ({"template_arguments": {"messages": []}}, "which the server sets itself"),
         (
             {"template_arguments": {"a": 1}, "template": "{completion}"},
             "requires the chat template",

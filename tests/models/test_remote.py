@@ -20,7 +20,7 @@ TEMPLATE = "{completion}"
 TEXTS = ("a" * 12, "b" * 7, "c" * 10)
 
 
-async def test_vllm_request_wants_raw_logits_and_rows_are_sorted() -> None:
+async def test_vllm_request_asks_for_raw_logits_and_rows_are_sorted() -> None:
     async with opened(vllm, template=TEMPLATE, model="rm", api_key="key") as (model, calls):
         assert values(await model.score(completions(*TEXTS))) == [2, -3, 0]
         assert calls.bodies == [{"model": "rm", "input": list(TEXTS), "use_activation": False}]
@@ -143,7 +143,7 @@ async def test_remote_unreachable_or_of_another_api_is_refused_at_open() -> None
         ({"api": "tei"}, "requires template"),
         ({"api": "chat"}, "requires rubric and model"),
         ({"api": "alarm", "template": "{completion}"}, "does not use template"),
-        ({"api": "sglang", "template": "chat"}, "applies no chat template"),
+        ({"api": "sglang", "template": "chat"}, "does not apply a chat template"),
         ({"api": "chat", "model": "m", "rubric": "r", "pattern": "("}, "not a valid regular"),
         ({"api": "alarm", "url": "localhost:8000"}, "url"),
         ({"api": "grpc"}, "'vllm', 'sglang', 'tei', 'alarm' or 'chat'"),

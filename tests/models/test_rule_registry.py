@@ -95,7 +95,7 @@ def test_rule_rewards_every_token_of_a_group_with_finite_numbers(rule: RuleDefin
 
 def test_rule_of_a_known_name_cannot_be_registered_again() -> None:
     register = sample_rule("veto", summary="", reward="", source="")
-    with pytest.raises(ValueError, match="two rules are called 'veto'"):
+    with pytest.raises(ValueError, match="there are two rules named 'veto'"):
         register(lambda inputs, params: ())
 
 

@@ -102,7 +102,7 @@ def test_product_negative_value_is_an_error_that_names_the_shaping() -> None:
     (found,) = apply_rule([inputs(0.0, a=whole(-1.0))], replace(PLAIN, rule=Rule.PRODUCT))
     assert isinstance(found, SampleError)
     assert found.code == "non_finite"
-    assert 'shaping "sigmoid"' in found.message
+    assert 'shaping to "sigmoid"' in found.message
 
 
 def test_minimum_is_the_least_of_the_weighted_values() -> None:

@@ -85,7 +85,7 @@ def test_message_that_the_policy_did_not_write_is_named_by_its_role(role: str, n
     assert view.shown.omitted == (name,)
 
 
-def test_part_that_is_no_text_is_named() -> None:
+def test_part_that_is_not_text_is_named() -> None:
     sample = Sample("p", (Message("assistant", "a", other_parts=("input_audio",)),))
     with pytest.raises(SampleError, match="'input_audio'") as raised:
         ViewRules().view(sample)

@@ -35,7 +35,7 @@ def test_contribution_that_rewards_length_is_a_length_bonus() -> None:
     assert "a bonus for more segments" in found.explained()
 
 
-def test_contribution_of_unshaped_penalties_is_no_length_bonus() -> None:
+def test_contribution_of_unshaped_penalties_is_not_a_length_bonus() -> None:
     found = added([judged(True, True, False), judged(True), judged(False, False, False)], PLAIN)
     assert found.wrong == -0.5
     assert found.unearned == 0

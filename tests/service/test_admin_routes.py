@@ -140,7 +140,7 @@ async def test_admin_reload_applies_set_options_again(folder: Path) -> None:
         (folder / "digits.toml").write_text(renamed)
         error = await refused(client, "reload", "digits")
         assert error.startswith("--set models.form.pattern=[ab]: ")
-        assert error.endswith("has no such table any more")
+        assert error.endswith("no longer has this table")
 
 
 async def refused(
@@ -157,7 +157,7 @@ async def refused(
 async def test_admin_reload_invalid_recipe_is_409_and_keeps_the_old_one(folder: Path) -> None:
     async with serving(folder) as client:
         for text, why in (
-            ("[models", "is no TOML"),
+            ("[models", "is not valid TOML"),
             (form("[0-9"), "pattern"),
             (form("[0-9]", 'name = "numbers"'), "callers know it as 'digits'"),
         ):
@@ -299,7 +299,7 @@ def test_admin_key_equal_to_caller_key_is_refused(tmp_path: Path) -> None:
         read_admin_keys(Settings(admin_key_file=tmp_path / "nowhere"))
 
 
-def test_recipe_dir_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_recipe_dir_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--recipe-dir .* is not a folder"):
         RecipeSources({}, (), tmp_path / "nowhere")
 

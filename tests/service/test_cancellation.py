@@ -24,15 +24,15 @@ async def test_cancelled_requests_free_the_tokenization_threads() -> None:
             ended.release()
 
     async with serving() as server:
-        passage = server.engine.pipeline
-        calls = [asyncio.create_task(passage.run_in_thread(endless)) for _ in range(2)]
+        pipeline = server.engine.pipeline
+        calls = [asyncio.create_task(pipeline.run_in_thread(endless)) for _ in range(2)]
         for _ in calls:
             await asyncio.to_thread(begun.acquire)
         for call in calls:
             call.cancel()
         for _ in calls:
             assert await asyncio.to_thread(ended.acquire, timeout=60)
-        assert await passage.run_in_thread(lambda: "free") == "free"
+        assert await pipeline.run_in_thread(lambda: "free") == "free"
 
 
 def test_check_cancelled_outside_a_cancellable_call_does_nothing() -> None:

@@ -327,8 +327,8 @@ RECIPES: list[tuple[str | bytes, str]] = [
     ('models.m.kind = "length"\nmodels.m.foo = 1\nholistic.model = "m"', "models.m.length.foo"),
     ("aspects = [1]", "aspects: Input should be a valid"),
     ("[[models]]\nx = 1", "models: Input should be a valid"),
-    ("a = = 1", "is no TOML"),
-    (b"\xff\xfe", "is no TOML"),
+    ("a = = 1", "is not valid TOML"),
+    (b"\xff\xfe", "is not valid TOML"),
     ("", "models: Field required"),
 ]
 ARGUMENTS: list[tuple[list[str], str]] = [
@@ -336,7 +336,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--set", "=1"], "requires KEY=VALUE"),
     (["--set", "a..b=1"], "requires KEY=VALUE"),
     (["--set", "models.zz.kind=length"], "no recipe has a table"),
-    (["--set", "holistic.model.x=1"], "holistic.model is no table"),
+    (["--set", "holistic.model.x=1"], "holistic.model is not a table"),
     (["--set", "models.length.kind.x=1"], "no recipe has a table"),
     (["--set", "holistic=3"], "holistic: Input should be a valid"),
     (["--set", "hierarchy.rule=nope"], "hierarchy.rule: Input should be"),

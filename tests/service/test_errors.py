@@ -40,12 +40,15 @@ def error_of(answer: httpx.Response, status: int) -> Mapping[str, Any]:
         ({"prompt": [{"role": "user"}]}, "prompt[0]: A message should have `content`"),
         ({"prompt": [{"role": "user", "content": "a", "names": "b"}]}, "names: Extra inputs"),
         ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "should have `text`"),
-        ({"completion": [{"role": "assistant", "tool_calls": [{}]}]}, "should have `function`"),
+        (
+            {"completion": [{"role": "assistant", "tool_calls": [{}]}]},
+            "should have `function` or `name`",
+        ),
         ({"group_size": 0}, "samples[0].group_size: Input should be greater than or equal to 1"),
         ({"tools": ["a"]}, "samples[0].tools[0]: Input should be a valid dictionary"),
-        ({"prompt": "ab\ud800"}, "Input should be Unicode, but has a lone surrogate at 2"),
+        ({"prompt": "ab\ud800"}, "Input should be valid Unicode, but has a lone surrogate at 2"),
         ({"prompt": [{"role": "user", "content": "\ud800"}]}, "a lone surrogate at 0"),
-        ({"fields": {"a": "\udc00"}}, "samples[0].fields.a: Input should be Unicode"),
+        ({"fields": {"a": "\udc00"}}, "samples[0].fields.a: Input should be valid Unicode"),
         ({"fields": {"\ud800": "a"}}, "samples[0].fields."),
         ({"segments": {"\ud800": []}}, "samples[0].segments"),
         ({"id": "\ud800"}, "samples[0].id"),
@@ -83,7 +86,7 @@ async def test_invalid_sample_is_422_that_names_the_field(
         ({"samples": [], "aspects": "some"}, "aspects: Input should be 'admitted' or 'all'"),
         ([], "body: Input should be a valid dictionary"),
         (None, "body: Input should be a valid dictionary or object"),
-        ({"samples": [], "recipe": "\ud800"}, "recipe: Input should be Unicode"),
+        ({"samples": [], "recipe": "\ud800"}, "recipe: Input should be valid Unicode"),
         ({"samples": [], "overrides": {"weights": {"\ud800": 1}}}, "\\ud800"),
     ],
 )
@@ -176,7 +179,7 @@ async def test_body_over_the_limit_is_413_with_and_without_content_length() -> N
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "1.5", "1" * 400])
-async def test_deadline_that_is_no_number_is_422(timeout: str) -> None:
+async def test_deadline_that_is_not_a_number_is_422(timeout: str) -> None:
     async with serving() as server:
         answer = await server.score("a", **{"X-Request-Timeout-Ms": timeout})
         assert "X-Request-Timeout-Ms" in error_of(answer, 422)["message"]

@@ -145,7 +145,7 @@ def test_judge_asks_in_both_orders(endpoint: Endpoint, tmp_path: Path) -> None:
     assert (found.prompt_tokens, found.answer_tokens) == (40, 8)
 
 
-def test_judge_that_prefers_a_position_is_no_win(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_judge_that_prefers_a_position_is_not_a_win(endpoint: Endpoint, tmp_path: Path) -> None:
     found, _ = Court(endpoint, tmp_path, (("in order", "b"), ("in order", "longer still"))).run()
     assert [one.outcome for one in found.judgements] == [0, 0]
     assert found.order_share == 1

@@ -130,7 +130,7 @@ async def test_segments_of_the_sample_and_other_segmenters_cut_elsewhere(
 
 
 @pytest.mark.parametrize("completion", ["", "  \n"])
-async def test_completion_without_segments_earns_all_on_the_last_token(
+async def test_completion_without_segments_gets_all_on_the_last_token(
     llama: Checkpoint, completion: str
 ) -> None:
     sample = {"prompt": PROMPT, "completion": completion, "token_offsets": [[0, 0], [0, 0]]}

@@ -205,7 +205,8 @@ def test_server_with_altered_weights_and_golden_scores_exits(files: ServedFiles)
         until_event(process, "ready")
         files.spoil_weights()
         process.popen.send_signal(signal.SIGHUP)
-        assert "is no safetensors file" in until_event(process, "recipes not changed")["error"]
+        refused = until_event(process, "recipes not changed")["error"]
+        assert "is not a valid safetensors file" in refused
         files.publish("second")
         process.popen.send_signal(signal.SIGHUP)
         refused = until_event(process, "recipes not changed")["error"]

@@ -53,8 +53,8 @@ def test_pairwise_agreement_compares_adjacent_samples_of_one_prompt() -> None:
 
 
 def test_running_correlation_equals_numpy() -> None:
-    dice = np.random.default_rng(0)
-    z, length, aspect = dice.normal(size=100), dice.integers(1, 99, 100), dice.random(100)
+    rng = np.random.default_rng(0)
+    z, length, aspect = rng.normal(size=100), rng.integers(1, 99, 100), rng.random(100)
     told = Told()
     for start in range(0, 100, 10):
         told.metrics.observe_rewards("r", [

@@ -8,9 +8,9 @@ from alarm_service.observability.reward_metrics import RunningCorrelation
 
 
 def correlated(num_pairs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    dice = np.random.default_rng(seed)
-    x = dice.normal(1e6, 3, num_pairs)  # a mean that drowns naive sums of squares
-    return x, 0.5 * (x - 1e6) + dice.normal(0, 2, num_pairs)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1e6, 3, num_pairs)  # a mean that drowns naive sums of squares
+    return x, 0.5 * (x - 1e6) + rng.normal(0, 2, num_pairs)
 
 
 def told(x: np.ndarray, y: np.ndarray, half_life: float) -> float:

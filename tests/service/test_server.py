@@ -78,7 +78,7 @@ def test_serve_with_missing_checkpoint_exits_with_1(recipe: Path) -> None:
     with alarm_serve(recipe, "--set", "models.rm.checkpoint=/nowhere") as process:
         code, errors = process.ended()
     assert code == 1
-    assert errors.splitlines()[-1].startswith("alarm: '/nowhere' is no folder")
+    assert errors.splitlines()[-1].startswith("alarm: checkpoint '/nowhere' is not a folder")
 
 
 def test_serve_on_a_taken_port_says_so_with_a_remedy(recipe: Path) -> None:

@@ -251,7 +251,7 @@ def test_empty_checkpoint_is_refused(
 
 @pytest.mark.parametrize("length", [500, 5000])
 def test_long_name_of_a_checkpoint_is_shortened(length: int) -> None:
-    with pytest.raises(CheckpointError, match="is no folder here") as refused:
+    with pytest.raises(CheckpointError, match="is not a folder") as refused:
         recipe_of_checkpoint("a" * length)
     assert len(str(refused.value)) < 600
 

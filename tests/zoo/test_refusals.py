@@ -217,16 +217,16 @@ CASES = [
     Refused(
         "pickled_object",
         _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
-        ("argparse.Namespace", "not opened", "model.safetensors"),
+        ("argparse.Namespace", "not unpickled", "model.safetensors"),
     ),
     Refused(
         "pickled_object_beside_a_head",
         _bin(lambda state: state | {"args": argparse.Namespace(lr=1e-5)}),
-        ("argparse.Namespace", "not opened"),
+        ("argparse.Namespace", "not unpickled"),
         {"head": "score"},
     ),
     Refused("nested_state", _bin(lambda state: {"module": state}), ("'module'", "one level down")),
-    Refused("pointer_of_lfs", _no_safetensors, ("no safetensors file", "Git LFS")),
+    Refused("pointer_of_lfs", _no_safetensors, ("not a valid safetensors file", "Git LFS")),
     Refused(
         "token_classifier_as_a_sequence",
         _token_classifier,

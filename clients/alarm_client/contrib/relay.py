@@ -210,10 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
     parser.add_argument("url", help=f"URL of the server, such as {DEFAULT_URL}")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8001)
     parser.add_argument(
-        "--timeout", type=float, default=600.0, help="seconds for one call, retries included"
+        "--host", default="127.0.0.1", help="address to listen on [default 127.0.0.1]"
+    )
+    parser.add_argument("--port", type=int, default=8001, help="port to listen on [default 8001]")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        help="seconds per call, including retries [default 600]",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="relay: %(message)s")

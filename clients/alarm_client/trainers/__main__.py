@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ready = commands.add_parser("ready", help="wait until the server at ALARM_URL is ready")
     ready.add_argument("--timeout", type=_seconds, default=600.0, help="seconds")
     check = commands.add_parser(
-        "check", help="does the last token's reward survive the trainer's padding?"
+        "check", help="check that the trainer's padding keeps the last token's reward"
     )
     check.add_argument("trainer", help="a trainer with token rewards, or module:function that pads")
     check.add_argument("--lengths", default="3,5,4", help="tokens of some responses")

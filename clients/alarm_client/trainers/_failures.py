@@ -28,7 +28,7 @@ MISCONFIGURED = (Unauthorized, NotFound, InvalidRequest, TooLarge)
 # The error code of a sample that is invalid as sent.
 _INVALID = "invalid_sample"
 
-# So many consecutive one-sample calls, all invalid, mean a misconfiguration.
+# Number of consecutive one-sample calls, all invalid, that indicates a misconfiguration.
 _MOST_INVALID = 16
 
 

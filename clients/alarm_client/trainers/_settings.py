@@ -18,8 +18,8 @@ OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
 
 LOG = logging.getLogger("alarm_client.trainers")
 
-# A recipe's group_timeout_s unless it says otherwise: how long the server holds a sample with a
-# group_size until the rest of its group is there.
+# Default of a recipe's group_timeout_s: seconds that the server holds a sample with a group_size
+# until the rest of its group has arrived.
 _HOLD_SECONDS = 120.0
 
 
@@ -89,7 +89,7 @@ class Settings:
         return self.defaults.trainer
 
 
-# Time for a server that is started together with the trainer to open its port.
+# Time for a server that starts together with the trainer to open its port.
 CONNECT_TIMEOUT = 120.0
 
 NAMES = frozenset({one.name for one in dataclasses.fields(Settings)} - {"defaults"})

@@ -29,7 +29,7 @@ def turns_of(
     tokenizer: Any,
     template: ChatTemplate | None = None,
 ) -> Turns | None:
-    """The turns of a completion, or None if the mask tells none apart.
+    """The turns of a completion, or None if the mask does not separate any.
 
     Unmasked tokens are the policy's, the masked ones between them what the environment inserted,
     with the template's headers. Masked tokens at the start are the policy's of an earlier version

@@ -67,7 +67,7 @@ __all__ = [
 
 
 class Rule(StrEnum):
-    """How holistic reward and aspects are combined."""
+    """How the holistic reward and the aspects are combined."""
 
     # One member per registered rule, such as HIERARCHICAL = "hierarchical"; group rules come last.
     locals().update(
@@ -84,7 +84,7 @@ def aspects_apply(z: float, params: RuleParams) -> bool:
 
 
 def needs_aspect(name: str, params: RuleParams) -> bool:
-    """Say whether the rule uses an aspect where aspects count; see `RuleParams.needs_aspect`."""
+    """Say whether the rule uses an aspect; see `RuleParams.needs_aspect`."""
     return params.needs_aspect(name)
 
 
@@ -96,10 +96,10 @@ def needs_reference(params: RuleParams) -> bool:
 def hierarchical_sum(
     z: float, aspects: Mapping[str, Sequence[float]], params: RuleParams, num_tokens: int
 ) -> tuple[float, ...]:
-    """Return the token rewards of one sample from numbers alone: ``[num_tokens]``.
+    """Return the token rewards of one sample, ``[num_tokens]``, from numbers alone.
 
-    ``aspects`` holds shaped rewards, ``[num_tokens]`` each. A scalar reward is the case of one
-    token. Raises `SampleError`.
+    ``aspects`` has shaped rewards, ``[num_tokens]`` each. For a scalar reward, use one token.
+    Raises `SampleError`.
     """
     counted = {
         name: AspectInput(values, None, None)

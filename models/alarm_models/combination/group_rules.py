@@ -1,4 +1,4 @@
-"""Rules that compare the samples of one prompt. A new one is a function here."""
+"""Rules that compare the samples of one prompt. To add one, write a function here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alarm_models.errors import SampleError
 
 __all__ = ["gdpo", "mo_grpo", "validate_group_members"]
 
-#: Keeps a component on which a group agrees from being divided by zero (TRL, verl).
+#: Avoids a division by zero if a component is equal for the whole group (as in TRL and verl).
 _EPSILON = 1e-4
 
 
@@ -45,7 +45,7 @@ class _Scale:
             return cls(math.nan, math.nan)
 
     def apply(self, rewards: Sequence[float]) -> list[float]:
-        """Divide each token's reward by the deviation; subtract the mean at the last token."""
+        """Divide each token's reward by the deviation; subtract the mean on the last token."""
         scaled = [reward / self.std for reward in rewards]
         scaled[-1] -= self.mean / self.std
         return scaled
@@ -60,10 +60,10 @@ class _Scale:
     can_spread_holistic=True,
 )
 def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
-    """Return the rewards of `mo_grpo` brought to mean 0 and deviation 1 over all the samples.
+    """Return the rewards of `mo_grpo`, normalized to mean 0 and deviation 1 over all samples.
 
     Source: GDPO (Liu et al. 2026, arXiv 2601.05242); TRL's ``normalize_then_sum``. The second
-    normalization is over the request: send a step's groups together.
+    normalization is over the request, so send all groups of a training step together.
     """
     rewards = mo_grpo(samples, params)
     totals = [sum(one) for one in rewards if not isinstance(one, SampleError)]
@@ -86,10 +86,10 @@ def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards
 def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
     """Return ``sum_k w_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
 
-    The components are the normalized holistic score, of weight ``W``, and each aspect's reward;
-    ``G`` are the samples of one ``group``. So no component counts for more because it varies more.
-    Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample without a group, or alone in
-    it, gets a `SampleError`.
+    The components are the normalized holistic score, with weight ``W``, and each aspect's reward.
+    ``G`` is the samples of one ``group``. So a component that varies more does not count for more.
+    Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample that has no group, or is the
+    only one in its group, gets a `SampleError`.
     """
     rewards: dict[int, TokenRewards] = {}
     by_group: dict[str | None, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The recipe table `overlong`: completions that the policy's own limit ended, or nearly did."""
+"""The recipe table `overlong`: rewards of completions at or near the policy's token limit."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ _ENDED_AT_LIMIT = "length"
 
 
 class OverlongSpec(BaseModel):
-    """What becomes of a sample whose completion the policy's limit ended, or that is near it."""
+    """What happens to a sample whose completion is at or near the policy's token limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     action: Literal["penalty", "skip", "ramp"] = Field(
-        description='`penalty` and `skip` act on `finish_reason` "length", `ramp` on the length'
+        description='`penalty` and `skip` apply to `finish_reason` "length", `ramp` to the length'
     )
-    penalty: float | None = Field(default=None, description="added to the reward; default -1")
+    penalty: float | None = Field(
+        default=None, description="for `penalty`: added to the reward; default -1"
+    )
     max_length: int | None = Field(
-        default=None, ge=1, description="of `ramp`: the policy's limit, in its tokens"
+        default=None, ge=1, description="for `ramp`: the policy's token limit"
     )
     cache: int | None = Field(
-        default=None, ge=1, description="of `ramp`: the tokens before the limit that it covers"
+        default=None,
+        ge=1,
+        description="for `ramp`: number of tokens before the limit over which it grows",
     )
     weight: float | None = Field(
-        default=None, ge=0, description="of `ramp`: what the longest lose; default 1"
+        default=None, ge=0, description="for `ramp`: the largest punishment; default 1"
     )
 
     @model_validator(mode="after")
@@ -46,23 +50,28 @@ class OverlongSpec(BaseModel):
             if missing:
                 raise ValueError(f"action 'ramp' requires {' and '.join(missing)}")
             if (self.cache or 0) > (self.max_length or 0):
-                raise ValueError(f"cache is {self.cache}, more than max_length {self.max_length}")
+                raise ValueError(
+                    f"cache must be at most max_length, got cache {self.cache} and max_length "
+                    f"{self.max_length}"
+                )
         return self
 
     def fault(self, sample: Sample) -> SampleError | None:
-        """Say why a sample gets no reward; it is not scored either."""
+        """Return why a sample is neither scored nor rewarded, or None."""
         if self.action == "skip" and sample.finish_reason == _ENDED_AT_LIMIT:
             return SampleError(
-                "overlong", 'finish_reason is "length", and overlong.action "skip" gives no reward'
+                "overlong",
+                'finish_reason is "length", and the recipe skips such samples '
+                '(overlong.action "skip")',
             )
         if self.action == "ramp" and sample.token_offsets is None:
             return SampleError(
-                "invalid_sample", "overlong.action `ramp` counts token_offsets: send them"
+                "invalid_sample", "overlong.action `ramp` requires token_offsets: send them"
             )
         return None
 
     def applied_to(self, reward: Reward, sample: Sample) -> Reward:
-        """Return a reward with the punishment on its last token; a completion of none has none."""
+        """Return a reward with the punishment on its last token; unchanged if it has no tokens."""
         punishment = self._punishment(sample)
         tokens = reward.token_rewards
         if punishment == 0 or tokens == ():
@@ -85,7 +94,7 @@ class OverlongSpec(BaseModel):
 
 
 def soft_overlong_punishment(num_tokens: int, max_length: int, cache: int) -> float:
-    """Return 0 up to ``max_length - cache`` tokens, then linearly down to -1 at ``max_length``.
+    """Return 0 up to ``max_length - cache`` tokens, then fall linearly to -1 at ``max_length``.
 
     Source: DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13); TRL's
     ``get_soft_overlong_punishment``.

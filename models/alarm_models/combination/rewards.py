@@ -1,4 +1,4 @@
-"""From scores to aspect rewards and, by the rule, to each sample's reward."""
+"""Converts scores to aspect rewards, and combines them by the rule into each sample's reward."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class AspectValues:
-    """What a score is worth to an aspect, before and after shaping.
+    """The values that an aspect gives a score, before and after shaping.
 
-    The three lists are as long as each other, one entry per judged segment or per token; a span of
-    None is the whole completion.
+    The three lists have the same length: one entry per judged segment, or per token. A span of None
+    is the whole completion.
     """
 
     spans: Sequence[Span | None]
@@ -61,11 +61,12 @@ class AspectValues:
 class AspectRule:
     """How an aspect's score becomes its reward.
 
-    A judged segment earns ``positive`` or ``negative``; the grade of a segment, as the score of a
-    whole completion, earns ``(score - mean) / std * scale + bias``. Each is shaped. Placed on
-    tokens, each token earns ``negative`` where a negative segment overlaps it, and ``positive``
-    elsewhere. With ``is_dense`` what a whole completion earns is spread over the tokens: a segment
-    earns what the completion up to its end adds to what it earned before.
+    A segment judged positive or negative gets ``positive`` or ``negative``. A segment with a grade,
+    or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped.
+    With placement on tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise
+    ``positive``. With ``is_dense`` the reward of a whole completion is spread over the tokens: a
+    segment gets the difference between the value of the completion up to its end and the value up
+    to its start.
     """
 
     positive: float
@@ -79,13 +80,13 @@ class AspectRule:
     is_dense: bool = False
 
     def shaped(self, score: float | None) -> float:
-        """Return what the score of a whole completion earns; NaN where there is no score."""
+        """Return the shaped value of a whole completion's score; NaN if there is no score."""
         if score is None:
             return math.nan
         return SHAPINGS[self.shaping](self._raw_value(score, None))
 
     def values(self, score: Score, tokens: Sequence[Span]) -> AspectValues:
-        """Return the values of a score; ``tokens`` are the completion's, or its words."""
+        """Return the values of a score; ``tokens`` are those of the completion, or its words."""
         spans, raw = self._raw_values(score, tokens)
         shape = SHAPINGS[self.shaping]
         return AspectValues(spans, raw, [shape(value) for value in raw])
@@ -116,11 +117,10 @@ class AspectRule:
 def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectReward:
     """Turn an aspect's score into its reward, before the aspect's weight.
 
-    Tokens of the completion that the model did not judge, such as the results of tools, earn
-    nothing.
+    Tokens that the model did not judge, such as those of tool results, get no reward.
     """
     text = sample.completion_text
-    # Packed spans are made anew each time that they are looked at.
+    # Packed spans are unpacked on each access.
     tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
     units = tokens or whitespace_tokens(text)
     judged = shown_tokens(units, score.judged)
@@ -150,11 +150,11 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
 
 
 def _spread(
-    score: Score, earns: Callable[[float | None], float], text: str, tokens: Sequence[Span]
+    score: Score, value_of: Callable[[float | None], float], text: str, tokens: Sequence[Span]
 ) -> tuple[float, ...]:
-    """Place what a completion earns as what each of its prefixes adds, the empty one first."""
-    values = [(segment.span, earns(segment.score)) for segment in score.segments or ()]
-    return place_differences(earns(score.prefixes[0].value), values, text, tokens, score.judged)
+    """Place the difference that each prefix of a completion makes, from the empty one on."""
+    values = [(segment.span, value_of(segment.score)) for segment in score.segments or ()]
+    return place_differences(value_of(score.prefixes[0].value), values, text, tokens, score.judged)
 
 
 def _scattered(values: Sequence[float], places: Sequence[int], length: int) -> tuple[float, ...]:
@@ -167,7 +167,7 @@ def _scattered(values: Sequence[float], places: Sequence[int], length: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class HolisticDecision:
-    """A sample's holistic score, and what it decides: made once, by `decide`, and carried.
+    """A sample's holistic score and what follows from it; made once, by `decide`.
 
     ``z`` is the normalized score; ``admitted`` says whether it is past the threshold, and
     ``aspects_count`` whether the rule uses the sample's aspects.
@@ -191,19 +191,22 @@ def decide(score: Score, params: RuleParams) -> HolisticDecision:
 def normalized_score(score: Score, params: RuleParams) -> float:
     """Return ``z`` of a holistic score; raise `SampleError` unless it is a finite number."""
     if score.value is None:
-        raise SampleError("model_failed", "the holistic model gave no score")
+        raise SampleError("model_failed", "the holistic model returned no score")
     z = normalize(score.value, params)
     if not math.isfinite(z):
-        raise SampleError("non_finite", "mean or std are so extreme that the score overflows")
+        raise SampleError(
+            "non_finite",
+            "holistic.mean or holistic.std is so extreme that the normalized score overflows",
+        )
     return z
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSample:
-    """One sample with everything that its reward is made of.
+    """One sample with everything needed to compute its reward.
 
-    ``aspects`` holds every aspect of the recipe, None where it was not computed; those that the
-    rule needs must be there. ``reference_z`` is the normalized holistic score of a reference
+    ``aspects`` has every aspect of the recipe, with None if it was not computed; those that the
+    rule needs must be computed. ``reference_z`` is the normalized holistic score of a reference
     completion.
     """
 
@@ -213,7 +216,7 @@ class ScoredSample:
     reference_z: float | None = None
 
     def rule_inputs(self, params: RuleParams) -> RuleInputs:
-        """Return what the rule combines: of the aspects, those that count."""
+        """Return the rule's inputs, with only the aspects that count."""
         counted = {
             name: self._aspect_input(aspect)
             for name, aspect in self.aspects.items()
@@ -234,10 +237,10 @@ class ScoredSample:
         if not tokens or self._prefix_segments(params) is None:
             return None
 
-        def earns(score: float | None) -> float:
+        def value_of(score: float | None) -> float:
             return math.nan if score is None else normalize(score, params)
 
-        spread = _spread(score, earns, self.sample.completion_text, tuple(tokens))
+        spread = _spread(score, value_of, self.sample.completion_text, tuple(tokens))
         return tuple(_end_last(spread, self._end))
 
     def _prefix_segments(self, params: RuleParams) -> tuple[SegmentScore, ...] | None:
@@ -246,20 +249,21 @@ class ScoredSample:
 
     @property
     def _end(self) -> int:
-        """The token that earns the holistic reward."""
+        """The token on which the holistic reward is placed."""
         return end_token(self.sample.token_offsets or (_NO_TOKEN,), self.holistic.score.judged)
 
     def reward(self, tokens: Sequence[float], params: RuleParams) -> Reward:
-        """Return the reward that the rule gave, on the policy's tokens where there are any.
+        """Return the reward for the rule's result, on the policy's tokens if the sample has any.
 
-        A policy that made no token earned nothing: the reward is the sum of no tokens' rewards.
+        If ``token_offsets`` is empty, there are no token rewards, and their sum is 0.
         """
         offsets = self.sample.token_offsets
         tokens = _end_back(tokens, self._end)
         computed = [aspect for aspect in self.aspects.values() if aspect is not None]
         if not all(map(math.isfinite, tokens)):
             raise SampleError(
-                "non_finite", "weights or constants are so large that the reward overflows"
+                "non_finite",
+                "the recipe's weights or constants are so large that the reward overflows",
             )
         paid = tokens if offsets is None else tokens[: len(offsets)]
         aspects = self.aspects if offsets is None or offsets else _without_reward(self.aspects)
@@ -283,12 +287,12 @@ class ScoredSample:
         return AspectInput(_end_last(rewards or (), self._end), aspect.value, aspect.level)
 
 
-#: Stands for the tokens of a sample that has none.
+#: The token of a sample that has no token offsets.
 _NO_TOKEN = Span(0, 0)
 
 
 def _end_last(values: Sequence[float], end: int) -> Sequence[float]:
-    """Move the value at a place to the end: rules put the holistic reward on the last token."""
+    """Move the value at ``end`` to the last place, where rules put the holistic reward."""
     if end >= len(values) - 1:
         return values
     return (*values[:end], *values[end + 1 :], values[end])

@@ -1,4 +1,4 @@
-"""The registry of rules: what a rule declares and is given, its constants, and shaping."""
+"""The registry of rules: their declarations, inputs and constants, and shaping."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
     "validate_groups",
 ]
 
-#: The rewards of one sample's tokens, ``[num_tokens]``, or the reason why it has none.
+#: The rewards of one sample's tokens, ``[num_tokens]``, or why it has none.
 TokenRewards = tuple[float, ...] | SampleError
 
 
@@ -44,7 +44,7 @@ class Constant:
     """A key of a recipe's ``[hierarchy]`` table that only some rules use.
 
     ``example`` is a value, for documentation and tests; ``gt`` and ``ge`` are bounds.
-    ``names_aspects`` is true where its items (or keys) are names of the recipe's aspects.
+    ``names_aspects`` is true if its items (or keys) are names of the recipe's aspects.
     """
 
     description: str
@@ -64,10 +64,11 @@ def _constant(default: Any, constant: Constant) -> Any:
 class RuleParams:
     """A rule by name, with the recipe's constants and one weight per aspect.
 
-    The fields after ``weights`` are constants of single rules. A recipe's ``[hierarchy]`` table has
-    the same keys with the same types, made from these fields; a rule declares which of them it
-    requires. The defaults stand in for what a rule does not use. With ``spreads_holistic`` the
-    holistic reward is spread over the prefixes of a completion, where these have scores.
+    The fields after ``weights`` are constants of individual rules. The keys of a recipe's
+    ``[hierarchy]`` table and their types are derived from these fields; a rule declares which of
+    them it requires. The defaults fill constants that a rule does not use. With
+    ``spreads_holistic`` the holistic reward is spread over the prefixes of a completion if these
+    have scores.
     """
 
     rule: str
@@ -76,16 +77,16 @@ class RuleParams:
     mean: float
     std: float
     weights: Mapping[str, float]
-    temperature: float = _constant(1.0, Constant("the width of the gate", 0.5, gt=0))
-    floor: float = _constant(0.0, Constant("the reward of a sample that misses a minimum", -5.0))
+    temperature: float = _constant(1.0, Constant("width of the gate", 0.5, gt=0))
+    floor: float = _constant(0.0, Constant("reward of a sample that misses a minimum", -5.0))
     minimums: Mapping[str, float] = _constant(
-        {}, Constant("aspect -> the level that it must reach", {"a": 0.5}, names_aspects=True)
+        {}, Constant("aspect -> level that it must reach", {"a": 0.5}, names_aspects=True)
     )
     order: tuple[str, ...] = _constant(
-        (), Constant("aspects by priority", ("a", "b"), names_aspects=True)
+        (), Constant("aspects in order of priority", ("a", "b"), names_aspects=True)
     )
     group_size: int | None = _constant(
-        None, Constant("the samples of a group, where all groups have as many", 2, ge=2)
+        None, Constant("number of samples per group, if all groups have the same", 2, ge=2)
     )
     spreads_holistic: bool = False
 
@@ -95,7 +96,7 @@ class RuleParams:
         return RULES[self.rule]
 
     def needs_aspect(self, name: str) -> bool:
-        """Say whether the rule uses an aspect where aspects count: by its weight or its minimum."""
+        """Say whether an aspect has a weight or a minimum, so that the rule may use it."""
         has_minimum = "minimums" in self.definition.constants and name in self.minimums
         return has_minimum or self.weights[name] != 0
 
@@ -112,7 +113,7 @@ def normalize(score: float, params: RuleParams) -> float:
 
 
 def is_admitted(z: float, params: RuleParams) -> bool:
-    """Say whether a sample is past the threshold; equality is."""
+    """Say whether a sample is at or past the threshold."""
     return z >= params.threshold
 
 
@@ -146,8 +147,8 @@ class AspectInput:
     """One aspect of one sample, as a rule sees it.
 
     ``rewards`` are its shaped rewards on the tokens, ``[num_tokens]``. ``value`` is their mean over
-    the segments that it judged, or the one reward of the whole completion; ``level`` is the same
-    before shaping. Both are None where it judged nothing.
+    the judged segments, or the single reward of the whole completion. ``level`` is the same before
+    shaping. Both are None if nothing was judged.
     """
 
     rewards: Sequence[float]
@@ -159,11 +160,11 @@ class AspectInput:
 class RuleInputs:
     """One sample, as a rule sees it.
 
-    ``aspects`` holds those that count: none where the rule waits for the threshold and the sample
-    is below it. ``num_tokens`` is one where only a scalar is asked for. ``reference_z`` is the
-    normalized holistic score of a reference completion, for rules that compare with one; ``group``
-    is the caller's name for the samples of one prompt. ``spread_z`` has ``z`` as parts that tokens
-    add to it, ``[num_tokens]``; without it all of ``z`` is the last token's.
+    ``aspects`` has the aspects that count: none if the rule uses them only past the threshold and
+    the sample is below it. ``num_tokens`` is 1 if only a scalar is requested. ``reference_z`` is
+    the normalized holistic score of a reference completion, for rules that compare with one.
+    ``group`` is the caller's name for the samples of one prompt. ``spread_z`` is ``z`` split over
+    the tokens, ``[num_tokens]``; if it is None, all of ``z`` is on the last token.
     """
 
     z: float
@@ -174,7 +175,7 @@ class RuleInputs:
     spread_z: Sequence[float] | None = None
 
     def z_on_tokens(self) -> Sequence[float]:
-        """Return the tokens' parts of ``z``: ``[num_tokens]``."""
+        """Return each token's part of ``z``: ``[num_tokens]``."""
         return on_last_token(self.z, self.num_tokens) if self.spread_z is None else self.spread_z
 
     def weighted(self, params: RuleParams) -> Iterator[tuple[float, AspectInput]]:
@@ -186,7 +187,7 @@ class RuleInputs:
     def passes(self, name: str, params: RuleParams) -> bool:
         """Say whether an aspect's level reaches its minimum.
 
-        An aspect without a minimum passes, and so does one that judged nothing.
+        An aspect passes if it has no minimum or judged nothing.
         """
         aspect, minimum = self.aspects.get(name), params.minimums.get(name)
         if aspect is None or aspect.level is None or minimum is None:
@@ -211,11 +212,11 @@ class AspectsCount(StrEnum):
 
 
 class RuleTraits(TypedDict, total=False):
-    """What a rule may declare beside its name, summary, formula and source."""
+    """What a rule may declare besides its name, summary, formula and source."""
 
     #: Keys of ``[hierarchy]`` without which a recipe with this rule is refused.
     requires: tuple[str, ...]
-    #: Keys of ``[hierarchy]`` that it uses where the recipe has them.
+    #: Keys of ``[hierarchy]`` that are optional.
     accepts: tuple[str, ...]
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
@@ -224,13 +225,14 @@ class RuleTraits(TypedDict, total=False):
     adds_up: bool
     #: Whether the holistic score is among the parts.
     uses_holistic: bool
-    #: Whether it may be spread over tokens (`RuleInputs.z_on_tokens`), as it counts linearly.
+    #: Whether the reward is linear in ``z``, so that ``z`` can be spread over tokens
+    #: (`RuleInputs.z_on_tokens`).
     can_spread_holistic: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RuleDefinition:
-    """A rule: what recipes, requests, documentation and the combination of rewards know of it.
+    """A rule, as used by recipes, requests, documentation and the combination of rewards.
 
     ``summary`` is a sentence, ``reward`` the formula; both are for docs/rules.md. `RuleTraits`
     explains the rest. ``apply`` takes the samples of one request and returns one result per sample,
@@ -266,7 +268,7 @@ def sample_rule(
 ) -> Callable[[SampleRule], SampleRule]:
     """Register a rule that looks at one sample at a time; see `RuleDefinition`.
 
-    A `SampleError` that the function raises is the sample's; so is an arithmetic overflow.
+    If the function raises `SampleError`, or arithmetic overflows, only that sample fails.
     """
 
     def register(function: SampleRule) -> SampleRule:
@@ -297,7 +299,7 @@ def group_rule(
 
 def _register(rule: RuleDefinition) -> None:
     if rule.name in RULES:
-        raise ValueError(f"two rules are called {rule.name!r}")
+        raise ValueError(f"there are two rules named {rule.name!r}")
     unknown = set(rule.constants) - {"threshold", *CONSTANTS}
     if unknown:
         raise ValueError(f"rule {rule.name!r} uses {sorted(unknown)}, which RuleParams lacks")
@@ -314,17 +316,17 @@ def _apply_to_sample(function: SampleRule, inputs: RuleInputs, params: RuleParam
 
 
 def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:
-    """Return token rewards that are 0 but on the last token: ``[num_tokens]``."""
+    """Return token rewards that are 0 except on the last token: ``[num_tokens]``."""
     return (*[0.0] * (num_tokens - 1), value)
 
 
 def apply_rule(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
-    """Return the rewards of each sample's tokens, or why it has none, in order."""
+    """Return the token rewards of each sample, or why it has none, in order."""
     return params.definition.apply(samples, params)
 
 
 def validate_groups(groups: Sequence[str | None], params: RuleParams) -> list[SampleError | None]:
-    """Say of each sample, by its group's name, why the rule cannot serve it whatever it scores."""
+    """Return for each sample, by its group's name, why the rule cannot be applied, or None."""
     if params.definition.compares_groups:
         return validate_group_members(groups, params)
     return [None] * len(groups)
@@ -346,7 +348,9 @@ def validate_group_members(
 
 def _group_error(name: str | None, num_samples: int, params: RuleParams) -> SampleError | None:
     if name is None:
-        problem = "requires groups: send each sample's `group`, equal for one prompt"
+        problem = (
+            "requires groups: send `group` with each sample, the same for all samples of a prompt"
+        )
     elif num_samples < 2:
         problem = f"compares samples, but group {quoted(name)} has only one: {_TOGETHER}"
     elif params.group_size not in (None, num_samples):

@@ -1,4 +1,4 @@
-"""Rules that look at one sample at a time. A new one is a function here."""
+"""Rules that look at one sample at a time. To add one, write a function here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ALARM = "ALaRM, arXiv 2403.06754"
     can_spread_holistic=True,
 )
 def hierarchical(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
-    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``, the sum only of an admitted sample.
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]``, with the sum only for admitted samples.
 
     Lai et al. 2024 (arXiv 2403.06754), Figure 1; the three rules below are its baselines.
     """
@@ -105,8 +105,9 @@ def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def soft_gate(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + s((z - threshold)/temperature) * sum_k w_k*a_k[t]``.
 
-    The paper's gate made continuous, so that no reward jumps at the threshold: there aspects count
-    by half, and a temperature towards 0 gives `hierarchical` back.
+    A continuous form of the paper's gate, so that no reward jumps at the threshold. At the
+    threshold, aspects count half. As the temperature approaches 0, the rule approaches
+    `hierarchical`.
     """
     gate = sigmoid((inputs.z - params.threshold) / params.temperature)
     return _sum(inputs, params, inputs.aspects, scale=gate)
@@ -166,9 +167,9 @@ def veto(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def product(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``s(z)^W * prod_k v_k^w_k``, where ``v_k`` is an aspect's shaped value.
 
-    An aspect pays only as far as the outcome is right: the multiplicative form of "explicit
-    dependency" (arXiv 2511.09158). Raises `SampleError` for a negative value, and for a zero with a
-    negative weight.
+    An aspect counts only to the extent that the outcome is right: the multiplicative form of
+    "explicit dependency" (arXiv 2511.09158). Raises `SampleError` for a negative value, and for a
+    zero with a negative weight.
     """
     value = sigmoid(inputs.z) ** params.holistic_weight
     for weight, aspect in inputs.weighted(params):
@@ -177,8 +178,8 @@ def product(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
         if aspect.value < 0 or (aspect.value == 0 and weight < 0):
             raise SampleError(
                 "non_finite",
-                f"rule `product` cannot raise {aspect.value:g} to the weight {weight:g}: give the "
-                'aspect shaping "sigmoid", or constants that keep it positive',
+                f"rule `product` cannot raise {aspect.value:g} to the weight {weight:g}: set the "
+                'aspect\'s shaping to "sigmoid", or choose constants that keep its value positive',
             )
         value *= aspect.value**weight
     return on_last_token(value, inputs.num_tokens)
@@ -194,7 +195,7 @@ def minimum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``min(W*z, w_1*v_1, ...)``, where ``v_k`` is an aspect's shaped value.
 
     Source: worst-case optimization over reward models (Coste et al. 2023, arXiv 2310.02743), which
-    takes all to be on one scale: aspects then require shaping "none" and suitable constants.
+    assumes one scale for all: aspects then need shaping "none" and suitable constants.
     """
     values = [
         weight * aspect.value
@@ -214,8 +215,8 @@ def minimum(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*s(z - z_ref)*1[t = last] + sum_k w_k*a_k[t]``.
 
-    ``z_ref`` is the score of a reference completion of the same prompt, so that the reward is
-    bounded, and a half where the completion is as good as the reference. Source: preference as
+    ``z_ref`` is the score of a reference completion of the same prompt. The reward is bounded, and
+    one half if the completion is as good as the reference. Source: preference as
     reward, PAR (Fu et al. 2025, arXiv 2502.18770). Raises `SampleError` without a reference.
     """
     if inputs.reference_z is None:
@@ -237,8 +238,8 @@ def par(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*log s(z) + sum_k w_k*log s(level_k)``.
 
-    The log-odds that all are above their means together; ``z`` and levels are centered by their
-    ``mean``. Source: Wang et al. 2024 (ICML, arXiv 2402.00742), where the mean is a reference's
+    A soft logical AND: all are above their means. ``z`` and the levels are centered by ``mean``.
+    Source: Wang et al. 2024 (ICML, arXiv 2402.00742), where the mean is a reference's
     score.
     """
     value = params.holistic_weight * _log_sigmoid(inputs.z)
@@ -256,7 +257,7 @@ def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 def _sum(
     inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
 ) -> tuple[float, ...]:
-    """Return ``W*z`` where it lands, and ``scale * sum_k w_k*a_k[t]`` over the named aspects."""
+    """Return ``W*z`` on its tokens plus ``scale * sum_k w_k*a_k[t]`` over the named aspects."""
     rewards = _sum_of_aspects(inputs, params, names, scale)
     if inputs.spread_z is not None:
         parts = zip(rewards, inputs.spread_z, strict=True)

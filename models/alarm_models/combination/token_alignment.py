@@ -39,16 +39,16 @@ class Placement(StrEnum):
 
 
 def shown_tokens(tokens: Sequence[Span], judged: Sequence[Span] | None) -> list[int]:
-    """Return the tokens that are in the judged parts of a text, of which None are all.
+    """Return the indices of tokens in the judged parts of a text; None judges the whole text.
 
-    Parts are in order. Special tokens, which are empty, are part of what they touch.
+    Parts are in order. Special tokens are empty; they belong to a part that they touch.
     """
     if judged is None:
         return list(range(len(tokens)))
     ends = [part.end for part in judged]
 
     def is_shown(token: Span) -> bool:
-        # Of parts that end after the token's start, the first may only touch it.
+        # The first part that does not end before the token may only touch it, so try the next too.
         first = bisect_left(ends, token.start)
         return any(_is_in(token, part) for part in judged[first : first + 2])
 
@@ -56,9 +56,9 @@ def shown_tokens(tokens: Sequence[Span], judged: Sequence[Span] | None) -> list[
 
 
 def end_token(tokens: Sequence[Span], judged: Sequence[Span] | None) -> int:
-    """Return the token that earns what a text earns as a whole: the last one that was judged.
+    """Return the token for the reward of a whole text: the last one that was judged.
 
-    It is the last of all where nothing was judged, or no token has any of it.
+    If nothing was judged, or no token overlaps the judged parts, it is the last token.
     """
     for part in reversed(judged or ()):
         found = _last_in(part, tokens)
@@ -75,8 +75,8 @@ def place_on_turns(
 ) -> tuple[float, ...]:
     """Place each value on the last token of the turn that its span begins in.
 
-    The empty tokens at the end of a turn, of calls of tools and of its end, are its own. What is in
-    no turn goes to the token ``end``. Returns one float per token, ``[num_tokens]``.
+    Empty tokens at the end of a turn (tool calls, end of turn) belong to it. Values outside all
+    turns go to the token ``end``. Returns one float per token, ``[num_tokens]``.
     """
     rewards = [0.0] * len(tokens)
     for span, value in values if rewards else ():
@@ -117,11 +117,11 @@ def place_on_tokens(
 ) -> tuple[float, ...]:
     """Place each value on one token; values on the same token add up.
 
-    A span's value goes to the last token that overlaps the span without its trailing white space;
-    that of a span which no token overlaps, and one without a span (a reward of the whole
-    completion), to the token ``end``: the last one, end-of-text included, unless given. ``tokens``
-    are spans of ``text`` with non-decreasing starts. Returns one float per token, ``[num_tokens]``.
-    Takes ``O(n log n)`` time in tokens and values together.
+    A span's value goes to the last token that overlaps the span without its trailing whitespace. If
+    no token overlaps the span, or there is no span (a reward of the whole completion), the value
+    goes to the token ``end``, by default the last one, including end-of-text. ``tokens`` are spans
+    of ``text`` with non-decreasing starts. Returns one float per token, ``[num_tokens]``. Takes
+    ``O(n log n)`` time, where ``n`` is the number of tokens and values together.
     """
     rewards = [0.0] * len(tokens)
     if not rewards:
@@ -143,11 +143,11 @@ def place_differences(
     tokens: Sequence[Span],
     judged: Sequence[Span] | None = None,
 ) -> tuple[float, ...]:
-    """Place on each span's last token what its value adds to that of the span before it.
+    """Place each span's value minus that of the span before it on the span's last token.
 
-    ``start`` is the value before the first span, and placed on the first token of the ``judged``
-    parts, of which None are all: the rewards sum to the last value. Spans and tokens are as in
-    `place_on_tokens`.
+    ``start`` is the value before the first span. It is placed on the first token of the ``judged``
+    parts (None: the whole text), so that the rewards sum to the last value. Spans and tokens are as
+    in `place_on_tokens`.
     """
     before = [start, *(value for _, value in values[:-1])]
     gains = [(span, value - last) for (span, value), last in zip(values, before, strict=True)]
@@ -165,7 +165,7 @@ def per_token_values(
     ends = [error.end for error in merged]
 
     def is_wrong(token: Span) -> bool:
-        # The first error that ends past the token's start: all before it share nothing.
+        # The first error that ends past the token's start; earlier errors cannot overlap the token.
         index = bisect_right(ends, token.start)
         return token.start < token.end and index < len(ends) and merged[index].start < token.end
 
@@ -173,12 +173,12 @@ def per_token_values(
 
 
 def whitespace_tokens(text: str) -> tuple[Span, ...]:
-    """Return the words between white space, which replace tokens if a request has none."""
+    """Return the words between whitespace, which replace tokens if a request has none."""
     return tuple(Span(*match.span()) for match in _WORD.finditer(text))
 
 
 class _WithoutTrailingSpace:
-    """Where spans of a text end without their trailing white space."""
+    """Finds the ends of spans of a text without their trailing whitespace."""
 
     def __init__(self, text: str) -> None:
         self._num_characters = len(text)
@@ -187,7 +187,7 @@ class _WithoutTrailingSpace:
         self._ends = [end for _, end in runs]
 
     def end(self, span: Span) -> int:
-        """Return the span's end, or its start where it has nothing else."""
+        """Return the span's end, or its start if it contains only whitespace."""
         end = min(span.end, self._num_characters)
         run = bisect_left(self._starts, end) - 1
         if run >= 0 and self._ends[run] >= end:
@@ -196,7 +196,7 @@ class _WithoutTrailingSpace:
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:
-    """Return spans in order, none of which touch, that hold the same characters."""
+    """Return sorted spans that cover the same characters and do not touch each other."""
     merged: list[Span] = []
     for start, end in sorted(span for span in spans if span.start < span.end):
         if merged and start <= merged[-1].end:
@@ -207,7 +207,7 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
 
 
 def _last_overlapping(spans: Sequence[Span], tokens: Sequence[Span]) -> list[int | None]:
-    """Return for each span the last token that shares a character with it; None for none.
+    """Return for each span the last token that shares a character with it, or None.
 
     Spans are visited in order of their ends, so each token is added once. A token that ends no
     later than one after it can never be the last overlapping one again, so it is dropped, and the

@@ -52,25 +52,25 @@ __all__ = [
     "select_linear_kernel",
 ]
 
-#: The attention backends, the fastest first.
+#: The attention backends, fastest first.
 ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), SdpaBackend())
 
-#: The largest error that a faster backend may make, as a share of the outputs' size.
+#: Maximum error of a faster backend, relative to the size of the outputs.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-#: The error that rounding alone makes in outputs that nearly cancel out.
+#: Rounding error of outputs that nearly cancel out.
 _ROUNDING = 1e-5
 
-#: The longest window for which the probe has longer samples.
+#: Maximum window for which the probe has longer samples.
 _MAX_PROBED_WINDOW = 512
 
-#: Configuration keys of lengths beyond which attention changes.
+#: Configuration keys with lengths beyond which attention changes.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
 #: Maximum size of a float32 copy of the weights during the padding probe.
 _MAX_FLOAT32_BYTES = 4 << 30
 
-#: Exceptions of models that a backend cannot run.
+#: Exceptions raised by models that a backend cannot run.
 _REFUSALS = (
     ValueError,
     RuntimeError,
@@ -88,21 +88,21 @@ class Backbone(Protocol):
 
     @property
     def name(self) -> str:
-        """Its attention backend, or how it pads."""
+        """The name of its attention backend, or its padding policy."""
 
     @property
     def cost(self) -> BatchLayout:
-        """What a batch costs."""
+        """How a batch is laid out."""
 
     #: The kernel of its linear layers.
     linear_kernel: str
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens the model's tables of positions have room for; None without any."""
+        """Number of positions in the model's position tables; None if it has none."""
 
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
-        """Return the hidden states at each sample's reads."""
+        """Return the hidden states at each sample's read positions."""
 
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
@@ -118,11 +118,11 @@ _logger = logging.getLogger(__name__)
 def select_backend(
     model: PreTrainedModel, *, has_global: bool = False, prefix_cache_bytes: int = 0
 ) -> Backbone:
-    """Return the fastest backbone for a model that gives what transformers alone gives.
+    """Return the fastest backbone whose outputs match those of plain transformers.
 
-    A model is run on a few samples by each: one that a pruned last layer, shared prefixes, the
-    prefix cache, packing or padding does not serve exactly (attention of its own, recurrence) is
-    found out here and gets a slower backbone. Linear layers on a CPU get the fastest kernel.
+    Each candidate runs the model on a few samples. If a pruned last layer, shared prefixes, the
+    prefix cache, packing or padding changes a model's outputs (custom attention, recurrence), this
+    shows here, and the model gets a slower backbone. Linear layers on a CPU get the fastest kernel.
     """
     backbone = _select_backbone(model, has_global, prefix_cache_bytes)
 
@@ -191,7 +191,7 @@ def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_byte
 def probe_padding(
     model: PreTrainedModel, run_padded: RunPadded
 ) -> tuple[PaddingPolicy, int | None]:
-    """Return which samples a model, head and all, may be given at once, and its `max_positions`."""
+    """Return how samples of a model that includes its head may be batched, and `max_positions`."""
     probe = _Probe.of(model)
     reference = _run_reference(model, probe, run_padded)
     return _padding_policy(model, probe, reference, run_padded), reference.max_positions
@@ -201,9 +201,10 @@ def probe_padding(
 class _Probe:
     """The probe samples, as token ids.
 
-    ``group`` share a prefix on two levels; ``others`` share nothing, and one of them holds the
-    special ids that a text may spell out; ``beyond`` are past short windows, chunks and blocks,
-    where attention may be another: the longest by two of them, and one between that is padded.
+    Samples in ``group`` share prefixes on two levels. Those in ``others`` share nothing, and one of
+    them contains the special ids that a text may spell out. Those in ``beyond`` are longer than
+    short windows, chunks and blocks, where attention may differ: the longest by two of these, and a
+    shorter one that is padded.
     """
 
     group: list[tuple[int, ...]]
@@ -243,17 +244,17 @@ class _Probe:
 
     @property
     def short(self) -> list[tuple[int, ...]]:
-        """All but those that are past a window."""
+        """All samples except those longer than a window."""
         return [*self.group, *self.others]
 
     @property
     def longest(self) -> tuple[int, ...]:
-        """The longest of all."""
+        """The longest sample."""
         return self.beyond[-1]
 
     @property
     def samples(self) -> list[tuple[int, ...]]:
-        """All of them."""
+        """All samples."""
         return [*self.short, *self.beyond]
 
 
@@ -261,8 +262,8 @@ class _Probe:
 class _Reference:
     """Outputs of plain transformers, at the first and the last token of each sample.
 
-    ``outputs`` is None for a model that refuses the probe; ``state`` is given for one that its own
-    passes change.
+    ``outputs`` is None if the model refuses the probe. ``state`` is set if forward passes change
+    the model.
     """
 
     outputs: list[torch.Tensor] | None
@@ -296,8 +297,9 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
         is_number = bool(torch.isfinite(torch.cat([repeated, first])).all())
         if is_number and not _is_near(repeated, first, repeated.dtype):
             raise CheckpointError(
-                f"{type(model).__name__} is nondeterministic: one sample gets different scores "
-                "(random hashing in attention, for example), so its scores are not reproducible"
+                f"{type(model).__name__} is nondeterministic: the same sample gets different "
+                "scores (random hashing in attention, for example), so its scores are not "
+                "reproducible"
             )
     return _Reference(
         None if is_refused else outputs,
@@ -314,7 +316,7 @@ def _fastest_packed(
     has_global: bool,
     prefix_cache_bytes: int,
 ) -> PackedBackbone | None:
-    """Return the fastest packed backbone that is exact; leave the model as it was if none is."""
+    """Return the fastest packed backbone that is exact; if there is none, restore the model."""
     config: Any = model.config
     original_attention = config._attn_implementation
     backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
@@ -369,14 +371,14 @@ def _serves_cached(packed: PackedBackbone, probe: _Probe, reference: _Reference)
         spared = _num_spared(packed, _last_read(some), probe, reference)
         if spared is None:
             return False
-    # By now all but the last tokens are cached.
+    # Now all tokens except the last ones are cached.
     return spared is not None and spared > sum(len(ids) for ids in probe.group) // 2
 
 
 def _num_spared(
     packed: PackedBackbone, batch: Sequence[ModelInput], probe: _Probe, reference: _Reference
 ) -> int | None:
-    """Count the tokens of a batch that are not computed; None where its states are not exact."""
+    """Count the tokens of a batch that are not computed; None if its states are not exact."""
     read_states = packed.forward(batch)
     if not _is_near_reference(read_states, batch, probe, reference):
         return None
@@ -523,7 +525,7 @@ def _special_ids(config: Any) -> list[int]:
     """Return the special token ids of a configuration, end-of-text first."""
     names = ("eos_token_id", "pad_token_id", "bos_token_id", "mask_token_id", "sep_token_id")
     configured = [getattr(config, name, None) for name in names]
-    # Llama 3.1 has several ends of text, as a list.
+    # Llama 3.1 has a list of several end-of-text tokens.
     ids = [one for ids in configured for one in (ids if isinstance(ids, list) else [ids])]
     return [one for one in dict.fromkeys(ids) if isinstance(one, int) and one >= 0]
 

@@ -46,10 +46,10 @@ __all__ = [
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 
-#: Weights in another layout, a trainer's state, and what lies in folders: never read.
 #: Characters of a recipe's text that an error shows.
 _MAX_SHOWN = 200
 
+#: Weights in another layout, trainer state, and subfolders: never read.
 _NOT_FETCHED = [*OTHER_FILES, "*/*"]
 
 
@@ -64,10 +64,10 @@ def locate(
 ) -> Path:
     """Return the folder of a checkpoint: the folder itself, or a hub snapshot of that id.
 
-    ``revision``, or what follows an ``@`` in a hub id, is a branch, a tag or a commit. Safetensors
-    are preferred; older ``.bin`` files are fetched only where there are none. A folder must hold
-    the file ``holds``, if any. Raises `CheckpointError` saying what to do where nothing can be had,
-    naming ``key``, the recipe's key.
+    ``revision``, or the part of a hub id after ``@``, is a branch, a tag or a commit. Safetensors
+    are preferred; ``.bin`` files are fetched only if there are none. A folder must contain the file
+    ``holds``, if given. Raises `CheckpointError`, which names ``key``, the recipe's key, and says
+    what to do.
     """
     if not checkpoint.strip():
         raise CheckpointError(
@@ -107,10 +107,10 @@ def locate(
                 return snapshot
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{quoted(checkpoint)} is no folder here, and the hub did not give it"
+            f"{key} {quoted(checkpoint)} is not a folder, and could not be fetched from the hub"
             f"{f' at revision {quoted(revision)}' if revision else ''} "
             f"({type(error).__name__}). Give a folder with "
-            f"`--set models.<name>.{key}=PATH`, or fetch it once with HF_HUB_OFFLINE unset."
+            f"`--set models.<name>.{key}=PATH`, or download it once with HF_HUB_OFFLINE unset."
         ) from error
     raise CheckpointError(
         f"{quoted(checkpoint)} has neither .safetensors nor .bin weights; give a GGUF file by its "
@@ -119,7 +119,7 @@ def locate(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights: safetensors where there are any, ``.bin`` or GGUF."""
+    """Return the weight files: safetensors if there are any, else ``.bin`` or GGUF."""
     packed = single_gguf(folder)
     if packed is not None:
         return [packed]
@@ -144,7 +144,7 @@ def digest(folder: Path, *, with_weights: bool = True) -> str:
 
 
 def code_digest(folder: Path) -> str:
-    """Return a digest of the code that a checkpoint brings: a hex string, equal if it has none."""
+    """Return a digest of the code in a checkpoint: a hex string, the same for all without code."""
     whole = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -152,7 +152,7 @@ def code_digest(folder: Path) -> str:
 
 
 def stamps(folder: Path, *, with_weights: bool = True) -> dict[str, tuple[int, ...]]:
-    """Return what changes when any digested file is written: sizes and times, without reading."""
+    """Return sizes and times of the digested files, which change when one of them is written."""
     stats = {path.name: path.stat() for path in _files(folder, with_weights)}
     return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
 
@@ -215,7 +215,7 @@ def _open_file(file: Path) -> dict[str, LazyTensor]:
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Read the tensors whose keys are ``name`` or begin with ``name.``, by what follows."""
+    """Read the tensors named ``name`` or ``name.*``, by the rest of their names."""
     return {
         key[len(name) + 1 :]: one.tensor()
         for key, one in open_tensors(folder).items()
@@ -226,7 +226,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def read_file(
     file: Path, includes: Callable[[str], bool] = lambda key: True
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of one file whose keys are wanted."""
+    """Read the tensors of one file whose keys ``includes`` accepts."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as tensors:
             return {key: tensors.get_tensor(key) for key in tensors.keys() if includes(key)}  # noqa: SIM118
@@ -234,24 +234,26 @@ def read_file(
 
 
 def read_bin(file: Path) -> dict[str, torch.Tensor]:
-    """Map a ``.bin`` file's tensors; raise `CheckpointError` where it holds anything else.
+    """Map the tensors of a ``.bin`` file; raise `CheckpointError` if it contains anything else.
 
-    A pickled object raises instead of running.
+    Pickled objects are refused without being unpickled.
     """
     try:
         state: Any = _load_bin(file)
     except pickle.UnpicklingError as error:
         raise CheckpointError(pickle_refusal(str(file), error)) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} is no file of tensors that torch reads: {error}") from error
+        raise CheckpointError(
+            f"{file} cannot be read by torch as a file of tensors: {error}"
+        ) from error
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, not tensors by their names")
+        raise CheckpointError(f"{file} contains a {type(state).__name__}, not tensors by name")
     tensors = {str(key): one for key, one in state.items() if isinstance(one, torch.Tensor)}
     nested = [str(key) for key, one in state.items() if isinstance(one, Mapping)]
     if nested and not tensors:
         raise CheckpointError(
-            f"{file} holds its tensors one level down, under {joined(map(repr, nested))} (as "
-            "DeepSpeed and Lightning save them). Save that part alone, best as safetensors"
+            f"{file} contains its tensors one level down, under {joined(map(repr, nested))} (as "
+            "DeepSpeed and Lightning save them). Save only that part, preferably as safetensors"
         )
     return tensors
 
@@ -267,13 +269,13 @@ def _load_bin(file: Path) -> Any:
 
 
 def pickle_refusal(where: str, error: Exception) -> str:
-    """Say that weights hold an object, which is never unpickled, and what to do instead."""
+    """Return the message for weights with a pickled object, and what to do instead."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f"an object ({found[1]})" if found else "something other than tensors"
     return (
-        f"{where}: a weight file holds {what}, which is not opened: it could run any code "
-        "(files are read with weights_only=True). Where you trust its author, load it once "
-        "elsewhere, keep its tensors alone, and save those as model.safetensors"
+        f"{where}: a weight file contains {what}, which is not unpickled: it could run any code "
+        "(files are read with weights_only=True). If you trust its author, load it once elsewhere "
+        "and save only its tensors, as model.safetensors"
     )
 
 

@@ -74,8 +74,8 @@ class Family:
         """Return whether the hub id, folder or card has one of the names.
 
         A pattern without ``/`` applies to the last part of a name, so that a folder above the
-        checkpoint's does not count. What the configuration says it was loaded from counts except
-        for `examples`, which it may have been trained from.
+        checkpoint's does not count. The configuration's ``_name_or_path`` counts except for
+        families with `examples`, since a checkpoint may have been trained from one of these.
         """
         names = [checkpoint.partition("@")[0], *facts.names]
         if not self.examples:
@@ -117,7 +117,7 @@ def match_family(facts: CheckpointFacts, checkpoint: str = "") -> Family | None:
 
 
 def families_by_name(facts: CheckpointFacts) -> list[Family]:
-    """Return the families with recipes that a checkpoint could be, if it had their names."""
+    """Return the families with recipes that a checkpoint would match if it had their names."""
     nameless = (replace(one, names=()) for one in families() if one.names and one.recipe)
     return [one for one in nameless if one.matches(facts, "")]
 
@@ -139,6 +139,6 @@ def toml_value(value: Any) -> str:
 
 def is_stock_class(name: str) -> bool:
     """Return whether transformers has a class of that name."""
-    import transformers  # takes seconds, and reading the table does not need it
+    import transformers  # slow to import, and not needed to read the table
 
     return name.isidentifier() and hasattr(transformers, name)

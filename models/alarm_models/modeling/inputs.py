@@ -1,4 +1,4 @@
-"""What a network takes and gives: token sequences in, rows of outputs and token counts out."""
+"""The input and output of a network: token sequences; rows of outputs and token counts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = [
 
 
 class BatchLayout(StrEnum):
-    """What a batch costs a network, in tokens."""
+    """How a network lays out a batch, which determines its cost in tokens."""
 
     #: The longest sample times the number of samples.
     PADDED = "padded"
     #: The sum of the samples' tokens.
     PACKED = "packed"
-    #: As packed, a prefix that samples share counted once.
+    #: As packed, with a shared prefix counted once.
     PREFIX_SHARED = "shared"
-    #: No batch at all: each sample runs alone.
+    #: No batching: each sample runs alone.
     SINGLE = "alone"
 
 
@@ -39,8 +39,8 @@ class BatchLayout(StrEnum):
 class TokenSequence:
     """Token ids that attend to each other, and where their hidden states are read.
 
-    ``read_positions`` are the ranges of tokens whose states are averaged (a single token mostly)
-    and given to the head. ``token_type_ids`` has one a token, or none.
+    ``read_positions`` are the ranges of tokens (usually single tokens) whose states are averaged
+    and passed to the head. ``token_type_ids`` has one id per token, or is empty.
     """
 
     ids: tuple[int, ...]
@@ -50,19 +50,19 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """One sample as a network takes it: one token sequence, or several that run independently.
+    """The input of one sample: one token sequence, or several that run independently.
 
     ``ids``, ``read_positions`` and ``token_type_ids`` are those of the first sequence;
-    ``further_sequences`` are the others, such as a reference or a second completion. All count in
-    the batch's tokens, and share prefixes as sequences of different samples do. A model reads one
-    row of outputs a read position, sequence after sequence.
+    ``further_sequences`` are the others, such as a reference or a second completion. All count
+    towards the batch's tokens, and share prefixes like sequences of different samples. A model
+    reads one row of outputs per read position, sequence after sequence.
 
-    ``segments`` are the spans that the reads judge, in order; there are fewer reads where
-    truncation cut some off. Samples of different ``owner`` share no prefix, cached or not.
+    ``segments`` are the spans that the reads judge, in order; there are fewer reads if truncation
+    dropped some. Samples of different ``owner`` share no prefix, cached or not.
     ``num_shared`` counts the tokens that the sample's own sequences have in common, which a network
     that shares prefixes computes once.
-    ``omitted`` names what the text lacks of the shown sample, and ``shown`` what was shown of the
-    sent one, None for all of it.
+    ``omitted`` names the parts of the shown sample that the text lacks. ``shown`` is what was shown
+    of the sample as sent; None if all of it.
     """
 
     ids: tuple[int, ...]
@@ -84,7 +84,7 @@ class ModelInput:
         truncated: bool,
         segments: tuple[Span, ...] = (),
     ) -> ModelInput:
-        """Make the input of one sample from its token sequences, one at least."""
+        """Make the input of one sample from its token sequences, of which there is at least one."""
         first, *others = sequences
         return cls(
             first.ids,
@@ -108,24 +108,24 @@ class ModelInput:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens the model reads, of all sequences."""
+        """Number of tokens that the model reads, over all sequences."""
         return len(self.ids) + sum(len(one.ids) for one in self.further_sequences)
 
     @property
     def num_cost_tokens(self) -> int:
-        """How many tokens it adds to a batch alone: those its sequences share counted once."""
+        """Number of tokens it adds to a batch: tokens that its own sequences share count once."""
         return self.num_tokens - self.num_shared
 
     @property
     def num_reads(self) -> int:
-        """How many rows of outputs it has."""
+        """Number of rows of outputs."""
         return len(self.read_positions) + sum(
             len(one.read_positions) for one in self.further_sequences
         )
 
 
 def split_sequences(batch: Sequence[ModelInput]) -> Sequence[ModelInput]:
-    """Return every token sequence as an input of its own, in order."""
+    """Return every token sequence as a separate input, in order."""
     if not any(one.further_sequences for one in batch):
         return batch
     return [
@@ -142,7 +142,7 @@ def split_sequences(batch: Sequence[ModelInput]) -> Sequence[ModelInput]:
 
 
 def sum_by_sample(batch: Sequence[ModelInput], counts: Sequence[int]) -> list[int]:
-    """Add up what is counted for each token sequence, as `split_sequences` orders them."""
+    """Sum the counts of token sequences by sample; the order is that of `split_sequences`."""
     left = iter(counts)
     return [sum(next(left) for _ in one.ids_of_sequences) for one in batch]
 
@@ -159,11 +159,11 @@ class ReadStates(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardOutput(Sequence[torch.Tensor]):
-    """What a forward pass gives of a batch: as a sequence, each sample's rows of outputs.
+    """The output of a forward pass; as a sequence, the rows of outputs of each sample.
 
     Rows are float32 on the CPU, ``[reads, outputs]``. ``num_computed`` is the number of tokens
-    computed for each sample, padding not counted: tokens of a shared prefix count for the first
-    sample that has it, tokens in the prefix cache for none.
+    computed for each sample, without padding. Tokens of a shared prefix count for the first sample
+    that has it, tokens in the prefix cache for none.
     """
 
     rows: Sequence[torch.Tensor]

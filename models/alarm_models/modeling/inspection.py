@@ -35,17 +35,17 @@ __all__ = [
 #: Safetensors headers are JSON of at most this size (the format's own bound).
 _MAX_HEADER_BYTES = 100 << 20
 
-#: Characters of a list of names that a message repeats.
+#: Maximum number of characters of a list of names in a message.
 _MAX_ECHO = 400
 
-#: More than any classifier has.
+#: More labels than any classifier has.
 _MAX_LABELS = 1 << 20
 
 #: How tensor names of transformer layers begin: ``<base>.layers.0.``, ``h.0.``, ...
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
     r"(?:(?:encoder|decoder)\.|(?<=\.)transformer\.)*"
-    # A layer holds modules of its own; a stack of linear layers, as of a gate, holds tensors.
+    # A layer contains modules; a stack of linear layers, such as a gate, contains tensors.
     r"(?:layers?|h|blocks?|layer_groups)\.\d+\.[\w-]+\."
 )
 
@@ -65,10 +65,10 @@ _VOCABULARY = ("lm_head.", "cls.predictions.", "lm_predictions.", "mask_predicti
 #: Weights in another layout, and trainer state: never read.
 OTHER_FILES = ("consolidated*", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
-#: How the hub's cache names the folder of a model.
+#: Prefix of model folders in the hub's cache.
 _CACHED = "models--"
 
-#: A model's card is no longer than this.
+#: Maximum number of characters read of a model card.
 _MAX_CARD_CHARS = 1 << 20
 
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -124,7 +124,7 @@ class CheckpointFacts:
 
     @property
     def label_names(self) -> frozenset[str]:
-        """What the configuration calls a classifier's outputs."""
+        """The names of a classifier's outputs in the configuration."""
         labels = self.config.get("id2label")
         return frozenset(map(str, labels.values())) if isinstance(labels, Mapping) else frozenset()
 
@@ -137,19 +137,20 @@ class CheckpointFacts:
         named = self.config.get("num_labels")
         if isinstance(named, int):
             return named
-        # Without either, transformers assumes two; OpenRLHF's files mean the rows of the head.
+        # Without either, transformers assumes two labels; OpenRLHF's files mean the rows of the
+        # head.
         heads = (self.tensors.get(name) for name in _CLASSIFIERS)
         return next((one.shape[0] for one in heads if one is not None and one.shape), None)
 
     @property
     def num_outputs(self) -> int | None:
-        """How many outputs a classifier has: as the configuration says, else as its head has."""
+        """Number of outputs of a classifier, from the configuration or else from its head."""
         head = self.tensors.get("score.weight", TensorInfo()).shape
         return self.num_labels if self.num_labels is not None or not head else head[0]
 
     @property
     def has_base(self) -> bool:
-        """Whether the weight files hold a transformer's layers, and not a head alone."""
+        """Whether the weight files contain a transformer's layers, and not only a head."""
         return any(map(_LAYER.match, self.tensors))
 
     @property
@@ -241,7 +242,7 @@ class CheckpointFacts:
 
     @property
     def reward_token(self) -> str | None:
-        """The token of `reward_token_id` (InternLM2's), where the tokenizer's files tell it."""
+        """The token of `reward_token_id` (InternLM2), if the tokenizer's files contain it."""
         wanted = self.config.get("reward_token_id")
         if wanted is None:
             return None
@@ -269,7 +270,7 @@ class CheckpointFacts:
         parts.append(f"architectures {named}" if self.architectures else named)
         parts.append(f"model_type {self.model_type}" if self.model_type else "no model_type")
         if self.auto_map:
-            parts.append(f"code of its own ({', '.join(sorted(set(self.auto_map.values())))})")
+            parts.append(f"its own code ({', '.join(sorted(set(self.auto_map.values())))})")
         return "found " + ", ".join(part[:_MAX_ECHO] for part in parts)
 
 
@@ -300,7 +301,7 @@ def _is_of_base(name: str, base: str) -> bool:
 
 
 def is_folder(checkpoint: str) -> bool:
-    """Return whether a checkpoint is a folder here; raise `CheckpointError` for an empty name."""
+    """Return whether a checkpoint is a local folder; raise `CheckpointError` if it is empty."""
     if not checkpoint.strip():
         raise CheckpointError("the checkpoint is empty: give a folder or a hub id")
     try:
@@ -349,9 +350,11 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     file = folder / "config.json"
     config = read_json_object(file)
     labels = config.get("num_labels")
-    # transformers names each label, and would fill the memory with names.
+    # transformers creates a name for each label, which would fill the memory.
     if isinstance(labels, int) and labels > _MAX_LABELS:
-        raise CheckpointError(f"{file} has num_labels {str(labels)[:20]}, more than any classifier")
+        raise CheckpointError(
+            f"{file} has num_labels {str(labels)[:20]}, more than any classifier has"
+        )
     return config
 
 
@@ -360,19 +363,19 @@ def no_weights(folder: Path, wanted: str = "config.json") -> str:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         config = read_json_object(adapter)
-        base = shortened(config.get("base_model_name_or_path") or "the base that it was trained on")
+        base = shortened(config.get("base_model_name_or_path") or "the base model")
         kind = shortened(config.get("peft_type", "LORA"))
-        task = shortened(config.get("task_type") or "no task named")
+        task = shortened(config.get("task_type") or "no task type")
         return (
-            f"{folder} holds a PEFT adapter ({kind} on {base}, {task}), not a whole checkpoint. "
+            f"{folder} contains a PEFT adapter ({kind} on {base}, {task}), not a whole checkpoint. "
             f'Write `checkpoint = "{base}"` and `adapter = "{folder}"`, or merge it once with '
             "peft's merge_and_unload and save the result with its tokenizer"
         )
     files = joined(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
-    lacks = "neither .safetensors nor .bin weights"
+    lacks = ".safetensors or .bin weights"
     if not (folder / wanted).is_file():
-        lacks = f"no {wanted}"
-    return f"{folder} holds {lacks}, but {files}: is it a checkpoint's folder?"
+        lacks = wanted
+    return f"{folder} does not contain {lacks}, only {files}: give the folder of a checkpoint"
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -409,7 +412,7 @@ def _safetensors_header(file: Path) -> dict[str, TensorInfo]:
                 raise ValueError("the header is larger than the format allows")
             header: Any = json.loads(opened.read(size))
             if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
+                raise ValueError("the header is not a JSON object")
         return {
             name: TensorInfo(tuple(one["shape"]), one["dtype"])
             for name, one in header.items()
@@ -417,8 +420,8 @@ def _safetensors_header(file: Path) -> dict[str, TensorInfo]:
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise CheckpointError(
-            f"{file} is no safetensors file ({error}): it may be incomplete, or a pointer of "
-            "Git LFS"
+            f"{file} is not a valid safetensors file ({error}): it may be incomplete, or a Git LFS "
+            "pointer"
         ) from error
 
 
@@ -432,13 +435,13 @@ def _bin_tensors(file: Path) -> dict[str, TensorInfo]:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a file of a checkpoint that holds a JSON object; raise `CheckpointError`."""
+    """Read a checkpoint's file with a JSON object; raise `CheckpointError`."""
     try:
         read = json.loads(_read_text(file))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(read, dict):
-        raise CheckpointError(f"{file} contains no JSON object")
+        raise CheckpointError(f"{file} is not a JSON object")
     return read
 
 

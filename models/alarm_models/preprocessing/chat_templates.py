@@ -83,7 +83,7 @@ def require_jinja(template: str, checkpoint: str | None = None) -> None:
         raise
     except Exception as error:  # the parsers of Jinja and of Python may raise anything
         line = error.lineno if isinstance(error, TemplateSyntaxError) else None
-        said = f"is no Jinja{f', line {line}' if line else ''}: {_said(error)}"
+        said = f"is not valid Jinja{f', line {line}' if line else ''}: {_said(error)}"
         if checkpoint is None:
             raise RecipeError(f"chat_template {said}") from error
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Sentences, sub-sentences and steps; words with separators; n-grams copied from the prompt."""
+"""Finds sentences, sub-sentences and steps, inserts separators, and marks copied words."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = [
     "subsentences",
 ]
 
-#: The fewest words a sub-sentence has before its break; more than as many follow it
+#: Minimum number of words before the break of a sub-sentence; more than this many must follow it
 #: (FineGrainedRLHF, reward.py).
 MIN_WORDS = 5
 
-#: sentencex goes through a paragraph again for each of the characters in `_SCANNED`, with the
-#: interpreter lock held: this bounds characters times those at once (some 20 ms).
+#: sentencex scans a paragraph again for each of its characters in `_SCANNED` while it holds the
+#: GIL. This bounds the product of both numbers per call (some 20 ms).
 _MAX_SCANS = 16_000_000
 
-#: A longer paragraph than that is read in windows of so many characters.
+#: Paragraphs over that bound are read in windows of this many characters.
 _WINDOW = 2000
 
 _WORD = re.compile(r"\S+")
 
-#: What ends a paragraph for sentencex, which reads each on its own.
+#: Ends of paragraphs for sentencex, which reads each paragraph separately.
 _PARAGRAPH_END = re.compile(r"\n\r*\n")
 
-#: Quotation marks, but for apostrophes within words, and brackets.
+#: Quotation marks, except apostrophes within words, and brackets.
 _SCANNED = re.compile(r"""["«»‘’‚“”‛„‟‹›《》「」()\[\]{}<>（）＜＞]|['`](?!\w)|(?<!\w)['`]""")
 
 #: Where lists and sentences may begin: what is between the scanned is compared with each of these.
@@ -51,16 +51,16 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def sentences(text: str) -> tuple[Span, ...]:
-    """Find the sentences of an English text; white space around them belongs to none.
+    """Find the sentences of an English text, without the whitespace around them.
 
-    Takes time linear in the text, whatever it is made of: a paragraph of tens of thousands of
+    Takes time linear in the text, whatever it contains: a paragraph of tens of thousands of
     characters with very many quotation marks or brackets is read in windows.
     """
     found: list[Span] = []
     start = 0
     for end in (*(match.start() for match in _PARAGRAPH_END.finditer(text)), len(text)):
         check_cancelled()
-        # The line ends between two paragraphs are trimmed off the second.
+        # The line ends between two paragraphs are trimmed from the second.
         paragraph = text[start:end]
         found += (Span(one.start + start, one.end + start) for one in _in_paragraph(paragraph))
         start = end
@@ -73,7 +73,7 @@ def subsentences(text: str) -> tuple[Span, ...]:
 
 
 def steps(text: str) -> tuple[Span, ...]:
-    """Find the steps of a solution: what blank lines set apart."""
+    """Find the steps of a solution, which are separated by blank lines."""
     breaks = [Span(*match.span()) for match in _BLANK_LINES.finditer(text)]
     starts = [0, *(one.end for one in breaks)]
     ends = [*(one.start for one in breaks), len(text)]
@@ -139,8 +139,8 @@ def _bounds_in_windows(text: str) -> list[Span]:
         end = at + _WINDOW
         found = [span.start + at for span in _bounds(text[at:end])][1:]
         starts += found if end >= len(text) else found[:-1]
-        # The last sentence may continue past the window. One of half a window is not read again:
-        # so every character is read twice at most.
+        # The last sentence may continue past the window. It is read again unless it is half a
+        # window long, so every character is read at most twice.
         goes_on = found and found[-1] - at >= _WINDOW // 2 and end < len(text)
         if found and end < len(text):
             starts.append(found[-1])
@@ -163,7 +163,7 @@ SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
 
 
 def find_segments(sample: Sample, segmenter: str) -> tuple[Span, ...]:
-    """Return the segments of a completion: those that the caller sent, else those found.
+    """Return the segments of a completion: those that the caller sent, or those found.
 
     Segmenter ``turns`` finds the messages that the policy wrote and that have a text.
     """
@@ -173,17 +173,17 @@ def find_segments(sample: Sample, segmenter: str) -> tuple[Span, ...]:
     return SEGMENTERS[segmenter](sample.completion_text) if given is None else tuple(given)
 
 
-#: Consecutive words that must occur in the prompt too (n-gram size).
+#: Number of consecutive words that must also occur in the prompt (n-gram size).
 _ROW = 3
 
 _WORD_CHARACTERS = re.compile(r"\w+")
 
 
 def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
-    """Find the words that occur in the prompt too, within the same three consecutive words.
+    """Find the words that also occur in the prompt, within the same three consecutive words.
 
-    Case and punctuation do not count. A grounded answer copies most of its words; what it makes up
-    it does not.
+    Case and punctuation are ignored. A grounded answer copies most of its words from the prompt;
+    invented parts are not copied.
     """
     said = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
     rows = {tuple(said[at : at + _ROW]) for at in range(len(said) - _ROW + 1)}
@@ -200,8 +200,8 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
 class SegmentedIds:
     """Token ids with a separator before each segment.
 
-    ``separators`` are the separators' places; ``prompt`` the range of tokens that came from the
-    prompt; ``types`` is 1 for tokens of copied words.
+    ``separators`` are the positions of the separators, ``prompt`` is the range of tokens from the
+    prompt, and ``token_type_ids`` is 1 for tokens of copied words.
     """
 
     ids: list[int]
@@ -214,8 +214,8 @@ class SegmentedIds:
 class SegmentedText:
     """A sample's words, in order.
 
-    ``firsts`` holds the index of each segment's first word; ``prompt`` is the range of words that
-    came from the prompt; ``copied`` the words that the completion copied from it.
+    ``firsts`` has the index of each segment's first word, ``prompt`` is the range of words from the
+    prompt, and ``copied`` the words that the completion copied from it.
     """
 
     segments: tuple[Span, ...]
@@ -230,7 +230,7 @@ class SegmentedText:
         """Put a separator before each segment; ``owners`` has the word of each id."""
         joined = SegmentedIds([], [], [], Span(0, 0))
         inside: list[int] = []
-        # A last owner past all words adds the separators of segments without words.
+        # A final owner past all words adds the separators of segments without words.
         for token, owner in zip((*ids, None), (*owners, len(self.words)), strict=True):
             while (
                 len(joined.separators) < len(self.firsts)
@@ -250,7 +250,7 @@ class SegmentedText:
 
 
 def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:
-    """Split the text before the segments, and each segment, on white space."""
+    """Split the text before the segments, and each segment, on whitespace."""
     spans = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
     words = [prefix.text[span.start : span.end] for span in spans]
     inside = [

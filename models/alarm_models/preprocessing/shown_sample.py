@@ -1,7 +1,7 @@
-"""What a model is shown of a sample: no thoughts, system messages or parts that it does not read.
+"""Views of samples for models: without the thoughts, system messages or parts they do not read.
 
-A view is made once, before a model sees the sample; what the model says of spans of the shown
-completion is then moved back to the completion as the caller sent it.
+A view is made once, before a model gets the sample. Spans that the model reports in the shown
+completion are then mapped back to the completion as the caller sent it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["SampleView", "Thinking", "ViewRules"]
 
 Thinking = Literal["strip", "keep", "only"]
 
-#: What is put between the texts of two messages, and of two thoughts.
+#: Joins the texts of messages, and of thoughts.
 _JOINT = "\n\n"
 
 #: Roles whose messages instruct the assistant.
@@ -33,7 +33,7 @@ _SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
 class SampleView(NamedTuple):
-    """A sample as a model is shown it; ``shown`` is None where that is all of the sample."""
+    """A sample as a model is shown it; ``shown`` is None if that is the whole sample."""
 
     sample: Sample
     shown: Shown | None
@@ -41,10 +41,10 @@ class SampleView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ViewRules:
-    """What a model reads of samples, as its recipe and its kind have it.
+    """What a model reads of samples, by its recipe and its kind.
 
-    ``is_text`` is for models that read texts rather than messages: they see no tools, and no calls
-    of tools. ``policy_only`` leaves out the messages of a completion that the policy did not write.
+    ``is_text`` is for models that read texts rather than messages: they are shown no tools and no
+    tool calls. ``policy_only`` leaves out messages of a completion that the policy did not write.
     """
 
     thinking: Thinking = "strip"
@@ -98,7 +98,7 @@ class ViewRules:
     def _completion(
         self, completion: str | tuple[Message, ...], omitted: set[str]
     ) -> _ShownCompletion | None:
-        """Return what is shown of a completion; None where that is all, and of the policy."""
+        """Return what is shown of a completion; None if all is shown and the policy wrote it."""
         is_plain = isinstance(completion, str)
         messages = (
             (Message("assistant", completion),) if isinstance(completion, str) else completion
@@ -123,7 +123,7 @@ class ViewRules:
     def _add(
         self, shown: _ShownCompletion, message: Message, start: int, omitted: set[str]
     ) -> None:
-        """Add what is shown of a message of the policy's, which began at ``start``."""
+        """Add what is shown of a message by the policy, which began at ``start``."""
         if self.policy_only and message.tool_calls:
             omitted.add("tool_calls")
         parts = self._policy_parts(message)
@@ -137,7 +137,7 @@ class ViewRules:
         shown.add(one, start, parts.spans, joint=parts.joint)
 
     def _readable(self, message: Message, omitted: set[str]) -> Message:
-        """Return a message of text alone; raise `SampleError` for one with images or the like."""
+        """Return a message with text parts only; raise `SampleError` if others must be kept."""
         if self.is_text and message.tool_calls:
             omitted.add("tool_calls")
         if not message.other_parts:
@@ -146,14 +146,16 @@ class ViewRules:
             raise SampleError(
                 "unsupported_content",
                 f"a message of role {message.role!r} has a part of type "
-                f"{message.other_parts[0]!r}, and the model reads text: send text parts, or write "
-                '`unsupported_content = "omit"` for the model in the recipe, which leaves it out',
+                f"{message.other_parts[0]!r}, but the model reads only text: send text parts, or "
+                "set "
+                '`unsupported_content = "omit"` for the model in the recipe to leave such parts '
+                "out",
             )
         omitted.add("content_parts")
         return replace(message, other_parts=())
 
     def _policy_parts(self, message: Message) -> _Parts | None:
-        """Return what is shown of a message that the policy wrote; None where all of it is."""
+        """Return what is shown of a message that the policy wrote; None if all of it."""
         if self.thinking == "keep":
             return None
         return self._answer(message) if self.thinking == "strip" else self._thought(message)
@@ -195,10 +197,10 @@ class _Parts(NamedTuple):
 
 
 class _ShownCompletion:
-    """The shown messages of a completion, with the place of each part in the one that was sent."""
+    """The shown messages of a completion, and where each part is in the completion as sent."""
 
     def __init__(self, *, is_joined: bool) -> None:
-        #: Whether the text is the one that was sent, and whether not all of it is the policy's.
+        #: Whether the text is as it was sent, and whether parts of it are not by the policy.
         self.is_unchanged = True
         self.has_others = False
         self._is_joined = is_joined
@@ -217,7 +219,7 @@ class _ShownCompletion:
         joint: int = 0,
         is_judged: bool = True,
     ) -> None:
-        """Add a message whose text is those parts of the one that began at ``start``."""
+        """Add a message whose text is these parts of the original, which began at ``start``."""
         if self._is_joined and not message.text:
             return
         at = self._length + (len(_JOINT) if self._messages else 0)
@@ -250,7 +252,7 @@ class _ShownCompletion:
         return tuple(self._judged)
 
     def offsets(self, offsets: Sequence[Span] | None) -> tuple[Span, ...] | None:
-        """Return the policy's tokens that are shown; special tokens of a shown message are."""
+        """Return the policy's tokens that are shown, including special tokens of shown messages."""
         if offsets is None:
             return None
         return tuple(span for one in offsets for span in self._shown(one, is_token=True))
@@ -261,7 +263,7 @@ class _ShownCompletion:
             name: tuple(one for span in spans for one in self._shown(span, is_token=False))
             for name, spans in segments.items()
         }
-        # The text of joined messages does not tell them apart.
+        # The text of joined messages does not show where each begins.
         return {"turns": tuple(self._turns), **shown} if self._is_joined else shown
 
     def _shown(self, span: Span, *, is_token: bool) -> Iterator[Span]:
@@ -291,7 +293,7 @@ def _is(one: object, other: object) -> bool:
 
 
 def _name_of(role: str) -> str:
-    """Return what `omitted` calls messages of a role."""
+    """Return the name in `omitted` of messages of a role."""
     if role in _SYSTEM_ROLES:
         return "system"
     return "messages" if role == "user" else "tool_results"

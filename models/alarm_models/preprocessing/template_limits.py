@@ -1,14 +1,14 @@
-"""Bounds the memory of Jinja templates that are not trusted.
+"""Bounds the memory of untrusted Jinja templates.
 
-Jinja's sandbox keeps templates away from Python's internals, not from memory: `"a" * 10**10` is one
-call in C, which no time limit interrupts. Here every operation that can make a large value is
-checked before it runs, and all values of a rendering together are bounded:
+Jinja's sandbox protects Python's internals, but not memory: `"a" * 10**10` is one call in C, which
+no time limit interrupts. Here every operation that can make a large value is checked before it
+runs, and all values of a rendering together are bounded:
 
-- a text, or a list with all that is in it: `_MIN_CHARS` characters, plus `_TIMES` those given;
-- everything that a rendering makes: `_TOTAL` times as much; each node of a loop's body counts too;
-- integers: `_MAX_BITS`.
+- a text, or a list with its contents: `_MIN_CHARS` characters, plus `_TIMES` the size of the input
+- everything that a rendering makes: `_TOTAL` times as much; each node of a loop's body counts too
+- integers: `_MAX_BITS` bits
 
-What fits is rendered as by the environment that was passed in.
+Within these limits, templates are rendered as by the environment that was passed in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "render_bounded",
 ]
 
-#: The longest template. Published ones have up to some 30,000 characters.
+#: Maximum length of a template. Published ones have up to some 30,000 characters.
 MAX_TEMPLATE_CHARS = 64 << 10
 
 _MIN_CHARS = 1 << 20
@@ -44,16 +44,16 @@ _TIMES = 4
 _TOTAL = 16
 _MAX_BITS = 1 << 16
 
-#: Characters that an item of a list counts as, a value that is given, and a node that is run.
+#: Number of characters that a list item, an input value and an executed node count as.
 _PER_ITEM = 4
 _PER_GIVEN = 128
 _PER_NODE = 8
 
-#: The longest text for filters that lay out or search a text in more than linear time.
+#: Maximum text length for filters that lay out or search a text in more than linear time.
 _MAX_LAYOUT = 10_000
 
-#: Texts to search from the end for, or to strip of, that are short enough for any text; and the
-#: product of both lengths otherwise.
+#: Maximum length of a text to strip, or to search for from the end, in a text of any length; and
+#: the maximum product of both lengths if it is longer.
 _SHORT_SEARCH = 64
 _MAX_SEARCH = 64 << 20
 
@@ -62,7 +62,7 @@ _MAX_ROUND = 1000
 
 _TEXT = {str}
 
-#: What writes out what it holds.
+#: Types whose text contains the text of their items.
 _CONTAINERS: tuple[type[Any], ...] = (
     list,
     tuple,
@@ -76,7 +76,7 @@ _CONTAINERS: tuple[type[Any], ...] = (
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _DIGITS = re.compile(r"\d+")
 
-#: Names of our filters: none that a template can write.
+#: Names of our filters, which a template cannot write.
 _CHARGE = "alarm: charge"
 _ADD = "alarm: add"
 _CONCAT = "alarm: concat"
@@ -90,12 +90,12 @@ class TemplateLimitError(TemplateError):
 
 
 class _Budget:
-    """What one rendering may still make, in characters."""
+    """The number of characters that one rendering may still make."""
 
     __slots__ = ("_given", "left", "limit")
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
-        # What is given is measured only if the limits without it do not suffice.
+        # The input is measured only if the limits without it do not suffice.
         self._given = given
         self.limit = _MIN_CHARS
         self.left = _TOTAL * self.limit
@@ -106,16 +106,18 @@ class _Budget:
         if self.left < 0:
             self._extend()
             if self.left < 0:
-                raise TemplateLimitError("it makes or repeats too much for what it was given")
+                raise TemplateLimitError(
+                    "it makes or repeats too much text for the size of its input"
+                )
 
     def require(self, size: int) -> None:
-        """Refuse to make a value of so many characters."""
+        """Refuse to make a value with too many characters."""
         if size > self.limit:
             self._extend()
             if size > self.limit:
                 raise TemplateLimitError(
                     f"one operation would make more than {self.limit} characters, the limit for "
-                    "what it was given"
+                    "the size of its input"
                 )
 
     def _extend(self) -> None:
@@ -209,7 +211,7 @@ def _size_of_json(value: Any) -> int:
 
 
 def _weight(value: Any) -> int:
-    """Return how long a value is as text, about; raise once it is over the limit."""
+    """Return the approximate length of a value as text; raise once it is over the limit."""
     if isinstance(value, str):
         return len(value)
     budget = _local.budget
@@ -320,8 +322,8 @@ def _modulo(left: Any, right: Any) -> Any:
 
 
 def _require_percent(text: str, values: Any) -> None:
-    """Bound what `%` makes: the text, each value where it may be, and all widths."""
-    # A mapping's value may be named again and again.
+    """Bound the result of `%`: the text, each inserted value, and all widths."""
+    # A mapping's value may be inserted many times.
     times = max(1, text.count("%")) if isinstance(values, Mapping) else 1
     size = len(text) + times * _weight(values) + sum(map(_width, _DIGITS.findall(text)))
     if "*" in text:
@@ -346,7 +348,7 @@ def _concatenated(eval_ctx: nodes.EvalContext, values: tuple[Any, ...]) -> str:
 
 
 def _concat(parts: Iterable[str]) -> str:
-    """Join what a macro or a block writes."""
+    """Join the output of a macro or a block."""
     written = parts if isinstance(parts, list) else list(parts)
     budget = _local.budget
     size = sum(map(len, written))
@@ -408,9 +410,9 @@ def _splitlines(text: str, keepends: Any = False) -> tuple[Any, ...]:
 
 
 def _search(text: str, part: Any = None, *more: Any) -> tuple[Any, ...]:
-    """Bound what takes the product of both lengths."""
+    """Bound methods that take time proportional to the product of both lengths."""
     if isinstance(part, str) and len(part) > _SHORT_SEARCH and len(part) * len(text) > _MAX_SEARCH:
-        raise TemplateLimitError("it searches a long text from its end for another")
+        raise TemplateLimitError("it searches a long text from the end for another long text")
     return (part, *more)
 
 
@@ -418,7 +420,7 @@ def _num_lines(text: str) -> int:
     return 1 + sum(map(text.count, _LINE_ENDS))
 
 
-#: The methods of texts that templates may call, with what bounds each, and those of other values.
+#: The methods of texts that templates may call, with their bounds, and those of other values.
 _TEXT_METHODS: dict[str, Callable[..., tuple[Any, ...]] | None] = {
     **dict.fromkeys(
         ["capitalize", "casefold", "count", "endswith", "find", "index", "isalnum",
@@ -490,7 +492,7 @@ class _BoundedFormatter(SandboxedFormatter):
 
 
 class _BoundedEscapeFormatter(_BoundedFormatter, SandboxedEscapeFormatter):
-    """The same for `Markup`."""
+    """As above, for `Markup`."""
 
 
 def _bounded_format(environment: Environment) -> Callable[[Any], Callable[..., str] | None]:
@@ -576,7 +578,7 @@ def _check_tojson(
 
 
 def _shape(value: Any) -> tuple[int, int]:
-    """Return how many values a value has in it, and how deep."""
+    """Return the number of values nested in a value, and the depth."""
     number = deepest = 0
     stack = [(value, 1)]
     while stack:
@@ -592,7 +594,7 @@ def _shape(value: Any) -> tuple[int, int]:
 
 def _check_layout(*args: Any, **kwargs: Any) -> None:
     if _weight(args) + _weight(kwargs) > _MAX_LAYOUT:
-        raise TemplateLimitError(f"a filter for layout gets more than {_MAX_LAYOUT} characters")
+        raise TemplateLimitError(f"a layout filter gets more than {_MAX_LAYOUT} characters")
 
 
 def _items_of_text(value: Any, *_more: Any, **_options: Any) -> None:
@@ -622,7 +624,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "trim": _check_trim,
 }  # fmt: skip
 
-#: Filters that return what they get, or a part of it, or make one item at a time.
+#: Filters that return their input or a part of it, or make one item at a time.
 _FREE_FILTERS = frozenset(
     {"attr", "count", "d", "default", "first", "float", "items", "last", "length"}
 )
@@ -657,7 +659,7 @@ def _bounded_filters(filters: Mapping[str, Callable[..., Any]]) -> dict[str, Cal
 def _bounded_filter(
     name: str, function: Callable[..., Any], check: Callable[..., None]
 ) -> Callable[..., Any]:
-    # A filter that asks for the context, or the like, gets it before the value.
+    # A filter that takes the context, or the like, gets it before the value.
     first = int(hasattr(function, "jinja_pass_arg"))
     is_collecting = name in _COLLECTING
 
@@ -715,7 +717,7 @@ def _bounded_date(strftime_now: Callable[[str], str]) -> Callable[[str], str]:
     def bounded(form: str) -> str:
         if len(form) > _MAX_DATE_FORMAT:
             raise TemplateLimitError(
-                f"a format of dates has {len(form)} characters; the limit is {_MAX_DATE_FORMAT}"
+                f"a date format has {len(form)} characters; the limit is {_MAX_DATE_FORMAT}"
             )
         return strftime_now(form)
 
@@ -740,12 +742,12 @@ class _Dict:
 
 def _own_dict(value: Any) -> dict[Any, Any]:
     pairs = value.items() if isinstance(value, Mapping) else _items(value)
-    # Not in C, where keys of one hash could not be interrupted.
+    # Not in C, where many keys with the same hash could not be interrupted.
     return {key: one for key, one in pairs}  # noqa: C416
 
 
 def _namespace(base: type[Any]) -> type[Any]:
-    """Return the global `namespace`, which does not write out what it holds."""
+    """Return the global `namespace`, whose text does not contain its values."""
     return type(base.__name__, (base,), {"__repr__": lambda _self: "<Namespace>"})
 
 
@@ -753,7 +755,7 @@ def _namespace(base: type[Any]) -> type[Any]:
 
 
 class _Bounds(NodeTransformer):
-    """Inserts checks into a parsed template where its environment is not asked."""
+    """Inserts checks into a parsed template for operations that bypass its environment."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment

@@ -175,7 +175,7 @@ class Tokenizer:
         token_id = self._fast.token_to_id(text)
         if token_id is None:
             tokens = [self._fast.id_to_token(one) for one in ids]
-            raise CheckpointError(f"{text!r} is no single token of this tokenizer, but {tokens}")
+            raise CheckpointError(f"{text!r} is not a single token of this tokenizer, but {tokens}")
         return int(token_id)
 
     def text_of(self, token_id: int) -> str:

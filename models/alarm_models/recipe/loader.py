@@ -35,11 +35,11 @@ FOLDERS = {key for spec in KINDS.values() for key in spec.folders}
 _MAX_FILE_BYTES = 1 << 20
 _MAX_TEXT_CHARS = 128 << 10
 
-#: How many errors of a recipe are reported, and how much of each.
+#: Number of errors of a recipe that are reported, and number of characters of each.
 _MAX_ERRORS = 5
 _MAX_SHOWN = 300
 
-#: What rewards are made of besides scores.
+#: Tables that affect rewards but not scores.
 _CONSTANTS = {"holistic", "hierarchy", "aspects"}
 
 
@@ -59,11 +59,11 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
 def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) -> list[Recipe]:
     """Read recipes by built-in name or file, and set keys by their dotted names.
 
-    ``checkpoint:`` before a folder or hub id makes the recipe of that checkpoint's files.
+    ``checkpoint:`` before a folder or hub id creates a recipe from that checkpoint's files.
 
-    Each setting is ``KEY=VALUE`` and counts for every recipe that has the key's table; where it
-    changes constants, stored rewards are not those to compare with any more. Raises `RecipeError`,
-    naming file and key.
+    Each setting is ``KEY=VALUE`` and applies to every recipe that has the key's table. If it
+    changes constants, stored rewards are no longer compared. Raises `RecipeError` that names the
+    file and the key.
     """
     settings = list(settings)
     tables = [_read(name, settings) for name in names_or_files]
@@ -76,17 +76,17 @@ def load_recipes(names_or_files: Iterable[str], settings: Iterable[str] = ()) ->
     recipes = [_checked(table) for table in tables]
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
-        raise RecipeError(f"two recipes have one name: {names}")
+        raise RecipeError(f"two recipes have the same name, set `name` in one: {names}")
     return recipes
 
 
 def load_recipe_again(
     name_or_file: str, settings: Iterable[str], before: Recipe | None = None
 ) -> Recipe:
-    """Read one of a server's recipes; a setting for tables that it lacks is for another.
+    """Read one of a server's recipes again; settings for tables that it lacks are ignored.
 
-    ``before`` is the recipe as it was read last: a table that a setting names must still be there.
-    Raises `RecipeError`.
+    ``before`` is the recipe as it was read last: a table of it that a setting names must still
+    exist. Raises `RecipeError`.
     """
     settings = list(settings)
     table = _read(name_or_file, settings)
@@ -94,21 +94,19 @@ def load_recipe_again(
     for setting in settings:
         keys, _ = parse_setting(setting)
         if not _set(table, setting) and _has_table(known, keys):
-            raise RecipeError(
-                f"--set {_shown(setting)}: {name_or_file!r} has no such table any more"
-            )
+            raise RecipeError(f"--set {_shown(setting)}: {name_or_file!r} no longer has this table")
     return _checked(table)
 
 
 def locate_recipe(name_or_file: str) -> Path:
-    """Return the file of a built-in recipe, or the file that is named, there or not."""
+    """Return the file of a built-in recipe, or the named file, whether it exists or not."""
     if name_or_file in built_in_names():
         return Path(str(resources.files("alarm_models") / "recipes" / f"{name_or_file}.toml"))
     return Path(name_or_file).expanduser()
 
 
 def given_keys(settings: Iterable[str]) -> dict[str, Any]:
-    """Return the keys that settings set in the model of a checkpoint's recipe."""
+    """Return the keys that settings set for the model of a recipe created from a checkpoint."""
     parsed = [parse_setting(setting) for setting in settings]
     return {keys[2]: value for keys, value in parsed if keys[:-1] == ["models", MODEL]}
 
@@ -126,9 +124,9 @@ def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
             f"({', '.join(built_in_names())}) nor a file that can be read: {error.strerror}"
         ) from error
     except RecursionError as error:
-        raise RecipeError(f"{path} is no TOML: it is nested too deeply") from error
+        raise RecipeError(f"{path} is not valid TOML: it is nested too deeply") from error
     except ValueError as error:  # TOML, UTF-8 or the digits of a number
-        raise RecipeError(f"{path} is no TOML: {error}") from error
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
     table.setdefault("name", path.stem)
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
@@ -143,7 +141,7 @@ def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _read_text(path: Path, max_bytes: int) -> str:
-    """Read a file; raise `ValueError` if it is larger than a recipe's files are."""
+    """Read a file; raise `ValueError` if it is larger than ``max_bytes``."""
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -152,7 +150,7 @@ def _read_text(path: Path, max_bytes: int) -> str:
 
 
 def is_template_file(value: object) -> TypeGuard[str]:
-    """Say whether a `chat_template` names a file rather than being the text."""
+    """Say whether a `chat_template` names a file rather than containing the text."""
     return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
 
 
@@ -166,7 +164,7 @@ def _models(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read_templates(table: Mapping[str, Any]) -> None:
-    """Put the text of a chat template's file in place of its name."""
+    """Replace the name of a chat template's file by its text."""
     for model in _models(table):
         file = model.get("chat_template")
         if is_template_file(file):
@@ -181,7 +179,7 @@ def _read_templates(table: Mapping[str, Any]) -> None:
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table whose tables may be set without changing the family's row."""
+    """Return a copy that can be changed without changing the table of families."""
     return {key: _copied(one) if isinstance(one, Mapping) else one for key, one in table.items()}
 
 
@@ -225,15 +223,15 @@ def _short(text: str) -> str:
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """Split ``KEY=VALUE`` into the key's parts and a TOML value, else the text as it is.
+    """Split ``KEY=VALUE`` into the key's parts and a TOML value, or the text if it is not TOML.
 
-    Raises `RecipeError`, which tells no server's key.
+    Raises `RecipeError`, whose message never contains a server's key.
     """
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
         shown = repr(f"{key}=..." if equals else key)
-        if not equals and "." not in key:  # what a separator within a value has cut off
+        if not equals and "." not in key:  # the rest of a value that contains a separator
             shown = f"{len(key)} characters without `=`"
         raise RecipeError(f"--set requires KEY=VALUE with a dotted key, got {shown}")
     try:
@@ -241,19 +239,19 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
     except (ValueError, RecursionError):
         return keys, text
     if keys[-1] == "api_key" and not isinstance(value, str):
-        return keys, text  # a key of digits is no number
+        return keys, text  # a key of digits is not a number
     return keys, value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
 def _shown(setting: str) -> str:
-    """Return a setting without its value if that may be secret, such as a key or a URL."""
+    """Return a setting, without its value if that may be secret, such as a key or a URL."""
     key, _, _ = setting.partition("=")
     is_secret = key.strip().rpartition(".")[2] in ("api_key", "url")
     return f"{key}=..." if is_secret else setting
 
 
 def _set(table: MutableMapping[str, Any], setting: str) -> bool:
-    """Set a key where the recipe has its table; say whether it has."""
+    """Set a key if the recipe has its table; say whether it has."""
     keys, value = parse_setting(setting)
     if not _has_table(table, keys):
         return False
@@ -264,7 +262,7 @@ def _set(table: MutableMapping[str, Any], setting: str) -> bool:
 
 
 def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
-    # holistic and hierarchy are every recipe's, written out or not; a model or an aspect is not.
+    # Every recipe has holistic and hierarchy, written or not; models and aspects must be written.
     if len(keys) < 3:
         return True
     tables = table.get(keys[0])
@@ -272,12 +270,14 @@ def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
 
 
 def set_key(table: MutableMapping[str, Any], keys: Sequence[str], value: object) -> None:
-    """Set a key by the names on the way to it; tables on the way that are missing are made.
+    """Set a key by its path; missing tables on the path are created.
 
-    Raises `RecipeError` where something else than a table is on the way.
+    Raises `RecipeError` if something other than a table is on the path.
     """
     for at, key in enumerate(keys[:-1], 1):
         table = table.setdefault(key, {})
         if not isinstance(table, MutableMapping):
-            raise RecipeError(f"{'.'.join(keys)} cannot be set: {'.'.join(keys[:at])} is no table")
+            raise RecipeError(
+                f"{'.'.join(keys)} cannot be set: {'.'.join(keys[:at])} is not a table"
+            )
     table[keys[-1]] = value

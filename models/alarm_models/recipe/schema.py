@@ -1,4 +1,4 @@
-"""Recipe, its tables, per-request overrides and the recipe's fingerprint."""
+"""The recipe: its tables, per-request overrides and fingerprint."""
 
 from __future__ import annotations
 
@@ -38,23 +38,21 @@ class Table(BaseModel):
 #: How the reward of a whole completion is spread over its tokens.
 Dense = Literal["prefix"]
 
-#: What completions are cut after for `dense`.
+#: The segments after which `dense` cuts completions.
 Segmenter = Literal["sentences", "subsentences", "steps", "turns"]
 
 _DENSE = (
-    "`prefix`: each segment earns what the completion up to its end adds to the score; kinds "
+    "`prefix`: each segment gets what it adds to the score of the completion so far; for kinds "
     "`sequence` and `multi-objective`"
 )
-_SEGMENTER = "what `dense` cuts the completion into; default: `sentences`"
+_SEGMENTER = "segments into which `dense` cuts the completion; default: `sentences`"
 
 
 class HolisticSpec(Table):
     """The model that scores whole completions, and the constants that normalize its score."""
 
     model: str
-    output: str | None = Field(
-        default=None, description="which output to use, of a model with several"
-    )
+    output: str | None = Field(default=None, description="output to use, if the model has several")
     weight: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
@@ -79,7 +77,7 @@ def _with_constants(table: type[_T]) -> type[_T]:
             keys[one.name] = (hint, field(default_factory=dict))
         elif one.default == ():
             keys[one.name] = (hint, field(default=()))
-        else:  # None is a recipe that does not give it
+        else:  # None: the recipe does not set it
             keys[one.name] = (hint | None, field(default=None))
     return create_model(
         table.__name__, __base__=table, __module__=table.__module__, __doc__=table.__doc__, **keys
@@ -94,7 +92,7 @@ class HierarchySpec(Table):
     threshold: float = 0.0
 
     def constants(self) -> dict[str, Any]:
-        """Return the constants of rules that the recipe gives."""
+        """Return the rule constants that the recipe sets."""
         given = {name: getattr(self, name) for name in CONSTANTS}
         return {name: value for name, value in given.items() if value not in (None, (), {})}
 
@@ -112,9 +110,7 @@ class AspectSpec(Table):
     """An aspect: its model, its weight, and how scores become rewards."""
 
     model: str
-    output: str | None = Field(
-        default=None, description="which output to use, of a model with several"
-    )
+    output: str | None = Field(default=None, description="output to use, if the model has several")
     weight: float = 1.0
     shaping: Shaping = Shaping.SIGMOID
     placement: Placement | None = Field(
@@ -140,7 +136,7 @@ class Overrides(Table):
     shaping: Shaping | None = None
 
 
-#: As many of a request's wrong names as one message tells.
+#: Maximum number of a request's wrong names that an error message lists.
 _MAX_NAMED = 5
 
 
@@ -164,13 +160,13 @@ class Recipe(Table):
         description="field name -> pattern that finds it in the prompt if a request omits it",
     )
     overlong: OverlongSpec | None = Field(
-        default=None, description="what becomes of completions that the policy's limit ended"
+        default=None, description="what to do with completions at the policy's token limit"
     )
     group_timeout_s: float = Field(
         default=120.0,
         gt=0,
         le=86400,
-        description="how long a rule of groups waits for samples that come in other requests",
+        description="seconds that a group rule waits for samples that come in other requests",
     )
     parity: str | None = Field(
         default=None,
@@ -192,11 +188,15 @@ class Recipe(Table):
         named |= {f"aspects.{name}.model": aspect.model for name, aspect in self.aspects.items()}
         for key, model in named.items():
             if model not in self.models:
-                raise ValueError(f"{key} is {model!r}, but the models are {sorted(self.models)}")
+                raise ValueError(
+                    f"{key} is {model!r}, which is not a model of the recipe: use one of "
+                    f"{sorted(self.models)}"
+                )
         spec = self.models[self.holistic.model]
         if not spec.judges_wholes:
             raise ValueError(
-                f"holistic.model {self.holistic.model!r} scores segments, not whole completions"
+                f"holistic.model {self.holistic.model!r} scores only segments: use a model that "
+                "scores whole completions"
             )
         if not (spec.has_score or self.holistic.output):
             raise ValueError(
@@ -213,7 +213,8 @@ class Recipe(Table):
             unknown = sorted(named - set(self.aspects))
             if unknown:
                 raise ValueError(
-                    f"hierarchy.{key} names {unknown}, but the aspects are {sorted(self.aspects)}"
+                    f"hierarchy.{key} names {unknown}, which are not aspects of the recipe: use "
+                    f"names of {sorted(self.aspects)}"
                 )
         try:
             self.hierarchy.require_constants(self.hierarchy.rule)
@@ -233,18 +234,18 @@ class Recipe(Table):
             if not model.scores_prefixes:
                 able = [f"`{kind}`" for kind, one in KINDS.items() if one.scores_prefixes]
                 raise ValueError(
-                    f"{table}.dense requires a model of kind {' or '.join(able)}, and "
-                    f"{spec.model!r} is `{model.kind}`, whose score of an unfinished completion "
-                    f"says nothing: remove {table}.dense"
+                    f"{table}.dense requires a model of kind {' or '.join(able)}, but "
+                    f"{spec.model!r} is of kind `{model.kind}`, which cannot score an unfinished "
+                    f"completion: remove {table}.dense"
                 )
             if isinstance(spec, AspectSpec) and spec.placement is not None:
-                raise ValueError(f"{table} has dense and placement: remove one")
+                raise ValueError(f"{table} has both dense and placement: remove one")
             own = spec.segmenter or "sentences"
             other, named = segmenters.setdefault(spec.model, (table, own))
             if named != own:
                 raise ValueError(
-                    f"{other} and {table} cut the completions for {spec.model!r} into {named} and "
-                    f"{own}: write one segmenter"
+                    f"{other} and {table} use the same model {spec.model!r} with different "
+                    f"segmenters, {named} and {own}: use the same one"
                 )
         try:
             self._require_spreading(self.hierarchy.rule)
@@ -258,9 +259,9 @@ class Recipe(Table):
             model = self.models[aspect.model]
             if aspect.placement is Placement.TOKENS and model.grades_segments:
                 raise ValueError(
-                    f'aspects.{name}.placement is "tokens", which rewards each token by whether a '
-                    f"negative segment covers it, and segments of kind `{model.kind}` have scores "
-                    f"instead: remove aspects.{name}.placement"
+                    f'aspects.{name}.placement is "tokens", which requires positive and negative '
+                    f"segments, but segments of kind `{model.kind}` have scores: remove "
+                    f"aspects.{name}.placement"
                 )
         return self
 
@@ -271,17 +272,17 @@ class Recipe(Table):
         return {"holistic": self.holistic} | aspects
 
     def _require_spreading(self, rule: Rule) -> None:
-        """Raise `RecipeError` where the holistic reward is to be spread and the rule cannot."""
+        """Raise `RecipeError` if holistic.dense is set and the rule cannot spread the reward."""
         if self.holistic.dense is not None and not RULES[rule].can_spread_holistic:
             able = ", ".join(f"`{one}`" for one in Rule if RULES[one].can_spread_holistic)
             raise RecipeError(
-                f"rule `{rule}` does not add up the holistic reward, so that holistic.dense cannot "
-                f"spread it: remove holistic.dense, or use one of {able}"
+                f"holistic.dense requires a rule that adds up the holistic reward, and `{rule}` "
+                f"does not: remove holistic.dense, or use one of {able}"
             )
 
     @property
     def prefix_segmenters(self) -> dict[str, str]:
-        """What completions are cut into, by the models whose scores of prefixes are needed."""
+        """The segmenter of each model whose scores of prefixes are needed."""
         return {
             spec.model: spec.segmenter or "sentences"
             for spec in self._tables.values()
@@ -339,7 +340,7 @@ class Recipe(Table):
         )
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:
-        """Digest the models' fingerprints and all constants, overrides included."""
+        """Digest the models' fingerprints and all constants, including overrides."""
         # Without defaults: a new option must not change the fingerprints of existing recipes.
         constants = self.model_dump_json(
             include={"holistic", "hierarchy", "aspects", "overlong"}, exclude_defaults=True

@@ -67,7 +67,7 @@ KINDS: dict[str, type[Spec]] = {}
 
 
 class _Added:
-    """Marks a later key, which fingerprints digest only if it is set."""
+    """Marks a key added later, which is part of fingerprints only if it is set."""
 
 
 class Spec(BaseModel):
@@ -86,15 +86,15 @@ class Spec(BaseModel):
     think_tags: Annotated[Tags, _Added] = Field(
         default=DEFAULT_TAGS,
         min_length=1,
-        description="pairs of the tags before and after a thought",
+        description="pairs of opening and closing tags of thoughts",
     )
     system: Annotated[Literal["keep", "drop"], _Added] = Field(
         default="keep", description="whether the model is shown system messages"
     )
     unsupported_content: Annotated[Literal["error", "omit"], _Added] = Field(
         default="error",
-        description="samples with content parts that are not text, such as images: fail them, or "
-        "leave such parts out",
+        description="what to do with content parts that are not text, such as images: fail the "
+        "sample, or omit the parts",
     )
 
     #: The module that registers how the kind is loaded; imported when a model of it is.
@@ -159,12 +159,15 @@ class Spec(BaseModel):
     def _tags_differ(cls, tags: Tags) -> Tags:
         texts = [tag for pair in tags for tag in pair]
         if not all(texts) or len({*texts}) < len(texts):
-            raise ValueError(f"{[list(pair) for pair in tags]} has an empty tag, or one twice")
+            raise ValueError(
+                f"{[list(pair) for pair in tags]} has an empty or repeated tag: write pairs of "
+                "different texts"
+            )
         return tags
 
     @property
     def reads_text(self) -> bool:
-        """Whether it reads texts rather than messages, which may have tools and calls of them."""
+        """Whether it reads texts rather than messages, so that tools and tool calls are omitted."""
         return True
 
     @property
@@ -198,7 +201,7 @@ def require_address(url: str) -> str:
     if not parts.hostname or parts.port == 0:
         raise ValueError("the URL has no valid host and port")
     if parts.query or parts.fragment:
-        raise ValueError("the URL has a query or a fragment, which are not supported")
+        raise ValueError("the URL has a query or a fragment: remove it")
     return url
 
 
@@ -209,12 +212,12 @@ def usable_key(key: str) -> str:
     """
     key = key.strip()
     if not key:
-        raise ValueError("the key is empty: leave it out, or give one")
+        raise ValueError("the key is empty: give a key, or leave it out")
     for at, character in enumerate(key):
         if not " " <= character <= "~":
             what = "a line break" if character in "\r\n" else f"U+{ord(character):04X}"
             raise ValueError(
-                f"the key has {what} as its character {at + 1} of {len(key)}, which an HTTP header "
+                f"the key has {what} at character {at + 1} of {len(key)}, which an HTTP header "
                 "cannot contain: give only the key"
             )
     return key
@@ -234,7 +237,7 @@ def require_pattern(pattern: str) -> None:
 _Text = Annotated[str | None, _Added]
 _Flag = Annotated[bool, _Added]
 
-#: The longest folder, hub id or name of tensors.
+#: Maximum length of a folder, hub id or tensor name.
 MAX_NAME_CHARS = 1000
 _Name = Annotated[
     Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS)] | None, _Added
@@ -255,7 +258,7 @@ class NeuralSpec(Spec):
         default=None, description="tensor name of a linear head for the base model"
     )
     mark_copied: bool = Field(
-        default=False, description="give words copied from the prompt token type 1"
+        default=False, description="set token type 1 for words copied from the prompt"
     )
     trust_remote_code: bool = False
     revision: _Name = Field(default=None, description="branch, tag or commit of a hub id")
@@ -329,20 +332,20 @@ class TextSpec(NeuralSpec):
         default_factory=dict, description="variables for the chat template"
     )
     chat_template_kwargs: Annotated[Mapping[str, JsonValue], _Added] = Field(
-        default_factory=dict, description="the same, by the name that vLLM has for it"
+        default_factory=dict, description="vLLM's name for template_arguments"
     )
     chat_template: _Text = Field(
         default=None,
         min_length=1,
-        description="Jinja text or a .jinja file, in place of the tokenizer's chat template",
+        description="Jinja text or a .jinja file, instead of the tokenizer's chat template",
     )
     turns: Annotated[TurnsSpec | None, _Added] = Field(
-        default=None, description="texts by role, in place of the tokenizer's chat template"
+        default=None, description="texts by role, instead of the tokenizer's chat template"
     )
     chats: Annotated[Literal["join", "refuse"], _Added] = Field(
         default="join",
-        description="messages in a template without `turns`: join them without their roles, or "
-        "refuse samples with several; `serve --model` refuses",
+        description="samples of several messages with a template and no `turns`: join the messages "
+        "without their roles, or refuse the sample; `serve --model` sets `refuse`",
     )
 
     @field_validator("template_arguments", "chat_template_kwargs")
@@ -350,7 +353,7 @@ class TextSpec(NeuralSpec):
     def _are_the_recipes_to_give(cls, arguments: Mapping[str, JsonValue]) -> Mapping[str, Any]:
         own = sorted(_OWN_ARGUMENTS & set(arguments))
         if own:
-            raise ValueError(f"names {own}, which a recipe cannot set: remove them")
+            raise ValueError(f"sets {own}, which the server sets itself: remove them")
         return arguments
 
     @model_validator(mode="after")
@@ -362,7 +365,7 @@ class TextSpec(NeuralSpec):
             if getattr(self, key) and not is_chat:
                 raise ValueError(f"{key} requires the chat template: remove `template`")
             if getattr(self, key) and key != "chat_template" and self.turns is not None:
-                raise ValueError(f"{key} has no effect on turns: remove one")
+                raise ValueError(f"{key} has no effect with turns: remove one")
         twice = sorted({*self.template_arguments} & {*self.chat_template_kwargs})
         if twice:
             raise ValueError(f"template_arguments and chat_template_kwargs both set {twice}")
@@ -375,7 +378,7 @@ class TextSpec(NeuralSpec):
 
     @property
     def reads_text(self) -> bool:
-        """Whether no chat template renders the messages."""
+        """Whether the model reads text that is not rendered by a chat template."""
         return getattr(self, "template", "chat") != "chat" or self.turns is not None
 
 
@@ -411,7 +414,7 @@ class ClassifierSpec(TextSpec):
 
     @property
     def reads_text(self) -> bool:
-        """Whether no chat template renders the messages."""
+        """Whether the model reads text that is not rendered by a chat template."""
         return self.pair or super().reads_text
 
 
@@ -516,7 +519,9 @@ class StepsSpec(TextSpec):
             if self.template != "chat":
                 raise ValueError("step_answer requires the chat template: remove `template`")
             if self.tokenization == "parts" or self.step_separator:
-                raise ValueError("step_answer excludes tokenization and step_separator")
+                raise ValueError(
+                    "step_answer excludes tokenization and step_separator: remove them"
+                )
         return self
 
     @property
@@ -565,7 +570,7 @@ class MultiObjectiveSpec(ClassifierSpec):
             if self.head is None:
                 raise ValueError('gate requires `head`, whose outputs it weighs ("score")')
             if self.weights or self.gate_at or self.activation != "none":
-                raise ValueError("gate goes without weights, gate_at and activation")
+                raise ValueError("gate excludes weights, gate_at and activation: remove them")
         if self.gate_at is None:
             return self
         if self.head is None:
@@ -576,7 +581,7 @@ class MultiObjectiveSpec(ClassifierSpec):
 
 
 class Severities(BaseModel):
-    """What an error span scores, by its severity."""
+    """Scores of error spans by severity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -594,10 +599,11 @@ class CometSpec(NeuralSpec):
     kind: Literal["comet"] = "comet"
     source: str = Field(default="{source}", description="template of the text to translate")
     reference: str | None = Field(
-        default=None, description="template of a reference translation; without it none is read"
+        default=None,
+        description="template of a reference translation; if unset, no reference is read",
     )
     severities: Severities = Field(
-        default=Severities(), description="what an error span scores; default: as MQM counts it"
+        default=Severities(), description="scores of error spans; default: those of MQM"
     )
 
     @property
@@ -609,9 +615,9 @@ class CometSpec(NeuralSpec):
     def _has_its_own_head(self) -> CometSpec:
         for key in ("head", "mark_copied", "prefix", "adapter"):
             if getattr(self, key):
-                raise ValueError(f"kind comet reads its own head and encoder: leave {key} out")
+                raise ValueError(f"kind comet uses its own head and encoder: remove {key}")
         if self.truncation is not Truncation.PROMPT:
-            raise ValueError("kind comet cuts each text at its end: leave truncation out")
+            raise ValueError("kind comet truncates each text at its end: remove truncation")
         return self
 
 
@@ -642,12 +648,12 @@ class GenerativeSpec(TextSpec):
 
     @property
     def reads_text(self) -> bool:
-        """Whether no chat template renders the messages; a question is one text."""
+        """Whether the model reads text without a chat template, as with `ask`."""
         return self.ask is not None or super().reads_text
 
     @property
     def begins_turn(self) -> bool:
-        """Whether the next turn begins after the text."""
+        """Whether the next turn is started after the text."""
         return self.ask is not None if self.generation_prompt is None else self.generation_prompt
 
     def constants(self, exclude: frozenset[str]) -> str:
@@ -701,7 +707,7 @@ class RemoteSpec(Spec):
     )
     messages: Annotated[tuple[JudgeTurn, ...] | None, _Added] = Field(
         default=None,
-        description="`chat`: in place of `rubric`, messages of any role; `{prompt}` and "
+        description="`chat`: messages of any role, instead of `rubric`; `{prompt}` and "
         "`{completion}` insert the sample's own messages",
     )
     values: Annotated[Mapping[str, float], _Added] = Field(
@@ -751,7 +757,7 @@ class RemoteSpec(Spec):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the other server is sent no messages of the sample."""
+        """Whether the other server gets texts rather than messages."""
         if self.api == "chat":
             return not any(isinstance(turn, str) for turn in self.messages or ())
         return self.template != "chat"
@@ -760,7 +766,9 @@ class RemoteSpec(Spec):
     def _shows_what_it_may(self) -> RemoteSpec:
         for key in ("thinking", "think_tags", "system", "unsupported_content"):
             if self.api == "alarm" and key in self.model_fields_set:
-                raise ValueError(f"{key} is for that server's recipe: remove it here")
+                raise ValueError(
+                    f"{key} must be set in the recipe of the remote server: remove it here"
+                )
         if self.chat_template_kwargs and (self.api, self.template) != ("vllm", "chat"):
             raise ValueError('chat_template_kwargs requires api `vllm` and `template = "chat"`')
         return self
@@ -780,14 +788,16 @@ class RemoteSpec(Spec):
     def _show_the_completion(cls, turns: tuple[JudgeTurn, ...] | None) -> Any:
         shown = (turn.content if isinstance(turn, JudgeMessage) else turn for turn in turns or ())
         if turns is not None and not any("{completion}" in text for text in shown):
-            raise ValueError("never shows the completion: add {completion}")
+            raise ValueError("does not contain the completion: add {completion}")
         return turns
 
     @field_validator("values")
     @classmethod
     def _have_names(cls, values: Mapping[str, float]) -> Mapping[str, float]:
         if any(not name.strip() for name in values):
-            raise ValueError("has a verdict without a name: write what the judge answers")
+            raise ValueError(
+                "has a verdict with an empty name: write the judge's answer as its name"
+            )
         return values
 
     @field_validator("pattern")
@@ -801,7 +811,7 @@ class RemoteSpec(Spec):
     def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         own = sorted({"model", "messages", "stream"} & set(parameters))
         if own:
-            raise ValueError(f"names {own}, which parameters cannot set: remove them")
+            raise ValueError(f"sets {own}, which the server sets itself: remove them")
         return parameters
 
     @property
@@ -843,7 +853,8 @@ class RemoteSpec(Spec):
             raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(
-                f"api `{self.api}` applies no chat template: write the template text in `template`"
+                f"api `{self.api}` does not apply a chat template: set `template` to a template "
+                "text"
             )
         return self
 
@@ -918,7 +929,10 @@ class LanguageSpec(CheckSpec):
     @model_validator(mode="after")
     def _languages_hold_target(self) -> LanguageSpec:
         if self.target not in self.languages:
-            raise ValueError(f"languages {list(self.languages)} lack the target {self.target!r}")
+            raise ValueError(
+                f"languages {list(self.languages)} do not include the target {self.target!r}: add "
+                "it"
+            )
         return self
 
 
@@ -932,7 +946,7 @@ class RegexSpec(CheckSpec):
 
     @property
     def view_rules(self) -> ViewRules:
-        """What the pattern is matched with: thoughts too where it names one of their tags."""
+        """What the pattern is matched with, including thoughts if it names one of their tags."""
         rules = super().view_rules
         return replace(rules, thinking="keep") if self._names_tag else rules
 
@@ -945,8 +959,8 @@ class RegexSpec(CheckSpec):
     def _sees_the_tags_it_names(self) -> RegexSpec:
         if self._names_tag and "thinking" in self.model_fields_set and self.thinking != "keep":
             raise ValueError(
-                f"pattern names a tag of thoughts, which thinking = {self.thinking!r} leaves out: "
-                "remove one"
+                f"pattern names a thought's tag, but thinking = {self.thinking!r} leaves thoughts "
+                "out: remove one"
             )
         return self
 
@@ -1010,12 +1024,12 @@ class PythonSpec(CheckSpec):
     )
     environment: tuple[str, ...] = Field(
         default=(),
-        description="environment variables to pass although their names look like secrets",
+        description="environment variables to pass even if their names look like secrets",
     )
 
     @property
     def reads_text(self) -> bool:
-        """Whether functions get no messages; they do."""
+        """False: functions get messages."""
         return False
 
 

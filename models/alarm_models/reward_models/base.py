@@ -59,7 +59,7 @@ class RewardModel(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that decides its scores."""
+        """A digest of everything that determines its scores."""
 
     @property
     def limit(self) -> int | None:
@@ -67,11 +67,11 @@ class RewardModel(Protocol):
 
     @property
     def cost(self) -> BatchLayout:
-        """What a batch costs it."""
+        """How its batches are laid out."""
 
     @property
     def dtype(self) -> str | None:
-        """The name of the torch dtype that it computes in; None if not known."""
+        """The name of the torch dtype that it computes in; None if unknown."""
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Prepare samples, one result per sample, in order."""
@@ -80,7 +80,7 @@ class RewardModel(Protocol):
         """Run one batch; return output rows and the number of computed tokens per sample."""
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``)."""
+        """Read a sample's score from its outputs; raise `SampleError` (``non_finite``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class LoadedCheckpoint:
     tokenizer: Tokenizer
     digest: str
     label_names: tuple[str, ...] = ()
-    #: What a sequence classifier's raw score goes through.
+    #: The normalization of a sequence classifier's raw score.
     normalization: Normalization | None = None
 
 
@@ -106,17 +106,17 @@ class NeuralRewardModel(ABC):
         self.config: Any = weights.network.config
         self._network = weights.network
         self.pooling: Pooling | None = weights.network.pooling
-        #: The token at which a score is read; None if there are several, or it is not known.
+        #: The token at which a score is read; None if there are several, or it is unknown.
         self.read_token: str | None = None
         #: How batches run: layout, and the kernels of attention and linear layers.
         self.execution: str = weights.network.execution
         #: Sentences on how scores may differ from those of the model's card.
         self.notes: tuple[str, ...] = ()
-        #: A made-up sample's tokens: models that differ in them share no forward pass.
+        #: The tokens of a test sample; models that differ in them share no forward pass.
         self.probe: TokenSequence | None = None
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Turn what the model is shown of samples into features, one answer a sample, in order."""
+        """Make the inputs of the shown samples, one result per sample, in order."""
         views = [view_of(sample, self._view_rules) for sample in samples]
         readable = [view for view in views if isinstance(view, SampleView)]
         prepared = iter(self.prepare_shown([view.sample for view in readable]) if readable else ())
@@ -126,9 +126,9 @@ class NeuralRewardModel(ABC):
         ]
 
     def read(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read a sample's score off its outputs; raise `SampleError` (``non_finite``).
+        """Read a sample's score from its outputs; raise `SampleError` (``non_finite``).
 
-        Spans are those of the completion that was sent.
+        Spans are those of the completion as it was sent.
         """
         score = self.read_shown(features, outputs)
         omitted = {*score.omitted, *features.omitted}
@@ -139,19 +139,19 @@ class NeuralRewardModel(ABC):
 
     @abstractmethod
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Turn samples into features, one answer a sample, in order."""
+        """Make the inputs of samples, one result per sample, in order."""
 
     @abstractmethod
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the score of the shown sample off its outputs."""
+        """Read the score of the shown sample from its outputs."""
 
     def _cut_off(self, _features: ModelInput) -> set[str]:
-        """Return the names of what truncation cut off a sample."""
+        """Return the names in `omitted` of what truncation removed."""
         return {"completion_end" if self._truncation is Truncation.RIGHT else "prompt_start"}
 
     @property
     def cost(self) -> BatchLayout:
-        """What a batch costs the network."""
+        """How the network lays out batches."""
         return self._network.cost
 
     @property
@@ -161,10 +161,10 @@ class NeuralRewardModel(ABC):
 
     @property
     def pass_key(self) -> Hashable | None:
-        """What models have in common whose samples one forward pass may serve; None for none.
+        """Equal for models that may share forward passes; None if the model shares none.
 
-        It is the base that they share and how they write a sample. Whether one sample has the same
-        tokens for both is still to be seen (`can_share_pass`).
+        It identifies their shared base and how they render a sample. `can_share_pass` then compares
+        the tokens of each sample.
         """
         if self.probe is None or not isinstance(self._network, HeadedNetwork):
             return None
@@ -184,9 +184,9 @@ class NeuralRewardModel(ABC):
         batch: Sequence[ModelInput],
         others: Sequence[tuple[NeuralRewardModel, Sequence[ModelInput | None]]],
     ) -> tuple[ForwardOutput, list[list[torch.Tensor | None]]]:
-        """Run one batch for models of the same `pass_key` too.
+        """Run one batch, also for other models with the same `pass_key`.
 
-        Each of ``others`` has for each sample its own input or None, and gets its rows of outputs.
+        Each of ``others`` has its own input or None for each sample, and gets its rows of outputs.
         """
         networks = [(_headed(model._network), inputs) for model, inputs in others]
         with MODEL_INIT_LOCK.shared():
@@ -194,7 +194,7 @@ class NeuralRewardModel(ABC):
 
 
 def view_of(sample: Sample, rules: ViewRules) -> SampleView | SampleError:
-    """Return what a model is shown of a sample, or why it can be shown nothing."""
+    """Return what a model is shown of a sample, or why it cannot be shown."""
     try:
         return rules.view(sample)
     except SampleError as error:
@@ -216,10 +216,10 @@ def _headed(network: Network) -> HeadedNetwork:
 
 
 def can_share_pass(own: ModelInput, other: ModelInput, cost: BatchLayout) -> bool:
-    """Say whether a pass over one input of a sample serves another model's input of it too.
+    """Say whether a pass over one model's input of a sample also serves another model's input.
 
-    They have the same tokens; and the other is not read from the first token on where the own one
-    is not: what is read has to run, and no prefix of it could come from the prefix cache.
+    Both must have the same tokens. The other must not be read from the first token on unless this
+    one is: tokens that are read must be computed, so no prefix could come from the prefix cache.
     """
     if own.further_sequences or other.further_sequences:
         return False
@@ -250,7 +250,7 @@ def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
 def _num_positions(network: Network) -> int:
     """Return the limit of the configuration, bounded by the size of the position tables.
 
-    Configurations write "no limit" as -1 (XLNet), as 0 or not at all.
+    In configurations, -1 (XLNet), 0 and a missing key mean no limit.
     """
     named = getattr(network.config, "max_position_embeddings", None)
     limits = (named if isinstance(named, int) else None, network.max_positions)
@@ -284,28 +284,28 @@ _Scored = TypeVar("_Scored")
 
 
 class HostModel(ABC):
-    """A model that scores samples without the device: a rule, a checker, a user's function."""
+    """A model that needs no device: a check, a user's function or a remote model."""
 
-    #: The maximum number of tokens of a sample; None if it reads none, or not known.
+    #: The maximum number of tokens of a sample; None if it reads no tokens, or it is unknown.
     limit: int | None = None
 
-    #: The name of the torch dtype that it computes in; None if not known.
+    #: The name of the torch dtype that it computes in; None if unknown.
     dtype: str | None = None
 
-    #: Where it runs, as responses say.
+    #: Where it runs, as shown in responses.
     device = "none"
 
-    #: Whether another server scores; `open` has then checked that it responds.
+    #: Whether a remote server scores; `open` has then checked that it responds.
     is_elsewhere = False
 
     def __init__(self, fingerprint: str, view_rules: ViewRules | None = None) -> None:
         self._fingerprint = fingerprint
-        #: What it is shown of samples; None for all that callers send.
+        #: What it is shown of samples; None for everything that callers send.
         self._view_rules = view_rules
 
     @property
     def fingerprint(self) -> str:
-        """A digest of everything that determines its scores, as far as it is known."""
+        """A digest of everything known that determines its scores."""
         return self._fingerprint
 
     async def open(self) -> None:
@@ -384,7 +384,7 @@ class CheckModel(HostModel):
         return await self._pool.run(self._check, samples, self._timeout_s)
 
     async def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._pool.close()
 
 
@@ -393,8 +393,8 @@ async def gather_limited(
 ) -> list[_Scored]:
     """Score the parts of one request, at most ``at_once`` at a time; results are in order.
 
-    Waiting parts are served in order of arrival: a large request that started all its parts at once
-    would block all other requests.
+    Waiting parts are served in order of arrival. If a large request started all its parts at once,
+    it would block all other requests.
     """
     slots = asyncio.Semaphore(at_once)
 
@@ -406,6 +406,6 @@ async def gather_limited(
 
 
 def fingerprint_of(spec: Spec, *more: object) -> str:
-    """Digest a spec and what else decides the scores: a library's version, a function's text."""
+    """Digest a spec and what else determines scores: a library's version, a function's source."""
     own = spec.constants(frozenset({"timeout_s", "workers", "concurrency", "environment"}))
     return hashlib.sha256(f"{own}|{more}".encode()).hexdigest()[:16]

@@ -27,18 +27,18 @@ from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = ["CometModel"]
 
-#: The tags behind "no error", in the checkpoint's order.
+#: The tags after "no error", in the checkpoint's order.
 _SEVERITIES = ("minor", "major", "critical")
 
-#: What MQM counts an error, and the most that it counts in all.
+#: MQM's points per error, and their maximum in total.
 _MQM = {"minor": 1, "major": 5, "critical": 10}
 _MQM_MOST = 25
 
-#: xCOMET's weights of the scores that have read source, reference and both, and of MQM's.
+#: xCOMET's weights of the scores with source, reference and both, and of the MQM score.
 _SCORES = (0.12, 0.33, 0.33)
 _MQM_WEIGHT = 0.22
 
-#: xCOMET's weights of the tags' probabilities, of the same three.
+#: xCOMET's weights of the tag probabilities, for the same three.
 _TAGS = (0.1667, 0.3333, 0.5)
 
 
@@ -50,8 +50,9 @@ def _load_network(spec: CometSpec, files: CheckpointFiles) -> Network:
 class CometModel(NeuralRewardModel):
     """A metric that reads a translation with its source, its reference, and with both.
 
-    Formulas as `XCOMETMetric` and `UnifiedMetric` have them: xCOMET's score is the weighted sum of
-    the three, at most 1 each, and of MQM's score of the error spans; other metrics' is the mean.
+    Formulas are those of `XCOMETMetric` and `UnifiedMetric`. xCOMET's score is the weighted sum of
+    the three scores (at most 1 each) and of the MQM score of the error spans. The score of other
+    metrics is the mean of the three.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class CometModel(NeuralRewardModel):
         form = weights.network.form
         self._is_x = form.class_identifier == "xcomet_metric"
         if spec.reference is not None and not form.has_reference:
-            raise RecipeError(f"{spec.checkpoint} reads no reference: leave `reference` out")
+            raise RecipeError(f"{spec.checkpoint} does not read a reference: remove `reference`")
         self._has_tags = weights.network.num_outputs == 1 + 1 + len(_SEVERITIES)
         self._tokenizer = weights.tokenizer
         self._max_tokens = max_tokens(spec, weights)
@@ -78,7 +79,7 @@ class CometModel(NeuralRewardModel):
         )
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Tokenize translation, source and reference alone, and put them together."""
+        """Tokenize translation, source and reference separately, and join them."""
         prepared: list[Prepared] = []
         for sample in samples:
             check_cancelled()
@@ -96,7 +97,7 @@ class CometModel(NeuralRewardModel):
             self._tokenizer.encode_alone(text) for text in (sample.completion_text, *others)
         )
         room = self._max_tokens - 2
-        # Without special tokens, each cut at its end as COMET cuts it.
+        # Without special tokens, and each truncated at its end, as in COMET.
         middles = [one[1:-1][: room - 2] for one in (ids, *(part for part, _ in parts))]
         spans = (*spans[1:-1][: room - 2],)
         reads = tuple(Span(at, at + 1) for at in range(len(middles[0]) + 2))
@@ -118,7 +119,7 @@ class CometModel(NeuralRewardModel):
         return replace(features, omitted=(name,))
 
     def _cut_off(self, _features: ModelInput) -> set[str]:
-        """Return nothing: which of the texts is cut at its end, its features say."""
+        """Return nothing: the features name the text that was truncated."""
         return set()
 
     def _joined(self, texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -130,7 +131,7 @@ class CometModel(NeuralRewardModel):
         return tuple(ids)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read the scores, decode the error spans, and weigh them."""
+        """Read the scores, decode the error spans, and compute the weighted score."""
         by_sequence = outputs.reshape(len(features.sequences), len(features.segments), -1)
         scores = by_sequence[:, 0, 0].tolist()
         require_finite([*scores, float(outputs.sum())])
@@ -152,10 +153,10 @@ class CometModel(NeuralRewardModel):
         return Score(value, spans, features.num_tokens, features.truncated, outputs=named)
 
     def _errors(self, tokens: Sequence[Span], tags: torch.Tensor) -> tuple[SegmentScore, ...]:
-        """Decode error spans from tags' probabilities ``[tokens, tags]``.
+        """Decode error spans from tag probabilities ``[tokens, tags]``.
 
-        As published, neighboring errors are one span of the first one's severity, and a span that
-        no token without an error follows is none.
+        As in the published code, adjacent errors form one span with the severity of the first, and
+        a span that has not ended at the last token is dropped.
         """
         found = []
         begun: tuple[int, str] | None = None

@@ -1,4 +1,4 @@
-"""harper, the grammar checker in this process: offline, English."""
+"""Grammar checks of English texts by harper, in this process and offline."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Harper:
         self._own = threading.local()
         unknown = sorted(set(spec.ignored_rules) - set(self._linter().get_default_lint_config()))
         if unknown:
-            raise RecipeError(f"ignored_rules has {unknown}, which harper does not know")
+            raise RecipeError(
+                f"ignored_rules has {unknown}, which are not rules of harper: remove them"
+            )
 
     def find(self, text: str) -> Sequence[GrammarError]:
         """Return the errors of a text with their rules."""

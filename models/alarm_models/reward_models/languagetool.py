@@ -1,4 +1,4 @@
-"""A LanguageTool server, the grammar checker over HTTP: `POST /v2/check`, as published."""
+"""Grammar checks by a LanguageTool server over HTTP (`POST /v2/check`)."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class LanguageTool:
         )
 
     def check_reachable(self) -> None:
-        """Return if the server responds; raise `UnreachableError` otherwise."""
+        """Raise `UnreachableError` unless the server responds."""
         try:
             answer = self._asked("GET", "languages")
         except NoAnswer as error:
             raise UnreachableError(
-                f"the LanguageTool server cannot be asked at {self._shown}: it {error}"
+                f"the LanguageTool server cannot be reached at {self._shown}: it {error}"
             ) from error
         if not answer.is_success:
             raise UnreachableError(
-                f"the LanguageTool server cannot be asked at {self._shown}: it answered "
+                f"the LanguageTool server cannot be used at {self._shown}: it returned status "
                 f"{answer.status_code}"
             )
 
@@ -61,16 +61,14 @@ class LanguageTool:
         try:
             answer = self._asked("POST", "check", data={"text": text, **self._constants})
             if answer.status_code != httpx.codes.OK:
-                raise _failed(f"answered {answer.status_code}: {excerpt(answer.text)}")
+                raise _failed(f"returned status {answer.status_code}: {excerpt(answer.text)}")
             return [_error(match, text) for match in parsed(answer)["matches"]]
         except NoAnswer as error:
             if error.is_of_no_use:
-                raise _failed(f"gave an answer that is none of its API's: it {error}") from error
-            raise _failed(f"cannot be asked at {self._shown}/check: it {error}") from error
+                raise _failed(f"returned an invalid response: it {error}") from error
+            raise _failed(f"cannot be reached at {self._shown}/check: it {error}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _failed(
-                f"gave an answer that is none of its API's: {excerpt(repr(error))}"
-            ) from error
+            raise _failed(f"returned an invalid response: {excerpt(repr(error))}") from error
 
     def _asked(self, method: str, path: str, **request: Any) -> httpx.Response:
         return ask(
@@ -90,7 +88,7 @@ def _error(match: dict[str, Any], text: str) -> GrammarError:
 
 
 def _code_points(text: str, start: int, end: int) -> Span:
-    """Return a span in code points; LanguageTool counts as Java does, in UTF-16 units."""
+    """Return a span in code points; LanguageTool counts UTF-16 units, as Java does."""
     units = text.encode("utf-16-le")
 
     def place(at: int) -> int:

@@ -69,7 +69,7 @@ class MultiObjectiveModel(NeuralRewardModel):
             raise RecipeError(f"weights names {unknown}; the objectives are {list(self._names)}")
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenize and truncate, with prefixes where a sample asks for them."""
+        """Render, tokenize and truncate, with prefixes for samples that request them."""
         if any(sample.prefix_segmenter for sample in samples):
             render = self._texts.render
             return PrefixPipeline(self._texts, render, self._features, self.cost).prepare(samples)

@@ -1,8 +1,8 @@
-"""Prefix scores: a completion cut after each segment, closed by the template, scored in one pass.
+"""Prefix scores: a completion cut after each segment, ended by the template, scored in one pass.
 
-The prefixes are token sequences of one input: a network that shares prefixes computes what they
-have in common once, so that each costs the tokens that close it and the few before a cut that are
-tokenized otherwise there.
+The prefixes are token sequences of one input. A network that shares prefixes computes their common
+part once. Each prefix then adds only the tokens that end it, and the few before the cut that are
+tokenized differently there.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ __all__ = [
     "segments_of",
 ]
 
-#: The most prefixes of a completion: beyond, neighboring segments are merged.
+#: Maximum number of prefixes of a completion; if there are more, neighboring segments are merged.
 MAX_PREFIXES = 64
 
-#: Characters of prefixes that are tokenized at once, beside a single one: tokenization takes about
-#: a hundred times the memory of a text.
+#: Characters of prefixes that are tokenized at once, unless a single prefix is longer: tokenization
+#: takes about a hundred times the memory of the text.
 _CHUNK_CHARS = 256 << 10
 
 #: The blank line that `Sample.completion_text` puts between messages.
 _LEN_JOINT = 2
 
-#: How many tokens a prompt's end may differ by, as what follows it merges with it or not.
+#: Tokens by which a prompt's end may differ, since the text after it may merge with it or not.
 _MAX_SHIFT = 2
 
 
 def segments_of(sample: Sample, segmenter: str) -> tuple[Span, ...]:
-    """Return the segments that a completion is cut after: the sample's own, else those found.
+    """Return the segments after which a completion is cut: the sample's own, or those found.
 
-    They end in messages that the policy wrote: what a tool or a user said earns nothing, and is
-    part of what the next segment adds.
+    They end in messages that the policy wrote. What a tool or a user message adds to the score is
+    part of the next segment's difference.
     """
     spans = find_segments(sample, segmenter)
     if not isinstance(sample.completion, str):
@@ -62,7 +62,7 @@ def segments_of(sample: Sample, segmenter: str) -> tuple[Span, ...]:
 
 
 def _turns(messages: Sequence[Message]) -> list[Span]:
-    """Return the texts of the messages that the policy wrote; of all where it wrote none."""
+    """Return the texts of messages that the policy wrote; of all messages if it wrote none."""
     has_policy = any(message.is_of_policy for message in messages)
     turns = []
     start = 0
@@ -75,7 +75,7 @@ def _turns(messages: Sequence[Message]) -> list[Span]:
 
 
 def _within(spans: Sequence[Span], turns: Sequence[Span]) -> tuple[Span, ...]:
-    """Return the spans without what is before or after their parts in the turns."""
+    """Return the spans trimmed to the turns that they overlap."""
     texts = [turn for turn in turns if turn.start < turn.end]
     starts = [turn.start for turn in texts]
     ends = [turn.end for turn in texts]
@@ -88,7 +88,7 @@ def _within(spans: Sequence[Span], turns: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def merge_segments(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
-    """Merge neighbors evenly until there are at most so many."""
+    """Merge neighbors evenly into at most ``most`` spans."""
     if len(spans) <= most:
         return tuple(spans)
     bounds = [len(spans) * number // most for number in range(most + 1)]
@@ -98,7 +98,7 @@ def merge_segments(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
 def cut_completion(sample: Sample, end: int) -> Sample:
     """Return the sample with the first ``end`` characters of its completion, and no spans.
 
-    Of a completion of several messages the first is kept, even if it is left empty.
+    If the completion has several messages, the first is kept even if it becomes empty.
     """
     if isinstance(sample.completion, str):
         completion: str | tuple[Message, ...] = sample.completion[:end]
@@ -117,7 +117,7 @@ def cut_completion(sample: Sample, end: int) -> Sample:
 
 
 def _cut_message(message: Message, length: int) -> Message:
-    """Return the message with so much of its text; what it calls comes after all of it."""
+    """Return the first ``length`` characters of a message; tool calls only if it is whole."""
     if length >= len(message.text):
         return message
     start = len(message.text) - len(message.content)
@@ -142,7 +142,7 @@ def read_with_prefixes(
 
 @dataclass(frozen=True, slots=True)
 class PrefixPipeline:
-    """Prepares samples with their prefixes, where they ask for those (`prefix_segmenter`).
+    """Prepares samples, with their prefixes if these are requested (`prefix_segmenter`).
 
     ``render`` and ``features`` are as in `TextPipeline.prepare`; ``cost`` is that of the network.
     """
@@ -153,7 +153,7 @@ class PrefixPipeline:
     cost: BatchLayout
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Prepare samples, those that ask for no prefixes in one go."""
+        """Prepare samples; those without prefixes are prepared together."""
         plain = [sample for sample in samples if sample.prefix_segmenter is None]
         prepared = iter(self.texts.prepare(plain, self.render, self.features))
         return [
@@ -191,10 +191,10 @@ class PrefixPipeline:
         return replace(joined, num_shared=num_shared_tokens(joined.ids_of_sequences))
 
     def _like(self, tokens: TokenIds, whole: ModelInput) -> Callable[[TokenIds, bool], ModelInput]:
-        """Return a function that makes features of a prefix, with as much of its prompt.
+        """Return a function that makes features of a prefix with the same part of the prompt.
 
-        ``tokens`` are those of the whole completion, as far as they fit the model: a prefix has
-        room for more of a prompt that is too long, but its score would then be of another prompt.
+        ``tokens`` are those of the whole completion, truncated to the model's limit. A prefix would
+        have room for more of a prompt that is too long, but its score would be of another prompt.
         """
 
         def features(prefix: TokenIds, truncated: bool) -> ModelInput:

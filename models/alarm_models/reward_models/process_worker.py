@@ -120,7 +120,7 @@ def _result_to_json(value: object) -> object:
         return None
     if isinstance(value, list | tuple):
         return [_span_to_json(span) for span in value]
-    return float(value)  # type: ignore[arg-type]  # what is no number says so itself
+    return float(value)  # type: ignore[arg-type]  # float() raises for anything else
 
 
 def _span_to_json(span: Any) -> list[object]:

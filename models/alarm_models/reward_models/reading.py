@@ -45,7 +45,7 @@ def read_token(model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer)
 
 
 def probe_tokens(model: NeuralRewardModel, spec: NeuralSpec) -> TokenSequence | None:
-    """Return the tokens of a made-up sample; None where the template refuses it."""
+    """Return the tokens of a test sample; None if the template refuses it."""
     features = _probe(model, spec)
     return None if features is None else features.sequences[0]
 
@@ -53,9 +53,10 @@ def probe_tokens(model: NeuralRewardModel, spec: NeuralSpec) -> TokenSequence | 
 def require_reward_token(
     model: NeuralRewardModel, spec: NeuralSpec, tokenizer: Tokenizer, folder: Path
 ) -> None:
-    """Raise `CheckpointError` where a text does not end with the token that config.json names.
+    """Raise `CheckpointError` if texts do not end with the reward token of config.json.
 
-    InternLM2's and POLAR's own code puts it there, or reads at it (`reward_token_id`).
+    The code of InternLM2 and POLAR appends this token, or reads the score at it
+    (`reward_token_id`).
     """
     wanted = read_config(folder).get("reward_token_id")
     features = _probe(model, spec)
@@ -64,13 +65,13 @@ def require_reward_token(
     token, last = tokenizer.text_of(wanted), tokenizer.text_of(features.ids[-1])
     raise CheckpointError(
         f"{spec.checkpoint}: config.json names a reward token {token!r} (reward_token_id {wanted}) "
-        f"that the score is read at, and this recipe's texts end with {last!r}: write "
+        f"at which the score is read, but this recipe's texts end with {last!r}: write "
         f"`{recipe_lines({'suffix': token})}`"
     )
 
 
 def _probe(model: NeuralRewardModel, spec: NeuralSpec) -> ModelInput | None:
-    """Return a short sample as the model takes it; None where the template refuses it."""
+    """Return the input of a test sample; None if the template refuses it."""
     fields = dict.fromkeys(_field_names(spec), "text")
     (features,) = model.prepare([Sample("A prompt.", "A completion.", fields=fields)])
     return features if isinstance(features, ModelInput) else None
@@ -94,8 +95,7 @@ def reading_notes(
 ) -> tuple[str, ...]:
     """Return sentences on how scores may differ from those of the model's card.
 
-    ``token`` is the one that a sample's score is read at, as `read_token` says; ``dtype`` is the
-    model's.
+    ``token`` is the token at which scores are read, from `read_token`; ``dtype`` is the model's.
     """
     facts = inspect_folder(folder)
     notes: list[str | None] = [spec.note, _unused_normalization(spec, facts)]
@@ -103,7 +103,7 @@ def reading_notes(
     reward_id = facts.config.get("reward_token_id")
     if isinstance(reward_id, int) and token not in (None, wanted := tokenizer.text_of(reward_id)):
         notes.append(
-            f"config.json's reward_token_id is {wanted!r}, and this recipe reads its score at "
+            f"config.json's reward_token_id is {wanted!r}, but this recipe reads its score at "
             f"{token!r}: write `suffix = {toml_value(wanted)}`"
         )
     if not spec.trust_remote_code and spec.head is None and not isinstance(spec, CometSpec):
@@ -138,8 +138,8 @@ def _unused_normalization(spec: NeuralSpec, facts: CheckpointFacts) -> str | Non
         return None
     return (
         f"config.json has {', '.join(found)}, but neither do_normalize nor normalize_reward: the "
-        "scores are raw. Where the card normalizes them, write "
-        '`normalization = { mean = ..., std = ... }`, else `normalization = "none"`'
+        "scores are raw. If the card normalizes them, write "
+        '`normalization = { mean = ..., std = ... }`, otherwise `normalization = "none"`'
     )
 
 
@@ -150,7 +150,7 @@ def _is_number(value: object) -> bool:
 
 
 def template_notes(spec: NeuralSpec, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Say in sentences what a chat template's text is given, or lacks, that cards may have."""
+    """Return sentences on how a chat template's text may differ from that of the card."""
     if not isinstance(spec, TextSpec) or spec.turns is not None:
         return ()
     if getattr(spec, "template", "chat") != "chat":
@@ -163,13 +163,13 @@ def template_notes(spec: NeuralSpec, tokenizer: Tokenizer) -> tuple[str, ...]:
     if asks_date(template) and "date_string" not in chat.arguments:
         date = f"{FIXED_DATE:%d %b %Y}"
         notes.append(
-            f"the chat template asks for the date, and is always given {date}. Where it takes "
-            "one, write `template_arguments = { date_string = ... }`"
+            f"the chat template inserts the current date, and always gets {date}. If it accepts "
+            "another, write `template_arguments = { date_string = ... }`"
         )
     bos = tokenizer.bos_left_out(chat)
     if spec.special_tokens is None and bos is not None:
         notes.append(
             f"the chat template does not begin with {bos}, which the tokenizer puts before other "
-            "texts. Where the card has it so, write `special_tokens = true`"
+            "texts. If the card's text begins with it, write `special_tokens = true`"
         )
     return tuple(notes)

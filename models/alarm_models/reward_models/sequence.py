@@ -53,7 +53,7 @@ class SequenceModel(NeuralRewardModel):
         self._pooling = weights.network.pooling or Pooling(spec.pooling)
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenize and truncate, with prefixes where a sample asks for them."""
+        """Render, tokenize and truncate, with prefixes for samples that request them."""
         if any(sample.prefix_segmenter for sample in samples):
             pipeline = PrefixPipeline(self._texts, self._render, self._features, self.cost)
             return pipeline.prepare(samples)

@@ -168,5 +168,5 @@ def _run_check(check: Check, sample: Sample) -> Score | SampleError:
         return check(sample)
     except SampleError as error:
         return error.with_traceback(None)
-    except BaseException as error:  # a panic in Rust is no Exception; other samples go on
+    except BaseException as error:  # a panic in Rust is not an Exception; other samples go on
         return SampleError("model_failed", f"the check failed: {error!r}"[:500])

@@ -135,7 +135,7 @@ class _Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(
                 self._fault
-                or CorruptedBody("this is no HTTP/1.1 request; send it again, unchanged")
+                or CorruptedBody("this is not an HTTP/1.1 request; send it again, unchanged")
             )
             return
         if self._is_in_head:

@@ -38,7 +38,7 @@ _BYTES_A_TOKEN = 64
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells a member from others and its retry: its ``id`` if it has one, and its content."""
+    """What sets a member apart from others, but not from its retry: ``id``, if any, and content."""
 
     id: str | None
     content: bytes

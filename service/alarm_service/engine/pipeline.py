@@ -180,7 +180,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
 
 
 def owned_by(prepared: Sequence[Prepared], key: str) -> Sequence[Prepared]:
-    """Return inputs whose prefixes are not shared with other keys; an empty key is no key."""
+    """Return inputs whose prefixes are not shared with other keys; an empty key counts as none."""
     if not key:
         return prepared
     return [replace(one, owner=key) if isinstance(one, ModelInput) else one for one in prepared]

@@ -135,5 +135,7 @@ async def test_label_with_a_lone_surrogate_is_refused(path: str, body: Any) -> N
     async with recording_server() as (server, words):
         headers = {"content-type": "application/json"}
         answer = await server.client.post(path, content=json.dumps(body), headers=headers)
-        assert "'reference' should be Unicode, but has a lone surrogate" in error_of(answer, 422)
+        assert "'reference' should be valid Unicode, but has a lone surrogate" in error_of(
+            answer, 422
+        )
         assert words.heard == []

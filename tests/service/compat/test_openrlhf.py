@@ -177,7 +177,7 @@ async def test_openrlhf_unknown_name_is_404_that_lists_known_names() -> None:
         assert error_of(answer, 404) == expected
 
 
-async def test_openrlhf_logs_of_a_rule_that_is_no_sum_are_its_inputs() -> None:
+async def test_openrlhf_logs_of_a_rule_that_is_not_a_sum_are_its_inputs() -> None:
     tables = FIGURE_1.model_dump() | {"hierarchy": {"rule": "minimum", "threshold": 5}}
     tables["holistic"] |= {"weight": 3, "mean": 1, "std": 0.5}
     async with recording_server(recipe(**tables)) as (server, _):

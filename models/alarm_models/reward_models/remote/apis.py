@@ -420,7 +420,7 @@ class JudgeApi:
         try:
             return float(last)
         except ValueError as error:
-            raise _no_number(f"has {last[:200]!r}, which is no number") from error
+            raise _no_number(f"has {last[:200]!r}, which is not a number") from error
 
 
 def _own_messages(sample: Sample, part: str) -> list[dict[str, Any]]:

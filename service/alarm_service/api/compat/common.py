@@ -157,7 +157,7 @@ def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
             f"{name}{text}".encode()
         except UnicodeEncodeError:
             raise Invalid(
-                f"{ascii(name)[:80]} should be Unicode, but has a lone surrogate"
+                f"{ascii(name)[:80]} should be valid Unicode, but has a lone surrogate"
             ) from None
     return fields
 

@@ -45,7 +45,7 @@ class ScoreEvaluationOut(BaseModel):
 
 
 def named(body: ScoreEvaluationIn) -> str | None:
-    """Return the recipe or model that a body without a path asks for."""
+    """Return the recipe or model that a body without a path names."""
     return None if body.model in (None, "", "model") else body.model
 
 

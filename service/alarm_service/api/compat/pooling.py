@@ -73,7 +73,7 @@ class PoolingIn(TrainerBody):
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None,
         description="`base64` gives an embedding or pooled data as float32 numbers, little-endian, "
-        "in base64: what OpenAI's client asks for",
+        "in base64, which OpenAI's client requests",
     )
 
     @model_validator(mode="after")
