@@ -173,3 +173,36 @@ def base_with(
     else:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
+
+
+def scripted_judge(folder: Path, script: Mapping[str, tuple[str, ...]]) -> Checkpoint:
+    """Create a causal model whose next token depends on the last one only.
+
+    ``script`` maps a token to those that are equally likely after it; "" is the end of text. The
+    layers add nothing, so the hidden state is the last token's embedding, which the head
+    recognizes.
+    """
+    torch.manual_seed(0)
+    tokens = tokenizer(bos=True, eos=False)
+    model: Any = hf.LlamaForCausalLM(config("llama", hidden_size=64, head_dim=16))
+    ids = {
+        text: EOS if text == "" else _only_id(tokens, text)
+        for pair in script.items()
+        for text in (pair[0], *pair[1])
+    }
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        embeddings = model.model.embed_tokens.weight
+        embeddings.copy_(torch.nn.functional.normalize(torch.randn_like(embeddings), dim=-1))
+        model.lm_head.weight.zero_()
+        for text, nexts in script.items():
+            for one in nexts:
+                model.lm_head.weight[ids[one]] += 4 * embeddings[ids[text]]
+    return save(model, tokens, folder)
+
+
+def _only_id(tokens: Any, text: str) -> int:
+    token = text.replace("\n", "Ċ").replace(" ", "Ġ")
+    return int(tokens.convert_tokens_to_ids(token))

@@ -13,6 +13,7 @@ from alarm_models.recipe.specs import ANY_NUMBER
 
 __all__ = [
     "AnswerReader",
+    "AnswerRules",
     "JudgeAnswer",
     "RatingError",
     "Scale",
