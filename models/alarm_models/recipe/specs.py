@@ -712,6 +712,7 @@ class JudgeSpec(TextSpec):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     module = "alarm_models.reward_models.judge"
+    must_score_warm_up = False  # its answer to the sample may have no rating
     kind: Literal["judge"] = "judge"
     rubric: str | None = Field(
         default=None, description="template of the question, sent as one user message"

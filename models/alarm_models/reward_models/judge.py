@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from alarm_models.errors import RecipeError, SampleError
+from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.generation import NO_TOKEN, GenerationSettings, TextGenerator
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import text_generator
@@ -83,6 +83,19 @@ class JudgeModel(NeuralRewardModel):
         self._prompt_turns = None if spec.prompt_turns is None else turns_of(spec.prompt_turns)
         self._turns = _turns_of(spec, fields)
         self._answers = AnswerReader(spec, "max_new_tokens")
+        self._require_rendered(spec)
+
+    def _require_rendered(self, spec: JudgeSpec) -> None:
+        """Raise `CheckpointError` if the chat template refuses the recipe's messages."""
+        named = [name for text in spec.templates for name in TextTemplate(text).names]
+        sample = Sample("A prompt.", "A completion.", fields=dict.fromkeys(named, "text"))
+        try:
+            self._render(sample)
+        except SampleError as error:
+            raise CheckpointError(
+                f"{spec.checkpoint}: the question cannot be rendered: {error.message}. Write "
+                "`rubric`, which is one user message, or other roles in `messages`"
+            ) from error
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render the question, tokenize and truncate it."""
