@@ -8,7 +8,7 @@ from tiny import EOS, Checkpoint
 
 from alarm_models.cancellation import Cancelled, cancellable
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.generation import NO_TOKEN, GenerationSettings, TextGenerator
+from alarm_models.modeling.generation import NO_TOKEN, NOT_FINITE, GenerationSettings, TextGenerator
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.types import Span
 
@@ -98,6 +98,17 @@ def test_sampled_tokens_follow_the_distribution_at_the_temperature(llama: Checkp
     assert 0.05 < expected < 0.99
     # Five deviations of 1000 draws.
     assert abs(share - expected) < 5 * (expected * (1 - expected) / 1000) ** 0.5
+
+
+def test_row_of_numbers_that_are_not_finite_is_marked_and_others_are_not(
+    llama: Checkpoint,
+) -> None:
+    network = generator(llama)
+    with torch.no_grad():
+        network._model.model.embed_tokens.weight[PROMPTS[2][-1]] = torch.nan
+    (good,), (bad,) = rows(network, PROMPTS[0], PROMPTS[2])
+    assert bad[0] == NOT_FINITE
+    assert good == plain(llama, PROMPTS[0])
 
 
 def test_cancelled_generation_ends_before_its_next_token(llama: Checkpoint) -> None:

@@ -22,10 +22,13 @@ from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.packed.positions import lengths_of
 
-__all__ = ["NO_TOKEN", "GenerationSettings", "TextGenerator"]
+__all__ = ["NOT_FINITE", "NO_TOKEN", "GenerationSettings", "TextGenerator"]
 
 #: Fills the rows of answers that are shorter than the longest.
 NO_TOKEN = -1
+
+#: Begins the row of an answer for which the model gave a number that is not finite.
+NOT_FINITE = -2
 
 #: Keys of a checkpoint's generation_config.json that apply also to greedy answers.
 _KEPT = ("repetition_penalty", "suppress_tokens")
@@ -109,7 +112,8 @@ class TextGenerator:
         """Generate the answers to a batch; raise `Cancelled` once they are not wanted.
 
         The rows of a sample are token ids, ``[answers, tokens]``, with the token that ends an
-        answer, and `NO_TOKEN` after it.
+        answer, and `NO_TOKEN` after it. A row of numbers that are not finite begins with
+        `NOT_FINITE`.
         """
         rows: dict[int, torch.Tensor] = {}
         for part in self._parts(batch):
@@ -135,7 +139,8 @@ class TextGenerator:
     def _answers(self, prompts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         """Generate the answers to prompts in one batch, ``[answers, tokens]`` each."""
         settings = self._settings
-        processors: list[LogitsProcessor] = []
+        finite = _FiniteScores()
+        processors: list[LogitsProcessor] = [finite]
         if settings.temperature > 0:
             seeds = [
                 _seed(settings.seed, ids, index)
@@ -146,6 +151,8 @@ class TextGenerator:
         repeated = [ids for ids in prompts for _ in range(settings.num_answers)]
         generated = self._generate(repeated, settings.max_new_tokens, processors).cpu()
         ended = _until_end(generated, self._end_ids)
+        num_tokens = (ended != NO_TOKEN).sum(-1)
+        ended[finite.num_finite.cpu() < num_tokens, 0] = NOT_FINITE
         return list(torch.split(ended, settings.num_answers))
 
     def _generate(
@@ -252,6 +259,24 @@ def _until_end(generated: torch.Tensor, end_ids: Sequence[int]) -> torch.Tensor:
 def _num_computed(features: ModelInput, answers: torch.Tensor) -> int:
     """Count the tokens of a sample that were computed: its prompt per answer, and the answers."""
     return len(answers) * len(features.ids) + int((answers != NO_TOKEN).sum())
+
+
+class _FiniteScores(LogitsProcessor):
+    """Counts the tokens of each row before a NaN or an infinity, ``[rows]``.
+
+    A token that is ruled out has minus infinity.
+    """
+
+    def __init__(self) -> None:
+        self.num_finite = torch.zeros(1, dtype=torch.long)
+        self._is_finite = torch.ones(1, dtype=torch.bool)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores unchanged, ``[rows, vocabulary]``."""
+        highest = scores.amax(-1)  # NaN where there is any
+        self._is_finite = self._is_finite.to(scores.device) & highest.isfinite()
+        self.num_finite = self.num_finite.to(scores.device) + self._is_finite
+        return scores
 
 
 class _SeededSampling(LogitsProcessor):

@@ -9,7 +9,12 @@ from typing import NamedTuple
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.modeling.generation import NO_TOKEN, GenerationSettings, TextGenerator
+from alarm_models.modeling.generation import (
+    NO_TOKEN,
+    NOT_FINITE,
+    GenerationSettings,
+    TextGenerator,
+)
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import text_generator
 from alarm_models.preprocessing.templates import (
@@ -103,6 +108,8 @@ class JudgeModel(NeuralRewardModel):
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read the rating in the answers, ``[answers, tokens]`` token ids."""
+        if (outputs == NOT_FINITE).any():
+            raise SampleError("non_finite", "the judge gave a number that is not finite")
         opened = opened_thoughts(self._tokenizer.decode(features.ids[-_NUM_LAST:]))
         answers = [self._answer(row, opened) for row in outputs.tolist()]
         value = self._answers.score(answers)

@@ -460,7 +460,10 @@ class RequestQueue:
         usage = self._usage_of(model.name)
         budget = model.budget or self.max_batch_tokens
         ordered = fair_order(queues, usage.callers.start, usage.seconds_per_token, budget)
-        batch = next_batch(ordered, budget, self._enough_tokens(usage))
+        # A batch of generated texts takes as long as its longest one, however many there are.
+        is_generated = ordered[0].features.max_generated > 0
+        enough = None if is_generated else self._enough_tokens(usage)
+        batch = next_batch(ordered, budget, enough)
         self._models.serve(model.name)
         usage.callers.serve(batch[0].caller)
         weights = weights_of(list(queues))
