@@ -153,6 +153,10 @@ def test_judge_prompt_of_several_messages_is_written_by_prompt_turns_or_refused(
     (refused,) = load(judge(scripted, **rubric, chats="refuse")).prepare([chat])
     assert isinstance(refused, SampleError)
     assert "write `prompt_turns = " in refused.message
+    steps = (Message("assistant", "d"), Message("tool", "e"), Message("assistant", "f"))
+    (refused,) = load(judge(scripted, **rubric, chats="refuse")).prepare([Sample("a", steps)])
+    assert isinstance(refused, SampleError)
+    assert "3 messages of the completion would lose their roles" in refused.message
 
 
 def test_judge_question_leaves_room_for_the_answer(scripted: Checkpoint) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from alarm_models.recipe.from_checkpoint import recipe_of_checkpoint
 from alarm_models.recipe.specs import JudgeSpec
 from alarm_models.reward_models.judge_answers import AnswerReader, JudgeAnswer
 from alarm_models.types import Sample
+from alarm_service.cli.main import main
 from zoo import builders, cards
 from zoo.cases import load, sample, scores
 
@@ -99,6 +101,17 @@ def test_judge_without_its_rubric_or_of_a_chat_fails_the_sample(tmp_path: Path) 
     assert "write `prompt_turns" in refused.message
     by_recipe = _made(folder, defaults={"score_rubric": _RUBRIC})
     assert scores(by_recipe, {"one": {"prompt": "p", "completion": "c"}}) == {"one": 4.0}
+
+
+def test_inspect_of_a_judge_whose_answer_has_no_rating_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "prometheus-7b-v2.0"
+    _judge(folder, "4")
+    assert main(["inspect", str(folder), "--json", "--device", "cpu"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["score"]) == ("judge", None)
+    assert told["notes"][-1] == "the sample has no score: the judge's answer has no number: ' 4'"
 
 
 @pytest.mark.parametrize(

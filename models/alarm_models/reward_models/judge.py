@@ -45,6 +45,9 @@ from alarm_models.types import Message, Sample, Score, Span
 
 __all__ = ["JudgeModel"]
 
+#: A prompt or a completion.
+_Content = str | tuple[Message, ...]
+
 #: The fewest tokens that a question may have.
 _MIN_QUESTION = 8
 
@@ -146,18 +149,32 @@ class JudgeModel(NeuralRewardModel):
     def _with_prompt_as_text(self, sample: Sample) -> Sample:
         """Write a prompt of several messages as the recipe says, where a template inserts it."""
         prompt = sample.prompt
-        if isinstance(prompt, str) or [one.role for one in prompt] in (["user"], []):
+        if not _is_of_turns(prompt, "user") or isinstance(prompt, str):
+            self._require_one_text(sample.completion, "assistant", "completion")
             return sample
         if self._prompt_turns is not None:
-            return replace(sample, prompt=self._prompt_turns.render(prompt, len(prompt)).text)
-        if self._spec.chats == "refuse" and any("{prompt" in one for one in self._spec.templates):
-            raise SampleError(
-                "invalid_sample",
-                f"the judge's question is a text, in which {len(prompt)} messages would lose "
-                "their roles: send them as one text, or write `prompt_turns = { user = ..., "
-                "assistant = ... }` in the recipe",
-            )
+            as_text = self._prompt_turns.render(prompt, len(prompt)).text
+            return self._with_prompt_as_text(replace(sample, prompt=as_text))
+        self._require_one_text(prompt, "user", "prompt")
         return sample
+
+    def _require_one_text(self, content: _Content, role: str, name: str) -> None:
+        """Raise `SampleError` if a template would lose roles that the recipe does not give up."""
+        is_inserted = any(f"{{{name}" in template for template in self._spec.templates)
+        if self._spec.chats == "join" or not is_inserted or not _is_of_turns(content, role):
+            return
+        also = "`prompt_turns = { user = ..., assistant = ... }` or " if name == "prompt" else ""
+        raise SampleError(
+            "invalid_sample",
+            f"the judge's question is a text, in which the {len(content)} messages of the {name} "
+            f"would lose their roles: send them as one text, or write {also}"
+            f'`messages = [..., "{{{name}}}"]` in the recipe',
+        )
+
+
+def _is_of_turns(content: _Content, role: str) -> bool:
+    """Say whether a prompt or completion is more than one message of its usual role."""
+    return not isinstance(content, str) and [one.role for one in content] not in ([role], [])
 
 
 class _Part(NamedTuple):
