@@ -246,6 +246,8 @@ def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
             made.tokenizer.add_tokens(["yes", "no"])  # single tokens, as large models have them
             made.tokenizer.save_pretrained(folder)
             return made
+        case "judge":
+            return tiny.scripted_judge(folder, {"\n": ("7",), "7": ("",)})
         case "steps":
             return tiny.base_with_head(folder, head=model["head"], outputs=2)
         case "multi-objective":

@@ -34,9 +34,9 @@ from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTem
 from alarm_models.preprocessing.tokenizer import _find_plain
 from alarm_models.recipe.specs import GrammarSpec, LanguageSpec, SimilaritySpec
 from alarm_models.reward_models.harper import Harper
+from alarm_models.reward_models.judge_answers import RatingError, Scale, read_rating
 from alarm_models.reward_models.language import LanguageConfidence
 from alarm_models.reward_models.readability import Readability
-from alarm_models.reward_models.remote.judge_answers import RatingError, Scale, read_rating
 from alarm_models.reward_models.similarity import Similarity
 from alarm_models.reward_models.text_checks import repetition
 from alarm_models.study import baselines

@@ -1,6 +1,6 @@
 """Creates small random checkpoints: a tokenizer, a configuration and weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,3 +173,38 @@ def base_with(
     else:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
+
+
+def scripted_judge(folder: Path, script: Mapping[str, tuple[str, ...]]) -> Checkpoint:
+    """Create a Llama that answers by a script.
+
+    ``script`` maps a token to those that are equally likely after it; "" is the end of text.
+    """
+    torch.manual_seed(0)
+    tokens = tokenizer(bos=True, eos=False)
+
+    def token_id(text: str) -> int:
+        name = text.replace("\n", "Ċ").replace(" ", "Ġ")
+        return EOS if text == "" else int(tokens.convert_tokens_to_ids(name))
+
+    model = hf.LlamaForCausalLM(config("llama", hidden_size=64, head_dim=16))
+    write_script(model, {token_id(key): map(token_id, nexts) for key, nexts in script.items()})
+    return save(model, tokens, folder)
+
+
+@torch.no_grad()
+def write_script(model: Any, script: Mapping[int, Iterable[int]]) -> None:
+    """Make the next token of a causal model depend on the last one only, as a script says.
+
+    The layers add nothing, so the last hidden state is the last token's embedding, which the head
+    recognizes.
+    """
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    embeddings = model.model.embed_tokens.weight
+    embeddings.copy_(torch.nn.functional.normalize(torch.randn_like(embeddings), dim=-1))
+    model.lm_head.weight.zero_()
+    for last, nexts in script.items():
+        for token in nexts:
+            model.lm_head.weight[token] += 4 * embeddings[last]

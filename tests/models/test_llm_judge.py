@@ -9,7 +9,7 @@ from remote_servers import completions, judge, opened, values
 
 from alarm_models.errors import SampleError
 from alarm_models.recipe.specs import RemoteSpec
-from alarm_models.reward_models.remote.judge_answers import (
+from alarm_models.reward_models.judge_answers import (
     RatingError,
     Scale,
     read_rating,

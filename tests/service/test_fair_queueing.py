@@ -223,6 +223,16 @@ def test_queue_caller_on_new_connections_gets_whole_batches() -> None:
         assert [sum(lengths(device.run_one())) for _ in range(2)] == [1000, 1000]
 
 
+def test_queue_batches_of_generated_texts_stay_whole_for_several_callers() -> None:
+    device = Device({"m": 100})
+    for caller in (A, B):
+        works = of(caller, *[50] * 20)
+        for one in works:
+            one.features = replace(one.features, max_generated=50)
+        device.queue.put(works)
+    assert [len(device.run_one()) for _ in range(4)] == [10] * 4
+
+
 def test_queue_caller_that_comes_while_another_waits_shortens_batches() -> None:
     device = Device({"m": 100})
     device.queue.put(of(A, *[100] * 30))

@@ -57,6 +57,13 @@ def test_next_batch_padded_is_the_oldest_and_its_neighbours_in_length(
     assert lengths(next_batch([work(one) for one in waiting], budget)) == taken
 
 
+def test_next_batch_padded_counts_tokens_that_may_be_generated() -> None:
+    waiting = [work(5) for _ in range(3)]
+    for one in waiting:
+        one.features = replace(one.features, max_generated=10)
+    assert lengths(next_batch(waiting, 30)) == [5, 5]
+
+
 @given(LENGTHS, BUDGETS)
 def test_next_batch_always_has_the_oldest_sample(waiting: list[int], budget: int) -> None:
     works = [work(one) for one in waiting]

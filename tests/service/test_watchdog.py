@@ -45,6 +45,17 @@ def test_watchdog_watches_a_block_after_a_pause(late: threading.Event) -> None:
         assert late.wait(PATIENCE_S)
 
 
+def test_watchdog_restart_begins_the_time_of_the_block_again(late: threading.Event) -> None:
+    watchdog = Watchdog(PATIENCE_S, late.set)
+    watchdog.restart()
+    assert watchdog._begun is None  # no block runs
+    with watchdog.watch():
+        begun = watchdog._begun
+        watchdog.restart()
+        assert begun is not None
+        assert watchdog._begun > begun
+
+
 async def test_worker_hanging_forward_pass_fails_only_its_sample_for_good() -> None:
     async with serving(forward_timeout_s=0.5) as server:
         await server.engine.life.until_ready()

@@ -47,6 +47,7 @@ __all__ = [
     "Backbone",
     "RunPadded",
     "execution",
+    "is_near",
     "probe_padding",
     "select_backend",
     "select_linear_kernel",
@@ -160,7 +161,7 @@ def select_linear_kernel(
         expected = torch.cat([run([one]) for one in samples])
         pack_linears(model)
         outputs = torch.cat([run([one]) for one in samples])
-        is_same = _is_near(outputs, expected, model.dtype)
+        is_same = is_near(outputs, expected, model.dtype)
     except _REFUSALS:
         pass
     if not is_same:
@@ -295,7 +296,7 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
         repeated, first = torch.cat(repeated_outputs), torch.cat(outputs[-1:])
         # NaN and infinity fail each sample later; they are not nondeterminism.
         is_number = bool(torch.isfinite(torch.cat([repeated, first])).all())
-        if is_number and not _is_near(repeated, first, repeated.dtype):
+        if is_number and not is_near(repeated, first, repeated.dtype):
             raise CheckpointError(
                 f"{type(model).__name__} is nondeterministic: the same sample gets different "
                 "scores (random hashing in attention, for example), so its scores are not "
@@ -397,10 +398,11 @@ def _is_near_reference(
     """Compare the states of a packed batch with the reference at each read position."""
     reference_outputs = dict(zip(probe.samples, reference.outputs or (), strict=True))
     expected = [reference_outputs[one.ids][-len(one.read_positions) :] for one in batch]
-    return _is_near(read_states.states, torch.cat(expected), expected[0].dtype)
+    return is_near(read_states.states, torch.cat(expected), expected[0].dtype)
 
 
-def _is_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def is_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Say whether two sets of outputs, a row each, are equal but for rounding in that dtype."""
     error = (actual - expected).float().norm(dim=-1).max()
     size = expected.float().norm(dim=-1).max()
     return bool(error <= max(_TOLERANCE[dtype] * float(size), _ROUNDING))
@@ -465,7 +467,7 @@ def _serves_padded(
             if spelled in some:
                 continue
             return False
-        if not _is_near(actual, torch.cat([reference_outputs[ids] for ids in some]), dtype):
+        if not is_near(actual, torch.cat([reference_outputs[ids] for ids in some]), dtype):
             return False
     return True
 

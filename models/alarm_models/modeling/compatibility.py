@@ -224,7 +224,8 @@ def unknown_family_refusal(facts: CheckpointFacts) -> str:
 
 def _by_name(facts: CheckpointFacts) -> str:
     """Return the recipe lines of families that are identified by name only."""
-    named = families_by_name(facts)
+    # A judge's question is too long for an error, and is another for each family.
+    named = [one for one in families_by_name(facts) if one.recipe["kind"] != "judge"]
     if not named:
         return ""
     lines = "; ".join(f"{one.name}: `{recipe_lines(one.recipe)}`" for one in named)
@@ -266,8 +267,8 @@ def _what_to_write(facts: CheckpointFacts) -> str:
         return (
             "It is a causal language model without a reward head: kind `generative` (`positive`, "
             "`negative`) reads the next token, kind `steps` (`positive`, `negative`, `step_token`) "
-            "the one after each step, kind `remote` uses a judge (a DPO model's reward also "
-            "requires its reference model and is not supported), "
+            "the one after each step, kind `judge` (`rubric`) the rating that it writes (a DPO "
+            "model's reward also requires its reference model and is not supported), "
         )
     return ""
 

@@ -122,9 +122,18 @@ def families_by_name(facts: CheckpointFacts) -> list[Family]:
     return [one for one in nameless if one.matches(facts, "")]
 
 
+#: The longest text of a recipe key that a line or a table shows in full, and what it else shows.
+_MAX_SHOWN, _NUM_SHOWN = 500, 60
+
+
 def recipe_lines(keys: Mapping[str, Any]) -> str:
-    """Format recipe keys as TOML on one line: ``head = "score"``, ..."""
-    return ", ".join(f"{key} = {toml_value(one)}" for key, one in keys.items())
+    """Format recipe keys as TOML on one line: ``head = "score"``, ...; long texts are shortened."""
+    return ", ".join(f"{key} = {toml_value(_shortened(one))}" for key, one in keys.items())
+
+
+def _shortened(value: Any) -> Any:
+    is_long = isinstance(value, str) and len(value) > _MAX_SHOWN
+    return f"{value[:_NUM_SHOWN]}…" if is_long else value
 
 
 def toml_value(value: Any) -> str:

@@ -60,7 +60,7 @@ class ModelInput:
     ``segments`` are the spans that the reads judge, in order; there are fewer reads if truncation
     dropped some. Samples of different ``owner`` share no prefix, cached or not.
     ``num_shared`` counts the tokens that the sample's own sequences have in common, which a network
-    that shares prefixes computes once.
+    that shares prefixes computes once; ``max_generated`` is the number that generation may add.
     ``omitted`` names the parts of the shown sample that the text lacks. ``shown`` is what was shown
     of the sample as sent; None if all of it.
     """
@@ -73,6 +73,7 @@ class ModelInput:
     owner: str = ""
     further_sequences: tuple[TokenSequence, ...] = ()
     num_shared: int = 0
+    max_generated: int = 0
     omitted: tuple[str, ...] = ()
     shown: Shown | None = None
 
@@ -113,8 +114,16 @@ class ModelInput:
 
     @property
     def num_cost_tokens(self) -> int:
-        """Number of tokens it adds to a batch: tokens that its own sequences share count once."""
-        return self.num_tokens - self.num_shared
+        """Number of tokens it adds to a batch, generated ones included.
+
+        Tokens that its own sequences share count once.
+        """
+        return self.num_tokens - self.num_shared + self.max_generated
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Number of tokens it takes in a batch that shares no prefixes."""
+        return self.num_tokens + self.max_generated
 
     @property
     def num_reads(self) -> int:
@@ -161,9 +170,10 @@ class ReadStates(NamedTuple):
 class ForwardOutput(Sequence[torch.Tensor]):
     """The output of a forward pass; as a sequence, the rows of outputs of each sample.
 
-    Rows are float32 on the CPU, ``[reads, outputs]``. ``num_computed`` is the number of tokens
-    computed for each sample, without padding. Tokens of a shared prefix count for the first sample
-    that has it, tokens in the prefix cache for none.
+    Rows are on the CPU: float32 ``[reads, outputs]``, or generated token ids ``[answers,
+    tokens]``. ``num_computed`` is the number of tokens computed for each sample, without padding.
+    Tokens of a shared prefix count for the first sample that has it, tokens in the prefix cache for
+    none.
     """
 
     rows: Sequence[torch.Tensor]

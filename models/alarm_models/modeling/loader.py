@@ -37,6 +37,7 @@ from alarm_models.modeling.compatibility import (
     require_readable_weights,
     require_stock_class,
 )
+from alarm_models.modeling.generation import TextGenerator
 from alarm_models.modeling.heads import (
     Head,
     gated_head,
@@ -66,6 +67,7 @@ __all__ = [
     "comet_network",
     "load_base",
     "sequence_classifier",
+    "text_generator",
     "token_classifier",
     "token_scorer",
 ]
@@ -193,6 +195,11 @@ def token_scorer(source: CheckpointSource, token_ids: tuple[int, ...]) -> Networ
     if head is None:
         return WholeNetwork(model, select=lambda logits: select_token_logits(logits, token_ids))
     return HeadedNetwork(model.base_model, _select_backend(model.base_model, source), head)
+
+
+def text_generator(source: CheckpointSource) -> TextGenerator:
+    """Load a causal model that generates text, with transformers' own attention."""
+    return TextGenerator(_load(AutoModelForCausalLM, source, _facts(source), is_whole=False))
 
 
 def comet_network(source: CheckpointSource) -> CometNetwork:

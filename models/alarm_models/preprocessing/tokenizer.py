@@ -182,6 +182,16 @@ class Tokenizer:
         """Return a token as text, special tokens included."""
         return str(self._fast.decode([token_id], skip_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens included."""
+        return str(self._fast.decode(list(ids), skip_special_tokens=False))
+
+    @property
+    def end_id(self) -> int | None:
+        """The id of the tokenizer's end of text."""
+        end = self._loaded.eos_token
+        return None if end is None else self._fast.token_to_id(end)
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without added special tokens."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)

@@ -40,6 +40,7 @@ __all__ = [
     "GenerativeSpec",
     "GrammarSpec",
     "JudgeMessage",
+    "JudgeSpec",
     "LanguageSpec",
     "LengthSpec",
     "ModelSpec",
@@ -372,6 +373,11 @@ class TextSpec(NeuralSpec):
         return self
 
     @property
+    def asks(self) -> bool:
+        """Whether its text is a question to the model, which may not write the completion."""
+        return False
+
+    @property
     def chat_arguments(self) -> dict[str, JsonValue]:
         """The variables for the chat template."""
         return {**self.template_arguments, **self.chat_template_kwargs}
@@ -652,6 +658,11 @@ class GenerativeSpec(TextSpec):
         return self.ask is not None or super().reads_text
 
     @property
+    def asks(self) -> bool:
+        """Whether `ask` is rendered rather than the sample."""
+        return self.ask is not None
+
+    @property
     def begins_turn(self) -> bool:
         """Whether the next turn is started after the text."""
         return self.ask is not None if self.generation_prompt is None else self.generation_prompt
@@ -683,6 +694,126 @@ class JudgeMessage(BaseModel):
 
 #: A message to a judge: a template, or the sample's own messages.
 JudgeTurn = JudgeMessage | Literal["{prompt}", "{completion}"]
+
+
+def require_completion(turns: tuple[JudgeTurn, ...] | None) -> tuple[JudgeTurn, ...] | None:
+    """Return a judge's messages; raise `ValueError` if none shows the completion."""
+    shown = (turn.content if isinstance(turn, JudgeMessage) else turn for turn in turns or ())
+    if turns is not None and not any("{completion}" in text for text in shown):
+        raise ValueError("does not contain the completion: add {completion}")
+    return turns
+
+
+def require_names(values: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the scores of a judge's verdicts; raise `ValueError` for one without a name."""
+    if any(not name.strip() for name in values):
+        raise ValueError("has a verdict with an empty name: write the judge's answer as its name")
+    return values
+
+
+class JudgeSpec(TextSpec):
+    """The rating that a causal model writes as text: a generative judge in this server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.judge"
+    must_score_warm_up = False  # its answer to the sample may have no rating
+    kind: Literal["judge"] = "judge"
+    rubric: str | None = Field(
+        default=None, description="template of the question, sent as one user message"
+    )
+    messages: tuple[JudgeTurn, ...] | None = Field(
+        default=None,
+        description="in place of `rubric`, messages of any role; `{prompt}` and `{completion}` "
+        "insert the sample's own messages",
+    )
+    template: str = Field(
+        default="chat", description="in place of both, a text that no chat template renders"
+    )
+    defaults: Mapping[str, str] = Field(
+        default_factory=dict, description="texts of fields that a sample does not send"
+    )
+    prompt_turns: TurnsSpec | None = Field(
+        default=None, description="texts by role, for a `{prompt}` of several messages"
+    )
+    values: Mapping[str, float] = Field(
+        default_factory=dict, description="score of each verdict, by its name"
+    )
+    pattern: str = Field(
+        default=ANY_NUMBER,
+        description="pattern of the rating in the answer; the last match counts. By default the "
+        "answer must have exactly one rating, such as `7`, `Score: 7` or `7/10`",
+    )
+    lowest: float | None = Field(default=None, description="lowest valid rating")
+    highest: float | None = Field(default=None, description="highest valid rating")
+    max_new_tokens: int = Field(
+        default=512, ge=1, le=65536, description="maximum tokens of an answer"
+    )
+    n: int = Field(
+        default=1, ge=1, le=128, strict=True, description="answers; the score is their mean"
+    )
+    temperature: float = Field(
+        default=0, ge=0, le=10, description="0 takes the most likely token at each step"
+    )
+    seed: int = Field(default=0, description="seed of the answers at a temperature above 0")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        turns = (turn for turn in self.messages or () if isinstance(turn, JudgeMessage))
+        texts = (self.rubric, *(turn.content for turn in turns), self.template)
+        return tuple(text for text in texts if text is not None and text != "chat")
+
+    @property
+    def asks(self) -> bool:
+        """Whether the chat template renders a question; it does unless `template` is a text."""
+        return True
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is shown no messages of the sample."""
+        return not any(isinstance(turn, str) for turn in self.messages or ())
+
+    @field_validator("messages")
+    @classmethod
+    def _show_the_completion(cls, turns: tuple[JudgeTurn, ...] | None) -> Any:
+        return require_completion(turns)
+
+    @field_validator("values")
+    @classmethod
+    def _have_names(cls, values: Mapping[str, float]) -> Mapping[str, float]:
+        return require_names(values)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        require_pattern(pattern)
+        return pattern
+
+    @model_validator(mode="after")
+    def _asks_one_way(self) -> JudgeSpec:
+        given = [key for key in ("rubric", "messages") if getattr(self, key) is not None]
+        given += ["template"] if self.template != "chat" else []
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(
+                f"kind judge asks by one of rubric, messages and template, and has {found}: "
+                'write `rubric = "Rate the answer from 1 to 10. ... {prompt} ... {completion}"`'
+            )
+        if self.rubric is not None and "{completion" not in self.rubric:
+            raise ValueError("rubric does not contain the completion: add {completion}")
+        for key in ("head", "mark_copied"):
+            if getattr(self, key):
+                raise ValueError(f"kind judge reads what the model writes: leave {key} out")
+        return self
+
+    @model_validator(mode="after")
+    def _votes_may_differ(self) -> JudgeSpec:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.n} answers at temperature 0 are all the same: set a higher temperature"
+            )
+        return self
 
 
 class RemoteSpec(Spec):
@@ -786,19 +917,12 @@ class RemoteSpec(Spec):
     @field_validator("messages")
     @classmethod
     def _show_the_completion(cls, turns: tuple[JudgeTurn, ...] | None) -> Any:
-        shown = (turn.content if isinstance(turn, JudgeMessage) else turn for turn in turns or ())
-        if turns is not None and not any("{completion}" in text for text in shown):
-            raise ValueError("does not contain the completion: add {completion}")
-        return turns
+        return require_completion(turns)
 
     @field_validator("values")
     @classmethod
     def _have_names(cls, values: Mapping[str, float]) -> Mapping[str, float]:
-        if any(not name.strip() for name in values):
-            raise ValueError(
-                "has a verdict with an empty name: write the judge's answer as its name"
-            )
-        return values
+        return require_names(values)
 
     @field_validator("pattern")
     @classmethod

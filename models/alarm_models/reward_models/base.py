@@ -36,6 +36,7 @@ __all__ = [
     "fingerprint_of",
     "gather_limited",
     "max_tokens",
+    "num_positions",
     "require_finite",
     "require_outputs",
     "view_of",
@@ -236,7 +237,7 @@ def _is_read_at_start(features: ModelInput) -> bool:
 
 def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
     """Return the maximum number of tokens of a sample: the recipe's, else the checkpoint's."""
-    positions = _num_positions(weights.network)
+    positions = num_positions(weights.network)
     if spec.max_tokens is None:
         return min(positions, weights.tokenizer.model_max_length)
     positions *= _scaling(weights.network)
@@ -247,7 +248,7 @@ def max_tokens(spec: NeuralSpec, weights: LoadedCheckpoint) -> int:
     return spec.max_tokens
 
 
-def _num_positions(network: Network) -> int:
+def num_positions(network: Network) -> int:
     """Return the limit of the configuration, bounded by the size of the position tables.
 
     In configurations, -1 (XLNet), 0 and a missing key mean no limit.

@@ -15,7 +15,7 @@ from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, re
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, ChatFormat, asks_date
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import CometSpec, NeuralSpec, TextSpec
+from alarm_models.recipe.specs import CometSpec, JudgeSpec, NeuralSpec, TextSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
@@ -28,7 +28,12 @@ __all__ = [
 ]
 
 #: Keys in which a recipe may differ from its family without changing scores wrongly.
-_FREE_KEYS = frozenset({"kind", "template", "objectives", "gate_at", "positive", "reference"})
+_FREE_KEYS = frozenset(
+    {
+        "kind", "template", "objectives", "gate_at", "positive", "reference", "rubric",
+        "max_new_tokens",
+    }
+)  # fmt: skip
 
 
 #: Keys of a configuration with the moments of scores.
@@ -120,11 +125,13 @@ def reading_notes(
                 f"{family.name} is read with `{recipe_lines(others)}`, but this recipe differs: "
                 "its scores are not those of the model's card"
             )
-    joins = getattr(spec, "chats", "join") == "join" and not getattr(spec, "turns", None)
+    turns = "prompt_turns" if isinstance(spec, JudgeSpec) else "turns"
+    joins = getattr(spec, "chats", "join") == "join" and not getattr(spec, turns, None)
     if joins and any("{prompt" in text for text in spec.templates):
+        other = 'messages = ["{prompt}", ...]' if turns == "prompt_turns" else 'template = "chat"'
         notes.append(
             "the template has no turns: the messages of a prompt are joined by blank lines, "
-            'without their roles. Write `turns`, or `template = "chat"`, for chats'
+            f"without their roles. Write `{turns}`, or `{other}`, for chats"
         )
     return tuple(note for note in notes if note is not None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import RecipeError, SampleError
@@ -25,7 +26,7 @@ from alarm_models.recipe.specs import ClassifierSpec, TextSpec, TurnsSpec
 from alarm_models.reward_models.base import LoadedCheckpoint, Prepared, max_tokens
 from alarm_models.types import Message, Sample, Score, Span
 
-__all__ = ["TextPipeline", "pooling_positions"]
+__all__ = ["TextPipeline", "pooling_positions", "turns_of"]
 
 
 class TextPipeline:
@@ -46,7 +47,7 @@ class TextPipeline:
         self._tokenizer = weights.tokenizer
         self._max_tokens = max_tokens(spec, weights)
         self._template: TextTemplate | None = None
-        self._turns = None if spec.turns is None else _turns(spec.turns)
+        self._turns = None if spec.turns is None else turns_of(spec.turns)
         self._chat = ChatFormat(spec.chat_template, spec.chat_arguments)
         self._is_pair = isinstance(spec, ClassifierSpec) and spec.pair
         if template != "chat":
@@ -54,8 +55,7 @@ class TextPipeline:
             if "completion" not in self._template.names:
                 raise RecipeError(f"template {template!r} does not name {{completion}}")
         elif self._turns is None and not self._is_pair:
-            asks = getattr(spec, "ask", None) is not None
-            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat, asks=asks)
+            weights.tokenizer.require_chat_template(spec.checkpoint, self._chat, asks=spec.asks)
         is_chat = template == "chat" and self._turns is None and not self._is_pair
         named = spec.special_tokens
         self._with_special = not is_chat if named is None else named
@@ -76,15 +76,30 @@ class TextPipeline:
         if self._template is not None:
             self.require_renderable(sample)
             return self._template.render(self._with_prompt_as_text(sample))
-        messages = conversation(sample)
+        return self.render_messages(
+            conversation(sample),
+            num_prompt_messages(sample),
+            tools=sample.tools,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def render_messages(
+        self,
+        messages: Sequence[Message],
+        num_prompt: int,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+    ) -> Rendered:
+        """Render messages as a chat; the first ``num_prompt`` of them are the prompt."""
         if self._turns is not None:
             return self._turns.render(
-                messages, num_prompt_messages(sample), add_generation_prompt=add_generation_prompt
+                messages, num_prompt, add_generation_prompt=add_generation_prompt
             )
         return self._tokenizer.render_chat(
             messages,
-            num_prompt=num_prompt_messages(sample),
-            tools=sample.tools,
+            num_prompt=num_prompt,
+            tools=tools,
             tags=self._spec.think_tags,
             add_generation_prompt=add_generation_prompt,
             chat=self._chat,
@@ -182,7 +197,8 @@ class TextPipeline:
         return fit(tokens, self._max_tokens, self._spec.truncation)
 
 
-def _turns(spec: TurnsSpec) -> Turns:
+def turns_of(spec: TurnsSpec) -> Turns:
+    """Return the turns that a recipe writes."""
     texts = {role: getattr(spec, role) for role in ("system", "user", "assistant", "tool")}
     by_role = {role: text for role, text in texts.items() if text is not None}
     return Turns(by_role, spec.start, spec.separator, spec.generation)

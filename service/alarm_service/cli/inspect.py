@@ -14,7 +14,7 @@ from rich.table import Table
 
 from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint, recipe_text
 from alarm_models.recipe.loader import given_keys, load_recipe
-from alarm_models.types import Sample
+from alarm_models.types import Sample, Score
 from alarm_service.cli.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.settings import Settings
 
@@ -98,8 +98,15 @@ def _scored(
     (prepared,) = model.prepare([Sample(_PROMPT, _COMPLETION, fields=named)])
     if isinstance(prepared, SampleError):
         raise prepared
+    notes = list(model.notes)
     if isinstance(prepared, ModelInput):
-        prepared = model.read(prepared, model.forward([prepared])[0])
+        try:
+            prepared = model.read(prepared, model.forward([prepared])[0])
+        except SampleError as error:
+            if spec.must_score_warm_up:
+                raise
+            notes.append(f"the sample has no score: {error.message}")
+            prepared = Score(None, None, 0, False)
     return {
         "read_token": None if model.read_token is None else repr(model.read_token),
         "max_tokens": model.limit,
@@ -108,7 +115,7 @@ def _scored(
         "fingerprint": model.fingerprint,
         "score": prepared.output(output).value,
         "outputs": None if prepared.outputs is None else dict(prepared.outputs),
-        "notes": list(model.notes),
+        "notes": notes,
     }
 
 

@@ -169,6 +169,10 @@ _FIRST, _LAST = 1024, 1 << 16
 #: The smallest budget, unless the device has less memory: a group with a long prompt fits.
 MIN_BATCH_TOKENS = 8192
 
+#: The budget of a model that generates text, whose batches take seconds: the keys and values of so
+#: many tokens take about 4 GB in a model of 8B parameters.
+_GENERATING_BATCH_TOKENS = 32768
+
 #: Factor by which a larger batch must be faster per token.
 _GAIN = 1.05
 
@@ -184,6 +188,8 @@ def measure_batch_tokens(model: RewardModel, sample: Sample) -> int:
     features = _work(model, sample)
     if not features:
         return MIN_BATCH_TOKENS
+    if features[0].max_generated:
+        return _GENERATING_BATCH_TOKENS
 
     def seconds(num_tokens: int) -> float:
         batch: list[ModelInput] = []

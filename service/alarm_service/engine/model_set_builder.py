@@ -182,7 +182,7 @@ class ModelSetBuilder:
         if isinstance(outcome, SampleError):
             if not loaded.served.spec.must_score_warm_up:
                 _log.warning(
-                    "the function returned no score for the warm-up sample; it is served anyway",
+                    "no score for the warm-up sample; the model is served anyway",
                     model=loaded.name,
                     error=str(outcome),
                 )

@@ -204,17 +204,17 @@ def next_batch(
 def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
     """Take the first sample and those closest in length: the cost is the longest times the size."""
     oldest = waiting[0]
-    by_length = sorted(waiting, key=lambda work: work.features.num_tokens)
+    by_length = sorted(waiting, key=lambda work: work.features.num_padded_tokens)
     low = high = next(index for index, work in enumerate(by_length) if work is oldest)
     while True:
         shorter = by_length[low - 1] if low > 0 else None
         longer = by_length[high + 1] if high + 1 < len(by_length) else None
-        longest = by_length[high].features.num_tokens
+        longest = by_length[high].features.num_padded_tokens
         num_next = high - low + 2
         # Shorter ones first, since they never add padding.
         if shorter is not None and longest * num_next <= max_tokens:
             low -= 1
-        elif longer is not None and longer.features.num_tokens * num_next <= max_tokens:
+        elif longer is not None and longer.features.num_padded_tokens * num_next <= max_tokens:
             high += 1
         else:
             return by_length[low : high + 1]
@@ -223,11 +223,11 @@ def _batch_by_length(waiting: Sequence[QueuedSample], max_tokens: int) -> list[Q
 def _batch_first_fit(waiting: Sequence[QueuedSample], max_tokens: int) -> list[QueuedSample]:
     """Take samples in order, skipping those that no longer fit."""
     batch = [waiting[0]]
-    left = max_tokens - waiting[0].features.num_tokens
+    left = max_tokens - waiting[0].features.num_padded_tokens
     for work in waiting[1:]:
-        if work.features.num_tokens <= left:
+        if work.features.num_padded_tokens <= left:
             batch.append(work)
-            left -= work.features.num_tokens
+            left -= work.features.num_padded_tokens
     return batch
 
 
@@ -429,7 +429,8 @@ class RequestQueue:
                 "it is not run again: do not send it again",
             )
         best = self._usage_of(work.model.name).best_tokens_per_s
-        if not self.forward_timeout_s or not best:
+        # A model that generates text takes a pass per token, each of which has the time limit.
+        if not self.forward_timeout_s or not best or work.features.max_generated:
             return None
         num_tokens = work.features.num_cost_tokens
         seconds = predicted_s(num_tokens, best, work.model.hidden_size)
@@ -459,7 +460,10 @@ class RequestQueue:
         usage = self._usage_of(model.name)
         budget = model.budget or self.max_batch_tokens
         ordered = fair_order(queues, usage.callers.start, usage.seconds_per_token, budget)
-        batch = next_batch(ordered, budget, self._enough_tokens(usage))
+        # A batch of generated texts takes as long as its longest one, however many there are.
+        is_generated = ordered[0].features.max_generated > 0
+        enough = None if is_generated else self._enough_tokens(usage)
+        batch = next_batch(ordered, budget, enough)
         self._models.serve(model.name)
         usage.callers.serve(batch[0].caller)
         weights = weights_of(list(queues))

@@ -14,6 +14,7 @@ import structlog
 import torch
 from opentelemetry.trace import INVALID_SPAN, Tracer
 
+from alarm_models.cancellation import Cancelled, cancellable
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import (
     BatchLayout,
@@ -78,6 +79,11 @@ class Watchdog:
             yield
         finally:
             self._begun = None
+
+    def restart(self) -> None:
+        """Give the running block its whole time again, since it has made progress."""
+        if self._begun is not None:
+            self._begun = time.monotonic()
 
     def _run(self) -> None:
         with self._changed:
@@ -406,10 +412,12 @@ class _Worker:
         self.is_given_up = False
         self.was_relieved = False
         self._watchdogs = []
+        self._timeout: Watchdog | None = None
         if device.forward_timeout_s:
-            self._watchdogs.append(
-                Watchdog(device.forward_timeout_s, lambda: device.on_forward_timeout(self))
+            self._timeout = Watchdog(
+                device.forward_timeout_s, lambda: device.on_forward_timeout(self)
             )
+            self._watchdogs.append(self._timeout)
         if not device.forward_timeout_s or device.forward_timeout_s > _RELIEF_S:
             self._watchdogs.append(Watchdog(_RELIEF_S, lambda: device.relieve(self)))
 
@@ -504,6 +512,10 @@ class _Worker:
                 outcomes, others = self._scored(name, model, part)
             except torch.AcceleratorError:
                 raise  # the device is lost
+            except Cancelled:
+                if self.is_given_up:
+                    return
+                continue  # nobody waits for these samples
             except Exception as error:  # a model may raise anything; other batches continue
                 if self.is_given_up:
                     return
@@ -554,6 +566,7 @@ class _Worker:
             watching.enter_context(self._device.metrics.forwarding(name))
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
+            watching.enter_context(cancellable(lambda: self._goes_on_in_vain(works)))
             with self._device.threads_for(name, works):
                 output, shared = _forward(model, works, self._device.index)
         if len(output) != len(works):
@@ -567,6 +580,15 @@ class _Worker:
                 (one, _read(one.model.replica(self._device.index), one.features, rows, 0))
                 for one, rows in shared
             ]
+
+    def _goes_on_in_vain(self, works: Sequence[QueuedSample]) -> bool:
+        """Say whether a model that generates text may stop; it asks before each token.
+
+        The time limit of a forward pass is that of one token.
+        """
+        if self._timeout is not None:
+            self._timeout.restart()
+        return self.is_given_up or not any(work.is_active() for work in works)
 
 
 def _forward(

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alarm_models.reward_models.judge_answers import RatingError, answer_part
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.judge_answers import RatingError, answer_part
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.scoring import Peer, Refused

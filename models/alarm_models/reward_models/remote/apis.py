@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from alarm_models.errors import SampleError
-from alarm_models.preprocessing.patterns import TimedPattern
 from alarm_models.preprocessing.templates import (
     FieldPattern,
     TextTemplate,
@@ -15,13 +14,8 @@ from alarm_models.preprocessing.templates import (
     num_prompt_messages,
 )
 from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
+from alarm_models.reward_models.judge_answers import AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.judge_answers import (
-    RatingError,
-    Scale,
-    read_rating,
-    read_verdict,
-)
 from alarm_models.sample_json import message_to_json, sample_to_json
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
@@ -309,17 +303,8 @@ def _index(row: Mapping[str, Any]) -> int:
     return index
 
 
-#: Time limit for a recipe's pattern on one answer, in seconds.
-_PATTERN_TIMEOUT_S = 1.0
-
-
 class JudgeApi:
-    """An OpenAI-compatible ``/v1/chat/completions``.
-
-    The score is the rating in the answer, the value of its verdict, or the last match of the
-    recipe's pattern; the mean of several answers. An answer without a rating, with several, with
-    one out of bounds, or a truncated answer fails its sample: no score is ever made up.
-    """
+    """An OpenAI-compatible ``/v1/chat/completions``; `AnswerReader` reads the score."""
 
     path = "/v1/chat/completions"
     identity_path = "/v1/models"
@@ -334,8 +319,7 @@ class JudgeApi:
             else (turn.role, TextTemplate(turn.content, fields=fields))
             for turn in turns
         ]
-        self._scale = Scale(spec.lowest, spec.highest)
-        self._pattern = TimedPattern(spec.pattern, _PATTERN_TIMEOUT_S)
+        self._answers = AnswerReader(spec, "parameters.max_tokens")
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return the recipe's messages with the sample's texts inserted."""
@@ -362,65 +346,27 @@ class JudgeApi:
         choices = answer["choices"]
         num_votes = self._spec.num_votes
         if len(choices) != num_votes:
-            return [_no_number(f"came {len(choices)} times, {num_votes} were asked for")]
-        votes = [self._vote(choice) for choice in choices]
-        values = [vote for vote in votes if not isinstance(vote, SampleError)]
-        problems = [vote for vote in votes if isinstance(vote, SampleError)]
-        if num_votes > 1 and problems and 2 * len(values) <= num_votes:
-            return [
-                SampleError(
-                    "model_failed",
-                    f"{len(values)} of {num_votes} answers could be read, more than half must be; "
-                    f"of the first that could not: {problems[0].message}",
-                )
-            ]
-        return [plain_score(sum(values) / len(values)) if values else problems[0]]
-
-    def _vote(self, choice: Any) -> float | SampleError:
-        text = choice["message"]["content"] or ""
-        if choice.get("finish_reason") == "length":
-            return _no_number(f"was cut off; raise parameters.max_tokens: {text[-200:]!r}")
+            what = f"came {len(choices)} times, {num_votes} were asked for"
+            return [SampleError("model_failed", f"the judge's answer {what}")]
         try:
-            value = self._number(text)
+            return [plain_score(self._answers.score(list(map(_answer, choices))))]
         except SampleError as error:
-            return error.with_traceback(None)
-        if not self._scale.holds(value):
-            low, high = self._scale.lowest, self._scale.highest
-            return _no_number(f"has {value:g}, which is not within [{low}, {high}]")
-        return value
+            return [error.with_traceback(None)]
 
     def identity(self, answer: Any) -> str:
         """Return the model's name and root, if the server lists it."""
         rows = [row for row in answer["data"] if row["id"] == self._spec.model]
         served = str([[row["id"], row.get("root")] for row in rows])
-        return served if self._is_own_pattern else f"{served}, ratings as people write them"
+        return (
+            served
+            if self._spec.pattern != ANY_NUMBER
+            else f"{served}, ratings as people write them"
+        )
 
-    @property
-    def _is_own_pattern(self) -> bool:
-        return self._spec.pattern != ANY_NUMBER
 
-    def _number(self, text: str) -> float:
-        values = self._spec.values
-        if not self._is_own_pattern:
-            try:
-                if values:
-                    return values[read_verdict(text, tuple(values))]
-                return read_rating(text, self._scale)
-            except RatingError as error:
-                raise _no_number(f"{error}: {text[-200:]!r}") from error
-        last = None
-        for match in self._pattern.finditer(text):
-            last = match.group(match.lastindex or 0)
-        if last is None:
-            raise _no_number(f"has no number: {text[:200]!r}")
-        if values:
-            if last.strip() not in values:
-                raise _no_number(f"has {last[:200]!r}, which is none of {list(values)}")
-            return values[last.strip()]
-        try:
-            return float(last)
-        except ValueError as error:
-            raise _no_number(f"has {last[:200]!r}, which is not a number") from error
+def _answer(choice: Any) -> JudgeAnswer:
+    is_cut = choice.get("finish_reason") == "length"
+    return JudgeAnswer(choice["message"]["content"] or "", is_cut)
 
 
 def _own_messages(sample: Sample, part: str) -> list[dict[str, Any]]:
@@ -428,10 +374,6 @@ def _own_messages(sample: Sample, part: str) -> list[dict[str, Any]]:
     messages, num_prompt = conversation(sample), num_prompt_messages(sample)
     own = messages[:num_prompt] if part == "{prompt}" else messages[num_prompt:]
     return list(map(message_to_json, own))
-
-
-def _no_number(what: str) -> SampleError:
-    return SampleError("model_failed", f"the judge's answer {what}")
 
 
 class Api(Protocol):

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["RatingError", "Scale", "answer_part", "read_rating", "read_verdict"]
+from alarm_models.errors import SampleError
+from alarm_models.preprocessing.patterns import TimedPattern
+from alarm_models.recipe.specs import ANY_NUMBER
+
+__all__ = [
+    "AnswerReader",
+    "AnswerRules",
+    "JudgeAnswer",
+    "RatingError",
+    "Scale",
+    "answer_part",
+    "opened_thoughts",
+    "read_rating",
+    "read_verdict",
+]
+
+#: Time limit for a recipe's pattern on one answer, in seconds.
+_PATTERN_TIMEOUT_S = 1.0
 
 #: Longer answers are parsed from their end.
 _MAX_CHARACTERS = 50_000
@@ -137,6 +155,10 @@ class RatingError(ValueError):
     """A judge's answer has no rating, or several; the message goes on from "the answer"."""
 
 
+class _UnfinishedThoughts(RatingError):
+    """An answer ends before its reasoning does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """The lowest and the highest rating; None if the recipe sets none."""
@@ -160,6 +182,122 @@ class _Rating:
     is_alone: bool
 
 
+class AnswerRules(Protocol):
+    """What a recipe says of a judge's answers."""
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of the rating; `ANY_NUMBER` selects the parser."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The score of each verdict; empty for ratings."""
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest valid rating."""
+
+    @property
+    def highest(self) -> float | None:
+        """The highest valid rating."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAnswer:
+    """A text that a judge wrote; ``is_cut`` if it reached the limit of tokens."""
+
+    text: str
+    is_cut: bool = False
+
+
+class AnswerReader:
+    """Reads the score in a judge's answers.
+
+    It is the rating in an answer, the value of its verdict, or the last match of the recipe's
+    pattern; the mean of several answers. An answer without a rating, with several, with one out of
+    bounds, or a truncated answer is an error: no score is ever made up. ``limit_key`` is the
+    recipe's key of the limit of tokens.
+    """
+
+    def __init__(self, rules: AnswerRules, limit_key: str) -> None:
+        self._values = rules.values
+        self._scale = Scale(rules.lowest, rules.highest)
+        self._limit_key = limit_key
+        self._pattern: TimedPattern | None = None
+        if rules.pattern != ANY_NUMBER:
+            self._pattern = TimedPattern(rules.pattern, _PATTERN_TIMEOUT_S)
+
+    def score(self, answers: Sequence[JudgeAnswer]) -> float:
+        """Return the mean of the answers, more than half of which must be readable.
+
+        Raises `SampleError` (``model_failed``).
+        """
+        votes = [self._vote(answer) for answer in answers]
+        values = [vote for vote in votes if not isinstance(vote, SampleError)]
+        problems = [vote for vote in votes if isinstance(vote, SampleError)]
+        num_votes = len(answers)
+        if num_votes > 1 and problems and 2 * len(values) <= num_votes:
+            raise SampleError(
+                "model_failed",
+                f"{len(values)} of {num_votes} answers could be read, more than half must be; "
+                f"of the first that could not: {problems[0].message}",
+            )
+        if not values:
+            raise problems[0]
+        return sum(values) / len(values)
+
+    def _vote(self, answer: JudgeAnswer) -> float | SampleError:
+        text = answer.text
+        if answer.is_cut:
+            return _no_number(f"was cut off; raise {self._limit_key}: {text[-200:]!r}")
+        try:
+            value = self._number(text)
+        except SampleError as error:
+            return error.with_traceback(None)
+        if not self._scale.holds(value):
+            low, high = self._scale.lowest, self._scale.highest
+            return _no_number(f"has {value:g}, which is not within [{low}, {high}]")
+        return value
+
+    def _number(self, text: str) -> float:
+        if self._pattern is None:
+            return self._parsed(text)
+        last = None
+        for match in self._pattern.finditer(text):
+            last = match.group(match.lastindex or 0)
+        if last is None:
+            raise _no_number(f"has no number: {text[:200]!r}")
+        if self._values:
+            if last.strip() not in self._values:
+                raise _no_number(f"has {last[:200]!r}, which is none of {list(self._values)}")
+            return self._values[last.strip()]
+        try:
+            return float(last)
+        except ValueError as error:
+            raise _no_number(f"has {last[:200]!r}, which is not a number") from error
+
+    def _parsed(self, text: str) -> float:
+        try:
+            if self._values:
+                return self._values[read_verdict(text, tuple(self._values))]
+            return read_rating(text, self._scale)
+        except _UnfinishedThoughts as error:
+            what = f"{error}; raise {self._limit_key}: {text[-200:]!r}"
+            raise _no_number(what) from error
+        except RatingError as error:
+            raise _no_number(f"{error}: {text[-200:]!r}") from error
+
+
+def _no_number(what: str) -> SampleError:
+    return SampleError("model_failed", f"the judge's answer {what}")
+
+
+def opened_thoughts(text: str) -> str:
+    """Return the tag of reasoning that a text ends with, and that what follows continues."""
+    *_, last = (None, *_THOUGHTS_START.finditer(text))
+    return last.group() if last is not None and not text[last.end() :].strip() else ""
+
+
 def answer_part(text: str) -> str:
     """Return the answer after the judge's reasoning; raise `RatingError` if that does not end.
 
@@ -169,7 +307,7 @@ def answer_part(text: str) -> str:
     rest = text[behind[-1] :] if behind else text
     begun = _THOUGHTS_START.search(rest)
     if begun and not rest[: begun.start()].strip():
-        raise RatingError("ends within its thoughts; raise parameters.max_tokens")
+        raise _UnfinishedThoughts("ends within its thoughts")
     return rest
 
 
