@@ -98,8 +98,12 @@ class PendingCall:
         """Whether the outcomes are still wanted."""
         return not self._cancelled
 
+    def is_finished(self) -> bool:
+        """Whether every outcome has arrived."""
+        return self._num_left == 0
+
     def cancel(self) -> None:
-        """Cancel: pending samples are dropped from the queue."""
+        """Cancel: pending samples are to be dropped from the queue."""
         self._cancelled = True
 
     async def wait(self) -> list[Outcome]:
@@ -389,6 +393,8 @@ class ScoringPipeline:
             return await job.wait(), shared
         finally:
             job.cancel()
+            if not job.is_finished():
+                self._queue.drop_cancelled(loaded, caller)
 
     def _prepare(self, name: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
         with self._metrics.preparing(name):
