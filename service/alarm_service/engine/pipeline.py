@@ -258,6 +258,10 @@ _CHUNK = 64
 _CHUNK_CHARS = 256 << 10
 
 
+#: Samples whose characters are counted before the event loop goes on with others.
+_COUNTED_AT_ONCE = 1024
+
+
 def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]:
     """Yield the samples that are prepared in one go, with the index of the first."""
     start = num_chars = 0
@@ -307,7 +311,11 @@ class ScoringPipeline:
 
         The others lack the samples that have other tokens for them, and those whose pass failed.
         """
-        faults = [self._too_long(sample) for sample in samples]
+        faults: list[SampleError | None] = []
+        for start in range(0, len(samples), _COUNTED_AT_ONCE):
+            faults += map(self._too_long, samples[start : start + _COUNTED_AT_ONCE])
+            if len(faults) < len(samples):
+                await asyncio.sleep(0)
         short = [index for index, fault in enumerate(faults) if fault is None]
         if not short:
             return [fault for fault in faults if fault is not None], {}
