@@ -7,7 +7,7 @@ MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients
 PRODUCT := --editable ./models --editable './service[study]' --editable ./clients
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install serve test lint docs wheels audit
+.PHONY: install serve test lint docs wheels audit peers
 
 install: .venv/installed
 
@@ -55,3 +55,7 @@ wheels: install
 audit: install
 	$(BIN)/python -m pip install --quiet 'pip-audit>=2.9'
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+# Requires network access: whether the packages of the benchmarks' peers still fit together.
+peers: install
+	$(BIN)/python benchmarks/environments.py --resolve

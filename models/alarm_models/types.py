@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import eq
@@ -359,20 +360,29 @@ class Shown:
         if self.pieces is None:
             return span
         start = self._to_given(span.start)
-        last = [one for one in self.pieces if one.shown < span.end]
-        if span.end <= span.start or not last:
+        num_before = bisect_left(self.pieces, span.end, key=_shown_start)
+        if span.end <= span.start or not num_before:
             return Span(start, start)
-        shown, given, length = last[-1]
+        shown, given, length = self.pieces[num_before - 1]
         return Span(start, max(start, given + min(span.end - shown, length)))
 
     def _to_given(self, at: int) -> int:
         """Return where a character was; of text between two pieces, the start of the second."""
-        end = 0
-        for shown, given, length in self.pieces or ():
-            end = given + length
-            if at < shown + length or at <= shown:
-                return given + max(at - shown, 0)
-        return end
+        pieces = self.pieces or ()
+        index = bisect_left(pieces, at, key=_last_shown)
+        if index < len(pieces):
+            shown, given, _ = pieces[index]
+            return given + max(at - shown, 0)
+        return pieces[-1].given + pieces[-1].length if pieces else 0
+
+
+def _shown_start(piece: ShownPiece) -> int:
+    return piece.shown
+
+
+def _last_shown(piece: ShownPiece) -> int:
+    """Return the last shown character of a piece; of an empty one, where it is."""
+    return piece.shown + max(piece.length - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,3 +65,17 @@ def test_a_revision_compared_with_itself_gives_the_same_scores() -> None:
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [found["benchmark"] for found in reports] == ["group", "overhead", "one-sample"]
     assert max(found["difference"] for found in reports) <= 1e-5
+
+
+@pytest.mark.slow
+def test_scale_fits_an_exponent_to_each_cost() -> None:
+    done = subprocess.run(
+        [sys.executable, FOLDER / "scale.py", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == 10
+    assert max(found["exponent"] for found in reports) < 1.6  # 2 is quadratic

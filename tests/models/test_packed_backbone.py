@@ -110,6 +110,16 @@ def test_packed_causal_model_computes_a_shared_prompt_once(architecture: str) ->
     assert packed(architecture, batch[:4]).num_computed == [16, 0, 0, 0]
 
 
+def test_packed_chain_of_prefixes_equals_each_alone() -> None:
+    steps = random_ids(40 * 16, 3)
+    prefixes = [steps[: 16 * (level + 1)] for level in range(40)]
+    batch = [ModelInput(one, (Span(len(one) - 1, len(one)),), truncated=False) for one in prefixes]
+    states, num_computed = packed("llama", batch)
+    assert num_computed == [16] * 40
+    some = [0, 19, 39]
+    assert_computed(states[some], alone("llama", [batch[index] for index in some]))
+
+
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert", "longformer"])
 def test_packed_encoder_shares_no_prefix(architecture: str) -> None:
     batch = features(*group(3, 30, 5))

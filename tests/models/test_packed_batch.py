@@ -47,8 +47,8 @@ def test_pack_of_identical_samples_has_them_once() -> None:
 def test_pack_of_a_sample_that_is_a_prefix_of_another_shares_all_of_it() -> None:
     layout = pack([(*PROMPT, 7), PROMPT], share=True)
     assert layout.ids == [*PROMPT, 7]
-    assert layout.positions_in_batch(1, Span(19, 20)) == [19]
-    assert layout.positions_in_batch(0, Span(20, 21)) == [20]
+    assert layout.positions_in_batch(1, [Span(19, 20)]) == [19]
+    assert layout.positions_in_batch(0, [Span(20, 21)]) == [20]
 
 
 def test_pack_shares_prefixes_on_several_levels() -> None:
@@ -72,7 +72,7 @@ def test_pack_of_any_samples_can_be_read_back(
     samples = [((first,) * count + tuple(rest)) or (9,) for first, count, rest in drawn]
     layout = pack(samples, share=share)
     for index, sample in enumerate(samples):
-        places = layout.positions_in_batch(index, Span(0, len(sample)))
+        places = layout.positions_in_batch(index, [Span(0, len(sample))])
         assert tuple(layout.ids[place] for place in places) == sample
         assert [layout.positions[place] for place in places] == list(range(len(sample)))
     assert sum(layout.num_computed) == len(layout.ids)
@@ -83,3 +83,14 @@ def test_pack_with_different_owners_shares_nothing(share: bool) -> None:
     layout = pack([PROMPT, PROMPT, PROMPT], share=share, owners=["a", "b", "a"])
     assert layout.num_computed == [len(PROMPT), len(PROMPT), 0]
     assert layout.key_spans[0] == layout.key_spans[2] != layout.key_spans[1]
+
+
+def test_pack_of_a_chain_of_prefixes_has_each_token_once_on_any_number_of_levels() -> None:
+    size, num_levels = MIN_SHARED_PREFIX, 400
+    whole = tuple(range(size * num_levels))
+    layout = pack([whole[: size * (level + 1)] for level in range(num_levels)], share=True)
+    assert layout.ids == list(whole)
+    assert [node.subtree_end for node in layout.nodes] == [len(whole)] * 400
+    assert [len(spans) for spans in layout.key_spans] == list(range(1, 401))
+    last = [Span(at, at + 1) for at in (0, 777, len(whole) - 1)]
+    assert layout.positions_in_batch(num_levels - 1, last) == [0, 777, len(whole) - 1]

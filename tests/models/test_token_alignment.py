@@ -8,6 +8,7 @@ from alarm_models.combination.token_alignment import (
     per_token_values,
     place_differences,
     place_on_tokens,
+    place_on_turns,
 )
 from alarm_models.types import Span
 
@@ -150,3 +151,33 @@ def test_differences_land_on_their_spans_and_the_start_on_the_first_token() -> N
 def test_differences_on_one_token_add_up_to_the_last_value() -> None:
     values = [(Span(0, 3), 2.0), (Span(4, 7), 1.5)]
     assert place_differences(0.5, values, "a b. c d", [Span(0, 8)]) == (1.5,)
+
+
+SPANS = st.tuples(st.integers(0, 14), st.integers(0, 9)).map(lambda at: Span(at[0], sum(at)))
+
+
+@given(st.lists(SPANS, max_size=6), st.lists(st.none() | SPANS, max_size=6))
+def test_place_on_turns_uses_the_first_turn_that_a_span_begins_in(
+    turns: list[Span], spans: list[Span | None]
+) -> None:
+    turns.sort(key=lambda turn: turn.start)  # as a request must have them; they may overlap
+    found = [
+        next((turn for turn in turns if turn.start <= span.start <= turn.end), span)
+        if span is not None
+        else None
+        for span in spans
+    ]
+    expected = [0.0] * len(TOKENS)
+    for span in found:
+        places = [
+            place
+            for place, (start, end) in enumerate(TOKENS)
+            if span is not None
+            and (
+                span.start <= start <= span.end
+                if start == end
+                else start < span.end and span.start < end
+            )
+        ]
+        expected[places[-1] if places else 2] += 1
+    assert list(place_on_turns([(span, 1.0) for span in spans], turns, TOKENS, 2)) == expected

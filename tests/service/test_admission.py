@@ -3,6 +3,7 @@ import heapq
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from served import serving, until_set
@@ -34,7 +35,7 @@ def caller(number: int) -> Caller:
 
 def is_admitted(admission: Admission, num_tokens: int, number: int) -> bool:
     """Ask for room and hold it if there is any; a caller's requests have its number as content."""
-    place = admission.admit(num_tokens, caller(number), number)
+    place = admission.admit(num_tokens, caller(number), partial(int, number))
     try:
         place.__enter__()
     except Overloaded:
@@ -81,7 +82,10 @@ def test_admission_retry_after_counts_reservations_ahead() -> None:
     with admission.admit(100):
         told = []
         for number in range(3):
-            with pytest.raises(Overloaded) as refused, admission.admit(80, caller(number), number):
+            with (
+                pytest.raises(Overloaded) as refused,
+                admission.admit(80, caller(number), partial(int, number)),
+            ):
                 pass
             told.append(refused.value.retry_after_s)
     # 100 + 80 - 100 tokens have to go, then 80 and 160 more.
@@ -201,7 +205,7 @@ def test_admission_retry_on_another_connection_keeps_its_reservation() -> None:
     again = Caller(connection="10.0.0.1:99")
     with admission.admit(60):
         assert not is_admitted(admission, 80, 1)
-        with pytest.raises(Overloaded) as refused, admission.admit(80, again, content=1):
+        with pytest.raises(Overloaded) as refused, admission.admit(80, again, content=lambda: 1):
             pass
     assert "are reserved before" not in refused.value.message
 
@@ -212,7 +216,10 @@ def test_admission_equal_requests_of_two_callers_are_distinguished_once_both_ret
     told = []
     with admission.admit(100):
         for sender in (one, other, one, other):
-            with pytest.raises(Overloaded) as refused, admission.admit(80, sender, content=7):
+            with (
+                pytest.raises(Overloaded) as refused,
+                admission.admit(80, sender, content=lambda: 7),
+            ):
                 pass
             told.append("are reserved before" in refused.value.message)
     assert told == [False, False, True, False]
@@ -263,7 +270,7 @@ def overload(
             held.pop(number).__exit__(None, None, None)
             done[number].append(clock.seconds - asked[number])
             asked[number] = clock.seconds
-        place = admission.admit(sizes[number], caller(number), number)
+        place = admission.admit(sizes[number], caller(number), partial(int, number))
         try:
             place.__enter__()
         except Overloaded as refused:

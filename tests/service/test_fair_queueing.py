@@ -1,8 +1,9 @@
 """Fair queueing: pure functions, and a queue on a device with a simulated clock."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -18,9 +19,9 @@ from alarm_service.engine.scheduler import (
     QueuedSample,
     RequestQueue,
     TimedOutSamples,
+    WaitingSamples,
     fair_order,
     next_batch,
-    weights_of,
 )
 
 A, B, C = (Caller(connection=f"10.0.0.{number}:1") for number in range(3))
@@ -30,6 +31,19 @@ def of(caller: Caller, *num_tokens: int, model: LoadedModel = M) -> list[QueuedS
     """A caller's sample whose cost is its number of tokens."""
     packed = BatchLayout.PACKED
     return [replace(work(one, model=model), caller=caller, cost=packed) for one in num_tokens]
+
+
+def waiting_of(
+    *works: QueuedSample, starts: Mapping[Caller, float] | None = None
+) -> WaitingSamples:
+    """Samples of callers with these start tags, of which most are 0."""
+    times: VirtualTimes[Caller] = VirtualTimes()
+    for caller, start in (starts or {}).items():
+        times.charge(caller, start)
+    waiting = WaitingSamples(times)
+    for one in works:
+        waiting.append(one)
+    return waiting
 
 
 def test_virtual_times_least_served_flow_is_next() -> None:
@@ -67,7 +81,7 @@ def test_virtual_times_evict_idle_bounds_the_number_of_flows() -> None:
     for flow in range(5000):
         times.charge(flow, 1 + flow)
         times.evict_idle({0})
-    assert len(times) <= 1025
+    assert len(times) <= 2048
     assert times.start(0) == 1
 
 
@@ -94,16 +108,16 @@ def test_virtual_times_backlogged_flows_differ_by_one_service_at_most(
     ],
 )
 def test_fair_order_follows_device_time(starts: dict[Caller, float], ordered: str) -> None:
-    waiting = {A: of(A, *[3] * 6), B: of(B, *[1] * 6)}
-    found = fair_order(waiting, starts.__getitem__, 1.0, 100)[:6]
+    waiting = waiting_of(*of(A, *[3] * 6), *of(B, *[1] * 6), starts=starts)
+    found = fair_order(waiting, 1.0, 100)[:6]
     assert "".join("ab"[one.caller == B] for one in found) == ordered
 
 
 def test_fair_order_connections_of_one_key_share_a_part() -> None:
     one, two = Caller("k", "x:1"), Caller("k", "x:2")
-    assert weights_of([one, two, A, B]) == {one: 2, two: 2, A: 1, B: 1}
-    waiting = {one: of(one, *[1] * 9), two: of(two, *[1] * 9), A: of(A, *[1] * 9)}
-    found = fair_order(waiting, lambda caller: 0.0, 1.0, 100)[:12]
+    waiting = waiting_of(*of(one, *[1] * 9), *of(two, *[1] * 9), *of(A, *[1] * 9))
+    assert [waiting.weight(caller) for caller in (one, two, A, B)] == [2, 2, 1, 1]
+    found = fair_order(waiting, 1.0, 100)[:12]
     assert sum(work.caller == A for work in found) == 6  # half, the other key the other half
 
 
@@ -125,9 +139,8 @@ def test_fair_order_keeps_a_group_together() -> None:
         ]
 
     callers = [Caller(connection=f"10.0.0.1:{number}") for number in range(200)]
-    waiting = {caller: group(caller, number) for number, caller in enumerate(callers)}
-    ordered = fair_order(waiting, lambda caller: 0.0, 1.0, 100)
-    batch = next_batch(ordered, 100)
+    groups = [group(caller, number) for number, caller in enumerate(callers)]
+    batch = next_batch(fair_order(waiting_of(*chain(*groups)), 1.0, 100), 100)
     # A group is 20 + 8 tokens: three whole ones, though two hundred callers wait.
     assert [one.caller for one in batch] == [c for c in callers[:3] for _ in range(8)]
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import threading
+import weakref
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from served import Server, serving, until_set
 from standin import FIGURE_1, PATIENCE_S
 
+from alarm_models.process_tuning import collect_frozen
 from alarm_models.types import PackedSpans, Span
 from alarm_service import json_pieces as pieces
 from alarm_service.api import off_loop_bodies as large
@@ -229,3 +231,26 @@ async def test_large_body_does_not_block_other_requests(monkeypatch: pytest.Monk
     assert gc.isenabled()
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].startswith("samples[200].prompt: Field required")
+
+
+async def test_large_bodies_freeze_what_they_parsed_and_collect_cycles_in_the_end() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    bodies = large.LargeBodies()
+    try:
+        cycle = Cycle()
+        found = weakref.ref(cycle)
+        await bodies.run(lambda: None)
+        del cycle
+        assert gc.get_freeze_count() > 0
+        gc.collect()
+        is_kept = found() is not None  # frozen, as is all that was there
+        collect_frozen()
+        is_collected = found() is None
+        assert (is_kept, is_collected) == (True, True)
+        assert gc.isenabled()
+    finally:
+        bodies.close()
+        gc.unfreeze()

@@ -6,6 +6,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import accumulate
 
 from alarm_models.types import Span
 
@@ -79,11 +80,20 @@ def place_on_turns(
     turns go to the token ``end``. Returns one float per token, ``[num_tokens]``.
     """
     rewards = [0.0] * len(tokens)
+    # The first turn that ends no earlier than a place: ends may decrease, their maximum does not.
+    ends = list(accumulate((one.end for one in turns), max))
+    last_of_turn: dict[Span, int | None] = {}
     for span, value in values if rewards else ():
-        turn = next(
-            (one for one in turns if span is not None and one.start <= span.start <= one.end), span
-        )
-        found = None if turn is None else _last_in(turn, tokens)
+        turn = span
+        if span is not None:
+            at = bisect_left(ends, span.start)
+            if at < len(turns) and turns[at].start <= span.start:
+                turn = turns[at]
+        found = None
+        if turn is not None:
+            if turn not in last_of_turn:
+                last_of_turn[turn] = _last_in(turn, tokens)
+            found = last_of_turn[turn]
         rewards[end if found is None else found] += value
     return tuple(rewards)
 

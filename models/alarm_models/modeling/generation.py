@@ -90,6 +90,7 @@ class TextGenerator:
         self._end_ids = tuple(dict.fromkeys([*ends, *end_ids]))
         self._config = own
         self.cost = self._probed_cost() if cost is None else cost
+        self.execution = f"layout={self.cost.value}"
 
     def with_settings(
         self, settings: GenerationSettings, end_ids: Sequence[int] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Literal, NamedTuple
 
 from alarm_models.errors import SampleError
@@ -268,9 +268,9 @@ class _ShownCompletion:
 
     def _shown(self, span: Span, *, is_token: bool) -> Iterator[Span]:
         first = bisect_left(self._pieces, span.start, key=_end)
-        near = self._pieces[first:]
+        near = (self._pieces[at] for at in range(first, len(self._pieces)))
         if span.start == span.end:
-            for shown, given, length in near[:1] if is_token else ():
+            for shown, given, length in islice(near, 1) if is_token else ():
                 if given <= span.start <= given + length:
                     at = shown + span.start - given
                     yield Span(at, at)

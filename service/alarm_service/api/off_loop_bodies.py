@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from alarm_models.process_tuning import collect_frozen
 from alarm_service.api.body_limit import BODY_BYTES
 from alarm_service.errors import BadRequest, TooLarge
 from alarm_service.json_pieces import TooManyValues, read_json
@@ -39,6 +40,9 @@ _LARGE_BYTES = 128 << 10
 #: Bodies parsed concurrently: each takes several times its size in memory meanwhile.
 _NUM_THREADS = 2
 
+#: Large bodies after which everything is collected once, which takes up to a second.
+_FREEZES_PER_COLLECTION = 256
+
 #: Old trainers send a whole rollout in one request, and cannot be configured to send less.
 REQUESTS_PER_ROLLOUT = 64
 
@@ -47,11 +51,14 @@ class LargeBodies:
     """The threads that parse large bodies.
 
     Garbage collection is off meanwhile: parsed JSON is not garbage, and each collection over
-    millions of small objects would hold the GIL.
+    millions of small objects would hold the GIL. The first one afterwards would too, so that what
+    there is then is frozen; it is freed by its reference counts, as ever. Frozen cycles are not,
+    until the next collection of everything.
     """
 
     def __init__(self) -> None:
         self._num_running = 0
+        self._num_frozen = 0
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="parse")
 
@@ -69,7 +76,15 @@ class LargeBodies:
             with self._lock:
                 self._num_running -= 1
                 if not self._num_running:
+                    self._freeze()
                     gc.enable()
+
+    def _freeze(self) -> None:
+        self._num_frozen += 1
+        if self._num_frozen % _FREEZES_PER_COLLECTION == 0:
+            collect_frozen()
+        else:
+            gc.freeze()
 
     def close(self) -> None:
         """End the threads."""

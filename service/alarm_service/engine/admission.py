@@ -66,7 +66,7 @@ def estimate_tokens(samples: Sequence[Sample]) -> int:
 def content_of(samples: Sequence[Sample]) -> int:
     """Return a hash that identifies a retried request.
 
-    It covers the ends of the texts only: most requests are admitted at once and never need it.
+    It covers the ends of the texts only.
     """
     texts = (text for one in samples for text in (one.prompt_text, one.completion_text))
     return hash(tuple((len(text), text[:_EDGE], text[-_EDGE:]) for text in texts))
@@ -206,10 +206,16 @@ class Admission:
             raise
 
     @contextmanager
-    def admit(self, num_tokens: int, caller: Caller = INTERNAL, content: int = 0) -> Iterator[None]:
+    def admit(
+        self,
+        num_tokens: int,
+        caller: Caller = INTERNAL,
+        content: Callable[[], int] = lambda: 0,
+    ) -> Iterator[None]:
         """Occupy ``num_tokens`` of the queue while the block runs; raise `Overloaded` when full.
 
-        ``content`` identifies a retried request, see `content_of`.
+        ``content`` identifies a retried request, see `content_of`; it is called only where requests
+        have been refused.
         """
         self._enter(num_tokens, caller, content)
         is_done = False
@@ -231,14 +237,14 @@ class Admission:
             wait_s = min(wait_s, _UNMEASURED_S)
         return max(1, math.ceil(wait_s))
 
-    def _enter(self, num_tokens: int, caller: Caller, content: int) -> None:
+    def _enter(self, num_tokens: int, caller: Caller, content: Callable[[], int]) -> None:
         due, self._due = self._due, None
         if due is None:
             self._expire()
-            claim = self._claim_of(num_tokens, caller, content)
+            claim = self._claim_of(num_tokens, caller, content()) if self._claims else None
             if not self._has_capacity(num_tokens, caller, claim):
                 if claim is None and len(self._claims) < _MAX_RESERVED:
-                    claim = self._claim(num_tokens, caller, content)
+                    claim = self._claim(num_tokens, caller, content())
                 raise self._overloaded(num_tokens, caller, claim)
             due = claim
         if due is None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
@@ -227,7 +228,7 @@ class RewardEngine:
             raise draining_error()
         self.life.require_awake()
         num_tokens = estimate_tokens(samples)
-        admission = self.admission.admit(num_tokens, caller, content_of(samples))
+        admission = self.admission.admit(num_tokens, caller, partial(content_of, samples))
         with admission, self.metrics.track_request():
             with self.tracer.start_as_current_span("admit"):
                 await self.life.until_ready()
@@ -249,21 +250,25 @@ class RewardEngine:
         outcomes, shared = await self.pipeline.score_shared(loaded, others, samples, caller)
         is_final = any(isinstance(outcome, TimedOut) for outcome in outcomes)
         scored: list[Score | SampleError] = []
-        for outcome in outcomes:
-            if isinstance(outcome, ServiceError):
-                if not is_final:
-                    raise outcome
-                outcome = SampleError("model_failed", f"not scored: {outcome.message}")
-            self.count(loaded.name, outcome)
-            scored.append(outcome)
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, ServiceError):
+                    if not is_final:
+                        raise outcome
+                    outcome = SampleError("model_failed", f"not scored: {outcome.message}")
+                scored.append(outcome)
+        finally:
+            self.count(loaded.name, scored)
         return ModelScores(scored, loaded.name, loaded.fingerprint, shared)
 
-    def count(self, model: str, outcome: Score | SampleError) -> None:
-        """Record the outcome of a sample at a model."""
-        if isinstance(outcome, SampleError):
-            self.metrics.sample_failed(outcome.code)
-        else:
-            self.metrics.sample_scored(model, outcome)
+    def count(self, model: str, outcomes: Sequence[Score | SampleError]) -> None:
+        """Record the outcomes of samples at a model."""
+        for outcome in outcomes:
+            if isinstance(outcome, SampleError):
+                self.metrics.sample_failed(outcome.code)
+        scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+        if scores:
+            self.metrics.samples_scored(model, scores)
 
     async def close(self) -> None:
         """Stop threads and processes; queued samples fail with `Draining`."""

@@ -33,7 +33,7 @@ INTERNAL = Caller()
 
 _Flow = TypeVar("_Flow")
 
-#: Maximum number of flows; beyond it, flows that are not ahead are dropped.
+#: Number of flows beyond which those that are not ahead are dropped.
 _MAX_FLOWS = 1024
 
 
@@ -51,10 +51,16 @@ class VirtualTimes(Generic[_Flow]):
     def __init__(self) -> None:
         self._tags: dict[_Flow, float] = {}
         self._now = 0.0
+        self._most = _MAX_FLOWS
 
     def __len__(self) -> int:
         """Return the number of flows."""
         return len(self._tags)
+
+    @property
+    def now(self) -> float:
+        """Virtual time: the start tag of the last flow served, at which an idle one starts."""
+        return self._now
 
     def start(self, flow: _Flow) -> float:
         """Return a flow's start tag."""
@@ -77,8 +83,11 @@ class VirtualTimes(Generic[_Flow]):
         self._tags[flow] = self.start(flow) + cost
 
     def evict_idle(self, waiting: Container[_Flow]) -> None:
-        """If there are too many flows, drop those that are neither waiting nor ahead."""
-        if len(self._tags) <= _MAX_FLOWS:
+        """If there are too many flows, drop those that are neither waiting nor ahead.
+
+        This is done again once there are twice as many, so that it costs little per service.
+        """
+        if len(self._tags) <= self._most:
             return
         self._tags = {
             flow: tag for flow, tag in self._tags.items() if tag > self._now or flow in waiting
@@ -88,6 +97,7 @@ class VirtualTimes(Generic[_Flow]):
         )
         for flow in idle[: max(0, len(self._tags) - _MAX_FLOWS)]:
             del self._tags[flow]
+        self._most = max(_MAX_FLOWS, 2 * len(self._tags))
 
 
 #: Assumed before a model was measured.

@@ -188,8 +188,8 @@ class SampleScorer:
         """Take what other models' passes gave of a model, and count it."""
         there = self._by_products.get(model, {})
         taken = {index: there.pop(index) for index in indices if index in there}
+        self.engine.count(model.name, list(taken.values()))
         for outcome in taken.values():
-            self.engine.count(model.name, outcome)
             self.num_tokens += outcome.num_tokens if isinstance(outcome, Score) else 0
         return taken
 

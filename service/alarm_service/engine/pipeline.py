@@ -98,8 +98,12 @@ class PendingCall:
         """Whether the outcomes are still wanted."""
         return not self._cancelled
 
+    def is_finished(self) -> bool:
+        """Whether every outcome has arrived."""
+        return self._num_left == 0
+
     def cancel(self) -> None:
-        """Cancel: pending samples are dropped from the queue."""
+        """Cancel: pending samples are to be dropped from the queue."""
         self._cancelled = True
 
     async def wait(self) -> list[Outcome]:
@@ -255,6 +259,10 @@ _CHUNK = 64
 _CHUNK_CHARS = 256 << 10
 
 
+#: Samples whose characters are counted before the event loop goes on with others.
+_COUNTED_AT_ONCE = 1024
+
+
 def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[int, Sequence[Sample]]]:
     """Yield the samples that are prepared in one go, with the index of the first."""
     start = num_chars = 0
@@ -304,7 +312,11 @@ class ScoringPipeline:
 
         The others lack the samples that have other tokens for them, and those whose pass failed.
         """
-        faults = [self._too_long(sample) for sample in samples]
+        faults: list[SampleError | None] = []
+        for start in range(0, len(samples), _COUNTED_AT_ONCE):
+            faults += map(self._too_long, samples[start : start + _COUNTED_AT_ONCE])
+            if len(faults) < len(samples):
+                await asyncio.sleep(0)
         short = [index for index, fault in enumerate(faults) if fault is None]
         if not short:
             return [fault for fault in faults if fault is not None], {}
@@ -390,6 +402,8 @@ class ScoringPipeline:
             return await job.wait(), shared
         finally:
             job.cancel()
+            if not job.is_finished():
+                self._queue.drop_cancelled(loaded, caller)
 
     def _prepare(self, name: str, model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
         with self._metrics.preparing(name):

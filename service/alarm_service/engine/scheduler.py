@@ -6,9 +6,11 @@ import hashlib
 import heapq
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections import ChainMap, Counter, OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from opentelemetry.trace import INVALID_SPAN, Span
 
@@ -27,9 +29,9 @@ __all__ = [
     "RequestQueue",
     "TimedOut",
     "TimedOutSamples",
+    "WaitingSamples",
     "fair_order",
     "next_batch",
-    "weights_of",
 ]
 
 
@@ -89,17 +91,122 @@ _WINDOW_BATCHES = 4
 _TIMES_FIRST = 4
 
 
-def weights_of(callers: Sequence[Caller]) -> dict[Caller, float]:
-    """Return the weight of a token for each caller: connections with one key share its part."""
-    num_callers = Counter(caller.key for caller in callers)
-    return {caller: float(num_callers[caller.key]) if caller.key else 1.0 for caller in callers}
+class _Turn(NamedTuple):
+    """A waiting caller's place: the smallest one has the next turn.
+
+    ``tag`` is its start tag, ``since`` the time when its first sample was queued, ``number`` the
+    order in which callers came.
+    """
+
+    tag: float
+    since: float
+    number: int
+    caller: Caller
+
+
+class WaitingSamples:
+    """One model's waiting samples by caller, with the callers in the order of their turns.
+
+    ``times`` has the callers' start tags; after each change of one, `reorder` must be called.
+    Adding and removing a sample take constant time, but for a caller's place in a sorted list.
+    """
+
+    def __init__(self, times: VirtualTimes[Caller]) -> None:
+        self._times = times
+        #: Linked lists, from which samples are removed in any order.
+        self._works: dict[Caller, OrderedDict[QueuedSample, None]] = {}
+        self._turns: dict[Caller, _Turn] = {}
+        #: Sorted: the callers that are ahead by their tags, and the others, whose tags are all 0,
+        #: by what decides among equal tags.
+        self._ahead: list[_Turn] = []
+        self._due: list[_Turn] = []
+        #: All callers' oldest samples, sorted.
+        self._oldest: list[tuple[float, int]] = []
+        self._num_of_key: Counter[str] = Counter()
+        self._num_callers = 0
+        self._num_samples = 0
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._num_samples
+
+    @property
+    def callers(self) -> dict[Caller, OrderedDict[QueuedSample, None]]:
+        """The callers, each with its samples in order."""
+        return self._works
+
+    @property
+    def oldest(self) -> float:
+        """The time since when a sample has been waiting that is the first of its caller."""
+        return self._oldest[0][0]
+
+    def weight(self, caller: Caller) -> float:
+        """Return the weight of a token: connections with one key share its part."""
+        return float(self._num_of_key[caller.key]) if caller.key else 1.0
+
+    def append(self, work: QueuedSample) -> None:
+        """Add a sample after the others of its caller."""
+        works = self._works.setdefault(work.caller, OrderedDict())
+        works[work] = None
+        self._num_samples += 1
+        if len(works) == 1:
+            self._num_callers += 1
+            self._num_of_key[work.caller.key] += 1
+            self._place(work.caller, self._num_callers)
+
+    def remove(self, works: Iterable[QueuedSample]) -> None:
+        """Remove samples that are waiting."""
+        callers: dict[Caller, None] = {}
+        for work in works:
+            del self._works[work.caller][work]
+            self._num_samples -= 1
+            callers[work.caller] = None
+        for caller in callers:
+            self.reorder(caller)
+
+    def reorder(self, caller: Caller) -> None:
+        """Put a caller into its place after its tag or its samples have changed."""
+        turn = self._turns.pop(caller, None)
+        if turn is None:
+            return
+        turns = self._ahead if turn.tag else self._due
+        del turns[bisect_left(turns, turn)]
+        del self._oldest[bisect_left(self._oldest, (turn.since, turn.number))]
+        if self._works[caller]:
+            self._place(caller, turn.number)
+            return
+        del self._works[caller]
+        self._num_of_key[caller.key] -= 1
+        if not self._num_of_key[caller.key]:
+            del self._num_of_key[caller.key]
+
+    def turns(self) -> Iterator[_Turn]:
+        """Yield the callers' turns in order, with their tags of now."""
+        now = self._times.now
+        num_due = bisect_right(self._ahead, now, key=_tag)
+        for turn in self._ahead[:num_due]:
+            due = self._turns[turn.caller] = turn._replace(tag=0.0)
+            insort(self._due, due)
+        del self._ahead[:num_due]
+        for turn in self._due:
+            yield turn._replace(tag=now)
+        yield from self._ahead
+
+    def _place(self, caller: Caller, number: int) -> None:
+        since = next(iter(self._works[caller])).since
+        is_ahead = self._times.is_ahead(caller)
+        tag = self._times.start(caller) if is_ahead else 0.0
+        turn = self._turns[caller] = _Turn(tag, since, number, caller)
+        insort(self._ahead if is_ahead else self._due, turn)
+        insort(self._oldest, (since, number))
+
+
+def _tag(turn: _Turn) -> float:
+    return turn.tag
 
 
 def fair_order(
-    waiting: Mapping[Caller, Sequence[QueuedSample]],
-    start: Callable[[Caller], float],
-    seconds_per_token: float,
-    max_tokens: int,
+    waiting: WaitingSamples, seconds_per_token: float, max_tokens: int
 ) -> list[QueuedSample]:
     """Order one model's samples by fair queueing of callers, as many as a batch considers.
 
@@ -107,16 +214,19 @@ def fair_order(
     turn, which advances its tag by the predicted device time; samples that
     share a prefix are one turn, so that a group is not split.
     """
-    weights = weights_of(list(waiting))
-    turns = {caller: _turns(works, max_tokens) for caller, works in waiting.items()}
-    heap = [
-        (start(caller), works[0].since, number, caller)
-        for number, (caller, works) in enumerate(waiting.items())
-    ]
-    heapq.heapify(heap)
+    upcoming = waiting.turns()
+    following = next(upcoming, None)
+    turns: dict[Caller, Iterator[tuple[list[QueuedSample], int]]] = {}
+    heap: list[_Turn] = []  # of the callers that are known to come before those to follow
     ordered: list[QueuedSample] = []
     total = 0
-    while heap and len(ordered) < _WINDOW:
+    while len(ordered) < _WINDOW:
+        if following is not None and (not heap or following < heap[0]):
+            heapq.heappush(heap, following)
+            turns[following.caller] = _turns(waiting.callers[following.caller], max_tokens)
+            following = next(upcoming, None)
+        if not heap:
+            break
         tag, _, number, caller = heap[0]
         works, cost = next(turns[caller], ((), 0))
         if not works:
@@ -124,15 +234,17 @@ def fair_order(
             continue
         ordered += works
         total += cost
+        if ordered[0].cost is BatchLayout.SINGLE:
+            break
         if ordered[0].cost is not BatchLayout.PADDED and total >= _WINDOW_BATCHES * max_tokens:
             break
-        tag += cost * seconds_per_token * weights[caller]
-        heapq.heapreplace(heap, (tag, works[-1].since, number, caller))
+        tag += cost * seconds_per_token * waiting.weight(caller)
+        heapq.heapreplace(heap, _Turn(tag, works[-1].since, number, caller))
     return [work for work in ordered if work.cost is ordered[0].cost]
 
 
 def _turns(
-    works: Sequence[QueuedSample], max_tokens: int
+    works: Iterable[QueuedSample], max_tokens: int
 ) -> Iterator[tuple[list[QueuedSample], int]]:
     """Split a caller's samples into turns, each with its cost in tokens."""
     turn: list[QueuedSample] = []
@@ -309,7 +421,7 @@ class RequestQueue:
     forward_timeout_s: float = 0.0
     now: Callable[[], float] = time.monotonic
     timed_out: TimedOutSamples = field(default_factory=TimedOutSamples)
-    _queues: dict[LoadedModel, dict[Caller, deque[QueuedSample]]] = field(default_factory=dict)
+    _queues: dict[LoadedModel, WaitingSamples] = field(default_factory=dict)
     _models: VirtualTimes[str] = field(default_factory=VirtualTimes)
     _usage: dict[str, Usage] = field(default_factory=dict)
     _last_caller: Caller = INTERNAL
@@ -325,10 +437,10 @@ class RequestQueue:
         with self._changed:
             for work in works:
                 reason = self._closed or self._refusal(work)
-                if reason is None:
-                    self._add(work)
-                else:
+                if reason is not None:
                     refused.append((work, reason))
+                elif work.is_active():
+                    self._add(work)
             self._changed.notify()
         for work, reason in refused:
             work.deliver(reason)
@@ -340,7 +452,6 @@ class RequestQueue:
         """
         with self._changed:
             while True:
-                self._drop_cancelled()
                 left_out = busy() if self._queues else ()
                 models = [model for model in self._queues if model.name not in left_out]
                 if models:
@@ -348,6 +459,16 @@ class RequestQueue:
                 if self._closed is not None:
                     return None
                 self._changed.wait()
+
+    def drop_cancelled(self, model: LoadedModel, caller: Caller) -> None:
+        """Drop a caller's queued samples that are no longer wanted; call it once they are not."""
+        with self._changed:
+            queue = self._queues.get(model)
+            if queue is None:
+                return
+            queue.remove([work for work in queue.callers.get(caller, ()) if not work.is_active()])
+            if not queue:
+                del self._queues[model]
 
     def wake(self) -> None:
         """Wake waiting workers, since the set of busy models has changed."""
@@ -359,9 +480,10 @@ class RequestQueue:
     ) -> None:
         """Charge callers and model the measured time of a batch instead of the predicted one."""
         total = sum(num_computed)
+        name = batch[0].model.name
         with self._changed:
             self._num_running = max(self._num_running - 1, 0)
-            usage = self._usage_of(batch[0].model.name)
+            usage = self._usage_of(name)
             usage.measure(total, seconds)
             expected = 0.0
             for work, num_tokens in zip(batch, num_computed, strict=True):
@@ -369,7 +491,8 @@ class RequestQueue:
                 part = seconds * num_tokens / total if total else 0.0
                 usage.callers.charge(work.caller, (part - work.charged) * work.weight)
                 work.charged = part
-            self._models.charge(batch[0].model.name, seconds - expected)
+            self._reorder(name, batch)
+            self._models.charge(name, seconds - expected)
 
     def close(self, reason: ServiceError) -> None:
         """Refuse further samples; queued ones fail with the reason."""
@@ -377,8 +500,8 @@ class RequestQueue:
             self._closed = self._closed or reason
             left = [
                 work
-                for queues in self._queues.values()
-                for works in queues.values()
+                for queue in self._queues.values()
+                for works in queue.callers.values()
                 for work in works
             ]
             self._queues.clear()
@@ -389,12 +512,12 @@ class RequestQueue:
     def num_waiting(self) -> int:
         """Return the number of queued samples."""
         with self._changed:
-            return sum(len(works) for queues in self._queues.values() for works in queues.values())
+            return sum(map(len, self._queues.values()))
 
     def num_callers(self) -> int:
         """Return the number of callers with queued samples."""
         with self._changed:
-            return len({caller for queues in self._queues.values() for caller in queues})
+            return len({caller for queue in self._queues.values() for caller in queue.callers})
 
     def tokens_per_s(self, model: str) -> float:
         """Return the recent throughput of a model in tokens per second; 0 before it is measured."""
@@ -402,7 +525,11 @@ class RequestQueue:
             return self._usage_of(model).tokens_per_s
 
     def _add(self, work: QueuedSample) -> None:
-        self._queues.setdefault(work.model, {}).setdefault(work.caller, deque()).append(work)
+        queue = self._queues.get(work.model)
+        if queue is None:
+            times = self._usage_of(work.model.name).callers
+            queue = self._queues[work.model] = WaitingSamples(times)
+        queue.append(work)
         self._note_caller(work.caller)
 
     def _note_caller(self, caller: Caller) -> None:
@@ -418,7 +545,7 @@ class RequestQueue:
 
     def _has_work_of_others(self, caller: Caller) -> bool:
         return self._num_running > 0 or any(
-            other != caller for queues in self._queues.values() for other in queues
+            other != caller for queue in self._queues.values() for other in queue.callers
         )
 
     def _refusal(self, work: QueuedSample) -> SampleError | None:
@@ -443,58 +570,49 @@ class RequestQueue:
             "set the model's max_tokens",
         )
 
-    def _drop_cancelled(self) -> None:
-        for model, queues in list(self._queues.items()):
-            for caller, works in list(queues.items()):
-                active = [work for work in works if work.is_active()]
-                if not active:
-                    del queues[caller]
-                elif len(active) < len(works):
-                    queues[caller] = deque(active)
-            if not queues:
-                del self._queues[model]
-
     def _take(self, models: Sequence[LoadedModel]) -> list[QueuedSample]:
         model = min(models, key=self._start_of)
-        queues = self._queues[model]
+        queue = self._queues[model]
         usage = self._usage_of(model.name)
         budget = model.budget or self.max_batch_tokens
-        ordered = fair_order(queues, usage.callers.start, usage.seconds_per_token, budget)
+        ordered = fair_order(queue, usage.seconds_per_token, budget)
         # A batch of generated texts takes as long as its longest one, however many there are.
         is_generated = ordered[0].features.max_generated > 0
         enough = None if is_generated else self._enough_tokens(usage)
         batch = next_batch(ordered, budget, enough)
         self._models.serve(model.name)
         usage.callers.serve(batch[0].caller)
-        weights = weights_of(list(queues))
         for work in batch:
-            work.weight = weights[work.caller]
+            work.weight = queue.weight(work.caller)
             work.charged = work.features.num_cost_tokens * usage.seconds_per_token
             usage.callers.charge(work.caller, work.charged * work.weight)
             self._models.charge(model.name, work.charged)
             self._note_caller(work.caller)
         self._num_running += 1
-        self._remove(model, batch)
-        usage.callers.evict_idle(self._queues.get(model, {}))
-        return batch
-
-    def _start_of(self, model: LoadedModel) -> tuple[float, float]:
-        oldest = min(works[0].since for works in self._queues[model].values())
-        return self._models.start(model.name), oldest
-
-    def _remove(self, model: LoadedModel, batch: Sequence[QueuedSample]) -> None:
-        taken = set(map(id, batch))
-        queues = self._queues[model]
-        for caller in {work.caller for work in batch}:
-            left = deque(work for work in queues[caller] if id(work) not in taken)
-            if left:
-                queues[caller] = left
-            else:
-                del queues[caller]
-        if not queues:
+        queue.remove(batch)
+        self._reorder(model.name, batch)
+        if not queue:
             del self._queues[model]
         if self._queues:
             self._changed.notify()  # for another device
+        usage.callers.evict_idle(self._waiting_callers(model.name))
+        return batch
+
+    def _start_of(self, model: LoadedModel) -> tuple[float, float]:
+        return self._models.start(model.name), self._queues[model].oldest
+
+    def _reorder(self, name: str, batch: Sequence[QueuedSample]) -> None:
+        """Put the callers of a batch into their places in the queues of models of one name."""
+        callers = dict.fromkeys(work.caller for work in batch)
+        for queue in self._queues_of(name):
+            for caller in callers:
+                queue.reorder(caller)
+
+    def _queues_of(self, name: str) -> list[WaitingSamples]:
+        return [queue for model, queue in self._queues.items() if model.name == name]
+
+    def _waiting_callers(self, name: str) -> Container[Caller]:
+        return ChainMap(*(queue.callers for queue in self._queues_of(name)))
 
     def _enough_tokens(self, usage: Usage) -> int | None:
         """Return the tokens of a short batch while there are several callers; else None."""

@@ -23,6 +23,7 @@ from alarm_models.modeling.inputs import (
     split_sequences,
 )
 from alarm_models.modeling.network import MODEL_INIT_LOCK
+from alarm_models.process_tuning import trim_malloc
 from alarm_models.reward_models.base import NeuralRewardModel, RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
@@ -196,6 +197,24 @@ _MAX_GIVEN_UP = 4
 _RELIEF_S = 5.0
 
 
+#: A batch is unusually large if it has this many times the tokens of recent ones, and at least so
+#: many: its memory is given back. The mean of recent ones follows each by this part.
+_TIMES_USUAL, _MIN_LARGE_TOKENS, _PART_OF_MEAN = 2.0, 2048, 0.125
+
+
+class _UsualSize:
+    """The recent size of batches in tokens."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+
+    def is_exceeded_by(self, num_tokens: int) -> bool:
+        """Whether a batch is unusually large; it counts as a recent one from now on."""
+        is_large = num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
+        self._mean += _PART_OF_MEAN * (num_tokens - self._mean)
+        return is_large
+
+
 @runtime_checkable
 class _HasPrefixCache(Protocol):
     def clear_prefix_cache(self) -> None:
@@ -235,7 +254,8 @@ class DeviceWorker:
         #: Whether the device is no longer used, after a hung forward pass or a device failure.
         self.is_lost = False
         self._has_failed = False
-        self._is_cpu = is_cpu
+        self.is_cpu = is_cpu
+        self.usual_size = _UsualSize()
         self._num_threads = torch.get_num_threads()
         self._threads = ThreadChooser(self._num_threads, is_fixed=is_deterministic or not is_cpu)
         self._on_lost = on_lost
@@ -290,7 +310,7 @@ class DeviceWorker:
 
     def relieve(self, worker: _Worker) -> None:
         """Start another thread for the other models while a long forward pass runs on a CPU."""
-        if self._is_cpu and not self.busy_models() and worker.retire():
+        if self.is_cpu and not self.busy_models() and worker.retire():
             self._start_worker()
 
     def on_forward_timeout(self, worker: _Worker) -> None:
@@ -307,7 +327,7 @@ class DeviceWorker:
         self._clear_prefix_cache(suspects[0])
         self.metrics.pass_given_up(model)
         self._charge(suspects, self.forward_timeout_s)
-        can_go_on = self._is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
+        can_go_on = self.is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
         self._isolate(suspects, others, message, can_retry=can_go_on)
         if can_go_on:
             _log.error("forward pass timed out", model=model, num_samples=len(suspects))
@@ -479,9 +499,12 @@ class _Worker:
                 if self._is_done():  # abandoned as its last batch ended: another thread runs
                     device.queue.put(batch)
                     break
+                num_tokens = sum(work.features.num_tokens for work in batch)
                 with device.metrics.on_device():
                     self._run_batch(batch)
                 del batch  # so that models can be released
+                if device.usual_size.is_exceeded_by(num_tokens) and device.is_cpu:
+                    trim_malloc()
         except BaseException as death:  # requests must not hang, whatever kills this thread
             if not self.is_given_up:
                 device.on_worker_died(self, death)

@@ -350,12 +350,12 @@ class Metrics:
         """Count a sample that got an error."""
         self._sample_errors.labels(code).inc()
 
-    def sample_scored(self, model: str, score: _Scored) -> None:
-        """Count a scored sample and its tokens."""
-        self._scored.labels(model).inc()
-        self._tokens.labels(model).inc(score.num_tokens)
-        self._computed_tokens.labels(model).inc(score.num_computed_tokens)
-        self._truncated.labels(model).inc(score.truncated)
+    def samples_scored(self, model: str, scores: Sequence[_Scored]) -> None:
+        """Count scored samples and their tokens."""
+        self._scored.labels(model).inc(len(scores))
+        self._tokens.labels(model).inc(sum(one.num_tokens for one in scores))
+        self._computed_tokens.labels(model).inc(sum(one.num_computed_tokens for one in scores))
+        self._truncated.labels(model).inc(sum(one.truncated for one in scores))
 
     def bind_waiting_samples(self, num_samples: Callable[[], int]) -> None:
         """Register a callback for the number of waiting samples."""

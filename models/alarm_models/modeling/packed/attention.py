@@ -82,7 +82,7 @@ def _attention_function(
     key, value = context.with_cached_kv(module, key, value)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     window = None
-    if sliding_window is not None and context.batch.is_cut_by(sliding_window):
+    if sliding_window is not None and context.derived(PackedBatch.is_cut_by, sliding_window):
         window = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
     params = AttentionParams(scaling or query.shape[-1] ** -0.5, causal, window, softcap)
     return backend.attend(query, key, value, context, params), None

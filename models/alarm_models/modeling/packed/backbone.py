@@ -93,7 +93,11 @@ class PackedBackbone:
         context = ForwardContext(
             packed,
             [(index, at) for index, span in spans for at in range(*span)],
-            [place for index, span in spans for place in packed.positions_in_batch(index, span)],
+            [
+                place
+                for index, one in enumerate(batch)
+                for place in packed.positions_in_batch(index, one.read_positions)
+            ],
             None if cache is None else BatchKV(packed.cached),
         )
         try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import torch
@@ -99,16 +100,30 @@ class PackedBatch:
         spans = spans_within(self.key_spans[sample], tokens)
         return [place for span in spans for place in range(*span)]
 
-    def positions_in_batch(self, sample: int, tokens: Span) -> list[int]:
-        """Return the row indices of a sample's tokens, none of which may be cached."""
-        keys = self.keys(sample, tokens)
-        if not self.cached:
-            return keys
-        places = []
-        for key in keys:
-            node = self.nodes[bisect_right(self.nodes, key, key=_first_key) - 1]
-            places.append(node.row.start + key - node.keys.start)
+    def positions_in_batch(self, sample: int, spans: Sequence[Span]) -> list[int]:
+        """Return the row indices of the tokens in spans of a sample, none of which may be cached.
+
+        Finding a span takes logarithmic time in the number of nodes.
+        """
+        pieces = self.key_spans[sample]
+        ends = list(accumulate(end - start for start, end in pieces))
+        places: list[int] = []
+        for start, end in spans:
+            at = bisect_right(ends, start)
+            while start < end:
+                # From a token of the sample to its key, in the same piece.
+                offset = pieces[at].end - ends[at] + self._row_offset(pieces[at])
+                stop = min(end, ends[at])
+                places += range(start + offset, stop + offset)
+                start, at = stop, at + 1
         return places
+
+    def _row_offset(self, piece: Span) -> int:
+        """Return what leads from a node's keys to their places in the row."""
+        if not self.cached:
+            return 0
+        node = self.nodes[bisect_right(self.nodes, piece.start, key=_first_key) - 1]
+        return node.row.start - node.keys.start
 
 
 def _first_key(node: PrefixNode) -> int:
@@ -132,19 +147,39 @@ def pack(
     """
     owners = owners or [""] * len(samples)
     builder = _PrefixTreeBuilder(samples, first_reads or [0] * len(samples), owners)
-    order = sorted(range(len(samples)), key=lambda index: (owners[index], samples[index]))
     if share:
-        builder.add_children(order, 0, (), prefix_cache)
+        builder.add_tree(prefix_cache)
     else:
-        alike: dict[tuple[str, Ids], list[int]] = {}
-        for index, sample in enumerate(samples):
-            alike.setdefault((owners[index], sample), []).append(index)
-        for group in alike.values():
-            builder.add_node(group, 0, len(samples[group[0]]), (), None)
+        builder.add_samples()
     return builder.batch
 
 
+#: Stands for what samples with the same ids share: they are never told apart.
+_ALL = 1 << 62
+
+
+class _Branch(NamedTuple):
+    """Sorted samples ``[start, stop)`` that share more than the first ``depth`` ids.
+
+    They share ``end`` ids. The keys of the first ``depth`` are at ``path``; ``cache`` is set while
+    all of them are cached.
+    """
+
+    start: int
+    stop: int
+    depth: int
+    end: int
+    path: tuple[Span, ...]
+    cache: PrefixCache | None
+
+
 class _PrefixTreeBuilder:
+    """Adds the nodes of a batch in depth-first order, without recursion: chains may be long.
+
+    Going through a branch's samples takes linear time in total, since each further level has
+    `MIN_SHARED_PREFIX` tokens of each of its samples.
+    """
+
     def __init__(
         self, samples: Sequence[Ids], first_reads: Sequence[int], owners: Sequence[str]
     ) -> None:
@@ -152,43 +187,81 @@ class _PrefixTreeBuilder:
         self._owners = owners
         self._first_reads = first_reads
         self._num_keys = 0
+        #: The samples in order, and how many ids each shares with the one before it.
+        self._order: list[int] = []
+        self._common: list[int] = []
         num = len(samples)
         self.batch = PackedBatch([], [], [], [], [()] * num, [0] * num)
 
-    def add_children(
-        self, order: Sequence[int], depth: int, path: tuple[Span, ...], cache: PrefixCache | None
-    ) -> None:
-        """Add sorted samples whose first ``depth`` ids have their keys at ``path``."""
-        for group in self._groups(order, depth):
-            first, last = self._samples[group[0]], self._samples[group[-1]]
-            self.add_node(group, depth, common_prefix_length(first, last, depth), path, cache)
+    def add_samples(self) -> None:
+        """Add the samples without sharing, identical ones once."""
+        alike: dict[tuple[str, Ids], list[int]] = {}
+        for index, sample in enumerate(self._samples):
+            alike.setdefault((self._owners[index], sample), []).append(index)
+        for group in alike.values():
+            self._append_node(group, 0, len(self._samples[group[0]]), ())
 
-    def add_node(
-        self,
-        group: Sequence[int],
-        depth: int,
-        end: int,
-        path: tuple[Span, ...],
-        cache: PrefixCache | None,
-    ) -> None:
-        """Add the shared ids ``[depth, end)`` of a group, then its children.
+    def add_tree(self, cache: PrefixCache | None) -> None:
+        """Add the samples as a prefix tree."""
+        indices = range(len(self._samples))
+        self._order = sorted(indices, key=lambda index: (self._owners[index], self._samples[index]))
+        self._common = [0, *(self._num_common(*pair) for pair in pairwise(self._order))]
+        # Branches to add, and between them the nodes whose descendants have been added.
+        left: list[_Branch | int] = self._branches(0, len(self._order), 0, (), cache)[::-1]
+        while left:
+            one = left.pop()
+            if isinstance(one, int):
+                self._close(one)
+            else:
+                left += reversed(self._add(one))
 
-        ``cache`` is set while everything before ``depth`` is cached.
-        """
+    def _num_common(self, before: int, after: int) -> int:
+        if self._owners[before] != self._owners[after]:
+            return -1
+        if self._samples[before] == self._samples[after]:
+            return _ALL
+        return common_prefix_length(self._samples[before], self._samples[after], 0)
+
+    def _branches(
+        self, start: int, stop: int, depth: int, path: tuple[Span, ...], cache: PrefixCache | None
+    ) -> list[_Branch | int]:
+        """Split sorted samples where neighbors share too little beyond ``depth``."""
+        limit = depth + MIN_SHARED_PREFIX
+        splits = [at for at in range(start + 1, stop) if self._common[at] < limit]
+        bounds = [start, *splits, stop] if start < stop else []
+        return [
+            _Branch(first, last, depth, self._end(first, last), path, cache)
+            for first, last in pairwise(bounds)
+        ]
+
+    def _end(self, start: int, stop: int) -> int:
+        """Return the number of ids that sorted samples share."""
+        return min([len(self._samples[self._order[start]]), *self._common[start + 1 : stop]])
+
+    def _add(self, branch: _Branch) -> list[_Branch | int]:
+        """Add the ids that a branch's samples share; return what is to be added after them."""
+        start, stop, depth, end, path, cache = branch
+        group = self._order[start:stop]
         hit = self._lookup(group, depth, end, cache)
         if hit is None:
-            self._append_node(group, depth, end, path)
-            return
+            return self._append_branch(branch, group)
         keys = self._next_keys(len(hit))
         self.batch.cached.append((keys, hit))
         row = Span(len(self.batch.ids), len(self.batch.ids))
         index = self._open(PrefixNode(keys, row, row.end))
-        depth += len(hit)
+        depth, path = depth + len(hit), (*path, keys)
         if depth < end:
-            self._append_node(group, depth, end, (*path, keys))
-        else:
-            self.add_children(group, end, (*path, keys), cache)
-        self._close(index)
+            rest = branch._replace(depth=depth, path=path)
+            return [*self._append_branch(rest, group), index]
+        return [*self._branches(start, stop, end, path, cache), index]
+
+    def _append_branch(self, branch: _Branch, group: Sequence[int]) -> list[_Branch | int]:
+        end = branch.end
+        index, path = self._append_node(group, branch.depth, end, branch.path)
+        # Sorted, those that end here come first.
+        num_ended = sum(len(self._samples[sample]) == end for sample in group)
+        rest = self._branches(branch.start + num_ended, branch.stop, end, path, None)
+        return [*rest, index]
 
     def _lookup(
         self, group: Sequence[int], depth: int, end: int, cache: PrefixCache | None
@@ -200,7 +273,8 @@ class _PrefixTreeBuilder:
 
     def _append_node(
         self, group: Sequence[int], depth: int, end: int, path: tuple[Span, ...]
-    ) -> None:
+    ) -> tuple[int, tuple[Span, ...]]:
+        """Add the shared ids ``[depth, end)`` of a group; return the node and its end's path."""
         batch = self.batch
         row = Span(len(batch.ids), len(batch.ids) + end - depth)
         keys = self._next_keys(end - depth)
@@ -212,10 +286,7 @@ class _PrefixTreeBuilder:
         for sample in group:
             if len(self._samples[sample]) == end:
                 batch.key_spans[sample] = path
-        rest = [sample for sample in group if len(self._samples[sample]) > end]
-        if rest:
-            self.add_children(rest, end, path, None)
-            self._close(index)
+        return index, path
 
     def _next_keys(self, count: int) -> Span:
         keys = Span(self._num_keys, self._num_keys + count)
@@ -229,21 +300,6 @@ class _PrefixTreeBuilder:
     def _close(self, index: int) -> None:
         nodes = self.batch.nodes
         nodes[index] = nodes[index]._replace(subtree_end=len(self.batch.ids))
-
-    def _groups(self, order: Sequence[int], depth: int) -> Iterator[list[int]]:
-        """Split sorted samples where neighbors share too little beyond ``depth``."""
-        group: list[int] = []
-        for index in order:
-            if group:
-                before, after = self._samples[group[-1]], self._samples[index]
-                common = common_prefix_length(before, after, depth)
-                is_same = self._owners[group[-1]] == self._owners[index]
-                if not is_same or (common < depth + MIN_SHARED_PREFIX and before != after):
-                    yield group
-                    group = []
-            group.append(index)
-        if group:
-            yield group
 
 
 _T = TypeVar("_T")
