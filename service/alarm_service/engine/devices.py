@@ -18,7 +18,7 @@ from opentelemetry.trace import Tracer
 from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.templates import TextTemplate
-from alarm_models.process_tuning import collect_frozen
+from alarm_models.process_tuning import collect_frozen, trim_malloc
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Dtype, Sample, Score, Span
@@ -91,6 +91,7 @@ def unchanged_on_disk(
 def release_unused_memory() -> None:
     """Release the memory of models that are no longer referenced."""
     collect_frozen()  # networks have reference cycles
+    trim_malloc()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
