@@ -44,6 +44,7 @@ __all__ = [
     "completion_of",
     "decoded_prompt",
     "plain_samples",
+    "preceded",
     "prompt_of",
     "read_each",
     "rest_of",
@@ -296,10 +297,10 @@ def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
     turns, begun = split_prompt(prompt, template)
     sample = replace(sample, prompt=_text(turns))
     # The start of the answer in the prompt belongs to the completion, without a policy token.
-    return _preceded(sample, begun) if begun else sample
+    return preceded(sample, begun) if begun else sample
 
 
-def _preceded(sample: Sample, begun: str) -> Sample:
+def preceded(sample: Sample, begun: str) -> Sample:
     """The sample with a text before its completion's; token offsets move along."""
     completion: Text
     if isinstance(sample.completion, str):

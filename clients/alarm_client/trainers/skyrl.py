@@ -89,9 +89,12 @@ class AlarmGenerator:
         settings = self.source.settings
         masks = _masks(output, len(ids))
         reasons = output.get("stop_reasons") or [None] * len(ids)
+        prompt_ids = output.get("prompt_token_ids") or [None] * len(ids)
         samples = [
-            token_sample(prompt_of(prompt), row, self.tokenizer, mask, reason)
-            for prompt, row, mask, reason in zip(prompts, ids, masks, reasons, strict=True)
+            token_sample(prompt_of(prompt), row, self.tokenizer, mask, reason, opening)
+            for prompt, row, mask, reason, opening in zip(
+                prompts, ids, masks, reasons, prompt_ids, strict=True
+            )
         ]
         extras = input_batch.get("env_extras") or [None] * len(ids)
         extra_rows = [row_of_dataset(extra) for extra in extras]

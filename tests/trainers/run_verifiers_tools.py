@@ -1,0 +1,114 @@
+"""A rollout of verifiers' null harness with a tool server, against an endpoint like OpenAI's."""
+
+import asyncio
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import verifiers.v1 as vf
+from texts_of_tools import ANSWER, CALL, QUESTION, RESULT, THOUGHTS
+from verifiers.v1.agent import make_agent
+from verifiers.v1.clients import EvalClientConfig
+from verifiers.v1.configs.task import RewardFunctionConfig
+from verifiers.v1.harnesses.null.harness import NullHarnessConfig
+from verifiers.v1.runtimes import SubprocessConfig
+
+
+class Library(vf.Toolset):
+    """A tool server with one tool."""
+
+    TOOL_PREFIX = "library"
+
+    @vf.tool
+    def find_author(self, title: str) -> str:
+        """Finds the author of a novel."""
+        return RESULT
+
+
+class Config(vf.TaskConfig):
+    """Where the tool server runs."""
+
+    tools: vf.ToolsetConfig = vf.ToolsetConfig()
+
+
+class Data(vf.TaskData):
+    """A row with what is right, as datasets have it."""
+
+    answer: str
+
+
+class Novel(vf.Task):
+    """A task with a tool, scored by the configured reward."""
+
+    @classmethod
+    def toolsets(cls, config: Config) -> list[vf.Toolset]:
+        """The servers of a rollout."""
+        return [Library(config.tools)]
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Chat completions of a policy that calls the tool that it is offered, and then answers."""
+
+    def do_POST(self) -> None:
+        """Answer by what was said already."""
+        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        is_second = given["messages"][-1]["role"] == "tool"
+        if is_second:
+            message = {"content": ANSWER}
+        else:
+            name = given["tools"][0]["function"]["name"]
+            called = {"name": name, "arguments": json.dumps(CALL["arguments"])}
+            calls = [{"id": "c1", "type": "function", "function": called}]
+            message = {"content": None, "tool_calls": calls}
+        message |= {"role": "assistant", "reasoning_content": THOUGHTS[is_second]}
+        reason = "stop" if is_second else "tool_calls"
+        body = json.dumps(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": given["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            }
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+async def main(url: str) -> dict[str, object]:
+    config = Config(
+        rewards={"alarm": RewardFunctionConfig(fn="alarm_client.trainers.verifiers.reward")}
+    )
+    task = Novel(Data(idx=0, prompt=QUESTION, system_prompt="Be brief.", answer=RESULT), config)
+    agent = make_agent(
+        vf.AgentConfig(
+            harness=NullHarnessConfig(),
+            runtime=SubprocessConfig(),
+            model="policy",
+            client=EvalClientConfig(base_url=url, api_key_var="ALARM_URL"),
+        )
+    )
+    trace = await agent.run(task)
+    return {
+        "reward": trace.reward,
+        "metrics": trace.metrics,
+        "errors": [str(error) for error in trace.errors],
+        "messages": [message.model_dump() for message in trace.messages],
+        "stop": trace.stop_condition,
+    }
+
+
+if __name__ == "__main__":
+    endpoint = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    Thread(target=endpoint.serve_forever, daemon=True).start()
+    found = asyncio.run(main(f"http://127.0.0.1:{endpoint.server_port}/v1"))
+    Path(sys.argv[1]).write_text(json.dumps(found))
