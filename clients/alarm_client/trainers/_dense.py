@@ -11,7 +11,12 @@ from alarm_client.trainers._failures import report, with_group_means
 from alarm_client.trainers._inputs import preceded
 from alarm_client.trainers._padding import at_last_token
 from alarm_client.trainers._settings import OnFailure
-from alarm_client.trainers._turns import on_all_tokens, opening_of, turns_of
+from alarm_client.trainers._turns import (
+    mask_by_template,
+    on_all_tokens,
+    opening_of,
+    turns_of,
+)
 from alarm_client.types import Id, Reward, Sample, Text
 
 
@@ -42,6 +47,22 @@ def token_sample(
         prompt=prompt, completion=completion, token_offsets=offsets, finish_reason=finish_reason
     )
     return preceded(sample, begun) if begun and not isinstance(prompt, str) else sample
+
+
+def policy_mask(
+    mask: Sequence[int] | None,
+    response_ids: Sequence[int],
+    tokenizer: Any,
+    prompt_ids: Sequence[int] | None,
+) -> list[int] | None:
+    """The mask of the policy's own tokens, by its chat template if the trainer's has none of them.
+
+    Trainers mask the whole response to leave it out of the loss, such as one that was cut off.
+    """
+    if mask is None or any(mask) or prompt_ids is None:
+        return None if mask is None else list(mask)
+    template, _ = opening_of(prompt_ids, tokenizer)
+    return mask_by_template(response_ids, tokenizer, template)
 
 
 def token_rewards(

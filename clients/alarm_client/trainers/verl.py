@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
 from alarm_client.trainers._components import columns, components
-from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._dense import plain_ids, policy_mask, token_rewards, token_sample
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import decoded_prompt, prompt_of
 from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._padding import left_aligned
 from alarm_client.trainers._settings import NAMES, TrainerDefaults, read_settings
 from alarm_client.trainers._source import RewardSource, get_reward_source
-from alarm_client.trainers._turns import mask_by_template, opening_of
 from alarm_client.types import Reward, Sample, Text
 
 if TYPE_CHECKING:
@@ -132,8 +131,8 @@ class AlarmRewardManager:
         prompt_ids = _prompt_ids(item)
         mask = _mask(item, length)
         if mask is None and _num_turns(item) > _ONE_REPLY:
-            template, _ = opening_of(prompt_ids, self.tokenizer)
-            mask = mask_by_template(ids, self.tokenizer, template)
+            mask = [0] * length  # verl's agent loop does not tell its reward workers
+        mask = policy_mask(mask, ids, self.tokenizer, prompt_ids)
         is_cut = self.most_tokens is not None and length >= self.most_tokens
         reason = "length" if is_cut else None
         prompt = self._prompt(item)
