@@ -2,50 +2,20 @@
 
 import asyncio
 import json
+import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import verifiers.v1 as vf
+from task_of_verifiers import Config, Data, Novel
 from texts_of_tools import ANSWER, CALL, QUESTION, RESULT, THOUGHTS
 from verifiers.v1.agent import make_agent
 from verifiers.v1.clients import EvalClientConfig
 from verifiers.v1.configs.task import RewardFunctionConfig
 from verifiers.v1.harnesses.null.harness import NullHarnessConfig
 from verifiers.v1.runtimes import SubprocessConfig
-
-
-class Library(vf.Toolset):
-    """A tool server with one tool."""
-
-    TOOL_PREFIX = "library"
-
-    @vf.tool
-    def find_author(self, title: str) -> str:
-        """Finds the author of a novel."""
-        return RESULT
-
-
-class Config(vf.TaskConfig):
-    """Where the tool server runs."""
-
-    tools: vf.ToolsetConfig = vf.ToolsetConfig()
-
-
-class Data(vf.TaskData):
-    """A row with what is right, as datasets have it."""
-
-    answer: str
-
-
-class Novel(vf.Task):
-    """A task with a tool, scored by the configured reward."""
-
-    @classmethod
-    def toolsets(cls, config: Config) -> list[vf.Toolset]:
-        """The servers of a rollout."""
-        return [Library(config.tools)]
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -108,6 +78,7 @@ async def main(url: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"  # the tool server's too
     endpoint = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     Thread(target=endpoint.serve_forever, daemon=True).start()
     found = asyncio.run(main(f"http://127.0.0.1:{endpoint.server_port}/v1"))

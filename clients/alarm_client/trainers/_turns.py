@@ -100,7 +100,7 @@ def mask_by_template(
         if first is None and not is_own:
             first = _end_of_turn(pieces, bisect_left(starts, header.start()))
         elif first is not None and is_own:
-            end = bisect_left(starts, header.end())
+            end = bisect_left(starts, _end_of_header(header))
             mask[first:end] = [0] * (end - first)
             first = None
     if first is not None:
@@ -118,6 +118,12 @@ def opening_of(ids: Sequence[int], tokenizer: Any) -> tuple[ChatTemplate | None,
         return template, split_prompt(text, template)[1]
     except SplitError:
         return template, ""
+
+
+def _end_of_header(header: re.Match[str]) -> int:
+    """Where the policy begins to write: gpt-oss writes the channel of its reply itself."""
+    has_channel = "channel" in header.re.groupindex and header["role"] is not None
+    return header.end("role") if has_channel else header.end()
 
 
 def _end_of_turn(pieces: Sequence[str], end: int) -> int:

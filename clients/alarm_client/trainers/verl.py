@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
@@ -13,7 +14,7 @@ from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import decoded_prompt, prompt_of
 from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._padding import left_aligned
-from alarm_client.trainers._settings import NAMES, TrainerDefaults, read_settings
+from alarm_client.trainers._settings import LOG, NAMES, TrainerDefaults, read_settings
 from alarm_client.trainers._source import RewardSource, get_reward_source
 from alarm_client.types import Reward, Sample, Text
 
@@ -280,6 +281,20 @@ def compute_score_blocking(
     return _scored(source.rewards(with_rows(samples, rows, source.settings)), source)
 
 
+def _warn_of_turns(extra_info: Mapping[str, Any]) -> None:
+    """Warn once that the text of several turns has what the policy did not write."""
+    if int(extra_info.get("num_turns") or _ONE_REPLY) > _ONE_REPLY:
+        _warn_once()
+
+
+@lru_cache(maxsize=1)
+def _warn_once() -> None:
+    LOG.warning(
+        "verl: compute_score gets the turns of an agent loop as one text, in which the results of "
+        "tools are scored as the policy's: use AlarmRewardManager, which tells them apart"
+    )
+
+
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
     (score,) = numbers(rewards, source.settings.on_failure)
     parts = components(rewards[0], source.aspect_names.update(rewards))
@@ -287,7 +302,9 @@ def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
 
 
 def _sample(solution: str, extra_info: Mapping[str, Any] | None, key: str) -> Sample:
-    return Sample(prompt=_prompt(extra_info or {}, key), completion=solution)
+    extra = extra_info or {}
+    _warn_of_turns(extra)
+    return Sample(prompt=_prompt(extra, key), completion=solution)
 
 
 def _prompt(extra_info: Mapping[str, Any], key: str) -> Text:
