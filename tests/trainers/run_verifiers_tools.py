@@ -30,25 +30,27 @@ class Endpoint(BaseHTTPRequestHandler):
         else:
             name = given["tools"][0]["function"]["name"]
             called = {"name": name, "arguments": json.dumps(CALL["arguments"])}
-            calls = [{"id": "c1", "type": "function", "function": called}]
+            calls = [{"index": 0, "id": "c1", "type": "function", "function": called}]
             message = {"content": None, "tool_calls": calls}
         message |= {"role": "assistant", "reasoning_content": THOUGHTS[is_second]}
-        reason = "stop" if is_second else "tool_calls"
-        body = json.dumps(
-            {
-                "id": "x",
-                "object": "chat.completion",
-                "created": 0,
-                "model": given["model"],
-                "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-            }
-        ).encode()
+        choice = {"index": 0, "finish_reason": "stop" if is_second else "tool_calls"}
+        kind, key = "chat.completion", "message"
+        if given.get("stream"):
+            kind, key = "chat.completion.chunk", "delta"
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        body = {"id": "x", "object": kind, "created": 0, "model": given["model"]}
+        body |= {"choices": [{**choice, key: message}], "usage": usage}
+        self.answer(json.dumps(body), is_stream=bool(given.get("stream")))
+
+    def answer(self, body: str, *, is_stream: bool) -> None:
+        """Send a body, or an event with it."""
+        sent = (f"data: {body}\n\ndata: [DONE]\n\n" if is_stream else body).encode()
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        kind = "text/event-stream" if is_stream else "application/json"
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(sent)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
