@@ -1,4 +1,4 @@
-"""A rollout of verifiers' null harness with a tool server, against an endpoint like OpenAI's."""
+"""A rollout of verifiers' bash harness with a tool server, against a stand-in endpoint."""
 
 import asyncio
 import json
@@ -14,7 +14,6 @@ from texts_of_tools import ANSWER, CALL, QUESTION, RESULT, THOUGHTS
 from verifiers.v1.agent import make_agent
 from verifiers.v1.clients import EvalClientConfig
 from verifiers.v1.configs.task import RewardFunctionConfig
-from verifiers.v1.harnesses.null.harness import NullHarnessConfig
 from verifiers.v1.runtimes import SubprocessConfig
 
 
@@ -28,7 +27,8 @@ class Endpoint(BaseHTTPRequestHandler):
         if is_second:
             message = {"content": ANSWER}
         else:
-            name = given["tools"][0]["function"]["name"]
+            names = [tool["function"]["name"] for tool in given["tools"]]
+            name = next(name for name in names if name.endswith(CALL["name"]))
             called = {"name": name, "arguments": json.dumps(CALL["arguments"])}
             calls = [{"index": 0, "id": "c1", "type": "function", "function": called}]
             message = {"content": None, "tool_calls": calls}
@@ -63,7 +63,6 @@ async def main(url: str) -> dict[str, object]:
     task = Novel(Data(idx=0, prompt=QUESTION, system_prompt="Be brief.", answer=RESULT), config)
     agent = make_agent(
         vf.AgentConfig(
-            harness=NullHarnessConfig(),
             runtime=SubprocessConfig(),
             model="policy",
             client=EvalClientConfig(base_url=url, api_key_var="ALARM_URL"),
