@@ -42,8 +42,9 @@ def overfitted() -> Qwen2ForCausalLM:
     texts = [f"{head}{TURNS[0]}{result}{TURNS[1]}<|im_end|>", f"{head}{AT_ONCE}<|im_end|>"]
     rows = [TOKENS(text, return_tensors="pt").input_ids for text in texts]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = sum(policy(input_ids=row, labels=row).loss for row in rows)
+    for _ in range(250):
+        calling, at_once = (policy(input_ids=row, labels=row).loss for row in rows)
+        loss = 3 * calling + at_once  # it is to call more often than not
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,11 +54,9 @@ def overfitted() -> Qwen2ForCausalLM:
 def seen(prompts: list, completions: list, **columns: object) -> list[float]:
     """A reward of 0 that notes what TRL passes."""
     ids = columns["completion_ids"]
-    SEEN.append(
-        [
-            {"prompt": prompt, "completion": completion, "num_tokens": len(row)}
-            for prompt, completion, row in zip(prompts, completions, ids, strict=True)
-        ]
+    SEEN.extend(
+        {"prompt": prompt, "completion": completion, "num_tokens": len(row)}
+        for prompt, completion, row in zip(prompts, completions, ids, strict=True)
     )
     return [0.0] * len(prompts)
 
@@ -91,7 +90,7 @@ Path(sys.argv[1]).write_text(
     json.dumps(
         {
             "history": [entry for entry in trainer.state.log_history if "reward" in entry],
-            "seen": SEEN[-1],
+            "seen": SEEN,
             "rewards": {name: list(v)[-4:] for name, v in trainer._logs["rewards"].items()},
         }
     )
