@@ -1,7 +1,8 @@
 """Rollouts with a tool in the trainers' own code: what reaches the server, and where rewards land.
 
-The environments are those of `test_real_trainers.py`. verifiers runs its chat program with `uv`, which must be on the PATH. A stand-in gives the
-texts of the policy except in TRL, which trains one that has learned them.
+The environments are those of `test_real_trainers.py`. verifiers runs its chat program with `uv`,
+which must be on the PATH. A stand-in gives the texts of the policy except in TRL, which trains one
+that has learned them.
 """
 
 import json

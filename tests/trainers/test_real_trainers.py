@@ -29,7 +29,8 @@ These have no release that installs on a CPU: clone each at the commit that is n
 file of the environment lead to the clone.
 
     EasyR1 b44b311         easyr1: torch==2.13.0 transformers tensordict ray pandas codetiming httpx
-    miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc pillow httpx
+    miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc pillow \
+                           httpx
     slime 624b824          slime: as miles
     NeMo RL 7ea279a        nemo_rl: torch==2.13.0 transformers==5.10.4 ray hydra-core omegaconf \
                            pillow datasets torchdata tensordict sympy wandb mlflow swanlab \
