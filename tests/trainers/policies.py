@@ -1,13 +1,29 @@
 """Trains a policy's tokenizer with a chat template, for scripts in trainers' venvs."""
 
+from pathlib import Path
+
 from texts_of_policies import ANSWERS, PROMPT
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from texts_of_tools import QUESTION, TURNS
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+QWEN3 = Path(__file__).parents[1] / "chat_templates" / "qwen3.jinja"
+# Qwen3 has a token for each of them, which decoding without special tokens keeps.
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+
+
+def tool_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the tags and the chat template of Qwen3, or another template."""
+    made = tokenizer()
+    made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    made.chat_template = QWEN3.read_text() if template is None else template
+    return made
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -22,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator([PROMPT, *ANSWERS] * 3, trainer)
+    inner.train_from_iterator([PROMPT, *ANSWERS, QUESTION, *TURNS] * 3, trainer)
     made = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<|im_end|>"
     )

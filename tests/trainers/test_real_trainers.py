@@ -9,7 +9,8 @@ Each trainer wants its own transformers, so each has its own folder under `$ALAR
     uv venv trl_0.18 && uv pip install -p trl_0.18 torch trl==0.18.2 transformers==4.52.4 \
         accelerate==1.7.0 datasets==3.6.0 httpx
     ln -s swift trl_0.29
-    uv venv verl && uv pip install -p verl torch==2.13.0 verl==0.9.1 cachetools httpx
+    uv venv verl && uv pip install -p verl torch==2.13.0 verl==0.9.1 cachetools uvicorn fastapi \
+        httpx
     uv venv swift && uv pip install -p swift torch==2.13.0 ms-swift==4.6.0 trl==0.29.1 msgspec httpx
     uv venv openrlhf && uv pip install -p openrlhf --no-deps openrlhf==0.11.2
     uv pip install -p openrlhf torch==2.13.0 transformers==5.15.0 pylatexenc sympy aiohttp httpx
@@ -28,7 +29,8 @@ These have no release that installs on a CPU: clone each at the commit that is n
 file of the environment lead to the clone.
 
     EasyR1 b44b311         easyr1: torch==2.13.0 transformers tensordict ray pandas codetiming httpx
-    miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc httpx
+    miles 31f1ca9          miles: torch==2.13.0 transformers aiohttp ray sympy pylatexenc pillow \
+                           httpx
     slime 624b824          slime: as miles
     NeMo RL 7ea279a        nemo_rl: torch==2.13.0 transformers==5.10.4 ray hydra-core omegaconf \
                            pillow datasets torchdata tensordict sympy wandb mlflow swanlab \

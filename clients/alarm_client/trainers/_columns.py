@@ -134,9 +134,14 @@ def _usual(row: Row, columns: Sequence[str]) -> dict[str, str]:
 
 
 def _tools(row: Row, settings: Settings) -> list[Any] | None:
-    """The tools of a row; a column that only happens to be called tools has no schemas."""
+    """The tools of the settings or of a row.
+
+    A column that only happens to be called tools has no schemas.
+    """
     if settings.tools is not None:
-        return tools_of(_configured(row, settings.tools, settings, "tools"))
+        is_column = not settings.tools.startswith("[")
+        given = _configured(row, settings.tools, settings, "tools") if is_column else settings.tools
+        return tools_of(given)
     try:
         found = tools_of(row.get("tools"))
     except (TypeError, ValueError):

@@ -8,9 +8,15 @@ from typing import Any
 
 from alarm_client.token_offsets import PolicyTokens
 from alarm_client.trainers._failures import report, with_group_means
+from alarm_client.trainers._inputs import preceded
 from alarm_client.trainers._padding import at_last_token
 from alarm_client.trainers._settings import OnFailure
-from alarm_client.trainers._turns import on_all_tokens, turns_of
+from alarm_client.trainers._turns import (
+    mask_by_template,
+    on_all_tokens,
+    opening_of,
+    turns_of,
+)
 from alarm_client.types import Id, Reward, Sample, Text
 
 
@@ -20,22 +26,43 @@ def token_sample(
     tokenizer: Any,
     mask: Sequence[int] | None = None,
     finish_reason: str | None = None,
+    prompt_ids: Sequence[int] | None = None,
 ) -> Sample:
     """The sample of a response, with the token offsets of its completion.
 
     `mask`: false for tokens that the policy did not sample, such as results of tools. With one the
     completion has several messages, and only the other tokens have offsets (see `turns_of`).
+    `prompt_ids`: as the policy read them; a start of the reply in them, such as `<think>`, is put
+    before the completion, if the prompt is messages.
     """
     tokens = _policy_tokens(tokenizer)
-    turns = None if mask is None else turns_of(response_ids, mask, tokens, tokenizer)
+    template, begun = (None, "") if prompt_ids is None else opening_of(prompt_ids, tokenizer)
+    turns = None if mask is None else turns_of(response_ids, mask, tokens, tokenizer, template)
     completion: Text
     if turns is None:
         completion, offsets = tokens.locate(response_ids)
     else:
         completion, offsets = turns.messages, turns.offsets
-    return Sample(
+    sample = Sample(
         prompt=prompt, completion=completion, token_offsets=offsets, finish_reason=finish_reason
     )
+    return preceded(sample, begun) if begun and not isinstance(prompt, str) else sample
+
+
+def policy_mask(
+    mask: Sequence[int] | None,
+    response_ids: Sequence[int],
+    tokenizer: Any,
+    prompt_ids: Sequence[int] | None,
+) -> list[int] | None:
+    """The mask of the policy's own tokens, by its chat template if the trainer's has none of them.
+
+    Trainers mask the whole response to leave it out of the loss, such as one that was cut off.
+    """
+    if mask is None or any(mask) or prompt_ids is None:
+        return None if mask is None else list(mask)
+    template, _ = opening_of(prompt_ids, tokenizer)
+    return mask_by_template(response_ids, tokenizer, template)
 
 
 def token_rewards(

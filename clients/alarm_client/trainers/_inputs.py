@@ -44,6 +44,7 @@ __all__ = [
     "completion_of",
     "decoded_prompt",
     "plain_samples",
+    "preceded",
     "prompt_of",
     "read_each",
     "rest_of",
@@ -105,12 +106,14 @@ def plain_samples(
 ) -> list[Sample]:
     """The samples without the policy's chat template, as the server's URLs split the same texts.
 
+    Tools that the template has written into a prompt are not sent a second time.
+
     ValueError if the template of a prompt is unknown, or the prompt does not fit the named one.
     """
     found = []
     for index, sample in enumerate(samples):
         try:
-            found.append(_plain_sample(sample, template))
+            found.append(_with_tools_once(sample, _plain_sample(sample, template)))
         except SplitError as error:
             raise ValueError(
                 f"{trainer}: sample {index} cannot be split: {error} (the setting template, or "
@@ -296,10 +299,24 @@ def _plain_sample(sample: Sample, template: ChatTemplate | None) -> Sample:
     turns, begun = split_prompt(prompt, template)
     sample = replace(sample, prompt=_text(turns))
     # The start of the answer in the prompt belongs to the completion, without a policy token.
-    return _preceded(sample, begun) if begun else sample
+    return preceded(sample, begun) if begun else sample
 
 
-def _preceded(sample: Sample, begun: str) -> Sample:
+def _with_tools_once(given: Sample, plain: Sample) -> Sample:
+    """The plain sample without its tools if the template wrote them into the given prompt."""
+    if not plain.tools or not isinstance(given.prompt, str) or plain.prompt is given.prompt:
+        return plain
+    names = [_function_name(tool) for tool in plain.tools]
+    has_them = all(name is not None and f'"{name}"' in given.prompt for name in names)
+    return replace(plain, tools=None) if has_them else plain
+
+
+def _function_name(tool: Mapping[str, object]) -> object:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def preceded(sample: Sample, begun: str) -> Sample:
     """The sample with a text before its completion's; token offsets move along."""
     completion: Text
     if isinstance(sample.completion, str):

@@ -79,9 +79,10 @@ def content_of(content: Any) -> str | list[dict[str, str]]:
 
 
 def tools_of(value: Any) -> list[Any] | None:
-    """The tools of a dataset row, as JSON schemas; None if there are none.
+    """The tools of a dataset row or a setting, as JSON schemas; None if there are none.
 
-    A string is their JSON. Functions need a schema, as a chat template needs one.
+    A string is their JSON. Functions become the schemas that transformers makes of them for chat
+    templates.
     """
     if isinstance(value, str):
         try:
@@ -107,10 +108,20 @@ def _tool(tool: Any) -> Any:
     schema = getattr(tool, "json_schema", None) or getattr(tool, "tool_schema", None)
     if isinstance(schema, Mapping):
         return schema
-    raise TypeError(
-        "a tool must be a JSON schema, got a "
-        f"{type(tool).__name__}; transformers.utils.get_json_schema makes one of a function"
-    )
+    if callable(tool):
+        return _schema_of(tool)
+    raise TypeError(f"a tool must be a JSON schema or a function, got a {type(tool).__name__}")
+
+
+def _schema_of(function: Any) -> Any:
+    try:
+        from transformers.utils.chat_template_utils import get_json_schema
+    except ImportError:
+        raise TypeError(
+            "a tool must be a JSON schema, got a function; transformers, which makes one of it, is "
+            "not installed"
+        ) from None
+    return get_json_schema(function)
 
 
 def _function_level(tool: dict[str, Any]) -> dict[str, Any]:

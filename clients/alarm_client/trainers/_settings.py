@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
 from alarm_client.trainers._inputs import template_of
+from alarm_client.trainers._messages import tools_of
 from alarm_client.types import Aspects, Overrides
 
 OnFailure: TypeAlias = Literal["raise", "none", "group_mean"] | float
@@ -57,7 +58,8 @@ class Settings:
     the server -> column of the dataset, None for the trainer's usual column. `group`: the column
     that identifies prompts, None for the prompt itself. `group_size`: how many samples a
     prompt has, or the column with that number: if set, the server waits for them all, which may
-    come in several calls. `tools`: the column with the tools of the policy, "tools" if None.
+    come in several calls. `tools`: the column with the tools of the policy, "tools" if None; or
+    the tools themselves, as a list of JSON schemas or functions, or its JSON.
     `max_completion_tokens`: the policy's limit, for trainers that pass token ids and not whether a
     completion was cut off. `template`: the policy's chat template, for trainers that send it: a
     name, "plain" for none, or JSON of the texts before and after turns; None detects it.
@@ -123,7 +125,7 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
         fields=read("fields", _fields, None),
         group=read("group", _text, None),
         group_size=read("group_size", _count_or_column, None),
-        tools=read("tools", _text, None),
+        tools=read("tools", _tools, None),
         max_completion_tokens=read("max_completion_tokens", _count, None),
         timeout=read("timeout", _seconds, defaults.timeout),
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
@@ -203,6 +205,13 @@ def _count(value: Any) -> int:
 def _count_or_column(value: Any) -> int | str:
     """A number, or the name of a column."""
     return _count(value) if math.isfinite(_number(value)) else _text(value)
+
+
+def _tools(value: Any) -> str:
+    """The name of a column, or a list of tools as JSON."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return value
+    return json.dumps(_plain(tools_of(value) or []))
 
 
 def _names(value: Any) -> tuple[str, ...]:

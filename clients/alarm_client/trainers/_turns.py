@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
-from alarm_client.chat.conversation import SplitError, split_prompt
-from alarm_client.chat.templates import ChatTemplate, detect
+from alarm_client.chat.conversation import (
+    SplitError,
+    read_answer,
+    split_prompt,
+    without_thoughts,
+)
+from alarm_client.chat.templates import THOUGHTS, ChatTemplate, detect
 from alarm_client.token_offsets import PolicyTokens, Span
 from alarm_client.trainers._messages import completion_text
 from alarm_client.types import Message
+
+_OWN = ("assistant", THOUGHTS)
+
+# Qwen's templates write the results of tools as a turn of the user.
+_INNER = r"(?:(?!</?tool_response>).)*"
+_RESULTS = re.compile(rf"\s*(?:<tool_response>{_INNER}</tool_response>\s*)+", re.DOTALL)
+_RESULT = re.compile(rf"<tool_response>\n?({_INNER}?)\n?</tool_response>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +62,75 @@ def turns_of(
         return None
     messages: list[Message] = []
     offsets: list[Span] = []
+    begun = ""
     for is_own, indices in runs:
         own_ids = [ids[index] for index in indices]
         if not is_own:
-            messages += _inserted(own_ids, tokenizer, template)
+            inserted, begun = _inserted(own_ids, tokenizer, template)
+            if messages and inserted and inserted[0]["role"] == "assistant":
+                messages[-1] = _continued(messages[-1], inserted.pop(0))
+            messages += inserted
             continue
-        start = len(completion_text([*messages, {"content": ""}]))
+        start = len(completion_text([*messages, {"content": ""}])) + len(begun)
         text, spans = tokens.locate(own_ids)
-        messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "assistant", "content": begun + text})
         offsets += [
             (start + first, start + end)
             for index, (first, end) in zip(indices, spans, strict=True)
             if mask[index]
         ]
     return Turns(messages, offsets)
+
+
+def mask_by_template(
+    ids: Sequence[int], tokenizer: Any, template: ChatTemplate | None
+) -> list[int] | None:
+    """The mask of a response whose trainer has none: 0 from a turn of others to the next reply.
+
+    None if the policy's template is unknown, or the response has no such turn.
+    """
+    if template is None or not template.is_special:
+        return None
+    pieces = [tokenizer.decode([one], skip_special_tokens=False) for one in ids]
+    starts = list(accumulate(map(len, pieces), initial=0))
+    mask = [1] * len(ids)
+    first: int | None = None
+    for header in template.header.finditer("".join(pieces)):
+        is_own = template.role(header) in _OWN
+        if first is None and not is_own:
+            first = _end_of_turn(pieces, bisect_left(starts, header.start()))
+        elif first is not None and is_own:
+            end = bisect_left(starts, _end_of_header(header))
+            mask[first:end] = [0] * (end - first)
+            first = None
+    if first is not None:
+        mask[first:] = [0] * (len(ids) - first)
+    return None if all(mask) else mask
+
+
+def opening_of(ids: Sequence[int], tokenizer: Any) -> tuple[ChatTemplate | None, str]:
+    """The policy's template by the ids of a prompt, and the start of the reply that it has."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+    template = detect(text)
+    if template is None:
+        return None, ""
+    try:
+        return template, split_prompt(text, template)[1]
+    except SplitError:
+        return template, ""
+
+
+def _end_of_header(header: re.Match[str]) -> int:
+    """Where the policy begins to write: gpt-oss writes the channel of its reply itself."""
+    has_channel = "channel" in header.re.groupindex and header["role"] is not None
+    return header.end("role") if has_channel else header.end()
+
+
+def _end_of_turn(pieces: Sequence[str], end: int) -> int:
+    """The end of a turn of the policy, without the white space before the next header."""
+    while end and not pieces[end - 1].strip():
+        end -= 1
+    return end
 
 
 def on_all_tokens(rewards: Sequence[float], mask: Sequence[int]) -> list[float]:
@@ -73,16 +142,31 @@ def on_all_tokens(rewards: Sequence[float], mask: Sequence[int]) -> list[float]:
     return placed
 
 
-def _inserted(ids: Sequence[int], tokenizer: Any, template: ChatTemplate | None) -> list[Message]:
-    """The messages of an environment, from the text with the template's headers."""
+def _inserted(
+    ids: Sequence[int], tokenizer: Any, template: ChatTemplate | None
+) -> tuple[list[dict[str, str]], str]:
+    """The messages of an environment by the template's headers, and the start of the next reply.
+
+    Text before the first header is a part of the last reply that is not to be trained.
+    """
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
-    if template is not None or detect(text) is not None:
-        try:
-            turns, _ = split_prompt(text, template)
-        except SplitError:
-            turns = ""
-        if not isinstance(turns, str):
-            found = [{"role": turn.role, "content": turn.content} for turn in turns]
-            return [message for message in found if message["content"].strip()]
-    plain: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return [{"role": "tool", "content": plain.strip()}] if plain.strip() else []
+    template = template or detect(text)
+    if template is None or template.header.search(text) is None:
+        plain: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+        return [{"role": "tool", "content": plain.strip()}] if plain.strip() else [], ""
+    turns = without_thoughts(read_answer(text, template))
+    is_begun = bool(turns) and turns[-1].role == "assistant" and turns[-1].is_open
+    begun = turns.pop().text if is_begun else ""
+    found = [one for turn in turns for one in _by_tool(turn.role, turn.text)]
+    return [one for one in found if one["content"].strip()], begun
+
+
+def _continued(message: Message, rest: Message) -> Message:
+    return {**message, "content": f"{message['content']}{rest['content']}"}
+
+
+def _by_tool(role: str, content: str) -> list[dict[str, str]]:
+    """A turn, or its results of tools as a message each."""
+    if role != "user" or _RESULTS.fullmatch(content) is None:
+        return [{"role": role, "content": content}]
+    return [{"role": "tool", "content": result} for result in _RESULT.findall(content)]

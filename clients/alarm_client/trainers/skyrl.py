@@ -8,7 +8,7 @@ from typing import Any
 
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
 from alarm_client.trainers._components import components
-from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._dense import plain_ids, policy_mask, token_rewards, token_sample
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import prompt_of, without_end_tokens
 from alarm_client.trainers._settings import TrainerDefaults, read_settings
@@ -88,11 +88,17 @@ class AlarmGenerator:
                 "do not support step-wise trajectories"
             )
         settings = self.source.settings
-        masks = _masks(output, len(ids))
         reasons = output.get("stop_reasons") or [None] * len(ids)
+        openings = output.get("prompt_token_ids") or [None] * len(ids)
+        masks = [
+            policy_mask(mask, row, self.tokenizer, opening)
+            for mask, row, opening in zip(_masks(output, len(ids)), ids, openings, strict=True)
+        ]
         samples = [
-            token_sample(prompt_of(prompt), row, self.tokenizer, mask, reason)
-            for prompt, row, mask, reason in zip(prompts, ids, masks, reasons, strict=True)
+            token_sample(prompt_of(prompt), row, self.tokenizer, mask, reason, opening)
+            for prompt, row, mask, reason, opening in zip(
+                prompts, ids, masks, reasons, openings, strict=True
+            )
         ]
         extras = input_batch.get("env_extras") or [None] * len(ids)
         uids = _uids(input_batch, len(ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,9 @@ TOKEN_REWARDS = "alarm_token_rewards"  # noqa: S105 - a name: among a sample's m
 async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
     """The reward of a sample, or of each sample of a group (`--group-rm`).
 
+    Where `loss_mask` has a 0, the completion has messages, as in `dense_rm`. A list without
+    `--group-rm` has the samples of one rollout, which are in no group.
+
     With `--reward-key K` it is a dict: the reward under K, its parts under `alarm_...`.
     """
     return await rewarded(args, sample, DEFAULTS)
@@ -50,11 +54,12 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
 
 async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
     """As `custom_rm`, for slime or a fork of it."""
-    is_group = isinstance(sample, (list, tuple))
-    samples = list(sample) if is_group else [sample]
+    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
     source = get_reward_source(defaults)
 
     def read(one: Any) -> Sample:
+        if _has_turns(one):
+            return replace(_token_sample(args, one), token_offsets=None)
         return Sample(
             prompt=prompt_of(one.prompt),
             completion=without_end_tokens(one.response),
@@ -62,10 +67,10 @@ async def rewarded(args: Any, sample: Any, defaults: TrainerDefaults) -> Any:
         )
 
     to_score = read_each(defaults.trainer, read, samples=samples)
-    to_score = _with_rows(args, to_score, samples, source, is_group)
+    to_score = _with_rows(args, to_score, sample, source)
     rewards = await source.arewards(to_score)
     found = _found(args, rewards, source, groups_of(to_score))
-    return found if is_group else found[0]
+    return found[0] if samples[0] is sample else found
 
 
 async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
@@ -75,25 +80,19 @@ async def dense_rm(args: Any, sample: Any, **_: Any) -> Any:
     and the tokens have no reward.
     The policy's tokenizer is read from `--hf-checkpoint`.
     """
-    is_group = isinstance(sample, (list, tuple))
-    samples = list(sample) if is_group else [sample]
-    tokenizer = _tokenizer(args.hf_checkpoint)
+    samples = list(sample) if isinstance(sample, (list, tuple)) else [sample]
     source = get_reward_source(DEFAULTS)
-    ids = [plain_ids(one.tokens)[len(one.tokens) - one.response_length :] for one in samples]
     masks = [_mask(one) for one in samples]
-    to_score = [
-        token_sample(prompt_of(one.prompt), row, tokenizer, mask, _finish_reason(one))
-        for one, row, mask in zip(samples, ids, masks, strict=True)
-    ]
-    to_score = _with_rows(args, to_score, samples, source, is_group)
+    to_score = [_token_sample(args, one) for one in samples]
+    to_score = _with_rows(args, to_score, sample, source)
     rewards = await source.arewards(to_score)
     groups = groups_of(to_score)
     found = _found(args, rewards, source, groups)
-    lengths = [len(row) for row in ids]
+    lengths = [one.response_length for one in samples]
     rows = token_rewards(rewards, lengths, source.settings.on_failure, groups, masks)
     for one, row in zip(samples, rows, strict=True):
         one.metadata = {**(one.metadata or {}), TOKEN_REWARDS: row}
-    return found if is_group else found[0]
+    return found[0] if samples[0] is sample else found
 
 
 def post_process_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[Any]]:
@@ -188,6 +187,26 @@ def _discounted(rewards: Any, gamma: float) -> Any:
     return returns
 
 
+def _has_turns(sample: Any) -> bool:
+    """Whether the loss mask tells turns apart, or only the tokens have the response."""
+    mask = _mask(sample) or ()
+    is_text_missing = not sample.response and getattr(sample, "response_length", 0) > 0
+    return is_text_missing or (0 in mask and any(mask))
+
+
+def _token_sample(args: Any, sample: Any) -> Sample:
+    tokens = plain_ids(sample.tokens)
+    start = len(tokens) - sample.response_length
+    return token_sample(
+        prompt_of(sample.prompt),
+        tokens[start:],
+        _tokenizer(args.hf_checkpoint),
+        _mask(sample),
+        _finish_reason(sample),
+        tokens[:start],
+    )
+
+
 def _mask(sample: Any) -> list[int] | None:
     mask = getattr(sample, "loss_mask", None)
     return None if mask is None else plain_ids(mask)
@@ -199,16 +218,14 @@ def _finish_reason(sample: Any) -> str | None:
     return "length" if getattr(status, "value", status) == "truncated" else None
 
 
-def _with_rows(
-    args: Any,
-    to_score: list[Sample],
-    samples: Sequence[Any],
-    source: RewardSource,
-    is_group: bool,
-) -> list[Sample]:
+def _with_rows(args: Any, to_score: list[Sample], given: Any, source: RewardSource) -> list[Sample]:
+    """The samples of a call with what their rows say; the call's list is a group or a rollout."""
+    is_list = isinstance(given, (list, tuple))
+    samples = list(given) if is_list else [given]
     rows = [row_of_dataset(one) for one in samples]
+    is_group = is_list and getattr(args, "group_rm", True)
     prompts = [one.prompt for one in samples] if is_group else None
-    size = getattr(args, "n_samples_per_prompt", None)
+    size = None if is_list else getattr(args, "n_samples_per_prompt", None)
     return with_rows(to_score, rows, source.settings, prompts=prompts, group_size=size)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
 from typing import Any
 
-from alarm_client.trainers._columns import finish_reason_at, groups_of, rows_of, with_rows
+from alarm_client.trainers._columns import Row, finish_reason_at, groups_of, rows_of, with_rows
 from alarm_client.trainers._components import columns, means
 from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
+from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
 from alarm_client.trainers._shared_calls import Consumer
 from alarm_client.trainers._source import RewardSource, source_for
@@ -37,6 +40,9 @@ HABITS = DEFAULTS  # former name, kept as an alias
 _FIRST_TO_SKIP = (1, 6)
 
 _FIRST_TO_AWAIT = (0, 27)
+
+# Methods of an environment that are not tools.
+_HOOKS = ("reset", "get_reward")
 
 
 class AlarmReward:
@@ -104,7 +110,8 @@ class AlarmReward:
             for sample, row in zip(samples, rows, strict=True)
         ]
         step = getattr(columns.get("trainer_state"), "global_step", None)
-        return with_rows(samples, rows, settings, prompts=prompts, step=step)
+        samples = with_rows(samples, rows, settings, prompts=prompts, step=step)
+        return [_with_environment(*pair) for pair in zip(samples, rows, strict=True)]
 
     def _finish(
         self,
@@ -186,6 +193,22 @@ def _older_than(first: tuple[int, int]) -> str | None:
         return None
     numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
     return installed if numbers < first else None
+
+
+def _with_environment(sample: Sample, row: Row) -> Sample:
+    """The sample with the tools of its TRL environment, which are methods."""
+    environment = row.get("environments")
+    if environment is None:
+        return sample
+    return replace(sample, tools=[*(sample.tools or ()), *_methods(environment.__class__)] or None)
+
+
+@lru_cache(maxsize=64)
+def _methods(environment: Any) -> tuple[Any, ...]:
+    """The schemas of the methods that TRL offers to the policy."""
+    own = inspect.getmembers(environment, inspect.isfunction)
+    offered = [method for name, method in own if name not in _HOOKS and not name.startswith("_")]
+    return tuple(tools_of(offered) or ())
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]:

@@ -9,7 +9,7 @@ from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
 from alarm_client.trainers._components import components
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each, role_of
-from alarm_client.trainers._messages import tools_of
+from alarm_client.trainers._messages import get, tools_of
 from alarm_client.trainers._settings import TrainerDefaults
 from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
@@ -95,9 +95,9 @@ def _row(answer: Any, info: Any, state: Any) -> Row:
 
 
 def _of_trace(trace: Any) -> Sample:
-    """The sample of a trace's last branch; ValueError if it has no reply."""
-    branches = list(getattr(trace, "branches", ()))
-    nodes = list(branches[-1].nodes) if branches else []
+    """The sample of a trace's branch; ValueError if it has no reply."""
+    branch = _branch(trace)
+    nodes = [] if branch is None else list(branch.nodes)
     messages = [node.message for node in nodes] if nodes else list(trace.messages)
     replies = [index for index, one in enumerate(messages) if role_of(one) == "assistant"]
     if not replies:
@@ -108,6 +108,20 @@ def _of_trace(trace: Any) -> Sample:
     return Sample(
         prompt=prompt_of(messages[:start]),
         completion=completion_of(messages[start : replies[-1] + 1]),
-        tools=tools_of(branches[-1].tools) if nodes else None,
+        tools=None if branch is None else tools_of(branch.tools),
         finish_reason="length" if is_cut else None,
     )
+
+
+def _branch(trace: Any) -> Any:
+    """The last branch that is trained, or that of the root agent if the trace names its reply."""
+    branches = list(getattr(trace, "branches", ()))
+    trained = [branch for branch in branches if getattr(branch, "trainable", True)] or branches
+    reply = getattr(trace, "root_reply", None)
+    of_root = [branch for branch in trained if reply is not None and _ends_with(branch, reply)]
+    return next(reversed(of_root or trained), None)
+
+
+def _ends_with(branch: Any, reply: str) -> bool:
+    contents = [get(node.message, "content") for node in branch.nodes if node.sampled]
+    return bool(contents) and str(contents[-1] or "").strip() == reply.strip()

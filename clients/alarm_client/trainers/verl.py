@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
 from alarm_client.trainers._components import columns, components
-from alarm_client.trainers._dense import plain_ids, token_rewards, token_sample
+from alarm_client.trainers._dense import plain_ids, policy_mask, token_rewards, token_sample
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import decoded_prompt, prompt_of
+from alarm_client.trainers._messages import tools_of
 from alarm_client.trainers._padding import left_aligned
-from alarm_client.trainers._settings import NAMES, TrainerDefaults, read_settings
+from alarm_client.trainers._settings import LOG, NAMES, TrainerDefaults, read_settings
 from alarm_client.trainers._source import RewardSource, get_reward_source
 from alarm_client.types import Reward, Sample, Text
 
@@ -36,6 +38,10 @@ HABITS = DEFAULTS  # former name, kept as an alias
 _OF_BATCHES = replace(
     DEFAULTS, whole_groups="its managers up to 0.7.0, called with the batch", group_column="uid"
 )
+
+
+# verl counts a prompt and one reply as two turns.
+_ONE_REPLY = 2
 
 
 class AlarmRewardManager:
@@ -66,17 +72,18 @@ class AlarmRewardManager:
         self.source = RewardSource(read_settings(_OF_BATCHES, own))
         limit = self.source.settings.max_completion_tokens
         self.most_tokens = _response_length(config) if limit is None else limit
+        self.tools = _tools_of_config(config) if self.source.settings.tools is None else []
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """`reward_score` and `reward_extra_info` of a trajectory, scored by its last sequence."""
         item = data[len(data) - 1]
-        ids, sample = self._sample(item)
+        ids, mask, sample = self._sample(item)
         samples = with_rows([sample], [_row(item)], self.source.settings)
         rewards = await self.source.arewards(samples)
         policy = self.source.settings.on_failure
         score: float | list[float]
         if self.is_dense:
-            (score,) = token_rewards(rewards, [len(ids)], policy, masks=[_mask(item, len(ids))])
+            (score,) = token_rewards(rewards, [len(ids)], policy, masks=[mask])
         else:
             (score,) = numbers(rewards, policy)
         parts = components(rewards[0], self.source.aspect_names.update(rewards))
@@ -89,14 +96,14 @@ class AlarmRewardManager:
         located = [self._sample(item) for item in items]
         settings = self.source.settings
         samples = with_rows(
-            [sample for _, sample in located],
+            [sample for _, _, sample in located],
             [_row(item) for item in items],
             settings,
             prompts=[self._prompt(item) for item in items],
         )
         rewards = self.source.rewards(samples)
-        lengths = [len(ids) for ids, _ in located]
-        masks = [_mask(item, length) for item, length in zip(items, lengths, strict=True)]
+        lengths = [len(ids) for ids, _, _ in located]
+        masks = [mask for _, mask, _ in located]
         groups = groups_of(samples)
         rows = token_rewards(rewards, lengths, settings.on_failure, groups, masks)
         tensor = _as_tensor(rows, data.batch["responses"])
@@ -118,22 +125,26 @@ class AlarmRewardManager:
         ]
         return _as_tensor(rows, responses)
 
-    def _sample(self, item: Any) -> tuple[list[int], Sample]:
+    def _sample(self, item: Any) -> tuple[list[int], list[int] | None, Sample]:
         responses = item.batch["responses"]
         length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
         ids = plain_ids(responses[:length])
+        prompt_ids = _prompt_ids(item)
         mask = _mask(item, length)
+        if mask is None and _num_turns(item) > _ONE_REPLY:
+            mask = [0] * length  # verl's agent loop does not tell its reward workers
+        mask = policy_mask(mask, ids, self.tokenizer, prompt_ids)
         is_cut = self.most_tokens is not None and length >= self.most_tokens
         reason = "length" if is_cut else None
-        return ids, token_sample(self._prompt(item), ids, self.tokenizer, mask, reason)
+        prompt = self._prompt(item)
+        sample = token_sample(prompt, ids, self.tokenizer, mask, reason, prompt_ids)
+        return ids, mask, replace(sample, tools=_selected(self.tools, item))
 
     def _prompt(self, item: Any) -> Text:
         conversation = item.non_tensor_batch.get("raw_prompt")
         if conversation is not None:
             return prompt_of(conversation)
-        prompts = item.batch["prompts"]
-        length = int(item.batch["attention_mask"][: prompts.shape[-1]].sum())
-        return decoded_prompt(self.tokenizer, plain_ids(prompts[prompts.shape[-1] - length :]))
+        return decoded_prompt(self.tokenizer, _prompt_ids(item))
 
 
 def row_of_verl(extra_info: Mapping[str, Any] | None, **columns: Any) -> Row:
@@ -150,10 +161,52 @@ def _mask(item: Any, length: int) -> list[int] | None:
     return plain_ids(item.batch["response_mask"][:length])
 
 
+def _prompt_ids(item: Any) -> list[int]:
+    prompts = item.batch["prompts"]
+    length = int(item.batch["attention_mask"][: prompts.shape[-1]].sum())
+    return plain_ids(prompts[prompts.shape[-1] - length :])
+
+
+def _num_turns(item: Any) -> int:
+    """The messages of a trajectory, its prompt counted as one; verl's agent loops count them."""
+    return int(item.non_tensor_batch.get("__num_turns__", _ONE_REPLY))
+
+
+def _tools_of_config(config: Any) -> list[Any]:
+    """The schemas of the tools of verl's agent loop, as its configuration names them.
+
+    Classes of tools are not created here: their schemas are in the file that names them.
+    """
+    rollout = _section(_section(config, "actor_rollout_ref"), "rollout")
+    paths = _section(rollout, "multi_turn")
+    tools: list[Any] = []
+    if paths.get("tool_config_path"):
+        from omegaconf import OmegaConf
+
+        listed = OmegaConf.to_container(OmegaConf.load(paths["tool_config_path"]), resolve=True)
+        tools += [one["tool_schema"] for one in listed["tools"] if one.get("tool_schema")]
+    if paths.get("function_tool_path"):
+        from verl.tools.function_tool import load_function_tools_from_path
+
+        functions = load_function_tools_from_path(paths["function_tool_path"])
+        tools += [one.tool_schema for one in functions]
+    return tools_of(tools) or []
+
+
+def _selected(tools: list[Any], item: Any) -> list[Any] | None:
+    """The tools of a trajectory, which its row may choose from all."""
+    names = row_of(item.non_tensor_batch.get("extra_info")).get("tool_selection")
+    chosen = [one for one in tools if not names or one["function"]["name"] in names]
+    return chosen or None
+
+
+def _section(config: Any, name: str) -> Any:
+    return (config.get(name) if config is not None else None) or {}
+
+
 def _response_length(config: Any) -> int | None:
     """The policy's limit, from the configuration of the trainer; None if it is not there."""
-    data = (config.get("data") if config is not None else None) or {}
-    limit = data.get("max_response_length")
+    limit = _section(config, "data").get("max_response_length")
     return None if limit is None else int(limit)
 
 
@@ -178,12 +231,11 @@ def _as_tensor(rows: Sequence[Sequence[float]], responses: Any) -> torch.Tensor:
 
 
 def _of_config(config: Any) -> Mapping[str, Any]:
-    reward = None if config is None else config.get("reward")
-    return dict((reward or {}).get("reward_kwargs") or {})
+    return dict(_section(_section(config, "reward"), "reward_kwargs"))
 
 
 def _is_colocated(config: Any) -> bool:
-    model = (config.get("reward") or {}).get("reward_model") or {}
+    model = _section(_section(config, "reward"), "reward_model")
     return bool(model.get("enable")) and not model.get("enable_resource_pool")
 
 
@@ -201,7 +253,9 @@ async def compute_score(
 ) -> dict[str, float]:
     """`{"score": reward, ...}` of one response, with the reward components.
 
-    verl passes no prompt: it is read from `extra_info[prompt_key]`. `reward_kwargs` may contain
+    verl passes no prompt: it is read from `extra_info[prompt_key]`, else from the conversation that
+    agent loops add to `extra_info`. A response of several turns comes as one text with the results
+    of tools in it, which only AlarmRewardManager tells apart. `reward_kwargs` may contain
     `prompt_key` and any of Settings; `fields` may name `ground_truth` (the default of the field
     `reference`), `data_source` and the keys of `extra_info`.
     """
@@ -227,6 +281,20 @@ def compute_score_blocking(
     return _scored(source.rewards(with_rows(samples, rows, source.settings)), source)
 
 
+def _warn_of_turns(extra_info: Mapping[str, Any]) -> None:
+    """Warn once that the text of several turns has what the policy did not write."""
+    if int(extra_info.get("num_turns") or _ONE_REPLY) > _ONE_REPLY:
+        _warn_once()
+
+
+@lru_cache(maxsize=1)
+def _warn_once() -> None:
+    LOG.warning(
+        "verl: compute_score gets the turns of an agent loop as one text, in which the results of "
+        "tools are scored as the policy's: use AlarmRewardManager, which tells them apart"
+    )
+
+
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
     (score,) = numbers(rewards, source.settings.on_failure)
     parts = components(rewards[0], source.aspect_names.update(rewards))
@@ -234,10 +302,14 @@ def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:
 
 
 def _sample(solution: str, extra_info: Mapping[str, Any] | None, key: str) -> Sample:
-    return Sample(prompt=_prompt(extra_info or {}, key), completion=solution)
+    extra = extra_info or {}
+    _warn_of_turns(extra)
+    return Sample(prompt=_prompt(extra, key), completion=solution)
 
 
 def _prompt(extra_info: Mapping[str, Any], key: str) -> Text:
+    if extra_info.get(key) is None and extra_info.get("raw_prompt") is not None:
+        key = "raw_prompt"
     if extra_info.get(key) is None:
         raise ValueError(
             f"verl passes no prompt to compute_score: put it into the dataset's extra_info[{key!r}]"

@@ -1,0 +1,257 @@
+"""Turns of agents in the shapes of verl 0.9.1, SkyRL a956457, slime 624b824 and TRL 1.16."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from alarm_client.chat.templates import TEMPLATES
+from alarm_client.token_offsets import PolicyTokens
+from alarm_client.trainers import skyrl, slime, trl, verifiers
+from alarm_client.trainers._dense import token_sample
+from alarm_client.trainers._turns import mask_by_template, turns_of
+from alarm_client.trainers.verl import AlarmRewardManager, compute_score
+
+CHAT = [{"role": "user", "content": "Who?"}]
+TOOL = {"type": "function", "function": {"name": "find"}}
+PIECES = [
+    (1, "<tool_call>find</tool_call><|im_end|>"),
+    (0, "\n<|im_start|>user\n<tool_response>\nShe\n</tool_response><|im_end|>\n"),
+    (0, "<|im_start|>assistant\n"),
+    (1, "It was she.<|im_end|>"),
+]
+TURNS = [
+    {"role": "assistant", "content": "<tool_call>find</tool_call>"},
+    {"role": "tool", "content": "She"},
+    {"role": "assistant", "content": "It was she."},
+]
+
+
+def policy_tokenizer():
+    tokenizer = tiny.tokenizer(bos=False, eos=False)
+    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = False
+    tokenizer.eos_token = "<|im_end|>"
+    return tokenizer
+
+
+TOKENS = policy_tokenizer()
+
+
+def encoded(pieces):
+    """The ids of a response and its mask."""
+    rows = [(is_own, TOKENS(text).input_ids) for is_own, text in pieces]
+    return [one for _, ids in rows for one in ids], [own for own, ids in rows for _ in ids]
+
+
+IDS, MASK = encoded(PIECES)
+OPENING = TOKENS.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+
+
+def test_mask_by_template_is_that_of_trainers():
+    assert mask_by_template(IDS, TOKENS, TEMPLATES["chatml"]) == MASK
+    assert mask_by_template(encoded(PIECES[:1])[0], TOKENS, TEMPLATES["chatml"]) is None
+    assert mask_by_template(IDS, TOKENS, None) is None
+
+
+def test_mask_by_template_keeps_headers_that_the_policy_writes():
+    own = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|message|>Yes.<|end|>"
+    result = "<|start|>functions.find to=assistant<|message|>She<|end|><|start|>assistant"
+    ids, mask = encoded([(1, own), (0, result), (1, "<|message|>It was she.")])
+    assert mask_by_template(ids, TOKENS, TEMPLATES["harmony"]) == mask
+
+
+def test_turns_of_a_thought_that_the_template_begins_has_its_tag():
+    header = "<|im_start|>assistant\n<think>\n"
+    ids, mask = encoded([*PIECES[:2], (0, header), (1, "Hm.</think>She.<|im_end|>")])
+    turns = turns_of(ids, mask, PolicyTokens(TOKENS), TOKENS)
+    text = "<think>\nHm.</think>She."
+    assert turns.messages == [*TURNS[:2], {"role": "assistant", "content": text}]
+    start = sum(len(turn["content"]) + 2 for turn in TURNS[:2])
+    assert turns.offsets[sum(encoded(PIECES[:1])[1])][0] == start + len("<think>\n")
+    assert turns.offsets[-1] == (start + len(text), start + len(text))
+
+
+def test_turns_of_a_masked_end_of_a_reply_belong_to_it():
+    ids, mask = encoded([(1, "It was"), (0, " she.<|im_end|>" + PIECES[1][1]), *PIECES[2:]])
+    turns = turns_of(ids, mask, PolicyTokens(TOKENS), TOKENS, TEMPLATES["chatml"])
+    assert turns.messages == [{"role": "assistant", "content": "It was she."}, *TURNS[1:]]
+
+
+def test_token_sample_starts_with_what_its_prompt_began():
+    ids = TOKENS("Hm.</think>She.<|im_end|>").input_ids
+    opening = [*OPENING, *TOKENS("<think>\n").input_ids]
+    sample = token_sample(CHAT, ids, TOKENS, prompt_ids=opening)
+    assert sample.completion == "<think>\nHm.</think>She."
+    assert sample.token_offsets[0][0] == len("<think>\n")
+
+
+def find(title: str) -> str:
+    """
+    Finds an author.
+
+    Args:
+        title: of a novel
+    """
+    return title
+
+
+class Library:
+    """An environment of TRL."""
+
+    def reset(self, **row):
+        """Start."""
+
+    def find(self, title: str) -> str:
+        """
+        Finds an author.
+
+        Args:
+            title: of a novel
+        """
+        return title
+
+
+def test_trl_tools_are_functions_and_methods_of_environments(rewards):
+    reward = trl.AlarmReward(tools=[find])
+    completions = [[TURNS[2]], [TURNS[2]]]
+    reward([CHAT] * 2, completions)
+    reward([CHAT] * 2, completions, environments=[Library(), Library()])
+    alone, together = rewards.bodies[0]["samples"][0], rewards.bodies[1]["samples"][0]
+    names = [tool["function"]["name"] for tool in together["tools"]]
+    assert [tool["function"]["name"] for tool in alone["tools"]] == ["find"]
+    assert names == ["find", "find"]
+
+
+class Item:
+    """An item of verl's DataProto, and the batch of it alone."""
+
+    def __init__(self, **values):
+        self.batch = {
+            "prompts": torch.tensor(OPENING),
+            "responses": torch.tensor(IDS),
+            "attention_mask": torch.ones(len(OPENING) + len(IDS), dtype=torch.int64),
+        }
+        self.non_tensor_batch = {"raw_prompt": np.array(CHAT, dtype=object), **values}
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self
+
+
+async def test_verl_agent_loop_without_a_mask_is_split_by_the_template(rewards):
+    manager = AlarmRewardManager(tokenizer=TOKENS, group_size=2, tools=[TOOL])
+    await manager.run_single(Item(__num_turns__=4, uid="u"))
+    (sent,) = rewards.samples
+    assert sent["completion"] == TURNS
+    assert len(sent["token_offsets"]) == sum(MASK)
+    assert (sent["tools"], sent["group"], sent["group_size"]) == ([TOOL], "u", 2)
+
+
+async def test_verl_manager_reads_the_tools_of_the_agent_loop(rewards, monkeypatch):
+    loaded = [SimpleNamespace(tool_schema=SimpleNamespace(model_dump=lambda **_: TOOL))]
+    module = SimpleNamespace(load_function_tools_from_path=lambda path: loaded)
+    monkeypatch.setitem(__import__("sys").modules, "verl.tools.function_tool", module)
+    turns = {"multi_turn": {"function_tool_path": "tools.py"}}
+    config = {"actor_rollout_ref": {"rollout": turns}}
+    manager = AlarmRewardManager(config, TOKENS)
+    for info in ({}, {"tool_selection": ["other"]}):
+        await manager.run_single(Item(extra_info=info))
+    assert [sent.get("tools") for sent in rewards.samples] == [[TOOL], None]
+
+
+async def test_verl_function_reads_the_conversation_of_the_agent_loop(rewards, caplog):
+    extra = {"raw_prompt": np.array(CHAT, dtype=object), "num_turns": np.int32(4)}
+    await compute_score("d", "It was she.", "She", extra)
+    assert rewards.samples[0]["prompt"] == CHAT
+    assert "use AlarmRewardManager" in caplog.text
+
+
+class Generator:
+    """A generator of SkyRL that leaves what was cut off out of the loss."""
+
+    async def generate(self, given):
+        return {
+            "response_ids": [IDS],
+            "prompt_token_ids": [OPENING],
+            "loss_masks": [[0] * len(IDS)],
+            "stop_reasons": ["length"],
+        }
+
+
+async def test_skyrl_response_that_is_masked_whole_keeps_its_turns(rewards):
+    output = await skyrl.AlarmGenerator(Generator(), TOKENS).generate({"prompts": [CHAT]})
+    (sent,) = rewards.samples
+    assert (sent["completion"], sent["finish_reason"]) == (TURNS, "length")
+    assert not any(
+        one for one, is_own in zip(output["rewards"][0], MASK, strict=True) if not is_own
+    )
+
+
+def sample_of_slime(**given):
+    return SimpleNamespace(
+        **{
+            "prompt": CHAT,
+            "response": "".join(text for _, text in PIECES),
+            "tokens": [*OPENING, *IDS],
+            "response_length": len(IDS),
+            "loss_mask": MASK,
+            "label": None,
+            "group_index": 0,
+            "metadata": {"tools": [TOOL]},
+            **given,
+        }
+    )
+
+
+@pytest.fixture
+def args(monkeypatch):
+    monkeypatch.setattr(slime, "_tokenizer", lambda checkpoint: TOKENS)
+    return SimpleNamespace(
+        reward_key=None, n_samples_per_prompt=2, group_rm=False, hf_checkpoint="policy"
+    )
+
+
+async def test_slime_custom_rm_sends_turns_by_the_loss_mask(rewards, args):
+    await slime.custom_rm(args, sample_of_slime())
+    await slime.custom_rm(args, sample_of_slime(response=""))
+    for sent in rewards.samples:
+        assert sent["completion"] == TURNS
+        assert sent["tools"] == [TOOL]
+        assert "token_offsets" not in sent
+
+
+async def test_slime_tools_in_a_templated_prompt_are_sent_once(rewards, args):
+    prompt = '<|im_start|>system\n{"name": "find"}<|im_end|>\n' + TOKENS.decode(OPENING)
+    await slime.custom_rm(args, sample_of_slime(prompt=prompt))
+    (sent,) = rewards.samples
+    assert "tools" not in sent
+    assert sent["prompt"] == [{"role": "system", "content": '{"name": "find"}'}, *CHAT]
+
+
+async def test_slime_list_without_group_rm_is_one_rollout(rewards, args):
+    await slime.custom_rm(args, [sample_of_slime(), sample_of_slime()])
+    args.group_rm = True
+    await slime.custom_rm(args, [sample_of_slime(), sample_of_slime()])
+    assert [sent.get("group") for sent in rewards.samples] == [None, None, 0, 0]
+    assert not any("group_size" in sent for sent in rewards.samples)
+
+
+async def test_verifiers_scores_the_branch_of_the_root_agent(rewards):
+    def branch(text, **given):
+        reply = {"role": "assistant", "content": text}
+        nodes = [(CHAT[0], False), (reply, True)]
+        found = [SimpleNamespace(message=message, sampled=own) for message, own in nodes]
+        return SimpleNamespace(nodes=found, tools=[], **given)
+
+    for root in ("It was she.", None):
+        trace = SimpleNamespace(
+            branches=[branch("It was she."), branch("Sub."), branch("Lost.", trainable=False)],
+            root_reply=root,
+            record_metrics=lambda metrics: None,
+        )
+        await verifiers.reward(task=None, trace=trace)
+    assert [sent["completion"] for sent in rewards.samples] == ["It was she.", "Sub."]
