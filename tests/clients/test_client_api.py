@@ -66,7 +66,7 @@ def test_sync_and_async_clients_have_the_same_calls():
         return {name for name in vars(client) if not name.startswith("_")}
 
     blocking = calls(alarm_client.AlarmClient) - {"close"}
-    assert blocking == {"score", "hierarchical_reward", "models", "wait_ready"}
+    assert blocking == {"score", "hierarchical_reward", "models", "sleep", "wait_ready", "wake"}
     assert calls(alarm_client.AsyncAlarmClient) - {"aclose"} == blocking
 
 

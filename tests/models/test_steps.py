@@ -165,5 +165,5 @@ def test_steps_without_head_use_a_token_classifier(tmp_path: Path) -> None:
 
 
 def test_steps_with_step_token_of_several_tokens_is_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="no single token"):
+    with pytest.raises(CheckpointError, match="is not a single token"):
         load(spec(checkpoint, step_token="a step ends here"))

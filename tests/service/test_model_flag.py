@@ -103,7 +103,7 @@ def test_model_flag_replaces_default_recipe_and_adds_to_named_ones() -> None:
 
 
 def test_template_flag_without_model_is_refused() -> None:
-    with pytest.raises(SettingsError, match="name one, or use --set"):
+    with pytest.raises(SettingsError, match="--template applies to --model"):
         with_models(Settings(template="{completion}"))
 
 

@@ -62,7 +62,7 @@ def test_few_unknown_omitted_keys_are_one_error() -> None:
             {"completion": [{"role": "a", "content": [{"type": "text"}]}]},
             "completion[0].content[0]",
         ),
-        ({"prompt": "\ud800"}, "prompt: Input should be Unicode"),
+        ({"prompt": "\ud800"}, "prompt: Input should be valid Unicode"),
         ({"group": 1.5}, "group: Input should be a valid string (got 1.5); samples[0].group: "),
     ],
     ids=["messages", "parts", "text", "neither"],

@@ -22,20 +22,22 @@ _KEY_ERRORS = (
     (403, "the server has no admin key; the message says how to set one"),
 )
 _READ_ERRORS = documented(*_KEY_ERRORS)
-_CHANGE_ERRORS = documented(
+_BODY_ERRORS = (
     (400, "the body is not JSON, or does not match its Content-Digest"),
-    *_KEY_ERRORS,
-    (404, "no such recipe"),
     (408, "the body did not arrive in time"),
-    (409, "the change is not possible; nothing was changed; the message says why"),
     (413, "the body is over the limit"),
-    (422, "the request does not fit the schema"),
-    (503, "the server is broken or stopping"),
 )
-
-
+_CHANGE_ERRORS = documented(
+    *_KEY_ERRORS,
+    *_BODY_ERRORS,
+    (404, "no such recipe"),
+    (409, "the change is not possible; nothing was changed; the message says why"),
+    (422, "the request does not fit the schema"),
+    (503, "the server is broken, sleeping or stopping"),
+)
 _SLEEP_ERRORS = documented(
     *_KEY_ERRORS,
+    *_BODY_ERRORS,
     (409, "the models cannot be loaded; the message says why"),
     (503, "the server is broken or stopping"),
 )
