@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    _require_device(options.device, is_toy=options.toy)
+    require_device(options.device, is_toy=options.toy)
     if options.rows is not None:
         _write_rows(SECTIONS[options.only[0]], options)
         return
@@ -81,7 +81,8 @@ def main() -> None:
     print(f"{options.out} and {options.out.with_suffix('.md')}")
 
 
-def _require_device(device: str, *, is_toy: bool) -> None:
+def require_device(device: str, *, is_toy: bool) -> None:
+    """End the process with one sentence if it cannot measure on this device."""
     if device == "cpu" and not is_toy:
         sys.exit("--device cpu needs --toy: the sizes for a GPU take hours on a CPU")
     if device != "cpu" and not torch.cuda.is_available():
@@ -162,7 +163,7 @@ def _read_rows(path: Path) -> Iterator[Row]:
 def _write(path: Path, machine: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:
     sections = {name: asdict(outcome) for name, outcome in outcomes.items()}
     path.write_text(json.dumps({"machine": machine, "sections": sections}, indent=1) + "\n")
-    path.with_suffix(".md").write_text("\n".join(_markdown(machine, outcomes)))
+    path.with_suffix(".md").write_text("\n".join(markdown(machine, outcomes)))
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _markdown(machine: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+def markdown(machine: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """Yield the lines of the results, a table per section."""
     yield ", ".join(f"{key} {value}" for key, value in machine.items()) + "."
     for outcome in outcomes.values():

@@ -112,7 +112,7 @@ def peak(setting: Setting) -> Iterator[Row]:
 
 def attention(setting: Setting) -> Iterator[Row]:
     """Compare the variable-length attention backend with the plain one."""
-    yield from attention_rows(setting.device, toy=setting.is_toy)
+    yield from attention_rows(setting.device, is_toy=setting.is_toy)
 
 
 def groups(setting: Setting) -> Iterator[Row]:
@@ -285,10 +285,10 @@ SECTIONS: Mapping[str, Section] = {
     "tests": Section("Tests that need a GPU", 40, gpu_tests),
     "peak": Section("Peak of matrix products", 15, peak),
     "attention": Section("`varlen_attn` compared with the plain path", 30, attention),
-    "groups": Section("Groups of one prompt", 100, groups),
+    "groups": Section("Groups of one prompt", 95, groups),
     "requests": Section("Requests of one sample", 40, requests),
     "sleep": Section("Sleep and wake", 25, sleep),
-    "recipe": Section("The recipe `long-form-qa`", 45, paper_recipe),
+    "recipe": Section("The recipe `long-form-qa`", 40, paper_recipe),
 }
 
 
