@@ -179,8 +179,8 @@ def requests(setting: Setting) -> Iterator[Row]:
     task = setting.task(name)
     pairs = qa.read(qa.GOLDEN / "qa_items.jsonl")
     served: Mapping[str, tuple[str, str, Callable[[int], Sample]]] = {
-        "mini": ("mini", "preference", lambda number: qa.singles(pairs, 1, number)[0][0]),
         name: (str(write_recipe(task)), "measured", lambda number: setting.group(1, number)[0][0]),
+        "mini": ("mini", "preference", lambda number: qa.singles(pairs, 1, number)[0][0]),
     }
     for label, (recipe, model, sample) in served.items():
         with alarm_serve(recipe, setting.device, setting.folder / f"{label}.log") as url:
