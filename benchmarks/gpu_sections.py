@@ -187,7 +187,7 @@ def requests(setting: Setting) -> Iterator[Row]:
             seed = 0
             for connections, num in ((1, 200), (64, 1280)):
                 if setting.is_toy:
-                    num = 2 * connections
+                    num = 16
                 # The first ones, on new connections, warm up.
                 bodies = [
                     {"model": model, "samples": [on_the_wire(sample(seed + number))]}
@@ -230,11 +230,10 @@ def sleep(setting: Setting) -> Iterator[Row]:
 
 def paper_recipe(setting: Setting) -> Iterator[Row]:
     """Score groups with `long-form-qa`, 30 % past the threshold, against the original procedure."""
-    shape = Shape(2, 128) if setting.is_toy else Shape(12, 768)
+    shape, size = (Shape(2, 128), 3) if setting.is_toy else (Shape(12, 768), 8)
     folders = make_models(setting.folder, shape, shape)
     pairs = qa.read(qa.GOLDEN / "qa_items.jsonl")
-    rounds = setting.rounds(3)
-    work = {number: qa.group(pairs, 8, seed=number + 1) for number in rounds}
+    work = {number: qa.group(pairs, size, seed=number + 1) for number in setting.rounds(3)}
     flags = [flag for one in settings(folders) for flag in ("--set", one)]
     with function_in_child(make_reference, folders, setting.device) as reference:
         gates = [gate(0.3, (0, 1, 0), work, twin, reference) for twin in (0, 1)]
@@ -252,7 +251,7 @@ def paper_recipe(setting: Setting) -> Iterator[Row]:
                     "way": way if way == "original" else f"{way}, {dtype}",
                     "past the threshold": gates[one.twin].share,
                     "ms": 1000 * one.median,
-                    "samples/s": len(work[0][0]) / one.median,
+                    "samples/s": size / one.median,
                     "original / this": timed["original"].median / one.median,
                     "difference": largest_difference(one.numbers, {0: rewards[one.twin]}),
                 }
