@@ -113,7 +113,7 @@ def _outcomes(options: argparse.Namespace) -> Iterator[tuple[str, Outcome]]:
         else:
             outcome = _run(name, options, limit_s)
         print(f"{name}: {outcome.status}, {len(outcome.rows)} rows, {outcome.seconds:.0f} s")
-        if outcome.error is not None:
+        if outcome.error:
             print(outcome.error)
         sys.stdout.flush()
         yield name, outcome
