@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from work import LABELS
 
-__all__ = ["Shape", "bert", "llama", "llama_with_head", "longformer"]
+__all__ = ["Shape", "bert", "llama", "llama_with_head", "longformer", "random_llama"]
 
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 _PAD, _CLS, _SEP, _UNK = range(FIRST_WORD)
@@ -22,15 +22,22 @@ _PAD, _CLS, _SEP, _UNK = range(FIRST_WORD)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of a model. Attention heads are 64 wide, or 32 if the model is narrower than 512."""
+    """The size of a model.
+
+    By default attention heads are 64 wide, or 32 if the model is narrower than 512, each has keys
+    of its own, and the gated MLP of a Llama is 8/3 as wide as the model.
+    """
 
     layers: int
     hidden: int
+    heads: int | None = None
+    kv_heads: int | None = None
+    intermediate: int | None = None
 
     @property
     def num_heads(self) -> int:
         """The number of attention heads."""
-        return self.hidden // (64 if self.hidden >= 512 else 32)
+        return self.heads or self.hidden // (64 if self.hidden >= 512 else 32)
 
 
 def llama(folder: Path, shape: Shape, *, token_head: bool = False) -> None:
@@ -40,6 +47,22 @@ def llama(folder: Path, shape: Shape, *, token_head: bool = False) -> None:
     made = _llama_config(shape, VOCABULARY, **labels)
     loader = hf.LlamaForTokenClassification if token_head else hf.LlamaForSequenceClassification
     loader(made).save_pretrained(folder)
+    _save_words(folder, encoder=False)
+
+
+def random_llama(folder: Path, shape: Shape, device: str) -> None:
+    """Save a Llama classifier without weights: loading it makes random ones on ``device``.
+
+    It needs ``trust_remote_code``, because its class is `random_weights.RandomWeightsLlama`.
+    """
+    code = Path(__file__).with_name("random_weights.py")
+    config = _llama_config(shape, VOCABULARY, num_labels=1, random_weights_device=device)
+    config.architectures = ["LlamaForSequenceClassification"]
+    config.auto_map = {"AutoModelForSequenceClassification": f"{code.stem}.RandomWeightsLlama"}
+    config.save_pretrained(folder)
+    shutil.copy(code, folder / code.name)
+    # Loaders look for a file of weights; nothing reads this tensor.
+    save_file({"score.weight": torch.zeros(1, shape.hidden)}, folder / "model.safetensors")
     _save_words(folder, encoder=False)
 
 
@@ -108,10 +131,10 @@ def _llama_config(shape: Shape, vocabulary: int, **more: object) -> hf.LlamaConf
     return hf.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=shape.hidden,
-        intermediate_size=shape.hidden * 8 // 3 // 64 * 64,
+        intermediate_size=shape.intermediate or shape.hidden * 8 // 3 // 64 * 64,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
+        num_key_value_heads=shape.kv_heads or shape.num_heads,
         max_position_embeddings=4096,
         pad_token_id=_PAD,
         bos_token_id=_CLS,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["free_port", "function_in_child", "server"]
+__all__ = ["end_on_sigterm", "free_port", "function_in_child", "server", "stop"]
 
 _STOP_S = 20
 
@@ -73,7 +73,7 @@ def server(
     Raises `RuntimeError` with the end of the log if it never does. From now on SIGTERM ends this
     process like an interrupt, so that no server outlives it.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_on_sigterm()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -86,7 +86,12 @@ def server(
         _until_ready(process, url, log, patience_s)
         yield url[: url.index("/", len("http://"))]
     finally:
-        _stop(process)
+        stop(process)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process like an interrupt, so that its contexts are closed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def free_port() -> int:
@@ -108,11 +113,11 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path, patience
     raise RuntimeError(f"{' '.join(process.args)} never answered {url}; its log ends:\n{tail}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], patience_s: float = _STOP_S) -> None:
     """End the process and its children, which share its session."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sig)
-            process.wait(_STOP_S)
+            process.wait(patience_s)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue

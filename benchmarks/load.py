@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import aiohttp
 
-__all__ = ["Post", "client"]
+__all__ = ["Post", "client", "latencies"]
 
 
 class Post(Protocol):
@@ -33,6 +34,29 @@ def client() -> Iterator[Post]:
             yield post
         finally:
             runner.run(session.close())
+
+
+def latencies(url: str, bodies: Sequence[Any], connections: int) -> list[float]:
+    """Send one request after another on each of a number of connections; return their seconds.
+
+    Raises `RuntimeError` for any status other than 200.
+    """
+    return asyncio.run(_latencies(url, bodies, connections))
+
+
+async def _latencies(url: str, bodies: Sequence[Any], connections: int) -> list[float]:
+    waiting = iter(bodies)
+    seconds: list[float] = []
+
+    async def connection(session: aiohttp.ClientSession) -> None:
+        for body in waiting:  # shared by all connections
+            started = time.perf_counter()
+            await _post(session, url, body)
+            seconds.append(time.perf_counter() - started)
+
+    async with await _session() as session:
+        await asyncio.gather(*(connection(session) for _ in range(connections)))
+    return seconds
 
 
 async def _session() -> aiohttp.ClientSession:

@@ -17,7 +17,20 @@ from work import LABELS, Sample, Task, Way
 
 from alarm_models.process_tuning import limit_openmp_spin
 
-__all__ = ["alarm_serve", "deterministic", "in_process", "on_the_wire", "over_http", "write_recipe"]
+__all__ = [
+    "alarm_serve",
+    "deterministic",
+    "in_process",
+    "on_the_wire",
+    "over_http",
+    "score_over_http",
+    "ways_over_http",
+    "write_recipe",
+]
+
+
+#: The command `alarm` of this Python, also where its packages are installed in another folder.
+_ALARM = (sys.executable, "-c", "from alarm_service.cli.main import main; raise SystemExit(main())")
 
 
 def write_recipe(task: Task) -> Path:
@@ -27,6 +40,8 @@ def write_recipe(task: Task) -> Path:
     if task.kind == "segments":
         more = f'positive_label = "{LABELS[-1]}"\nnegative_label = "{LABELS[0]}"\n'
         more += f'separator = "{task.separator}"\n'
+    if task.trust_remote_code:
+        more += "trust_remote_code = true\n"
     # A holistic model must score whole completions, so a token head gets a weightless one beside
     # it.
     holistic = "measured" if task.kind == "sequence" else "length"
@@ -44,8 +59,7 @@ def write_recipe(task: Task) -> Path:
 def alarm_serve(recipe: str, device: str, log: Path, *flags: str) -> Iterator[str]:
     """Run `alarm serve` on a free port; yield its base URL once it is ready."""
     port = str(free_port())
-    alarm = str(Path(sys.executable).with_name("alarm"))
-    command = [alarm, "serve", "--recipe", recipe, "--port", port, "--device", device, *flags]
+    command = [*_ALARM, "serve", "--recipe", recipe, "--port", port, "--device", device, *flags]
     with server(command, f"http://127.0.0.1:{port}/health/ready", log) as url:
         yield url
 
@@ -58,17 +72,22 @@ def over_http(
     log = task.folder / f"{name}.log"
     recipe = str(write_recipe(task))
     with alarm_serve(recipe, task.device, log, *flags) as url, client() as post:
-        yield {
-            f"{name}, one request": Way(lambda samples: _score(post, url, [samples])),
-            f"{name}, a request a sample": Way(
-                lambda samples: _score(post, url, [[sample] for sample in samples]), 1
-            ),
-        }
+        yield ways_over_http(post, url, name)
 
 
 def deterministic(task: Task) -> AbstractContextManager[dict[str, Way]]:
     """Yield the same variants with `--deterministic`."""
     return over_http(task, "alarm --deterministic", ["--deterministic"])
+
+
+def ways_over_http(post: Post, url: str, name: str = "alarm") -> dict[str, Way]:
+    """Return the variants of a running server: one request for all samples, and one per sample."""
+    return {
+        f"{name}, one request": Way(lambda samples: score_over_http(post, url, [samples])),
+        f"{name}, a request a sample": Way(
+            lambda samples: score_over_http(post, url, [[sample] for sample in samples]), 1
+        ),
+    }
 
 
 def on_the_wire(sample: Sample) -> dict[str, Any]:
@@ -79,7 +98,8 @@ def on_the_wire(sample: Sample) -> dict[str, Any]:
     return body
 
 
-def _score(post: Post, url: str, requests: Sequence[Sequence[Sample]]) -> list[float]:
+def score_over_http(post: Post, url: str, requests: Sequence[Sequence[Sample]]) -> list[float]:
+    """Send requests to `/score`, all at once; return their numbers, concatenated."""
     bodies = [
         {"model": "measured", "samples": [on_the_wire(sample) for sample in samples]}
         for samples in requests

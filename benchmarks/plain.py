@@ -31,7 +31,11 @@ class Plain:
             "sequence": hf.AutoModelForSequenceClassification,
             "segments": hf.AutoModelForTokenClassification,
         }[task.kind]
-        model = loader.from_pretrained(task.folder, dtype=getattr(torch, task.dtype))
+        model = loader.from_pretrained(
+            task.folder,
+            dtype=getattr(torch, task.dtype),
+            trust_remote_code=task.trust_remote_code,
+        )
         self._model = model.to(task.device).eval()
         self._tokenizer = hf.AutoTokenizer.from_pretrained(task.folder)
         self._kind = task.kind

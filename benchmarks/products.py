@@ -15,9 +15,10 @@ import transformers as hf
 from children import function_in_child
 from operations import Batch
 from plain import encode
+from timing import synchronize
 from work import Sample, Task, Way
 
-__all__ = ["multiplier", "products"]
+__all__ = ["matmul_peak", "multiplier", "products"]
 
 #: Counts the operations of a model with a given configuration for a batch.
 Count = Callable[[Any, Batch], float]
@@ -54,33 +55,45 @@ def multiplier(device: str, dtype: str) -> Iterator[Callable[[float], None]]:
 
 
 def _make_multiplier(device: str, dtype: str) -> Callable[[float], None]:
-    kind, number = torch.device(device), getattr(torch, dtype)
-    sides = _SIDES[kind.type]
-    tried = {side: torch.randn(side, side, device=kind, dtype=number) for side in sides}
-    for matrix in tried.values():
-        _multiply(matrix, _TRIED)  # warms up
-    fastest = min(sides, key=lambda side: _multiply(tried[side], _TRIED) / side**3)
+    fastest = _fastest_matrix(device, dtype, _SIDES[torch.device(device).type])
 
     def multiply(operations: float) -> None:
-        _multiply(tried[fastest], operations / (2 * fastest**3))
+        _multiply(fastest, operations / _operations(fastest))
 
     return multiply
+
+
+def matmul_peak(device: str, dtype: str, sides: Sequence[int] | None = None) -> float:
+    """Measure the operations per second of the fastest square matrix product.
+
+    ``sides`` are the sizes tried, by default those that suit the device.
+    """
+    fastest = _fastest_matrix(device, dtype, sides or _SIDES[torch.device(device).type])
+    return _TRIED * _operations(fastest) / min(_multiply(fastest, _TRIED) for _ in range(3))
+
+
+def _fastest_matrix(device: str, dtype: str, sides: Sequence[int]) -> torch.Tensor:
+    number = getattr(torch, dtype)
+    tried = [torch.randn(side, side, device=device, dtype=number) for side in sides]
+    for matrix in tried:
+        _multiply(matrix, _TRIED)  # warms up
+    return min(tried, key=lambda matrix: _multiply(matrix, _TRIED) / _operations(matrix))
+
+
+def _operations(matrix: torch.Tensor) -> float:
+    """Count the operations of one product; a multiply-add is two."""
+    return 2.0 * len(matrix) ** 3
 
 
 @torch.inference_mode()
 def _multiply(matrix: torch.Tensor, times: float) -> float:
     """Multiply a matrix by itself ``times`` times; return the seconds taken."""
     out = torch.empty_like(matrix)
-    _wait_for(matrix)
+    synchronize(matrix.device)
     started = time.perf_counter()
     for _ in range(int(times)):
         torch.mm(matrix, matrix, out=out)
     rest = round(times % 1 * len(matrix))
     torch.mm(matrix[:rest], matrix, out=out[:rest])
-    _wait_for(matrix)
+    synchronize(matrix.device)
     return time.perf_counter() - started
-
-
-def _wait_for(matrix: torch.Tensor) -> None:
-    if matrix.is_cuda:
-        torch.cuda.synchronize(matrix.device)

@@ -46,7 +46,7 @@ def main() -> None:
         "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(ASPECTS)}"
     )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="device of the service: cpu or cuda:0")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
     run(parser.parse_args())
 
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folders = make_models(folder, Shape(*options.holistic), Shape(*options.aspects))
-        reference = stack.enter_context(function_in_child(make_reference, folders))
+        reference = stack.enter_context(function_in_child(make_reference, folders, options.device))
         flags = [flag for one in settings(folders) for flag in ("--set", one)]
         url = stack.enter_context(
             alarm_serve("long-form-qa", options.device, folder / "alarm.log", *flags)
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
                 for number in range(-1, options.rounds)
             }
             gates = [gate(rate, tuple(options.weights), work, twin, reference) for twin in (0, 1)]
-            measure(gates, work, reference, partial(_reward, post, url), multiply, least)
+            measure(gates, work, reference, partial(reward_over_http, post, url), multiply, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,10 @@ def threshold_for(rate: float, zs: Sequence[float]) -> tuple[float, float]:
     return (edges[count] + edges[count + 1]) / 2, count / len(ordered)
 
 
-def _reward(post: Post, url: str, rule: Rule, requests: Sequence[Sequence[Sample]]) -> list[float]:
+def reward_over_http(
+    post: Post, url: str, rule: Rule, requests: Sequence[Sequence[Sample]]
+) -> list[float]:
+    """Send requests to `/hierarchical_reward`, all at once; return their rewards, concatenated."""
     weights = dict(zip(ASPECTS, rule.weights, strict=True))
     bodies = [
         {

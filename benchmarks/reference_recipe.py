@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,16 +38,18 @@ class Rule:
 class _Holistic:
     """A Llama with a linear head on its last token, like UltraRM's own class."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = hf.LlamaModel.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, device: str) -> None:
+        model = hf.LlamaModel.from_pretrained(folder, dtype=torch.float32)
+        self._model = model.to(device).eval()
         self._tokenizer = hf.AutoTokenizer.from_pretrained(folder)
         with safe_open(folder / "model.safetensors", "pt") as tensors:
-            self._head = tensors.get_tensor("regression_head.weight")
+            self._head = tensors.get_tensor("regression_head.weight").to(device)
 
     @torch.inference_mode()
     def z(self, sample: Sample) -> float:
         """Return the score in standard deviations from its mean."""
         ids = self._tokenizer(holistic_text(sample), return_tensors="pt").input_ids
+        ids = ids.to(self._model.device)
         states = self._model(ids).last_hidden_state
         return ((states[0, -1] @ self._head[0]).item() - _MEAN) / _STD
 
@@ -79,11 +81,12 @@ def as_read(name: str, sample: Sample) -> Sample:
 
 
 def make_reference(
-    folders: Mapping[str, Path],
+    folders: Mapping[str, Path], device: str = "cpu"
 ) -> Callable[[Sequence[Sample], Rule | None], list[float]]:
     """Load the four models; return a function of samples to rewards, or to z without a rule."""
-    aspects = {name: (task, Plain(task)) for name, task in aspect_tasks(folders).items()}
-    holistic = _Holistic(folders["ultrarm"])
+    tasks = aspect_tasks(folders)
+    aspects = {name: (task, Plain(replace(task, device=device))) for name, task in tasks.items()}
+    holistic = _Holistic(folders["ultrarm"], device)
 
     def rewards(samples: Sequence[Sample], rule: Rule | None) -> list[float]:
         if rule is None:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from work import Way, Work
 
-__all__ = ["Timed", "in_turns", "largest_difference", "report"]
+__all__ = ["Timed", "in_turns", "largest_difference", "report", "synchronize"]
 
 _REST_S = 3
 
@@ -31,17 +32,23 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def in_turns(ways: Mapping[str, Way], work: Work) -> dict[str, Timed]:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done its work; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turns(ways: Mapping[str, Way], work: Work, *, rest_s: float = _REST_S) -> dict[str, Timed]:
     """Run each variant on each round's work; round -1 is warm-up and not timed.
 
-    Each turn starts after a pause: a server may poll for work, on a core of its own, for a second
-    or two after its last request, and would take that core from the next variant.
+    Each turn starts after a pause of ``rest_s``: a server may poll for work, on a core of its own,
+    for a second or two after its last request, and would take that core from the next variant.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
     for number, twins in work.items():
         for name, way in ways.items():
-            time.sleep(_REST_S)
+            time.sleep(rest_s)
             started = time.perf_counter()
             numbers[name][number] = way.score(twins[way.twin])
             if number >= 0:

@@ -27,7 +27,7 @@ class Task:
     """A checkpoint, and how samples are presented to it.
 
     Kind ``sequence`` gives one number per sample, ``segments`` one margin per segment, read at the
-    separator before it.
+    separator before it. ``trust_remote_code`` runs the class in the checkpoint's folder.
     """
 
     folder: Path
@@ -36,6 +36,7 @@ class Task:
     separator: str = "[SEP]"
     dtype: str = "float32"
     device: str = "cpu"
+    trust_remote_code: bool = False
 
     def text(self, sample: Sample) -> str:
         """Return the text that the model reads, including separators."""

@@ -28,6 +28,14 @@ def test_single_layer_counts_only_keys_and_values() -> None:
     assert of_group(llama(1), GROUP) == of_apart(longformer(1, 8), GROUP) == 5 * 2 * 4 * 2
 
 
+def test_keys_and_values_that_heads_share_count_once() -> None:
+    grouped = hf.LlamaConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    # 5 tokens times 2 matrices of 4 x 2, two operations each.
+    assert of_group(grouped, GROUP) == 5 * 2 * 8 * 2
+
+
 def test_layer_before_the_last_counts_in_full() -> None:
     # 46 weights; a token sees those before it and itself: 1 + 2 + 3 + 4 + 5, 4 numbers each.
     more = of_group(llama(2), GROUP) - of_group(llama(1), GROUP)

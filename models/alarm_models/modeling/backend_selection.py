@@ -341,8 +341,11 @@ def _fastest_packed(
                 if not packed.has_prefix_cache or _serves_cached(packed, probe, reference):
                     packed.clear_prefix_cache()
                     return packed
-            except _REFUSALS:
-                pass  # the model does not support the backend, or its keys are not cached
+            except _REFUSALS as error:
+                # The model does not support the backend, or its keys are not cached.
+                _logger.info(
+                    "%s does not run on %s: %s", type(model).__name__, backend.name, repr(error)[:300]
+                )
         restore_last_layer(model)
     if not isinstance(model, LongformerModel):
         model.set_attn_implementation(original_attention)
