@@ -344,7 +344,10 @@ def _fastest_packed(
             except _REFUSALS as error:
                 # The model does not support the backend, or its keys are not cached.
                 _logger.info(
-                    "%s does not run on %s: %s", type(model).__name__, backend.name, repr(error)[:300]
+                    "%s does not run on %s: %s",
+                    type(model).__name__,
+                    backend.name,
+                    repr(error)[:300],
                 )
         restore_last_layer(model)
     if not isinstance(model, LongformerModel):
