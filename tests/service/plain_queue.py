@@ -34,6 +34,8 @@ class PlainQueue:
     def put(self, works: Sequence[QueuedSample]) -> None:
         for work in works:
             self._num_came += 1
+            if (work.model, work.caller) not in self._came:
+                self._usage_of(work.model.name).begin_to_wait(work.caller)
             self._came.setdefault((work.model, work.caller), self._num_came)
             self._models_came.setdefault(work.model, self._num_came)
             self._waiting.append(work)
@@ -76,6 +78,8 @@ class PlainQueue:
         self._num_running -= 1
         usage = self._usage_of(batch[0].model.name)
         usage.measure(total, seconds)
+        callers = [*self._callers_of(batch[0].model), *(work.caller for work in batch)]
+        usage.divide(seconds, len({caller.flow for caller in callers}))
         expected = 0.0
         for work, num_tokens in zip(batch, num_computed, strict=True):
             expected += work.charged

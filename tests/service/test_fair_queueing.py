@@ -325,6 +325,19 @@ def test_queue_small_caller_waits_for_one_turn_of_each_large_one() -> None:
         # 20 floods of 100 tokens a turn, in batches of half a second, 500 tokens.
 
 
+def test_queue_caller_served_before_is_not_starved_by_new_connections() -> None:
+    device = Device({"m": 1000}, max_batch_tokens=100)
+    device.queue.put([*of(A, 100), *of(flood(0), 100), *of(flood(1), 100)])
+    for _ in range(3):
+        device.run_one()
+    again = of(A, 100)
+    device.queue.put([*of(flood(2), 100), *of(flood(3), 100), *again])
+    for number in range(4, 30):
+        device.run_one()
+        device.queue.put(of(flood(number), 100))
+    assert again[0].charged > 0
+
+
 def test_queue_saturating_callers_have_equal_device_time() -> None:
     device = Device({"m": 1000})
     sizes = {A: 100, B: 10, C: 400}

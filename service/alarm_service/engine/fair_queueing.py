@@ -66,6 +66,10 @@ class VirtualTimes(Generic[_Flow]):
         """Return a flow's start tag."""
         return max(self._tags.get(flow, 0.0), self._now)
 
+    def add(self, flow: _Flow, tag: float) -> None:
+        """Start a new flow at this tag or later; one that is known keeps its own."""
+        self._tags.setdefault(flow, max(tag, self._now))
+
     def is_ahead(self, flow: _Flow) -> bool:
         """Whether a flow has been served more than its share."""
         return self.start(flow) > self._now
@@ -129,9 +133,14 @@ class Usage:
 
     ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
     the highest throughput of a batch so far, 0 before the first.
+
+    ``even_share_s`` is the virtual time of a caller that has always waited. New callers start a
+    batch before it: the tag of the last one served does not advance while new callers come, so
+    that requests with a connection each would keep a caller that was served before waiting forever.
     """
 
     callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
+    even_share_s: float = 0.0
     best_tokens_per_s: float = 0.0
     _num_batches: int = 0
     _tokens: float = 0.0
@@ -139,6 +148,15 @@ class Usage:
     _weight: float = 0.0
     _squares: float = 0.0
     _products: float = 0.0
+
+    def begin_to_wait(self, caller: Caller) -> None:
+        """Give a new caller its start tag, before its first sample is queued."""
+        self.callers.add(caller, self.even_share_s - _MAX_BATCH_S)
+
+    def divide(self, seconds: float, num_callers: int) -> None:
+        """Divide the time of a batch among as many callers as had samples waiting or in it."""
+        even_share_s = max(self.even_share_s, self.callers.now)
+        self.even_share_s = even_share_s + seconds / num_callers
 
     @property
     def tokens_per_s(self) -> float:

@@ -136,6 +136,16 @@ class WaitingSamples:
         return self._works
 
     @property
+    def num_flows(self) -> int:
+        """The number of callers; connections with one key are one."""
+        num_keys = len(self._num_of_key) - ("" in self._num_of_key)
+        return self._num_of_key[""] + num_keys
+
+    def has_flow(self, caller: Caller) -> bool:
+        """Whether a caller, or another connection with its key, has samples."""
+        return caller.key in self._num_of_key if caller.key else caller in self._works
+
+    @property
     def oldest(self) -> float:
         """The time since when a sample has been waiting that is the first of its caller."""
         return self._oldest[0][0]
@@ -485,6 +495,7 @@ class RequestQueue:
             self._num_running = max(self._num_running - 1, 0)
             usage = self._usage_of(name)
             usage.measure(total, seconds)
+            usage.divide(seconds, self._num_sharing(batch))
             expected = 0.0
             for work, num_tokens in zip(batch, num_computed, strict=True):
                 expected += work.charged
@@ -493,6 +504,14 @@ class RequestQueue:
                 work.charged = part
             self._reorder(name, batch)
             self._models.charge(name, seconds - expected)
+
+    def _num_sharing(self, batch: Sequence[QueuedSample]) -> int:
+        """Count the callers with samples in a batch or waiting for its model; a key is one."""
+        queue = self._queues.get(batch[0].model)
+        callers = {work.caller.flow: work.caller for work in batch}
+        if queue is None:
+            return len(callers)
+        return queue.num_flows + sum(not queue.has_flow(one) for one in callers.values())
 
     def close(self, reason: ServiceError) -> None:
         """Refuse further samples; queued ones fail with the reason."""
@@ -529,6 +548,8 @@ class RequestQueue:
         if queue is None:
             times = self._usage_of(work.model.name).callers
             queue = self._queues[work.model] = WaitingSamples(times)
+        if work.caller not in queue.callers:
+            self._usage_of(work.model.name).begin_to_wait(work.caller)
         queue.append(work)
         self._note_caller(work.caller)
 
