@@ -13,6 +13,7 @@ from alarm_models.modeling.linear_kernels import (
     PLAIN,
     PackedLinear,
     fastest_linear,
+    measure_linear,
     pack_linears,
     unpack_linears,
 )
@@ -64,8 +65,10 @@ def test_pack_linears_replaces_nested_layers_and_no_subclass() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_fastest_linear_on_any_processor_names_a_kernel(dtype: torch.dtype) -> None:
-    assert fastest_linear(dtype, torch.get_num_threads()) in (PLAIN, PACKED)
+def test_kernels_on_any_processor_are_measured_or_left_alone(dtype: torch.dtype) -> None:
+    num_threads = torch.get_num_threads()
+    assert fastest_linear(dtype, num_threads) in (PLAIN, PACKED)
+    assert measure_linear(dtype, num_threads) in (PLAIN, PACKED)
 
 
 def test_fastest_linear_if_deterministic_is_not_measured() -> None:

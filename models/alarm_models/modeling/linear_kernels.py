@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices with MKL, which uses no AVX-512 on processors that are not
 Intel's, and reorders a weight of 16 bits in each call. oneDNN with weights in its blocked layout
-does neither. Both are measured in the process when the first model is loaded.
+does neither. Both are measured when the first model is loaded, on processors with AVX-512.
 
 The operators are those that `torch.compile` uses on CPUs. They are not public: where one is
 missing, fails or is inexact, torch's own kernel is used.
@@ -24,6 +24,7 @@ __all__ = [
     "PackedLinear",
     "fastest_linear",
     "has_bfloat16",
+    "measure_linear",
     "pack_linears",
     "unpack_linears",
 ]
@@ -95,12 +96,21 @@ class PackedLinear(torch.nn.Module):
         return linear.eval()
 
 
-@torch.inference_mode()
 @cache
 def fastest_linear(dtype: torch.dtype, num_threads: int) -> str:
-    """Measure the kernels on this processor; return the name of the fastest that is exact."""
-    if dtype not in _TOLERANCE or torch.are_deterministic_algorithms_enabled():
+    """Return the name of the fastest exact kernel on this processor."""
+    if torch.are_deterministic_algorithms_enabled():
         # A measurement may choose otherwise after a restart, and the last bits would differ.
+        return PLAIN
+    if not torch.cpu.get_capabilities().get("avx512_f", False):
+        return PLAIN  # with AVX2 both are equally fast
+    return measure_linear(dtype, num_threads)
+
+
+@torch.inference_mode()
+def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
+    """Measure the kernels; return the name of the fastest that is exact."""
+    if dtype not in _TOLERANCE:
         return PLAIN
     seed = torch.Generator().manual_seed(0)
     states = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)
