@@ -49,6 +49,7 @@ BROKEN = {
     "deep_tokenizer_config": (_text("tokenizer_config.json", DEEP), "cannot be read"),
     "no_text": (_text("chat_template.jinja", b"\xff"), "cannot be read"),
     "many_labels": (_config(num_labels=1 << 21), "num_labels 2097152"),
+    "many_layers": (_config(num_hidden_layers=1 << 30), "num_hidden_layers 1073741824"),
     "header_list": (_text("model.safetensors", _header("[]")), "is not a valid safetensors file"),
     "header_deep": (_text("model.safetensors", _header(DEEP)), "is not a valid safetensors file"),
 }

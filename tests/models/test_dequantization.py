@@ -111,3 +111,36 @@ def test_group_that_no_scale_has_is_refused() -> None:
     }
     with pytest.raises(CheckpointError, match="g_idx does not name one of 1 groups"):
         _compute(Layout.GPTQ, parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("blocksize", 0, "its blocksize is 0"),
+        ("blocksize", 1 << 33, "its blocksize is 8589934592"),
+        ("nested_blocksize", -1, "its nested_blocksize is -1"),
+        ("shape", [float("inf")], "OverflowError"),
+        (None, None, "TypeError"),
+    ],
+)
+def test_bitsandbytes_state_of_no_matrix_is_refused(
+    key: str | None, value: object, says: str
+) -> None:
+    state = {"blocksize": 4, "shape": [1, 4], "nested_blocksize": 4, "nested_offset": 0.0}
+    text = json.dumps([] if key is None else {**state, key: value}).encode()
+    parts = {
+        "weight": torch.zeros(2, 1, dtype=torch.uint8),
+        "absmax": torch.zeros(1, dtype=torch.uint8),
+        "nested_absmax": torch.ones(1),
+        "nested_quant_map": torch.ones(256),
+        "quant_map": torch.arange(16) / 16,
+        "state": torch.tensor(list(text), dtype=torch.uint8),
+    }
+    with pytest.raises(CheckpointError, match=says):
+        _compute(Layout.BITSANDBYTES_4BIT, parts)
+
+
+def test_weight_without_columns_is_refused() -> None:
+    weight = torch.zeros(4, 0, dtype=torch.int8)
+    with pytest.raises(CheckpointError, match=r"weight \[4, 0\].*ZeroDivisionError"):
+        _compute(Layout.SCALED, {"weight": weight, "weight_scale": torch.ones(1)})

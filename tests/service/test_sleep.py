@@ -132,3 +132,12 @@ async def test_client_puts_the_server_to_sleep_and_wakes_it(checkpoint: Path) ->
         caller = AsyncAlarmClient("http://localhost", transport=admin._transport)
         with pytest.raises(AlarmError, match="admin"):
             await caller.sleep()
+
+
+async def test_response_of_a_change_shows_its_result_and_not_that_of_the_next(
+    checkpoint: Path,
+) -> None:
+    async with serving(checkpoint) as (_, client):
+        changes = ["sleep", "wake", "sleep"]
+        told = await asyncio.gather(*(client.post(f"/admin/{one}") for one in changes))
+        assert [bool(one.json()["recipes"]) for one in told] == [False, True, False]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import struct
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from tolerance import computed
 
@@ -152,3 +157,80 @@ def test_gguf_without_its_package_names_the_extra(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'alarm-models[gguf]'" in run.stderr
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("sound")
+    _classifier(folder / "gguf", folder / "original")
+    return (folder / "gguf" / "rm-Q8_0.gguf").read_bytes()
+
+
+def _behind(name: bytes, value: bytes, skip: int = 0) -> Callable[[bytes], bytes]:
+    """Return a function that overwrites what is stored ``skip`` bytes after a name."""
+
+    def damage(sound: bytes) -> bytes:
+        start = sound.index(name) + len(name) + skip
+        return sound[:start] + value + sound[start + len(value) :]
+
+    return damage
+
+
+def _counts(num_tensors: int, num_keys: int) -> Callable[[bytes], bytes]:
+    return lambda sound: sound[:8] + struct.pack("<QQ", num_tensors, num_keys) + sound[24:]
+
+
+def _nested(sound: bytes) -> bytes:
+    key = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    return sound[:8] + struct.pack("<QQ", 0, 1) + key + struct.pack("<IQ", 9, 1) * 20_000
+
+
+def _overlapping(sound: bytes) -> bytes:
+    """Make all tensors begin where the first does, and cut the file after the largest."""
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        Path(file.name).write_bytes(sound)
+        reader = GGUFReader(file.name, "r+")
+        for one in reader.tensors:
+            one.field.parts[5][0] = 0
+        reader.data.flush()
+        largest = max(one.n_bytes for one in reader.tensors)
+        return Path(file.name).read_bytes()[: reader.data_offset + largest]
+
+
+#: Damaged files, and what the error says of each. Some would take all memory or all time.
+DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "many_tensors": (_counts(1 << 63, 4), "tensors, more than any model has"),
+    "many_keys": (_counts(4, 1 << 63), "its metadata counts over"),
+    "long_array": (_behind(b"ggml.tokens", struct.pack("<IQ", 7, 1 << 40), 4), "counts over"),
+    "long_text": (_behind(b"ggml.pre", struct.pack("<Q", 1 << 62), 4), "its header is cut"),
+    "nested": (_nested, "a is an array of arrays"),
+    "cut": (lambda sound: sound[:5000], "its header is cut"),
+    "cut_weights": (lambda sound: sound[: len(sound) // 2], "is no complete GGUF file"),
+    "dimension": (_behind(b"token_embd.weight", struct.pack("<Q", 1 << 62), 4), "cannot hold"),
+    "zero": (_behind(b"token_embd.weight", bytes(8), 4), "cannot hold"),
+    "type": (_behind(b"qwen2.block_count", struct.pack("<If", 6, 2.0)), r"block_count = 2\.0"),
+    "layers": (
+        _behind(b"qwen2.block_count", struct.pack("<I", 1 << 30), 4),
+        "of 2 layers",
+    ),
+    "name": (lambda sound: sound.replace(b"token_embd", b"xoken_embd"), "no matrix token_embd"),
+    "merges": (lambda sound: sound.replace(b"ggml.merges", b"ggml.xerges"), "tokenizer cannot be"),
+    "overlap": (_overlapping, "its tensors overlap"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_gguf_is_refused_in_a_sentence(case: str, sound: bytes, tmp_path: Path) -> None:
+    damage, says = DAMAGED[case]
+    (tmp_path / "rm.gguf").write_bytes(damage(sound))
+    with pytest.raises(CheckpointError, match=says):
+        load(tmp_path, {})
+
+
+def test_loaded_gguf_keeps_no_map_of_its_file(sound: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "rm.gguf"
+    file.write_bytes(sound)
+    model = load(tmp_path, {})
+    assert model.fingerprint
+    gc.collect()
+    assert str(file) not in Path("/proc/self/maps").read_text("utf-8")

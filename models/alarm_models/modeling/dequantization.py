@@ -25,6 +25,9 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 #: bitsandbytes' int8 values are multiples of a row's maximum over this.
 _INT8_MAX = 127.0
 
+#: More values than bitsandbytes scales together.
+_MAX_BLOCK_SIZE = 1 << 16
+
 #: How many values of a weight are computed at a time, which bounds the memory beside it.
 _CHUNK = 1 << 22
 
@@ -43,7 +46,10 @@ def dequantize(
         return _FORMULAS[packed.layout](packed, parts).compute(dtype)
     except _Mismatch as error:
         reason = str(error)
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+        MemoryError,
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {str(error)[:200]}"
     shapes = ", ".join(f"{role} {list(one.shape)}" for role, one in parts.items())
     raise CheckpointError(f"{name} is stored as {packed.layout} in {shapes}: {reason}. {ADVICE}")
@@ -213,7 +219,7 @@ def _grid(
 def _bitsandbytes_4bit(packed: PackedWeight, parts: _Parts) -> _Quantized:
     """bitsandbytes nf4 and fp4: a value of a map times a maximum, by blocks of the flat weight."""
     state: dict[str, Any] = json.loads(bytes(parts["state"].to(torch.uint8).tolist()))
-    size, shape = int(state["blocksize"]), tuple(int(one) for one in state["shape"])
+    size, shape = _block_size(state, "blocksize"), tuple(int(one) for one in state["shape"])
     pairs = parts["weight"].flatten().view(torch.uint8)
     if pairs.numel() * 2 < torch.Size(shape).numel():
         raise _Mismatch(f"{pairs.numel()} bytes are not a weight of {list(shape)}")
@@ -236,8 +242,15 @@ def _absmax(parts: _Parts, state: Mapping[str, Any]) -> torch.Tensor:
     if "nested_absmax" not in parts:
         return absmax.float()
     values = parts["nested_quant_map"].float()[absmax.int()]
-    scales = parts["nested_absmax"].float().repeat_interleave(int(state["nested_blocksize"]))
-    return values * scales[: len(values)] + float(state["nested_offset"])
+    blocks = torch.arange(len(values)) // _block_size(state, "nested_blocksize")
+    return values * parts["nested_absmax"].float()[blocks] + float(state["nested_offset"])
+
+
+def _block_size(state: Mapping[str, Any], key: str) -> int:
+    size = int(state[key])
+    if not 2 <= size <= _MAX_BLOCK_SIZE:
+        raise _Mismatch(f"its {key} is {size}")
+    return size
 
 
 def _bitsandbytes_8bit(packed: PackedWeight, parts: _Parts) -> _Quantized:

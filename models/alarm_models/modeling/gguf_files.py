@@ -11,12 +11,14 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling.gguf_header import require_sound_header
 from alarm_models.modeling.quantization import Layout, PackedWeight, Quantization, TensorInfo
 
 if TYPE_CHECKING:  # both are loaded with the first file
@@ -77,6 +79,13 @@ _OTHER_KEYS = frozenset(
     }
 )  # fmt: skip
 
+#: Keys that are real numbers, and integers that are not written to config.json.
+_REAL_KEYS = frozenset({"attention.layer_norm_rms_epsilon", "rope.freq_base"})
+_SIZE_KEYS = frozenset({"attention.value_length", "rope.dimension_count"})
+
+#: Larger than any size or frequency of a model.
+_MAX_NUMBER = 1 << 31
+
 #: How the tokenizers that are read split texts.
 _QWEN_SPLITS = ("qwen2",)
 _LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")
@@ -118,7 +127,7 @@ def unpacked(file: Path) -> Path:
 @cache
 def _unpack(file: Path, size: int, changed: int) -> Path:
     """Unpack a file once, as long as its size and time are the same."""
-    config = _config(_reader(file), file)
+    config = _config(_metadata(file), file)
     made = tempfile.mkdtemp(prefix="alarm-gguf-")
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     folder = Path(made) / file.stem
@@ -137,8 +146,8 @@ def _unpack(file: Path, size: int, changed: int) -> Path:
 
 def _write_tokenizer(file: Path, folder: Path) -> None:
     """Write the tokenizer of a file's metadata; raise `CheckpointError` for an unknown type."""
-    reader = _reader(file)
-    model, split = (_field(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    values = _metadata(file).values
+    model, split = (values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2" or split not in (*_QWEN_SPLITS, *_LLAMA3_SPLITS):
         raise CheckpointError(
             f"{file}: its tokenizer is {model!r} with the splits {split!r}, only the byte-level "
@@ -148,7 +157,13 @@ def _write_tokenizer(file: Path, folder: Path) -> None:
     from tokenizers.normalizers import NFC
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except Exception as error:  # a damaged vocabulary may raise anything
+        raise CheckpointError(
+            f"{file}: its tokenizer cannot be read ({type(error).__name__}: {str(error)[:200]}): "
+            "put tokenizer.json and tokenizer_config.json of the original beside it"
+        ) from error
     backend = tokenizer.backend_tokenizer
     # What the originals do and files do not say.
     if split in _QWEN_SPLITS:
@@ -158,8 +173,68 @@ def _write_tokenizer(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-@cache
-def _cached_reader(file: Path, size: int, changed: int) -> GGUFReader:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the numbers of a tensor are in a file, as an array of numpy, and their GGUF type."""
+
+    start: int
+    num_bytes: int
+    dtype: Any
+    shape: tuple[int, ...]
+    type_: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    """What a file says without its weights and its vocabulary, which would stay in memory."""
+
+    values: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    places: Mapping[str, _Place]
+    rope_factors: tuple[float, ...] | None
+
+
+#: Keys whose arrays are not kept: only the tokenizer needs them.
+_VOCABULARY = "tokenizer.ggml."
+
+
+def _metadata(file: Path) -> _Metadata:
+    """Read a file's metadata once, as long as its size and time are the same."""
+    stat = file.stat()
+    return _cached_metadata(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _cached_metadata(file: Path, size: int, changed: int) -> _Metadata:
+    reader = _reader(file)
+    values = {
+        key: _field(field, key, file)
+        for key, field in reader.fields.items()
+        if not (key.startswith(_VOCABULARY) and len(field.data) > 1)
+    }
+    tensors: dict[str, TensorInfo] = {}
+    places: dict[str, _Place] = {}
+    for one in reader.tensors:
+        shape = tuple(int(size) for size in reversed(one.shape))
+        tensors[one.name] = TensorInfo(shape, one.tensor_type.name)
+        data = one.data
+        places[one.name] = _Place(
+            one.data_offset, data.nbytes, data.dtype, data.shape, one.tensor_type
+        )
+    factors = next((one.data for one in reader.tensors if one.name == _ROPE_FACTORS), None)
+    kept = None if factors is None else tuple(float(one) for one in factors.flatten())
+    return _Metadata(values, tensors, places, kept)
+
+
+def _field(field: Any, key: str, file: Path) -> Any:
+    try:
+        return field.contents()
+    except (ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{file}: its metadata has no readable {key}: {error}") from error
+
+
+def _reader(file: Path) -> GGUFReader:
+    """Open a file; raise `CheckpointError` if it is damaged."""
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError as error:
@@ -167,24 +242,19 @@ def _cached_reader(file: Path, size: int, changed: int) -> GGUFReader:
             f"{file} is a GGUF file, which is read by the package {error.name!r}: "
             "pip install 'alarm-models[gguf]'"
         ) from error
+    require_sound_header(file)
     try:
-        return GGUFReader(file)
+        reader = GGUFReader(file)
     except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{file} is no complete GGUF file: {error}") from error
+    # Tensors may name the same bytes.
+    if sum(one.n_bytes for one in reader.tensors) > len(reader.data) - reader.data_offset:
+        raise CheckpointError(f"{file} is no GGUF file of a model: its tensors overlap")
+    return reader
 
 
-def _reader(file: Path) -> GGUFReader:
-    stat = file.stat()
-    return _cached_reader(file, stat.st_size, stat.st_mtime_ns)
-
-
-def _field(reader: GGUFReader, key: str) -> Any:
-    field = reader.fields.get(key)
-    return None if field is None else field.contents()
-
-
-def _architecture(reader: GGUFReader, file: Path) -> str:
-    name = str(_field(reader, "general.architecture"))
+def _architecture(values: Mapping[str, Any], file: Path) -> str:
+    name = str(values.get("general.architecture"))[:40]
     if name not in _CLASSES:
         raise CheckpointError(
             f"{file}: its architecture {name!r} is not read from GGUF, only "
@@ -194,26 +264,28 @@ def _architecture(reader: GGUFReader, file: Path) -> str:
     return name
 
 
-def _config(reader: GGUFReader, file: Path) -> dict[str, Any]:
+def _config(metadata: _Metadata, file: Path) -> dict[str, Any]:
     """Return config.json as a file's metadata says; raise `CheckpointError`."""
-    name = _architecture(reader, file)
+    name = _architecture(metadata.values, file)
     told = {
-        key.removeprefix(f"{name}."): _field(reader, key)
-        for key in reader.fields
+        key.removeprefix(f"{name}."): value
+        for key, value in metadata.values.items()
         if key.startswith(f"{name}.")
     }
     scaling = told.pop("rope.scaling.type", "none")
     unknown = sorted(set(told) - set(_KEYS) - _OTHER_KEYS)
     if unknown or scaling != "none":
-        what = ", ".join(unknown) or f"rope.scaling.type {scaling}"
+        what = ", ".join(one[:80] for one in unknown[:8]) or f"rope.scaling.type {scaling}"[:80]
         raise CheckpointError(
             f"{file}: its metadata has {what}, which is not read from GGUF: put the config.json of "
             "the original beside it, or give the safetensors that it was made from"
         )
-    tensors = {one.name: one for one in reader.tensors}
+    _require_numbers(told, file)
+    tensors = metadata.tensors
+    _require_layers(told.get("block_count"), tensors, file)
     head_dim = told.get("attention.key_length", told.get("rope.dimension_count"))
     config: dict[str, Any] = {_KEYS[key]: value for key, value in told.items() if key in _KEYS}
-    rope = {"rope_type": "default"} | _rope_scaling(tensors, told, head_dim, file)
+    rope = {"rope_type": "default"} | _rope_scaling(metadata.rope_factors, told, head_dim, file)
     is_classifier = "cls.output.weight" in tensors
     config |= {
         "model_type": name,
@@ -222,31 +294,68 @@ def _config(reader: GGUFReader, file: Path) -> dict[str, Any]:
         ],
         "rope_parameters": {**rope, "rope_theta": told.get("rope.freq_base", 10000.0)},
         "tie_word_embeddings": "output.weight" not in tensors,
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "vocab_size": _num_rows(tensors, "token_embd.weight", file),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
     }
     if head_dim is not None:
         config["head_dim"] = head_dim
     for key, ending in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        config[f"{key}_token_id"] = _field(reader, f"tokenizer.ggml.{ending}_token_id")
+        token = metadata.values.get(f"tokenizer.ggml.{ending}_token_id")
+        config[f"{key}_token_id"] = token if isinstance(token, int) else None
     if is_classifier:
-        num_labels = int(tensors["cls.output.weight"].shape[1])
-        labels = _field(reader, f"{name}.classifier.output_labels")
+        num_labels = _num_rows(tensors, "cls.output.weight", file)
+        labels = told.get("classifier.output_labels")
+        labels = labels if isinstance(labels, list) and len(labels) == num_labels else None
         labels = labels or [f"LABEL_{index}" for index in range(num_labels)]
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     return config
 
 
+def _require_numbers(told: Mapping[str, Any], file: Path) -> None:
+    """Raise `CheckpointError` for a key whose value is not a positive number, as of each layer."""
+    for key, value in told.items():
+        is_real = key in _REAL_KEYS
+        if key not in (*_KEYS, *_REAL_KEYS, *_SIZE_KEYS):
+            continue
+        is_number = isinstance(value, float if is_real else int) and not isinstance(value, bool)
+        if not is_number or not 0 < value < _MAX_NUMBER:
+            raise CheckpointError(
+                f"{file}: its metadata has {key} = {str(value)[:40]}, where a positive "
+                f"{'number' if is_real else 'integer'} is read: put the config.json of the "
+                "original beside it"
+            )
+
+
+def _require_layers(num_layers: int | None, tensors: Mapping[str, TensorInfo], file: Path) -> None:
+    """Raise `CheckpointError` unless a file has the tensors of as many layers as it counts.
+
+    transformers creates each layer before it reads the weights.
+    """
+    found = {layer[1] for layer in map(_LAYER.fullmatch, tensors) if layer is not None}
+    if num_layers != len(found):
+        raise CheckpointError(
+            f"{file}: its metadata has block_count = {num_layers}, and its tensors are of "
+            f"{len(found)} layers: it is no complete model"
+        )
+
+
+def _num_rows(tensors: Mapping[str, TensorInfo], name: str, file: Path) -> int:
+    shape = tensors[name].shape if name in tensors else None
+    if shape is None or len(shape) != 2:
+        raise CheckpointError(f"{file} has no matrix {name}: it is no complete model")
+    return shape[0]
+
+
 def _rope_scaling(
-    tensors: Mapping[str, Any], told: Mapping[str, Any], head_dim: int | None, file: Path
+    rope_factors: Sequence[float] | None, told: Mapping[str, Any], head_dim: int | None, file: Path
 ) -> dict[str, Any]:
     """Return Llama 3's scaling of positions, which the factors of frequencies must be of."""
-    if _ROPE_FACTORS not in tensors:
+    if not rope_factors:
         return {}
     import numpy as np
 
-    factors = np.asarray(tensors[_ROPE_FACTORS].data, dtype=np.float64)
+    factors = np.asarray(rope_factors, dtype=np.float64)
     factor = float(factors.max())
     low, high, original = _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_POSITIONS
     exponents = np.arange(len(factors)) * 2 / (head_dim or 2 * len(factors))
@@ -271,14 +380,10 @@ def _rope_scaling(
 
 def gguf_tensors(file: Path) -> dict[str, TensorInfo]:
     """Return a file's tensors by their names in transformers; raise `CheckpointError`."""
-    reader = _reader(file)
-    _architecture(reader, file)
+    metadata = _metadata(file)
+    _architecture(metadata.values, file)
     return {
-        _name(one.name, file): TensorInfo(
-            tuple(int(size) for size in reversed(one.shape)), one.tensor_type.name
-        )
-        for one in reader.tensors
-        if one.name != _ROPE_FACTORS
+        _name(name, file): info for name, info in metadata.tensors.items() if name != _ROPE_FACTORS
     }
 
 
@@ -304,29 +409,34 @@ def _name(name: str, file: Path) -> str:
 
 def open_gguf(file: Path, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
     """Return what reads each tensor of a file, by its name in transformers, in its own memory."""
-    reader = _reader(file)
-    name = _architecture(reader, file)
+    metadata = _metadata(file)
+    values = metadata.values
+    name = _architecture(values, file)
+    num_heads = values.get(f"{name}.attention.head_count")
     heads = {
-        "attn_q": _field(reader, f"{name}.attention.head_count"),
-        "attn_k": _field(reader, f"{name}.attention.head_count_kv")
-        or _field(reader, f"{name}.attention.head_count"),
+        "attn_q": num_heads,
+        "attn_k": values.get(f"{name}.attention.head_count_kv", num_heads),
     }
+    import numpy as np
+
+    data = np.memmap(file, mode="r")
     readers: dict[str, Callable[[], torch.Tensor]] = {}
-    for one in reader.tensors:
-        if one.name == _ROPE_FACTORS:
+    for stored, place in metadata.places.items():
+        if stored == _ROPE_FACTORS:
             continue
-        layer = _LAYER.fullmatch(one.name)
+        layer = _LAYER.fullmatch(stored)
         # llama.cpp reorders Llama's queries and keys for its own rotation.
         num_heads = heads.get(layer[2]) if layer is not None and name == "llama" else None
-        readers[_name(one.name, file)] = partial(_read, one, num_heads, dtype)
+        readers[_name(stored, file)] = partial(_read, data, place, num_heads, dtype)
     return readers
 
 
-def _read(tensor: Any, num_heads: int | None, dtype: torch.dtype) -> torch.Tensor:
+def _read(data: Any, place: _Place, num_heads: int | None, dtype: torch.dtype) -> torch.Tensor:
     import torch
     from gguf.quants import dequantize
 
-    values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+    stored = data[place.start : place.start + place.num_bytes].view(place.dtype)
+    values = torch.tensor(dequantize(stored.reshape(place.shape), place.type_))
     if num_heads is not None:
         by_head = values.reshape(num_heads, -1, 2, *values.shape[1:])
         values = by_head.transpose(1, 2).reshape(values.shape)

@@ -41,6 +41,10 @@ _MAX_ECHO = 400
 #: More labels than any classifier has.
 _MAX_LABELS = 1 << 20
 
+#: Keys of configurations with the number of layers, and more than any model has.
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_MAX_LAYERS = 2048
+
 #: How tensor names of transformer layers begin: ``<base>.layers.0.``, ``h.0.``, ...
 _LAYER = re.compile(
     r"^(?P<base>(?:[\w-]+\.)*?)"
@@ -355,6 +359,15 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{file} has num_labels {str(labels)[:20]}, more than any classifier has"
         )
+    # transformers creates each layer before it reads the weights.
+    for name, part in [("", config), *config.items()]:
+        for key in _LAYER_COUNTS if isinstance(part, dict) else ():
+            number = part.get(key)
+            if isinstance(number, int) and number > _MAX_LAYERS:
+                where = f"{shortened(name)}.{key}" if name else key
+                raise CheckpointError(
+                    f"{file} has {where} {str(number)[:20]}, more than any model has"
+                )
     return config
 
 

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alarm_models.recipe.schema import Overrides
 from alarm_service.api.deps import EngineOf, documented
-from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.model_set import ModelSet
 from alarm_service.engine.recipe_manager import RecipeChange, RecipeManager
 from alarm_service.schemas import FewUnknown, Text
@@ -109,41 +108,42 @@ async def recipes(manager: _ManagerOf, engine: EngineOf) -> ServedOut:
 
 
 @router.post("/load", responses=_CHANGE_ERRORS)
-async def load(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+async def load(body: OneRecipe, manager: _ManagerOf) -> ChangedOut:
     """Load a built-in recipe, or one of the operator's folder, in addition to those served."""
-    return _changed(manager, engine, await manager.load(body.recipe))
+    return _changed(manager, await manager.load(body.recipe))
 
 
 @router.post("/unload", responses=_CHANGE_ERRORS)
-async def unload(body: OneRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+async def unload(body: OneRecipe, manager: _ManagerOf) -> ChangedOut:
     """Unload a recipe after its running requests; the last recipe cannot be unloaded."""
-    return _changed(manager, engine, await manager.unload(body.recipe))
+    return _changed(manager, await manager.unload(body.recipe))
 
 
 @router.post("/reload", responses=_CHANGE_ERRORS)
-async def reload(body: AnyRecipe, manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+async def reload(body: AnyRecipe, manager: _ManagerOf) -> ChangedOut:
     """Reload recipes and changed weights; no request fails, even if the reload does."""
-    return _changed(manager, engine, await manager.reload(body.recipe))
+    return _changed(manager, await manager.reload(body.recipe))
 
 
 @router.post("/sleep", responses=_SLEEP_ERRORS)
-async def sleep(manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+async def sleep(manager: _ManagerOf) -> ChangedOut:
     """Release all models and their memory; return once running requests have ended.
 
     Until `/admin/wake`, scoring requests are 503 with `Retry-After`.
     """
-    return _changed(manager, engine, await manager.sleep())
+    return _changed(manager, await manager.sleep())
 
 
 @router.post("/wake", responses=_SLEEP_ERRORS)
-async def wake(manager: _ManagerOf, engine: EngineOf) -> ChangedOut:
+async def wake(manager: _ManagerOf) -> ChangedOut:
     """Load the models of a sleeping server again; 409 if that fails, and it goes on sleeping."""
-    return _changed(manager, engine, await manager.wake())
+    return _changed(manager, await manager.wake())
 
 
-def _changed(manager: RecipeManager, engine: RewardEngine, change: RecipeChange) -> ChangedOut:
+def _changed(manager: RecipeManager, change: RecipeChange) -> ChangedOut:
+    """Describe a change by its own result: another may have followed meanwhile."""
     return ChangedOut(
-        recipes=_recipes(engine.model_set),
+        recipes=_recipes(change.served),
         available=list(manager.sources.available()),
         loaded=change.loaded,
         kept=change.kept,

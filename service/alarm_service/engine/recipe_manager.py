@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -85,11 +85,12 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RecipeChange:
-    """The models that a change loaded, kept and released, by name."""
+    """The models that a change loaded, kept and released, by name; ``served`` is its result."""
 
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
     gone: tuple[str, ...]
+    served: ModelSet
 
 
 #: Changes that a sleeping server accepts.
@@ -220,8 +221,15 @@ class RecipeManager:
             )
             outcome = "unchanged" if is_same else "changed"
             self._engine.metrics.changes.count_change(change, outcome)
-            details = asdict(recipe_change)
-            _log.info(f"recipes {outcome}", change=change, name=name, now=now, **details)
+            _log.info(
+                f"recipes {outcome}",
+                change=change,
+                name=name,
+                now=now,
+                loaded=recipe_change.loaded,
+                kept=recipe_change.kept,
+                gone=recipe_change.gone,
+            )
             return recipe_change
 
     async def _abort_when_draining(self, work: Awaitable[RecipeChange]) -> RecipeChange:
@@ -249,4 +257,5 @@ def _recipe_change(before: ModelSet, after: ModelSet) -> RecipeChange:
         tuple(key for key, one in after.models.items() if id(one.model) not in known),
         tuple(key for key, one in after.models.items() if id(one.model) in known),
         tuple(key for key, one in before.models.items() if id(one.model) not in now),
+        after,
     )
