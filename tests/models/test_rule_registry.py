@@ -93,6 +93,12 @@ def test_rule_rewards_every_token_of_a_group_with_finite_numbers(rule: RuleDefin
         assert all(map(math.isfinite, tokens))
 
 
+@pytest.mark.parametrize("rule", ["rubric"])
+def test_rule_that_divides_by_positive_weights_without_any_is_refused(rule: str) -> None:
+    with pytest.raises(RecipeError, match="set the weight of an aspect above 0"):
+        recipe().rule_params(Overrides(rule=Rule(rule), weights={"a": -1, "b": 0}))
+
+
 def test_rule_of_a_known_name_cannot_be_registered_again() -> None:
     register = sample_rule("veto", summary="", reward="", source="")
     with pytest.raises(ValueError, match="there are two rules named 'veto'"):

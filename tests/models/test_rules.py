@@ -128,3 +128,40 @@ def test_log_sigmoid_adds_weighted_log_sigmoids() -> None:
     wanted = 2 * math.log(0.5) + math.log(0.75) + 0.5 * math.log(0.25)
     assert tokens(Rule.LOG_SIGMOID, given) == [0, round(wanted, 6)]
     assert tokens(Rule.LOG_SIGMOID, inputs(-1000.0)) == [0, -2000]
+
+
+def failure(rule: Rule, given: RuleInputs, **constants: object) -> SampleError:
+    (found,) = apply_rule([given], replace(PLAIN, rule=rule, **constants))  # type: ignore[arg-type]
+    assert isinstance(found, SampleError), found
+    return found
+
+
+#: Two criteria and a pitfall.
+RUBRIC = {"essential": 5.0, "optional": 1.0, "pitfall": -2.0}
+
+
+@pytest.mark.parametrize(
+    ("met", "expected"),
+    [
+        ({"essential": 1, "optional": 1, "pitfall": 0}, 1.0),
+        ({"essential": 1, "optional": 0.5, "pitfall": 1}, (5 + 0.5 - 2) / 6),
+        ({"essential": 0, "optional": 1, "pitfall": 1}, 0.0),  # -1/6, clipped
+        ({"essential": 1, "optional": None, "pitfall": 0.5}, (5 - 1) / 5),  # not judged: left out
+    ],
+)
+def test_rubric_is_the_clipped_share_of_the_positive_weights(
+    met: dict[str, float | None], expected: float
+) -> None:
+    given = inputs(9.0, **{name: AspectInput((0, 0), one, one) for name, one in met.items()})
+    assert tokens(Rule.RUBRIC, given, weights=RUBRIC) == [0, round(expected, 6)]
+
+
+def test_rubric_without_a_judged_positive_criterion_is_an_error() -> None:
+    given = inputs(9.0, pitfall=whole(0.0), essential=AspectInput((0, 0), None, None))
+    assert failure(Rule.RUBRIC, given, weights=RUBRIC).code == "invalid_sample"
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, math.nan])
+def test_rubric_value_outside_of_0_and_1_is_an_error_that_names_the_aspect(value: float) -> None:
+    found = failure(Rule.RUBRIC, inputs(0.0, essential=whole(value)), weights=RUBRIC)
+    assert found.message.startswith("rule `rubric` requires values in [0, 1], but aspect essential")

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
-from alarm_models.errors import SampleError, quoted
+from alarm_models.errors import RecipeError, SampleError, quoted
 
 __all__ = [
     "CONSTANTS",
+    "HOLISTIC",
     "RULES",
     "SHAPINGS",
     "AspectInput",
@@ -29,11 +30,15 @@ __all__ = [
     "is_admitted",
     "normalize",
     "on_last_token",
+    "require_positive_weight",
     "sample_rule",
     "sigmoid",
     "validate_group_members",
     "validate_groups",
 ]
+
+#: What an aspect's `parents` and `requires` call the holistic score.
+HOLISTIC = "holistic"
 
 #: The rewards of one sample's tokens, ``[num_tokens]``, or why it has none.
 TokenRewards = tuple[float, ...] | SampleError
@@ -68,7 +73,8 @@ class RuleParams:
     ``[hierarchy]`` table and their types are derived from these fields; a rule declares which of
     them it requires. The defaults fill constants that a rule does not use. With
     ``spreads_holistic`` the holistic reward is spread over the prefixes of a completion if these
-    have scores.
+    have scores. ``parents`` and ``requires`` are the keys of that name of aspects: aspect -> parent
+    -> lambda, and aspect -> other aspect -> level that it must reach.
     """
 
     rule: str
@@ -89,6 +95,8 @@ class RuleParams:
         None, Constant("number of samples per group, if all groups have the same", 2, ge=2)
     )
     spreads_holistic: bool = False
+    parents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    requires: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def definition(self) -> RuleDefinition:
@@ -96,9 +104,16 @@ class RuleParams:
         return RULES[self.rule]
 
     def needs_aspect(self, name: str) -> bool:
-        """Say whether an aspect has a weight or a minimum, so that the rule may use it."""
-        has_minimum = "minimums" in self.definition.constants and name in self.minimums
-        return has_minimum or self.weights[name] != 0
+        """Say whether the rule may use an aspect.
+
+        It may if the aspect has a weight or a minimum, or if another aspect depends on it.
+        """
+        if self.weights[name] != 0:
+            return True
+        if "minimums" in self.definition.constants and name in self.minimums:
+            return True
+        links = [getattr(self, key) for key in self.definition.aspect_keys]
+        return any(name in others for link in links for others in link.values())
 
 
 #: The constants by name, in the order of `RuleParams`.
@@ -189,10 +204,19 @@ class RuleInputs:
 
         An aspect passes if it has no minimum or judged nothing.
         """
-        aspect, minimum = self.aspects.get(name), params.minimums.get(name)
-        if aspect is None or aspect.level is None or minimum is None:
-            return True
-        return aspect.level >= minimum
+        minimum = params.minimums.get(name)
+        return minimum is None or self._aspect_reaches(name, minimum)
+
+    def reaches(self, name: str, level: float) -> bool:
+        """Say whether an aspect, or the holistic score ``z``, reaches a level.
+
+        An aspect that judged nothing does.
+        """
+        return self.z >= level if name == HOLISTIC else self._aspect_reaches(name, level)
+
+    def _aspect_reaches(self, name: str, level: float) -> bool:
+        aspect = self.aspects.get(name)
+        return aspect is None or aspect.level is None or aspect.level >= level
 
 
 SampleRule = Callable[[RuleInputs, RuleParams], tuple[float, ...]]
@@ -218,6 +242,10 @@ class RuleTraits(TypedDict, total=False):
     requires: tuple[str, ...]
     #: Keys of ``[hierarchy]`` that are optional.
     accepts: tuple[str, ...]
+    #: Keys of `[aspects.*]` that it uses, such as `parents`.
+    aspect_keys: tuple[str, ...]
+    #: Raises `RecipeError` if the rule cannot be applied with these constants and weights.
+    validate: Callable[[RuleParams], None]
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
@@ -247,6 +275,8 @@ class RuleDefinition:
     compares_groups: bool
     requires: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
+    aspect_keys: tuple[str, ...] = ()
+    validate: Callable[[RuleParams], None] = lambda params: None
     aspects: AspectsCount = AspectsCount.ALWAYS
     needs_reference: bool = False
     adds_up: bool = False
@@ -313,6 +343,15 @@ def _apply_to_sample(function: SampleRule, inputs: RuleInputs, params: RuleParam
         return error
     except ArithmeticError:
         return SampleError("non_finite", "the rule's constants are so large that it overflows")
+
+
+def require_positive_weight(params: RuleParams) -> None:
+    """Raise `RecipeError` unless an aspect has a positive weight, by which the rule divides."""
+    if not any(weight > 0 for weight in params.weights.values()):
+        raise RecipeError(
+            f"rule `{params.rule}` divides by the sum of the positive weights, but no aspect has "
+            "one: set the weight of an aspect above 0"
+        )
 
 
 def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:

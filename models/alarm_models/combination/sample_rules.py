@@ -11,6 +11,7 @@ from alarm_models.combination.rule_registry import (
     RuleInputs,
     RuleParams,
     on_last_token,
+    require_positive_weight,
     sample_rule,
     sigmoid,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "minimum",
     "par",
     "product",
+    "rubric",
     "soft_gate",
     "sum_of_counted",
     "veto",
@@ -247,6 +249,55 @@ def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
         if aspect.level is not None:
             value += weight * _log_sigmoid(aspect.level)
     return on_last_token(value, inputs.num_tokens)
+
+
+@sample_rule(
+    "rubric",
+    summary="The share of a rubric's weight that is met; pitfalls have negative weights.",
+    reward="`clip(sum w_k v_k / sum_(w_k > 0) w_k, 0, 1)` on the last token",
+    source="RaR, arXiv 2507.17746",
+    validate=require_positive_weight,
+    uses_holistic=False,
+)
+def rubric(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``clip(sum_k w_k*v_k / sum_k max(w_k, 0), 0, 1)`` on the last token.
+
+    Each aspect is a criterion, and its value ``v_k`` in [0, 1] says to what extent it is met. A
+    criterion that judged nothing is left out of both sums. Source: the explicit aggregation of
+    Rubrics as Rewards (Gunjal et al. 2025, arXiv 2507.17746). Raises `SampleError` for a value
+    outside [0, 1], and if no criterion with a positive weight was judged.
+    """
+    met = {
+        name: _fraction(name, aspect.value, params)
+        for name, aspect in inputs.aspects.items()
+        if params.weights[name] != 0 and aspect.value is not None
+    }
+    total = _positive_weight(met, params)
+    value = sum(params.weights[name] * fraction for name, fraction in met.items()) / total
+    return on_last_token(min(max(value, 0.0), 1.0), inputs.num_tokens)
+
+
+def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
+    total = sum(max(params.weights[name], 0.0) for name in judged)
+    if total == 0:
+        raise SampleError(
+            "invalid_sample",
+            f"rule `{params.rule}` divides by the positive weights of the aspects that judged "
+            "something, and there is none: the completion has nothing that these aspects judge",
+        )
+    return total
+
+
+def _fraction(name: str, value: float, params: RuleParams) -> float:
+    """Return an aspect's value; raise `SampleError` unless it is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise SampleError(
+            "non_finite",
+            f"rule `{params.rule}` requires values in [0, 1], but aspect {name} has {value:g}: set "
+            'its shaping to "sigmoid", or positive, negative, mean, std, scale and bias so that '
+            "its value stays in [0, 1]",
+        )
+    return value
 
 
 def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
