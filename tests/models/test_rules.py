@@ -165,3 +165,71 @@ def test_rubric_without_a_judged_positive_criterion_is_an_error() -> None:
 def test_rubric_value_outside_of_0_and_1_is_an_error_that_names_the_aspect(value: float) -> None:
     found = failure(Rule.RUBRIC, inputs(0.0, essential=whole(value)), weights=RUBRIC)
     assert found.message.startswith("rule `rubric` requires values in [0, 1], but aspect essential")
+
+
+@pytest.mark.parametrize(("level", "expected"), [(1.0, [0, 4 + 1 + 0.5 * 8]), (0.9, [0, 4 + 1])])
+def test_conditioned_aspect_counts_where_the_required_one_reaches_its_level(
+    level: float, expected: list[float]
+) -> None:
+    given = inputs(2.0, a=whole(1.0, level), b=whole(8.0))
+    assert tokens(Rule.CONDITIONED, given, requires={"b": {"a": 1.0}}) == expected
+
+
+def test_conditioned_aspect_may_require_one_of_weight_zero_and_the_holistic_score() -> None:
+    given = inputs(2.0, a=whole(1.0, 0.5), b=whole(8.0))
+    only_b = {"weights": {"a": 0.0, "b": 0.5}}
+    for requires, expected in [
+        ({"a": 0.6}, [0, 4]),
+        ({"a": 0.5, "holistic": 2.0}, [0, 8]),
+        ({"a": 0.5, "holistic": 2.1}, [0, 4]),
+    ]:
+        assert tokens(Rule.CONDITIONED, given, requires={"b": requires}, **only_b) == expected
+    params = replace(PLAIN, rule=Rule.CONDITIONED, requires={"b": {"a": 0.6}}, **only_b)
+    assert params.needs_aspect("a")
+    assert not replace(params, rule=Rule.WEIGHTED_SUM).needs_aspect("a")
+
+
+def test_conditioned_requirement_that_judged_nothing_is_met() -> None:
+    given = inputs(2.0, a=AspectInput((0.0, 0.0), None, None), b=whole(8.0))
+    assert tokens(Rule.CONDITIONED, given, requires={"b": {"a": 1.0}}) == [0, 8]
+
+
+#: A chain a -> b -> c of prerequisites and a pitfall d below a, and GEAR's q of each by hand.
+GRAPH = {"b": {"a": 0.5}, "c": {"a": 0.5, "b": 0.2}, "d": {"a": 0.0}}
+WEIGHTS = {"a": 2.0, "b": 1.0, "c": 1.0, "d": -1.0}
+
+
+def test_gear_reward_is_the_weighted_share_of_what_the_graph_leaves() -> None:
+    given = inputs(3.0, a=whole(0.5), b=whole(0.8), c=whole(1.0), d=whole(0.4))
+    q_a = 0.5
+    q_b = 0.8 * (0.5 + 0.5 * 0.5)  # 0.6
+    q_c = 1.0 * (0.5 + 0.5 * 0.5) * (0.6 + 0.4 * 0.2)  # 0.51
+    q_d = 0.4 * 0.5
+    expected = (2 * q_a + q_b + q_c - q_d) / 4
+    graph = {"parents": GRAPH, "weights": WEIGHTS, "holistic_weight": 0.0}
+    assert tokens(Rule.GEAR, given, **graph) == [0, round(expected, 6)]
+
+
+def test_gear_parent_that_judged_nothing_passes_its_own_parents_on() -> None:
+    # q_b is its gate, 0.75, and c keeps 0.75 * (0.75 + 0.25 * 0.2) of 1; b's weight is left out.
+    nothing = AspectInput((0.0, 0.0), None, None)
+    given = inputs(3.0, a=whole(0.5), b=nothing, c=whole(1.0), d=whole(0.0))
+    expected = (2 * 0.5 + 0.75 * 0.8) / 3
+    graph = {"parents": GRAPH, "weights": WEIGHTS, "holistic_weight": 0.0}
+    assert tokens(Rule.GEAR, given, **graph) == [0, round(expected, 6)]
+
+
+@pytest.mark.parametrize("z", [0.5, 1.0, 1.5])
+def test_gear_with_the_holistic_score_as_only_parent_is_hierarchical(z: float) -> None:
+    aspects = {"a": AspectInput((3.0, 0.7), 1.85, 1.0), "b": AspectInput((-0.3, 0.1), -0.1, 0.0)}
+    params = replace(PLAIN, weights={"a": 0.75, "b": 0.25})
+    graph = {"a": {"holistic": 0.0}, "b": {"holistic": 0.0}}
+    found = apply_rule([inputs(z, **aspects)], replace(params, rule=Rule.GEAR, parents=graph))
+    hierarchical = replace(params, rule=Rule.HIERARCHICAL)
+    admitted = aspects if aspects_apply(z, hierarchical) else {}
+    assert found == apply_rule([inputs(z, **admitted)], hierarchical)
+
+
+def test_gear_parent_outside_of_0_and_1_is_an_error() -> None:
+    found = failure(Rule.GEAR, inputs(0.0, a=whole(2.0), b=whole(1.0)), parents={"b": {"a": 0.5}})
+    assert "aspect a has 2" in found.message

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from graphlib import TopologicalSorter
 
 from alarm_models.combination.rule_registry import (
+    HOLISTIC,
     AspectsCount,
     RuleInputs,
     RuleParams,
+    is_admitted,
     on_last_token,
     require_positive_weight,
     sample_rule,
@@ -20,6 +23,8 @@ from alarm_models.errors import SampleError
 __all__ = [
     "aspect_only",
     "cascade",
+    "conditioned",
+    "gear",
     "hierarchical",
     "holistic_only",
     "log_sigmoid",
@@ -92,7 +97,7 @@ def holistic_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 )
 def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``sum_k w_k*a_k[t]``."""
-    return tuple(_sum_of_aspects(inputs, params, inputs.aspects))
+    return tuple(_sum_of_aspects(inputs, params, dict.fromkeys(inputs.aspects, 1.0)))
 
 
 @sample_rule(
@@ -277,6 +282,81 @@ def rubric(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     return on_last_token(min(max(value, 0.0), 1.0), inputs.num_tokens)
 
 
+@sample_rule(
+    "conditioned",
+    summary="An aspect counts only where the aspects that it requires reach their levels.",
+    reward="`W z` on the last token `+ sum w_k a_k[t]` over the aspects whose `requires` are met",
+    source="GDPO's conditioned rewards, arXiv 2601.05242",
+    aspect_keys=("requires",),
+    can_spread_holistic=True,
+)
+def conditioned(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]`` over the aspects whose requirements are met.
+
+    An easy reward then cannot be earned instead of a hard one. A requirement compares the level of
+    another aspect, or ``z``. It is met if the other aspect judged nothing. Source: the conditioned
+    rewards of GDPO (Liu et al. 2026, arXiv 2601.05242).
+    """
+    counted = {
+        name
+        for name in inputs.aspects
+        if all(
+            inputs.reaches(other, level) for other, level in params.requires.get(name, {}).items()
+        )
+    }
+    return _sum(inputs, params, counted)
+
+
+@sample_rule(
+    "gear",
+    summary="An aspect counts as far as its parents in a graph of prerequisites are met.",
+    reward="`W z` on the last token `+ sum w_k g_k a_k[t] / sum_(w_k > 0) w_k`, where `g_k` is the "
+    "product over the parents `j` of `q_j + (1 - q_j) lambda_jk`, and `q_k = g_k v_k`",
+    source="GEAR, arXiv 2606.03361",
+    accepts=("threshold",),
+    aspect_keys=("parents",),
+    validate=require_positive_weight,
+    can_spread_holistic=True,
+)
+def gear(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*g_k*a_k[t] / sum_k max(w_k, 0)``.
+
+    ``g_k`` is the product over an aspect's parents of ``q_j + (1 - q_j)*lambda_jk``, and ``q_k =
+    v_k*g_k``. The holistic score may be a parent, and its ``q`` is 1 from the threshold on, else 0.
+    Aspects that judged nothing are left out of both sums, and as parents count as met. With
+    ``W = 0`` this is GEAR (arXiv 2606.03361); with the holistic score as the only parent,
+    ``lambda`` 0, and positive weights that sum to 1, it is `hierarchical`. Raises `SampleError` for
+    a parent's value outside [0, 1], and if no aspect with a positive weight was judged.
+    """
+    judged = {
+        name
+        for name, aspect in inputs.aspects.items()
+        if params.weights[name] != 0 and aspect.value is not None
+    }
+    total = _positive_weight(judged, params)
+    gates = _gates(inputs, params)
+    return _scaled_sum(inputs, params, {name: gates.get(name, 1.0) / total for name in judged})
+
+
+def _gates(inputs: RuleInputs, params: RuleParams) -> dict[str, float]:
+    """Return ``g_k`` of the aspects that have parents or are parents."""
+    all_parents = {parent for parents in params.parents.values() for parent in parents}
+    gates: dict[str, float] = {}
+    met = {HOLISTIC: float(is_admitted(inputs.z, params))}
+    for name in TopologicalSorter(params.parents).static_order():
+        if name == HOLISTIC:
+            continue
+        gates[name] = math.prod(
+            met[parent] + (1 - met[parent]) * share
+            for parent, share in params.parents.get(name, {}).items()
+        )
+        if name in all_parents:
+            aspect = inputs.aspects.get(name)
+            value = None if aspect is None else aspect.value
+            met[name] = gates[name] * (1.0 if value is None else _fraction(name, value, params))
+    return gates
+
+
 def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
     total = sum(max(params.weights[name], 0.0) for name in judged)
     if total == 0:
@@ -309,7 +389,14 @@ def _sum(
     inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
 ) -> tuple[float, ...]:
     """Return ``W*z`` on its tokens plus ``scale * sum_k w_k*a_k[t]`` over the named aspects."""
-    rewards = _sum_of_aspects(inputs, params, names, scale)
+    return _scaled_sum(inputs, params, dict.fromkeys(names, scale))
+
+
+def _scaled_sum(
+    inputs: RuleInputs, params: RuleParams, scales: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Return ``W*z`` on its tokens plus ``sum_k w_k*scale_k*a_k[t]`` over the named aspects."""
+    rewards = _sum_of_aspects(inputs, params, scales)
     if inputs.spread_z is not None:
         parts = zip(rewards, inputs.spread_z, strict=True)
         return tuple(reward + params.holistic_weight * part for reward, part in parts)
@@ -319,15 +406,15 @@ def _sum(
 
 
 def _sum_of_aspects(
-    inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
+    inputs: RuleInputs, params: RuleParams, scales: Mapping[str, float]
 ) -> list[float]:
-    """Return ``scale * sum_k w_k*a_k[t]`` over the named aspects that have a weight."""
+    """Return ``sum_k w_k*scale_k*a_k[t]`` over the named aspects that have a weight."""
     rewards = [0.0] * inputs.num_tokens
     for name, aspect in inputs.aspects.items():
         weight = params.weights[name]
-        if name in names and weight != 0:
+        if name in scales and weight != 0:
             for index, reward in enumerate(aspect.rewards):
-                rewards[index] += weight * (scale * reward)
+                rewards[index] += weight * (scales[name] * reward)
     return rewards
 
 
