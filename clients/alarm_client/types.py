@@ -69,7 +69,8 @@ class SampleError:
     `code`: "invalid_sample", "too_long", "non_finite" and "model_failed"; "unsupported_content" if
     the model cannot read a part of a message, such as an image; "group_incomplete" if other members
     of the group did not come in time, and "group_conflict" if the group is contradictory, such as
-    two samples with one id.
+    two samples with one id; "overlong" and "dropped" if the recipe gives the sample no reward on
+    purpose.
     """
 
     code: str

@@ -233,3 +233,27 @@ def test_gear_with_the_holistic_score_as_only_parent_is_hierarchical(z: float) -
 def test_gear_parent_outside_of_0_and_1_is_an_error() -> None:
     found = failure(Rule.GEAR, inputs(0.0, a=whole(2.0), b=whole(1.0)), parents={"b": {"a": 0.5}})
     assert "aspect a has 2" in found.message
+
+
+def test_uncertainty_is_the_weighted_mean_less_beta_deviations() -> None:
+    # Equal weights: the scores 1, 2 and 6 have mean 3 and deviation sqrt(14 / 3).
+    given = inputs(1.0, a=whole(2.0), b=whole(6.0))
+    equal = {"weights": {"a": 1.0, "b": 1.0}, "holistic_weight": 1.0}
+    expected = 3 - 0.5 * math.sqrt(14 / 3)
+    assert tokens(Rule.UNCERTAINTY, given, beta=0.5, **equal) == [0, round(expected, 6)]
+    # Weights 3 and 1, without the holistic score: mean 3, deviation sqrt((3 + 9) / 4).
+    pair = {"weights": {"a": 3.0, "b": 1.0}, "holistic_weight": 0.0}
+    assert tokens(Rule.UNCERTAINTY, given, beta=2.0, **pair) == [0, round(3 - 2 * 3**0.5, 6)]
+
+
+def test_uncertainty_of_scores_that_disagree_too_much_is_no_reward() -> None:
+    given = inputs(0.0, a=whole(1.0), b=whole(5.0))  # mean 3, deviation 2
+    pair = {"weights": {"a": 1.0, "b": 1.0}, "holistic_weight": 0.0, "beta": 0.5}
+    assert tokens(Rule.UNCERTAINTY, given, max_deviation=2.0, **pair) == [0, 2]
+    assert failure(Rule.UNCERTAINTY, given, max_deviation=1.9, **pair).code == "dropped"
+
+
+def test_uncertainty_of_a_single_score_is_an_error() -> None:
+    given = inputs(0.0, a=whole(1.0), b=AspectInput((0.0, 0.0), None, None))
+    found = failure(Rule.UNCERTAINTY, given, holistic_weight=0.0, beta=0.5)
+    assert (found.code, "has 1: give a weight" in found.message) == ("invalid_sample", True)

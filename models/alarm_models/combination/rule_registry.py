@@ -30,6 +30,7 @@ __all__ = [
     "is_admitted",
     "normalize",
     "on_last_token",
+    "require_no_negative_weight",
     "require_positive_weight",
     "sample_rule",
     "sigmoid",
@@ -93,6 +94,10 @@ class RuleParams:
     )
     group_size: int | None = _constant(
         None, Constant("number of samples per group, if all groups have the same", 2, ge=2)
+    )
+    beta: float = _constant(0.0, Constant("weight of the standard deviation", 0.5, ge=0))
+    max_deviation: float | None = _constant(
+        None, Constant("standard deviation above which a sample gets no reward", 2.0, ge=0)
     )
     spreads_holistic: bool = False
     parents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -351,6 +356,21 @@ def require_positive_weight(params: RuleParams) -> None:
         raise RecipeError(
             f"rule `{params.rule}` divides by the sum of the positive weights, but no aspect has "
             "one: set the weight of an aspect above 0"
+        )
+
+
+def require_no_negative_weight(params: RuleParams) -> None:
+    """Raise `RecipeError` if an aspect or the holistic score has a negative weight."""
+    weights = {f"aspects.{name}.weight": weight for name, weight in params.weights.items()}
+    negative = [
+        name
+        for name, weight in (weights | {"holistic.weight": params.holistic_weight}).items()
+        if weight < 0
+    ]
+    if negative:
+        raise RecipeError(
+            f"rule `{params.rule}` cannot use negative weights: set {negative[0]} to 0 or more, "
+            "and turn the score around with `scale`"
         )
 
 

@@ -14,6 +14,7 @@ from alarm_models.combination.rule_registry import (
     RuleParams,
     is_admitted,
     on_last_token,
+    require_no_negative_weight,
     require_positive_weight,
     sample_rule,
     sigmoid,
@@ -34,6 +35,7 @@ __all__ = [
     "rubric",
     "soft_gate",
     "sum_of_counted",
+    "uncertainty",
     "veto",
     "weighted_sum",
 ]
@@ -355,6 +357,49 @@ def _gates(inputs: RuleInputs, params: RuleParams) -> dict[str, float]:
             value = None if aspect is None else aspect.value
             met[name] = gates[name] * (1.0 if value is None else _fraction(name, value, params))
     return gates
+
+
+@sample_rule(
+    "uncertainty",
+    summary="The mean of several scores of the same thing, less for scores that disagree.",
+    reward="`mean - beta std` of `z` and the `v_k`, weighted by `W` and `w_k`, on the last token; "
+    "none where `std > max_deviation`",
+    source="reward ensembles, arXiv 2310.02743; UARM, arXiv 2606.19818",
+    requires=("beta",),
+    accepts=("max_deviation",),
+    validate=require_no_negative_weight,
+)
+def uncertainty(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return the scores' mean less ``beta`` times their standard deviation, on the last token.
+
+    The scores are ``z`` and the aspects' values, which must be on one scale: the heads of a model,
+    or several models. Mean and (population) deviation are weighted; with equal weights they are
+    the plain ones. Raises `SampleError` if fewer than two were judged (``invalid_sample``) and if
+    the deviation exceeds ``max_deviation`` (``dropped``).
+    """
+    scores = [(params.holistic_weight, inputs.z)] if params.holistic_weight else []
+    scores += [
+        (weight, aspect.value)
+        for weight, aspect in inputs.weighted(params)
+        if aspect.value is not None
+    ]
+    if len(scores) < 2:
+        raise SampleError(
+            "invalid_sample",
+            f"rule `uncertainty` compares scores, but the sample has {len(scores)}: give a weight "
+            "to two or more of the holistic score and the aspects that judge this completion",
+        )
+    total = sum(weight for weight, _ in scores)
+    mean = sum(weight * score for weight, score in scores) / total
+    variance = sum(weight * (score - mean) ** 2 for weight, score in scores) / total
+    deviation = math.sqrt(variance)
+    if params.max_deviation is not None and deviation > params.max_deviation:
+        raise SampleError(
+            "dropped",
+            f"the scores' standard deviation is {deviation:g}, above hierarchy.max_deviation "
+            f"{params.max_deviation:g}: they disagree too much for a reward",
+        )
+    return on_last_token(mean - params.beta * deviation, inputs.num_tokens)
 
 
 def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
