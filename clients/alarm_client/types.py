@@ -15,7 +15,7 @@ Offsets: TypeAlias = Sequence[Sequence[int]]
 #: A rule's name, such as "hierarchical" or "weighted_sum"; the server's docs/rules.md has them all,
 #: and the server rejects unknown names. Not a Literal, as the server may be newer.
 Rule: TypeAlias = str
-Shaping: TypeAlias = Literal["sigmoid", "none"]
+Shaping: TypeAlias = Literal["sigmoid", "none", "centred", "mean", "per_length"]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None
 

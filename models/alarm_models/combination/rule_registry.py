@@ -26,6 +26,7 @@ __all__ = [
     "Shaping",
     "TokenRewards",
     "apply_rule",
+    "centred",
     "group_rule",
     "is_admitted",
     "normalize",
@@ -138,10 +139,34 @@ def is_admitted(z: float, params: RuleParams) -> bool:
 
 
 class Shaping(StrEnum):
-    """The shapings that a recipe may name: monotone functions of an aspect's raw values."""
+    """The shapings that a recipe may name: how an aspect's raw values become rewards."""
 
+    #: The paper's: ``s(v)`` for each segment.
     SIGMOID = "sigmoid"
+    #: The raw values.
     NONE = "none"
+    #: ``s(v) - s(0)``: negative for what is judged wrong.
+    CENTRED = "centred"
+    #: The mean of ``s(v)`` over the segments: each gets its share.
+    MEAN = "mean"
+    #: The sum of ``s(v)`` over the segments, divided by the completion's length in tokens.
+    PER_LENGTH = "per_length"
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether values are sigmoids before they are divided."""
+        return self is Shaping.SIGMOID or self.divides
+
+    @property
+    def divides(self) -> bool:
+        """Whether a segment's reward depends on the number of segments or tokens."""
+        return self in (Shaping.MEAN, Shaping.PER_LENGTH)
+
+    def divisor(self, num_values: int, num_tokens: int) -> int:
+        """Return what each of a completion's shaped values is divided by to become a reward."""
+        if self is Shaping.MEAN:
+            return max(num_values, 1)
+        return max(num_tokens, 1) if self is Shaping.PER_LENGTH else 1
 
 
 def sigmoid(value: float) -> float:
@@ -152,13 +177,22 @@ def sigmoid(value: float) -> float:
     return power / (1 + power)
 
 
+def centred(value: float) -> float:
+    """Return ``s(value) - s(0)``, where ``s`` is the sigmoid."""
+    return sigmoid(value) - 0.5
+
+
 def _identity(value: float) -> float:
     return value
 
 
+#: The monotone function of each shaping.
 SHAPINGS: Mapping[Shaping, Callable[[float], float]] = {
     Shaping.SIGMOID: sigmoid,
     Shaping.NONE: _identity,
+    Shaping.CENTRED: centred,
+    Shaping.MEAN: sigmoid,
+    Shaping.PER_LENGTH: sigmoid,
 }
 
 
