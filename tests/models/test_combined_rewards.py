@@ -108,6 +108,19 @@ def test_shaping_mean_of_tokens_is_the_share_of_tokens() -> None:
     assert aspect.token_rewards == pytest.approx((S / 5, S / 5, (1 - S) / 5, (1 - S) / 5, S / 5))
 
 
+def test_length_of_a_rule_that_compares_lengths_is_in_tokens_or_else_in_words() -> None:
+    gr3 = replace(HIERARCHY, rule=Rule.GR3, length_penalty=1.0)
+    for sample, wanted in [
+        (SAMPLE, (5, False)),
+        (replace(SAMPLE, token_offsets=None), (2, True)),
+        (replace(SAMPLE, token_offsets=()), (0, False)),
+    ]:
+        scored = ScoredSample(sample, decide(whole(1.0), gr3), {})
+        given = scored.rule_inputs(gr3)
+        assert (given.length, given.length_is_in_words) == wanted
+    assert scored.rule_inputs(HIERARCHY).length == 0
+
+
 def test_unread_segment_gets_no_reward() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)

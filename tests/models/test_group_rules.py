@@ -102,3 +102,50 @@ def test_mo_grpo_sample_left_alone_in_its_group_is_an_error() -> None:
     samples, _ = batch(2)
     (*_, alone) = apply_rule(samples[:3] + samples[4:5], replace(PLAIN, rule=Rule.MO_GRPO))
     assert isinstance(alone, SampleError)
+
+
+def based(*rewards: float, lengths: tuple[int, ...] = (), **parts: object) -> list[RuleInputs]:
+    """Return samples of one group whose reward is that of aspect `a` alone."""
+    given = lengths or (1,) * len(rewards)
+    return [
+        RuleInputs(
+            0.0,
+            {"a": AspectInput((one, 0.0), one, one)},
+            2,
+            group="x",
+            length=length,
+            **parts,  # type: ignore[arg-type]
+        )
+        for one, length in zip(rewards, given, strict=True)
+    ]
+
+
+#: Rewards of aspect `a`, with the length penalty.
+GR3 = RuleParams(Rule.GR3, 0, 1.0, 0, 1, {"a": 1.0}, base="aspect_only", length_penalty=0.5)
+
+
+def test_gr3_divides_by_one_plus_alpha_times_the_relative_length() -> None:
+    # The mean length is 200.
+    found = apply_rule(based(1.0, 1.0, 0.5, lengths=(100, 200, 300)), GR3)
+    assert found == [(1 / 1.25, 0), (1 / 1.5, 0), (0.5 / 1.75, 0)]
+
+
+def test_gr3_negative_reward_is_an_error_and_does_not_count_for_its_group() -> None:
+    found = apply_rule(based(-1.0, 1.0, 1.0, lengths=(800, 100, 300)), GR3)
+    assert isinstance(found[0], SampleError)
+    assert found[1:] == [(1 / 1.25, 0), (1 / 1.75, 0)]
+    _, alone = apply_rule(based(-1.0, 1.0), GR3)
+    assert isinstance(alone, SampleError)
+
+
+def test_gr3_lengths_in_tokens_and_in_words_are_not_compared() -> None:
+    mixed = based(1.0, lengths=(100,)) + based(1.0, lengths=(7,), length_is_in_words=True)
+    for found in apply_rule(mixed, GR3):
+        assert isinstance(found, SampleError)
+        assert "send token_offsets with all samples of a group" in found.message
+
+
+def test_rule_with_a_base_gives_it_only_the_aspects_that_count() -> None:
+    hierarchical = replace(GR3, base="hierarchical", threshold=1.0)
+    assert hierarchical.definition.aspects == "when admitted"
+    assert apply_rule(based(1.0, 1.0), hierarchical) == [(0, 0), (0, 0)]

@@ -115,6 +115,23 @@ def test_rule_that_needs_weights_of_one_sign_refuses_negative_ones(rule: str) ->
         given.rule_params(Overrides(weights={"b": -1}))
 
 
+def test_rule_with_a_base_needs_what_the_base_needs() -> None:
+    with pytest.raises(ValueError, match=r"hierarchy\.base is 'gdpo': use one of `hierarchical`"):
+        recipe(rule="gr3", length_penalty=0.5, base="gdpo")
+    with pytest.raises(
+        ValueError, match=r"rule `gr3` requires hierarchy\.floor and hierarchy\.min"
+    ):
+        recipe(rule="gr3", length_penalty=0.5, base="veto")
+    given = recipe(rule="gr3", length_penalty=0.5, base="rubric")
+    with pytest.raises(RecipeError, match=r"rule `rubric` divides by the sum"):
+        given.rule_params(Overrides(weights={"a": 0, "b": 0}))
+    assert (
+        recipe(rule="gr3", length_penalty=0.5, base="par")
+        .rule_params(Overrides())
+        .definition.needs_reference
+    )
+
+
 @pytest.mark.parametrize(
     ("aspects", "told"),
     [

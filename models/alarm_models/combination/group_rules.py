@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from alarm_models.combination.rule_registry import (
     RuleInputs,
     RuleParams,
     TokenRewards,
+    apply_base,
     group_rule,
+    require_valid_base,
     validate_group_members,
 )
 from alarm_models.errors import SampleError
 
-__all__ = ["gdpo", "mo_grpo", "validate_group_members"]
+__all__ = ["gdpo", "gr3", "mo_grpo", "validate_group_members"]
 
 #: Avoids a division by zero if a component is equal for the whole group (as in TRL and verl).
 _EPSILON = 1e-4
@@ -91,21 +93,129 @@ def mo_grpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewa
     Source: MO-GRPO (Ichihara et al. 2025, arXiv 2509.22047). A sample that has no group, or is the
     only one in its group, gets a `SampleError`.
     """
-    rewards: dict[int, TokenRewards] = {}
+    return _combine_groups(samples, params, _normalised)
+
+
+@group_rule(
+    "gr3",
+    summary="Rewards shrink with the length of a completion, relative to its group.",
+    reward="`R / (1 + alpha l / mean_G l)`, where `R >= 0` is the reward by rule `base` and `l` "
+    "the length",
+    source="GR3, arXiv 2603.10535",
+    requires=("length_penalty",),
+    accepts=("base", "group_size"),
+    validate=require_valid_base,
+    uses_length=True,
+    can_spread_holistic=True,
+)
+def gr3(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return ``R / (1 + alpha * l / mean_G l)``, each token's reward divided alike.
+
+    ``R`` is the reward by the rule ``params.base`` and ``l`` the length in tokens (in words if the
+    caller sent no tokens). Source: GR3 (Li et al. 2026, arXiv 2603.10535), for ``R >= 0``. A sample
+    whose ``R`` is negative gets a `SampleError`, as a longer completion would get more. It does not
+    count for its group.
+    """
+    based = [
+        _negative_reward(one) if not isinstance(one, SampleError) and sum(one) < 0 else one
+        for one in apply_base(samples, params)
+    ]
+    return _change_groups(samples, based, params, _rescaled)
+
+
+def _negative_reward(tokens: Sequence[float]) -> SampleError:
+    return SampleError(
+        "non_finite",
+        f"rule `gr3` requires rewards of 0 or more, but its base gave {sum(tokens):g}: use a base "
+        "such as `rubric`, or constants that keep the reward positive",
+    )
+
+
+def _rescaled(
+    group: Sequence[RuleInputs], rewards: Sequence[tuple[float, ...]], params: RuleParams
+) -> list[TokenRewards]:
+    fault = _length_fault(group, params)
+    if fault is not None:
+        return [fault] * len(group)
+    mean = statistics.fmean(parts.length for parts in group)
+    divisors = [
+        1 + params.length_penalty * (parts.length / mean if mean else 1.0) for parts in group
+    ]
+    return [
+        tuple(value / divisor for value in one)
+        for one, divisor in zip(rewards, divisors, strict=True)
+    ]
+
+
+def _length_fault(group: Sequence[RuleInputs], params: RuleParams) -> SampleError | None:
+    """Return why the lengths of a group cannot be compared, or None."""
+    if len({parts.length_is_in_words for parts in group}) == 1:
+        return None
+    return SampleError(
+        "invalid_sample",
+        f"rule `{params.rule}` compares lengths: send token_offsets with all samples of a group, "
+        "or with none",
+    )
+
+
+def _split(
+    samples: Sequence[RuleInputs], params: RuleParams
+) -> tuple[list[list[int]], dict[int, SampleError]]:
+    """Return the indices of each group's samples, and the errors of those without a group."""
     by_group: dict[str | None, list[int]] = defaultdict(list)
     # Samples of a group that was complete at admission may have failed since.
     found = validate_group_members(
         [parts.group for parts in samples], replace(params, group_size=None)
     )
-    for index, (parts, fault) in enumerate(zip(samples, found, strict=True)):
-        if fault is None:
+    faults = {index: fault for index, fault in enumerate(found) if fault is not None}
+    for index, parts in enumerate(samples):
+        if index not in faults:
             by_group[parts.group].append(index)
-        else:
-            rewards[index] = fault
-    for indices in by_group.values():
+    return list(by_group.values()), faults
+
+
+def _combine_groups(
+    samples: Sequence[RuleInputs],
+    params: RuleParams,
+    combine: Callable[[Sequence[RuleInputs], RuleParams], list[TokenRewards]],
+) -> list[TokenRewards]:
+    """Combine the samples of each group."""
+    groups, faults = _split(samples, params)
+    rewards: dict[int, TokenRewards] = dict(faults)
+    for indices in groups:
         group = [samples[index] for index in indices]
-        rewards |= zip(indices, _normalised(group, params), strict=True)
+        rewards |= zip(indices, combine(group, params), strict=True)
     return [rewards[index] for index in range(len(samples))]
+
+
+#: Changes the rewards that the base gave the samples of one group, ``[samples][num_tokens]``.
+_Change = Callable[
+    [Sequence[RuleInputs], Sequence[tuple[float, ...]], RuleParams], list[TokenRewards]
+]
+
+
+def _change_groups(
+    samples: Sequence[RuleInputs],
+    based: Sequence[TokenRewards],
+    params: RuleParams,
+    change: _Change,
+) -> list[TokenRewards]:
+    """Change each group's rewards by the base; samples that have none do not count."""
+    rewards = list(based)
+    known = [
+        (index, samples[index], one)
+        for index, one in enumerate(based)
+        if not isinstance(one, SampleError)
+    ]
+    groups, faults = _split([parts for _, parts, _ in known], params)
+    for place, fault in faults.items():
+        rewards[known[place][0]] = fault
+    for places in groups:
+        members = [known[place] for place in places]
+        changed = change([parts for _, parts, _ in members], [one for _, _, one in members], params)
+        for (index, _, _), one in zip(members, changed, strict=True):
+            rewards[index] = one
+    return rewards
 
 
 def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:

@@ -233,15 +233,19 @@ class ScoredSample:
             for name, aspect in self.aspects.items()
             if self.holistic.aspects_count and aspect is not None and params.needs_aspect(name)
         }
-        num_tokens = len(self.sample.token_offsets or ()) or 1
-        return RuleInputs(
+        offsets = self.sample.token_offsets
+        inputs = RuleInputs(
             self.holistic.z,
             counted,
-            num_tokens,
+            len(offsets or ()) or 1,
             self.reference_z,
             self.sample.group,
             self._spread_z(params),
         )
+        if not params.definition.uses_length:
+            return inputs
+        units = whitespace_tokens(self.sample.completion_text) if offsets is None else offsets
+        return replace(inputs, length=len(units), length_is_in_words=offsets is None)
 
     def _spread_z(self, params: RuleParams) -> tuple[float, ...] | None:
         score, tokens = self.holistic.score, self.sample.token_offsets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
@@ -13,6 +13,7 @@ from alarm_models.errors import RecipeError, SampleError, quoted
 
 __all__ = [
     "CONSTANTS",
+    "DEFAULT_BASE",
     "HOLISTIC",
     "RULES",
     "SHAPINGS",
@@ -25,6 +26,7 @@ __all__ = [
     "RuleTraits",
     "Shaping",
     "TokenRewards",
+    "apply_base",
     "apply_rule",
     "centred",
     "group_rule",
@@ -33,6 +35,7 @@ __all__ = [
     "on_last_token",
     "require_no_negative_weight",
     "require_positive_weight",
+    "require_valid_base",
     "sample_rule",
     "sigmoid",
     "validate_group_members",
@@ -41,6 +44,9 @@ __all__ = [
 
 #: What an aspect's `parents` and `requires` call the holistic score.
 HOLISTIC = "holistic"
+
+#: The rule that rules with a base start from, unless a recipe names another.
+DEFAULT_BASE = "weighted_sum"
 
 #: The rewards of one sample's tokens, ``[num_tokens]``, or why it has none.
 TokenRewards = tuple[float, ...] | SampleError
@@ -100,14 +106,30 @@ class RuleParams:
     max_deviation: float | None = _constant(
         None, Constant("standard deviation above which a sample gets no reward", 2.0, ge=0)
     )
+    base: str = _constant(
+        DEFAULT_BASE, Constant("rule that gives the rewards to start from", "aspect_only")
+    )
+    length_penalty: float = _constant(
+        0.0, Constant("`alpha`, the strength of the length penalty", 0.3, ge=0)
+    )
     spreads_holistic: bool = False
     parents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     requires: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def definition(self) -> RuleDefinition:
-        """The rule itself."""
-        return RULES[self.rule]
+        """The rule itself, with what its base needs if it has one."""
+        rule = RULES[self.rule]
+        if "base" not in rule.constants:
+            return rule
+        base = RULES[self.base]
+        return replace(
+            rule,
+            accepts=(*rule.accepts, *base.constants),
+            aspect_keys=base.aspect_keys,
+            aspects=rule.aspects if "minimums" in rule.constants else base.aspects,
+            needs_reference=base.needs_reference,
+        )
 
     def needs_aspect(self, name: str) -> bool:
         """Say whether the rule may use an aspect.
@@ -227,6 +249,10 @@ class RuleInputs:
     reference_z: float | None = None
     group: str | None = None
     spread_z: Sequence[float] | None = None
+    #: The completion's number of tokens, or of words if the caller sent no tokens; only for rules
+    #: that use it.
+    length: int = 0
+    length_is_in_words: bool = False
 
     def z_on_tokens(self) -> Sequence[float]:
         """Return each token's part of ``z``: ``[num_tokens]``."""
@@ -288,6 +314,8 @@ class RuleTraits(TypedDict, total=False):
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
+    #: Whether it compares the lengths of completions.
+    uses_length: bool
     #: Whether the reward is the sum of weighted parts, so that the parts can be reported.
     adds_up: bool
     #: Whether the holistic score is among the parts.
@@ -318,6 +346,7 @@ class RuleDefinition:
     validate: Callable[[RuleParams], None] = lambda params: None
     aspects: AspectsCount = AspectsCount.ALWAYS
     needs_reference: bool = False
+    uses_length: bool = False
     adds_up: bool = False
     uses_holistic: bool = True
     can_spread_holistic: bool = False
@@ -406,6 +435,23 @@ def require_no_negative_weight(params: RuleParams) -> None:
             f"rule `{params.rule}` cannot use negative weights: set {negative[0]} to 0 or more, "
             "and turn the score around with `scale`"
         )
+
+
+def require_valid_base(params: RuleParams) -> None:
+    """Raise `RecipeError` if the base of a rule cannot be applied with these parameters."""
+    RULES[params.base].validate(replace(params, rule=params.base))
+
+
+def apply_base(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return what the rule ``params.base`` gives each sample, in order."""
+    base = RULES[params.base]
+    counted = [
+        one
+        if base.aspects.includes(admitted=is_admitted(one.z, params))
+        else replace(one, aspects={})
+        for one in samples
+    ]
+    return base.apply(counted, replace(params, rule=params.base))
 
 
 def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from pydantic import (
 from alarm_models.combination.all_rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.combination.rule_registry import CONSTANTS, HOLISTIC
+from alarm_models.combination.rule_registry import CONSTANTS, DEFAULT_BASE, HOLISTIC
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
@@ -100,11 +100,26 @@ class HierarchySpec(Table):
     def require_constants(self, rule: Rule) -> None:
         """Raise `RecipeError` naming the constants that ``rule`` requires and that are missing."""
         given = self.constants()
-        missing = [name for name in RULES[rule].requires if name not in given]
+        needed = [name for one in self._rule_and_base(rule) for name in RULES[one].requires]
+        missing = [name for name in dict.fromkeys(needed) if name not in given]
         if missing:
             raise RecipeError(
                 f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in missing)}"
             )
+
+    def _rule_and_base(self, rule: Rule) -> list[str]:
+        """Return a rule, and the one that it starts from if there is one."""
+        if "base" not in RULES[rule].constants:
+            return [rule]
+        base = getattr(self, "base", None) or DEFAULT_BASE
+        if base not in RULES or RULES[base].compares_groups:
+            able = ", ".join(f"`{one}`" for one in Rule if not RULES[one].compares_groups)
+            raise RecipeError(f"hierarchy.base is {quoted(base)}: use one of {able}")
+        return [rule, base]
+
+    def can_spread_holistic(self, rule: Rule) -> bool:
+        """Say whether a rule, and its base, can spread the holistic reward over tokens."""
+        return all(RULES[one].can_spread_holistic for one in self._rule_and_base(rule))
 
 
 class AspectSpec(Table):
@@ -327,7 +342,7 @@ class Recipe(Table):
 
     def _require_spreading(self, rule: Rule) -> None:
         """Raise `RecipeError` if holistic.dense is set and the rule cannot spread the reward."""
-        if self.holistic.dense is not None and not RULES[rule].can_spread_holistic:
+        if self.holistic.dense is not None and not self.hierarchy.can_spread_holistic(rule):
             able = ", ".join(f"`{one}`" for one in Rule if RULES[one].can_spread_holistic)
             raise RecipeError(
                 f"holistic.dense requires a rule that adds up the holistic reward, and `{rule}` "
