@@ -108,7 +108,7 @@ def test_rule_that_divides_by_positive_weights_without_any_is_refused(rule: str)
         recipe().rule_params(Overrides(rule=Rule(rule), weights={"a": -1, "b": 0}))
 
 
-@pytest.mark.parametrize("rule", ["uncertainty"])
+@pytest.mark.parametrize("rule", ["uncertainty", "dvao"])
 def test_rule_that_needs_weights_of_one_sign_refuses_negative_ones(rule: str) -> None:
     given = recipe(rule=rule, **examples(RULES[rule]))
     with pytest.raises(RecipeError, match=r"negative weights: set aspects\.b\.weight to 0 or more"):

@@ -14,12 +14,13 @@ from alarm_models.combination.rule_registry import (
     TokenRewards,
     apply_base,
     group_rule,
+    require_no_negative_weight,
     require_valid_base,
     validate_group_members,
 )
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, quoted
 
-__all__ = ["gdpo", "gr3", "mo_grpo", "validate_group_members"]
+__all__ = ["dro", "dvao", "gdpo", "gr3", "mo_grpo", "validate_group_members"]
 
 #: Avoids a division by zero if a component is equal for the whole group (as in TRL and verl).
 _EPSILON = 1e-4
@@ -123,6 +124,85 @@ def gr3(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]
     return _change_groups(samples, based, params, _rescaled)
 
 
+@group_rule(
+    "dvao",
+    summary="As `mo_grpo`, with components weighted by how much they vary in the group.",
+    reward="`sum_k v_k (r_k - mean_G) / (std_G + 1e-4)` with `v_k = w_k std_G r_k / sum_l w_l "
+    "std_G r_l`, the holistic score among the `r_k` with weight `W`",
+    source="DVAO, arXiv 2605.25604",
+    accepts=("group_size",),
+    validate=require_no_negative_weight,
+    can_spread_holistic=True,
+)
+def dvao(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return ``sum_k v_k * (r_k - mean_G r_k) / (std_G r_k + 1e-4)`` on the tokens.
+
+    ``v_k`` is the component's share of the group's variation, ``w_k * std_G r_k`` divided by the
+    sum of these. So a component on which a group agrees counts for little, and the denominators
+    stay bounded. Deviations are those of the population. A group that agrees on everything gets
+    zeros. Source: DVAO (arXiv 2605.25604).
+    """
+    return _combine_groups(samples, params, _weighted_by_variation)
+
+
+def _weighted_by_variation(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    components = _components(group, params)
+    moments = [_moments([sum(values) for values in component]) for _, component in components]
+    shares = [weight * std for (weight, _), (_, std) in zip(components, moments, strict=True)]
+    total = sum(shares)
+    if total == 0:
+        return [(0.0,) * parts.num_tokens for parts in group]
+    scales = [_Scale(mean, std + _EPSILON) for mean, std in moments]
+    return _sum_of_scaled(group, components, scales, [share / total for share in shares])
+
+
+def _moments(totals: Sequence[float]) -> tuple[float, float]:
+    """Return mean and population deviation; both are NaN if the totals overflow."""
+    if not all(map(math.isfinite, totals)):
+        return math.nan, math.nan
+    try:
+        return statistics.fmean(totals), statistics.pstdev(totals)
+    except OverflowError:
+        return math.nan, math.nan
+
+
+@group_rule(
+    "dro",
+    summary="Groups of which too few samples reach the minimums are dropped.",
+    reward="the reward by rule `base`; none in groups of which less than `pass_share` reach all "
+    "`minimums`",
+    source="DRO's rubric gates, arXiv 2506.13351",
+    requires=("minimums", "pass_share"),
+    accepts=("base", "group_size"),
+    validate=require_valid_base,
+    can_spread_holistic=True,
+)
+def dro(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return the rewards by the rule ``params.base``, but drop groups that miss the minimums.
+
+    A sample passes if all aspects with a minimum reach it. If less than ``pass_share`` of a group's
+    samples pass, all of them get a `SampleError` (``dropped``); otherwise all get their rewards, as
+    the gate is on the group. Source: the rubric gates on groups of DRO (Xu et al. 2025, arXiv
+    2506.13351). Samples that have no reward by the base do not count.
+    """
+    return _change_groups(samples, apply_base(samples, params), params, _dropped_below_pass_share)
+
+
+def _dropped_below_pass_share(
+    group: Sequence[RuleInputs], rewards: Sequence[tuple[float, ...]], params: RuleParams
+) -> list[TokenRewards]:
+    num_passed = sum(all(parts.passes(name, params) for name in params.minimums) for parts in group)
+    if num_passed / len(group) >= params.pass_share:
+        return list(rewards)
+    fault = SampleError(
+        "dropped",
+        f"{num_passed} of {len(group)} samples of group {quoted(group[0].group)} reach "
+        f"hierarchy.minimums, less than hierarchy.pass_share {params.pass_share:g}: the rule drops "
+        "the group",
+    )
+    return [fault] * len(group)
+
+
 def _negative_reward(tokens: Sequence[float]) -> SampleError:
     return SampleError(
         "non_finite",
@@ -218,10 +298,12 @@ def _change_groups(
     return rewards
 
 
-def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+def _components(
+    group: Sequence[RuleInputs], params: RuleParams
+) -> list[tuple[float, list[Sequence[float]]]]:
+    """Return each component's weight and rewards, ``[samples][num_tokens]``."""
     names = [name for name, weight in params.weights.items() if weight != 0]
-    rewards = [[0.0] * parts.num_tokens for parts in group]
-    components: list[tuple[float, list[Sequence[float]]]] = [
+    return [
         (
             params.holistic_weight,
             [parts.z_on_tokens() for parts in group],
@@ -231,8 +313,24 @@ def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRe
             for name in names
         ),
     ]
-    for weight, component in components:
-        scale = _Scale.of([sum(values) for values in component])
+
+
+def _normalised(group: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    components = _components(group, params)
+    scales = [_Scale.of([sum(values) for values in component]) for _, component in components]
+    weights = [weight for weight, _ in components]
+    return _sum_of_scaled(group, components, scales, weights)
+
+
+def _sum_of_scaled(
+    group: Sequence[RuleInputs],
+    components: Sequence[tuple[float, list[Sequence[float]]]],
+    scales: Sequence[_Scale],
+    weights: Sequence[float],
+) -> list[TokenRewards]:
+    """Return the weighted sum of the normalized components of each sample."""
+    rewards = [[0.0] * parts.num_tokens for parts in group]
+    for (_, component), scale, weight in zip(components, scales, weights, strict=True):
         for row, values in zip(rewards, component, strict=True):
             for index, value in enumerate(scale.apply(values)):
                 row[index] += weight * value

@@ -56,7 +56,7 @@ TokenRewards = tuple[float, ...] | SampleError
 class Constant:
     """A key of a recipe's ``[hierarchy]`` table that only some rules use.
 
-    ``example`` is a value, for documentation and tests; ``gt`` and ``ge`` are bounds.
+    ``example`` is a value, for documentation and tests; ``gt``, ``ge`` and ``le`` are bounds.
     ``names_aspects`` is true if its items (or keys) are names of the recipe's aspects.
     """
 
@@ -64,6 +64,7 @@ class Constant:
     example: object
     gt: float | None = None
     ge: float | None = None
+    le: float | None = None
     names_aspects: bool = False
 
 
@@ -108,6 +109,9 @@ class RuleParams:
     )
     base: str = _constant(
         DEFAULT_BASE, Constant("rule that gives the rewards to start from", "aspect_only")
+    )
+    pass_share: float = _constant(
+        1.0, Constant("share of a group that must reach all minimums", 0.5, ge=0, le=1)
     )
     length_penalty: float = _constant(
         0.0, Constant("`alpha`, the strength of the length penalty", 0.3, ge=0)

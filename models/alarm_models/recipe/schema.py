@@ -72,7 +72,8 @@ def _with_constants(table: type[_T]) -> type[_T]:
         if one.name not in CONSTANTS:
             continue
         constant = CONSTANTS[one.name]
-        field = partial(Field, gt=constant.gt, ge=constant.ge, description=constant.description)
+        bounds = {"gt": constant.gt, "ge": constant.ge, "le": constant.le}
+        field = partial(Field, **bounds, description=constant.description)
         hint = hints[one.name]
         if one.default_factory is dict:
             keys[one.name] = (hint, field(default_factory=dict))
