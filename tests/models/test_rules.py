@@ -257,3 +257,14 @@ def test_uncertainty_of_a_single_score_is_an_error() -> None:
     given = inputs(0.0, a=whole(1.0), b=AspectInput((0.0, 0.0), None, None))
     found = failure(Rule.UNCERTAINTY, given, holistic_weight=0.0, beta=0.5)
     assert (found.code, "has 1: give a weight" in found.message) == ("invalid_sample", True)
+
+
+def test_capo_gives_each_token_the_outcome_less_the_penalty_of_wrong_steps() -> None:
+    # W z is 2; the last two of four tokens are in a wrong step, which weighs 0.5.
+    given = RuleInputs(1.0, {"b": AspectInput((0.0, 0.0, -1.0, -1.0), -0.5, -0.5)}, 4)
+    assert tokens(Rule.CAPO, given) == [2, 2, 1.5, 1.5]
+
+
+def test_capo_of_a_sample_without_tokens_is_an_error() -> None:
+    found = failure(Rule.CAPO, replace(inputs(1.0), length_is_in_words=True))
+    assert "send the sample's token_offsets" in found.message

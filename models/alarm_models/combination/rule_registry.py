@@ -318,7 +318,7 @@ class RuleTraits(TypedDict, total=False):
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
-    #: Whether it compares the lengths of completions.
+    #: Whether it uses the length of completions, or whether they have tokens.
     uses_length: bool
     #: Whether the reward is the sum of weighted parts, so that the parts can be reported.
     adds_up: bool

@@ -23,6 +23,7 @@ from alarm_models.errors import SampleError
 
 __all__ = [
     "aspect_only",
+    "capo",
     "cascade",
     "conditioned",
     "gear",
@@ -400,6 +401,29 @@ def uncertainty(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
             f"{params.max_deviation:g}: they disagree too much for a reward",
         )
     return on_last_token(mean - params.beta * deviation, inputs.num_tokens)
+
+
+@sample_rule(
+    "capo",
+    summary="Every token gets the outcome, less a penalty on tokens of steps judged wrong.",
+    reward="`W z + sum w_k a_k[t]` on every token `t`",
+    source="CAPO, arXiv 2508.02298",
+    uses_length=True,
+)
+def capo(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z + sum_k w_k*a_k[t]`` on every token.
+
+    With an aspect that is placed on tokens and gives -1 to those of wrong steps and 0 to others,
+    this is ``outcome - w_k * 1[t in wrong steps]``. Source: CAPO (Xie et al. 2025, arXiv
+    2508.02298). Raises `SampleError` for a sample without tokens, whose reward is not defined.
+    """
+    if inputs.length_is_in_words:
+        raise SampleError(
+            "invalid_sample", "rule `capo` rewards each token: send the sample's token_offsets"
+        )
+    outcome = params.holistic_weight * inputs.z
+    penalties = _sum_of_aspects(inputs, params, dict.fromkeys(inputs.aspects, 1.0))
+    return tuple(outcome + penalty for penalty in penalties)
 
 
 def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
