@@ -148,6 +148,7 @@ def test_gr3_lengths_in_tokens_and_in_words_are_not_compared() -> None:
 def test_rule_with_a_base_gives_it_only_the_aspects_that_count() -> None:
     hierarchical = replace(GR3, base="hierarchical", threshold=1.0)
     assert hierarchical.definition.aspects == "when admitted"
+    assert not replace(GR3, base="rubric").definition.uses_holistic
     assert apply_rule(based(1.0, 1.0), hierarchical) == [(0, 0), (0, 0)]
 
 

@@ -133,6 +133,7 @@ class RuleParams:
             aspect_keys=base.aspect_keys,
             aspects=rule.aspects if "minimums" in rule.constants else base.aspects,
             needs_reference=base.needs_reference,
+            uses_holistic=base.uses_holistic,
         )
 
     def needs_aspect(self, name: str) -> bool:
