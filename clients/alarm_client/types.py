@@ -15,7 +15,7 @@ Offsets: TypeAlias = Sequence[Sequence[int]]
 #: A rule's name, such as "hierarchical" or "weighted_sum"; the server's docs/rules.md has them all,
 #: and the server rejects unknown names. Not a Literal, as the server may be newer.
 Rule: TypeAlias = str
-Shaping: TypeAlias = Literal["sigmoid", "none"]
+Shaping: TypeAlias = Literal["sigmoid", "none", "centred", "mean", "per_length"]
 Aspects: TypeAlias = Literal["admitted", "all"]
 OnError: TypeAlias = float | Literal["raise"] | None
 
@@ -69,7 +69,8 @@ class SampleError:
     `code`: "invalid_sample", "too_long", "non_finite" and "model_failed"; "unsupported_content" if
     the model cannot read a part of a message, such as an image; "group_incomplete" if other members
     of the group did not come in time, and "group_conflict" if the group is contradictory, such as
-    two samples with one id.
+    two samples with one id; "overlong" and "dropped" if the recipe gives the sample no reward on
+    purpose.
     """
 
     code: str

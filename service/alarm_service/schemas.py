@@ -437,6 +437,7 @@ class SampleErrorOut(_Out):
         "group_incomplete",
         "group_conflict",
         "overlong",
+        "dropped",
     ]
     message: str
 

@@ -74,6 +74,53 @@ def test_value_and_level_are_means_after_and_before_shaping() -> None:
     assert (nothing.value, nothing.level) == (None, None)
 
 
+S = 0.6224593  # sigmoid(0.5), and sigmoid(-0.5) is 1 - S
+
+
+@pytest.mark.parametrize(
+    ("shaping", "tokens", "value"),
+    [
+        (Shaping.CENTRED, (0, S - 0.5, 0, 0.5 - S, 0), 0),
+        (Shaping.MEAN, (0, S / 2, 0, (1 - S) / 2, 0), 0.5),
+        (Shaping.PER_LENGTH, (0, S / 5, 0, (1 - S) / 5, 0), 0.5),  # five tokens
+    ],
+)
+def test_shaping_that_is_no_length_bonus_pays_each_segment_its_share(
+    shaping: Shaping, tokens: tuple[float, ...], value: float
+) -> None:
+    rule = replace(FACTUALITY, shaping=shaping)
+    aspect = aspect_reward(judged(True, False), rule, SAMPLE)
+    assert aspect.token_rewards == pytest.approx(tokens)
+    assert aspect.reward == pytest.approx(sum(tokens))
+    assert (aspect.value, aspect.level) == (pytest.approx(value), 0)
+    # Without tokens the reward is the same, per word instead of per token.
+    scalar = aspect_reward(judged(True, False), rule, replace(SAMPLE, token_offsets=None))
+    ratio = 5 / 2 if shaping is Shaping.PER_LENGTH else 1
+    assert scalar.reward == pytest.approx(ratio * aspect.reward)
+    nothing = aspect_reward(Score(None, (), 0, False), rule, SAMPLE)
+    assert (nothing.reward, nothing.value) == (0, None)
+
+
+def test_shaping_mean_of_tokens_is_the_share_of_tokens() -> None:
+    rule = replace(FACTUALITY, shaping=Shaping.MEAN, placement=Placement.TOKENS)
+    aspect = aspect_reward(judged(True, False), rule, SAMPLE)
+    # Tokens 2 and 3 are in the wrong segment; the last is empty.
+    assert aspect.token_rewards == pytest.approx((S / 5, S / 5, (1 - S) / 5, (1 - S) / 5, S / 5))
+
+
+def test_length_of_a_rule_that_compares_lengths_is_in_tokens_or_else_in_words() -> None:
+    gr3 = replace(HIERARCHY, rule=Rule.GR3, length_penalty=1.0)
+    for sample, wanted in [
+        (SAMPLE, (5, False)),
+        (replace(SAMPLE, token_offsets=None), (2, True)),
+        (replace(SAMPLE, token_offsets=()), (0, False)),
+    ]:
+        scored = ScoredSample(sample, decide(whole(1.0), gr3), {})
+        given = scored.rule_inputs(gr3)
+        assert (given.length, given.length_is_in_words) == wanted
+    assert scored.rule_inputs(HIERARCHY).length == 0
+
+
 def test_unread_segment_gets_no_reward() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)

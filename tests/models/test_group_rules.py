@@ -102,3 +102,109 @@ def test_mo_grpo_sample_left_alone_in_its_group_is_an_error() -> None:
     samples, _ = batch(2)
     (*_, alone) = apply_rule(samples[:3] + samples[4:5], replace(PLAIN, rule=Rule.MO_GRPO))
     assert isinstance(alone, SampleError)
+
+
+def based(*rewards: float, lengths: tuple[int, ...] = (), **parts: object) -> list[RuleInputs]:
+    """Return samples of one group whose reward is that of aspect `a` alone."""
+    given = lengths or (1,) * len(rewards)
+    return [
+        RuleInputs(
+            0.0,
+            {"a": AspectInput((one, 0.0), one, one)},
+            2,
+            group="x",
+            length=length,
+            **parts,  # type: ignore[arg-type]
+        )
+        for one, length in zip(rewards, given, strict=True)
+    ]
+
+
+#: Rewards of aspect `a`, with the length penalty.
+GR3 = RuleParams(Rule.GR3, 0, 1.0, 0, 1, {"a": 1.0}, base="aspect_only", length_penalty=0.5)
+
+
+def test_gr3_divides_by_one_plus_alpha_times_the_relative_length() -> None:
+    # The mean length is 200.
+    found = apply_rule(based(1.0, 1.0, 0.5, lengths=(100, 200, 300)), GR3)
+    assert found == [(1 / 1.25, 0), (1 / 1.5, 0), (0.5 / 1.75, 0)]
+
+
+def test_gr3_negative_reward_is_an_error_and_does_not_count_for_its_group() -> None:
+    found = apply_rule(based(-1.0, 1.0, 1.0, lengths=(800, 100, 300)), GR3)
+    assert isinstance(found[0], SampleError)
+    assert found[1:] == [(1 / 1.25, 0), (1 / 1.75, 0)]
+    _, alone = apply_rule(based(-1.0, 1.0), GR3)
+    assert isinstance(alone, SampleError)
+
+
+def test_gr3_lengths_in_tokens_and_in_words_are_not_compared() -> None:
+    mixed = based(1.0, lengths=(100,)) + based(1.0, lengths=(7,), length_is_in_words=True)
+    for found in apply_rule(mixed, GR3):
+        assert isinstance(found, SampleError)
+        assert "send token_offsets with all samples of a group" in found.message
+
+
+def test_rule_with_a_base_gives_it_only_the_aspects_that_count() -> None:
+    hierarchical = replace(GR3, base="hierarchical", threshold=1.0)
+    assert hierarchical.definition.aspects == "when admitted"
+    assert not replace(GR3, base="rubric").definition.uses_holistic
+    assert apply_rule(based(1.0, 1.0), hierarchical) == [(0, 0), (0, 0)]
+
+
+def test_dvao_weighs_components_by_their_variation_in_the_group() -> None:
+    samples, components = batch(3)
+    found = apply_rule(samples, replace(PLAIN, rule=Rule.DVAO))
+    wanted = np.empty(len(GROUPS))
+    for group in set(GROUPS):
+        own = [index for index, name in enumerate(GROUPS) if name == group]
+        rows = components[own]
+        shares = WEIGHTS * rows.std(0) / (WEIGHTS * rows.std(0)).sum()
+        wanted[own] = (rows - rows.mean(0)) / (rows.std(0) + 1e-4) @ shares
+    assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
+
+
+def test_dvao_of_a_group_that_agrees_is_zero_and_of_two_components_is_checked_by_hand() -> None:
+    same = AspectInput((0.0, 1.0), 1.0, 1.0)
+    agreed = [RuleInputs(3.0, {"a": same, "b": same}, 2, group="x")] * 2
+    assert apply_rule(agreed, replace(PLAIN, rule=Rule.DVAO)) == [(0, 0)] * 2
+    # z varies by 1 (weight 1), `a` by 3 (weight 1): shares 1/4 and 3/4.
+    pair = [
+        RuleInputs(z, {"a": AspectInput((a, 0.0), a, a)}, 2, group="x")
+        for z, a in [(0.0, 6.0), (2.0, 0.0)]
+    ]
+    first, second = apply_rule(pair, RuleParams(Rule.DVAO, 0, 1.0, 0, 1, {"a": 1.0}))
+    assert not isinstance(first, SampleError)
+    assert not isinstance(second, SampleError)
+    assert sum(first) == pytest.approx(-1 / 4 + 3 / 4, abs=1e-4)
+    assert sum(second) == pytest.approx(1 / 4 - 3 / 4, abs=1e-4)
+
+
+def test_dvao_overflow_is_no_number() -> None:
+    pair = [RuleInputs(z, {}, 1, group="x") for z in (1e308, -1e308)]
+    found = apply_rule(pair, RuleParams(Rule.DVAO, 0, 1e10, 0, 1, {}))
+    assert not any(np.isfinite(one).all() for one in found if not isinstance(one, SampleError))
+
+
+#: Groups in which half of the samples must reach 0.5.
+DRO = RuleParams(
+    Rule.DRO, 0, 1.0, 0, 1, {"a": 1.0}, base="aspect_only", minimums={"a": 0.5}, pass_share=0.5
+)
+
+
+def test_dro_keeps_all_rewards_of_a_group_that_passes_and_drops_one_that_does_not() -> None:
+    kept = based(0.9, 0.1)
+    dropped = [replace(one, group="y") for one in based(0.9, 0.1, 0.2)]
+    found = apply_rule(kept + dropped, DRO)
+    assert found[:2] == [(0.9, 0), (0.1, 0)]
+    for one in found[2:]:
+        assert isinstance(one, SampleError)
+        assert one.code == "dropped"
+        assert "1 of 3 samples of group 'y' reach hierarchy.minimums" in one.message
+
+
+def test_dro_sample_without_a_reward_does_not_count_for_its_group() -> None:
+    # By the base `rubric` 1.5 is no reward; of the other two, one passes.
+    found = apply_rule(based(0.9, 0.1, 1.5), replace(DRO, base="rubric"))
+    assert isinstance(found[2], SampleError)
+    assert found[:2] == [(0, 0.9), (0, 0.1)]

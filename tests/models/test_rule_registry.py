@@ -25,6 +25,15 @@ def examples(rule: RuleDefinition) -> dict[str, Any]:
     return {name: CONSTANTS[name].example for name in rule.constants if name != "threshold"}
 
 
+def depends(**aspects: object) -> Recipe:
+    """Return a recipe of aspects a, b and c with these keys."""
+    tables = {name: {"model": "m"} | dict(aspects.get(name, {})) for name in "abc"}  # type: ignore[call-overload]
+    models = {"m": {"kind": "length"}}
+    return Recipe.model_validate(
+        {"name": "r", "models": models, "holistic": {"model": "m"}, "aspects": tables}
+    )
+
+
 def recipe(**hierarchy: object) -> Recipe:
     return Recipe.model_validate(
         {
@@ -91,6 +100,71 @@ def test_rule_rewards_every_token_of_a_group_with_finite_numbers(rule: RuleDefin
         assert not isinstance(tokens, SampleError), tokens
         assert len(tokens) == 2
         assert all(map(math.isfinite, tokens))
+
+
+@pytest.mark.parametrize("rule", ["rubric", "gear"])
+def test_rule_that_divides_by_positive_weights_without_any_is_refused(rule: str) -> None:
+    with pytest.raises(RecipeError, match="set the weight of an aspect above 0"):
+        recipe().rule_params(Overrides(rule=Rule(rule), weights={"a": -1, "b": 0}))
+
+
+@pytest.mark.parametrize("rule", ["uncertainty", "dvao"])
+def test_rule_that_needs_weights_of_one_sign_refuses_negative_ones(rule: str) -> None:
+    given = recipe(rule=rule, **examples(RULES[rule]))
+    with pytest.raises(RecipeError, match=r"negative weights: set aspects\.b\.weight to 0 or more"):
+        given.rule_params(Overrides(weights={"b": -1}))
+
+
+def test_rule_with_a_base_needs_what_the_base_needs() -> None:
+    with pytest.raises(ValueError, match=r"hierarchy\.base is 'gdpo': use one of `hierarchical`"):
+        recipe(rule="gr3", length_penalty=0.5, base="gdpo")
+    with pytest.raises(
+        ValueError, match=r"rule `gr3` requires hierarchy\.floor and hierarchy\.min"
+    ):
+        recipe(rule="gr3", length_penalty=0.5, base="veto")
+    given = recipe(rule="gr3", length_penalty=0.5, base="rubric")
+    with pytest.raises(RecipeError, match=r"rule `rubric` divides by the sum"):
+        given.rule_params(Overrides(weights={"a": 0, "b": 0}))
+    assert (
+        recipe(rule="gr3", length_penalty=0.5, base="par")
+        .rule_params(Overrides())
+        .definition.needs_reference
+    )
+
+
+@pytest.mark.parametrize(
+    ("aspects", "told"),
+    [
+        (
+            {"a": {"parents": {"x": 0.5}}},
+            r"aspects\.a\.parents names \['x'\], which are not aspects",
+        ),
+        ({"a": {"requires": {"x": 0.5}}}, r"aspects\.a\.requires names \['x'\]"),
+        ({"a": {"requires": {"a": 0.5}}}, r"aspects\.a\.requires names the aspect itself"),
+        (
+            {"a": {"parents": {"b": 1.5}}},
+            r"aspects\.a\.parents\.b is 1\.5: set a lambda from 0 to 1",
+        ),
+        (
+            {"a": {"parents": {"b": 0}}, "b": {"parents": {"c": 0}}, "c": {"parents": {"a": 0}}},
+            r"aspects\.\*\.parents have a cycle, '[abc] -> [abc] -> [abc] -> [abc]'",
+        ),
+    ],
+)
+def test_aspect_that_depends_on_what_it_cannot_is_refused_by_key(
+    aspects: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        depends(**aspects)
+
+
+def test_aspects_dependencies_reach_the_rule_and_leave_old_fingerprints() -> None:
+    given = depends(b={"parents": {"a": 0.2}, "requires": {"holistic": 1}})
+    params = given.rule_params(Overrides())
+    assert (params.parents, params.requires) == ({"b": {"a": 0.2}}, {"b": {"holistic": 1}})
+    assert given.fingerprint({}, Overrides()) != depends().fingerprint({}, Overrides())
+    empty = depends(b={"parents": {}, "requires": {}})
+    assert empty.fingerprint({}, Overrides()) == depends().fingerprint({}, Overrides())
 
 
 def test_rule_of_a_known_name_cannot_be_registered_again() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from alarm_models.combination.all_rules import Shaping
@@ -62,3 +64,15 @@ def test_contribution_of_a_whole_score_is_compared_with_words() -> None:
 def test_contribution_without_segments_is_zero() -> None:
     found = added([Score(None, (), 0, False), judged(True)])
     assert found.mean == pytest.approx(0.6225 / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("shaping", [Shaping.CENTRED, Shaping.MEAN])
+def test_contribution_of_a_shaping_for_right_segments_is_not_a_length_bonus(
+    shaping: Shaping,
+) -> None:
+    scores = [judged(True), judged(True, False), judged(False, False, False)]
+    found = added(scores, replace(FACTUALITY, shaping=shaping))
+    assert found.with_score > 0.9
+    assert found.with_length < 0
+    assert not found.is_length_bonus
+    assert "number" in found.explained()

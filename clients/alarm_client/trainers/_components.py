@@ -11,6 +11,7 @@ from alarm_client.types import Reward
 # Rules that add weighted parts, and those that count aspects only above the threshold.
 _SUMS = ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
 _THRESHOLDS = ("hierarchical", "cascade")
+_WITHOUT_HOLISTIC = ("aspect_only", "rubric")
 
 # The components of every reward besides its aspects.
 BASE = ("reward", "holistic", "admitted", "failed")
@@ -46,7 +47,7 @@ def summands(reward: Reward, hierarchy: Mapping[str, Any]) -> dict[str, float]:
     is_sum = rule in _SUMS
     counts = reward.admitted if rule in _THRESHOLDS else rule != "holistic_only"
     z = reward.holistic.normalized * (hierarchy.get("holistic_weight", 1.0) if is_sum else 1.0)
-    contributions = {"holistic": 0.0 if rule == "aspect_only" else z}
+    contributions = {"holistic": 0.0 if rule in _WITHOUT_HOLISTIC else z}
     for name, aspect in reward.aspects.items():
         weight = weights.get(name, 1.0) if is_sum else 1.0
         contributions[name] = weight * aspect.reward if counts and aspect is not None else 0.0

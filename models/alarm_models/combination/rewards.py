@@ -49,12 +49,20 @@ class AspectValues:
     """The values that an aspect gives a score, before and after shaping.
 
     The three lists have the same length: one entry per judged segment, or per token. A span of None
-    is the whole completion.
+    is the whole completion. A shaped value is divided by ``divisor`` to become a reward.
     """
 
     spans: Sequence[Span | None]
     raw: Sequence[float]
     shaped: Sequence[float]
+    divisor: int = 1
+
+    @property
+    def rewards(self) -> Sequence[float]:
+        """The rewards of the segments, or of the tokens."""
+        if self.divisor == 1:
+            return self.shaped
+        return [value / self.divisor for value in self.shaped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,11 @@ class AspectRule:
     """How an aspect's score becomes its reward.
 
     A segment judged positive or negative gets ``positive`` or ``negative``. A segment with a grade,
-    or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped.
-    With placement on tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise
-    ``positive``. With ``is_dense`` the reward of a whole completion is spread over the tokens: a
-    segment gets the difference between the value of the completion up to its end and the value up
-    to its start.
+    or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped,
+    and divided if the shaping divides by the number of segments or tokens. With placement on
+    tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``.
+    With ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
+    difference between the value of the completion up to its end and the value up to its start.
     """
 
     positive: float
@@ -89,7 +97,8 @@ class AspectRule:
         """Return the values of a score; ``tokens`` are those of the completion, or its words."""
         spans, raw = self._raw_values(score, tokens)
         shape = SHAPINGS[self.shaping]
-        return AspectValues(spans, raw, [shape(value) for value in raw])
+        divisor = self.shaping.divisor(len(raw), len(tokens))
+        return AspectValues(spans, raw, [shape(value) for value in raw], divisor)
 
     def _raw_values(
         self, score: Score, tokens: Sequence[Span]
@@ -127,18 +136,20 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
     values = rule.values(score, units if len(judged) == len(units) else [units[i] for i in judged])
     token_rewards: tuple[float, ...] | None = None
     if tokens and score.prefixes and rule.is_dense:
-        token_rewards = _spread(score, rule.shaped, text, tokens)
+        token_rewards = _spread(
+            score, lambda score: rule.shaped(score) / values.divisor, text, tokens
+        )
     elif tokens is not None:
-        placed = list(zip(values.spans, values.shaped, strict=True))
+        placed = list(zip(values.spans, values.rewards, strict=True))
         if rule.placement is Placement.TOKENS and score.segments is not None:
-            token_rewards = _scattered(values.shaped, judged, len(tokens))
+            token_rewards = _scattered(values.rewards, judged, len(tokens))
         elif rule.placement is Placement.TURN_ENDS:
             end = end_token(tokens, score.judged)
             token_rewards = place_on_turns(placed, sample.turns, tokens, end)
         else:
             token_rewards = place_on_tokens(placed, text, tokens, end_token(tokens, score.judged))
     return AspectReward(
-        sum(values.shaped),
+        sum(values.rewards),
         token_rewards,
         score.segments if rule.is_dense or not score.prefixes else None,
         _mean(values.shaped),
@@ -222,15 +233,19 @@ class ScoredSample:
             for name, aspect in self.aspects.items()
             if self.holistic.aspects_count and aspect is not None and params.needs_aspect(name)
         }
-        num_tokens = len(self.sample.token_offsets or ()) or 1
-        return RuleInputs(
+        offsets = self.sample.token_offsets
+        inputs = RuleInputs(
             self.holistic.z,
             counted,
-            num_tokens,
+            len(offsets or ()) or 1,
             self.reference_z,
             self.sample.group,
             self._spread_z(params),
         )
+        if not params.definition.uses_length:
+            return inputs
+        units = whitespace_tokens(self.sample.completion_text) if offsets is None else offsets
+        return replace(inputs, length=len(units), length_is_in_words=offsets is None)
 
     def _spread_z(self, params: RuleParams) -> tuple[float, ...] | None:
         score, tokens = self.holistic.score, self.sample.token_offsets

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack
 
-from alarm_models.errors import SampleError, quoted
+from alarm_models.errors import RecipeError, SampleError, quoted
 
 __all__ = [
     "CONSTANTS",
+    "DEFAULT_BASE",
+    "HOLISTIC",
     "RULES",
     "SHAPINGS",
     "AspectInput",
@@ -24,16 +26,27 @@ __all__ = [
     "RuleTraits",
     "Shaping",
     "TokenRewards",
+    "apply_base",
     "apply_rule",
+    "centred",
     "group_rule",
     "is_admitted",
     "normalize",
     "on_last_token",
+    "require_no_negative_weight",
+    "require_positive_weight",
+    "require_valid_base",
     "sample_rule",
     "sigmoid",
     "validate_group_members",
     "validate_groups",
 ]
+
+#: What an aspect's `parents` and `requires` call the holistic score.
+HOLISTIC = "holistic"
+
+#: The rule that rules with a base start from, unless a recipe names another.
+DEFAULT_BASE = "weighted_sum"
 
 #: The rewards of one sample's tokens, ``[num_tokens]``, or why it has none.
 TokenRewards = tuple[float, ...] | SampleError
@@ -43,7 +56,7 @@ TokenRewards = tuple[float, ...] | SampleError
 class Constant:
     """A key of a recipe's ``[hierarchy]`` table that only some rules use.
 
-    ``example`` is a value, for documentation and tests; ``gt`` and ``ge`` are bounds.
+    ``example`` is a value, for documentation and tests; ``gt``, ``ge`` and ``le`` are bounds.
     ``names_aspects`` is true if its items (or keys) are names of the recipe's aspects.
     """
 
@@ -51,6 +64,7 @@ class Constant:
     example: object
     gt: float | None = None
     ge: float | None = None
+    le: float | None = None
     names_aspects: bool = False
 
 
@@ -68,7 +82,8 @@ class RuleParams:
     ``[hierarchy]`` table and their types are derived from these fields; a rule declares which of
     them it requires. The defaults fill constants that a rule does not use. With
     ``spreads_holistic`` the holistic reward is spread over the prefixes of a completion if these
-    have scores.
+    have scores. ``parents`` and ``requires`` are the keys of that name of aspects: aspect -> parent
+    -> lambda, and aspect -> other aspect -> level that it must reach.
     """
 
     rule: str
@@ -88,17 +103,50 @@ class RuleParams:
     group_size: int | None = _constant(
         None, Constant("number of samples per group, if all groups have the same", 2, ge=2)
     )
+    beta: float = _constant(0.0, Constant("weight of the standard deviation", 0.5, ge=0))
+    max_deviation: float | None = _constant(
+        None, Constant("standard deviation above which a sample gets no reward", 2.0, ge=0)
+    )
+    base: str = _constant(
+        DEFAULT_BASE, Constant("rule that gives the rewards to start from", "aspect_only")
+    )
+    pass_share: float = _constant(
+        1.0, Constant("share of a group that must reach all minimums", 0.5, ge=0, le=1)
+    )
+    length_penalty: float = _constant(
+        0.0, Constant("`alpha`, the strength of the length penalty", 0.3, ge=0)
+    )
     spreads_holistic: bool = False
+    parents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    requires: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def definition(self) -> RuleDefinition:
-        """The rule itself."""
-        return RULES[self.rule]
+        """The rule itself, with what its base needs if it has one."""
+        rule = RULES[self.rule]
+        if "base" not in rule.constants:
+            return rule
+        base = RULES[self.base]
+        return replace(
+            rule,
+            accepts=(*rule.accepts, *base.constants),
+            aspect_keys=base.aspect_keys,
+            aspects=rule.aspects if "minimums" in rule.constants else base.aspects,
+            needs_reference=base.needs_reference,
+            uses_holistic=base.uses_holistic,
+        )
 
     def needs_aspect(self, name: str) -> bool:
-        """Say whether an aspect has a weight or a minimum, so that the rule may use it."""
-        has_minimum = "minimums" in self.definition.constants and name in self.minimums
-        return has_minimum or self.weights[name] != 0
+        """Say whether the rule may use an aspect.
+
+        It may if the aspect has a weight or a minimum, or if another aspect depends on it.
+        """
+        if self.weights[name] != 0:
+            return True
+        if "minimums" in self.definition.constants and name in self.minimums:
+            return True
+        links = [getattr(self, key) for key in self.definition.aspect_keys]
+        return any(name in others for link in links for others in link.values())
 
 
 #: The constants by name, in the order of `RuleParams`.
@@ -118,10 +166,34 @@ def is_admitted(z: float, params: RuleParams) -> bool:
 
 
 class Shaping(StrEnum):
-    """The shapings that a recipe may name: monotone functions of an aspect's raw values."""
+    """The shapings that a recipe may name: how an aspect's raw values become rewards."""
 
+    #: The paper's: ``s(v)`` for each segment.
     SIGMOID = "sigmoid"
+    #: The raw values.
     NONE = "none"
+    #: ``s(v) - s(0)``: negative for what is judged wrong.
+    CENTRED = "centred"
+    #: The mean of ``s(v)`` over the segments: each gets its share.
+    MEAN = "mean"
+    #: The sum of ``s(v)`` over the segments, divided by the completion's length in tokens.
+    PER_LENGTH = "per_length"
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether values are sigmoids before they are divided."""
+        return self is Shaping.SIGMOID or self.divides
+
+    @property
+    def divides(self) -> bool:
+        """Whether a segment's reward depends on the number of segments or tokens."""
+        return self in (Shaping.MEAN, Shaping.PER_LENGTH)
+
+    def divisor(self, num_values: int, num_tokens: int) -> int:
+        """Return what each of a completion's shaped values is divided by to become a reward."""
+        if self is Shaping.MEAN:
+            return max(num_values, 1)
+        return max(num_tokens, 1) if self is Shaping.PER_LENGTH else 1
 
 
 def sigmoid(value: float) -> float:
@@ -132,13 +204,22 @@ def sigmoid(value: float) -> float:
     return power / (1 + power)
 
 
+def centred(value: float) -> float:
+    """Return ``s(value) - s(0)``, where ``s`` is the sigmoid."""
+    return sigmoid(value) - 0.5
+
+
 def _identity(value: float) -> float:
     return value
 
 
+#: The monotone function of each shaping.
 SHAPINGS: Mapping[Shaping, Callable[[float], float]] = {
     Shaping.SIGMOID: sigmoid,
     Shaping.NONE: _identity,
+    Shaping.CENTRED: centred,
+    Shaping.MEAN: sigmoid,
+    Shaping.PER_LENGTH: sigmoid,
 }
 
 
@@ -173,6 +254,10 @@ class RuleInputs:
     reference_z: float | None = None
     group: str | None = None
     spread_z: Sequence[float] | None = None
+    #: The completion's number of tokens, or of words if the caller sent no tokens; only for rules
+    #: that use it.
+    length: int = 0
+    length_is_in_words: bool = False
 
     def z_on_tokens(self) -> Sequence[float]:
         """Return each token's part of ``z``: ``[num_tokens]``."""
@@ -189,10 +274,19 @@ class RuleInputs:
 
         An aspect passes if it has no minimum or judged nothing.
         """
-        aspect, minimum = self.aspects.get(name), params.minimums.get(name)
-        if aspect is None or aspect.level is None or minimum is None:
-            return True
-        return aspect.level >= minimum
+        minimum = params.minimums.get(name)
+        return minimum is None or self._aspect_reaches(name, minimum)
+
+    def reaches(self, name: str, level: float) -> bool:
+        """Say whether an aspect, or the holistic score ``z``, reaches a level.
+
+        An aspect that judged nothing does.
+        """
+        return self.z >= level if name == HOLISTIC else self._aspect_reaches(name, level)
+
+    def _aspect_reaches(self, name: str, level: float) -> bool:
+        aspect = self.aspects.get(name)
+        return aspect is None or aspect.level is None or aspect.level >= level
 
 
 SampleRule = Callable[[RuleInputs, RuleParams], tuple[float, ...]]
@@ -218,9 +312,15 @@ class RuleTraits(TypedDict, total=False):
     requires: tuple[str, ...]
     #: Keys of ``[hierarchy]`` that are optional.
     accepts: tuple[str, ...]
+    #: Keys of `[aspects.*]` that it uses, such as `parents`.
+    aspect_keys: tuple[str, ...]
+    #: Raises `RecipeError` if the rule cannot be applied with these constants and weights.
+    validate: Callable[[RuleParams], None]
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
+    #: Whether it uses the length of completions, or whether they have tokens.
+    uses_length: bool
     #: Whether the reward is the sum of weighted parts, so that the parts can be reported.
     adds_up: bool
     #: Whether the holistic score is among the parts.
@@ -247,8 +347,11 @@ class RuleDefinition:
     compares_groups: bool
     requires: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
+    aspect_keys: tuple[str, ...] = ()
+    validate: Callable[[RuleParams], None] = lambda params: None
     aspects: AspectsCount = AspectsCount.ALWAYS
     needs_reference: bool = False
+    uses_length: bool = False
     adds_up: bool = False
     uses_holistic: bool = True
     can_spread_holistic: bool = False
@@ -313,6 +416,47 @@ def _apply_to_sample(function: SampleRule, inputs: RuleInputs, params: RuleParam
         return error
     except ArithmeticError:
         return SampleError("non_finite", "the rule's constants are so large that it overflows")
+
+
+def require_positive_weight(params: RuleParams) -> None:
+    """Raise `RecipeError` unless an aspect has a positive weight, by which the rule divides."""
+    if not any(weight > 0 for weight in params.weights.values()):
+        raise RecipeError(
+            f"rule `{params.rule}` divides by the sum of the positive weights, but no aspect has "
+            "one: set the weight of an aspect above 0"
+        )
+
+
+def require_no_negative_weight(params: RuleParams) -> None:
+    """Raise `RecipeError` if an aspect or the holistic score has a negative weight."""
+    weights = {f"aspects.{name}.weight": weight for name, weight in params.weights.items()}
+    negative = [
+        name
+        for name, weight in (weights | {"holistic.weight": params.holistic_weight}).items()
+        if weight < 0
+    ]
+    if negative:
+        raise RecipeError(
+            f"rule `{params.rule}` cannot use negative weights: set {negative[0]} to 0 or more, "
+            "and turn the score around with `scale`"
+        )
+
+
+def require_valid_base(params: RuleParams) -> None:
+    """Raise `RecipeError` if the base of a rule cannot be applied with these parameters."""
+    RULES[params.base].validate(replace(params, rule=params.base))
+
+
+def apply_base(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return what the rule ``params.base`` gives each sample, in order."""
+    base = RULES[params.base]
+    counted = [
+        one
+        if base.aspects.includes(admitted=is_admitted(one.z, params))
+        else replace(one, aspects={})
+        for one in samples
+    ]
+    return base.apply(counted, replace(params, rule=params.base))
 
 
 def on_last_token(value: float, num_tokens: int) -> tuple[float, ...]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from graphlib import TopologicalSorter
 
 from alarm_models.combination.rule_registry import (
+    HOLISTIC,
     AspectsCount,
     RuleInputs,
     RuleParams,
+    is_admitted,
     on_last_token,
+    require_no_negative_weight,
+    require_positive_weight,
     sample_rule,
     sigmoid,
 )
@@ -18,15 +23,20 @@ from alarm_models.errors import SampleError
 
 __all__ = [
     "aspect_only",
+    "capo",
     "cascade",
+    "conditioned",
+    "gear",
     "hierarchical",
     "holistic_only",
     "log_sigmoid",
     "minimum",
     "par",
     "product",
+    "rubric",
     "soft_gate",
     "sum_of_counted",
+    "uncertainty",
     "veto",
     "weighted_sum",
 ]
@@ -90,7 +100,7 @@ def holistic_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
 )
 def aspect_only(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``sum_k w_k*a_k[t]``."""
-    return tuple(_sum_of_aspects(inputs, params, inputs.aspects))
+    return tuple(_sum_of_aspects(inputs, params, dict.fromkeys(inputs.aspects, 1.0)))
 
 
 @sample_rule(
@@ -249,6 +259,196 @@ def log_sigmoid(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     return on_last_token(value, inputs.num_tokens)
 
 
+@sample_rule(
+    "rubric",
+    summary="The share of a rubric's weight that is met; pitfalls have negative weights.",
+    reward="`clip(sum w_k v_k / sum_(w_k > 0) w_k, 0, 1)` on the last token",
+    source="RaR, arXiv 2507.17746",
+    validate=require_positive_weight,
+    uses_holistic=False,
+)
+def rubric(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``clip(sum_k w_k*v_k / sum_k max(w_k, 0), 0, 1)`` on the last token.
+
+    Each aspect is a criterion, and its value ``v_k`` in [0, 1] says to what extent it is met. A
+    criterion that judged nothing is left out of both sums. Source: the explicit aggregation of
+    Rubrics as Rewards (Gunjal et al. 2025, arXiv 2507.17746). Raises `SampleError` for a value
+    outside [0, 1], and if no criterion with a positive weight was judged.
+    """
+    met = {
+        name: _fraction(name, aspect.value, params)
+        for name, aspect in inputs.aspects.items()
+        if params.weights[name] != 0 and aspect.value is not None
+    }
+    total = _positive_weight(met, params)
+    value = sum(params.weights[name] * fraction for name, fraction in met.items()) / total
+    return on_last_token(min(max(value, 0.0), 1.0), inputs.num_tokens)
+
+
+@sample_rule(
+    "conditioned",
+    summary="An aspect counts only where the aspects that it requires reach their levels.",
+    reward="`W z` on the last token `+ sum w_k a_k[t]` over the aspects whose `requires` are met",
+    source="GDPO's conditioned rewards, arXiv 2601.05242",
+    aspect_keys=("requires",),
+    can_spread_holistic=True,
+)
+def conditioned(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]`` over the aspects whose requirements are met.
+
+    An easy reward then cannot be earned instead of a hard one. A requirement compares the level of
+    another aspect, or ``z``. It is met if the other aspect judged nothing. Source: the conditioned
+    rewards of GDPO (Liu et al. 2026, arXiv 2601.05242).
+    """
+    counted = {
+        name
+        for name in inputs.aspects
+        if all(
+            inputs.reaches(other, level) for other, level in params.requires.get(name, {}).items()
+        )
+    }
+    return _sum(inputs, params, counted)
+
+
+@sample_rule(
+    "gear",
+    summary="An aspect counts as far as its parents in a graph of prerequisites are met.",
+    reward="`W z` on the last token `+ sum w_k g_k a_k[t] / sum_(w_k > 0) w_k`, where `g_k` is the "
+    "product over the parents `j` of `q_j + (1 - q_j) lambda_jk`, and `q_k = g_k v_k`",
+    source="GEAR, arXiv 2606.03361",
+    accepts=("threshold",),
+    aspect_keys=("parents",),
+    validate=require_positive_weight,
+    can_spread_holistic=True,
+)
+def gear(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z*1[t = last] + sum_k w_k*g_k*a_k[t] / sum_k max(w_k, 0)``.
+
+    ``g_k`` is the product over an aspect's parents of ``q_j + (1 - q_j)*lambda_jk``, and ``q_k =
+    v_k*g_k``. The holistic score may be a parent, and its ``q`` is 1 from the threshold on, else 0.
+    Aspects that judged nothing are left out of both sums, and as parents count as met. With
+    ``W = 0`` this is GEAR (arXiv 2606.03361); with the holistic score as the only parent,
+    ``lambda`` 0, and positive weights that sum to 1, it is `hierarchical`. Raises `SampleError` for
+    a parent's value outside [0, 1], and if no aspect with a positive weight was judged.
+    """
+    judged = {
+        name
+        for name, aspect in inputs.aspects.items()
+        if params.weights[name] != 0 and aspect.value is not None
+    }
+    total = _positive_weight(judged, params)
+    gates = _gates(inputs, params)
+    return _scaled_sum(inputs, params, {name: gates.get(name, 1.0) / total for name in judged})
+
+
+def _gates(inputs: RuleInputs, params: RuleParams) -> dict[str, float]:
+    """Return ``g_k`` of the aspects that have parents or are parents."""
+    all_parents = {parent for parents in params.parents.values() for parent in parents}
+    gates: dict[str, float] = {}
+    met = {HOLISTIC: float(is_admitted(inputs.z, params))}
+    for name in TopologicalSorter(params.parents).static_order():
+        if name == HOLISTIC:
+            continue
+        gates[name] = math.prod(
+            met[parent] + (1 - met[parent]) * share
+            for parent, share in params.parents.get(name, {}).items()
+        )
+        if name in all_parents:
+            aspect = inputs.aspects.get(name)
+            value = None if aspect is None else aspect.value
+            met[name] = gates[name] * (1.0 if value is None else _fraction(name, value, params))
+    return gates
+
+
+@sample_rule(
+    "uncertainty",
+    summary="The mean of several scores of the same thing, less for scores that disagree.",
+    reward="`mean - beta std` of `z` and the `v_k`, weighted by `W` and `w_k`, on the last token; "
+    "none where `std > max_deviation`",
+    source="reward ensembles, arXiv 2310.02743; UARM, arXiv 2606.19818",
+    requires=("beta",),
+    accepts=("max_deviation",),
+    validate=require_no_negative_weight,
+)
+def uncertainty(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return the scores' mean less ``beta`` times their standard deviation, on the last token.
+
+    The scores are ``z`` and the aspects' values, which must be on one scale: the heads of a model,
+    or several models. Mean and (population) deviation are weighted; with equal weights they are
+    the plain ones. Raises `SampleError` if fewer than two were judged (``invalid_sample``) and if
+    the deviation exceeds ``max_deviation`` (``dropped``).
+    """
+    scores = [(params.holistic_weight, inputs.z)] if params.holistic_weight else []
+    scores += [
+        (weight, aspect.value)
+        for weight, aspect in inputs.weighted(params)
+        if aspect.value is not None
+    ]
+    if len(scores) < 2:
+        raise SampleError(
+            "invalid_sample",
+            f"rule `uncertainty` compares scores, but the sample has {len(scores)}: give a weight "
+            "to two or more of the holistic score and the aspects that judge this completion",
+        )
+    total = sum(weight for weight, _ in scores)
+    mean = sum(weight * score for weight, score in scores) / total
+    variance = sum(weight * (score - mean) ** 2 for weight, score in scores) / total
+    deviation = math.sqrt(variance)
+    if params.max_deviation is not None and deviation > params.max_deviation:
+        raise SampleError(
+            "dropped",
+            f"the scores' standard deviation is {deviation:g}, above hierarchy.max_deviation "
+            f"{params.max_deviation:g}: they disagree too much for a reward",
+        )
+    return on_last_token(mean - params.beta * deviation, inputs.num_tokens)
+
+
+@sample_rule(
+    "capo",
+    summary="Every token gets the outcome, less a penalty on tokens of steps judged wrong.",
+    reward="`W z + sum w_k a_k[t]` on every token `t`",
+    source="CAPO, arXiv 2508.02298",
+    uses_length=True,
+)
+def capo(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
+    """Return ``W*z + sum_k w_k*a_k[t]`` on every token.
+
+    With an aspect that is placed on tokens and gives -1 to those of wrong steps and 0 to others,
+    this is ``outcome - w_k * 1[t in wrong steps]``. Source: CAPO (Xie et al. 2025, arXiv
+    2508.02298). Raises `SampleError` for a sample without tokens, whose reward is not defined.
+    """
+    if inputs.length_is_in_words:
+        raise SampleError(
+            "invalid_sample", "rule `capo` rewards each token: send the sample's token_offsets"
+        )
+    outcome = params.holistic_weight * inputs.z
+    penalties = _sum_of_aspects(inputs, params, dict.fromkeys(inputs.aspects, 1.0))
+    return tuple(outcome + penalty for penalty in penalties)
+
+
+def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
+    total = sum(max(params.weights[name], 0.0) for name in judged)
+    if total == 0:
+        raise SampleError(
+            "invalid_sample",
+            f"rule `{params.rule}` divides by the positive weights of the aspects that judged "
+            "something, and there is none: the completion has nothing that these aspects judge",
+        )
+    return total
+
+
+def _fraction(name: str, value: float, params: RuleParams) -> float:
+    """Return an aspect's value; raise `SampleError` unless it is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise SampleError(
+            "non_finite",
+            f"rule `{params.rule}` requires values in [0, 1], but aspect {name} has {value:g}: set "
+            'its shaping to "sigmoid", or positive, negative, mean, std, scale and bias so that '
+            "its value stays in [0, 1]",
+        )
+    return value
+
+
 def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:
     """Return ``W*z*1[t = last] + sum_k w_k*a_k[t]`` over the aspects that count."""
     return _sum(inputs, params, inputs.aspects)
@@ -258,7 +458,14 @@ def _sum(
     inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
 ) -> tuple[float, ...]:
     """Return ``W*z`` on its tokens plus ``scale * sum_k w_k*a_k[t]`` over the named aspects."""
-    rewards = _sum_of_aspects(inputs, params, names, scale)
+    return _scaled_sum(inputs, params, dict.fromkeys(names, scale))
+
+
+def _scaled_sum(
+    inputs: RuleInputs, params: RuleParams, scales: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Return ``W*z`` on its tokens plus ``sum_k w_k*scale_k*a_k[t]`` over the named aspects."""
+    rewards = _sum_of_aspects(inputs, params, scales)
     if inputs.spread_z is not None:
         parts = zip(rewards, inputs.spread_z, strict=True)
         return tuple(reward + params.holistic_weight * part for reward, part in parts)
@@ -268,15 +475,15 @@ def _sum(
 
 
 def _sum_of_aspects(
-    inputs: RuleInputs, params: RuleParams, names: Collection[str], scale: float = 1.0
+    inputs: RuleInputs, params: RuleParams, scales: Mapping[str, float]
 ) -> list[float]:
-    """Return ``scale * sum_k w_k*a_k[t]`` over the named aspects that have a weight."""
+    """Return ``sum_k w_k*scale_k*a_k[t]`` over the named aspects that have a weight."""
     rewards = [0.0] * inputs.num_tokens
     for name, aspect in inputs.aspects.items():
         weight = params.weights[name]
-        if name in names and weight != 0:
+        if name in scales and weight != 0:
             for index, reward in enumerate(aspect.rewards):
-                rewards[index] += weight * (scale * reward)
+                rewards[index] += weight * (scales[name] * reward)
     return rewards
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import (
@@ -20,7 +21,7 @@ from pydantic import (
 from alarm_models.combination.all_rules import RULES, Rule, RuleParams, Shaping
 from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.combination.rule_registry import CONSTANTS
+from alarm_models.combination.rule_registry import CONSTANTS, DEFAULT_BASE, HOLISTIC
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import RecipeError, quoted
 from alarm_models.preprocessing.templates import FieldPattern
@@ -71,7 +72,8 @@ def _with_constants(table: type[_T]) -> type[_T]:
         if one.name not in CONSTANTS:
             continue
         constant = CONSTANTS[one.name]
-        field = partial(Field, gt=constant.gt, ge=constant.ge, description=constant.description)
+        bounds = {"gt": constant.gt, "ge": constant.ge, "le": constant.le}
+        field = partial(Field, **bounds, description=constant.description)
         hint = hints[one.name]
         if one.default_factory is dict:
             keys[one.name] = (hint, field(default_factory=dict))
@@ -99,11 +101,26 @@ class HierarchySpec(Table):
     def require_constants(self, rule: Rule) -> None:
         """Raise `RecipeError` naming the constants that ``rule`` requires and that are missing."""
         given = self.constants()
-        missing = [name for name in RULES[rule].requires if name not in given]
+        needed = [name for one in self._rule_and_base(rule) for name in RULES[one].requires]
+        missing = [name for name in dict.fromkeys(needed) if name not in given]
         if missing:
             raise RecipeError(
                 f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in missing)}"
             )
+
+    def _rule_and_base(self, rule: Rule) -> list[str]:
+        """Return a rule, and the one that it starts from if there is one."""
+        if "base" not in RULES[rule].constants:
+            return [rule]
+        base = getattr(self, "base", None) or DEFAULT_BASE
+        if base not in RULES or RULES[base].compares_groups:
+            able = ", ".join(f"`{one}`" for one in Rule if not RULES[one].compares_groups)
+            raise RecipeError(f"hierarchy.base is {quoted(base)}: use one of {able}")
+        return [rule, base]
+
+    def can_spread_holistic(self, rule: Rule) -> bool:
+        """Say whether a rule, and its base, can spread the holistic reward over tokens."""
+        return all(RULES[one].can_spread_holistic for one in self._rule_and_base(rule))
 
 
 class AspectSpec(Table):
@@ -124,6 +141,15 @@ class AspectSpec(Table):
     bias: float = 0.0
     dense: Dense | None = Field(default=None, description=_DENSE)
     segmenter: Segmenter | None = Field(default=None, description=_SEGMENTER)
+    parents: Mapping[str, float] = Field(
+        default_factory=dict,
+        description="for rule `gear`: parent aspect, or `holistic` -> lambda in [0, 1], the share "
+        "that remains if the parent fails",
+    )
+    requires: Mapping[str, float] = Field(
+        default_factory=dict,
+        description="for rule `conditioned`: aspect, or `holistic` -> level that it must reach",
+    )
 
 
 class Overrides(Table):
@@ -223,6 +249,42 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _aspects_depend_on_others(self) -> Recipe:
+        for name, aspect in self.aspects.items():
+            for key, named in (("parents", aspect.parents), ("requires", aspect.requires)):
+                self._require_dependencies(f"aspects.{name}.{key}", name, named)
+            for parent, share in aspect.parents.items():
+                if not 0 <= share <= 1:
+                    raise ValueError(
+                        f"aspects.{name}.parents.{parent} is {share:g}: set a lambda from 0 to 1"
+                    )
+        try:
+            graph = {name: aspect.parents for name, aspect in self.aspects.items()}
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            cycle = " -> ".join(reversed(error.args[1]))
+            raise ValueError(
+                f"aspects.*.parents have a cycle, {quoted(cycle)}: remove one of these parents"
+            ) from error
+        return self
+
+    def _require_dependencies(self, key: str, name: str, named: Mapping[str, float]) -> None:
+        """Raise `ValueError` unless an aspect depends on other aspects or the holistic score."""
+        unknown = sorted(set(named) - set(self.aspects) - {HOLISTIC})
+        if unknown:
+            raise ValueError(
+                f"{key} names {quoted(unknown)}, which are not aspects of the recipe: use names "
+                f"of {sorted(self.aspects)}, or `{HOLISTIC}` for the holistic score"
+            )
+        if HOLISTIC in named and HOLISTIC in self.aspects:
+            raise ValueError(
+                f"{key} names `{HOLISTIC}`, which is both the holistic score and an aspect: rename "
+                "the aspect"
+            )
+        if name in named:
+            raise ValueError(f"{key} names the aspect itself: remove it")
+
+    @model_validator(mode="after")
     def _dense_has_prefixes(self) -> Recipe:
         segmenters: dict[str, tuple[str, str]] = {}
         for table, spec in self._tables.items():
@@ -265,6 +327,14 @@ class Recipe(Table):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rule_fits(self) -> Recipe:
+        try:
+            self.rule_params(Overrides())
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     @property
     def _tables(self) -> dict[str, HolisticSpec | AspectSpec]:
         """The tables that name a model, by their dotted names."""
@@ -273,7 +343,7 @@ class Recipe(Table):
 
     def _require_spreading(self, rule: Rule) -> None:
         """Raise `RecipeError` if holistic.dense is set and the rule cannot spread the reward."""
-        if self.holistic.dense is not None and not RULES[rule].can_spread_holistic:
+        if self.holistic.dense is not None and not self.hierarchy.can_spread_holistic(rule):
             able = ", ".join(f"`{one}`" for one in Rule if RULES[one].can_spread_holistic)
             raise RecipeError(
                 f"holistic.dense requires a rule that adds up the holistic reward, and `{rule}` "
@@ -312,7 +382,8 @@ class Recipe(Table):
     def rule_params(self, overrides: Overrides) -> RuleParams:
         """Return the rule with its constants.
 
-        Raises `RecipeError` for a weight of an unknown aspect and for missing constants.
+        Raises `RecipeError` for a weight of an unknown aspect, for missing constants, and for
+        weights that the rule cannot use.
         """
         unknown = [name for name in overrides.weights if name not in self.aspects]
         if unknown:
@@ -328,7 +399,7 @@ class Recipe(Table):
         spec.require_constants(rule)
         self._require_spreading(rule)
         threshold, weight = overrides.threshold, overrides.holistic_weight
-        return RuleParams(
+        params = RuleParams(
             rule=rule,
             threshold=spec.threshold if threshold is None else threshold,
             holistic_weight=self.holistic.weight if weight is None else weight,
@@ -336,8 +407,12 @@ class Recipe(Table):
             std=self.holistic.std,
             weights=own | dict(overrides.weights),
             spreads_holistic=self.holistic.dense is not None,
+            parents={name: one.parents for name, one in self.aspects.items() if one.parents},
+            requires={name: one.requires for name, one in self.aspects.items() if one.requires},
             **spec.constants(),
         )
+        params.definition.validate(params)
+        return params
 
     def fingerprint(self, models: Mapping[str, str], overrides: Overrides) -> str:
         """Digest the models' fingerprints and all constants, including overrides."""

@@ -24,7 +24,8 @@ _MOSTLY_UNEARNED, _FOLLOWS_LENGTH = 0.5, 0.8
 class Addition:
     """What an aspect adds, weighted and shaped, to the rewards of completions.
 
-    ``right`` and ``wrong`` are the reward of one segment, None where completions are judged whole;
+    ``right`` and ``wrong`` are the reward of one segment, None where completions are judged whole
+    or the shaping divides by their number of segments or tokens, and then so is ``unearned``;
     ``unearned`` is the share that would remain if every segment were wrong, 0 where a wrong one
     earns nothing. The correlations are Pearson's over completions, between what is added and the
     number of segments (of words, where completions are judged whole), and between what is added and
@@ -49,10 +50,11 @@ class Addition:
     def explained(self) -> str:
         """Describe the addition in a sentence."""
         if self.right is None or self.wrong is None:
+            units = "words" if self.mean_segments is None else "segments"
             return (
                 f"adds {self.mean:+.3f} per completion; the correlation is "
                 f"{self.with_score:.2f} with the "
-                f"aspect's score and {self.with_length:.2f} with the number of words"
+                f"aspect's score and {self.with_length:.2f} with the number of {units}"
             )
         summary = (
             f"a right segment adds {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
@@ -74,18 +76,15 @@ def addition(
     Nothing is added to a completion without segments or without a score.
     """
     tokens = [whitespace_tokens(text) for text in texts]
-    values = [rule.values(one, own).shaped for one, own in zip(scores, tokens, strict=True)]
+    values = [rule.values(one, own).rewards for one, own in zip(scores, tokens, strict=True)]
     added = np.array([weight * sum(one) for one in values])
     own = np.array([np.nan if one.value is None else one.value for one in scores], dtype=float)
     by_segments = any(one.segments is not None for one in scores)
-    if not by_segments:
-        lengths = np.array([len(own) for own in tokens], dtype=float)
-        right = wrong = segments = unearned = None
-    else:
-        lengths = np.array([len(one) for one in values], dtype=float)
+    right = wrong = unearned = None
+    lengths = np.array([len(one) for one in (values if by_segments else tokens)], dtype=float)
+    if by_segments and not rule.shaping.divides:
         shape = SHAPINGS[rule.shaping]
         right, wrong = weight * shape(rule.positive), weight * shape(rule.negative)
-        segments = _mean(lengths)
         total = float(added.sum())
         unearned = max(wrong, 0.0) * float(lengths.sum()) / total if total > 0 else 0.0
     return Addition(
@@ -94,7 +93,7 @@ def addition(
         num_completions=len(scores),
         right=right,
         wrong=wrong,
-        mean_segments=segments,
+        mean_segments=_mean(lengths) if by_segments else None,
         unearned=unearned,
         with_length=correlation(added, lengths),
         with_score=correlation(added, own),

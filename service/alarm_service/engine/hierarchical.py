@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.combination.all_rules import RuleParams, Shaping
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.combination.overlong import punished
 from alarm_models.combination.rewards import (
     AspectRule,
@@ -424,7 +424,7 @@ def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> Rewa
     aspects = {}
     for name, aspect in reward.aspects.items():
         if aspect is not None:
-            is_sigmoid = request.aspect_rules[name].shaping is Shaping.SIGMOID
+            is_sigmoid = request.aspect_rules[name].shaping.is_sigmoid
             aspects[name] = AspectObservation(aspect.reward, aspect.shaped_values, is_sigmoid)
     return RewardObservation(
         prompt=sample.prompt,
