@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from alarm_service.captures.lines import capture_files
 from alarm_service.cli.options import Subparsers, add_command, add_scoring, source_of
 from alarm_service.json_lines import require_other_file, require_writable
 
@@ -39,6 +38,9 @@ def add_replay(commands: Subparsers) -> None:
 
 def _run_replay(options: argparse.Namespace) -> int:
     source = source_of(options)
+    # Not at import: `alarm --help` imports no numpy.
+    from alarm_service.captures.lines import capture_files
+
     files = capture_files(options.folder)
     require_writable(options.out)
     require_other_file(options.out, files, "one of the files to be read")
