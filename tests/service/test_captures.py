@@ -3,6 +3,7 @@
 import asyncio
 import json
 import resource
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,6 +118,16 @@ def test_files_stay_within_the_bound_and_lose_the_oldest(tmp_path: Path) -> None
     assert found[-1][:2] == b"39"
 
 
+def test_files_go_on_after_their_folder_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "captures"
+    files = CaptureFiles(folder, MIB)
+    files.append(b"lost\n")
+    shutil.rmtree(folder)
+    files.append(b"kept\n")
+    files.close()
+    assert [file.read_bytes() for file in capture_files(folder)] == [b"kept\n"]
+
+
 def test_capture_with_a_full_queue_drops_requests(tmp_path: Path) -> None:
     metrics = Metrics()
     capture = SampleCapture(CaptureOptions(tmp_path, max_queued_chars=2000), metrics.captures)
@@ -186,15 +197,16 @@ async def test_replay_of_partial_groups_by_another_rule_counts_changes(tmp_path:
     before = recipe("one", hierarchy={"rule": "holistic_only", "threshold": 2})
     after = recipe("two", holistic={"model": "words", "mean": 4.0, "std": 2.0})
     async with serving(before, capture=tmp_path) as server:
-        for completion in ("w", "w w w"):
-            given = [{**samples(completion)[0], "group": "g", "group_size": 2}]
+        for completion in ("w", "w", "w w w"):  # the first is retried
+            member = {"group": "g", "group_size": 2, "id": completion}
+            given = [samples(completion)[0] | member]
             path = "/hierarchical_reward"
             await answered(await server.client.post(path, json={"samples": given}))
         await server.reward("w w", "w w w w")
     async with serving(after) as server:
         result = await replayed(server, tmp_path, "two")
     # Of 1, 3, 2 and 4 words: the reward is the number, then that less 4 over 2.
-    assert result.num_samples == 4
+    assert (result.num_samples, result.num_retried) == (4, 1)
     assert result.rewards.mean_before == pytest.approx(2.5)
     assert result.rewards.mean_after == pytest.approx(-0.75)
     largest = result.rewards.largest

@@ -53,8 +53,7 @@ class CaptureFiles:
 
     def _file_for(self, num_bytes: int) -> int:
         if self._file is not None:
-            is_removed = os.fstat(self._file).st_nlink == 0
-            if not is_removed and self._size + num_bytes <= self.max_file_bytes:
+            if not _is_removed(self._file) and self._size + num_bytes <= self.max_file_bytes:
                 return self._file
             self.close()
         with suppress(FileExistsError):
@@ -80,3 +79,11 @@ class CaptureFiles:
                 return
             file.unlink(missing_ok=True)
             total -= size
+
+
+def _is_removed(file: int) -> bool:
+    """Whether an open file has no name any more, or its disk is gone."""
+    try:
+        return os.fstat(file).st_nlink == 0
+    except OSError:
+        return True

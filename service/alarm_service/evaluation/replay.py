@@ -17,7 +17,7 @@ from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.captures.lines import CapturedLine, read_captured
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.errors import StudyError
-from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult
+from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult, prompt_key
 from alarm_service.evaluation.scoring import Peer, key_for_header, require_url
 from alarm_service.schemas import RewardOut, RewardResponse, reward_out, sample_in
 from alarm_service.settings import Settings
@@ -89,7 +89,7 @@ def _whole_groups(
     A group of which samples are missing, or of which too much else is read before its last sample,
     is left out.
     """
-    pending: OrderedDict[tuple[str | None, str], list[CapturedLine]] = OrderedDict()
+    pending: OrderedDict[tuple[str, bytes], list[CapturedLine]] = OrderedDict()
     num_pending = 0
     request: list[CapturedLine] = []
     for line in map(_of_own_group, lines):
@@ -99,8 +99,11 @@ def _whole_groups(
         if line.sample.group is None or line.sample.group_size is None:
             request.append(line)
             continue
-        key = (line.recipe, str(line.sample.group))
+        key = (str(line.sample.group), prompt_key(line))
         members = pending.setdefault(key, [])
+        if _is_retried(line, members):
+            comparison.num_retried += 1
+            continue
         members.append(line)
         num_pending += 1
         if len(members) >= line.sample.group_size:
@@ -114,6 +117,11 @@ def _whole_groups(
     if request:
         yield request
     comparison.num_of_incomplete_groups += num_pending
+
+
+def _is_retried(line: CapturedLine, members: Sequence[CapturedLine]) -> bool:
+    """Whether a group has a sample of this id already, from a request that was retried."""
+    return line.sample.id is not None and any(one.sample.id == line.sample.id for one in members)
 
 
 def _of_own_group(line: CapturedLine) -> CapturedLine:

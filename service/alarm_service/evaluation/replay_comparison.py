@@ -21,6 +21,7 @@ __all__ = [
     "RankChange",
     "ReplayComparison",
     "ReplayResult",
+    "prompt_key",
 ]
 
 #: Rewards that differ by less count as equal: batches differ in the last bits.
@@ -168,6 +169,7 @@ class ReplayResult:
     num_samples: int
     num_scores_left_out: int
     num_of_incomplete_groups: int
+    num_retried: int
     num_with_overrides: int
     failures: FailureChange
     rewards: ChangeSummary
@@ -187,6 +189,7 @@ class ReplayComparison:
         self._recipe = recipe
         self.num_scores_left_out = 0
         self.num_of_incomplete_groups = 0
+        self.num_retried = 0
         self._num_samples = 0
         self._num_with_overrides = 0
         self._captured: Counter[str] = Counter()
@@ -218,6 +221,7 @@ class ReplayComparison:
             num_samples=self._num_samples,
             num_scores_left_out=self.num_scores_left_out,
             num_of_incomplete_groups=self.num_of_incomplete_groups,
+            num_retried=self.num_retried,
             num_with_overrides=self._num_with_overrides,
             failures=self._failures,
             rewards=self._rewards.summary(),
@@ -259,7 +263,7 @@ class ReplayComparison:
             self._failures.num_only_after += 1
 
     def _add_to_group(self, line: CapturedLine, before: float, after: float) -> None:
-        key = _group_key(line)
+        key = prompt_key(line)
         old, new = self._groups.setdefault(key, ([], []))
         self._groups.move_to_end(key)
         old.append(before)
@@ -282,7 +286,7 @@ def _most_changed(aspects: Mapping[str, ChangeSummary]) -> str | None:
     return None if most is None or changes[most] <= _TIE else most
 
 
-def _group_key(line: CapturedLine) -> bytes:
+def prompt_key(line: CapturedLine) -> bytes:
     """Return what samples of one prompt have in common, if the same recipe rewarded them."""
     prompt = line.sample.model_dump(mode="json", include={"prompt"})
     content = [line.recipe, line.fingerprint, line.overrides, prompt]

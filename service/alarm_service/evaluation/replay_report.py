@@ -40,6 +40,8 @@ def _cautions(result: ReplayResult) -> list[str]:
         + failures.num_both,
         f"{result.num_of_incomplete_groups} samples are left out, as others of their group are "
         "not in the capture.": result.num_of_incomplete_groups,
+        f"{result.num_retried} samples are left out, as their group has one of the same id "
+        "already.": result.num_retried,
         f"{result.num_scores_left_out} samples of /score are left out: they have no "
         "reward.": result.num_scores_left_out,
         f"{result.num_with_overrides} samples were rewarded with overrides, which are not "
