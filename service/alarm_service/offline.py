@@ -18,6 +18,7 @@ from alarm_models.errors import SampleError
 from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.api.app import create_engine
+from alarm_service.captures.lines import CaptureError, is_captured, sample_of
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.golden_check import GoldenError, record, write_golden_scores
 from alarm_service.engine.hierarchical import reward_samples
@@ -43,6 +44,7 @@ _MAX_IN_FLIGHT = 256
 def score_file(file: Path, out: Path | None, recipe: Recipe, settings: Settings) -> int:
     """Write the reward of each line's sample; a line that is not a sample gets an error line.
 
+    The lines may be those of a capture, whose rewards are then ignored.
     Either may be ``-``. ``out`` is replaced once everything is written, so it may be ``file``.
     Returns 0, or 1 where any sample failed; raises `FileError` and `OSError`.
     """
@@ -148,7 +150,11 @@ def _parse(line: bytes | None) -> _Parsed:
         error_line = SampleError("invalid_sample", f"the line is not JSON: {error}")
         return _Parsed(error_line, num_bytes)
     try:
-        return _Parsed(SampleIn.model_validate(value), num_bytes)
+        sample = sample_of(value) if is_captured(value) else value
+        return _Parsed(SampleIn.model_validate(sample), num_bytes)
+    except CaptureError as error:
+        error_line = SampleError("invalid_sample", str(error))
+        return _Parsed(error_line, num_bytes, _id_in(value["sample"]))
     except ValidationError as error:
         error_line = SampleError("invalid_sample", format_validation_errors(error.errors()))
         return _Parsed(error_line, num_bytes, _id_in(value))

@@ -1,10 +1,11 @@
-"""Preflight checks, before torch is imported: exposure, certificate, Ray, the port."""
+"""Preflight checks, before torch is imported: exposure, certificate, capture, Ray, the port."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 import ssl
+import tempfile
 from importlib.util import find_spec
 
 from alarm_service.api_keys import read_admin_keys, read_keys
@@ -14,6 +15,7 @@ __all__ = [
     "is_loopback",
     "listen",
     "require_safe_exposure",
+    "require_usable_capture",
     "require_usable_certificate",
     "require_usable_ray",
     "url_of",
@@ -101,4 +103,19 @@ def require_usable_certificate(settings: Settings) -> None:
     except OSError as error:  # an SSLError is one
         raise SettingsError(
             f"--tls-certificate {certificate} and --tls-key {key} cannot be used: {error}"
+        ) from error
+
+
+def require_usable_capture(settings: Settings) -> None:
+    """Make the capture's folder; raise `SettingsError` if no file can be written to it."""
+    folder = settings.capture
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--capture {folder} cannot be written: {error.strerror}; name another folder"
         ) from error

@@ -229,6 +229,25 @@ class Settings(BaseSettings):
         default="info", description="debug, info, warning or error"
     )
     log_texts: bool = Field(default=False, description="log prompts and completions")
+    capture: Path | None = Field(
+        default=None,
+        description="folder to which samples are written with their rewards, for alarm replay",
+    )
+    capture_max_bytes: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        description="maximum size of the captured files in bytes; the oldest is removed",
+    )
+    capture_share: float = Field(
+        default=1,
+        gt=0,
+        le=1,
+        description="share of requests to capture, or of groups that come in several requests",
+    )
+    capture_hash_texts: bool = Field(
+        default=False,
+        description="capture SHA-256 hashes instead of texts; such a capture cannot be replayed",
+    )
 
     @field_validator("device")
     @classmethod
@@ -286,7 +305,9 @@ class Settings(BaseSettings):
         where = f"{name} or ALARM_{str(info.field_name).upper()}"
         return tuple(SecretStr(require_key(key.get_secret_value(), where)) for key in keys)
 
-    @field_validator("api_key_file", "admin_key_file", "recipe_dir", "published", mode="before")
+    @field_validator(
+        "api_key_file", "admin_key_file", "recipe_dir", "published", "capture", mode="before"
+    )
     @classmethod
     def _unset_where_empty(cls, value: object) -> object:
         return None if value == "" else value

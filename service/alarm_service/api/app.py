@@ -43,6 +43,7 @@ from alarm_service.api.rate_limit import (
     one_request,
 )
 from alarm_service.api_keys import read_admin_keys, read_keys
+from alarm_service.captures.capture import CaptureOptions, SampleCapture
 from alarm_service.engine.devices import (
     ModelLoader,
     choose_devices,
@@ -131,11 +132,14 @@ def create_app(
     tracing = tracing or open_tracer_provider(settings)
     tracer = tracing.get_tracer(TRACER_NAME) if tracing else None
     engine = create_engine(recipes, settings, load, unchanged, tracer)
+    capture = _capture(engine, settings)
     off_loop_bodies = LargeBodies()
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if capture is not None:
+            capture.start()
         starting = asyncio.create_task(engine.start(waits_for_servers=True))
         starting.add_done_callback(lambda _: on_failure() if engine.life.failure else None)
         try:
@@ -144,6 +148,8 @@ def create_app(
             starting.cancel()
             await asyncio.wait((starting,))
             await engine.close()
+            if capture is not None:
+                await asyncio.to_thread(capture.close)
             if tracing is not None:
                 tracing.shutdown()
             off_loop_bodies.close()
@@ -164,6 +170,21 @@ def create_app(
     app.state.recipe_manager = RecipeManager(engine, sources)
     add_error_handlers(app)
     return app
+
+
+def _capture(engine: RewardEngine, settings: Settings) -> SampleCapture | None:
+    """Let the engine capture what it answers, if the settings name a folder."""
+    if settings.capture is None:
+        return None
+    options = CaptureOptions(
+        settings.capture,
+        settings.capture_max_bytes,
+        settings.capture_share,
+        settings.capture_hash_texts,
+    )
+    capture = SampleCapture(options, engine.metrics.captures)
+    engine.capture = capture
+    return capture
 
 
 def _middleware(

@@ -34,7 +34,8 @@ def add_score(commands: Subparsers) -> None:
     parser.add_argument(
         "file",
         type=Path,
-        help="JSON lines, one sample per line as in a request; - reads standard input",
+        help="JSON lines, one sample per line as in a request, or a captured file; - reads "
+        "standard input",
     )
     parser.add_argument(
         "--out",

@@ -17,6 +17,7 @@ from alarm_service.observability.logging import capture_uncaught, configure_logs
 from alarm_service.preflight import (
     listen,
     require_safe_exposure,
+    require_usable_capture,
     require_usable_certificate,
     require_usable_ray,
 )
@@ -47,6 +48,7 @@ def _run_serve(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     require_safe_exposure(settings)
     require_usable_certificate(settings)
+    require_usable_capture(settings)
     recipes = load_recipes(settings.recipe, settings.set)
     require_usable_ray(settings)
     listener = listen(settings.host, settings.port)

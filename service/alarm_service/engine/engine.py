@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import structlog
 import torch
 from opentelemetry.trace import Tracer
 
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
-from alarm_models.recipe.schema import Recipe
-from alarm_models.types import Sample, Score
+from alarm_models.recipe.schema import Overrides, Recipe
+from alarm_models.types import Reward, Sample, Score
 from alarm_service.engine.admission import Admission, content_of, estimate_tokens
 from alarm_service.engine.devices import (
     MIN_BATCH_TOKENS,
@@ -33,7 +34,7 @@ from alarm_service.engine.scheduler import RequestQueue, TimedOut
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 
-__all__ = ["EngineLimits", "PreServeCheck", "RewardEngine"]
+__all__ = ["Capture", "EngineLimits", "PreServeCheck", "RewardEngine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,40 @@ class EngineLimits:
 _log = structlog.get_logger()
 
 
+class Capture(Protocol):
+    """Is given the samples and results of each request; it neither raises nor waits."""
+
+    def put_rewards(
+        self,
+        samples: Sequence[Sample],
+        outcomes: Sequence[Reward | SampleError],
+        recipe: str,
+        aspects: Sequence[str],
+        fingerprint: str,
+        overrides: Overrides,
+    ) -> None:
+        """Capture the rewards of one request."""
+
+    def put_scores(
+        self,
+        samples: Sequence[Sample],
+        outcomes: Sequence[Score | SampleError],
+        model: str,
+        fingerprint: str,
+    ) -> None:
+        """Capture the scores of one request."""
+
+
 class RewardEngine:
     """Scores samples with the current model set, whose models have a replica on each device.
 
     Requests that arrive while the first models load wait; ``load`` and ``unchanged`` run in their
     own threads. The model set can be changed once `life` is ready. ``check`` is called with each
-    recipe before it is served; it raises to refuse the recipe.
+    recipe before it is served; it raises to refuse the recipe. `capture`, if it is set, is given
+    what requests are answered.
     """
+
+    capture: Capture | None = None
 
     def __init__(
         self,
@@ -213,7 +241,10 @@ class RewardEngine:
         """
         self.catalog.model(name)  # an unknown name is refused before admission
         async with self.admit(samples, caller) as model_set:
-            return await self.score_admitted(model_set.model(name), samples, caller)
+            scores = await self.score_admitted(model_set.model(name), samples, caller)
+        if self.capture is not None:
+            self.capture.put_scores(samples, scores.outcomes, scores.model, scores.fingerprint)
+        return scores
 
     @asynccontextmanager
     async def admit(

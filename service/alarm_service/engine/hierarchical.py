@@ -448,8 +448,27 @@ async def reward_samples(
     """Reward samples by the recipe of that name, with one request's overrides.
 
     ``admitted`` computes the aspects that the rewards need and no more; ``all`` computes every
-    aspect of every sample and changes no reward. Raises `ServiceError` and `RecipeError`.
+    aspect of every sample and changes no reward. The rewards are captured, if the engine has a
+    capture. Raises `ServiceError` and `RecipeError`.
     """
+    done = await _reward_samples(engine, name, samples, overrides, aspects, caller)
+    if engine.capture is not None:
+        recipe = done.recipe
+        names = list(recipe.aspects)
+        engine.capture.put_rewards(
+            samples, done.rewards, recipe.name, names, done.fingerprint, overrides
+        )
+    return done
+
+
+async def _reward_samples(
+    engine: RewardEngine,
+    name: str | None,
+    samples: Sequence[Sample],
+    overrides: Overrides,
+    aspects: Literal["admitted", "all"],
+    caller: Caller,
+) -> Rewards:
     # Before admission, so that a wrong request is refused without waiting for models or capacity.
     request = RequestRecipe.resolve(engine.catalog.recipe(name), overrides)
     plan = request.group_plan(samples)
@@ -508,7 +527,7 @@ class _GroupCall:
             request = RequestRecipe.resolve(self.engine.catalog.recipe(self.name), self.overrides)
             if request.group_plan(self.samples) != plan:
                 # The recipe has another rule since it was reloaded.
-                return await reward_samples(
+                return await _reward_samples(
                     self.engine, self.name, self.samples, self.overrides, self.aspects, self.caller
                 )
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from alarm_service.observability.reward_metrics import RewardMetrics
 
-__all__ = ["BusyTime", "CallbackCounter", "ChangeMetrics", "Metrics"]
+__all__ = ["BusyTime", "CallbackCounter", "CaptureMetrics", "ChangeMetrics", "Metrics"]
 
 
 class BusyTime:
@@ -96,6 +96,30 @@ class ChangeMetrics:
         self._registry.register(_Served(fingerprints))
 
 
+class CaptureMetrics:
+    """Metrics of `--capture`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._captured = Counter(
+            "alarm_captured_samples", "Samples written by --capture.", registry=registry
+        )
+        self._dropped = Counter(
+            "alarm_capture_dropped_samples",
+            "Samples that --capture lost, by reason: queue (the disk is too slow), disk (writing "
+            "failed), too_large (one line is larger than a file may be) or failed.",
+            ["reason"],
+            registry=registry,
+        )
+
+    def count_captured(self, num_samples: int) -> None:
+        """Count samples that were written."""
+        self._captured.inc(num_samples)
+
+    def count_dropped(self, reason: str, num_samples: int) -> None:
+        """Count samples that were not written."""
+        self._dropped.labels(reason).inc(num_samples)
+
+
 class CallbackCounter(Collector):
     """A counter of seconds, computed at scrape time."""
 
@@ -135,6 +159,7 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self.rewards = RewardMetrics(registry)
         self.changes = ChangeMetrics(registry)
+        self.captures = CaptureMetrics(registry)
         self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)

@@ -1,0 +1,1 @@
+"""Captures: served samples with their rewards, in files (`alarm serve --capture`)."""

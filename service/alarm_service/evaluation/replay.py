@@ -1,0 +1,247 @@
+"""`alarm replay`: scores a capture again, as a stream, and compares the rewards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from alarm_models.recipe.schema import Overrides, Recipe
+from alarm_service.captures.lines import CapturedLine, read_captured
+from alarm_service.errors import ServiceError, format_validation_errors
+from alarm_service.evaluation.errors import StudyError
+from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult, prompt_key
+from alarm_service.evaluation.scoring import Peer, key_for_header, require_url
+from alarm_service.schemas import RewardOut, RewardResponse, reward_out, sample_in
+from alarm_service.settings import Settings
+
+if TYPE_CHECKING:
+    from alarm_service.engine.engine import RewardEngine
+
+__all__ = ["RemoteRewarder", "Rewarder", "compared", "replay"]
+
+#: Samples scored at once, unless a request with groups has more.
+_MAX_IN_FLIGHT = 256
+
+#: Samples of groups from several requests that are held until the rest of their group is read.
+_MAX_PENDING = 16_384
+
+_TIMEOUT_S = 600
+
+
+def replay(
+    files: Sequence[Path], recipe: Recipe, settings: Settings, url: str | None
+) -> ReplayResult:
+    """Score the samples of captured files again; raise `AlarmModelsError` and `OSError`.
+
+    With ``url``, the server there scores them, by its recipe of the same name.
+    """
+    try:
+        return asyncio.run(_replay(files, recipe, settings, url))
+    except ServiceError as error:
+        raise StudyError(error.message) from error
+
+
+async def _replay(
+    files: Sequence[Path], recipe: Recipe, settings: Settings, url: str | None
+) -> ReplayResult:
+    async with _open_rewarder(recipe, settings, url) as rewarder:
+        return await compared(files, rewarder, ReplayComparison(recipe.name))
+
+
+async def compared(
+    files: Sequence[Path], rewarder: Rewarder, comparison: ReplayComparison
+) -> ReplayResult:
+    """Reward the samples of captured files, and return what changed."""
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("scoring", total=None)
+        for lines in _chunks(_whole_groups(_rewarded(files, comparison), comparison)):
+            comparison.add(lines, await rewarder.rewards(lines))
+            progress.advance(task, len(lines))
+        num_samples = progress.tasks[0].completed or 1
+        progress.update(task, total=num_samples, completed=num_samples)
+    return comparison.result(rewarder.fingerprint)
+
+
+def _rewarded(files: Iterable[Path], comparison: ReplayComparison) -> Iterator[CapturedLine]:
+    """Yield the lines that have a reward; those of `/score` have none to compare."""
+    for file in files:
+        with suppress(FileNotFoundError):  # a server that still captures removed the oldest
+            for line in read_captured(file):
+                if line.reward is None:
+                    comparison.num_scores_left_out += 1
+                else:
+                    yield line
+
+
+def _whole_groups(
+    lines: Iterable[CapturedLine], comparison: ReplayComparison
+) -> Iterator[list[CapturedLine]]:
+    """Yield lines that must be scored together: one request's, or a group of several requests.
+
+    A group of which samples are missing, or of which too much else is read before its last sample,
+    is left out.
+    """
+    pending: OrderedDict[tuple[str, bytes], list[CapturedLine]] = OrderedDict()
+    num_pending = 0
+    request: list[CapturedLine] = []
+    for line in map(_of_own_group, lines):
+        if request and (line.request != request[0].request or line.sample.group is None):
+            yield request
+            request = []
+        if line.sample.group is None or line.sample.group_size is None:
+            request.append(line)
+            continue
+        key = (str(line.sample.group), prompt_key(line))
+        members = pending.setdefault(key, [])
+        if _is_retried(line, members):
+            comparison.num_retried += 1
+            continue
+        members.append(line)
+        num_pending += 1
+        if len(members) >= line.sample.group_size:
+            num_pending -= len(pending.pop(key))
+            name = f"{members[0].request}/{line.sample.group}"
+            yield [_of_group(member, name) for member in members]
+        while num_pending > _MAX_PENDING:
+            _, oldest = pending.popitem(last=False)
+            num_pending -= len(oldest)
+            comparison.num_of_incomplete_groups += len(oldest)
+    if request:
+        yield request
+    comparison.num_of_incomplete_groups += num_pending
+
+
+def _is_retried(line: CapturedLine, members: Sequence[CapturedLine]) -> bool:
+    """Whether a group has a sample of this id already, from a request that was retried."""
+    return line.sample.id is not None and any(one.sample.id == line.sample.id for one in members)
+
+
+def _of_own_group(line: CapturedLine) -> CapturedLine:
+    """Name a group after its request, unless other requests complete it: names are used again."""
+    if line.sample.group is None or line.sample.group_size is not None:
+        return line
+    return _of_group(line, f"{line.request}/{line.sample.group}")
+
+
+def _of_group(line: CapturedLine, name: str) -> CapturedLine:
+    sample = line.sample.model_copy(update={"group": name, "group_size": None})
+    return line.model_copy(update={"sample": sample})
+
+
+def _chunks(units: Iterable[list[CapturedLine]]) -> Iterator[list[CapturedLine]]:
+    chunk: list[CapturedLine] = []
+    for unit in units:
+        if chunk and len(chunk) + len(unit) > _MAX_IN_FLIGHT:
+            yield chunk
+            chunk = []
+        chunk += unit
+    if chunk:
+        yield chunk
+
+
+class Rewarder(Protocol):
+    """Rewards captured samples by a recipe."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The recipe's fingerprint; empty before the first rewards."""
+
+    async def rewards(self, lines: Sequence[CapturedLine]) -> Sequence[RewardOut]:
+        """Return one reward per sample."""
+
+
+@asynccontextmanager
+async def _open_rewarder(
+    recipe: Recipe, settings: Settings, url: str | None
+) -> AsyncIterator[Rewarder]:
+    if url is None:
+        async with _local(recipe, settings) as rewarder:
+            yield rewarder
+        return
+    base = require_url(url, "--url")
+    api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
+    key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
+    peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=1)
+    try:
+        yield RemoteRewarder(peer, base, recipe.name)
+    finally:
+        await peer.close()
+
+
+@asynccontextmanager
+async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Rewarder]:
+    # torch takes seconds to import, and is not needed with --url.
+    from alarm_models.process_tuning import disable_malloc_trim
+    from alarm_service.api.app import create_engine
+    from alarm_service.observability.logging import set_up_logs
+
+    set_up_logs("warning")
+    disable_malloc_trim()
+    engine = create_engine([recipe], settings)
+    await engine.start(logs_failure=False)
+    try:
+        if engine.life.failure is not None:
+            raise StudyError(str(engine.life.failure))
+        yield _LocalRewarder(engine, recipe)
+    finally:
+        await engine.close()
+
+
+class _LocalRewarder:
+    """Rewards samples in this process."""
+
+    def __init__(self, engine: RewardEngine, recipe: Recipe) -> None:
+        self._engine = engine
+        self._recipe = recipe
+        self.fingerprint = ""
+
+    async def rewards(self, lines: Sequence[CapturedLine]) -> Sequence[RewardOut]:
+        """Reward samples; raise `ServiceError`."""
+        from alarm_service.engine.hierarchical import reward_samples
+
+        samples = [line.sample for line in lines]
+        done = await reward_samples(
+            self._engine,
+            self._recipe.name,
+            [sample_in(sample) for sample in samples],
+            Overrides(),
+            "admitted",
+        )
+        self.fingerprint = done.fingerprint
+        names = list(self._recipe.aspects)
+        pairs = zip(samples, done.rewards, strict=True)
+        return [reward_out(sample, reward, names) for sample, reward in pairs]
+
+
+class RemoteRewarder:
+    """Gets rewards from a server."""
+
+    def __init__(self, peer: Peer, url: str, recipe: str) -> None:
+        self._peer = peer
+        self._url = f"{url}/hierarchical_reward"
+        self._recipe = recipe
+        self.fingerprint = ""
+
+    async def rewards(self, lines: Sequence[CapturedLine]) -> Sequence[RewardOut]:
+        """Reward samples over HTTP; raise `StudyError` with the server's message."""
+        samples = [line.sample.model_dump(mode="json", exclude_defaults=True) for line in lines]
+        answer = await self._peer.post(self._url, {"recipe": self._recipe, "samples": samples})
+        try:
+            response = RewardResponse.model_validate(answer)
+        except ValidationError as error:
+            faults = format_validation_errors(error.errors())
+            raise StudyError(f"--url returned an invalid response: {faults}") from error
+        if len(response.rewards) != len(lines):
+            raise StudyError(
+                f"--url returned {len(response.rewards)} rewards for {len(lines)} samples"
+            )
+        self.fingerprint = response.fingerprint
+        return response.rewards
