@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 #: Rewards that differ by less count as equal: batches differ in the last bits.
-_TIE = 1e-6
+_TIE = 1e-4
 
 #: Samples of one prompt that are compared with each other, and samples held for that.
 _MAX_GROUP = 1024
@@ -92,7 +92,7 @@ class ChangeSummary:
 class RankChange:
     """Pairs of samples of one prompt, by whether their order changed.
 
-    A pair is tied where its rewards differ by at most 1e-6.
+    A pair is tied where its rewards differ by at most 1e-4, as stored scores of a golden check may.
     """
 
     num_groups: int = 0
