@@ -168,11 +168,16 @@ def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:
     assert "overrides.no_such_key" in page.locator("#message").inner_text()
 
 
-def test_page_link_opens_the_same_request(page: "Page", url: str) -> None:
+def test_page_link_and_python_send_the_same_request(page: "Page", url: str) -> None:
     submit(page, "Ünïcode 😀 A", LOW, threshold=1)
+    printed: list[Any] = []
     page.get_by_role("button", name="Link").click()
     link = page.locator("#share-text").input_value()
     assert link.startswith(f"{url}/#")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Python").click()
+    exec(page.locator("#share-text").input_value(), {"print": printed.append})
+    assert [one.error for one in printed[0].rewards] == [None, None]
     page.keyboard.press("Escape")
     submit(page, LOW)
     with page.expect_response("**/hierarchical_reward"):

@@ -124,6 +124,7 @@ function best(rewards) {
 function draw() {
   const { completions, rewards, params } = page.scored;
   const reward = rewards[page.chosen];
+  byId("results").classList.remove("stale");
   const choose = (at) => {
     page.chosen = at;
     draw();
@@ -166,6 +167,8 @@ async function shown(step) {
     if (!(error instanceof Refused || error instanceof Unusable)) throw error;
     byId("message").textContent = error.message;
     byId("message").hidden = false;
+    byId("message").scrollIntoView({ block: "nearest" });
+    byId("results").classList.add("stale");
   }
 }
 

@@ -38,7 +38,7 @@ function curl(form, usesKey) {
 
 function python(form, usesKey) {
   const samples = samplesOf(form.prompt, form.completions).map(
-    ({ prompt, completion }) => `    Sample(${literal(prompt)}, ${literal(completion)}),\n`,
+    ({ prompt, completion }) => `    Sample(prompt=${literal(prompt)}, completion=${literal(completion)}),\n`,
   );
   const key = usesKey ? ', api_key=os.environ["ALARM_API_KEY"]' : "";
   const recipe = form.recipe ? `, recipe=${literal(form.recipe)}` : "";

@@ -10,6 +10,8 @@ const SUMS = {
   aspect_only: () => ({ holistic: false, aspects: true }),
 };
 
+const UNGATED = new Set(["weighted_sum", "holistic_only", "aspect_only"]);
+
 //: Sums of floats in another order differ by less.
 const TOLERANCE = 1e-6;
 
@@ -106,6 +108,9 @@ function gate({ holistic, admitted }, params) {
       number("threshold", signed(params.threshold)),
       number("distance", signed(distance)),
       element("strong", { class: `state ${state}` }, `gate ${state}`),
+      UNGATED.has(params.rule)
+        ? element("span", { class: "quiet" }, `but ${params.rule} does not use it`)
+        : null,
     ),
     line,
   );
