@@ -143,6 +143,59 @@ _PARTS = """async (form) => {
 }"""
 
 
+def test_page_sliders_give_the_servers_rewards(page: "Page") -> None:
+    changes: list[dict[str, Any]] = [
+        {"rule": rule, "threshold": threshold, "holistic_weight": 0.5, "weights": {"a": 2, "b": -1}}
+        for rule in ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
+        for threshold in (3, 5, 7.5)
+    ]
+    for pair in page.evaluate(_RECOMBINED, {"completions": [HIGH, LOW, BAD], "changes": changes}):
+        (here, on_here), (served, on_served) = pair["here"], pair["served"]
+        assert here == pytest.approx(served, abs=1e-6)
+        assert on_here == pytest.approx(on_served, abs=1e-6)
+
+
+#: Scores once, recombines under each change, and asks the server for the same.
+_RECOMBINED = """async ({ completions, changes }) => {
+  const { requestOf } = await import("/page/request.js");
+  const { paramsOf } = await import("/page/sum.js");
+  const { recombined } = await import("/page/recombine.js");
+  const { recipes } = await (await fetch("models")).json();
+  const headers = { "Content-Type": "application/json" };
+  const scored = async (overrides) => {
+    const form = { prompt: "?", completions, recipe: null, overrides: JSON.stringify(overrides) };
+    const body = JSON.stringify(requestOf(form));
+    return (await (await fetch("hierarchical_reward", { method: "POST", headers, body })).json())
+      .rewards;
+  };
+  const old = await scored({});
+  const params = paramsOf(recipes[0], {});
+  const pairs = [];
+  for (const change of changes) {
+    const served = await scored(change);
+    old.forEach((one, at) => {
+      if (one.error) return;
+      const here = recombined(one, params, paramsOf(recipes[0], change));
+      pairs.push({
+        here: [here.reward, here.token_rewards],
+        served: [served[at].reward, served[at].token_rewards],
+      });
+    });
+  }
+  return pairs;
+}"""
+
+
+def test_page_slider_changes_gate_and_group(page: "Page") -> None:
+    submit(page, HIGH, LOW, shaping="none")
+    slider = page.get_by_role("slider", name="threshold")
+    slider.fill("2")
+    page.get_by_role("button", name=LOW).click()
+    assert numbers(page)["reward"] == "+5.000"
+    page.get_by_role("button", name="Reset").click()
+    assert numbers(page)["reward"] == "+3.000"
+
+
 def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     submit(page, "Ax Bx", "Bx By Bz C D E")
     page.get_by_role("radio", name="a", exact=True).check()

@@ -4,13 +4,14 @@ import { call, Refused, usesKey } from "./api.js";
 import { byId, element } from "./dom.js";
 import { errorText, groupView } from "./group.js";
 import { EXAMPLE, fromFragment, overridesOf, requestOf, Unusable } from "./request.js";
+import { changedOverrides, recombined, sliders } from "./recombine.js";
 import { share } from "./share.js";
 import { paramsOf, sumView } from "./sum.js";
 import { reachOf, textView, viewsOf } from "./text.js";
 
 const MAX_COMPLETIONS = 8;
 
-const page = { recipes: [], scored: null, chosen: 0, view: "total", numRequests: 0 };
+const page = { recipes: [], served: null, scored: null, chosen: 0, view: "total", numRequests: 0 };
 
 async function start() {
   connect();
@@ -110,8 +111,10 @@ async function score() {
     const recipe = page.recipes.find((one) => one.name === answer.recipe);
     const params = paramsOf(recipe, overridesOf(form.overrides));
     page.scored = { completions: form.completions, rewards: answer.rewards, params };
+    page.served = page.scored;
     page.chosen = best(answer.rewards);
     draw();
+    drawConstants();
   });
   byId("results").removeAttribute("aria-busy");
 }
@@ -138,6 +141,30 @@ function draw() {
   }
   drawText();
   show("sum", sumView(reward, params));
+}
+
+function drawConstants() {
+  const { rewards, params } = page.served;
+  const change = (changed) => {
+    page.scored = changed
+      ? {
+          ...page.served,
+          rewards: rewards.map((one) => recombined(one, params, changed)),
+          params: changed,
+        }
+      : page.served;
+    draw();
+    if (!changed) drawConstants();
+  };
+  const keep = (changed) => {
+    const kept = overridesOf(byId("overrides").value);
+    const added = changedOverrides(params, changed);
+    const weights = { ...kept.weights, ...added.weights };
+    const all = { ...kept, ...added, ...(Object.keys(weights).length ? { weights } : {}) };
+    byId("overrides").value = JSON.stringify(all);
+    score();
+  };
+  show("constants", sliders(rewards, params, change, keep));
 }
 
 function drawText() {

@@ -5,6 +5,9 @@ import { words } from "./dom.js";
 /** A field of the form that cannot be sent as it is. */
 export class Unusable extends Error {}
 
+/** Group rules need a name: all completions are of one prompt. */
+const GROUP = "page";
+
 export const EXAMPLE = {
   prompt:
     "question: Who wrote Emma? context: wikipage: Emma (novel) text: Emma is a novel written by " +
@@ -36,7 +39,7 @@ export function requestOf({ prompt, completions, recipe, overrides }) {
 /** Build the samples alone, without what only this page needs. */
 export function samplesOf(prompt, completions) {
   const content = promptOf(prompt);
-  return completions.map((completion) => ({ prompt: content, completion }));
+  return completions.map((completion) => ({ prompt: content, completion, group: GROUP }));
 }
 
 export function overridesOf(text) {

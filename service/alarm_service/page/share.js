@@ -38,7 +38,10 @@ function curl(form, usesKey) {
 
 function python(form, usesKey) {
   const samples = samplesOf(form.prompt, form.completions).map(
-    ({ prompt, completion }) => `    Sample(prompt=${literal(prompt)}, completion=${literal(completion)}),\n`,
+    (sample) => {
+      const fields = Object.entries(sample).map(([name, value]) => `${name}=${literal(value)}`);
+      return `    Sample(${fields.join(", ")}),\n`;
+    },
   );
   const key = usesKey ? ', api_key=os.environ["ALARM_API_KEY"]' : "";
   const recipe = form.recipe ? `, recipe=${literal(form.recipe)}` : "";

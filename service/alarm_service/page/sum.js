@@ -3,7 +3,7 @@
 import { counted, element, plain, signed } from "./dom.js";
 
 //: What counts under the rules that add weighted parts; the other rules are no sums.
-const SUMS = {
+export const SUMS = {
   hierarchical: (reward) => ({ holistic: true, aspects: reward.admitted }),
   weighted_sum: () => ({ holistic: true, aspects: true }),
   holistic_only: () => ({ holistic: true, aspects: false }),
