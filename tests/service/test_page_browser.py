@@ -116,6 +116,29 @@ def test_page_shows_the_sum_and_the_gate(page: "Page") -> None:
     assert "distance −2.000" in page.locator(".gate").inner_text()
 
 
+def test_page_knows_the_rules_that_add_up_and_that_have_a_gate(page: "Page") -> None:
+    sums, gated = page.evaluate(
+        """async () => {
+          const { SUMS, GATED } = await import("/page/sum.js");
+          return [Object.keys(SUMS), [...GATED]];
+        }"""
+    )
+    assert set(sums) == {name for name, rule in RULES.items() if rule.adds_up}
+    assert set(gated) == {name for name, rule in RULES.items() if "threshold" in rule.accepts}
+
+
+def test_page_request_has_words_in_code_points_and_no_empty_list(page: "Page") -> None:
+    empty, words = page.evaluate(
+        """async () => {
+          const { requestOf } = await import("/page/request.js");
+          const completions = ["", "é 😀 b"];
+          return requestOf({ prompt: "?", completions, recipe: null, overrides: "" }).samples;
+        }"""
+    )
+    assert "token_offsets" not in empty
+    assert words["token_offsets"] == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
     for rule in RULES:
         body = {"prompt": "?", "completions": [HIGH, LOW], "overrides": json.dumps({"rule": rule})}

@@ -109,4 +109,4 @@ const WORDS = {
 };
 
 /** Say in words why a sample has no reward. */
-export const errorText = ({ code, message }) => `No reward: ${WORDS[code] ?? code}. ${message}`;
+export const errorText = ({ code, message }) => `No reward: ${WORDS[code] ?? code} (${message})`;

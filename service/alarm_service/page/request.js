@@ -27,10 +27,11 @@ export const EXAMPLE = {
 export function requestOf({ prompt, completions, recipe, overrides }) {
   return {
     ...(recipe ? { recipe } : {}),
-    samples: samplesOf(prompt, completions).map((sample) => ({
-      ...sample,
-      token_offsets: words(sample.completion),
-    })),
+    samples: samplesOf(prompt, completions).map((sample) => {
+      const offsets = words(sample.completion);
+      // Without tokens there would be none to place the reward on, and it would be 0.
+      return offsets.length ? { ...sample, token_offsets: offsets } : sample;
+    }),
     overrides: overridesOf(overrides),
     aspects: "all",
   };

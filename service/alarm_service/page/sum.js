@@ -10,7 +10,8 @@ export const SUMS = {
   aspect_only: () => ({ holistic: false, aspects: true }),
 };
 
-const UNGATED = new Set(["weighted_sum", "holistic_only", "aspect_only"]);
+//: The rules that use the threshold.
+export const GATED = new Set(["hierarchical", "soft_gate", "cascade"]);
 
 //: Sums of floats in another order differ by less.
 const TOLERANCE = 1e-6;
@@ -58,8 +59,8 @@ export function sumView(reward, params) {
   const steps = parts.filter((part) => part.product !== null);
   const ends = steps.map((part) => part.start + part.product);
   const scale = scaleOf([0, reward.reward, start, ...steps.map((part) => part.start), ...ends]);
-  const rows = parts.map((part) => partRow(part, scale));
-  if (rest) rows.push(restRow(rest, start, params, scale));
+  const rows = parts.map((part) => partRow(part, params, scale));
+  if (rest || !(params.rule in SUMS)) rows.push(restRow(rest, start, params, scale));
   rows.push(
     row({
       title: "reward",
@@ -108,15 +109,15 @@ function gate({ holistic, admitted }, params) {
       number("threshold", signed(params.threshold)),
       number("distance", signed(distance)),
       element("strong", { class: `state ${state}` }, `gate ${state}`),
-      UNGATED.has(params.rule)
-        ? element("span", { class: "quiet" }, `but ${params.rule} does not use it`)
-        : null,
+      GATED.has(params.rule)
+        ? null
+        : element("span", { class: "quiet" }, `but ${params.rule} does not use it`),
     ),
     line,
   );
 }
 
-function partRow(part, scale) {
+function partRow(part, params, scale) {
   if (part.product === null) {
     const detail = "nothing to judge";
     return row({ title: part.name, detail, bar: track(scale), number: "none", kind: "none" });
@@ -125,7 +126,7 @@ function partRow(part, scale) {
   const detail = part.aspect ? `weight × shaped = ${product}` : `weight × z = ${product}`;
   return row({
     title: part.name,
-    detail: part.counts ? detail : `${detail}; not counted`,
+    detail: part.counts || !(params.rule in SUMS) ? detail : `${detail}; not counted`,
     before: part.aspect ? segmentsOf(part.aspect) : null,
     bar: bar(part.start, part.product, scale, part.counts ? "counted" : "uncounted"),
     number: part.counts ? signed(part.product) : `(${signed(part.product)})`,
