@@ -24,10 +24,10 @@ export function signed(value) {
   return (value < 0 ? "−" : "+") + text;
 }
 
-/** Write a number with four digits; a minus sign instead of a hyphen. */
+/** Write a number with few digits; what sums of floats leave of 0 is written as 0. */
 export function plain(value) {
   const size = Math.abs(value);
-  const isOdd = size !== 0 && (size >= 1e5 || size < 1e-3);
+  const isOdd = size >= 1e5 || (size > 1e-9 && size < 1e-3);
   const text = isOdd ? size.toExponential(2) : size.toFixed(size >= 100 ? 1 : 3);
   return (value < 0 && Number(text) !== 0 ? "−" : "") + text;
 }
