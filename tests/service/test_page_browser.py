@@ -143,10 +143,12 @@ def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
     for rule in RULES:
         body = {"prompt": "?", "completions": [HIGH, LOW], "overrides": json.dumps({"rule": rule})}
         found = page.evaluate(_PARTS, body)
-        for one in found.get("rewards", []):
-            assert one["start"] + one["rest"] == pytest.approx(one["reward"], abs=1e-6), rule
-            if RULES[rule].adds_up:
-                assert one["rest"] == 0, rule
+        if RULES[rule].adds_up:
+            assert [one["start"] for one in found["rewards"]] == pytest.approx(
+                [one["reward"] for one in found["rewards"]], abs=1e-6
+            )
+        else:
+            assert all(one["start"] == 0 for one in found.get("rewards", []))
 
 
 #: Scores samples and adds up the parts, with the page's own modules.

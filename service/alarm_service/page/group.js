@@ -23,7 +23,9 @@ export function groupView(completions, rewards, chosen, onChoose) {
   const order = completions.map((_, at) => at);
   order.sort((a, b) => (rewards[b].reward ?? -Infinity) - (rewards[a].reward ?? -Infinity));
   const reach = Math.max(...rewards.map((one) => Math.abs(one.reward ?? 0))) || 1;
-  const head = ["", "Completion", "Reward", "", "Gate", "z", "Advantage"];
+  const head = ["#", "Completion", "Reward", "", "Gate", "z", "Advantage"].map((title) =>
+    title ? element("th", { scope: "col" }, title) : element("td"),
+  );
   const rows = order.map((at) =>
     groupRow(at, completions[at], rewards[at], advantages[at], at === chosen, reach, onChoose),
   );
@@ -34,7 +36,7 @@ export function groupView(completions, rewards, chosen, onChoose) {
     element(
       "table",
       {},
-      element("thead", {}, element("tr", {}, ...head.map((one) => element("th", { scope: "col" }, one)))),
+      element("thead", {}, element("tr", {}, ...head)),
       element("tbody", {}, ...rows),
     ),
     element(
