@@ -14,10 +14,8 @@ from alarm_client import trainers
 from alarm_client.trainers.__main__ import WHAT_TO_WRITE
 from alarm_models.combination.rule_registry import RULES
 from alarm_models.modeling.families import Family, families
-from alarm_models.recipe.loader import load_recipe
 from alarm_models.recipe.specs import ModelSpec
-from alarm_service.api.app import create_app
-from alarm_service.settings import Settings
+from alarm_service.api.app import API_ROUTES
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -29,18 +27,6 @@ TESTS = {
 
 #: The specs of the kinds that a recipe may name.
 SPECS = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(ModelSpec)[0])}
-APP = create_app([load_recipe("mini")], Settings(device="cpu"))
-
-
-def routes_of(app: object) -> list[APIRoute]:
-    """Return the API's routes, those of included routers among them."""
-    found = []
-    for route in getattr(app, "routes", ()):
-        if isinstance(route, APIRoute):
-            found.append(route)
-        else:
-            found += routes_of(getattr(route, "original_router", None))
-    return found
 
 
 def generator() -> ModuleType:
@@ -128,7 +114,7 @@ def test_trainer_has_a_line_to_write_a_row_and_a_test(module: str) -> None:
     assert is_tested(rf"\b{module}\b", "tests/clients/test_trainer_")
 
 
-@pytest.mark.parametrize("route", routes_of(APP), ids=lambda route: route.path)
+@pytest.mark.parametrize("route", API_ROUTES, ids=lambda route: route.path)
 def test_route_is_described_and_has_a_test(route: APIRoute) -> None:
     assert route.include_in_schema
     assert route.description

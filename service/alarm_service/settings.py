@@ -228,6 +228,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
     )
+    no_page: bool = Field(
+        default=False, description="do not serve the page that shows rewards at /"
+    )
     log_texts: bool = Field(default=False, description="log prompts and completions")
     capture: Path | None = Field(
         default=None,

@@ -64,7 +64,8 @@ async def test_request_without_key_is_401_except_health(authorization: bytes) ->
 @pytest.mark.parametrize("path", ["/health/../models", "//models", "/health/%2e%2e/models"])
 async def test_api_key_cannot_be_bypassed_by_path(path: str) -> None:
     async with serving(api_key=KEY) as server:
-        assert (await server.client.get(path)).status_code in (401, 404)
+        answer = await server.client.get(f"http://localhost{path}")
+        assert answer.status_code in (401, 404)
 
 
 async def test_server_without_keys_requires_none() -> None:

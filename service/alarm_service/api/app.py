@@ -10,14 +10,14 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from alarm_models.recipe.schema import Recipe
-from alarm_service.api import admin_routes, routes, status_routes
+from alarm_service.api import admin_routes, page_routes, routes, status_routes
 from alarm_service.api.auth import (
     AllowedHostsMiddleware,
     APIKeyMiddleware,
@@ -160,9 +160,11 @@ def create_app(
         version=version("alarm-service"),
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load scripts from other hosts
+        redoc_url=None,
         middleware=_middleware(engine, settings, tracer),
         # Not `include_router`, which builds each route again, at the first request.
-        routes=[route for router in _ROUTERS for route in router.routes],
+        routes=[route for router in _routers(settings) for route in router.routes],
     )
     app.state.engine = engine
     app.state.settings = settings
@@ -187,6 +189,11 @@ def _capture(engine: RewardEngine, settings: Settings) -> SampleCapture | None:
     return capture
 
 
+def _routers(settings: Settings) -> Sequence[APIRouter]:
+    pages = [page_routes.docs_router, *([] if settings.no_page else [page_routes.page_router])]
+    return (*_ROUTERS, *pages)
+
+
 def _middleware(
     engine: RewardEngine, settings: Settings, tracer: Tracer | None
 ) -> list[Middleware]:
@@ -202,7 +209,12 @@ def _middleware(
         Middleware(DrainMiddleware, life=engine.life),
         Middleware(HeadMiddleware),
         *([Middleware(AllowedHostsMiddleware, hosts=hosts)] if hosts else []),
-        Middleware(APIKeyMiddleware, keys=keys, admin_keys=admin_keys),
+        Middleware(
+            APIKeyMiddleware,
+            keys=keys,
+            admin_keys=admin_keys,
+            open_paths=frozenset() if settings.no_page else page_routes.PAGE_PATHS,
+        ),
         *([_rate_limit(before, "requests", one_request)] if before else []),
         Middleware(
             BodyLimitMiddleware,

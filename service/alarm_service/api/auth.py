@@ -44,15 +44,18 @@ _KEY = "alarm_key"
 class APIKeyMiddleware:
     """Requires an API key, as a bearer token or as the password of HTTP Basic.
 
-    Admin routes have their own keys, and are disabled without any. Health checks need no
-    key, and other routes need one only where the server has keys.
+    Admin routes have their own keys, and are disabled without any. Health checks and
+    ``open_paths`` need no key, and other routes need one only where the server has keys.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, admin_keys: Keys) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, admin_keys: Keys, open_paths: frozenset[str]
+    ) -> None:
         self._app = app
         self._keys = keys
         self._num_keys = len(keys)
         self._admin_keys = admin_keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request, or answer 401 or 403."""
@@ -60,7 +63,7 @@ class APIKeyMiddleware:
             try:
                 if scope["path"].startswith(ADMIN):
                     self._require_admin_key(scope)
-                elif self._num_keys:
+                elif self._num_keys and scope["path"] not in self._open_paths:
                     index = scope[CALLER_INDEX] = _find_key(scope, self._keys, "the server's key")
                     if self._num_keys > 1:
                         scope[_KEY] = self._keys.identity(index)

@@ -1,0 +1,114 @@
+// The completions of one prompt beside each other, with the advantage that GRPO computes.
+
+import { counted, element, plain, signed } from "./dom.js";
+
+//: TRL's constant, which keeps the division finite.
+const EPSILON = 1e-4;
+
+/** Return mean, deviation (n − 1) and advantages of the rewards; null stands for a failure. */
+export function advantagesOf(rewards) {
+  const known = rewards.filter((reward) => reward !== null);
+  const mean = known.reduce((sum, one) => sum + one, 0) / known.length;
+  const squares = known.reduce((sum, one) => sum + (one - mean) ** 2, 0);
+  const deviation = known.length > 1 ? Math.sqrt(squares / (known.length - 1)) : null;
+  const advantages = rewards.map((reward) =>
+    reward === null || deviation === null ? null : (reward - mean) / (deviation + EPSILON),
+  );
+  return { mean, deviation, advantages };
+}
+
+/** Show the group, sorted by reward; ``onChoose`` is called with the index of a completion. */
+export function groupView(completions, rewards, chosen, onChoose) {
+  const { mean, deviation, advantages } = advantagesOf(rewards.map((one) => one.reward));
+  const order = completions.map((_, at) => at);
+  order.sort((a, b) => (rewards[b].reward ?? -Infinity) - (rewards[a].reward ?? -Infinity));
+  const reach = Math.max(...rewards.map((one) => Math.abs(one.reward ?? 0))) || 1;
+  const head = ["#", "Completion", "Reward", "", "Gate", "z", "Advantage"].map((title) =>
+    title ? element("th", { scope: "col" }, title) : element("td"),
+  );
+  const rows = order.map((at) =>
+    groupRow(at, completions[at], rewards[at], advantages[at], at === chosen, reach, onChoose),
+  );
+  const numFailed = rewards.filter((one) => one.error).length;
+  const isFlat = deviation !== null && deviation < 1e-9;
+  return [
+    element("h2", {}, "Group"),
+    element(
+      "table",
+      {},
+      element("thead", {}, element("tr", {}, ...head)),
+      element("tbody", {}, ...rows),
+    ),
+    element(
+      "p",
+      { class: "quiet" },
+      deviation === null
+        ? "An advantage needs two completions with a reward."
+        : `mean ${signed(mean)}, deviation ${plain(deviation)} (n − 1); advantage = (reward − mean) ` +
+            "/ (deviation + 0.0001)",
+    ),
+    isFlat
+      ? element(
+          "p",
+          { class: "warning" },
+          "The deviation is zero: every advantage is 0, and GRPO learns nothing from this group.",
+        )
+      : null,
+    numFailed
+      ? element(
+          "p",
+          { class: "warning" },
+          `${counted(numFailed, "completion")} without a reward: left out of mean and deviation.`,
+        )
+      : null,
+  ].filter((one) => one !== null);
+}
+
+function groupRow(at, completion, reward, advantage, isChosen, reach, onChoose) {
+  const name = element(
+    "button",
+    { type: "button", class: "open", "aria-pressed": String(isChosen), onclick: () => onChoose(at) },
+    completion || "(empty)",
+  );
+  const cell = (text, kind = "number") => element("td", { class: kind }, text);
+  const chosen = { class: isChosen ? "chosen" : null };
+  if (reward.error) {
+    const why = element("td", { colspan: 5, class: "bad" }, errorText(reward.error));
+    return element("tr", chosen, cell(at + 1), element("td", {}, name), why);
+  }
+  return element(
+    "tr",
+    chosen,
+    cell(at + 1),
+    element("td", {}, name),
+    cell(signed(reward.reward)),
+    element("td", { class: "small-bar" }, smallBar(reward.reward, reach)),
+    cell(reward.admitted ? "open" : "shut", reward.admitted ? "state open" : "state shut"),
+    cell(signed(reward.holistic.normalized)),
+    cell(advantage === null ? "none" : signed(advantage)),
+  );
+}
+
+function smallBar(value, reach) {
+  const filled = element("span", { class: `bar counted ${value < 0 ? "negative" : "positive"}` });
+  const size = (50 * Math.abs(value)) / reach;
+  filled.style.left = `${value < 0 ? 50 - size : 50}%`;
+  filled.style.width = `${size}%`;
+  const zero = element("span", { class: "zero-line" });
+  zero.style.left = "50%";
+  return element("div", { class: "track", "aria-hidden": "true" }, zero, filled);
+}
+
+const WORDS = {
+  too_long: "too long for a model",
+  non_finite: "a model gave no finite number",
+  invalid_sample: "not usable",
+  model_failed: "a model failed",
+  unsupported_content: "has content that a model cannot read",
+  group_incomplete: "the rest of its group did not come",
+  group_conflict: "contradicts its group",
+  overlong: "over the policy's token limit",
+};
+
+/** Say in words why a sample has no reward. */
+export const errorText = ({ code, message }) => `No reward: ${WORDS[code] ?? code} (${message})`;

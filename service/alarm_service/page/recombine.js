@@ -1,0 +1,129 @@
+// Rewards under other constants, from the components that the server returned.
+
+import { element, signed } from "./dom.js";
+import { partsOf, SUMS } from "./sum.js";
+
+/** Return whether every reward is a weighted sum, with the holistic score on one token. */
+export const canRecombine = (rewards, params) =>
+  params.rule in SUMS &&
+  rewards.every(
+    (one) => one.error || (!one.holistic.segments && partsOf(one, params).rest === 0),
+  );
+
+/** Combine a reward's components under other constants; nothing is scored again. */
+export function recombined(reward, params, changed) {
+  if (reward.error) return reward;
+  const admitted = reward.holistic.normalized >= changed.threshold;
+  const now = { ...reward, admitted };
+  return {
+    ...now,
+    reward: partsOf({ ...now, reward: 0 }, changed).start,
+    token_rewards: tokenRewards(reward, params, now, changed),
+  };
+}
+
+/** Place the changed parts on the tokens: z where the server placed it, else on the last one. */
+function tokenRewards(reward, params, now, changed) {
+  if (!reward.token_rewards) return null;
+  const [before, ...aspects] = partsOf(reward, params).parts;
+  const [after, ...changedAspects] = partsOf({ ...now, reward: 0 }, changed).parts;
+  const last = reward.token_rewards.length - 1;
+  return reward.token_rewards.map((total, at) => {
+    const placed = total - aspectsOn(at, aspects);
+    const isKnown = before.counts && before.product !== 0;
+    const share = isKnown ? placed / before.product : Number(at === last);
+    return (after.counts ? share * after.product : 0) + aspectsOn(at, changedAspects);
+  });
+}
+
+const aspectsOn = (at, parts) =>
+  parts
+    .filter((part) => part.counts)
+    .reduce((sum, { weight, aspect }) => sum + weight * (aspect.token_rewards?.[at] ?? 0), 0);
+
+/** Write what was changed as the overrides of a request. */
+export function changedOverrides(params, changed) {
+  const weights = Object.entries(changed.weights).filter(
+    ([name, weight]) => weight !== params.weights[name],
+  );
+  return {
+    ...(changed.rule === params.rule ? {} : { rule: changed.rule }),
+    ...(changed.threshold === params.threshold ? {} : { threshold: changed.threshold }),
+    ...(changed.holisticWeight === params.holisticWeight
+      ? {}
+      : { holistic_weight: changed.holisticWeight }),
+    ...(weights.length ? { weights: Object.fromEntries(weights) } : {}),
+  };
+}
+
+/** Show a slider for each constant; ``onChange`` gets the changed constants, ``onKeep`` too. */
+export function sliders(rewards, params, onChange, onKeep) {
+  const heading = element("h2", {}, "Other constants");
+  if (!canRecombine(rewards, params)) {
+    const why =
+      "These rewards are no weighted sums, so only the server can combine them again: use overrides.";
+    return [heading, element("p", { class: "quiet" }, why)];
+  }
+  const changed = { ...params, weights: { ...params.weights } };
+  const rule = element(
+    "select",
+    { "aria-label": "Rule" },
+    ...Object.keys(SUMS).map((name) => element("option", { selected: name === params.rule }, name)),
+  );
+  rule.addEventListener("change", () => {
+    changed.rule = rule.value;
+    onChange(changed);
+  });
+  const scores = rewards.filter((one) => !one.error).map((one) => one.holistic.normalized);
+  const reach = Math.ceil(Math.max(3, ...[...scores, params.threshold].map(Math.abs)));
+  const lines = [
+    slider("threshold", params.threshold, -reach, reach, (value) => (changed.threshold = value)),
+    weightSlider("weight of holistic", params.holisticWeight, (value) => {
+      changed.holisticWeight = value;
+    }),
+    ...Object.entries(params.weights).map(([name, weight]) =>
+      weightSlider(`weight of ${name}`, weight, (value) => (changed.weights[name] = value)),
+    ),
+  ];
+  const inputs = element("div", { class: "sliders" }, ...lines);
+  inputs.addEventListener("input", () => onChange(changed));
+  return [
+    heading,
+    element(
+      "p",
+      { class: "quiet" },
+      "Rewards are combined again at once, from the components above; nothing is scored.",
+    ),
+    element("label", { class: "rule" }, element("span", {}, "rule"), rule),
+    inputs,
+    element(
+      "div",
+      { class: "buttons" },
+      element("button", { type: "button", onclick: () => onKeep(changed) }, "Use as overrides"),
+      element("button", { type: "button", onclick: () => onChange(null) }, "Reset"),
+    ),
+  ];
+}
+
+function weightSlider(name, weight, onInput) {
+  const most = Math.max(2, 2 * Math.abs(weight));
+  return slider(name, weight, weight < 0 ? -most : 0, most, onInput);
+}
+
+function slider(name, value, min, max, onInput) {
+  const input = element("input", { type: "range", min, max, step: "any", value });
+  const output = element("output", {}, signed(value));
+  input.addEventListener("input", () => {
+    const rounded = Math.round(input.valueAsNumber * 100) / 100;
+    onInput(rounded);
+    output.textContent = signed(rounded);
+  });
+  input.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 0.05, ArrowUp: 0.05, ArrowLeft: -0.05, ArrowDown: -0.05 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    input.valueAsNumber += step;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  return element("label", {}, element("span", {}, name), input, output);
+}

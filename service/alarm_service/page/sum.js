@@ -1,0 +1,201 @@
+// How one reward came about: the parts that the server returned, and whether they add up to it.
+
+import { counted, element, plain, signed } from "./dom.js";
+
+//: What counts under the rules that add weighted parts; the other rules are no sums.
+export const SUMS = {
+  hierarchical: (reward) => ({ holistic: true, aspects: reward.admitted }),
+  weighted_sum: () => ({ holistic: true, aspects: true }),
+  holistic_only: () => ({ holistic: true, aspects: false }),
+  aspect_only: () => ({ holistic: false, aspects: true }),
+};
+
+//: The rules that use the threshold.
+export const GATED = new Set(["hierarchical", "soft_gate", "cascade"]);
+
+//: Sums of floats in another order differ by less.
+const TOLERANCE = 1e-6;
+
+/** Merge a recipe's constants with the overrides of a request. */
+export function paramsOf(recipe, overrides) {
+  return {
+    rule: overrides.rule ?? recipe.rule,
+    threshold: overrides.threshold ?? recipe.threshold,
+    holisticWeight: overrides.holistic_weight ?? recipe.holistic_weight,
+    weights: { ...recipe.weights, ...overrides.weights },
+    shaping: overrides.shaping ?? null,
+  };
+}
+
+/** Return the parts of a reward: weight, value, product, and whether it counts. */
+export function partsOf(reward, params) {
+  const counts = SUMS[params.rule]?.(reward) ?? { holistic: false, aspects: false };
+  const parts = [
+    {
+      name: "holistic",
+      value: reward.holistic.normalized,
+      weight: params.holisticWeight,
+      counts: counts.holistic,
+    },
+  ];
+  for (const [name, aspect] of Object.entries(reward.aspects)) {
+    const weight = params.weights[name] ?? 0;
+    parts.push({ name, aspect, value: aspect?.reward ?? null, weight, counts: counts.aspects });
+  }
+  let start = 0;
+  for (const part of parts) {
+    part.product = part.value === null ? null : part.weight * part.value;
+    part.counts = part.counts && part.product !== null;
+    part.start = start;
+    if (part.counts) start += part.product;
+  }
+  const rest = reward.reward - start;
+  return { parts, start, rest: Math.abs(rest) > TOLERANCE ? rest : 0 };
+}
+
+/** Show the holistic score, the gate, the parts and the reward. */
+export function sumView(reward, params) {
+  const { parts, start, rest } = partsOf(reward, params);
+  const steps = parts.filter((part) => part.product !== null);
+  const ends = steps.map((part) => part.start + part.product);
+  const scale = scaleOf([0, reward.reward, start, ...steps.map((part) => part.start), ...ends]);
+  const rows = parts.map((part) => partRow(part, params, scale));
+  if (rest || !(params.rule in SUMS)) rows.push(restRow(rest, start, params, scale));
+  rows.push(
+    row({
+      title: "reward",
+      detail: `rule ${params.rule}`,
+      bar: bar(0, reward.reward, scale, "counted"),
+      number: signed(reward.reward),
+      kind: "total",
+    }),
+  );
+  return [
+    element("h2", {}, "How the reward came about"),
+    gate(reward, params),
+    element("div", { class: "waterfall", role: "table", "aria-label": "Sum" }, ...rows),
+  ];
+}
+
+function gate({ holistic, admitted }, params) {
+  const distance = holistic.normalized - params.threshold;
+  const reach = Math.max(3, Math.abs(holistic.normalized), Math.abs(params.threshold)) * 1.1;
+  const place = (value) => `${(50 + (50 * value) / reach).toFixed(3)}%`;
+  const line = element("div", { class: "gate-line", "aria-hidden": "true" });
+  const marks = [
+    ["zero", 0, "0"],
+    ["threshold", params.threshold, "threshold"],
+    ["z", holistic.normalized, "z"],
+  ];
+  for (const [name, value, title] of marks) {
+    const mark = element("span", { class: `mark ${name}` }, element("span", {}, title));
+    mark.style.left = place(value);
+    line.append(mark);
+  }
+  const open = element("span", { class: "open-range" });
+  open.style.left = place(params.threshold);
+  line.append(open);
+  const number = (name, value) =>
+    element("span", {}, element("span", { class: "quiet" }, `${name} `), value);
+  const state = admitted ? "open" : "shut";
+  return element(
+    "div",
+    { class: "gate" },
+    element(
+      "p",
+      { class: "numbers" },
+      number("holistic score", plain(holistic.score)),
+      number("z", signed(holistic.normalized)),
+      number("threshold", signed(params.threshold)),
+      number("distance", signed(distance)),
+      element("strong", { class: `state ${state}` }, `gate ${state}`),
+      GATED.has(params.rule)
+        ? null
+        : element("span", { class: "quiet" }, `but ${params.rule} does not use it`),
+    ),
+    line,
+  );
+}
+
+function partRow(part, params, scale) {
+  if (part.product === null) {
+    const detail = "nothing to judge";
+    return row({ title: part.name, detail, bar: track(scale), number: "none", kind: "none" });
+  }
+  const product = `${plain(part.weight)} × ${signed(part.value)}`;
+  const detail = part.aspect ? `weight × shaped = ${product}` : `weight × z = ${product}`;
+  return row({
+    title: part.name,
+    detail: part.counts || !(params.rule in SUMS) ? detail : `${detail}; not counted`,
+    before: part.aspect ? segmentsOf(part.aspect) : null,
+    bar: bar(part.start, part.product, scale, part.counts ? "counted" : "uncounted"),
+    number: part.counts ? signed(part.product) : `(${signed(part.product)})`,
+    kind: part.counts ? "part" : "none",
+  });
+}
+
+function segmentsOf(aspect) {
+  if (!aspect.segments) return null;
+  const read = aspect.segments.filter((segment) => segment.score !== null);
+  if (!read.length) return "before shaping: no segment to judge";
+  const labels = new Map();
+  for (const { label } of read) labels.set(label, (labels.get(label) ?? 0) + 1);
+  const found = [...labels].map(([label, number]) => `${number} ${label ?? "graded"}`).join(", ");
+  const mean = read.reduce((sum, one) => sum + one.score, 0) / read.length;
+  const segments = counted(read.length, "segment");
+  return `before shaping: ${segments} (${found}), mean score ${signed(mean)}`;
+}
+
+function restRow(rest, start, params, scale) {
+  return row({
+    title: "rule",
+    detail: SUMS[params.rule]
+      ? "what the recipe adds after the sum, such as a length penalty"
+      : `${params.rule} is no weighted sum of the parts above`,
+    bar: bar(start, rest, scale, "counted"),
+    number: signed(rest),
+    kind: "part",
+  });
+}
+
+function row({ title, before = null, detail, bar: drawn, number, kind }) {
+  return element(
+    "div",
+    { class: `step ${kind}`, role: "row" },
+    element(
+      "div",
+      { role: "cell" },
+      element("strong", {}, title),
+      before && element("div", { class: "quiet" }, before),
+      element("div", { class: "quiet" }, detail),
+    ),
+    element("div", { role: "cell", "aria-hidden": "true" }, drawn),
+    element("div", { class: "number", role: "cell" }, number),
+  );
+}
+
+function scaleOf(values) {
+  const low = Math.min(...values);
+  const high = Math.max(...values);
+  const width = high - low || 1;
+  return (value) => (100 * (value - low)) / width;
+}
+
+function track(scale) {
+  const drawn = element("div", { class: "track" });
+  const zero = element("span", { class: "zero-line" });
+  zero.style.left = `${scale(0)}%`;
+  drawn.append(zero);
+  return drawn;
+}
+
+function bar(start, change, scale, kind) {
+  const drawn = track(scale);
+  const from = scale(Math.min(start, start + change));
+  const to = scale(Math.max(start, start + change));
+  const filled = element("span", { class: `bar ${kind} ${change < 0 ? "negative" : "positive"}` });
+  filled.style.left = `${from}%`;
+  filled.style.width = `${to - from}%`;
+  drawn.append(filled);
+  return drawn;
+}

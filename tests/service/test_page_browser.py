@@ -1,0 +1,279 @@
+"""The server's page in a real browser, against stand-in models; skipped where there is none."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from served import app_of
+from standin import FIGURE_1, Letters, Words
+from tcp import over_tcp
+
+from alarm_models.combination.all_rules import RULES
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+KEY = "sesame"
+#: Seven words, past the threshold of 5; three words; a sample that fails.
+HIGH, LOW, BAD = "AB B C AAC b c x", "Ax Bx Cx", "choke"
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[str]:
+    models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
+    with over_tcp(app_of([FIGURE_1], models, **settings)) as port:
+        url = f"http://127.0.0.1:{port}"
+        while httpx.get(f"{url}/health/ready").status_code != 200:
+            pass
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox"]
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: "Browser", url: str) -> Iterator["Page"]:
+    """Open the page, whose example is scored; the last test fails if a script ever did."""
+    with watched(browser) as page:
+        page.goto(url)
+        page.locator("#sum h2").wait_for()
+        yield page
+
+
+@contextmanager
+def watched(browser: "Browser") -> Iterator["Page"]:
+    """Open an empty tab; no script may fail, and no other host may be asked."""
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda one: faults.extend([one.url] if "127.0.0.1" not in one.url else []))
+    page.on("console", lambda one: faults.extend([one.text] if "Policy" in one.text else []))
+    yield page
+    page.close()
+    assert faults == []
+
+
+def submit(page: "Page", *completions: str, **overrides: Any) -> None:
+    """Fill the form and wait for the answer."""
+    while page.locator("#completions textarea").count() > len(completions):
+        page.locator("#completions button").first.click()
+    while page.locator("#completions textarea").count() < len(completions):
+        page.locator("#add").click()
+    for at, completion in enumerate(completions):
+        page.locator("#completions textarea").nth(at).fill(completion)
+    page.locator("#overrides").fill(json.dumps(overrides) if overrides else "")
+    with page.expect_response("**/hierarchical_reward"):
+        page.get_by_role("button", name="Score").click()
+    page.locator("#results:not([aria-busy])").wait_for()
+
+
+def numbers(page: "Page") -> dict[str, str]:
+    """Return the waterfall: title of a step -> its number."""
+    steps = page.locator(".step").all()
+    return {
+        step.locator("strong").inner_text(): step.locator(".number").inner_text() for step in steps
+    }
+
+
+def test_page_opens_with_a_scored_example(page: "Page") -> None:
+    assert page.locator("#group tbody tr").count() == 4
+    assert page.locator("#recipe").input_value() == "figure-1"
+
+
+def test_page_shows_the_sum_and_the_gate(page: "Page") -> None:
+    submit(page, HIGH, LOW, holistic_weight=2, shaping="none", weights={"c": 0.5})
+    assert numbers(page) == {
+        "holistic": "+14.000",
+        "a": "+3.000",
+        "b": "+1.000",
+        "c": "−1.000",
+        "reward": "+17.000",
+    }
+    assert "gate open" in page.locator(".gate").inner_text()
+    page.get_by_role("button", name=LOW).press("Enter")
+    assert numbers(page)["a"] == "(+1.000)"
+    assert numbers(page)["reward"] == "+6.000"
+    assert "distance −2.000" in page.locator(".gate").inner_text()
+
+
+def test_page_knows_the_rules_that_add_up_and_that_have_a_gate(page: "Page") -> None:
+    sums, gated = page.evaluate(
+        """async () => {
+          const { SUMS, GATED } = await import("/page/sum.js");
+          return [Object.keys(SUMS), [...GATED]];
+        }"""
+    )
+    assert set(sums) == {name for name, rule in RULES.items() if rule.adds_up}
+    assert set(gated) == {name for name, rule in RULES.items() if "threshold" in rule.accepts}
+
+
+def test_page_request_has_words_in_code_points_and_no_empty_list(page: "Page") -> None:
+    empty, words = page.evaluate(
+        """async () => {
+          const { requestOf } = await import("/page/request.js");
+          const completions = ["", "é 😀 b"];
+          return requestOf({ prompt: "?", completions, recipe: null, overrides: "" }).samples;
+        }"""
+    )
+    assert "token_offsets" not in empty
+    assert words["token_offsets"] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
+    for rule in RULES:
+        body = {"prompt": "?", "completions": [HIGH, LOW], "overrides": json.dumps({"rule": rule})}
+        found = page.evaluate(_PARTS, body)
+        if RULES[rule].adds_up:
+            assert [one["start"] for one in found["rewards"]] == pytest.approx(
+                [one["reward"] for one in found["rewards"]], abs=1e-6
+            )
+        else:
+            assert all(one["start"] == 0 for one in found.get("rewards", []))
+
+
+#: Scores samples and adds up the parts, with the page's own modules.
+_PARTS = """async (form) => {
+  const { requestOf, overridesOf } = await import("/page/request.js");
+  const { paramsOf, partsOf } = await import("/page/sum.js");
+  const { recipes } = await (await fetch("models")).json();
+  const headers = { "Content-Type": "application/json" };
+  const body = JSON.stringify(requestOf({ ...form, recipe: null }));
+  const response = await fetch("hierarchical_reward", { method: "POST", headers, body });
+  const answer = await response.json();
+  if (!response.ok) return answer;
+  const params = paramsOf(recipes[0], overridesOf(form.overrides));
+  return { rewards: answer.rewards.filter((one) => !one.error).map((one) => ({
+    ...partsOf(one, params), reward: one.reward,
+  })) };
+}"""
+
+
+def test_page_sliders_give_the_servers_rewards(page: "Page") -> None:
+    changes: list[dict[str, Any]] = [
+        {"rule": rule, "threshold": threshold, "holistic_weight": 0.5, "weights": {"a": 2, "b": -1}}
+        for rule in ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
+        for threshold in (3, 5, 7.5)
+    ]
+    for pair in page.evaluate(_RECOMBINED, {"completions": [HIGH, LOW, BAD], "changes": changes}):
+        (here, on_here), (served, on_served) = pair["here"], pair["served"]
+        assert here == pytest.approx(served, abs=1e-6)
+        assert on_here == pytest.approx(on_served, abs=1e-6)
+
+
+#: Scores once, recombines under each change, and asks the server for the same.
+_RECOMBINED = """async ({ completions, changes }) => {
+  const { requestOf } = await import("/page/request.js");
+  const { paramsOf } = await import("/page/sum.js");
+  const { recombined } = await import("/page/recombine.js");
+  const { recipes } = await (await fetch("models")).json();
+  const headers = { "Content-Type": "application/json" };
+  const scored = async (overrides) => {
+    const form = { prompt: "?", completions, recipe: null, overrides: JSON.stringify(overrides) };
+    const body = JSON.stringify(requestOf(form));
+    return (await (await fetch("hierarchical_reward", { method: "POST", headers, body })).json())
+      .rewards;
+  };
+  const old = await scored({});
+  const params = paramsOf(recipes[0], {});
+  const pairs = [];
+  for (const change of changes) {
+    const served = await scored(change);
+    old.forEach((one, at) => {
+      if (one.error) return;
+      const here = recombined(one, params, paramsOf(recipes[0], change));
+      pairs.push({
+        here: [here.reward, here.token_rewards],
+        served: [served[at].reward, served[at].token_rewards],
+      });
+    });
+  }
+  return pairs;
+}"""
+
+
+def test_page_slider_changes_gate_and_group(page: "Page") -> None:
+    submit(page, HIGH, LOW, shaping="none")
+    slider = page.get_by_role("slider", name="threshold")
+    slider.fill("2")
+    page.get_by_role("button", name=LOW).click()
+    assert numbers(page)["reward"] == "+5.000"
+    page.get_by_role("button", name="Reset").click()
+    assert numbers(page)["reward"] == "+3.000"
+
+
+def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
+    submit(page, "Ax Bx", "Bx By Bz C D E")
+    page.get_by_role("radio", name="a", exact=True).check()
+    assert "nothing to judge" in page.locator(".readout").inner_text()
+    page.get_by_role("button", name="Ax Bx").click()
+    piece = page.locator("#text .piece.segment.positive")
+    assert piece.inner_text() == "A"
+    piece.focus()
+    assert page.locator(".readout").inner_text() == "“A”: good, score +1.000"
+    page.get_by_role("radio", name="total").check()
+    page.locator("#text .completion .piece").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".readout").inner_text() == "“Bx”: reward +2.000"
+
+
+def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:
+    submit(page, LOW, LOW, BAD)
+    text = page.locator("#group").inner_text()
+    assert "The deviation is zero" in text
+    assert "No reward: " in text
+    assert "1 completion without a reward" in text
+    submit(page, LOW, no_such_key=1)
+    assert "overrides.no_such_key" in page.locator("#message").inner_text()
+
+
+def test_page_link_and_python_send_the_same_request(page: "Page", url: str) -> None:
+    submit(page, "Ünïcode 😀 A", LOW, threshold=1)
+    printed: list[Any] = []
+    page.get_by_role("button", name="Link").click()
+    link = page.locator("#share-text").input_value()
+    assert link.startswith(f"{url}/#")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Python").click()
+    exec(page.locator("#share-text").input_value(), {"print": printed.append})
+    assert [one.error for one in printed[0].rewards] == [None, None]
+    page.keyboard.press("Escape")
+    submit(page, LOW)
+    with page.expect_response("**/hierarchical_reward"):
+        page.goto(link)
+    assert page.locator("#completions textarea").first.input_value() == "Ünïcode 😀 A"
+    assert page.locator("#overrides").input_value() == '{"threshold": 1}'
+
+
+def test_page_asks_for_the_key_once(browser: "Browser") -> None:
+    with serving(api_key=KEY) as url, watched(browser) as page:
+        page.goto(url)
+        page.locator("#key").fill("wrong")
+        page.locator("#key").press("Enter")
+        page.locator("#key-refused:not([hidden])").wait_for()
+        page.locator("#key").fill(KEY)
+        page.locator("#key").press("Enter")
+        page.locator("#sum h2").wait_for()
+        submit(page, LOW)
+        assert not page.locator("#ask-key").is_visible()
+        stored = "[localStorage.length, sessionStorage.length, document.cookie]"
+        assert page.evaluate(stored) == [0, 0, ""]
