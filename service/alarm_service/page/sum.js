@@ -11,7 +11,7 @@ export const SUMS = {
 };
 
 //: The rules that use the threshold.
-export const GATED = new Set(["hierarchical", "soft_gate", "cascade"]);
+export const GATED = new Set(["hierarchical", "soft_gate", "cascade", "gear"]);
 
 //: Sums of floats in another order differ by less.
 const TOLERANCE = 1e-6;
