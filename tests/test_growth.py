@@ -199,7 +199,7 @@ def growth(call: Callable[[str], object], unit: str, length: int) -> float:
         found = seconds(call, long)
         if found < FLOOR:
             return 0.0
-        best = min(seconds(call, short) for _ in range(1 if found > LONG else 3))
+        best = min(seconds(call, short) for _ in range(2 if found > LONG else 3))
         # What else the machine does makes a call slower, never faster.
         for _ in range(4):
             if found <= MOST * max(best, FLOOR / TIMES):
@@ -271,7 +271,8 @@ def test_growth_of_quadratic_function_is_detected() -> None:
     def quadratic(text: str) -> int:
         return sum(len(list(text)) for _ in text)
 
-    assert growth(quadratic, "a", 1000) > MOST
+    # A slow reading of the short text hides growth, so there are two tries.
+    assert max(growth(quadratic, "a", 1000) for _ in range(2)) > MOST
     assert growth(lambda text: [ord(letter) for letter in text], "a", 4 * LENGTH) < MOST
 
 
