@@ -589,7 +589,7 @@ class _Worker:
             watching.enter_context(self._device.metrics.forwarding(name))
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
-            watching.enter_context(cancellable(lambda: self._goes_on_in_vain(works)))
+            watching.enter_context(cancellable(lambda: self._may_stop_generating(works)))
             with self._device.threads_for(name, works):
                 output, shared = _forward(model, works, self._device.index)
         if len(output) != len(works):
@@ -604,7 +604,7 @@ class _Worker:
                 for one, rows in shared
             ]
 
-    def _goes_on_in_vain(self, works: Sequence[QueuedSample]) -> bool:
+    def _may_stop_generating(self, works: Sequence[QueuedSample]) -> bool:
         """Say whether a model that generates text may stop; it asks before each token.
 
         The time limit of a forward pass is that of one token.

@@ -18,7 +18,7 @@ from alarm_service.captures.lines import CapturedLine, read_captured
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult, prompt_key
-from alarm_service.evaluation.scoring import Peer, key_for_header, require_url
+from alarm_service.evaluation.scoring import Peer, key_for_header, open_engine, require_url
 from alarm_service.schemas import RewardOut, RewardResponse, reward_out, sample_in
 from alarm_service.settings import Settings
 
@@ -163,8 +163,8 @@ async def _open_rewarder(
     recipe: Recipe, settings: Settings, url: str | None
 ) -> AsyncIterator[Rewarder]:
     if url is None:
-        async with _local(recipe, settings) as rewarder:
-            yield rewarder
+        async with open_engine(recipe, settings) as engine:
+            yield _LocalRewarder(engine, recipe)
         return
     base = require_url(url, "--url")
     api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
@@ -174,25 +174,6 @@ async def _open_rewarder(
         yield RemoteRewarder(peer, base, recipe.name)
     finally:
         await peer.close()
-
-
-@asynccontextmanager
-async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Rewarder]:
-    # torch takes seconds to import, and is not needed with --url.
-    from alarm_models.process_tuning import disable_malloc_trim
-    from alarm_service.api.app import create_engine
-    from alarm_service.observability.logging import set_up_logs
-
-    set_up_logs("warning")
-    disable_malloc_trim()
-    engine = create_engine([recipe], settings)
-    await engine.start(logs_failure=False)
-    try:
-        if engine.life.failure is not None:
-            raise StudyError(str(engine.life.failure))
-        yield _LocalRewarder(engine, recipe)
-    finally:
-        await engine.close()
 
 
 class _LocalRewarder:

@@ -61,6 +61,7 @@ __all__ = [
     "Scores",
     "columns_of",
     "key_for_header",
+    "open_engine",
     "open_scorer",
     "progress_bar",
     "require_names",
@@ -178,8 +179,8 @@ class Scorer(Protocol):
 async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> AsyncIterator[Scorer]:
     """Load the recipe's models in this process, or use the server at ``url``."""
     if url is None:
-        async with _local(recipe, settings) as scorer:
-            yield scorer
+        async with open_engine(recipe, settings) as engine:
+            yield LocalScorer(engine, recipe)
         return
     base = require_url(url, "--url")
     api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
@@ -192,18 +193,21 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
 
 
 @asynccontextmanager
-async def _local(recipe: Recipe, settings: Settings) -> AsyncIterator[Scorer]:
+async def open_engine(recipe: Recipe, settings: Settings) -> AsyncIterator[RewardEngine]:
+    """Load a recipe's models in this process; raise `StudyError` if that fails."""
     # torch takes seconds to import, and is not needed with --url.
+    from alarm_models.process_tuning import disable_malloc_trim
     from alarm_service.api.app import create_engine
     from alarm_service.observability.logging import set_up_logs
 
     set_up_logs("warning")
+    disable_malloc_trim()
     engine = create_engine([recipe], settings)
     await engine.start(logs_failure=False)
     try:
         if engine.life.failure is not None:
             raise StudyError(str(engine.life.failure))
-        yield LocalScorer(engine, recipe)
+        yield engine
     finally:
         await engine.close()
 
