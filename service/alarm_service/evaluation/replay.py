@@ -18,7 +18,7 @@ from alarm_service.captures.lines import CapturedLine, read_captured
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult, prompt_key
-from alarm_service.evaluation.scoring import Peer, key_for_header, open_engine, require_url
+from alarm_service.evaluation.scoring import Peer, open_engine, open_peer
 from alarm_service.schemas import RewardOut, RewardResponse, reward_out, sample_in
 from alarm_service.settings import Settings
 
@@ -32,8 +32,6 @@ _MAX_IN_FLIGHT = 256
 
 #: Samples of groups from several requests that are held until the rest of their group is read.
 _MAX_PENDING = 16_384
-
-_TIMEOUT_S = 600
 
 
 def replay(
@@ -166,14 +164,8 @@ async def _open_rewarder(
         async with open_engine(recipe, settings) as engine:
             yield _LocalRewarder(engine, recipe)
         return
-    base = require_url(url, "--url")
-    api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
-    key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
-    peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=1)
-    try:
+    async with open_peer(url, settings) as (peer, base):
         yield RemoteRewarder(peer, base, recipe.name)
-    finally:
-        await peer.close()
 
 
 class _LocalRewarder:

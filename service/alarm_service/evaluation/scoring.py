@@ -62,6 +62,7 @@ __all__ = [
     "columns_of",
     "key_for_header",
     "open_engine",
+    "open_peer",
     "open_scorer",
     "progress_bar",
     "require_names",
@@ -182,12 +183,19 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
         async with open_engine(recipe, settings) as engine:
             yield LocalScorer(engine, recipe)
         return
+    async with open_peer(url, settings) as (peer, base):
+        yield RemoteScorer(peer, base, recipe)
+
+
+@asynccontextmanager
+async def open_peer(url: str, settings: Settings) -> AsyncIterator[tuple[Peer, str]]:
+    """Open a connection to the server at ``--url``; yield it with the server's address."""
     base = require_url(url, "--url")
     api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
     key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
     peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=1)
     try:
-        yield RemoteScorer(peer, base, recipe)
+        yield peer, base
     finally:
         await peer.close()
 
