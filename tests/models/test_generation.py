@@ -126,5 +126,5 @@ def test_cancelled_generation_ends_before_its_next_token(llama: Checkpoint) -> N
 
 
 def test_model_without_language_head_is_refused(llama: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="LlamaModel is no causal model"):
+    with pytest.raises(CheckpointError, match="LlamaModel is not a causal model"):
         TextGenerator(llama.model.model)

@@ -187,8 +187,8 @@ def test_judge_recipe_that_asks_nothing_or_twice_or_shows_no_completion_is_refus
     scripted: Checkpoint,
 ) -> None:
     for keys, told in (
-        ({"template": "chat"}, "has none: write `rubric = "),
-        ({"rubric": "{completion}", "template": "{completion}"}, "has rubric and template"),
+        ({"template": "chat"}, "not none: write `rubric = "),
+        ({"rubric": "{completion}", "template": "{completion}"}, "not rubric and template"),
         ({"rubric": "Rate it"}, "rubric does not contain the completion"),
         ({"n": 3}, "3 answers at temperature 0 are all the same"),
         ({"head": "score"}, "leave head out"),

@@ -205,7 +205,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "long_text": (_behind(b"ggml.pre", struct.pack("<Q", 1 << 62), 4), "its header is cut"),
     "nested": (_nested, "a is an array of arrays"),
     "cut": (lambda sound: sound[:5000], "its header is cut"),
-    "cut_weights": (lambda sound: sound[: len(sound) // 2], "is no complete GGUF file"),
+    "cut_weights": (lambda sound: sound[: len(sound) // 2], "is not a complete GGUF file"),
     "dimension": (_behind(b"token_embd.weight", struct.pack("<Q", 1 << 62), 4), "cannot hold"),
     "zero": (_behind(b"token_embd.weight", bytes(8), 4), "cannot hold"),
     "type": (_behind(b"qwen2.block_count", struct.pack("<If", 6, 2.0)), r"block_count = 2\.0"),

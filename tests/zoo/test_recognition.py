@@ -271,7 +271,7 @@ def test_long_base_of_an_adapter_is_shortened(tmp_path: Path) -> None:
 def test_weights_in_another_format_beside_a_configuration_are_named(tmp_path: Path) -> None:
     _classifier(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "rm-Q4_K_M.gguf")
-    with pytest.raises(CheckpointError, match=r"rm-Q4_K_M\.gguf is no complete GGUF"):
+    with pytest.raises(CheckpointError, match=r"rm-Q4_K_M\.gguf is not a complete GGUF"):
         recipe_of_checkpoint(str(tmp_path))
 
 

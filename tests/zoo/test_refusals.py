@@ -196,8 +196,8 @@ _V_HEAD = {"head": "v_head"}
 _TEXT = {"template": "{prompt}\n{completion}"}
 
 CASES = [
-    Refused("gguf_incomplete", _gguf, ("rm-Q4_K_M.gguf", "no complete GGUF file")),
-    Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "no complete GGUF")),
+    Refused("gguf_incomplete", _gguf, ("rm-Q4_K_M.gguf", "not a complete GGUF file")),
+    Refused("gguf_beside_config", _gguf_beside_config, ("rm-Q4_K_M.gguf", "not a complete GGUF")),
     Refused("adapter", _adapter, ("PEFT adapter", "Qwen/Qwen2.5-7B-Instruct", "`adapter =")),
     Refused("adapter_beside_config", _adapter_beside_config, ("PEFT adapter", "merge_and_unload")),
     Refused(

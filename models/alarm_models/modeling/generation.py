@@ -78,7 +78,9 @@ class TextGenerator:
         cost: BatchLayout | None = None,
     ) -> None:
         if not model.can_generate():
-            raise CheckpointError(f"{type(model).__name__} is no causal model that generates text")
+            raise CheckpointError(
+                f"{type(model).__name__} is not a causal model that generates text"
+            )
         self._model: Any = model
         self._settings = settings
         self.config: Any = model.config.get_text_config()

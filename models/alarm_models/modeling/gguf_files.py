@@ -246,7 +246,7 @@ def _reader(file: Path) -> GGUFReader:
     try:
         reader = GGUFReader(file)
     except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{file} is no complete GGUF file: {error}") from error
+        raise CheckpointError(f"{file} is not a complete GGUF file: {error}") from error
     # Tensors may name the same bytes.
     if sum(one.n_bytes for one in reader.tensors) > len(reader.data) - reader.data_offset:
         raise CheckpointError(f"{file} is no GGUF file of a model: its tensors overlap")

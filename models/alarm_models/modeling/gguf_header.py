@@ -38,9 +38,9 @@ def require_sound_header(file: Path) -> None:
             with data:
                 _Header(data).check()
     except struct.error as error:
-        raise CheckpointError(f"{file} is no complete GGUF file: its header is cut") from error
+        raise CheckpointError(f"{file} is not a complete GGUF file: its header is cut") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no complete GGUF file: {error}") from error
+        raise CheckpointError(f"{file} is not a complete GGUF file: {error}") from error
 
 
 class _Header:

@@ -797,7 +797,7 @@ class JudgeSpec(TextSpec):
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(
-                f"kind judge asks by one of rubric, messages and template, and has {found}: "
+                f"kind judge requires exactly one of rubric, messages and template, not {found}: "
                 'write `rubric = "Rate the answer from 1 to 10. ... {prompt} ... {completion}"`'
             )
         if self.rubric is not None and "{completion" not in self.rubric:
