@@ -17,6 +17,7 @@ from alarm_models.combination.all_rules import (
     normalize,
     validate_groups,
 )
+from alarm_models.combination.rule_registry import HOLISTIC
 from alarm_models.combination.token_alignment import (
     Placement,
     end_token,
@@ -41,6 +42,7 @@ __all__ = [
     "decide",
     "normalized_score",
     "validate_groups",
+    "weighted_parts",
 ]
 
 
@@ -339,6 +341,23 @@ def _reward(
         return scored.reward(tokens, params)
     except SampleError as error:
         return error
+
+
+def weighted_parts(reward: Reward, params: RuleParams) -> dict[str, float] | None:
+    """Return what the holistic score and each aspect that counts add to a reward, by name.
+
+    None if the rule is no sum of weighted parts.
+    """
+    rule = params.definition
+    if not rule.adds_up:
+        return None
+    weight = params.holistic_weight if rule.uses_holistic else 0.0
+    parts = {HOLISTIC: weight * reward.holistic_normalized}
+    if rule.aspects.includes(admitted=reward.admitted):
+        for name, aspect in reward.aspects.items():
+            if aspect is not None:
+                parts[name] = parts.get(name, 0.0) + params.weights[name] * aspect.reward
+    return parts
 
 
 def _without_reward(

@@ -107,7 +107,7 @@ def create_engine(
         check_golden_scores,
         choose_devices(settings.device),
         limits,
-        Metrics(),
+        Metrics(keeps_texts=settings.log_texts),
         tracer or NoOpTracer(),
     )
 

@@ -22,6 +22,7 @@ from alarm_models.combination.rewards import (
     decide,
     normalized_score,
     validate_groups,
+    weighted_parts,
 )
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
@@ -34,6 +35,7 @@ from alarm_service.engine.model_set import LoadedModel, ModelSet
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut
 from alarm_service.errors import ServiceError
+from alarm_service.observability.recent import KeptTexts
 from alarm_service.observability.reward_metrics import (
     AspectObservation,
     RewardMetrics,
@@ -416,11 +418,23 @@ def _record(
         if isinstance(reward, SampleError):
             metrics.count_failure(request.recipe.name, reward.code)
         else:
-            observations.append(_observation(request, sample, reward))
+            texts = _texts(sample) if metrics.keeps_texts else None
+            observations.append(_observation(request, sample, reward, texts))
     metrics.observe_rewards(request.recipe.name, observations)
 
 
-def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> RewardObservation:
+#: Characters of a text that are kept for the page, with `--log-texts`.
+_MAX_KEPT_CHARS = 2000
+
+
+def _texts(sample: Sample) -> KeptTexts:
+    most = _MAX_KEPT_CHARS
+    return KeptTexts(sample.prompt_text[:most], sample.completion_text[:most])
+
+
+def _observation(
+    request: RequestRecipe, sample: Sample, reward: Reward, texts: KeptTexts | None
+) -> RewardObservation:
     aspects = {}
     for name, aspect in reward.aspects.items():
         if aspect is not None:
@@ -434,6 +448,9 @@ def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> Rewa
         admitted=reward.admitted,
         truncated=reward.truncated,
         aspects=aspects,
+        parts=weighted_parts(reward, request.params),
+        omitted=reward.omitted,
+        texts=texts,
     )
 
 

@@ -153,11 +153,11 @@ class _Scored(Protocol):
 
 
 class Metrics:
-    """The metrics of one server, in their own registry."""
+    """The metrics of one server, in their own registry; see `RewardMetrics` for ``keeps_texts``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_texts: bool = False) -> None:
         registry = self.registry = CollectorRegistry()
-        self.rewards = RewardMetrics(registry)
+        self.rewards = RewardMetrics(registry, keeps_texts=keeps_texts)
         self.changes = ChangeMetrics(registry)
         self.captures = CaptureMetrics(registry)
         self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
@@ -210,20 +210,20 @@ class Metrics:
         self._ready = gauge("alarm_ready", "1 once every model is loaded and warmed up.")
         gauge(
             "alarm_admitted_requests", "Admitted requests that are queued or running."
-        ).set_function(self._in_flight.num_running)
-        for name, text, busy in (
+        ).set_function(self.num_in_flight)
+        for name, text, total_s in (
             (
                 "alarm_occupied_seconds",
                 "Seconds during which at least one admitted request was in flight.",
-                self._in_flight,
+                self.occupied_s,
             ),
             (
                 "alarm_device_busy_seconds",
                 "Seconds during which a batch was running on a device.",
-                self._on_device,
+                self.device_busy_s,
             ),
         ):
-            registry.register(CallbackCounter(name, text, busy.total_s))
+            registry.register(CallbackCounter(name, text, total_s))
 
     def _declare_models(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:
@@ -310,6 +310,18 @@ class Metrics:
     def track_request(self) -> AbstractContextManager[None]:
         """Count a request as in flight while the block runs."""
         return self._in_flight.running()
+
+    def num_in_flight(self) -> int:
+        """Return the number of admitted requests that are queued or running."""
+        return self._in_flight.num_running()
+
+    def occupied_s(self) -> float:
+        """Return the seconds so far in which at least one admitted request was in flight."""
+        return self._in_flight.total_s()
+
+    def device_busy_s(self) -> float:
+        """Return the seconds so far in which a batch was running on a device."""
+        return self._on_device.total_s()
 
     def set_queued_tokens(self, num_tokens: int, num_reserved: int) -> None:
         """Set the number of queued tokens and of tokens with a reserved place."""
