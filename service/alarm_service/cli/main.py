@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from alarm_models.errors import AlarmModelsError
 from alarm_models.process_tuning import limit_openmp_spin
-from alarm_service.cli.captures import add_replay
+from alarm_service.cli.captures import add_audit, add_replay
 from alarm_service.cli.commands import add_health, add_recipes, add_record, add_score
 from alarm_service.cli.evaluation import add_calibrate, add_evaluate, add_judge, add_select
 from alarm_service.cli.inspect import add_inspect
@@ -34,6 +34,7 @@ _COMMANDS = (
     add_evaluate,
     add_judge,
     add_replay,
+    add_audit,
 )
 
 
