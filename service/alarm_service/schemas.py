@@ -38,23 +38,30 @@ from alarm_service.errors import MAX_FAULTS, OmittedFaults, num_faults
 from alarm_service.json_pieces import MAX_OFFSET
 
 __all__ = [
+    "AdmissionOut",
     "AspectOut",
     "DenseHolisticOut",
     "ErrorBody",
     "ErrorOut",
     "FailFastInPieces",
     "FewUnknown",
+    "GamingLimitsOut",
+    "GamingOut",
     "HealthOut",
+    "HistogramOut",
     "HolisticOut",
     "InPieces",
     "JsonObjectIn",
+    "KeptSampleOut",
     "ListOf",
+    "LoadOut",
     "MessageFields",
     "MessageIn",
     "ModelOut",
     "ModelsOut",
     "NamedScoresOut",
     "OverridesIn",
+    "RecentOut",
     "RecipeOut",
     "RewardOut",
     "RewardRequest",
@@ -588,6 +595,101 @@ class ModelsOut(_Out):
     models: list[ModelOut]
     recipes: list[RecipeOut]
     limits: dict[str, int]
+
+
+class _OutOfAttributes(_Out):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class HistogramOut(_OutOfAttributes):
+    """`counts[i]` values lie between `edges[i]` and `edges[i + 1]`."""
+
+    edges: list[float]
+    counts: list[int]
+    expected: list[float] | None = Field(
+        description="numbers of values that scores as in the calibration would have, if known"
+    )
+
+
+class AdmissionOut(_OutOfAttributes):
+    """Consecutive samples, and the share of them that is past the threshold."""
+
+    time: float = Field(description="of the last sample, in Unix seconds")
+    num_samples: int
+    share: float
+
+
+class GamingOut(_OutOfAttributes):
+    """Figures of a window that show a gamed reward; null or left out with too few samples."""
+
+    num_samples: int
+    num_groups: int
+    zero_deviation_share: float | None
+    ceiling: float | None
+    ceiling_share: float | None
+    variance_shares: dict[str, float]
+    opposed_shares: dict[str, float]
+    length_correlation: float | None
+    admitted_share: float | None
+    truncated_share: float | None
+    omitted_share: float | None
+    drift_up: float
+    drift_down: float
+
+
+class GamingLimitsOut(_OutOfAttributes):
+    """The limits that `alarm audit` has by default."""
+
+    zero_deviation_share: float
+    ceiling_share: float
+    variance_share: float
+    opposed_share: float
+    length_correlation: float
+    drift: float
+    truncated_share: float
+    omitted_share: float
+
+
+class KeptSampleOut(_Out):
+    """The reward of a recent sample and the beginnings of its texts."""
+
+    reward: float
+    prompt: str
+    completion: str
+
+
+class LoadOut(_Out):
+    """The queue and the devices now; the seconds count from the start of the server."""
+
+    time: float = Field(description="now, in Unix seconds")
+    num_requests: int = Field(description="admitted requests that are queued or running")
+    num_waiting_samples: int
+    num_queued_tokens: int
+    max_queued_tokens: int
+    occupied_s: float = Field(description="with at least one request in flight")
+    device_busy_s: float = Field(description="with a batch running on a device")
+
+
+class RecentOut(_Out):
+    """What a recipe rewarded recently: up to 2048 samples since the server started.
+
+    `points` has characters, reward and admission of the newest 512. `best` and `worst` are null
+    unless the server has `--log-texts`.
+    """
+
+    recipe: str
+    threshold: float
+    since: float | None = Field(description="time of the oldest sample, in Unix seconds")
+    rewards: HistogramOut | None
+    holistic: HistogramOut | None
+    points: list[tuple[int, float, bool]]
+    admission: list[AdmissionOut]
+    errors: dict[str, int] = Field(description="code -> samples without a reward")
+    gaming: GamingOut
+    limits: GamingLimitsOut
+    best: list[KeptSampleOut] | None
+    worst: list[KeptSampleOut] | None
+    load: LoadOut
 
 
 class HealthOut(_Out):

@@ -51,6 +51,7 @@ ROUTES = (
         ("post", "/hierarchical_reward"),
         ("get", "/models"),
         ("get", "/metrics"),
+        ("get", "/recent"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
     }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -12,7 +16,23 @@ from alarm_service.api.deps import EngineOf, SettingsOf, documented
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.lifecycle import LifecycleState
 from alarm_service.engine.model_set import ServedModel
-from alarm_service.schemas import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
+from alarm_service.observability.gaming import LIMITS
+from alarm_service.observability.recent import KeptTexts
+from alarm_service.schemas import (
+    AdmissionOut,
+    ErrorBody,
+    GamingLimitsOut,
+    GamingOut,
+    HealthOut,
+    HistogramOut,
+    KeptSampleOut,
+    LoadOut,
+    ModelOut,
+    ModelsOut,
+    RecentOut,
+    RecipeOut,
+    UnwellOut,
+)
 
 __all__ = ["router"]
 
@@ -59,6 +79,53 @@ async def metrics(engine: EngineOf) -> Response:
     """Return the metrics in Prometheus text."""
     return Response(
         generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+@router.get(
+    "/recent",
+    responses=documented((401, "no key, or a wrong one"), (404, "no such recipe")),
+)
+async def recent(engine: EngineOf, recipe: str | None = None) -> RecentOut:
+    """Return statistics of the samples that a recipe rewarded recently, for the page."""
+    known = engine.catalog.recipe(recipe)
+    found = engine.metrics.rewards.recent(known.name)
+    figures = {**asdict(found.figures), "drift_up": found.drift_up, "drift_down": found.drift_down}
+    return RecentOut(
+        recipe=known.name,
+        threshold=known.rule_params(Overrides()).threshold,
+        since=found.since,
+        rewards=found.rewards and HistogramOut.model_validate(found.rewards),
+        holistic=found.holistic and HistogramOut.model_validate(found.holistic),
+        points=list(found.points),
+        admission=[AdmissionOut.model_validate(one) for one in found.admission],
+        errors=dict(found.errors),
+        gaming=GamingOut.model_validate(figures),
+        limits=GamingLimitsOut.model_validate(LIMITS),
+        best=_kept(found.best),
+        worst=_kept(found.worst),
+        load=_load(engine),
+    )
+
+
+def _kept(samples: Sequence[tuple[float, KeptTexts]] | None) -> list[KeptSampleOut] | None:
+    if samples is None:
+        return None
+    return [
+        KeptSampleOut(reward=reward, prompt=texts.prompt, completion=texts.completion)
+        for reward, texts in samples
+    ]
+
+
+def _load(engine: RewardEngine) -> LoadOut:
+    return LoadOut(
+        time=time.time(),
+        num_requests=engine.metrics.num_in_flight(),
+        num_waiting_samples=engine.num_waiting,
+        num_queued_tokens=engine.admission.num_queued,
+        max_queued_tokens=engine.admission.max_tokens(),
+        occupied_s=engine.metrics.occupied_s(),
+        device_busy_s=engine.metrics.device_busy_s(),
     )
 
 

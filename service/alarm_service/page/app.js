@@ -1,9 +1,11 @@
 // The page: form, request, and the views of its answer.
 
 import { call, Refused, usesKey } from "./api.js";
+import { startCompare } from "./compare.js";
 import { byId, element } from "./dom.js";
 import { errorText, groupView } from "./group.js";
 import { EXAMPLE, fromFragment, overridesOf, requestOf, Unusable } from "./request.js";
+import { startRecent } from "./recent.js";
 import { changedOverrides, recombined, sliders } from "./recombine.js";
 import { share } from "./share.js";
 import { paramsOf, sumView } from "./sum.js";
@@ -20,6 +22,8 @@ async function start() {
     const catalog = await call("models", null, askForKey);
     page.recipes = catalog.recipes;
     listRecipes(fromFragment(location.hash)?.recipe);
+    startCompare(page.recipes, readForm, askForKey);
+    startRecent(() => byId("recipe").value, askForKey);
   });
   if (page.recipes.length) await score();
 }
