@@ -192,14 +192,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the captures")
     parser.add_argument("--questions", type=int, default=150, help="questions of the honest run")
     parser.add_argument("--steps", type=int, default=40, help="steps of training")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
-    parser.add_argument("--group", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--rate", type=float, default=2.0, help="learning rate")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
+    parser.add_argument("--group", type=int, default=16, help="completions per prompt")
+    parser.add_argument("--rate", type=float, default=10.0, help="learning rate")
     parser.add_argument("--window", type=int, default=512, help="samples per window of the audit")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     questions = read(options.data)[: options.questions]
+    options.out.mkdir(parents=True, exist_ok=True)
     acts: dict[str, Act] = {"honest": honest, "trained": train}
     runs = {
         name: asyncio.run(run(act, questions, options, options.out / name))

@@ -35,7 +35,7 @@ WINDOW = 2048
 TIE = 1e-4
 
 #: A figure of fewer samples, groups or pairs is not given: it would be noise.
-_MIN_SAMPLES, _MIN_GROUPS, _MIN_PAIRS = 32, 8, 32
+_MIN_SAMPLES, _MIN_GROUPS, _MIN_PAIRS = 32, 8, 64
 
 #: `k` and `h` of the CUSUM, in standard deviations of the calibration.
 DRIFT_REFERENCE, DRIFT_LEVEL = 0.5, 15.0
@@ -119,7 +119,7 @@ class Limits:
     zero_deviation_share: float = 0.5
     ceiling_share: float = 0.5
     variance_share: float = 0.8
-    opposed_share: float = 0.5
+    opposed_share: float = 0.65
     length_correlation: float = 0.7
     drift: float = DRIFT_LEVEL
     truncated_share: float = 0.05

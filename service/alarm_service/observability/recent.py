@@ -80,25 +80,24 @@ class RecentRewards:
 
 def recent_rewards(
     samples: Sequence[RecentSample],
-    failures: Sequence[tuple[float, str]],
+    codes: Sequence[str],
     figures: GamingFigures,
     drift: tuple[float, float],
 ) -> RecentRewards:
-    """Summarize a window; ``failures`` are times and codes of samples without a reward.
+    """Summarize a window; ``codes`` are those of its samples without a reward.
 
     ``drift`` has both sides of the CUSUM, upwards first.
     """
     records = [one.record for one in samples]
-    since = samples[0].time if samples else None
     texts = [(one.record.reward, one.texts) for one in samples if one.texts is not None]
     texts.sort(key=lambda one: one[0])
     return RecentRewards(
-        since=since,
+        since=samples[0].time if samples else None,
         rewards=_bins([one.reward for one in records]),
         holistic=_bins_of_z([one.z for one in records]),
         points=[(one.num_characters, one.reward, one.admitted) for one in records[-_MAX_POINTS:]],
         admission=_slices(samples),
-        errors=Counter(code for time, code in failures if since is None or time >= since),
+        errors=Counter(codes),
         figures=figures,
         drift_up=drift[0],
         drift_down=drift[1],

@@ -160,11 +160,12 @@ _MAX_UNREAD = 256
 class _Window:
     """The newest samples of one recipe, and what was computed of them.
 
-    ``num_unread`` samples at its end are not in ``drift`` yet.
+    ``num_unread`` samples at its end are not in ``drift`` yet. ``failures`` are samples without a
+    reward: the number of samples that were rewarded before, and the error's code.
     """
 
     samples: deque[RecentSample] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    failures: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    failures: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     components: set[str] = field(default_factory=set)
     num_requests: int = 0
     num_samples: int = 0
@@ -307,17 +308,20 @@ class RewardMetrics:
         """Count a sample without a reward."""
         self._errors.labels(recipe, code).inc()
         with self._lock:
-            self._window(recipe).failures.append((time.time(), code))
+            window = self._window(recipe)
+            window.failures.append((window.num_samples, code))
 
     def recent(self, recipe: str) -> RecentRewards:
         """Summarize the newest samples of a recipe."""
         figures = self._figures(recipe)
         with self._lock:
             window = self._windows.get(recipe, _Window())
-            samples, failures = list(window.samples), list(window.failures)
+            samples = list(window.samples)
+            first = window.num_samples - len(samples)
+            codes = [code for at, code in window.failures if at >= first]
             _read_drift(window)
             drift = (window.drift.up, window.drift.down)
-        return recent_rewards(samples, failures, figures, drift)
+        return recent_rewards(samples, codes, figures, drift)
 
     def _window(self, recipe: str) -> _Window:
         """Return the recipe's window; a new one is shown by the gauges from now on."""
