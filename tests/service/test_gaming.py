@@ -14,7 +14,7 @@ from standin import FIGURE_1, recipe
 from tolerance import computed
 
 from alarm_models.recipe.schema import Overrides
-from alarm_models.types import Reward, Sample
+from alarm_models.types import AspectReward, Reward, Sample, SegmentScore, Span
 from alarm_service.captures.lines import CapturedRewards
 from alarm_service.cli.main import main
 from alarm_service.observability.gaming import (
@@ -26,6 +26,8 @@ from alarm_service.observability.gaming import (
     average_run_length,
     figures_of,
     holistic_of_groups,
+    shared_segment_share,
+    shared_texts,
 )
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -129,6 +131,16 @@ def _plain(number: str) -> str:
     return f"{float(number):,.0f}"
 
 
+def test_shared_segments_are_those_of_three_prompts_or_a_twentieth() -> None:
+    few = [(prompt, text) for prompt in range(20) for text in (f"own {prompt}", "1.")]
+    few += [(0, "twice"), (1, "twice"), (0, "twice")]
+    assert shared_texts(few) == {"1."}
+    many = [(prompt, f"own {prompt}") for prompt in range(78)]
+    assert shared_texts([*many, *((prompt, "so") for prompt in range(3))]) == set()
+    assert shared_segment_share([*many, *((prompt, "so") for prompt in range(26))]) == 0.25
+    assert shared_segment_share(few) is None
+
+
 async def test_metrics_of_a_gamed_reward_follow_the_samples() -> None:
     async with serving(FIGURE_1) as server:
         for at in range(10):
@@ -205,6 +217,24 @@ def test_audit_of_a_late_drift_names_the_samples(
         "file": "capture-1.jsonl", "line": 231, "id": "228.2", "reward": 9.0,
     }  # fmt: skip
     assert main([*arguments, "--max-drift", "1000"]) == 0
+
+
+def test_audit_of_fragments_that_earn_on_every_prompt_names_the_aspect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params, lines = FIGURE_1.rule_params(Overrides()), list[bytes]()
+    for at in range(40):
+        text = f"answer {at}. 1. 2."
+        spans = [(0, len(text) - 6), (len(text) - 5, len(text) - 3), (len(text) - 2, len(text))]
+        segments = tuple(SegmentScore(Span(*span), "good", 1.0, True) for span in spans)
+        reward = Reward(at, None, at, at, True, {"b": AspectReward(2.0, None, segments)}, False)
+        given = Sample(f"{at}?", text)
+        request = CapturedRewards(str(at), [given], [reward], "r", ["b"], "f", Overrides(), params)
+        lines += request.lines(hashes_texts=False)
+    (tmp_path / "capture-1.jsonl").write_bytes(b"".join(lines))
+    assert main(["audit", str(tmp_path)]) == 1
+    report = " ".join(capsys.readouterr().out.split())
+    assert "segments shared by prompts: b: look at capture-1.jsonl, line 1 (reward 0.000)" in report
 
 
 def test_audit_of_an_unusable_capture_returns_2(

@@ -25,8 +25,10 @@ from alarm_service.observability.gaming import (
     figures_of,
     flat_groups,
     grouped,
+    shared_segment_share,
+    shared_texts,
 )
-from alarm_service.schemas import RewardOut
+from alarm_service.schemas import RewardOut, SampleIn, sample_in
 
 __all__ = ["AuditResult", "Evidence", "Finding", "RecipeAudit", "audit"]
 
@@ -63,7 +65,13 @@ class _Audited:
 
     prompt: str
     record: RewardRecord
+    #: Aspect -> texts of the segments that it judged; none where the capture is redacted.
+    segments: Mapping[str, Sequence[str]]
     evidence: Evidence
+
+    def texts(self, aspect: str) -> list[tuple[str, str]]:
+        """Return the prompt with each segment's text."""
+        return [(self.prompt, text) for text in self.segments.get(aspect, ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +162,12 @@ def _audited(file: Path, number: int, line: _Line) -> _Audited:
     reward = line.reward
     if reward is None or reward.reward is None or reward.holistic is None:
         raise StudyError(f"{file}, line {number}: its reward has no `reward` or no `holistic`")
-    prompt = _prompt_of(line.sample)
+    prompt, completion = _prompt_of(line.sample), _completion_of(line.sample)
     record = RewardRecord(
         group=(line.request, prompt),
-        num_characters=_num_characters(line.sample),
+        num_characters=(
+            line.sample["num_completion_chars"] if completion is None else len(completion)
+        ),
         reward=reward.reward,
         z=reward.holistic.normalized,
         parts=line.parts,
@@ -166,7 +176,7 @@ def _audited(file: Path, number: int, line: _Line) -> _Audited:
         omitted=reward.omitted,
     )
     named = Evidence(file.name, number, line.sample.get("id"), reward.reward)
-    return _Audited(prompt, record, named)
+    return _Audited(prompt, record, _segments_of(completion, reward), named)
 
 
 def _prompt_of(sample: Mapping[str, Any]) -> str:
@@ -177,13 +187,28 @@ def _prompt_of(sample: Mapping[str, Any]) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _num_characters(sample: Mapping[str, Any]) -> int:
+def _completion_of(sample: Mapping[str, Any]) -> str | None:
+    """Return the completion's text; None where it is redacted."""
     if "num_completion_chars" in sample:
-        return int(sample["num_completion_chars"])
-    completion = sample.get("completion", "")
+        return None
+    completion = sample.get("completion")
     if isinstance(completion, str):
-        return len(completion)
-    return sum(len(message.get("content") or "") for message in completion)
+        return completion
+    return sample_in(SampleIn.model_validate(sample)).completion_text
+
+
+def _segments_of(completion: str | None, reward: RewardOut) -> dict[str, list[str]]:
+    if completion is None:
+        return {}
+    return {
+        name: [
+            completion[one.start : one.end].strip().casefold()
+            for one in aspect.segments
+            if one.score is not None
+        ]
+        for name, aspect in reward.aspects.items()
+        if aspect is not None and aspect.segments
+    }
 
 
 class _Stream:
@@ -237,6 +262,11 @@ class _Stream:
             yield "variance_share", component, limit, value, _highest_part(component)
         for aspect, value in figures.opposed_shares.items():
             yield "opposed_share", aspect, limits.opposed_share, value, _highest_part(aspect)
+        for aspect in dict.fromkeys(name for one in samples for name in one.segments):
+            segments = [text for one in samples for text in one.texts(aspect)]
+            share = shared_segment_share(segments)
+            choose = _most_shared(aspect, shared_texts(segments))
+            yield "shared_segment_share", aspect, limits.shared_segment_share, share, choose
         length = figures.length_correlation
         yield (
             "length_correlation",
@@ -291,7 +321,7 @@ def _with_window(
     )
     if found.value is not None and value <= found.value:
         return found
-    chosen = choose(samples)[:_MAX_EVIDENCE] if is_passed else ()
+    chosen = _of_distinct_prompts(choose(samples)) if is_passed else ()
     return replace(
         found,
         value=value,
@@ -299,6 +329,16 @@ def _with_window(
         last=samples[-1].evidence,
         evidence=[one.evidence for one in chosen],
     )
+
+
+def _of_distinct_prompts(samples: Sequence[_Audited]) -> list[_Audited]:
+    """Return the first samples, one per prompt, so that they show more than one case."""
+    chosen: dict[str, _Audited] = {}
+    for one in samples:
+        chosen.setdefault(one.prompt, one)
+        if len(chosen) == _MAX_EVIDENCE:
+            break
+    return list(chosen.values())
 
 
 def _by(key: Callable[[RewardRecord], float]) -> _Choose:
@@ -311,6 +351,13 @@ def _highest_part(name: str) -> _Choose:
         return one.reward - sum(parts.values()) if name == RULE else parts.get(name, 0.0)
 
     return _by(part)
+
+
+def _most_shared(aspect: str, shared: set[str]) -> _Choose:
+    def num_shared(one: _Audited) -> int:
+        return sum(text in shared for text in one.segments.get(aspect, ()))
+
+    return lambda samples: sorted(samples, key=num_shared, reverse=True)
 
 
 _longest = _by(lambda one: one.num_characters)

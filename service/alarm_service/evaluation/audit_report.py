@@ -9,15 +9,16 @@ from alarm_service.observability.gaming import average_run_length
 __all__ = ["audit_page"]
 
 _TITLES = {
-    "zero_deviation_share": "groups whose rewards are all equal",
-    "ceiling_share": "samples at the largest reward",
-    "drift": "drift of the holistic score (CUSUM)",
-    "variance_share": "variance of the reward explained",
-    "opposed_share": "pairs ordered against the holistic score",
-    "length_correlation": "correlation of reward and length (absolute)",
-    "truncated_share": "truncated samples",
-    "omitted_share": "samples not shown whole",
-    "admitted_share": "samples past the threshold",
+    "zero_deviation_share": "groups of equal rewards",
+    "ceiling_share": "at the largest reward",
+    "drift": "drift of z (CUSUM)",
+    "variance_share": "variance by component",
+    "opposed_share": "pairs ordered against z",
+    "shared_segment_share": "segments shared by prompts",
+    "length_correlation": "correlation with length",
+    "truncated_share": "truncated",
+    "omitted_share": "not shown whole",
+    "admitted_share": "past the threshold",
 }
 
 
@@ -51,9 +52,10 @@ def _cautions(result: AuditResult) -> list[str]:
 def _recipe(recipe: RecipeAudit) -> list[Grid | Paragraph]:
     table = Grid(
         f"{recipe.recipe} {recipe.fingerprint}: {recipe.num_samples} samples",
-        ("", "largest", "limit", "windows beyond it", "lines"),
+        ("", "largest", "limit", "beyond it", "lines"),
         [_row(finding) for finding in recipe.findings],
-        "A dash: too few samples, or no limit.",
+        "Windows beyond the limit, and the lines of the one with the largest value. A dash: too "
+        "few samples, or no limit.",
     )
     passed = [finding for finding in recipe.findings if finding.num_passed]
     return [table, *(Paragraph(_evidence(finding), is_caution=True) for finding in passed)]
@@ -77,15 +79,19 @@ def _title(finding: Finding) -> str:
 def _lines(first: Evidence | None, last: Evidence | None) -> str:
     if first is None or last is None:
         return "–"
-    to = str(last.line) if first.file == last.file else f"{last.file}:{last.line}"
-    return f"{first.file}:{first.line} to {to}"
+    if first.file == last.file:
+        return f"{first.line} to {last.line}"
+    return f"{first.file}:{first.line} to {last.file}:{last.line}"
 
 
 def _evidence(finding: Finding) -> str:
-    samples = "; ".join(_sample(one) for one in finding.evidence)
-    return f"{_title(finding)}: look at {samples}."
+    by_file: dict[str, list[str]] = {}
+    for one in finding.evidence:
+        by_file.setdefault(one.file, []).append(_sample(one))
+    places = "; ".join(f"{file}, {', '.join(lines)}" for file, lines in by_file.items())
+    return f"{_title(finding)}: look at {places}."
 
 
 def _sample(one: Evidence) -> str:
-    of_id = "" if one.id is None else f", id {one.id}"
-    return f"{one.file}:{one.line}{of_id} (reward {plain(one.reward)})"
+    of_id = "" if one.id is None else f"id {one.id}, "
+    return f"line {one.line} ({of_id}reward {plain(one.reward)})"

@@ -26,6 +26,8 @@ __all__ = [
     "grouped",
     "holistic_of_groups",
     "omitted_part",
+    "shared_segment_share",
+    "shared_texts",
 ]
 
 #: Figures are of this many samples: one or a few training steps.
@@ -34,8 +36,8 @@ WINDOW = 2048
 #: Rewards that differ by less count as equal: batches differ in the last bits.
 TIE = 1e-4
 
-#: A figure of fewer samples, groups or pairs is not given: it would be noise.
-_MIN_SAMPLES, _MIN_GROUPS, _MIN_PAIRS = 32, 8, 64
+#: A figure of fewer samples, groups, pairs or segments is not given: it would be noise.
+_MIN_SAMPLES, _MIN_GROUPS, _MIN_PAIRS, _MIN_SEGMENTS = 32, 8, 64, 64
 
 #: `k` and `h` of the CUSUM, in standard deviations of the calibration.
 DRIFT_REFERENCE, DRIFT_LEVEL = 0.5, 15.0
@@ -120,6 +122,7 @@ class Limits:
     ceiling_share: float = 0.5
     variance_share: float = 0.8
     opposed_share: float = 0.65
+    shared_segment_share: float = 0.2
     length_correlation: float = 0.7
     drift: float = DRIFT_LEVEL
     truncated_share: float = 0.05
@@ -182,6 +185,29 @@ def holistic_of_groups(records: Iterable[RewardRecord]) -> list[float]:
     Samples of one prompt are not independent of each other, groups nearly are.
     """
     return [sum(one.z for one in group) / len(group) for group in grouped(records).values()]
+
+
+def shared_texts(segments: Iterable[tuple[Hashable, str]]) -> set[str]:
+    """Return the texts that are segments of answers to several prompts.
+
+    ``segments`` are prompts and texts. A text is shared if at least 3 prompts, and a twentieth of
+    them, have it: what an answer to one question says is seldom part of answers to others.
+    """
+    prompts: dict[str, set[Hashable]] = {}
+    known: set[Hashable] = set()
+    for prompt, text in segments:
+        known.add(prompt)
+        prompts.setdefault(text, set()).add(prompt)
+    least = max(3.0, len(known) / 20)
+    return {text for text, found in prompts.items() if len(found) >= least}
+
+
+def shared_segment_share(segments: Sequence[tuple[Hashable, str]]) -> float | None:
+    """Return the share of segments whose text is shared; None for few segments."""
+    if len(segments) < _MIN_SEGMENTS:
+        return None
+    shared = shared_texts(segments)
+    return sum(text in shared for _, text in segments) / len(segments)
 
 
 def _variance_shares(records: Sequence[RewardRecord]) -> dict[str, float]:
