@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -77,6 +78,7 @@ async def ready(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
 )
 async def metrics(engine: EngineOf) -> Response:
     """Return the metrics in Prometheus text."""
+    await asyncio.to_thread(engine.metrics.rewards.refresh)  # takes milliseconds per recipe
     return Response(
         generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -89,7 +91,7 @@ async def metrics(engine: EngineOf) -> Response:
 async def recent(engine: EngineOf, recipe: str | None = None) -> RecentOut:
     """Return statistics of the samples that a recipe rewarded recently, for the page."""
     known = engine.catalog.recipe(recipe)
-    found = engine.metrics.rewards.recent(known.name)
+    found = await asyncio.to_thread(engine.metrics.rewards.recent, known.name)
     figures = {**asdict(found.figures), "drift_up": found.drift_up, "drift_down": found.drift_down}
     return RecentOut(
         recipe=known.name,

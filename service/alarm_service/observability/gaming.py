@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import mul
 
 __all__ = [
     "DRIFT_LEVEL",
@@ -215,7 +216,8 @@ def _variance_shares(records: Sequence[RewardRecord]) -> dict[str, float]:
     rewards = [reward for reward, _ in summed]
     if len(rewards) < _MIN_SAMPLES:
         return {}
-    variance = _covariance(rewards, rewards)
+    centered = _centered(rewards)
+    variance = _mean_product(centered, centered)
     if variance <= TIE**2:
         return {}
     columns = {
@@ -223,7 +225,8 @@ def _variance_shares(records: Sequence[RewardRecord]) -> dict[str, float]:
         for name in dict.fromkeys(name for _, parts in summed for name in parts)
     }
     columns[RULE] = [reward - sum(parts.values()) for reward, parts in summed]
-    return {name: _covariance(column, rewards) / variance for name, column in columns.items()}
+    # The mean of a column needs no subtraction: that of the centered rewards is 0.
+    return {name: _mean_product(one, centered) / variance for name, one in columns.items()}
 
 
 def _opposed_shares(groups: Iterable[Sequence[RewardRecord]]) -> dict[str, float]:
@@ -245,13 +248,18 @@ def _opposed_shares(groups: Iterable[Sequence[RewardRecord]]) -> dict[str, float
 def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     if len(xs) < _MIN_SAMPLES:
         return None
-    scale = math.sqrt(_covariance(xs, xs)) * math.sqrt(_covariance(ys, ys))
-    return _covariance(xs, ys) / scale if scale else None
+    from_x, from_y = _centered(xs), _centered(ys)
+    scale = math.sqrt(_mean_product(from_x, from_x) * _mean_product(from_y, from_y))
+    return _mean_product(from_x, from_y) / scale if scale else None
 
 
-def _covariance(xs: Sequence[float], ys: Sequence[float]) -> float:
-    mean_x, mean_y = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
-    return math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / len(xs)
+def _centered(values: Sequence[float]) -> list[float]:
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def _mean_product(xs: Sequence[float], ys: Sequence[float]) -> float:
+    return math.fsum(map(mul, xs, ys)) / len(xs)
 
 
 @dataclass(slots=True)

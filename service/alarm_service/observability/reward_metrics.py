@@ -311,6 +311,13 @@ class RewardMetrics:
             window = self._window(recipe)
             window.failures.append((window.num_samples, code))
 
+    def refresh(self) -> None:
+        """Compute the figures of all recipes, so that the gauges find them ready."""
+        with self._lock:
+            recipes = list(self._windows)
+        for recipe in recipes:
+            self._figures(recipe)
+
     def recent(self, recipe: str) -> RecentRewards:
         """Summarize the newest samples of a recipe."""
         figures = self._figures(recipe)
