@@ -59,6 +59,9 @@ def test_page_shows_recent_samples_with_texts_and_errors(page: "Page") -> None:
     assert row.locator(".number").all_inner_texts() == ["0.000", "0.500"]
     page.locator(".kept summary", has_text="Worst").click()
     assert page.locator(".kept li").last.inner_text().endswith("w")
+    with page.expect_response("**/recent?*"):
+        page.locator("#recipe").dispatch_event("change")
+    assert page.locator(".kept[open] summary").all_inner_texts() == ["Worst of these samples"]
 
 
 def test_page_compares_rewards_and_ranks_with_another_recipe(page: "Page") -> None:

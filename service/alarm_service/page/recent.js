@@ -43,7 +43,9 @@ async function fill(recipe, loads, askForKey) {
     const recent = await call(`recent${query}`, null, askForKey);
     loads.push(recent.load);
     if (loads.length > MAX_LOADS) loads.shift();
+    const opened = [...body.querySelectorAll("details[open]")].map((one) => one.dataset.title);
     body.replaceChildren(...recentView(recent, loads));
+    for (const one of body.querySelectorAll("details")) one.open = opened.includes(one.dataset.title);
   } catch (error) {
     body.replaceChildren(element("p", { class: "bad" }, error.message));
   }
@@ -191,7 +193,7 @@ function texts(title, samples) {
   );
   return element(
     "details",
-    { class: "kept" },
+    { class: "kept", "data-title": title },
     element("summary", {}, `${title} of these samples`),
     element("ol", {}, ...rows),
   );
