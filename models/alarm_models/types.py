@@ -15,6 +15,7 @@ from alarm_models.errors import SampleError
 __all__ = [
     "AspectReward",
     "Dtype",
+    "JudgeUsage",
     "Message",
     "PackedSpans",
     "Reward",
@@ -271,6 +272,30 @@ class SegmentScore:
     label: str | None
     score: float | None
     is_positive: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeUsage:
+    """What judges behind endpoints were asked: requests, tokens and money.
+
+    ``num_cached`` counts the questions whose answer was stored; these use no tokens.
+    """
+
+    num_requests: int = 0
+    num_cached: int = 0
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: JudgeUsage) -> JudgeUsage:
+        """Add up two usages."""
+        return JudgeUsage(
+            self.num_requests + other.num_requests,
+            self.num_cached + other.num_cached,
+            self.num_input_tokens + other.num_input_tokens,
+            self.num_output_tokens + other.num_output_tokens,
+            self.cost + other.cost,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,11 @@ from alarm_models.types import Dtype
 __all__ = [
     "ANY_NUMBER",
     "KINDS",
+    "BudgetSpec",
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
+    "EndpointSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -979,6 +981,108 @@ class RemoteSpec(Spec):
             raise ValueError(
                 f"api `{self.api}` does not apply a chat template: set `template` to a template "
                 "text"
+            )
+        return self
+
+
+class BudgetSpec(BaseModel):
+    """What a judge's endpoint may use in any 60 seconds; a key that is left out sets no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    requests: int | None = Field(default=None, ge=1, description="requests, retries included")
+    tokens: int | None = Field(default=None, ge=1, description="input and output tokens")
+    cost: float | None = Field(default=None, gt=0, description="money, by the endpoint's prices")
+    excess: Literal["wait", "fail"] = Field(
+        default="wait",
+        description="`wait` until the budget allows the request, or `fail` its sample at once",
+    )
+    max_wait_s: float = Field(
+        default=120, gt=0, le=86400, description="`wait`: the longest wait; then the sample fails"
+    )
+
+
+class EndpointSpec(BaseModel):
+    """An OpenAI-compatible chat endpoint that judges, its limits and its prices."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    model: str = Field(min_length=1, description="name of the model on that server")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
+    parameters: Mapping[str, JsonValue] = Field(
+        default_factory=lambda: {"temperature": 0, "max_tokens": 1024},
+        description="request parameters",
+    )
+    structured: Literal["auto", "json_schema", "none"] = Field(
+        default="auto",
+        description="whether answers must fit a JSON schema (`response_format`); `auto` stops "
+        "asking for it once the server refuses it",
+    )
+    timeout_s: float = Field(
+        default=60, gt=0, description="timeout of one attempt, including its whole response"
+    )
+    max_answer_bytes: int = Field(
+        default=16 << 20, ge=1024, description="maximum size of a response"
+    )
+    max_retries: int = Field(default=4, ge=0)
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests of all models to this URL"
+    )
+    hedge_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds without an answer after which the request is sent a second time; the "
+        "first answer counts. Default: never",
+    )
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        description="folder of stored answers, which identical requests get. Default: none",
+    )
+    max_cache_bytes: int = Field(
+        default=1 << 30, ge=1 << 16, description="maximum size of the stored answers"
+    )
+    budget: BudgetSpec = Field(default=BudgetSpec(), description="what a minute may use")
+    input_price: float = Field(default=0, ge=0, description="money per million input tokens")
+    output_price: float = Field(default=0, ge=0, description="money per million output tokens")
+
+    @property
+    def api(self) -> str:
+        """What error messages call the server."""
+        return "judge"
+
+    def scoring_constants(self) -> str:
+        """Return the keys that affect scores, as JSON."""
+        return self.model_dump_json(include={"model", "parameters", "structured"})
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        return require_address(url)
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(usable_key(key.get_secret_value()))
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        reserved = {"model", "messages", "stream", "n", "logprobs", "top_logprobs"}
+        own = sorted({*reserved, "response_format"} & set(parameters))
+        if own:
+            raise ValueError(f"sets {own}, which the server sets itself: remove them")
+        return parameters
+
+    @model_validator(mode="after")
+    def _has_prices_for_its_budget(self) -> EndpointSpec:
+        if self.budget.cost is not None and not (self.input_price or self.output_price):
+            raise ValueError(
+                "budget.cost requires input_price and output_price, the money per million tokens"
             )
         return self
 
