@@ -15,6 +15,7 @@ from alarm_models.errors import SampleError
 __all__ = [
     "AspectReward",
     "Dtype",
+    "JudgeTotals",
     "JudgeUsage",
     "Message",
     "PackedSpans",
@@ -299,6 +300,16 @@ class JudgeUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeTotals:
+    """What a model's judge was asked since it was opened, unanswered requests included."""
+
+    usage: JudgeUsage = JudgeUsage()
+    num_failed: int = 0
+    num_hedged: int = 0
+    num_over_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The number a model gives a completion, with its segments if the model judges segments.
 
@@ -307,6 +318,7 @@ class Score:
     ``outputs`` are the numbers of a model that gives several, by their names. ``omitted`` says what
     the model was not shown, such as ``thinking`` or ``prompt_start``. ``judged`` are the parts of
     the completion that the policy wrote and the model was shown; None for all of it.
+    ``judge_usage`` is what a judge behind an endpoint was asked for this score.
 
     ``prefixes`` are the scores of the completion's prefixes, where they were requested: of the
     empty one, and of those cut after each segment but the last, which is the whole completion.
@@ -322,6 +334,7 @@ class Score:
     omitted: tuple[str, ...] = ()
     prefixes: tuple[Score, ...] = ()
     judged: tuple[Span, ...] | None = None
+    judge_usage: JudgeUsage | None = None
 
     def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
         """Return this score of a whole completion with those of its prefixes, the empty one first.

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -18,10 +18,9 @@ from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBud
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
-from alarm_models.types import JudgeUsage
+from alarm_models.types import JudgeTotals, JudgeUsage
 
 __all__ = [
-    "EndpointTotals",
     "JudgeEndpoint",
     "JudgeReply",
     "JudgeResult",
@@ -105,16 +104,6 @@ class JudgeResult:
     usage: JudgeUsage
 
 
-@dataclass(slots=True)
-class EndpointTotals:
-    """What an endpoint was asked since it was opened; failed requests are included."""
-
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
-    num_failed: int = 0
-    num_hedged: int = 0
-    num_over_budget: int = 0
-
-
 class _Limits:
     """The concurrency and the budget of a URL, shared by all its clients in one event loop."""
 
@@ -142,7 +131,7 @@ class JudgeEndpoint:
     """Asks one model of an OpenAI-compatible server; `open` it in the event loop that asks."""
 
     def __init__(self, spec: EndpointSpec) -> None:
-        self.totals = EndpointTotals()
+        self._totals = JudgeTotals()
         self._spec = spec
         self._base = spec.url.rstrip("/").removesuffix("/v1")
         self._identity = ""
@@ -156,6 +145,11 @@ class JudgeEndpoint:
         """The address and the model, as the server described it when it was opened."""
         url = urlsplit(self._base)
         return f"{url.scheme}://{url.hostname}:{url.port}{url.path}|{self._identity}"
+
+    @property
+    def totals(self) -> JudgeTotals:
+        """What the judge was asked since the endpoint was made."""
+        return self._totals
 
     @property
     def has_schemas(self) -> bool:
@@ -203,19 +197,18 @@ class JudgeEndpoint:
                 with suppress(*_UNEXPECTED_SHAPE):  # written by another version
                     replies = tuple(map(_reply_of_json, stored))
                     usage = JudgeUsage(num_cached=1)
-                    self.totals.usage += usage
+                    self._count(usage=usage)
                     return JudgeResult(replies, usage)
         try:
             result = await self._votes(body, question)
         except SampleError as error:
-            self.totals.num_failed += 1
-            self.totals.num_over_budget += error.code == "budget_exceeded"
+            self._count(failed=1, over_budget=int(error.code == "budget_exceeded"))
             raise
         except RequestFailed as failed:
-            self.totals.num_failed += 1
+            self._count(failed=1)
             raise SampleError("model_failed", str(failed)) from failed
         except _UNEXPECTED_SHAPE as error:
-            self.totals.num_failed += 1
+            self._count(failed=1)
             raise SampleError(
                 "model_failed",
                 f"the judge's response has an unknown format: {excerpt(repr(error))}",
@@ -278,7 +271,7 @@ class JudgeEndpoint:
             if self._spec.hedge_after_s is not None:
                 await asyncio.wait(tasks, timeout=self._spec.hedge_after_s)
                 if not first.done():
-                    self.totals.num_hedged += 1
+                    self._count(hedged=1)
                     tasks.add(asyncio.ensure_future(self._request(body)))
             return await _first_success(tasks)
         finally:
@@ -307,7 +300,7 @@ class JudgeEndpoint:
 
         async def admit() -> None:
             settled.append(await budget.enter(estimate))
-            self.totals.usage += JudgeUsage(num_requests=1)
+            self._count(usage=JudgeUsage(num_requests=1))
 
         try:
             answer = await self._client.request("POST", _PATH, body, admit)
@@ -316,7 +309,7 @@ class JudgeEndpoint:
                 settled[-1](Expense())  # a refused request uses no tokens
             raise
         usage = self._usage(answer, estimate)
-        self.totals.usage += usage
+        self._count(usage=usage)
         settled[-1](Expense(usage.num_input_tokens + usage.num_output_tokens, usage.cost))
         return JudgeResult(
             tuple(map(_reply, answer["choices"])), usage + JudgeUsage(num_requests=len(settled))
@@ -341,6 +334,23 @@ class JudgeEndpoint:
             num_input_tokens=num_input,
             num_output_tokens=num_output,
             cost=self._cost(num_input, num_output),
+        )
+
+    def _count(
+        self,
+        usage: JudgeUsage | None = None,
+        *,
+        failed: int = 0,
+        hedged: int = 0,
+        over_budget: int = 0,
+    ) -> None:
+        """Add to the totals; only the event loop does."""
+        totals = self._totals
+        self._totals = JudgeTotals(
+            totals.usage if usage is None else totals.usage + usage,
+            totals.num_failed + failed,
+            totals.num_hedged + hedged,
+            totals.num_over_budget + over_budget,
         )
 
     def _cost(self, num_input: int, num_output: int) -> float:
