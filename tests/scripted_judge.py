@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -123,3 +124,32 @@ async def endpoint(
             yield client, judge
         finally:
             await client.close()
+
+
+def asked_criteria(body: dict[str, Any]) -> dict[str, str]:
+    """Return the criteria of a rubric's question by their keys."""
+    text = body["messages"][-1]["content"]
+    return dict(re.findall(r"^(c\d+): (.*)$", text, re.MULTILINE))
+
+
+def shown_answer(body: dict[str, Any]) -> str:
+    """Return the completion that a rubric's question shows."""
+    text = body["messages"][-1]["content"]
+    found = re.search(r"^\[(\w+) answer\]\n(.*)\n\[\1 end of answer\]$", text, re.M | re.S)
+    assert found is not None
+    return found[2]
+
+
+def rubric_answer(body: dict[str, Any], judge: Callable[[str, str], Any]) -> str:
+    """Return a rubric judge's JSON; ``judge`` says of an answer and a criterion: met, or more."""
+    answer: dict[str, Any] = {"id": answer_id(body)}
+    for key, criterion in asked_criteria(body).items():
+        found = judge(shown_answer(body), criterion)
+        answer[key] = found if isinstance(found, dict) else {"reason": "So.", "met": found}
+    return json.dumps(answer)
+
+
+def answer_id(body: dict[str, Any]) -> str:
+    """Return the id that a rubric's question asks to repeat."""
+    (found,) = re.findall(r'Its key "id" is "(\w+)"', body["messages"][-1]["content"])
+    return str(found)

@@ -438,6 +438,7 @@ class SampleErrorOut(_Out):
         "group_conflict",
         "overlong",
         "dropped",
+        "budget_exceeded",
     ]
     message: str
 
