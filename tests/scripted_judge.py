@@ -55,24 +55,15 @@ class ScriptedJudge:
         """The last message of each request."""
         return [body["messages"][-1]["content"] for body in self.bodies]
 
-    def app(self) -> FastAPI:
-        app = FastAPI()
-
-        @app.post("/v1/chat/completions")
-        async def complete(body: dict[str, Any]) -> Any:
-            self.bodies.append(body)
-            self.num_running += 1
-            self.most_running = max(self.most_running, self.num_running)
-            try:
-                return await self._answer(body)
-            finally:
-                self.num_running -= 1
-
-        @app.get("/v1/models")
-        async def models() -> Any:
-            return {"data": [{"id": "judge", "root": "/weights/judge"}]}
-
-        return app
+    async def complete(self, body: dict[str, Any]) -> Any:
+        """Answer one request."""
+        self.bodies.append(body)
+        self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
+        try:
+            return await self._answer(body)
+        finally:
+            self.num_running -= 1
 
     async def _answer(self, body: dict[str, Any]) -> Any:
         made = self.script(body)
@@ -104,12 +95,45 @@ def says_json(**values: Any) -> Script:
     return says(json.dumps(values))
 
 
+class JudgeServer:
+    """A server whose judge each test replaces: starting one takes longer than most tests."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.judge = ScriptedJudge(says(""))
+
+
+#: The server that `judge_server` runs.
+_RUNNING: list[JudgeServer] = []
+
+
+@contextmanager
+def judge_server() -> Iterator[None]:
+    """Run the server for `served`; a module's fixture does."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: dict[str, Any]) -> Any:
+        return await _RUNNING[-1].judge.complete(body)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"data": [{"id": "judge", "root": "/weights/judge"}]}
+
+    with over_tcp(app) as port:
+        _RUNNING.append(JudgeServer(port))
+        try:
+            yield
+        finally:
+            _RUNNING.pop()
+
+
 @contextmanager
 def served(script: Script) -> Iterator[tuple[ScriptedJudge, dict[str, Any]]]:
-    """Serve a judge; yield it and the keys of its `endpoint` table."""
-    judge = ScriptedJudge(script)
-    with over_tcp(judge.app()) as port:
-        yield judge, {"url": f"http://127.0.0.1:{port}/v1", "model": "judge", "max_retries": 0}
+    """Serve a judge with the running server; yield it and the keys of its `endpoint` table."""
+    server = _RUNNING[-1]
+    server.judge = judge = ScriptedJudge(script)
+    yield judge, {"url": f"http://127.0.0.1:{server.port}/v1", "model": "judge", "max_retries": 0}
 
 
 @asynccontextmanager

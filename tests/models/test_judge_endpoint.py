@@ -2,12 +2,13 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from scripted_judge import Refuse, Say, endpoint, says, served
+from scripted_judge import Refuse, Say, endpoint, judge_server, says, served
 
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.recipe.specs import BudgetSpec, EndpointSpec
@@ -18,6 +19,12 @@ from alarm_models.types import JudgeUsage
 
 HELLO = Question([{"role": "user", "content": "Hello?"}])
 SCHEMA = {"type": "object", "properties": {"met": {"type": "boolean"}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with judge_server():
+        yield
 
 
 async def test_endpoint_counts_requests_tokens_and_money() -> None:
