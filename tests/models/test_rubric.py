@@ -133,7 +133,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
         "has no verdict true or false for c1",
     ),
     "thinking": (lambda body: [Say("<think>Let me see")], "ends within its thoughts"),
-    "stalled": (lambda body: 0.4, "took longer than 0.1 s"),
+    "stalled": (lambda body: 1.0, "took longer than 0.4 s"),
     "down": (lambda body: Refuse(500), "answered 500"),
 }
 
@@ -146,7 +146,7 @@ async def test_unreadable_verdict_fails_its_criterion_and_is_never_a_number(name
         is_kind = "kind" in asked_criteria(body)["c1"]
         return script(body) if is_kind else [Say(rubric_answer(body, by_words))]
 
-    more: dict[str, Any] = {"timeout_s": 0.1} if name == "stalled" else {}
+    more: dict[str, Any] = {"timeout_s": 0.4} if name == "stalled" else {}
     async with opened(kind_fails, more) as (model, _):
         found = await only(model, "short")
         assert isinstance(found, SampleError)
