@@ -30,12 +30,13 @@ from alarm_models.combination.rule_registry import Shaping
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.untrusted_text import mark_of, neutralized
-from alarm_models.recipe.specs import RubricSpec
+from alarm_models.recipe.specs import RemoteSpec, RubricSpec
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.reward_models.registry import load_host_model
+from alarm_models.reward_models.remote.apis import AlarmApi
 from alarm_models.reward_models.rubric.answers import quoted_spans
 from alarm_models.reward_models.rubric.model import EndpointRubricModel
-from alarm_models.types import JudgeUsage, Sample, Score, Span
+from alarm_models.types import JudgeUsage, Sample, Score, SegmentScore, Span
 
 CRITERIA = {
     "short": {"text": "The answer is short."},
@@ -372,3 +373,18 @@ def test_default_question_has_the_criterion_last(llama_lm: Checkpoint) -> None:
     text = llama_lm.tokenizer.decode(features.further_sequences[0].ids)
     assert text.index("It is said.") < text.index("The answer is kind.")
     assert text.rstrip().endswith("assistant")
+
+
+def test_rubric_of_another_alarm_server_keeps_its_segments_and_skipped_criteria() -> None:
+    spec = RemoteSpec.model_validate({"api": "alarm", "url": "http://alarm", "model": "m"})
+    api = AlarmApi(spec)
+    api.identity({"models": [{"name": "m", "kind": "rubric", "fingerprint": "f"}]})
+    segment = {"start": 0, "end": 4, "label": "met", "score": 1}
+    row = {
+        "score": 1, "segments": None, "num_tokens": 0, "truncated": False, "error": None,
+        "outputs": {"a": 1}, "output_segments": {"a": [segment]}, "skipped": ["b"],
+    }  # fmt: skip
+    (found,) = api.read({"fingerprint": "f", "scores": [row]}, 1)
+    assert isinstance(found, Score)
+    assert found.output("a").segments == (SegmentScore(Span(0, 4), "met", 1, None),)
+    assert found.output("b").value is None
