@@ -117,7 +117,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "truncated": (lambda body: [Say('{"id": "', "length")], "was cut off; raise endpoint."),
     "refused": (lambda body: [Say(None, refusal="I can't.")], "is a refusal"),
     "filtered": (lambda body: [Say("", "content_filter")], "is a refusal"),
-    "prose": (lambda body: [Say("All met, I think.")], "is not one JSON object"),
+    "prose": (lambda body: [Say("All met, I think.")], "has no valid JSON object"),
     "without id": (lambda body: [Say('{"c1": {"reason": "", "met": true}}')], "question's id"),
     "twice": (
         lambda body: [
@@ -127,7 +127,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     ),
     "two objects": (
         lambda body: [Say(rubric_answer(body, by_words) + rubric_answer(body, by_words))],
-        "is not one JSON object",
+        "has 2 JSON objects with the question's id",
     ),
     "text verdict": (
         lambda body: [Say(rubric_answer(body, lambda *_: {"reason": "", "met": "yes"}))],
@@ -137,6 +137,20 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "stalled": (lambda body: 1.0, "took longer than 0.4 s"),
     "down": (lambda body: Refuse(500), "answered 500"),
 }
+
+
+async def test_answer_in_a_fence_or_after_remarks_is_read() -> None:
+    def script(body: dict[str, Any]) -> list[Say]:
+        text = rubric_answer(body, by_words)
+        before, after = {"short": ("```json\n", "\n```"), "kind": ("So: ", "")}.get(
+            asked_criteria(body)["c1"].split()[-1].strip("."), ("<think>{}</think>", " Done.")
+        )
+        return [Say(before + text + after)]
+
+    async with opened(script) as (model, _):
+        found = await only(model, "short kind wrong")
+        assert isinstance(found, Score)
+        assert found.outputs == {"short": 1, "kind": 1, "wrong": 1}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
