@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from alarm_models.errors import SampleError
-from alarm_models.preprocessing.untrusted_text import INVISIBLE, without_invisible
+from alarm_models.preprocessing.untrusted_text import without_invisible
 from alarm_models.reward_models.judge_answers import RatingError, answer_part
 from alarm_models.reward_models.judge_endpoint.client import JudgeReply, TokenLogprob
 from alarm_models.types import Span
@@ -223,21 +225,28 @@ def quoted_spans(completion: str, quotes: Sequence[str]) -> tuple[Span, ...]:
     White space, typographic quotes, dashes, and case are equal; an ellipsis stands for any text. A
     quote that is not found has no span.
     """
-    text = _searchable(completion)
+    words = [match.span() for match in re.finditer(r"\S+", completion)]
+    text = " ".join(_alike(completion[start:end]) for start, end in words)
+    starts = list(accumulate((end - start + 1 for start, end in words), initial=0))
+
+    def original(at: int) -> int:
+        """Return where the completion has a character of the text."""
+        word = bisect_right(starts, at) - 1
+        return words[word][0] + at - starts[word]
+
     spans: list[Span] = []
     for quote in quotes:
-        parts = [part.strip() for part in re.split(r"\.\.\.|…", without_invisible(quote))]
-        for part in filter(None, parts):
-            words = map(re.escape, _searchable(part).split())
-            match = re.search(r"\s+".join(words), text)
-            if match is not None:
-                spans.append(Span(*match.span()))
+        for part in re.split(r"\.\.\.|…", without_invisible(quote)):
+            wanted = " ".join(map(_alike, part.split()))
+            at = text.find(wanted) if wanted else -1
+            if at >= 0:
+                spans.append(Span(original(at), original(at + len(wanted) - 1) + 1))
     return tuple(_merged(spans))
 
 
-def _searchable(text: str) -> str:
-    """Return a text of the same length in which equal passages are the same."""
-    lowered = (one.lower() for one in text.translate(_ALIKE).replace(INVISIBLE, " "))
+def _alike(text: str) -> str:
+    """Return a text of the same length in which passages that count as equal are the same."""
+    lowered = (one.lower() for one in text.translate(_ALIKE))
     return "".join(one if len(one) == 1 else one[0] for one in lowered)
 
 
