@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from alarm_models.backoff import backoff_s
-from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.recipe.specs import EndpointSpec, RemoteSpec
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
     ask_async,
@@ -39,11 +39,16 @@ class RequestFailed(Exception):
 
 
 class RemoteClient:
-    """A client of one server, for one event loop; raises `AddressError`."""
+    """A client of one server, for one event loop; raises `AddressError`.
 
-    def __init__(self, spec: RemoteSpec) -> None:
+    ``places`` limits concurrent requests instead of the spec, for clients that share a limit.
+    """
+
+    def __init__(
+        self, spec: RemoteSpec | EndpointSpec, places: asyncio.Semaphore | None = None
+    ) -> None:
         self._spec = spec
-        self._places = asyncio.Semaphore(spec.max_concurrent)
+        self._places = places or asyncio.Semaphore(spec.max_concurrent)
         self._key = None if spec.api_key is None else spec.api_key.get_secret_value()
         self._base = spec.url.rstrip("/").removesuffix("/v1")
         self._client = open_async_client(
@@ -54,11 +59,22 @@ class RemoteClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def request(self, method: str, path: str, body: object = None) -> Any:
-        """Return the JSON of the response; raise `RequestFailed`."""
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        admit: Callable[[], Awaitable[None]] | None = None,
+    ) -> Any:
+        """Return the JSON of the response; raise `RequestFailed`.
+
+        ``admit`` is awaited before each attempt; what it raises is passed on.
+        """
         attempt = 0
         while True:
             headers: Mapping[str, str] = {}
+            if admit is not None:
+                await admit()
             try:
                 async with self._places:
                     response = await ask_async(
