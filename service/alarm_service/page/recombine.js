@@ -1,6 +1,7 @@
 // Rewards under other constants, from the components that the server returned.
 
 import { element, signed } from "./dom.js";
+import { reshaped, SHAPINGS } from "./shaping.js";
 import { partsOf, SUMS } from "./sum.js";
 
 /** Return whether every reward is a weighted sum, with the holistic score on one token. */
@@ -14,7 +15,11 @@ export const canRecombine = (rewards, params) =>
 export function recombined(reward, params, changed) {
   if (reward.error) return reward;
   const admitted = reward.holistic.normalized >= changed.threshold;
-  const now = { ...reward, admitted };
+  const aspects = Object.entries(reward.aspects).map(([name, aspect]) => {
+    const { shaping, scale } = changed.shapes?.[name] ?? {};
+    return [name, shaping ? reshaped(aspect, shaping, scale) : aspect];
+  });
+  const now = { ...reward, admitted, aspects: Object.fromEntries(aspects) };
   return {
     ...now,
     reward: partsOf({ ...now, reward: 0 }, changed).start,
@@ -53,6 +58,55 @@ export function changedOverrides(params, changed) {
       ? {}
       : { holistic_weight: changed.holisticWeight }),
     ...(weights.length ? { weights: Object.fromEntries(weights) } : {}),
+    ...shapingOverride(params, changed),
+  };
+}
+
+/** Return the shaping as an override, which holds for all aspects; scales are keys of recipes. */
+function shapingOverride(params, changed) {
+  const shapes = Object.entries(changed.shapes);
+  const isChanged = shapes.some(([name, { shaping }]) => shaping !== params.shapes[name].shaping);
+  const [first, ...others] = new Set(shapes.map(([, { shaping }]) => shaping));
+  return isChanged && !others.length ? { shaping: first } : {};
+}
+
+/** Return whether the overrides of a request can say what was changed. */
+const isOverride = (params, changed) => {
+  const shapes = Object.entries(changed.shapes);
+  const isOne = new Set(shapes.map(([, { shaping }]) => shaping)).size <= 1;
+  return (
+    shapes.every(([, { scale }]) => scale === 1) &&
+    (isOne || shapes.every(([name, { shaping }]) => shaping === params.shapes[name].shaping))
+  );
+};
+
+const KEEP = "Use as overrides";
+
+/** Return whether an aspect's numbers before shaping are known wherever it was computed. */
+const canReshape = (rewards, name) => {
+  const found = rewards.map((one) => one.aspects[name]).filter(Boolean);
+  return found.length > 0 && found.every((aspect) => aspect.values);
+};
+
+function shapeLines(name, shape) {
+  const select = element(
+    "select",
+    {},
+    ...Object.keys(SHAPINGS).map((one) => element("option", { selected: one === shape.shaping }, one)),
+  );
+  select.addEventListener("input", () => (shape.shaping = select.value));
+  return [
+    element("label", {}, element("span", {}, `shaping of ${name}`), select),
+    slider(`scale of ${name}`, shape.scale, 0, 5, (value) => (shape.scale = value)),
+  ];
+}
+
+/** Call a function once in the next frame, however often it is asked for before. */
+function inNextFrame(call) {
+  let isAsked = false;
+  return () => {
+    if (!isAsked) requestAnimationFrame(() => (isAsked = false) || call());
+    isAsked = true;
   };
 }
 
@@ -64,7 +118,19 @@ export function sliders(rewards, params, onChange, onKeep) {
       "These rewards are no weighted sums, so only the server can combine them again: use overrides.";
     return [heading, element("p", { class: "quiet" }, why)];
   }
-  const changed = { ...params, weights: { ...params.weights } };
+  const changed = {
+    ...params,
+    weights: { ...params.weights },
+    shapes: Object.fromEntries(
+      Object.entries(params.shapes).map(([name, shape]) => [name, { ...shape }]),
+    ),
+  };
+  const keep = element("button", { type: "button", onclick: () => onKeep(changed) }, KEEP);
+  const tell = inNextFrame(() => {
+    keep.disabled = !isOverride(params, changed);
+    keep.title = keep.disabled ? "Scales, and different shapings, are keys of a recipe" : "";
+    onChange(changed);
+  });
   const rule = element(
     "select",
     { "aria-label": "Rule" },
@@ -72,7 +138,7 @@ export function sliders(rewards, params, onChange, onKeep) {
   );
   rule.addEventListener("change", () => {
     changed.rule = rule.value;
-    onChange(changed);
+    tell();
   });
   const scores = rewards.filter((one) => !one.error).map((one) => one.holistic.normalized);
   const reach = Math.ceil(Math.max(3, ...[...scores, params.threshold].map(Math.abs)));
@@ -81,12 +147,13 @@ export function sliders(rewards, params, onChange, onKeep) {
     weightSlider("weight of holistic", params.holisticWeight, (value) => {
       changed.holisticWeight = value;
     }),
-    ...Object.entries(params.weights).map(([name, weight]) =>
+    ...Object.entries(params.weights).flatMap(([name, weight]) => [
       weightSlider(`weight of ${name}`, weight, (value) => (changed.weights[name] = value)),
-    ),
+      ...(canReshape(rewards, name) ? shapeLines(name, changed.shapes[name]) : []),
+    ]),
   ];
   const inputs = element("div", { class: "sliders" }, ...lines);
-  inputs.addEventListener("input", () => onChange(changed));
+  inputs.addEventListener("input", tell);
   return [
     heading,
     element(
@@ -99,7 +166,7 @@ export function sliders(rewards, params, onChange, onKeep) {
     element(
       "div",
       { class: "buttons" },
-      element("button", { type: "button", onclick: () => onKeep(changed) }, "Use as overrides"),
+      keep,
       element("button", { type: "button", onclick: () => onChange(null) }, "Reset"),
     ),
   ];

@@ -23,7 +23,12 @@ export function paramsOf(recipe, overrides) {
     threshold: overrides.threshold ?? recipe.threshold,
     holisticWeight: overrides.holistic_weight ?? recipe.holistic_weight,
     weights: { ...recipe.weights, ...overrides.weights },
-    shaping: overrides.shaping ?? null,
+    shapes: Object.fromEntries(
+      Object.entries(recipe.shapings ?? {}).map(([name, shaping]) => [
+        name,
+        { shaping: overrides.shaping ?? shaping, scale: 1 },
+      ]),
+    ),
   };
 }
 
@@ -135,6 +140,7 @@ function partRow(part, params, scale) {
 }
 
 function segmentsOf(aspect) {
+  if (aspect.values && !aspect.values.raw.length) return "nothing to judge in it, which adds 0";
   if (!aspect.segments) return null;
   const read = aspect.segments.filter((segment) => segment.score !== null);
   if (!read.length) return "before shaping: no segment to judge";
