@@ -64,10 +64,12 @@ const ROW_PX = 32;
 
 /** Make a table that holds only the rows around those that are seen. */
 function scrollingTable(head, order, row, chosen, onChoose) {
+  const known = new Map();
+  const made = (at) => known.get(at) ?? known.set(at, row(at)).get(at);
   const body = element("tbody");
   const box = element("div", { class: "scrolling" }, element("table", {}, head, body));
   const draw = (first) => {
-    const rows = order.slice(first, first + NUM_ROWS).map(row);
+    const rows = order.slice(first, first + NUM_ROWS).map(made);
     const after = order.length - first - rows.length;
     body.replaceChildren(...space(first), ...rows, ...space(after));
     body.dataset.first = first;
@@ -77,7 +79,7 @@ function scrollingTable(head, order, row, chosen, onChoose) {
   draw(firstAt(place));
   box.addEventListener("scroll", () => {
     const first = firstAt(Math.floor(box.scrollTop / ROW_PX));
-    if (Math.abs(first - body.dataset.first) >= NUM_ROWS / 8) draw(first);
+    if (Math.abs(first - body.dataset.first) >= NUM_ROWS / 5) draw(first);
   });
   // Rows outside the document cannot be reached with Tab.
   body.addEventListener("keydown", (event) => {

@@ -15,11 +15,7 @@ export const canRecombine = (rewards, params) =>
 export function recombined(reward, params, changed) {
   if (reward.error) return reward;
   const admitted = reward.holistic.normalized >= changed.threshold;
-  const aspects = Object.entries(reward.aspects).map(([name, aspect]) => {
-    const { shaping, scale } = changed.shapes?.[name] ?? {};
-    return [name, shaping ? reshaped(aspect, shaping, scale) : aspect];
-  });
-  const now = { ...reward, admitted, aspects: Object.fromEntries(aspects) };
+  const now = { ...reward, admitted, aspects: aspectsOf(reward, params, changed) };
   return {
     ...now,
     reward: partsOf({ ...now, reward: 0 }, changed).start,
@@ -27,24 +23,37 @@ export function recombined(reward, params, changed) {
   };
 }
 
+/** Return the aspects, shaped again where shaping or scale was changed. */
+function aspectsOf(reward, params, changed) {
+  const aspects = { ...reward.aspects };
+  for (const [name, { shaping, scale }] of Object.entries(changed.shapes)) {
+    const isSame = scale === 1 && shaping === params.shapes[name].shaping;
+    if (!isSame) aspects[name] = reshaped(aspects[name], shaping, scale);
+  }
+  return aspects;
+}
+
 /** Place the changed parts on the tokens: z where the server placed it, else on the last one. */
 function tokenRewards(reward, params, now, changed) {
   if (!reward.token_rewards) return null;
   const [before, ...aspects] = partsOf(reward, params).parts;
   const [after, ...changedAspects] = partsOf({ ...now, reward: 0 }, changed).parts;
-  const last = reward.token_rewards.length - 1;
-  return reward.token_rewards.map((total, at) => {
-    const placed = total - aspectsOn(at, aspects);
-    const isKnown = before.counts && before.product !== 0;
-    const share = isKnown ? placed / before.product : Number(at === last);
-    return (after.counts ? share * after.product : 0) + aspectsOn(at, changedAspects);
-  });
+  const placed = Float64Array.from(reward.token_rewards);
+  for (const part of aspects) addTo(placed, part, -1);
+  const isKnown = before.counts && before.product !== 0;
+  const factor = after.counts && isKnown ? after.product / before.product : 0;
+  for (let at = 0; at < placed.length; at++) placed[at] *= factor;
+  if (after.counts && !isKnown) placed[placed.length - 1] += after.product;
+  for (const part of changedAspects) addTo(placed, part, 1);
+  return Array.from(placed);
 }
 
-const aspectsOn = (at, parts) =>
-  parts
-    .filter((part) => part.counts)
-    .reduce((sum, { weight, aspect }) => sum + weight * (aspect.token_rewards?.[at] ?? 0), 0);
+/** Add what an aspect that counts places on each token, times a factor. */
+function addTo(rewards, { counts, weight, aspect }, factor) {
+  const placed = counts ? aspect.token_rewards : null;
+  if (!placed) return;
+  for (let at = 0; at < rewards.length; at++) rewards[at] += factor * weight * placed[at];
+}
 
 /** Write what was changed as the overrides of a request. */
 export function changedOverrides(params, changed) {
