@@ -347,6 +347,60 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
         assert part in message
 
 
+def test_page_shows_what_models_read_and_what_was_dropped(page: "Page") -> None:
+    rendering = {
+        "model": "rm",
+        "kind": "sequence",
+        "texts": [{"tokens": ["<s>", "a", " b", " c"], "completion": [2, 4], "dropped": [[1, 3]]}],
+        "num_tokens": 2,
+        "truncated": True,
+        "omitted": ["thinking"],
+        "left_out": [[0, 2]],
+        "error": None,
+    }
+    found = page.evaluate(
+        """async (rendering) => {
+          const { readView } = await import("/page/read.js");
+          const shown = document.createElement("div");
+          shown.append(...readView([rendering], "😀t b c", "rm", () => {}));
+          return {
+            said: shown.querySelector(".numbers").textContent,
+            texts: [...shown.querySelectorAll(".read-text")].map((one) => one.innerHTML
+              .replaceAll(/ title="[^"]*"/g, "")),
+          };
+        }""",
+        rendering,
+    )
+    assert found["said"] == (
+        "kind sequence · 2 tokens read · the completion has 2 · 2 truncated · left out: thinking"
+    )
+    assert found["texts"] == [
+        "<span>&lt;s&gt;</span><del><span>a</span></del><del><mark> b</mark></del><mark> c</mark>",
+        "<del>😀t</del> b c",
+    ]
+
+
+def test_page_asks_once_for_what_models_read(page: "Page") -> None:
+    with page.expect_request("**/render") as asked:
+        submit(page, HIGH, LOW)
+    body = asked.value.post_data_json
+    assert [one["completion"] for one in body["samples"]] == [HIGH]
+    page.locator("#read").get_by_role("radio", name="b").check()
+    assert "kind segments" in page.locator("#read").inner_text()
+
+
+def test_page_tokens_are_the_samples_own_before_those_of_a_tokenizer(page: "Page") -> None:
+    placed = page.evaluate(
+        """async () => {
+          const { spansOf } = await import("/page/request.js");
+          const samples = [{ completion: "a b", token_offsets: [[0, 3]] }, { completion: "a b" }];
+          return [spansOf(samples, [[[0, 1]], [[0, 2], [2, 3]]]), spansOf(samples)];
+        }"""
+    )
+    own, words = {"spans": [[0, 3]], "unit": "token"}, {"spans": [[0, 1], [2, 3]], "unit": "word"}
+    assert placed == [[own, {"spans": [[0, 2], [2, 3]], "unit": "token"}], [own, words]]
+
+
 def test_page_text_of_messages_is_the_servers(page: "Page") -> None:
     messages = [
         {"role": "assistant", "content": "So 😀.", "reasoning_content": "Hm."},

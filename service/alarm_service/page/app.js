@@ -80,6 +80,7 @@ async function score() {
     page.served = page.scored;
     page.chosen = best(answer.rewards);
     draw();
+    drawRead();
     drawConstants();
   });
   byId("results").removeAttribute("aria-busy");
@@ -105,6 +106,7 @@ function draw() {
   const choose = (at) => {
     page.chosen = at;
     draw();
+    drawRead();
     byId("group").querySelector("[aria-pressed=true]").focus();
   };
   const texts = samples.map(({ text }) => text);
@@ -116,7 +118,6 @@ function draw() {
     drawText();
     show("sum", sumView(reward, params));
   }
-  drawRead();
 }
 
 function drawConstants() {
@@ -156,28 +157,33 @@ function drawText() {
   show("text", textView(samples[page.chosen], reward, page.view, reach, choose));
 }
 
+//: Completions that are only passed on the way to another are not asked for.
+const PAUSE_MS = 150;
+
 /** Show what the models read of the chosen completion; ask for it once. */
 async function drawRead() {
   const { renderings, requested, recipe, samples } = page.scored;
   const { chosen } = page;
+  const isOver = () => renderings !== page.scored.renderings || chosen !== page.chosen;
   if (!renderings.has(chosen)) {
+    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    if (isOver()) return;
     const body = { recipe: recipe.name, samples: [requested[chosen]] };
     renderings.set(chosen, call("render", body, askForKey));
   }
-  let found = null;
   try {
-    found = await renderings.get(chosen);
+    const [{ models }] = (await renderings.get(chosen)).renderings;
+    if (isOver()) return;
+    const choose = (model) => {
+      page.readBy = model;
+      drawRead().then(() => byId("read").querySelector("input:checked").focus());
+    };
+    show("read", readView(models, samples[chosen].text, page.readBy, choose));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     renderings.delete(chosen);
+    if (!isOver()) show("read", [element("p", { class: "bad" }, error.message)]);
   }
-  if (renderings !== page.scored.renderings || chosen !== page.chosen) return;
-  const choose = (model) => {
-    page.readBy = model;
-    drawRead().then(() => byId("read").querySelector("input:checked").focus());
-  };
-  const models = found?.renderings[0].models;
-  show("read", models?.length ? readView(models, samples[chosen].text, page.readBy, choose) : null);
 }
 
 function show(id, children) {
