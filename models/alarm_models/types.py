@@ -14,6 +14,7 @@ from alarm_models.errors import SampleError
 
 __all__ = [
     "AspectReward",
+    "AspectValues",
     "Dtype",
     "JudgeTotals",
     "JudgeUsage",
@@ -452,12 +453,39 @@ def _last_shown(piece: ShownPiece) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class AspectValues:
+    """The values that an aspect gives a score, before and after shaping.
+
+    The three lists have the same length: one entry per judged segment, or per token. A span of None
+    is the whole completion. A shaped value is divided by ``divisor`` to become a reward.
+    ``num_tokens`` are the tokens that were judged, or the words without policy tokens. With
+    ``is_divided`` the segments share one value rather than adding up.
+    """
+
+    spans: Sequence[Span | None]
+    raw: Sequence[float]
+    shaped: Sequence[float]
+    divisor: int = 1
+    num_tokens: int = 0
+    is_divided: bool = False
+
+    @property
+    def rewards(self) -> Sequence[float]:
+        """The rewards of the segments, or of the tokens."""
+        if self.divisor == 1:
+            return self.shaped
+        return [value / self.divisor for value in self.shaped]
+
+
+@dataclass(frozen=True, slots=True)
 class AspectReward:
     """What one aspect says, shaped, before its weight.
 
     ``token_rewards`` has one float a policy token, or is None without token offsets. ``value`` is
     the mean of the shaped values that make up the reward, ``level`` the same before shaping; both
     are None where there was nothing to judge. ``shaped_values`` are those values, in order.
+    ``values`` has them with their spans, None where a reward is spread over prefixes. ``judged`` is
+    as in `Score`.
     """
 
     reward: float
@@ -468,6 +496,8 @@ class AspectReward:
     truncated: bool = False
     shaped_values: tuple[float, ...] = ()
     omitted: tuple[str, ...] = ()
+    values: AspectValues | None = field(default=None, compare=False)
+    judged: tuple[Span, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alarm_models.combination.all_rules import Rule, Shaping
+from alarm_models.combination.rewards import AspectRule, value_places
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.types import (
@@ -42,6 +43,7 @@ from alarm_service.json_pieces import MAX_OFFSET
 __all__ = [
     "AdmissionOut",
     "AspectOut",
+    "AspectValuesOut",
     "DenseHolisticOut",
     "ErrorBody",
     "ErrorOut",
@@ -83,6 +85,7 @@ __all__ = [
     "sample_in",
     "score_out",
     "usage_out",
+    "with_aspect_values",
 ]
 
 #: Members passed to pydantic per call, during which it holds the GIL.
@@ -430,6 +433,10 @@ class RewardRequest(_In):
         description='"admitted" computes the aspects that the reward needs; "all" computes '
         "every aspect of every sample, for logging",
     )
+    aspect_values: bool = Field(
+        default=False,
+        description="whether aspects have `values`, their numbers before shaping",
+    )
 
 
 class _Out(BaseModel):
@@ -559,12 +566,32 @@ class DenseHolisticOut(HolisticOut):
     segments: list[SegmentOut]
 
 
+class AspectValuesOut(_Out):
+    """An aspect's numbers before shaping, one per judged segment or token, or one in all."""
+
+    raw: list[float]
+    tokens: list[int] | None = Field(
+        description="the token that each is placed on; null without `token_offsets`"
+    )
+    num_tokens: int = Field(
+        description="judged tokens, or words without `token_offsets`, for the shaping `per_length`"
+    )
+    is_divided: bool = Field(
+        description="whether the values share one value, so that every shaping divides by them"
+    )
+
+
 class AspectOut(_Out):
     """An aspect's shaped reward, before weighting."""
 
     reward: float
     token_rewards: list[float] | None
     segments: list[SegmentOut] | None
+    values: AspectValuesOut | None = Field(
+        default=None,
+        exclude_if=lambda values: values is None,
+        description="with `aspect_values`; absent for a reward that is spread over prefixes",
+    )
 
 
 class RewardOut(_Out):
@@ -624,6 +651,7 @@ class RecipeOut(ModelOut):
     threshold: float
     holistic_weight: float
     weights: dict[str, float] = Field(description="aspect -> weight")
+    shapings: dict[str, str] = Field(description="aspect -> shaping")
     holistic: str
     aspects: dict[str, str] = Field(description="aspect -> model")
 
@@ -837,6 +865,29 @@ def reward_out(
         omitted=list(outcome.omitted),
         error=None,
     )
+
+
+def with_aspect_values(
+    out: RewardOut, sample: Sample, outcome: Reward | SampleError, rules: Mapping[str, AspectRule]
+) -> RewardOut:
+    """Add the numbers before shaping to a response's aspects; ``rules`` are those of the aspects.
+
+    There are none for aspects that were not computed or are spread over prefixes.
+    """
+    if isinstance(outcome, SampleError):
+        return out
+    aspects = dict(out.aspects)
+    for name, aspect in outcome.aspects.items():
+        shown = aspects[name]
+        if aspect is not None and shown is not None and aspect.values is not None:
+            values = AspectValuesOut(
+                raw=list(aspect.values.raw),
+                tokens=value_places(aspect.values, aspect, rules[name], sample),
+                num_tokens=aspect.values.num_tokens,
+                is_divided=aspect.values.is_divided,
+            )
+            aspects[name] = shown.model_copy(update={"values": values})
+    return out.model_copy(update={"aspects": aspects})
 
 
 def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:

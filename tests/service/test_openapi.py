@@ -49,6 +49,8 @@ ROUTES = (
         ("get", "/admin/recipes"),
         ("post", "/score"),
         ("post", "/hierarchical_reward"),
+        ("post", "/render"),
+        ("post", "/token_offsets"),
         ("get", "/models"),
         ("get", "/metrics"),
         ("get", "/recent"),

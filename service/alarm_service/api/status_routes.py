@@ -178,6 +178,7 @@ def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
         threshold=params.threshold,
         holistic_weight=params.holistic_weight,
         weights=dict(params.weights),
+        shapings={name: aspect.shaping for name, aspect in recipe.aspects.items()},
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )

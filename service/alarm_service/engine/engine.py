@@ -269,6 +269,20 @@ class RewardEngine:
             with self._model_sets.acquire() as model_set:
                 yield model_set
 
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[ModelSet]:
+        """Yield the model set once it is loaded, and keep its models for the block.
+
+        For work that no device does, which needs no admission. Raises `Draining`, `Sleeping` or
+        `Broken`.
+        """
+        if self.life.is_draining:
+            raise draining_error()
+        self.life.require_awake()
+        await self.life.until_ready()
+        with self._model_sets.acquire() as model_set:
+            yield model_set
+
     async def score_admitted(
         self,
         loaded: LoadedModel,

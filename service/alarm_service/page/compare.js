@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { byId, counted, element, plain, signed } from "./dom.js";
 import { requestOf } from "./request.js";
+import { samplesOf, textOf } from "./samples.js";
 
 /** Offer the other recipes, if there are any; ``readForm`` returns what is to be scored. */
 export function startCompare(recipes, readForm, askForKey) {
@@ -39,11 +40,12 @@ export function startCompare(recipes, readForm, askForKey) {
 
 async function compared(form, other, askForKey) {
   // The other recipe keeps its own constants: overrides may name aspects that it does not have.
+  const samples = samplesOf(form);
   const forms = [form, { ...form, recipe: other, overrides: "" }];
   const [here, there] = await Promise.all(
-    forms.map((one) => call("hierarchical_reward", requestOf(one), askForKey)),
+    forms.map((one) => call("hierarchical_reward", requestOf(one, samples), askForKey)),
   );
-  return comparisonView(form.completions, here, there);
+  return comparisonView(samples.map((one) => textOf(one.completion)), here, there);
 }
 
 /** Show two answers to the same request beside each other. */
