@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import AlarmModelsError, SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.sample_json import sample_to_json
@@ -25,7 +26,9 @@ __all__ = [
     "CapturedLine",
     "CapturedRewards",
     "CapturedScores",
+    "Constants",
     "capture_files",
+    "constants_of",
     "is_captured",
     "read_captured",
     "sample_of",
@@ -50,11 +53,17 @@ class CapturedRewards:
     aspects: Sequence[str]
     fingerprint: str
     overrides: Overrides
+    params: RuleParams
 
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
         overrides = self.overrides.model_dump(mode="json", exclude_unset=True)
-        common = {"recipe": self.recipe, "fingerprint": self.fingerprint, "overrides": overrides}
+        common = {
+            "recipe": self.recipe,
+            "fingerprint": self.fingerprint,
+            "overrides": overrides,
+            "constants": constants_of(self.params).model_dump(mode="json"),
+        }
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             reward = reward_out(_identified(sample), outcome, self.aspects)
             line = {"request": self.request, "sample": {}, "reward": _dumped(reward), **common}
@@ -119,6 +128,27 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
+class Constants(BaseModel):
+    """The constants that combined a reward, overrides included."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rule: str
+    threshold: float
+    holistic_weight: float
+    weights: dict[str, float]
+
+
+def constants_of(params: RuleParams) -> Constants:
+    """Return what is captured of a request's constants."""
+    return Constants(
+        rule=params.rule,
+        threshold=params.threshold,
+        holistic_weight=params.holistic_weight,
+        weights=dict(params.weights),
+    )
+
+
 class CapturedLine(BaseModel):
     """One line of a capture, as `alarm replay` reads it."""
 
@@ -130,6 +160,7 @@ class CapturedLine(BaseModel):
     recipe: str | None = None
     reward: RewardOut | None = None
     overrides: dict[str, Any] = {}
+    constants: Constants | None = None
     model: str | None = None
 
 

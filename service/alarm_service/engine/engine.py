@@ -14,6 +14,7 @@ import structlog
 import torch
 from opentelemetry.trace import Tracer
 
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Reward, Sample, Score
@@ -70,6 +71,7 @@ class Capture(Protocol):
         aspects: Sequence[str],
         fingerprint: str,
         overrides: Overrides,
+        params: RuleParams,
     ) -> None:
         """Capture the rewards of one request."""
 

@@ -456,7 +456,7 @@ async def reward_samples(
         recipe = done.recipe
         names = list(recipe.aspects)
         engine.capture.put_rewards(
-            samples, done.rewards, recipe.name, names, done.fingerprint, overrides
+            samples, done.rewards, recipe.name, names, done.fingerprint, overrides, done.params
         )
     return done
 

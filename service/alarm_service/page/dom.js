@@ -34,6 +34,10 @@ export function plain(value) {
 
 export const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
+/** Say why a reward has no value of an aspect; records of a shut gate do not tell. */
+export const absentText = ({ is_recorded: isRecorded, admitted }) =>
+  isRecorded && !admitted ? "not computed, or nothing to judge" : "nothing to judge";
+
 /** Return the code points of a text: the server's offsets count these. */
 export const codePoints = (text) => Array.from(text);
 

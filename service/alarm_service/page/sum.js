@@ -1,6 +1,6 @@
 // How one reward came about: the parts that the server returned, and whether they add up to it.
 
-import { counted, element, plain, signed } from "./dom.js";
+import { absentText, counted, element, plain, signed } from "./dom.js";
 
 //: What counts under the rules that add weighted parts; the other rules are no sums.
 export const SUMS = {
@@ -59,7 +59,7 @@ export function sumView(reward, params) {
   const steps = parts.filter((part) => part.product !== null);
   const ends = steps.map((part) => part.start + part.product);
   const scale = scaleOf([0, reward.reward, start, ...steps.map((part) => part.start), ...ends]);
-  const rows = parts.map((part) => partRow(part, params, scale));
+  const rows = parts.map((part) => partRow(part, reward, params, scale));
   if (rest || !(params.rule in SUMS)) rows.push(restRow(rest, start, params, scale));
   rows.push(
     row({
@@ -117,9 +117,9 @@ function gate({ holistic, admitted }, params) {
   );
 }
 
-function partRow(part, params, scale) {
+function partRow(part, reward, params, scale) {
   if (part.product === null) {
-    const detail = "nothing to judge";
+    const detail = absentText(reward);
     return row({ title: part.name, detail, bar: track(scale), number: "none", kind: "none" });
   }
   const product = `${plain(part.weight)} × ${signed(part.value)}`;

@@ -1,16 +1,17 @@
 // A completion with its words or segments colored by value.
 
-import { codePoints, element, signed, words } from "./dom.js";
+import { absentText, codePoints, element, signed, words } from "./dom.js";
 
 /** Return the names of the views of a reward: the total, then each aspect. */
 export const viewsOf = (reward) => ["total", ...Object.keys(reward.aspects)];
 
 /** Return the pieces of a view: spans with their values, and null where nothing was judged. */
 export function piecesOf(completion, reward, view) {
-  if (view === "total") return wordPieces(completion, reward.token_rewards);
+  const offsets = reward.token_offsets; // The policy's tokens, where they are recorded.
+  if (view === "total") return wordPieces(completion, reward.token_rewards, offsets);
   const aspect = reward.aspects[view];
   if (!aspect) return [];
-  if (!aspect.segments) return wordPieces(completion, aspect.token_rewards);
+  if (!aspect.segments) return wordPieces(completion, aspect.token_rewards, offsets);
   return aspect.segments.map(({ start, end, label, score }) => ({
     start,
     end,
@@ -20,8 +21,9 @@ export function piecesOf(completion, reward, view) {
   }));
 }
 
-function wordPieces(completion, values) {
-  return words(completion).map(([start, end], at) => ({
+function wordPieces(completion, values, offsets) {
+  if (!values) return [];
+  return (offsets ?? words(completion)).map(([start, end], at) => ({
     start,
     end,
     value: values?.[at] ?? null,
@@ -42,7 +44,7 @@ export function reachOf(completions, rewards, view) {
 export function textView(completion, reward, view, reach, onChoose) {
   const pieces = piecesOf(completion, reward, view);
   const readout = element("p", { class: "readout", "aria-live": "polite" });
-  const idle = idleNote(pieces, view);
+  const idle = idleNote(pieces, reward, view);
   readout.textContent = idle;
   const marks = [];
   const body = element("div", {
@@ -87,8 +89,12 @@ export function textView(completion, reward, view, reach, onChoose) {
   ];
 }
 
-function idleNote(pieces, view) {
-  if (!pieces.length) return `${view}: nothing to judge in this completion`;
+function idleNote(pieces, reward, view) {
+  const from = view === "total" ? reward : reward.aspects[view];
+  if (from && !from.segments && !from.token_rewards) {
+    return `${view}: not placed on words, because the sample had no token_offsets`;
+  }
+  if (!pieces.length) return `${view}: ${absentText(reward)} in this completion`;
   const unit = pieces.some((piece) => piece.isSegment) ? "segment" : "word";
   const what = unit === "segment" ? "the model's score" : "the reward placed on it";
   return `Point at a ${unit}, or go through them with the arrow keys, for ${what}.`;

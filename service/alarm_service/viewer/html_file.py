@@ -1,0 +1,52 @@
+"""`alarm view --out`: rewards as one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alarm_service.viewer.bundle import bundled, json_text
+from alarm_service.viewer.index import RewardIndex
+from alarm_service.viewer.selection import Pick, picked
+
+__all__ = ["HtmlFile", "html_file"]
+
+#: A file that is mailed and opened by a browser should not be larger.
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HtmlFile:
+    """The content of a file, and how many samples it shows."""
+
+    content: bytes
+    num_shown: int
+
+
+def html_file(index: RewardIndex, limit: int, pick: Pick) -> HtmlFile:
+    """Return at most ``limit`` samples of an index, and at most 64 MiB of them."""
+    chosen = picked(index, limit, pick)
+    lines: list[str] = []
+    size = 0
+    for at in chosen:
+        line = json_text(index.details(at))
+        size += len(line.encode())
+        if size > MAX_BYTES and lines:
+            break
+        lines.append(line)
+    shown = chosen[: len(lines)]
+    overview = index.overview(shown)
+    if len(shown) < len(index):
+        how = "" if len(shown) < len(chosen) else f" ({_HOW[pick]})"
+        overview["notes"] = [
+            f"This file shows {len(shown):,} of {len(index):,} samples{how}.",
+            *overview["notes"],
+        ]
+    data = {"overview": [json_text(overview)], "samples": lines}
+    return HtmlFile(bundled("view.html", data).encode(), len(shown))
+
+
+_HOW = {
+    Pick.EVEN: "whole groups, at equal distances",
+    Pick.WORST: "whole groups, those with the lowest rewards",
+    Pick.BEST: "whole groups, those with the highest rewards",
+}
