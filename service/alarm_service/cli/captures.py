@@ -51,6 +51,8 @@ def _run_replay(options: argparse.Namespace) -> int:
         require_other_file(target, files, "one of the files to be read")
     from rich.console import Console
 
+    from alarm_models.recipe.schema import Overrides
+    from alarm_service.captures.lines import constants_of
     from alarm_service.evaluation.replay import replay
     from alarm_service.evaluation.replay_examples import ReplayExamples
     from alarm_service.evaluation.replay_html import replay_html
@@ -58,10 +60,11 @@ def _run_replay(options: argparse.Namespace) -> int:
     from alarm_service.evaluation.report import json_of, print_page
     from alarm_service.json_lines import STANDARD, write_whole
 
-    examples = None if options.html is None else ReplayExamples()
+    constants = constants_of(source.recipe.rule_params(Overrides()))
+    examples = None if options.html is None else ReplayExamples(constants)
     result = replay(files, source.recipe, source.settings, source.url, examples)
     if examples is not None:
-        write_whole(options.html, replay_html(result, examples, source.recipe))
+        write_whole(options.html, replay_html(result, examples))
         sys.stderr.write(f"report: {options.html}\n")
     if options.out is None:
         print_page(replay_page(result), Console())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alarm_service.captures.lines import CapturedLine
+from alarm_service.captures.lines import CapturedLine, Constants
 from alarm_service.evaluation.replay_comparison import prompt_key
 from alarm_service.schemas import RewardOut
 
@@ -48,11 +48,17 @@ class RewardPair:
 
 
 class ReplayExamples:
-    """Keeps the samples whose reward changed most, and a random part of all pairs of rewards."""
+    """Keeps the samples whose reward changed most, and a random part of all pairs of rewards.
 
-    def __init__(self, seed: int = 0) -> None:
+    ``constants`` are those of the new rewards.
+    """
+
+    def __init__(self, constants: Constants, seed: int = 0) -> None:
+        self.constants = constants
         self.num_samples = 0
+        self.num_with_parts = 0
         self.pairs: list[RewardPair] = []
+        self._changes: dict[str, float] = {}
         self._random = random.Random(seed)
         self._heap: list[tuple[float, int, ChangedSample]] = []
 
@@ -76,8 +82,24 @@ class ReplayExamples:
         """Return the samples whose reward changed most, the largest change first."""
         return [one for *_, one in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
 
+    def mean_changes(self) -> dict[str, float]:
+        """Return the mean absolute change of each part, where the rewards are weighted sums."""
+        num = self.num_with_parts or 1
+        return {name: change / num for name, change in self._changes.items()}
+
+    def _add_parts(self, changed: ChangedSample) -> None:
+        old = _parts(changed.before, changed.line.constants)
+        new = _parts(changed.after, self.constants)
+        if old is None or new is None:
+            return
+        self.num_with_parts += 1
+        for name in {**old, **new}:
+            change = abs(new.get(name, 0.0) - old.get(name, 0.0))
+            self._changes[name] = self._changes.get(name, 0.0) + change
+
     def _add(self, changed: ChangedSample, was: float, now: float) -> None:
         self.num_samples += 1
+        self._add_parts(changed)
         entry = (abs(now - was), -self.num_samples, changed)
         if len(self._heap) < _MAX_EXAMPLES:
             heapq.heappush(self._heap, entry)
@@ -88,6 +110,30 @@ class ReplayExamples:
             self.pairs.append(pair)
         elif (at := self._random.randrange(self.num_samples)) < _MAX_PAIRS:
             self.pairs[at] = pair
+
+
+def _parts(reward: RewardOut, constants: Constants | None) -> dict[str, float] | None:
+    """Return what each part adds to a reward; None where it is no known weighted sum."""
+    if constants is None or reward.holistic is None:
+        return None
+    counted = _COUNTED.get(constants.rule)
+    if counted is None:
+        return None
+    has_holistic, has_aspects = counted(bool(reward.admitted))
+    parts = {"holistic": has_holistic * constants.holistic_weight * reward.holistic.normalized}
+    for name, aspect in reward.aspects.items():
+        value = 0.0 if aspect is None else aspect.reward
+        parts[name] = has_aspects * constants.weights.get(name, 0.0) * value
+    return parts
+
+
+#: Rule -> whether the holistic score and the aspects count, for a sample that is admitted or not.
+_COUNTED: dict[str, Callable[[bool], tuple[bool, bool]]] = {
+    "hierarchical": lambda is_admitted: (True, is_admitted),
+    "weighted_sum": lambda _: (True, True),
+    "holistic_only": lambda _: (True, False),
+    "aspect_only": lambda _: (False, True),
+}
 
 
 def _rank(value: float, all_values: Sequence[float]) -> int:

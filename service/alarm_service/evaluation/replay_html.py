@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_service.captures.lines import CapturedLine, Constants, constants_of
+from alarm_service.captures.lines import CapturedLine, Constants
 from alarm_service.evaluation.replay_comparison import ReplayResult
 from alarm_service.evaluation.replay_examples import ChangedSample, ReplayExamples
 from alarm_service.evaluation.replay_report import replay_page
@@ -19,10 +18,9 @@ from alarm_service.viewer.lines import RewardLine, details_of
 __all__ = ["replay_html"]
 
 
-def replay_html(result: ReplayResult, examples: ReplayExamples, recipe: Recipe) -> str:
-    """Return the report; ``recipe`` gives the constants of the new rewards."""
+def replay_html(result: ReplayResult, examples: ReplayExamples) -> str:
+    """Return the report."""
     page = replay_page(result)
-    now = constants_of(recipe.rule_params(Overrides()))
     overview = {
         "title": page.title,
         "paragraphs": [
@@ -37,11 +35,14 @@ def replay_html(result: ReplayResult, examples: ReplayExamples, recipe: Recipe) 
         ],
         "result": json.loads(json_of(result)),
         "num_samples": examples.num_samples,
+        "num_with_parts": examples.num_with_parts,
+        "parts": examples.mean_changes(),
         "pairs": [
             [one.before, one.after, int(one.was_admitted), int(one.is_admitted)]
             for one in examples.pairs
         ],
     }
+    now = examples.constants
     changed = [json_text(_changed(one, now, result)) for one in examples.most_changed()]
     return bundled("replay.html", {"overview": [json_text(overview)], "changed": changed})
 

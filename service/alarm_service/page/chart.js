@@ -57,8 +57,17 @@ export function ticks(low, high, most = 6) {
   return found;
 }
 
+/** Write the numbers of an axis with as many digits as tell them apart. */
+function tickLabels(all) {
+  const step = all.length > 1 ? all[1] - all[0] : 1;
+  const digits = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
+  return all.map((value) => value.toFixed(digits).replace("-", "−"));
+}
+
 function axis(low, high, across) {
-  return ticks(low, high).flatMap((value) => [
+  const all = ticks(low, high);
+  const labels = tickLabels(all);
+  return all.flatMap((value, at) => [
     drawn("line", {
       x1: across(value),
       x2: across(value),
@@ -66,7 +75,7 @@ function axis(low, high, across) {
       y2: HEIGHT - BOTTOM,
       class: "axis",
     }),
-    label(across(value), HEIGHT - BOTTOM + 16, plain(value)),
+    label(across(value), HEIGHT - BOTTOM + 16, labels[at]),
   ]);
 }
 
@@ -110,6 +119,8 @@ export function points(title, pairs, kindOf) {
   const [low, high] = endsOf(pairs.flatMap(([before, now]) => [before, now]));
   const across = scale(low, high, LEFT, WIDTH - RIGHT);
   const up = scale(low, high, HEIGHT - BOTTOM, TOP);
+  const sides = ticks(low, high);
+  const labels = tickLabels(sides);
   const marks = pairs.map((pair) =>
     drawn("circle", { cx: across(pair[0]), cy: up(pair[1]), r: 2.2, class: kindOf(pair) }),
   );
@@ -117,7 +128,7 @@ export function points(title, pairs, kindOf) {
     title,
     HEIGHT,
     ...axis(low, high, across),
-    ...ticks(low, high).map((value) => label(LEFT - 6, up(value) + 4, plain(value), "end")),
+    ...sides.map((value, at) => label(LEFT - 6, up(value) + 4, labels[at], "end")),
     drawn("line", { x1: across(low), y1: up(low), x2: across(high), y2: up(high), class: "equal" }),
     ...marks,
   );

@@ -1,6 +1,6 @@
 // A list of any length, of which only the rows in sight are in the document.
 
-import { element } from "./dom.js";
+import { byId, element } from "./dom.js";
 
 const ROW_HEIGHT = 30;
 
@@ -15,6 +15,7 @@ export function virtualList(box, cellsOf, onChoose) {
   const space = element("div", { class: "space", role: "presentation" });
   let items = [];
   let chosen = null;
+  let rows = new Map(); // Those in the document, by their place in the list.
   let isDue = false;
   box.replaceChildren(space);
   box.addEventListener("scroll", drawSoon, { passive: true });
@@ -34,11 +35,19 @@ export function virtualList(box, cellsOf, onChoose) {
     const first = Math.max(0, Math.floor(box.scrollTop / ROW_HEIGHT) - MARGIN);
     const inSight = Math.ceil(box.clientHeight / ROW_HEIGHT) + 2 * MARGIN;
     const end = Math.min(items.length, first + inSight);
-    const rows = [];
-    for (let at = first; at < end; at += 1) rows.push(rowOf(at));
-    space.replaceChildren(...rows);
-    const isInSight = rows.some((row) => row.id === `item-${chosen}`);
-    if (isInSight) box.setAttribute("aria-activedescendant", `item-${chosen}`);
+    for (const [at, row] of rows) {
+      if (at >= first && at < end) continue;
+      row.remove();
+      rows.delete(at);
+    }
+    const added = [];
+    for (let at = first; at < end; at += 1) {
+      if (rows.has(at)) continue;
+      rows.set(at, rowOf(at));
+      added.push(rows.get(at));
+    }
+    space.append(...added);
+    if (byId(`item-${chosen}`)) box.setAttribute("aria-activedescendant", `item-${chosen}`);
     else box.removeAttribute("aria-activedescendant");
   }
 
@@ -61,9 +70,18 @@ export function virtualList(box, cellsOf, onChoose) {
     return row;
   }
 
-  function choose(item) {
+  function mark(item) {
+    for (const row of rows.values()) {
+      const isChosen = row.id === `item-${item}`;
+      row.classList.toggle("chosen", isChosen);
+      row.setAttribute("aria-selected", String(isChosen));
+    }
     chosen = item;
     draw();
+  }
+
+  function choose(item) {
+    mark(item);
     onChoose(item);
   }
 
@@ -99,14 +117,15 @@ export function virtualList(box, cellsOf, onChoose) {
       items = others;
       space.style.height = `${items.length * ROW_HEIGHT}px`;
       box.scrollTop = 0;
+      rows = new Map();
+      space.replaceChildren();
       draw();
     },
     /** Mark an item as chosen, and scroll to it if it is in the list. */
     mark(item) {
-      chosen = item;
       const at = items.indexOf(item);
       if (at >= 0) bringIntoSight(at);
-      draw();
+      mark(item);
     },
   };
 }

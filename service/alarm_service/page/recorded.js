@@ -59,10 +59,18 @@ function missing(isRedacted) {
   return element("p", { class: "warning" }, why);
 }
 
+/** Return the view that is asked for if there is one, else the first that is placed on the text. */
+function viewOf(reward, asked) {
+  const all = viewsOf(reward);
+  if (asked !== null && all.includes(asked)) return asked;
+  if (reward.token_rewards) return "total";
+  return all.find((name) => reward.aspects[name]?.segments) ?? "total";
+}
+
 /** Show the completion; ``onChoose`` is called with the name of another view. */
-export function recordedText({ completion }, reward, view, all, onChoose) {
+export function recordedText({ completion }, reward, asked, all, onChoose) {
   if (completion === null) return null;
-  const shown = viewsOf(reward).includes(view) ? view : "total";
+  const shown = viewOf(reward, asked);
   const known = all.filter((one) => one.completion !== null);
   const texts = known.map((one) => one.completion);
   const reach = reachOf(texts, known.map(recordedReward), shown);

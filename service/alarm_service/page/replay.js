@@ -8,7 +8,7 @@ const overview = JSON.parse(byId("overview").textContent);
 const lines = byId("changed").textContent.trim();
 const changed = lines ? lines.split("\n").map((line) => JSON.parse(line)) : [];
 
-const report = { chosen: 0, view: "total" };
+const report = { chosen: 0, view: null };
 
 const SIDES = [
   ["before", "Before"],
@@ -37,7 +37,7 @@ function drawCharts() {
       : `${numSamples.toLocaleString("en")} samples`;
   const kindOf = ([, , was, is]) => (was === is ? "point" : is ? "gained" : "lost");
   const { admitted, ranks } = result;
-  const aspects = Object.entries(result.aspects).map(([name, one]) => [name, one.mean_absolute_difference]);
+  const parts = Object.entries(overview.parts);
   const same = ranks.num_pairs - ranks.num_reversed - ranks.num_newly_tied - ranks.num_untied;
   const all = [
     chart(
@@ -88,16 +88,22 @@ function drawCharts() {
           `${ranks.num_pairs} pairs of samples of one prompt.`,
         )
       : null,
-    aspects.length
+    parts.length
       ? chart(
-          "Mean absolute change of each aspect",
-          bars("Mean absolute change of each aspect", aspects),
+          "Which part changed the reward",
+          bars("Mean absolute change of each part", parts),
           [],
-          "Of its reward before weighting, where both recipes computed it.",
+          `Mean absolute change of weight × value; 0 where a part does not count. ${knownParts()}`,
         )
       : null,
   ];
   byId("charts").append(...all.filter((one) => one !== null));
+}
+
+function knownParts() {
+  const { num_samples: all, num_with_parts: known } = overview;
+  if (known === all) return "";
+  return `Of ${known} of ${all} samples: of the others the rule is no weighted sum, or not in the capture.`;
 }
 
 function chart(title, drawing, explained, note) {
@@ -194,13 +200,13 @@ function drawTexts() {
 function sides(draw) {
   return SIDES.map(([side, title]) => {
     const one = changed[report.chosen][side];
-    const name = `${title}: ${one.recipe ?? "unnamed"} ${one.fingerprint}`;
+    const name = `${one.recipe ?? "unnamed"} ${one.fingerprint}`;
     const form = element("form", {}, ...draw(one, recordedReward(one), side));
     form.dataset.side = side;
     return element(
       "section",
       { "aria-label": title },
-      element("p", { class: "quiet side" }, name),
+      element("p", { class: "side" }, element("strong", {}, title), ` ${name}`),
       form,
     );
   });

@@ -1,37 +1,31 @@
 // The samples of a list: deviations of groups, order, and filters.
 
-import { advantagesOf } from "./group.js";
-
-/** Return the columns that a list sorts by, as numbers; NaN stands for none. */
-export function keysOf(columns) {
-  const numbers = (values) => Float64Array.from(values, (value) => value ?? NaN);
-  return {
-    order: Float64Array.from(columns.reward, (_, at) => at),
-    reward: numbers(columns.reward),
-    z: numbers(columns.z),
-    length: numbers(columns.length),
-    deviation: deviationsOf(columns),
-  };
+/** Return a column that a list sorts by, as numbers; NaN stands for none. */
+export function keyOf(columns, name) {
+  if (name === "order") return Float64Array.from(columns.reward, (_, at) => at);
+  if (name === "deviation") return deviationsOf(columns);
+  return Float64Array.from(columns[name], (value) => value ?? NaN);
 }
 
-/** Return the deviation (n − 1) of the rewards of each sample's group. */
-function deviationsOf({ reward, group }) {
-  const members = membersOf(group);
-  const deviations = new Float64Array(reward.length).fill(NaN);
-  for (const all of members.values()) {
-    const { deviation } = advantagesOf(all.map((at) => reward[at]));
-    if (deviation !== null) for (const at of all) deviations[at] = deviation;
-  }
-  return deviations;
-}
-
-/** Return the samples of each group, by its number. */
-export function membersOf(group) {
-  const members = new Map();
-  group.forEach((number, at) => {
-    if (members.has(number)) members.get(number).push(at);
-    else members.set(number, [at]);
+/** Return the deviation (n − 1) of the rewards of each sample's group; NaN for fewer than two. */
+export function deviationsOf({ reward, group }) {
+  const size = 1 + group.reduce((most, one) => Math.max(most, one), -1);
+  const [counts, means, squares] = [0, 1, 2].map(() => new Float64Array(size));
+  const eachKnown = (step) => reward.forEach((one, at) => one !== null && step(one, group[at]));
+  eachKnown((one, of) => {
+    counts[of] += 1;
+    means[of] += (one - means[of]) / counts[of];
   });
+  eachKnown((one, of) => (squares[of] += (one - means[of]) ** 2));
+  return Float64Array.from(group, (of) =>
+    counts[of] > 1 ? Math.sqrt(squares[of] / (counts[of] - 1)) : NaN,
+  );
+}
+
+/** Return the samples of a group. */
+export function membersOf(group, wanted) {
+  const members = [];
+  group.forEach((number, at) => number === wanted && members.push(at));
   return members;
 }
 
@@ -40,7 +34,7 @@ export function ascending(key) {
   const known = [];
   const rest = [];
   key.forEach((value, at) => (Number.isNaN(value) ? rest : known).push(at));
-  known.sort((a, b) => key[a] - key[b] || a - b);
+  known.sort((a, b) => key[a] - key[b]);
   return { known, rest };
 }
 

@@ -4,7 +4,7 @@ import { byId, counted, element, plain, signed } from "./dom.js";
 import { errorText, groupView } from "./group.js";
 import { virtualList } from "./list.js";
 import { aboutView, recordedReward, recordedSum, recordedText, titleOf } from "./recorded.js";
-import { ascending, filtered, keysOf, membersOf, passesOf } from "./rows.js";
+import { ascending, deviationsOf, filtered, keyOf, membersOf, passesOf } from "./rows.js";
 import { sourceOf, Unavailable } from "./source.js";
 
 //: Members of a group that are shown beside each other.
@@ -24,14 +24,13 @@ const COLUMNS = [
 const view = {
   source: sourceOf(),
   overview: null,
-  keys: null,
-  members: null,
+  deviations: null,
   orders: new Map(),
   list: null,
   sort: { key: "order", isDescending: false },
   filters: {},
   found: null,
-  view: "total",
+  view: null, // That of the text, once one is chosen.
   numChosen: 0,
   numSearches: 0,
 };
@@ -42,8 +41,7 @@ async function start() {
   await shown(async () => {
     view.overview = await view.source.overview();
     const { columns } = view.overview;
-    view.keys = keysOf(columns);
-    view.members = membersOf(columns.group);
+    view.deviations = deviationsOf(columns);
     describe();
     drawFilters();
     byId("search").addEventListener("input", searchSoon);
@@ -134,11 +132,12 @@ async function search(searched) {
 /** Sort and filter the list again. */
 function arrange() {
   const { key, isDescending } = view.sort;
-  if (!view.orders.has(key)) view.orders.set(key, ascending(view.keys[key]));
-  const passes = passesOf(view.overview.columns, view.filters, view.found);
+  const { columns } = view.overview;
+  if (!view.orders.has(key)) view.orders.set(key, ascending(keyOf(columns, key)));
+  const passes = passesOf(columns, view.filters, view.found);
   const items = filtered(view.orders.get(key), isDescending, passes);
   drawColumns();
-  const all = view.overview.columns.reward.length;
+  const all = columns.reward.length;
   byId("count").textContent =
     items.length === all
       ? `All ${all.toLocaleString("en")} samples`
@@ -168,7 +167,7 @@ function drawColumns() {
 function cellsOf(at) {
   const { columns, errors } = view.overview;
   const cell = (text, kind = "number") => element("span", { class: kind }, text);
-  const deviation = view.keys.deviation[at];
+  const deviation = view.deviations[at];
   const isFailed = columns.error[at] >= 0;
   return [
     cell(number(at), "number quiet"),
@@ -203,7 +202,8 @@ async function choose(at) {
 
 /** Return the members of a sample's group, itself among them. */
 function membersBeside(at) {
-  const all = view.members.get(view.overview.columns.group[at]);
+  const { group } = view.overview.columns;
+  const all = membersOf(group, group[at]);
   const first = Math.max(0, Math.min(all.indexOf(at) - MAX_MEMBERS / 2, all.length - MAX_MEMBERS));
   return all.slice(first, first + MAX_MEMBERS);
 }
@@ -241,8 +241,8 @@ function drawAbout(at, sample) {
 }
 
 function drawGroup(at, members, details, chosen) {
-  const group = view.overview.columns.group[at];
-  const size = view.members.get(group).length;
+  const { group } = view.overview.columns;
+  const size = membersOf(group, group[at]).length;
   const rewards = details.map(recordedReward);
   const completions = details.map((one, place) => titleOf(one, () => number(members[place])));
   const open = (place) => {
@@ -250,7 +250,7 @@ function drawGroup(at, members, details, chosen) {
     choose(members[place]);
   };
   const only = element("button", { type: "button" }, "List this group only");
-  only.addEventListener("click", () => showGroup(String(group)));
+  only.addEventListener("click", () => showGroup(String(group[at])));
   show("group", [
     ...groupView(completions, rewards, chosen, open),
     size > members.length
