@@ -5,6 +5,7 @@ import { element, plain } from "./dom.js";
 const SVG = "http://www.w3.org/2000/svg";
 
 const WIDTH = 600;
+const BARS_WIDTH = 400;
 const HEIGHT = 240;
 const LEFT = 48;
 const BOTTOM = 32;
@@ -21,8 +22,8 @@ function drawn(tag, attributes = {}, ...children) {
   return made;
 }
 
-function canvas(title, height, ...children) {
-  const attributes = { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": title };
+function canvas(title, height, width, ...children) {
+  const attributes = { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title };
   return drawn("svg", attributes, ...children);
 }
 
@@ -106,6 +107,7 @@ export function histograms(title, before, now) {
   return canvas(
     title,
     HEIGHT,
+    WIDTH,
     ...axis(low, high, across),
     label(LEFT - 6, up(most) + 10, String(most), "end"),
     label(LEFT - 6, up(0), "0", "end"),
@@ -127,6 +129,7 @@ export function points(title, pairs, kindOf) {
   return canvas(
     title,
     HEIGHT,
+    WIDTH,
     ...axis(low, high, across),
     ...sides.map((value, at) => label(LEFT - 6, up(value) + 4, labels[at], "end")),
     drawn("line", { x1: across(low), y1: up(low), x2: across(high), y2: up(high), class: "equal" }),
@@ -138,19 +141,19 @@ export function points(title, pairs, kindOf) {
 export function bars(title, rows) {
   const most = Math.max(...rows.map(([, value]) => value), 0) || 1;
   const height = TOP + 30 * rows.length;
-  const along = scale(0, most, 190, WIDTH - 80);
+  const along = scale(0, most, 130, BARS_WIDTH - 60);
   const shapes = rows.flatMap(([name, value], at) => [
-    label(180, TOP + 30 * at + 17, name, "end", "value"),
+    label(122, TOP + 30 * at + 17, name, "end", "value"),
     drawn("rect", {
-      x: 190,
+      x: 130,
       y: TOP + 30 * at + 3,
-      width: along(value) - 190,
+      width: along(value) - 130,
       height: 20,
       class: "gained",
     }),
     label(along(value) + 6, TOP + 30 * at + 17, plain(value), "start", "value"),
   ]);
-  return canvas(title, height, ...shapes);
+  return canvas(title, height, BARS_WIDTH, ...shapes);
 }
 
 /** Draw shares of a whole: ``parts`` are name, number and class. */
@@ -164,7 +167,7 @@ export function shares(title, parts) {
     at += width;
     return shape;
   });
-  return canvas(title, 30, ...shapes);
+  return canvas(title, 30, WIDTH, ...shapes);
 }
 
 /** Explain classes: pairs of a class and its words. */

@@ -4,6 +4,9 @@ import { element, signed } from "./dom.js";
 import { paramsOf, sumView } from "./sum.js";
 import { reachOf, textView, viewsOf } from "./text.js";
 
+//: Characters of a completion in a list.
+const TITLE_LENGTH = 200;
+
 /** Return the reward as the other modules read it: with the tokens that it was placed on. */
 export const recordedReward = ({ reward, sample }) => ({
   ...reward,
@@ -13,7 +16,7 @@ export const recordedReward = ({ reward, sample }) => ({
 
 /** Return what stands for a completion in a group. */
 export function titleOf({ completion, at }, number) {
-  if (completion !== null) return completion;
+  if (completion !== null) return completion.slice(0, TITLE_LENGTH);
   return `sample ${number(at)}, whose text is not in this file`;
 }
 

@@ -37,7 +37,7 @@ function drawCharts() {
       : `${numSamples.toLocaleString("en")} samples`;
   const kindOf = ([, , was, is]) => (was === is ? "point" : is ? "gained" : "lost");
   const { admitted, ranks } = result;
-  const parts = Object.entries(overview.parts);
+  const parts = Object.entries(overview.parts).map(([name, change]) => [name, rounded(change)]);
   const same = ranks.num_pairs - ranks.num_reversed - ranks.num_newly_tied - ranks.num_untied;
   const all = [
     chart(
@@ -100,6 +100,9 @@ function drawCharts() {
   byId("charts").append(...all.filter((one) => one !== null));
 }
 
+/** Passes in other batches differ in the last bits: that is no change. */
+const rounded = (change) => (change < 1e-4 ? 0 : change);
+
 function knownParts() {
   const { num_samples: all, num_with_parts: known } = overview;
   if (known === all) return "";
@@ -154,7 +157,7 @@ function changedRow({ before, after, ranks }, at) {
   const open = element(
     "button",
     { type: "button", class: "open", "aria-pressed": String(isChosen) },
-    before.completion || "(empty)",
+    before.completion.slice(0, 200) || "(empty)",
   );
   open.addEventListener("click", () => {
     report.chosen = at;

@@ -153,6 +153,7 @@ function drawColumns() {
     const direction = isDescending ? "descending" : "ascending";
     const button = element("button", { type: "button", class: "sort" }, `${title}${arrow}`);
     button.setAttribute("aria-label", `${title}${key === sorted ? `, ${direction}` : ""}`);
+    if (key === "order") button.title = "In the order of the files";
     button.dataset.key = key;
     button.addEventListener("click", () => {
       view.sort = { key, isDescending: key === sorted && !isDescending };
@@ -193,10 +194,12 @@ async function choose(at) {
   const chosen = (view.numChosen += 1);
   await shown(async () => {
     const members = membersBeside(at);
-    const all = await view.source.samples(members);
+    const others = members.filter((one) => one !== at);
+    const [own, ...rest] = await view.source.samples([at, ...others]);
     if (chosen !== view.numChosen) return;
+    const found = new Map([[at, own], ...others.map((one, place) => [one, rest[place]])]);
     history.replaceState(null, "", `#${number(at)}`);
-    drawSample(at, members, all);
+    drawSample(at, members.map((one) => found.get(one)), members);
   });
 }
 
@@ -208,7 +211,7 @@ function membersBeside(at) {
   return all.slice(first, first + MAX_MEMBERS);
 }
 
-function drawSample(at, members, all) {
+function drawSample(at, all, members) {
   const usable = members.filter((_, place) => !all[place].unusable);
   const details = all.filter((one) => !one.unusable);
   const chosen = usable.indexOf(at);

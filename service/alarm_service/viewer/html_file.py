@@ -11,7 +11,7 @@ from alarm_service.viewer.selection import Pick, picked
 __all__ = ["HtmlFile", "html_file"]
 
 #: A file that is mailed and opened by a browser should not be larger.
-MAX_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +23,24 @@ class HtmlFile:
 
 
 def html_file(index: RewardIndex, limit: int, pick: Pick) -> HtmlFile:
-    """Return at most ``limit`` samples of an index, and at most 64 MiB of them."""
+    """Return at most ``limit`` samples of an index, and fewer if they are over 64 MiB."""
     chosen = picked(index, limit, pick)
     lines: list[str] = []
     size = 0
     for at in chosen:
-        line = json_text(index.details(at))
+        line = index.details(at)
         size += len(line.encode())
-        if size > MAX_BYTES and lines:
-            break
+        if size > _MAX_BYTES and lines:
+            return html_file(index, len(lines), pick)
         lines.append(line)
-    shown = chosen[: len(lines)]
-    overview = index.overview(shown)
-    if len(shown) < len(index):
-        how = "" if len(shown) < len(chosen) else f" ({_HOW[pick]})"
+    overview = index.overview(chosen)
+    if len(chosen) < len(index):
         overview["notes"] = [
-            f"This file shows {len(shown):,} of {len(index):,} samples{how}.",
+            f"This file shows {len(chosen):,} of {len(index):,} samples ({_HOW[pick]}).",
             *overview["notes"],
         ]
     data = {"overview": [json_text(overview)], "samples": lines}
-    return HtmlFile(bundled("view.html", data).encode(), len(shown))
+    return HtmlFile(bundled("view.html", data).encode(), len(chosen))
 
 
 _HOW = {

@@ -199,12 +199,12 @@ class RewardIndex:
         joined = None if self._samples is None else _lines(self._samples)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("reading", total=total)
-            for number, (file, source) in enumerate(zip(self.files, self._sources, strict=True)):
-                for place, raw in _lines(source, number):
+            for file, source in zip(self.files, self._sources, strict=True):
+                for line, place, raw in _lines(source, self._sources.index(source)):
                     with_sample = None if joined is None else next(joined, None)
                     if joined is not None and with_sample is None:
                         raise ViewError(f"{samples} has fewer lines than {file}: {_JOINED}")
-                    self._add(f"{file}, byte {place.offset}", place, raw, with_sample)
+                    self._add(f"{file}, line {line}", place, raw, with_sample)
                     if len(self._places) % 1000 == 0:
                         progress.update(task, completed=place.offset)
         if joined is not None and next(joined, None) is not None:
@@ -216,9 +216,7 @@ class RewardIndex:
                 "output of alarm score, or a capture"
             )
 
-    def _add(
-        self, where: str, place: Place, raw: bytes, joined: tuple[Place, bytes] | None
-    ) -> None:
+    def _add(self, where: str, place: Place, raw: bytes, joined: _Line | None) -> None:
         try:
             line = reward_line(_json(raw))
         except ValueError as error:
@@ -229,7 +227,7 @@ class RewardIndex:
             self._skipped.num_scores += 1
             return
         if joined is not None:
-            of_sample, raw_sample = joined
+            _, of_sample, raw_sample = joined
             sample = _sample(raw_sample)
             _require_same_id(where, line.reward, sample)
             line = replace(line, sample=sample)
@@ -301,15 +299,20 @@ _COLUMNS = (
 _JOINED = "--samples is the file that alarm score read, whose lines are those of the rewards"
 
 
-def _lines(source: BinaryIO, number: int = 0) -> Iterator[tuple[Place, bytes]]:
+#: A line's number in its file, where it is, and its bytes.
+_Line = tuple[int, Place, bytes]
+
+
+def _lines(source: BinaryIO, file: int = 0) -> Iterator[_Line]:
     """Yield the lines that are not blank; a last one without an end that is no JSON is left out."""
-    offset = 0
+    offset = number = 0
     source.seek(0)
     while raw := source.readline(_MAX_LINE_BYTES):
-        place = Place(number, offset, len(raw))
+        place = Place(file, offset, len(raw))
         offset += len(raw)
+        number += 1
         if raw.strip() and (raw.endswith(b"\n") or raw.rstrip().endswith(b"}")):
-            yield place, raw
+            yield number, place, raw
 
 
 def _json(raw: bytes) -> Any:
@@ -345,12 +348,16 @@ def _rounded(value: object) -> float | None:
 def _group_key(line: RewardLine, prompt: str | None, number: int) -> str:
     """Name the group of a sample: its own, else the samples of its prompt in one request.
 
-    Requests may reuse the names of groups, unless other requests complete them.
+    Requests may reuse the names of groups; prompts tell those apart that other requests complete.
     """
     sample = line.sample
     group, text = sample.get("group"), prompt or str(sample.get("prompt_sha256", ""))
     if group is None and not text:
         return f"alone {number}"
-    is_whole = sample.get("group_size") is None
-    parts = [line.request if is_whole or group is None else None, group, text]
+    is_of_request = group is None or sample.get("group_size") is None
+    parts = [
+        line.request if is_of_request else None,
+        group,
+        text if group is None or not is_of_request else None,
+    ]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 import webbrowser
+from collections.abc import Sequence
 
 import uvicorn
 from starlette.applications import Starlette
@@ -28,6 +29,7 @@ _HEADERS = {
 
 #: Samples returned at once.
 _MAX_DETAILS = 500
+_MAX_DETAILS_CHARS = 16 << 20
 
 
 def view_app(index: RewardIndex, token: str) -> Starlette:
@@ -47,7 +49,7 @@ def view_app(index: RewardIndex, token: str) -> Starlette:
         except ValueError:
             return Response("`at` must be numbers of samples", 422, _HEADERS)
         known = [at for at in wanted[:_MAX_DETAILS] if 0 <= at < len(index)]
-        return _json([index.details(at) for at in known])
+        return Response(_details(index, known), headers=_HEADERS, media_type="application/json")
 
     def get_found(request: Request) -> Response:
         return _json(index.search(request.query_params.get("text", "")))
@@ -59,6 +61,21 @@ def view_app(index: RewardIndex, token: str) -> Starlette:
         Route("/search", get_found),
     ]
     return Starlette(routes=[Mount(f"/{token}", routes=routes)])
+
+
+def _details(index: RewardIndex, wanted: Sequence[int]) -> str:
+    """Return samples as a JSON array; those beyond a size only say that they are left out."""
+    found: list[str] = []
+    size = 0
+    for at in wanted:
+        if size < _MAX_DETAILS_CHARS:
+            found.append(json_text(index.details(at)))
+        else:
+            found.append(
+                json_text({"at": at, "unusable": "The texts of this group are too large."})
+            )
+        size += len(found[-1])
+    return f"[{','.join(found)}]"
 
 
 def serve_view(index: RewardIndex, host: str, port: int, *, opens_browser: bool) -> None:
