@@ -23,6 +23,7 @@ from alarm_models.errors import AlarmModelsError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.captures.lines import CaptureError, constants_of
 from alarm_service.json_lines import parsed_line
+from alarm_service.viewer.bundle import json_text
 from alarm_service.viewer.lines import (
     RewardLine,
     ViewError,
@@ -154,12 +155,12 @@ class RewardIndex:
             return "."
         return ": they are redacted, or are the output of alarm score, which --samples joins."
 
-    def details(self, at: int) -> dict[str, Any]:
-        """Return what the page shows of one sample."""
+    def details(self, at: int) -> str:
+        """Return what the page shows of one sample, as JSON."""
         try:
-            return {"at": at, **details_of(self._line(at))}
+            return json_text({"at": at, **details_of(self._line(at))})
         except (ValueError, AlarmModelsError) as error:
-            return {"at": at, "unusable": f"This line cannot be shown: {error}"}
+            return json_text({"at": at, "unusable": f"This line cannot be shown: {error}"})
 
     def search(self, text: str) -> list[int]:
         """Return the samples whose prompt or completion contains a text, in any case."""

@@ -69,11 +69,10 @@ def _details(index: RewardIndex, wanted: Sequence[int]) -> str:
     size = 0
     for at in wanted:
         if size < _MAX_DETAILS_CHARS:
-            found.append(json_text(index.details(at)))
+            found.append(index.details(at))
         else:
-            found.append(
-                json_text({"at": at, "unusable": "The texts of this group are too large."})
-            )
+            why = "This group is too large to be shown beside each other."
+            found.append(json_text({"at": at, "unusable": why}))
         size += len(found[-1])
     return f"[{','.join(found)}]"
 
