@@ -121,14 +121,15 @@ function chart(title, drawing, explained, note) {
 }
 
 function tableOf({ title, headers, rows, note }) {
-  const line = (tag, cells) => element("tr", {}, ...cells.map((one) => element(tag, {}, one)));
+  const headOf = (one) => (one ? element("th", { scope: "col" }, one) : element("td"));
+  const line = (cells) => element("tr", {}, ...cells.map((one) => element("td", {}, one)));
   return [
     element("h2", {}, title),
     element(
       "table",
       {},
-      element("thead", {}, line("th", headers)),
-      element("tbody", {}, ...rows.map((cells) => line("td", cells))),
+      element("thead", {}, element("tr", {}, ...headers.map(headOf))),
+      element("tbody", {}, ...rows.map(line)),
     ),
     note ? element("p", { class: "quiet" }, note) : null,
   ].filter((one) => one !== null);
@@ -183,7 +184,7 @@ function drawSample() {
   byId("about").replaceChildren(...aboutView(before, "The chosen sample", []));
   drawTexts();
   byId("sums").replaceChildren(
-    ...sides((one, reward) => recordedSum(reward, one.constants)),
+    ...sides("sum", (one, reward) => recordedSum(reward, one.constants)),
   );
 }
 
@@ -193,14 +194,14 @@ function drawTexts() {
     drawTexts();
     byId("texts").querySelector(`[data-side=${side}] input:checked`)?.focus();
   };
-  const texts = sides((one, reward, side) =>
+  const texts = sides("completion", (one, reward, side) =>
     recordedText(one, reward, report.view, [one], choose(side)),
   );
   byId("texts").replaceChildren(...texts);
 }
 
 /** Draw one section per side; a form keeps the radio buttons of the sides apart. */
-function sides(draw) {
+function sides(what, draw) {
   return SIDES.map(([side, title]) => {
     const one = changed[report.chosen][side];
     const name = `${one.recipe ?? "unnamed"} ${one.fingerprint}`;
@@ -208,7 +209,7 @@ function sides(draw) {
     form.dataset.side = side;
     return element(
       "section",
-      { "aria-label": title },
+      { "aria-label": `${title}: ${what}` },
       element("p", { class: "side" }, element("strong", {}, title), ` ${name}`),
       form,
     );
