@@ -118,10 +118,13 @@ export function histograms(title, before, now) {
 
 /** Draw a point per sample: its value before to the right, now upward; ``kindOf`` is a class. */
 export function points(title, pairs, kindOf) {
-  const [low, high] = endsOf(pairs.flatMap(([before, now]) => [before, now]));
-  const across = scale(low, high, LEFT, WIDTH - RIGHT);
+  const [left, right] = endsOf(pairs.map(([before]) => before));
+  const [low, high] = endsOf(pairs.map(([, now]) => now));
+  const across = scale(left, right, LEFT, WIDTH - RIGHT);
   const up = scale(low, high, HEIGHT - BOTTOM, TOP);
   const sides = ticks(low, high);
+  const [from, to] = [Math.max(left, low), Math.min(right, high)];
+  const equal = { x1: across(from), y1: up(from), x2: across(to), y2: up(to), class: "equal" };
   const labels = tickLabels(sides);
   const marks = pairs.map((pair) =>
     drawn("circle", { cx: across(pair[0]), cy: up(pair[1]), r: 2.2, class: kindOf(pair) }),
@@ -130,9 +133,9 @@ export function points(title, pairs, kindOf) {
     title,
     HEIGHT,
     WIDTH,
-    ...axis(low, high, across),
+    ...axis(left, right, across),
     ...sides.map((value, at) => label(LEFT - 6, up(value) + 4, labels[at], "end")),
-    drawn("line", { x1: across(low), y1: up(low), x2: across(high), y2: up(high), class: "equal" }),
+    ...(from < to ? [drawn("line", equal)] : []),
     ...marks,
   );
 }

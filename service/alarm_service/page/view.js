@@ -47,12 +47,21 @@ async function start() {
     byId("search").addEventListener("input", searchSoon);
     view.list = virtualList(byId("list"), cellsOf, choose);
     arrange();
-    const wanted = Number(location.hash.slice(1)) - 1;
-    const numbers = view.overview.numbers ?? columns.reward.map((_, at) => at);
-    const first = Math.max(0, numbers.indexOf(wanted));
-    view.list.mark(first);
-    await choose(first);
   });
+  if (view.list) await open(wanted());
+}
+
+/** Return the sample that the address names, else the first. */
+function wanted() {
+  const at = Number(location.hash.slice(1)) - 1;
+  const { numbers, columns } = view.overview;
+  if (numbers) return Math.max(0, numbers.indexOf(at));
+  return at >= 0 && at < columns.reward.length ? at : 0;
+}
+
+function open(at) {
+  view.list.mark(at);
+  return choose(at);
 }
 
 function describe() {
@@ -248,14 +257,10 @@ function drawGroup(at, members, details, chosen) {
   const size = membersOf(group, group[at]).length;
   const rewards = details.map(recordedReward);
   const completions = details.map((one, place) => titleOf(one, () => number(members[place])));
-  const open = (place) => {
-    view.list.mark(members[place]);
-    choose(members[place]);
-  };
   const only = element("button", { type: "button" }, "List this group only");
   only.addEventListener("click", () => showGroup(String(group[at])));
   show("group", [
-    ...groupView(completions, rewards, chosen, open),
+    ...groupView(completions, rewards, chosen, (place) => open(members[place])),
     size > members.length
       ? element("p", { class: "warning" }, `${members.length} of ${counted(size, "sample")} of this group.`)
       : null,
