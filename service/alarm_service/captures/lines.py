@@ -27,7 +27,9 @@ __all__ = [
     "CapturedLine",
     "CapturedRewards",
     "CapturedScores",
+    "Constants",
     "capture_files",
+    "constants_of",
     "is_captured",
     "read_captured",
     "read_numbered",
@@ -58,7 +60,12 @@ class CapturedRewards:
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
         overrides = self.overrides.model_dump(mode="json", exclude_unset=True)
-        common = {"recipe": self.recipe, "fingerprint": self.fingerprint, "overrides": overrides}
+        common = {
+            "recipe": self.recipe,
+            "fingerprint": self.fingerprint,
+            "overrides": overrides,
+            "constants": constants_of(self.params).model_dump(mode="json"),
+        }
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             reward = reward_out(_identified(sample), outcome, self.aspects)
             line: dict[str, Any] = {"request": self.request, "sample": {}, **common}
@@ -127,6 +134,27 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
+class Constants(BaseModel):
+    """The constants that combined a reward, overrides included."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rule: str
+    threshold: float
+    holistic_weight: float
+    weights: dict[str, float]
+
+
+def constants_of(params: RuleParams) -> Constants:
+    """Return what is captured of a request's constants."""
+    return Constants(
+        rule=params.rule,
+        threshold=params.threshold,
+        holistic_weight=params.holistic_weight,
+        weights=dict(params.weights),
+    )
+
+
 class CapturedLine(BaseModel):
     """One line of a capture, as `alarm replay` reads it."""
 
@@ -138,6 +166,7 @@ class CapturedLine(BaseModel):
     recipe: str | None = None
     reward: RewardOut | None = None
     overrides: dict[str, Any] = {}
+    constants: Constants | None = None
     model: str | None = None
 
 

@@ -45,6 +45,10 @@ def add_replay(commands: Subparsers) -> None:
         "folder", type=Path, metavar="FOLDER", help="folder of a capture, or one of its files"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE",
+        help="write the report as one HTML file, with charts and the samples that changed most",
+    )  # fmt: skip
     add_scoring(parser)
 
 
@@ -54,16 +58,26 @@ def _run_replay(options: argparse.Namespace) -> int:
     from alarm_service.captures.lines import capture_files
 
     files = capture_files(options.folder)
-    require_writable(options.out)
-    require_other_file(options.out, files, "one of the files to be read")
+    for target in (options.out, options.html):
+        require_writable(target)
+        require_other_file(target, files, "one of the files to be read")
     from rich.console import Console
 
+    from alarm_models.recipe.schema import Overrides
+    from alarm_service.captures.lines import constants_of
     from alarm_service.evaluation.replay import replay
+    from alarm_service.evaluation.replay_examples import ReplayExamples
+    from alarm_service.evaluation.replay_html import replay_html
     from alarm_service.evaluation.replay_report import replay_page
     from alarm_service.evaluation.report import json_of, print_page
     from alarm_service.json_lines import STANDARD, write_whole
 
-    result = replay(files, source.recipe, source.settings, source.url)
+    constants = constants_of(source.recipe.rule_params(Overrides()))
+    examples = None if options.html is None else ReplayExamples(constants)
+    result = replay(files, source.recipe, source.settings, source.url, examples)
+    if examples is not None:
+        write_whole(options.html, replay_html(result, examples))
+        sys.stderr.write(f"report: {options.html}\n")
     if options.out is None:
         print_page(replay_page(result), Console())
         return 0

@@ -17,6 +17,7 @@ from alarm_service.cli.commands import add_health, add_recipes, add_record, add_
 from alarm_service.cli.evaluation import add_calibrate, add_evaluate, add_judge, add_select
 from alarm_service.cli.inspect import add_inspect
 from alarm_service.cli.serve import add_serve
+from alarm_service.cli.view import add_view
 from alarm_service.errors import format_validation_errors
 from alarm_service.settings import SettingsError
 
@@ -35,6 +36,7 @@ _COMMANDS = (
     add_judge,
     add_replay,
     add_audit,
+    add_view,
 )
 
 

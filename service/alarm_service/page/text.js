@@ -51,7 +51,7 @@ function valuesOf(reward, view) {
 export function textView(sample, reward, view, reach, onChoose) {
   const pieces = piecesOf(sample, reward, view);
   const readout = element("p", { class: "readout", "aria-live": "polite" });
-  const idle = idleNote(pieces, sample.unit, view);
+  const idle = idleNote(pieces, sample, view);
   readout.textContent = idle;
   const body = element("div", {
     class: "completion",
@@ -102,8 +102,8 @@ function drawPieces(body, text, pieces, reach) {
   return notes;
 }
 
-function idleNote(pieces, unit, view) {
-  if (!pieces.length) return `${view}: nothing to judge in this completion`;
+function idleNote(pieces, { unit, why }, view) {
+  if (!pieces.length) return `${view}: ${why ?? "nothing to judge in this completion"}`;
   const isOfSegments = pieces.some((piece) => piece.isSegment);
   const what = isOfSegments ? "the model's score" : "the reward placed on it";
   const one = isOfSegments ? "segment" : unit;
