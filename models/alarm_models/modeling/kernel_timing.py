@@ -17,9 +17,7 @@ _CLEAR_RATIO = 2.0
 
 
 def least_seconds(*calls: Callable[[], object]) -> list[float]:
-    """Return the least seconds of each call, in turns, after a warm-up."""
-    for call in calls:
-        call()
+    """Return the least seconds of each call, in turns; each has run before, as a warm-up."""
     least = [float("inf")] * len(calls)
     for _ in range(_NUM_MEASURED):
         for index, call in enumerate(calls):
