@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["INTERNAL", "Caller", "Usage", "VirtualTimes", "predicted_s"]
+__all__ = ["INTERNAL", "Caller", "Turn", "TurnOrder", "Usage", "VirtualTimes", "predicted_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,81 @@ class VirtualTimes(Generic[_Flow]):
         for flow in idle[: max(0, len(self._tags) - _MAX_FLOWS)]:
             del self._tags[flow]
         self._most = max(_MAX_FLOWS, 2 * len(self._tags))
+
+
+_Waiting = TypeVar("_Waiting")
+
+
+class Turn(NamedTuple, Generic[_Waiting]):
+    """The place of something that waits: the smallest one has the next turn.
+
+    ``tag`` is its flow's start tag, ``since`` the time since when it has been waiting, ``number``
+    the order of arrival.
+    """
+
+    tag: float
+    since: float
+    number: int
+    waiting: _Waiting
+
+
+class TurnOrder(Generic[_Waiting, _Flow]):
+    """What waits, in the order of turns; ``times`` has the start tags of flows.
+
+    Whenever a flow's tag changes, `place` must be called for what waits of it. Placing and removing
+    take a search in a sorted list.
+    """
+
+    def __init__(self, times: VirtualTimes[_Flow], flow_of: Callable[[_Waiting], _Flow]) -> None:
+        self._times = times
+        self._flow_of = flow_of
+        self._turns: dict[_Waiting, Turn[_Waiting]] = {}
+        #: Sorted: the turns that are ahead by their tags, and the others, whose tags are all 0, by
+        #: what decides among equal tags.
+        self._ahead: list[Turn[_Waiting]] = []
+        self._due: list[Turn[_Waiting]] = []
+        self._num_came = 0
+
+    def get(self, waiting: _Waiting) -> Turn[_Waiting] | None:
+        """Return the turn of something; None if it does not wait."""
+        return self._turns.get(waiting)
+
+    def place(self, waiting: _Waiting, since: float) -> Turn[_Waiting]:
+        """Put something into its place, or into a new one, and return the turn."""
+        before = self.remove(waiting)
+        if before is None:
+            self._num_came += 1
+        number = self._num_came if before is None else before.number
+        flow = self._flow_of(waiting)
+        is_ahead = self._times.is_ahead(flow)
+        turn = Turn(self._times.start(flow) if is_ahead else 0.0, since, number, waiting)
+        self._turns[waiting] = turn
+        insort(self._ahead if is_ahead else self._due, turn)
+        return turn
+
+    def remove(self, waiting: _Waiting) -> Turn[_Waiting] | None:
+        """Remove something and return its turn; None if it does not wait."""
+        turn = self._turns.pop(waiting, None)
+        if turn is not None:
+            turns = self._ahead if turn.tag else self._due
+            del turns[bisect_left(turns, turn)]
+        return turn
+
+    def __iter__(self) -> Iterator[Turn[_Waiting]]:
+        """Yield the turns in order, with their tags of now."""
+        now = self._times.now
+        num_due = bisect_right(self._ahead, now, key=_tag)
+        for turn in self._ahead[:num_due]:
+            due = self._turns[turn.waiting] = turn._replace(tag=0.0)
+            insort(self._due, due)
+        del self._ahead[:num_due]
+        for turn in self._due:
+            yield turn._replace(tag=now)
+        yield from self._ahead
+
+
+def _tag(turn: Turn[_Waiting]) -> float:
+    return turn.tag
 
 
 #: Assumed before a model was measured.
