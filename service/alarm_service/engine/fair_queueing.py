@@ -47,9 +47,14 @@ class VirtualTimes(Generic[_Flow]):
     differ by more than the cost of one service of each. Costs may be charged after service, as for
     CPU time (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters
     of Sheng et al. (OSDI 2024).
+
+    ``even_share`` is the tag of a flow that has always waited. New flows start there: the tag of
+    the last one served does not advance while new flows come, so that requests with a connection
+    each would keep a flow that was served before waiting forever.
     """
 
     def __init__(self) -> None:
+        self.even_share = 0.0
         self._tags: dict[_Flow, float] = {}
         self._now = 0.0
         self._most = _MAX_FLOWS
@@ -67,9 +72,13 @@ class VirtualTimes(Generic[_Flow]):
         """Return a flow's start tag."""
         return max(self._tags.get(flow, 0.0), self._now)
 
-    def add(self, flow: _Flow, tag: float) -> None:
-        """Start a new flow at this tag or later; one that is known keeps its own."""
-        self._tags.setdefault(flow, max(tag, self._now))
+    def begin_to_wait(self, flow: _Flow, ahead: float = 0.0) -> None:
+        """Start a new flow so much ahead of the even share; one that is known keeps its tag."""
+        self._tags.setdefault(flow, max(self.even_share - ahead, self._now))
+
+    def divide(self, cost: float, num_flows: int) -> None:
+        """Divide the cost of a service among as many flows as waited for it or got it."""
+        self.even_share = max(self.even_share, self._now) + cost / num_flows
 
     def is_ahead(self, flow: _Flow) -> bool:
         """Whether a flow has been served more than its share."""
@@ -209,14 +218,9 @@ class Usage:
 
     ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
     the highest throughput of a batch so far, 0 before the first.
-
-    ``even_share_s`` is the virtual time of a caller that has always waited. New callers start a
-    batch before it: the tag of the last one served does not advance while new callers come, so
-    that requests with a connection each would keep a caller that was served before waiting forever.
     """
 
     callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
-    even_share_s: float = 0.0
     best_tokens_per_s: float = 0.0
     _num_batches: int = 0
     _tokens: float = 0.0
@@ -226,13 +230,8 @@ class Usage:
     _products: float = 0.0
 
     def begin_to_wait(self, caller: Caller) -> None:
-        """Give a new caller its start tag, before its first sample is queued."""
-        self.callers.add(caller, self.even_share_s - _MAX_BATCH_S)
-
-    def divide(self, seconds: float, num_callers: int) -> None:
-        """Divide the time of a batch among as many callers as had samples waiting or in it."""
-        even_share_s = max(self.even_share_s, self.callers.now)
-        self.even_share_s = even_share_s + seconds / num_callers
+        """Give a new caller its start tag, a batch ahead, before its first sample is queued."""
+        self.callers.begin_to_wait(caller, _MAX_BATCH_S)
 
     @property
     def tokens_per_s(self) -> float:

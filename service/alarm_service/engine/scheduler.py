@@ -476,7 +476,7 @@ class RequestQueue:
             self._num_running = max(self._num_running - 1, 0)
             usage = self._usage_of(name)
             usage.measure(total, seconds)
-            usage.divide(seconds, self._num_sharing(batch))
+            usage.callers.divide(seconds, self._num_sharing(batch))
             expected = 0.0
             for work, num_tokens in zip(batch, num_computed, strict=True):
                 expected += work.charged
