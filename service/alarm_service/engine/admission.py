@@ -244,10 +244,10 @@ class Admission:
         self._waiting = _Claims()
         self._granted: set[_Claim] = set()
         self._num_reserved = self._num_waiting = self._num_granted = 0  # tokens
-        #: Heap of the tokens of claims that wait or waited.
+        #: Heap of the tokens of claims that wait; some no longer do.
         self._sizes: list[tuple[int, float, _Claim]] = []
-        #: Claims of refused requests by their identity, then by connection, and a heap of when
-        #: they expire or did before they were refused again.
+        #: Claims of refused requests by their identity, then by connection; and a heap of when they
+        #: expire, in which some are gone or expire later.
         self._by_content: dict[tuple[str, int, int], dict[str, _Claim]] = {}
         self._expiries: list[tuple[float, float, _Claim]] = []
         self._num_claims = 0
@@ -492,6 +492,9 @@ class Admission:
                 break
         for claim in granted:
             self._waiting.remove(claim)
+        if len(self._sizes) > 2 * len(self._waiting) + _BLOCK:
+            self._sizes = [(one.num_tokens, one.order[1], one) for one in self._waiting]
+            heapq.heapify(self._sizes)
         self._observe(self.num_queued, self._num_reserved)
 
     def _is_open_to_waiting(self) -> bool:
@@ -512,6 +515,10 @@ class Admission:
             if expires < claim.expires:
                 heapq.heappush(self._expiries, (expires, claim.order[1], claim))
             claim.expires = expires
+            if len(self._expiries) > 2 * len(self._claims) + _BLOCK:
+                refused = (one for one in self._claims if one.expires < math.inf)
+                self._expiries = [(one.expires, one.order[1], one) for one in refused]
+                heapq.heapify(self._expiries)
         self._observe(self.num_queued, self._num_reserved)
         others = f", {before} are reserved before this request," if before else ""
         return Overloaded(
