@@ -147,7 +147,7 @@ class GroupAssembler:
     def __init__(self, metrics: Metrics, life: Lifecycle, max_bytes: int) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupState(max_bytes)
+        self._assembly = GroupState(max_bytes, self._drop_unused)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -298,8 +298,6 @@ class GroupAssembler:
 
     def _forget(self) -> None:
         self._assembly.forget(time.monotonic())
-        for attempt in list(self._outcomes):
-            self._drop_unused(attempt)
 
     def _drop_unused(self, attempt: Attempt) -> None:
         if not attempt.num_waiting and not self._assembly.holds(attempt):

@@ -94,7 +94,19 @@ class RequestRecipe:
 
     def fault(self, sample: Sample) -> SampleError | None:
         """Say why a sample gets no reward whatever it scores; None if it may have one."""
-        return None if self.recipe.overlong is None else self.recipe.overlong.fault(sample)
+        overlong = self.recipe.overlong
+        return (overlong and overlong.fault(sample)) or _lost_tokens(sample)
+
+
+def _lost_tokens(sample: Sample) -> SampleError | None:
+    """Return an error if a sample has a text, and no tokens that could get its reward."""
+    if sample.token_offsets is None or sample.token_offsets or not sample.completion_text.strip():
+        return None
+    return SampleError(
+        "invalid_sample",
+        "token_offsets is empty, and the completion is not: send a span for each of its tokens, or "
+        "omit token_offsets to get the reward as one number",
+    )
 
 
 @dataclass(frozen=True, slots=True)
