@@ -826,8 +826,10 @@ class RemoteSpec(Spec):
     module = "alarm_models.reward_models.remote.model"
     is_reproducible = False
     kind: Literal["remote"] = "remote"
-    api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    api: Literal["vllm", "vllm-scoring", "sglang", "tei", "alarm", "chat"]
+    url: str | tuple[str, ...] = Field(
+        description="URL of the server, or a list of URLs of servers with the same model"
+    )
     model: str | None = Field(default=None, description="name of the model on that server")
     api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
     template: str | None = Field(
@@ -865,6 +867,14 @@ class RemoteSpec(Spec):
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: request parameters",
     )
+    label_token_ids: Annotated[tuple[int, ...], _Added] = Field(
+        default=(),
+        description="`vllm-scoring`: ids of the tokens that are compared; the score is the "
+        "probability of the first among them",
+    )
+    special_tokens: Annotated[bool, _Added] = Field(
+        default=True, description="`vllm-scoring`: whether vLLM adds special tokens to the text"
+    )
     labels: tuple[str, ...] | None = Field(default=None, description="output names by position")
     weights: Mapping[str, float] = Field(
         default_factory=dict, description="label -> weight in the score"
@@ -876,8 +886,15 @@ class RemoteSpec(Spec):
         default=16 << 20, ge=1024, description="maximum size of a response"
     )
     max_retries: int = Field(default=4, ge=0)
-    max_concurrent: int = Field(default=16, ge=1, description="maximum concurrent requests")
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests to each server"
+    )
     batch_size: int = Field(default=32, ge=1, description="maximum samples per request")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs of all servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -906,8 +923,17 @@ class RemoteSpec(Spec):
 
     @field_validator("url")
     @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        return require_address(url)
+    def _is_an_address(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        urls = [url] if isinstance(url, str) else url
+        if not urls:
+            raise ValueError("the list of URLs is empty: give at least one")
+        if len({one.rstrip("/") for one in urls}) < len(urls):
+            raise ValueError("a URL is twice in the list: remove one")
+        for one in urls:
+            if not one.startswith(("http://", "https://")):
+                raise ValueError("a URL of a server must begin with http:// or https://")
+            require_address(one)
+        return url
 
     @field_validator("api_key")
     @classmethod
@@ -975,6 +1001,11 @@ class RemoteSpec(Spec):
         if self.api != "chat" and (self.values or self.n > 1):
             name = "values" if self.values else "n"
             raise ValueError(f"api `{self.api}` does not use {name}: remove it")
+        if self.api == "vllm-scoring" and len(self.label_token_ids) < 2:
+            raise ValueError("api `vllm-scoring` requires label_token_ids of at least two tokens")
+        for name in ("label_token_ids", "special_tokens"):
+            if self.api != "vllm-scoring" and name in self.model_fields_set:
+                raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(
                 f"api `{self.api}` does not apply a chat template: set `template` to a template "
