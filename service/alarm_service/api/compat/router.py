@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from alarm_service.api.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenR
 from alarm_service.api.compat.slime import SlimeIn, SlimeOptions, SlimeOut
 from alarm_service.api.deps import WORK_ERRORS
 from alarm_service.api.off_loop_bodies import OffLoopRoute, off_loop
+from alarm_service.errors import SampleFailed
 
 __all__ = ["router"]
 
@@ -98,8 +100,15 @@ async def nemo_gym_route(
 ) -> Response:
     """Reward a rollout of NeMo Gym, as the `/verify` of a resources server does."""
     prepare = partial(nemo_gym.samples_of, body, options)
-    (number,) = (await call.numbers(name, prepare, "response")).numbers
-    write = partial(nemo_gym.answer, await call.request.body(), number, options)
+    sent = await call.request.body()
+    write: Callable[[], Response]
+    try:
+        (number,) = (await call.numbers(name, prepare, "response")).numbers
+        write = partial(nemo_gym.answer, sent, number, options)
+    except SampleFailed as failure:
+        if not options.mask:
+            raise
+        write = partial(nemo_gym.masked_answer, sent, failure)
     return await off_loop(call.request, write)
 
 
