@@ -70,7 +70,7 @@ class SampleError:
     the model cannot read a part of a message, such as an image; "group_incomplete" if other members
     of the group did not come in time, and "group_conflict" if the group is contradictory, such as
     two samples with one id; "overlong" and "dropped" if the recipe gives the sample no reward on
-    purpose.
+    purpose; "budget_exceeded" if a judge's budget did not allow to ask about it.
     """
 
     code: str

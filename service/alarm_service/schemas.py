@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.types import (
     AspectReward,
+    JudgeUsage,
     Message,
     PackedSpans,
     Reward,
@@ -48,6 +50,7 @@ __all__ = [
     "HolisticOut",
     "InPieces",
     "JsonObjectIn",
+    "JudgeUsageOut",
     "ListOf",
     "MessageFields",
     "MessageIn",
@@ -72,6 +75,7 @@ __all__ = [
     "reward_out",
     "sample_in",
     "score_out",
+    "usage_out",
 ]
 
 #: Members passed to pydantic per call, during which it holds the GIL.
@@ -438,6 +442,7 @@ class SampleErrorOut(_Out):
         "group_conflict",
         "overlong",
         "dropped",
+        "budget_exceeded",
     ]
     message: str
 
@@ -479,6 +484,27 @@ class NamedScoresOut(ScoreOut):
     """One sample's score from a model with several named outputs."""
 
     outputs: dict[str, float] = Field(description="output name -> value")
+    output_segments: dict[str, list[SegmentOut]] | None = Field(
+        default=None,
+        exclude_if=lambda segments: segments is None,
+        description="output name -> its segments, such as what a judge quoted; absent if no output "
+        "has any",
+    )
+    skipped: list[str] = Field(
+        default_factory=list,
+        exclude_if=lambda names: not names,
+        description="outputs that were not judged; absent if all were",
+    )
+
+
+class JudgeUsageOut(_Out):
+    """What judges behind endpoints were asked for the scores of this response."""
+
+    num_requests: int
+    num_cached: int = Field(description="questions whose answer was stored")
+    num_input_tokens: int
+    num_output_tokens: int
+    cost: float = Field(description="money, by the prices in the recipe")
 
 
 class UsageOut(_Out):
@@ -486,6 +512,19 @@ class UsageOut(_Out):
 
     num_tokens: int
     num_computed_tokens: int
+    judge: JudgeUsageOut | None = Field(
+        default=None,
+        exclude_if=lambda usage: usage is None,
+        description="absent unless a judge behind an endpoint was asked",
+    )
+
+
+def usage_out(
+    num_tokens: int, num_computed_tokens: int, judge: JudgeUsage | None = None
+) -> UsageOut:
+    """Convert what a response cost."""
+    asked = None if judge is None else JudgeUsageOut(**asdict(judge))
+    return UsageOut(num_tokens=num_tokens, num_computed_tokens=num_computed_tokens, judge=asked)
 
 
 class ScoreResponse(_Out):
@@ -657,7 +696,15 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
     )
     if outcome.outputs is None:
         return score
-    return NamedScoresOut(**dict(score), outputs=dict(outcome.outputs))
+    of_outputs = outcome.output_segments
+    return NamedScoresOut(
+        **dict(score),
+        outputs=dict(outcome.outputs),
+        output_segments=None
+        if of_outputs is None
+        else {name: _segments(some) or [] for name, some in of_outputs.items()},
+        skipped=list(outcome.skipped),
+    )
 
 
 def reward_out(

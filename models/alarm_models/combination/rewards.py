@@ -71,7 +71,8 @@ class AspectRule:
 
     A segment judged positive or negative gets ``positive`` or ``negative``. A segment with a grade,
     or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped,
-    and divided if the shaping divides by the number of segments or tokens. With placement on
+    and divided if the shaping divides by the number of segments or tokens, or if the segments share
+    one value. With placement on
     tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``.
     With ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
     difference between the value of the completion up to its end and the value up to its start.
@@ -98,6 +99,8 @@ class AspectRule:
         spans, raw = self._raw_values(score, tokens)
         shape = SHAPINGS[self.shaping]
         divisor = self.shaping.divisor(len(raw), len(tokens))
+        if score.is_divided and not self.shaping.divides:
+            divisor = max(len(raw), 1)
         return AspectValues(spans, raw, [shape(value) for value in raw], divisor)
 
     def _raw_values(

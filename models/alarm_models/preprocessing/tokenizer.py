@@ -192,6 +192,11 @@ class Tokenizer:
         end = self._loaded.eos_token
         return None if end is None else self._fast.token_to_id(end)
 
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens that are found in any text before it is tokenized, such as special ones."""
+        return tuple(str(one) for one in self._fast.get_added_tokens_decoder().values())
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without added special tokens."""
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
@@ -32,10 +33,17 @@ from alarm_models.types import Dtype
 
 __all__ = [
     "ANY_NUMBER",
+    "CRITERIA",
+    "IMPORTANCE_WEIGHTS",
     "KINDS",
+    "MARK",
+    "MAX_CRITERION_CHARS",
+    "BudgetSpec",
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
+    "CriterionSpec",
+    "EndpointSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -52,6 +60,7 @@ __all__ = [
     "RegexSpec",
     "RemoteSpec",
     "RepetitionSpec",
+    "RubricSpec",
     "SegmentsSpec",
     "SequenceSpec",
     "SimilaritySpec",
@@ -124,6 +133,11 @@ class Spec(BaseModel):
 
     #: Whether it can score the prefixes of a completion too, as `dense` requires.
     scores_prefixes: ClassVar[bool] = False
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a checkpoint is loaded for it, which runs on a device."""
+        return False
 
     if TYPE_CHECKING:
 
@@ -271,6 +285,11 @@ class NeuralSpec(Spec):
     note: _Text = Field(
         default=None, min_length=1, description="remark on its scores, shown in `notes` of /models"
     )
+
+    @property
+    def has_weights(self) -> bool:
+        """True: the checkpoint."""
+        return True
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -1011,6 +1030,314 @@ class RemoteSpec(Spec):
                 f"api `{self.api}` does not apply a chat template: set `template` to a template "
                 "text"
             )
+        return self
+
+
+class BudgetSpec(BaseModel):
+    """What a judge's endpoint may use in any 60 seconds; a key that is left out sets no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    requests: int | None = Field(default=None, ge=1, description="requests, retries included")
+    tokens: int | None = Field(default=None, ge=1, description="input and output tokens")
+    cost: float | None = Field(default=None, gt=0, description="money, by the endpoint's prices")
+    excess: Literal["wait", "fail"] = Field(
+        default="wait",
+        description="`wait` until the budget allows the request, or `fail` its sample at once",
+    )
+    max_wait_s: float = Field(
+        default=120, gt=0, le=86400, description="`wait`: the longest wait; then the sample fails"
+    )
+
+
+class EndpointSpec(BaseModel):
+    """An OpenAI-compatible chat endpoint that judges, its limits and its prices."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    model: str = Field(min_length=1, description="name of the model on that server")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
+    parameters: Mapping[str, JsonValue] = Field(
+        default_factory=lambda: {"temperature": 0, "max_tokens": 1024},
+        description="request parameters",
+    )
+    structured: Literal["auto", "json_schema", "none"] = Field(
+        default="auto",
+        description="whether answers must fit a JSON schema (`response_format`); `auto` stops "
+        "asking for it once the server refuses it",
+    )
+    timeout_s: float = Field(
+        default=60, gt=0, description="timeout of one attempt, including its whole response"
+    )
+    max_answer_bytes: int = Field(
+        default=16 << 20, ge=1024, description="maximum size of a response"
+    )
+    max_retries: int = Field(default=4, ge=0)
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests of all models to this URL"
+    )
+    hedge_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds without an answer after which the request is sent a second time; the "
+        "first answer counts. Default: never",
+    )
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        description="folder of stored answers, which identical requests get. Default: none",
+    )
+    max_cache_bytes: int = Field(
+        default=1 << 30, ge=1 << 16, description="maximum size of the stored answers"
+    )
+    budget: BudgetSpec = Field(default=BudgetSpec(), description="what a minute may use")
+    input_price: float = Field(default=0, ge=0, description="money per million input tokens")
+    output_price: float = Field(default=0, ge=0, description="money per million output tokens")
+
+    @property
+    def api(self) -> str:
+        """What error messages call the server."""
+        return "judge"
+
+    def scoring_constants(self) -> str:
+        """Return the keys that affect scores, as JSON."""
+        return self.model_dump_json(include={"model", "parameters", "structured"})
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        return require_address(url)
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(usable_key(key.get_secret_value()))
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        reserved = {"model", "messages", "stream", "n", "logprobs", "top_logprobs"}
+        own = sorted({*reserved, "response_format"} & set(parameters))
+        if own:
+            raise ValueError(f"sets {own}, which the server sets itself: remove them")
+        return parameters
+
+    @model_validator(mode="after")
+    def _has_prices_for_its_budget(self) -> EndpointSpec:
+        if self.budget.cost is not None and not (self.input_price or self.output_price):
+            raise ValueError(
+                "budget.cost requires input_price and output_price, the money per million tokens"
+            )
+        return self
+
+
+#: Weights of criteria whose recipe or sample sets none: those of Rubrics as Rewards (Gunjal et al.
+#: 2025, arXiv 2507.17746), where a pitfall counts against the answer.
+IMPORTANCE_WEIGHTS: Mapping[str, float] = {
+    "essential": 1.0,
+    "important": 0.7,
+    "optional": 0.3,
+    "pitfall": -0.9,
+}
+
+#: The longest text of a criterion.
+MAX_CRITERION_CHARS = 4000
+
+#: Names of a question's parts that the server fills in.
+CRITERIA, MARK = "criteria", "mark"
+
+
+class CriterionSpec(BaseModel):
+    """One criterion of a rubric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    text: str = Field(
+        min_length=1,
+        max_length=MAX_CRITERION_CHARS,
+        description="a statement that is true or false of an answer",
+    )
+    weight: float | None = Field(
+        default=None, description="negative for a pitfall; default: by importance, else 1"
+    )
+    importance: Literal["essential", "important", "optional", "pitfall"] | None = Field(
+        default=None, description="sets the weight: 1, 0.7, 0.3 and -0.9"
+    )
+    requires: tuple[str, ...] = Field(
+        default=(), description="criteria that must be met for this one to count as met"
+    )
+
+    @property
+    def signed_weight(self) -> float:
+        """The weight, negative for a pitfall."""
+        if self.weight is not None:
+            return self.weight
+        return 1.0 if self.importance is None else IMPORTANCE_WEIGHTS[self.importance]
+
+    @model_validator(mode="after")
+    def _pitfalls_count_against(self) -> CriterionSpec:
+        if (self.importance == "pitfall") != (self.signed_weight < 0) and self.importance:
+            raise ValueError(
+                f"weight is {self.signed_weight:g} for a criterion that is {self.importance}: "
+                "pitfalls, and no others, have a negative weight"
+            )
+        return self
+
+
+class RubricSpec(TextSpec):
+    """The weighted share of criteria that a judge finds met, each with its own verdict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.rubric.model"
+    must_score_warm_up = False  # a judge's answer to the sample may be unreadable
+    grades_segments = True
+    kind: Literal["rubric"] = "rubric"
+    checkpoint: str = Field(
+        default="", max_length=MAX_NAME_CHARS, description="a causal model that judges: yes or no"
+    )
+    endpoint: EndpointSpec | None = Field(
+        default=None, description="in place of `checkpoint`, a chat endpoint that judges"
+    )
+    criteria: Mapping[str, CriterionSpec] = Field(
+        default_factory=dict, description="criteria by name, for every sample"
+    )
+    criteria_field: str = Field(
+        default="rubric", pattern=r"^\w+$", description="field with a sample's further criteria"
+    )
+    question: str | None = Field(
+        default=None,
+        description="template of the question; contains `{completion}`, `{criteria}` and `{mark}`",
+    )
+    measure: Literal["verdict", "probability"] = Field(
+        default="verdict",
+        description="`verdict` is 1 or 0, or the share of votes; `probability` is that of yes, "
+        "from the logits or log probabilities of the verdict",
+    )
+    n: int = Field(
+        default=1, ge=1, le=128, strict=True, description="`endpoint`: votes for each criterion"
+    )
+    criteria_per_call: int = Field(
+        default=1, ge=1, le=64, description="`endpoint`: maximum number of criteria per question"
+    )
+    quotes: bool = Field(
+        default=False,
+        description="`endpoint`: the judge quotes what it judges; these parts of the completion "
+        "are the criterion's segments",
+    )
+    on_failure: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="a criterion without a readable verdict: `fail` the sample, or `skip` the "
+        "criterion and its weight",
+    )
+    dropout: float = Field(
+        default=0,
+        ge=0,
+        lt=1,
+        description="probability with which a criterion is left out, equally for a whole group",
+    )
+    step_field: str = Field(
+        default="step",
+        pattern=r"^\w+$",
+        description="`dropout`: field with the training step; other steps leave out others",
+    )
+    seed: int = Field(default=0, description="`dropout`: seed of what is left out")
+    positive: str | int = Field(default="Yes", description="`checkpoint`: token of met")
+    negative: str | int = Field(default="No", description="`checkpoint`: token of not met")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it judges with a checkpoint rather than an endpoint."""
+        return self.endpoint is None
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        own = () if self.criteria else (f"{{{self.criteria_field}}}",)
+        return (*(() if self.question is None else (self.question,)), *own)
+
+    @property
+    def asks(self) -> bool:
+        """True: the chat template renders a question."""
+        return True
+
+    @property
+    def reads_text(self) -> bool:
+        """True: the question shows prompt and completion as texts."""
+        return True
+
+    @field_validator("question")
+    @classmethod
+    def _shows_all_parts(cls, question: str | None) -> str | None:
+        lacking = [
+            f"{{{name}}}"
+            for name in ("completion", CRITERIA, MARK)
+            if question is not None and f"{{{name}}}" not in question
+        ]
+        if lacking:
+            raise ValueError(
+                f"question does not contain {' and '.join(lacking)}: write the completion between "
+                "two lines with {mark}, which no completion can contain"
+            )
+        return question
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> RubricSpec:
+        if (self.endpoint is None) == (not self.checkpoint):
+            found = "both" if self.checkpoint else "neither"
+            raise ValueError(
+                f"kind rubric requires either a checkpoint or an endpoint, not {found}: write "
+                "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
+            )
+        given = self.model_fields_set
+        if self.endpoint is not None:
+            of_weights = {*TextSpec.model_fields, "positive", "negative"} - {*Spec.model_fields}
+            unused, judge = sorted(given & of_weights), "an endpoint"
+        else:
+            unused = sorted(given & {"n", "criteria_per_call", "quotes"})
+            judge = "a checkpoint"
+        if unused:
+            raise ValueError(f"{', '.join(unused)} have no effect with {judge}: remove them")
+        for key in ("head", "mark_copied"):
+            if getattr(self, key):
+                raise ValueError(f"kind rubric reads the next token: leave {key} out")
+        return self
+
+    @model_validator(mode="after")
+    def _votes_may_differ(self) -> RubricSpec:
+        parameters = {} if self.endpoint is None else self.endpoint.parameters
+        if self.n > 1 and parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.n} votes at temperature 0 are all the same: set a higher one in "
+                "endpoint.parameters.temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _criteria_require_others(self) -> RubricSpec:
+        for name, criterion in self.criteria.items():
+            if not name.strip():
+                raise ValueError("criteria has one with an empty name")
+            unknown = sorted({*criterion.requires} - {*self.criteria})
+            if unknown or name in criterion.requires:
+                raise ValueError(
+                    f"criteria.{name}.requires names {unknown or name!r}: use names of other "
+                    f"criteria, of {sorted(self.criteria)}"
+                )
+        try:
+            graph = {name: one.requires for name, one in self.criteria.items()}
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            cycle = " -> ".join(reversed(error.args[1]))
+            raise ValueError(
+                f"criteria.*.requires have a cycle, {cycle}: remove one of these"
+            ) from error
+        if self.criteria and not any(one.signed_weight for one in self.criteria.values()):
+            raise ValueError("every criterion has weight 0: give one another weight")
         return self
 
 

@@ -21,7 +21,7 @@ from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import Truncation
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
-from alarm_models.types import Sample, Score, Shown
+from alarm_models.types import JudgeTotals, Sample, Score, Shown
 
 __all__ = [
     "CheckModel",
@@ -308,6 +308,11 @@ class HostModel(ABC):
     def fingerprint(self) -> str:
         """A digest of everything known that determines its scores."""
         return self._fingerprint
+
+    @property
+    def judge_totals(self) -> JudgeTotals | None:
+        """What its judge was asked since it was opened; None if it asks none."""
+        return None
 
     async def open(self) -> None:
         """Prepare for scoring, in the event loop that scores; raise `CheckpointError`.

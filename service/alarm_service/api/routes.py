@@ -25,10 +25,10 @@ from alarm_service.schemas import (
     SampleIn,
     ScoreRequest,
     ScoreResponse,
-    UsageOut,
     reward_out,
     sample_in,
     score_out,
+    usage_out,
 )
 from alarm_service.settings import Settings
 
@@ -58,9 +58,7 @@ async def score(
         model=scores.model,
         fingerprint=scores.fingerprint,
         scores=[] if is_large(request) else [row() for row in rows],
-        usage=UsageOut(
-            num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
-        ),
+        usage=usage_out(scores.num_tokens, scores.num_computed_tokens, scores.judge_usage),
     )
     return (
         await large_response(request, response, "scores", rows) if is_large(request) else response
@@ -90,9 +88,7 @@ async def hierarchical_reward(
         recipe=rewards.recipe.name,
         fingerprint=rewards.fingerprint,
         rewards=[] if is_large(request) else [row() for row in rows],
-        usage=UsageOut(
-            num_tokens=rewards.num_tokens, num_computed_tokens=rewards.num_computed_tokens
-        ),
+        usage=usage_out(rewards.num_tokens, rewards.num_computed_tokens, rewards.judge_usage),
     )
     return (
         await large_response(request, response, "rewards", rows) if is_large(request) else response

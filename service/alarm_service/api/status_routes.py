@@ -6,7 +6,6 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.reward_models.base import HostModel
 from alarm_service.api.deps import EngineOf, SettingsOf, documented
 from alarm_service.engine.engine import RewardEngine
@@ -119,7 +118,7 @@ def _device(engine: RewardEngine, served: ServedModel) -> str:
     loaded = engine.model_set.models.get(served.key)
     if loaded is not None and isinstance(loaded.model, HostModel):
         return loaded.model.device
-    return _devices(engine) if isinstance(served.spec, NeuralSpec) else "none"
+    return _devices(engine) if served.spec.has_weights else "none"
 
 
 def _devices(engine: RewardEngine) -> str:

@@ -142,6 +142,7 @@ class RewardEngine:
         metrics.bind_waiting_callers(self._queue.num_callers)
         metrics.bind_abandoned_passes(lambda: self.device_pool.num_given_up)
         metrics.changes.bind_recipes(lambda: self.model_set.fingerprints())
+        metrics.judges.bind(lambda: self.model_set.judge_totals())
         metrics.bind_ready(lambda: self.life.state is LifecycleState.READY)
         self.admission = Admission(
             limits.max_queued_tokens,

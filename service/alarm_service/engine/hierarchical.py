@@ -25,7 +25,7 @@ from alarm_models.combination.rewards import (
 )
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.types import AspectReward, Reward, Sample, Score
+from alarm_models.types import AspectReward, JudgeUsage, Reward, Sample, Score
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
@@ -123,6 +123,7 @@ class SampleScorer:
     segmenters: Mapping[LoadedModel, str] = field(default_factory=dict)
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    judge_usage: JudgeUsage | None = None
     _known: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
     #: What passes gave of other models, until it is asked for.
     _by_products: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
@@ -207,6 +208,8 @@ class SampleScorer:
         self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
         self.num_tokens += scores.num_tokens
         self.num_computed_tokens += scores.num_computed_tokens
+        if scores.judge_usage is not None:
+            self.judge_usage = (self.judge_usage or JudgeUsage()) + scores.judge_usage
         return scores
 
 
@@ -338,6 +341,7 @@ class Rewards:
     rewards: Sequence[Reward | SampleError]
     num_tokens: int
     num_computed_tokens: int
+    judge_usage: JudgeUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,6 +497,7 @@ async def _reward_samples(
             rewards,
             scorer.num_tokens,
             scorer.num_computed_tokens,
+            scorer.judge_usage,
         )
 
 
@@ -582,6 +587,7 @@ class _GroupCall:
             [rewards[index] for index in range(len(self.samples))],
             scored.num_tokens,
             scored.num_computed_tokens,
+            scored.judge_usage,
         )
 
     async def _score(
@@ -609,6 +615,7 @@ class _GroupCall:
                 {indices[place]: one for place, one in rewards.items()},
                 scorer.num_tokens,
                 scorer.num_computed_tokens,
+                scorer.judge_usage,
             )
 
     async def _combine(
@@ -626,6 +633,7 @@ class _Scored:
     whole: Mapping[int, Reward | SampleError]
     num_tokens: int
     num_computed_tokens: int
+    judge_usage: JudgeUsage | None = None
 
 
 def _fingerprint(answers: Mapping[int, GroupAnswer]) -> str:

@@ -19,9 +19,17 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from alarm_models.types import JudgeTotals
 from alarm_service.observability.reward_metrics import RewardMetrics
 
-__all__ = ["BusyTime", "CallbackCounter", "CaptureMetrics", "ChangeMetrics", "Metrics"]
+__all__ = [
+    "BusyTime",
+    "CallbackCounter",
+    "CaptureMetrics",
+    "ChangeMetrics",
+    "JudgeMetrics",
+    "Metrics",
+]
 
 
 class BusyTime:
@@ -131,6 +139,71 @@ class CallbackCounter(Collector):
         yield CounterMetricFamily(self._name, self._text, value=self._total_s())
 
 
+#: Metrics of judges behind endpoints: name, HELP text, value.
+_OF_JUDGES: tuple[tuple[str, str, Callable[[JudgeTotals], float]], ...] = (
+    (
+        "alarm_judge_requests",
+        "Requests to a model's judge endpoint, retries included.",
+        lambda totals: totals.usage.num_requests,
+    ),
+    (
+        "alarm_judge_cached_answers",
+        "Questions to a judge whose answer was stored.",
+        lambda totals: totals.usage.num_cached,
+    ),
+    (
+        "alarm_judge_input_tokens",
+        "Tokens of the questions to a judge, as its server counted them.",
+        lambda totals: totals.usage.num_input_tokens,
+    ),
+    (
+        "alarm_judge_output_tokens",
+        "Tokens that a judge wrote, as its server counted them.",
+        lambda totals: totals.usage.num_output_tokens,
+    ),
+    (
+        "alarm_judge_cost",
+        "Money spent on a judge, by the prices in the recipe.",
+        lambda totals: totals.usage.cost,
+    ),
+    (
+        "alarm_judge_failed_questions",
+        "Questions to which a judge's server gave no answer.",
+        lambda totals: totals.num_failed,
+    ),
+    (
+        "alarm_judge_over_budget_questions",
+        "Questions that the budget of a minute did not allow.",
+        lambda totals: totals.num_over_budget,
+    ),
+    (
+        "alarm_judge_hedged_requests",
+        "Requests that were sent a second time because the first took too long.",
+        lambda totals: totals.num_hedged,
+    ),
+)
+
+
+class JudgeMetrics(Collector):
+    """Collects what the judges of the served models were asked when metrics are scraped."""
+
+    def __init__(self) -> None:
+        self._totals: Callable[[], Mapping[str, JudgeTotals]] = dict
+
+    def bind(self, totals: Callable[[], Mapping[str, JudgeTotals]]) -> None:
+        """Set the callback that returns the totals of each model that asks a judge."""
+        self._totals = totals
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the counters, which start again when a model is loaded again."""
+        totals = self._totals()
+        for name, text, value in _OF_JUDGES:
+            family = CounterMetricFamily(name, text, labels=["model"])
+            for model, one in totals.items():
+                family.add_metric([model], value(one))
+            yield family
+
+
 #: From one step of a small model to the longest timeout of a trainer.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
             300, 600)  # fmt: skip
@@ -160,6 +233,8 @@ class Metrics:
         self.rewards = RewardMetrics(registry)
         self.changes = ChangeMetrics(registry)
         self.captures = CaptureMetrics(registry)
+        self.judges = JudgeMetrics()
+        registry.register(self.judges)
         self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.backoff import backoff_s
+from alarm_models.recipe.specs import EndpointSpec, RemoteSpec
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
     ask_async,
@@ -67,12 +68,17 @@ class RequestFailed(Exception):
 
 
 class RemoteClient:
-    """A client of one server, for one event loop; raises `AddressError`."""
+    """A client of one server, for one event loop; raises `AddressError`.
 
-    def __init__(self, url: str, spec: RemoteSpec) -> None:
+    ``places`` limits concurrent requests instead of the spec, for clients that share a limit.
+    """
+
+    def __init__(
+        self, url: str, spec: RemoteSpec | EndpointSpec, places: asyncio.Semaphore | None = None
+    ) -> None:
         self.url = without_password(url)
         self._spec = spec
-        self._places = asyncio.Semaphore(spec.max_concurrent)
+        self._places = places or asyncio.Semaphore(spec.max_concurrent)
         self._key = None if spec.api_key is None else spec.api_key.get_secret_value()
         self._base = url.rstrip("/").removesuffix("/v1")
         self._client = open_async_client(
@@ -83,7 +89,31 @@ class RemoteClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def request(self, method: str, path: str, body: object = None) -> Any:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        admit: Callable[[], Awaitable[None]] | None = None,
+    ) -> Any:
+        """Return the JSON of the response, after retries; raise `RequestFailed`.
+
+        ``admit`` is awaited before each attempt; what it raises is passed on.
+        """
+        num_retries = 0
+        while True:
+            if admit is not None:
+                await admit()
+            try:
+                return await self.attempt(method, path, body)
+            except RequestFailed as failed:
+                if not failed.is_passing or num_retries >= self._spec.max_retries:
+                    raise
+                wait_s = backoff_s(num_retries, failed.headers)
+            await asyncio.sleep(wait_s)
+            num_retries += 1
+
+    async def attempt(self, method: str, path: str, body: object = None) -> Any:
         """Return the JSON of the response to one attempt; raise `RequestFailed`."""
         try:
             async with self._places:

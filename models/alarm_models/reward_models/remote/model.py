@@ -92,7 +92,7 @@ class RemoteModel(HostModel):
         try:
             if self._spec.api == "alarm":
                 # A server that is still loading has no fingerprint until it is ready.
-                await client.request("POST", self._api.path, self._api.body(_probes(self._spec)))
+                await client.attempt("POST", self._api.path, self._api.body(_probes(self._spec)))
             identity = await self._server_identity(client)
             await self._require_raw(client)
         except _UNEXPECTED_SHAPE as error:
@@ -103,7 +103,7 @@ class RemoteModel(HostModel):
 
     async def _server_identity(self, client: RemoteClient) -> str:
         try:
-            return self._api.identity(await client.request("GET", self._api.identity_path))
+            return self._api.identity(await client.attempt("GET", self._api.identity_path))
         except RequestFailed as failed:
             if failed.status in (404, 405):
                 return ""  # not every server has the route
@@ -175,7 +175,7 @@ class RemoteModel(HostModel):
         return [_within(*pair) for pair in zip(outcomes, samples, strict=True)]
 
     async def _read(self, client: RemoteClient, body: object) -> list[Outcome]:
-        return self._api.read(await client.request("POST", self._api.path, body), 1)
+        return self._api.read(await client.attempt("POST", self._api.path, body), 1)
 
     async def _require_raw(self, client: RemoteClient) -> None:
         """Raise `CheckpointError` if the server applies an activation anyway.

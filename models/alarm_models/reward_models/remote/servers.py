@@ -136,7 +136,7 @@ class Servers:
         for server in self._in_turn():
             try:
                 await self._require_same(server)
-                answer = await read(await server.client.request(method, path, body))
+                answer = await read(await server.client.attempt(method, path, body))
             except RequestFailed as failed:
                 if not failed.is_of_server:
                     raise
