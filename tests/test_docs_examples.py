@@ -21,6 +21,7 @@ import pytest
 import tiny
 from fastapi import FastAPI
 from remote_servers import Calls, judge, vllm
+from scripted_judge import Say, judge_server, rubric_answer, served
 from tcp import over_tcp
 from tiny import Checkpoint
 
@@ -141,6 +142,10 @@ def test_docs_recipe_scores_a_sample(
                 model["checkpoint"] = str(made)
             elif "checkpoint" in model:
                 model["checkpoint"] = str(checkpoint(model, tmp_path_factory.mktemp(name)).folder)
+            if "endpoint" in model:
+                servers.enter_context(judge_server())
+                _, keys = servers.enter_context(served(met))
+                model["endpoint"] |= keys | {"cache": str(folder / "judge-answers")}
             if "url" in model:
                 port = servers.enter_context(over_tcp(stand_in(model)))
                 model["url"] = f"http://127.0.0.1:{port}"
@@ -246,6 +251,12 @@ def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
             made.tokenizer.add_tokens(["yes", "no"])  # single tokens, as large models have them
             made.tokenizer.save_pretrained(folder)
             return made
+        case "rubric":
+            made = tiny.causal("llama", folder)
+            made.tokenizer.add_tokens(["Yes", "No"])
+            made.tokenizer.chat_template = tiny.CHAT_TEMPLATE
+            made.tokenizer.save_pretrained(folder)
+            return made
         case "judge":
             return tiny.scripted_judge(folder, {"\n": ("7",), "7": ("",)})
         case "steps":
@@ -273,6 +284,11 @@ def armo(folder: Path, num_objectives: int) -> Checkpoint:
 
 def stand_in(model: Mapping[str, Any]) -> FastAPI:
     return judge(Calls()) if model["api"] == "chat" else vllm(Calls())
+
+
+def met(body: dict[str, Any]) -> list[Say]:
+    """Say of each criterion of a rubric that it is met."""
+    return [Say(rubric_answer(body, lambda *_: True))]
 
 
 async def errors_of(recipe: Recipe) -> dict[str, str | None]:
