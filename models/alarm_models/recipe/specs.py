@@ -42,6 +42,7 @@ __all__ = [
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
+    "CompareSpec",
     "CriterionSpec",
     "EndpointSpec",
     "ExactMatchSpec",
@@ -206,6 +207,11 @@ class Spec(BaseModel):
     def has_score(self) -> bool:
         """Whether it gives one score; a model with several outputs may give only those."""
         return True
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a sample's score depends on the other samples of its group."""
+        return False
 
 
 def require_address(url: str) -> str:
@@ -1338,6 +1344,81 @@ class RubricSpec(TextSpec):
             ) from error
         if self.criteria and not any(one.signed_weight for one in self.criteria.values()):
             raise ValueError("every criterion has weight 0: give one another weight")
+        return self
+
+
+class CompareSpec(Spec):
+    """How often a judge prefers the completion to others of its group, or to a reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.compare.model"
+    must_score_warm_up = False  # one sample alone cannot be compared
+    is_reproducible = False
+    kind: Literal["compare"] = "compare"
+    endpoint: EndpointSpec = Field(description="the chat endpoint that judges")
+    method: Literal["all", "circular", "sort", "list", "reference"] = Field(
+        default="all",
+        description="`all`: every pair of a group; `circular`: each with the next; `sort`: as many "
+        "as a merge sort needs; `list`: the whole group in one question; `reference`: each with "
+        "its field `reference`",
+    )
+    estimate: Literal["win_rate", "bradley_terry"] = Field(
+        default="win_rate",
+        description="what the score of compared pairs is: the mean share of wins, or the strength "
+        "in the Bradley-Terry model",
+    )
+    prior: float = Field(
+        default=1,
+        gt=0,
+        description="`bradley_terry`: number of ties with an average completion that are added, so "
+        "that strengths are finite",
+    )
+    both_orders: bool = Field(
+        default=True, description="ask again with the completions in the opposite order"
+    )
+    n: int = Field(default=1, ge=1, le=128, strict=True, description="answers to each question")
+    question: str = Field(
+        default="Which answer serves the request better?",
+        min_length=1,
+        description="template of the question that follows the answers; may insert `{fields}`",
+    )
+    format: Literal["json", "genrm"] = Field(
+        default="json",
+        description="`genrm`: roles `response_1` and `response_2`, and the ranking from 1 to 6 of "
+        "NVIDIA's GenRM",
+    )
+    on_failure: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="a comparison without a readable answer: `fail` its samples, or `skip` it",
+    )
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether samples are compared with each other rather than with a reference."""
+        return self.method != "reference"
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        return (self.question, *(("{reference}",) if self.method == "reference" else ()))
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> CompareSpec:
+        is_paired = self.method not in ("list", "reference")
+        if self.estimate == "bradley_terry" and not is_paired:
+            raise ValueError(f"estimate `bradley_terry` requires pairs, not method `{self.method}`")
+        if "prior" in self.model_fields_set and self.estimate != "bradley_terry":
+            raise ValueError("prior has no effect without estimate `bradley_terry`: remove it")
+        if self.format == "genrm" and self.method == "list":
+            raise ValueError("format `genrm` compares two answers: use another method than `list`")
+        if self.format == "genrm" and "question" in self.model_fields_set:
+            raise ValueError("format `genrm` asks its own question: remove `question`")
+        if self.n > 1 and self.endpoint.parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.n} answers at temperature 0 are all the same: set a higher one in "
+                "endpoint.parameters.temperature"
+            )
         return self
 
 
