@@ -208,11 +208,6 @@ class Spec(BaseModel):
         """Whether it gives one score; a model with several outputs may give only those."""
         return True
 
-    @property
-    def compares_samples(self) -> bool:
-        """Whether a sample's score depends on the other samples of its group."""
-        return False
-
 
 def require_address(url: str) -> str:
     """Return the URL of a server; raise `ValueError` if no request can be sent to it."""
@@ -1392,11 +1387,6 @@ class CompareSpec(Spec):
         default="fail",
         description="a comparison without a readable answer: `fail` its samples, or `skip` it",
     )
-
-    @property
-    def compares_samples(self) -> bool:
-        """Whether samples are compared with each other rather than with a reference."""
-        return self.method != "reference"
 
     @property
     def templates(self) -> tuple[str, ...]:

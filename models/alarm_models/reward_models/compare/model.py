@@ -85,7 +85,7 @@ class CompareModel(HostModel):
 
     async def _compare(self, samples: Sequence[Sample]) -> list[Outcome]:
         limit = self._spec.endpoint.max_concurrent
-        if not self._spec.compares_samples:
+        if self._spec.method == "reference":
             return await gather_limited(self._compare_with_reference, samples, limit)
         groups: dict[str | None, list[int]] = {}
         for index, sample in enumerate(samples):
