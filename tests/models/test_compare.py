@@ -13,6 +13,7 @@ from scripted_judge import Say, Script, ScriptedJudge, judge_server, says, serve
 from tolerance import by_hand
 
 from alarm_models.errors import SampleError
+from alarm_models.recipe.schema import Recipe
 from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import Outcome
 from alarm_models.reward_models.compare.estimation import Comparison, bradley_terry, ranked
@@ -225,3 +226,15 @@ def test_compare_spec_with_keys_that_contradict_is_refused(keys: dict[str, Any],
     endpoint = {"url": "http://judge", "model": "m"}
     with pytest.raises(ValidationError, match=told):
         CompareSpec.model_validate({"endpoint": endpoint} | keys)
+
+
+def test_recipe_that_compares_refuses_a_rule_that_scores_the_reference() -> None:
+    endpoint = {"url": "http://judge", "model": "m"}
+    table = {
+        "name": "r",
+        "models": {"better": {"kind": "compare", "endpoint": endpoint}},
+        "holistic": {"model": "better"},
+        "hierarchy": {"rule": "par"},
+    }
+    with pytest.raises(ValidationError, match="scores the reference alone"):
+        Recipe.model_validate(table)
