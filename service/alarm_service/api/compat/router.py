@@ -9,10 +9,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from alarm_service.api.compat import align_anything, easyr1, llamafactory, nemo_gym, openrlhf, slime
+from alarm_service.api.compat import (
+    align_anything,
+    easyr1,
+    eval_protocol,
+    llamafactory,
+    nemo_gym,
+    openrlhf,
+    slime,
+)
 from alarm_service.api.compat.align_anything import AlignAnythingIn, AlignAnythingOut
 from alarm_service.api.compat.common import CallOf, CompatCall, Name, Options, TextOptions
 from alarm_service.api.compat.easyr1 import EasyR1Batch, EasyR1Options, EasyR1Out
+from alarm_service.api.compat.eval_protocol import EvaluationIn, EvaluationOut
 from alarm_service.api.compat.llamafactory import ScoreEvaluationIn, ScoreEvaluationOut
 from alarm_service.api.compat.nemo_gym import NemoGymIn, NemoGymOptions, NemoGymOut
 from alarm_service.api.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFOut
@@ -110,6 +119,14 @@ async def nemo_gym_route(
             raise
         write = partial(nemo_gym.masked_answer, sent, failure)
     return await off_loop(call.request, write)
+
+
+@router.post("/compat/eval-protocol/{name:path}", responses=WORK_ERRORS)
+@router.post("/compat/eval-protocol/{name:path}/evaluate", responses=WORK_ERRORS)
+async def eval_protocol_route(name: Name, body: EvaluationIn, call: CallOf) -> EvaluationOut:
+    """Reward a conversation of Fireworks' Eval Protocol, as a remote reward function does."""
+    rewards = await call.numbers(name, partial(eval_protocol.samples_of, body), "messages")
+    return eval_protocol.answer(rewards.source, rewards.numbers[0])
 
 
 async def _openrlhf(
