@@ -30,12 +30,13 @@ from alarm_models.combination.rule_registry import Shaping
 from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.untrusted_text import mark_of, neutralized
-from alarm_models.recipe.specs import RubricSpec
+from alarm_models.recipe.specs import RemoteSpec, RubricSpec
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.reward_models.registry import load_host_model
+from alarm_models.reward_models.remote.apis import AlarmApi
 from alarm_models.reward_models.rubric.answers import quoted_spans
 from alarm_models.reward_models.rubric.model import EndpointRubricModel
-from alarm_models.types import JudgeUsage, Sample, Score, Span
+from alarm_models.types import JudgeUsage, Sample, Score, SegmentScore, Span
 
 CRITERIA = {
     "short": {"text": "The answer is short."},
@@ -116,7 +117,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "truncated": (lambda body: [Say('{"id": "', "length")], "was cut off; raise endpoint."),
     "refused": (lambda body: [Say(None, refusal="I can't.")], "is a refusal"),
     "filtered": (lambda body: [Say("", "content_filter")], "is a refusal"),
-    "prose": (lambda body: [Say("All met, I think.")], "is not one JSON object"),
+    "prose": (lambda body: [Say("All met, I think.")], "has no valid JSON object"),
     "without id": (lambda body: [Say('{"c1": {"reason": "", "met": true}}')], "question's id"),
     "twice": (
         lambda body: [
@@ -126,16 +127,30 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     ),
     "two objects": (
         lambda body: [Say(rubric_answer(body, by_words) + rubric_answer(body, by_words))],
-        "is not one JSON object",
+        "has 2 JSON objects with the question's id",
     ),
     "text verdict": (
         lambda body: [Say(rubric_answer(body, lambda *_: {"reason": "", "met": "yes"}))],
         "has no verdict true or false for c1",
     ),
     "thinking": (lambda body: [Say("<think>Let me see")], "ends within its thoughts"),
-    "stalled": (lambda body: 0.4, "took longer than 0.1 s"),
+    "stalled": (lambda body: 1.0, "took longer than 0.4 s"),
     "down": (lambda body: Refuse(500), "answered 500"),
 }
+
+
+async def test_answer_in_a_fence_or_after_remarks_is_read() -> None:
+    def script(body: dict[str, Any]) -> list[Say]:
+        text = rubric_answer(body, by_words)
+        before, after = {"short": ("```json\n", "\n```"), "kind": ("So: ", "")}.get(
+            asked_criteria(body)["c1"].split()[-1].strip("."), ("<think>{}</think>", " Done.")
+        )
+        return [Say(before + text + after)]
+
+    async with opened(script) as (model, _):
+        found = await only(model, "short kind wrong")
+        assert isinstance(found, Score)
+        assert found.outputs == {"short": 1, "kind": 1, "wrong": 1}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -146,7 +161,7 @@ async def test_unreadable_verdict_fails_its_criterion_and_is_never_a_number(name
         is_kind = "kind" in asked_criteria(body)["c1"]
         return script(body) if is_kind else [Say(rubric_answer(body, by_words))]
 
-    more: dict[str, Any] = {"timeout_s": 0.1} if name == "stalled" else {}
+    more: dict[str, Any] = {"timeout_s": 0.4} if name == "stalled" else {}
     async with opened(kind_fails, more) as (model, _):
         found = await only(model, "short")
         assert isinstance(found, SampleError)
@@ -372,3 +387,18 @@ def test_default_question_has_the_criterion_last(llama_lm: Checkpoint) -> None:
     text = llama_lm.tokenizer.decode(features.further_sequences[0].ids)
     assert text.index("It is said.") < text.index("The answer is kind.")
     assert text.rstrip().endswith("assistant")
+
+
+def test_rubric_of_another_alarm_server_keeps_its_segments_and_skipped_criteria() -> None:
+    spec = RemoteSpec.model_validate({"api": "alarm", "url": "http://alarm", "model": "m"})
+    api = AlarmApi(spec)
+    api.identity({"models": [{"name": "m", "kind": "rubric", "fingerprint": "f"}]})
+    segment = {"start": 0, "end": 4, "label": "met", "score": 1}
+    row = {
+        "score": 1, "segments": None, "num_tokens": 0, "truncated": False, "error": None,
+        "outputs": {"a": 1}, "output_segments": {"a": [segment]}, "skipped": ["b"],
+    }  # fmt: skip
+    (found,) = api.read({"fingerprint": "f", "scores": [row]}, 1)
+    assert isinstance(found, Score)
+    assert found.output("a").segments == (SegmentScore(Span(0, 4), "met", 1, None),)
+    assert found.output("b").value is None

@@ -6,10 +6,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-__all__ = ["INVISIBLE", "mark_of", "neutralized", "without_invisible"]
+__all__ = ["mark_of", "neutralized", "without_invisible"]
 
 #: The zero-width space that splits control tokens.
-INVISIBLE = "\u200b"
+_INVISIBLE = "\u200b"
 
 #: What chat templates write around turns and thoughts: ``<|im_start|>``, ``<start_of_turn>``,
 #: ``[INST]``, ``<<SYS>>``, ``</s>``, and DeepSeek's with wide bars.
@@ -52,9 +52,9 @@ def neutralized(text: str, tokens: Iterable[str] = ()) -> str:
 
 def without_invisible(text: str) -> str:
     """Remove the zero-width spaces that `neutralized` adds, and any others."""
-    return text.replace(INVISIBLE, "")
+    return text.replace(_INVISIBLE, "")
 
 
 def _split(match: re.Match[str]) -> str:
     token = match.group()
-    return f"{token[0]}{INVISIBLE}{token[1:]}"
+    return f"{token[0]}{_INVISIBLE}{token[1:]}"

@@ -77,7 +77,7 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
         name=served.key,
         recipe=served.recipe,
         kind=served.spec.kind,
-        checkpoint=getattr(served.spec, "checkpoint", None),
+        checkpoint=getattr(served.spec, "checkpoint", None) or None,
         fingerprint=loaded and loaded.fingerprint,
         device=_device(engine, served),
         deterministic=engine.limits.is_deterministic,

@@ -247,13 +247,11 @@ class JudgeEndpoint:
 
     async def _votes(self, body: dict[str, Any], question: Question) -> JudgeResult:
         """Request the votes; servers that ignore `n` are asked for the missing ones singly."""
-        result = await self._unhedged_or_hedged(body)
+        result = await self._first_answer(body)
         missing = question.num_votes - len(result.replies)
         if missing > 0:
             single = {key: value for key, value in body.items() if key != "n"}
-            others = await asyncio.gather(
-                *(self._unhedged_or_hedged(single) for _ in range(missing))
-            )
+            others = await asyncio.gather(*(self._first_answer(single) for _ in range(missing)))
             replies = (*result.replies, *(reply for one in others for reply in one.replies))
             usage = sum((one.usage for one in others), result.usage)
             result = JudgeResult(replies, usage)
@@ -263,7 +261,7 @@ class JudgeEndpoint:
             )
         return result
 
-    async def _unhedged_or_hedged(self, body: dict[str, Any]) -> JudgeResult:
+    async def _first_answer(self, body: dict[str, Any]) -> JudgeResult:
         """Return the first answer to a request, which is repeated if it takes too long."""
         first = asyncio.ensure_future(self._request(body))
         tasks = {first}

@@ -122,7 +122,7 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
-        self._is_graded = row["kind"] == "steps"
+        self._is_graded = row["kind"] in ("steps", "rubric")
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
         return row["fingerprint"]
@@ -137,10 +137,10 @@ class AlarmApi:
             if code in _CODES:
                 return SampleError(code, message)
             return SampleError("model_failed", f"{excerpt(code)}: {message}")
-        segments, outputs = row["segments"], row.get("outputs")
+        outputs, of_outputs = row.get("outputs"), row.get("output_segments")
         score = Score(
             _number_or_none(row["score"]),
-            None if segments is None else tuple(self._segment(one) for one in segments),
+            self._segments(row["segments"]),
             _whole(row["num_tokens"]),
             row["truncated"] is True,
             outputs=None
@@ -148,8 +148,15 @@ class AlarmApi:
             else {str(name): number(one) for name, one in outputs.items()},
             omitted=tuple(map(str, row.get("omitted") or ())),
             judged=_spans_or_none(row.get("judged")),
+            output_segments=None
+            if of_outputs is None
+            else {str(name): self._segments(some) or () for name, some in of_outputs.items()},
+            skipped=tuple(map(str, row.get("skipped") or ())),
         )
         return score if _is_finite(score) else _NOT_FINITE
+
+    def _segments(self, rows: Any) -> tuple[SegmentScore, ...] | None:
+        return None if rows is None else tuple(self._segment(one) for one in rows)
 
     def _segment(self, row: Any) -> SegmentScore:
         score = _number_or_none(row["score"])
@@ -179,6 +186,7 @@ def _whole(value: object) -> int:
 def _is_finite(score: Score) -> bool:
     numbers = [score.value, *(score.outputs or {}).values()]
     numbers += [one.score for one in score.segments or ()]
+    numbers += [one.score for some in (score.output_segments or {}).values() for one in some]
     return all(one is None or math.isfinite(one) for one in numbers)
 
 

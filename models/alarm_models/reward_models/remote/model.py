@@ -214,6 +214,7 @@ def _within(outcome: Outcome, sample: Sample) -> Outcome:
     length = len(sample.completion_text)
     if isinstance(outcome, Score):
         spans = [one.span for one in outcome.segments or ()]
+        spans += [one.span for some in (outcome.output_segments or {}).values() for one in some]
         for start, end in (*spans, *(outcome.judged or ())):
             if not start <= end <= length:
                 return SampleError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from alarm_models.errors import SampleError
-from alarm_models.preprocessing.untrusted_text import INVISIBLE, without_invisible
+from alarm_models.preprocessing.untrusted_text import without_invisible
 from alarm_models.reward_models.judge_answers import RatingError, answer_part
 from alarm_models.reward_models.judge_endpoint.client import JudgeReply, TokenLogprob
 from alarm_models.types import Span
@@ -32,7 +34,11 @@ _ID = "id"
 #: Characters of the mark that an answer repeats.
 ID_CHARS = 8
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
+#: The start of an answer's JSON object, which may stand in a fence or after a remark.
+_OBJECT = re.compile(r'\{\s*"id"')
+
+#: JSON objects of an answer that are looked at.
+_MAX_OBJECTS = 20
 
 #: The verdict of a criterion in the text of a JSON answer. In a string its quotes are escaped.
 _MET = re.compile(r'(?<!\\)"met"\s*:\s*(true|false)')
@@ -40,8 +46,9 @@ _MET = re.compile(r'(?<!\\)"met"\s*:\s*(true|false)')
 #: The longest answer that is read, in characters.
 _MAX_CHARS = 200_000
 
-#: Quotes of one criterion that are looked for.
+#: Quotes of one criterion that are looked for, and the length of each.
 _MAX_QUOTES = 20
+_MAX_QUOTE_CHARS = 2000
 
 #: White space, typographic quotes and dashes are equal when a quote is looked for.
 _ALIKE = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
@@ -86,9 +93,10 @@ def read_verdicts(
 ) -> list[WrittenVerdict | SampleError]:
     """Return the verdict on each criterion of a question, or why there is none.
 
-    The answer must be one JSON object, in a fence or not, that repeats the start of the question's
-    mark; a completion cannot make a judge repeat an answer that it contains. A truncated or refused
-    answer, another text, and a key that is there twice have no verdict.
+    The answer must have one JSON object that repeats the start of the question's mark, which no
+    completion knows: a judge that copies an answer from the completion gives none. A truncated or
+    refused answer, another text, several such objects, and a key that is there twice have no
+    verdict.
     """
     try:
         answer, text = read_object(reply, mark)
@@ -139,17 +147,38 @@ def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
         text = answer_part(reply.text[:_MAX_CHARS]).strip()
     except RatingError as error:
         raise _unread(str(error)) from error
-    fence = _FENCE.fullmatch(text)
-    text = text if fence is None else fence[1].strip()
-    try:
-        answer = json.loads(text, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
-        raise _unread(f"is not one JSON object ({str(error)[:100]}): {text[:200]!r}") from error
-    if not isinstance(answer, dict):
-        raise _unread(f"is not a JSON object: {text[:200]!r}")
-    if answer.get(_ID) != mark[:ID_CHARS]:
+    objects, problem = _json_objects(text)
+    own = [one for one in objects if one[0].get(_ID) == mark[:ID_CHARS]]
+    if len(own) == 1:
+        return own[0]
+    if own:
+        raise _unread(f"has {len(own)} JSON objects with the question's id: {text[:200]!r}")
+    if objects:
         raise _unread(f"does not repeat the question's id: {text[:200]!r}")
-    return answer, text
+    raise _unread(f"has no valid JSON object ({problem}): {text[:200]!r}")
+
+
+def _json_objects(text: str) -> tuple[list[tuple[dict[str, Any], str]], str]:
+    """Return the JSON objects of a text with their texts, and why one could not be read.
+
+    The text is one, or has some that begin with the id.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
+    starts = [0, *(match.start() for match in _OBJECT.finditer(text) if match.start())]
+    objects: list[tuple[dict[str, Any], str]] = []
+    problem, read_to = "none", 0
+    for start in starts[:_MAX_OBJECTS]:
+        if start < read_to:
+            continue
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            problem = str(error)[:100]
+            continue
+        if isinstance(found, dict):
+            objects.append((found, text[start:end]))
+            read_to = end
+    return objects, problem
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,7 +194,7 @@ def _verdict(given: Any, index: int) -> WrittenVerdict | SampleError:
     quotes = given.get("quotes")
     texts = quotes[:_MAX_QUOTES] if isinstance(quotes, list) else []
     return WrittenVerdict(
-        float(given["met"]), tuple(one for one in texts if isinstance(one, str) and one.strip())
+        float(given["met"]), tuple(one[:_MAX_QUOTE_CHARS] for one in texts if isinstance(one, str))
     )
 
 
@@ -199,21 +228,28 @@ def quoted_spans(completion: str, quotes: Sequence[str]) -> tuple[Span, ...]:
     White space, typographic quotes, dashes, and case are equal; an ellipsis stands for any text. A
     quote that is not found has no span.
     """
-    text = _searchable(completion)
+    words = [match.span() for match in re.finditer(r"\S+", completion)]
+    text = " ".join(_alike(completion[start:end]) for start, end in words)
+    starts = list(accumulate((end - start + 1 for start, end in words), initial=0))
+
+    def original(at: int) -> int:
+        """Return where the completion has a character of the text."""
+        word = bisect_right(starts, at) - 1
+        return words[word][0] + at - starts[word]
+
     spans: list[Span] = []
     for quote in quotes:
-        parts = [part.strip() for part in re.split(r"\.\.\.|…", without_invisible(quote))]
-        for part in filter(None, parts):
-            words = map(re.escape, _searchable(part).split())
-            match = re.search(r"\s+".join(words), text)
-            if match is not None:
-                spans.append(Span(*match.span()))
+        for part in re.split(r"\.\.\.|…", without_invisible(quote)):
+            wanted = " ".join(map(_alike, part.split()))
+            at = text.find(wanted) if wanted else -1
+            if at >= 0:
+                spans.append(Span(original(at), original(at + len(wanted) - 1) + 1))
     return tuple(_merged(spans))
 
 
-def _searchable(text: str) -> str:
-    """Return a text of the same length in which equal passages are the same."""
-    lowered = (one.lower() for one in text.translate(_ALIKE).replace(INVISIBLE, " "))
+def _alike(text: str) -> str:
+    """Return a text of the same length in which passages that count as equal are the same."""
+    lowered = (one.lower() for one in text.translate(_ALIKE))
     return "".join(one if len(one) == 1 else one[0] for one in lowered)
 
 
