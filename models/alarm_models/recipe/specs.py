@@ -42,6 +42,7 @@ __all__ = [
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
+    "CompareSpec",
     "CriterionSpec",
     "EndpointSpec",
     "ExactMatchSpec",
@@ -845,8 +846,10 @@ class RemoteSpec(Spec):
     module = "alarm_models.reward_models.remote.model"
     is_reproducible = False
     kind: Literal["remote"] = "remote"
-    api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    api: Literal["vllm", "vllm-scoring", "sglang", "tei", "alarm", "chat"]
+    url: str | tuple[str, ...] = Field(
+        description="URL of the server, or a list of URLs of servers with the same model"
+    )
     model: str | None = Field(default=None, description="name of the model on that server")
     api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
     template: str | None = Field(
@@ -884,6 +887,14 @@ class RemoteSpec(Spec):
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: request parameters",
     )
+    label_token_ids: Annotated[tuple[int, ...], _Added] = Field(
+        default=(),
+        description="`vllm-scoring`: ids of the tokens that are compared; the score is the "
+        "probability of the first among them",
+    )
+    special_tokens: Annotated[bool, _Added] = Field(
+        default=True, description="`vllm-scoring`: whether vLLM adds special tokens to the text"
+    )
     labels: tuple[str, ...] | None = Field(default=None, description="output names by position")
     weights: Mapping[str, float] = Field(
         default_factory=dict, description="label -> weight in the score"
@@ -895,8 +906,15 @@ class RemoteSpec(Spec):
         default=16 << 20, ge=1024, description="maximum size of a response"
     )
     max_retries: int = Field(default=4, ge=0)
-    max_concurrent: int = Field(default=16, ge=1, description="maximum concurrent requests")
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests to each server"
+    )
     batch_size: int = Field(default=32, ge=1, description="maximum samples per request")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs of all servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -925,8 +943,17 @@ class RemoteSpec(Spec):
 
     @field_validator("url")
     @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        return require_address(url)
+    def _is_an_address(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        urls = [url] if isinstance(url, str) else url
+        if not urls:
+            raise ValueError("the list of URLs is empty: give at least one")
+        if len({one.rstrip("/") for one in urls}) < len(urls):
+            raise ValueError("a URL is twice in the list: remove one")
+        for one in urls:
+            if not one.startswith(("http://", "https://")):
+                raise ValueError("a URL of a server must begin with http:// or https://")
+            require_address(one)
+        return url
 
     @field_validator("api_key")
     @classmethod
@@ -994,6 +1021,11 @@ class RemoteSpec(Spec):
         if self.api != "chat" and (self.values or self.n > 1):
             name = "values" if self.values else "n"
             raise ValueError(f"api `{self.api}` does not use {name}: remove it")
+        if self.api == "vllm-scoring" and len(self.label_token_ids) < 2:
+            raise ValueError("api `vllm-scoring` requires label_token_ids of at least two tokens")
+        for name in ("label_token_ids", "special_tokens"):
+            if self.api != "vllm-scoring" and name in self.model_fields_set:
+                raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(
                 f"api `{self.api}` does not apply a chat template: set `template` to a template "
@@ -1307,6 +1339,76 @@ class RubricSpec(TextSpec):
             ) from error
         if self.criteria and not any(one.signed_weight for one in self.criteria.values()):
             raise ValueError("every criterion has weight 0: give one another weight")
+        return self
+
+
+class CompareSpec(Spec):
+    """How often a judge prefers the completion to others of its group, or to a reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.compare.model"
+    must_score_warm_up = False  # one sample alone cannot be compared
+    is_reproducible = False
+    kind: Literal["compare"] = "compare"
+    endpoint: EndpointSpec = Field(description="the chat endpoint that judges")
+    method: Literal["all", "circular", "sort", "list", "reference"] = Field(
+        default="all",
+        description="`all`: every pair of a group; `circular`: each with the next; `sort`: as many "
+        "as a merge sort needs; `list`: the whole group in one question; `reference`: each with "
+        "its field `reference`",
+    )
+    estimate: Literal["win_rate", "bradley_terry"] = Field(
+        default="win_rate",
+        description="what the score of compared pairs is: the mean share of wins, or the strength "
+        "in the Bradley-Terry model",
+    )
+    prior: float = Field(
+        default=1,
+        gt=0,
+        description="`bradley_terry`: number of ties with an average completion that are added, so "
+        "that strengths are finite",
+    )
+    both_orders: bool = Field(
+        default=True, description="ask again with the completions in the opposite order"
+    )
+    n: int = Field(default=1, ge=1, le=128, strict=True, description="answers to each question")
+    question: str = Field(
+        default="Which answer serves the request better?",
+        min_length=1,
+        description="template of the question that follows the answers; may insert `{fields}`",
+    )
+    format: Literal["json", "genrm"] = Field(
+        default="json",
+        description="`genrm`: roles `response_1` and `response_2`, and the ranking from 1 to 6 of "
+        "NVIDIA's GenRM",
+    )
+    on_failure: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="a comparison without a readable answer: `fail` its samples, or `skip` it",
+    )
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        return (self.question, *(("{reference}",) if self.method == "reference" else ()))
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> CompareSpec:
+        is_paired = self.method not in ("list", "reference")
+        if self.estimate == "bradley_terry" and not is_paired:
+            raise ValueError(f"estimate `bradley_terry` requires pairs, not method `{self.method}`")
+        if "prior" in self.model_fields_set and self.estimate != "bradley_terry":
+            raise ValueError("prior has no effect without estimate `bradley_terry`: remove it")
+        if self.format == "genrm" and self.method == "list":
+            raise ValueError("format `genrm` compares two answers: use another method than `list`")
+        if self.format == "genrm" and "question" in self.model_fields_set:
+            raise ValueError("format `genrm` asks its own question: remove `question`")
+        if self.n > 1 and self.endpoint.parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.n} answers at temperature 0 are all the same: set a higher one in "
+                "endpoint.parameters.temperature"
+            )
         return self
 
 

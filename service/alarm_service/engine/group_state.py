@@ -92,10 +92,9 @@ def plan_groups(samples: Sequence[Sample], params: RuleParams) -> GroupPlan:
     ``group_size`` must agree, with each other and with the recipe.
     """
     by_group: dict[str, list[int]] = {}
-    if params.definition.compares_groups:
-        for index, sample in enumerate(samples):
-            if sample.group is not None:
-                by_group.setdefault(sample.group, []).append(index)
+    for index, sample in enumerate(samples):
+        if sample.group is not None:
+            by_group.setdefault(sample.group, []).append(index)
     group_sizes: dict[int, int] = {}
     errors: dict[int, SampleError] = {}
     for name, indices in by_group.items():
@@ -140,7 +139,8 @@ class Member:
     """One sample of a group.
 
     ``num_callers`` wait for its reward: none if its caller left, more than one if it was sent again
-    meanwhile. ``outcome`` is its scores, or the error that its callers got at once.
+    meanwhile. ``outcome`` is its scores, the sample itself if it is scored with its group, or the
+    error that its callers got at once.
     """
 
     identity: Identity

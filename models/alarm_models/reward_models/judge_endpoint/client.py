@@ -162,7 +162,7 @@ class JudgeEndpoint:
         Raises `CheckpointError`; `UnreachableError` if the server is temporarily unavailable.
         """
         self._limits = _limits_of(self._spec, self._base)
-        self._client = RemoteClient(self._spec, self._limits.places)
+        self._client = RemoteClient(self._spec.url, self._spec, self._limits.places)
         try:
             self._identity = await self._served_model(self._client)
             if self._spec.cache is not None:

@@ -21,8 +21,10 @@ __all__ = [
     "ID_CHARS",
     "WrittenVerdict",
     "answer_schema",
+    "closed_object",
     "criterion_key",
     "quoted_spans",
+    "read_object",
     "read_verdicts",
 ]
 
@@ -72,11 +74,12 @@ def answer_schema(mark: str, num_criteria: int, *, has_quotes: bool) -> dict[str
         parts["quotes"] = {"type": "array", "items": {"type": "string"}}
     parts["met"] = {"type": "boolean"}
     keys: dict[str, Any] = {_ID: {"type": "string", "enum": [mark[:ID_CHARS]]}}
-    keys |= {criterion_key(index): _closed(parts) for index in range(num_criteria)}
-    return _closed(keys)
+    keys |= {criterion_key(index): closed_object(parts) for index in range(num_criteria)}
+    return closed_object(keys)
 
 
-def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+def closed_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object with just these keys."""
     return {
         "type": "object",
         "properties": dict(properties),
@@ -96,7 +99,7 @@ def read_verdicts(
     verdict.
     """
     try:
-        answer, text = _answer(reply, mark)
+        answer, text = read_object(reply, mark)
     except SampleError as error:
         return [error.with_traceback(None)] * num_criteria
     verdicts = [_verdict(answer.get(criterion_key(at)), at) for at in range(num_criteria)]
@@ -134,7 +137,7 @@ def _with_probabilities(
     return read
 
 
-def _answer(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
+def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
     """Return the JSON object of an answer and its text; raise `SampleError`."""
     if reply.is_refused:
         raise _unread(f"is a refusal: {(reply.refusal or reply.text)[:200]!r}")
