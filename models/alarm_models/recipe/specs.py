@@ -450,7 +450,7 @@ class SegmentsSpec(NeuralSpec):
     policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences", "turns"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "words", "turns"] = "sentences"
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
