@@ -21,54 +21,14 @@ LABELS = ("error", "ok")
 _BATCH = 64
 _UNTOUCHED = 0.3
 _SECOND = 0.4
-_SMALL_WORDS = tuple(
-    [
-        "a",
-        "an",
-        "the",
-        "in",
-        "on",
-        "at",
-        "to",
-        "of",
-        "for",
-        "from",
-        "with",
-        "by",
-        "he",
-        "she",
-        "it",
-        "they",
-        "we",
-        "you",
-        "I",
-        "him",
-        "her",
-        "them",
-        "us",
-        "me",
-        "his",
-        "my",
-        "your",
-        "their",
-        "our",
-        "is",
-        "are",
-        "was",
-        "were",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-        "can",
-        "could",
-        "will",
-        "would",
-        "not",
-    ]
-)
+_SMALL_WORDS = frozenset(
+    {
+        "a", "an", "the", "in", "on", "at", "to", "of", "for", "from", "with", "by", "he", "she",
+        "it", "they", "we", "you", "I", "him", "her", "them", "us", "me", "his", "my", "your",
+        "their", "our", "is", "are", "was", "were", "has", "have", "had", "do", "does", "did",
+        "can", "could", "will", "would", "not",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +77,7 @@ def _small_word(
     if not places:
         return texts, wrong
     at = choose.choice(places)
-    others = [word for word in _SMALL_WORDS if word != texts[at]]
+    others = sorted(_SMALL_WORDS - {texts[at]})
     return _put(texts, wrong, at, [choose.choice(others)])
 
 

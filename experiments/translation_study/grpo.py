@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from alarm_client.trainers.trl import AlarmReward
@@ -74,11 +81,10 @@ def train(
             report_to="none",
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
             disable_tqdm=True,
-            dataloader_num_workers=0,
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))

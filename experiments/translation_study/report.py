@@ -259,7 +259,7 @@ class _Report:
         yield (
             "Between the supervised policy's translation of a sentence and a trained policy's: how"
             " often a reward prefers the one of higher chrF (pairs that neither ties). *given"
-            " admitted*: pairs in which both pass the threshold, where the hierarchy adds aspects.\n"
+            " admitted*: pairs in which both pass the threshold, where aspects are added.\n"
         )
         yield "| reward | agrees with chrF | given admitted | ties |"
         yield "|---|---:|---:|---:|"

@@ -17,7 +17,7 @@ class Sizes:
     width: int = 192
     layers: int = 4
     heads: int = 6
-    supervised_steps: int = 1500
+    supervised_steps: int = 2000
     supervised_batch: int = 128
     supervised_rate: float = 1.5e-3
     # The holistic model: preference pairs over the policy's own samples.
@@ -37,9 +37,9 @@ class Sizes:
     aspect_weight: float = 1.0  # the paper's, for translation
     gate_temperature: float = 0.25
     # GRPO: the same for each method.
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)  # one is chosen with `holistic_only`
+    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)  # one is chosen with `holistic_only`
     beta: float = 0.02
-    steps: int = 80
+    steps: int = 100
     prompts_per_step: int = 8
     group: int = 8
     new_tokens: int = 40
@@ -48,7 +48,7 @@ class Sizes:
     # Evaluation.
     development_prompts: int = 200
     test_prompts: int = 300
-    curve_every: int = 20
+    curve_every: int = 25
     curve_prompts: int = 80
     draws: int = 2000
 
