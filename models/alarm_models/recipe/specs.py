@@ -122,6 +122,9 @@ class Spec(BaseModel):
     #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
+    #: Whether its score is a rate of errors, which falls as its rewards rise.
+    scores_errors: ClassVar[bool] = False
+
     #: Whether it can score the prefixes of a completion too, as `dense` requires.
     scores_prefixes: ClassVar[bool] = False
 
@@ -1003,6 +1006,7 @@ class GrammarSpec(CheckSpec):
 
     module = "alarm_models.reward_models.grammar"
     placement = Placement.TOKENS
+    scores_errors = True
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
         default="harper", description="harper runs in this process; languagetool is a server"
