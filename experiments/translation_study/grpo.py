@@ -47,8 +47,8 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train from the supervised policy; write the policy, `log.jsonl` and `curve.jsonl`.
 
-    The curve has samples of the sentences to be followed, with their log probabilities by the
-    policy and by the supervised one, every `curve_every` steps.
+    The curve has samples of the sentences to be followed, with the divergence from the supervised
+    policy along each, every `curve_every` steps.
     """
     set_seed(seed)
     model, tokenizer = policy.load(start)
@@ -124,17 +124,16 @@ class _Curve(TrainerCallback):
             new_tokens=self._sizes.new_tokens,
             seed=_CURVE_SEED + step,
         )
-        own = policy.log_probs(model, self._tokenizer, prompts, texts)
-        other = policy.log_probs(self._reference, self._tokenizer, prompts, texts)
+        distances = policy.divergences(model, self._reference, self._tokenizer, prompts, texts)
         model.train(was_training)
         state.put_back()
         with self._file.open("a") as file:
-            for sentence, text, log_p, log_q in zip(self._followed, texts, own, other, strict=True):
+            for sentence, text, distance in zip(self._followed, texts, distances, strict=True):
                 row = {
                     "step": step,
                     "id": sentence.id,
                     "completion": text.text,
-                    "kl": round(log_p - log_q, 4),
+                    "kl": round(distance, 4),
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

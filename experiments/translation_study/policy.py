@@ -25,8 +25,8 @@ from translation_study.settings import Sizes
 __all__ = [
     "Translation",
     "batches_of_like_length",
+    "divergences",
     "load",
-    "log_probs",
     "padded",
     "save",
     "supervise",
@@ -197,22 +197,26 @@ def _until_end(ids: Sequence[int], end: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def log_probs(
+def divergences(
     model: LlamaForCausalLM,
+    reference: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     translations: Sequence[Translation],
 ) -> list[float]:
-    """Return the log probability of each translation after its prompt."""
-    starts = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
-    rows = [
-        [*ids, *one.ids]
-        for ids, one in zip(tokenizer(list(prompts))["input_ids"], translations, strict=True)
-    ]
+    """Return the KL divergence of a policy from a reference along each translation, in nats.
+
+    The sum over its tokens of the exact divergence of the next token's distribution.
+    """
+    encoded = tokenizer(list(prompts))["input_ids"]
+    rows = [[*ids, *one.ids] for ids, one in zip(encoded, translations, strict=True)]
     ids, mask = padded(rows, tokenizer.pad_token_id)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]  # [rows, tokens, vocabulary]
-    chosen = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    own, other = (
+        one(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+        for one in (model, reference)
+    )  # [rows, tokens, vocabulary]
+    by_token = (own.exp() * (own - other)).sum(-1)
     return [
-        float(chosen[row, start - 1 : len(whole) - 1].sum())
-        for row, (start, whole) in enumerate(zip(starts, rows, strict=True))
+        float(by_token[row, len(start) - 1 : len(whole) - 1].sum())
+        for row, (start, whole) in enumerate(zip(encoded, rows, strict=True))
     ]

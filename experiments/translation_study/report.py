@@ -174,8 +174,9 @@ class _Report:
         yield "\n## Means on the test set\n"
         yield (
             "chrF, BLEU and TER are corpus scores, averaged over seeds; *gain* is that of mean"
-            " sentence chrF over the supervised policy. `grammar` and `errors` are shares of right"
-            " words as the models see them. Of TER and repetition less is better.\n"
+            " sentence chrF over the supervised policy. `grammar` is the number of errors per word,"
+            " `errors` the share of words that the model of error spans finds right. Of TER,"
+            " grammar and repetition less is better.\n"
         )
         names = ("z", *ASPECTS, "length", "repetition")
         yield "| method | " + " | ".join((*METRICS, "gain in chrF", *names, "admitted")) + " |"
@@ -274,8 +275,9 @@ class _Report:
         base = values[UNTRAINED]
         signs, golds, admitted = [], [], []
         for method in (*self._main, *self._ablation):
+            turn = -1 if name in LOWER else 1
             for own_name, base_name, target in (
-                (values[method][name], base[name], signs),
+                (turn * values[method][name], turn * base[name], signs),
                 (values[method]["chrF"], base["chrF"], golds),
             ):
                 target.append(np.sign(own_name - base_name).ravel())

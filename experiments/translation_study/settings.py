@@ -17,7 +17,7 @@ class Sizes:
     width: int = 192
     layers: int = 4
     heads: int = 6
-    supervised_steps: int = 2000
+    supervised_steps: int = 1500
     supervised_batch: int = 128
     supervised_rate: float = 1.5e-3
     # The holistic model: preference pairs over the policy's own samples.
@@ -68,11 +68,11 @@ QUICK = Sizes(
     width=128,
     layers=2,
     heads=4,
-    supervised_steps=250,
+    supervised_steps=400,
     supervised_batch=64,
     preference_prompts=150,
     preference_epochs=1,
-    corrupted_references=1500,
+    corrupted_references=3000,
     study_prompts=60,
     rates=(1e-4, 3e-4),
     steps=4,

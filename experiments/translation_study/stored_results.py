@@ -23,7 +23,7 @@ __all__ = ["COLUMNS", "LOWER", "CurvePoint", "Results", "read_results"]
 COLUMNS = (*METRICS, "z", *ASPECTS, "length", "repetition")
 
 #: Columns of which a lower number wins.
-LOWER = frozenset({"TER", "repetition"})
+LOWER = frozenset({"TER", "grammar", "repetition"})
 
 
 @dataclass(frozen=True, slots=True)
