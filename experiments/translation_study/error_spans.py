@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 from translation_study.policy import batches_of_like_length, padded, warmup_cosine
 from translation_study.settings import Sizes
 
-__all__ = ["LABELS", "Marked", "corrupt", "detection", "train_errors"]
+__all__ = ["LABELS", "Marked", "corrupt", "detection", "margins", "train_errors"]
 
 LABELS = ("error", "ok")
 
@@ -169,9 +169,7 @@ def detection(
     """Return precision and recall of the words that were corrupted."""
     found: list[bool] = []
     for at in range(0, len(marked), 128):
-        rows = [_encoded(tokenizer, one) for one in marked[at : at + 128]]
-        logits = _word_logits(model, rows, tokenizer.pad_token_id)
-        found += (logits[:, 1] <= logits[:, 0]).tolist()
+        found += [one <= 0 for one in margins(model, tokenizer, marked[at : at + 128])]
     wrong = [bad for one in marked for bad in one.wrong]
     both = sum(one and other for one, other in zip(found, wrong, strict=True))
     return {
@@ -179,6 +177,16 @@ def detection(
         "recall": both / max(1, sum(wrong)),
         "share_wrong": sum(wrong) / len(wrong),
     }
+
+
+@torch.no_grad()
+def margins(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, marked: Sequence[Marked]
+) -> list[float]:
+    """Return by how much each word is rather right than wrong, as kind `segments` scores it."""
+    rows = [_encoded(tokenizer, one) for one in marked]
+    logits = _word_logits(model, rows, tokenizer.pad_token_id)
+    return (logits[:, 1] - logits[:, 0]).tolist()
 
 
 _Encoded = tuple[list[int], list[tuple[int, int]]]

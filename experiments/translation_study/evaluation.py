@@ -7,13 +7,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
 from alarm_client import AlarmClient, Sample
+from translation_study.error_spans import Marked, margins
+from translation_study.preferences import scores
 from translation_study.recipe import ASPECTS
 
-__all__ = ["read_rows", "rewarded", "write_rows"]
+__all__ = ["read_rows", "require_agreement", "rewarded", "write_rows"]
 
 _TRIES = 5
 _PART = 256
+_TOLERANCE = 1e-3
 
 
 def rewarded(url: str, prompts: Sequence[str], completions: Sequence[str]) -> list[dict[str, Any]]:
@@ -37,20 +47,58 @@ def _part(
     for _ in range(_TRIES):
         chosen = [samples[at] for at in left]
         rewards = client.hierarchical_reward(chosen, aspects="all").rewards
-        scores = {name: client.score(chosen, model=name).scores for name in ASPECTS}
+        aspects = {name: client.score(chosen, model=name).scores for name in ASPECTS}
         for row, at in enumerate(left):
-            own = [rewards[row], *(scores[name][row] for name in ASPECTS)]
+            own = [rewards[row], *(aspects[name][row] for name in ASPECTS)]
             if all(one.error is None for one in own):
                 found[at] = {
                     "holistic": rewards[row].holistic.score,
                     "z": rewards[row].holistic.normalized,
                     "admitted": rewards[row].admitted,
-                    **{name: scores[name][row].score for name in ASPECTS},
+                    **{name: aspects[name][row].score for name in ASPECTS},
                 }
         left = [at for at in left if at not in found]
         if not left:
             return found
     raise SystemExit(f"the server failed {len(left)} samples: {rewards[-1].error}")
+
+
+def require_agreement(
+    url: str, recipe: Path, prompts: Sequence[str], completions: Sequence[str]
+) -> dict[str, float]:
+    """Return the largest differences between the server's scores and the training code's.
+
+    Ends the run if one is over 0.001: the server would read texts in another way than the models
+    were trained on.
+    """
+    pairs = list(zip(prompts, completions, strict=True))
+    samples = [Sample(prompt=prompt, completion=text) for prompt, text in pairs]
+    marked = [Marked(prompt, tuple(text.split()), ()) for prompt, text in pairs]
+    tokenizer = AutoTokenizer.from_pretrained(recipe / "holistic")
+    whole = AutoModelForSequenceClassification.from_pretrained(
+        recipe / "holistic", dtype=torch.float32
+    )
+    words = AutoModelForTokenClassification.from_pretrained(recipe / "errors", dtype=torch.float32)
+    with AlarmClient(url) as client:
+        served = {
+            "holistic": [one.score for one in client.score(samples, model="holistic").scores],
+            "errors": [
+                segment.score
+                for one in client.score(samples, model="errors").scores
+                for segment in one.segments
+            ],
+        }
+    own = {
+        "holistic": scores(whole.eval(), tokenizer, pairs),
+        "errors": margins(words.eval(), tokenizer, marked),
+    }
+    found = {
+        name: max(abs(a - b) for a, b in zip(served[name], own[name], strict=True))
+        for name in served
+    }
+    if max(found.values()) > _TOLERANCE:
+        raise SystemExit(f"the server's scores differ from the training code's by {found}")
+    return found
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from translation_study.policy import batches_of_like_length, padded, warmup_cosine
 from translation_study.settings import Sizes
 
-__all__ = ["Pair", "accuracy", "label", "train_holistic"]
+__all__ = ["Pair", "accuracy", "label", "scores", "train_holistic"]
 
 _PAIRS_PER_PROMPT = 3
 _BATCH = 32
@@ -94,19 +94,26 @@ def train_holistic(
     return model.eval()
 
 
-@torch.no_grad()
 def accuracy(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]
 ) -> float:
     """Return in which share of pairs the model prefers the chosen translation."""
-    right = 0
-    for at in range(0, len(pairs), 128):
-        part = pairs[at : at + 128]
-        texts = [(p.prompt, p.chosen) for p in part] + [(p.prompt, p.rejected) for p in part]
-        ids, mask = padded([_ids(tokenizer, *text) for text in texts], tokenizer.pad_token_id)
-        chosen, rejected = model(input_ids=ids, attention_mask=mask).logits[:, 0].chunk(2)
-        right += int((chosen > rejected).sum())
-    return right / len(pairs)
+    chosen = scores(model, tokenizer, [(pair.prompt, pair.chosen) for pair in pairs])
+    rejected = scores(model, tokenizer, [(pair.prompt, pair.rejected) for pair in pairs])
+    return sum(one > other for one, other in zip(chosen, rejected, strict=True)) / len(pairs)
+
+
+@torch.no_grad()
+def scores(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]
+) -> list[float]:
+    """Return the score of each pair of a prompt and its translation."""
+    found: list[float] = []
+    for at in range(0, len(texts), 256):
+        rows = [_ids(tokenizer, *text) for text in texts[at : at + 256]]
+        ids, mask = padded(rows, tokenizer.pad_token_id)
+        found += model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+    return found
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str, text: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from translation_study import policy
 from translation_study.corpus import Sentence
-from translation_study.evaluation import read_rows, rewarded, write_rows
+from translation_study.evaluation import read_rows, require_agreement, rewarded, write_rows
 from translation_study.grpo import train
 from translation_study.methods import NUM_MAIN, Method, methods
 from translation_study.metrics import corpus_scores
@@ -26,6 +26,7 @@ def reinforce(run: Run) -> None:
     chosen = run.found("select")["chosen"]
     every = methods(chosen, run.sizes.aspect_weight)
     with served(recipe, run.folder / "server.log") as url:
+        run.stage("check", lambda _: _checked(run, url))
         for rate in run.sizes.rates:
             run.stage(
                 f"rates/{rate:g}",
@@ -43,6 +44,13 @@ def reinforce(run: Run) -> None:
                     ),
                 )
         run.stage("evaluate", lambda folder: _compared(run, every[:NUM_MAIN], url, folder))
+
+
+def _checked(run: Run, url: str) -> dict[str, Any]:
+    part = sentences(run, "development")
+    references = [one.references[0] for one in part]
+    found = require_agreement(url, run.folder / "recipe", [one.prompt for one in part], references)
+    return {name: float(f"{one:.1e}") for name, one in found.items()}
 
 
 def _compared(run: Run, every: Sequence[Method], url: str, folder: Path) -> None:

@@ -128,6 +128,8 @@ class _Report:
             yield f"| {own} − {other} | {found['chrF'].text(2)} | {found['z'].text(3)} |"
             if own == "hierarchical":
                 clear.append((other, found["chrF"]))
+        if not clear:
+            return
         above = [other for other, found in clear if found.low > 0]
         below = [other for other, found in clear if found.high < 0]
         unclear = [other for other, found in clear if not found.is_clear]
