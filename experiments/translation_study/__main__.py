@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from transformers.utils import logging
@@ -38,6 +40,7 @@ def main() -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the server ends too
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     run = _opened(given)
