@@ -28,7 +28,7 @@ class Sizes:
     preference_rate: float = 2e-4
     # The model of error spans: corrupted references.
     corrupted_references: int = 24000
-    error_epochs: int = 1
+    error_epochs: int = 2
     error_rate: float = 5e-4
     # Selection and calibration.
     study_prompts: int = 300
@@ -73,6 +73,7 @@ QUICK = Sizes(
     preference_prompts=150,
     preference_epochs=1,
     corrupted_references=3000,
+    error_epochs=1,
     study_prompts=60,
     rates=(1e-4, 3e-4),
     steps=4,
