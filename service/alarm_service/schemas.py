@@ -377,7 +377,8 @@ class SampleIn(_In):
         "special tokens are empty spans",
     )
     segments: Annotated[
-        dict[Literal["sentences", "subsentences", "steps", "turns", "errors"], SpansIn], InPieces
+        dict[Literal["sentences", "subsentences", "words", "steps", "turns", "errors"], SpansIn],
+        InPieces,
     ] = Field(
         default_factory=dict, description="spans to use instead of those that the server would find"
     )

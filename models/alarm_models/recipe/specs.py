@@ -132,6 +132,9 @@ class Spec(BaseModel):
     #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
+    #: Whether its score is a rate of errors, which falls as its rewards rise.
+    scores_errors: ClassVar[bool] = False
+
     #: Whether it can score the prefixes of a completion too, as `dense` requires.
     scores_prefixes: ClassVar[bool] = False
 
@@ -470,7 +473,7 @@ class SegmentsSpec(NeuralSpec):
     policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences", "turns"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "words", "turns"] = "sentences"
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
@@ -1432,6 +1435,7 @@ class GrammarSpec(CheckSpec):
 
     module = "alarm_models.reward_models.grammar"
     placement = Placement.TOKENS
+    scores_errors = True
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
         default="harper", description="harper runs in this process; languagetool is a server"

@@ -503,7 +503,10 @@ def values_of(scores: Sequence[Score | None]) -> Floats:
 
 def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
     """Whether the aspect's reward falls as its score rises."""
-    if not recipe.models[spec.model].judges_wholes:
+    model = recipe.models[spec.model]
+    if model.scores_errors:
+        slope = spec.negative - spec.positive
+    elif not model.judges_wholes:
         slope = spec.positive - spec.negative
     else:
         slope = spec.scale
