@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comet_checkpoints
 import pytest
 import tiny
+from comparing_judge import prefers
 from fastapi import FastAPI
 from remote_servers import Calls, judge, vllm
 from scripted_judge import Say, judge_server, rubric_answer, served
@@ -144,7 +145,9 @@ def test_docs_recipe_scores_a_sample(
                 model["checkpoint"] = str(checkpoint(model, tmp_path_factory.mktemp(name)).folder)
             if "endpoint" in model:
                 servers.enter_context(judge_server())
-                _, keys = servers.enter_context(served(met))
+                _, keys = servers.enter_context(
+                    served(prefers(len) if model["kind"] == "compare" else met)
+                )
                 model["endpoint"] |= keys | {"cache": str(folder / "judge-answers")}
             if "url" in model:
                 port = servers.enter_context(over_tcp(stand_in(model)))
@@ -292,15 +295,16 @@ def met(body: dict[str, Any]) -> list[Say]:
 
 
 async def errors_of(recipe: Recipe) -> dict[str, str | None]:
-    """Load a recipe and score a sample with each of its models; return the errors."""
+    """Load a recipe and score a group with each of its models; return the first errors."""
     engine: RewardEngine = create_engine([recipe], Settings(device="cpu"))
     await engine.start()
     try:
         await engine.life.until_ready()
         found = {}
         for name in recipe.models:
-            (outcome,) = (await engine.score(f"{recipe.name}/{name}", [SAMPLE])).outcomes
-            found[name] = str(outcome) if isinstance(outcome, Exception) else None
+            outcomes = (await engine.score(f"{recipe.name}/{name}", GROUP)).outcomes
+            errors = [str(one) for one in outcomes if isinstance(one, Exception)]
+            found[name] = errors[0] if errors else None
         return found
     finally:
         await engine.close()
@@ -308,4 +312,5 @@ async def errors_of(recipe: Recipe) -> dict[str, str | None]:
 
 #: The stand-in judge returns the rating after "say:".
 FIELDS = {"answer": "4", "source": "2 + 2?", "reference": "4"}
-SAMPLE = Sample("2 + 2?", "say:4", FIELDS, (Span(0, 5), Span(5, 5)))
+SAMPLE = Sample("2 + 2?", "say:4", FIELDS, (Span(0, 5), Span(5, 5)), group="sum")
+GROUP = [SAMPLE, replace(SAMPLE, completion="Well, say:4")]  # a model may compare them

@@ -22,6 +22,8 @@ TRAINERS = {
     ("post", "/compat/miles/{name}"),
     ("post", "/compat/easyr1/{name}"),
     ("post", "/compat/nemo-gym/{name}/verify"),
+    ("post", "/compat/eval-protocol/{name}"),
+    ("post", "/compat/eval-protocol/{name}/evaluate"),
     ("post", "/v1/score/evaluation"),
     ("post", "/compat/llamafactory/{name}"),
     ("post", "/compat/align-anything/{name}"),
