@@ -32,11 +32,16 @@ export function frame(xs, ys, label, format = {}) {
         (format.y ?? short)(value)),
     );
   }
+  let last = null;
   for (const value of ticks(left, right, 5)) {
-    svg.append(
-      shape("text", { class: "tick", x: x(value), y: HEIGHT - 7, "text-anchor": "middle" },
-        (format.x ?? short)(value)),
-    );
+    const text = (format.x ?? short)(value);
+    if (text === last) continue;
+    last = text;
+    // Long labels, such as times, stay within the frame.
+    const isAtEnd = x(value) + 3.5 * text.length > WIDTH;
+    const place = { x: isAtEnd ? WIDTH : x(value), y: HEIGHT - 7 };
+    const anchor = isAtEnd ? "end" : "middle";
+    svg.append(shape("text", { class: "tick", ...place, "text-anchor": anchor }, text));
   }
   return { svg, x, y, floor: y(Math.max(bottom, 0)) };
 }

@@ -3,6 +3,9 @@
 import { codePoints, counted, element } from "./dom.js";
 import { errorText } from "./group.js";
 
+//: What stays in sight above a completion.
+const MARGIN_PX = 60;
+
 /** Show the renderings of one sample's models; ``chosen`` names the model that is shown. */
 export function readView(renderings, text, chosen, onChoose) {
   const one = renderings.find(({ model }) => model === chosen) ?? renderings[0];
@@ -15,6 +18,16 @@ export function readView(renderings, text, chosen, onChoose) {
     ),
     ...(one.error ? [element("p", { class: "bad" }, errorText(one.error))] : found(one, text)),
   ];
+}
+
+/** Scroll each text to its completion, which may be far below a long prompt. */
+export function scrollToCompletions(section) {
+  for (const box of section.querySelectorAll(".read-text")) {
+    const mark = box.querySelector("mark");
+    if (!mark) continue;
+    const below = mark.getBoundingClientRect().bottom - box.getBoundingClientRect().bottom;
+    if (below > 0) box.scrollTop = mark.getBoundingClientRect().top - box.getBoundingClientRect().top - MARGIN_PX;
+  }
 }
 
 function modelChoice(renderings, chosen, onChoose) {
