@@ -101,8 +101,9 @@ function difference(reward, params, { reward: other, name }) {
   return element(
     "p",
     { class: "difference" },
-    `${plain(Math.abs(total))} ${total < 0 ? "less" : "more"} than ${name}: ${told.join(", ")}` +
-      (gates ? ` (whose gate is ${other.admitted ? "open" : "shut"}).` : "."),
+    `${plain(Math.abs(total))} ${total < 0 ? "less" : "more"} than ${name}` +
+      (gates ? `, whose gate is ${other.admitted ? "open" : "shut"}` : "") +
+      `: ${told.join(", ")}.`,
   );
 }
 

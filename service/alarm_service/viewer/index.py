@@ -99,7 +99,7 @@ class RewardIndex:
     def _opened(self, files: Sequence[Path]) -> list[BinaryIO]:
         """Open the files that still exist: a server removes the oldest of a capture."""
         self.files: list[Path] = []
-        sources = []
+        sources: list[BinaryIO] = []
         for file in files:
             with suppress(FileNotFoundError):
                 sources.append(self._stack.enter_context(file.open("rb")))
