@@ -98,7 +98,7 @@ function widened([low, high]) {
   return high - low > 1e-12 ? [low, high] : [low - 0.5, high + 0.5];
 }
 
-/** Return round values between two bounds. */
+/** Return about ``most`` round values between two bounds. */
 export function ticks(low, high, most) {
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough));
