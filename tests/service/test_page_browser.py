@@ -476,6 +476,12 @@ def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     assert page.locator(".readout").inner_text() == "“Bx”: reward +2.000"
 
 
+def test_page_writes_out_characters_that_hide_or_reorder_text(page: "Page") -> None:
+    submit(page, "AB \u202edne\x1b B\tc")
+    assert page.locator("#text .completion").inner_text() == "AB ⟨U+202E⟩dne⟨U+001B⟩ B\tc"
+    assert "⟨U+202E⟩" in page.locator("#group tbody button").inner_text()
+
+
 def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:
     submit(page, LOW, LOW, BAD)
     text = page.locator("#group").inner_text()

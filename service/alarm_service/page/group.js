@@ -1,6 +1,6 @@
 // The completions of one prompt beside each other, with the advantage that GRPO computes.
 
-import { counted, element, plain, signed } from "./dom.js";
+import { counted, element, plain, signed, visible } from "./dom.js";
 
 //: TRL's constant, which keeps the division finite.
 const EPSILON = 1e-4;
@@ -120,7 +120,7 @@ function groupRow(at, completion, reward, advantage, isChosen, reach, onChoose) 
   const name = element(
     "button",
     { type: "button", class: "open", "aria-pressed": String(isChosen), onclick: () => onChoose(at) },
-    shortened(completion) || "(empty)",
+    visible(shortened(completion)) || "(empty)",
   );
   const cell = (text, kind = "number") => element("td", { class: kind }, text);
   const chosen = { class: isChosen ? "chosen" : null };

@@ -1,6 +1,6 @@
 // `alarm view`: a list of recorded samples beside the views of the one that is chosen.
 
-import { byId, counted, element, plain, signed } from "./dom.js";
+import { byId, counted, element, plain, signed, visible } from "./dom.js";
 import { errorText, groupView } from "./group.js";
 import { virtualList } from "./list.js";
 import { aboutView, recordedSum, recordedText, titleOf } from "./recorded.js";
@@ -194,7 +194,7 @@ function cellsOf(at) {
     zCell(columns.z[at], columns.admitted[at]),
     cell(columns.length[at] ?? ""),
     cell(Number.isNaN(deviation) ? "" : plain(deviation), deviation < 1e-9 ? "number flat" : "number"),
-    isFailed ? cell(errors[columns.error[at]], "excerpt bad") : cell(columns.excerpt[at], "excerpt"),
+    isFailed ? cell(errors[columns.error[at]], "excerpt bad") : cell(visible(columns.excerpt[at]), "excerpt"),
   ];
 }
 
