@@ -126,6 +126,10 @@ def test_page_shows_the_sum_and_the_gate(page: "Page") -> None:
         "reward": "+17.000",
     }
     assert "gate open" in page.locator(".gate").inner_text()
+    assert page.locator(".difference").inner_text() == (
+        "11.000 more than completion 2, whose gate is shut: "
+        "holistic +8.000, a +3.000, b +1.000, c −1.000."
+    )
     page.get_by_role("button", name=LOW).press("Enter")
     assert numbers(page)["a"] == "(+1.000)"
     assert numbers(page)["reward"] == "+6.000"
@@ -268,6 +272,28 @@ def test_page_slider_changes_gate_and_group(page: "Page") -> None:
     assert numbers(page)["reward"] == "+3.000"
 
 
+def test_page_list_of_a_group_stays_where_it_was_scrolled_to(page: "Page") -> None:
+    found = page.evaluate(
+        """async () => {
+          const { groupView } = await import("/page/group.js");
+          const reward = { reward: 1, admitted: true, holistic: { normalized: 1 } };
+          const texts = Array.from({ length: 200 }, (_, at) => `text ${at}`);
+          const shown = document.createElement("section");
+          document.body.append(shown);
+          shown.append(...groupView(texts, texts.map(() => reward), 0, () => {}, 3200));
+          const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+          await frame();
+          await frame();
+          const scrolled = shown.querySelector(".scrolling").scrollTop;
+          const has = [...shown.querySelectorAll("button")].some(
+            (one) => one.innerText === "text 100");
+          shown.remove();
+          return [scrolled, has];
+        }"""
+    )
+    assert found == [3200, True]
+
+
 def test_page_shaping_is_chosen_and_kept_as_an_override(page: "Page") -> None:
     submit(page, HIGH)
     before = numbers(page)["a"]
@@ -330,6 +356,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
             {"completions": ["A", '[{"role": "assistant", "content": "A"}, {"content": "B"}]']},
             {"prompt": '[{"role": "user", "content": "A"'},
             {"tools": "{}"},
+            {"lines": " \n"},
             {"completions": ['[{"json": 1}]']},
         ],
     )
@@ -341,6 +368,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
         'Completion 2, message 2 of 2 has no "role"',
         "The prompt begins like chat messages, but it is not valid JSON",
         "Tools must be a JSON array",
+        "There are no lines",
     ]
     assert said[-1] is None
     for message, part in zip(said, parts, strict=False):
@@ -378,6 +406,25 @@ def test_page_shows_what_models_read_and_what_was_dropped(page: "Page") -> None:
         "<span>&lt;s&gt;</span><del><span>a</span></del><del><mark> b</mark></del><mark> c</mark>",
         "<del>😀t</del> b c",
     ]
+
+
+def test_page_scrolls_to_the_completion_that_a_model_read(page: "Page") -> None:
+    text = {"tokens": ["long "] * 3000 + ["answer"], "completion": [3000, 3001], "dropped": []}
+    rendering = {"model": "rm", "kind": "sequence", "texts": [text], "num_tokens": 3001}
+    gap = page.evaluate(
+        """(rendering) => import("/page/read.js").then(({ readView, scrollToCompletions }) => {
+          const shown = document.createElement("section");
+          document.body.append(shown);
+          shown.append(...readView([rendering], "answer", "rm", () => {}));
+          scrollToCompletions(shown);
+          const [box, mark] = [".read-text", "mark"].map((one) =>
+            shown.querySelector(one).getBoundingClientRect());
+          shown.remove();
+          return box.bottom - mark.bottom;
+        })""",
+        rendering | {"truncated": False, "omitted": [], "left_out": [], "error": None},
+    )
+    assert gap > 0
 
 
 def test_page_asks_once_for_what_models_read(page: "Page") -> None:
@@ -427,6 +474,12 @@ def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     page.locator("#text .completion .piece").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".readout").inner_text() == "“Bx”: reward +2.000"
+
+
+def test_page_writes_out_characters_that_hide_or_reorder_text(page: "Page") -> None:
+    submit(page, "AB \u202edne\x1b B\tc")
+    assert page.locator("#text .completion").inner_text() == "AB ⟨U+202E⟩dne⟨U+001B⟩ B\tc"
+    assert "⟨U+202E⟩" in page.locator("#group tbody button").inner_text()
 
 
 def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:
