@@ -83,8 +83,7 @@ def bradley_terry(
         else:
             break
         logs, likelihood = logs + step, moved
-    has_met = games.any(axis=1)
-    return [float(log) if met else None for log, met in zip(logs, has_met, strict=True)]
+    return [float(log) if own.any() else None for log, own in zip(logs, games, strict=True)]
 
 
 def _log_likelihood(logs: Floats, wins: Floats, prior: float) -> float:
