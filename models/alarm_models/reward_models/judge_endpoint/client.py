@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +39,9 @@ _UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Statuses by which servers refuse `response_format`.
 _REFUSED = frozenset({400, 404, 415, 422, 501})
+
+#: Why an answer ended before the judge ended it: the same question may get another.
+_CUT_OR_REFUSED = frozenset({"length", "content_filter", "abort", "error"})
 
 #: Characters of a token, for estimates before the server has counted; few, so as not to overspend.
 _CHARS_PER_TOKEN = 3
@@ -89,6 +92,12 @@ class JudgeReply:
     def is_cut(self) -> bool:
         """Whether the answer reached the limit of tokens."""
         return self.finish_reason == "length"
+
+    @property
+    def is_worth_storing(self) -> bool:
+        """Whether the judge ended an answer that is not empty and no refusal."""
+        is_ended = self.refusal is None and self.finish_reason not in _CUT_OR_REFUSED
+        return is_ended and bool(self.text.strip())
 
     @property
     def is_refused(self) -> bool:
@@ -213,7 +222,7 @@ class JudgeEndpoint:
                 "model_failed",
                 f"the judge's response has an unknown format: {excerpt(repr(error))}",
             ) from error
-        if self._cache is not None:
+        if self._cache is not None and all(one.is_worth_storing for one in result.replies):
             await self._cache.put(key, [asdict(reply) for reply in result.replies])
         return result
 
@@ -294,17 +303,23 @@ class JudgeEndpoint:
             raise RuntimeError("the endpoint was not opened")
         budget = self._limits.budget
         estimate = self._estimate(body)
-        settled = []
+        settled: list[Callable[[Expense], None]] = []
 
-        async def admit() -> None:
+        def release(failed: RequestFailed) -> None:
+            """Take a refused request, which uses no tokens, out of the budget."""
+            if failed.status is not None and settled:
+                settled[-1](Expense())
+
+        async def admit(failed: RequestFailed | None) -> None:
+            if failed is not None:
+                release(failed)
             settled.append(await budget.enter(estimate))
             self._count(usage=JudgeUsage(num_requests=1))
 
         try:
             answer = await self._client.request("POST", _PATH, body, admit)
         except RequestFailed as failed:
-            if failed.status is not None and settled:
-                settled[-1](Expense())  # a refused request uses no tokens
+            release(failed)
             raise
         usage = self._usage(answer, estimate)
         self._count(usage=usage)

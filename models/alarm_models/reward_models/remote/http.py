@@ -94,21 +94,24 @@ class RemoteClient:
         method: str,
         path: str,
         body: object = None,
-        admit: Callable[[], Awaitable[None]] | None = None,
+        admit: Callable[[RequestFailed | None], Awaitable[None]] | None = None,
     ) -> Any:
         """Return the JSON of the response, after retries; raise `RequestFailed`.
 
-        ``admit`` is awaited before each attempt; what it raises is passed on.
+        ``admit`` is awaited before each attempt, with the failure of the one before; what it raises
+        is passed on.
         """
         num_retries = 0
+        before: RequestFailed | None = None
         while True:
             if admit is not None:
-                await admit()
+                await admit(before)
             try:
                 return await self.attempt(method, path, body)
             except RequestFailed as failed:
                 if not failed.is_passing or num_retries >= self._spec.max_retries:
                     raise
+                before = failed
                 wait_s = backoff_s(num_retries, failed.headers)
             await asyncio.sleep(wait_s)
             num_retries += 1
