@@ -12,7 +12,8 @@ from served import app_of
 from standin import FIGURE_1, Letters, Words
 from tcp import over_tcp
 
-from alarm_models.combination.all_rules import RULES, Shaping
+from alarm_models.combination.all_rules import RULES, Rule, Shaping
+from alarm_models.recipe.schema import HierarchySpec, Recipe
 from alarm_service.schemas import SampleIn, sample_in
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -42,10 +43,28 @@ SCALED = FIGURE_1.model_copy(
 )
 
 
+_MINIMUMS = {"a": 0.0, "b": 0.0}
+#: Constants of the rules that require some.
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "gr3": {"length_penalty": 0.1},
+    "dro": {"minimums": _MINIMUMS, "pass_share": 0.5},
+    "soft_gate": {"temperature": 2.0},
+    "cascade": {"order": ("a", "b", "c"), "minimums": _MINIMUMS},
+    "veto": {"floor": -4.0, "minimums": _MINIMUMS},
+    "uncertainty": {"beta": 0.5},
+}
+
+
+def recipe_of(rule: str) -> Recipe:
+    hierarchy = HierarchySpec(rule=Rule(rule), threshold=5, **CONSTANTS.get(rule, {}))
+    return FIGURE_1.model_copy(update={"name": f"by-{rule}", "hierarchy": hierarchy})
+
+
 @contextmanager
 def serving(**settings: Any) -> Iterator[str]:
     models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
-    with over_tcp(app_of([FIGURE_1, SCALED], models, **settings)) as port:
+    recipes = [FIGURE_1, SCALED, *map(recipe_of, RULES)]
+    with over_tcp(app_of(recipes, models, **settings)) as port:
         url = f"http://127.0.0.1:{port}"
         while httpx.get(f"{url}/health/ready").status_code != 200:
             pass
@@ -160,31 +179,43 @@ def test_page_request_has_words_in_code_points_and_no_empty_list(page: "Page") -
 
 
 def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
+    samples = [
+        {"prompt": "?", "completion": text, "group": "g", "fields": {"reference": LOW}}
+        for text in (HIGH, LOW)
+    ]
     for rule in RULES:
-        body = {"prompt": "?", "completions": [HIGH, LOW], "overrides": json.dumps({"rule": rule})}
-        found = page.evaluate(_PARTS, body)
-        if RULES[rule].adds_up:
-            assert [one["start"] for one in found["rewards"]] == pytest.approx(
-                [one["reward"] for one in found["rewards"]], abs=1e-6
+        form = {"lines": "\n".join(map(json.dumps, samples)), "overrides": ""}
+        found = page.evaluate(_PARTS, form | {"recipe": f"by-{rule}"})["rewards"]
+        assert len(found) == 2
+        for one in found:
+            # Rules that are no sums are one step, from nothing to the server's reward.
+            assert one["start"] == (
+                pytest.approx(one["reward"], abs=1e-6) if RULES[rule].adds_up else 0
             )
-        else:
-            assert all(one["start"] == 0 for one in found.get("rewards", []))
+            assert one["shown"] == one["written"]
 
 
 #: Scores samples and adds up the parts, with the page's own modules.
 _PARTS = """async (form) => {
   const { requestOf } = await import("/page/request.js");
   const { overridesOf } = await import("/page/samples.js");
-  const { paramsOf, partsOf } = await import("/page/sum.js");
+  const { paramsOf, partsOf, sumView } = await import("/page/sum.js");
+  const { signed } = await import("/page/dom.js");
   const { recipes } = await (await fetch("models")).json();
   const headers = { "Content-Type": "application/json" };
-  const body = JSON.stringify(requestOf({ ...form, recipe: null }));
+  const body = JSON.stringify(requestOf(form));
   const response = await fetch("hierarchical_reward", { method: "POST", headers, body });
   const answer = await response.json();
   if (!response.ok) return answer;
-  const params = paramsOf(recipes[0], overridesOf(form.overrides));
+  const recipe = recipes.find((one) => one.name === form.recipe);
+  const params = paramsOf(recipe, overridesOf(form.overrides));
+  const numbers = (one) => [...(one?.querySelectorAll?.(".number") ?? [])];
+  const last = (view) => view.flatMap(numbers).at(-1);
   return { rewards: answer.rewards.filter((one) => !one.error).map((one) => ({
-    ...partsOf(one, params), reward: one.reward,
+    ...partsOf(one, params),
+    reward: one.reward,
+    shown: last(sumView(one, params)).textContent,
+    written: signed(one.reward),
   })) };
 }"""
 
