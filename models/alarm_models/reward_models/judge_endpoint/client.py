@@ -17,7 +17,12 @@ from alarm_models.recipe.specs import EndpointSpec
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.reward_models.remote.http import (
+    UNAVAILABLE,
+    UNEXPECTED_FORMAT,
+    RemoteClient,
+    RequestFailed,
+)
 from alarm_models.types import JudgeTotals, JudgeUsage
 
 __all__ = [
@@ -30,12 +35,6 @@ __all__ = [
 
 _PATH = "/v1/chat/completions"
 _IDENTITY_PATH = "/v1/models"
-
-#: Errors from a response of another format.
-_UNEXPECTED_SHAPE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
-_UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Statuses by which servers refuse `response_format`.
 _REFUSED = frozenset({400, 404, 415, 422, 501})
@@ -203,7 +202,7 @@ class JudgeEndpoint:
         if self._cache is not None:
             stored = await self._cache.get(key)
             if stored is not None:
-                with suppress(*_UNEXPECTED_SHAPE):  # written by another version
+                with suppress(*UNEXPECTED_FORMAT):  # written by another version
                     replies = tuple(map(_reply_of_json, stored))
                     usage = JudgeUsage(num_cached=1)
                     self._count(usage=usage)
@@ -216,7 +215,7 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             self._count(failed=1)
             raise SampleError("model_failed", str(failed)) from failed
-        except _UNEXPECTED_SHAPE as error:
+        except UNEXPECTED_FORMAT as error:
             self._count(failed=1)
             raise SampleError(
                 "model_failed",
@@ -234,9 +233,9 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             if failed.status in (404, 405):
                 return ""  # not every server has the route
-            is_away = failed.status is None or failed.status in _UNAVAILABLE
+            is_away = failed.status is None or failed.status in UNAVAILABLE
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
-        except _UNEXPECTED_SHAPE as error:
+        except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
                 f"the judge at {urlsplit(self._base).hostname} does not respond as an "
                 f"OpenAI-compatible server: {excerpt(repr(error))}"

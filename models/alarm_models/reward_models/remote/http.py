@@ -21,7 +21,16 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 
-__all__ = ["RemoteClient", "RequestFailed", "is_retryable"]
+__all__ = ["UNAVAILABLE", "UNEXPECTED_FORMAT", "RemoteClient", "RequestFailed", "is_retryable"]
+
+#: Errors from reading a response of another format.
+UNEXPECTED_FORMAT = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError,
+)  # fmt: skip
+
+#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
+UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Transient statuses; a server that lost one batch responds with 500.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
