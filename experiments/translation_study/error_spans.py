@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast, set_seed
 
-from translation_study.policy import batches_of_like_length, padded, warmup_cosine
+from translation_study.fitting import fit, padded
 from translation_study.settings import Sizes
 
 __all__ = ["LABELS", "Marked", "corrupt", "detection", "margins", "train_errors"]
@@ -141,24 +141,20 @@ def train_errors(
         dtype=torch.float32,
     ).train()
     rows = [_encoded(tokenizer, one) for one in marked]
-    batches = batches_of_like_length([len(ids) for ids, _ in rows], _BATCH, seed=0)
-    steps = sizes.error_epochs * -(-len(rows) // _BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), sizes.error_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps))
-    losses: list[float] = []
-    for _ in range(steps):
-        batch = next(batches)
+
+    def loss_of(batch: list[int]) -> torch.Tensor:
         logits = _word_logits(model, [rows[at] for at in batch], tokenizer.pad_token_id)
         right = torch.tensor([int(not bad) for at in batch for bad in marked[at].wrong])
-        loss = cross_entropy(logits, right)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if len(losses) % 50 == 0:
-            print(f"  step {len(losses)}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+        return cross_entropy(logits, right)
+
+    fit(
+        model,
+        [len(ids) for ids, _ in rows],
+        loss_of,
+        batch=_BATCH,
+        steps=sizes.error_epochs * -(-len(rows) // _BATCH),
+        rate=sizes.error_rate,
+    )
     return model.eval()
 
 

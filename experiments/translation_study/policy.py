@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +18,17 @@ from transformers import (
     set_seed,
 )
 
+from translation_study.fitting import fit, padded
 from translation_study.settings import Sizes
 
 __all__ = [
     "Translation",
-    "batches_of_like_length",
     "divergences",
     "load",
-    "padded",
     "save",
     "supervise",
     "train_tokenizer",
     "translate",
-    "warmup_cosine",
 ]
 
 _IGNORED = -100
@@ -95,62 +91,28 @@ def supervise(
     whole = tokenizer([prompt + english for prompt, english in pairs])["input_ids"]
     rows = [[*ids, tokenizer.eos_token_id] for ids in whole]
     starts = [len(ids) for ids in prompts]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), sizes.supervised_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    steps = sizes.supervised_steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps))
-    losses: list[float] = []
-    batches = batches_of_like_length([len(row) for row in rows], sizes.supervised_batch, seed=0)
-    for _ in range(steps):
-        batch = next(batches)
+
+    def loss_of(batch: list[int]) -> torch.Tensor:
         ids, mask = padded([rows[at] for at in batch], tokenizer.pad_token_id)
         labels = ids.masked_fill(mask == 0, _IGNORED)
         for row, at in enumerate(batch):
             labels[row, : starts[at]] = _IGNORED
         logits = model(input_ids=ids, attention_mask=mask).logits  # [batch, tokens, vocabulary]
-        loss = cross_entropy(
+        return cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
         )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if len(losses) % 100 == 0:
-            print(f"  step {len(losses)}: loss {sum(losses[-100:]) / 100:.3f}", flush=True)
+
+    losses = fit(
+        model,
+        [len(row) for row in rows],
+        loss_of,
+        batch=sizes.supervised_batch,
+        steps=sizes.supervised_steps,
+        rate=sizes.supervised_rate,
+        betas=(0.9, 0.98),
+        report_every=100,
+    )
     return model.eval(), losses
-
-
-def warmup_cosine(steps: int) -> object:
-    """Return a schedule: a linear warm-up over a twentieth of the steps, then half a cosine."""
-    warm = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    return factor
-
-
-def batches_of_like_length(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Yield batches of indices without end, in a new order each pass, of rows of like length."""
-    choose = random.Random(seed)
-    while True:
-        order = sorted(range(len(lengths)), key=lambda at: (lengths[at], choose.random()))
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
-        choose.shuffle(batches)
-        yield from batches
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows padded on the right, and the attention mask; both `[rows, tokens]`."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from translation_study.policy import batches_of_like_length, padded, warmup_cosine
+from translation_study.fitting import fit, padded
 from translation_study.settings import Sizes
 
 __all__ = ["Pair", "accuracy", "label", "scores", "train_holistic"]
@@ -71,26 +71,22 @@ def train_holistic(
         [_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)]
         for pair in pairs
     ]
-    batches = batches_of_like_length([len(one) + len(other) for one, other in rows], _BATCH, seed=0)
-    steps = sizes.preference_epochs * -(-len(rows) // _BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), sizes.preference_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps))
-    losses: list[float] = []
-    for _ in range(steps):
-        batch = next(batches)
+
+    def loss_of(batch: list[int]) -> torch.Tensor:
         ids, mask = padded(
             [rows[at][side] for side in (0, 1) for at in batch], tokenizer.pad_token_id
         )
         chosen, rejected = model(input_ids=ids, attention_mask=mask).logits[:, 0].chunk(2)
-        loss = -logsigmoid(chosen - rejected).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if len(losses) % 50 == 0:
-            print(f"  step {len(losses)}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+        return -logsigmoid(chosen - rejected).mean()
+
+    fit(
+        model,
+        [len(one) + len(other) for one, other in rows],
+        loss_of,
+        batch=_BATCH,
+        steps=sizes.preference_epochs * -(-len(rows) // _BATCH),
+        rate=sizes.preference_rate,
+    )
     return model.eval()
 
 

@@ -17,8 +17,8 @@ class Sizes:
     width: int = 192
     layers: int = 4
     heads: int = 6
-    supervised_steps: int = 1500
-    supervised_batch: int = 128
+    supervised_steps: int = 2500
+    supervised_batch: int = 64
     supervised_rate: float = 1.5e-3
     # The holistic model: preference pairs over the policy's own samples.
     preference_prompts: int = 3000
