@@ -7,18 +7,28 @@ from served import serving
 
 from alarm_service.engine.worker import ThreadChooser
 
-#: Seconds of a pass of 100 tokens, by its number of threads.
-Machine = Callable[[int], float]
+#: Seconds of a pass of 100 tokens, and the time for which its threads ran, by their number.
+Machine = Callable[[int], tuple[float, float]]
 
 
-def quiet(num_threads: int) -> float:
+def quiet(num_threads: int) -> tuple[float, float]:
     """All threads share the work."""
-    return 0.1 / num_threads
+    return 0.04 / num_threads, 0.04
 
 
-def crowded(num_threads: int) -> float:
+def crowded(num_threads: int) -> tuple[float, float]:
     """Each operation waits for the thread whose core is taken."""
-    return 0.1 if num_threads == 1 else 0.5
+    return (0.04, 0.04) if num_threads == 1 else (0.2, 0.25)
+
+
+def ten_times(machine: Machine) -> Machine:
+    """Passes that are ten times as long."""
+
+    def longer(num_threads: int) -> tuple[float, float]:
+        seconds, cpu_seconds = machine(num_threads)
+        return 10 * seconds, 10 * cpu_seconds
+
+    return longer
 
 
 def run(chooser: ThreadChooser, machine: Machine, num_passes: int) -> list[int]:
@@ -26,7 +36,7 @@ def run(chooser: ThreadChooser, machine: Machine, num_passes: int) -> list[int]:
     used = []
     for _ in range(num_passes):
         num_threads = chooser.choose("m", 100)
-        chooser.record("m", 100, num_threads, machine(num_threads))
+        chooser.record("m", 100, num_threads, *machine(num_threads))
         used.append(num_threads)
     return used
 
@@ -37,16 +47,29 @@ def test_chooser_on_a_quiet_machine_uses_all_threads_and_rarely_tries_one() -> N
     assert used.count(1) <= 8
 
 
-def test_chooser_on_a_crowded_machine_uses_one_thread_from_the_second_pass_on() -> None:
-    used = run(ThreadChooser(2), crowded, 1000)
-    assert used[:3] == [2, 1, 1]
-    assert used.count(2) <= 8
+def test_chooser_on_a_quiet_machine_never_tries_fewer_threads_in_long_passes() -> None:
+    assert 1 not in run(ThreadChooser(2), ten_times(quiet), 1000)
 
 
-def test_chooser_when_a_core_is_taken_changes_after_one_slow_pass() -> None:
+def test_chooser_on_a_crowded_machine_uses_one_thread_if_that_is_faster_twice() -> None:
+    for machine in (crowded, ten_times(crowded)):
+        used = run(ThreadChooser(2), machine, 1000)
+        assert used[:5] == [2, 1, 2, 1, 1]
+        assert used.count(2) <= 16
+
+
+def test_chooser_after_one_disturbed_pass_keeps_all_threads() -> None:
     chooser = ThreadChooser(2)
-    run(chooser, quiet, 1000)
-    assert run(chooser, crowded, 10) == [2, *[1] * 9]
+    run(chooser, ten_times(quiet), 5)
+    chooser.record("m", 100, 2, *ten_times(crowded)(2))
+    assert run(chooser, ten_times(quiet), 1000) == [1, *[2] * 999]
+
+
+def test_chooser_when_a_core_is_taken_changes_after_a_slow_pass() -> None:
+    for machine in (lambda one: one, ten_times):
+        chooser = ThreadChooser(2)
+        run(chooser, machine(quiet), 1000)
+        assert run(chooser, machine(crowded), 10) == [2, 1, 2, *[1] * 7]
 
 
 def test_chooser_when_the_core_is_free_again_changes_back() -> None:
@@ -57,8 +80,8 @@ def test_chooser_when_the_core_is_free_again_changes_back() -> None:
 
 
 def test_chooser_on_many_cores_tries_one_thread_for_short_passes_only() -> None:
-    def slow(num_threads: int) -> float:
-        return 64.0 / num_threads
+    def slow(num_threads: int) -> tuple[float, float]:
+        return 64.0 / num_threads, 32.0
 
     assert 1 not in run(ThreadChooser(64), slow, 100)
     assert 1 in run(ThreadChooser(64), quiet, 100)
@@ -66,7 +89,7 @@ def test_chooser_on_many_cores_tries_one_thread_for_short_passes_only() -> None:
 
 def test_chooser_knows_models_and_sizes_apart() -> None:
     chooser = ThreadChooser(2)
-    run(chooser, crowded, 2)
+    run(chooser, crowded, 4)
     assert chooser.choose("m", 100) == 1
     assert chooser.choose("m", 1000) == 2
     assert chooser.choose("other", 100) == 2

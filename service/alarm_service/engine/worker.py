@@ -113,20 +113,33 @@ _LEAST_GAIN = 1.15
 #: A pass that takes this many times as long as expected: something else uses the cores.
 _SURPRISE = 2.5
 
+#: Shorter passes in seconds may be faster with fewer threads even if every core is free.
+_SHORT_PASS_S = 0.05
+
+#: Longer passes are tried with fewer threads if their threads ran for less than this share of the
+#: time: something else uses the cores.
+_LEAST_UTILIZATION = 0.85
+
 #: Longest time in seconds for which fewer threads are tried on a processor with many cores.
 _LONGEST_TRIAL_S = 0.5
 
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one model's passes of one size; times are in seconds per token."""
+    """What is known of one model's passes of one size; times are in seconds per token.
+
+    ``measured`` has the last pass with each number of threads; ``faster_once`` is a number that was
+    faster than ``num_threads`` and is tried again.
+    """
 
     num_threads: int
     measured: dict[int, float]
     least: float = math.inf
     num_passes: int = 0
     interval: int = _FIRST_INTERVAL
+    utilization: float = 1.0
     is_surprised: bool = False
+    faster_once: int | None = None
 
 
 class ThreadChooser:
@@ -134,9 +147,11 @@ class ThreadChooser:
 
     Every operation waits for its slowest thread. While another process keeps a core busy, or where
     a pass is small, one thread is faster than all of them. Each model and size of pass (in powers
-    of two) starts with all threads. Fewer are tried in the second pass, as soon as a pass takes
-    much longer than expected, and after ever longer intervals. With ``is_fixed``, all threads are
-    used: the number may change a score's last bits.
+    of two) starts with all threads. Fewer are tried if passes are short or their threads had to
+    wait for a core: in the second pass, as soon as a pass takes much longer than expected, and
+    after ever longer intervals. Another number is chosen if it is faster twice, with a pass of the
+    present one in between, so that one disturbed pass decides nothing. With ``is_fixed``, all
+    threads are used: the number may change a score's last bits.
     """
 
     def __init__(self, num_threads: int, *, is_fixed: bool = False) -> None:
@@ -150,42 +165,65 @@ class ThreadChooser:
             return self._numbers[0]
         choice = self._choice(model, num_tokens)
         choice.num_passes += 1
-        if not choice.measured or not self._is_due(choice):
+        if not choice.measured or not self._is_due(choice, num_tokens):
             return choice.num_threads
         others = [one for one in self._numbers if one != choice.num_threads]
-        other = min(others, key=lambda one: (one in choice.measured, choice.measured.get(one, 0)))
+        other = choice.faster_once or min(
+            others, key=lambda one: (one in choice.measured, choice.measured.get(one, 0))
+        )
         # On many cores a long pass would hold up its callers for too long.
         slowdown = choice.num_threads / other
         longest_s = choice.least * num_tokens * slowdown
         return other if slowdown <= 4 or longest_s <= _LONGEST_TRIAL_S else choice.num_threads
 
-    def record(self, model: str, num_tokens: int, num_threads: int, seconds: float) -> None:
-        """Record how long a pass took."""
+    def record(
+        self, model: str, num_tokens: int, num_threads: int, seconds: float, cpu_seconds: float
+    ) -> None:
+        """Record how long a pass took, and for how long all threads together ran."""
         if len(self._numbers) == 1:
             return
         choice = self._choice(model, num_tokens)
         took = seconds / max(num_tokens, 1)
         before = choice.measured.get(num_threads)
-        choice.measured[num_threads] = took if before is None else (before + took) / 2
+        choice.measured[num_threads] = took
         choice.least = min(choice.least, took)
         if num_threads == choice.num_threads:
+            choice.utilization = cpu_seconds / max(seconds * num_threads, 1e-9)
             choice.is_surprised = before is not None and took > _SURPRISE * before
+            if choice.faster_once and not self._is_faster(choice, choice.faster_once):
+                choice.faster_once = None
             return
         choice.num_passes, choice.is_surprised = 0, False
-        if took * _LEAST_GAIN < choice.measured[choice.num_threads]:
-            choice.num_threads, choice.interval = num_threads, _FIRST_INTERVAL
-            choice.measured[num_threads] = took
-        else:
+        if not self._is_faster(choice, num_threads):
             choice.interval = min(2 * choice.interval, _LONGEST_INTERVAL)
+            choice.faster_once = None
+        elif choice.faster_once is None:
+            choice.faster_once = num_threads
+        else:
+            choice.num_threads, choice.interval = num_threads, _FIRST_INTERVAL
+            choice.faster_once = None
+
+    @staticmethod
+    def _is_faster(choice: _Choice, num_threads: int) -> bool:
+        """Whether a number of threads was faster in its last pass than the present number."""
+        return choice.measured[num_threads] * _LEAST_GAIN < choice.measured[choice.num_threads]
 
     def _choice(self, model: str, num_tokens: int) -> _Choice:
         key = (model, num_tokens.bit_length())
         return self._choices.setdefault(key, _Choice(self._numbers[0], {}))
 
-    @staticmethod
-    def _is_due(choice: _Choice) -> bool:
+    def _is_due(self, choice: _Choice, num_tokens: int) -> bool:
+        if choice.faster_once:
+            return choice.num_passes > 1
+        if choice.is_surprised:
+            return True
+        may_gain = (
+            choice.num_threads != self._numbers[0]
+            or choice.measured[choice.num_threads] * num_tokens < _SHORT_PASS_S
+            or choice.utilization < _LEAST_UTILIZATION
+        )
         is_first = len(choice.measured) == 1
-        return is_first or choice.is_surprised or choice.num_passes > choice.interval
+        return may_gain and (is_first or choice.num_passes > choice.interval)
 
 
 _log = structlog.get_logger()
@@ -299,10 +337,11 @@ class DeviceWorker:
         num_threads = self._threads.choose(model, num_tokens)
         if num_threads != self._num_threads:
             torch.set_num_threads(num_threads)
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         try:
             yield
-            self._threads.record(model, num_tokens, num_threads, time.monotonic() - started)
+            seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
+            self._threads.record(model, num_tokens, num_threads, seconds, cpu_seconds)
         finally:
             if num_threads != self._num_threads:
                 # Threads that are started now would inherit it.
