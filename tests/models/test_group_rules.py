@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tolerance import by_hand
 
 from alarm_models.combination.all_rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.combination.rewards import apply_rule, validate_groups
@@ -46,7 +47,7 @@ def test_mo_grpo_normalises_each_component_within_its_group() -> None:
     samples, components = batch(0)
     found = apply_rule(samples, replace(PLAIN, rule=Rule.MO_GRPO))
     totals = [sum(one) for one in found if not isinstance(one, SampleError)]
-    assert totals == pytest.approx(normalized_within_groups(components))
+    assert totals == by_hand(normalized_within_groups(components).tolist())
     lengths = [len(one) for one in found if not isinstance(one, SampleError)]
     assert lengths == [one.num_tokens for one in samples]
 
@@ -56,7 +57,8 @@ def test_gdpo_normalises_the_sums_over_the_request() -> None:
     found = apply_rule(samples, replace(PLAIN, rule=Rule.GDPO))
     sums = normalized_within_groups(components)
     wanted = (sums - sums.mean()) / (sums.std(ddof=1) + 1e-4)
-    assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
+    totals = [sum(one) for one in found if not isinstance(one, SampleError)]
+    assert totals == by_hand(wanted.tolist())
 
 
 def test_mo_grpo_keeps_an_aspect_on_its_tokens() -> None:
@@ -67,7 +69,7 @@ def test_mo_grpo_keeps_an_aspect_on_its_tokens() -> None:
     ]
     std = 8**0.5 + 1e-4
     found = apply_rule(samples, silent)
-    assert found == [pytest.approx((6 / std, 0, -4 / std)), pytest.approx((2 / std, -4 / std))]
+    assert found == [by_hand((6 / std, 0, -4 / std)), by_hand((2 / std, -4 / std))]
 
 
 def test_mo_grpo_component_without_variance_adds_nothing() -> None:
@@ -145,6 +147,39 @@ def test_gr3_lengths_in_tokens_and_in_words_are_not_compared() -> None:
         assert "send token_offsets with all samples of a group" in found.message
 
 
+#: Advantages of aspect `a`; a length counts up to half of the mean.
+QGLAS = RuleParams(
+    Rule.QGLAS, 0, 1.0, 0, 1, {"a": 1.0}, base="aspect_only", length_weight=0.4, length_cap=0.5
+)
+
+
+def test_qglas_of_the_better_samples_the_shorter_gets_more() -> None:
+    # Mean 1.5, unbiased deviation sqrt(11 / 3). The better two deviate by 1 from their mean, all by
+    # sqrt(11 / 4); the mean length of the better two is 30.
+    found = apply_rule(based(0.0, 0.0, 2.0, 4.0, lengths=(1, 10, 20, 40)), QGLAS)
+    sigma, deviation = (11 / 3) ** 0.5 + 1e-4, (11 / 4) ** 0.5
+    weight = deviation / sigma * 0.4 * (1 - 1 / deviation)
+    wanted = np.array([-1.5, -1.5, 0.5, 2.5]) / sigma + [0, 0, weight * (10 / 30) / 0.5, 0]
+    assert [sum(one) for one in found] == by_hand(wanted.tolist())
+    least = apply_rule(based(0.0, 2.0, lengths=(1, 1)), replace(QGLAS, least_length_weight=0.4))
+    assert least == apply_rule(based(0.0, 2.0, lengths=(9, 9)), QGLAS)
+
+
+def test_qglas_advantages_keep_their_sign_at_any_length() -> None:
+    chance = np.random.default_rng(0)
+    for _ in range(50):
+        rewards = chance.normal(size=6)
+        lengths = tuple(chance.integers(0, 500, size=6).tolist())
+        rule = replace(QGLAS, length_weight=5.0, least_length_weight=1.0)
+        found = np.array([sum(one) for one in apply_rule(based(*rewards, lengths=lengths), rule)])
+        assert (np.sign(found) == np.sign(rewards - rewards.mean())).all()
+
+
+def test_qglas_equal_rewards_are_no_advantage() -> None:
+    found = apply_rule(based(2.0, 2.0, lengths=(1, 100)), QGLAS)
+    assert [sum(one) for one in found] == [0, 0]
+
+
 def test_rule_with_a_base_gives_it_only_the_aspects_that_count() -> None:
     hierarchical = replace(GR3, base="hierarchical", threshold=1.0)
     assert hierarchical.definition.aspects == "when admitted"
@@ -161,7 +196,8 @@ def test_dvao_weighs_components_by_their_variation_in_the_group() -> None:
         rows = components[own]
         shares = WEIGHTS * rows.std(0) / (WEIGHTS * rows.std(0)).sum()
         wanted[own] = (rows - rows.mean(0)) / (rows.std(0) + 1e-4) @ shares
-    assert [sum(one) for one in found if not isinstance(one, SampleError)] == pytest.approx(wanted)
+    totals = [sum(one) for one in found if not isinstance(one, SampleError)]
+    assert totals == by_hand(wanted.tolist())
 
 
 def test_dvao_of_a_group_that_agrees_is_zero_and_of_two_components_is_checked_by_hand() -> None:
@@ -176,8 +212,8 @@ def test_dvao_of_a_group_that_agrees_is_zero_and_of_two_components_is_checked_by
     first, second = apply_rule(pair, RuleParams(Rule.DVAO, 0, 1.0, 0, 1, {"a": 1.0}))
     assert not isinstance(first, SampleError)
     assert not isinstance(second, SampleError)
-    assert sum(first) == pytest.approx(-1 / 4 + 3 / 4, abs=1e-4)
-    assert sum(second) == pytest.approx(1 / 4 - 3 / 4, abs=1e-4)
+    wanted = -1 / (1 + 1e-4) / 4 + 3 / (3 + 1e-4) * 3 / 4
+    assert [sum(first), sum(second)] == by_hand([wanted, -wanted])
 
 
 def test_dvao_overflow_is_no_number() -> None:

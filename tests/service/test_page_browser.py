@@ -47,6 +47,7 @@ _MINIMUMS = {"a": 0.0, "b": 0.0}
 #: Constants of the rules that require some.
 CONSTANTS: dict[str, dict[str, Any]] = {
     "gr3": {"length_penalty": 0.1},
+    "qglas": {"length_weight": 0.4},
     "dro": {"minimums": _MINIMUMS, "pass_share": 0.5},
     "soft_gate": {"temperature": 2.0},
     "cascade": {"order": ("a", "b", "c"), "minimums": _MINIMUMS},

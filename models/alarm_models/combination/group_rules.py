@@ -18,9 +18,9 @@ from alarm_models.combination.rule_registry import (
     require_valid_base,
     validate_group_members,
 )
-from alarm_models.errors import SampleError, quoted
+from alarm_models.errors import RecipeError, SampleError, quoted
 
-__all__ = ["dro", "dvao", "gdpo", "gr3", "mo_grpo", "validate_group_members"]
+__all__ = ["dro", "dvao", "gdpo", "gr3", "mo_grpo", "qglas", "validate_group_members"]
 
 #: Avoids a division by zero if a component is equal for the whole group (as in TRL and verl).
 _EPSILON = 1e-4
@@ -122,6 +122,67 @@ def gr3(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]
         for one in apply_base(samples, params)
     ]
     return _change_groups(samples, based, params, _rescaled)
+
+
+def _require_valid_length_weights(params: RuleParams) -> None:
+    require_valid_base(params)
+    if params.least_length_weight > params.length_weight:
+        raise RecipeError(
+            f"hierarchy.least_length_weight {params.least_length_weight:g} exceeds "
+            f"hierarchy.length_weight {params.length_weight:g}"
+        )
+
+
+@group_rule(
+    "qglas",
+    summary="Advantages; of the better samples, those that are shorter get more.",
+    reward="`(R - mean_G R) / (std_G R + 1e-4)` for the reward `R` by rule `base`, plus a length "
+    "term for samples above the mean that are shorter than the mean of these",
+    source="QGLAS, as formulated in docs/rules.md",
+    requires=("length_weight",),
+    accepts=("base", "group_size", "least_length_weight", "length_cap"),
+    validate=_require_valid_length_weights,
+    uses_length=True,
+    can_spread_holistic=True,
+)
+def qglas(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
+    """Return ``A + lambda * h`` on the tokens: advantages that prefer shorter good samples.
+
+    ``A`` is the reward by the rule ``params.base``, normalized within its group by ``sigma``, the
+    unbiased deviation plus 1e-4. ``P`` is the samples with ``A > 0``, and ``l_P`` their mean length
+    in tokens (in words if the caller sent no tokens). A sample of ``P`` gets
+    ``h = clip((l_P - l) / l_P, 0, c) / c`` with ``c = length_cap``, any other 0. And ``lambda = s /
+    sigma * (least + (length_weight - least) * (1 - clip(s_P / s, 0, 1)))``, where ``s`` and ``s_P``
+    are the population deviations of the rewards of all samples and of ``P``: where the good samples
+    differ in quality, length counts for less. No advantage changes its sign. Source: QGLAS (2026);
+    the definitions of ``s`` and ``sigma`` are our reading.
+    """
+    return _change_groups(samples, apply_base(samples, params), params, _preferring_shorter)
+
+
+def _preferring_shorter(
+    group: Sequence[RuleInputs], rewards: Sequence[tuple[float, ...]], params: RuleParams
+) -> list[TokenRewards]:
+    fault = _length_fault(group, params)
+    if fault is not None:
+        return [fault] * len(group)
+    totals = [sum(one) for one in rewards]
+    scale = _Scale.of(totals)
+    advantages = [scale.apply(one) for one in rewards]
+    good = [index for index, total in enumerate(totals) if total > scale.mean]
+    if not good:
+        return [tuple(one) for one in advantages]
+    _, std = _moments(totals)
+    _, std_of_good = _moments([totals[index] for index in good])
+    least = params.least_length_weight
+    varies = min(std_of_good / std, 1.0) if std else 0.0
+    weight = std / scale.std * (least + (params.length_weight - least) * (1 - varies))
+    mean_length = statistics.fmean(group[index].length for index in good)
+    for index in good:
+        saved = 1 - group[index].length / mean_length if mean_length else 0.0
+        part = min(max(saved, 0.0), params.length_cap) / params.length_cap
+        advantages[index][-1] += weight * part
+    return [tuple(one) for one in advantages]
 
 
 @group_rule(
