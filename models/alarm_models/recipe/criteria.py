@@ -42,7 +42,7 @@ _MAX_NAME_CHARS = 1000
 _MAX_WEIGHT = 1e6
 
 #: The largest rubric.
-MAX_CRITERIA = 1000
+MAX_CRITERIA = 2000
 
 #: Groups within groups of a rubric.
 _MAX_DEPTH = 20
@@ -120,11 +120,15 @@ class CriterionSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NamedCriterion:
-    """A criterion of a rubric with its name, and the key where it was found."""
+    """A criterion of a rubric with its name, and the key where it was found.
+
+    If it ``must_pass``, the whole rubric is worth nothing without it.
+    """
 
     key: str
     name: str
     spec: CriterionSpec
+    must_pass: bool = False
 
 
 def read_rubric(given: Any, key: str, *, num_before: int = 0) -> list[NamedCriterion]:
@@ -147,7 +151,7 @@ def read_rubric(given: Any, key: str, *, num_before: int = 0) -> list[NamedCrite
     if len(found) > MAX_CRITERIA:
         raise ValueError(f"{key} has more than {MAX_CRITERIA} criteria, which is the limit")
     _require_clear_names(found)
-    return _with_names(found, num_before)
+    return _gated(_with_names(found, num_before))
 
 
 def _parsed(text: str, key: str) -> Any:
@@ -275,7 +279,9 @@ def _criterion(given: Any, key: str) -> NamedCriterion:
         raise ValueError(f"{'.'.join(map(str, (key, *where)))}: {first['msg']}") from error
     name_key = _key_of(given, [one for one in _NAMES if one != text_key])
     name = "" if name_key is None else _name(given[name_key], key)
-    return NamedCriterion(key, name, spec)
+    modifiers = given.get("modifiers")  # of NeMo Gym's finance agent
+    must_pass = isinstance(modifiers, Mapping) and modifiers.get("category") == "must_pass"
+    return NamedCriterion(key, name, spec, must_pass)
 
 
 def _text_key(given: Mapping[str, Any]) -> str | None:
@@ -345,11 +351,6 @@ def _require_yes_or_no(given: Mapping[str, Any], key: str) -> None:
     words = [str(one).lower() for one in choices] if isinstance(choices, list) else []
     if choices is not None and words != ["no", "yes"]:
         raise ValueError(f"{key}.choices must be no and yes: split the criterion into several")
-    modifiers = given.get("modifiers")
-    if isinstance(modifiers, Mapping) and modifiers.get("category") == "must_pass":
-        raise ValueError(
-            f"{key}.modifiers.category is must_pass: write its name in the `requires` of the others"
-        )
 
 
 def _name(given: Any, key: str) -> str:
@@ -390,6 +391,28 @@ def _with_names(found: Sequence[NamedCriterion], num_before: int) -> list[NamedC
         used.add(name)
         named.append(replace(one, name=name))
     return named
+
+
+def _gated(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
+    """Let all criteria require those that must pass.
+
+    These require each other in a row, of which the last has all their weight: if one is not met,
+    none of their weight counts either.
+    """
+    gates = [one for one in named if one.must_pass]
+    weight = fsum(one.spec.signed_weight for one in gates)
+    before = {gate.key: gates[at - 1 : at] for at, gate in enumerate(gates)}
+    gated: list[NamedCriterion] = []
+    for one in named:
+        required = before.get(one.key, gates[-1:])
+        spec = one.spec.model_copy(
+            update={"requires": (*one.spec.requires, *(gate.name for gate in required))}
+        )
+        if one.must_pass:
+            own = weight if one is gates[-1] else 0.0
+            spec = spec.model_copy(update={"weight": own, "importance": None})
+        gated.append(replace(one, spec=spec))
+    return gated
 
 
 def _key_of(given: Mapping[str, Any], keys: Sequence[str]) -> str | None:
