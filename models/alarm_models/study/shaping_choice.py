@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,8 @@ class ShapingChoice:
         before = by_shaping[self.present]
         if self.num_completions < _FEWEST:
             return f"{self.num_completions} completions are too few to compare shapings"
+        if all(math.isnan(fit.ranking) for fit in self.fits):
+            return "all completions have the same mean value, so that shapings cannot be compared"
         if self.recommended is None:
             return (
                 f"no shaping orders {_KEEPS_RANKING:.0%} of the pairs of completions as the aspect "
