@@ -360,6 +360,10 @@ def request_with_retries(
         send = Send(method, path, body, time_left, headers, request_id, connect_seconds, host)
         try:
             reply: Reply = yield send
+        except DeadlineExceeded:
+            # It may accept connections and answer nothing: later calls try the others first.
+            call.server.skipped_until = call.clocks.now() + call.retries.longest_reconnect
+            raise
         except AlarmConnectionError as error:
             failure = error
             most = call.retries.max_reconnects

@@ -8,8 +8,16 @@ from collections import Counter
 import httpx
 import pytest
 from client_stand_in import StandIn, refusal
+from restarting_servers import ask_while_one_restarts, restarting_servers
 
-from alarm_client import AlarmClient, AlarmConnectionError, AsyncAlarmClient, Retries, Sample
+from alarm_client import (
+    AlarmClient,
+    AlarmConnectionError,
+    AsyncAlarmClient,
+    DeadlineExceeded,
+    Retries,
+    Sample,
+)
 from alarm_client._address import find_addresses
 
 URLS = ["http://one", "http://two"]
@@ -18,11 +26,14 @@ HELD = Sample(prompt="p", completion="four", group="g", group_size=2)
 
 
 class Network:
-    """Two servers by their names; those that are `down` cannot be connected to."""
+    """Two servers by their names; those that are `down` refuse connections, `silent` ones answer
+    nothing until the deadline.
+    """
 
     def __init__(self) -> None:
         self.servers = {"one": StandIn(), "two": StandIn()}
         self.down: set[str] = set()
+        self.silent: set[str] = set()
         self.tried: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -30,6 +41,8 @@ class Network:
         self.tried.append(host)
         if host in self.down:
             raise httpx.ConnectError("refused")
+        if host in self.silent:
+            raise httpx.ReadTimeout("no answer")
         return self.servers[host](request)
 
     def client(self, **more: object) -> AlarmClient:
@@ -71,6 +84,32 @@ async def test_async_client_goes_to_the_next_server():
         for _ in range(2):
             await client.hierarchical_reward([SAMPLE])
     assert Counter(network.tried) == {"one": 2, "two": 1}
+
+
+def test_server_that_answers_nothing_until_the_deadline_is_skipped_by_later_calls():
+    network = Network()
+    network.silent.add("one")
+    client = network.client()
+    num_failed = 0
+    for _ in range(6):
+        try:
+            client.score([SAMPLE])
+        except DeadlineExceeded:
+            num_failed += 1
+    assert (num_failed, network.tried.count("one")) == (1, 1)
+
+
+async def test_server_that_stops_and_restarts_under_load_loses_no_score():
+    async with restarting_servers(3) as servers:
+        urls = [one.url for one in servers]
+        async with AsyncAlarmClient(urls, retries=Retries(first=0.05)) as client:
+
+            async def ask(index: int) -> float:
+                result = await client.score([Sample(prompt="p", completion="x" * index)])
+                return result.scores[0].score
+
+            answers = await ask_while_one_restarts(ask, servers, 200)
+    assert answers == [*range(200), *range(5)]
 
 
 def test_call_fails_when_all_servers_are_down_and_names_the_last():

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 from remote_servers import Calls, completions, values, vllm
+from restarting_servers import ask_while_one_restarts, restarting_servers
 from tcp import over_tcp
 
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
@@ -88,6 +89,24 @@ async def test_text_that_a_server_refuses_is_not_sent_to_the_next(pair: Pair) ->
         num_before = len(first.bodies) + len(second.bodies)
         assert values(await model.score(completions("boom"))) == ["model_failed"]
     assert len(first.bodies) + len(second.bodies) == num_before + 1
+
+
+async def test_server_that_stops_and_restarts_under_load_loses_no_score() -> None:
+    async with restarting_servers(3) as servers:
+        table = {"api": "alarm", "url": [one.url for one in servers], "batch_size": 1}
+        model = RemoteModel(RemoteSpec.model_validate(table), {})
+        await model.open()
+
+        async def ask(index: int) -> float:
+            (found,) = values(await model.score(completions("x" * index)))
+            assert isinstance(found, float), found
+            return found
+
+        try:
+            answers = await ask_while_one_restarts(ask, servers, 200)
+        finally:
+            await model.close()
+    assert answers == [*range(200), *range(5)]
 
 
 async def test_server_unavailable_at_the_start_is_used_once_it_is_back(pair: Pair) -> None:

@@ -1,6 +1,5 @@
 """The criteria of a sample: of recipes, of public rubric files, and without those left out."""
 
-import json
 from typing import Any
 
 import pytest
@@ -25,32 +24,6 @@ def sample(rubric: object, **more: Any) -> Sample:
     return Sample("p", "c", fields=fields, **more)
 
 
-#: Forms of public rubric files -> weight of their criterion.
-FORMS: list[tuple[Any, float]] = [
-    ([{"name": "a", "text": "T", "weight": 2}], 2),
-    ([{"title": "a", "description": "Essential Criteria: T", "weight": 5}], 5),
-    ([{"title": "a", "description": "Pitfall Criteria: T", "weight": -1}], -1),
-    ([{"id": "a", "criterion": "T", "points": -8, "tags": ["axis:accuracy"]}], -8),
-    ([{"name": "a", "text": "T", "importance": "Important"}], 0.7),
-    ([{"name": "a", "text": "T", "importance": "pitfall"}], -0.9),
-    ({"criteria": [{"name": "a", "text": "T"}]}, 1),
-]
-
-
-def test_rubric_of_public_files_is_read() -> None:
-    for given, weight in FORMS:
-        for form in (given, json.dumps(given)):
-            assert rubric_of(sample(form), spec()).criteria == (Criterion("a", "T", weight),)
-    assert rubric_of(sample(["T", "U"]), spec()).criteria == (
-        Criterion("criterion_1", "T", 1),
-        Criterion("criterion_2", "U", 1),
-    )
-    assert rubric_of(sample("T"), spec()).criteria == (Criterion("criterion_1", "T", 1),)
-    unnamed = [{"text": "T", "name": " "}, {"text": "U", "id": 7}]
-    names = [one.name for one in rubric_of(sample(unnamed), spec()).criteria]
-    assert names == ["criterion_1", "7"]
-
-
 def test_own_criteria_follow_those_of_the_recipe() -> None:
     both = rubric_of(
         sample([{"name": "b", "text": "U", "requires": ["a"]}]), spec(criteria={"a": {"text": "T"}})
@@ -73,7 +46,10 @@ def test_own_criteria_follow_those_of_the_recipe() -> None:
         ([{"text": "T", "name": "n" * 1001}], "at most 1000 characters"),
         ([{"text": "T", "weight": 1, "importance": "pitfall"}], "have a negative weight"),
         ([{"text": "T", "weight": 0}], "every criterion has weight 0"),
-        ([{"name": "a", "text": "T"}] * 2, "names of two criteria"),
+        (
+            [*[{"name": "a", "text": "T"}] * 2, {"text": "U", "requires": ["a"]}],
+            r"fields\.rubric\[2\]\.requires: \['a'\] are names of two criteria",
+        ),
         ([{"text": "T", "requires": ["z"]}], r"requires \['z'\], unknown names"),
         (
             [
@@ -88,6 +64,18 @@ def test_rubric_of_sample_that_cannot_be_used_is_refused(rubric: object, message
     with pytest.raises(SampleError, match=message) as caught:
         rubric_of(sample(rubric), spec())
     assert caught.value.code == "invalid_sample"
+
+
+def test_own_criterion_with_the_name_of_one_of_the_recipe_is_refused() -> None:
+    with pytest.raises(SampleError, match=r"\['a'\] are names of criteria of the recipe"):
+        rubric_of(sample([{"name": "a", "text": "U"}]), spec(criteria={"a": {"text": "T"}}))
+
+
+def test_pitfalls_that_are_worded_as_avoided_add_their_weight() -> None:
+    rubric = [{"text": "Avoids T", "importance": "pitfall"}, {"text": "Avoids U", "weight": -2}]
+    for pitfalls, weights in (("faults", [-0.9, -2]), ("avoided", [0.9, 2])):
+        found = rubric_of(sample(rubric), spec(pitfalls=pitfalls)).criteria
+        assert [one.weight for one in found] == weights
 
 
 def test_dropout_leaves_out_the_same_criteria_for_a_group_and_others_at_other_steps() -> None:

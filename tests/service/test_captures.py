@@ -241,6 +241,16 @@ async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Pa
     assert "Replay by" in page.read_text()
 
 
+@pytest.mark.parametrize("command", ["replay", "view"])
+def test_missing_capture_is_an_error_that_names_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, out = tmp_path / "gone.jsonl", tmp_path / "out"
+    assert main([command, str(missing), "--recipe", "mini", "--out", str(out)]) == 1
+    assert f"{missing} does not exist" in capsys.readouterr().err
+    assert not out.exists()
+
+
 async def replayed(server: Server, folder: Path, name: str) -> Any:
     """Replay a capture by a server in this event loop."""
     comparison = ReplayComparison(name)

@@ -161,6 +161,9 @@ def test_calibrate_finds_constants_and_writes_them(
     assert found["found"]["admitted_share"] == pytest.approx(1 / 3)
     assert found["found"]["threshold"] == pytest.approx(0.5 * 1.5**0.5)
     assert found["additions"]["brevity"]["mean"] == -3
+    shapings = found["shapings"]["brevity"]
+    assert [fit["shaping"] for fit in shapings["fits"]][-3:] == ["centred", "mean", "per_length"]
+    assert (shapings["num_completions"], shapings["recommended"]) == (12, None)  # all are equal
     written = load_recipe(str(out))
     assert written.holistic.mean == 2
     assert written.hierarchy.threshold == pytest.approx(found["found"]["threshold"], abs=1e-5)

@@ -240,8 +240,9 @@ def test_audit_of_fragments_that_earn_on_every_prompt_names_the_aspect(
 def test_audit_of_an_unusable_capture_returns_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", str(tmp_path / "nowhere")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    missing = str(tmp_path / "nowhere")
+    assert main(["audit", missing]) == 2
+    assert f"{missing} does not exist" in capsys.readouterr().err
     assert main(["audit", str(tmp_path)]) == 2
     (tmp_path / "capture-1.jsonl").write_text("{}\n")
     assert main(["audit", str(tmp_path)]) == 2

@@ -84,6 +84,24 @@ async def test_rubric_gives_rewards_on_quoted_tokens_with_usage_and_metrics() ->
         assert 'alarm_judge_cost_total{model="checklist"} 6' in metrics
 
 
+async def test_published_rubric_of_a_sample_is_judged_and_a_bad_one_fails_alone() -> None:
+    script = lambda body: [Say(rubric_answer(body, quoting))]  # noqa: E731
+    published = [
+        {"criterion": "The answer is kind", "points": "5", "tags": ["axis:tone"]},
+        {"criterion": "The answer is long", "points": -3, "tags": []},
+    ]
+    bad = [*published, {"criterion": "T", "points": "five"}]
+    async with serving(script) as (client, _):
+        samples = [SAMPLE | {"fields": {"rubric": rubric}} for rubric in (published, bad)]
+        answer = await client.post("/score", json={"samples": samples})
+        good, refused = answer.json()["scores"]
+        assert good["outputs"] == {
+            "short": 1, "kind": 1, "rude": 0, "criterion_4": 1, "criterion_5": 0
+        }  # fmt: skip
+        assert refused["error"]["code"] == "invalid_sample"
+        assert "fields.rubric[2].points must be a number, not 'five'" in refused["error"]["message"]
+
+
 async def test_exceeded_budget_is_an_error_of_the_sample() -> None:
     script = lambda body: [Say(rubric_answer(body, quoting))]  # noqa: E731
     budget = {"requests": 1, "excess": "fail"}  # which the warm-up sample uses

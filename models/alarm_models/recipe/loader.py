@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from importlib import resources
@@ -19,6 +20,7 @@ __all__ = [
     "FOLDERS",
     "built_in_names",
     "given_keys",
+    "is_rubric_file",
     "is_template_file",
     "load_recipe",
     "load_recipe_again",
@@ -135,8 +137,9 @@ def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
         endpoint = model.get("endpoint")
         if isinstance(endpoint, dict):
             _resolve_folders(endpoint, {"cache"}, path)
-        if is_template_file(model.get("chat_template")):
-            model["chat_template"] = str((path.parent / model["chat_template"]).resolve())
+        for key, is_file in (("chat_template", is_template_file), ("criteria", is_rubric_file)):
+            if is_file(model.get(key)):
+                model[key] = str((path.parent / model[key]).resolve())
     return table
 
 
@@ -160,6 +163,11 @@ def _read_text(path: Path, max_bytes: int) -> str:
 def is_template_file(value: object) -> TypeGuard[str]:
     """Say whether a `chat_template` names a file rather than containing the text."""
     return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
+
+
+def is_rubric_file(value: object) -> TypeGuard[str]:
+    """Say whether a rubric's `criteria` name a file."""
+    return isinstance(value, str) and value.endswith((".json", ".toml"))
 
 
 def _models(table: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,6 +194,22 @@ def _read_templates(table: Mapping[str, Any]) -> None:
             model["chat_template"] = text
 
 
+def _read_rubrics(table: Mapping[str, Any]) -> None:
+    """Replace the name of a rubric's file by what it contains."""
+    for model in _models(table):
+        file = model.get("criteria")
+        if not is_rubric_file(file):
+            continue
+        try:
+            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES)
+            model["criteria"] = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
+        except (OSError, RuntimeError, ValueError) as error:  # a RecursionError too
+            raise RecipeError(
+                f"recipe {table.get('name')!r}: criteria names {file[:_MAX_SHOWN]}, which cannot "
+                f"be read: {_short(str(error))}"
+            ) from error
+
+
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy that can be changed without changing the table of families."""
     return {key: _copied(one) if isinstance(one, Mapping) else one for key, one in table.items()}
@@ -193,6 +217,7 @@ def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(table: Mapping[str, Any]) -> Recipe:
     _read_templates(table)
+    _read_rubrics(table)
     name = _short(repr(table.get("name")))
     for key, text in _texts(table):
         if len(text) > _MAX_TEXT_CHARS:

@@ -29,21 +29,19 @@ from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
+from alarm_models.recipe.criteria import CriterionSpec, read_rubric
 from alarm_models.types import Dtype
 
 __all__ = [
     "ANY_NUMBER",
     "CRITERIA",
-    "IMPORTANCE_WEIGHTS",
     "KINDS",
     "MARK",
-    "MAX_CRITERION_CHARS",
     "BudgetSpec",
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
     "CompareSpec",
-    "CriterionSpec",
     "EndpointSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
@@ -1139,64 +1137,8 @@ class EndpointSpec(BaseModel):
         return self
 
 
-#: Weights of criteria whose recipe or sample sets none: those of Rubrics as Rewards (Gunjal et al.
-#: 2025, arXiv 2507.17746), where a pitfall counts against the answer.
-IMPORTANCE_WEIGHTS: Mapping[str, float] = {
-    "essential": 1.0,
-    "important": 0.7,
-    "optional": 0.3,
-    "pitfall": -0.9,
-}
-
-#: The longest text of a criterion.
-MAX_CRITERION_CHARS = 4000
-
-#: The largest weight of a criterion, whose sums are finite.
-MAX_CRITERION_WEIGHT = 1e6
-
 #: Names of a question's parts that the server fills in.
 CRITERIA, MARK = "criteria", "mark"
-
-
-class CriterionSpec(BaseModel):
-    """One criterion of a rubric."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    text: str = Field(
-        min_length=1,
-        max_length=MAX_CRITERION_CHARS,
-        pattern=r"\S",
-        description="a statement that is true or false of an answer",
-    )
-    weight: float | None = Field(
-        default=None,
-        ge=-MAX_CRITERION_WEIGHT,
-        le=MAX_CRITERION_WEIGHT,
-        description="negative for a pitfall; default: by importance, else 1",
-    )
-    importance: Literal["essential", "important", "optional", "pitfall"] | None = Field(
-        default=None, description="sets the weight: 1, 0.7, 0.3 and -0.9"
-    )
-    requires: tuple[str, ...] = Field(
-        default=(), description="criteria that must be met for this one to count as met"
-    )
-
-    @property
-    def signed_weight(self) -> float:
-        """The weight, negative for a pitfall."""
-        if self.weight is not None:
-            return self.weight
-        return 1.0 if self.importance is None else IMPORTANCE_WEIGHTS[self.importance]
-
-    @model_validator(mode="after")
-    def _pitfalls_count_against(self) -> CriterionSpec:
-        if (self.importance == "pitfall") != (self.signed_weight < 0) and self.importance:
-            raise ValueError(
-                f"weight is {self.signed_weight:g} for a criterion that is {self.importance}: "
-                "pitfalls, and no others, have a negative weight"
-            )
-        return self
 
 
 class RubricSpec(TextSpec):
@@ -1215,10 +1157,17 @@ class RubricSpec(TextSpec):
         default=None, description="in place of `checkpoint`, a chat endpoint that judges"
     )
     criteria: Mapping[str, CriterionSpec] = Field(
-        default_factory=dict, description="criteria by name, for every sample"
+        default_factory=dict,
+        description="criteria by name, for every sample; or a rubric in a form of public files, or "
+        "a `.json` or `.toml` file with one",
     )
     criteria_field: str = Field(
         default="rubric", pattern=r"^\w+$", description="field with a sample's further criteria"
+    )
+    pitfalls: Annotated[Literal["faults", "avoided"], _Added] = Field(
+        default="faults",
+        description="how criteria of negative weight are worded: `faults` say what goes wrong, "
+        "`avoided` that it does not, and then their weights count as positive",
     )
     question: str | None = Field(
         default=None,
@@ -1280,6 +1229,19 @@ class RubricSpec(TextSpec):
     def reads_text(self) -> bool:
         """True: the question shows prompt and completion as texts."""
         return True
+
+    @field_validator("criteria", mode="before")
+    @classmethod
+    def _reads_public_forms(cls, criteria: Any) -> Any:
+        if isinstance(criteria, str):
+            raise ValueError("criteria must be a table, a list, or a file ending in .json or .toml")
+        is_list = isinstance(criteria, list | tuple)
+        if not is_list and not (
+            isinstance(criteria, Mapping)
+            and any(isinstance(one, list) for one in criteria.values())
+        ):
+            return criteria
+        return {one.name: one.spec for one in read_rubric(criteria, "criteria")}
 
     @field_validator("question")
     @classmethod

@@ -146,15 +146,13 @@ def _run_audit(options: argparse.Namespace) -> int:
     # Not at import: `alarm --help` imports no numpy.
     from rich.console import Console
 
-    from alarm_service.captures.lines import CaptureError, capture_files
+    from alarm_service.captures.lines import capture_files
     from alarm_service.evaluation.audit import audit
     from alarm_service.evaluation.audit_report import audit_page
     from alarm_service.evaluation.report import json_of, print_page
 
     limits = Limits(**{one.name: getattr(options, f"max_{one.name}") for one in fields(Limits)})
     try:
-        if not options.folder.exists():
-            raise CaptureError(f"{options.folder} does not exist; name the folder of --capture")
         result = audit(capture_files(options.folder), limits, options.window)
     except (AlarmModelsError, OSError) as error:
         sys.stderr.write(f"alarm: {error}\n")

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from alarm_models.combination.rewards import AspectRule
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.study.addition import Addition, addition, correlation
 from alarm_models.study.baselines import num_words
 from alarm_models.study.calibration import Moments, admission_for, admitted_share, moments
 from alarm_models.study.pairs import Floats
+from alarm_models.study.shaping_choice import ShapingChoice, shaping_choice
 from alarm_models.types import Sample, Score
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
@@ -67,6 +69,7 @@ class CalibrationResult:
     found: Constants
     aspects: Mapping[str, Moments]
     additions: Mapping[str, Addition]
+    shapings: Mapping[str, ShapingChoice]
     holistic_part: Moments
     holistic_at_threshold: float
     holistic_with_length: float
@@ -92,6 +95,10 @@ def calibrate(
     )
     rewards = rewards_of(material.samples, recipe, scores, hierarchy)
     by_aspect = {name: scores.of(spec) for name, spec in recipe.aspects.items()}
+    shaped = {
+        name: _shaped(one, material.samples, recipe, name, admitted)
+        for name, one in by_aspect.items()
+    }
     return CalibrationResult(
         recipe=recipe.name,
         fingerprints=scores.fingerprints,
@@ -101,10 +108,8 @@ def calibrate(
         before=_constants_of(recipe, raw),
         found=fitted,
         aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
-        additions={
-            name: _addition(one, material.samples, recipe, name, admitted)
-            for name, one in by_aspect.items()
-        },
+        additions={name: addition(*one) for name, one in shaped.items()},
+        shapings={name: shaping_choice(*one) for name, one in shaped.items()},
         holistic_part=_spread(recipe.holistic.weight * z[admitted]),
         holistic_at_threshold=recipe.holistic.weight * fitted.threshold,
         holistic_with_length=correlation(raw, words),
@@ -162,15 +167,16 @@ def _spread(values: Floats) -> Moments:
     return Moments(float(known.mean()), float(known.std()), len(known))
 
 
-def _addition(
+def _shaped(
     scores: Sequence[Score | None],
     samples: Sequence[Sample],
     recipe: Recipe,
     name: str,
     admitted: Indices,
-) -> Addition:
+) -> tuple[list[Score], list[str], AspectRule, float]:
+    """Return scores and texts of admitted completions, and how the aspect rewards them."""
     known = [(scores[index], samples[index].completion_text) for index in admitted]
-    return addition(
+    return (
         [score for score, _ in known if score is not None],
         [text for score, text in known if score is not None],
         recipe.aspect_rule(name, None),
@@ -240,6 +246,23 @@ def _aspects(result: CalibrationResult) -> Iterator[Grid | Paragraph]:
     for name, one in result.additions.items():
         if one.num_completions:
             yield Paragraph(f"{name}: {one.explained()}.", is_caution=one.is_length_bonus)
+    yield Grid(
+        "Shapings of aspects",
+        ("", "shaping", "r segments", "r words", "pairs in order"),
+        [
+            (name, str(fit.shaping), plain(fit.with_segments), plain(fit.with_words),
+             percent(fit.ranking))
+            for name, one in result.shapings.items()
+            for fit in one.fits
+        ],
+        "r is the correlation of the shaped reward of an admitted completion with its number of "
+        "segments and of words. Pairs of completions are in order if the reward prefers the one "
+        "whose segments have the better mean.",
+    )  # fmt: skip
+    for name, choice in result.shapings.items():
+        if choice.num_completions:
+            is_other = choice.recommended not in (None, choice.present)
+            yield Paragraph(f"{name}: {choice.explained()}.", is_caution=is_other)
     yield Paragraph(
         f"The holistic term of an admitted completion is {plain(result.holistic_part.mean)} "
         f"(std {plain(result.holistic_part.std)}), and "

@@ -13,6 +13,7 @@ from tomlkit.exceptions import TOMLKitError
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.loader import (
     FOLDERS,
+    is_rubric_file,
     is_template_file,
     load_recipe,
     locate_recipe,
@@ -72,8 +73,9 @@ def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
         for key in FOLDERS & set(model):
             if str(model[key]).startswith(("./", "../")):
                 model[key] = str((folder / str(model[key])).resolve())
-        if is_template_file(model.get("chat_template")):
-            model["chat_template"] = str((folder / str(model["chat_template"])).resolve())
+        for key, is_file in (("chat_template", is_template_file), ("criteria", is_rubric_file)):
+            if is_file(model.get(key)):
+                model[key] = str((folder / str(model[key])).resolve())
 
 
 def _write_if_a_recipe(text: str, target: Path) -> None:

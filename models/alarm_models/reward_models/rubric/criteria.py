@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Literal
 
 from alarm_models.errors import SampleError, quoted
-from alarm_models.recipe.specs import MAX_NAME_CHARS, CriterionSpec, RubricSpec
+from alarm_models.recipe.criteria import CriterionSpec, NamedCriterion, read_rubric
+from alarm_models.recipe.specs import RubricSpec
 from alarm_models.types import Sample
 
 __all__ = ["Criterion", "Rubric", "rubric_of"]
-
-#: The largest rubric of a sample.
-_MAX_CRITERIA = 200
-
-#: Names of a criterion's keys in public rubric files: HealthBench has `criterion` and `points`,
-#: Rubrics as Rewards `title`, `description` and `weight`, verifiers `name`, `text` and `weight`.
-_NAMES = ("name", "title", "id")
-_TEXTS = ("text", "criterion", "description", "criteria", "requirement")
-_WEIGHTS = ("weight", "points")
-_IMPORTANCES = ("importance", "category")
-
-#: How Rubrics as Rewards begins a criterion's description.
-_IMPORTANCE = re.compile(
-    r"\s*(essential|important|optional|pitfall)\s+criteri(?:a|on)\s*:\s*", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +27,12 @@ class Criterion:
     requires: tuple[str, ...] = ()
 
     @classmethod
-    def of_spec(cls, name: str, spec: CriterionSpec) -> Criterion:
-        """Make one from a table of a recipe."""
-        return cls(name, spec.text, spec.signed_weight, spec.requires)
+    def of_spec(
+        cls, name: str, spec: CriterionSpec, pitfalls: Literal["faults", "avoided"] = "faults"
+    ) -> Criterion:
+        """Make one from a table of a recipe or sample; ``pitfalls`` is how faults are worded."""
+        weight = spec.signed_weight
+        return cls(name, spec.text, abs(weight) if pitfalls == "avoided" else weight, spec.requires)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +48,15 @@ def rubric_of(sample: Sample, spec: RubricSpec) -> Rubric:
 
     The sample's own follow those of the recipe.
     """
-    criteria = [Criterion.of_spec(*pair) for pair in spec.criteria.items()]
-    criteria += _own_criteria(sample, spec.criteria_field, len(criteria))
+    tables = [*spec.criteria.items()]
+    tables += [(one.name, one.spec) for one in _own_criteria(sample, spec)]
+    criteria = [Criterion.of_spec(name, table, spec.pitfalls) for name, table in tables]
     key = f"fields.{spec.criteria_field}"
     if not criteria:
         raise _invalid(f"there is no criterion: send {key}, a list that is not empty")
-    names = [one.name for one in criteria]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({*spec.criteria} & {one.name for one in criteria[len(spec.criteria) :]})
     if twice:
-        raise _invalid(f"{key}: {quoted(twice)} are names of two criteria: rename one of each")
+        raise _invalid(f"{key}: {quoted(twice)} are names of criteria of the recipe: rename them")
     _require_order(criteria, key)
     rubric = _without_left_out(criteria, sample, spec)
     if not any(one.weight for one in rubric.criteria):
@@ -78,76 +64,18 @@ def rubric_of(sample: Sample, spec: RubricSpec) -> Rubric:
     return rubric
 
 
-def _own_criteria(sample: Sample, field: str, num_before: int) -> list[Criterion]:
-    given = sample.fields.get(field)
+def _own_criteria(sample: Sample, spec: RubricSpec) -> list[NamedCriterion]:
+    given = sample.fields.get(spec.criteria_field)
     if given is None:
         return []
-    key = f"fields.{field}"
-    if isinstance(given, str):
-        given = _parsed(given, key)
-    if isinstance(given, Mapping):
-        given = next((given[name] for name in ("criteria", "rubrics") if name in given), given)
-    if not isinstance(given, list | tuple):
-        raise _invalid(f"{key} must be a list of criteria, not {quoted(given)}")
-    if not given and not num_before:
+    key = f"fields.{spec.criteria_field}"
+    try:
+        own = read_rubric(given, key, num_before=len(spec.criteria))
+    except ValueError as error:
+        raise _invalid(str(error)) from error
+    if not own and not spec.criteria:
         raise _invalid(f"{key} is empty: send at least one criterion")
-    if len(given) > _MAX_CRITERIA:
-        raise _invalid(f"{key} has {len(given)} criteria; at most {_MAX_CRITERIA} are judged")
-    return [
-        _criterion(one, f"{key}[{index}]", f"criterion_{num_before + index + 1}")
-        for index, one in enumerate(given)
-    ]
-
-
-def _parsed(text: str, key: str) -> Any:
-    """Return the JSON of a text, as of a column of texts; another text is one criterion."""
-    if not text.lstrip().startswith(("[", "{")):
-        return [text]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"{key} is not valid JSON: {str(error)[:200]}") from error
-
-
-def _criterion(given: Any, key: str, default_name: str) -> Criterion:
-    if isinstance(given, str):
-        given = {"text": given}
-    if not isinstance(given, Mapping):
-        raise _invalid(f"{key} must be a criterion, an object with a `text`, not {quoted(given)}")
-    text = _first(given, _TEXTS)
-    importance = _first(given, _IMPORTANCES)
-    if isinstance(text, str) and (begun := _IMPORTANCE.match(text)):
-        text = text[begun.end() :]
-        importance = importance or begun[1]
-    table: dict[str, Any] = {"text": text, "weight": _first(given, _WEIGHTS)}
-    table["importance"] = importance.lower() if isinstance(importance, str) else importance
-    table["requires"] = given.get("requires") or ()
-    try:
-        spec = CriterionSpec.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (key, *first["loc"])))
-        raise _invalid(f"{where}: {first['msg']}") from error
-    return Criterion.of_spec(_name(given, key) or default_name, spec)
-
-
-def _name(given: Mapping[str, Any], key: str) -> str:
-    """Return the name of a criterion, empty if it has none."""
-    name = _first(given, _NAMES)
-    if name is None:
-        return ""
-    if isinstance(name, int):
-        return quoted(name)
-    if not isinstance(name, str) or len(name) > MAX_NAME_CHARS:
-        raise _invalid(
-            f"{key}: its name must be a text of at most {MAX_NAME_CHARS} characters, not "
-            f"{quoted(name)}"
-        )
-    return name.strip()
-
-
-def _first(given: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((given[key] for key in keys if given.get(key) is not None), None)
+    return own
 
 
 def _require_order(criteria: Sequence[Criterion], key: str) -> None:
