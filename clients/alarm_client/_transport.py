@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -51,19 +50,8 @@ def open_async_client(
     address: Address, transport: httpx.AsyncBaseTransport | None
 ) -> httpx.AsyncClient:
     """The client of a server for one event loop; `transport` replaces the network in tests."""
-    _remember_that_sniffio_is_missing()
     transport = transport or httpx.AsyncHTTPTransport(**_settings(address))
     return httpx.AsyncClient(transport=transport, trust_env=False)
-
-
-def _remember_that_sniffio_is_missing() -> None:
-    """Let `import sniffio` fail without a search where there is no sniffio.
-
-    httpcore, which works without it, imports it four times a request, and Python searches its path
-    each time, for 0.1 ms.
-    """
-    if "sniffio" not in sys.modules and find_spec("sniffio") is None:
-        sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 
 def _settings(address: Address) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import sys
 
 import httpx
 import pytest
@@ -12,7 +11,7 @@ from reward_server import reward_server
 from alarm_client._address import Address
 from alarm_client._retry import Retries
 from alarm_client._transport import open_async_client, open_client
-from alarm_client.client import AlarmClient, AsyncAlarmClient
+from alarm_client.client import AlarmClient
 from alarm_client.errors import AlarmConnectionError
 from alarm_client.types import Sample
 
@@ -106,20 +105,3 @@ def test_environment_proxy_is_not_used_for_no_proxy_hosts(monkeypatch):
     ):
         result = client.hierarchical_reward([Sample(prompt="p", completion="abc")])
     assert result.scalars() == [3.0]
-
-
-async def test_async_requests_search_for_no_module(monkeypatch):
-    searched = []
-
-    class Recorder:
-        @staticmethod
-        def find_spec(name, path=None, target=None):
-            searched.append(name)
-
-    monkeypatch.delitem(sys.modules, "sniffio", raising=False)
-    with reward_server() as server:
-        async with AsyncAlarmClient(server.url) as client:
-            await client.score([Sample(prompt="p", completion="c")])
-            monkeypatch.setattr(sys, "meta_path", [Recorder, *sys.meta_path])
-            await client.score([Sample(prompt="p", completion="c")])
-    assert searched == []

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import sys
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -70,7 +68,6 @@ def open_async_client(
     ``transport`` replaces the network in tests. Proxies are resolved here rather than by httpx,
     which rejects some common values of ``NO_PROXY``.
     """
-    _remember_that_sniffio_is_missing()
     try:
         transport = transport or httpx.AsyncHTTPTransport(
             verify=_verify(url), proxy=_proxy(url), limits=limits
@@ -78,15 +75,6 @@ def open_async_client(
         return httpx.AsyncClient(headers=_headers(key), transport=transport, trust_env=False)
     except (httpx.InvalidURL, ValueError, ImportError) as error:
         raise _unusable(url) from error
-
-
-def _remember_that_sniffio_is_missing() -> None:
-    """Let `import sniffio` fail without a search where there is no sniffio.
-
-    httpcore, which works without it, imports it four times a request.
-    """
-    if "sniffio" not in sys.modules and find_spec("sniffio") is None:
-        sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 
 async def ask_async(
