@@ -21,7 +21,7 @@ from translation_study.settings import Sizes
 
 __all__ = ["Pair", "accuracy", "label", "scores", "train_holistic"]
 
-_PAIRS_PER_PROMPT = 3
+_PAIRS_PER_PROMPT = 6
 _BATCH = 32
 
 
@@ -41,7 +41,7 @@ def label(
     scores: Sequence[Sequence[float]],
     flipped: float,
 ) -> list[Pair]:
-    """Return up to three pairs per prompt; pairs of equal score are left out."""
+    """Return up to six pairs per prompt; pairs of equal score are left out."""
     choose = random.Random(0)
     pairs: list[Pair] = []
     for prompt, texts, values in zip(prompts, samples, scores, strict=True):

@@ -24,7 +24,7 @@ class Sizes:
     preference_prompts: int = 3000
     samples_per_prompt: int = 4
     flipped: float = 0.25
-    preference_epochs: int = 2
+    preference_epochs: int = 1
     preference_rate: float = 2e-4
     # The model of error spans: corrupted references.
     corrupted_references: int = 24000
@@ -37,9 +37,9 @@ class Sizes:
     aspect_weight: float = 1.0  # the paper's, for translation
     gate_temperature: float = 0.25
     # GRPO: the same for each method.
-    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)  # one is chosen with `holistic_only`
-    beta: float = 0.02
-    steps: int = 100
+    rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)  # one is chosen with `holistic_only`
+    beta: float = 0.05
+    steps: int = 60
     prompts_per_step: int = 8
     group: int = 8
     new_tokens: int = 40
@@ -48,7 +48,7 @@ class Sizes:
     # Evaluation.
     development_prompts: int = 200
     test_prompts: int = 300
-    curve_every: int = 25
+    curve_every: int = 15
     curve_prompts: int = 80
     draws: int = 2000
 
