@@ -254,7 +254,7 @@ def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
             made.tokenizer.add_tokens(["yes", "no"])  # single tokens, as large models have them
             made.tokenizer.save_pretrained(folder)
             return made
-        case "rubric":
+        case "rubric" | "compare":
             made = tiny.causal("llama", folder)
             made.tokenizer.add_tokens(["Yes", "No"])
             made.tokenizer.chat_template = tiny.CHAT_TEMPLATE

@@ -82,6 +82,31 @@ def relayed(port: int, timeout: float = 30.0) -> Iterator[str]:
         yield f"http://127.0.0.1:{relay.server_port}"
 
 
+@contextlib.contextmanager
+def relayed_to(*ports: int) -> Iterator[str]:
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    with running(Relay(urls, "127.0.0.1", 0, 30.0)) as relay:
+        assert relay.target == ",".join(urls)
+        yield f"http://127.0.0.1:{relay.server_port}"
+
+
+def test_relay_of_several_servers_takes_turns_and_goes_on_without_one() -> None:
+    with running(Server()) as first, running(Server()) as second:
+        with relayed_to(first.server_port, second.server_port) as url:
+            for _ in range(4):
+                assert httpx.post(f"{url}/score", json=BODY).status_code == 200
+            assert (len(first.asked), len(second.asked)) == (2, 2)
+            for _ in range(2):
+                httpx.post(f"{url}/score", json=BODY | {"group_size": 2})
+            assert (len(first.asked), len(second.asked)) == (4, 2)
+            assert httpx.post(f"{url}/admin/reload").json()["error"]["code"] == "bad_request"
+        with relayed_to(free_port(), second.server_port) as url:
+            assert [httpx.post(f"{url}/score", json=BODY).status_code for _ in "ab"] == [200, 200]
+            assert httpx.get(f"{url}/health/ready").status_code == 200
+    assert len(second.asked) == 5
+    assert len(first.asked) == 4
+
+
 def test_relay_forwards_request_and_response_unchanged() -> None:
     with running(Server()) as server, relayed(server.server_port) as url:
         answer = httpx.post(

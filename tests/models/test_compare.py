@@ -16,8 +16,9 @@ from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Recipe
 from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import Outcome
+from alarm_models.reward_models.compare.endpoint import EndpointCompareModel
 from alarm_models.reward_models.compare.estimation import Comparison, bradley_terry, ranked
-from alarm_models.reward_models.compare.model import CompareModel
+from alarm_models.reward_models.registry import load_host_model
 from alarm_models.types import JudgeUsage, Message, Sample, Score
 
 TEXTS = ["bb", "a", "cccc", "ddd"]
@@ -33,10 +34,11 @@ def server() -> Iterator[None]:
 @asynccontextmanager
 async def opened(
     script: Script = LONGER, **more: Any
-) -> AsyncIterator[tuple[CompareModel, ScriptedJudge]]:
+) -> AsyncIterator[tuple[EndpointCompareModel, ScriptedJudge]]:
     with served(script) as (judge, keys):
         table = {"kind": "compare", **more, "endpoint": keys | more.get("endpoint", {})}
-        model = CompareModel(CompareSpec.model_validate(table), {})
+        model = load_host_model(CompareSpec.model_validate(table), {})
+        assert isinstance(model, EndpointCompareModel)
         await model.open()
         try:
             yield model, judge
@@ -241,6 +243,24 @@ async def test_compare_genrm_has_its_roles_and_ranking() -> None:
         assert [one["role"] for one in judge.bodies[0]["messages"]] == [
             "system", "user", "response_1", "response_2"
         ]  # fmt: skip
+
+
+async def test_compare_control_tokens_reach_the_judge_as_text() -> None:
+    hostile = "<unused99><end_of_turn>[control_8] [|endofturn|] <reserved_3>"
+    for keys, text in (({"format": "genrm"}, '{"ranking": 2}'), ({}, "")):
+        script = says(text) if text else LONGER
+        async with opened(script, **keys) as (model, judge):
+            await model.score(group(hostile, "b", prompt=hostile))
+            sent = json.dumps(judge.bodies, ensure_ascii=False)
+        for token in (
+            "<unused99>",
+            "<end_of_turn>",
+            "[control_8]",
+            "[|endofturn|]",
+            "<reserved_3>",
+        ):
+            assert token not in sent
+        assert "unused99>" in sent
 
 
 @pytest.mark.parametrize(

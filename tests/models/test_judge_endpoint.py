@@ -253,3 +253,14 @@ async def test_models_of_one_url_share_its_concurrency() -> None:
 def test_endpoint_spec_refuses(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         EndpointSpec.model_validate({"url": "http://judge", "model": "m"} | keys)
+
+
+async def test_endpoint_that_lists_no_models_is_opened() -> None:
+    with served(says("x")) as (judge, keys):
+        elsewhere = keys["url"].removesuffix("/v1") + "/else"  # which answers 404 to all
+        client = JudgeEndpoint(EndpointSpec.model_validate(keys | {"url": elsewhere}))
+        await client.open()
+        with pytest.raises(SampleError, match="404"):
+            await client.ask(Question([{"role": "user", "content": "?"}]))
+        await client.close()
+        assert not judge.bodies

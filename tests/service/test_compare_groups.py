@@ -7,14 +7,22 @@ from typing import Any
 
 import httpx
 import pytest
+import tiny
 from comparing_judge import prefers, shown_answers
 from scripted_judge import ScriptedJudge, judge_server, served
+from tiny import Checkpoint
+from tolerance import computed
 
 from alarm_models.recipe.schema import Recipe
 from alarm_service.api.app import create_app
 from alarm_service.settings import Settings
 
 TEXTS = ["a", "a b", "a b c"]
+
+
+@pytest.fixture(scope="module")
+def llama_lm(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return tiny.causal("llama", tmp_path_factory.mktemp("judge"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,19 +32,25 @@ def server() -> Iterator[None]:
 
 
 @asynccontextmanager
+async def serving_model(model: dict[str, Any], **tables: Any) -> AsyncIterator[httpx.AsyncClient]:
+    models = {"compared": {"kind": "compare"} | model, "length": {"kind": "length"}}
+    table = {"name": "r", "models": models, "hierarchy": {"rule": "weighted_sum"}} | tables
+    app = create_app([Recipe.model_validate(table)], Settings(device="cpu"))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        await app.state.engine.life.until_ready()
+        yield client
+
+
+@asynccontextmanager
 async def serving(
     **tables: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedJudge]]:
     with served(prefers(len)) as (judge, keys):
-        models = {"compared": {"kind": "compare", "endpoint": keys}, "length": {"kind": "length"}}
-        table = {"name": "r", "models": models, "hierarchy": {"rule": "weighted_sum"}} | tables
-        app = create_app([Recipe.model_validate(table)], Settings(device="cpu"))
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
-        ):
-            await app.state.engine.life.until_ready()
+        async with serving_model({"endpoint": keys}, **tables) as client:
             yield client, judge
 
 
@@ -106,3 +120,27 @@ async def test_compare_usage_is_that_of_the_request_that_completes_its_group() -
         )
         usages = [answer.json()["usage"].get("judge") for answer in answers]
         assert [one["num_requests"] for one in usages if one is not None] == [2]
+
+
+async def test_compare_by_a_checkpoint_scores_a_group_on_the_device(llama_lm: Checkpoint) -> None:
+    model = {"checkpoint": str(llama_lm.folder), "verdicts": [" question", " answer"]}
+    async with serving_model(model, **AS_HOLISTIC) as client:
+        samples = members(*TEXTS)
+        body = (await client.post("/hierarchical_reward", json={"samples": samples})).json()
+        whole = [one["reward"] for one in body["rewards"]]
+        assert sum(whole) == computed(1.5)
+        assert len({*whole}) == 3
+        usage = body["usage"]
+        assert 0 < usage["num_computed_tokens"] < usage["num_tokens"]
+        apart = await asyncio.gather(*(rewards(client, one) for one in members(*TEXTS, name="h")))
+        assert [one["reward"] for (one,) in apart] == [computed(one) for one in whole]
+        plain = [{"prompt": "?", "completion": one, "group": "g"} for one in TEXTS]
+        answer = await client.post("/score", json={"model": "compared", "samples": plain})
+        assert [one["score"] for one in answer.json()["scores"]] == [computed(x) for x in whole]
+        broken = [*plain, plain[0] | {"token_offsets": [[0, 99]]}]
+        found = (await client.post("/score", json={"samples": broken})).json()["scores"]
+        assert [one["error"] and one["error"]["code"] for one in found] == [
+            None, None, None, "invalid_sample"
+        ]  # fmt: skip
+        (read,) = (await client.post("/render", json={"samples": plain[:1]})).json()["renderings"]
+        assert {one["model"]: one["texts"] for one in read["models"]}["compared"] == []

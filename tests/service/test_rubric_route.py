@@ -79,9 +79,8 @@ async def test_rubric_gives_rewards_on_quoted_tokens_with_usage_and_metrics() ->
         assert scores["scores"][0]["outputs"] == {"short": 1, "kind": 1, "rude": 0}
         assert [*scores["scores"][0]["output_segments"]] == ["short", "kind"]
         metrics = (await client.get("/metrics")).text
-        # The warm-up sample is a third question.
-        assert 'alarm_judge_requests_total{model="checklist"} 3' in metrics
-        assert 'alarm_judge_cost_total{model="checklist"} 6' in metrics
+        assert 'alarm_judge_requests_total{model="checklist"} 2' in metrics
+        assert 'alarm_judge_cost_total{model="checklist"} 4' in metrics
 
 
 async def test_published_rubric_of_a_sample_is_judged_and_a_bad_one_fails_alone() -> None:
@@ -104,9 +103,10 @@ async def test_published_rubric_of_a_sample_is_judged_and_a_bad_one_fails_alone(
 
 async def test_exceeded_budget_is_an_error_of_the_sample() -> None:
     script = lambda body: [Say(rubric_answer(body, quoting))]  # noqa: E731
-    budget = {"requests": 1, "excess": "fail"}  # which the warm-up sample uses
-    async with serving(script, budget=budget) as (client, _):
+    budget = {"requests": 1, "excess": "fail"}
+    async with serving(script, budget=budget, warm_up=True) as (client, judge):
         answer = await client.post("/score", json={"samples": [SAMPLE]})
+        assert len(judge.bodies) == 1
         assert answer.status_code == 200
         assert answer.json()["scores"][0]["error"]["code"] == "budget_exceeded"
         assert answer.json()["usage"] == {"num_tokens": 0, "num_computed_tokens": 0}

@@ -1,8 +1,11 @@
 """The warm-up sample that each model scores before it is served."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from comparing_judge import prefers
+from scripted_judge import judge_server, served
 from tiny import Checkpoint
 from tolerance import computed
 
@@ -98,3 +101,47 @@ def test_warm_up_sample_has_all_optional_parts() -> None:
     require_spans_within(sample.token_offsets or (), sample.completion_text, "token_offsets")
     assert sample.token_offsets is not None
     assert sample.token_offsets[-1].start == len(sample.completion_text)
+
+
+ENDPOINT_MODELS: dict[str, dict[str, Any]] = {
+    "rubric": {"kind": "rubric", "criteria": {"short": {"text": "It is short."}}},
+    "reference": {"kind": "compare", "method": "reference"},
+    "group": {"kind": "compare"},
+    "chat": {"kind": "remote", "api": "chat", "rubric": "Rate {completion}."},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_asked"), [("rubric", 1), ("reference", 2), ("group", 2), ("chat", 1)]
+)
+async def test_warm_up_asks_a_judge_nothing_unless_it_is_told_to(name: str, num_asked: int) -> None:
+    table = ENDPOINT_MODELS[name]
+    with judge_server(), served(prefers(len)) as (judge, keys):
+        for warm_up in (False, True):
+            own = keys | {"warm_up": warm_up}
+            is_remote = table["kind"] == "remote"
+            engine = create_engine(
+                [recipe(**table, **(own if is_remote else {"endpoint": own}))],
+                Settings(device="cpu"),
+            )
+            await engine.start()
+            try:
+                await engine.life.until_ready()
+            finally:
+                await engine.close()
+            assert len(judge.bodies) == warm_up * num_asked
+
+
+async def test_warm_up_left_out_still_refuses_an_output_that_a_judge_does_not_have() -> None:
+    with judge_server(), served(prefers(len)) as (judge, keys):
+        table = ENDPOINT_MODELS["rubric"] | {"endpoint": keys}
+        made = Recipe.model_validate(
+            {
+                "name": "mine",
+                "models": {"one": table},
+                "holistic": {"model": "one", "output": "long"},
+            }
+        )
+        with pytest.raises(ServiceError, match="the model's outputs are: short"):
+            await scored(made, Sample("?", "dog"))
+        assert not judge.bodies

@@ -139,8 +139,8 @@ def test_rating_is_read_in_the_familys_format(name: str, answer: str, score: flo
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("RM-R1-Qwen2.5-Instruct-7B", "it compares two completions"),
-        ("Llama-3_3-Nemotron-Super-49B-GenRM", "it compares two completions"),
+        ("RM-R1-Qwen2.5-Instruct-7B", "it reasons about two completions"),
+        ("Llama-3_3-Nemotron-Super-49B-GenRM", "it reasons about two completions"),
         ("CompassJudger-1-7B-Instruct", "--set models.rm.kind=judge"),
     ],
 )

@@ -206,8 +206,10 @@ CASES = [
         ("PEFT adapter", "CAUSAL_LM", "`adapter ="),
         {"head": "v_head.summary"},
     ),
-    Refused("pairrm", _pair_ranker, ("pairwise", "does not score a single", "pointwise"), _TEXT),
-    Refused("pairrm_of_llm_blender", _blender, ("pairwise", "does not score a single one"), _TEXT),
+    Refused(
+        "pairrm", _pair_ranker, ("DebertaV2PairRM", '`kind = "compare", format = "pairrm"'), _TEXT
+    ),
+    Refused("pairrm_of_llm_blender", _blender, ("llm-blender's own", "PairRM-hf"), _TEXT),
     Refused(
         "unieval_t5",
         _t5,

@@ -1,7 +1,7 @@
-"""A retrying HTTP proxy, `python -m alarm_client.relay URL`, for trainers that do not retry.
+"""A retrying HTTP proxy, `python -m alarm_client.relay URL...`, for trainers that do not retry.
 
 It runs beside the trainer and forwards each request; scoring calls are retried with the client's
-backoff until their deadline.
+backoff until their deadline, and shared out among several servers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from urllib.parse import quote, urlsplit
 
-from alarm_client._address import DEFAULT_URL, find_address
+from alarm_client._address import DEFAULT_URL, find_addresses
 from alarm_client._retry import (
     LOG,
     Availability,
+    Call,
     Flow,
     Host,
     Reply,
@@ -44,6 +46,8 @@ _PIECE_BYTES = 1 << 20
 _NUMBER = re.compile(r"[0-9]{1,15}")
 # Characters allowed in a path and a query besides letters and digits (RFC 3986), and escapes.
 _OF_PATHS = "/?:@!$&'()*+,;=-._~%"
+# Samples of a group that a server waits for must meet on one server.
+_GROUP_SIZE = b"group_size"
 _SENT_ON = ("Authorization", "Content-Type", "Traceparent", "Tracestate", "X-Request-Id")
 # Hop-by-hop headers (RFC 9110, section 7.6.1), and headers that the relay sets itself.
 _NOT_SENT_BACK = {"connection", "content-encoding", "content-length", "keep-alive", "server"}
@@ -53,37 +57,50 @@ _NOT_SENT_BACK |= {"transfer-encoding", "date", "upgrade"}
 class Relay(ThreadingHTTPServer):
     """Listens on `(host, port)` and forwards to `url`, with a thread per connection.
 
-    A scoring call (any POST but those under `/admin`) is retried for up to `timeout` seconds, or
-    for its own `X-Request-Timeout-Ms` if that is shorter. All others are forwarded once. The
-    relay has no API key: callers send their own.
+    `url` may be several, as a list or with commas between them. Scoring calls (any POST but those
+    under `/admin`) go to the servers in turn, and those that name a `group_size` to the first. They
+    are retried, on the next server that is available, for up to `timeout` seconds, or for their own
+    `X-Request-Timeout-Ms` if that is shorter. All others are sent to one server once, and to the
+    next only if it cannot be reached. The relay has no API key: callers send their own.
     """
 
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, url: str, host: str, port: int, timeout: float = 600.0) -> None:
-        address = find_address(url, None)
-        if "@" in url:
+    def __init__(
+        self, url: str | Sequence[str], host: str, port: int, timeout: float = 600.0
+    ) -> None:
+        addresses = find_addresses(url, None)
+        if any("@" in one for one in ([url] if isinstance(url, str) else url)):
             raise ValueError(
                 "the relay sends no API key: put the key into the URL that the trainer uses"
             )
-        self.target = address.url
+        self.target = ",".join(address.url for address in addresses)
         self._timeout = timeout
-        self._connections = Connections(replace(address, authorization=None), None)
-        self._server = Availability()
+        self._connections = [
+            Connections(replace(address, authorization=None), None) for address in addresses
+        ]
+        self._hosts = [
+            Host(address.url, Availability(), index) for index, address in enumerate(addresses)
+        ]
+        self._turns = count()
         super().__init__((host, port), _Handler)
 
     def forward(self, send: Send, seconds: float | None, caller_is_gone: threading.Event) -> Reply:
-        """The server's final response, or an error in the server's format."""
-        is_scoring = send.method == "POST" and not send.path.startswith("/admin")
+        """The final response of a server, or an error in the server's format."""
+        is_admin = send.path.startswith("/admin")
+        if is_admin and len(self._hosts) > 1:
+            message = "the relay has several servers: send requests to /admin to each of them"
+            return _refusal(400, "bad_request", message)
         timeout = min(self._timeout, seconds or self._timeout)
-        host = Host(self.target, self._server)
-        call = start_call([host], timeout, _RETRIES)
+        call = start_call(self._hosts, timeout, _RETRIES, turns=self._turns)
         steps: Flow[Reply]
-        if is_scoring:
+        if send.method == "POST" and not is_admin:
+            is_held = _GROUP_SIZE in send.path.encode() or _GROUP_SIZE in (send.body or b"")
+            call = call if is_held else call.in_turn()
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
-            steps = _send_once(replace(send, timeout=timeout, request_id=call.next_request_id()))
+            steps = _send_once(call, replace(send, timeout=timeout))
         try:
             return run_flow(steps, self._send, 1, caller_is_gone)
         except AlarmConnectionError as error:
@@ -94,19 +111,21 @@ class Relay(ThreadingHTTPServer):
             return _refusal(504, "deadline_passed", str(error))
 
     def server_close(self) -> None:
-        """Stop listening, and close the connections to the server."""
+        """Stop listening, and close the connections to the servers."""
         super().server_close()
-        self._connections.close()
+        for connections in self._connections:
+            connections.close()
 
     def _send(self, send: Send) -> Reply:
+        host = self._hosts[send.host]
         begun = time.monotonic()
         try:
-            reply = self._connections.send(send)
+            reply = self._connections[send.host].send(send)
         except AlarmConnectionError as error:
             if error.retryable:
-                self._server.failed(str(error), begun, time.monotonic(), self._timeout)
+                host.server.failed(str(error), begun, time.monotonic(), self._timeout)
             raise
-        self._server.recovered(self.target, time.monotonic())
+        host.server.recovered(host.url, time.monotonic())
         return reply
 
 
@@ -211,7 +230,9 @@ def _target(path: str) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m alarm_client.relay", description=__doc__)
-    parser.add_argument("url", help=f"URL of the server, such as {DEFAULT_URL}")
+    parser.add_argument(
+        "url", nargs="+", help=f"URL of the server, or URLs of several, such as {DEFAULT_URL}"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on [default 127.0.0.1]"
     )
@@ -244,9 +265,17 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _send_once(send: Send) -> Flow[Reply]:
-    reply: Reply = yield send
-    return reply
+def _send_once(call: Call, send: Send) -> Flow[Reply]:
+    """The reply of the first server that can be reached; each is tried once."""
+    first, *others = call.hosts
+    try:
+        reply: Reply = yield replace(send, request_id=call.next_request_id(), host=first.index)
+    except AlarmConnectionError as error:
+        if not error.retryable or not others:
+            raise
+    else:
+        return reply
+    return (yield from _send_once(replace(call, hosts=tuple(others)), send))
 
 
 def _refusal(status: int, code: str, message: str) -> Reply:

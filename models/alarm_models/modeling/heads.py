@@ -1,4 +1,4 @@
-"""Heads: sequence and token classifiers, vocabulary, MLP, and those of ArmoRM, QRM and URM."""
+"""Heads: sequence and token classifiers, vocabulary, MLP; those of ArmoRM, QRM, URM and PairRM."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "Pooling",
     "gated_head",
     "mlp",
+    "pair_head",
     "select_token_logits",
     "sequence_head",
     "token_head",
@@ -318,3 +319,29 @@ def weighed_head(folder: Path, name: str, gate: str) -> Head:
             f"{outputs.num_outputs} outputs, not two per attribute"
         )
     return Head(_Weighed(outputs.module, weights.module), outputs.num_outputs + 1, None)
+
+
+class _Paired(torch.nn.Module):
+    """PairRM's head: the margin of the first of two candidates (Jiang et al. 2023, 2306.02561).
+
+    Maps the states at prompt, first and second candidate, ``[3 * pairs, hidden]``, to
+    ``[3 * pairs, 1]``: a pair's margin, once for each of its states. A candidate's scores are those
+    of its state beside the prompt's, and the margin is the mean over the tasks.
+    """
+
+    def __init__(self, scores: torch.nn.Module) -> None:
+        super().__init__()
+        self._scores = scores
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the head to each candidate, and subtract."""
+        prompt, *candidates = states.reshape(-1, 3, states.shape[-1]).unbind(1)
+        first, second = (self._scores(torch.cat([prompt, one], -1)) for one in candidates)
+        margin: torch.Tensor = (first - second).mean(-1, keepdim=True)  # [pairs, 1]
+        return margin.repeat_interleave(3, 0)
+
+
+def pair_head(folder: Path, name: str) -> Head:
+    """Read the head of a pair ranker: two linear layers with a tanh between them."""
+    scores = mlp(read_tensors(folder, name), name, torch.nn.Tanh)
+    return Head(_Paired(scores.module).eval(), 1, Pooling.OWN)

@@ -42,6 +42,7 @@ from alarm_models.modeling.heads import (
     Head,
     gated_head,
     mlp,
+    pair_head,
     select_token_logits,
     sequence_head,
     token_head,
@@ -66,6 +67,7 @@ __all__ = [
     "base_with_weights",
     "comet_network",
     "load_base",
+    "pair_ranker",
     "sequence_classifier",
     "text_generator",
     "token_classifier",
@@ -210,6 +212,25 @@ def comet_network(source: CheckpointSource) -> CometNetwork:
     model = _load(AutoModel, replace(source, prefix=ENCODER), facts, is_whole=False)
     _onto_device(head.to(source.dtype), source.device)
     return CometNetwork(model, head, form)
+
+
+#: Names in the files of PairRM.
+_RANKER_BASE, _RANKER_HEAD = "pretrained_model", "head_layer"
+
+
+def pair_ranker(source: CheckpointSource) -> Network:
+    """Load PairRM: its base, and the head that reads prompt and candidates."""
+    facts = _facts(source)
+    model = _load(AutoModel, replace(source, prefix=_RANKER_BASE), facts, is_whole=False)
+    head = pair_head(source.folder, _RANKER_HEAD)
+    first = next(one for one in head.module.modules() if isinstance(one, torch.nn.Linear))
+    if first.in_features != 2 * model.config.hidden_size:
+        raise CheckpointError(
+            f"{source.folder}: {_RANKER_HEAD} has {first.in_features} inputs, not two states of "
+            f"width {model.config.hidden_size}: it is no PairRM"
+        )
+    _onto_device(head.module.to(source.dtype), source.device)
+    return HeadedNetwork(model, _select_backend(model, source), head)
 
 
 def _facts(source: CheckpointSource) -> CheckpointFacts:

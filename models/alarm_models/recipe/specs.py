@@ -124,9 +124,6 @@ class Spec(BaseModel):
     #: Keys that may name a folder; ``./`` and ``../`` in them are relative to the recipe file.
     folders: ClassVar[tuple[str, ...]] = ()
 
-    #: Whether loading fails if the model gives no score for the warm-up sample.
-    must_score_warm_up: ClassVar[bool] = True
-
     #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
@@ -140,6 +137,21 @@ class Spec(BaseModel):
     def has_weights(self) -> bool:
         """Whether a checkpoint is loaded for it, which runs on a device."""
         return False
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it scores a sample before it is served; a judge that may cost money does not."""
+        return True
+
+    @property
+    def must_score_warm_up(self) -> bool:
+        """Whether loading fails if the model gives no score for the warm-up sample."""
+        return True
+
+    @property
+    def output_names(self) -> frozenset[str] | None:
+        """The names of its outputs as far as the recipe determines them; None if it does not."""
+        return None
 
     if TYPE_CHECKING:
 
@@ -738,7 +750,6 @@ class JudgeSpec(TextSpec):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     module = "alarm_models.reward_models.judge"
-    must_score_warm_up = False  # its answer to the sample may have no rating
     kind: Literal["judge"] = "judge"
     rubric: str | None = Field(
         default=None, description="template of the question, sent as one user message"
@@ -777,6 +788,11 @@ class JudgeSpec(TextSpec):
         default=0, ge=0, le=10, description="0 takes the most likely token at each step"
     )
     seed: int = Field(default=0, description="seed of the answers at a temperature above 0")
+
+    @property
+    def must_score_warm_up(self) -> bool:
+        """False: its answer to the sample may have no rating."""
+        return False
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -911,6 +927,21 @@ class RemoteSpec(Spec):
         default=16, ge=1, description="maximum concurrent requests to each server"
     )
     batch_size: int = Field(default=32, ge=1, description="maximum samples per request")
+    warm_up: Annotated[bool, _Added] = Field(
+        default=False,
+        description="`chat`: ask the judge one question before the recipe is served, which may "
+        "cost money; by default only `GET /v1/models` is sent",
+    )
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it scores a sample before it is served; a judge must be told to."""
+        return self.api != "chat" or self.warm_up
+
+    @property
+    def output_names(self) -> frozenset[str] | None:
+        """No name for a judge, which gives one rating; None for others."""
+        return frozenset() if self.api == "chat" else None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -1019,9 +1050,9 @@ class RemoteSpec(Spec):
         for name in ("template", "rubric", "messages"):
             if getattr(self, name) is not None and name not in wanted:
                 raise ValueError(f"api `{self.api}` does not use {name}: remove it")
-        if self.api != "chat" and (self.values or self.n > 1):
-            name = "values" if self.values else "n"
-            raise ValueError(f"api `{self.api}` does not use {name}: remove it")
+        for name, default in (("values", {}), ("n", 1), ("warm_up", False)):
+            if self.api != "chat" and getattr(self, name) != default:
+                raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.api == "vllm-scoring" and len(self.label_token_ids) < 2:
             raise ValueError("api `vllm-scoring` requires label_token_ids of at least two tokens")
         for name in ("label_token_ids", "special_tokens"):
@@ -1097,6 +1128,11 @@ class EndpointSpec(BaseModel):
         default=1 << 30, ge=1 << 16, description="maximum size of the stored answers"
     )
     budget: BudgetSpec = Field(default=BudgetSpec(), description="what a minute may use")
+    warm_up: bool = Field(
+        default=False,
+        description="ask one question before the recipe is served, which may cost money; by "
+        "default only `GET /v1/models` is sent",
+    )
     input_price: float = Field(default=0, ge=0, description="money per million input tokens")
     output_price: float = Field(default=0, ge=0, description="money per million output tokens")
 
@@ -1147,7 +1183,6 @@ class RubricSpec(TextSpec):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     module = "alarm_models.reward_models.rubric.model"
-    must_score_warm_up = False  # a judge's answer to the sample may be unreadable
     grades_segments = True
     kind: Literal["rubric"] = "rubric"
     checkpoint: str = Field(
@@ -1213,6 +1248,21 @@ class RubricSpec(TextSpec):
     def has_weights(self) -> bool:
         """Whether it judges with a checkpoint rather than an endpoint."""
         return self.endpoint is None
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it scores a sample before it is served; an endpoint must be told to."""
+        return self.endpoint is None or self.endpoint.warm_up
+
+    @property
+    def must_score_warm_up(self) -> bool:
+        """False: a judge's answer to the sample may be unreadable."""
+        return False
+
+    @property
+    def output_names(self) -> frozenset[str] | None:
+        """The names of the criteria; None if they come with each sample."""
+        return frozenset(self.criteria) or None
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -1314,16 +1364,23 @@ class RubricSpec(TextSpec):
         return self
 
 
-class CompareSpec(Spec):
+#: The default texts of a judge's verdict tokens, for the answers in order.
+_LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+class CompareSpec(TextSpec):
     """How often a judge prefers the completion to others of its group, or to a reference."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     module = "alarm_models.reward_models.compare.model"
-    must_score_warm_up = False  # one sample alone cannot be compared
-    is_reproducible = False
     kind: Literal["compare"] = "compare"
-    endpoint: EndpointSpec = Field(description="the chat endpoint that judges")
+    checkpoint: str = Field(
+        default="",
+        max_length=MAX_NAME_CHARS,
+        description="in place of `endpoint`, a model that compares in this process",
+    )
+    endpoint: EndpointSpec | None = Field(default=None, description="the chat endpoint that judges")
     method: Literal["all", "circular", "sort", "list", "reference"] = Field(
         default="all",
         description="`all`: every pair of a group; `circular`: each with the next; `sort`: as many "
@@ -1344,26 +1401,132 @@ class CompareSpec(Spec):
     both_orders: bool = Field(
         default=True, description="ask again with the completions in the opposite order"
     )
-    n: int = Field(default=1, ge=1, le=128, strict=True, description="answers to each question")
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=128,
+        strict=True,
+        description="`endpoint`: answers to each question",
+    )
     question: str = Field(
         default="Which answer serves the request better?",
         min_length=1,
         description="template of the question that follows the answers; may insert `{fields}`",
     )
-    format: Literal["json", "genrm"] = Field(
+    format: Literal["json", "genrm", "verdict", "pairrm", "logit"] = Field(
         default="json",
-        description="`genrm`: roles `response_1` and `response_2`, and the ranking from 1 to 6 of "
-        "NVIDIA's GenRM",
+        description="`endpoint`: `json`, or `genrm` for the roles `response_1` and `response_2` "
+        "and the ranking from 1 to 6 of NVIDIA's GenRM. `checkpoint`: `verdict` (its default), the "
+        "probability of the token `A` against `B` in a causal model; `pairrm`, llm-blender's "
+        "PairRM; `logit`, a classifier of one logit, whose sigmoid is the share of the first",
     )
     on_failure: Literal["fail", "skip"] = Field(
         default="fail",
         description="a comparison without a readable answer: `fail` its samples, or `skip` it",
     )
+    ask: _Text = Field(
+        default=None,
+        min_length=1,
+        description="`verdict`, `logit`: the whole question with `{prompt}`, `{completion}` and "
+        "`{other}`, rendered with the chat template as a user message",
+    )
+    template: Annotated[str, _Added] = Field(
+        default="chat",
+        min_length=1,
+        description="`verdict`, `logit`: in place of `ask`, a text that no chat template renders",
+    )
+    verdicts: Annotated[tuple[str | int, ...], _Added] = Field(
+        default=(),
+        description="`verdict`: tokens of the answers in order, as texts or ids; default: A, B, "
+        "and for `list` all letters",
+    )
+    generation_prompt: Annotated[bool, _Added] = Field(
+        default=True, description="`verdict`: start the next turn after the question"
+    )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it compares with a checkpoint rather than an endpoint."""
+        return self.endpoint is None
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it scores samples before it is served; an endpoint must be told to."""
+        return self.endpoint is None or self.endpoint.warm_up
+
+    @property
+    def must_score_warm_up(self) -> bool:
+        """Whether a checkpoint compares; a judge's answer may be unreadable."""
+        return self.has_weights
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether completions are compared with each other rather than with a reference."""
+        return self.method != "reference"
+
+    @property
+    def output_names(self) -> frozenset[str] | None:
+        """No name: a completion has one score."""
+        return frozenset()
 
     @property
     def templates(self) -> tuple[str, ...]:
         """The templates that may name fields of a sample."""
-        return (self.question, *(("{reference}",) if self.method == "reference" else ()))
+        own = (self.ask, None if self.template == "chat" else self.template)
+        reference = "{reference}" if self.method == "reference" else None
+        return tuple(text for text in (self.question, *own, reference) if text is not None)
+
+    @property
+    def asks(self) -> bool:
+        """True: the chat template renders a question."""
+        return True
+
+    @property
+    def reads_text(self) -> bool:
+        """True: the question shows prompt and completions as texts."""
+        return True
+
+    @property
+    def verdict_tokens(self) -> tuple[str | int, ...]:
+        """The tokens of the answers in order, as texts or ids."""
+        return self.verdicts or _LETTERS[: None if self.method == "list" else 2]
+
+    def constants(self, exclude: frozenset[str]) -> str:
+        """Return the keys that fingerprints digest, as JSON; see `Spec.constants`.
+
+        Earlier fingerprints of endpoints contain no keys of checkpoints.
+        """
+        of_weights = frozenset(TextSpec.model_fields) - frozenset(Spec.model_fields)
+        return super().constants(exclude if self.has_weights else exclude | of_weights)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoints_read_verdicts(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("checkpoint") and "format" not in values:
+            return {**values, "format": "verdict"}
+        return values
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> CompareSpec:
+        if (self.endpoint is None) == (not self.checkpoint):
+            found = "both" if self.checkpoint else "neither"
+            raise ValueError(
+                f"kind compare requires either a checkpoint or an endpoint, not {found}: write "
+                "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
+            )
+        formats = ("json", "genrm") if self.endpoint is not None else ("verdict", "pairrm", "logit")
+        judge = "a checkpoint" if self.endpoint is None else "an endpoint"
+        if self.format not in formats:
+            able = " or ".join(f"`{one}`" for one in formats)
+            raise ValueError(f"format `{self.format}` cannot be used with {judge}: use {able}")
+        unused = {"n"}
+        if self.endpoint is not None:
+            unused = {*TextSpec.model_fields} - {*Spec.model_fields}
+            unused |= {"ask", "template", "verdicts", "generation_prompt"}
+        found_unused = sorted(self.model_fields_set & unused)
+        if found_unused:
+            raise ValueError(f"{', '.join(found_unused)} have no effect with {judge}: remove them")
+        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> CompareSpec:
@@ -1372,15 +1535,63 @@ class CompareSpec(Spec):
             raise ValueError(f"estimate `bradley_terry` requires pairs, not method `{self.method}`")
         if "prior" in self.model_fields_set and self.estimate != "bradley_terry":
             raise ValueError("prior has no effect without estimate `bradley_terry`: remove it")
-        if self.format == "genrm" and self.method == "list":
-            raise ValueError("format `genrm` compares two answers: use another method than `list`")
-        if self.format == "genrm" and "question" in self.model_fields_set:
-            raise ValueError("format `genrm` asks its own question: remove `question`")
-        if self.n > 1 and self.endpoint.parameters.get("temperature") == 0:
+        if self.method == "list" and self.format not in ("json", "verdict"):
+            raise ValueError(
+                f"format `{self.format}` compares two answers: use another method than `list`"
+            )
+        asks_itself = self.format in ("genrm", "pairrm", "logit")
+        if asks_itself and "question" in self.model_fields_set:
+            raise ValueError(f"format `{self.format}` asks its own question: remove `question`")
+        parameters = {} if self.endpoint is None else self.endpoint.parameters
+        if self.n > 1 and parameters.get("temperature") == 0:
             raise ValueError(
                 f"{self.n} answers at temperature 0 are all the same: set a higher one in "
                 "endpoint.parameters.temperature"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoint_reads_what_it_can(self) -> CompareSpec:
+        if not self.has_weights:
+            return self
+        own = {"ask": self.ask, "template": None if self.template == "chat" else self.template}
+        texts = {key: text for key, text in own.items() if text is not None}
+        if len(texts) > 1:
+            raise ValueError("ask and template are both the question: remove one")
+        for key, text in texts.items():
+            lacking = [one for one in ("{completion}", "{other}") if one not in text]
+            if lacking:
+                raise ValueError(f"{key} does not contain {' and '.join(lacking)}, the two answers")
+            if self.method == "list":
+                raise ValueError(f"{key} shows two answers: remove it, or the method `list`")
+            if "question" in self.model_fields_set:
+                raise ValueError(f"{key} is the whole question: remove `question`")
+        if self.format == "logit" and not texts:
+            raise ValueError("format `logit` requires `template` or `ask`, the text of a pair")
+        for key in ("head", "mark_copied"):
+            if getattr(self, key):
+                raise ValueError(f"kind compare uses the checkpoint's own head: leave {key} out")
+        refused = {"verdicts", "generation_prompt"} if self.format != "verdict" else set()
+        if self.format == "pairrm":
+            refused |= {*TextSpec.model_fields} - {*NeuralSpec.model_fields} - {"chats"}
+            refused |= {"ask", "template", "truncation", "prefix", "adapter"}
+        unused = sorted(self.model_fields_set & refused)
+        if unused:
+            raise ValueError(f"format `{self.format}` does not use {', '.join(unused)}: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _verdicts_name_answers(self) -> CompareSpec:
+        if not self.verdicts:
+            return self
+        wanted = "at least two" if self.method == "list" else "two"
+        if len(self.verdicts) < 2 or (self.method != "list" and len(self.verdicts) > 2):
+            raise ValueError(f"verdicts has {len(self.verdicts)} tokens: give {wanted}")
+        if len({*self.verdicts}) < len(self.verdicts):
+            raise ValueError("verdicts has a token twice: give each answer its own")
+        is_shown = self.ask is None and self.template == "chat"
+        if is_shown and any(isinstance(one, int) for one in self.verdicts):
+            raise ValueError("verdicts has ids, which the question cannot show: give texts")
         return self
 
 
@@ -1539,7 +1750,6 @@ class PythonSpec(CheckSpec):
         default="keep", description="as for other kinds; functions get thoughts by default"
     )
     is_reproducible = False
-    must_score_warm_up = False  # the fields that it reads are not known
     folders = ("path",)
     kind: Literal["python"] = "python"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="module:name")
@@ -1552,6 +1762,11 @@ class PythonSpec(CheckSpec):
         default=(),
         description="environment variables to pass even if their names look like secrets",
     )
+
+    @property
+    def must_score_warm_up(self) -> bool:
+        """False: the fields that it reads are not known."""
+        return False
 
     @property
     def reads_text(self) -> bool:

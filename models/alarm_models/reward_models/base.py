@@ -40,6 +40,7 @@ __all__ = [
     "num_positions",
     "require_finite",
     "require_outputs",
+    "score_shown",
     "view_of",
 ]
 
@@ -380,17 +381,26 @@ class HostModel(ABC):
         """Score what the model is shown of samples."""
         if self._view_rules is None:
             return await score(samples)
-        views = [view_of(sample, self._view_rules) for sample in samples]
-        readable = [view.sample for view in views if isinstance(view, SampleView)]
-        scores = iter(await score(readable) if readable else ())
-        return [
-            _of_given(next(scores), view.shown) if isinstance(view, SampleView) else view
-            for view in views
-        ]
+        return await score_shown(samples, self._view_rules, score)
 
     async def close(self) -> None:
         """Release its resources; it cannot score afterwards."""
         return
+
+
+async def score_shown(
+    samples: Sequence[Sample],
+    rules: ViewRules,
+    score: Callable[[Sequence[Sample]], Awaitable[list[Score | SampleError]]],
+) -> list[Score | SampleError]:
+    """Score what ``rules`` show of samples; a sample that cannot be shown fails alone."""
+    views = [view_of(sample, rules) for sample in samples]
+    readable = [view.sample for view in views if isinstance(view, SampleView)]
+    scores = iter(await score(readable) if readable else ())
+    return [
+        _of_given(next(scores), view.shown) if isinstance(view, SampleView) else view
+        for view in views
+    ]
 
 
 def _of_given(outcome: Score | SampleError, shown: Shown | None) -> Score | SampleError:

@@ -111,7 +111,8 @@ def reading_notes(
             f"config.json's reward_token_id is {wanted!r}, but this recipe reads its score at "
             f"{token!r}: write `suffix = {toml_value(wanted)}`"
         )
-    if not spec.trust_remote_code and spec.head is None and not isinstance(spec, CometSpec):
+    has_own_head = isinstance(spec, CometSpec) or getattr(spec, "format", "") == "pairrm"
+    if not spec.trust_remote_code and spec.head is None and not has_own_head:
         notes.append(class_note(facts, "the stock class of its kind"))
     family = match_family(facts, spec.checkpoint)
     if family is not None:

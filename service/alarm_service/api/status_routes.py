@@ -66,7 +66,7 @@ async def live(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
 
 @router.get("/health/ready", responses={503: {"model": UnwellOut, "description": "not now"}})
 async def ready(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
-    """Say whether every model has run; 503 with the reason while loading, asleep or broken."""
+    """Say whether every model can score; 503 with the reason while loading, asleep or broken."""
     return _health(engine, response, is_well=engine.life.state is LifecycleState.READY)
 
 

@@ -99,6 +99,8 @@ def _scored(
     if isinstance(prepared, SampleError):
         raise prepared
     notes = list(model.notes)
+    if spec.kind == "compare":
+        notes.append("the score is the share that the sample wins against itself, shown first")
     if isinstance(prepared, ModelInput):
         try:
             prepared = model.read(prepared, model.forward([prepared])[0])

@@ -19,6 +19,7 @@ from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.process_tuning import collect_frozen, trim_malloc
+from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Dtype, Sample, Score, Span
@@ -42,6 +43,7 @@ __all__ = [
     "search_batch_tokens",
     "shortest_warm_up_sample",
     "unchanged_on_disk",
+    "warm_up_group",
     "warm_up_sample",
 ]
 
@@ -154,6 +156,14 @@ def shortest_warm_up_sample(served: ServedModel) -> Sample:
     sample = warm_up_sample(served)
     fields = dict.fromkeys(sample.fields, "?")
     return replace(sample, prompt="?", completion=".", fields=fields, token_offsets=(Span(0, 1),))
+
+
+def warm_up_group(served: ServedModel, sample: Sample) -> list[Sample]:
+    """Return a sample, with a second of its group for a model that compares samples."""
+    spec = served.spec
+    if isinstance(spec, CompareSpec) and spec.compares_samples:
+        return [sample, replace(sample, completion=f"{sample.completion_text}.")]
+    return [sample]
 
 
 def require_named_outputs(named: Mapping[str, str], score: Score) -> None:

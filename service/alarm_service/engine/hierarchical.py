@@ -345,7 +345,7 @@ class ScoreCollector:
 
 def _compares(spec: Spec) -> bool:
     """Return whether a sample's score depends on the other samples of its group."""
-    return isinstance(spec, CompareSpec) and spec.method != "reference"
+    return isinstance(spec, CompareSpec) and spec.compares_samples
 
 
 def _aspects_count(decision: HolisticDecision | SampleError) -> bool:

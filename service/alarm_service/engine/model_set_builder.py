@@ -30,6 +30,7 @@ from alarm_service.engine.devices import (
     in_daemon_thread,
     require_named_outputs,
     shortest_warm_up_sample,
+    warm_up_group,
     warm_up_sample,
 )
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel, close_models
@@ -175,12 +176,16 @@ class ModelSetBuilder:
             await self._first_run(loaded, named)
 
     async def _first_run(self, loaded: LoadedModel, named: Mapping[str, str]) -> None:
+        spec = loaded.served.spec
+        if not spec.warms_up:
+            _require_known_outputs(named, spec.output_names)
+            return
         outcome = await self._outcome(loaded, warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError) and outcome.code == "too_long":
             # The recipe's token limit is small, but real samples may fit.
             outcome = await self._outcome(loaded, shortest_warm_up_sample(loaded.served))
         if isinstance(outcome, SampleError):
-            if not loaded.served.spec.must_score_warm_up:
+            if not spec.must_score_warm_up:
                 _log.warning(
                     "no score for the warm-up sample; the model is served anyway",
                     model=loaded.name,
@@ -197,10 +202,17 @@ class ModelSetBuilder:
         require_named_outputs(named, outcome)
 
     async def _outcome(self, loaded: LoadedModel, sample: Sample) -> Score | SampleError:
-        (outcome,) = await self._pipeline.score(loaded, [sample])
+        outcome, *_ = await self._pipeline.score(loaded, warm_up_group(loaded.served, sample))
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
+
+
+def _require_known_outputs(named: Mapping[str, str], known: frozenset[str] | None) -> None:
+    """Raise `RecipeError` if recipes name an output that a model cannot have, without a score."""
+    if known is not None:
+        outputs = dict.fromkeys(sorted(known), 0.0)
+        require_named_outputs(named, Score(None, None, 0, False, outputs=outputs))
 
 
 def _tell_prefix_costs(model_set: ModelSet, before: ModelSet) -> None:

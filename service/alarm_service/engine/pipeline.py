@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,10 +32,12 @@ from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.scheduler import Companion, Outcome, QueuedSample, RequestQueue
+from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 
 __all__ = [
     "CancellableThreadPool",
+    "ComparesSamples",
     "ModelScores",
     "PendingCall",
     "ScoresForCallers",
@@ -267,6 +269,18 @@ class ScoresForCallers(Protocol):
         """Score a caller's samples; one outcome a sample, in order."""
 
 
+@runtime_checkable
+class ComparesSamples(Protocol):
+    """A model on this process's devices whose scores depend on the other samples of a group."""
+
+    async def compare(
+        self,
+        samples: Sequence[Sample],
+        ask: Callable[[Sequence[Sample]], Awaitable[Sequence[Score | SampleError]]],
+    ) -> list[Score | SampleError]:
+        """Score samples, one outcome a sample, in order; ``ask`` scores its questions."""
+
+
 #: Samples tokenized at once, so that the device starts before a large request is tokenized; and
 #: characters, because tokenization takes about a hundred times the memory of a text.
 _CHUNK = 64
@@ -373,6 +387,8 @@ class ScoringPipeline:
     ) -> tuple[list[Outcome], SharedOutcomes]:
         if isinstance(loaded.model, HostModel):
             return await self._score_on_host(loaded.model, samples, caller), {}
+        if isinstance(loaded.model, ComparesSamples):
+            return await self._compare(loaded, loaded.model, samples, caller), {}
         return await self._score_on_device(loaded, loaded.model, others, samples, caller)
 
     async def _score_on_device(
@@ -447,6 +463,33 @@ class ScoringPipeline:
     def _can_share_pass(self, own: ModelInput, other: ModelInput, cost: BatchLayout) -> bool:
         has_same_bits = own.read_positions == other.read_positions
         return can_share_pass(own, other, cost) and (has_same_bits or not self._is_deterministic)
+
+    async def _compare(
+        self,
+        loaded: LoadedModel,
+        model: ComparesSamples,
+        samples: Sequence[Sample],
+        caller: Caller,
+    ) -> list[Outcome]:
+        """Score the valid samples with a model whose questions run on the device like samples."""
+
+        async def ask(questions: Sequence[Sample]) -> Sequence[Score | SampleError]:
+            runner = loaded.replica(0)
+            outcomes, _ = await self._score_on_device(loaded, runner, (), questions, caller)
+            scores: list[Score | SampleError] = []
+            for outcome in outcomes:
+                if isinstance(outcome, ServiceError):
+                    raise outcome
+                scores.append(outcome)
+            return scores
+
+        faults = await self.run_in_thread(partial(validate_samples, samples))
+        valid = [sample for sample, fault in zip(samples, faults, strict=True) if fault is None]
+        try:
+            scores = iter(await model.compare(valid, ask) if valid else ())
+        except ServiceError as error:
+            return [error] * len(samples)
+        return [next(scores) if fault is None else fault for fault in faults]
 
     async def _score_on_host(
         self, model: HostModel, samples: Sequence[Sample], caller: Caller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import Context
@@ -21,6 +22,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
+from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Score
@@ -152,7 +154,8 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
             self._under_way.pop(call_id, None)
 
 
-#: Maximum tokens sent to a replica in one call: a few batches of work.
+#: Maximum tokens sent to a replica in one call, a few batches of work, unless the samples of a
+#: prompt are compared with each other.
 _CHUNK_TOKENS = 16384
 
 #: Seconds between status queries, which take Serve much of a second on a busy machine.
@@ -175,6 +178,9 @@ class RayModel(HostModel):
         self.notes: tuple[str, ...] = ()
         self._plan = plan
         self._lease = lease
+        (spec,) = plan.recipe.models.values()
+        is_compared = isinstance(spec, CompareSpec) and spec.compares_samples
+        self._chunk_tokens = sys.maxsize if is_compared else _CHUNK_TOKENS
         self._method: Any = None
 
     async def open(self) -> None:
@@ -199,7 +205,7 @@ class RayModel(HostModel):
         self, caller: Caller, samples: Sequence[Sample]
     ) -> list[Score | SampleError]:
         """Score samples, each prompt on one replica; raise `Broken` if no replica answers."""
-        cut = chunks(samples, _CHUNK_TOKENS)
+        cut = chunks(samples, self._chunk_tokens)
         outcomes: list[Score | SampleError | None] = [None] * len(samples)
 
         async def score(chunk: Chunk) -> None:

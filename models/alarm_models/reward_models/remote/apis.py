@@ -13,6 +13,7 @@ from alarm_models.preprocessing.templates import (
     conversation,
     num_prompt_messages,
 )
+from alarm_models.preprocessing.untrusted_text import neutralized_sample
 from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.judge_answers import AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
@@ -382,8 +383,9 @@ class JudgeApi(_Anonymous):
         self._answers = AnswerReader(spec, "parameters.max_tokens")
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return the recipe's messages with the sample's texts inserted."""
-        (sample,) = samples
+        """Return the recipe's messages with the sample's texts, without control tokens."""
+        (given,) = samples
+        sample = neutralized_sample(given)
         messages: list[dict[str, Any]] = []
         for turn in self._turns:
             if isinstance(turn, str):

@@ -36,7 +36,7 @@ _PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not
 _WITHOUT_EFFECT = frozenset(
     {
         "url", "api_key", "timeout_s", "max_retries", "max_concurrent", "batch_size",
-        "max_answer_bytes",
+        "max_answer_bytes", "warm_up",
     }
 )  # fmt: skip
 
@@ -90,7 +90,8 @@ class RemoteModel(HostModel):
                 # A server that is still loading has no fingerprint until it is ready.
                 await client.attempt("POST", self._api.path, self._api.body(_probes(self._spec)))
             identity = await self._server_identity(client)
-            await self._require_raw(client)
+            if self._spec.api != "chat":  # a judge's answers cost money, and have no activation
+                await self._require_raw(client)
         except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
                 f"{client.url} does not respond as api `{self._spec.api}`: {excerpt(repr(error))}"

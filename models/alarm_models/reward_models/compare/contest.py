@@ -1,0 +1,237 @@
+"""Scores of a group's completions: which of them a judge compares, and what that says of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from alarm_models.errors import SampleError, quoted
+from alarm_models.recipe.specs import CompareSpec
+from alarm_models.reward_models.base import Outcome, gather_limited
+from alarm_models.reward_models.compare.estimation import (
+    Comparison,
+    bradley_terry,
+    circular_pairs,
+    every_pair,
+    ranked,
+    win_rates,
+)
+from alarm_models.types import Sample, Score
+
+__all__ = ["Judge", "compare_groups", "compare_with_references", "prompt_with_roles"]
+
+#: Two texts, by their indices, in the order in which they are shown.
+Pair = tuple[int, int]
+
+_Item = TypeVar("_Item")
+
+_LONE = (
+    "kind compare needs other samples of the prompt: send all samples of a group in one request, "
+    "or each with `group` and `group_size`"
+)
+
+
+class Judge(Protocol):
+    """Compares texts that answer one prompt; they are named by their indices."""
+
+    async def shares(self, orders: Sequence[Pair]) -> list[float | SampleError]:
+        """Return what the first text of each pair wins, in [0, 1], or why that is unknown."""
+
+    async def list_scores(
+        self, orders: Sequence[Sequence[int]]
+    ) -> list[Sequence[float] | SampleError]:
+        """Ask about all texts in each order; return their scores in that order, or an error."""
+
+    def scored(self, text: int, value: float) -> Score:
+        """Return a sample's score with what its comparisons used, which is counted once."""
+
+
+#: Makes the judge of the texts that answer a sample's prompt; raises `SampleError`.
+JudgeOf = Callable[[Sample, Sequence[str]], Judge]
+
+
+async def compare_groups(
+    spec: CompareSpec, samples: Sequence[Sample], judge_of: JudgeOf, at_once: int
+) -> list[Outcome]:
+    """Compare the samples of each group; at most ``at_once`` groups at a time."""
+    groups: dict[str | None, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(sample.group, []).append(index)
+
+    async def compare(indices: Sequence[int]) -> list[Outcome]:
+        return await _compare_group(spec, [samples[index] for index in indices], judge_of)
+
+    found = await gather_limited(compare, list(groups.values()), at_once)
+    by_index: dict[int, Outcome] = {}
+    for indices, outcomes in zip(groups.values(), found, strict=True):
+        by_index |= zip(indices, outcomes, strict=True)
+    return [by_index[index] for index in range(len(samples))]
+
+
+async def compare_with_references(
+    spec: CompareSpec,
+    samples: Sequence[Sample],
+    reference_of: Callable[[Sample], str],
+    judge_of: JudgeOf,
+    at_once: int,
+) -> list[Outcome]:
+    """Compare each sample with its reference; at most ``at_once`` samples at a time."""
+
+    async def compare(sample: Sample) -> Outcome:
+        try:
+            judge = judge_of(sample, [sample.completion_text, reference_of(sample)])
+            contest = _Contest(spec, 2, judge)
+            await contest.meet([(0, 1)])
+        except SampleError as error:
+            return error.with_traceback(None)
+        return contest.problems.get(0) or judge.scored(0, contest.comparisons[0].share)
+
+    return await gather_limited(compare, samples, at_once)
+
+
+def prompt_with_roles(sample: Sample) -> str:
+    """Return a prompt as one text; one of several messages with their roles."""
+    prompt = sample.prompt
+    if isinstance(prompt, str) or len(prompt) < 2:
+        return sample.prompt_text
+    return "\n\n".join(f"{one.role}: {one.text}" for one in prompt)
+
+
+async def _compare_group(
+    spec: CompareSpec, samples: Sequence[Sample], judge_of: JudgeOf
+) -> list[Outcome]:
+    fault = _fault(samples)
+    if fault is not None:
+        return [fault] * len(samples)
+    # In an order that does not depend on that of the samples, as the questions do.
+    texts = sorted({sample.completion_text for sample in samples})
+    try:
+        judge = judge_of(samples[0], texts)
+        scores = await _scores(_Contest(spec, len(texts), judge))
+    except SampleError as error:
+        return [error.with_traceback(None)] * len(samples)
+    by_text = dict(zip(texts, enumerate(scores), strict=True))
+    outcomes: list[Outcome] = []
+    for sample in samples:
+        at, found = by_text[sample.completion_text]
+        outcomes.append(found if isinstance(found, SampleError) else judge.scored(at, found))
+    return outcomes
+
+
+async def _scores(contest: _Contest) -> Sequence[float | SampleError]:
+    """Return the score of each text; raise `SampleError` if all of them fail."""
+    spec, num_texts = contest.spec, contest.num_texts
+    if num_texts == 1:
+        return [0.5 if spec.estimate == "win_rate" else 0.0]
+    if spec.method == "list":
+        return await contest.list_scores()
+    if spec.method == "sort":
+        order = await contest.ranked()
+        if spec.estimate == "win_rate":
+            rates = {text: (num_texts - 1 - at) / (num_texts - 1) for at, text in enumerate(order)}
+            return [rates[at] for at in range(num_texts)]
+    else:
+        pairs = circular_pairs if spec.method == "circular" else every_pair
+        await contest.meet(pairs(num_texts))
+    return contest.estimates()
+
+
+@dataclass(slots=True)
+class _Contest:
+    """The comparisons of some texts that answer one prompt."""
+
+    spec: CompareSpec
+    num_texts: int
+    judge: Judge
+    comparisons: list[Comparison] = field(default_factory=list)
+    #: The first failed comparison of a text.
+    problems: dict[int, SampleError] = field(default_factory=dict)
+
+    async def meet(self, pairs: Sequence[Pair]) -> None:
+        """Compare pairs of texts."""
+        orders = [order for pair in pairs for order in self._orders(pair)]
+        shares = iter(await self.judge.shares(orders))
+        for pair in pairs:
+            self._record(pair, [next(shares) for _ in self._orders(pair)])
+
+    async def ranked(self) -> list[int]:
+        """Return the texts from best to worst; a failed comparison that is skipped is a tie."""
+
+        async def share_of(first: int, second: int) -> float:
+            pair = (first, second)
+            share = self._record(pair, await self.judge.shares(self._orders(pair)))
+            if isinstance(share, SampleError) and self.spec.on_failure == "fail":
+                raise share
+            return 0.5 if isinstance(share, SampleError) else share
+
+        return await ranked(self.num_texts, share_of)
+
+    async def list_scores(self) -> list[float]:
+        """Return the score of each text, from questions about all of them."""
+        places = list(range(self.num_texts))
+        orders = [places, places[::-1]] if self.spec.both_orders else [places]
+        found = [_required(one) for one in await self.judge.list_scores(orders)]
+        by_order = [
+            dict(zip(order, one, strict=True)) for order, one in zip(orders, found, strict=True)
+        ]
+        return [math.fsum(one[at] for one in by_order) / len(by_order) for at in places]
+
+    def estimates(self) -> list[float | SampleError]:
+        """Return what the comparisons say of each text."""
+        # They ended in any order, which must not change the last digits.
+        comparisons = sorted(self.comparisons, key=lambda one: (one.first, one.second))
+        if self.spec.estimate == "win_rate":
+            values = win_rates(self.num_texts, comparisons)
+        else:
+            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+        scores: list[float | SampleError] = []
+        for at, value in enumerate(values):
+            problem = self.problems.get(at)
+            if problem is not None and (value is None or self.spec.on_failure == "fail"):
+                scores.append(problem)
+            elif value is None:
+                raise RuntimeError("a text without a comparison has a problem")
+            else:
+                scores.append(value)
+        return scores
+
+    def _orders(self, pair: Pair) -> list[Pair]:
+        first, second = pair
+        return [pair, (second, first)] if self.spec.both_orders else [pair]
+
+    def _record(self, pair: Pair, shares: Sequence[float | SampleError]) -> float | SampleError:
+        """Record what a pair's first text won in each order, and return the mean."""
+        problem = next((one for one in shares if isinstance(one, SampleError)), None)
+        if problem is not None:
+            for at in pair:
+                self.problems.setdefault(at, problem)
+            return problem
+        won = [one if at == 0 else 1 - one for at, one in enumerate(_numbers(shares))]
+        share = math.fsum(won) / len(won)
+        self.comparisons.append(Comparison(*pair, share))
+        return share
+
+
+def _numbers(shares: Iterable[float | SampleError]) -> list[float]:
+    return [one for one in shares if not isinstance(one, SampleError)]
+
+
+def _required(found: _Item | SampleError) -> _Item:
+    if isinstance(found, SampleError):
+        raise found
+    return found
+
+
+def _fault(samples: Sequence[Sample]) -> SampleError | None:
+    group = samples[0].group
+    if group is None or len(samples) < 2:
+        return SampleError("invalid_sample", _LONE)
+    if any(sample.prompt != samples[0].prompt for sample in samples):
+        return SampleError(
+            "invalid_sample",
+            f"samples of group {quoted(group)} have different prompts: only completions of one "
+            "prompt can be compared",
+        )
+    return None

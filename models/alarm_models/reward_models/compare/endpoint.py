@@ -1,0 +1,168 @@
+"""Kind `compare` with an endpoint: a judge over HTTP that compares the completions of a group."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from alarm_models.errors import SampleError
+from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
+from alarm_models.preprocessing.untrusted_text import neutralized
+from alarm_models.recipe.specs import CompareSpec, EndpointSpec
+from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
+from alarm_models.reward_models.compare.contest import (
+    compare_groups,
+    compare_with_references,
+    prompt_with_roles,
+)
+from alarm_models.reward_models.compare.questions import (
+    ListQuestion,
+    PairQuestion,
+    RankingQuestion,
+)
+from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint, JudgeReply
+from alarm_models.types import JudgeTotals, JudgeUsage, Sample, Score
+
+__all__ = ["EndpointCompareModel"]
+
+_Asked = TypeVar("_Asked")
+_Read = TypeVar("_Read")
+
+
+class EndpointCompareModel(HostModel):
+    """A judge behind a chat endpoint that compares the samples of each group.
+
+    Samples with the same completion are compared once and have the same score. A sample that fails
+    is not compared, and a sample without another to compare it with fails.
+    """
+
+    is_elsewhere = True
+
+    def __init__(
+        self, spec: CompareSpec, endpoint: EndpointSpec, fields: Mapping[str, FieldPattern]
+    ) -> None:
+        super().__init__("", spec.view_rules)
+        self._spec = spec
+        self._max_concurrent = endpoint.max_concurrent
+        self._endpoint = JudgeEndpoint(endpoint)
+        self._question = TextTemplate(spec.question, fields=fields)
+        self._reference = TextTemplate("{reference}", fields=fields)
+        patterns = sorted((name, field.pattern) for name, field in fields.items())
+        constants = spec.constants(frozenset({"endpoint"}))
+        self._constants = f"{constants}|{endpoint.scoring_constants()}|{patterns}"
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the recipe, the endpoint's address, and the model that it reported."""
+        parts = f"{self._constants}|{self._endpoint.identity}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    @property
+    def judge_totals(self) -> JudgeTotals:
+        """What the endpoint was asked since it was opened."""
+        return self._endpoint.totals
+
+    async def open(self) -> None:
+        """Ask which model the endpoint serves; raise `CheckpointError`."""
+        await self._endpoint.open()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._endpoint.close()
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """Compare the samples of each group, or each sample with its reference."""
+        return await self._score_shown(samples, self._compare)
+
+    async def _compare(self, samples: Sequence[Sample]) -> list[Outcome]:
+        spec, at_once = self._spec, self._max_concurrent
+        if spec.compares_samples:
+            return await compare_groups(spec, samples, self._judge, at_once)
+        return await compare_with_references(
+            spec, samples, lambda one: self._reference.render(one).text, self._judge, at_once
+        )
+
+    def _judge(self, sample: Sample, texts: Sequence[str]) -> _EndpointJudge:
+        limit = self._max_concurrent
+        return _EndpointJudge(self._spec, self._endpoint, self._question, limit, sample, texts)
+
+
+@dataclass(slots=True)
+class _EndpointJudge:
+    """Asks the endpoint about texts that answer a sample's prompt, and counts what that costs."""
+
+    spec: CompareSpec
+    endpoint: JudgeEndpoint
+    template: TextTemplate
+    max_concurrent: int
+    sample: Sample
+    texts: Sequence[str]
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+
+    async def shares(self, orders: Sequence[tuple[int, int]]) -> list[float | SampleError]:
+        """Ask about pairs, at most as many at a time as the endpoint allows."""
+        return await self._all(self._share, orders)
+
+    async def list_scores(
+        self, orders: Sequence[Sequence[int]]
+    ) -> list[Sequence[float] | SampleError]:
+        """Ask about all texts in each order."""
+        return await self._all(self._list_scores, orders)
+
+    def scored(self, text: int, value: float) -> Score:
+        """Return a score; the first of a group has the usage of all its questions."""
+        usage, self.usage = self.usage, JudgeUsage()
+        return replace(Score(value, None, 0, False), judge_usage=usage)
+
+    async def _all(
+        self, ask: Callable[[_Asked], Awaitable[_Read]], orders: Sequence[_Asked]
+    ) -> list[_Read | SampleError]:
+        async def asked(order: _Asked) -> _Read | SampleError:
+            try:
+                return await ask(order)
+            except SampleError as error:
+                return error.with_traceback(None)
+
+        return await gather_limited(asked, orders, self.max_concurrent)
+
+    async def _share(self, order: tuple[int, int]) -> float:
+        texts = [self.texts[at] for at in order]
+        asked: PairQuestion | RankingQuestion
+        if self.spec.format == "genrm":
+            asked = RankingQuestion(self.sample, texts)
+        else:
+            asked = PairQuestion(prompt_with_roles(self.sample), texts, self._question)
+        votes = await self._votes(asked, asked.share)
+        return math.fsum(votes) / len(votes)
+
+    async def _list_scores(self, order: Sequence[int]) -> Sequence[float]:
+        texts = [self.texts[at] for at in order]
+        asked = ListQuestion(prompt_with_roles(self.sample), texts, self._question)
+        votes = await self._votes(asked, asked.scores)
+        return [math.fsum(one) / len(votes) for one in zip(*votes, strict=True)]
+
+    async def _votes(
+        self,
+        asked: PairQuestion | RankingQuestion | ListQuestion,
+        read: Callable[[JudgeReply], _Read],
+    ) -> list[_Read]:
+        """Return the readable answers, which must be more than half; raise `SampleError`."""
+        result = await self.endpoint.ask(asked.to_judge(self.spec.n))
+        self.usage += result.usage
+        votes: list[_Read] = []
+        problem: SampleError | None = None
+        for reply in result.replies:
+            try:
+                votes.append(read(reply))
+            except SampleError as error:
+                problem = problem or error
+        if problem is not None and 2 * len(votes) <= len(result.replies):
+            raise problem
+        return votes
+
+    @property
+    def _question(self) -> str:
+        return neutralized(self.template.render(self.sample).text)
