@@ -93,6 +93,22 @@ async def test_compare_by_sorting_gives_ranks_with_fewer_comparisons() -> None:
         assert len(judge.bodies) <= 8 * math.log2(8) < 28
 
 
+async def test_compare_by_sorting_ties_share_a_rank_and_what_nothing_was_read_of_fails() -> None:
+    def script(body: dict[str, Any]) -> Any:
+        if "unreadable" in shown_answers(body):
+            return [Say("?")]
+        return LONGER(body)
+
+    async with opened(script, method="sort", on_failure="skip") as (model, judge):
+        assert values(await model.score(group("aa", "bb", "c", "ddd"))) == by_hand([0.5, 0.5, 0, 1])
+        found = values(await model.score(group("a", "bbb", "unreadable")))
+        assert found == [0, 1, "model_failed"]
+        judge.script = lambda body: answers_with(body, better=1)
+        assert values(await model.score(group(*TEXTS))) == [0.5] * 4
+        judge.script = says("?")
+        assert values(await model.score(group(*TEXTS))) == ["model_failed"] * 4
+
+
 async def test_compare_list_is_one_question_an_order() -> None:
     def script(body: dict[str, Any]) -> list[Say]:
         answers = shown_answers(body)

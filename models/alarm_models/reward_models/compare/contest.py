@@ -15,6 +15,7 @@ from alarm_models.reward_models.compare.estimation import (
     bradley_terry,
     circular_pairs,
     every_pair,
+    rank_shares,
     ranked,
     win_rates,
 )
@@ -128,13 +129,9 @@ async def _scores(contest: _Contest) -> Sequence[float | SampleError]:
     if spec.method == "list":
         return await contest.list_scores()
     if spec.method == "sort":
-        order = await contest.ranked()
-        if spec.estimate == "win_rate":
-            rates = {text: (num_texts - 1 - at) / (num_texts - 1) for at, text in enumerate(order)}
-            return [rates[at] for at in range(num_texts)]
-    else:
-        pairs = circular_pairs if spec.method == "circular" else every_pair
-        await contest.meet(pairs(num_texts))
+        return contest.estimates(await contest.ranked())
+    pairs = circular_pairs if spec.method == "circular" else every_pair
+    await contest.meet(pairs(num_texts))
     return contest.estimates()
 
 
@@ -178,14 +175,16 @@ class _Contest:
         ]
         return [math.fsum(one[at] for one in by_order) / len(by_order) for at in places]
 
-    def estimates(self) -> list[float | SampleError]:
-        """Return what the comparisons say of each text."""
+    def estimates(self, order: Sequence[int] | None = None) -> list[float | SampleError]:
+        """Return what the comparisons, and the order in which they rank the texts, say of each."""
         # They ended in any order, which must not change the last digits.
         comparisons = sorted(self.comparisons, key=lambda one: (one.first, one.second))
-        if self.spec.estimate == "win_rate":
+        if self.spec.estimate == "bradley_terry":
+            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+        elif order is None:
             values = win_rates(self.num_texts, comparisons)
         else:
-            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+            values = rank_shares(self.num_texts, order, comparisons)
         scores: list[float | SampleError] = []
         for at, value in enumerate(values):
             problem = self.problems.get(at)
