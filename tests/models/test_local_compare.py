@@ -205,7 +205,9 @@ async def test_local_judge_reports_truncation_and_fails_what_does_not_fit(
     assert all(isinstance(one, Score) and one.truncated for one in found)
     assert [getattr(one, "omitted", None) for one in found] == [("prompt_start",)] * 2
     too_long = group("Paris.", "a dog", LONG * 2)
-    assert values(await compared(model, too_long)) == ["too_long"] * 3
+    refused = await compared(model, too_long)
+    assert values(refused) == ["too_long"] * 3
+    assert all(f"{len(LONG * 2)}" in str(one) for one in refused)
     skipping = judge(
         llama_lm, loaded, ask="{prompt} {completion} {other}", max_tokens=64, on_failure="skip"
     )

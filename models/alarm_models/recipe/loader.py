@@ -230,7 +230,8 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         lines = [
-            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: {_short(one['msg'])}"
+            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: "
+            f"{_short(one['msg'].removeprefix('Value error, '))}"
             for one in errors[:_MAX_ERRORS]
         ]
         if len(errors) > _MAX_ERRORS:
