@@ -405,6 +405,8 @@ def test_local_rubric_whose_tokens_the_judge_does_not_have_names_their_keys(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"'Yes' is not a single token.*in `positive` and"):
         load(local(llama_lm, positive="Yes"))
+    with pytest.raises(CheckpointError, match="positive and negative are the same token"):
+        load(local(llama_lm, positive=" question", negative="question"))
 
 
 def test_local_rubric_of_samples_is_served_without_criteria_of_its_own(

@@ -201,8 +201,10 @@ def _read_rubrics(table: Mapping[str, Any]) -> None:
         if not is_rubric_file(file):
             continue
         try:
-            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES)
+            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES).removeprefix("\ufeff")
             model["criteria"] = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
+            if not model["criteria"]:
+                raise ValueError("it has no criteria")
         except (OSError, RuntimeError, ValueError) as error:  # a RecursionError too
             raise RecipeError(
                 f"recipe {table.get('name')!r}: criteria names {file[:_MAX_SHOWN]}, which cannot "

@@ -35,9 +35,12 @@ def scored_tokens(
     """Return the token ids whose logits give the score; raise `CheckpointError`."""
     tokens = [token for token in (spec.positive, spec.negative) if token is not None]
     try:
-        return tuple(one if isinstance(one, int) else tokenizer.only_id(one) for one in tokens)
+        ids = tuple(one if isinstance(one, int) else tokenizer.only_id(one) for one in tokens)
     except CheckpointError as error:
         raise CheckpointError(f"{error}: write others in `positive` and `negative`") from error
+    if len({*ids}) < len(ids):
+        raise CheckpointError(f"positive and negative are the same token, {ids[0]}: change one")
+    return ids
 
 
 def require_in_vocabulary(spec: GenerativeSpec | StepsSpec, vocabulary: int) -> None:

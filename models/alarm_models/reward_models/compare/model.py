@@ -83,12 +83,15 @@ def _load_network(spec: CompareSpec, files: CheckpointFiles) -> Network:
 
 def _verdict_ids(spec: CompareSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
     try:
-        return tuple(
+        ids = tuple(
             token if isinstance(token, int) else tokenizer.only_id(token)
             for token in spec.verdict_tokens
         )
     except CheckpointError as error:
         raise CheckpointError(f"{error}: write other tokens in `verdicts`") from error
+    if len({*ids}) < len(ids):
+        raise CheckpointError(f"verdicts are not all different tokens, but {list(ids)}")
+    return ids
 
 
 @neural_kind(CompareSpec, load_network=_load_network)
