@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,19 @@ async def test_compare_list_is_one_question_an_order() -> None:
     async with opened(script, method="list") as (model, judge):
         assert values(await model.score(group(*TEXTS))) == by_hand([0.2, 0.2, 0.4, 0.4])
         assert [shown_answers(body)[0] for body in judge.bodies] == ["a", "ddd"]
+
+
+async def test_compare_group_whose_fields_in_the_question_differ_is_refused() -> None:
+    async with opened(question="By {principle}, which?") as (model, judge):
+        samples = [
+            Sample("Say.", one, {"principle": one, "other": one}, group="g") for one in ("a", "bb")
+        ]
+        for found in await model.score(samples):
+            assert isinstance(found, SampleError)
+            assert "different fields.principle" in found.message
+        same = [replace(one, fields={"principle": "length", "x": one.completion}) for one in samples]
+        assert values(await model.score(same)) == [0, 1]
+        assert all("By length, which?" in text for text in judge.last_messages)
 
 
 async def test_compare_with_reference_needs_no_group() -> None:

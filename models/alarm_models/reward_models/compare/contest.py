@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from alarm_models.errors import SampleError, quoted
-from alarm_models.recipe.specs import CompareSpec
+from alarm_models.preprocessing.templates import TextTemplate
+from alarm_models.recipe.specs import MARK, CompareSpec
 from alarm_models.reward_models.base import Outcome, gather_limited
 from alarm_models.reward_models.compare.estimation import (
     Comparison,
@@ -103,7 +104,7 @@ def prompt_with_roles(sample: Sample) -> str:
 async def _compare_group(
     spec: CompareSpec, samples: Sequence[Sample], judge_of: JudgeOf
 ) -> list[Outcome]:
-    fault = _fault(samples)
+    fault = _fault(spec, samples)
     if fault is not None:
         return [fault] * len(samples)
     # In an order that does not depend on that of the samples, as the questions do.
@@ -223,7 +224,7 @@ def _required(found: _Item | SampleError) -> _Item:
     return found
 
 
-def _fault(samples: Sequence[Sample]) -> SampleError | None:
+def _fault(spec: CompareSpec, samples: Sequence[Sample]) -> SampleError | None:
     group = samples[0].group
     if group is None or len(samples) < 2:
         return SampleError("invalid_sample", _LONE)
@@ -233,4 +234,17 @@ def _fault(samples: Sequence[Sample]) -> SampleError | None:
             f"samples of group {quoted(group)} have different prompts: only completions of one "
             "prompt can be compared",
         )
+    for name in _field_names(spec):
+        if any(sample.fields.get(name) != samples[0].fields.get(name) for sample in samples):
+            return SampleError(
+                "invalid_sample",
+                f"samples of group {quoted(group)} have different fields.{name}, which the "
+                "question names: send the same with all of them",
+            )
     return None
+
+
+def _field_names(spec: CompareSpec) -> list[str]:
+    """Return the fields of samples that the recipe's questions name."""
+    names = {name for template in spec.templates for name in TextTemplate(template).names}
+    return sorted(names - {"prompt", "completion", "other", MARK})
