@@ -130,7 +130,9 @@ async def test_compare_group_whose_fields_in_the_question_differ_is_refused() ->
         for found in await model.score(samples):
             assert isinstance(found, SampleError)
             assert "different fields.principle" in found.message
-        same = [replace(one, fields={"principle": "length", "x": one.completion}) for one in samples]
+        same = [
+            replace(one, fields={"principle": "length", "x": one.completion}) for one in samples
+        ]
         assert values(await model.score(same)) == [0, 1]
         assert all("By length, which?" in text for text in judge.last_messages)
 

@@ -37,9 +37,13 @@ def scored_tokens(
     try:
         ids = tuple(one if isinstance(one, int) else tokenizer.only_id(one) for one in tokens)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: write others in `positive` and `negative`") from error
+        raise CheckpointError(
+            f"{spec.checkpoint}: {error}: write others in `positive` and `negative`"
+        ) from error
     if len({*ids}) < len(ids):
-        raise CheckpointError(f"positive and negative are the same token, {ids[0]}: change one")
+        raise CheckpointError(
+            f"{spec.checkpoint}: positive and negative are the same token, {ids[0]}: change one"
+        )
     return ids
 
 

@@ -88,9 +88,13 @@ def _verdict_ids(spec: CompareSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
             for token in spec.verdict_tokens
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: write other tokens in `verdicts`") from error
+        raise CheckpointError(
+            f"{spec.checkpoint}: {error}: write other tokens in `verdicts`"
+        ) from error
     if len({*ids}) < len(ids):
-        raise CheckpointError(f"verdicts are not all different tokens, but {list(ids)}")
+        raise CheckpointError(
+            f"{spec.checkpoint}: verdicts are not all different tokens, but {list(ids)}"
+        )
     return ids
 
 
