@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +94,22 @@ async def test_compare_by_sorting_gives_ranks_with_fewer_comparisons() -> None:
         assert len(judge.bodies) <= 8 * math.log2(8) < 28
 
 
+async def test_compare_by_sorting_ties_share_a_rank_and_what_nothing_was_read_of_fails() -> None:
+    def script(body: dict[str, Any]) -> Any:
+        if "unreadable" in shown_answers(body):
+            return [Say("?")]
+        return LONGER(body)
+
+    async with opened(script, method="sort", on_failure="skip") as (model, judge):
+        assert values(await model.score(group("aa", "bb", "c", "ddd"))) == by_hand([0.5, 0.5, 0, 1])
+        found = values(await model.score(group("a", "bbb", "unreadable")))
+        assert found == [0, 1, "model_failed"]
+        judge.script = lambda body: answers_with(body, better=1)
+        assert values(await model.score(group(*TEXTS))) == [0.5] * 4
+        judge.script = says("?")
+        assert values(await model.score(group(*TEXTS))) == ["model_failed"] * 4
+
+
 async def test_compare_list_is_one_question_an_order() -> None:
     def script(body: dict[str, Any]) -> list[Say]:
         answers = shown_answers(body)
@@ -103,6 +120,21 @@ async def test_compare_list_is_one_question_an_order() -> None:
     async with opened(script, method="list") as (model, judge):
         assert values(await model.score(group(*TEXTS))) == by_hand([0.2, 0.2, 0.4, 0.4])
         assert [shown_answers(body)[0] for body in judge.bodies] == ["a", "ddd"]
+
+
+async def test_compare_group_whose_fields_in_the_question_differ_is_refused() -> None:
+    async with opened(question="By {principle}, which?") as (model, judge):
+        samples = [
+            Sample("Say.", one, {"principle": one, "other": one}, group="g") for one in ("a", "bb")
+        ]
+        for found in await model.score(samples):
+            assert isinstance(found, SampleError)
+            assert "different fields.principle" in found.message
+        same = [
+            replace(one, fields={"principle": "length", "x": one.completion}) for one in samples
+        ]
+        assert values(await model.score(same)) == [0, 1]
+        assert all("By length, which?" in text for text in judge.last_messages)
 
 
 async def test_compare_with_reference_needs_no_group() -> None:

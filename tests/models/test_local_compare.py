@@ -205,7 +205,9 @@ async def test_local_judge_reports_truncation_and_fails_what_does_not_fit(
     assert all(isinstance(one, Score) and one.truncated for one in found)
     assert [getattr(one, "omitted", None) for one in found] == [("prompt_start",)] * 2
     too_long = group("Paris.", "a dog", LONG * 2)
-    assert values(await compared(model, too_long)) == ["too_long"] * 3
+    refused = await compared(model, too_long)
+    assert values(refused) == ["too_long"] * 3
+    assert all(f"{len(LONG * 2)}" in str(one) for one in refused)
     skipping = judge(
         llama_lm, loaded, ask="{prompt} {completion} {other}", max_tokens=64, on_failure="skip"
     )
@@ -309,3 +311,5 @@ def test_compare_spec_of_an_endpoint_keeps_the_constants_of_earlier_versions() -
 def test_verdict_that_is_no_token_is_refused(llama_lm: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="write other tokens in `verdicts`"):
         load(spec(llama_lm, verdicts=("neither", " answer")))
+    with pytest.raises(CheckpointError, match="not all different tokens"):
+        load(spec(llama_lm, verdicts=("answer", " answer")))

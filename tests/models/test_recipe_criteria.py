@@ -219,7 +219,7 @@ def test_recipe_reads_a_list_of_criteria_or_a_file_beside_it(tmp_path: Path) -> 
         '{ criterion = "U", points = "-2" }]'  # fmt: skip
     assert recipe_with(listed, tmp_path) == expected
     (tmp_path / "rubric.json").write_text(
-        json.dumps([{"title": "a", "description": "T", "weight": 5},
+        "\ufeff" + json.dumps([{"title": "a", "description": "T", "weight": 5},
                     {"criterion": "U", "points": -2}])
     )  # fmt: skip
     assert recipe_with('"rubric.json"', tmp_path) == expected
@@ -233,6 +233,8 @@ def test_recipe_reads_a_list_of_criteria_or_a_file_beside_it(tmp_path: Path) -> 
     ("criteria", "message"),
     [
         ('"missing.json"', r"criteria names .*missing\.json, which cannot be read"),
+        ('"empty.json"', r"empty\.json, .* it has no criteria"),
+        ("[]", "criteria is empty"),
         ('"polite"', "a table, a list, or a file ending in"),
         ('[{ text = "T", points = "x" }]', r"criteria\[0\]\.points must be a number"),
     ],
@@ -240,5 +242,6 @@ def test_recipe_reads_a_list_of_criteria_or_a_file_beside_it(tmp_path: Path) -> 
 def test_recipe_whose_criteria_cannot_be_read_is_refused(
     criteria: str, message: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(RecipeError, match=message):
         recipe_with(criteria, tmp_path)

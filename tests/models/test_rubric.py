@@ -27,7 +27,7 @@ from tolerance import by_hand, computed
 
 from alarm_models.combination.rewards import AspectRule, aspect_reward
 from alarm_models.combination.rule_registry import Shaping
-from alarm_models.errors import SampleError
+from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.untrusted_text import mark_of, neutralized
 from alarm_models.recipe.specs import RemoteSpec, RubricSpec
@@ -385,6 +385,28 @@ def test_local_rubric_without_a_number_fails_or_skips_its_criterion(
         {"short": 1, "wrong": 0},
         ("kind",),
     )
+
+
+def test_local_rubric_criterion_that_is_too_long_fails_or_is_skipped(
+    llama_lm: Checkpoint, judging: RewardModel
+) -> None:
+    own = [{"name": "long", "text": "all " * 900}, {"name": "brief", "text": "It is."}]
+    sample = Sample("p", "c", fields={"rubric": own})
+    (refused,) = judging.prepare([sample])
+    assert isinstance(refused, SampleError)
+    assert (refused.code, refused.message[:18]) == ("too_long", "criterion 'long': ")
+    (found,) = score(load(local(llama_lm, on_failure="skip")), [sample])
+    assert found.skipped == ("long",)
+    assert [*(found.outputs or {})] == [*CRITERIA, "brief"]
+
+
+def test_local_rubric_whose_tokens_the_judge_does_not_have_names_their_keys(
+    llama_lm: Checkpoint,
+) -> None:
+    with pytest.raises(CheckpointError, match=r"'Yes' is not a single token.*in `positive` and"):
+        load(local(llama_lm, positive="Yes"))
+    with pytest.raises(CheckpointError, match="positive and negative are the same token"):
+        load(local(llama_lm, positive=" question", negative="question"))
 
 
 def test_local_rubric_of_samples_is_served_without_criteria_of_its_own(

@@ -269,8 +269,10 @@ def _what_to_write(facts: CheckpointFacts) -> str:
         return (
             "It is a causal language model without a reward head: kind `generative` (`positive`, "
             "`negative`) reads the next token, kind `steps` (`positive`, `negative`, `step_token`) "
-            "the one after each step, kind `judge` (`rubric`) the rating that it writes (a DPO "
-            "model's reward also requires its reference model and is not supported), "
+            "the one after each step, kind `judge` (`rubric`) the rating that it writes, kind "
+            "`rubric` (`criteria`) its verdicts on criteria, kind `compare` which answer of a "
+            "group it prefers (a DPO model's reward also requires its reference model and is not "
+            "supported), "
         )
     return ""
 

@@ -72,6 +72,9 @@ _IMPORTANCE = re.compile(
     r"\s*(essential|important|optional|pitfall)\s+criteri(?:a|on)\s*:\s*", re.IGNORECASE
 )
 
+#: Texts that files write where a rubric is missing.
+_MISSING = ("null", "none", "nan", "true", "false")
+
 #: The number of a line, and the types of criteria of OpenRubrics' texts.
 _LINE_NUMBER = re.compile(r"(?:\d+[.)]|[-*])\s+")
 _LINE_TYPES = ("[hard rule]", "[principle]")
@@ -156,6 +159,8 @@ def read_rubric(given: Any, key: str, *, num_before: int = 0) -> list[NamedCrite
 
 def _parsed(text: str, key: str) -> Any:
     """Return the criteria of a text: lines with types, JSON as of a column of texts, or itself."""
+    if text.strip().lower() in _MISSING or _is_number(text):
+        raise ValueError(f"{key} is {quoted(text)}, which is not a rubric: send a list of criteria")
     lines = [line for line in text.splitlines() if line.strip()]
     typed = [one for line in lines if (one := _without_type(line)) is not None]
     if lines and len(typed) == len(lines):
@@ -166,6 +171,14 @@ def _parsed(text: str, key: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{key} is not valid JSON: {str(error)[:200]}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_type(line: str) -> str | None:
@@ -258,17 +271,22 @@ def _criterion(given: Any, key: str) -> NamedCriterion:
     _require_yes_or_no(given, key)
     text_key = _text_key(given)
     if text_key is None:
-        raise ValueError(
-            f"{key} has no text: write `text`, beside the keys {quoted(sorted(map(str, given)))}"
-        )
+        others = sorted(str(name) for name, one in given.items() if one is not None)
+        beside = f", beside the keys {quoted(others)}" if others else ""
+        raise ValueError(f"{key} has no text: write `text`{beside}")
     text = given[text_key]
     weight, weight_key = _weight(given, key)
     importance, text = _importance_and_text(given, text, has_weight=weight is not None)
+    if isinstance(text, str) and not text.strip():
+        raise ValueError(f"{key}.{text_key}: write a statement that is true or false of an answer")
+    requires = given.get("requires") or ()
+    if not isinstance(requires, list | tuple):
+        raise ValueError(f"{key}.requires must be a list of names, not {quoted(requires)}")
     table = {
         "text": _negated(text, given, key),
         "weight": weight,
         "importance": importance,
-        "requires": given.get("requires") or (),
+        "requires": requires,
     }
     try:
         spec = CriterionSpec.model_validate(table)
@@ -276,7 +294,8 @@ def _criterion(given: Any, key: str) -> NamedCriterion:
         first = error.errors(include_url=False)[0]
         found_keys = {"text": text_key, "weight": weight_key}
         where = [found_keys.get(str(part), part) for part in first["loc"]]
-        raise ValueError(f"{'.'.join(map(str, (key, *where)))}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{'.'.join(map(str, (key, *where)))}: {message}") from error
     name_key = _key_of(given, [one for one in _NAMES if one != text_key])
     name = "" if name_key is None else _name(given[name_key], key)
     modifiers = given.get("modifiers")  # of NeMo Gym's finance agent

@@ -201,8 +201,10 @@ def _read_rubrics(table: Mapping[str, Any]) -> None:
         if not is_rubric_file(file):
             continue
         try:
-            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES)
+            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES).removeprefix("\ufeff")
             model["criteria"] = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
+            if not model["criteria"]:
+                raise ValueError("it has no criteria")
         except (OSError, RuntimeError, ValueError) as error:  # a RecursionError too
             raise RecipeError(
                 f"recipe {table.get('name')!r}: criteria names {file[:_MAX_SHOWN]}, which cannot "
@@ -230,7 +232,8 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         lines = [
-            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: {_short(one['msg'])}"
+            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: "
+            f"{_short(one['msg'].removeprefix('Value error, '))}"
             for one in errors[:_MAX_ERRORS]
         ]
         if len(errors) > _MAX_ERRORS:

@@ -1291,7 +1291,10 @@ class RubricSpec(TextSpec):
             and any(isinstance(one, list) for one in criteria.values())
         ):
             return criteria
-        return {one.name: one.spec for one in read_rubric(criteria, "criteria")}
+        found = read_rubric(criteria, "criteria")
+        if not found:
+            raise ValueError("criteria is empty: write at least one, or leave it out")
+        return {one.name: one.spec for one in found}
 
     @field_validator("question")
     @classmethod

@@ -15,7 +15,7 @@ from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
-from alarm_models.recipe.specs import GenerativeSpec, StepsSpec
+from alarm_models.recipe.specs import GenerativeSpec, RubricSpec, StepsSpec
 from alarm_models.reward_models.base import (
     LoadedCheckpoint,
     NeuralRewardModel,
@@ -29,10 +29,22 @@ from alarm_models.types import Sample, Score, Span
 __all__ = ["GenerativeModel", "require_in_vocabulary", "scored_tokens"]
 
 
-def scored_tokens(spec: GenerativeSpec | StepsSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
+def scored_tokens(
+    spec: GenerativeSpec | StepsSpec | RubricSpec, tokenizer: Tokenizer
+) -> tuple[int, ...]:
     """Return the token ids whose logits give the score; raise `CheckpointError`."""
     tokens = [token for token in (spec.positive, spec.negative) if token is not None]
-    return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
+    try:
+        ids = tuple(one if isinstance(one, int) else tokenizer.only_id(one) for one in tokens)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{spec.checkpoint}: {error}: write others in `positive` and `negative`"
+        ) from error
+    if len({*ids}) < len(ids):
+        raise CheckpointError(
+            f"{spec.checkpoint}: positive and negative are the same token, {ids[0]}: change one"
+        )
+    return ids
 
 
 def require_in_vocabulary(spec: GenerativeSpec | StepsSpec, vocabulary: int) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from alarm_models.errors import SampleError, quoted
-from alarm_models.recipe.specs import CompareSpec
+from alarm_models.preprocessing.templates import TextTemplate
+from alarm_models.recipe.specs import MARK, CompareSpec
 from alarm_models.reward_models.base import Outcome, gather_limited
 from alarm_models.reward_models.compare.estimation import (
     Comparison,
     bradley_terry,
     circular_pairs,
     every_pair,
+    rank_shares,
     ranked,
     win_rates,
 )
@@ -102,7 +104,7 @@ def prompt_with_roles(sample: Sample) -> str:
 async def _compare_group(
     spec: CompareSpec, samples: Sequence[Sample], judge_of: JudgeOf
 ) -> list[Outcome]:
-    fault = _fault(samples)
+    fault = _fault(spec, samples)
     if fault is not None:
         return [fault] * len(samples)
     # In an order that does not depend on that of the samples, as the questions do.
@@ -128,13 +130,9 @@ async def _scores(contest: _Contest) -> Sequence[float | SampleError]:
     if spec.method == "list":
         return await contest.list_scores()
     if spec.method == "sort":
-        order = await contest.ranked()
-        if spec.estimate == "win_rate":
-            rates = {text: (num_texts - 1 - at) / (num_texts - 1) for at, text in enumerate(order)}
-            return [rates[at] for at in range(num_texts)]
-    else:
-        pairs = circular_pairs if spec.method == "circular" else every_pair
-        await contest.meet(pairs(num_texts))
+        return contest.estimates(await contest.ranked())
+    pairs = circular_pairs if spec.method == "circular" else every_pair
+    await contest.meet(pairs(num_texts))
     return contest.estimates()
 
 
@@ -178,14 +176,16 @@ class _Contest:
         ]
         return [math.fsum(one[at] for one in by_order) / len(by_order) for at in places]
 
-    def estimates(self) -> list[float | SampleError]:
-        """Return what the comparisons say of each text."""
+    def estimates(self, order: Sequence[int] | None = None) -> list[float | SampleError]:
+        """Return what the comparisons, and the order in which they rank the texts, say of each."""
         # They ended in any order, which must not change the last digits.
         comparisons = sorted(self.comparisons, key=lambda one: (one.first, one.second))
-        if self.spec.estimate == "win_rate":
+        if self.spec.estimate == "bradley_terry":
+            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+        elif order is None:
             values = win_rates(self.num_texts, comparisons)
         else:
-            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+            values = rank_shares(self.num_texts, order, comparisons)
         scores: list[float | SampleError] = []
         for at, value in enumerate(values):
             problem = self.problems.get(at)
@@ -224,7 +224,7 @@ def _required(found: _Item | SampleError) -> _Item:
     return found
 
 
-def _fault(samples: Sequence[Sample]) -> SampleError | None:
+def _fault(spec: CompareSpec, samples: Sequence[Sample]) -> SampleError | None:
     group = samples[0].group
     if group is None or len(samples) < 2:
         return SampleError("invalid_sample", _LONE)
@@ -234,4 +234,17 @@ def _fault(samples: Sequence[Sample]) -> SampleError | None:
             f"samples of group {quoted(group)} have different prompts: only completions of one "
             "prompt can be compared",
         )
+    for name in _field_names(spec):
+        if any(sample.fields.get(name) != samples[0].fields.get(name) for sample in samples):
+            return SampleError(
+                "invalid_sample",
+                f"samples of group {quoted(group)} have different fields.{name}, which the "
+                "question names: send the same with all of them",
+            )
     return None
+
+
+def _field_names(spec: CompareSpec) -> list[str]:
+    """Return the fields of samples that the recipe's questions name."""
+    names = {name for template in spec.templates for name in TextTemplate(template).names}
+    return sorted(names - {"prompt", "completion", "other", MARK})

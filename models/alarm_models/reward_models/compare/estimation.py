@@ -16,6 +16,7 @@ __all__ = [
     "bradley_terry",
     "circular_pairs",
     "every_pair",
+    "rank_shares",
     "ranked",
     "win_rates",
 ]
@@ -23,6 +24,9 @@ __all__ = [
 #: Log strengths are computed to this precision, which takes a dozen rounds.
 _TOLERANCE = 1e-12
 _MAX_ROUNDS = 200
+
+#: Shares that differ by less are a tie: each is a mean of the judge's answers.
+_TIE = 1e-9
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +59,37 @@ def win_rates(num_members: int, comparisons: Sequence[Comparison]) -> list[float
         shares[one.first].append(one.share)
         shares[one.second].append(1 - one.share)
     return [math.fsum(own) / len(own) if own else None for own in shares]
+
+
+def rank_shares(
+    num_members: int, order: Sequence[int], comparisons: Sequence[Comparison]
+) -> list[float | None]:
+    """Return the share of the others that rank below each member; None without comparisons.
+
+    ``order`` is from best to worst, as `ranked` returns it, so neighbors were compared. Those that
+    tied, or whose comparison is missing, share their ranks: each counts the others as half.
+    """
+    shares = {(one.first, one.second): one.share for one in comparisons}
+    compared = {member for pair in shares for member in pair}
+
+    def tie(one: int, other: int) -> bool:
+        share = shares.get((one, other), shares.get((other, one), 0.5))
+        return abs(share - 0.5) < _TIE
+
+    runs: list[list[int]] = []
+    for at, member in enumerate(order):
+        if at and tie(order[at - 1], member):
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+    ranked_shares: list[float | None] = [None] * num_members
+    num_below = len(compared)
+    for run in runs:
+        members = [member for member in run if member in compared]
+        num_below -= len(members)
+        for member in members:
+            ranked_shares[member] = (num_below + (len(members) - 1) / 2) / (len(compared) - 1)
+    return ranked_shares
 
 
 def bradley_terry(

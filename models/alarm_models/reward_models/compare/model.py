@@ -83,12 +83,19 @@ def _load_network(spec: CompareSpec, files: CheckpointFiles) -> Network:
 
 def _verdict_ids(spec: CompareSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
     try:
-        return tuple(
+        ids = tuple(
             token if isinstance(token, int) else tokenizer.only_id(token)
             for token in spec.verdict_tokens
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: write other tokens in `verdicts`") from error
+        raise CheckpointError(
+            f"{spec.checkpoint}: {error}: write other tokens in `verdicts`"
+        ) from error
+    if len({*ids}) < len(ids):
+        raise CheckpointError(
+            f"{spec.checkpoint}: verdicts are not all different tokens, but {list(ids)}"
+        )
+    return ids
 
 
 @neural_kind(CompareSpec, load_network=_load_network)
@@ -262,7 +269,10 @@ class _LocalJudge:
         for order, outcome in zip(orders, outcomes, strict=True):
             if isinstance(outcome, Score):
                 self._count(order, outcome)
-        return outcomes
+        return [
+            _of_question(self.question, order, outcome)
+            for order, outcome in zip(orders, outcomes, strict=True)
+        ]
 
     def _count(self, order: Sequence[int], score: Score) -> None:
         num_tokens, num_computed = self.costs.get(order[0], (0, 0))
@@ -281,6 +291,18 @@ def _asked(about_all: _Question, order: Sequence[int]) -> _Question:
     texts = (about_all.completion_text, *about_all.others)
     first, *others = (texts[at] for at in order)
     return replace(about_all, completion=first, others=tuple(others))
+
+
+def _of_question(about_all: _Question, order: Sequence[int], outcome: Outcome) -> Outcome:
+    """Return an outcome whose error, if a text is too long, says how long those asked about are."""
+    if not isinstance(outcome, SampleError) or outcome.code != "too_long":
+        return outcome
+    texts = (about_all.completion_text, *about_all.others)
+    lengths = ", ".join(str(len(texts[at])) for at in order)
+    return SampleError(
+        outcome.code,
+        f"a question about completions of {lengths} characters is too long: {outcome.message}",
+    )
 
 
 def _value(score: Score) -> float:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from alarm_models.combination.all_rules import sigmoid
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, SampleError, quoted
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.loader import token_scorer
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
-from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import CRITERIA, EndpointSpec, RubricSpec
 from alarm_models.reward_models.base import (
@@ -27,6 +26,7 @@ from alarm_models.reward_models.base import (
     Prepared,
     gather_limited,
 )
+from alarm_models.reward_models.generative import scored_tokens
 from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint, Question
 from alarm_models.reward_models.prefixes import num_shared_tokens
 from alarm_models.reward_models.registry import CheckpointFiles, host_kind, neural_kind
@@ -60,20 +60,17 @@ def _question(spec: RubricSpec, default: str, fields: Mapping[str, FieldPattern]
     return TextTemplate(default if spec.question is None else spec.question, fields=fields)
 
 
-def _scored_tokens(spec: RubricSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
-    tokens = (spec.positive, spec.negative)
-    return tuple(token if isinstance(token, int) else tokenizer.only_id(token) for token in tokens)
-
-
 def _load_network(spec: RubricSpec, files: CheckpointFiles) -> Network:
-    return token_scorer(files.source, _scored_tokens(spec, files.tokenizer))
+    return token_scorer(files.source, scored_tokens(spec, files.tokenizer))
 
 
 @dataclass(frozen=True, slots=True)
 class _RubricInput(ModelInput):
-    """The questions about one sample, one token sequence for each of its criteria."""
+    """The questions about one sample, one token sequence for each criterion without a problem."""
 
     rubric: Rubric = field(default_factory=lambda: Rubric(()))
+    #: Why a criterion cannot be asked about, by its name.
+    problems: Mapping[str, SampleError] = field(default_factory=dict)
 
 
 @neural_kind(RubricSpec, load_network=_load_network)
@@ -93,7 +90,7 @@ class RubricModel(NeuralRewardModel):
     ) -> None:
         super().__init__(spec, weights, fingerprint)
         vocabulary = int(self.config.vocab_size)
-        for token in _scored_tokens(spec, weights.tokenizer):
+        for token in scored_tokens(spec, weights.tokenizer):
             if not 0 <= token < vocabulary:
                 raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
         self._spec = spec
@@ -109,10 +106,13 @@ class RubricModel(NeuralRewardModel):
         """Read the verdicts from the logits of the next tokens, ``[criteria, 3]``."""
         if not isinstance(features, _RubricInput):
             raise TypeError("the input was prepared by another kind")
-        margins = (outputs[:, 0] - outputs[:, 1]).tolist()
+        margins = iter((outputs[:, 0] - outputs[:, 1]).tolist())
         score = score_of_verdicts(
             features.rubric,
-            [self._verdict(margin) for margin in margins],
+            [
+                features.problems.get(one.name) or self._verdict(next(margins))
+                for one in features.rubric.criteria
+            ],
             skips_failed=self._spec.on_failure == "skip",
         )
         return replace(score, num_tokens=features.num_tokens, truncated=features.truncated)
@@ -138,10 +138,16 @@ class RubricModel(NeuralRewardModel):
             for one in rubric.criteria
         ]
         inputs: list[ModelInput] = []
-        for one in self._texts.prepare(asked, self._render, self._features):
-            if not isinstance(one, ModelInput):
-                return one
-            inputs.append(one)
+        problems: dict[str, SampleError] = {}
+        prepared = self._texts.prepare(asked, self._render, self._features)
+        for criterion, one in zip(rubric.criteria, prepared, strict=True):
+            if isinstance(one, SampleError):
+                problems[criterion.name] = one
+            elif isinstance(one, ModelInput):
+                inputs.append(one)
+        if problems and (self._spec.on_failure == "fail" or not inputs):
+            name, problem = next(iter(problems.items()))
+            return SampleError(problem.code, f"criterion {quoted(name)}: {problem.message}")
         first, *others = (one.sequences[0] for one in inputs)
         joined = _RubricInput(
             first.ids,
@@ -150,6 +156,7 @@ class RubricModel(NeuralRewardModel):
             further_sequences=tuple(others),
             omitted=inputs[0].omitted,
             rubric=rubric,
+            problems=problems,
         )
         if self.cost is not BatchLayout.PREFIX_SHARED:
             return joined
