@@ -48,7 +48,7 @@ def test_own_criteria_follow_those_of_the_recipe() -> None:
         ([{"text": "T", "weight": 0}], "every criterion has weight 0"),
         (
             [*[{"name": "a", "text": "T"}] * 2, {"text": "U", "requires": ["a"]}],
-            r"fields\.rubric\[2\]\.requires: \['a'\] are names of two criteria",
+            r"fields\.rubric\[2\]\.requires: several criteria have the names \['a'\]",
         ),
         ([{"text": "T", "requires": ["z"]}], r"requires \['z'\], unknown names"),
         (

@@ -29,7 +29,7 @@ from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
-from alarm_models.recipe.criteria import CriterionSpec, read_rubric
+from alarm_models.recipe.criteria import CriterionSpec, is_published_form, read_rubric
 from alarm_models.types import Dtype
 
 __all__ = [
@@ -1193,8 +1193,8 @@ class RubricSpec(TextSpec):
     )
     criteria: Mapping[str, CriterionSpec] = Field(
         default_factory=dict,
-        description="criteria by name, for every sample; or a rubric in a form of public files, or "
-        "a `.json` or `.toml` file with one",
+        description="criteria by name, for every sample; or a rubric in a published form, or the "
+        "`.json` or `.toml` file that has it",
     )
     criteria_field: str = Field(
         default="rubric", pattern=r"^\w+$", description="field with a sample's further criteria"
@@ -1282,14 +1282,10 @@ class RubricSpec(TextSpec):
 
     @field_validator("criteria", mode="before")
     @classmethod
-    def _reads_public_forms(cls, criteria: Any) -> Any:
+    def _reads_published_forms(cls, criteria: Any) -> Any:
         if isinstance(criteria, str):
             raise ValueError("criteria must be a table, a list, or a file ending in .json or .toml")
-        is_list = isinstance(criteria, list | tuple)
-        if not is_list and not (
-            isinstance(criteria, Mapping)
-            and any(isinstance(one, list) for one in criteria.values())
-        ):
+        if not is_published_form(criteria):
             return criteria
         return {one.name: one.spec for one in read_rubric(criteria, "criteria")}
 
