@@ -20,7 +20,7 @@ from alarm_models.reward_models.compare.estimation import (
 )
 from alarm_models.types import Sample, Score
 
-__all__ = ["Judge", "compare_groups", "compare_with_references", "prompt_with_roles"]
+__all__ = ["Judge", "compare_groups", "compare_with_references"]
 
 #: Two texts, by their indices, in the order in which they are shown.
 Pair = tuple[int, int]
@@ -89,14 +89,6 @@ async def compare_with_references(
         return contest.problems.get(0) or judge.scored(0, contest.comparisons[0].share)
 
     return await gather_limited(compare, samples, at_once)
-
-
-def prompt_with_roles(sample: Sample) -> str:
-    """Return a prompt as one text; one of several messages with their roles."""
-    prompt = sample.prompt
-    if isinstance(prompt, str) or len(prompt) < 2:
-        return sample.prompt_text
-    return "\n\n".join(f"{one.role}: {one.text}" for one in prompt)
 
 
 async def _compare_group(

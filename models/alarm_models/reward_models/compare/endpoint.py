@@ -16,7 +16,6 @@ from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.compare.contest import (
     compare_groups,
     compare_with_references,
-    prompt_with_roles,
 )
 from alarm_models.reward_models.compare.questions import (
     ListQuestion,
@@ -134,13 +133,13 @@ class _EndpointJudge:
         if self.spec.format == "genrm":
             asked = RankingQuestion(self.sample, texts)
         else:
-            asked = PairQuestion(prompt_with_roles(self.sample), texts, self._question)
+            asked = PairQuestion(self.sample.prompt_with_roles, texts, self._question)
         votes = await self._votes(asked, asked.share)
         return math.fsum(votes) / len(votes)
 
     async def _list_scores(self, order: Sequence[int]) -> Sequence[float]:
         texts = [self.texts[at] for at in order]
-        asked = ListQuestion(prompt_with_roles(self.sample), texts, self._question)
+        asked = ListQuestion(self.sample.prompt_with_roles, texts, self._question)
         votes = await self._votes(asked, asked.scores)
         return [math.fsum(one) / len(votes) for one in zip(*votes, strict=True)]
 

@@ -36,7 +36,6 @@ from alarm_models.reward_models.base import (
 from alarm_models.reward_models.compare.contest import (
     compare_groups,
     compare_with_references,
-    prompt_with_roles,
 )
 from alarm_models.reward_models.compare.endpoint import EndpointCompareModel
 from alarm_models.reward_models.compare.pairrm import PairRmTexts
@@ -190,7 +189,7 @@ class CompareModel(NeuralRewardModel):
         """Return a question about all of some texts, in which no control token is left."""
         neutral = neutralized_sample(sample, self._control_tokens)
         first, *others = (neutralized(text, self._control_tokens) for text in texts)
-        text = prompt_with_roles(neutral)
+        text = neutral.prompt_with_roles
         return _Question(
             neutral.prompt if self._texts.has_own_prompt else text,
             first,
