@@ -150,8 +150,13 @@ class Spec(BaseModel):
 
     @property
     def output_names(self) -> frozenset[str] | None:
-        """The names of its outputs as far as the recipe determines them; None if it does not."""
+        """The names of its outputs; None if the recipe does not determine them."""
         return None
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a sample's score depends on the other samples of its group."""
+        return False
 
     if TYPE_CHECKING:
 
