@@ -153,11 +153,6 @@ class Spec(BaseModel):
         """The names of its outputs; None if the recipe does not determine them."""
         return None
 
-    @property
-    def compares_samples(self) -> bool:
-        """Whether a sample's score depends on the other samples of its group."""
-        return False
-
     if TYPE_CHECKING:
 
         @property

@@ -23,7 +23,7 @@ from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Dtype, Sample, Score, Span
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.model_set import LoadedModel, ServedModel
+from alarm_service.engine.model_set import LoadedModel, ServedModel, compares_samples
 from alarm_service.engine.scheduler import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
@@ -159,7 +159,7 @@ def shortest_warm_up_sample(served: ServedModel) -> Sample:
 
 def warm_up_group(served: ServedModel, sample: Sample) -> list[Sample]:
     """Return the samples to score for a warm-up: two of a group if the model compares samples."""
-    if served.spec.compares_samples:
+    if compares_samples(served.spec):
         return [sample, replace(sample, completion=f"{sample.completion_text}.")]
     return [sample]
 

@@ -32,7 +32,7 @@ from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
 from alarm_service.engine.group_state import GroupPlan, identities_of, plan_groups
-from alarm_service.engine.model_set import LoadedModel, ModelSet
+from alarm_service.engine.model_set import LoadedModel, ModelSet, compares_samples
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut
 from alarm_service.errors import Overloaded, ServiceError
@@ -84,7 +84,7 @@ class RequestRecipe:
         """Whether a model that the rule needs compares the samples of a group."""
         aspects = (self.recipe.aspects[name].model for name in self.needed)
         names = (self.recipe.holistic.model, *aspects)
-        return any(self.recipe.models[name].compares_samples for name in names)
+        return any(compares_samples(self.recipe.models[name]) for name in names)
 
     def group_plan(self, samples: Sequence[Sample]) -> GroupPlan | None:
         """Find the groups that other requests complete; None where there is none."""
@@ -261,7 +261,7 @@ class ScoreCollector:
         by_aspect = {name: self._model(recipe.aspects[name].model) for name in wanted}
         named = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
         comparing = [
-            one for one in named if one.served.spec.compares_samples and one is not holistic
+            one for one in named if compares_samples(one.served.spec) and one is not holistic
         ]
         models = [one for one in named if one not in comparing]
         references, _ = await asyncio.gather(

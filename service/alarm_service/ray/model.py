@@ -27,7 +27,7 @@ from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Score
 from alarm_service.engine.devices import ModelLoader
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
-from alarm_service.engine.model_set import ServedModel
+from alarm_service.engine.model_set import ServedModel, compares_samples
 from alarm_service.errors import Broken
 from alarm_service.ray.capacity import Demand, shortage, used_by_others
 from alarm_service.ray.leases import DeploymentLease
@@ -178,7 +178,7 @@ class RayModel(HostModel):
         self._plan = plan
         self._lease = lease
         (spec,) = plan.recipe.models.values()
-        self._chunk_tokens = sys.maxsize if spec.compares_samples else _CHUNK_TOKENS
+        self._chunk_tokens = sys.maxsize if compares_samples(spec) else _CHUNK_TOKENS
         self._method: Any = None
 
     async def open(self) -> None:
