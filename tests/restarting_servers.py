@@ -1,7 +1,7 @@
-"""Servers of scores on real sockets, one of which breaks its connections and comes back.
+"""Scoring servers on real sockets, of which one drops its connections and restarts.
 
-They follow the contract of `/score` and `/models` as far as the client and kind `remote` use them:
-the score of a completion is its length.
+They implement as much of `/score` and `/models` as the client and kind `remote` use. The score of a
+completion is its length.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-#: Long enough that requests are running when a server stops.
+#: Time to answer a request, so that some are in flight when a server stops.
 _ANSWER_S = 0.003
 
-_PATIENCE_S = 60
+_TIMEOUT_S = 60
 
 
 class RestartingServer:
-    """A server in the running event loop, which can stop as if killed, and start again."""
+    """A server in the running event loop that can stop as if killed, and start again."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -36,7 +36,7 @@ class RestartingServer:
         self._port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        """Refuse connections, and break those that there are."""
+        """Refuse connections, and abort open ones."""
         assert self._server is not None
         self._server.close()
         for writer in self._writers:
@@ -105,10 +105,10 @@ async def restarting_servers(number: int) -> AsyncIterator[list[RestartingServer
 async def ask_while_one_restarts(
     ask: Callable[[int], Awaitable[float]], servers: Sequence[RestartingServer], number: int
 ) -> list[float]:
-    """Return the answers to ``number`` questions, 24 at a time.
+    """Return the answers to ``number`` questions, asked 24 at a time, and to five more.
 
-    After a quarter of them a server stops, and after half it starts again. Once all are answered
-    the others stop, so that it must answer five more, which are returned too.
+    One server stops after a quarter of the answers and starts again after half of them. Before the
+    last five questions the other servers stop, so that the restarted one must answer.
     """
     restarting, *others = servers
     places, num_answered = asyncio.Semaphore(24), 0
@@ -125,7 +125,7 @@ async def ask_while_one_restarts(
             await restarting.start()
         return answer
 
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(_TIMEOUT_S):
         answers = list(await asyncio.gather(*map(limited, range(number))))
         for server in others:
             server.stop()

@@ -361,7 +361,7 @@ def request_with_retries(
         try:
             reply: Reply = yield send
         except DeadlineExceeded:
-            # It may accept connections and answer nothing: later calls try the others first.
+            # The server may accept connections but never answer: later calls prefer the others.
             call.server.skipped_until = call.clocks.now() + call.retries.longest_reconnect
             raise
         except AlarmConnectionError as error:

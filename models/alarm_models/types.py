@@ -161,6 +161,13 @@ class Sample:
         return _as_text(self.prompt)
 
     @property
+    def prompt_with_roles(self) -> str:
+        """The prompt as one text, in which several messages have their roles before them."""
+        if isinstance(self.prompt, str) or len(self.prompt) < 2:
+            return self.prompt_text
+        return "\n\n".join(f"{one.role}: {one.text}" for one in self.prompt)
+
+    @property
     def completion_text(self) -> str:
         """The text that spans and token offsets count in."""
         return _as_text(self.completion)

@@ -26,8 +26,9 @@ HELD = Sample(prompt="p", completion="four", group="g", group_size=2)
 
 
 class Network:
-    """Two servers by their names; those that are `down` refuse connections, `silent` ones answer
-    nothing until the deadline.
+    """Two servers by their names.
+
+    Those that are `down` refuse connections; those that are `silent` never answer.
     """
 
     def __init__(self) -> None:

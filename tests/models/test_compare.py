@@ -301,7 +301,7 @@ async def test_compare_control_tokens_reach_the_judge_as_text() -> None:
         ({"method": "list", "estimate": "bradley_terry"}, "requires pairs"),
         ({"prior": 2}, "prior has no effect"),
         ({"format": "genrm", "method": "list"}, "compares two answers"),
-        ({"format": "genrm", "question": "?"}, "remove `question`"),
+        ({"format": "genrm", "question": "?"}, "does not use question: remove it"),
         ({"n": 2}, "at temperature 0 are all the same"),
     ],
 )

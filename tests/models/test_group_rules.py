@@ -9,7 +9,7 @@ from tolerance import by_hand
 
 from alarm_models.combination.all_rules import AspectInput, Rule, RuleInputs, RuleParams
 from alarm_models.combination.rewards import apply_rule, validate_groups
-from alarm_models.errors import SampleError
+from alarm_models.errors import RecipeError, SampleError
 
 PLAIN = RuleParams(Rule.WEIGHTED_SUM, 1.0, 2.0, 0.0, 1.0, {"a": 1.0, "b": 0.5})
 WEIGHTS = np.array([2.0, 1.0, 0.5])
@@ -173,6 +173,11 @@ def test_qglas_advantages_keep_their_sign_at_any_length() -> None:
         rule = replace(QGLAS, length_weight=5.0, least_length_weight=1.0)
         found = np.array([sum(one) for one in apply_rule(based(*rewards, lengths=lengths), rule)])
         assert (np.sign(found) == np.sign(rewards - rewards.mean())).all()
+
+
+def test_qglas_least_weight_above_the_weight_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"least_length_weight 0\.5 must be at most .* 0\.4"):
+        QGLAS.definition.validate(replace(QGLAS, least_length_weight=0.5))
 
 
 def test_qglas_equal_rewards_are_no_advantage() -> None:

@@ -54,8 +54,9 @@ FORMS: dict[str, tuple[Any, list[tuple[str, str, float]]]] = {
             {"title": "a", "description": "Important Criteria: T"},
             {"title": "b", "description": "U", "category": "Optional"},
             {"title": "c", "description": "V", "importance": "Pitfall"},
+            {"title": "d", "description": "W", "importance": ["high"], "weight": 2},
         ],
-        [("a", "T", 0.7), ("b", "U", 0.3), ("c", "V", -0.9)],
+        [("a", "T", 0.7), ("b", "U", 0.3), ("c", "V", -0.9), ("d", "W", 2)],
     ),
     "ResearchRubrics": (
         [{"title": "Cites studies", "weight": 0.5, "category": "Accuracy", "row_index": 1}],
@@ -112,6 +113,14 @@ FORMS: dict[str, tuple[Any, list[tuple[str, str, float]]]] = {
     "criteria by name": (
         {"a": {"text": "T", "weight": 2}, "b": {"text": "U"}},
         [("a", "T", 2), ("b", "U", 1)],
+    ),
+    "criteria by name, one of them named criteria": (
+        {"criteria": {"text": "T"}, "b": {"text": "U"}},
+        [("criteria", "T", 1), ("b", "U", 1)],
+    ),
+    "criteria by name in an object": (
+        {"id": "task", "rubric": {"a": {"text": "T"}}, "metadata": {}},
+        [("a", "T", 1)],
     ),
     "texts": (["T", "U"], [("criterion_1", "T", 1), ("criterion_2", "U", 1)]),
     "one text": ("Is it\n1. good?", [("criterion_1", "Is it\n1. good?", 1)]),
@@ -182,17 +191,17 @@ def test_criteria_that_must_pass_decide_about_all_others(met: tuple[float, ...])
         ([{"question": "Q", "pass_criteria": "MAYBE"}], r"\[0\]\.pass_criteria must be YES or NO"),
         (
             [{"weight": 2, "criteria": [{"text": "T", "weight": -1}]}],
-            r"^fields\.rubric\[0\]\.weight: a group divides its weight",
+            r"^fields\.rubric\[0\]\.weight is the weight of a group that has .* remove the weight",
         ),
         (
             [{"points": "nan", "criteria": ["T"]}],
-            r"^fields\.rubric\[0\]\.points, of a group, must be from 0 to 1e\+06, not nan",
+            r"^fields\.rubric\[0\]\.points is the weight of a group: .* 0 to 1e\+06, not nan",
         ),
         (["T"] * (MAX_CRITERIA + 1), "more than 2000 criteria"),
         ("[" * 30 + "]" * 30, r"must be a criterion, an object with a `text`"),
         (
             '{"criteria":[' * 30 + '"T"' + "]}" * 30,
-            r"at most 20 groups may be within each other",
+            r"groups are nested more than 20 deep",
         ),
     ],
 )
@@ -227,6 +236,8 @@ def test_recipe_reads_a_list_of_criteria_or_a_file_beside_it(tmp_path: Path) -> 
         '[[criteria]]\nname = "a"\ntext = "T"\nweight = 5\n[[criteria]]\ntext = "U"\nweight = -2\n'
     )
     assert recipe_with('"./rubric.toml"', tmp_path) == expected
+    (tmp_path / "rubric.toml").write_text('[criteria.a]\ntext = "T"\nweight = 5\n')
+    assert recipe_with('"rubric.toml"', tmp_path) == {"a": ("T", 5.0)}
 
 
 @pytest.mark.parametrize(

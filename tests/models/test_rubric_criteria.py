@@ -54,7 +54,7 @@ def test_own_criteria_follow_those_of_the_recipe() -> None:
         ([{"text": "T", "weight": 0}], "every criterion has weight 0"),
         (
             [*[{"name": "a", "text": "T"}] * 2, {"text": "U", "requires": ["a"]}],
-            r"fields\.rubric\[2\]\.requires: \['a'\] are names of two criteria",
+            r"fields\.rubric\[2\]\.requires: several criteria have the names \['a'\]",
         ),
         ([{"text": "T", "requires": ["z"]}], r"requires \['z'\], unknown names"),
         (
@@ -143,8 +143,8 @@ def test_rubric_score_without_verdicts_or_with_nan_fails() -> None:
         ({"checkpoint": "x"}, "either a checkpoint or an endpoint, not both"),
         ({"endpoint": None}, "either a checkpoint or an endpoint, not neither"),
         ({"template": "t"}, "Extra inputs"),
-        ({"max_tokens": 99}, "max_tokens have no effect with an endpoint"),
-        ({"endpoint": None, "checkpoint": "x", "n": 3}, "n have no effect with a checkpoint"),
+        ({"max_tokens": 99}, "max_tokens cannot be used with an endpoint"),
+        ({"endpoint": None, "checkpoint": "x", "n": 3}, "n cannot be used with a checkpoint"),
         ({"n": 3}, "3 votes at temperature 0"),
         ({"question": "Q {completion} {criteria}"}, r"does not contain \{mark\}"),
         ({"criteria": {"a": {"text": "T", "requires": ["b"]}}}, r"criteria\.a\.requires names"),

@@ -9,7 +9,7 @@ from tolerance import computed
 
 from alarm_models.combination.all_rules import Shaping
 from alarm_models.combination.rewards import AspectRule
-from alarm_models.study.shaping_choice import ShapingChoice, shaping_choice
+from alarm_models.study.shaping_choice import ShapingChoice, ShapingFit, shaping_choice
 from alarm_models.types import Score, SegmentScore, Span
 
 #: Right segments, wrong segments and words of completions.
@@ -83,6 +83,24 @@ def test_shaping_that_nothing_improves_is_kept() -> None:
     found = choice(Shaping.MEAN)
     assert found.recommended is Shaping.MEAN
     assert found.explained().startswith('keep shaping = "mean"')
+
+
+def test_shaping_that_another_hardly_improves_is_kept() -> None:
+    counts = [
+        (0, 3, 30), (2, 1, 40), (3, 0, 30), (3, 0, 50), (2, 2, 50), (1, 3, 20),
+        (0, 4, 40), (2, 1, 30), (3, 0, 40), (2, 2, 30), (3, 1, 50), (0, 3, 30),
+    ]  # fmt: skip
+    found = choice(Shaping.CENTRED, counts)
+    centred, mean, _ = found.fits
+    assert mean.with_length < centred.with_length
+    assert found.recommended is Shaping.CENTRED
+
+
+def test_shapings_that_all_change_the_ranking_are_not_recommended() -> None:
+    fits = [ShapingFit(one, 0.5, 0.5, ranking=0.9) for one in (Shaping.SIGMOID, Shaping.MEAN)]
+    assert not fits[0].keeps_ranking
+    found = ShapingChoice(Shaping.SIGMOID, None, fits, num_completions=12)
+    assert found.explained().startswith("no shaping orders 95% of the pairs")
 
 
 def test_negative_weight_mirrors_the_correlations_and_keeps_the_ranking() -> None:

@@ -155,7 +155,7 @@ def test_inspect_scores_a_pair_and_says_so(
     assert main(["inspect", str(folder), "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 0 < found["score"] < 1
-    assert "against itself" in found["notes"][-1]
+    assert "compared with itself" in found["notes"][-1]
 
 
 async def test_pairrm_truncates_each_text_at_its_end_and_says_so(folder: Path, card: Card) -> None:

@@ -1,7 +1,7 @@
 """A retrying HTTP proxy, `python -m alarm_client.relay URL...`, for trainers that do not retry.
 
 It runs beside the trainer and forwards each request; scoring calls are retried with the client's
-backoff until their deadline, and shared out among several servers.
+backoff until their deadline, and distributed over several servers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PIECE_BYTES = 1 << 20
 _NUMBER = re.compile(r"[0-9]{1,15}")
 # Characters allowed in a path and a query besides letters and digits (RFC 3986), and escapes.
 _OF_PATHS = "/?:@!$&'()*+,;=-._~%"
-# Samples of a group that a server waits for must meet on one server.
+# Requests with this key have parts of a group, which must all reach the same server.
 _GROUP_SIZE = b"group_size"
 _SENT_ON = ("Authorization", "Content-Type", "Traceparent", "Tracestate", "X-Request-Id")
 # Hop-by-hop headers (RFC 9110, section 7.6.1), and headers that the relay sets itself.
@@ -57,11 +57,11 @@ _NOT_SENT_BACK |= {"transfer-encoding", "date", "upgrade"}
 class Relay(ThreadingHTTPServer):
     """Listens on `(host, port)` and forwards to `url`, with a thread per connection.
 
-    `url` may be several, as a list or with commas between them. Scoring calls (any POST but those
-    under `/admin`) go to the servers in turn, and those that name a `group_size` to the first. They
-    are retried, on the next server that is available, for up to `timeout` seconds, or for their own
-    `X-Request-Timeout-Ms` if that is shorter. All others are sent to one server once, and to the
-    next only if it cannot be reached. The relay has no API key: callers send their own.
+    `url` may be several URLs, as a list or separated by commas. Scoring calls (any POST but those
+    under `/admin`) go to the servers in turn; those that contain the word `group_size` go to the
+    first available one. Scoring calls are retried on the next available server for up to `timeout`
+    seconds, or for their own `X-Request-Timeout-Ms` if that is shorter. Other calls are sent once,
+    to the first server that can be reached. The relay has no API key: callers send their own.
     """
 
     daemon_threads = True
@@ -90,14 +90,14 @@ class Relay(ThreadingHTTPServer):
         """The final response of a server, or an error in the server's format."""
         is_admin = send.path.startswith("/admin")
         if is_admin and len(self._hosts) > 1:
-            message = "the relay has several servers: send requests to /admin to each of them"
+            message = "the relay has several servers: send this request to each of them directly"
             return _refusal(400, "bad_request", message)
         timeout = min(self._timeout, seconds or self._timeout)
         call = start_call(self._hosts, timeout, _RETRIES, turns=self._turns)
         steps: Flow[Reply]
         if send.method == "POST" and not is_admin:
-            is_held = _GROUP_SIZE in send.path.encode() or _GROUP_SIZE in (send.body or b"")
-            call = call if is_held else call.in_turn()
+            is_partial = _GROUP_SIZE in send.path.encode() or _GROUP_SIZE in (send.body or b"")
+            call = call if is_partial else call.in_turn()
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
             steps = _send_once(call, replace(send, timeout=timeout))
@@ -266,7 +266,7 @@ def _print(message: str) -> None:
 
 
 def _send_once(call: Call, send: Send) -> Flow[Reply]:
-    """The reply of the first server that can be reached; each is tried once."""
+    """The reply of the first server that can be reached, with one attempt per server."""
     first, *others = call.hosts
     try:
         reply: Reply = yield replace(send, request_id=call.next_request_id(), host=first.index)

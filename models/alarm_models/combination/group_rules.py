@@ -128,17 +128,17 @@ def _require_valid_length_weights(params: RuleParams) -> None:
     require_valid_base(params)
     if params.least_length_weight > params.length_weight:
         raise RecipeError(
-            f"hierarchy.least_length_weight {params.least_length_weight:g} exceeds "
+            f"hierarchy.least_length_weight {params.least_length_weight:g} must be at most "
             f"hierarchy.length_weight {params.length_weight:g}"
         )
 
 
 @group_rule(
     "qglas",
-    summary="Advantages; of the better samples, those that are shorter get more.",
-    reward="`(R - mean_G R) / (std_G R + 1e-4)` for the reward `R` by rule `base`, plus a length "
-    "term for samples above the mean that are shorter than the mean of these",
-    source="QGLAS, as formulated in docs/rules.md",
+    summary="Advantages, with a bonus for the shorter of the samples above the mean reward.",
+    reward="`(R - mean_G R) / (std_G R + 1e-4)` for the reward `R` by rule `base`; samples with "
+    "`R > mean_G R` that are shorter than the mean length of such samples get a bonus",
+    source="QGLAS (2026), formula below",
     requires=("length_weight",),
     accepts=("base", "group_size", "least_length_weight", "length_cap"),
     validate=_require_valid_length_weights,
@@ -146,21 +146,21 @@ def _require_valid_length_weights(params: RuleParams) -> None:
     can_spread_holistic=True,
 )
 def qglas(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:
-    """Return ``A + lambda * h`` on the tokens: advantages that prefer shorter good samples.
+    """Return ``A + lambda * h``, advantages with a length bonus on the last token.
 
     ``A`` is the reward by the rule ``params.base``, normalized within its group by ``sigma``, the
-    unbiased deviation plus 1e-4. ``P`` is the samples with ``A > 0``, and ``l_P`` their mean length
-    in tokens (in words if the caller sent no tokens). A sample of ``P`` gets
-    ``h = clip((l_P - l) / l_P, 0, c) / c`` with ``c = length_cap``, any other 0. And ``lambda = s /
-    sigma * (least + (length_weight - least) * (1 - clip(s_P / s, 0, 1)))``, where ``s`` and ``s_P``
-    are the population deviations of the rewards of all samples and of ``P``: where the good samples
-    differ in quality, length counts for less. No advantage changes its sign. Source: QGLAS (2026);
-    the definitions of ``s`` and ``sigma`` are our reading.
+    unbiased standard deviation plus 1e-4. ``P`` are the samples with ``A > 0``, and ``l_P`` is
+    their mean length in tokens (in words if the caller sent no tokens). ``h`` is ``clip((l_P - l) /
+    l_P, 0, c) / c`` for a sample in ``P``, with ``c = length_cap``, and 0 for others. ``lambda`` is
+    ``s / sigma * (least + (length_weight - least) * (1 - clip(s_P / s, 0, 1)))``, where ``s`` and
+    ``s_P`` are the population standard deviations of the rewards in the group and in ``P``, so that
+    length counts less if the rewards in ``P`` differ more. No advantage changes its sign. Source:
+    QGLAS (2026), which leaves ``s``, ``s_P`` and ``sigma`` undefined; these are our definitions.
     """
-    return _change_groups(samples, apply_base(samples, params), params, _preferring_shorter)
+    return _change_groups(samples, apply_base(samples, params), params, _with_length_bonus)
 
 
-def _preferring_shorter(
+def _with_length_bonus(
     group: Sequence[RuleInputs], rewards: Sequence[tuple[float, ...]], params: RuleParams
 ) -> list[TokenRewards]:
     fault = _length_fault(group, params)
@@ -169,19 +169,19 @@ def _preferring_shorter(
     totals = [sum(one) for one in rewards]
     scale = _Scale.of(totals)
     advantages = [scale.apply(one) for one in rewards]
-    good = [index for index, total in enumerate(totals) if total > scale.mean]
-    if not good:
+    positive = [index for index, total in enumerate(totals) if total > scale.mean]
+    if not positive:
         return [tuple(one) for one in advantages]
     _, std = _moments(totals)
-    _, std_of_good = _moments([totals[index] for index in good])
+    _, std_of_positive = _moments([totals[index] for index in positive])
     least = params.least_length_weight
-    varies = min(std_of_good / std, 1.0) if std else 0.0
-    weight = std / scale.std * (least + (params.length_weight - least) * (1 - varies))
-    mean_length = statistics.fmean(group[index].length for index in good)
-    for index in good:
+    spread = min(std_of_positive / std, 1.0) if std else 0.0
+    weight = std / scale.std * (least + (params.length_weight - least) * (1 - spread))
+    mean_length = statistics.fmean(group[index].length for index in positive)
+    for index in positive:
         saved = 1 - group[index].length / mean_length if mean_length else 0.0
-        part = min(max(saved, 0.0), params.length_cap) / params.length_cap
-        advantages[index][-1] += weight * part
+        bonus = min(max(saved, 0.0), params.length_cap) / params.length_cap
+        advantages[index][-1] += weight * bonus
     return [tuple(one) for one in advantages]
 
 

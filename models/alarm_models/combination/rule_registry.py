@@ -117,13 +117,25 @@ class RuleParams:
         0.0, Constant("`alpha`, the strength of the length penalty", 0.3, ge=0)
     )
     length_weight: float = _constant(
-        0.0, Constant("largest weight of the length, where quality hardly varies", 0.4, ge=0)
+        0.0,
+        Constant(
+            "weight of the length bonus if the samples above the mean have equal rewards", 0.4, ge=0
+        ),
     )
     least_length_weight: float = _constant(
-        0.0, Constant("weight of the length where quality varies", 0.1, ge=0)
+        0.0,
+        Constant(
+            "weight of the length bonus if their rewards vary as in the whole group", 0.1, ge=0
+        ),
     )
     length_cap: float = _constant(
-        1.0, Constant("part of the mean length whose saving counts in full", 0.5, gt=0, le=1)
+        1.0,
+        Constant(
+            "share of the mean length by which a sample must be shorter for the full bonus",
+            0.5,
+            gt=0,
+            le=1,
+        ),
     )
     spreads_holistic: bool = False
     parents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -141,8 +141,9 @@ def missing_refusal(facts: CheckpointFacts, model: Any, missing: Sequence[str]) 
     )
     base, wanted = facts.base_prefix, f"{getattr(model, 'base_model_prefix', '')}."
     family = match_family(facts)
-    has_own_kind = family is not None and family.recipe.get("kind") == "compare"
-    if base and base != wanted and len(missing) > 4 and not has_own_kind:
+    # The loader of a pair ranker sets the prefix itself; the family's `kind` is what to write.
+    is_pair_ranker = family is not None and family.recipe.get("kind") == "compare"
+    if base and base != wanted and len(missing) > 4 and not is_pair_ranker:
         return text + (
             f"The base's tensors are under {base}, not under {wanted}: write "
             f'`prefix = "{base}"`' + (f" and {_head_line(facts)}" if facts.head_names else "")

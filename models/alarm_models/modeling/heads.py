@@ -322,11 +322,12 @@ def weighed_head(folder: Path, name: str, gate: str) -> Head:
 
 
 class _Paired(torch.nn.Module):
-    """PairRM's head: the margin of the first of two candidates (Jiang et al. 2023, 2306.02561).
+    """PairRM's head: the margin of the first of two candidates over the second.
 
     Maps the states at prompt, first and second candidate, ``[3 * pairs, hidden]``, to
-    ``[3 * pairs, 1]``: a pair's margin, once for each of its states. A candidate's scores are those
-    of its state beside the prompt's, and the margin is the mean over the tasks.
+    ``[3 * pairs, 1]``: the margin of each pair, repeated for its three states. The scores of a
+    candidate, one per task, are computed from the prompt's and its own state; the margin is the
+    mean difference. Source: Jiang et al. 2023, arXiv 2306.02561.
     """
 
     def __init__(self, scores: torch.nn.Module) -> None:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from alarm_models.types import Message, Sample
 
-__all__ = ["mark_of", "neutralized", "neutralized_sample", "without_invisible"]
+__all__ = [
+    "mark_of",
+    "neutralized",
+    "neutralized_fields",
+    "neutralized_sample",
+    "without_invisible",
+]
 
 #: The zero-width space that splits control tokens.
 _INVISIBLE = "\u200b"
 
-#: Tokens with a meaning of their own in known tokenizers, which a server may read as such in any
-#: text: those around turns, thoughts, calls of tools, images and parts of code (``<|im_start|>``,
-#: ``<start_of_turn>``, ``[INST]``, ``<<SYS>>``, ``[|endofturn|]``, DeepSeek's with wide bars),
-#: those of encoders (``[CLS]``), and reserved ones (``<unused99>``, ``<extra_id_1>``).
+#: Control tokens of known tokenizers, which a server may parse as such in any text: those around
+#: turns, thoughts, tool calls, images and parts of code (``<|im_start|>``, ``<start_of_turn>``,
+#: ``[INST]``, ``<<SYS>>``, ``[|endofturn|]``, DeepSeek's with wide bars), those of encoders
+#: (``[CLS]``), and reserved ones (``<unused99>``, ``<extra_id_1>``).
 _CONTROL_TOKEN = re.compile(
     r"<[|｜][^\n<>]{0,80}?[|｜]>|\[\|[^\n\[\]]{0,80}?\|\]"
     r"|</?(?:s|start_of_turn|end_of_turn|bos|eos|pad|unk|mask|sop|eop|BOS_TOKEN|EOS_TOKEN|PAD_TOKEN"
@@ -50,10 +57,10 @@ def mark_of(*texts: str) -> str:
 
 
 def neutralized(text: str, tokens: Iterable[str] = ()) -> str:
-    """Return a text in which no control token of a chat template is left.
+    """Return a text without control tokens.
 
-    A zero-width space is put behind the first character of each. ``tokens`` are those of the
-    judge's tokenizer; those of common chat templates are known.
+    A zero-width space is inserted after the first character of each. ``tokens`` are those of the
+    judge's tokenizer, in addition to those of known tokenizers.
     """
     own = sorted({token for token in tokens if len(token.strip()) > 1}, key=len, reverse=True)
     if own:
@@ -63,37 +70,57 @@ def neutralized(text: str, tokens: Iterable[str] = ()) -> str:
 
 
 def neutralized_sample(sample: Sample, tokens: Iterable[str] = ()) -> Sample:
-    """Return a sample whose texts have no control tokens left, and without spans, which may move.
+    """Return a sample without control tokens in its texts; ``tokens`` are as in `neutralized`.
 
-    ``tokens`` are as in `neutralized`.
+    It has no token offsets and no segments, because their texts may have moved.
     """
-    neutral = partial(neutralized, tokens=tuple(tokens))
+    tokens = tuple(tokens)
 
     def content(texts: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
         if isinstance(texts, str):
-            return neutral(texts)
-        return tuple(
-            replace(
-                one,
-                content=neutral(one.content),
-                reasoning=neutral(one.reasoning),
-                tool_calls=tuple(
-                    replace(call, arguments=neutral(call.arguments)) for call in one.tool_calls
-                ),
-            )
-            for one in texts
-        )
+            return neutralized(texts, tokens)
+        return tuple(_neutralized_message(one, tokens) for one in texts)
 
     return replace(
         sample,
         prompt=content(sample.prompt),
         completion=content(sample.completion),
-        fields={
-            name: neutral(value) if isinstance(value, str) else value
-            for name, value in sample.fields.items()
-        },
+        fields=neutralized_fields(sample.fields, tokens),
         token_offsets=None,
         segments={},
+    )
+
+
+def neutralized_fields(fields: Mapping[str, Any], tokens: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a sample's fields, of which those that are texts have no control tokens."""
+    return {
+        name: neutralized(value, tokens) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+
+
+def _neutralized_message(message: Message, tokens: Iterable[str]) -> Message:
+    neutral = partial(neutralized, tokens=tokens)
+
+    def if_given(text: str | None) -> str | None:
+        return None if text is None else neutral(text)
+
+    return replace(
+        message,
+        role=neutral(message.role),
+        content=neutral(message.content),
+        reasoning=neutral(message.reasoning),
+        tool_calls=tuple(
+            replace(
+                call,
+                name=neutral(call.name),
+                arguments=neutral(call.arguments),
+                id=if_given(call.id),
+            )
+            for call in message.tool_calls
+        ),
+        tool_call_id=if_given(message.tool_call_id),
+        name=if_given(message.name),
     )
 
 

@@ -1,4 +1,4 @@
-"""The criteria of rubrics, and how those of public rubric files are read."""
+"""Criteria of rubrics, and a reader of the formats in which rubrics are published."""
 
 from __future__ import annotations
 
@@ -15,43 +15,42 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from alarm_models.errors import quoted
 
 __all__ = [
-    "IMPORTANCE_WEIGHTS",
     "MAX_CRITERIA",
-    "MAX_CRITERION_CHARS",
     "CriterionSpec",
     "NamedCriterion",
+    "is_published_form",
     "read_rubric",
 ]
 
-#: Weights of criteria whose recipe or sample sets none. The sizes are those of Rubrics as Rewards
-#: (Gunjal et al. 2025, arXiv 2507.17746), which words a pitfall as avoided and so adds its 0.9.
-IMPORTANCE_WEIGHTS: Mapping[str, float] = {
+#: Default weights by importance. The magnitudes are those of Rubrics as Rewards (Gunjal et al.
+#: 2025, arXiv 2507.17746), which states pitfalls as avoided and so adds 0.9 for those that are met.
+_IMPORTANCE_WEIGHTS: Mapping[str, float] = {
     "essential": 1.0,
     "important": 0.7,
     "optional": 0.3,
     "pitfall": -0.9,
 }
 
-#: The longest text of a criterion.
-MAX_CRITERION_CHARS = 4000
+#: Maximum length of a criterion's text.
+_MAX_TEXT_CHARS = 4000
 
-#: The longest name of a criterion.
+#: Maximum length of a criterion's name.
 _MAX_NAME_CHARS = 1000
 
-#: The largest weight of a criterion, whose sums are finite.
+#: Maximum absolute weight of a criterion, so that sums stay finite.
 _MAX_WEIGHT = 1e6
 
-#: The largest rubric.
+#: Maximum number of criteria in a rubric.
 MAX_CRITERIA = 2000
 
-#: Groups within groups of a rubric.
+#: Maximum nesting of groups in a rubric.
 _MAX_DEPTH = 20
 
-#: Names of a criterion's keys in public rubric files, in the order in which they are looked for:
-#: HealthBench has `criterion` and `points`, Rubrics as Rewards `title`, `description` and `weight`,
-#: verifiers `name`, `text` and `weight`, PaperBench `id`, `requirements` and `weight`, DRACO
-#: `requirement`, GDPval `criterion`, `score` and `rubric_item_id`, MultiChallenge `question`.
-_TEXTS = (
+#: Keys of a criterion in published rubrics; the first that has a value is read. HealthBench has
+#: `criterion` and `points`, Rubrics as Rewards `title`, `description` and `weight`, verifiers
+#: `name`, `text` and `weight`, PaperBench `id`, `requirements` and `weight`, DRACO `requirement`,
+#: GDPval `criterion`, `score` and `rubric_item_id`, MultiChallenge `question`.
+_TEXT_KEYS = (
     "text",
     "criterion",
     "description",
@@ -60,24 +59,24 @@ _TEXTS = (
     "requirements",
     "question",
 )
-_NAMES = ("name", "title", "id", "rubric_item_id", "rubric_id")
-_WEIGHTS = ("weight", "points", "score")
-_GROUP_WEIGHTS = ("weight", "points")
+_NAME_KEYS = ("name", "title", "id", "rubric_item_id", "rubric_id")
+_WEIGHT_KEYS = ("weight", "points", "score")
+_GROUP_WEIGHT_KEYS = ("weight", "points")
 
-#: Keys of groups: their lists contain criteria or further groups.
-_GROUPS = ("criteria", "rubrics", "rubric", "sections", "sub_tasks")
+#: Keys whose lists contain the criteria of a group, or further groups.
+_GROUP_KEYS = ("criteria", "rubrics", "rubric", "sections", "sub_tasks")
 
-#: How Rubrics as Rewards begins a criterion's description.
-_IMPORTANCE = re.compile(
+#: The prefix of a description in Rubrics as Rewards.
+_IMPORTANCE_PREFIX = re.compile(
     r"\s*(essential|important|optional|pitfall)\s+criteri(?:a|on)\s*:\s*", re.IGNORECASE
 )
 
 #: Texts that files write where a rubric is missing.
 _MISSING = ("null", "none", "nan", "true", "false")
 
-#: The number of a line, and the types of criteria of OpenRubrics' texts.
+#: The numbering and the tags of lines in OpenRubrics.
 _LINE_NUMBER = re.compile(r"(?:\d+[.)]|[-*])\s+")
-_LINE_TYPES = ("[hard rule]", "[principle]")
+_LINE_TAGS = ("[hard rule]", "[principle]")
 
 
 class CriterionSpec(BaseModel):
@@ -87,7 +86,7 @@ class CriterionSpec(BaseModel):
 
     text: str = Field(
         min_length=1,
-        max_length=MAX_CRITERION_CHARS,
+        max_length=_MAX_TEXT_CHARS,
         pattern=r"\S",
         description="a statement that is true or false of an answer",
     )
@@ -109,7 +108,7 @@ class CriterionSpec(BaseModel):
         """The weight, negative for a pitfall."""
         if self.weight is not None:
             return self.weight
-        return 1.0 if self.importance is None else IMPORTANCE_WEIGHTS[self.importance]
+        return 1.0 if self.importance is None else _IMPORTANCE_WEIGHTS[self.importance]
 
     @model_validator(mode="after")
     def _pitfalls_count_against(self) -> CriterionSpec:
@@ -123,9 +122,9 @@ class CriterionSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NamedCriterion:
-    """A criterion of a rubric with its name, and the key where it was found.
+    """A criterion of a rubric, its name, and the key under which it was found.
 
-    If it ``must_pass``, the whole rubric is worth nothing without it.
+    If a criterion that ``must_pass`` is not met, no criterion of the rubric counts.
     """
 
     key: str
@@ -135,36 +134,44 @@ class NamedCriterion:
 
 
 def read_rubric(given: Any, key: str, *, num_before: int = 0) -> list[NamedCriterion]:
-    """Return the criteria of a rubric in any of the forms of public rubric files.
+    """Return the criteria of a rubric in any of the published forms.
 
     A rubric is a list of criteria and groups, an object that is a group, an object of criteria by
-    name, the JSON of one of these, or a text. ``num_before`` criteria precede it in the numbers of
-    those without a name. Of equal names all but the first get a number. Raises `ValueError`, whose
-    message begins with the key.
+    name, the JSON of one of these, or a text. A criterion without a name is named by its position,
+    counted from ``num_before``; a repeated name gets a number. Raises `ValueError` with a message
+    that begins with the key.
     """
     if isinstance(given, str):
-        given = _parsed(given, key)
+        given = _parsed_text(given, key)
     if isinstance(given, Mapping):
-        inner = next((name for name in _GROUPS if isinstance(given.get(name), Mapping)), None)
+        inner = _wrapper_key(given)
         if inner is not None:
             given, key = given[inner], f"{key}.{inner}"
-        found = _by_name(given, key) if _is_by_name(given) else _entries_of(given, key, 0)
+        found = _by_name(given, key) if _is_by_name(given) else _entry(given, key, 0)
     else:
         found = _entries(given, key, 0)
     if len(found) > MAX_CRITERIA:
         raise ValueError(f"{key} has more than {MAX_CRITERIA} criteria, which is the limit")
-    _require_clear_names(found)
-    return _gated(_with_names(found, num_before))
+    _require_unambiguous_requirements(found)
+    return _with_gates(_with_unique_names(found, num_before))
 
 
-def _parsed(text: str, key: str) -> Any:
-    """Return the criteria of a text: lines with types, JSON as of a column of texts, or itself."""
+def is_published_form(criteria: object) -> bool:
+    """Say whether a recipe's `criteria` need `read_rubric`: all but a table of criteria by name."""
+    if isinstance(criteria, Mapping):
+        has_list = any(isinstance(one, list) for one in criteria.values())
+        return has_list or _wrapper_key(criteria) is not None
+    return isinstance(criteria, list | tuple)
+
+
+def _parsed_text(text: str, key: str) -> Any:
+    """Return what a text contains: OpenRubrics' tagged lines, JSON, or else one criterion."""
     if text.strip().lower() in _MISSING or _is_number(text):
         raise ValueError(f"{key} is {quoted(text)}, which is not a rubric: send a list of criteria")
     lines = [line for line in text.splitlines() if line.strip()]
-    typed = [one for line in lines if (one := _without_type(line)) is not None]
-    if lines and len(typed) == len(lines):
-        return typed
+    tagged = [one for line in lines if (one := _without_tag(line)) is not None]
+    if lines and len(tagged) == len(lines):
+        return tagged
     if not text.lstrip().startswith(("[", "{")):
         return [text]
     try:
@@ -174,6 +181,7 @@ def _parsed(text: str, key: str) -> Any:
 
 
 def _is_number(text: str) -> bool:
+    """Say whether a text is a number."""
     try:
         float(text)
     except ValueError:
@@ -181,16 +189,30 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _without_type(line: str) -> str | None:
-    """Return a line of OpenRubrics without its number and type, or None without a type."""
+def _without_tag(line: str) -> str | None:
+    """Return a line of OpenRubrics without its number and tag; None if it has no tag."""
     text = line.strip()
     if number := _LINE_NUMBER.match(text):
         text = text[number.end() :]
-    for name in _LINE_TYPES:
-        if text[-len(name) :].lower() == name:
-            return text[: -len(name)].rstrip()
-        if text[: len(name)].lower() == name:
-            return text[len(name) :].lstrip(" :")
+    for tag in _LINE_TAGS:
+        if text[-len(tag) :].lower() == tag:
+            return text[: -len(tag)].rstrip()
+        if text[: len(tag)].lower() == tag:
+            return text[len(tag) :].lstrip(" :")
+    return None
+
+
+def _wrapper_key(given: Mapping[str, Any]) -> str | None:
+    """Return the key of the object that has the criteria, if it is within another.
+
+    A criterion may itself be named `criteria`: in an object of criteria by name it wraps nothing.
+    """
+    for name in _GROUP_KEYS:
+        inner = given.get(name)
+        if isinstance(inner, Mapping) and (
+            _is_by_name(inner) or _group_key(inner) is not None or not _is_by_name(given)
+        ):
+            return name
     return None
 
 
@@ -200,6 +222,7 @@ def _is_by_name(given: Mapping[str, Any]) -> bool:
 
 
 def _by_name(given: Mapping[str, Any], key: str) -> list[NamedCriterion]:
+    """Read an object of criteria by name."""
     return [
         replace(_criterion(one, f"{key}.{name}"), name=_name(name, f"{key}.{name}"))
         for name, one in given.items()
@@ -211,45 +234,52 @@ def _entries(given: Any, key: str, depth: int) -> list[NamedCriterion]:
     if not isinstance(given, list | tuple):
         raise ValueError(f"{key} must be a list of criteria, not {quoted(given)}")
     if depth > _MAX_DEPTH:
-        raise ValueError(f"{key}: at most {_MAX_DEPTH} groups may be within each other")
+        raise ValueError(
+            f"{key}: groups are nested more than {_MAX_DEPTH} deep, which is the limit"
+        )
     found: list[NamedCriterion] = []
     for index, one in enumerate(given):
-        found += _entries_of(one, f"{key}[{index}]", depth)
+        found += _entry(one, f"{key}[{index}]", depth)
         if len(found) > MAX_CRITERIA:
             break
     return found
 
 
-def _entries_of(given: Any, key: str, depth: int) -> list[NamedCriterion]:
+def _entry(given: Any, key: str, depth: int) -> list[NamedCriterion]:
     """Read a criterion or a group."""
     members = _group_key(given) if isinstance(given, Mapping) else None
     if members is None:
         return [_criterion(given, key)]
     found = _entries(given[members], f"{key}.{members}", depth + 1)
-    weight_key = _key_of(given, _GROUP_WEIGHTS)
+    weight_key = _first_key(given, _GROUP_WEIGHT_KEYS)
     if weight_key is None:
         return found
-    return _shared(found, _number(given[weight_key], f"{key}.{weight_key}"), f"{key}.{weight_key}")
+    weight = _number(given[weight_key], f"{key}.{weight_key}")
+    return _with_group_weight(found, weight, f"{key}.{weight_key}")
 
 
 def _group_key(given: Mapping[str, Any]) -> str | None:
-    """Return the key of a group's members, or None for a criterion, whose lists are empty."""
-    lists = [name for name in _GROUPS if isinstance(given.get(name), list | tuple)]
+    """Return the key of a group's members; None for a criterion, whose lists are empty."""
+    lists = [name for name in _GROUP_KEYS if isinstance(given.get(name), list | tuple)]
     filled = next((name for name in lists if given[name]), None)
     if filled is None and lists and _text_key(given) is None:
         return lists[0]
     return filled
 
 
-def _shared(found: Sequence[NamedCriterion], weight: float, key: str) -> list[NamedCriterion]:
-    """Divide the weight of a group by the weights of its criteria, as PaperBench does."""
+def _with_group_weight(
+    found: Sequence[NamedCriterion], weight: float, key: str
+) -> list[NamedCriterion]:
+    """Distribute a group's weight over its criteria in proportion to theirs, as PaperBench does."""
     weights = [one.spec.signed_weight for one in found]
     if not 0 <= weight <= _MAX_WEIGHT:
-        raise ValueError(f"{key}, of a group, must be from 0 to {_MAX_WEIGHT:g}, not {weight:g}")
+        raise ValueError(
+            f"{key} is the weight of a group: it must be from 0 to {_MAX_WEIGHT:g}, not {weight:g}"
+        )
     if min(weights, default=0.0) < 0:
         raise ValueError(
-            f"{key}: a group divides its weight by those in it, of which none may be negative: "
-            "leave the weight of the group out"
+            f"{key} is the weight of a group that has a criterion of negative weight, which cannot "
+            "get a share of it: remove the weight of the group"
         )
     total = fsum(weights) or 1.0
     return [
@@ -264,28 +294,28 @@ def _shared(found: Sequence[NamedCriterion], weight: float, key: str) -> list[Na
 
 
 def _criterion(given: Any, key: str) -> NamedCriterion:
+    """Read one criterion."""
     if isinstance(given, str):
         given = {"text": given}
     if not isinstance(given, Mapping):
         raise ValueError(f"{key} must be a criterion, an object with a `text`, not {quoted(given)}")
-    _require_yes_or_no(given, key)
+    _require_yes_no_choices(given, key)
     text_key = _text_key(given)
     if text_key is None:
         others = sorted(str(name) for name, one in given.items() if one is not None)
-        beside = f", beside the keys {quoted(others)}" if others else ""
-        raise ValueError(f"{key} has no text: write `text`{beside}")
-    text = given[text_key]
+        keys = f" to its keys {quoted(others)}" if others else ""
+        raise ValueError(f"{key} has no text: add `text`{keys}")
     weight, weight_key = _weight(given, key)
-    importance, text = _importance_and_text(given, text, has_weight=weight is not None)
+    text, prefix = _without_importance(given[text_key])
     if isinstance(text, str) and not text.strip():
         raise ValueError(f"{key}.{text_key}: write a statement that is true or false of an answer")
     requires = given.get("requires") or ()
     if not isinstance(requires, list | tuple):
         raise ValueError(f"{key}.requires must be a list of names, not {quoted(requires)}")
     table = {
-        "text": _negated(text, given, key),
+        "text": _affirmative_text(text, given, key),
         "weight": weight,
-        "importance": importance,
+        "importance": _importance(given, prefix, has_weight=weight is not None),
         "requires": requires,
     }
     try:
@@ -296,33 +326,38 @@ def _criterion(given: Any, key: str) -> NamedCriterion:
         where = [found_keys.get(str(part), part) for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{'.'.join(map(str, (key, *where)))}: {message}") from error
-    name_key = _key_of(given, [one for one in _NAMES if one != text_key])
+    name_key = _first_key(given, [one for one in _NAME_KEYS if one != text_key])
     name = "" if name_key is None else _name(given[name_key], key)
-    modifiers = given.get("modifiers")  # of NeMo Gym's finance agent
-    must_pass = isinstance(modifiers, Mapping) and modifiers.get("category") == "must_pass"
-    return NamedCriterion(key, name, spec, must_pass)
+    return NamedCriterion(key, name, spec, _modifiers(given).get("category") == "must_pass")
 
 
 def _text_key(given: Mapping[str, Any]) -> str | None:
-    """Return the key of a criterion's text; a title is one where there is no other."""
-    found = _key_of(given, [name for name in _TEXTS if not isinstance(given.get(name), list)])
-    return _key_of(given, ["title"]) if found is None else found
+    """Return the key of a criterion's text: the title if there is no other text."""
+    found = _first_key(
+        given, [name for name in _TEXT_KEYS if not isinstance(given.get(name), list)]
+    )
+    return _first_key(given, ["title"]) if found is None else found
 
 
 def _weight(given: Mapping[str, Any], key: str) -> tuple[float | None, str]:
-    """Return a criterion's weight, None if it has none, and the key that has it."""
-    found = _key_of(given, _WEIGHTS)
+    """Return a criterion's weight, None if it has none, and the key for errors about it."""
+    found = _first_key(given, _WEIGHT_KEYS)
     if found is not None:
         return _number(given[found], f"{key}.{found}"), found
-    modifiers = given.get("modifiers")  # of NeMo Gym's finance agent
-    if isinstance(modifiers, Mapping) and modifiers.get("severity") is not None:
-        where = "modifiers.severity"
-        return _number(modifiers["severity"], f"{key}.{where}"), where
+    severity = _modifiers(given).get("severity")
+    if severity is not None:
+        return _number(severity, f"{key}.modifiers.severity"), "modifiers.severity"
     return None, "weight"
 
 
+def _modifiers(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a criterion's `modifiers`, which NeMo Gym's finance agent has."""
+    modifiers = given.get("modifiers")
+    return modifiers if isinstance(modifiers, Mapping) else {}
+
+
 def _number(given: Any, key: str) -> float:
-    """Return a number, which may be a text."""
+    """Return a number that may be written as a text."""
     try:
         if isinstance(given, int | float | str) and not isinstance(given, bool):
             return float(given)
@@ -331,30 +366,34 @@ def _number(given: Any, key: str) -> float:
     raise ValueError(f"{key} must be a number, not {quoted(given)}")
 
 
-def _importance_and_text(
-    given: Mapping[str, Any], text: Any, *, has_weight: bool
-) -> tuple[str | None, Any]:
-    """Return the importance of a criterion, and its text without it.
+def _without_importance(text: Any) -> tuple[Any, str | None]:
+    """Return a text without the prefix that names its importance, and that importance."""
+    if isinstance(text, str) and (prefix := _IMPORTANCE_PREFIX.match(text)):
+        return text[prefix.end() :], prefix[1].lower()
+    return text, None
 
-    A weight counts more than a category or a description's beginning, because some files word
-    pitfalls as avoided and give them positive weights.
+
+def _importance(given: Mapping[str, Any], prefix: str | None, *, has_weight: bool) -> Any:
+    """Return the importance of a criterion from its key, its category or its text's prefix.
+
+    A weight takes precedence over category and prefix, because some files state pitfalls as avoided
+    and give them positive weights.
     """
     own = given.get("importance")
     importance = own.strip().lower() if isinstance(own, str) else own
-    if has_weight and importance not in IMPORTANCE_WEIGHTS:
-        importance = None
+    if has_weight:
+        is_known = isinstance(importance, str) and importance in _IMPORTANCE_WEIGHTS
+        return importance if is_known else None
+    if importance is not None:
+        return importance
     category = given.get("category")
-    words = [category.strip().lower()] if isinstance(category, str) else []
-    if isinstance(text, str) and (begun := _IMPORTANCE.match(text)):
-        text = text[begun.end() :]
-        words.append(begun[1].lower())
-    if importance is None and not has_weight:
-        importance = next((word for word in words if word in IMPORTANCE_WEIGHTS), None)
-    return importance, text
+    if isinstance(category, str) and category.strip().lower() in _IMPORTANCE_WEIGHTS:
+        return category.strip().lower()
+    return prefix
 
 
-def _negated(text: Any, given: Mapping[str, Any], key: str) -> Any:
-    """Return a text that is true of a good answer to a question whose answer must be no."""
+def _affirmative_text(text: Any, given: Mapping[str, Any], key: str) -> Any:
+    """Return a text that is true of a good answer, also if the expected answer to it is no."""
     expected = given.get("pass_criteria")  # of NeMo Gym's MultiChallenge
     if expected is None:
         return text
@@ -364,12 +403,14 @@ def _negated(text: Any, given: Mapping[str, Any], key: str) -> Any:
     return text if word == "yes" else f"The answer to this question is no: {text}"
 
 
-def _require_yes_or_no(given: Mapping[str, Any], key: str) -> None:
-    """Refuse what changes the meaning of a verdict and is not supported."""
-    choices = given.get("choices")  # of verifiers
+def _require_yes_no_choices(given: Mapping[str, Any], key: str) -> None:
+    """Refuse the choices of verifiers' criteria unless they are no and yes."""
+    choices = given.get("choices")
     words = [str(one).lower() for one in choices] if isinstance(choices, list) else []
     if choices is not None and words != ["no", "yes"]:
-        raise ValueError(f"{key}.choices must be no and yes: split the criterion into several")
+        raise ValueError(
+            f"{key}.choices must be no and yes: split a criterion with more grades into several"
+        )
 
 
 def _name(given: Any, key: str) -> str:
@@ -384,20 +425,20 @@ def _name(given: Any, key: str) -> str:
     return given.strip()
 
 
-def _require_clear_names(found: Sequence[NamedCriterion]) -> None:
-    """Refuse a requirement that two criteria meet by name."""
+def _require_unambiguous_requirements(found: Sequence[NamedCriterion]) -> None:
+    """Refuse `requires` with a name that several criteria have."""
     counts = Counter(one.name for one in found)
     for one in found:
-        unclear = sorted(name for name in {*one.spec.requires} if counts[name] > 1)
-        if unclear:
+        shared = sorted(name for name in {*one.spec.requires} if counts[name] > 1)
+        if shared:
             raise ValueError(
-                f"{one.key}.requires: {quoted(unclear)} are names of two criteria: rename one of "
-                "each"
+                f"{one.key}.requires: several criteria have the names {quoted(shared)}: give each "
+                "its own name"
             )
 
 
-def _with_names(found: Sequence[NamedCriterion], num_before: int) -> list[NamedCriterion]:
-    """Name criteria that have no name, or that of an earlier one."""
+def _with_unique_names(found: Sequence[NamedCriterion], num_before: int) -> list[NamedCriterion]:
+    """Name criteria that have no name, and number repeated names."""
     given = {one.name for one in found}
     copies: Counter[str] = Counter()
     used: set[str] = set()
@@ -412,11 +453,11 @@ def _with_names(found: Sequence[NamedCriterion], num_before: int) -> list[NamedC
     return named
 
 
-def _gated(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
-    """Let all criteria require those that must pass.
+def _with_gates(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
+    """Make all criteria require those that must pass, the gates.
 
-    These require each other in a row, of which the last has all their weight: if one is not met,
-    none of their weight counts either.
+    The gates form a chain: each requires the one before it, and the last has the weight of all of
+    them, so that one gate that is not met takes the weight of the others too.
     """
     gates = [one for one in named if one.must_pass]
     weight = fsum(one.spec.signed_weight for one in gates)
@@ -434,6 +475,6 @@ def _gated(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
     return gated
 
 
-def _key_of(given: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+def _first_key(given: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """Return the first of these keys that has a value."""
     return next((key for key in keys if given.get(key) is not None), None)

@@ -20,13 +20,12 @@ __all__ = [
     "FOLDERS",
     "built_in_names",
     "given_keys",
-    "is_rubric_file",
-    "is_template_file",
     "load_recipe",
     "load_recipe_again",
     "load_recipes",
     "locate_recipe",
     "parse_setting",
+    "resolve_files",
     "set_key",
 ]
 
@@ -137,9 +136,7 @@ def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
         endpoint = model.get("endpoint")
         if isinstance(endpoint, dict):
             _resolve_folders(endpoint, {"cache"}, path)
-        for key, is_file in (("chat_template", is_template_file), ("criteria", is_rubric_file)):
-            if is_file(model.get(key)):
-                model[key] = str((path.parent / model[key]).resolve())
+        resolve_files(model, path.parent)
     return table
 
 
@@ -160,13 +157,20 @@ def _read_text(path: Path, max_bytes: int) -> str:
     return content.decode("utf-8")
 
 
-def is_template_file(value: object) -> TypeGuard[str]:
+def resolve_files(model: MutableMapping[str, Any], folder: Path) -> None:
+    """Make the names of a model's files absolute, which are relative to the recipe's folder."""
+    for key, is_file in (("chat_template", _is_template_file), ("criteria", _is_rubric_file)):
+        if is_file(model.get(key)):
+            model[key] = str((folder / model[key]).resolve())
+
+
+def _is_template_file(value: object) -> TypeGuard[str]:
     """Say whether a `chat_template` names a file rather than containing the text."""
     return isinstance(value, str) and value.endswith(".jinja") and "{" not in value
 
 
-def is_rubric_file(value: object) -> TypeGuard[str]:
-    """Say whether a rubric's `criteria` name a file."""
+def _is_rubric_file(value: object) -> TypeGuard[str]:
+    """Say whether a rubric's `criteria` name a file rather than containing the criteria."""
     return isinstance(value, str) and value.endswith((".json", ".toml"))
 
 
@@ -183,7 +187,7 @@ def _read_templates(table: Mapping[str, Any]) -> None:
     """Replace the name of a chat template's file by its text."""
     for model in _models(table):
         file = model.get("chat_template")
-        if is_template_file(file):
+        if _is_template_file(file):
             try:
                 text = _read_text(Path(file).expanduser(), 4 * _MAX_TEXT_CHARS)
             except (OSError, RuntimeError, ValueError) as error:
@@ -195,10 +199,10 @@ def _read_templates(table: Mapping[str, Any]) -> None:
 
 
 def _read_rubrics(table: Mapping[str, Any]) -> None:
-    """Replace the name of a rubric's file by what it contains."""
+    """Replace the name of a rubric's file by its contents."""
     for model in _models(table):
         file = model.get("criteria")
-        if not is_rubric_file(file):
+        if not _is_rubric_file(file):
             continue
         try:
             text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES).removeprefix("\ufeff")

@@ -29,7 +29,7 @@ from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
-from alarm_models.recipe.criteria import CriterionSpec, read_rubric
+from alarm_models.recipe.criteria import CriterionSpec, is_published_form, read_rubric
 from alarm_models.types import Dtype
 
 __all__ = [
@@ -140,7 +140,7 @@ class Spec(BaseModel):
 
     @property
     def warms_up(self) -> bool:
-        """Whether it scores a sample before it is served; a judge that may cost money does not."""
+        """Whether it scores a sample before it is served; judges that may cost money do not."""
         return True
 
     @property
@@ -150,7 +150,7 @@ class Spec(BaseModel):
 
     @property
     def output_names(self) -> frozenset[str] | None:
-        """The names of its outputs as far as the recipe determines them; None if it does not."""
+        """The names of its outputs; None if the recipe does not determine them."""
         return None
 
     if TYPE_CHECKING:
@@ -940,7 +940,7 @@ class RemoteSpec(Spec):
 
     @property
     def output_names(self) -> frozenset[str] | None:
-        """No name for a judge, which gives one rating; None for others."""
+        """Empty for a judge, which gives one rating; None for others."""
         return frozenset() if self.api == "chat" else None
 
     @property
@@ -1193,8 +1193,8 @@ class RubricSpec(TextSpec):
     )
     criteria: Mapping[str, CriterionSpec] = Field(
         default_factory=dict,
-        description="criteria by name, for every sample; or a rubric in a form of public files, or "
-        "a `.json` or `.toml` file with one",
+        description="criteria by name, for every sample; or a rubric in a published form, or the "
+        "`.json` or `.toml` file that has it",
     )
     criteria_field: str = Field(
         default="rubric", pattern=r"^\w+$", description="field with a sample's further criteria"
@@ -1282,14 +1282,10 @@ class RubricSpec(TextSpec):
 
     @field_validator("criteria", mode="before")
     @classmethod
-    def _reads_public_forms(cls, criteria: Any) -> Any:
+    def _reads_published_forms(cls, criteria: Any) -> Any:
         if isinstance(criteria, str):
             raise ValueError("criteria must be a table, a list, or a file ending in .json or .toml")
-        is_list = isinstance(criteria, list | tuple)
-        if not is_list and not (
-            isinstance(criteria, Mapping)
-            and any(isinstance(one, list) for one in criteria.values())
-        ):
+        if not is_published_form(criteria):
             return criteria
         found = read_rubric(criteria, "criteria")
         if not found:
@@ -1313,21 +1309,9 @@ class RubricSpec(TextSpec):
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> RubricSpec:
-        if (self.endpoint is None) == (not self.checkpoint):
-            found = "both" if self.checkpoint else "neither"
-            raise ValueError(
-                f"kind rubric requires either a checkpoint or an endpoint, not {found}: write "
-                "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
-            )
-        given = self.model_fields_set
-        if self.endpoint is not None:
-            of_weights = {*TextSpec.model_fields, "positive", "negative"} - {*Spec.model_fields}
-            unused, judge = sorted(given & of_weights), "an endpoint"
-        else:
-            unused = sorted(given & {"n", "criteria_per_call", "quotes"})
-            judge = "a checkpoint"
-        if unused:
-            raise ValueError(f"{', '.join(unused)} have no effect with {judge}: remove them")
+        _require_one_judge(self)
+        of_weights = {*TextSpec.model_fields, "positive", "negative"} - {*Spec.model_fields}
+        _refuse_keys_of_other_judge(self, of_weights, {"n", "criteria_per_call", "quotes"})
         for key in ("head", "mark_copied"):
             if getattr(self, key):
                 raise ValueError(f"kind rubric reads the next token: leave {key} out")
@@ -1367,7 +1351,27 @@ class RubricSpec(TextSpec):
         return self
 
 
-#: The default texts of a judge's verdict tokens, for the answers in order.
+def _require_one_judge(spec: RubricSpec | CompareSpec) -> None:
+    if (spec.endpoint is None) == (not spec.checkpoint):
+        found = "both" if spec.checkpoint else "neither"
+        raise ValueError(
+            f"kind {spec.kind} requires either a checkpoint or an endpoint, not {found}: write "
+            "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
+        )
+
+
+def _refuse_keys_of_other_judge(
+    spec: RubricSpec | CompareSpec, of_checkpoints: set[str], of_endpoints: set[str]
+) -> None:
+    has_endpoint = spec.endpoint is not None
+    unused = sorted(spec.model_fields_set & (of_checkpoints if has_endpoint else of_endpoints))
+    if unused:
+        judge = "an endpoint" if has_endpoint else "a checkpoint"
+        them = "it" if len(unused) == 1 else "them"
+        raise ValueError(f"{', '.join(unused)} cannot be used with {judge}: remove {them}")
+
+
+#: The default verdict tokens of a judge, for the answers in order.
 _LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -1469,7 +1473,7 @@ class CompareSpec(TextSpec):
 
     @property
     def output_names(self) -> frozenset[str] | None:
-        """No name: a completion has one score."""
+        """Empty: a completion has one score and no outputs."""
         return frozenset()
 
     @property
@@ -1511,24 +1515,15 @@ class CompareSpec(TextSpec):
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> CompareSpec:
-        if (self.endpoint is None) == (not self.checkpoint):
-            found = "both" if self.checkpoint else "neither"
-            raise ValueError(
-                f"kind compare requires either a checkpoint or an endpoint, not {found}: write "
-                "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
-            )
+        _require_one_judge(self)
         formats = ("json", "genrm") if self.endpoint is not None else ("verdict", "pairrm", "logit")
-        judge = "a checkpoint" if self.endpoint is None else "an endpoint"
         if self.format not in formats:
+            judge = "a checkpoint" if self.endpoint is None else "an endpoint"
             able = " or ".join(f"`{one}`" for one in formats)
             raise ValueError(f"format `{self.format}` cannot be used with {judge}: use {able}")
-        unused = {"n"}
-        if self.endpoint is not None:
-            unused = {*TextSpec.model_fields} - {*Spec.model_fields}
-            unused |= {"ask", "template", "verdicts", "generation_prompt"}
-        found_unused = sorted(self.model_fields_set & unused)
-        if found_unused:
-            raise ValueError(f"{', '.join(found_unused)} have no effect with {judge}: remove them")
+        of_weights = {*TextSpec.model_fields} - {*Spec.model_fields}
+        of_weights |= {"ask", "template", "verdicts", "generation_prompt"}
+        _refuse_keys_of_other_judge(self, of_weights, {"n"})
         return self
 
     @model_validator(mode="after")
@@ -1542,9 +1537,9 @@ class CompareSpec(TextSpec):
             raise ValueError(
                 f"format `{self.format}` compares two answers: use another method than `list`"
             )
-        asks_itself = self.format in ("genrm", "pairrm", "logit")
-        if asks_itself and "question" in self.model_fields_set:
-            raise ValueError(f"format `{self.format}` asks its own question: remove `question`")
+        has_own_question = self.format in ("genrm", "pairrm", "logit")
+        if has_own_question and "question" in self.model_fields_set:
+            raise ValueError(f"format `{self.format}` does not use question: remove it")
         parameters = {} if self.endpoint is None else self.endpoint.parameters
         if self.n > 1 and parameters.get("temperature") == 0:
             raise ValueError(
@@ -1554,19 +1549,19 @@ class CompareSpec(TextSpec):
         return self
 
     @model_validator(mode="after")
-    def _checkpoint_reads_what_it_can(self) -> CompareSpec:
+    def _keys_fit_the_checkpoint(self) -> CompareSpec:
         if not self.has_weights:
             return self
         own = {"ask": self.ask, "template": None if self.template == "chat" else self.template}
         texts = {key: text for key, text in own.items() if text is not None}
         if len(texts) > 1:
-            raise ValueError("ask and template are both the question: remove one")
+            raise ValueError("ask and template both set the question: remove one")
         for key, text in texts.items():
             lacking = [one for one in ("{completion}", "{other}") if one not in text]
             if lacking:
                 raise ValueError(f"{key} does not contain {' and '.join(lacking)}, the two answers")
             if self.method == "list":
-                raise ValueError(f"{key} shows two answers: remove it, or the method `list`")
+                raise ValueError(f"{key} shows two answers: remove it, or use another method")
             if "question" in self.model_fields_set:
                 raise ValueError(f"{key} is the whole question: remove `question`")
         if self.format == "logit" and not texts:
@@ -1589,12 +1584,15 @@ class CompareSpec(TextSpec):
             return self
         wanted = "at least two" if self.method == "list" else "two"
         if len(self.verdicts) < 2 or (self.method != "list" and len(self.verdicts) > 2):
-            raise ValueError(f"verdicts has {len(self.verdicts)} tokens: give {wanted}")
+            raise ValueError(f"verdicts must have {wanted} tokens, not {len(self.verdicts)}")
         if len({*self.verdicts}) < len(self.verdicts):
-            raise ValueError("verdicts has a token twice: give each answer its own")
+            raise ValueError("verdicts repeats a token: give each answer a different one")
         is_shown = self.ask is None and self.template == "chat"
         if is_shown and any(isinstance(one, int) for one in self.verdicts):
-            raise ValueError("verdicts has ids, which the question cannot show: give texts")
+            raise ValueError(
+                "verdicts has token ids, which the built-in question cannot show: give texts, or "
+                "write `ask` or `template`"
+            )
         return self
 
 

@@ -391,8 +391,8 @@ class HostModel(ABC):
 async def score_shown(
     samples: Sequence[Sample],
     rules: ViewRules,
-    score: Callable[[Sequence[Sample]], Awaitable[list[Score | SampleError]]],
-) -> list[Score | SampleError]:
+    score: Callable[[Sequence[Sample]], Awaitable[list[Outcome]]],
+) -> list[Outcome]:
     """Score what ``rules`` show of samples; a sample that cannot be shown fails alone."""
     views = [view_of(sample, rules) for sample in samples]
     readable = [view.sample for view in views if isinstance(view, SampleView)]

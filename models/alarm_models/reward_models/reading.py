@@ -15,7 +15,7 @@ from alarm_models.modeling.inspection import CheckpointFacts, inspect_folder, re
 from alarm_models.preprocessing.chat_templates import FIXED_DATE, ChatFormat, asks_date
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.recipe.specs import CometSpec, JudgeSpec, NeuralSpec, TextSpec
+from alarm_models.recipe.specs import CometSpec, CompareSpec, JudgeSpec, NeuralSpec, TextSpec
 from alarm_models.reward_models.base import NeuralRewardModel
 from alarm_models.types import Sample
 
@@ -111,7 +111,8 @@ def reading_notes(
             f"config.json's reward_token_id is {wanted!r}, but this recipe reads its score at "
             f"{token!r}: write `suffix = {toml_value(wanted)}`"
         )
-    has_own_head = isinstance(spec, CometSpec) or getattr(spec, "format", "") == "pairrm"
+    is_pair_ranker = isinstance(spec, CompareSpec) and spec.format == "pairrm"
+    has_own_head = isinstance(spec, CometSpec) or is_pair_ranker
     if not spec.trust_remote_code and spec.head is None and not has_own_head:
         notes.append(class_note(facts, "the stock class of its kind"))
     family = match_family(facts, spec.checkpoint)

@@ -17,30 +17,30 @@ from alarm_models.types import Score
 
 __all__ = ["ShapingChoice", "ShapingFit", "shaping_choice"]
 
-#: The shapings that are compared with the recipe's.
+#: The shapings to compare with the recipe's.
 _CANDIDATES = (Shaping.CENTRED, Shaping.MEAN, Shaping.PER_LENGTH)
 
-#: The share of pairs of completions that a shaping must order as the aspect does.
-_KEEPS_RANKING = 0.95
+#: Minimum share of pairs of completions that a recommended shaping orders as the aspect does.
+_MIN_RANKING = 0.95
 
-#: By how much another shaping must lower the correlation to be recommended.
-_LEAST_GAIN = 0.05
+#: Minimum decrease of the correlation for which another shaping is recommended.
+_MIN_GAIN = 0.05
 
-#: The fewest completions that say something about a correlation.
-_FEWEST = 10
+#: Minimum number of completions for a recommendation.
+_MIN_COMPLETIONS = 10
 
-#: Decimal places to which rewards are compared: sums in another order differ in the last bits.
+#: Decimal places to which rewards are compared, because sums may differ in the last bits.
 _DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
 class ShapingFit:
-    """What a shaping makes of an aspect on completions.
+    """How an aspect's rewards under a shaping depend on length, and how they rank completions.
 
-    ``with_segments`` and ``with_words`` are Pearson's r of the shaped reward with the number of
-    segments and of words, NaN where one of them is constant. ``ranking`` is the share of pairs of
-    completions that the reward orders as the mean of their unshaped values does; equal rewards
-    count a half, pairs whose values are equal do not count.
+    ``with_segments`` and ``with_words`` are Pearson's r of the reward with the number of segments
+    and of words, NaN where either is constant. ``ranking`` is the share of pairs of completions
+    that the reward orders as the mean of their unshaped values does. Equal rewards count as half;
+    pairs with equal values are left out.
     """
 
     shaping: Shaping
@@ -50,18 +50,21 @@ class ShapingFit:
 
     @property
     def with_length(self) -> float:
-        """The larger of the two correlations without their signs; one that is NaN is 0."""
+        """The larger absolute value of the two correlations; NaN counts as 0."""
         return float(np.nan_to_num(np.abs([self.with_segments, self.with_words])).max())
 
     @property
     def keeps_ranking(self) -> bool:
-        """Whether nearly all pairs are ordered as the aspect orders them."""
-        return self.ranking >= _KEEPS_RANKING
+        """Whether enough pairs are ordered as the aspect orders them."""
+        return self.ranking >= _MIN_RANKING
 
 
 @dataclass(frozen=True, slots=True)
 class ShapingChoice:
-    """The recipe's shaping of an aspect and others; ``recommended`` is None if none is."""
+    """A comparison of shapings of an aspect.
+
+    ``present`` is the recipe's shaping; ``recommended`` is None if no shaping can be recommended.
+    """
 
     present: Shaping
     recommended: Shaping | None
@@ -69,39 +72,39 @@ class ShapingChoice:
     num_completions: int
 
     def explained(self) -> str:
-        """Describe the recommendation in a sentence."""
+        """Describe the recommendation, or why there is none, in a sentence."""
         by_shaping = {fit.shaping: fit for fit in self.fits}
         before = by_shaping[self.present]
-        if self.num_completions < _FEWEST:
+        if self.num_completions < _MIN_COMPLETIONS:
             return f"{self.num_completions} completions are too few to compare shapings"
         if all(math.isnan(fit.ranking) for fit in self.fits):
             return "all completions have the same mean value, so that shapings cannot be compared"
         if self.recommended is None:
             return (
-                f"no shaping orders {_KEEPS_RANKING:.0%} of the pairs of completions as the aspect "
+                f"no shaping orders {_MIN_RANKING:.0%} of the pairs of completions as the aspect "
                 "does"
             )
         if self.recommended is self.present:
             return (
                 f'keep shaping = "{self.present}": its largest correlation with length is '
-                f"{before.with_length:.2f}, and no other lowers it by {_LEAST_GAIN} and keeps the "
-                "ranking"
+                f"{before.with_length:.2f}, and no other that keeps the ranking lowers it by "
+                f"{_MIN_GAIN}"
             )
         after = by_shaping[self.recommended]
         return (
             f'set shaping = "{self.recommended}": its largest correlation with length is '
-            f"{after.with_length:.2f}, that of {self.present} {before.with_length:.2f}; it orders "
-            f"{after.ranking:.0%} of the pairs of completions as the aspect does"
+            f"{after.with_length:.2f}, instead of {before.with_length:.2f} with {self.present}; it "
+            f"orders {after.ranking:.0%} of the pairs of completions as the aspect does"
         )
 
 
 def shaping_choice(
     scores: Sequence[Score], texts: Sequence[str], rule: AspectRule, weight: float
 ) -> ShapingChoice:
-    """Compare the rule's shaping with others on completions; both lists ``[completions]``.
+    """Compare the rule's shaping with others; scores and texts are ``[completions]``.
 
-    Of those that keep the ranking, the one with the smallest correlation with length is
-    recommended, the rule's own unless another is clearly smaller.
+    Of the shapings that keep the ranking, the one that correlates least with length is recommended,
+    but another than the rule's only if it lowers the correlation by a minimum.
     """
     tokens = [whitespace_tokens(text) for text in texts]
     num_words = [len(one) for one in tokens]
@@ -124,26 +127,26 @@ def shaping_choice(
 
 
 def _recommended(fits: Sequence[ShapingFit], num_completions: int) -> Shaping | None:
-    """Choose among fits, of which the first is the recipe's."""
+    """Choose a shaping; the first fit is that of the recipe's."""
     able = [fit for fit in fits if fit.keeps_ranking]
-    if not able or num_completions < _FEWEST:
+    if not able or num_completions < _MIN_COMPLETIONS:
         return None
     best = min(able, key=lambda fit: fit.with_length)
     present = fits[0]
-    if present.keeps_ranking and present.with_length - best.with_length < _LEAST_GAIN:
+    if present.keeps_ranking and present.with_length - best.with_length < _MIN_GAIN:
         return present.shaping
     return best.shaping
 
 
 def _ranking(rewards: ArrayLike, values: ArrayLike) -> float:
-    """Return the share of pairs with different values that rewards order in the same way."""
-    one, other = (np.round(np.asarray(given, float), _DIGITS) for given in (rewards, values))
-    known = ~(np.isnan(one) | np.isnan(other))
-    one, other = one[known], other[known]
+    """Return the share of pairs with different values that the rewards order as the values do."""
+    reward, value = (np.round(np.asarray(given, float), _DIGITS) for given in (rewards, values))
+    known = ~(np.isnan(reward) | np.isnan(value))
+    reward, value = reward[known], value[known]
     num_pairs, in_order = 0, 0.0
-    for at in range(len(one) - 1):  # row by row, so that memory grows with the completions only
-        wanted = np.sign(other[at + 1 :] - other[at])
-        found = np.sign(one[at + 1 :] - one[at])
+    for at in range(len(reward) - 1):  # row by row: memory is linear in the completions
+        wanted = np.sign(value[at + 1 :] - value[at])
+        found = np.sign(reward[at + 1 :] - reward[at])
         differ = wanted != 0
         num_pairs += int(differ.sum())
         in_order += float(((found == wanted) + 0.5 * (found == 0))[differ].sum())

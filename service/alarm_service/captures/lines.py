@@ -206,7 +206,7 @@ def _require_texts(value: object) -> None:
 def capture_files(place: Path) -> list[Path]:
     """Return the files of a capture's folder, oldest first, or a single file.
 
-    Raises `CaptureError` if there is none: files of a folder may be removed later, but not before.
+    Raises `CaptureError` if there is none. A listed file may be removed before it is read.
     """
     if not place.exists():
         raise CaptureError(f"{place} does not exist: name a file, or the folder of --capture")

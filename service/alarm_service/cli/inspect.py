@@ -100,7 +100,7 @@ def _scored(
         raise prepared
     notes = list(model.notes)
     if spec.kind == "compare":
-        notes.append("the score is the share that the sample wins against itself, shown first")
+        notes.append("the sample is compared with itself; the score is the share of the first")
     if isinstance(prepared, ModelInput):
         try:
             prepared = model.read(prepared, model.forward([prepared])[0])

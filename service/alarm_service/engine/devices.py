@@ -19,12 +19,11 @@ from alarm_models.errors import CheckpointError, RecipeError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.templates import TextTemplate
 from alarm_models.process_tuning import collect_frozen, trim_malloc
-from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.reward_models.registry import CheckpointState, Loader
 from alarm_models.types import Dtype, Sample, Score, Span
 from alarm_service.engine.lifecycle import Lifecycle
-from alarm_service.engine.model_set import LoadedModel, ServedModel
+from alarm_service.engine.model_set import LoadedModel, ServedModel, compares_samples
 from alarm_service.engine.scheduler import RequestQueue
 from alarm_service.engine.worker import DeviceWorker
 from alarm_service.observability.metrics import Metrics
@@ -159,9 +158,8 @@ def shortest_warm_up_sample(served: ServedModel) -> Sample:
 
 
 def warm_up_group(served: ServedModel, sample: Sample) -> list[Sample]:
-    """Return a sample, with a second of its group for a model that compares samples."""
-    spec = served.spec
-    if isinstance(spec, CompareSpec) and spec.compares_samples:
+    """Return the samples to score for a warm-up: two of a group if the model compares samples."""
+    if compares_samples(served.spec):
         return [sample, replace(sample, completion=f"{sample.completion_text}.")]
     return [sample]
 

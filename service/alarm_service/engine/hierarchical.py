@@ -26,14 +26,13 @@ from alarm_models.combination.rewards import (
 )
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.recipe.specs import CompareSpec, Spec
 from alarm_models.types import AspectReward, JudgeUsage, Reward, Sample, Score
 from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
 from alarm_service.engine.group_state import GroupPlan, identities_of, plan_groups
-from alarm_service.engine.model_set import LoadedModel, ModelSet
+from alarm_service.engine.model_set import LoadedModel, ModelSet, compares_samples
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut
 from alarm_service.errors import Overloaded, ServiceError
@@ -85,7 +84,7 @@ class RequestRecipe:
         """Whether a model that the rule needs compares the samples of a group."""
         aspects = (self.recipe.aspects[name].model for name in self.needed)
         names = (self.recipe.holistic.model, *aspects)
-        return any(_compares(self.recipe.models[name]) for name in names)
+        return any(compares_samples(self.recipe.models[name]) for name in names)
 
     def group_plan(self, samples: Sequence[Sample]) -> GroupPlan | None:
         """Find the groups that other requests complete; None where there is none."""
@@ -261,7 +260,9 @@ class ScoreCollector:
         wanted = recipe.aspects if every_aspect else self.request.needed
         by_aspect = {name: self._model(recipe.aspects[name].model) for name in wanted}
         named = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
-        comparing = [one for one in named if _compares(one.served.spec) and one is not holistic]
+        comparing = [
+            one for one in named if compares_samples(one.served.spec) and one is not holistic
+        ]
         models = [one for one in named if one not in comparing]
         references, _ = await asyncio.gather(
             self._references(holistic, valid if params.definition.needs_reference else ()),
@@ -341,11 +342,6 @@ class ScoreCollector:
             return decide(score, self.request.params)
         except SampleError as error:
             return error
-
-
-def _compares(spec: Spec) -> bool:
-    """Return whether a sample's score depends on the other samples of its group."""
-    return isinstance(spec, CompareSpec) and spec.compares_samples
 
 
 def _aspects_count(decision: HolisticDecision | SampleError) -> bool:

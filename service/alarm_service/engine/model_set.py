@@ -12,12 +12,20 @@ import structlog
 from alarm_models.errors import quoted
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.recipe.specs import ModelSpec
+from alarm_models.recipe.specs import CompareSpec, ModelSpec
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
 from alarm_models.types import JudgeTotals
 from alarm_service.errors import NotFound
 
-__all__ = ["Catalog", "LoadedModel", "ModelSet", "ModelSetHolder", "ServedModel", "close_models"]
+__all__ = [
+    "Catalog",
+    "LoadedModel",
+    "ModelSet",
+    "ModelSetHolder",
+    "ServedModel",
+    "close_models",
+    "compares_samples",
+]
 
 _log = structlog.get_logger()
 
@@ -31,6 +39,11 @@ class ServedModel:
     recipe: str
     spec: ModelSpec
     fields: Mapping[str, FieldPattern]
+
+
+def compares_samples(spec: ModelSpec) -> bool:
+    """Return whether a sample's score depends on the other samples of its group."""
+    return isinstance(spec, CompareSpec) and spec.compares_samples
 
 
 class Catalog:

@@ -209,7 +209,7 @@ class ModelSetBuilder:
 
 
 def _require_known_outputs(named: Mapping[str, str], known: frozenset[str] | None) -> None:
-    """Raise `RecipeError` if recipes name an output that a model cannot have, without a score."""
+    """Raise `RecipeError` if recipes use an output that is not among the known ones."""
     if known is not None:
         outputs = dict.fromkeys(sorted(known), 0.0)
         require_named_outputs(named, Score(None, None, 0, False, outputs=outputs))

@@ -113,12 +113,12 @@ _LEAST_GAIN = 1.15
 #: A pass that takes this many times as long as expected: something else uses the cores.
 _SURPRISE = 2.5
 
-#: Shorter passes in seconds may be faster with fewer threads even if every core is free.
+#: Passes shorter than this many seconds may be faster with fewer threads even on free cores.
 _SHORT_PASS_S = 0.05
 
-#: Longer passes are tried with fewer threads if their threads ran for less than this share of the
-#: time: something else uses the cores.
-_LEAST_UTILIZATION = 0.85
+#: Longer passes are tried with fewer threads if their threads were running for less than this share
+#: of the time, because then something else uses the cores.
+_MIN_UTILIZATION = 0.85
 
 #: Longest time in seconds for which fewer threads are tried on a processor with many cores.
 _LONGEST_TRIAL_S = 0.5
@@ -128,8 +128,8 @@ _LONGEST_TRIAL_S = 0.5
 class _Choice:
     """What is known of one model's passes of one size; times are in seconds per token.
 
-    ``measured`` has the last pass with each number of threads; ``faster_once`` is a number that was
-    faster than ``num_threads`` and is tried again.
+    ``measured`` has the last pass with each number of threads. ``faster_once`` is a number of
+    threads that was faster than ``num_threads`` and will be tried again.
     """
 
     num_threads: int
@@ -147,11 +147,11 @@ class ThreadChooser:
 
     Every operation waits for its slowest thread. While another process keeps a core busy, or where
     a pass is small, one thread is faster than all of them. Each model and size of pass (in powers
-    of two) starts with all threads. Fewer are tried if passes are short or their threads had to
-    wait for a core: in the second pass, as soon as a pass takes much longer than expected, and
-    after ever longer intervals. Another number is chosen if it is faster twice, with a pass of the
-    present one in between, so that one disturbed pass decides nothing. With ``is_fixed``, all
-    threads are used: the number may change a score's last bits.
+    of two) starts with all threads. If passes are short or their threads waited for a core, fewer
+    are tried in the second pass and then at growing intervals; they are always tried after a pass
+    that took much longer than expected. Another number is chosen if it is faster twice, with a pass
+    of the current number in between, so that one disturbed pass decides nothing. With ``is_fixed``,
+    all threads are used: the number may change a score's last bits.
     """
 
     def __init__(self, num_threads: int, *, is_fixed: bool = False) -> None:
@@ -179,7 +179,7 @@ class ThreadChooser:
     def record(
         self, model: str, num_tokens: int, num_threads: int, seconds: float, cpu_seconds: float
     ) -> None:
-        """Record how long a pass took, and for how long all threads together ran."""
+        """Record the duration of a pass, and the CPU time of all threads of the process in it."""
         if len(self._numbers) == 1:
             return
         choice = self._choice(model, num_tokens)
@@ -205,7 +205,7 @@ class ThreadChooser:
 
     @staticmethod
     def _is_faster(choice: _Choice, num_threads: int) -> bool:
-        """Whether a number of threads was faster in its last pass than the present number."""
+        """Whether the last pass with this number of threads was faster than with the current."""
         return choice.measured[num_threads] * _LEAST_GAIN < choice.measured[choice.num_threads]
 
     def _choice(self, model: str, num_tokens: int) -> _Choice:
@@ -213,6 +213,7 @@ class ThreadChooser:
         return self._choices.setdefault(key, _Choice(self._numbers[0], {}))
 
     def _is_due(self, choice: _Choice, num_tokens: int) -> bool:
+        """Whether the next pass should try another number of threads."""
         if choice.faster_once:
             return choice.num_passes > 1
         if choice.is_surprised:
@@ -220,7 +221,7 @@ class ThreadChooser:
         may_gain = (
             choice.num_threads != self._numbers[0]
             or choice.measured[choice.num_threads] * num_tokens < _SHORT_PASS_S
-            or choice.utilization < _LEAST_UTILIZATION
+            or choice.utilization < _MIN_UTILIZATION
         )
         is_first = len(choice.measured) == 1
         return may_gain and (is_first or choice.num_passes > choice.interval)

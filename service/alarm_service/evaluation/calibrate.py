@@ -95,8 +95,8 @@ def calibrate(
     )
     rewards = rewards_of(material.samples, recipe, scores, hierarchy)
     by_aspect = {name: scores.of(spec) for name, spec in recipe.aspects.items()}
-    shaped = {
-        name: _shaped(one, material.samples, recipe, name, admitted)
+    admitted_by_aspect = {
+        name: _scored_and_admitted(one, material.samples, recipe, name, admitted)
         for name, one in by_aspect.items()
     }
     return CalibrationResult(
@@ -108,8 +108,8 @@ def calibrate(
         before=_constants_of(recipe, raw),
         found=fitted,
         aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
-        additions={name: addition(*one) for name, one in shaped.items()},
-        shapings={name: shaping_choice(*one) for name, one in shaped.items()},
+        additions={name: addition(*one) for name, one in admitted_by_aspect.items()},
+        shapings={name: shaping_choice(*one) for name, one in admitted_by_aspect.items()},
         holistic_part=_spread(recipe.holistic.weight * z[admitted]),
         holistic_at_threshold=recipe.holistic.weight * fitted.threshold,
         holistic_with_length=correlation(raw, words),
@@ -167,14 +167,14 @@ def _spread(values: Floats) -> Moments:
     return Moments(float(known.mean()), float(known.std()), len(known))
 
 
-def _shaped(
+def _scored_and_admitted(
     scores: Sequence[Score | None],
     samples: Sequence[Sample],
     recipe: Recipe,
     name: str,
     admitted: Indices,
 ) -> tuple[list[Score], list[str], AspectRule, float]:
-    """Return scores and texts of admitted completions, and how the aspect rewards them."""
+    """Return an aspect's scores and texts of admitted completions, its rule and its weight."""
     known = [(scores[index], samples[index].completion_text) for index in admitted]
     return (
         [score for score, _ in known if score is not None],
@@ -255,9 +255,9 @@ def _aspects(result: CalibrationResult) -> Iterator[Grid | Paragraph]:
             for name, one in result.shapings.items()
             for fit in one.fits
         ],
-        "r is the correlation of the shaped reward of an admitted completion with its number of "
-        "segments and of words. Pairs of completions are in order if the reward prefers the one "
-        "whose segments have the better mean.",
+        "r is the correlation, over admitted completions, of the shaped reward with the number of "
+        "segments or words. A pair of completions is in order if the shaped reward is higher for "
+        "the one whose unshaped values have the higher mean.",
     )  # fmt: skip
     for name, choice in result.shapings.items():
         if choice.num_completions:

@@ -13,11 +13,10 @@ from tomlkit.exceptions import TOMLKitError
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.loader import (
     FOLDERS,
-    is_rubric_file,
-    is_template_file,
     load_recipe,
     locate_recipe,
     parse_setting,
+    resolve_files,
     set_key,
 )
 from alarm_service.json_lines import write_whole
@@ -73,9 +72,7 @@ def _move(document: tomlkit.TOMLDocument, folder: Path, target: Path) -> None:
         for key in FOLDERS & set(model):
             if str(model[key]).startswith(("./", "../")):
                 model[key] = str((folder / str(model[key])).resolve())
-        for key, is_file in (("chat_template", is_template_file), ("criteria", is_rubric_file)):
-            if is_file(model.get(key)):
-                model[key] = str((folder / str(model[key])).resolve())
+        resolve_files(model, folder)
 
 
 def _write_if_a_recipe(text: str, target: Path) -> None:

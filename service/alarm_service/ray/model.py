@@ -22,13 +22,12 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from alarm_models.backoff import backoff_s
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
-from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Score
 from alarm_service.engine.devices import ModelLoader
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
-from alarm_service.engine.model_set import ServedModel
+from alarm_service.engine.model_set import ServedModel, compares_samples
 from alarm_service.errors import Broken
 from alarm_service.ray.capacity import Demand, shortage, used_by_others
 from alarm_service.ray.leases import DeploymentLease
@@ -154,8 +153,8 @@ class SlotRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types that 
             self._under_way.pop(call_id, None)
 
 
-#: Maximum tokens sent to a replica in one call, a few batches of work, unless the samples of a
-#: prompt are compared with each other.
+#: Maximum tokens sent to a replica in one call: a few batches of work. A model that compares the
+#: samples of a prompt gets all of them in one call.
 _CHUNK_TOKENS = 16384
 
 #: Seconds between status queries, which take Serve much of a second on a busy machine.
@@ -179,8 +178,7 @@ class RayModel(HostModel):
         self._plan = plan
         self._lease = lease
         (spec,) = plan.recipe.models.values()
-        is_compared = isinstance(spec, CompareSpec) and spec.compares_samples
-        self._chunk_tokens = sys.maxsize if is_compared else _CHUNK_TOKENS
+        self._chunk_tokens = sys.maxsize if compares_samples(spec) else _CHUNK_TOKENS
         self._method: Any = None
 
     async def open(self) -> None:

@@ -1,1 +1,1 @@
-"""Kind `compare`: a judge or a pairwise model over the completions of a group."""
+"""Kind `compare`: a judge or a pairwise model compares the completions of a group."""

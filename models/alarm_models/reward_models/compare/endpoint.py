@@ -13,10 +13,9 @@ from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.untrusted_text import neutralized
 from alarm_models.recipe.specs import CompareSpec, EndpointSpec
 from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
-from alarm_models.reward_models.compare.contest import (
+from alarm_models.reward_models.compare.groups import (
     compare_groups,
     compare_with_references,
-    prompt_with_roles,
 )
 from alarm_models.reward_models.compare.questions import (
     ListQuestion,
@@ -35,8 +34,8 @@ _Read = TypeVar("_Read")
 class EndpointCompareModel(HostModel):
     """A judge behind a chat endpoint that compares the samples of each group.
 
-    Samples with the same completion are compared once and have the same score. A sample that fails
-    is not compared, and a sample without another to compare it with fails.
+    Equal completions are compared once and get the same score. A sample that has failed before is
+    not compared; a sample that is alone in its group fails.
     """
 
     is_elsewhere = True
@@ -92,7 +91,7 @@ class EndpointCompareModel(HostModel):
 
 @dataclass(slots=True)
 class _EndpointJudge:
-    """Asks the endpoint about texts that answer a sample's prompt, and counts what that costs."""
+    """Asks the endpoint about texts that answer a sample's prompt, and counts the usage."""
 
     spec: CompareSpec
     endpoint: JudgeEndpoint
@@ -113,7 +112,7 @@ class _EndpointJudge:
         return await self._all(self._list_scores, orders)
 
     def scored(self, text: int, value: float) -> Score:
-        """Return a score; the first of a group has the usage of all its questions."""
+        """Return a score; the first one of a group has the usage of all of its questions."""
         usage, self.usage = self.usage, JudgeUsage()
         return replace(Score(value, None, 0, False), judge_usage=usage)
 
@@ -134,13 +133,13 @@ class _EndpointJudge:
         if self.spec.format == "genrm":
             asked = RankingQuestion(self.sample, texts)
         else:
-            asked = PairQuestion(prompt_with_roles(self.sample), texts, self._question)
+            asked = PairQuestion(self.sample.prompt_with_roles, texts, self._question)
         votes = await self._votes(asked, asked.share)
         return math.fsum(votes) / len(votes)
 
     async def _list_scores(self, order: Sequence[int]) -> Sequence[float]:
         texts = [self.texts[at] for at in order]
-        asked = ListQuestion(prompt_with_roles(self.sample), texts, self._question)
+        asked = ListQuestion(self.sample.prompt_with_roles, texts, self._question)
         votes = await self._votes(asked, asked.scores)
         return [math.fsum(one) / len(votes) for one in zip(*votes, strict=True)]
 
@@ -149,7 +148,7 @@ class _EndpointJudge:
         asked: PairQuestion | RankingQuestion | ListQuestion,
         read: Callable[[JudgeReply], _Read],
     ) -> list[_Read]:
-        """Return the readable answers, which must be more than half; raise `SampleError`."""
+        """Return the readable answers; raise `SampleError` unless they are more than half."""
         result = await self.endpoint.ask(asked.to_judge(self.spec.n))
         self.usage += result.usage
         votes: list[_Read] = []

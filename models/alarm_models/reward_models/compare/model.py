@@ -1,4 +1,4 @@
-"""Kind `compare`: a model in this process that compares completions, or a chat endpoint."""
+"""Kind `compare`: compares completions with a checkpoint, or loads the model of an endpoint."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from functools import partial
 import torch
 
 from alarm_models.combination.all_rules import sigmoid
-from alarm_models.errors import CheckpointError, SampleError
-from alarm_models.modeling.heads import Pooling
+from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import pair_ranker, sequence_classifier, token_scorer
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.read_text import ReadSample
 from alarm_models.preprocessing.shown_sample import SampleView
-from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
-from alarm_models.preprocessing.tokenizer import Tokenizer
-from alarm_models.preprocessing.truncation import TokenIds
+from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.untrusted_text import mark_of, neutralized, neutralized_sample
-from alarm_models.recipe.specs import MARK, CompareSpec
+from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import (
     HostModel,
     LoadedCheckpoint,
@@ -29,47 +26,31 @@ from alarm_models.reward_models.base import (
     Outcome,
     Prepared,
     require_finite,
-    require_outputs,
     score_shown,
     view_of,
 )
-from alarm_models.reward_models.compare.contest import (
+from alarm_models.reward_models.compare.endpoint import EndpointCompareModel
+from alarm_models.reward_models.compare.groups import (
     compare_groups,
     compare_with_references,
-    prompt_with_roles,
 )
-from alarm_models.reward_models.compare.endpoint import EndpointCompareModel
-from alarm_models.reward_models.compare.pairrm import PairRmTexts
-from alarm_models.reward_models.compare.questions import INTRODUCTION
+from alarm_models.reward_models.compare.local_questions import (
+    LocalQuestion,
+    QuestionInput,
+    QuestionTokenizer,
+    verdict_ids,
+)
+from alarm_models.reward_models.compare.pairrm import PairRmTokenizer
 from alarm_models.reward_models.registry import CheckpointFiles, host_kind, neural_kind
-from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
-from alarm_models.types import Sample, Score, Span
+from alarm_models.types import Sample, Score
 
 __all__ = ["AskDevice", "CompareModel"]
 
-#: Scores questions on the model's device; one outcome a question, in order.
+#: Scores questions on the model's device; one outcome per question, in order.
 AskDevice = Callable[[Sequence[Sample]], Awaitable[Sequence[Outcome]]]
 
-#: The name of the second answer in the recipe's texts.
-_OTHER = "other"
-
-#: Groups that are compared at a time, and questions of one group that are queued at a time.
+#: Maximum groups compared at a time, and maximum questions of one group queued at a time.
 _GROUPS_AT_ONCE, _QUESTIONS_AT_ONCE = 64, 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Question(Sample):
-    """A prompt and answers to it: the completion, and those that are shown after it."""
-
-    others: tuple[str, ...] = ()
-    mark: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _ComparisonInput(ModelInput):
-    """The tokens of a question about some answers."""
-
-    num_answers: int = 2
 
 
 def _load_network(spec: CompareSpec, files: CheckpointFiles) -> Network:
@@ -78,32 +59,15 @@ def _load_network(spec: CompareSpec, files: CheckpointFiles) -> Network:
         return pair_ranker(files.source)
     if spec.format == "logit":
         return files.classifier(sequence_classifier)
-    return token_scorer(files.source, _verdict_ids(spec, files.tokenizer))
-
-
-def _verdict_ids(spec: CompareSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
-    try:
-        ids = tuple(
-            token if isinstance(token, int) else tokenizer.only_id(token)
-            for token in spec.verdict_tokens
-        )
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{spec.checkpoint}: {error}: write other tokens in `verdicts`"
-        ) from error
-    if len({*ids}) < len(ids):
-        raise CheckpointError(
-            f"{spec.checkpoint}: verdicts are not all different tokens, but {list(ids)}"
-        )
-    return ids
+    return token_scorer(files.source, verdict_ids(spec, files.tokenizer))
 
 
 @neural_kind(CompareSpec, load_network=_load_network)
 class CompareModel(NeuralRewardModel):
     """A causal judge, PairRM or a classifier of pairs that compares the samples of each group.
 
-    `compare` makes the questions, which run on the device like samples: `prepare` and `read` are
-    those of a question. The score of a question is the share that its first answer wins.
+    `compare` creates questions, which run on the device like samples: `prepare` and `read` take
+    questions. The score of a question is the share that its first answer wins.
     """
 
     def __init__(
@@ -114,18 +78,19 @@ class CompareModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         is_ranker = spec.format == "pairrm"
-        # The configuration's limit is that of DeBERTa's pretraining, which has no table of it.
+        # PairRmTokenizer applies max_tokens. The limit of pretraining, in config.json, does not
+        # hold for DeBERTa's relative positions.
         limited = spec.model_copy(update={"max_tokens": None}) if is_ranker else spec
         super().__init__(limited, weights, fingerprint)
         self._spec = spec
         self._control_tokens = weights.tokenizer.added_tokens
         self._reference = TextTemplate("{reference}", fields=fields)
-        self._texts: _QuestionTexts | PairRmTexts
+        self._question_tokenizer: QuestionTokenizer | PairRmTokenizer
         if is_ranker:
-            self._texts = PairRmTexts(spec, weights)
-            self.limit = self._texts.max_tokens
+            self._question_tokenizer = PairRmTokenizer(spec, weights)
+            self.limit = self._question_tokenizer.max_tokens
         else:
-            self._texts = _QuestionTexts(spec, weights, fields)
+            self._question_tokenizer = QuestionTokenizer(spec, weights, fields)
 
     @property
     def pass_key(self) -> None:
@@ -133,7 +98,7 @@ class CompareModel(NeuralRewardModel):
         return None
 
     async def compare(self, samples: Sequence[Sample], ask: AskDevice) -> list[Outcome]:
-        """Compare the samples of each group, or each with its reference; ``ask`` runs questions."""
+        """Compare samples in groups or with references; ``ask`` scores the questions."""
         return await score_shown(samples, self._view_rules, partial(self._compare, ask=ask))
 
     async def _compare(self, samples: Sequence[Sample], ask: AskDevice) -> list[Outcome]:
@@ -151,25 +116,25 @@ class CompareModel(NeuralRewardModel):
         )
 
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Render, tokenize and truncate questions, whose texts are what is shown of samples."""
+        """Render, tokenize and truncate questions; `compare` has applied the view of samples."""
         return self.prepare_shown(samples)
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Prepare questions; a plain sample is compared with itself, to probe the model."""
+        """Prepare questions; a plain sample, as of a probe, is compared with itself."""
         questions = [
             one
-            if isinstance(one, _Question)
+            if isinstance(one, LocalQuestion)
             else self._question(one, [one.completion_text, one.completion_text])
             for one in samples
         ]
-        return self._texts.prepare(questions)
+        return self._question_tokenizer.prepare(questions)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
-        """Read what the first answer wins; of more than two, the probability of each."""
+        """Read the share of the first answer; for a list, also the probability of each answer."""
         values = outputs[0].tolist()
         require_finite(values)
         num_tokens, truncated = features.num_tokens, features.truncated
-        if not isinstance(features, _ComparisonInput) or self._spec.format != "verdict":
+        if not isinstance(features, QuestionInput) or self._spec.format != "verdict":
             return Score(sigmoid(values[0]), None, num_tokens, truncated)
         if self._spec.method != "list":
             return Score(sigmoid(values[0] - values[1]), None, num_tokens, truncated)
@@ -178,7 +143,7 @@ class CompareModel(NeuralRewardModel):
         return Score(shares[0], None, num_tokens, truncated, outputs=named)
 
     def read_sample(self, sample: Sample) -> ReadSample | SampleError:
-        """Return what is shown of a sample; its texts depend on the rest of its group."""
+        """Return what is shown of a sample, but no texts, which depend on the rest of its group."""
         view = view_of(sample, self._view_rules)
         if not isinstance(view, SampleView):
             return view
@@ -186,20 +151,20 @@ class CompareModel(NeuralRewardModel):
 
     def _cut_off(self, features: ModelInput) -> set[str]:
         if self._spec.format == "pairrm":
-            return set()  # the features name the texts that were truncated
+            return set()  # PairRmTokenizer names the truncated texts in the features
         return super()._cut_off(features)
 
     @property
     def _max_answers(self) -> int:
         return len(self._spec.verdict_tokens)
 
-    def _question(self, sample: Sample, texts: Sequence[str]) -> _Question:
-        """Return a question about all of some texts, in which no control token is left."""
+    def _question(self, sample: Sample, texts: Sequence[str]) -> LocalQuestion:
+        """Return a question about all of these texts, without control tokens."""
         neutral = neutralized_sample(sample, self._control_tokens)
         first, *others = (neutralized(text, self._control_tokens) for text in texts)
-        text = prompt_with_roles(neutral)
-        return _Question(
-            neutral.prompt if self._texts.has_own_prompt else text,
+        text = neutral.prompt_with_roles
+        return LocalQuestion(
+            neutral.prompt if self._question_tokenizer.keeps_messages else text,
             first,
             neutral.fields,
             others=tuple(others),
@@ -209,23 +174,23 @@ class CompareModel(NeuralRewardModel):
 
 @dataclass(slots=True)
 class _LocalJudge:
-    """Asks a model about answers to a prompt; ``about_all`` makes a question about all of them.
+    """Asks a model about answers to a prompt; ``build_question`` returns one about all of them.
 
-    All questions of a group have the mark of that one, so that they share the prompt's tokens.
+    All questions of a group have the mark of that question, so that they share the prompt's tokens.
     """
 
-    about_all: Callable[[], _Question]
+    build_question: Callable[[], LocalQuestion]
     ask: AskDevice
     max_answers: int
-    question: _Question | None = None
-    #: The tokens and the computed tokens of the questions in which a text was the first.
+    question: LocalQuestion | None = None
+    #: Tokens and computed tokens of the questions in which a text was the first.
     costs: dict[int, tuple[int, int]] = field(default_factory=dict)
-    #: What some question about a text left out, and whether one was truncated.
+    #: What the questions about a text omitted, and the texts with a truncated question.
     omitted: dict[int, frozenset[str]] = field(default_factory=dict)
     truncated: set[int] = field(default_factory=set)
 
     async def shares(self, orders: Sequence[tuple[int, int]]) -> list[float | SampleError]:
-        """Ask about pairs on the device, in its own batches."""
+        """Ask about pairs on the device."""
         found: list[float | SampleError] = []
         for outcome in await self._outcomes(orders):
             found.append(outcome if isinstance(outcome, SampleError) else _value(outcome))
@@ -234,7 +199,7 @@ class _LocalJudge:
     async def list_scores(
         self, orders: Sequence[Sequence[int]]
     ) -> list[Sequence[float] | SampleError]:
-        """Return the probability of each text's token in questions about all of them."""
+        """Ask about all texts in each order; a score is the probability of the text's verdict."""
         num_texts = len(orders[0])
         if num_texts > self.max_answers:
             raise SampleError(
@@ -248,7 +213,7 @@ class _LocalJudge:
         ]
 
     def scored(self, text: int, value: float) -> Score:
-        """Return a score; the tokens of a text's questions are counted once."""
+        """Return a score with the tokens of the text's questions, which are reported once."""
         num_tokens, num_computed = self.costs.pop(text, (0, 0))
         return Score(
             value,
@@ -260,17 +225,17 @@ class _LocalJudge:
         )
 
     async def _outcomes(self, orders: Sequence[Sequence[int]]) -> list[Outcome]:
-        if self.question is None:  # off the event loop, as texts may be long
-            self.question = await asyncio.to_thread(self.about_all)
+        if self.question is None:  # in a thread, because texts may be long
+            self.question = await asyncio.to_thread(self.build_question)
         outcomes: list[Outcome] = []
         for start in range(0, len(orders), _QUESTIONS_AT_ONCE):
             some = orders[start : start + _QUESTIONS_AT_ONCE]
-            outcomes += await self.ask([_asked(self.question, order) for order in some])
+            outcomes += await self.ask([_question_about(self.question, order) for order in some])
         for order, outcome in zip(orders, outcomes, strict=True):
             if isinstance(outcome, Score):
                 self._count(order, outcome)
         return [
-            _of_question(self.question, order, outcome)
+            _with_lengths(self.question, order, outcome)
             for order, outcome in zip(orders, outcomes, strict=True)
         ]
 
@@ -286,18 +251,18 @@ class _LocalJudge:
                 self.truncated.add(at)
 
 
-def _asked(about_all: _Question, order: Sequence[int]) -> _Question:
-    """Return the question about some of the texts, in an order."""
-    texts = (about_all.completion_text, *about_all.others)
+def _question_about(whole: LocalQuestion, order: Sequence[int]) -> LocalQuestion:
+    """Return a question about some of the texts of a whole group, in an order."""
+    texts = (whole.completion_text, *whole.others)
     first, *others = (texts[at] for at in order)
-    return replace(about_all, completion=first, others=tuple(others))
+    return replace(whole, completion=first, others=tuple(others))
 
 
-def _of_question(about_all: _Question, order: Sequence[int], outcome: Outcome) -> Outcome:
-    """Return an outcome whose error, if a text is too long, says how long those asked about are."""
+def _with_lengths(whole: LocalQuestion, order: Sequence[int], outcome: Outcome) -> Outcome:
+    """Return an outcome; if a question is too long, its error says how long the completions are."""
     if not isinstance(outcome, SampleError) or outcome.code != "too_long":
         return outcome
-    texts = (about_all.completion_text, *about_all.others)
+    texts = (whole.completion_text, *whole.others)
     lengths = ", ".join(str(len(texts[at])) for at in order)
     return SampleError(
         outcome.code,
@@ -311,106 +276,8 @@ def _value(score: Score) -> float:
     return score.value
 
 
-class _QuestionTexts:
-    """Questions as texts of their own, for causal judges and classifiers of pairs."""
-
-    def __init__(
-        self, spec: CompareSpec, weights: LoadedCheckpoint, fields: Mapping[str, FieldPattern]
-    ) -> None:
-        self._spec = spec
-        self._fields = fields
-        self._pipeline = TextPipeline(spec, spec.template, weights, fields)
-        self._pooling = weights.network.pooling or Pooling.LAST
-        self._pad = weights.network.config.pad_token_id
-        self._asked: dict[int, TextTemplate] = {}
-        if spec.format == "logit":
-            require_outputs(weights.network, 1, "format `logit`")
-        else:
-            vocabulary = int(weights.network.config.vocab_size)
-            for token in _verdict_ids(spec, weights.tokenizer):
-                if not 0 <= token < vocabulary:
-                    raise CheckpointError(
-                        f"verdicts has token {token}, outside the vocabulary of {vocabulary}"
-                    )
-
-    @property
-    def has_own_prompt(self) -> bool:
-        """Whether the recipe's text, rather than the built-in question, shows the prompt."""
-        return self._spec.ask is not None or self._spec.template != "chat"
-
-    def prepare(self, questions: Sequence[_Question]) -> list[Prepared]:
-        """Render, tokenize and truncate questions."""
-        prepared = self._pipeline.prepare(questions, self._render, self._features)
-        return [
-            replace(one, num_answers=1 + len(question.others))
-            if isinstance(one, _ComparisonInput)
-            else one
-            for one, question in zip(prepared, questions, strict=True)
-        ]
-
-    def _render(self, sample: Sample) -> Rendered:
-        if not isinstance(sample, _Question):
-            raise TypeError("a question is rendered")
-        names = [_name(at) for at in range(len(sample.others))]
-        fields = {**sample.fields, **dict(zip(names, sample.others, strict=True))}
-        shown = replace(sample, fields={**fields, MARK: sample.mark})
-        if self._spec.template != "chat":
-            return self._pipeline.render(shown)
-        if self._spec.ask is not None:
-            self._pipeline.require_renderable(shown)
-        begins_turn = self._spec.format == "verdict" and self._spec.generation_prompt
-        question = self._template(1 + len(sample.others)).render(shown)
-        return self._pipeline.render_question(question, begins_turn=begins_turn)
-
-    def _template(self, num_answers: int) -> TextTemplate:
-        if num_answers not in self._asked:
-            text = self._spec.ask or _built_in_question(self._spec, num_answers)
-            self._asked[num_answers] = TextTemplate(text, fields=self._fields)
-        return self._asked[num_answers]
-
-    def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
-        last = len(tokens.ids) - 1
-        read = Span(last, last + 1)
-        if self._spec.format == "logit":
-            read = pooling_positions(tokens.ids, self._pooling, self._pad)
-        return _ComparisonInput(
-            tokens.ids, (read,), truncated, token_type_ids=tokens.token_type_ids
-        )
-
-
-def _name(at: int) -> str:
-    """Return the name in templates of an answer after the first."""
-    return _OTHER if at == 0 else f"{_OTHER}_{at + 2}"
-
-
-def _built_in_question(spec: CompareSpec, num_answers: int) -> str:
-    """Return the template of a question; the prompt comes first, so that questions share it."""
-    labels = [str(token).strip() for token in spec.verdict_tokens[:num_answers]]
-    names = ["completion", *(_name(at) for at in range(num_answers - 1))]
-    answers = [_fenced(f"answer {label}", name) for label, name in zip(labels, names, strict=True)]
-    some = ", ".join(labels[:-1])
-    return "\n\n".join(
-        [
-            INTRODUCTION,
-            _fenced("request", "prompt"),
-            *answers,
-            spec.question,
-            _literal(f"Reply only with {some} or {labels[-1]}."),
-        ]
-    )
-
-
-def _fenced(what: str, name: str) -> str:
-    what = _literal(what)
-    return f"[{{{MARK}}} {what}]\n{{{name}}}\n[{{{MARK}}} end of {what}]"
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
-
-
 @host_kind(CompareSpec)
 def _load(spec: CompareSpec, fields: Mapping[str, FieldPattern]) -> HostModel:
     if spec.endpoint is None:
-        raise TypeError("a checkpoint compares in this process")
+        raise TypeError("kind compare with a checkpoint is loaded as a neural model")
     return EndpointCompareModel(spec, spec.endpoint, fields)

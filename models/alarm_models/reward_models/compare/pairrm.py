@@ -1,9 +1,8 @@
-"""The tokens of a pair as llm-blender's PairRM reads them."""
+"""Tokenizes a prompt and two answers for llm-blender's PairRM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, SampleError
@@ -11,58 +10,44 @@ from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import LoadedCheckpoint, Prepared
+from alarm_models.reward_models.compare.local_questions import LocalQuestion
 from alarm_models.types import Span
 
-__all__ = ["PairQuestion", "PairRmTexts"]
+__all__ = ["PairRmTokenizer"]
 
-#: The tokens at which prompt and answers are read, by their keys in config.json.
+#: The tokens that precede prompt and answers, where the head reads, by their keys in config.json.
 _PREFIXES = {
     "source_prefix_id": "<|source|>",
     "cand1_prefix_id": "<|candidate1|>",
     "cand2_prefix_id": "<|candidate2|>",
 }
 
-#: The tokens that PairRM was trained on: at most so many of the prompt, and in total.
+#: Maximum tokens that PairRM was trained with: of the prompt, and in total.
 _PROMPT_TOKENS, _MAX_TOKENS = 1224, 2048
 
 
-class PairQuestion(Protocol):
-    """A prompt with two answers."""
+class PairRmTokenizer:
+    """Joins the tokens of a prompt and two answers, each with its own special tokens.
 
-    @property
-    def prompt_text(self) -> str:
-        """The prompt."""
-
-    @property
-    def completion_text(self) -> str:
-        """The first answer."""
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The second answer."""
-
-
-class PairRmTexts:
-    """Tokenizes prompt and answers, each with special tokens around it, and joins them.
-
-    ``[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> a [SEP] [CLS] <|candidate2|> b [SEP]``. The
-    prompt is truncated at its end; the answers share what it leaves. Source: `tokenize_pair` in the
-    card of llm-blender/PairRM-hf.
+    ``[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> a [SEP] [CLS] <|candidate2|> b [SEP]``. A
+    text is truncated at its end; each answer gets half of the tokens that the prompt leaves.
+    Source: `tokenize_pair` on the card of llm-blender/PairRM-hf.
     """
 
-    has_own_prompt = False
+    #: A prompt of several messages is one text.
+    keeps_messages = False
 
     def __init__(self, spec: CompareSpec, weights: LoadedCheckpoint) -> None:
         self._tokenizer = weights.tokenizer
-        most = weights.network.max_positions
         wanted = _MAX_TOKENS if spec.max_tokens is None else spec.max_tokens
-        self.max_tokens = wanted if most is None else min(wanted, most)
+        max_positions = weights.network.max_positions
+        self.max_tokens = wanted if max_positions is None else min(wanted, max_positions)
         self._prompt_tokens = self.max_tokens * _PROMPT_TOKENS // _MAX_TOKENS
         config = weights.network.config
         for key, text in _PREFIXES.items():
-            _require_prefix(weights.tokenizer, text, getattr(config, key, None))
+            _require_prefix_token(weights.tokenizer, text, getattr(config, key, None))
 
-    def prepare(self, questions: Sequence[PairQuestion]) -> list[Prepared]:
+    def prepare(self, questions: Sequence[LocalQuestion]) -> list[Prepared]:
         """Tokenize, truncate and join the texts of questions."""
         prepared: list[Prepared] = []
         for question in questions:
@@ -73,7 +58,7 @@ class PairRmTexts:
                 prepared.append(error)
         return prepared
 
-    def _features(self, question: PairQuestion) -> ModelInput:
+    def _features(self, question: LocalQuestion) -> ModelInput:
         texts = (question.prompt_text, question.completion_text, *question.others)
         parts = [
             self._tokenizer.encode_alone(prefix + text)[0]
@@ -100,13 +85,15 @@ class PairRmTexts:
         kept = most - self._tokenizer.num_suffix
         if kept <= self._tokenizer.num_prefix:
             raise SampleError(
-                "too_long", f"the model's limit of {self.max_tokens} tokens leaves no room"
+                "too_long",
+                f"the limit of {self.max_tokens} tokens leaves no room for prompt and answers: "
+                "raise max_tokens",
             )
         return (*ids[:kept], *ids[end:])
 
 
-def _require_prefix(tokenizer: Tokenizer, text: str, configured: object) -> None:
-    """Raise `CheckpointError` unless a prefix is the token that config.json names."""
+def _require_prefix_token(tokenizer: Tokenizer, text: str, configured: object) -> None:
+    """Raise `CheckpointError` unless a text begins with the token that config.json names."""
     found = tokenizer.only_id(text)
     if isinstance(configured, int) and configured != found:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Questions that compare completions, and what the judge's answers to them say."""
+"""Questions that compare completions for chat endpoints, and readers of the judge's answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alarm_models.reward_models.rubric.answers import ID_CHARS, closed_object, r
 from alarm_models.sample_json import message_to_json
 from alarm_models.types import Sample
 
-__all__ = ["INTRODUCTION", "ListQuestion", "PairQuestion", "RankingQuestion"]
+__all__ = ["INTRODUCTION", "ListQuestion", "PairQuestion", "RankingQuestion", "fenced"]
 
 #: The start of a question; ``{mark}`` is that of the lines around texts.
 INTRODUCTION = (
@@ -33,6 +33,11 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 #: The part of an answer, its end, in which a ranking is looked for, in characters.
 _MAX_CHARS = 200_000
+
+
+def fenced(mark: str, name: str, text: str) -> str:
+    """Return a text between two lines with a mark, which it must not contain."""
+    return f"[{mark} {name}]\n{text}\n[{mark} end of {name}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +147,10 @@ def _question(
     asked: PairQuestion | ListQuestion, parts: dict[str, Any], form: str, num_votes: int
 ) -> Question:
     mark = asked.mark
-    texts = [_fenced(mark, "request", asked.prompt)]
+    texts = [fenced(mark, "request", neutralized(asked.prompt))]
     texts += [
-        _fenced(mark, f"answer {at}", one) for at, one in enumerate(asked.completions, start=1)
+        fenced(mark, f"answer {at}", neutralized(one))
+        for at, one in enumerate(asked.completions, start=1)
     ]
     text = "\n\n".join(
         [
@@ -157,10 +163,6 @@ def _question(
     )
     schema = closed_object({"id": {"type": "string", "enum": [mark[:ID_CHARS]]}, **parts})
     return Question([{"role": "user", "content": text}], schema, num_votes=num_votes)
-
-
-def _fenced(mark: str, name: str, text: str) -> str:
-    return f"[{mark} {name}]\n{neutralized(text)}\n[{mark} end of {name}]"
 
 
 def _key(at: int) -> str:

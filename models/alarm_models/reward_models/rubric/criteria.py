@@ -30,7 +30,7 @@ class Criterion:
     def of_spec(
         cls, name: str, spec: CriterionSpec, pitfalls: Literal["faults", "avoided"] = "faults"
     ) -> Criterion:
-        """Make one from a table of a recipe or sample; ``pitfalls`` is how faults are worded."""
+        """Return the criterion of a spec; ``pitfalls`` says how negative weights are worded."""
         weight = spec.signed_weight
         return cls(name, spec.text, abs(weight) if pitfalls == "avoided" else weight, spec.requires)
 

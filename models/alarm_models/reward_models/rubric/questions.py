@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from alarm_models.preprocessing.untrusted_text import mark_of, neutralized
+from alarm_models.preprocessing.untrusted_text import mark_of, neutralized, neutralized_fields
 from alarm_models.recipe.specs import CRITERIA, MARK
 from alarm_models.reward_models.rubric.answers import criterion_key
 from alarm_models.reward_models.rubric.criteria import Criterion
@@ -74,14 +74,9 @@ def marked_sample(sample: Sample, criteria: str, tokens: Iterable[str] = ()) -> 
 
     Its fields have ``criteria`` and the mark. A prompt of several messages is written with roles.
     """
-    prompt = sample.prompt_text
-    if not isinstance(sample.prompt, str) and len(sample.prompt) > 1:
-        prompt = "\n\n".join(f"{one.role}: {one.text}" for one in sample.prompt)
-    prompt, completion = neutralized(prompt, tokens), neutralized(sample.completion_text, tokens)
-    fields = {
-        name: neutralized(value, tokens) if isinstance(value, str) else value
-        for name, value in sample.fields.items()
-    }
+    prompt = neutralized(sample.prompt_with_roles, tokens)
+    completion = neutralized(sample.completion_text, tokens)
+    fields = neutralized_fields(sample.fields, tokens)
     mark = mark_of(prompt, completion)
     marked = replace(
         sample,

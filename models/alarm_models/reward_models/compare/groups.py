@@ -1,4 +1,4 @@
-"""Scores of a group's completions: which of them a judge compares, and what that says of each."""
+"""Scores of the completions of a group, from a judge's answers about pairs or lists of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alarm_models.reward_models.compare.estimation import (
 )
 from alarm_models.types import Sample, Score
 
-__all__ = ["Judge", "compare_groups", "compare_with_references", "prompt_with_roles"]
+__all__ = ["Judge", "compare_groups", "compare_with_references"]
 
 #: Two texts, by their indices, in the order in which they are shown.
 Pair = tuple[int, int]
@@ -36,21 +36,21 @@ _LONE = (
 
 
 class Judge(Protocol):
-    """Compares texts that answer one prompt; they are named by their indices."""
+    """Compares texts that answer one prompt, which are identified by their indices."""
 
     async def shares(self, orders: Sequence[Pair]) -> list[float | SampleError]:
-        """Return what the first text of each pair wins, in [0, 1], or why that is unknown."""
+        """Return the share in [0, 1] that the first text of each pair wins, or an error."""
 
     async def list_scores(
         self, orders: Sequence[Sequence[int]]
     ) -> list[Sequence[float] | SampleError]:
-        """Ask about all texts in each order; return their scores in that order, or an error."""
+        """Return the scores of all texts for each order, in that order, or an error."""
 
     def scored(self, text: int, value: float) -> Score:
-        """Return a sample's score with what its comparisons used, which is counted once."""
+        """Return a text's score, with the tokens or requests that no score reports yet."""
 
 
-#: Makes the judge of the texts that answer a sample's prompt; raises `SampleError`.
+#: Creates a judge for texts that answer a sample's prompt; raises `SampleError`.
 JudgeOf = Callable[[Sample, Sequence[str]], Judge]
 
 
@@ -84,21 +84,13 @@ async def compare_with_references(
     async def compare(sample: Sample) -> Outcome:
         try:
             judge = judge_of(sample, [sample.completion_text, reference_of(sample)])
-            contest = _Contest(spec, 2, judge)
-            await contest.meet([(0, 1)])
+            comparison = _GroupComparison(spec, 2, judge)
+            await comparison.compare_pairs([(0, 1)])
         except SampleError as error:
             return error.with_traceback(None)
-        return contest.problems.get(0) or judge.scored(0, contest.comparisons[0].share)
+        return comparison.problems.get(0) or judge.scored(0, comparison.results[0].share)
 
     return await gather_limited(compare, samples, at_once)
-
-
-def prompt_with_roles(sample: Sample) -> str:
-    """Return a prompt as one text; one of several messages with their roles."""
-    prompt = sample.prompt
-    if isinstance(prompt, str) or len(prompt) < 2:
-        return sample.prompt_text
-    return "\n\n".join(f"{one.role}: {one.text}" for one in prompt)
 
 
 async def _compare_group(
@@ -107,11 +99,11 @@ async def _compare_group(
     fault = _fault(spec, samples)
     if fault is not None:
         return [fault] * len(samples)
-    # In an order that does not depend on that of the samples, as the questions do.
+    # Sorted, so that questions and scores do not depend on the order of the samples.
     texts = sorted({sample.completion_text for sample in samples})
     try:
         judge = judge_of(samples[0], texts)
-        scores = await _scores(_Contest(spec, len(texts), judge))
+        scores = await _scores(_GroupComparison(spec, len(texts), judge))
     except SampleError as error:
         return [error.with_traceback(None)] * len(samples)
     by_text = dict(zip(texts, enumerate(scores), strict=True))
@@ -122,40 +114,40 @@ async def _compare_group(
     return outcomes
 
 
-async def _scores(contest: _Contest) -> Sequence[float | SampleError]:
+async def _scores(comparison: _GroupComparison) -> Sequence[float | SampleError]:
     """Return the score of each text; raise `SampleError` if all of them fail."""
-    spec, num_texts = contest.spec, contest.num_texts
+    spec, num_texts = comparison.spec, comparison.num_texts
     if num_texts == 1:
         return [0.5 if spec.estimate == "win_rate" else 0.0]
     if spec.method == "list":
-        return await contest.list_scores()
+        return await comparison.list_scores()
     if spec.method == "sort":
-        return contest.estimates(await contest.ranked())
+        return comparison.estimates(await comparison.ranked())
     pairs = circular_pairs if spec.method == "circular" else every_pair
-    await contest.meet(pairs(num_texts))
-    return contest.estimates()
+    await comparison.compare_pairs(pairs(num_texts))
+    return comparison.estimates()
 
 
 @dataclass(slots=True)
-class _Contest:
-    """The comparisons of some texts that answer one prompt."""
+class _GroupComparison:
+    """Compares texts that answer one prompt, and keeps the results."""
 
     spec: CompareSpec
     num_texts: int
     judge: Judge
-    comparisons: list[Comparison] = field(default_factory=list)
-    #: The first failed comparison of a text.
+    results: list[Comparison] = field(default_factory=list)
+    #: The error of a text's first failed comparison.
     problems: dict[int, SampleError] = field(default_factory=dict)
 
-    async def meet(self, pairs: Sequence[Pair]) -> None:
-        """Compare pairs of texts."""
+    async def compare_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Compare pairs of texts, all at once."""
         orders = [order for pair in pairs for order in self._orders(pair)]
         shares = iter(await self.judge.shares(orders))
         for pair in pairs:
             self._record(pair, [next(shares) for _ in self._orders(pair)])
 
     async def ranked(self) -> list[int]:
-        """Return the texts from best to worst; a failed comparison that is skipped is a tie."""
+        """Sort the texts from best to worst; a skipped comparison counts as a tie."""
 
         async def share_of(first: int, second: int) -> float:
             pair = (first, second)
@@ -167,7 +159,7 @@ class _Contest:
         return await ranked(self.num_texts, share_of)
 
     async def list_scores(self) -> list[float]:
-        """Return the score of each text, from questions about all of them."""
+        """Return each text's mean score over questions about all texts."""
         places = list(range(self.num_texts))
         orders = [places, places[::-1]] if self.spec.both_orders else [places]
         found = [_required(one) for one in await self.judge.list_scores(orders)]
@@ -177,22 +169,22 @@ class _Contest:
         return [math.fsum(one[at] for one in by_order) / len(by_order) for at in places]
 
     def estimates(self, order: Sequence[int] | None = None) -> list[float | SampleError]:
-        """Return what the comparisons, and the order in which they rank the texts, say of each."""
-        # They ended in any order, which must not change the last digits.
-        comparisons = sorted(self.comparisons, key=lambda one: (one.first, one.second))
+        """Estimate each text's score from the results, and from its rank if there is an order."""
+        # Sorted, because the order in which comparisons end must not change the last digits.
+        results = sorted(self.results, key=lambda one: (one.first, one.second))
         if self.spec.estimate == "bradley_terry":
-            values = bradley_terry(self.num_texts, comparisons, self.spec.prior)
+            values = bradley_terry(self.num_texts, results, self.spec.prior)
         elif order is None:
-            values = win_rates(self.num_texts, comparisons)
+            values = win_rates(self.num_texts, results)
         else:
-            values = rank_shares(self.num_texts, order, comparisons)
+            values = rank_shares(self.num_texts, order, results)
         scores: list[float | SampleError] = []
         for at, value in enumerate(values):
             problem = self.problems.get(at)
             if problem is not None and (value is None or self.spec.on_failure == "fail"):
                 scores.append(problem)
             elif value is None:
-                raise RuntimeError("a text without a comparison has a problem")
+                raise RuntimeError("a text has neither a comparison nor an error")
             else:
                 scores.append(value)
         return scores
@@ -202,7 +194,7 @@ class _Contest:
         return [pair, (second, first)] if self.spec.both_orders else [pair]
 
     def _record(self, pair: Pair, shares: Sequence[float | SampleError]) -> float | SampleError:
-        """Record what a pair's first text won in each order, and return the mean."""
+        """Record the shares of a pair's first text in each order; return their mean or an error."""
         problem = next((one for one in shares if isinstance(one, SampleError)), None)
         if problem is not None:
             for at in pair:
@@ -210,7 +202,7 @@ class _Contest:
             return problem
         won = [one if at == 0 else 1 - one for at, one in enumerate(_numbers(shares))]
         share = math.fsum(won) / len(won)
-        self.comparisons.append(Comparison(*pair, share))
+        self.results.append(Comparison(*pair, share))
         return share
 
 
@@ -225,6 +217,7 @@ def _required(found: _Item | SampleError) -> _Item:
 
 
 def _fault(spec: CompareSpec, samples: Sequence[Sample]) -> SampleError | None:
+    """Return why samples cannot be compared with each other, or None."""
     group = samples[0].group
     if group is None or len(samples) < 2:
         return SampleError("invalid_sample", _LONE)
