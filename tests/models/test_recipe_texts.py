@@ -254,7 +254,7 @@ def test_ask_without_generation_prompt_reads_pair_preference_model(tmp_path: Pat
     sample = Sample("Who?", "Jane.", fields={"other": "Nobody."})
     text = "[CONTEXT] Who? [RESPONSE A] Jane. [RESPONSE B] Nobody."
     tokens = checkpoint.tokenizer
-    a, b = (tokens(one, add_special_tokens=False).input_ids[0] for one in ("A", "B"))
+    a, b = (tokens(one, add_special_tokens=False).input_ids[-1] for one in ("A", "B"))
     for begins in (False, True):
         rendered = tokens.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=begins
