@@ -1,4 +1,4 @@
-from alarm_models.preprocessing.segmentation import copied_words
+from alarm_models.preprocessing.segmentation import copied_words, word_types
 from alarm_models.types import Span
 
 
@@ -28,3 +28,33 @@ def test_copied_words_spans_count_code_points_of_the_completion() -> None:
 
 def test_copied_words_with_empty_text_finds_none() -> None:
     assert copied_words("", "a b c") == copied_words("a b c", "") == ()
+
+
+PASSAGES = "Emma was written by Jane Austen. Oliver Twist was written by Charles Dickens."
+
+
+def types(completion: str) -> dict[str, int]:
+    return {
+        completion[start:end]: kind
+        for start, end, kind in word_types(PASSAGES, completion, "support")
+    }
+
+
+def test_word_types_of_a_right_name_and_a_name_from_another_sentence_differ() -> None:
+    assert types("Austen wrote Emma.") == {"Austen": 2, "Emma": 2}
+    assert types("Dickens, Jane: Emma.") == {"Dickens": 3, "Jane": 2, "Emma": 2}
+
+
+def test_word_types_of_each_sentence_have_a_supporting_sentence_of_their_own() -> None:
+    assert types("Jane, Emma. Charles: Oliver.") == {
+        "Jane": 2, "Emma": 2, "Charles": 2, "Oliver": 2,
+    }  # fmt: skip
+
+
+def test_word_types_of_copied_words_are_one_and_of_unknown_words_zero() -> None:
+    assert types("Emma was written by Bronte") == {"Emma": 1, "was": 1, "written": 1, "by": 1}
+
+
+def test_word_types_without_support_are_those_of_copied_words() -> None:
+    text = "Emma was written by Dickens"
+    assert word_types(PASSAGES, text, True) == ((0, 4, 1), (5, 8, 1), (9, 16, 1), (17, 19, 1))

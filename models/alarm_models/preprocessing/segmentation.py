@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Literal
 
 from sentencex import get_sentence_boundaries
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.templates import Rendered, TypedSpan
 from alarm_models.types import Sample, Span
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "split_words",
     "steps",
     "subsentences",
+    "word_types",
 ]
 
 #: Minimum number of words before the break of a sub-sentence; more than this many must follow it
@@ -196,12 +201,84 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     return tuple(words[index] for index in sorted(copied))
 
 
+#: A word that occurs in more sentences does not tell which of them supports another; this bounds
+#: the cost of a word.
+_MAX_PLACES = 64
+
+#: Token types of a completion's words by `word_types`; other words have type 0.
+_COPIED, _SUPPORTED, _ELSEWHERE = 1, 2, 3
+
+
+def word_types(
+    prompt: str, completion: str, marking: bool | Literal["support"]
+) -> tuple[TypedSpan, ...]:
+    """Return the words of a completion that have a token type other than 0, in order.
+
+    Words that `copied_words` finds have type 1. With ``marking="support"``, words have type 2 if
+    they occur in the sentence of the prompt that shares most with theirs (rare words count more),
+    and type 3 if they occur elsewhere in the prompt. So a right name and a name from another
+    sentence differ.
+    """
+    copied = copied_words(prompt, completion)
+    if marking != "support":
+        return tuple(TypedSpan(*span, _COPIED) for span in copied)
+    index = _SentenceIndex(prompt)
+    starts = {span.start for span in copied}
+    found: list[TypedSpan] = []
+    for sentence in sentences(completion):
+        check_cancelled()
+        matches = _WORD_CHARACTERS.finditer(completion, sentence.start, sentence.end)
+        words = [(match.span(), match.group().casefold()) for match in matches]
+        supported = index.supported({word for _, word in words})
+        for (start, end), word in words:
+            if start in starts:
+                found.append(TypedSpan(start, end, _COPIED))
+            elif word in supported:
+                found.append(TypedSpan(start, end, _SUPPORTED))
+            elif word in index:
+                found.append(TypedSpan(start, end, _ELSEWHERE))
+    return tuple(found)
+
+
+class _SentenceIndex:
+    """The words of a prompt's sentences."""
+
+    def __init__(self, prompt: str) -> None:
+        self._words = [_words_of(prompt[span.start : span.end]) for span in sentences(prompt)]
+        self._places: dict[str, list[int]] = defaultdict(list)
+        for place, words in enumerate(self._words):
+            for word in words:
+                self._places[word].append(place)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._places
+
+    def supported(self, words: AbstractSet[str]) -> AbstractSet[str]:
+        """Return the words of the sentence that shares most with ``words``; none if none does.
+
+        A word counts the logarithm of its inverse document frequency among the prompt's sentences,
+        and nothing if it occurs in more than 64.
+        """
+        shared: Counter[int] = Counter()
+        for word in sorted(words & self._places.keys()):
+            places = self._places[word]
+            for place in places if len(places) <= _MAX_PLACES else ():
+                shared[place] += math.log(1 + len(self._words) / len(places))
+        if not shared:
+            return frozenset()
+        return self._words[max(shared, key=lambda place: (shared[place], -place))]
+
+
+def _words_of(text: str) -> frozenset[str]:
+    return frozenset(word.casefold() for word in _WORD_CHARACTERS.findall(text))
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentedIds:
     """Token ids with a separator before each segment.
 
     ``separators`` are the positions of the separators, ``prompt`` is the range of tokens from the
-    prompt, and ``token_type_ids`` is 1 for tokens of copied words.
+    prompt, and ``token_type_ids`` has the types of `word_types`.
     """
 
     ids: list[int]
@@ -215,14 +292,14 @@ class SegmentedText:
     """A sample's words, in order.
 
     ``firsts`` has the index of each segment's first word, ``prompt`` is the range of words from the
-    prompt, and ``copied`` the words that the completion copied from it.
+    prompt, and ``types`` has the token types of words that have one other than 0.
     """
 
     segments: tuple[Span, ...]
     words: list[str]
     firsts: list[int]
     prompt: Span
-    copied: frozenset[int]
+    types: Mapping[int, int]
 
     def insert_separators(
         self, ids: Sequence[int], owners: Sequence[int], separator: int
@@ -244,12 +321,17 @@ class SegmentedText:
             if self.prompt.start <= owner < self.prompt.end:
                 inside.append(len(joined.ids))
             joined.ids.append(token)
-            joined.token_type_ids.append(int(owner in self.copied))
+            joined.token_type_ids.append(self.types.get(owner, 0))
         prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
         return SegmentedIds(joined.ids, joined.token_type_ids, joined.separators, prompt)
 
 
-def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:
+def split_words(
+    prefix: Rendered,
+    sample: Sample,
+    segments: tuple[Span, ...],
+    marking: bool | Literal["support"],
+) -> SegmentedText:
     """Split the text before the segments, and each segment, on whitespace."""
     spans = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
     words = [prefix.text[span.start : span.end] for span in spans]
@@ -259,14 +341,16 @@ def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) ->
         if prefix.prompt.start <= span.start and span.end <= prefix.prompt.end
     ]
     text = sample.completion_text
-    places = {at for span in copied_words(sample.prompt_text, text) for at in range(*span)}
+    marked = word_types(sample.prompt_text, text, marking) if marking else ()
+    type_at = {at: kind for start, end, kind in marked for at in range(start, end)}
     firsts: list[int] = []
-    copied: set[int] = set()
+    types: dict[int, int] = {}
     for segment in segments:
         firsts.append(len(words))
         for match in _WORD.finditer(text, segment.start, segment.end):
-            if not places.isdisjoint(range(*match.span())):
-                copied.add(len(words))
+            kind = next((type_at[at] for at in range(*match.span()) if at in type_at), 0)
+            if kind:
+                types[len(words)] = kind
             words.append(match.group())
     prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
-    return SegmentedText(segments, words, firsts, prompt, frozenset(copied))
+    return SegmentedText(segments, words, firsts, prompt, types)

@@ -258,8 +258,10 @@ class NeuralSpec(Spec):
     head: str | None = Field(
         default=None, description="tensor name of a linear head for the base model"
     )
-    mark_copied: bool = Field(
-        default=False, description="set token type 1 for words copied from the prompt"
+    mark_copied: bool | Literal["support"] = Field(
+        default=False,
+        description="set token type 1 for words copied from the prompt; `support` also sets 2 for "
+        "words of the prompt's sentence that shares most with theirs, and 3 for its other words",
     )
     trust_remote_code: bool = False
     revision: _Name = Field(default=None, description="branch, tag or commit of a hub id")

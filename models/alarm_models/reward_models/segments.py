@@ -20,6 +20,7 @@ from alarm_models.reward_models.base import (
     Prepared,
     max_tokens,
     require_finite,
+    require_token_types,
 )
 from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.types import Sample, Score, SegmentScore, Span
@@ -43,6 +44,7 @@ class SegmentsModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         super().__init__(spec, weights, fingerprint)
+        require_token_types(spec, weights.network)
         self._max_tokens = max_tokens(spec, weights)
         self._spec = spec
         self._weights = weights
@@ -67,7 +69,7 @@ class SegmentsModel(NeuralRewardModel):
                     prefix = self._template.render(sample)
                     if self._spec.truncation is Truncation.PROMPT:
                         prefix = self._weights.tokenizer.shorten_words(prefix, self._max_tokens)
-                    parts[index] = split_words(prefix, sample, segments)
+                    parts[index] = split_words(prefix, sample, segments, self._spec.mark_copied)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:
