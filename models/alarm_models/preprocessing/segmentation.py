@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -259,7 +259,7 @@ class _SentenceIndex:
         A word counts the logarithm of its inverse document frequency among the prompt's sentences,
         and nothing if it occurs in more than 64.
         """
-        shared: Counter[int] = Counter()
+        shared: dict[int, float] = defaultdict(float)
         for word in sorted(words & self._places.keys()):
             places = self._places[word]
             for place in places if len(places) <= _MAX_PLACES else ():
