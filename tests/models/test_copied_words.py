@@ -58,3 +58,8 @@ def test_word_types_of_copied_words_are_one_and_of_unknown_words_zero() -> None:
 def test_word_types_without_support_are_those_of_copied_words() -> None:
     text = "Emma was written by Dickens"
     assert word_types(PASSAGES, text, True) == ((0, 4, 1), (5, 8, 1), (9, 16, 1), (17, 19, 1))
+
+
+def test_word_types_of_four_repeated_words_in_a_row_are_four() -> None:
+    assert [kind for *_, kind in word_types("x", "a b c d a b c d a b c", "support")] == [4] * 7
+    assert word_types("x", "a b c a b c", "support") == ()

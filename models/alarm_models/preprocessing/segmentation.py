@@ -206,7 +206,10 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
 _MAX_PLACES = 64
 
 #: Token types of a completion's words by `word_types`; other words have type 0.
-_COPIED, _SUPPORTED, _ELSEWHERE = 1, 2, 3
+_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED = 1, 2, 3, 4
+
+#: Number of consecutive words that must occur earlier in the completion to be a repetition.
+_REPEATED_ROW = 4
 
 
 def word_types(
@@ -217,13 +220,14 @@ def word_types(
     Words that `copied_words` finds have type 1. With ``marking="support"``, words have type 2 if
     they occur in the sentence of the prompt that shares most with theirs (rare words count more),
     and type 3 if they occur elsewhere in the prompt. So a right name and a name from another
-    sentence differ.
+    sentence differ. Type 4 precedes these: words that the completion repeats, four in a row.
     """
     copied = copied_words(prompt, completion)
     if marking != "support":
         return tuple(TypedSpan(*span, _COPIED) for span in copied)
     index = _SentenceIndex(prompt)
     starts = {span.start for span in copied}
+    repeated = _repeated_words(completion)
     found: list[TypedSpan] = []
     for sentence in sentences(completion):
         check_cancelled()
@@ -231,13 +235,29 @@ def word_types(
         words = [(match.span(), match.group().casefold()) for match in matches]
         supported = index.supported({word for _, word in words})
         for (start, end), word in words:
-            if start in starts:
+            if start in repeated:
+                found.append(TypedSpan(start, end, _REPEATED))
+            elif start in starts:
                 found.append(TypedSpan(start, end, _COPIED))
             elif word in supported:
                 found.append(TypedSpan(start, end, _SUPPORTED))
             elif word in index:
                 found.append(TypedSpan(start, end, _ELSEWHERE))
     return tuple(found)
+
+
+def _repeated_words(text: str) -> set[int]:
+    """Return where words start that occur earlier in the text, within the same four words."""
+    words = [(match.start(), match.group().casefold()) for match in _WORD_CHARACTERS.finditer(text)]
+    seen: set[tuple[str, ...]] = set()
+    found: set[int] = set()
+    for at in range(len(words) - _REPEATED_ROW + 1):
+        row = words[at : at + _REPEATED_ROW]
+        texts = tuple(word for _, word in row)
+        if texts in seen:
+            found.update(start for start, _ in row)
+        seen.add(texts)
+    return found
 
 
 class _SentenceIndex:
