@@ -16,8 +16,9 @@ __all__ = ["HEADS", "MiniModel", "start", "write"]
 #: The lower half of the encoder's layers; the upper ones encode sentence similarity.
 _NUM_LAYERS = 3
 
-#: Factor by which the distance of the pretrained token types is scaled for copied words.
-_EMPHASIS = 4.0
+#: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
+#: supported, elsewhere in the prompt, or repeated (`word_types`).
+_TYPES = (0.0, 4.0, 2.0, -2.0, 8.0)
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
@@ -48,9 +49,12 @@ def start(folder: Path) -> MiniModel:
     encoder = BertModel.from_pretrained(
         config.parent, add_pooling_layer=False, num_hidden_layers=_NUM_LAYERS
     ).eval()
-    with torch.no_grad():
-        unmarked, marked = encoder.embeddings.token_type_embeddings.weight
-        marked.copy_(unmarked + _EMPHASIS * (marked - unmarked))
+    first, second = encoder.embeddings.token_type_embeddings.weight.detach()
+    types = torch.stack([first + times * (second - first) for times in _TYPES])
+    encoder.embeddings.token_type_embeddings = torch.nn.Embedding.from_pretrained(
+        types, freeze=False
+    )
+    encoder.config.type_vocab_size = len(_TYPES)
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
     tokenizer.model_max_length = encoder.config.max_position_embeddings
     shutil.rmtree(folder, ignore_errors=True)

@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(slots=True)
 class _Batch:
-    """The samples of a step, pairs of their indices (better, worse), and samples with wrong spans."""
+    """The samples of a step, pairs of their indices (better, worse), and wrong spans."""
 
     samples: list[Sample] = field(default_factory=list)
     pairs: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))

@@ -59,7 +59,7 @@ def _states(model: MiniModel, data: Sequence[Example]) -> dict[int, np.ndarray]:
         batch = features[at : at + 32]
         hidden = model.encoder(**pad_batch(batch, model.encoder)).last_hidden_state
         for row, one in enumerate(batch):
-            means = [hidden[row, span.start : span.end].mean(0) for span in one.reads]
+            means = [hidden[row, span.start : span.end].mean(0) for span in one.read_positions]
             states[id(one)] = torch.stack(means).numpy()
     return states
 
