@@ -1,3 +1,5 @@
+import pytest
+
 from alarm_models.preprocessing.segmentation import copied_words, word_types
 from alarm_models.types import Span
 
@@ -52,7 +54,9 @@ def test_word_types_of_each_sentence_have_a_supporting_sentence_of_their_own() -
 
 
 def test_word_types_of_copied_words_are_one_and_of_unknown_words_zero() -> None:
-    assert types("Emma was written by Bronte") == {"Emma": 1, "was": 1, "written": 1, "by": 1}
+    assert types("Emma was written by a sister of the Brontes of Haworth") == {
+        "Emma": 1, "was": 1, "written": 1, "by": 1,
+    }  # fmt: skip
 
 
 def test_word_types_without_support_are_those_of_copied_words() -> None:
@@ -63,3 +67,20 @@ def test_word_types_without_support_are_those_of_copied_words() -> None:
 def test_word_types_of_four_repeated_words_in_a_row_are_four() -> None:
     assert [kind for *_, kind in word_types("x", "a b c d a b c d a b c", "support")] == [4] * 7
     assert word_types("x", "a b c a b c", "support") == ()
+
+
+@pytest.mark.parametrize(
+    ("completion", "altered"),
+    [
+        ("Emma was written by Charlotte Bronte.", ["Charlotte", "Bronte"]),
+        ("Emma was not written by Jane Austen.", ["not"]),
+        ("Sanditon was written by Jane Austen.", ["Sanditon"]),
+        ("Emma was written by Jane Austen.", []),
+        ("Emma, a novel in three volumes, was written by Jane Austen.", []),
+        ("Nobody knows.", []),
+    ],
+)
+def test_word_types_of_words_that_replace_others_are_five(
+    completion: str, altered: list[str]
+) -> None:
+    assert [word for word, kind in types(completion).items() if kind == 5] == altered

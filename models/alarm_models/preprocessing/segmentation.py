@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Literal
 
 from sentencex import get_sentence_boundaries
@@ -206,7 +207,10 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
 _MAX_PLACES = 64
 
 #: Token types of a completion's words by `word_types`; other words have type 0.
-_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED = 1, 2, 3, 4
+_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED = 1, 2, 3, 4, 5
+
+#: Most words in a row that are altered; longer rows are new text.
+_MAX_ALTERED = 4
 
 #: Number of consecutive words that must occur earlier in the completion to be a repetition.
 _REPEATED_ROW = 4
@@ -220,7 +224,8 @@ def word_types(
     Words that `copied_words` finds have type 1. With ``marking="support"``, words have type 2 if
     they occur in the sentence of the prompt that shares most with theirs (rare words count more),
     and type 3 if they occur elsewhere in the prompt. So a right name and a name from another
-    sentence differ. Type 4 precedes these: words that the completion repeats, four in a row.
+    sentence differ. Two types precede these: 4 for words that the completion repeats, four in a
+    row, and 5 for up to four words that replace, or are inserted between, words of that sentence.
     """
     copied = copied_words(prompt, completion)
     if marking != "support":
@@ -233,10 +238,15 @@ def word_types(
         check_cancelled()
         matches = _WORD_CHARACTERS.finditer(completion, sentence.start, sentence.end)
         words = [(match.span(), match.group().casefold()) for match in matches]
-        supported = index.supported({word for _, word in words})
-        for (start, end), word in words:
+        support = index.supporting({word for _, word in words})
+        supported = frozenset(support)
+        is_copied = [start in starts for (start, _), _ in words]
+        altered = _altered_words([word for _, word in words], is_copied, support)
+        for at, ((start, end), word) in enumerate(words):
             if start in repeated:
                 found.append(TypedSpan(start, end, _REPEATED))
+            elif at in altered:
+                found.append(TypedSpan(start, end, _ALTERED))
             elif start in starts:
                 found.append(TypedSpan(start, end, _COPIED))
             elif word in supported:
@@ -260,20 +270,44 @@ def _repeated_words(text: str) -> set[int]:
     return found
 
 
+def _altered_words(
+    words: Sequence[str], is_copied: Sequence[bool], support: Sequence[str]
+) -> set[int]:
+    """Return the words that replace, or are inserted between, words of the supporting sentence.
+
+    They are rows of at most four words between pairs of consecutive words of that sentence, or
+    between one and the beginning or end of their own sentence. Copied words are not altered.
+    """
+    pairs = set(pairwise(support))
+    is_kept = list(is_copied)
+    for at, pair in enumerate(pairwise(words)):
+        if pair in pairs:
+            is_kept[at] = is_kept[at + 1] = True
+    found: set[int] = set()
+    for kept, row in groupby(range(len(words)), key=is_kept.__getitem__):
+        altered = list(row)
+        if not kept and len(altered) <= min(_MAX_ALTERED, len(words) - 1):
+            found.update(altered)
+    return found
+
+
 class _SentenceIndex:
     """The words of a prompt's sentences."""
 
     def __init__(self, prompt: str) -> None:
-        self._words = [_words_of(prompt[span.start : span.end]) for span in sentences(prompt)]
+        self._sentences = [
+            [word.casefold() for word in _WORD_CHARACTERS.findall(prompt, *span)]
+            for span in sentences(prompt)
+        ]
         self._places: dict[str, list[int]] = defaultdict(list)
-        for place, words in enumerate(self._words):
-            for word in words:
+        for place, words in enumerate(self._sentences):
+            for word in dict.fromkeys(words):
                 self._places[word].append(place)
 
     def __contains__(self, word: str) -> bool:
         return word in self._places
 
-    def supported(self, words: AbstractSet[str]) -> AbstractSet[str]:
+    def supporting(self, words: AbstractSet[str]) -> Sequence[str]:
         """Return the words of the sentence that shares most with ``words``; none if none does.
 
         A word counts the logarithm of its inverse document frequency among the prompt's sentences,
@@ -283,14 +317,10 @@ class _SentenceIndex:
         for word in sorted(words & self._places.keys()):
             places = self._places[word]
             for place in places if len(places) <= _MAX_PLACES else ():
-                shared[place] += math.log(1 + len(self._words) / len(places))
+                shared[place] += math.log(1 + len(self._sentences) / len(places))
         if not shared:
-            return frozenset()
-        return self._words[max(shared, key=lambda place: (shared[place], -place))]
-
-
-def _words_of(text: str) -> frozenset[str]:
-    return frozenset(word.casefold() for word in _WORD_CHARACTERS.findall(text))
+            return ()
+        return self._sentences[max(shared, key=lambda place: (shared[place], -place))]
 
 
 @dataclass(frozen=True, slots=True)
