@@ -7,11 +7,14 @@ exponent is the slope of a line through the logarithms of the medians.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from statistics import linear_regression, median
 from typing import NamedTuple
 
@@ -22,8 +25,10 @@ from alarm_models.recipe.specs import SequenceSpec
 from alarm_models.types import Span
 from alarm_service.engine.admission import Admission, estimate_tokens
 from alarm_service.engine.fair_queueing import Caller
+from alarm_service.engine.group_state import AttemptState, GroupState, Identity
 from alarm_service.engine.model_set import LoadedModel, ServedModel
 from alarm_service.engine.scheduler import QueuedSample, RequestQueue
+from alarm_service.errors import Overloaded
 from alarm_service.json_pieces import read_json
 from alarm_service.schemas import ScoreRequest, sample_in
 
@@ -108,6 +113,64 @@ def _admit(num_connections: int) -> Callable[[], object]:
     return admit
 
 
+def _refuse(num_connections: int) -> Callable[[], object]:
+    """Return a call in which connections are refused, and then admitted one by one."""
+    admission = Admission(1000)
+    callers = [Caller(connection=str(number)) for number in range(num_connections)]
+    admitted: deque[AbstractContextManager[None]] = deque()
+
+    def ask(number: int) -> None:
+        place = admission.admit(100, callers[number], lambda: number)
+        with suppress(Overloaded):
+            place.__enter__()
+            admitted.append(place)
+
+    def refuse() -> None:
+        for number in range(num_connections):
+            ask(number)
+        for number in range(10, num_connections):
+            admitted.popleft().__exit__(None, None, None)
+            ask(number)
+        assert len(admitted) == 10
+
+    return refuse
+
+
+def _wait_for_capacity(num_connections: int) -> Callable[[], object]:
+    """Return a call in which connections wait in the server until they are admitted."""
+    admission = Admission(1000)
+
+    async def ask(number: int) -> None:
+        caller = Caller(connection=str(number))
+        await admission.wait_for_capacity(100, caller)
+        with admission.admit(100, caller):
+            await asyncio.sleep(0)
+
+    async def ask_all() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(num_connections):
+                group.create_task(ask(number))
+
+    return lambda: asyncio.run(ask_all())
+
+
+def _assemble(num_groups: int) -> Callable[[], object]:
+    """Return a call in which groups of two samples come in two requests each, and end."""
+    state = GroupState(1 << 40)
+
+    def assemble() -> None:
+        for half in range(2):
+            for number in range(num_groups):
+                identity = Identity(None, b"%d" % half, b"prompt", 2, 1)
+                found = state.arrive(number, "group", identity, 60.0, float(half))
+                assert isinstance(found, tuple)
+                if found[0].is_all_there:
+                    state.end(found[0], AttemptState.COMPLETE, 1.0)
+        state.forget(1e9)
+
+    return assemble
+
+
 def _lay_rewards(num_tokens: int) -> Callable[[], object]:
     """Return a call that places a reward a token, each of which is a turn."""
     tokens = [Span(4 * at, 4 * at + 4) for at in range(num_tokens)]
@@ -145,6 +208,9 @@ COSTS = (
     Cost("waiting samples, shared prefixes", _FEW, _waiting(BatchLayout.PREFIX_SHARED, 1)),
     Cost("connections that wait", _FEW, lambda num: _drain(num, num, 1, BatchLayout.SINGLE)),
     Cost("connections that are admitted", _FEW, _admit),
+    Cost("connections that are refused and admitted later", _FEW, _refuse),
+    Cost("connections that wait for capacity", _FEW, _wait_for_capacity),
+    Cost("groups that come in parts", _FEW, _assemble),
     Cost("models", (8, 16, 32, 64), lambda num: _drain(256 * num, 1, num, BatchLayout.SINGLE)),
     Cost("tokens that rewards are laid on", _MANY, _lay_rewards),
     Cost("ids of a chain of prefixes", (1 << 16, 1 << 18, 1 << 20, 1 << 22), _pack_chain),
@@ -182,8 +248,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each size")
     parser.add_argument("--quick", action="store_true", help="small sizes, three rounds")
+    parser.add_argument("--over", default="", help="measure only costs whose name contains it")
     options = parser.parse_args()
     for cost in COSTS:
+        if options.over not in cost.over:
+            continue
         rounds, divisor = (3, 8) if options.quick else (options.rounds, 1)
         print(json.dumps(_measure(cost, rounds, divisor)), flush=True)
 

@@ -17,6 +17,19 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped because there is no browser, and why."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "test_page_browser" in report.nodeid
+    ]
+    if skipped:
+        why = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
+        number = len(skipped)
+        terminalreporter.write_line(f"skipped in a browser: {number} tests of the page ({why})")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_transformers() -> None:
     transformers.logging.set_verbosity_error()

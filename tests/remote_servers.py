@@ -33,6 +33,8 @@ class Calls:
     most_running: int = 0
     #: Takes no notice of being asked for raw scores, as old versions do.
     is_old: bool = False
+    #: Where the weights of vLLM's model come from.
+    root: str = "/weights/rm"
 
 
 def logit(text: str) -> float:
@@ -87,7 +89,24 @@ def vllm(calls: Calls) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"data": [{"id": "rm", "root": "/weights/rm", "created": id(object())}]}
+        return {"data": [{"id": "rm", "root": calls.root, "created": id(object())}]}
+
+    return app
+
+
+def vllm_scoring(calls: Calls) -> FastAPI:
+    """vLLM with a causal model: the probability of the first of two tokens, texts cut at 15."""
+    app = app_of(calls)
+
+    @app.post("/generative_scoring")
+    async def score(body: dict[str, Any]) -> Any:
+        text = body["query"][:15]
+        rows = [{"index": 0, "object": "score", "score": sigmoid(logit(text))}]
+        return {"object": "list", "data": rows, "usage": {"prompt_tokens": len(text)}}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"data": [{"id": "lm", "root": "/weights/lm", "max_model_len": 16}]}
 
     return app
 

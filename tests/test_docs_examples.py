@@ -12,15 +12,17 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comet_checkpoints
 import pytest
 import tiny
+from comparing_judge import prefers
 from fastapi import FastAPI
 from remote_servers import Calls, judge, vllm
+from scripted_judge import Say, judge_server, rubric_answer, served
 from tcp import over_tcp
 from tiny import Checkpoint
 
@@ -141,6 +143,12 @@ def test_docs_recipe_scores_a_sample(
                 model["checkpoint"] = str(made)
             elif "checkpoint" in model:
                 model["checkpoint"] = str(checkpoint(model, tmp_path_factory.mktemp(name)).folder)
+            if "endpoint" in model:
+                servers.enter_context(judge_server())
+                _, keys = servers.enter_context(
+                    served(prefers(len) if model["kind"] == "compare" else met)
+                )
+                model["endpoint"] |= keys | {"cache": str(folder / "judge-answers")}
             if "url" in model:
                 port = servers.enter_context(over_tcp(stand_in(model)))
                 model["url"] = f"http://127.0.0.1:{port}"
@@ -246,6 +254,12 @@ def checkpoint(model: Mapping[str, Any], folder: Path) -> Checkpoint:
             made.tokenizer.add_tokens(["yes", "no"])  # single tokens, as large models have them
             made.tokenizer.save_pretrained(folder)
             return made
+        case "rubric":
+            made = tiny.causal("llama", folder)
+            made.tokenizer.add_tokens(["Yes", "No"])
+            made.tokenizer.chat_template = tiny.CHAT_TEMPLATE
+            made.tokenizer.save_pretrained(folder)
+            return made
         case "judge":
             return tiny.scripted_judge(folder, {"\n": ("7",), "7": ("",)})
         case "steps":
@@ -275,16 +289,22 @@ def stand_in(model: Mapping[str, Any]) -> FastAPI:
     return judge(Calls()) if model["api"] == "chat" else vllm(Calls())
 
 
+def met(body: dict[str, Any]) -> list[Say]:
+    """Say of each criterion of a rubric that it is met."""
+    return [Say(rubric_answer(body, lambda *_: True))]
+
+
 async def errors_of(recipe: Recipe) -> dict[str, str | None]:
-    """Load a recipe and score a sample with each of its models; return the errors."""
+    """Load a recipe and score a group with each of its models; return the first errors."""
     engine: RewardEngine = create_engine([recipe], Settings(device="cpu"))
     await engine.start()
     try:
         await engine.life.until_ready()
         found = {}
         for name in recipe.models:
-            (outcome,) = (await engine.score(f"{recipe.name}/{name}", [SAMPLE])).outcomes
-            found[name] = str(outcome) if isinstance(outcome, Exception) else None
+            outcomes = (await engine.score(f"{recipe.name}/{name}", GROUP)).outcomes
+            errors = [str(one) for one in outcomes if isinstance(one, Exception)]
+            found[name] = errors[0] if errors else None
         return found
     finally:
         await engine.close()
@@ -292,4 +312,5 @@ async def errors_of(recipe: Recipe) -> dict[str, str | None]:
 
 #: The stand-in judge returns the rating after "say:".
 FIELDS = {"answer": "4", "source": "2 + 2?", "reference": "4"}
-SAMPLE = Sample("2 + 2?", "say:4", FIELDS, (Span(0, 5), Span(5, 5)))
+SAMPLE = Sample("2 + 2?", "say:4", FIELDS, (Span(0, 5), Span(5, 5)), group="sum")
+GROUP = [SAMPLE, replace(SAMPLE, completion="Well, say:4")]  # a model may compare them

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+# A comma may also be part of a password.
+_BETWEEN_URLS = re.compile(r"\s*,\s*(?=https?://)")
 
 _NO_HOST = re.compile(r"[\s\x00-\x20\"<>\\^`{|}\[\]]")
 # Characters that a header value cannot contain (RFC 9110, section 5.5), and non-ASCII ones.
@@ -46,6 +50,28 @@ class Address:
         except ValueError:
             return self.host == "localhost" or self.host.endswith(".localhost")
         return address.is_loopback or address.is_unspecified
+
+
+def find_addresses(url: str | Sequence[str] | None, api_key: str | None) -> tuple[Address, ...]:
+    """The addresses of a client's servers, as `find_address`.
+
+    `url` and `ALARM_URL` may be several URLs with commas between them.
+    """
+    urls = _listed(url, "url") or _listed(os.environ.get("ALARM_URL"), "ALARM_URL")
+    addresses = tuple(find_address(one, api_key) for one in urls or [DEFAULT_URL])
+    seen = [address.url for address in addresses]
+    if len({*seen}) < len(seen):
+        raise ValueError(f"a server is twice among the URLs {', '.join(seen)[:200]}: remove one")
+    return addresses
+
+
+def _listed(url: str | Sequence[str] | None, name: str) -> list[str]:
+    if url is None or isinstance(url, str):
+        return _BETWEEN_URLS.split(text) if (text := _text(url, name)) else []
+    texts = [_text(one, name) for one in url] if isinstance(url, Sequence) else [_text(url, name)]
+    if not texts or not all(texts):
+        raise ValueError(f"{name} is a list without a URL, or with an empty one")
+    return texts
 
 
 def find_address(url: str | None, api_key: str | None) -> Address:

@@ -12,6 +12,7 @@ from alarm_client._retry import (
     Call,
     Flow,
     Gather,
+    Host,
     Reply,
     Send,
     Sleep,
@@ -77,29 +78,37 @@ def fetch_catalogue(call: Call) -> Flow[Catalogue]:
 
 
 def post_admin(call: Call, path: str) -> Flow[None]:
-    """Make a change with an admin key; return once it is made."""
+    """Make a change on all servers with an admin key; return once it is made."""
+    yield Gather(tuple(_post_admin(call.only_on(host), path) for host in call.hosts))
+
+
+def _post_admin(call: Call, path: str) -> Flow[None]:
     yield from request(call, "POST", path)
     call.server.has_answered = True
 
 
 def await_ready(call: Call) -> Flow[None]:
-    """Return when the server is ready; at the deadline, raise the last reason why it was not."""
+    """Return when a server is ready; at the deadline, raise the last reason why none was."""
     while True:
-        begun = call.clocks.now()
-        failure = yield from _ready_failure(call)
-        now = call.clocks.now()
-        if failure is None:
-            call.server.recovered(call.url, now)
-            return
+        failures: list[tuple[Host, float, AlarmError]] = []
+        for host in call.hosts:
+            begun = call.clocks.now()
+            failure = yield from _ready_failure(call.on(host))
+            if failure is None:
+                host.server.recovered(host.url, call.clocks.now())
+                return
+            failures.append((host, begun, failure))
         if call.time_left <= _POLL_SECONDS:
-            raise type(failure)(
-                f"not ready within {call.timeout:g} s: {failure}",
-                status=failure.status,
-                code=failure.code,
+            last = failures[-1][-1]
+            raise type(last)(
+                f"not ready within {call.timeout:g} s: {last}",
+                status=last.status,
+                code=last.code,
                 retryable=True,
-                request_id=failure.request_id,
-            ) from failure
-        call.server.failed(str(failure), begun, now, call.time_left)
+                request_id=last.request_id,
+            ) from last
+        for host, begun, reason in failures:
+            host.server.failed(str(reason), begun, call.clocks.now(), call.time_left)
         yield Sleep(_POLL_SECONDS)
 
 
@@ -107,7 +116,8 @@ def _ready_failure(call: Call) -> Flow[AlarmError | None]:
     path = "/health/ready"
     try:
         timeout = min(_POLL_TIMEOUT, max(0.0, call.time_left))
-        reply: Reply = yield Send("GET", path, None, timeout, request_id=call.next_request_id())
+        request_id, host = call.next_request_id(), call.host.index
+        reply: Reply = yield Send("GET", path, None, timeout, request_id=request_id, host=host)
     except (AlarmConnectionError, DeadlineExceeded) as error:
         if isinstance(error, AlarmConnectionError) and not error.retryable:
             raise
@@ -123,7 +133,10 @@ def _ready_failure(call: Call) -> Flow[AlarmError | None]:
 
 def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
     try:
-        reply = yield from request(call, "POST", job.path, job.body)
+        # Samples of a group that the server holds must meet on one server.
+        reply = yield from request(
+            call if job.is_held else call.in_turn(), "POST", job.path, job.body
+        )
     except TooLarge:
         if len(job.samples) < 2:
             raise

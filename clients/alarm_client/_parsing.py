@@ -12,6 +12,7 @@ from alarm_client.types import (
     Catalogue,
     Holistic,
     Id,
+    JudgeUsage,
     Limits,
     Reward,
     RewardResult,
@@ -248,4 +249,22 @@ def _id(row: Json, sample: Sample) -> Id:
 def _usage(answer: Json) -> Usage:
     usage = object_of(answer.get("usage") or {}, "usage")
     tokens = int(number(usage.get("num_tokens", 0), "num_tokens"))
-    return Usage(tokens, int(number(usage.get("num_computed_tokens", tokens), "usage")))
+    computed = int(number(usage.get("num_computed_tokens", tokens), "usage"))
+    return Usage(tokens, computed, _judge_usage(usage.get("judge")))
+
+
+def _judge_usage(value: object) -> JudgeUsage | None:
+    if value is None:
+        return None
+    judge = object_of(value, "usage.judge")
+
+    def count(name: str) -> int:
+        return int(number(judge.get(name, 0), f"usage.judge.{name}"))
+
+    return JudgeUsage(
+        count("num_requests"),
+        count("num_cached"),
+        count("num_input_tokens"),
+        count("num_output_tokens"),
+        number(judge.get("cost", 0), "usage.judge.cost"),
+    )

@@ -14,6 +14,7 @@ from alarm_client._parsing import read_rewards, read_scores, sent_name
 from alarm_client.errors import ProtocolError
 from alarm_client.types import (
     Aspects,
+    JudgeUsage,
     Limits,
     Overrides,
     RewardResult,
@@ -109,7 +110,22 @@ def merge_rewards(results: Sequence[RewardResult]) -> RewardResult:
 
 def _sum(usages: Iterable[Usage]) -> Usage:
     every = list(usages)
-    return Usage(sum(u.num_tokens for u in every), sum(u.num_computed_tokens for u in every))
+    judges = [one.judge for one in every if one.judge is not None]
+    return Usage(
+        sum(one.num_tokens for one in every),
+        sum(one.num_computed_tokens for one in every),
+        _sum_of_judges(judges) if judges else None,
+    )
+
+
+def _sum_of_judges(usages: Sequence[JudgeUsage]) -> JudgeUsage:
+    return JudgeUsage(
+        sum(one.num_requests for one in usages),
+        sum(one.num_cached for one in usages),
+        sum(one.num_input_tokens for one in usages),
+        sum(one.num_output_tokens for one in usages),
+        sum(one.cost for one in usages),
+    )
 
 
 def _one_fingerprint(fingerprints: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeAlias, TypeVar
@@ -103,7 +103,7 @@ class Send:
     """Send a request; yields its Reply, or raises AlarmConnectionError or DeadlineExceeded.
 
     `headers` override the client's headers of the same names. `connect_timeout`: seconds to
-    establish the connection.
+    establish the connection. `host`: which of the client's servers.
     """
 
     method: str
@@ -113,6 +113,7 @@ class Send:
     headers: Mapping[str, str] | None = None
     request_id: str | None = None
     connect_timeout: float = CONNECT_SECONDS
+    host: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +154,12 @@ class Availability:
 
     `has_answered`: whether an ALaRM server has ever answered at this URL. An outage is logged when
     it begins, every 30 seconds while it lasts and when it ends, once for all waiting calls.
+    `skipped_until`: when calls that have other servers may use this one again.
     """
 
     def __init__(self) -> None:
         self.has_answered = False
+        self.skipped_until = -math.inf
         self._since: float | None = None
         self._recovered = -math.inf
         self._logged = 0.0
@@ -190,6 +193,7 @@ class Availability:
         """Record that a request got an answer."""
         since, self._since = self._since, None
         self._recovered = now
+        self.skipped_until = -math.inf
         if since is not None:
             LOG.warning("%s is available again after %.1f s", url, now - since)
 
@@ -209,18 +213,67 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What all requests of one call share: the server's URL, the deadline, the retry policy."""
+class Host:
+    """One of a client's servers: its URL, whether it is reachable, and its index."""
 
     url: str
+    server: Availability
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What all requests of one call share: the servers, the deadline, the retry policy.
+
+    `host` is the server of the next request, `hosts` are all servers in the order in which they are
+    tried. `turns` numbers the requests that may go to any of them.
+    """
+
+    host: Host
+    hosts: tuple[Host, ...]
+    turns: Iterator[int]
     timeout: float
     deadline: float
     retries: Retries
     clocks: Clocks
     connect_timeout: float
-    server: Availability
     id: str
     numbers: Iterator[int]
+
+    @property
+    def url(self) -> str:
+        """The URL of the server."""
+        return self.host.url
+
+    @property
+    def server(self) -> Availability:
+        """Whether the server is reachable."""
+        return self.host.server
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any of the servers has ever answered."""
+        return any(host.server.has_answered for host in self.hosts)
+
+    def on(self, host: Host) -> Call:
+        """The call with its next request to a server."""
+        return replace(self, host=host)
+
+    def only_on(self, host: Host) -> Call:
+        """The call with all of its requests to one server."""
+        return replace(self, host=host, hosts=(host,))
+
+    def in_turn(self) -> Call:
+        """The call with the servers in the order of the next turn."""
+        at = next(self.turns) % len(self.hosts)
+        hosts = self.hosts[at:] + self.hosts[:at]
+        return replace(self, host=hosts[0], hosts=hosts)
+
+    @property
+    def available(self) -> Host | None:
+        """The first server that is not skipped."""
+        now = self.clocks.now()
+        return next((host for host in self.hosts if host.server.skipped_until <= now), None)
 
     @property
     def time_left(self) -> float:
@@ -244,27 +297,28 @@ _MOST_MISTYPED = 2
 
 
 def start_call(
-    url: str,
+    hosts: Sequence[Host],
     timeout: float,
     retries: Retries,
     clocks: Clocks | None = None,
     *,
     connect_timeout: float = math.inf,
-    server: Availability | None = None,
+    turns: Iterator[int] | None = None,
 ) -> Call:
     """A call whose deadline is `timeout` seconds from now.
 
-    A `server` that has never answered is tried for `connect_timeout` seconds only.
+    Servers of which none has ever answered are tried for `connect_timeout` seconds only.
     """
     clocks = clocks or Clocks()
     return Call(
-        url,
+        hosts[0],
+        tuple(hosts),
+        turns or count(),
         timeout,
         clocks.now() + timeout,
         retries,
         clocks,
         connect_timeout,
-        server or Availability(),
         os.urandom(6).hex(),
         count(1),
     )
@@ -288,8 +342,10 @@ def request_with_retries(
     """The first final reply.
 
     Connection errors and the statuses in `RETRIED` are retried, unless the server marks the error
-    as not retryable.
+    as not retryable. A retry goes to the next server that is not skipped at once, and waits if
+    all are.
     """
+    call = call.on(call.available or call.host)
     num_unconnected = num_refused = num_mistyped = 0
     connects_until: float | None = None  # set while no server has ever answered
     while True:
@@ -297,10 +353,11 @@ def request_with_retries(
         started = call.clocks.now()
         time_left = _time_left(call, path)
         connect_seconds = min(CONNECT_SECONDS, time_left)
-        if not call.server.has_answered:
+        if not call.has_answered:
             limit = call.connect_timeout if connects_until is None else connects_until - started
             connect_seconds = max(0.001, min(connect_seconds, limit))
-        send = Send(method, path, body, time_left, headers, call.next_request_id(), connect_seconds)
+        request_id, host = call.next_request_id(), call.host.index
+        send = Send(method, path, body, time_left, headers, request_id, connect_seconds, host)
         try:
             reply: Reply = yield send
         except AlarmConnectionError as error:
@@ -344,7 +401,25 @@ def request_with_retries(
             level = logging.DEBUG if is_outage else logging.INFO
         if not is_logged:
             LOG.log(level, "%s (attempt %d follows in %.1f s)", failure, num_tries + 1, delay)
-        yield Sleep(delay)
+        if len(call.hosts) == 1:
+            yield Sleep(delay)
+        else:
+            call = yield from _on_next_host(call, delay)
+
+
+def _on_next_host(call: Call, delay: float) -> Flow[Call]:
+    """The call on its next server: one that is not skipped, else the first to be due again.
+
+    The server that failed is skipped for `delay` seconds.
+    """
+    now = call.clocks.now()
+    call.server.skipped_until = now + delay
+    for host in call.hosts:
+        if host is not call.host and host.server.skipped_until <= now:
+            return call.on(host)
+    due = min(call.hosts, key=lambda host: host.server.skipped_until)
+    yield Sleep(max(0.0, min(delay, due.server.skipped_until - now)))
+    return call.on(due)
 
 
 def is_of_alarm(reply: Reply) -> bool:
@@ -408,7 +483,7 @@ def _time_left(call: Call, path: str) -> float:
 
 def _connects_left(call: Call, connects_until: float) -> float:
     """Seconds left to retry connection errors."""
-    if call.server.has_answered:
+    if call.has_answered:
         return call.time_left
     return min(call.time_left, connects_until - call.clocks.now())
 
@@ -423,10 +498,11 @@ def _reconnect_delay(
 ) -> float:
     connects_left = _connects_left(call, connects_until)
     retries, jitter = call.retries.of_connections, call.clocks.jitter()
+    attempt //= len(call.hosts)
     delay = backoff_delay(retries, attempt, time_left=connects_left, jitter=jitter)
     if delay is not None:
         return delay
-    if call.server.has_answered or call.deadline <= connects_until:
+    if call.has_answered or call.deadline <= connects_until:
         raise _given_up(call, path, num_tries, failure) from failure
     raise AlarmConnectionError(
         f"{failure}; no ALaRM server has answered there yet; gave up after "
@@ -448,7 +524,7 @@ def _delay(
 ) -> float:
     delay = backoff_delay(
         call.retries,
-        attempt,
+        attempt // len(call.hosts),
         time_left=call.time_left,
         jitter=call.clocks.jitter(),
         retry_after=retry_after,

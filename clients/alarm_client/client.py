@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
+from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
-from alarm_client._address import find_address
+from alarm_client._address import find_addresses
 from alarm_client._operations import (
     CachedLimits,
     await_ready,
@@ -16,7 +18,16 @@ from alarm_client._operations import (
     run_payload,
 )
 from alarm_client._payloads import reward_payload, score_payload
-from alarm_client._retry import Availability, Call, Flow, Retries, start_call
+from alarm_client._retry import (
+    Availability,
+    Call,
+    Flow,
+    Host,
+    Reply,
+    Retries,
+    Send,
+    start_call,
+)
 from alarm_client.types import Aspects, Catalogue, Overrides, RewardResult, SampleLike, ScoreResult
 
 # httpx and asyncio are imported when a client is created, so that importing the package is fast.
@@ -36,33 +47,33 @@ class BaseClient:
 
     def __init__(
         self,
-        url: str | None,
+        url: str | Sequence[str] | None,
         api_key: str | None,
         timeout: float,
         connect_timeout: float,
         max_concurrency: int,
         retries: Retries | None,
     ) -> None:
-        self._address = find_address(url, api_key)
+        self._addresses = find_addresses(url, api_key)
         self._timeout = _positive_seconds(timeout, "timeout")
         self._connect_timeout = _positive_seconds(connect_timeout, "connect_timeout")
         self._max_concurrency = _count(max_concurrency, "max_concurrency")
         self._retries = retries or Retries()
         self._known = CachedLimits()
-        self._server = Availability()
+        self._find_hosts()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._address.url!r}, timeout={self._timeout:g})"
+        return f"{type(self).__name__}({self.url!r}, timeout={self._timeout:g})"
 
     def __getstate__(self) -> dict[str, object]:
         # On another machine the same URL may reach another server, as 127.0.0.1 does.
-        own = {"_connections", "_server"}
+        own = {"_connections", "_hosts", "_turns"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
     @property
     def url(self) -> str:
-        """The server's URL, without secrets."""
-        return self._address.url
+        """The server's URL, without secrets; of several, with commas between them."""
+        return ",".join(address.url for address in self._addresses)
 
     @property
     def has_answered(self) -> bool:
@@ -71,12 +82,18 @@ class BaseClient:
         Responses of gateways and of other servers do not count. A fork inherits the value;
         unpickling resets it.
         """
-        return self._server.has_answered
+        return any(host.server.has_answered for host in self._hosts)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._server = Availability()
+        self._find_hosts()
         self._open()
+
+    def _find_hosts(self) -> None:
+        """Know nothing of the servers; begin their turns anywhere, so that clients differ."""
+        addresses = enumerate(self._addresses)
+        self._hosts = [Host(one.url, Availability(), index) for index, one in addresses]
+        self._turns = count(os.getpid())
 
     def _open(self) -> None:
         """Create the connections of a new or an unpickled client."""
@@ -111,11 +128,11 @@ class BaseClient:
 
     def _call(self, timeout: float | None) -> Call:
         return start_call(
-            self.url,
+            self._hosts,
             self._timeout if timeout is None else _seconds(timeout, "timeout"),
             self._retries,
             connect_timeout=self._connect_timeout,
-            server=self._server,
+            turns=self._turns,
         )
 
 
@@ -151,8 +168,10 @@ def _count(value: SupportsIndex, name: str) -> int:
 class AlarmClient(BaseClient):
     """Scores and hierarchical rewards from a server, for blocking callers.
 
-    `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `timeout`: seconds per call,
-    retries included; until a server has answered, connection errors fail a call after
+    `url` and `api_key` default to `ALARM_URL` and `ALARM_API_KEY`. `url` may be several, as a list
+    or with commas between them: calls go to the servers in turn, retries to the next one that is
+    available, and samples with `group_size` to the first. `timeout`: seconds per call, retries
+    included; until a server has answered, connection errors fail a call after
     `connect_timeout` seconds. `max_concurrency` bounds the concurrent requests of a large call that
     is split. Safe to share between threads, to pickle and to fork; `transport`: an httpx transport
     that replaces the network.
@@ -160,7 +179,7 @@ class AlarmClient(BaseClient):
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
@@ -217,7 +236,8 @@ class AlarmClient(BaseClient):
 
     def close(self) -> None:
         """Close this process's connections; the next call opens new ones."""
-        self._connections.close()
+        for connections in self._connections:
+            connections.close()
 
     def __enter__(self) -> AlarmClient:
         return self
@@ -233,12 +253,17 @@ class AlarmClient(BaseClient):
     def _open(self) -> None:
         from alarm_client._transport import Connections
 
-        self._connections: Connections = Connections(self._address, self._transport)
+        self._connections: list[Connections] = [
+            Connections(address, self._transport) for address in self._addresses
+        ]
 
     def _run(self, flow: Flow[T]) -> T:
         from alarm_client._runners import run_flow
 
-        return run_flow(flow, self._connections.send, self._max_concurrency)
+        return run_flow(flow, self._send, self._max_concurrency)
+
+    def _send(self, action: Send) -> Reply:
+        return self._connections[action.host].send(action)
 
 
 class AsyncAlarmClient(BaseClient):
@@ -249,7 +274,7 @@ class AsyncAlarmClient(BaseClient):
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
@@ -306,7 +331,8 @@ class AsyncAlarmClient(BaseClient):
 
     async def aclose(self) -> None:
         """Close the running loop's connections; the next call opens new ones."""
-        await self._connections.aclose()
+        for connections in self._connections:
+            await connections.aclose()
 
     async def __aenter__(self) -> AsyncAlarmClient:
         return self
@@ -322,9 +348,14 @@ class AsyncAlarmClient(BaseClient):
     def _open(self) -> None:
         from alarm_client._transport import AsyncConnections
 
-        self._connections: AsyncConnections = AsyncConnections(self._address, self._transport)
+        self._connections: list[AsyncConnections] = [
+            AsyncConnections(address, self._transport) for address in self._addresses
+        ]
 
     async def _run(self, flow: Flow[T]) -> T:
         from alarm_client._runners import run_flow_async
 
-        return await run_flow_async(flow, self._connections.send, self._max_concurrency)
+        return await run_flow_async(flow, self._send, self._max_concurrency)
+
+    async def _send(self, action: Send) -> Reply:
+        return await self._connections[action.host].send(action)

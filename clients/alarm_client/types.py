@@ -70,7 +70,7 @@ class SampleError:
     the model cannot read a part of a message, such as an image; "group_incomplete" if other members
     of the group did not come in time, and "group_conflict" if the group is contradictory, such as
     two samples with one id; "overlong" and "dropped" if the recipe gives the sample no reward on
-    purpose.
+    purpose; "budget_exceeded" if a judge's budget did not allow to ask about it.
     """
 
     code: str
@@ -145,11 +145,29 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeUsage:
+    """What judges behind endpoints were asked: requests, tokens and money.
+
+    `num_cached` counts the questions whose answer the server had stored.
+    """
+
+    num_requests: int = 0
+    num_cached: int = 0
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts: as if each sample were scored alone, and as computed on the device."""
+    """Token counts: as if each sample were scored alone, and as computed on the device.
+
+    `judge`: what a judge behind an endpoint was asked, if any.
+    """
 
     num_tokens: int
     num_computed_tokens: int
+    judge: JudgeUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,11 @@
           verify_url: ${oc.env:ALARM_URL}/compat/nemo-gym/long-form-qa/verify
 
 The route reads the conversation of `responses_create_params` and `response`, and the row's
-`expected_answer` as the field `reference` (`?reference=` names another column).
+`expected_answer` as the field `reference` (`?reference=` names another column). With `?mask=1` a
+failed rollout is masked instead of ending the run.
 """
+
+from typing import ClassVar
 
 from nemo_gym.base_resources_server import (
     BaseResourcesServerConfig,
@@ -23,6 +26,9 @@ from pydantic import ConfigDict
 
 class AlarmConfig(BaseResourcesServerConfig):
     """The URL of the reward server, with the recipe or model in its path."""
+
+    # The reward depends on the rollout alone, so that `gym eval reverify` may ask for it again.
+    REVERIFY_MODE: ClassVar[str] = "stateless"
 
     verify_url: str
 

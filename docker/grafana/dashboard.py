@@ -108,6 +108,21 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "(rate(alarm_saturated_values_total[10m])) / on (recipe, aspect) group_left () "
             "sum by (recipe, aspect) (rate(alarm_shaped_values_total[10m]))",
         }),
+        ("Groups of equal rewards, samples at the ceiling", "percentunit", {
+            "flat groups of {{recipe}}": "alarm_zero_deviation_group_share",
+            "at the ceiling of {{recipe}}": "alarm_ceiling_sample_share",
+        }),
+        ("Variance of the reward by component", "none", {
+            "{{component}} {{recipe}}": "alarm_reward_variance_share",
+        }),
+        ("Drift from the calibration (CUSUM; alarm at 15)", "none", {
+            "{{direction}} {{recipe}}": "alarm_holistic_drift",
+        }),
+        ("Parts not shown to models: share of rewards", "percentunit", {
+            "{{part}} {{recipe}}": "sum by (recipe, part) "
+            "(rate(alarm_omitted_rewards_total[10m])) / on (recipe) group_left () "
+            "sum by (recipe) (rate(alarm_reward_count[10m]))",
+        }),
         ("Truncated rewards and samples", "percentunit", {
             "rewards of {{recipe}}": share(
                 "alarm_truncated_rewards_total", "alarm_reward_count", "recipe"

@@ -61,8 +61,8 @@ class SampleError(AlarmModelsError):
     """One sample cannot be scored; its neighbors can.
 
     ``code`` is ``too_long``, ``non_finite``, ``invalid_sample``, ``model_failed``,
-    ``unsupported_content``, ``group_incomplete``, ``group_conflict``, ``overlong`` or
-    ``dropped`` (by the rule, on purpose).
+    ``unsupported_content``, ``group_incomplete``, ``group_conflict``, ``overlong``,
+    ``dropped`` (by the rule, on purpose) or ``budget_exceeded`` (of a judge's endpoint).
     """
 
     def __init__(self, code: str, message: str) -> None:

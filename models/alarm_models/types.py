@@ -14,7 +14,10 @@ from alarm_models.errors import SampleError
 
 __all__ = [
     "AspectReward",
+    "AspectValues",
     "Dtype",
+    "JudgeTotals",
+    "JudgeUsage",
     "Message",
     "PackedSpans",
     "Reward",
@@ -274,6 +277,40 @@ class SegmentScore:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeUsage:
+    """What judges behind endpoints were asked: requests, tokens and money.
+
+    ``num_cached`` counts the questions whose answer was stored; these use no tokens.
+    """
+
+    num_requests: int = 0
+    num_cached: int = 0
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: JudgeUsage) -> JudgeUsage:
+        """Add up two usages."""
+        return JudgeUsage(
+            self.num_requests + other.num_requests,
+            self.num_cached + other.num_cached,
+            self.num_input_tokens + other.num_input_tokens,
+            self.num_output_tokens + other.num_output_tokens,
+            self.cost + other.cost,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTotals:
+    """What a model's judge was asked since it was opened, unanswered requests included."""
+
+    usage: JudgeUsage = JudgeUsage()
+    num_failed: int = 0
+    num_hedged: int = 0
+    num_over_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The number a model gives a completion, with its segments if the model judges segments.
 
@@ -282,6 +319,10 @@ class Score:
     ``outputs`` are the numbers of a model that gives several, by their names. ``omitted`` says what
     the model was not shown, such as ``thinking`` or ``prompt_start``. ``judged`` are the parts of
     the completion that the policy wrote and the model was shown; None for all of it.
+    ``judge_usage`` is what a judge behind an endpoint was asked for this score.
+    ``output_segments`` are the segments of outputs that have their own, by name; each gets its
+    share of the output's value. ``skipped`` names the outputs that were not judged. With
+    ``is_divided`` the segments share one value rather than adding up.
 
     ``prefixes`` are the scores of the completion's prefixes, where they were requested: of the
     empty one, and of those cut after each segment but the last, which is the whole completion.
@@ -297,6 +338,10 @@ class Score:
     omitted: tuple[str, ...] = ()
     prefixes: tuple[Score, ...] = ()
     judged: tuple[Span, ...] | None = None
+    judge_usage: JudgeUsage | None = None
+    output_segments: Mapping[str, tuple[SegmentScore, ...]] | None = None
+    skipped: tuple[str, ...] = ()
+    is_divided: bool = False
 
     def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
         """Return this score of a whole completion with those of its prefixes, the empty one first.
@@ -316,10 +361,19 @@ class Score:
         """
         if name is None:
             return self
+        if name in self.skipped:
+            return replace(self, value=None, segments=None, prefixes=())
         if self.outputs is None or name not in self.outputs:
             there = ", ".join(self.outputs or ()) or "none"
             raise SampleError("model_failed", f"the model has no output {name!r}; it has {there}")
-        found = replace(self, value=self.outputs[name], segments=None, prefixes=())
+        segments = (self.output_segments or {}).get(name)
+        found = replace(
+            self,
+            value=self.outputs[name],
+            segments=segments,
+            prefixes=(),
+            is_divided=segments is not None,
+        )
         if not self.prefixes:
             return found
         spans = [segment.span for segment in self.segments or ()]
@@ -349,11 +403,24 @@ class Shown:
 
     def score_of_given(self, score: Score) -> Score:
         """Return a score of the shown completion as one of the completion that was sent."""
-        segments = score.segments
-        if segments is not None and self.pieces is not None:
-            segments = tuple(replace(one, span=self.to_given(one.span)) for one in segments)
+        segments, of_outputs = score.segments, score.output_segments
+        if self.pieces is not None:
+            segments = None if segments is None else self._segments_of_given(segments)
+            if of_outputs is not None:
+                of_outputs = {
+                    name: self._segments_of_given(some) for name, some in of_outputs.items()
+                }
         omitted = tuple(sorted({*score.omitted, *self.omitted}))
-        return replace(score, segments=segments, omitted=omitted, judged=self.judged)
+        return replace(
+            score,
+            segments=segments,
+            omitted=omitted,
+            judged=self.judged,
+            output_segments=of_outputs,
+        )
+
+    def _segments_of_given(self, segments: Sequence[SegmentScore]) -> tuple[SegmentScore, ...]:
+        return tuple(replace(one, span=self.to_given(one.span)) for one in segments)
 
     def to_given(self, span: Span) -> Span:
         """Return where a span of the shown completion is in the one that was sent."""
@@ -386,12 +453,39 @@ def _last_shown(piece: ShownPiece) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class AspectValues:
+    """The values that an aspect gives a score, before and after shaping.
+
+    The three lists have the same length: one entry per judged segment, or per token. A span of None
+    is the whole completion. A shaped value is divided by ``divisor`` to become a reward.
+    ``num_tokens`` are the tokens that were judged, or the words without policy tokens. With
+    ``is_divided`` the segments share one value rather than adding up.
+    """
+
+    spans: Sequence[Span | None]
+    raw: Sequence[float]
+    shaped: Sequence[float]
+    divisor: int = 1
+    num_tokens: int = 0
+    is_divided: bool = False
+
+    @property
+    def rewards(self) -> Sequence[float]:
+        """The rewards of the segments, or of the tokens."""
+        if self.divisor == 1:
+            return self.shaped
+        return [value / self.divisor for value in self.shaped]
+
+
+@dataclass(frozen=True, slots=True)
 class AspectReward:
     """What one aspect says, shaped, before its weight.
 
     ``token_rewards`` has one float a policy token, or is None without token offsets. ``value`` is
     the mean of the shaped values that make up the reward, ``level`` the same before shaping; both
     are None where there was nothing to judge. ``shaped_values`` are those values, in order.
+    ``values`` has them with their spans, None where a reward is spread over prefixes. ``judged`` is
+    as in `Score`.
     """
 
     reward: float
@@ -402,6 +496,8 @@ class AspectReward:
     truncated: bool = False
     shaped_values: tuple[float, ...] = ()
     omitted: tuple[str, ...] = ()
+    values: AspectValues | None = field(default=None, compare=False)
+    judged: tuple[Span, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

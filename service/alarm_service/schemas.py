@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,10 +22,12 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alarm_models.combination.all_rules import Rule, Shaping
+from alarm_models.combination.rewards import AspectRule, value_places
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.types import (
     AspectReward,
+    JudgeUsage,
     Message,
     PackedSpans,
     Reward,
@@ -38,23 +41,32 @@ from alarm_service.errors import MAX_FAULTS, OmittedFaults, num_faults
 from alarm_service.json_pieces import MAX_OFFSET
 
 __all__ = [
+    "AdmissionOut",
     "AspectOut",
+    "AspectValuesOut",
     "DenseHolisticOut",
     "ErrorBody",
     "ErrorOut",
     "FailFastInPieces",
     "FewUnknown",
+    "GamingLimitsOut",
+    "GamingOut",
     "HealthOut",
+    "HistogramOut",
     "HolisticOut",
     "InPieces",
     "JsonObjectIn",
+    "JudgeUsageOut",
+    "KeptSampleOut",
     "ListOf",
+    "LoadOut",
     "MessageFields",
     "MessageIn",
     "ModelOut",
     "ModelsOut",
     "NamedScoresOut",
     "OverridesIn",
+    "RecentOut",
     "RecipeOut",
     "RewardOut",
     "RewardRequest",
@@ -72,6 +84,8 @@ __all__ = [
     "reward_out",
     "sample_in",
     "score_out",
+    "usage_out",
+    "with_aspect_values",
 ]
 
 #: Members passed to pydantic per call, during which it holds the GIL.
@@ -363,7 +377,8 @@ class SampleIn(_In):
         "special tokens are empty spans",
     )
     segments: Annotated[
-        dict[Literal["sentences", "subsentences", "steps", "turns", "errors"], SpansIn], InPieces
+        dict[Literal["sentences", "subsentences", "words", "steps", "turns", "errors"], SpansIn],
+        InPieces,
     ] = Field(
         default_factory=dict, description="spans to use instead of those that the server would find"
     )
@@ -419,6 +434,10 @@ class RewardRequest(_In):
         description='"admitted" computes the aspects that the reward needs; "all" computes '
         "every aspect of every sample, for logging",
     )
+    aspect_values: bool = Field(
+        default=False,
+        description="whether aspects have `values`, their numbers before shaping",
+    )
 
 
 class _Out(BaseModel):
@@ -438,6 +457,7 @@ class SampleErrorOut(_Out):
         "group_conflict",
         "overlong",
         "dropped",
+        "budget_exceeded",
     ]
     message: str
 
@@ -479,6 +499,27 @@ class NamedScoresOut(ScoreOut):
     """One sample's score from a model with several named outputs."""
 
     outputs: dict[str, float] = Field(description="output name -> value")
+    output_segments: dict[str, list[SegmentOut]] | None = Field(
+        default=None,
+        exclude_if=lambda segments: segments is None,
+        description="output name -> its segments, such as what a judge quoted; absent if no output "
+        "has any",
+    )
+    skipped: list[str] = Field(
+        default_factory=list,
+        exclude_if=lambda names: not names,
+        description="outputs that were not judged; absent if all were",
+    )
+
+
+class JudgeUsageOut(_Out):
+    """What judges behind endpoints were asked for the scores of this response."""
+
+    num_requests: int
+    num_cached: int = Field(description="questions whose answer was stored")
+    num_input_tokens: int
+    num_output_tokens: int
+    cost: float = Field(description="money, by the prices in the recipe")
 
 
 class UsageOut(_Out):
@@ -486,6 +527,19 @@ class UsageOut(_Out):
 
     num_tokens: int
     num_computed_tokens: int
+    judge: JudgeUsageOut | None = Field(
+        default=None,
+        exclude_if=lambda usage: usage is None,
+        description="absent unless a judge behind an endpoint was asked",
+    )
+
+
+def usage_out(
+    num_tokens: int, num_computed_tokens: int, judge: JudgeUsage | None = None
+) -> UsageOut:
+    """Convert what a response cost."""
+    asked = None if judge is None else JudgeUsageOut(**asdict(judge))
+    return UsageOut(num_tokens=num_tokens, num_computed_tokens=num_computed_tokens, judge=asked)
 
 
 class ScoreResponse(_Out):
@@ -513,12 +567,32 @@ class DenseHolisticOut(HolisticOut):
     segments: list[SegmentOut]
 
 
+class AspectValuesOut(_Out):
+    """An aspect's numbers before shaping, one per judged segment or token, or one in all."""
+
+    raw: list[float]
+    tokens: list[int] | None = Field(
+        description="the token that each is placed on; null without `token_offsets`"
+    )
+    num_tokens: int = Field(
+        description="judged tokens, or words without `token_offsets`, for the shaping `per_length`"
+    )
+    is_divided: bool = Field(
+        description="whether the values share one value, so that every shaping divides by them"
+    )
+
+
 class AspectOut(_Out):
     """An aspect's shaped reward, before weighting."""
 
     reward: float
     token_rewards: list[float] | None
     segments: list[SegmentOut] | None
+    values: AspectValuesOut | None = Field(
+        default=None,
+        exclude_if=lambda values: values is None,
+        description="with `aspect_values`; absent for a reward that is spread over prefixes",
+    )
 
 
 class RewardOut(_Out):
@@ -578,6 +652,7 @@ class RecipeOut(ModelOut):
     threshold: float
     holistic_weight: float
     weights: dict[str, float] = Field(description="aspect -> weight")
+    shapings: dict[str, str] = Field(description="aspect -> shaping")
     holistic: str
     aspects: dict[str, str] = Field(description="aspect -> model")
 
@@ -588,6 +663,101 @@ class ModelsOut(_Out):
     models: list[ModelOut]
     recipes: list[RecipeOut]
     limits: dict[str, int]
+
+
+class _OutOfAttributes(_Out):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class HistogramOut(_OutOfAttributes):
+    """`counts[i]` values lie between `edges[i]` and `edges[i + 1]`."""
+
+    edges: list[float]
+    counts: list[int]
+    expected: list[float] | None = Field(
+        description="numbers of values that scores as in the calibration would have, if known"
+    )
+
+
+class AdmissionOut(_OutOfAttributes):
+    """Consecutive samples, and the share of them that is past the threshold."""
+
+    time: float = Field(description="of the last sample, in Unix seconds")
+    num_samples: int
+    share: float
+
+
+class GamingOut(_OutOfAttributes):
+    """Figures of a window that show a gamed reward; null or left out with too few samples."""
+
+    num_samples: int
+    num_groups: int
+    zero_deviation_share: float | None
+    ceiling: float | None
+    ceiling_share: float | None
+    variance_shares: dict[str, float]
+    opposed_shares: dict[str, float]
+    length_correlation: float | None
+    admitted_share: float | None
+    truncated_share: float | None
+    omitted_share: float | None
+    drift_up: float
+    drift_down: float
+
+
+class GamingLimitsOut(_OutOfAttributes):
+    """The limits that `alarm audit` has by default."""
+
+    zero_deviation_share: float
+    ceiling_share: float
+    variance_share: float
+    opposed_share: float
+    length_correlation: float
+    drift: float
+    truncated_share: float
+    omitted_share: float
+
+
+class KeptSampleOut(_Out):
+    """The reward of a recent sample and the beginnings of its texts."""
+
+    reward: float
+    prompt: str
+    completion: str
+
+
+class LoadOut(_Out):
+    """The queue and the devices now; the seconds count from the start of the server."""
+
+    time: float = Field(description="now, in Unix seconds")
+    num_requests: int = Field(description="admitted requests that are queued or running")
+    num_waiting_samples: int
+    num_queued_tokens: int
+    max_queued_tokens: int
+    occupied_s: float = Field(description="with at least one request in flight")
+    device_busy_s: float = Field(description="with a batch running on a device")
+
+
+class RecentOut(_Out):
+    """What a recipe rewarded recently: up to 2048 samples since the server started.
+
+    `points` has characters, reward and admission of the newest 512. `best` and `worst` are null
+    unless the server has `--log-texts`.
+    """
+
+    recipe: str
+    threshold: float
+    since: float | None = Field(description="time of the oldest sample, in Unix seconds")
+    rewards: HistogramOut | None
+    holistic: HistogramOut | None
+    points: list[tuple[int, float, bool]]
+    admission: list[AdmissionOut]
+    errors: dict[str, int] = Field(description="code -> samples without a reward")
+    gaming: GamingOut
+    limits: GamingLimitsOut
+    best: list[KeptSampleOut] | None
+    worst: list[KeptSampleOut] | None
+    load: LoadOut
 
 
 class HealthOut(_Out):
@@ -657,7 +827,15 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
     )
     if outcome.outputs is None:
         return score
-    return NamedScoresOut(**dict(score), outputs=dict(outcome.outputs))
+    of_outputs = outcome.output_segments
+    return NamedScoresOut(
+        **dict(score),
+        outputs=dict(outcome.outputs),
+        output_segments=None
+        if of_outputs is None
+        else {name: _segments(some) or [] for name, some in of_outputs.items()},
+        skipped=list(outcome.skipped),
+    )
 
 
 def reward_out(
@@ -688,6 +866,29 @@ def reward_out(
         omitted=list(outcome.omitted),
         error=None,
     )
+
+
+def with_aspect_values(
+    out: RewardOut, sample: Sample, outcome: Reward | SampleError, rules: Mapping[str, AspectRule]
+) -> RewardOut:
+    """Add the numbers before shaping to a response's aspects; ``rules`` are those of the aspects.
+
+    There are none for aspects that were not computed or are spread over prefixes.
+    """
+    if isinstance(outcome, SampleError):
+        return out
+    aspects = dict(out.aspects)
+    for name, aspect in outcome.aspects.items():
+        shown = aspects[name]
+        if aspect is not None and shown is not None and aspect.values is not None:
+            values = AspectValuesOut(
+                raw=list(aspect.values.raw),
+                tokens=value_places(aspect.values, aspect, rules[name], sample),
+                num_tokens=aspect.values.num_tokens,
+                is_divided=aspect.values.is_divided,
+            )
+            aspects[name] = shown.model_copy(update={"values": values})
+    return out.model_copy(update={"aspects": aspects})
 
 
 def _content(content: str | list[MessageIn]) -> str | tuple[Message, ...]:

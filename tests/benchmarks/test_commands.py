@@ -77,5 +77,5 @@ def test_scale_fits_an_exponent_to_each_cost() -> None:
     )
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(reports) == 10
+    assert len(reports) == 13
     assert max(found["exponent"] for found in reports) < 1.6  # 2 is quadratic

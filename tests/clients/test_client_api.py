@@ -23,6 +23,7 @@ def test_public_names_are_pinned():
         "Holistic",
         "Id",
         "InvalidRequest",
+        "JudgeUsage",
         "Limits",
         "Message",
         "NotFound",

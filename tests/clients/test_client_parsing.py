@@ -11,6 +11,7 @@ from alarm_client.errors import ProtocolError
 from alarm_client.types import (
     AspectReward,
     Holistic,
+    JudgeUsage,
     Limits,
     Sample,
     SampleError,
@@ -134,6 +135,16 @@ def test_merge_rewards_keeps_order_and_sums_usage():
     joined = merge_scores([one, two])
     assert [score.score for score in joined.scores] == [3.0, 4.0]
     assert joined.usage == Usage(8, 6)
+
+
+def test_usage_of_judges_is_read_and_summed():
+    judge = {"num_requests": 1, "num_cached": 2, "num_input_tokens": 3, "num_output_tokens": 4}
+    usage = {"num_tokens": 4, "num_computed_tokens": 3, "judge": judge | {"cost": 0.5}}
+    body = json.loads(scores(score_row(SENT))) | {"usage": usage}
+    one = read_scores(json.dumps(body).encode(), [SAMPLE])
+    assert one.usage.judge == JudgeUsage(1, 2, 3, 4, 0.5)
+    without = read_scores(scores(score_row(SENT)), [SAMPLE])
+    assert merge_scores([one, one, without]).usage.judge == JudgeUsage(2, 4, 6, 8, 1.0)
 
 
 def test_merge_with_different_fingerprints_raises():

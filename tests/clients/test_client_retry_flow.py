@@ -10,6 +10,7 @@ from alarm_client._retry import (
     Availability,
     Call,
     Clocks,
+    Host,
     Reply,
     Retries,
     Send,
@@ -51,7 +52,7 @@ class FlowDriver:
 
     def call(self, timeout: float = 100.0) -> Call:
         clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, jitter=lambda: 0.0)
-        return start_call("http://server", timeout, RETRIES, clocks)
+        return start_call([Host("http://server", Availability())], timeout, RETRIES, clocks)
 
     def take(self, steps):
         answer = failure = None
@@ -210,12 +211,11 @@ class Clock(FlowDriver):
     def call(self, timeout: float = 480.0, connect_timeout: float = 60.0) -> Call:
         clocks = Clocks(now=lambda: self.now, wall=lambda: 0.0, jitter=lambda: 0.5)
         return start_call(
-            "http://server",
+            [Host("http://server", self.server)],
             timeout,
             DEFAULT,
             clocks,
             connect_timeout=connect_timeout,
-            server=self.server,
         )
 
     def take(self, steps):

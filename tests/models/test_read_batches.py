@@ -1,4 +1,4 @@
-"""Reads: which keys each sees, and samples of about one length put together."""
+"""Reads: which keys of their nodes each sees, and nodes of about one length put together."""
 
 import torch
 
@@ -20,45 +20,43 @@ def sees(some: ReadBatch) -> dict[int, list[int]]:
     }
 
 
-def test_group_reads_causal_read_sees_its_sample_up_to_itself() -> None:
+def test_group_reads_causal_read_sees_its_node_up_to_itself() -> None:
     layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
-    reads = [(0, 0), (0, 2), (1, 1)]
-    (some,) = group_reads(layout, reads, causal=True, window=None, device=CPU)
+    (some,) = group_reads(layout, [0, 2, 4], causal=True, window=None, device=CPU)
     assert sees(some) == {0: [0], 1: [0, 1, 2], 2: [3, 4]}
 
 
 def test_group_reads_of_an_encoder_sees_all_of_its_sample() -> None:
     layout = pack([(1, 2, 3), (4, 5, 6, 7)], share=False)
-    (some,) = group_reads(layout, [(0, 0), (1, 1)], causal=False, window=None, device=CPU)
+    (some,) = group_reads(layout, [0, 4], causal=False, window=None, device=CPU)
     assert sees(some) == {0: [0, 1, 2], 1: [3, 4, 5, 6]}
 
 
 def test_group_reads_of_equal_lengths_needs_no_mask() -> None:
     layout = pack([(1, 2), (3, 4)], share=False)
-    (some,) = group_reads(layout, [(0, 1), (1, 1)], causal=True, window=None, device=CPU)
+    (some,) = group_reads(layout, [1, 3], causal=True, window=None, device=CPU)
     assert some.mask is None
     assert some.keys.tolist() == [[0, 1], [2, 3]]
 
 
 def test_group_reads_window_counts_the_read_itself() -> None:
     layout = pack([(1, 2, 3, 4, 5)], share=False)
-    (causal,) = group_reads(layout, [(0, 1), (0, 4)], causal=True, window=2, device=CPU)
+    (causal,) = group_reads(layout, [1, 4], causal=True, window=2, device=CPU)
     assert sees(causal) == {0: [0, 1], 1: [3, 4]}
-    (both,) = group_reads(layout, [(0, 1), (0, 4)], causal=False, window=2, device=CPU)
+    (both,) = group_reads(layout, [1, 4], causal=False, window=2, device=CPU)
     assert sees(both) == {0: [0, 1, 2], 1: [3, 4]}
 
 
-def test_group_reads_sees_a_shared_prefix() -> None:
+def test_group_reads_after_a_shared_prefix_sees_its_own_node_only() -> None:
     shared = tuple(range(20))
-    layout = pack([(*shared, 100), (*shared, 200)], share=True)
-    (some,) = group_reads(layout, [(0, 20), (1, 20)], causal=True, window=None, device=CPU)
-    assert sees(some) == {0: [*range(20), 20], 1: [*range(20), 21]}
+    layout = pack([(*shared, 100, 101), (*shared, 200, 201)], share=True)
+    (some,) = group_reads(layout, [20, 21, 23], causal=True, window=None, device=CPU)
+    assert sees(some) == {0: [20], 1: [20, 21], 2: [22, 23]}
 
 
-def test_group_reads_splits_off_a_much_longer_sample() -> None:
+def test_group_reads_splits_off_a_much_longer_node() -> None:
     layout = pack([(1,) * 10, (2,) * 100, (3,) * 12], share=False)
-    reads = [(0, 9), (1, 99), (2, 11)]
-    short, long = group_reads(layout, reads, causal=True, window=None, device=CPU)
+    short, long = group_reads(layout, [9, 109, 121], causal=True, window=None, device=CPU)
     assert short.queries.tolist() == [[0], [2]]
     assert long.queries.tolist() == [[1]]
 
@@ -66,6 +64,6 @@ def test_group_reads_splits_off_a_much_longer_sample() -> None:
 def test_group_reads_bounds_the_keys_gathered_at_once() -> None:
     samples = [(number,) * 3000 for number in range(5)]
     layout = pack(samples, share=False)
-    reads = [(sample, 2999) for sample in range(5)]
-    found = list(group_reads(layout, reads, causal=True, window=None, device=CPU))
+    places = [3000 * sample + 2999 for sample in range(5)]
+    found = list(group_reads(layout, places, causal=True, window=None, device=CPU))
     assert [len(some.keys) for some in found] == [2, 2, 1]

@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from remote_servers import Calls, completions, judge, opened, sglang, tei, values, vllm
+from remote_servers import (
+    Calls,
+    completions,
+    judge,
+    opened,
+    sglang,
+    tei,
+    values,
+    vllm,
+    vllm_scoring,
+)
 from tcp import over_tcp
 
 from alarm_models.errors import CheckpointError, SampleError
@@ -39,6 +49,14 @@ async def test_remote_that_always_applies_activation_is_refused() -> None:
     with pytest.raises(CheckpointError, match="with and without activation"):
         async with opened(vllm, Calls(is_old=True), template=TEMPLATE):
             pass
+
+
+async def test_vllm_scoring_reads_a_probability_and_refuses_a_text_that_vllm_cuts() -> None:
+    more = {"api": "vllm-scoring", "template": TEMPLATE, "label_token_ids": [9, 7]}
+    async with opened(vllm_scoring, special_tokens=False, **more) as (model, calls):
+        assert values(await model.score(completions("a" * 10, "b" * 15))) == [0.5, "too_long"]
+        asked = {"items": [""], "label_token_ids": [9, 7], "add_special_tokens": False}
+        assert {"query": "a" * 10} | asked in calls.bodies
 
 
 async def test_sglang_is_read_from_the_route_with_logits() -> None:
@@ -146,7 +164,7 @@ async def test_remote_unreachable_or_of_another_api_is_refused_at_open() -> None
         ({"api": "sglang", "template": "chat"}, "does not apply a chat template"),
         ({"api": "chat", "model": "m", "rubric": "r", "pattern": "("}, "not a valid regular"),
         ({"api": "alarm", "url": "localhost:8000"}, "url"),
-        ({"api": "grpc"}, "'vllm', 'sglang', 'tei', 'alarm' or 'chat'"),
+        ({"api": "grpc"}, "'vllm', 'vllm-scoring', 'sglang', 'tei', 'alarm' or 'chat'"),
     ],
 )
 def test_remote_spec_with_keys_of_another_api_is_refused(table: dict[str, Any], told: str) -> None:

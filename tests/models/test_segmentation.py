@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from alarm_models.preprocessing.segmentation import sentences, split_sentences, subsentences
+from alarm_models.preprocessing.segmentation import sentences, split_sentences, subsentences, words
 from alarm_models.types import Span
 
 
@@ -72,3 +72,7 @@ def test_subsentences_starts_equal_the_original_code(golden: dict[str, Any]) -> 
     spans = tuple(Span(*pair) for pair in pairwise(bounds))
     starts = [span.start for span in split_sentences(golden["text"], spans)]
     assert [*starts, len(golden["text"])] == golden["subsentence_bounds"]
+
+
+def test_words_whitespace_separates_and_punctuation_belongs_to_the_word() -> None:
+    assert words("I'm  late,\nsorry. ") == ((0, 3), (5, 10), (11, 17))

@@ -79,7 +79,7 @@ class PlainQueue:
         usage = self._usage_of(batch[0].model.name)
         usage.measure(total, seconds)
         callers = [*self._callers_of(batch[0].model), *(work.caller for work in batch)]
-        usage.divide(seconds, len({caller.flow for caller in callers}))
+        usage.callers.divide(seconds, len({caller.flow for caller in callers}))
         expected = 0.0
         for work, num_tokens in zip(batch, num_computed, strict=True):
             expected += work.charged

@@ -1,7 +1,8 @@
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -243,6 +244,38 @@ def test_admission_client_that_waits_retry_after_is_admitted_and_devices_never_i
     numbers = [len(waited) for waited in waits[MIDDLE]]
     # A round is 160 s: some five of them, for everybody alike.
     assert 4 <= min(numbers) <= max(numbers) <= 9
+
+
+def test_admission_lasting_connection_is_not_starved_by_new_ones() -> None:
+    """30 requests of 50 tokens wait, and each try of theirs has a connection of its own."""
+    admission = queue(1000)
+    places: deque[AbstractContextManager[None]] = deque()
+
+    def ask(num_tokens: int, connection: str, content: int) -> bool:
+        sender = Caller(connection=connection)
+        place = admission.admit(num_tokens, sender, partial(int, content))
+        with suppress(Overloaded):
+            place.__enter__()
+            places.append(place)
+            return True
+        return False
+
+    def is_served(num_rounds: int) -> bool:
+        others = list(range(30))
+        for number in range(num_rounds):
+            for index, content in enumerate(others):
+                if ask(50, f"{number}-{index}", content):
+                    others[index] += 30
+            if ask(120, "lasting", -1):
+                return True
+            places.popleft().__exit__(None, None, None)
+        return False
+
+    assert ask(1, "first", -2)
+    assert ask(120, "lasting", -1)
+    places.pop().__exit__(None, None, None)
+    # 31 take turns, and 50 tokens are done in a round: each gets 2 * 120 tokens in 150 rounds.
+    assert is_served(200)
 
 
 LARGE, MIDDLE, SMALL = 1024 * 60, 32 * 60, 60

@@ -70,6 +70,7 @@ async def test_capture_has_samples_of_every_route_in_private_files(tmp_path: Pat
     assert [first["reward"], second["reward"]] == rewards["rewards"]
     assert first["sample"] == {"prompt": "?", "completion": "A A c w w é"}
     assert (first["recipe"], first["fingerprint"]) == ("figure-1", rewards["fingerprint"])
+    assert (first["constants"]["rule"], first["constants"]["threshold"]) == ("hierarchical", 5)
     assert first["request"] == second["request"] != third["request"]
     assert [third["score"]] == scores["scores"]
     assert (fourth["recipe"], fourth["reward"]["holistic"]["score"]) == ("figure-1", 2)
@@ -218,14 +219,14 @@ async def test_replay_of_partial_groups_by_another_rule_counts_changes(tmp_path:
 
 
 async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Path) -> None:
-    folder, out = tmp_path / "captures", tmp_path / "out.json"
+    folder, out, page = (tmp_path / name for name in ("captures", "out.json", "out.html"))
     async with serving(FIGURE_1, capture=folder) as server:
         await server.reward("A A c w w w", "w")
         await server.score("w")
     length = tmp_path / "length.toml"
     length.write_text('[models.length]\nkind = "length"\n[holistic]\nmodel = "length"\n')
     (file,) = capture_files(folder)
-    for command in (["score", str(file)], ["replay", str(folder)]):
+    for command in (["score", str(file)], ["replay", str(folder), "--html", str(page)]):
         arguments = [*command, "--recipe", str(length), "--out", str(out)]
         assert await asyncio.to_thread(main, arguments) == 0
         if command[0] == "score":
@@ -234,6 +235,7 @@ async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Pa
     assert (report["num_samples"], report["num_scores_left_out"]) == (2, 1)
     assert report["aspects_only_before"] == ["a", "b", "c"]
     assert report["ranks"]["num_pairs"] == 1
+    assert "Replay by" in page.read_text()
 
 
 async def replayed(server: Server, folder: Path, name: str) -> Any:

@@ -34,7 +34,7 @@ def error_of(answer: httpx.Response, status: int) -> Mapping[str, Any]:
         ({"token_offsets": [[0, 1.0]]}, "samples[0].token_offsets[0][1]: Input should be a valid"),
         ({"token_offsets": [[-1, 1]]}, "should be greater than or equal to 0 (got -1)"),
         ({"token_offsets": "all"}, "should be a valid list (got a str of length 3)"),
-        ({"segments": {"words": []}}, "samples[0].segments.words"),
+        ({"segments": {"syllables": []}}, "samples[0].segments.syllables"),
         ({"id": True}, "samples[0].id"),
         ({"id": 1.5}, "samples[0].id"),
         ({"prompt": [{"role": "user"}]}, "prompt[0]: A message should have `content`"),

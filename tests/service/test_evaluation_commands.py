@@ -87,6 +87,21 @@ def test_select_recommends_what_follows_the_holistic_reward(
     assert found["win_rates"] is None
 
 
+def test_select_grammar_fewer_errors_are_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "grammar.toml"
+    aspect = '[models.grammar]\nkind = "grammar"\n[aspects.grammar]\nmodel = "grammar"\n'
+    recipe.write_text(f"{RECIPE}{aspect}positive = 0.0\nnegative = -1.0\n")
+    file = tmp_path / "in"
+    row = {"prompt": "p", "completions": ["I has a an apple.", "I have an apple and a pear."]}
+    file.write_text(json.dumps(row) + "\n")
+    found = run(capsys, "select", file, "--recipe", recipe, "--draws", 10)
+    assert set(found["lower_is_better"]) == {"brevity", "grammar"}
+    # The holistic reward prefers the longer text, which has no errors.
+    assert found["consistencies"][0]["agreements"]["grammar"]["num_against"] == 0
+
+
 def test_select_compares_scores_with_human_preferences(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 from served import Server, serving
 from standin import FIGURE_1
 
+from alarm_models.types import JudgeTotals, JudgeUsage
 from alarm_service.observability.metrics import Metrics
 
 
@@ -36,3 +37,23 @@ def test_pass_given_up_counts_for_its_model() -> None:
     metrics.pass_given_up("rm")
     told = metrics.registry.get_sample_value
     assert told("alarm_timed_out_passes_total", {"model": "rm"}) == 1
+
+
+def test_metrics_of_judges_are_their_totals_by_model() -> None:
+    metrics = Metrics()
+    usage = JudgeUsage(1, 2, 3, 4, 0.5)
+    metrics.judges.bind(
+        lambda: {"rm": JudgeTotals(usage, num_failed=6, num_hedged=7, num_over_budget=8)}
+    )
+    expected = {
+        "judge_requests": 1,
+        "judge_cached_answers": 2,
+        "judge_input_tokens": 3,
+        "judge_output_tokens": 4,
+        "judge_cost": 0.5,
+        "judge_failed_questions": 6,
+        "judge_hedged_requests": 7,
+        "judge_over_budget_questions": 8,
+    }
+    told = metrics.registry.get_sample_value
+    assert {name: told(f"alarm_{name}_total", {"model": "rm"}) for name in expected} == expected

@@ -12,7 +12,8 @@ from served import app_of
 from standin import FIGURE_1, Letters, Words
 from tcp import over_tcp
 
-from alarm_models.combination.all_rules import RULES
+from alarm_models.combination.all_rules import RULES, Shaping
+from alarm_service.schemas import SampleIn, sample_in
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if TYPE_CHECKING:
@@ -26,10 +27,25 @@ KEY = "sesame"
 HIGH, LOW, BAD = "AB B C AAC b c x", "Ax Bx Cx", "choke"
 
 
+#: The first recipe with the numbers of its aspects, before shaping, times this.
+SCALE = 3
+SCALED = FIGURE_1.model_copy(
+    update={
+        "name": "scaled",
+        "aspects": {
+            name: aspect.model_copy(
+                update={"positive": SCALE * aspect.positive, "negative": SCALE * aspect.negative}
+            )
+            for name, aspect in FIGURE_1.aspects.items()
+        },
+    }
+)
+
+
 @contextmanager
 def serving(**settings: Any) -> Iterator[str]:
     models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
-    with over_tcp(app_of([FIGURE_1], models, **settings)) as port:
+    with over_tcp(app_of([FIGURE_1, SCALED], models, **settings)) as port:
         url = f"http://127.0.0.1:{port}"
         while httpx.get(f"{url}/health/ready").status_code != 200:
             pass
@@ -153,7 +169,8 @@ def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
 
 #: Scores samples and adds up the parts, with the page's own modules.
 _PARTS = """async (form) => {
-  const { requestOf, overridesOf } = await import("/page/request.js");
+  const { requestOf } = await import("/page/request.js");
+  const { overridesOf } = await import("/page/samples.js");
   const { paramsOf, partsOf } = await import("/page/sum.js");
   const { recipes } = await (await fetch("models")).json();
   const headers = { "Content-Type": "application/json" };
@@ -174,6 +191,7 @@ def test_page_sliders_give_the_servers_rewards(page: "Page") -> None:
         for rule in ("hierarchical", "weighted_sum", "holistic_only", "aspect_only")
         for threshold in (3, 5, 7.5)
     ]
+    changes += [{"threshold": 3, "shaping": shaping} for shaping in Shaping]
     for pair in page.evaluate(_RECOMBINED, {"completions": [HIGH, LOW, BAD], "changes": changes}):
         (here, on_here), (served, on_served) = pair["here"], pair["served"]
         assert here == pytest.approx(served, abs=1e-6)
@@ -211,6 +229,35 @@ _RECOMBINED = """async ({ completions, changes }) => {
 }"""
 
 
+def test_page_scale_gives_the_rewards_of_the_scaled_recipe(page: "Page") -> None:
+    form = {"prompt": "?", "completions": [HIGH, LOW], "overrides": "{}"}
+    for one in page.evaluate(_SCALED, {"form": form, "scaled": SCALED.name, "scale": SCALE}):
+        assert one["here"] == pytest.approx(one["served"], abs=1e-6)
+
+
+#: Scores by both recipes, and shapes the first one's aspects again with the scale of the second.
+_SCALED = """async ({ form, scaled, scale }) => {
+  const { requestOf } = await import("/page/request.js");
+  const { paramsOf } = await import("/page/sum.js");
+  const { recombined } = await import("/page/recombine.js");
+  const { recipes } = await (await fetch("models")).json();
+  const headers = { "Content-Type": "application/json" };
+  const rewards = async (recipe) => {
+    const body = JSON.stringify(requestOf({ ...form, recipe }));
+    return (await (await fetch("hierarchical_reward", { method: "POST", headers, body })).json())
+      .rewards;
+  };
+  const [first, second] = [await rewards(recipes[0].name), await rewards(scaled)];
+  const params = paramsOf(recipes[0], {});
+  const changed = paramsOf(recipes[0], {});
+  for (const shape of Object.values(changed.shapes)) shape.scale = scale;
+  return first.map((one, at) => ({
+    here: recombined(one, params, changed).reward,
+    served: second[at].reward,
+  }));
+}"""
+
+
 def test_page_slider_changes_gate_and_group(page: "Page") -> None:
     submit(page, HIGH, LOW, shaping="none")
     slider = page.get_by_role("slider", name="threshold")
@@ -221,9 +268,155 @@ def test_page_slider_changes_gate_and_group(page: "Page") -> None:
     assert numbers(page)["reward"] == "+3.000"
 
 
+def test_page_shaping_is_chosen_and_kept_as_an_override(page: "Page") -> None:
+    submit(page, HIGH)
+    before = numbers(page)["a"]
+    constants = page.locator("#constants")
+    for name in "abc":
+        constants.get_by_label(f"shaping of {name}").select_option("mean")
+    page.wait_for_function("before => !document.body.innerText.includes(before)", arg=before)
+    shown = numbers(page)
+    with page.expect_response("**/hierarchical_reward"):
+        constants.get_by_role("button", name="Use as overrides").click()
+    page.locator("#results:not([aria-busy])").wait_for()
+    assert json.loads(page.locator("#overrides").input_value()) == {"shaping": "mean"}
+    assert numbers(page) == shown
+    constants.get_by_label("scale of a").fill("2")
+    page.locator("#constants button[disabled]").wait_for()
+
+
+def test_page_scores_json_lines_of_one_group(page: "Page") -> None:
+    lines = [json.dumps({"prompt": "?", "completion": f"{word} A", "id": word}) for word in WORDS]
+    captured = json.dumps({"request": "r", "sample": {"prompt": "?", "completion": HIGH}})
+    submit_lines(page, *lines, captured)
+    heading = page.locator("#group tbody tr:not([aria-hidden])").first
+    assert HIGH in heading.inner_text()
+    rows = page.locator("#group tbody tr:not([aria-hidden])").count()
+    assert rows < len(lines) == 60
+    page.locator("#group button[aria-pressed=true]").press("End")
+    chosen = page.locator("#group button[aria-pressed=true]")
+    assert chosen.inner_text() == f"{WORDS[-1]} A"
+    page.locator("#from-form").check()
+
+
+#: Completions of two words, of which all but the longest group fit in one view.
+WORDS = [f"w{at}" for at in range(60)]
+
+
+def submit_lines(page: "Page", *lines: str) -> None:
+    page.locator("#from-lines").check()
+    page.locator("#lines").fill("\n".join(lines))
+    page.locator("#overrides").fill("")
+    with page.expect_response("**/hierarchical_reward"):
+        page.get_by_role("button", name="Score").click()
+    page.locator("#results:not([aria-busy])").wait_for()
+
+
+def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
+    good = {"prompt": "?", "completion": "A"}
+    said = page.evaluate(
+        """async (inputs) => {
+          const { samplesOf } = await import("/page/samples.js");
+          return inputs.map((form) => {
+            try { return samplesOf({ prompt: "?", completions: ["A"], ...form }) && null; }
+            catch (error) { return error.message; }
+          });
+        }""",
+        [
+            {"lines": f"{json.dumps(good)}\n\n{{oops"},
+            {"lines": json.dumps({"prompt": "?"})},
+            {"lines": json.dumps({"sample": {"prompt_sha256": "0"}, "redacted": True})},
+            {"lines": f"{json.dumps(good)}\n{json.dumps({**good, 'prompt': 'other'})}"},
+            {"completions": ["A", '[{"role": "assistant", "content": "A"}, {"content": "B"}]']},
+            {"prompt": '[{"role": "user", "content": "A"'},
+            {"tools": "{}"},
+            {"completions": ['[{"json": 1}]']},
+        ],
+    )
+    parts = [
+        "Line 3 is not valid JSON: ",
+        'Line 1 has no "completion"',
+        "Line 1 was captured with hashes",
+        "Line 2 has another prompt than line 1",
+        'Completion 2, message 2 of 2 has no "role"',
+        "The prompt begins like chat messages, but it is not valid JSON",
+        "Tools must be a JSON array",
+    ]
+    assert said[-1] is None
+    for message, part in zip(said, parts, strict=False):
+        assert part in message
+
+
+def test_page_shows_what_models_read_and_what_was_dropped(page: "Page") -> None:
+    rendering = {
+        "model": "rm",
+        "kind": "sequence",
+        "texts": [{"tokens": ["<s>", "a", " b", " c"], "completion": [2, 4], "dropped": [[1, 3]]}],
+        "num_tokens": 2,
+        "truncated": True,
+        "omitted": ["thinking"],
+        "left_out": [[0, 2]],
+        "error": None,
+    }
+    found = page.evaluate(
+        """async (rendering) => {
+          const { readView } = await import("/page/read.js");
+          const shown = document.createElement("div");
+          shown.append(...readView([rendering], "😀t b c", "rm", () => {}));
+          return {
+            said: shown.querySelector(".numbers").textContent,
+            texts: [...shown.querySelectorAll(".read-text")].map((one) => one.innerHTML
+              .replaceAll(/ title="[^"]*"/g, "")),
+          };
+        }""",
+        rendering,
+    )
+    assert found["said"] == (
+        "kind sequence · 2 tokens read · the completion has 2 · 2 truncated · left out: thinking"
+    )
+    assert found["texts"] == [
+        "<span>&lt;s&gt;</span><del><span>a</span></del><del><mark> b</mark></del><mark> c</mark>",
+        "<del>😀t</del> b c",
+    ]
+
+
+def test_page_asks_once_for_what_models_read(page: "Page") -> None:
+    with page.expect_request("**/render") as asked:
+        submit(page, HIGH, LOW)
+    body = asked.value.post_data_json
+    assert [one["completion"] for one in body["samples"]] == [HIGH]
+    page.locator("#read").get_by_role("radio", name="b").check()
+    assert "kind segments" in page.locator("#read").inner_text()
+
+
+def test_page_tokens_are_the_samples_own_before_those_of_a_tokenizer(page: "Page") -> None:
+    placed = page.evaluate(
+        """async () => {
+          const { spansOf } = await import("/page/request.js");
+          const samples = [{ completion: "a b", token_offsets: [[0, 3]] }, { completion: "a b" }];
+          return [spansOf(samples, [[[0, 1]], [[0, 2], [2, 3]]]), spansOf(samples)];
+        }"""
+    )
+    own, words = {"spans": [[0, 3]], "unit": "token"}, {"spans": [[0, 1], [2, 3]], "unit": "word"}
+    assert placed == [[own, {"spans": [[0, 2], [2, 3]], "unit": "token"}], [own, words]]
+
+
+def test_page_text_of_messages_is_the_servers(page: "Page") -> None:
+    messages = [
+        {"role": "assistant", "content": "So 😀.", "reasoning_content": "Hm."},
+        {"role": "tool", "content": [{"type": "text", "text": "4"}], "tool_call_id": "1"},
+        {"role": "assistant", "content": None, "refusal": "No."},
+    ]
+    text = page.evaluate(
+        """async (messages) => (await import("/page/samples.js")).textOf(messages)""", messages
+    )
+    sample = SampleIn.model_validate({"prompt": "?", "completion": messages})
+    assert text == sample_in(sample).completion_text == "Hm.\n\nSo 😀.\n\n4\n\nNo."
+
+
 def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     submit(page, "Ax Bx", "Bx By Bz C D E")
-    page.get_by_role("radio", name="a", exact=True).check()
+    page.locator("#text").get_by_role("radio", name="a", exact=True).check()
     assert "nothing to judge" in page.locator(".readout").inner_text()
     page.get_by_role("button", name="Ax Bx").click()
     piece = page.locator("#text .piece.segment.positive")

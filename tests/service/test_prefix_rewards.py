@@ -210,13 +210,11 @@ async def test_samples_without_tokens_are_scored_once_and_only_whole(llama: Chec
     whole = {"prompt": PROMPT, "completion": COMPLETION}
     async with serving(recipe_of(llama), max_remembered_bytes=0) as client:
         plain = (await client.post("/score", json={"samples": [whole]})).json()
-        rewarded = await reward(client, whole, SAMPLE | {"token_offsets": []})
+        rewarded = await reward(client, whole)
         spread = await reward(client, SAMPLE)
     num_tokens = plain["usage"]["num_tokens"]
-    assert rewarded["usage"] == {"num_tokens": 2 * num_tokens, "num_computed_tokens": num_tokens}
-    assert [one["reward"] for one in rewarded["rewards"]] == computed(
-        [plain["scores"][0]["score"], 0.0]
-    )
+    assert rewarded["usage"] == {"num_tokens": num_tokens, "num_computed_tokens": num_tokens}
+    assert rewarded["rewards"][0]["reward"] == computed(plain["scores"][0]["score"])
     # Each prefix counts in full, and costs what it does not share.
     assert spread["usage"]["num_tokens"] > 3 * num_tokens
     assert spread["usage"]["num_computed_tokens"] < 1.6 * num_tokens

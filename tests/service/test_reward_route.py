@@ -123,14 +123,19 @@ async def test_reward_without_offsets_has_no_token_rewards() -> None:
         assert reward["reward"] == 7 + 3 + (2 - 1) + (0 + 0 - 2)
 
 
-async def test_reward_without_tokens_is_0_and_has_its_score() -> None:
+async def test_reward_of_an_empty_completion_without_tokens_is_0() -> None:
     async with serving(FIGURE_1) as server:
-        for sample in (LOW, HIGH):
-            (reward,) = await rewards(server, sample | {"token_offsets": []})
-            assert (reward["token_rewards"], reward["reward"]) == ([], 0)
-            assert reward["holistic"]["score"] == (3 if sample is LOW else 7)
-            aspects = [one for one in reward["aspects"].values() if one is not None]
-            assert [one["reward"] for one in aspects] == [0] * len(aspects)
+        empty = {"prompt": "p", "completion": "", "token_offsets": []}
+        (reward,) = await rewards(server, empty)
+        assert (reward["token_rewards"], reward["reward"], reward["error"]) == ([], 0, None)
+
+
+async def test_reward_of_a_completion_that_lost_its_tokens_is_an_error() -> None:
+    async with serving(FIGURE_1) as server:
+        lost, whole = await rewards(server, HIGH | {"token_offsets": []}, HIGH)
+        assert (lost["reward"], lost["error"]["code"]) == (None, "invalid_sample")
+        assert "token_offsets is empty" in lost["error"]["message"]
+        assert whole["error"] is None
 
 
 async def test_reward_has_raw_and_normalised_holistic_score() -> None:

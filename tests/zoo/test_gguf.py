@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling.gguf_files import unpacked
 from alarm_models.recipe.loader import load_recipe
 from zoo import builders, cards
 from zoo.cases import load, scores
@@ -234,3 +237,21 @@ def test_loaded_gguf_keeps_no_map_of_its_file(sound: bytes, tmp_path: Path) -> N
     assert model.fingerprint
     gc.collect()
     assert str(file) not in Path("/proc/self/maps").read_text("utf-8")
+
+
+def test_gguf_folder_of_a_killed_process_is_removed_by_the_next(
+    sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, locked, new = (tmp_path / f"alarm-gguf-{name}" for name in ("left", "locked", "new"))
+    for folder in (left, locked, new):
+        folder.mkdir()
+    for folder in (left, locked):
+        os.utime(folder, (0, 0))
+    lock = os.open(locked, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(sound)
+    folder = unpacked(file).parent
+    os.close(lock)
+    assert sorted(tmp_path.glob("alarm-gguf-*")) == sorted([locked, new, folder])

@@ -26,6 +26,7 @@ from alarm_client._retry import (
     LOG,
     Availability,
     Flow,
+    Host,
     Reply,
     Retries,
     Send,
@@ -76,7 +77,8 @@ class Relay(ThreadingHTTPServer):
         """The server's final response, or an error in the server's format."""
         is_scoring = send.method == "POST" and not send.path.startswith("/admin")
         timeout = min(self._timeout, seconds or self._timeout)
-        call = start_call(self.target, timeout, _RETRIES, server=self._server)
+        host = Host(self.target, self._server)
+        call = start_call([host], timeout, _RETRIES)
         steps: Flow[Reply]
         if is_scoring:
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)

@@ -317,7 +317,12 @@ def _function_name(tool: Mapping[str, object]) -> object:
 
 
 def preceded(sample: Sample, begun: str) -> Sample:
-    """The sample with a text before its completion's; token offsets move along."""
+    """The sample with a text before its completion's; token offsets move along.
+
+    A sample without tokens is returned as it is: the policy wrote nothing.
+    """
+    if sample.token_offsets is not None and not sample.token_offsets:
+        return sample
     completion: Text
     if isinstance(sample.completion, str):
         completion = begun + sample.completion

@@ -17,6 +17,7 @@ from alarm_models.combination.all_rules import (
     normalize,
     validate_groups,
 )
+from alarm_models.combination.rule_registry import HOLISTIC
 from alarm_models.combination.token_alignment import (
     Placement,
     end_token,
@@ -24,11 +25,13 @@ from alarm_models.combination.token_alignment import (
     place_differences,
     place_on_tokens,
     place_on_turns,
+    places_on_tokens,
+    places_on_turns,
     shown_tokens,
     whitespace_tokens,
 )
 from alarm_models.errors import SampleError
-from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.types import AspectReward, AspectValues, Reward, Sample, Score, SegmentScore, Span
 
 __all__ = [
     "AspectRule",
@@ -41,28 +44,9 @@ __all__ = [
     "decide",
     "normalized_score",
     "validate_groups",
+    "value_places",
+    "weighted_parts",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class AspectValues:
-    """The values that an aspect gives a score, before and after shaping.
-
-    The three lists have the same length: one entry per judged segment, or per token. A span of None
-    is the whole completion. A shaped value is divided by ``divisor`` to become a reward.
-    """
-
-    spans: Sequence[Span | None]
-    raw: Sequence[float]
-    shaped: Sequence[float]
-    divisor: int = 1
-
-    @property
-    def rewards(self) -> Sequence[float]:
-        """The rewards of the segments, or of the tokens."""
-        if self.divisor == 1:
-            return self.shaped
-        return [value / self.divisor for value in self.shaped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +55,8 @@ class AspectRule:
 
     A segment judged positive or negative gets ``positive`` or ``negative``. A segment with a grade,
     or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped,
-    and divided if the shaping divides by the number of segments or tokens. With placement on
+    and divided if the shaping divides by the number of segments or tokens, or if the segments share
+    one value. With placement on
     tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``.
     With ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
     difference between the value of the completion up to its end and the value up to its start.
@@ -98,7 +83,10 @@ class AspectRule:
         spans, raw = self._raw_values(score, tokens)
         shape = SHAPINGS[self.shaping]
         divisor = self.shaping.divisor(len(raw), len(tokens))
-        return AspectValues(spans, raw, [shape(value) for value in raw], divisor)
+        if score.is_divided and not self.shaping.divides:
+            divisor = max(len(raw), 1)
+        shaped = [shape(value) for value in raw]
+        return AspectValues(spans, raw, shaped, divisor, len(tokens), score.is_divided)
 
     def _raw_values(
         self, score: Score, tokens: Sequence[Span]
@@ -157,7 +145,24 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
         score.truncated,
         tuple(values.shaped),
         score.omitted,
+        None if rule.is_dense and score.prefixes else values,
+        score.judged,
     )
+
+
+def value_places(
+    values: AspectValues, aspect: AspectReward, rule: AspectRule, sample: Sample
+) -> list[int] | None:
+    """Return the token that each value of an aspect is placed on; None without policy tokens."""
+    tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
+    if not tokens:
+        return None
+    if rule.placement is Placement.TOKENS and aspect.segments is not None:
+        return shown_tokens(tokens, aspect.judged)
+    end = end_token(tokens, aspect.judged)
+    if rule.placement is Placement.TURN_ENDS:
+        return places_on_turns(values.spans, sample.turns, tokens, end)
+    return places_on_tokens(values.spans, sample.completion_text, tokens, end)
 
 
 def _spread(
@@ -339,6 +344,23 @@ def _reward(
         return scored.reward(tokens, params)
     except SampleError as error:
         return error
+
+
+def weighted_parts(reward: Reward, params: RuleParams) -> dict[str, float] | None:
+    """Return what the holistic score and each aspect that counts add to a reward, by name.
+
+    None if the rule is no sum of weighted parts.
+    """
+    rule = params.definition
+    if not rule.adds_up:
+        return None
+    weight = params.holistic_weight if rule.uses_holistic else 0.0
+    parts = {HOLISTIC: weight * reward.holistic_normalized}
+    if rule.aspects.includes(admitted=reward.admitted):
+        for name, aspect in reward.aspects.items():
+            if aspect is not None:
+                parts[name] = parts.get(name, 0.0) + params.weights[name] * aspect.reward
+    return parts
 
 
 def _without_reward(

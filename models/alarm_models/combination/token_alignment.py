@@ -17,6 +17,8 @@ __all__ = [
     "place_differences",
     "place_on_tokens",
     "place_on_turns",
+    "places_on_tokens",
+    "places_on_turns",
     "shown_tokens",
     "whitespace_tokens",
 ]
@@ -79,11 +81,24 @@ def place_on_turns(
     Empty tokens at the end of a turn (tool calls, end of turn) belong to it. Values outside all
     turns go to the token ``end``. Returns one float per token, ``[num_tokens]``.
     """
+    if not tokens:
+        return ()
     rewards = [0.0] * len(tokens)
+    spans = [span for span, _ in values]
+    for (_, value), place in zip(values, places_on_turns(spans, turns, tokens, end), strict=True):
+        rewards[place] += value
+    return tuple(rewards)
+
+
+def places_on_turns(
+    spans: Sequence[Span | None], turns: Sequence[Span], tokens: Sequence[Span], end: int
+) -> list[int]:
+    """Return the token of each span's value, as in `place_on_turns`; there is at least one."""
     # The first turn that ends no earlier than a place: ends may decrease, their maximum does not.
     ends = list(accumulate((one.end for one in turns), max))
     last_of_turn: dict[Span, int | None] = {}
-    for span, value in values if rewards else ():
+    places = []
+    for span in spans:
         turn = span
         if span is not None:
             at = bisect_left(ends, span.start)
@@ -94,8 +109,8 @@ def place_on_turns(
             if turn not in last_of_turn:
                 last_of_turn[turn] = _last_in(turn, tokens)
             found = last_of_turn[turn]
-        rewards[end if found is None else found] += value
-    return tuple(rewards)
+        places.append(end if found is None else found)
+    return places
 
 
 def _last_in(part: Span, tokens: Sequence[Span]) -> int | None:
@@ -133,17 +148,23 @@ def place_on_tokens(
     of ``text`` with non-decreasing starts. Returns one float per token, ``[num_tokens]``. Takes
     ``O(n log n)`` time, where ``n`` is the number of tokens and values together.
     """
-    rewards = [0.0] * len(tokens)
-    if not rewards:
+    if not tokens:
         return ()
+    rewards = [0.0] * len(tokens)
+    spans = [span for span, _ in values]
+    for (_, value), place in zip(values, places_on_tokens(spans, text, tokens, end), strict=True):
+        rewards[place] += value
+    return tuple(rewards)
+
+
+def places_on_tokens(
+    spans: Sequence[Span | None], text: str, tokens: Sequence[Span], end: int | None = None
+) -> list[int]:
+    """Return the token of each span's value, as in `place_on_tokens`; there is at least one."""
     last = len(tokens) - 1 if end is None else end
     ends = _WithoutTrailingSpace(text)
-    spans = [
-        Span(span.start, ends.end(span)) if span is not None else _NOWHERE for span, _ in values
-    ]
-    for (_, value), place in zip(values, _last_overlapping(spans, tokens), strict=True):
-        rewards[last if place is None else place] += value
-    return tuple(rewards)
+    trimmed = [Span(span.start, ends.end(span)) if span is not None else _NOWHERE for span in spans]
+    return [last if place is None else place for place in _last_overlapping(trimmed, tokens)]
 
 
 def place_differences(

@@ -19,6 +19,7 @@ import torch
 from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.errors import CheckpointError
+from alarm_models.modeling.attention_kernels import FUSED, fastest_attention
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
 from alarm_models.modeling.linear_kernels import (
     PACKED,
@@ -37,7 +38,6 @@ from alarm_models.modeling.packed.positions import (
     first_position,
     lengths_of,
 )
-from alarm_models.modeling.packed.sdpa import SdpaBackend
 from alarm_models.modeling.packed.varlen import VarlenBackend
 from alarm_models.modeling.padded import PaddedBackbone, PaddingPolicy
 from alarm_models.types import Span
@@ -53,8 +53,8 @@ __all__ = [
     "select_linear_kernel",
 ]
 
-#: The attention backends, fastest first.
-ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), SdpaBackend())
+#: The attention backends: on a GPU, fastest first; on a CPU the fastest is measured.
+ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (VarlenBackend(), FUSED)
 
 #: Maximum error of a faster backend, relative to the size of the outputs.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -320,7 +320,7 @@ def _fastest_packed(
     """Return the fastest packed backbone that is exact; if there is none, restore the model."""
     config: Any = model.config
     original_attention = config._attn_implementation
-    backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
+    backends = _supported_backends(model)
     for backend, is_pruned, share in product(backends, (True, False), (True, False)):
         if is_pruned and not prune_last_layer(model):
             continue
@@ -353,6 +353,14 @@ def _fastest_packed(
     if not isinstance(model, LongformerModel):
         model.set_attn_implementation(original_attention)
     return None
+
+
+def _supported_backends(model: PreTrainedModel) -> list[AttentionBackend]:
+    """Return the attention backends for a model's device and dtype, fastest first."""
+    backends = [one for one in ATTENTION_BACKENDS if one.supports(model.device, model.dtype)]
+    if model.device.type == "cpu":
+        backends.insert(0, fastest_attention(model.dtype, torch.get_num_threads()))
+    return list(dict.fromkeys(backends))
 
 
 def _serves_batch(packed: PackedBackbone, probe: _Probe, reference: _Reference) -> bool:

@@ -7,11 +7,15 @@ tokenizer beside a link to the file, in a folder of its own, which is read as an
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
+import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -128,9 +132,7 @@ def unpacked(file: Path) -> Path:
 def _unpack(file: Path, size: int, changed: int) -> Path:
     """Unpack a file once, as long as its size and time are the same."""
     config = _config(_metadata(file), file)
-    made = tempfile.mkdtemp(prefix="alarm-gguf-")
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    folder = Path(made) / file.stem
+    folder = _make_folder() / file.stem
     folder.mkdir()
     (folder / file.name).symlink_to(file)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
@@ -142,6 +144,45 @@ def _unpack(file: Path, size: int, changed: int) -> Path:
     else:
         _write_tokenizer(file, folder)
     return folder
+
+
+_FOLDERS = "alarm-gguf-"
+
+#: Seconds after which a folder without a lock was left by a process that was killed.
+_ABANDONED_S = 60.0
+
+
+def _make_folder() -> Path:
+    """Make a temporary folder that is removed when this process ends.
+
+    If the process is killed, the next one that makes a folder removes it. Until then it is locked,
+    also by forked children.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with suppress(OSError):  # another user's, or just removed
+            if time.time() - folder.stat().st_mtime > _ABANDONED_S and not _is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=_FOLDERS))
+    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_SH)
+    atexit.register(_remove_folder, made, os.getpid())
+    return made
+
+
+def _is_locked(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _remove_folder(folder: Path, process: int) -> None:
+    """Remove the folder of a process, but not in its forked children."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_tokenizer(file: Path, folder: Path) -> None:

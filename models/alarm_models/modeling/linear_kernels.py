@@ -11,12 +11,13 @@ missing, fails or is inexact, torch's own kernel is used.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
+
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, least_seconds
 
 __all__ = [
     "PACKED",
@@ -40,11 +41,6 @@ _ROWS = 256
 
 #: Width of the weight that is measured.
 _WIDTH = 768
-
-#: The packed kernel must be faster by this factor, so that noise does not decide.
-_LEAST_GAIN = 1.2
-
-_NUM_MEASURED = 4
 
 #: The largest error of the packed kernel, as a share of the outputs' size.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -120,12 +116,12 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         packed = PackedLinear(plain)
         if not _is_exact(packed(states), plain(states)):
             return PLAIN
-        plain_s, packed_s = _least_seconds(lambda: plain(states), lambda: packed(states))
+        plain_s, packed_s = least_seconds(lambda: plain(states), lambda: packed(states))
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("linear layers in %s are not packed: %s", dtype, error)
         return PLAIN
     gain = plain_s / packed_s
-    name = PACKED if gain >= _LEAST_GAIN else PLAIN
+    name = PACKED if gain >= LEAST_GAIN else PLAIN
     _logger.info(
         "linear layers in %s with %d threads: %s (packed weights are %.2f times as fast)",
         str(dtype).removeprefix("torch."),
@@ -134,18 +130,6 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         gain,
     )
     return name
-
-
-def _least_seconds(*calls: Callable[[], object]) -> list[float]:
-    """Return the least seconds of each call, in turns, after a warm-up."""
-    least = [float("inf")] * len(calls)
-    for turn in range(_NUM_MEASURED + 1):
-        for index, call in enumerate(calls):
-            started = time.perf_counter()
-            call()
-            if turn:
-                least[index] = min(least[index], time.perf_counter() - started)
-    return least
 
 
 def _is_exact(actual: torch.Tensor, expected: torch.Tensor) -> bool:

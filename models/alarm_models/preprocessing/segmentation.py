@@ -1,4 +1,4 @@
-"""Finds sentences, sub-sentences and steps, inserts separators, and marks copied words."""
+"""Finds sentences, sub-sentences, steps and words, inserts separators, and marks copied words."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ __all__ = [
     "steps",
     "subsentences",
     "word_types",
+    "words",
 ]
 
 #: Minimum number of words before the break of a sub-sentence; more than this many must follow it
@@ -85,6 +86,11 @@ def steps(text: str) -> tuple[Span, ...]:
     ends = [*(one.start for one in breaks), len(text)]
     found = (_trimmed(text, Span(*pair)) for pair in zip(starts, ends, strict=True))
     return tuple(span for span in found if span.start < span.end)
+
+
+def words(text: str) -> tuple[Span, ...]:
+    """Find the words of a text: what whitespace separates, punctuation included."""
+    return tuple(Span(*match.span()) for match in _WORD.finditer(text))
 
 
 def split_sentences(text: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -165,6 +171,7 @@ SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {
     "sentences": sentences,
     "subsentences": subsentences,
     "steps": steps,
+    "words": words,
 }
 
 

@@ -59,6 +59,12 @@ _MAX_AT_ONCE = 1 << 20
 _PART = 32 << 10
 _WORDS_AT_ONCE = 32 << 10
 
+#: What a decoder writes for the first tokens of a character, and how many tokens it may have.
+_INCOMPLETE = "\ufffd"
+_MAX_PARTS = 8
+#: Tokens that are decoded before cancellation is checked.
+_TOKENS_AT_ONCE = 1024
+
 
 class Tokenizer:
     """A checkpoint's tokenizer, safe to use from several threads."""
@@ -186,11 +192,36 @@ class Tokenizer:
         """Return the text of tokens, special tokens included."""
         return str(self._fast.decode(list(ids), skip_special_tokens=False))
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return what each token adds to the decoded text, special tokens included.
+
+        The parts of a character that several tokens encode are with the last of them.
+        """
+        texts: list[str] = []
+        known = start = 0
+        for end in range(1, len(ids) + 1):
+            if end % _TOKENS_AT_ONCE == 0:
+                check_cancelled()
+            before, text = self.decode(ids[known:start]), self.decode(ids[known:end])
+            if text.endswith(_INCOMPLETE) and end < len(ids) and end - start < _MAX_PARTS:
+                texts.append("")
+                continue
+            # Decoders that join words differently may change the text before.
+            is_longer = text.startswith(before)
+            texts.append(text[len(before) :] if is_longer else self.decode(ids[start:end]))
+            known, start = start, end
+        return texts
+
     @property
     def end_id(self) -> int | None:
         """The id of the tokenizer's end of text."""
         end = self._loaded.eos_token
         return None if end is None else self._fast.token_to_id(end)
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens that are found in any text before it is tokenized, such as special ones."""
+        return tuple(str(one) for one in self._fast.get_added_tokens_decoder().values())
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text without added special tokens."""

@@ -131,13 +131,21 @@ def _read(name_or_file: str, settings: Iterable[str]) -> dict[str, Any]:
     if isinstance(table.get("parity"), str) and table["parity"]:
         table["parity"] = str(path.parent.resolve() / table["parity"])
     for model in _models(table):
-        for key in FOLDERS & set(model):
-            folder = model[key]
-            if isinstance(folder, str) and folder.startswith(("./", "../")):
-                model[key] = str((path.parent / folder).resolve())
+        _resolve_folders(model, FOLDERS, path)
+        endpoint = model.get("endpoint")
+        if isinstance(endpoint, dict):
+            _resolve_folders(endpoint, {"cache"}, path)
         if is_template_file(model.get("chat_template")):
             model["chat_template"] = str((path.parent / model["chat_template"]).resolve())
     return table
+
+
+def _resolve_folders(table: dict[str, Any], keys: set[str], path: Path) -> None:
+    """Make relative folders absolute, which begin beside the recipe's file."""
+    for key in keys & set(table):
+        folder = table[key]
+        if isinstance(folder, str) and folder.startswith(("./", "../")):
+            table[key] = str((path.parent / folder).resolve())
 
 
 def _read_text(path: Path, max_bytes: int) -> str:

@@ -330,9 +330,16 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _rule_fits(self) -> Recipe:
         try:
-            self.rule_params(Overrides())
+            params = self.rule_params(Overrides())
         except RecipeError as error:
             raise ValueError(str(error)) from error
+        spec = self.models[self.holistic.model]
+        if params.definition.needs_reference and spec.kind == "compare":
+            raise ValueError(
+                f"rule `{params.rule}` scores the reference alone, which holistic.model "
+                f"{self.holistic.model!r} of kind compare cannot: use method `reference` with "
+                "another rule"
+            )
         return self
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from urllib.parse import urlsplit
 
@@ -32,10 +33,18 @@ from alarm_models.types import Dtype
 
 __all__ = [
     "ANY_NUMBER",
+    "CRITERIA",
+    "IMPORTANCE_WEIGHTS",
     "KINDS",
+    "MARK",
+    "MAX_CRITERION_CHARS",
+    "BudgetSpec",
     "CheckSpec",
     "ClassifierSpec",
     "CometSpec",
+    "CompareSpec",
+    "CriterionSpec",
+    "EndpointSpec",
     "ExactMatchSpec",
     "GenerativeSpec",
     "GrammarSpec",
@@ -52,6 +61,7 @@ __all__ = [
     "RegexSpec",
     "RemoteSpec",
     "RepetitionSpec",
+    "RubricSpec",
     "SegmentsSpec",
     "SequenceSpec",
     "SimilaritySpec",
@@ -122,8 +132,16 @@ class Spec(BaseModel):
     #: Whether it scores whole completions, as a holistic model must, rather than only segments.
     judges_wholes: ClassVar[bool] = True
 
+    #: Whether its score is a rate of errors, which falls as its rewards rise.
+    scores_errors: ClassVar[bool] = False
+
     #: Whether it can score the prefixes of a completion too, as `dense` requires.
     scores_prefixes: ClassVar[bool] = False
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a checkpoint is loaded for it, which runs on a device."""
+        return False
 
     if TYPE_CHECKING:
 
@@ -274,6 +292,11 @@ class NeuralSpec(Spec):
     note: _Text = Field(
         default=None, min_length=1, description="remark on its scores, shown in `notes` of /models"
     )
+
+    @property
+    def has_weights(self) -> bool:
+        """True: the checkpoint."""
+        return True
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -453,7 +476,7 @@ class SegmentsSpec(NeuralSpec):
     policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences", "turns"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "words", "turns"] = "sentences"
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
@@ -829,8 +852,10 @@ class RemoteSpec(Spec):
     module = "alarm_models.reward_models.remote.model"
     is_reproducible = False
     kind: Literal["remote"] = "remote"
-    api: Literal["vllm", "sglang", "tei", "alarm", "chat"]
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    api: Literal["vllm", "vllm-scoring", "sglang", "tei", "alarm", "chat"]
+    url: str | tuple[str, ...] = Field(
+        description="URL of the server, or a list of URLs of servers with the same model"
+    )
     model: str | None = Field(default=None, description="name of the model on that server")
     api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
     template: str | None = Field(
@@ -868,6 +893,14 @@ class RemoteSpec(Spec):
         default_factory=lambda: {"temperature": 0, "max_tokens": 512},
         description="`chat`: request parameters",
     )
+    label_token_ids: Annotated[tuple[int, ...], _Added] = Field(
+        default=(),
+        description="`vllm-scoring`: ids of the tokens that are compared; the score is the "
+        "probability of the first among them",
+    )
+    special_tokens: Annotated[bool, _Added] = Field(
+        default=True, description="`vllm-scoring`: whether vLLM adds special tokens to the text"
+    )
     labels: tuple[str, ...] | None = Field(default=None, description="output names by position")
     weights: Mapping[str, float] = Field(
         default_factory=dict, description="label -> weight in the score"
@@ -879,8 +912,15 @@ class RemoteSpec(Spec):
         default=16 << 20, ge=1024, description="maximum size of a response"
     )
     max_retries: int = Field(default=4, ge=0)
-    max_concurrent: int = Field(default=16, ge=1, description="maximum concurrent requests")
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests to each server"
+    )
     batch_size: int = Field(default=32, ge=1, description="maximum samples per request")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs of all servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -909,8 +949,17 @@ class RemoteSpec(Spec):
 
     @field_validator("url")
     @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        return require_address(url)
+    def _is_an_address(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        urls = [url] if isinstance(url, str) else url
+        if not urls:
+            raise ValueError("the list of URLs is empty: give at least one")
+        if len({one.rstrip("/") for one in urls}) < len(urls):
+            raise ValueError("a URL is twice in the list: remove one")
+        for one in urls:
+            if not one.startswith(("http://", "https://")):
+                raise ValueError("a URL of a server must begin with http:// or https://")
+            require_address(one)
+        return url
 
     @field_validator("api_key")
     @classmethod
@@ -978,10 +1027,393 @@ class RemoteSpec(Spec):
         if self.api != "chat" and (self.values or self.n > 1):
             name = "values" if self.values else "n"
             raise ValueError(f"api `{self.api}` does not use {name}: remove it")
+        if self.api == "vllm-scoring" and len(self.label_token_ids) < 2:
+            raise ValueError("api `vllm-scoring` requires label_token_ids of at least two tokens")
+        for name in ("label_token_ids", "special_tokens"):
+            if self.api != "vllm-scoring" and name in self.model_fields_set:
+                raise ValueError(f"api `{self.api}` does not use {name}: remove it")
         if self.template == "chat" and self.api != "vllm":
             raise ValueError(
                 f"api `{self.api}` does not apply a chat template: set `template` to a template "
                 "text"
+            )
+        return self
+
+
+class BudgetSpec(BaseModel):
+    """What a judge's endpoint may use in any 60 seconds; a key that is left out sets no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    requests: int | None = Field(default=None, ge=1, description="requests, retries included")
+    tokens: int | None = Field(default=None, ge=1, description="input and output tokens")
+    cost: float | None = Field(default=None, gt=0, description="money, by the endpoint's prices")
+    excess: Literal["wait", "fail"] = Field(
+        default="wait",
+        description="`wait` until the budget allows the request, or `fail` its sample at once",
+    )
+    max_wait_s: float = Field(
+        default=120, gt=0, le=86400, description="`wait`: the longest wait; then the sample fails"
+    )
+
+
+class EndpointSpec(BaseModel):
+    """An OpenAI-compatible chat endpoint that judges, its limits and its prices."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="URL of the server")
+    model: str = Field(min_length=1, description="name of the model on that server")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
+    parameters: Mapping[str, JsonValue] = Field(
+        default_factory=lambda: {"temperature": 0, "max_tokens": 1024},
+        description="request parameters",
+    )
+    structured: Literal["auto", "json_schema", "none"] = Field(
+        default="auto",
+        description="whether answers must fit a JSON schema (`response_format`); `auto` stops "
+        "asking for it once the server refuses it",
+    )
+    timeout_s: float = Field(
+        default=60, gt=0, description="timeout of one attempt, including its whole response"
+    )
+    max_answer_bytes: int = Field(
+        default=16 << 20, ge=1024, description="maximum size of a response"
+    )
+    max_retries: int = Field(default=4, ge=0)
+    max_concurrent: int = Field(
+        default=16, ge=1, description="maximum concurrent requests of all models to this URL"
+    )
+    hedge_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds without an answer after which the request is sent a second time; the "
+        "first answer counts. Default: never",
+    )
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        description="folder of stored answers, which identical requests get. Default: none",
+    )
+    max_cache_bytes: int = Field(
+        default=1 << 30, ge=1 << 16, description="maximum size of the stored answers"
+    )
+    budget: BudgetSpec = Field(default=BudgetSpec(), description="what a minute may use")
+    input_price: float = Field(default=0, ge=0, description="money per million input tokens")
+    output_price: float = Field(default=0, ge=0, description="money per million output tokens")
+
+    @property
+    def api(self) -> str:
+        """What error messages call the server."""
+        return "judge"
+
+    def scoring_constants(self) -> str:
+        """Return the keys that affect scores, as JSON."""
+        return self.model_dump_json(include={"model", "parameters", "structured"})
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        return require_address(url)
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(usable_key(key.get_secret_value()))
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_recipes_to_give(cls, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        reserved = {"model", "messages", "stream", "n", "logprobs", "top_logprobs"}
+        own = sorted({*reserved, "response_format"} & set(parameters))
+        if own:
+            raise ValueError(f"sets {own}, which the server sets itself: remove them")
+        return parameters
+
+    @model_validator(mode="after")
+    def _has_prices_for_its_budget(self) -> EndpointSpec:
+        if self.budget.cost is not None and not (self.input_price or self.output_price):
+            raise ValueError(
+                "budget.cost requires input_price and output_price, the money per million tokens"
+            )
+        return self
+
+
+#: Weights of criteria whose recipe or sample sets none: those of Rubrics as Rewards (Gunjal et al.
+#: 2025, arXiv 2507.17746), where a pitfall counts against the answer.
+IMPORTANCE_WEIGHTS: Mapping[str, float] = {
+    "essential": 1.0,
+    "important": 0.7,
+    "optional": 0.3,
+    "pitfall": -0.9,
+}
+
+#: The longest text of a criterion.
+MAX_CRITERION_CHARS = 4000
+
+#: Names of a question's parts that the server fills in.
+CRITERIA, MARK = "criteria", "mark"
+
+
+class CriterionSpec(BaseModel):
+    """One criterion of a rubric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    text: str = Field(
+        min_length=1,
+        max_length=MAX_CRITERION_CHARS,
+        description="a statement that is true or false of an answer",
+    )
+    weight: float | None = Field(
+        default=None, description="negative for a pitfall; default: by importance, else 1"
+    )
+    importance: Literal["essential", "important", "optional", "pitfall"] | None = Field(
+        default=None, description="sets the weight: 1, 0.7, 0.3 and -0.9"
+    )
+    requires: tuple[str, ...] = Field(
+        default=(), description="criteria that must be met for this one to count as met"
+    )
+
+    @property
+    def signed_weight(self) -> float:
+        """The weight, negative for a pitfall."""
+        if self.weight is not None:
+            return self.weight
+        return 1.0 if self.importance is None else IMPORTANCE_WEIGHTS[self.importance]
+
+    @model_validator(mode="after")
+    def _pitfalls_count_against(self) -> CriterionSpec:
+        if (self.importance == "pitfall") != (self.signed_weight < 0) and self.importance:
+            raise ValueError(
+                f"weight is {self.signed_weight:g} for a criterion that is {self.importance}: "
+                "pitfalls, and no others, have a negative weight"
+            )
+        return self
+
+
+class RubricSpec(TextSpec):
+    """The weighted share of criteria that a judge finds met, each with its own verdict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.rubric.model"
+    must_score_warm_up = False  # a judge's answer to the sample may be unreadable
+    grades_segments = True
+    kind: Literal["rubric"] = "rubric"
+    checkpoint: str = Field(
+        default="", max_length=MAX_NAME_CHARS, description="a causal model that judges: yes or no"
+    )
+    endpoint: EndpointSpec | None = Field(
+        default=None, description="in place of `checkpoint`, a chat endpoint that judges"
+    )
+    criteria: Mapping[str, CriterionSpec] = Field(
+        default_factory=dict, description="criteria by name, for every sample"
+    )
+    criteria_field: str = Field(
+        default="rubric", pattern=r"^\w+$", description="field with a sample's further criteria"
+    )
+    question: str | None = Field(
+        default=None,
+        description="template of the question; contains `{completion}`, `{criteria}` and `{mark}`",
+    )
+    measure: Literal["verdict", "probability"] = Field(
+        default="verdict",
+        description="`verdict` is 1 or 0, or the share of votes; `probability` is that of yes, "
+        "from the logits or log probabilities of the verdict",
+    )
+    n: int = Field(
+        default=1, ge=1, le=128, strict=True, description="`endpoint`: votes for each criterion"
+    )
+    criteria_per_call: int = Field(
+        default=1, ge=1, le=64, description="`endpoint`: maximum number of criteria per question"
+    )
+    quotes: bool = Field(
+        default=False,
+        description="`endpoint`: the judge quotes what it judges; these parts of the completion "
+        "are the criterion's segments",
+    )
+    on_failure: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="a criterion without a readable verdict: `fail` the sample, or `skip` the "
+        "criterion and its weight",
+    )
+    dropout: float = Field(
+        default=0,
+        ge=0,
+        lt=1,
+        description="probability with which a criterion is left out, equally for a whole group",
+    )
+    step_field: str = Field(
+        default="step",
+        pattern=r"^\w+$",
+        description="`dropout`: field with the training step; other steps leave out others",
+    )
+    seed: int = Field(default=0, description="`dropout`: seed of what is left out")
+    positive: str | int = Field(default="Yes", description="`checkpoint`: token of met")
+    negative: str | int = Field(default="No", description="`checkpoint`: token of not met")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it judges with a checkpoint rather than an endpoint."""
+        return self.endpoint is None
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        own = () if self.criteria else (f"{{{self.criteria_field}}}",)
+        return (*(() if self.question is None else (self.question,)), *own)
+
+    @property
+    def asks(self) -> bool:
+        """True: the chat template renders a question."""
+        return True
+
+    @property
+    def reads_text(self) -> bool:
+        """True: the question shows prompt and completion as texts."""
+        return True
+
+    @field_validator("question")
+    @classmethod
+    def _shows_all_parts(cls, question: str | None) -> str | None:
+        lacking = [
+            f"{{{name}}}"
+            for name in ("completion", CRITERIA, MARK)
+            if question is not None and f"{{{name}}}" not in question
+        ]
+        if lacking:
+            raise ValueError(
+                f"question does not contain {' and '.join(lacking)}: write the completion between "
+                "two lines with {mark}, which no completion can contain"
+            )
+        return question
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> RubricSpec:
+        if (self.endpoint is None) == (not self.checkpoint):
+            found = "both" if self.checkpoint else "neither"
+            raise ValueError(
+                f"kind rubric requires either a checkpoint or an endpoint, not {found}: write "
+                "`checkpoint`, or `endpoint = { url = ..., model = ... }`"
+            )
+        given = self.model_fields_set
+        if self.endpoint is not None:
+            of_weights = {*TextSpec.model_fields, "positive", "negative"} - {*Spec.model_fields}
+            unused, judge = sorted(given & of_weights), "an endpoint"
+        else:
+            unused = sorted(given & {"n", "criteria_per_call", "quotes"})
+            judge = "a checkpoint"
+        if unused:
+            raise ValueError(f"{', '.join(unused)} have no effect with {judge}: remove them")
+        for key in ("head", "mark_copied"):
+            if getattr(self, key):
+                raise ValueError(f"kind rubric reads the next token: leave {key} out")
+        return self
+
+    @model_validator(mode="after")
+    def _votes_may_differ(self) -> RubricSpec:
+        parameters = {} if self.endpoint is None else self.endpoint.parameters
+        if self.n > 1 and parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.n} votes at temperature 0 are all the same: set a higher one in "
+                "endpoint.parameters.temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _criteria_require_others(self) -> RubricSpec:
+        for name, criterion in self.criteria.items():
+            if not name.strip():
+                raise ValueError("criteria has one with an empty name")
+            unknown = sorted({*criterion.requires} - {*self.criteria})
+            if unknown or name in criterion.requires:
+                raise ValueError(
+                    f"criteria.{name}.requires names {unknown or name!r}: use names of other "
+                    f"criteria, of {sorted(self.criteria)}"
+                )
+        try:
+            graph = {name: one.requires for name, one in self.criteria.items()}
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            cycle = " -> ".join(reversed(error.args[1]))
+            raise ValueError(
+                f"criteria.*.requires have a cycle, {cycle}: remove one of these"
+            ) from error
+        if self.criteria and not any(one.signed_weight for one in self.criteria.values()):
+            raise ValueError("every criterion has weight 0: give one another weight")
+        return self
+
+
+class CompareSpec(Spec):
+    """How often a judge prefers the completion to others of its group, or to a reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    module = "alarm_models.reward_models.compare.model"
+    must_score_warm_up = False  # one sample alone cannot be compared
+    is_reproducible = False
+    kind: Literal["compare"] = "compare"
+    endpoint: EndpointSpec = Field(description="the chat endpoint that judges")
+    method: Literal["all", "circular", "sort", "list", "reference"] = Field(
+        default="all",
+        description="`all`: every pair of a group; `circular`: each with the next; `sort`: as many "
+        "as a merge sort needs; `list`: the whole group in one question; `reference`: each with "
+        "its field `reference`",
+    )
+    estimate: Literal["win_rate", "bradley_terry"] = Field(
+        default="win_rate",
+        description="what the score of compared pairs is: the mean share of wins, or the strength "
+        "in the Bradley-Terry model",
+    )
+    prior: float = Field(
+        default=1,
+        gt=0,
+        description="`bradley_terry`: number of ties with an average completion that are added, so "
+        "that strengths are finite",
+    )
+    both_orders: bool = Field(
+        default=True, description="ask again with the completions in the opposite order"
+    )
+    n: int = Field(default=1, ge=1, le=128, strict=True, description="answers to each question")
+    question: str = Field(
+        default="Which answer serves the request better?",
+        min_length=1,
+        description="template of the question that follows the answers; may insert `{fields}`",
+    )
+    format: Literal["json", "genrm"] = Field(
+        default="json",
+        description="`genrm`: roles `response_1` and `response_2`, and the ranking from 1 to 6 of "
+        "NVIDIA's GenRM",
+    )
+    on_failure: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="a comparison without a readable answer: `fail` its samples, or `skip` it",
+    )
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates that may name fields of a sample."""
+        return (self.question, *(("{reference}",) if self.method == "reference" else ()))
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> CompareSpec:
+        is_paired = self.method not in ("list", "reference")
+        if self.estimate == "bradley_terry" and not is_paired:
+            raise ValueError(f"estimate `bradley_terry` requires pairs, not method `{self.method}`")
+        if "prior" in self.model_fields_set and self.estimate != "bradley_terry":
+            raise ValueError("prior has no effect without estimate `bradley_terry`: remove it")
+        if self.format == "genrm" and self.method == "list":
+            raise ValueError("format `genrm` compares two answers: use another method than `list`")
+        if self.format == "genrm" and "question" in self.model_fields_set:
+            raise ValueError("format `genrm` asks its own question: remove `question`")
+        if self.n > 1 and self.endpoint.parameters.get("temperature") == 0:
+            raise ValueError(
+                f"{self.n} answers at temperature 0 are all the same: set a higher one in "
+                "endpoint.parameters.temperature"
             )
         return self
 
@@ -1006,6 +1438,7 @@ class GrammarSpec(CheckSpec):
 
     module = "alarm_models.reward_models.grammar"
     placement = Placement.TOKENS
+    scores_errors = True
     kind: Literal["grammar"] = "grammar"
     engine: Literal["harper", "languagetool"] = Field(
         default="harper", description="harper runs in this process; languagetool is a server"

@@ -16,12 +16,13 @@ from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
 from alarm_models.modeling.network import MODEL_INIT_LOCK, HeadedNetwork, Network
+from alarm_models.preprocessing.read_text import ReadSample, ReadText
 from alarm_models.preprocessing.shown_sample import SampleView, ViewRules
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import Truncation
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
-from alarm_models.types import Sample, Score, Shown
+from alarm_models.types import JudgeTotals, Sample, Score, Shown, Span
 
 __all__ = [
     "CheckModel",
@@ -106,6 +107,7 @@ class NeuralRewardModel(ABC):
         self.limit: int | None = max_tokens(spec, weights)
         self.config: Any = weights.network.config
         self._network = weights.network
+        self._tokenizer = weights.tokenizer
         self.pooling: Pooling | None = weights.network.pooling
         #: The token at which a score is read; None if there are several, or it is unknown.
         self.read_token: str | None = None
@@ -145,6 +147,44 @@ class NeuralRewardModel(ABC):
     @abstractmethod
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read the score of the shown sample from its outputs."""
+
+    def read_sample(self, sample: Sample) -> ReadSample | SampleError:
+        """Return what the model reads of a sample, or why it cannot read it.
+
+        The sample is prepared as for a score, without the prefixes of dense rewards.
+        """
+        view = view_of(replace(sample, prefix_segmenter=None), self._view_rules)
+        if isinstance(view, SampleError):
+            return view
+        (prepared,) = self.prepare_shown([view.sample])
+        if isinstance(prepared, SampleError):
+            return prepared
+        omitted = {*prepared.omitted, *(view.shown.omitted if view.shown else ())}
+        if isinstance(prepared, ModelInput) and prepared.truncated:
+            omitted |= self._cut_off(prepared)
+        return ReadSample(
+            () if isinstance(prepared, Score) else self._texts_of(view.sample, prepared),
+            prepared.num_tokens,
+            prepared.truncated,
+            tuple(sorted(omitted)),
+            view.shown,
+        )
+
+    def _texts_of(self, _sample: Sample, features: ModelInput) -> tuple[ReadText, ...]:
+        """Return the texts of a shown sample, whose input is ``features``."""
+        return tuple(ReadText(ids) for ids in features.ids_of_sequences)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, as `Tokenizer.token_texts` does."""
+        return self._tokenizer.token_texts(ids)
+
+    def token_offsets(self, text: str) -> tuple[Span, ...]:
+        """Return the places of a text's tokens, without special tokens.
+
+        Raises `SampleError` (``too_long``).
+        """
+        _, places = self._tokenizer.encode_alone(text)
+        return tuple(place for place in places if place.start < place.end)
 
     def _cut_off(self, _features: ModelInput) -> set[str]:
         """Return the names in `omitted` of what truncation removed."""
@@ -321,6 +361,18 @@ class HostModel(ABC):
     def fingerprint(self) -> str:
         """A digest of everything known that determines its scores."""
         return self._fingerprint
+
+    @property
+    def judge_totals(self) -> JudgeTotals | None:
+        """What its judge was asked since it was opened; None if it asks none."""
+        return None
+
+    def read_sample(self, sample: Sample) -> ReadSample | SampleError:
+        """Return what the model is shown of a sample; it reads no tokens that are known here."""
+        view = None if self._view_rules is None else view_of(sample, self._view_rules)
+        if view is None or isinstance(view, SampleError):
+            return ReadSample(()) if view is None else view
+        return ReadSample((), omitted=view.shown.omitted if view.shown else (), shown=view.shown)
 
     async def open(self) -> None:
         """Prepare for scoring, in the event loop that scores; raise `CheckpointError`.

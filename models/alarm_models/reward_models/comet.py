@@ -13,6 +13,7 @@ from alarm_models.modeling.comet import CometNetwork
 from alarm_models.modeling.inputs import ModelInput, TokenSequence
 from alarm_models.modeling.loader import comet_network
 from alarm_models.modeling.network import Network
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import CometSpec
 from alarm_models.reward_models.base import (
@@ -71,7 +72,6 @@ class CometModel(NeuralRewardModel):
         if spec.reference is not None and not form.has_reference:
             raise RecipeError(f"{spec.checkpoint} does not read a reference: remove `reference`")
         self._has_tags = weights.network.num_outputs == 1 + 1 + len(_SEVERITIES)
-        self._tokenizer = weights.tokenizer
         self._max_tokens = max_tokens(spec, weights)
         self._source = TextTemplate(spec.source, fields=fields)
         self._reference = (
@@ -117,6 +117,11 @@ class CometModel(NeuralRewardModel):
             return features
         name = "completion_end" if len(ids) > room else "prompt_end"
         return replace(features, omitted=(name,))
+
+    def _texts_of(self, _sample: Sample, features: ModelInput) -> tuple[ReadText, ...]:
+        """Return the joined texts, without what was truncated: the completion comes first."""
+        num_read = len(features.segments) - 2
+        return tuple(ReadText(ids, Span(1, 1 + num_read)) for ids in features.ids_of_sequences)
 
     def _cut_off(self, _features: ModelInput) -> set[str]:
         """Return nothing: the features name the text that was truncated."""

@@ -11,6 +11,7 @@ from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_scorer
 from alarm_models.modeling.network import Network
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
@@ -69,6 +70,9 @@ class GenerativeModel(NeuralRewardModel):
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate."""
         return self._texts.prepare(samples, self._render, self._features)
+
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        return self._texts.read_texts(sample, self._render)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the measure of the recipe from the logits of the next token."""

@@ -17,6 +17,7 @@ from alarm_models.modeling.generation import (
 )
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import text_generator
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import (
     FieldPattern,
     Rendered,
@@ -82,7 +83,6 @@ class JudgeModel(NeuralRewardModel):
         if not isinstance(weights.network, TextGenerator):
             raise TypeError("a judge requires a network that generates text")
         self._spec = spec
-        self._tokenizer = weights.tokenizer
         self._settings = weights.network.settings
         self._end_ids = frozenset(weights.network.end_ids)
         self.limit = limit = _question_limit(spec, weights)
@@ -108,6 +108,9 @@ class JudgeModel(NeuralRewardModel):
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render the question, tokenize and truncate it."""
         return self._texts.prepare(samples, self._render, self._features)
+
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        return self._texts.read_texts(sample, self._render)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Read the rating in the answers, ``[answers, tokens]`` token ids."""

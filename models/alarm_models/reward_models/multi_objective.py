@@ -11,6 +11,7 @@ from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import base_with_gate, base_with_weights, sequence_classifier
 from alarm_models.modeling.network import Network
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import MultiObjectiveSpec
@@ -74,6 +75,9 @@ class MultiObjectiveModel(NeuralRewardModel):
             render = self._texts.render
             return PrefixPipeline(self._texts, render, self._features, self.cost).prepare(samples)
         return self._texts.prepare(samples, self._texts.render, self._features)
+
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        return self._texts.read_texts(sample, self._texts.render)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return all outputs, and the score computed from them."""

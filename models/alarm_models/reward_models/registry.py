@@ -319,7 +319,7 @@ class Loader:
 
         Raises `CheckpointError` or `RecipeError`.
         """
-        if not isinstance(spec, NeuralSpec):
+        if not isinstance(spec, NeuralSpec) or not spec.has_weights:
             return load_host_model(spec, fields)
         import_module(spec.module)
         kind = _NEURAL_KINDS[type(spec)]
@@ -405,6 +405,8 @@ class CheckpointState:
         """
         if not isinstance(spec, NeuralSpec):
             return spec.is_reproducible
+        if not spec.has_weights:
+            return False  # a judge behind an endpoint
         folders = _locate(spec)
         dtype = _dtype(spec, self._device, self._dtype)
         return fingerprint == _fingerprint(spec, folders, self._digests.of(folders), dtype, fields)

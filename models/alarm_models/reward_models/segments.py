@@ -10,7 +10,13 @@ from alarm_models.cancellation import check_cancelled
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier
-from alarm_models.preprocessing.segmentation import SegmentedText, find_segments, split_words
+from alarm_models.preprocessing.read_text import ReadText, dropped_tokens
+from alarm_models.preprocessing.segmentation import (
+    SegmentedIds,
+    SegmentedText,
+    find_segments,
+    split_words,
+)
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.specs import SegmentsSpec
@@ -68,13 +74,13 @@ class SegmentsModel(NeuralRewardModel):
                 if segments:
                     prefix = self._template.render(sample)
                     if self._spec.truncation is Truncation.PROMPT:
-                        prefix = self._weights.tokenizer.shorten_words(prefix, self._max_tokens)
+                        prefix = self._tokenizer.shorten_words(prefix, self._max_tokens)
                     parts[index] = split_words(prefix, sample, segments, self._spec.mark_copied)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:
                 prepared[index] = error
-        encoded = self._weights.tokenizer.encode_words([part.words for part in parts.values()])
+        encoded = self._tokenizer.encode_words([part.words for part in parts.values()])
         for (index, part), (ids, owners) in zip(parts.items(), encoded, strict=True):
             prepared[index] = self._features(part, ids, owners)
         return [prepared[index] for index in range(len(samples))]
@@ -97,11 +103,22 @@ class SegmentsModel(NeuralRewardModel):
         label = self._spec.positive_label if positive else self._spec.negative_label
         return SegmentScore(span, label, margin, positive)
 
-    def _features(
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        segments = find_segments(sample, self._spec.segmenter)
+        part = split_words(self._template.render(sample), sample, segments)
+        ((ids, owners),) = self._tokenizer.encode_words([part.words])
+        tokens, joined = self._joined(part, ids, owners)
+        dropped = dropped_tokens(tokens, self._max_tokens, self._spec.truncation)
+        start = joined.separators[0] + tokens.num_prefix
+        completion = Span(start, len(tokens.ids) - tokens.num_suffix)
+        return (ReadText(tokens.ids, completion, dropped),)
+
+    def _joined(
         self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]
-    ) -> ModelInput | SampleError:
+    ) -> tuple[TokenIds, SegmentedIds]:
+        """Insert the separators and add the special tokens, before truncation."""
         joined = part.insert_separators(ids, owners, self._separator)
-        tokenizer = self._weights.tokenizer
+        tokenizer = self._tokenizer
         shift = tokenizer.num_prefix
         types: tuple[int, ...] = ()
         if self._spec.mark_copied:
@@ -113,12 +130,18 @@ class SegmentsModel(NeuralRewardModel):
             tokenizer.num_suffix,
             types,
         )
+        return tokens, joined
+
+    def _features(
+        self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]
+    ) -> ModelInput | SampleError:
+        tokens, joined = self._joined(part, ids, owners)
         try:
             kept, truncated = fit(tokens, self._max_tokens, self._spec.truncation)
         except SampleError as error:
             return error
-        shift -= tokens.prompt.end - kept.prompt.end
-        end = len(kept.ids) - tokenizer.num_suffix
+        shift = tokens.num_prefix - (tokens.prompt.end - kept.prompt.end)
+        end = len(kept.ids) - tokens.num_suffix
         starts = [at + shift for at in joined.separators if at + shift < end]
         if not starts:
             return SampleError("too_long", "truncation removes all segments of the completion")

@@ -11,6 +11,7 @@ from alarm_models.combination.all_rules import sigmoid
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import sequence_classifier
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.segmentation import word_types
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TypedSpan
 from alarm_models.preprocessing.truncation import TokenIds
@@ -60,6 +61,9 @@ class SequenceModel(NeuralRewardModel):
             pipeline = PrefixPipeline(self._texts, self._render, self._features, self.cost)
             return pipeline.prepare(samples)
         return self._texts.prepare(samples, self._render, self._features)
+
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        return self._texts.read_texts(sample, self._render)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the logit, with the normalization and activation of the spec, if any."""

@@ -13,6 +13,7 @@ from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_classifier, token_scorer
 from alarm_models.modeling.network import Network
+from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.segmentation import find_segments
 from alarm_models.preprocessing.templates import FieldPattern, Rendered
 from alarm_models.preprocessing.truncation import TokenIds
@@ -94,6 +95,9 @@ class StepsModel(NeuralRewardModel):
             else one
             for sample, one in zip(samples, prepared, strict=True)
         ]
+
+    def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
+        return self._texts.read_texts(sample, self._render)
 
     def read_shown(self, features: ModelInput, outputs: torch.Tensor) -> Score:
         """Return the positive label's probability per step, and their reduction as the score."""

@@ -11,6 +11,7 @@ from alarm_models.errors import RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.chat_templates import ChatFormat
+from alarm_models.preprocessing.read_text import ReadText, dropped_tokens
 from alarm_models.preprocessing.templates import (
     FieldPattern,
     Rendered,
@@ -191,10 +192,40 @@ class TextPipeline:
                 prepared[index] = error
         return [prepared[index] for index in range(len(samples))]
 
+    def read_texts(
+        self, sample: Sample, render: Callable[[Sample], Rendered | Score]
+    ) -> tuple[ReadText, ...]:
+        """Return the text of a sample as the model reads it; ``render`` is as in `prepare`.
+
+        Its tokens are found as in `prepare`. Raises `SampleError` as that does.
+        """
+        made = render(sample)
+        if isinstance(made, Score):
+            return ()
+        text = made.ended(self._spec.strip, self._spec.suffix)
+        # The tokenizer marks the tokens that overlap these spans.
+        marked = replace(text, typed_spans=(text.completion,))
+        (tokens,) = self._tokenizer.encode(
+            [marked],
+            with_special=self._with_special,
+            may_repeat=self._spec.special_tokens is True,
+            truncation=self._spec.truncation,
+        )
+        dropped = dropped_tokens(tokens, self._max_tokens, self._spec.truncation)
+        return (ReadText(tokens.ids, _completion_tokens(tokens, text), dropped),)
+
     def _fit(self, tokens: TokenIds) -> tuple[TokenIds, bool]:
         if not tokens.ids:
             raise SampleError("invalid_sample", "prompt and completion are empty: nothing to read")
         return fit(tokens, self._max_tokens, self._spec.truncation)
+
+
+def _completion_tokens(tokens: TokenIds, text: Rendered) -> Span | None:
+    """Return the tokens of the completion: those that are marked, or the second text of a pair."""
+    if text.pair is not None:
+        return Span(tokens.prompt.end, len(tokens.ids) - tokens.num_suffix)
+    marked = [index for index, mark in enumerate(tokens.token_type_ids) if mark]
+    return Span(marked[0], marked[-1] + 1) if marked else None
 
 
 def turns_of(spec: TurnsSpec) -> Turns:

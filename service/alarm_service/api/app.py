@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from alarm_models.recipe.schema import Recipe
-from alarm_service.api import admin_routes, page_routes, routes, status_routes
+from alarm_service.api import admin_routes, page_routes, render_routes, routes, status_routes
 from alarm_service.api.auth import (
     AllowedHostsMiddleware,
     APIKeyMiddleware,
@@ -55,6 +55,7 @@ from alarm_service.engine.engine import EngineLimits, RewardEngine
 from alarm_service.engine.golden_check import check_golden_scores
 from alarm_service.engine.model_set_builder import FindUnchanged
 from alarm_service.engine.recipe_manager import RecipeManager, RecipeSources
+from alarm_service.engine.rendering import Renderer
 from alarm_service.observability.metrics import Metrics
 from alarm_service.observability.tracing import TRACER_NAME, open_tracer_provider
 from alarm_service.settings import Settings
@@ -66,6 +67,7 @@ __all__ = ["API_ROUTES", "create_app", "create_engine"]
 
 _ROUTERS = (
     routes.router,
+    render_routes.router,
     status_routes.router,
     trainers_router.router,
     pooling_router.router,
@@ -107,7 +109,7 @@ def create_engine(
         check_golden_scores,
         choose_devices(settings.device),
         limits,
-        Metrics(),
+        Metrics(keeps_texts=settings.log_texts),
         tracer or NoOpTracer(),
     )
 
@@ -134,6 +136,7 @@ def create_app(
     engine = create_engine(recipes, settings, load, unchanged, tracer)
     capture = _capture(engine, settings)
     off_loop_bodies = LargeBodies()
+    renderer = Renderer(engine)
     sources = sources or RecipeSources({}, settings.set, settings.recipe_dir)
 
     @asynccontextmanager
@@ -153,6 +156,7 @@ def create_app(
             if tracing is not None:
                 tracing.shutdown()
             off_loop_bodies.close()
+            renderer.close()
 
     app = FastAPI(
         title="ALaRM reward server",
@@ -169,6 +173,7 @@ def create_app(
     app.state.engine = engine
     app.state.settings = settings
     app.state.off_loop_bodies = off_loop_bodies
+    app.state.renderer = renderer
     app.state.recipe_manager = RecipeManager(engine, sources)
     add_error_handlers(app)
     return app

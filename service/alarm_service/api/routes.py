@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
+from alarm_models.combination.rewards import AspectRule
+from alarm_models.errors import SampleError
+from alarm_models.types import Reward, Sample
 from alarm_service.api.deps import (
     WORK_ERRORS,
     CallerOf,
@@ -20,15 +24,17 @@ from alarm_service.api.off_loop_bodies import OffLoopRoute, is_large, large_resp
 from alarm_service.engine.hierarchical import reward_samples
 from alarm_service.errors import TooLarge
 from alarm_service.schemas import (
+    RewardOut,
     RewardRequest,
     RewardResponse,
     SampleIn,
     ScoreRequest,
     ScoreResponse,
-    UsageOut,
     reward_out,
     sample_in,
     score_out,
+    usage_out,
+    with_aspect_values,
 )
 from alarm_service.settings import Settings
 
@@ -58,9 +64,7 @@ async def score(
         model=scores.model,
         fingerprint=scores.fingerprint,
         scores=[] if is_large(request) else [row() for row in rows],
-        usage=UsageOut(
-            num_tokens=scores.num_tokens, num_computed_tokens=scores.num_computed_tokens
-        ),
+        usage=usage_out(scores.num_tokens, scores.num_computed_tokens, scores.judge_usage),
     )
     return (
         await large_response(request, response, "scores", rows) if is_large(request) else response
@@ -82,21 +86,35 @@ async def hierarchical_reward(
     work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects, caller)
     rewards = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
     names = list(rewards.recipe.aspects)
-    rows = [
+    rows: list[Callable[[], RewardOut]] = [
         partial(reward_out, sample, reward, names)
         for sample, reward in zip(body.samples, rewards.rewards, strict=True)
     ]
+    if body.aspect_values:
+        shaping = body.overrides.shaping
+        rules = {name: rewards.recipe.aspect_rule(name, shaping) for name in names}
+        rows = [
+            partial(_with_values, row, sample, reward, rules)
+            for row, sample, reward in zip(rows, samples, rewards.rewards, strict=True)
+        ]
     response = RewardResponse(
         recipe=rewards.recipe.name,
         fingerprint=rewards.fingerprint,
         rewards=[] if is_large(request) else [row() for row in rows],
-        usage=UsageOut(
-            num_tokens=rewards.num_tokens, num_computed_tokens=rewards.num_computed_tokens
-        ),
+        usage=usage_out(rewards.num_tokens, rewards.num_computed_tokens, rewards.judge_usage),
     )
     return (
         await large_response(request, response, "rewards", rows) if is_large(request) else response
     )
+
+
+def _with_values(
+    row: Callable[[], RewardOut],
+    sample: Sample,
+    reward: Reward | SampleError,
+    rules: Mapping[str, AspectRule],
+) -> RewardOut:
+    return with_aspect_values(row(), sample, reward, rules)
 
 
 def _check_samples(samples: list[SampleIn], settings: Settings) -> None:

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.reward_models.base import HostModel
 from alarm_service.api.deps import EngineOf, SettingsOf, documented
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.lifecycle import LifecycleState
 from alarm_service.engine.model_set import ServedModel
-from alarm_service.schemas import ErrorBody, HealthOut, ModelOut, ModelsOut, RecipeOut, UnwellOut
+from alarm_service.observability.gaming import LIMITS
+from alarm_service.observability.recent import KeptTexts
+from alarm_service.schemas import (
+    AdmissionOut,
+    ErrorBody,
+    GamingLimitsOut,
+    GamingOut,
+    HealthOut,
+    HistogramOut,
+    KeptSampleOut,
+    LoadOut,
+    ModelOut,
+    ModelsOut,
+    RecentOut,
+    RecipeOut,
+    UnwellOut,
+)
 
 __all__ = ["router"]
 
@@ -57,8 +77,56 @@ async def ready(engine: EngineOf, response: Response) -> HealthOut | UnwellOut:
 )
 async def metrics(engine: EngineOf) -> Response:
     """Return the metrics in Prometheus text."""
+    await asyncio.to_thread(engine.metrics.rewards.refresh)  # takes milliseconds per recipe
     return Response(
         generate_latest(engine.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+@router.get(
+    "/recent",
+    responses=documented((401, "no key, or a wrong one"), (404, "no such recipe")),
+)
+async def recent(engine: EngineOf, recipe: str | None = None) -> RecentOut:
+    """Return statistics of the samples that a recipe rewarded recently, for the page."""
+    known = engine.catalog.recipe(recipe)
+    found = await asyncio.to_thread(engine.metrics.rewards.recent, known.name)
+    figures = {**asdict(found.figures), "drift_up": found.drift_up, "drift_down": found.drift_down}
+    return RecentOut(
+        recipe=known.name,
+        threshold=known.rule_params(Overrides()).threshold,
+        since=found.since,
+        rewards=found.rewards and HistogramOut.model_validate(found.rewards),
+        holistic=found.holistic and HistogramOut.model_validate(found.holistic),
+        points=list(found.points),
+        admission=[AdmissionOut.model_validate(one) for one in found.admission],
+        errors=dict(found.errors),
+        gaming=GamingOut.model_validate(figures),
+        limits=GamingLimitsOut.model_validate(LIMITS),
+        best=_kept(found.best),
+        worst=_kept(found.worst),
+        load=_load(engine),
+    )
+
+
+def _kept(samples: Sequence[tuple[float, KeptTexts]] | None) -> list[KeptSampleOut] | None:
+    if samples is None:
+        return None
+    return [
+        KeptSampleOut(reward=reward, prompt=texts.prompt, completion=texts.completion)
+        for reward, texts in samples
+    ]
+
+
+def _load(engine: RewardEngine) -> LoadOut:
+    return LoadOut(
+        time=time.time(),
+        num_requests=engine.metrics.num_in_flight(),
+        num_waiting_samples=engine.num_waiting,
+        num_queued_tokens=engine.admission.num_queued,
+        max_queued_tokens=engine.admission.max_tokens(),
+        occupied_s=engine.metrics.occupied_s(),
+        device_busy_s=engine.metrics.device_busy_s(),
     )
 
 
@@ -78,7 +146,7 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
         name=served.key,
         recipe=served.recipe,
         kind=served.spec.kind,
-        checkpoint=getattr(served.spec, "checkpoint", None),
+        checkpoint=getattr(served.spec, "checkpoint", None) or None,
         fingerprint=loaded and loaded.fingerprint,
         device=_device(engine, served),
         deterministic=engine.limits.is_deterministic,
@@ -110,6 +178,7 @@ def _recipe_out(engine: RewardEngine, recipe: Recipe) -> RecipeOut:
         threshold=params.threshold,
         holistic_weight=params.holistic_weight,
         weights=dict(params.weights),
+        shapings={name: aspect.shaping for name, aspect in recipe.aspects.items()},
         holistic=recipe.holistic.model,
         aspects={name: aspect.model for name, aspect in recipe.aspects.items()},
     )
@@ -119,7 +188,7 @@ def _device(engine: RewardEngine, served: ServedModel) -> str:
     loaded = engine.model_set.models.get(served.key)
     if loaded is not None and isinstance(loaded.model, HostModel):
         return loaded.model.device
-    return _devices(engine) if isinstance(served.spec, NeuralSpec) else "none"
+    return _devices(engine) if served.spec.has_weights else "none"
 
 
 def _devices(engine: RewardEngine) -> str:

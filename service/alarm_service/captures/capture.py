@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import structlog
 
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.types import Reward, Sample, Score, num_characters
@@ -99,11 +100,14 @@ class SampleCapture:
         aspects: Sequence[str],
         fingerprint: str,
         overrides: Overrides,
+        params: RuleParams,
     ) -> None:
         """Capture the rewards of one request."""
         chosen, found = self._chosen(samples, outcomes)
         request = self._request_name()
-        self._put(CapturedRewards(request, chosen, found, recipe, aspects, fingerprint, overrides))
+        self._put(
+            CapturedRewards(request, chosen, found, recipe, aspects, fingerprint, overrides, params)
+        )
 
     def put_scores(
         self,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alarm_models.combination.all_rules import RuleParams
+from alarm_models.combination.rewards import weighted_parts
 from alarm_models.errors import AlarmModelsError, SampleError
 from alarm_models.recipe.schema import Overrides
 from alarm_models.sample_json import sample_to_json
@@ -25,9 +27,12 @@ __all__ = [
     "CapturedLine",
     "CapturedRewards",
     "CapturedScores",
+    "Constants",
     "capture_files",
+    "constants_of",
     "is_captured",
     "read_captured",
+    "read_numbered",
     "sample_of",
 ]
 
@@ -50,15 +55,25 @@ class CapturedRewards:
     aspects: Sequence[str]
     fingerprint: str
     overrides: Overrides
+    params: RuleParams
 
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
         overrides = self.overrides.model_dump(mode="json", exclude_unset=True)
-        common = {"recipe": self.recipe, "fingerprint": self.fingerprint, "overrides": overrides}
+        common = {
+            "recipe": self.recipe,
+            "fingerprint": self.fingerprint,
+            "overrides": overrides,
+            "constants": constants_of(self.params).model_dump(mode="json"),
+        }
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             reward = reward_out(_identified(sample), outcome, self.aspects)
-            line = {"request": self.request, "sample": {}, "reward": _dumped(reward), **common}
+            line: dict[str, Any] = {"request": self.request, "sample": {}, **common}
+            line |= {"reward": _dumped(reward), "parts": self._parts(outcome)}
             yield _line(line, sample, "reward", hashes_texts=hashes_texts)
+
+    def _parts(self, outcome: Reward | SampleError) -> dict[str, float] | None:
+        return weighted_parts(outcome, self.params) if isinstance(outcome, Reward) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +134,27 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
+class Constants(BaseModel):
+    """The constants that combined a reward, overrides included."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rule: str
+    threshold: float
+    holistic_weight: float
+    weights: dict[str, float]
+
+
+def constants_of(params: RuleParams) -> Constants:
+    """Return what is captured of a request's constants."""
+    return Constants(
+        rule=params.rule,
+        threshold=params.threshold,
+        holistic_weight=params.holistic_weight,
+        weights=dict(params.weights),
+    )
+
+
 class CapturedLine(BaseModel):
     """One line of a capture, as `alarm replay` reads it."""
 
@@ -130,6 +166,7 @@ class CapturedLine(BaseModel):
     recipe: str | None = None
     reward: RewardOut | None = None
     overrides: dict[str, Any] = {}
+    constants: Constants | None = None
     model: str | None = None
 
 
@@ -169,10 +206,21 @@ def capture_files(place: Path) -> list[Path]:
 
 
 def read_captured(file: Path) -> Iterator[CapturedLine]:
-    """Yield the lines of a file; raise `CaptureError` and `OSError`.
+    """Yield the lines of a file that has texts; raise `CaptureError` and `OSError`.
 
     A last line without an end, which a crash left, is skipped.
     """
+    for _, line in read_numbered(file, CapturedLine, _require_texts):
+        yield line
+
+
+_Line = TypeVar("_Line", bound=BaseModel)
+
+
+def read_numbered(
+    file: Path, kind: type[_Line], check: Callable[[object], None] = lambda value: None
+) -> Iterator[tuple[int, _Line]]:
+    """Yield the number and content of each line; ``check`` raises to refuse a line's value."""
     with file.open("rb") as source:
         for number, line in read_lines(source):
             if line is not None and not line.endswith(b"\n"):
@@ -184,8 +232,8 @@ def read_captured(file: Path) -> Iterator[CapturedLine]:
                     raise CaptureError(
                         f"{where} is not a captured sample: it needs `request` and `sample`"
                     )
-                _require_texts(value)
-                yield CapturedLine.model_validate(value)
+                check(value)
+                yield number, kind.model_validate(value)
             except ValidationError as error:
                 faults = format_validation_errors(error.errors())
                 raise CaptureError(f"{where}: {faults}") from error

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from alarm_models.errors import AlarmModelsError
 from alarm_models.process_tuning import limit_openmp_spin
-from alarm_service.cli.captures import add_replay
+from alarm_service.cli.captures import add_audit, add_replay
 from alarm_service.cli.commands import add_health, add_recipes, add_record, add_score
 from alarm_service.cli.evaluation import add_calibrate, add_evaluate, add_judge, add_select
 from alarm_service.cli.inspect import add_inspect
 from alarm_service.cli.serve import add_serve
+from alarm_service.cli.view import add_view
 from alarm_service.errors import format_validation_errors
 from alarm_service.settings import SettingsError
 
@@ -34,6 +35,8 @@ _COMMANDS = (
     add_evaluate,
     add_judge,
     add_replay,
+    add_audit,
+    add_view,
 )
 
 

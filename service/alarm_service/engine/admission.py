@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,9 +126,83 @@ class _Claim:
         return self.caller.key, self.content, self.num_tokens
 
     @property
-    def is_granted(self) -> bool:
-        """Whether capacity is reserved for it."""
-        return self.turn is not None and self.turn.done()
+    def is_waiting(self) -> bool:
+        """Whether its request waits in the server."""
+        return self.turn is not None and not self.turn.done()
+
+
+#: Claims in a block: half as many after it is split.
+_BLOCK = 128
+
+
+class _Claims:
+    """Claims in order, in blocks with the sums of their tokens.
+
+    Adding, removing and summing do not go through all of them.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[list[_Claim]] = []
+        self._num_tokens: list[int] = []
+        self._num_claims = 0
+
+    def __len__(self) -> int:
+        return self._num_claims
+
+    def __iter__(self) -> Iterator[_Claim]:
+        return (claim for block in self._blocks for claim in block)
+
+    def add(self, claim: _Claim) -> None:
+        """Add a claim in its place."""
+        self._num_claims += 1
+        if not self._blocks:
+            self._blocks.append([claim])
+            self._num_tokens.append(claim.num_tokens)
+            return
+        at = min(self._block_of(claim.order), len(self._blocks) - 1)
+        block = self._blocks[at]
+        insort(block, claim, key=_order)
+        self._num_tokens[at] += claim.num_tokens
+        if len(block) > _BLOCK:
+            halves = [block[: _BLOCK // 2], block[_BLOCK // 2 :]]
+            self._blocks[at : at + 1] = halves
+            self._num_tokens[at : at + 1] = [sum(one.num_tokens for one in half) for half in halves]
+
+    def remove(self, claim: _Claim) -> bool:
+        """Remove a claim; return whether it was there."""
+        at = self._block_of(claim.order)
+        if at == len(self._blocks):
+            return False
+        block = self._blocks[at]
+        index = bisect_left(block, claim.order, key=_order)
+        if block[index] is not claim:
+            return False
+        del block[index]
+        self._num_claims -= 1
+        self._num_tokens[at] -= claim.num_tokens
+        if not block:
+            del self._blocks[at], self._num_tokens[at]
+        return True
+
+    def before(self, order: tuple[float, float]) -> Iterator[_Claim]:
+        """Yield the claims before a place."""
+        for claim in self:
+            if claim.order >= order:
+                return
+            yield claim
+
+    def num_tokens_before(self, order: tuple[float, float]) -> int:
+        """Return the sum of the tokens of the claims before a place."""
+        at = self._block_of(order)
+        if at == len(self._blocks):
+            return sum(self._num_tokens)
+        block = self._blocks[at]
+        index = bisect_left(block, order, key=_order)
+        return sum(self._num_tokens[:at]) + sum(one.num_tokens for one in block[:index])
+
+    def _block_of(self, order: tuple[float, float]) -> int:
+        """Return the first block whose last claim is not before a place."""
+        return bisect_left(self._blocks, order, key=_last_order)
 
 
 class Admission:
@@ -160,13 +236,20 @@ class Admission:
         self.throughput = throughput or Throughput()
         self.num_queued = 0
         self._admitted: VirtualTimes[str] = VirtualTimes()
-        #: Queued tokens by flow.
+        #: Queued tokens by flow, and requests that are queued or have a claim.
         self._queued_by_flow: dict[str, int] = {}
-        #: All claims in order, and by the identity of their requests.
-        self._claims: list[_Claim] = []
-        self._by_content: dict[tuple[str, int, int], list[_Claim]] = {}
-        self._num_reserved = 0
-        self._next_expiry = math.inf
+        self._num_requests: Counter[str] = Counter()
+        #: The claims without capacity; those of them that wait in the server; the granted ones.
+        self._claims = _Claims()
+        self._waiting = _Claims()
+        self._granted: set[_Claim] = set()
+        self._num_reserved = self._num_waiting = self._num_granted = 0  # tokens
+        #: Heap of the tokens of claims that wait; some no longer do.
+        self._sizes: list[tuple[int, float, _Claim]] = []
+        #: Claims of refused requests by their identity, then by connection; and a heap of when they
+        #: expire, in which some are gone or expire later.
+        self._by_content: dict[tuple[str, int, int], dict[str, _Claim]] = {}
+        self._expiries: list[tuple[float, float, _Claim]] = []
         self._num_claims = 0
         #: The last granted claim, whose request calls `admit` next.
         self._due: _Claim | None = None
@@ -190,12 +273,15 @@ class Admission:
         capacity.
         """
         self._expire()
+        self._admitted.begin_to_wait(caller.flow)
         most = max(_MIN_WAITING_TOKENS, _MAX_WAITING_QUEUES * self._max)
-        num_waiting = sum(claim.num_tokens for claim in self._claims if claim.turn is not None)
-        if num_waiting and num_waiting + num_tokens > most:
+        if self._num_waiting and self._num_waiting + num_tokens > most:
             raise self._overloaded(num_tokens, caller, None)
         claim = self._claim(num_tokens, caller, 0)
         claim.turn = asyncio.get_running_loop().create_future()
+        self._num_waiting += num_tokens
+        self._waiting.add(claim)
+        heapq.heappush(self._sizes, (num_tokens, claim.order[1], claim))
         try:
             self._grant()
             await claim.turn
@@ -241,10 +327,12 @@ class Admission:
         due, self._due = self._due, None
         if due is None:
             self._expire()
+            self._admitted.begin_to_wait(caller.flow)
             claim = self._claim_of(num_tokens, caller, content()) if self._claims else None
             if not self._has_capacity(num_tokens, caller, claim):
-                if claim is None and len(self._claims) < _MAX_RESERVED:
+                if claim is None and len(self._claims) + len(self._granted) < _MAX_RESERVED:
                     claim = self._claim(num_tokens, caller, content())
+                    self._by_content.setdefault(claim.identity, {})[caller.connection] = claim
                 raise self._overloaded(num_tokens, caller, claim)
             due = claim
         if due is None:
@@ -253,6 +341,9 @@ class Admission:
         else:
             self._remove(due)
             self._admitted.reach(due.start)
+        self._num_requests[caller.flow] += 1
+        if self._claims:
+            self._admitted.divide(num_tokens, len(self._num_requests))
         self._change(num_tokens, caller.flow)
 
     def _leave(self, num_tokens: int, flow: str, *, is_done: bool) -> None:
@@ -263,15 +354,15 @@ class Admission:
             # An unknown amount of device time was spent on it.
             self._done_tokens, self._done_s, self._busy_s = 0, 0.0, 0.0
         self._expire()
+        self._forget_request(flow)
         self._change(-num_tokens, flow)
-        if not self.num_queued and not self._claims:
+        if not self.num_queued and not self._claims and not self._granted:
             self._admitted = VirtualTimes()  # nothing is waiting, so all callers start equal
-        self._admitted.evict_idle({claim.flow for claim in self._claims})
+        self._admitted.evict_idle(self._num_requests)
         self._grant()
 
     def _has_capacity(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> bool:
-        granted = sum(one.num_tokens for one in self._claims if one.is_granted and one is not claim)
-        level, limit = self.num_queued + granted, self.max_tokens()
+        level, limit = self.num_queued + self._num_granted, self.max_tokens()
         if level + num_tokens <= limit / 2:
             return True
         if not level:
@@ -296,17 +387,17 @@ class Admission:
             return True
         if self._now() - self._empty_since >= _IDLE_S or not self._admitted.is_ahead(caller.flow):
             return True
-        before = self._before(num_tokens, caller, claim)
+        before = self._claims.before(self._order_of(num_tokens, caller, claim))
         return all(one.caller.flow == caller.flow for one in before)
 
     def _num_before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> int:
         """Return the tokens reserved ahead of a claim, or ahead of a request without one."""
-        before = self._before(num_tokens, caller, claim)
-        return sum(one.num_tokens for one in before if not one.is_granted)
+        return self._claims.num_tokens_before(self._order_of(num_tokens, caller, claim))
 
-    def _before(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> list[_Claim]:
-        order = claim.order if claim else (self._finish(num_tokens, caller), math.inf)
-        return self._claims[: bisect_left(self._claims, order, key=_order)]
+    def _order_of(
+        self, num_tokens: int, caller: Caller, claim: _Claim | None
+    ) -> tuple[float, float]:
+        return claim.order if claim else (self._finish(num_tokens, caller), math.inf)
 
     def _finish(self, num_tokens: int, caller: Caller) -> float:
         """Return a request's finish tag, which orders it."""
@@ -319,18 +410,18 @@ class Admission:
         The same content on another connection counts as the same request until the first connection
         also sends it again.
         """
-        by_content = None
-        for claim in self._by_content.get((caller.key, content, num_tokens), ()):
-            if claim.turn is not None:
-                continue
-            if claim.caller.connection == caller.connection:
+        alike = self._by_content.get((caller.key, content, num_tokens), {})
+        claim = alike.get(caller.connection)
+        if claim is not None:
+            return claim
+        for claim in alike.values():
+            if caller.connection not in claim.former_connections:
+                del alike[claim.caller.connection]
+                alike[caller.connection] = claim
+                claim.former_connections.add(claim.caller.connection)
+                claim.caller = caller
                 return claim
-            if by_content is None and caller.connection not in claim.former_connections:
-                by_content = claim
-        if by_content is not None:
-            by_content.former_connections.add(by_content.caller.connection)
-            by_content.caller = caller
-        return by_content
+        return None
 
     def _claim(self, num_tokens: int, caller: Caller, content: int) -> _Claim:
         start = self._admitted.start(caller.flow)
@@ -338,22 +429,33 @@ class Admission:
         order = (self._finish(num_tokens, caller), self._num_claims)
         self._admitted.charge(caller.flow, num_tokens)
         claim = _Claim(caller, caller.flow, content, num_tokens, start, order)
-        insort(self._claims, claim, key=_order)
-        self._by_content.setdefault(claim.identity, []).append(claim)
+        self._claims.add(claim)
+        self._num_requests[claim.flow] += 1
         self._num_reserved += num_tokens
         return claim
 
     def _remove(self, claim: _Claim) -> bool:
-        at = bisect_left(self._claims, claim.order, key=_order)
-        if at == len(self._claims) or self._claims[at] is not claim:
+        if claim in self._granted:
+            self._granted.remove(claim)
+            self._num_granted -= claim.num_tokens
+        elif not self._claims.remove(claim):
             return False
-        del self._claims[at]
+        self._forget_request(claim.flow)
+        self._num_reserved -= claim.num_tokens
+        if claim.turn is not None:
+            self._num_waiting -= claim.num_tokens
+            self._waiting.remove(claim)
+            return True
         alike = self._by_content[claim.identity]
-        alike.remove(claim)
+        del alike[claim.caller.connection]
         if not alike:
             del self._by_content[claim.identity]
-        self._num_reserved -= claim.num_tokens
         return True
+
+    def _forget_request(self, flow: str) -> None:
+        self._num_requests[flow] -= 1
+        if not self._num_requests[flow]:
+            del self._num_requests[flow]
 
     def _cancel(self, claim: _Claim) -> None:
         if self._remove(claim):
@@ -367,31 +469,56 @@ class Admission:
             self._cancel(claim)
 
     def _expire(self) -> None:
-        now = self._now()
-        if now < self._next_expiry:
-            return
-        for claim in [one for one in self._claims if one.expires <= now]:
-            self._remove(claim)
-            self._admitted.charge(claim.flow, -claim.num_tokens)
-        self._next_expiry = min((one.expires for one in self._claims), default=math.inf)
+        while self._expiries and self._expiries[0][0] <= self._now():
+            _, number, claim = heapq.heappop(self._expiries)
+            if claim.expires > self._now():  # it was refused again
+                heapq.heappush(self._expiries, (claim.expires, number, claim))
+            elif self._remove(claim):
+                self._admitted.charge(claim.flow, -claim.num_tokens)
 
     def _grant(self) -> None:
         """Wake the waiting requests for which there is now capacity."""
-        for claim in list(self._claims):
-            if (
-                claim.turn is not None
-                and not claim.turn.done()
-                and self._has_capacity(claim.num_tokens, claim.caller, claim)
-            ):
+        granted = []
+        for claim in self._waiting:
+            if claim.turn is None or claim.turn.done():
+                continue  # its request was cancelled
+            if self._has_capacity(claim.num_tokens, claim.caller, claim):
                 claim.turn.set_result(None)
+                self._claims.remove(claim)
+                self._granted.add(claim)
+                self._num_granted += claim.num_tokens
+                granted.append(claim)
+            elif not self._is_open_to_waiting():
+                break
+        for claim in granted:
+            self._waiting.remove(claim)
+        if len(self._sizes) > 2 * len(self._waiting) + _BLOCK:
+            self._sizes = [(one.num_tokens, one.order[1], one) for one in self._waiting]
+            heapq.heapify(self._sizes)
         self._observe(self.num_queued, self._num_reserved)
+
+    def _is_open_to_waiting(self) -> bool:
+        """Whether a waiting request fits into the half of the queue that is open to all.
+
+        Nothing else has capacity behind a request that has none.
+        """
+        while self._sizes and not self._sizes[0][2].is_waiting:
+            heapq.heappop(self._sizes)
+        level = self.num_queued + self._num_granted
+        return bool(self._sizes) and level + self._sizes[0][0] <= self.max_tokens() / 2
 
     def _overloaded(self, num_tokens: int, caller: Caller, claim: _Claim | None) -> Overloaded:
         before = self._num_before(num_tokens, caller, claim)
         retry_after_s = self.retry_after_s(num_tokens, before)
         if claim is not None:
-            claim.expires = self._now() + (1 + _LATE_TIMES) * retry_after_s + _LATE_S
-            self._next_expiry = min(self._next_expiry, claim.expires)
+            expires = self._now() + (1 + _LATE_TIMES) * retry_after_s + _LATE_S
+            if expires < claim.expires:
+                heapq.heappush(self._expiries, (expires, claim.order[1], claim))
+            claim.expires = expires
+            if len(self._expiries) > 2 * len(self._claims) + _BLOCK:
+                refused = (one for one in self._claims if one.expires < math.inf)
+                self._expiries = [(one.expires, one.order[1], one) for one in refused]
+                heapq.heapify(self._expiries)
         self._observe(self.num_queued, self._num_reserved)
         others = f", {before} are reserved before this request," if before else ""
         return Overloaded(
@@ -436,3 +563,7 @@ class Admission:
 
 def _order(claim: _Claim) -> tuple[float, float]:
     return claim.order
+
+
+def _last_order(block: Sequence[_Claim]) -> tuple[float, float]:
+    return block[-1].order

@@ -159,7 +159,7 @@ def shortest_warm_up_sample(served: ServedModel) -> Sample:
 def require_named_outputs(named: Mapping[str, str], score: Score) -> None:
     """Raise `RecipeError` unless a score has the outputs that recipes use; ``named`` is by key."""
     for key, name in named.items():
-        if name not in (score.outputs or {}):
+        if name not in {*(score.outputs or {}), *score.skipped}:
             known = ", ".join(score.outputs or ()) or "none"
             raise RecipeError(f"{key} is {name!r}; the model's outputs are: {known}")
 

@@ -14,6 +14,7 @@ import structlog
 import torch
 from opentelemetry.trace import Tracer
 
+from alarm_models.combination.all_rules import RuleParams
 from alarm_models.errors import AlarmModelsError, CheckpointError, SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import Reward, Sample, Score
@@ -70,6 +71,7 @@ class Capture(Protocol):
         aspects: Sequence[str],
         fingerprint: str,
         overrides: Overrides,
+        params: RuleParams,
     ) -> None:
         """Capture the rewards of one request."""
 
@@ -142,6 +144,7 @@ class RewardEngine:
         metrics.bind_waiting_callers(self._queue.num_callers)
         metrics.bind_abandoned_passes(lambda: self.device_pool.num_given_up)
         metrics.changes.bind_recipes(lambda: self.model_set.fingerprints())
+        metrics.judges.bind(lambda: self.model_set.judge_totals())
         metrics.bind_ready(lambda: self.life.state is LifecycleState.READY)
         self.admission = Admission(
             limits.max_queued_tokens,
@@ -265,6 +268,20 @@ class RewardEngine:
                 await self.life.until_ready()
             with self._model_sets.acquire() as model_set:
                 yield model_set
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[ModelSet]:
+        """Yield the model set once it is loaded, and keep its models for the block.
+
+        For work that no device does, which needs no admission. Raises `Draining`, `Sleeping` or
+        `Broken`.
+        """
+        if self.life.is_draining:
+            raise draining_error()
+        self.life.require_awake()
+        await self.life.until_ready()
+        with self._model_sets.acquire() as model_set:
+            yield model_set
 
     async def score_admitted(
         self,

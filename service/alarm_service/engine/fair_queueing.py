@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["INTERNAL", "Caller", "Usage", "VirtualTimes", "predicted_s"]
+__all__ = ["INTERNAL", "Caller", "Turn", "TurnOrder", "Usage", "VirtualTimes", "predicted_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,14 @@ class VirtualTimes(Generic[_Flow]):
     differ by more than the cost of one service of each. Costs may be charged after service, as for
     CPU time (Goyal, Guo, Vin: OSDI 1996); with tokens as costs these are the virtual token counters
     of Sheng et al. (OSDI 2024).
+
+    ``even_share`` is the tag of a flow that has always waited. New flows start there: the tag of
+    the last one served does not advance while new flows come, so that requests with a connection
+    each would keep a flow that was served before waiting forever.
     """
 
     def __init__(self) -> None:
+        self.even_share = 0.0
         self._tags: dict[_Flow, float] = {}
         self._now = 0.0
         self._most = _MAX_FLOWS
@@ -66,9 +72,13 @@ class VirtualTimes(Generic[_Flow]):
         """Return a flow's start tag."""
         return max(self._tags.get(flow, 0.0), self._now)
 
-    def add(self, flow: _Flow, tag: float) -> None:
-        """Start a new flow at this tag or later; one that is known keeps its own."""
-        self._tags.setdefault(flow, max(tag, self._now))
+    def begin_to_wait(self, flow: _Flow, ahead: float = 0.0) -> None:
+        """Start a new flow so much ahead of the even share; one that is known keeps its tag."""
+        self._tags.setdefault(flow, max(self.even_share - ahead, self._now))
+
+    def divide(self, cost: float, num_flows: int) -> None:
+        """Divide the cost of a service among as many flows as waited for it or got it."""
+        self.even_share = max(self.even_share, self._now) + cost / num_flows
 
     def is_ahead(self, flow: _Flow) -> bool:
         """Whether a flow has been served more than its share."""
@@ -104,6 +114,81 @@ class VirtualTimes(Generic[_Flow]):
         self._most = max(_MAX_FLOWS, 2 * len(self._tags))
 
 
+_Waiting = TypeVar("_Waiting")
+
+
+class Turn(NamedTuple, Generic[_Waiting]):
+    """The place of something that waits: the smallest one has the next turn.
+
+    ``tag`` is its flow's start tag, ``since`` the time since when it has been waiting, ``number``
+    the order of arrival.
+    """
+
+    tag: float
+    since: float
+    number: int
+    waiting: _Waiting
+
+
+class TurnOrder(Generic[_Waiting, _Flow]):
+    """What waits, in the order of turns; ``times`` has the start tags of flows.
+
+    Whenever a flow's tag changes, `place` must be called for what waits of it. Placing and removing
+    take a search in a sorted list.
+    """
+
+    def __init__(self, times: VirtualTimes[_Flow], flow_of: Callable[[_Waiting], _Flow]) -> None:
+        self._times = times
+        self._flow_of = flow_of
+        self._turns: dict[_Waiting, Turn[_Waiting]] = {}
+        #: Sorted: the turns that are ahead by their tags, and the others, whose tags are all 0, by
+        #: what decides among equal tags.
+        self._ahead: list[Turn[_Waiting]] = []
+        self._due: list[Turn[_Waiting]] = []
+        self._num_came = 0
+
+    def get(self, waiting: _Waiting) -> Turn[_Waiting] | None:
+        """Return the turn of something; None if it does not wait."""
+        return self._turns.get(waiting)
+
+    def place(self, waiting: _Waiting, since: float) -> Turn[_Waiting]:
+        """Put something into its place, or into a new one, and return the turn."""
+        before = self.remove(waiting)
+        if before is None:
+            self._num_came += 1
+        number = self._num_came if before is None else before.number
+        flow = self._flow_of(waiting)
+        is_ahead = self._times.is_ahead(flow)
+        turn = Turn(self._times.start(flow) if is_ahead else 0.0, since, number, waiting)
+        self._turns[waiting] = turn
+        insort(self._ahead if is_ahead else self._due, turn)
+        return turn
+
+    def remove(self, waiting: _Waiting) -> Turn[_Waiting] | None:
+        """Remove something and return its turn; None if it does not wait."""
+        turn = self._turns.pop(waiting, None)
+        if turn is not None:
+            turns = self._ahead if turn.tag else self._due
+            del turns[bisect_left(turns, turn)]
+        return turn
+
+    def __iter__(self) -> Iterator[Turn[_Waiting]]:
+        """Yield the turns in order, with their tags of now."""
+        now = self._times.now
+        num_due = bisect_right(self._ahead, now, key=_tag)
+        for turn in self._ahead[:num_due]:
+            due = self._turns[turn.waiting] = turn._replace(tag=0.0)
+            insort(self._due, due)
+        del self._ahead[:num_due]
+        for turn in self._due:
+            yield turn._replace(tag=now)
+        yield from self._ahead
+
+
+def _tag(turn: Turn[_Waiting]) -> float:
+    return turn.tag
+
+
 #: Assumed before a model was measured.
 _ASSUMED_SECONDS_PER_TOKEN = 1e-4
 
@@ -133,14 +218,9 @@ class Usage:
 
     ``callers`` has each caller's virtual time in seconds of the device; ``best_tokens_per_s`` is
     the highest throughput of a batch so far, 0 before the first.
-
-    ``even_share_s`` is the virtual time of a caller that has always waited. New callers start a
-    batch before it: the tag of the last one served does not advance while new callers come, so
-    that requests with a connection each would keep a caller that was served before waiting forever.
     """
 
     callers: VirtualTimes[Caller] = field(default_factory=VirtualTimes)
-    even_share_s: float = 0.0
     best_tokens_per_s: float = 0.0
     _num_batches: int = 0
     _tokens: float = 0.0
@@ -150,13 +230,8 @@ class Usage:
     _products: float = 0.0
 
     def begin_to_wait(self, caller: Caller) -> None:
-        """Give a new caller its start tag, before its first sample is queued."""
-        self.callers.add(caller, self.even_share_s - _MAX_BATCH_S)
-
-    def divide(self, seconds: float, num_callers: int) -> None:
-        """Divide the time of a batch among as many callers as had samples waiting or in it."""
-        even_share_s = max(self.even_share_s, self.callers.now)
-        self.even_share_s = even_share_s + seconds / num_callers
+        """Give a new caller its start tag, a batch ahead, before its first sample is queued."""
+        self.callers.begin_to_wait(caller, _MAX_BATCH_S)
 
     @property
     def tokens_per_s(self) -> float:

@@ -12,7 +12,7 @@ import structlog
 
 from alarm_models.combination.rewards import ScoredSample
 from alarm_models.errors import SampleError, quoted
-from alarm_models.types import Reward
+from alarm_models.types import Reward, Sample
 from alarm_service.engine.group_state import (
     REMEMBERED_S,
     Attempt,
@@ -32,8 +32,8 @@ _log = structlog.get_logger()
 
 _RETRY_AFTER_S = 5
 
-#: Combines the scores of a whole group into rewards, in order.
-Combine = Callable[[Sequence[ScoredSample]], Awaitable[Sequence[Reward | SampleError]]]
+#: Turns the scores of a whole group into rewards, in order; or its samples, if they are not scored.
+Combine = Callable[[Sequence[ScoredSample | Sample]], Awaitable[Sequence[Reward | SampleError]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,11 @@ class GroupVisit:
         ]
 
     def settle(
-        self, index: int, outcome: ScoredSample | SampleError, fingerprint: str, combine: Combine
+        self,
+        index: int,
+        outcome: ScoredSample | Sample | SampleError,
+        fingerprint: str,
+        combine: Combine,
     ) -> None:
         """Note what scoring a sample gave; the last of a group has the group combined."""
         place = self._places[index]
@@ -147,7 +151,7 @@ class GroupAssembler:
     def __init__(self, metrics: Metrics, life: Lifecycle, max_bytes: int) -> None:
         self.metrics = metrics
         self._life = life
-        self._assembly = GroupState(max_bytes)
+        self._assembly = GroupState(max_bytes, self._drop_unused)
         self._num_servers = 1
         self._outcomes: dict[Attempt, asyncio.Future[_Outcome]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -207,18 +211,19 @@ class GroupAssembler:
         self,
         attempt: Attempt,
         member: Member,
-        outcome: ScoredSample | SampleError,
+        outcome: ScoredSample | Sample | SampleError,
         fingerprint: str,
         combine: Combine,
     ) -> None:
         """Note a member's scores; combine its group if it was the last."""
         if attempt.state is AttemptState.COMPLETE:
             return
-        if isinstance(outcome, ScoredSample) and attempt.fingerprint not in (None, fingerprint):
+        is_valid = not isinstance(outcome, SampleError)
+        if is_valid and attempt.fingerprint not in (None, fingerprint):
             self._score_again(attempt)
             return
         member.outcome = outcome
-        if isinstance(outcome, ScoredSample):
+        if is_valid:
             attempt.fingerprint = fingerprint
         self.combine_if_ready(attempt, combine)
 
@@ -247,7 +252,8 @@ class GroupAssembler:
         return attempt.state is AttemptState.OPEN and self._assembly.holds(attempt)
 
     async def _combine(self, attempt: Attempt, members: Sequence[Member], combine: Combine) -> None:
-        scored = [member.outcome for member in members if isinstance(member.outcome, ScoredSample)]
+        outcomes = (member.outcome for member in members)
+        scored = [one for one in outcomes if isinstance(one, ScoredSample | Sample)]
         try:
             outcome = _Outcome(dict(zip(members, await combine(scored), strict=True)))
         except ServiceError:  # the server has stopped
@@ -298,8 +304,6 @@ class GroupAssembler:
 
     def _forget(self) -> None:
         self._assembly.forget(time.monotonic())
-        for attempt in list(self._outcomes):
-            self._drop_unused(attempt)
 
     def _drop_unused(self, attempt: Attempt) -> None:
         if not attempt.num_waiting and not self._assembly.holds(attempt):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -92,10 +92,9 @@ def plan_groups(samples: Sequence[Sample], params: RuleParams) -> GroupPlan:
     ``group_size`` must agree, with each other and with the recipe.
     """
     by_group: dict[str, list[int]] = {}
-    if params.definition.compares_groups:
-        for index, sample in enumerate(samples):
-            if sample.group is not None:
-                by_group.setdefault(sample.group, []).append(index)
+    for index, sample in enumerate(samples):
+        if sample.group is not None:
+            by_group.setdefault(sample.group, []).append(index)
     group_sizes: dict[int, int] = {}
     errors: dict[int, SampleError] = {}
     for name, indices in by_group.items():
@@ -140,7 +139,8 @@ class Member:
     """One sample of a group.
 
     ``num_callers`` wait for its reward: none if its caller left, more than one if it was sent again
-    meanwhile. ``outcome`` is its scores, or the error that its callers got at once.
+    meanwhile. ``outcome`` is its scores, the sample itself if it is scored with its group, or the
+    error that its callers got at once.
     """
 
     identity: Identity
@@ -302,11 +302,15 @@ class GroupState:
 
     A group that ended is remembered for `REMEMBERED_S`, so that a member whose answer was lost gets
     it when it is sent again. ``max_bytes`` bounds what all of them take; remembered groups make
-    room for open ones.
+    room for open ones. ``on_forgotten`` is called with each attempt that ended and is forgotten.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(
+        self, max_bytes: int, on_forgotten: Callable[[Attempt], None] = lambda attempt: None
+    ) -> None:
         self.max_bytes = max_bytes
+        self._on_forgotten = on_forgotten
+        self._num_bytes = 0
         self._attempts: dict[Hashable, Attempt] = {}
         #: When groups that ended are forgotten, in order.
         self._forgotten_at: dict[Hashable, float] = {}
@@ -332,7 +336,9 @@ class GroupState:
         self._require_room(identity.num_bytes, key)
         if attempt is None or attempt.state is not AttemptState.OPEN or not attempt.num_there:
             attempt = self._start(key, name, identity, timeout_s, now)
+        num_bytes = attempt.num_bytes
         member = attempt.join(identity)
+        self._num_bytes += attempt.num_bytes - num_bytes
         return (attempt, member) if isinstance(member, Member) else member
 
     def leave(self, attempt: Attempt, member: Member, *, was_answered: bool) -> None:
@@ -355,8 +361,7 @@ class GroupState:
     def discard(self, attempt: Attempt) -> None:
         """Forget an attempt at once."""
         if self.holds(attempt):
-            del self._attempts[attempt.key]
-            self._forgotten_at.pop(attempt.key, None)
+            self._remove(attempt.key)
 
     def forget(self, now: float) -> None:
         """Forget the groups that ended long enough ago."""
@@ -364,7 +369,7 @@ class GroupState:
             key, until = next(iter(self._forgotten_at.items()))
             if until > now:
                 return
-            del self._forgotten_at[key], self._attempts[key]
+            self._forget(key)
 
     def _in_ended(
         self, attempt: Attempt, identity: Identity
@@ -397,23 +402,32 @@ class GroupState:
         self, key: Hashable, name: str, identity: Identity, timeout_s: float, now: float
     ) -> Attempt:
         """Start an attempt; of one before it of the same group, what was scored is kept."""
-        before = self._attempts.pop(key, None)
-        self._forgotten_at.pop(key, None)
+        before = self._attempts.get(key)
+        if before is not None:
+            self._forget(key)
         attempt = Attempt(
             key, name, identity.prompt, identity.group_size, timeout_s, now + timeout_s
         )
         if before is not None and before.state is not AttemptState.COMPLETE:
             attempt.keep_scores_of(before)
         self._attempts[key] = attempt
+        self._num_bytes += attempt.num_bytes
         return attempt
 
     def _require_room(self, num_bytes: int, key: Hashable) -> None:
-        total = num_bytes + sum(one.num_bytes for one in self._attempts.values())
         for oldest in list(self._forgotten_at):
-            if total <= self.max_bytes:
+            if self._num_bytes + num_bytes <= self.max_bytes:
                 return
             if oldest != key:
-                total -= self._attempts.pop(oldest).num_bytes
-                del self._forgotten_at[oldest]
-        if total > self.max_bytes:
+                self._forget(oldest)
+        if self._num_bytes + num_bytes > self.max_bytes:
             raise NoRoom
+
+    def _forget(self, key: Hashable) -> None:
+        self._on_forgotten(self._remove(key))
+
+    def _remove(self, key: Hashable) -> Attempt:
+        attempt = self._attempts.pop(key)
+        self._forgotten_at.pop(key, None)
+        self._num_bytes -= attempt.num_bytes
+        return attempt

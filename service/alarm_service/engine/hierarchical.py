@@ -22,10 +22,13 @@ from alarm_models.combination.rewards import (
     decide,
     normalized_score,
     validate_groups,
+    weighted_parts,
 )
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.types import AspectReward, Reward, Sample, Score
+from alarm_models.recipe.specs import CompareSpec, Spec
+from alarm_models.types import AspectReward, JudgeUsage, Reward, Sample, Score
+from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
@@ -33,7 +36,8 @@ from alarm_service.engine.group_state import GroupPlan, identities_of, plan_grou
 from alarm_service.engine.model_set import LoadedModel, ModelSet
 from alarm_service.engine.pipeline import ModelScores
 from alarm_service.engine.scheduler import TimedOut
-from alarm_service.errors import ServiceError
+from alarm_service.errors import Overloaded, ServiceError
+from alarm_service.observability.recent import KeptTexts
 from alarm_service.observability.reward_metrics import (
     AspectObservation,
     RewardMetrics,
@@ -76,9 +80,16 @@ class RequestRecipe:
             frozenset(name for name in recipe.aspects if params.needs_aspect(name)),
         )
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a model that the rule needs compares the samples of a group."""
+        aspects = (self.recipe.aspects[name].model for name in self.needed)
+        names = (self.recipe.holistic.model, *aspects)
+        return any(_compares(self.recipe.models[name]) for name in names)
+
     def group_plan(self, samples: Sequence[Sample]) -> GroupPlan | None:
         """Find the groups that other requests complete; None where there is none."""
-        if not self.params.definition.compares_groups:
+        if not (self.params.definition.compares_groups or self.compares_samples):
             return None
         plan = plan_groups(samples, self.params)
         return plan if plan.group_sizes or plan.errors else None
@@ -92,7 +103,19 @@ class RequestRecipe:
 
     def fault(self, sample: Sample) -> SampleError | None:
         """Say why a sample gets no reward whatever it scores; None if it may have one."""
-        return None if self.recipe.overlong is None else self.recipe.overlong.fault(sample)
+        overlong = self.recipe.overlong
+        return (overlong and overlong.fault(sample)) or _lost_tokens(sample)
+
+
+def _lost_tokens(sample: Sample) -> SampleError | None:
+    """Return an error if a sample has a text, and no tokens that could get its reward."""
+    if sample.token_offsets is None or sample.token_offsets or not sample.completion_text.strip():
+        return None
+    return SampleError(
+        "invalid_sample",
+        "token_offsets is empty, and the completion is not: send a span for each of its tokens, or "
+        "omit token_offsets to get the reward as one number",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +146,7 @@ class SampleScorer:
     segmenters: Mapping[LoadedModel, str] = field(default_factory=dict)
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    judge_usage: JudgeUsage | None = None
     _known: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
     #: What passes gave of other models, until it is asked for.
     _by_products: dict[LoadedModel, dict[int, Outcome]] = field(default_factory=dict)
@@ -207,6 +231,8 @@ class SampleScorer:
         self._has_timed_out |= any(isinstance(one, TimedOut) for one in scores.outcomes)
         self.num_tokens += scores.num_tokens
         self.num_computed_tokens += scores.num_computed_tokens
+        if scores.judge_usage is not None:
+            self.judge_usage = (self.judge_usage or JudgeUsage()) + scores.judge_usage
         return scores
 
 
@@ -234,7 +260,9 @@ class ScoreCollector:
         holistic = self._model(recipe.holistic.model)
         wanted = recipe.aspects if every_aspect else self.request.needed
         by_aspect = {name: self._model(recipe.aspects[name].model) for name in wanted}
-        models = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
+        named = dict.fromkeys([holistic, *(by_aspect[name] for name in sorted(by_aspect))])
+        comparing = [one for one in named if _compares(one.served.spec) and one is not holistic]
+        models = [one for one in named if one not in comparing]
         references, _ = await asyncio.gather(
             self._references(holistic, valid if params.definition.needs_reference else ()),
             self.scorer.score(models if every_aspect else [holistic], valid, soon=models),
@@ -245,9 +273,16 @@ class ScoreCollector:
             counted = [index for index in valid if _aspects_count(decisions[index])]
         if not counted:
             return CollectedScores(invalid | decisions, {}, references)
-        await self.scorer.score(models, counted)
+        # Which samples are compared does not depend on whether their aspects count.
+        compared = [index for index in valid if isinstance(decisions[index], HolisticDecision)]
+        await asyncio.gather(
+            self.scorer.score(models, counted), self.scorer.score(comparing, compared)
+        )
+        both = [index for index in counted if isinstance(decisions[index], HolisticDecision)]
         aspects = {
-            name: await self._outcomes(by_aspect[name], spec.output, counted)
+            name: await self._outcomes(
+                by_aspect[name], spec.output, both if by_aspect[name] in comparing else counted
+            )
             for name, spec in recipe.aspects.items()
             if name in by_aspect
         }
@@ -308,6 +343,11 @@ class ScoreCollector:
             return error
 
 
+def _compares(spec: Spec) -> bool:
+    """Return whether a sample's score depends on the other samples of its group."""
+    return isinstance(spec, CompareSpec) and spec.method != "reference"
+
+
 def _aspects_count(decision: HolisticDecision | SampleError) -> bool:
     return isinstance(decision, HolisticDecision) and decision.aspects_count
 
@@ -338,6 +378,7 @@ class Rewards:
     rewards: Sequence[Reward | SampleError]
     num_tokens: int
     num_computed_tokens: int
+    judge_usage: JudgeUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,11 +457,23 @@ def _record(
         if isinstance(reward, SampleError):
             metrics.count_failure(request.recipe.name, reward.code)
         else:
-            observations.append(_observation(request, sample, reward))
+            texts = _texts(sample) if metrics.keeps_texts else None
+            observations.append(_observation(request, sample, reward, texts))
     metrics.observe_rewards(request.recipe.name, observations)
 
 
-def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> RewardObservation:
+#: Characters of a text that are kept for the page, with `--log-texts`.
+_MAX_KEPT_CHARS = 2000
+
+
+def _texts(sample: Sample) -> KeptTexts:
+    most = _MAX_KEPT_CHARS
+    return KeptTexts(sample.prompt_text[:most], sample.completion_text[:most])
+
+
+def _observation(
+    request: RequestRecipe, sample: Sample, reward: Reward, texts: KeptTexts | None
+) -> RewardObservation:
     aspects = {}
     for name, aspect in reward.aspects.items():
         if aspect is not None:
@@ -434,6 +487,9 @@ def _observation(request: RequestRecipe, sample: Sample, reward: Reward) -> Rewa
         admitted=reward.admitted,
         truncated=reward.truncated,
         aspects=aspects,
+        parts=weighted_parts(reward, request.params),
+        omitted=reward.omitted,
+        texts=texts,
     )
 
 
@@ -456,7 +512,13 @@ async def reward_samples(
         recipe = done.recipe
         names = list(recipe.aspects)
         engine.capture.put_rewards(
-            samples, done.rewards, recipe.name, names, done.fingerprint, overrides
+            samples,
+            done.rewards,
+            recipe.name,
+            names,
+            done.fingerprint,
+            overrides,
+            done.params,
         )
     return done
 
@@ -493,6 +555,7 @@ async def _reward_samples(
             rewards,
             scorer.num_tokens,
             scorer.num_computed_tokens,
+            scorer.judge_usage,
         )
 
 
@@ -500,7 +563,8 @@ async def _reward_samples(
 class _GroupCall:
     """A request with samples of groups that other requests complete.
 
-    It scores its samples at once, and waits for the others without a place in the queue.
+    It scores its samples at once, and waits for the others without a place in the queue. Where a
+    model compares samples, a group is scored as a whole once its last sample is there.
     """
 
     engine: RewardEngine
@@ -509,6 +573,8 @@ class _GroupCall:
     overrides: Overrides
     aspects: Literal["admitted", "all"]
     caller: Caller
+    #: What scored whole groups of which this request had the last sample.
+    scorers: list[SampleScorer] = field(default_factory=list)
 
     async def rewards(self, request: RequestRecipe, plan: GroupPlan) -> Rewards:
         """Return the rewards; samples are scored again if models are reloaded meanwhile."""
@@ -580,15 +646,20 @@ class _GroupCall:
             request.params,
             fingerprint,
             [rewards[index] for index in range(len(self.samples))],
-            scored.num_tokens,
-            scored.num_computed_tokens,
+            scored.num_tokens + sum(one.num_tokens for one in self.scorers),
+            scored.num_computed_tokens + sum(one.num_computed_tokens for one in self.scorers),
+            _sum_of_usages([scored.judge_usage, *(one.judge_usage for one in self.scorers)]),
         )
 
     async def _score(
         self, request: RequestRecipe, members: Sequence[int], whole: Sequence[int]
     ) -> _Scored | None:
-        """Score members of groups, and reward samples of whole groups; None after a reload."""
-        indices = sorted([*members, *whole])
+        """Score members of groups, and reward samples of whole groups; None after a reload.
+
+        Members that are compared with others are not scored yet.
+        """
+        alone = () if request.compares_samples else members
+        indices = sorted([*alone, *whole])
         samples = [self.samples[index] for index in indices]
         at = {index: place for place, index in enumerate(indices)}
         async with self.engine.admit(samples, self.caller) as model_set:
@@ -601,20 +672,50 @@ class _GroupCall:
             scores = await collector.collect(every_aspect=self.aspects == "all")
             computation = _RewardComputation(request, samples, scores)
             run = self.engine.combining_threads.run
-            outcomes = await run(partial(computation.scored, [at[one] for one in members]))
+            outcomes = await run(partial(computation.scored, [at[one] for one in alone]))
             rewards = await run(partial(computation.rewards_of, [at[one] for one in whole]))
             return _Scored(
                 model_set.fingerprint(request.recipe, self.overrides),
-                {indices[place]: one for place, one in outcomes.items()},
+                {index: self.samples[index] for index in members}
+                | {indices[place]: one for place, one in outcomes.items()},
                 {indices[place]: one for place, one in rewards.items()},
                 scorer.num_tokens,
                 scorer.num_computed_tokens,
+                scorer.judge_usage,
             )
 
     async def _combine(
-        self, request: RequestRecipe, scored: Sequence[ScoredSample]
+        self, request: RequestRecipe, members: Sequence[ScoredSample | Sample]
     ) -> Sequence[Reward | SampleError]:
+        samples = [one for one in members if isinstance(one, Sample)]
+        if samples:
+            return await self._reward_group(request, samples)
+        scored = [one for one in members if isinstance(one, ScoredSample)]
         return await self.engine.combining_threads.run(partial(request.combine, scored))
+
+    async def _reward_group(
+        self, request: RequestRecipe, samples: Sequence[Sample]
+    ) -> Sequence[Reward | SampleError]:
+        """Score and reward a whole group, as if it had come in one request."""
+        try:
+            await self.engine.admission.wait_for_capacity(estimate_tokens(samples), self.caller)
+            async with self.engine.admit(samples, self.caller) as model_set:
+                if model_set.catalog.recipe(self.name) is not request.recipe:
+                    return [_RELOADED] * len(samples)
+                segmenters = _segmenters(model_set, request)
+                scorer = SampleScorer(self.engine, samples, self.caller, segmenters)
+                collector = ScoreCollector(model_set, request, scorer)
+                scores = await collector.collect(every_aspect=self.aspects == "all")
+                computation = _RewardComputation(request, samples, scores)
+                self.scorers.append(scorer)
+                return await self.engine.combining_threads.run(computation.rewards)
+        except Overloaded as error:
+            return [SampleError("model_failed", f"not scored: {error.message}")] * len(samples)
+
+
+def _sum_of_usages(usages: Sequence[JudgeUsage | None]) -> JudgeUsage | None:
+    known = [usage for usage in usages if usage is not None]
+    return sum(known, JudgeUsage()) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,10 +723,11 @@ class _Scored:
     """The scores of members of groups and the rewards of other samples, by index."""
 
     fingerprint: str
-    members: Mapping[int, ScoredSample | SampleError]
+    members: Mapping[int, ScoredSample | Sample | SampleError]
     whole: Mapping[int, Reward | SampleError]
     num_tokens: int
     num_computed_tokens: int
+    judge_usage: JudgeUsage | None = None
 
 
 def _fingerprint(answers: Mapping[int, GroupAnswer]) -> str:
@@ -633,14 +735,17 @@ def _fingerprint(answers: Mapping[int, GroupAnswer]) -> str:
     return next((one.fingerprint for one in answers.values() if one.fingerprint), "")
 
 
+_RELOADED = SampleError(
+    "group_conflict",
+    "the recipe was reloaded since this group was complete: send it again by another name",
+)
+
+
 def _of_fingerprint(answer: GroupAnswer, fingerprint: str) -> Reward | SampleError:
     """Return an answer, unless models were reloaded since its group was complete."""
     if answer.fingerprint in (None, fingerprint):
         return answer.reward
-    return SampleError(
-        "group_conflict",
-        "the recipe was reloaded since this group was complete: send it again by another name",
-    )
+    return _RELOADED
 
 
 async def reward_admitted(

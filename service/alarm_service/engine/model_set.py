@@ -14,6 +14,7 @@ from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.recipe.specs import ModelSpec
 from alarm_models.reward_models.base import HostModel, Model, RewardModel
+from alarm_models.types import JudgeTotals
 from alarm_service.errors import NotFound
 
 __all__ = ["Catalog", "LoadedModel", "ModelSet", "ModelSetHolder", "ServedModel", "close_models"]
@@ -198,6 +199,15 @@ class ModelSet:
         """Return each recipe's fingerprint; empty before the models are loaded."""
         recipes = self.catalog.recipes.values() if self.models else ()
         return {recipe.name: self.fingerprint(recipe, Overrides()) for recipe in recipes}
+
+    def judge_totals(self) -> dict[str, JudgeTotals]:
+        """Return what the judges of models behind endpoints were asked, by the model's name."""
+        totals = {
+            loaded.name: loaded.model.judge_totals
+            for loaded in self.models.values()
+            if isinstance(loaded.model, HostModel)
+        }
+        return {name: one for name, one in totals.items() if one is not None}
 
 
 class ModelSetHolder:

@@ -19,6 +19,7 @@ from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel, can_share_pass
 from alarm_models.types import (
+    JudgeUsage,
     Sample,
     Score,
     Span,
@@ -71,6 +72,16 @@ class ModelScores:
     def num_computed_tokens(self) -> int:
         """Count the tokens that the device ran, padding not counted."""
         return sum(one.num_computed_tokens for one in self.outcomes if isinstance(one, Score))
+
+    @property
+    def judge_usage(self) -> JudgeUsage | None:
+        """What judges behind endpoints were asked for these scores; None if they were not."""
+        usages = [
+            one.judge_usage
+            for one in self.outcomes
+            if isinstance(one, Score) and one.judge_usage is not None
+        ]
+        return sum(usages, JudgeUsage()) if usages else None
 
 
 class PendingCall:

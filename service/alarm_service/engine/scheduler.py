@@ -6,11 +6,10 @@ import hashlib
 import heapq
 import threading
 import time
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections import ChainMap, Counter, OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from opentelemetry.trace import INVALID_SPAN, Span
 
@@ -18,7 +17,15 @@ from alarm_models.errors import SampleError
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.packed.prefix_cache import MIN_SHARED_PREFIX, common_prefix_length
 from alarm_models.types import Score
-from alarm_service.engine.fair_queueing import INTERNAL, Caller, Usage, VirtualTimes, predicted_s
+from alarm_service.engine.fair_queueing import (
+    INTERNAL,
+    Caller,
+    Turn,
+    TurnOrder,
+    Usage,
+    VirtualTimes,
+    predicted_s,
+)
 from alarm_service.engine.model_set import LoadedModel
 from alarm_service.errors import ServiceError
 
@@ -91,39 +98,21 @@ _WINDOW_BATCHES = 4
 _TIMES_FIRST = 4
 
 
-class _Turn(NamedTuple):
-    """A waiting caller's place: the smallest one has the next turn.
-
-    ``tag`` is its start tag, ``since`` the time when its first sample was queued, ``number`` the
-    order in which callers came.
-    """
-
-    tag: float
-    since: float
-    number: int
-    caller: Caller
-
-
 class WaitingSamples:
     """One model's waiting samples by caller, with the callers in the order of their turns.
 
-    ``times`` has the callers' start tags; after each change of one, `reorder` must be called.
-    Adding and removing a sample take constant time, but for a caller's place in a sorted list.
+    ``times`` has the callers' start tags. `reorder` must be called after each change of one, and
+    for the callers of samples that were removed. Adding and removing a sample take constant time,
+    but for a caller's place in a sorted list.
     """
 
     def __init__(self, times: VirtualTimes[Caller]) -> None:
-        self._times = times
         #: Linked lists, from which samples are removed in any order.
         self._works: dict[Caller, OrderedDict[QueuedSample, None]] = {}
-        self._turns: dict[Caller, _Turn] = {}
-        #: Sorted: the callers that are ahead by their tags, and the others, whose tags are all 0,
-        #: by what decides among equal tags.
-        self._ahead: list[_Turn] = []
-        self._due: list[_Turn] = []
+        self._order: TurnOrder[Caller, Caller] = TurnOrder(times, lambda caller: caller)
         #: All callers' oldest samples, sorted.
         self._oldest: list[tuple[float, int]] = []
         self._num_of_key: Counter[str] = Counter()
-        self._num_callers = 0
         self._num_samples = 0
 
     def __len__(self) -> int:
@@ -160,59 +149,37 @@ class WaitingSamples:
         works[work] = None
         self._num_samples += 1
         if len(works) == 1:
-            self._num_callers += 1
             self._num_of_key[work.caller.key] += 1
-            self._place(work.caller, self._num_callers)
+            self._place(work.caller)
 
     def remove(self, works: Iterable[QueuedSample]) -> None:
-        """Remove samples that are waiting."""
-        callers: dict[Caller, None] = {}
+        """Remove samples that are waiting; their callers keep their places until `reorder`."""
         for work in works:
             del self._works[work.caller][work]
             self._num_samples -= 1
-            callers[work.caller] = None
-        for caller in callers:
-            self.reorder(caller)
 
     def reorder(self, caller: Caller) -> None:
         """Put a caller into its place after its tag or its samples have changed."""
-        turn = self._turns.pop(caller, None)
+        turn = self._order.get(caller)
         if turn is None:
             return
-        turns = self._ahead if turn.tag else self._due
-        del turns[bisect_left(turns, turn)]
         del self._oldest[bisect_left(self._oldest, (turn.since, turn.number))]
         if self._works[caller]:
-            self._place(caller, turn.number)
+            self._place(caller)
             return
+        self._order.remove(caller)
         del self._works[caller]
         self._num_of_key[caller.key] -= 1
         if not self._num_of_key[caller.key]:
             del self._num_of_key[caller.key]
 
-    def turns(self) -> Iterator[_Turn]:
+    def turns(self) -> Iterator[Turn[Caller]]:
         """Yield the callers' turns in order, with their tags of now."""
-        now = self._times.now
-        num_due = bisect_right(self._ahead, now, key=_tag)
-        for turn in self._ahead[:num_due]:
-            due = self._turns[turn.caller] = turn._replace(tag=0.0)
-            insort(self._due, due)
-        del self._ahead[:num_due]
-        for turn in self._due:
-            yield turn._replace(tag=now)
-        yield from self._ahead
+        return iter(self._order)
 
-    def _place(self, caller: Caller, number: int) -> None:
-        since = next(iter(self._works[caller])).since
-        is_ahead = self._times.is_ahead(caller)
-        tag = self._times.start(caller) if is_ahead else 0.0
-        turn = self._turns[caller] = _Turn(tag, since, number, caller)
-        insort(self._ahead if is_ahead else self._due, turn)
-        insort(self._oldest, (since, number))
-
-
-def _tag(turn: _Turn) -> float:
-    return turn.tag
+    def _place(self, caller: Caller) -> None:
+        turn = self._order.place(caller, next(iter(self._works[caller])).since)
+        insort(self._oldest, (turn.since, turn.number))
 
 
 def fair_order(
@@ -227,13 +194,14 @@ def fair_order(
     upcoming = waiting.turns()
     following = next(upcoming, None)
     turns: dict[Caller, Iterator[tuple[list[QueuedSample], int]]] = {}
-    heap: list[_Turn] = []  # of the callers that are known to come before those to follow
+    heap: list[Turn[Caller]] = []  # of the callers that are known to come before those to follow
     ordered: list[QueuedSample] = []
     total = 0
     while len(ordered) < _WINDOW:
         if following is not None and (not heap or following < heap[0]):
             heapq.heappush(heap, following)
-            turns[following.caller] = _turns(waiting.callers[following.caller], max_tokens)
+            caller = following.waiting
+            turns[caller] = _turns(waiting.callers[caller], max_tokens)
             following = next(upcoming, None)
         if not heap:
             break
@@ -249,7 +217,7 @@ def fair_order(
         if ordered[0].cost is not BatchLayout.PADDED and total >= _WINDOW_BATCHES * max_tokens:
             break
         tag += cost * seconds_per_token * waiting.weight(caller)
-        heapq.heapreplace(heap, _Turn(tag, works[-1].since, number, caller))
+        heapq.heapreplace(heap, Turn(tag, works[-1].since, number, caller))
     return [work for work in ordered if work.cost is ordered[0].cost]
 
 
@@ -432,7 +400,11 @@ class RequestQueue:
     now: Callable[[], float] = time.monotonic
     timed_out: TimedOutSamples = field(default_factory=TimedOutSamples)
     _queues: dict[LoadedModel, WaitingSamples] = field(default_factory=dict)
+    #: The models in `_queues`, by name: several while a recipe is reloaded.
+    _by_name: dict[str, list[LoadedModel]] = field(default_factory=dict)
     _models: VirtualTimes[str] = field(default_factory=VirtualTimes)
+    _order: TurnOrder[LoadedModel, str] = field(init=False)
+    _num_waiting: int = 0
     _usage: dict[str, Usage] = field(default_factory=dict)
     _last_caller: Caller = INTERNAL
     _several_since: float = -_SEVERAL_S
@@ -440,17 +412,25 @@ class RequestQueue:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: ServiceError | None = None
 
+    def __post_init__(self) -> None:
+        """Order the models by their start tags."""
+        self._order = TurnOrder(self._models, lambda model: model.name)
+
     def put(self, works: Iterable[QueuedSample]) -> None:
         """Queue samples; after `close`, each fails immediately with its reason."""
         works = list(works)
         refused: list[tuple[QueuedSample, ServiceError | SampleError]] = []
         with self._changed:
+            changed: dict[LoadedModel, None] = {}
             for work in works:
                 reason = self._closed or self._refusal(work)
                 if reason is not None:
                     refused.append((work, reason))
                 elif work.is_active():
                     self._add(work)
+                    changed[work.model] = None
+            for model in changed:
+                self._order.place(model, self._queues[model].oldest)
             self._changed.notify()
         for work, reason in refused:
             work.deliver(reason)
@@ -463,9 +443,9 @@ class RequestQueue:
         with self._changed:
             while True:
                 left_out = busy() if self._queues else ()
-                models = [model for model in self._queues if model.name not in left_out]
-                if models:
-                    return self._take(models)
+                for turn in self._order:
+                    if turn.waiting.name not in left_out:
+                        return self._take(turn.waiting)
                 if self._closed is not None:
                     return None
                 self._changed.wait()
@@ -476,9 +456,10 @@ class RequestQueue:
             queue = self._queues.get(model)
             if queue is None:
                 return
-            queue.remove([work for work in queue.callers.get(caller, ()) if not work.is_active()])
-            if not queue:
-                del self._queues[model]
+            works = [work for work in queue.callers.get(caller, ()) if not work.is_active()]
+            queue.remove(works)
+            self._num_waiting -= len(works)
+            self._reorder(model.name, works)
 
     def wake(self) -> None:
         """Wake waiting workers, since the set of busy models has changed."""
@@ -495,15 +476,15 @@ class RequestQueue:
             self._num_running = max(self._num_running - 1, 0)
             usage = self._usage_of(name)
             usage.measure(total, seconds)
-            usage.divide(seconds, self._num_sharing(batch))
+            usage.callers.divide(seconds, self._num_sharing(batch))
             expected = 0.0
             for work, num_tokens in zip(batch, num_computed, strict=True):
                 expected += work.charged
                 part = seconds * num_tokens / total if total else 0.0
                 usage.callers.charge(work.caller, (part - work.charged) * work.weight)
                 work.charged = part
-            self._reorder(name, batch)
             self._models.charge(name, seconds - expected)
+            self._reorder(name, batch)
 
     def _num_sharing(self, batch: Sequence[QueuedSample]) -> int:
         """Count the callers with samples in a batch or waiting for its model; a key is one."""
@@ -523,7 +504,9 @@ class RequestQueue:
                 for works in queue.callers.values()
                 for work in works
             ]
-            self._queues.clear()
+            for model in list(self._queues):
+                self._drop(model)
+            self._num_waiting = 0
             self._changed.notify_all()
         for work in left:
             work.deliver(reason)
@@ -531,7 +514,7 @@ class RequestQueue:
     def num_waiting(self) -> int:
         """Return the number of queued samples."""
         with self._changed:
-            return sum(map(len, self._queues.values()))
+            return self._num_waiting
 
     def num_callers(self) -> int:
         """Return the number of callers with queued samples."""
@@ -548,9 +531,11 @@ class RequestQueue:
         if queue is None:
             times = self._usage_of(work.model.name).callers
             queue = self._queues[work.model] = WaitingSamples(times)
+            self._by_name.setdefault(work.model.name, []).append(work.model)
         if work.caller not in queue.callers:
             self._usage_of(work.model.name).begin_to_wait(work.caller)
         queue.append(work)
+        self._num_waiting += 1
         self._note_caller(work.caller)
 
     def _note_caller(self, caller: Caller) -> None:
@@ -591,8 +576,7 @@ class RequestQueue:
             "set the model's max_tokens",
         )
 
-    def _take(self, models: Sequence[LoadedModel]) -> list[QueuedSample]:
-        model = min(models, key=self._start_of)
+    def _take(self, model: LoadedModel) -> list[QueuedSample]:
         queue = self._queues[model]
         usage = self._usage_of(model.name)
         budget = model.budget or self.max_batch_tokens
@@ -611,29 +595,38 @@ class RequestQueue:
             self._note_caller(work.caller)
         self._num_running += 1
         queue.remove(batch)
+        self._num_waiting -= len(batch)
         self._reorder(model.name, batch)
-        if not queue:
-            del self._queues[model]
         if self._queues:
             self._changed.notify()  # for another device
         usage.callers.evict_idle(self._waiting_callers(model.name))
         return batch
 
-    def _start_of(self, model: LoadedModel) -> tuple[float, float]:
-        return self._models.start(model.name), self._queues[model].oldest
-
     def _reorder(self, name: str, batch: Sequence[QueuedSample]) -> None:
-        """Put the callers of a batch into their places in the queues of models of one name."""
+        """Put the models of one name, and the callers of a batch, into their places.
+
+        Models and callers of which no sample is left are dropped.
+        """
         callers = dict.fromkeys(work.caller for work in batch)
-        for queue in self._queues_of(name):
+        for model in tuple(self._by_name.get(name, ())):
+            queue = self._queues[model]
             for caller in callers:
                 queue.reorder(caller)
+            if queue:
+                self._order.place(model, queue.oldest)
+            else:
+                self._drop(model)
 
-    def _queues_of(self, name: str) -> list[WaitingSamples]:
-        return [queue for model, queue in self._queues.items() if model.name == name]
+    def _drop(self, model: LoadedModel) -> None:
+        del self._queues[model]
+        self._order.remove(model)
+        alike = self._by_name[model.name]
+        alike.remove(model)
+        if not alike:
+            del self._by_name[model.name]
 
     def _waiting_callers(self, name: str) -> Container[Caller]:
-        return ChainMap(*(queue.callers for queue in self._queues_of(name)))
+        return ChainMap(*(self._queues[model].callers for model in self._by_name.get(name, ())))
 
     def _enough_tokens(self, usage: Usage) -> int | None:
         """Return the tokens of a short batch while there are several callers; else None."""

@@ -18,6 +18,7 @@ from alarm_service.captures.lines import CapturedLine, read_captured
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.replay_comparison import ReplayComparison, ReplayResult, prompt_key
+from alarm_service.evaluation.replay_examples import ReplayExamples
 from alarm_service.evaluation.scoring import Peer, open_engine, open_peer
 from alarm_service.schemas import RewardOut, RewardResponse, reward_out, sample_in
 from alarm_service.settings import Settings
@@ -35,33 +36,48 @@ _MAX_PENDING = 16_384
 
 
 def replay(
-    files: Sequence[Path], recipe: Recipe, settings: Settings, url: str | None
+    files: Sequence[Path],
+    recipe: Recipe,
+    settings: Settings,
+    url: str | None,
+    examples: ReplayExamples | None = None,
 ) -> ReplayResult:
     """Score the samples of captured files again; raise `AlarmModelsError` and `OSError`.
 
-    With ``url``, the server there scores them, by its recipe of the same name.
+    With ``url``, the server there scores them, by its recipe of the same name. ``examples`` is
+    given the samples with their new rewards.
     """
     try:
-        return asyncio.run(_replay(files, recipe, settings, url))
+        return asyncio.run(_replay(files, recipe, settings, url, examples))
     except ServiceError as error:
         raise StudyError(error.message) from error
 
 
 async def _replay(
-    files: Sequence[Path], recipe: Recipe, settings: Settings, url: str | None
+    files: Sequence[Path],
+    recipe: Recipe,
+    settings: Settings,
+    url: str | None,
+    examples: ReplayExamples | None,
 ) -> ReplayResult:
     async with _open_rewarder(recipe, settings, url) as rewarder:
-        return await compared(files, rewarder, ReplayComparison(recipe.name))
+        return await compared(files, rewarder, ReplayComparison(recipe.name), examples)
 
 
 async def compared(
-    files: Sequence[Path], rewarder: Rewarder, comparison: ReplayComparison
+    files: Sequence[Path],
+    rewarder: Rewarder,
+    comparison: ReplayComparison,
+    examples: ReplayExamples | None = None,
 ) -> ReplayResult:
     """Reward the samples of captured files, and return what changed."""
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("scoring", total=None)
         for lines in _chunks(_whole_groups(_rewarded(files, comparison), comparison)):
-            comparison.add(lines, await rewarder.rewards(lines))
+            rewards = await rewarder.rewards(lines)
+            comparison.add(lines, rewards)
+            if examples is not None:
+                examples.add(lines, rewards)
             progress.advance(task, len(lines))
         num_samples = progress.tasks[0].completed or 1
         progress.update(task, total=num_samples, completed=num_samples)

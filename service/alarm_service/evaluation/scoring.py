@@ -295,8 +295,15 @@ def _off_wire(score: ScoreOut) -> Score | SampleError:
         )
         for one in score.segments
     )  # fmt: skip
-    outputs = score.outputs if isinstance(score, NamedScoresOut) else None
-    return Score(score.score, segments, score.num_tokens, score.truncated, outputs=outputs)
+    named = score if isinstance(score, NamedScoresOut) else None
+    return Score(
+        score.score,
+        segments,
+        score.num_tokens,
+        score.truncated,
+        outputs=None if named is None else named.outputs,
+        skipped=() if named is None else tuple(named.skipped),
+    )
 
 
 #: Samples in flight at once: enough to fill batches with similar lengths.
@@ -496,7 +503,10 @@ def values_of(scores: Sequence[Score | None]) -> Floats:
 
 def _falls(recipe: Recipe, spec: AspectSpec) -> bool:
     """Whether the aspect's reward falls as its score rises."""
-    if not recipe.models[spec.model].judges_wholes:
+    model = recipe.models[spec.model]
+    if model.scores_errors:
+        slope = spec.negative - spec.positive
+    elif not model.judges_wholes:
         slope = spec.positive - spec.negative
     else:
         slope = spec.scale

@@ -19,9 +19,17 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from alarm_models.types import JudgeTotals
 from alarm_service.observability.reward_metrics import RewardMetrics
 
-__all__ = ["BusyTime", "CallbackCounter", "CaptureMetrics", "ChangeMetrics", "Metrics"]
+__all__ = [
+    "BusyTime",
+    "CallbackCounter",
+    "CaptureMetrics",
+    "ChangeMetrics",
+    "JudgeMetrics",
+    "Metrics",
+]
 
 
 class BusyTime:
@@ -131,6 +139,71 @@ class CallbackCounter(Collector):
         yield CounterMetricFamily(self._name, self._text, value=self._total_s())
 
 
+#: Metrics of judges behind endpoints: name, HELP text, value.
+_OF_JUDGES: tuple[tuple[str, str, Callable[[JudgeTotals], float]], ...] = (
+    (
+        "alarm_judge_requests",
+        "Requests to a model's judge endpoint, retries included.",
+        lambda totals: totals.usage.num_requests,
+    ),
+    (
+        "alarm_judge_cached_answers",
+        "Questions to a judge whose answer was stored.",
+        lambda totals: totals.usage.num_cached,
+    ),
+    (
+        "alarm_judge_input_tokens",
+        "Tokens of the questions to a judge, as its server counted them.",
+        lambda totals: totals.usage.num_input_tokens,
+    ),
+    (
+        "alarm_judge_output_tokens",
+        "Tokens that a judge wrote, as its server counted them.",
+        lambda totals: totals.usage.num_output_tokens,
+    ),
+    (
+        "alarm_judge_cost",
+        "Money spent on a judge, by the prices in the recipe.",
+        lambda totals: totals.usage.cost,
+    ),
+    (
+        "alarm_judge_failed_questions",
+        "Questions to which a judge's server gave no answer.",
+        lambda totals: totals.num_failed,
+    ),
+    (
+        "alarm_judge_over_budget_questions",
+        "Questions that the budget of a minute did not allow.",
+        lambda totals: totals.num_over_budget,
+    ),
+    (
+        "alarm_judge_hedged_requests",
+        "Requests that were sent a second time because the first took too long.",
+        lambda totals: totals.num_hedged,
+    ),
+)
+
+
+class JudgeMetrics(Collector):
+    """Collects what the judges of the served models were asked when metrics are scraped."""
+
+    def __init__(self) -> None:
+        self._totals: Callable[[], Mapping[str, JudgeTotals]] = dict
+
+    def bind(self, totals: Callable[[], Mapping[str, JudgeTotals]]) -> None:
+        """Set the callback that returns the totals of each model that asks a judge."""
+        self._totals = totals
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the counters, which start again when a model is loaded again."""
+        totals = self._totals()
+        for name, text, value in _OF_JUDGES:
+            family = CounterMetricFamily(name, text, labels=["model"])
+            for model, one in totals.items():
+                family.add_metric([model], value(one))
+            yield family
+
+
 #: From one step of a small model to the longest timeout of a trainer.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
             300, 600)  # fmt: skip
@@ -153,13 +226,15 @@ class _Scored(Protocol):
 
 
 class Metrics:
-    """The metrics of one server, in their own registry."""
+    """The metrics of one server, in their own registry; see `RewardMetrics` for ``keeps_texts``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_texts: bool = False) -> None:
         registry = self.registry = CollectorRegistry()
-        self.rewards = RewardMetrics(registry)
+        self.rewards = RewardMetrics(registry, keeps_texts=keeps_texts)
         self.changes = ChangeMetrics(registry)
         self.captures = CaptureMetrics(registry)
+        self.judges = JudgeMetrics()
+        registry.register(self.judges)
         self._in_flight, self._on_device = BusyTime(time.monotonic), BusyTime(time.monotonic)
         self._declare_requests(registry)
         self._declare_models(registry)
@@ -210,20 +285,20 @@ class Metrics:
         self._ready = gauge("alarm_ready", "1 once every model is loaded and warmed up.")
         gauge(
             "alarm_admitted_requests", "Admitted requests that are queued or running."
-        ).set_function(self._in_flight.num_running)
-        for name, text, busy in (
+        ).set_function(self.num_in_flight)
+        for name, text, total_s in (
             (
                 "alarm_occupied_seconds",
                 "Seconds during which at least one admitted request was in flight.",
-                self._in_flight,
+                self.occupied_s,
             ),
             (
                 "alarm_device_busy_seconds",
                 "Seconds during which a batch was running on a device.",
-                self._on_device,
+                self.device_busy_s,
             ),
         ):
-            registry.register(CallbackCounter(name, text, busy.total_s))
+            registry.register(CallbackCounter(name, text, total_s))
 
     def _declare_models(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:
@@ -310,6 +385,18 @@ class Metrics:
     def track_request(self) -> AbstractContextManager[None]:
         """Count a request as in flight while the block runs."""
         return self._in_flight.running()
+
+    def num_in_flight(self) -> int:
+        """Return the number of admitted requests that are queued or running."""
+        return self._in_flight.num_running()
+
+    def occupied_s(self) -> float:
+        """Return the seconds so far in which at least one admitted request was in flight."""
+        return self._in_flight.total_s()
+
+    def device_busy_s(self) -> float:
+        """Return the seconds so far in which a batch was running on a device."""
+        return self._on_device.total_s()
 
     def set_queued_tokens(self, num_tokens: int, num_reserved: int) -> None:
         """Set the number of queued tokens and of tokens with a reserved place."""

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter as Counted
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from alarm_service.observability.gaming import (
+    RULE,
+    WINDOW,
+    Drift,
+    GamingFigures,
+    RewardRecord,
+    figures_of,
+    holistic_of_groups,
+    omitted_part,
+)
+from alarm_service.observability.recent import (
+    KeptTexts,
+    RecentRewards,
+    RecentSample,
+    recent_rewards,
+)
 
 __all__ = [
     "AspectObservation",
@@ -77,7 +97,10 @@ class AspectObservation:
 
 @dataclass(frozen=True, slots=True)
 class RewardObservation:
-    """One sample's reward and its parts; ``num_characters`` is the completion's length."""
+    """One sample's reward and its parts; ``num_characters`` is the completion's length.
+
+    ``parts`` are what the components add to the reward, or None if the rule is no sum.
+    """
 
     prompt: Hashable
     num_characters: int
@@ -86,6 +109,9 @@ class RewardObservation:
     admitted: bool
     truncated: bool
     aspects: Mapping[str, AspectObservation]
+    parts: Mapping[str, float] | None = None
+    omitted: Sequence[str] = ()
+    texts: KeptTexts | None = None
 
 
 def pairwise_agreement(samples: Sequence[RewardObservation]) -> Iterator[tuple[str, str]]:
@@ -126,10 +152,37 @@ _HALF_LIFE, _MIN_PAIRS = 2048, 32
 _LOW, _HIGH = 0.05, 0.95
 
 
-class RewardMetrics:
-    """The reward metrics of one server; thread-safe."""
+#: Samples after which the drift is brought up to date, if nothing reads it before.
+_MAX_UNREAD = 256
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+
+@dataclass(slots=True)
+class _Window:
+    """The newest samples of one recipe, and what was computed of them.
+
+    ``num_unread`` samples at its end are not in ``drift`` yet. ``failures`` are samples without a
+    reward: the number of samples that were rewarded before, and the error's code.
+    """
+
+    samples: deque[RecentSample] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    failures: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    components: set[str] = field(default_factory=set)
+    num_requests: int = 0
+    num_samples: int = 0
+    num_unread: int = 0
+    drift: Drift = field(default_factory=Drift)
+    figures: tuple[int, GamingFigures] = (0, figures_of(()))
+
+
+class RewardMetrics:
+    """The reward metrics of one server; thread-safe.
+
+    With ``keeps_texts``, the beginnings of recent texts are kept in memory for the page.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, keeps_texts: bool = False) -> None:
+        self.keeps_texts = keeps_texts
+
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, ["recipe", *labels], registry=registry)
 
@@ -175,6 +228,31 @@ class RewardMetrics:
             "aspect",
             "verdict",
         )
+        self._omitted = counter(
+            "alarm_omitted_rewards",
+            "Rewarded samples of which a model was not shown a part, by part (docs/samples.md).",
+            "part",
+        )
+        self._flat = gauge(
+            "alarm_zero_deviation_group_share",
+            "Share of groups whose rewards are all equal, among the last 2048 samples.",
+        )
+        self._at_ceiling = gauge(
+            "alarm_ceiling_sample_share",
+            "Share of samples within 1e-4 of the largest reward of the last 2048 samples.",
+        )
+        self._variance = gauge(
+            "alarm_reward_variance_share",
+            "Share of the variance of the last 2048 rewards that a component explains: the "
+            "holistic score, an aspect, or what the rule adds to their sum.",
+            "component",
+        )
+        self._drift = gauge(
+            "alarm_holistic_drift",
+            "CUSUM of the normalized holistic score, by direction, in standard deviations of the "
+            "calibration; above 15 the scores have moved away from it.",
+            "direction",
+        )
         # Histograms with negative buckets have no sum in Prometheus, so means are gauges.
         self._reward_mean = gauge("alarm_reward_mean", "Running mean of total rewards.")
         self._holistic_mean = gauge(
@@ -209,6 +287,7 @@ class RewardMetrics:
             "aspect",
         )
         self._running: dict[tuple[Gauge, Gauge, tuple[str, ...]], RunningCorrelation] = {}
+        self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
 
     def observe_rewards(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
@@ -223,10 +302,120 @@ class RewardMetrics:
             for (correlation, mean, labels), running in self._running.items():
                 correlation.labels(*labels).set(running.value)
                 mean.labels(*labels).set(running.mean_x)
+            self._keep(recipe, samples)
 
     def count_failure(self, recipe: str, code: str) -> None:
         """Count a sample without a reward."""
         self._errors.labels(recipe, code).inc()
+        with self._lock:
+            window = self._window(recipe)
+            window.failures.append((window.num_samples, code))
+
+    def refresh(self) -> None:
+        """Compute the figures of all recipes, so that the gauges find them ready."""
+        with self._lock:
+            recipes = list(self._windows)
+        for recipe in recipes:
+            self._figures(recipe)
+
+    def recent(self, recipe: str) -> RecentRewards:
+        """Summarize the newest samples of a recipe."""
+        figures = self._figures(recipe)
+        with self._lock:
+            window = self._windows.get(recipe, _Window())
+            samples = list(window.samples)
+            first = window.num_samples - len(samples)
+            codes = [code for at, code in window.failures if at >= first]
+            _read_drift(window)
+            drift = (window.drift.up, window.drift.down)
+        return recent_rewards(samples, codes, figures, drift)
+
+    def _window(self, recipe: str) -> _Window:
+        """Return the recipe's window; a new one is shown by the gauges from now on."""
+        window = self._windows.get(recipe)
+        if window is None:
+            window = self._windows[recipe] = _Window()
+            self._show(self._flat, lambda one: one.zero_deviation_share, recipe)
+            self._show(self._at_ceiling, lambda one: one.ceiling_share, recipe)
+            for direction in ("up", "down"):
+                shown = self._drift.labels(recipe, direction)
+                shown.set_function(partial(self._drift_of, recipe, direction))
+        return window
+
+    def _show(
+        self, gauge: Gauge, figure: Callable[[GamingFigures], float | None], *labels: str
+    ) -> None:
+        """Let a gauge read a figure of the recipe, the first label, when metrics are scraped."""
+
+        def value() -> float:
+            found = figure(self._figures(labels[0]))
+            return math.nan if found is None else found
+
+        gauge.labels(*labels).set_function(value)
+
+    def _keep(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
+        """Keep samples in the recipe's window; figures are computed when something reads them."""
+        window = self._window(recipe)
+        window.num_requests += 1
+        window.num_samples += len(samples)
+        num_of_prompt = Counted(one.prompt for one in samples)
+        now = time.time()
+        for one in samples:
+            # Samples of a prompt that come one by one are put together by their prompt.
+            request = window.num_requests if num_of_prompt[one.prompt] > 1 else 0
+            record = RewardRecord(
+                (request, hash(one.prompt)),
+                one.num_characters,
+                one.reward,
+                one.z,
+                one.parts,
+                one.admitted,
+                one.truncated,
+                one.omitted,
+            )
+            window.samples.append(RecentSample(record, now, one.texts))
+            for part in one.omitted:
+                self._omitted.labels(recipe, omitted_part(part)).inc()
+        self._show_components(recipe, window, samples)
+        window.num_unread += len(samples)
+        if window.num_unread >= _MAX_UNREAD:
+            _read_drift(window)
+
+    def _show_components(
+        self, recipe: str, window: _Window, samples: Sequence[RewardObservation]
+    ) -> None:
+        """Give each component that the recipe's rewards add up from its gauge."""
+        found = {name for one in samples for name in one.parts or ()}
+        for component in found - window.components:
+            self._show_component(recipe, component)
+        if found and not window.components:
+            self._show_component(recipe, RULE)
+        window.components |= found
+
+    def _show_component(self, recipe: str, component: str) -> None:
+        self._show(
+            self._variance, lambda one: one.variance_shares.get(component), recipe, component
+        )
+
+    def _figures(self, recipe: str) -> GamingFigures:
+        """Return the figures of the recipe's window, computed anew if it has new samples."""
+        with self._lock:
+            window = self._windows.get(recipe, _Window())
+            num_samples, figures = window.figures
+            if num_samples == window.num_samples:
+                return figures
+            num_samples = window.num_samples
+            records = [one.record for one in window.samples]
+        figures = figures_of(records)
+        with self._lock:
+            window.figures = (num_samples, figures)
+        return figures
+
+    def _drift_of(self, recipe: str, direction: str) -> float:
+        with self._lock:
+            window = self._windows[recipe]
+            _read_drift(window)
+            return window.drift.up if direction == "up" else window.drift.down
 
     def _observe_total(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
         labels = (recipe,)
@@ -284,3 +473,12 @@ class RewardMetrics:
 def _observe(histogram: Histogram, values: Sequence[float]) -> None:
     for value in values:
         histogram.observe(value)
+
+
+def _read_drift(window: _Window) -> None:
+    """Add the groups that came since the last time to the drift."""
+    num_old = max(0, len(window.samples) - window.num_unread)
+    unread = [one.record for one in islice(window.samples, num_old, None)]
+    window.num_unread = 0
+    for z in holistic_of_groups(unread):
+        window.drift.add(z)

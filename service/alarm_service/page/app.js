@@ -1,40 +1,46 @@
-// The page: form, request, and the views of its answer.
+// The page: from the form to a request, and the views of its answer.
 
 import { call, Refused, usesKey } from "./api.js";
+import { startCompare } from "./compare.js";
 import { byId, element } from "./dom.js";
+import { connectForm, fillForm, listChoices, readForm } from "./form.js";
 import { errorText, groupView } from "./group.js";
-import { EXAMPLE, fromFragment, overridesOf, requestOf, Unusable } from "./request.js";
+import { readView } from "./read.js";
+import { startRecent } from "./recent.js";
 import { changedOverrides, recombined, sliders } from "./recombine.js";
+import { EXAMPLE, fromFragment, requestOf, spansOf } from "./request.js";
+import { overridesOf, samplesOf, textOf, Unusable } from "./samples.js";
 import { share } from "./share.js";
 import { paramsOf, sumView } from "./sum.js";
 import { reachOf, textView, viewsOf } from "./text.js";
 
-const MAX_COMPLETIONS = 8;
-
-const page = { recipes: [], served: null, scored: null, chosen: 0, view: "total", numRequests: 0 };
+const page = {
+  recipes: [],
+  served: null,
+  scored: null,
+  chosen: 0,
+  view: "total",
+  readBy: null,
+  numRequests: 0,
+};
 
 async function start() {
   connect();
-  fill(fromFragment(location.hash) ?? EXAMPLE);
+  const wanted = fromFragment(location.hash);
+  fillForm(wanted ?? EXAMPLE);
   await shown(async () => {
     const catalog = await call("models", null, askForKey);
     page.recipes = catalog.recipes;
-    listRecipes(fromFragment(location.hash)?.recipe);
+    listChoices(catalog, wanted);
+    describe(page.recipes[0]);
+    startCompare(page.recipes, readForm, askForKey);
+    startRecent(() => byId("recipe").value, askForKey);
   });
   if (page.recipes.length) await score();
 }
 
 function connect() {
-  byId("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    score();
-  });
-  byId("form").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) score();
-  });
-  byId("add").addEventListener("click", () => {
-    addCompletion("").focus();
-  });
+  connectForm(score);
   for (const button of document.querySelectorAll("[data-share]")) {
     button.addEventListener("click", () =>
       shown(() => share(button.dataset.share, readForm(), usesKey())),
@@ -43,80 +49,53 @@ function connect() {
   addEventListener("hashchange", () => {
     const form = fromFragment(location.hash);
     if (!form) return;
-    fill(form);
+    fillForm(form);
     if (form.recipe) byId("recipe").value = form.recipe;
+    byId("tokens").value = form.tokens ?? "";
     score();
   });
 }
 
-function fill(form) {
-  byId("prompt").value = form.prompt;
-  byId("overrides").value = form.overrides;
-  byId("completions").replaceChildren();
-  form.completions.forEach(addCompletion);
-}
-
-function addCompletion(text) {
-  const area = element("textarea", { rows: 2, spellcheck: "false" });
-  area.value = text;
-  const remove = element("button", { type: "button", title: "Remove this completion" }, "×");
-  const line = element("div", { class: "completion-line" }, area, remove);
-  remove.addEventListener("click", () => {
-    line.remove();
-    numberCompletions();
-  });
-  byId("completions").append(line);
-  numberCompletions();
-  return area;
-}
-
-function numberCompletions() {
-  const lines = [...byId("completions").children];
-  lines.forEach((line, at) => {
-    line.querySelector("textarea").setAttribute("aria-label", `Completion ${at + 1}`);
-    line.querySelector("button").setAttribute("aria-label", `Remove completion ${at + 1}`);
-    line.querySelector("button").disabled = lines.length === 1;
-  });
-  byId("add").disabled = lines.length >= MAX_COMPLETIONS;
-}
-
-function listRecipes(wanted) {
-  const names = page.recipes.map((recipe) => recipe.name);
-  byId("recipe").replaceChildren(...names.map((name) => element("option", {}, name)));
-  if (names.includes(wanted)) byId("recipe").value = wanted;
-  const first = page.recipes[0];
-  const what = first.description ? `: ${first.description}` : "";
+function describe({ name, description, device }) {
+  const what = description ? `: ${description}` : "";
   byId("more").hidden = usesKey(); // A link sends no key.
-  byId("served").textContent = `${first.name}${what}, on ${first.device}`;
-}
-
-function readForm() {
-  const areas = byId("completions").querySelectorAll("textarea");
-  return {
-    prompt: byId("prompt").value,
-    completions: Array.from(areas, (area) => area.value),
-    recipe: byId("recipe").value || null,
-    overrides: byId("overrides").value,
-  };
+  byId("served").textContent = `${name}${what}, on ${device}`;
 }
 
 async function score() {
   const number = (page.numRequests += 1);
   await shown(async () => {
     const form = readForm();
-    const body = requestOf(form);
+    const samples = samplesOf(form);
     byId("results").setAttribute("aria-busy", "true");
+    const placed = spansOf(samples, await tokensOf(form, samples));
+    const body = requestOf(form, samples, placed);
     const answer = await call("hierarchical_reward", body, askForKey);
     if (number !== page.numRequests) return;
     const recipe = page.recipes.find((one) => one.name === answer.recipe);
-    const params = paramsOf(recipe, overridesOf(form.overrides));
-    page.scored = { completions: form.completions, rewards: answer.rewards, params };
+    page.scored = {
+      recipe,
+      requested: body.samples,
+      samples: samples.map((one, at) => ({ text: textOf(one.completion), ...placed[at] })),
+      rewards: answer.rewards,
+      params: paramsOf(recipe, overridesOf(form.overrides)),
+      renderings: new Map(),
+    };
     page.served = page.scored;
     page.chosen = best(answer.rewards);
     draw();
+    drawRead();
     drawConstants();
   });
   byId("results").removeAttribute("aria-busy");
+}
+
+/** Ask for the tokens of a model's tokenizer, where the form names one. */
+async function tokensOf({ tokens }, samples) {
+  if (!tokens) return [];
+  const body = { model: tokens, samples };
+  const answer = await call("token_offsets", body, askForKey);
+  return answer.completions.map((one) => one.token_offsets);
 }
 
 function best(rewards) {
@@ -125,22 +104,24 @@ function best(rewards) {
 }
 
 function draw() {
-  const { completions, rewards, params } = page.scored;
+  const { samples, rewards, params } = page.scored;
   const reward = rewards[page.chosen];
   byId("results").classList.remove("stale");
   const choose = (at) => {
     page.chosen = at;
     draw();
+    drawRead();
     byId("group").querySelector("[aria-pressed=true]").focus();
   };
-  show("group", groupView(completions, rewards, page.chosen, choose));
+  const texts = samples.map(({ text }) => text);
+  show("group", groupView(texts, rewards, page.chosen, choose));
   if (reward.error) {
     show("text", [element("p", { class: "bad" }, errorText(reward.error))]);
     show("sum", null);
-    return;
+  } else {
+    drawText();
+    show("sum", sumView(reward, params));
   }
-  drawText();
-  show("sum", sumView(reward, params));
 }
 
 function drawConstants() {
@@ -168,16 +149,45 @@ function drawConstants() {
 }
 
 function drawText() {
-  const { completions, rewards } = page.scored;
+  const { samples, rewards } = page.scored;
   const reward = rewards[page.chosen];
   if (!viewsOf(reward).includes(page.view)) page.view = "total";
-  const reach = reachOf(completions, rewards, page.view);
   const choose = (view) => {
     page.view = view;
     drawText();
     byId("text").querySelector("input:checked").focus();
   };
-  show("text", textView(completions[page.chosen], reward, page.view, reach, choose));
+  const reach = reachOf(rewards, page.view);
+  show("text", textView(samples[page.chosen], reward, page.view, reach, choose));
+}
+
+//: Completions that are only passed on the way to another are not asked for.
+const PAUSE_MS = 150;
+
+/** Show what the models read of the chosen completion; ask for it once. */
+async function drawRead() {
+  const { renderings, requested, recipe, samples } = page.scored;
+  const { chosen } = page;
+  const isOver = () => renderings !== page.scored.renderings || chosen !== page.chosen;
+  if (!renderings.has(chosen)) {
+    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    if (isOver()) return;
+    const body = { recipe: recipe.name, samples: [requested[chosen]] };
+    renderings.set(chosen, call("render", body, askForKey));
+  }
+  try {
+    const [{ models }] = (await renderings.get(chosen)).renderings;
+    if (isOver()) return;
+    const choose = (model) => {
+      page.readBy = model;
+      drawRead().then(() => byId("read").querySelector("input:checked").focus());
+    };
+    show("read", readView(models, samples[chosen].text, page.readBy, choose));
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    renderings.delete(chosen);
+    if (!isOver()) show("read", [element("p", { class: "bad" }, error.message)]);
+  }
 }
 
 function show(id, children) {

@@ -39,17 +39,20 @@ export const codePoints = (text) => Array.from(text);
 
 /** Return [start, end) of each word, in code points. */
 export function words(text) {
-  const spans = [];
-  let start = -1;
-  const points = codePoints(text);
-  points.forEach((point, at) => {
-    const isSpace = /\s/u.test(point);
-    if (!isSpace && start < 0) start = at;
-    if (isSpace && start >= 0) {
-      spans.push([start, at]);
-      start = -1;
-    }
-  });
-  if (start >= 0) spans.push([start, points.length]);
-  return spans;
+  const spans = Array.from(text.matchAll(/\S+/gu), ({ index, 0: word }) => [
+    index,
+    index + word.length,
+  ]);
+  return /[\ud800-\udfff]/.test(text) ? spans.map(inCodePoints(text)) : spans;
+}
+
+/** Return a function from spans of a text in UTF-16 units, in order, to spans in code points. */
+function inCodePoints(text) {
+  let units = 0;
+  let points = 0;
+  const at = (unit) => {
+    for (; units < unit; points++) units += text.codePointAt(units) > 0xffff ? 2 : 1;
+    return points;
+  };
+  return ([start, end]) => [at(start), at(end)];
 }

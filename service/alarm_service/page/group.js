@@ -22,23 +22,17 @@ export function groupView(completions, rewards, chosen, onChoose) {
   const { mean, deviation, advantages } = advantagesOf(rewards.map((one) => one.reward));
   const order = completions.map((_, at) => at);
   order.sort((a, b) => (rewards[b].reward ?? -Infinity) - (rewards[a].reward ?? -Infinity));
-  const reach = Math.max(...rewards.map((one) => Math.abs(one.reward ?? 0))) || 1;
+  const reach = rewards.reduce((most, one) => Math.max(most, Math.abs(one.reward ?? 0)), 0) || 1;
   const head = ["#", "Completion", "Reward", "", "Gate", "z", "Advantage"].map((title) =>
     title ? element("th", { scope: "col" }, title) : element("td"),
   );
-  const rows = order.map((at) =>
-    groupRow(at, completions[at], rewards[at], advantages[at], at === chosen, reach, onChoose),
-  );
+  const row = (at) =>
+    groupRow(at, completions[at], rewards[at], advantages[at], at === chosen, reach, onChoose);
   const numFailed = rewards.filter((one) => one.error).length;
   const isFlat = deviation !== null && deviation < 1e-9;
   return [
     element("h2", {}, "Group"),
-    element(
-      "table",
-      {},
-      element("thead", {}, element("tr", {}, ...head)),
-      element("tbody", {}, ...rows),
-    ),
+    scrollingTable(element("thead", {}, element("tr", {}, ...head)), order, row, chosen, onChoose),
     element(
       "p",
       { class: "quiet" },
@@ -64,11 +58,60 @@ export function groupView(completions, rewards, chosen, onChoose) {
   ].filter((one) => one !== null);
 }
 
+//: Rows that are in the document at once; a row's height, as in page.css.
+const NUM_ROWS = 40;
+const ROW_PX = 32;
+
+/** Make a table that holds only the rows around those that are seen. */
+function scrollingTable(head, order, row, chosen, onChoose) {
+  const known = new Map();
+  const made = (at) => known.get(at) ?? known.set(at, row(at)).get(at);
+  const body = element("tbody");
+  const box = element("div", { class: "scrolling" }, element("table", {}, head, body));
+  const draw = (first) => {
+    const rows = order.slice(first, first + NUM_ROWS).map(made);
+    const after = order.length - first - rows.length;
+    body.replaceChildren(...space(first), ...rows, ...space(after));
+    body.dataset.first = first;
+  };
+  const place = order.indexOf(chosen);
+  const firstAt = (at) => Math.max(0, Math.min(at - NUM_ROWS / 4, order.length - NUM_ROWS));
+  draw(firstAt(place));
+  box.addEventListener("scroll", () => {
+    const first = firstAt(Math.floor(box.scrollTop / ROW_PX));
+    if (Math.abs(first - body.dataset.first) >= NUM_ROWS / 5) draw(first);
+  });
+  // Rows outside the document cannot be reached with Tab.
+  body.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1, End: order.length, Home: -order.length }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    onChoose(order[Math.max(0, Math.min(order.length - 1, place + step))]);
+  });
+  if (order.length > NUM_ROWS) {
+    requestAnimationFrame(() => {
+      const chosenPx = place * ROW_PX;
+      const isSeen = chosenPx >= box.scrollTop && chosenPx < box.scrollTop + box.clientHeight - ROW_PX;
+      if (!isSeen) box.scrollTop = chosenPx - box.clientHeight / 2;
+    });
+  }
+  return box;
+}
+
+function space(numRows) {
+  if (numRows <= 0) return [];
+  const filler = element("td", { colspan: 7, class: "space" });
+  filler.style.height = `${numRows * ROW_PX}px`;
+  return [element("tr", { "aria-hidden": "true" }, filler)];
+}
+
+const shortened = (text) => (text.length > 300 ? `${text.slice(0, 299)}…` : text);
+
 function groupRow(at, completion, reward, advantage, isChosen, reach, onChoose) {
   const name = element(
     "button",
     { type: "button", class: "open", "aria-pressed": String(isChosen), onclick: () => onChoose(at) },
-    completion || "(empty)",
+    shortened(completion) || "(empty)",
   );
   const cell = (text, kind = "number") => element("td", { class: kind }, text);
   const chosen = { class: isChosen ? "chosen" : null };

@@ -1,6 +1,7 @@
 // Rewards under other constants, from the components that the server returned.
 
 import { element, signed } from "./dom.js";
+import { reshaped, SHAPINGS } from "./shaping.js";
 import { partsOf, SUMS } from "./sum.js";
 
 /** Return whether every reward is a weighted sum, with the holistic score on one token. */
@@ -14,7 +15,7 @@ export const canRecombine = (rewards, params) =>
 export function recombined(reward, params, changed) {
   if (reward.error) return reward;
   const admitted = reward.holistic.normalized >= changed.threshold;
-  const now = { ...reward, admitted };
+  const now = { ...reward, admitted, aspects: aspectsOf(reward, params, changed) };
   return {
     ...now,
     reward: partsOf({ ...now, reward: 0 }, changed).start,
@@ -22,24 +23,37 @@ export function recombined(reward, params, changed) {
   };
 }
 
+/** Return the aspects, shaped again where shaping or scale was changed. */
+function aspectsOf(reward, params, changed) {
+  const aspects = { ...reward.aspects };
+  for (const [name, { shaping, scale }] of Object.entries(changed.shapes)) {
+    const isSame = scale === 1 && shaping === params.shapes[name].shaping;
+    if (!isSame) aspects[name] = reshaped(aspects[name], shaping, scale);
+  }
+  return aspects;
+}
+
 /** Place the changed parts on the tokens: z where the server placed it, else on the last one. */
 function tokenRewards(reward, params, now, changed) {
   if (!reward.token_rewards) return null;
   const [before, ...aspects] = partsOf(reward, params).parts;
   const [after, ...changedAspects] = partsOf({ ...now, reward: 0 }, changed).parts;
-  const last = reward.token_rewards.length - 1;
-  return reward.token_rewards.map((total, at) => {
-    const placed = total - aspectsOn(at, aspects);
-    const isKnown = before.counts && before.product !== 0;
-    const share = isKnown ? placed / before.product : Number(at === last);
-    return (after.counts ? share * after.product : 0) + aspectsOn(at, changedAspects);
-  });
+  const placed = Float64Array.from(reward.token_rewards);
+  for (const part of aspects) addTo(placed, part, -1);
+  const isKnown = before.counts && before.product !== 0;
+  const factor = after.counts && isKnown ? after.product / before.product : 0;
+  for (let at = 0; at < placed.length; at++) placed[at] *= factor;
+  if (after.counts && !isKnown) placed[placed.length - 1] += after.product;
+  for (const part of changedAspects) addTo(placed, part, 1);
+  return Array.from(placed);
 }
 
-const aspectsOn = (at, parts) =>
-  parts
-    .filter((part) => part.counts)
-    .reduce((sum, { weight, aspect }) => sum + weight * (aspect.token_rewards?.[at] ?? 0), 0);
+/** Add what an aspect that counts places on each token, times a factor. */
+function addTo(rewards, { counts, weight, aspect }, factor) {
+  const placed = counts ? aspect.token_rewards : null;
+  if (!placed) return;
+  for (let at = 0; at < rewards.length; at++) rewards[at] += factor * weight * placed[at];
+}
 
 /** Write what was changed as the overrides of a request. */
 export function changedOverrides(params, changed) {
@@ -53,6 +67,55 @@ export function changedOverrides(params, changed) {
       ? {}
       : { holistic_weight: changed.holisticWeight }),
     ...(weights.length ? { weights: Object.fromEntries(weights) } : {}),
+    ...shapingOverride(params, changed),
+  };
+}
+
+/** Return the shaping as an override, which holds for all aspects; scales are keys of recipes. */
+function shapingOverride(params, changed) {
+  const shapes = Object.entries(changed.shapes);
+  const isChanged = shapes.some(([name, { shaping }]) => shaping !== params.shapes[name].shaping);
+  const [first, ...others] = new Set(shapes.map(([, { shaping }]) => shaping));
+  return isChanged && !others.length ? { shaping: first } : {};
+}
+
+/** Return whether the overrides of a request can say what was changed. */
+const isOverride = (params, changed) => {
+  const shapes = Object.entries(changed.shapes);
+  const isOne = new Set(shapes.map(([, { shaping }]) => shaping)).size <= 1;
+  return (
+    shapes.every(([, { scale }]) => scale === 1) &&
+    (isOne || shapes.every(([name, { shaping }]) => shaping === params.shapes[name].shaping))
+  );
+};
+
+const KEEP = "Use as overrides";
+
+/** Return whether an aspect's numbers before shaping are known wherever it was computed. */
+const canReshape = (rewards, name) => {
+  const found = rewards.map((one) => one.aspects[name]).filter(Boolean);
+  return found.length > 0 && found.every((aspect) => aspect.values);
+};
+
+function shapeLines(name, shape) {
+  const select = element(
+    "select",
+    {},
+    ...Object.keys(SHAPINGS).map((one) => element("option", { selected: one === shape.shaping }, one)),
+  );
+  select.addEventListener("input", () => (shape.shaping = select.value));
+  return [
+    element("label", {}, element("span", {}, `shaping of ${name}`), select),
+    slider(`scale of ${name}`, shape.scale, 0, 5, (value) => (shape.scale = value)),
+  ];
+}
+
+/** Call a function once in the next frame, however often it is asked for before. */
+function inNextFrame(call) {
+  let isAsked = false;
+  return () => {
+    if (!isAsked) requestAnimationFrame(() => (isAsked = false) || call());
+    isAsked = true;
   };
 }
 
@@ -64,7 +127,19 @@ export function sliders(rewards, params, onChange, onKeep) {
       "These rewards are no weighted sums, so only the server can combine them again: use overrides.";
     return [heading, element("p", { class: "quiet" }, why)];
   }
-  const changed = { ...params, weights: { ...params.weights } };
+  const changed = {
+    ...params,
+    weights: { ...params.weights },
+    shapes: Object.fromEntries(
+      Object.entries(params.shapes).map(([name, shape]) => [name, { ...shape }]),
+    ),
+  };
+  const keep = element("button", { type: "button", onclick: () => onKeep(changed) }, KEEP);
+  const tell = inNextFrame(() => {
+    keep.disabled = !isOverride(params, changed);
+    keep.title = keep.disabled ? "Scales, and different shapings, are keys of a recipe" : "";
+    onChange(changed);
+  });
   const rule = element(
     "select",
     { "aria-label": "Rule" },
@@ -72,7 +147,7 @@ export function sliders(rewards, params, onChange, onKeep) {
   );
   rule.addEventListener("change", () => {
     changed.rule = rule.value;
-    onChange(changed);
+    tell();
   });
   const scores = rewards.filter((one) => !one.error).map((one) => one.holistic.normalized);
   const reach = Math.ceil(Math.max(3, ...[...scores, params.threshold].map(Math.abs)));
@@ -81,12 +156,13 @@ export function sliders(rewards, params, onChange, onKeep) {
     weightSlider("weight of holistic", params.holisticWeight, (value) => {
       changed.holisticWeight = value;
     }),
-    ...Object.entries(params.weights).map(([name, weight]) =>
+    ...Object.entries(params.weights).flatMap(([name, weight]) => [
       weightSlider(`weight of ${name}`, weight, (value) => (changed.weights[name] = value)),
-    ),
+      ...(canReshape(rewards, name) ? shapeLines(name, changed.shapes[name]) : []),
+    ]),
   ];
   const inputs = element("div", { class: "sliders" }, ...lines);
-  inputs.addEventListener("input", () => onChange(changed));
+  inputs.addEventListener("input", tell);
   return [
     heading,
     element(
@@ -99,7 +175,7 @@ export function sliders(rewards, params, onChange, onKeep) {
     element(
       "div",
       { class: "buttons" },
-      element("button", { type: "button", onclick: () => onKeep(changed) }, "Use as overrides"),
+      keep,
       element("button", { type: "button", onclick: () => onChange(null) }, "Reset"),
     ),
   ];

@@ -1,12 +1,7 @@
 // What is scored: from the form to a request, and to the address's fragment and back.
 
 import { words } from "./dom.js";
-
-/** A field of the form that cannot be sent as it is. */
-export class Unusable extends Error {}
-
-/** Group rules need a name: all completions are of one prompt. */
-const GROUP = "page";
+import { overridesOf, samplesOf, textOf } from "./samples.js";
 
 export const EXAMPLE = {
   prompt:
@@ -23,47 +18,29 @@ export const EXAMPLE = {
   overrides: "",
 };
 
-/** Build the body of /hierarchical_reward; words stand in for the policy's tokens. */
-export function requestOf({ prompt, completions, recipe, overrides }) {
+/** Return the policy's tokens of samples: their own, those found by a tokenizer, else words. */
+export function spansOf(samples, found = []) {
+  return samples.map((sample, at) => {
+    if (sample.token_offsets) return { spans: sample.token_offsets, unit: "token" };
+    if (found[at]) return { spans: found[at], unit: "token" };
+    return { spans: words(textOf(sample.completion)), unit: "word" };
+  });
+}
+
+/** Build the body of /hierarchical_reward; words stand in for tokens that are not known. */
+export function requestOf(form, samples = samplesOf(form), placed = spansOf(samples)) {
   return {
-    ...(recipe ? { recipe } : {}),
-    samples: samplesOf(prompt, completions).map((sample) => {
-      const offsets = words(sample.completion);
+    ...(form.recipe ? { recipe: form.recipe } : {}),
+    samples: samples.map((sample, at) => {
+      const { spans } = placed[at];
       // Without tokens there would be none to place the reward on, and it would be 0.
-      return offsets.length ? { ...sample, token_offsets: offsets } : sample;
+      const { token_offsets: _, ...rest } = sample;
+      return spans.length ? { ...rest, token_offsets: spans } : rest;
     }),
-    overrides: overridesOf(overrides),
+    overrides: overridesOf(form.overrides),
     aspects: "all",
+    aspect_values: true,
   };
-}
-
-/** Build the samples alone, without what only this page needs. */
-export function samplesOf(prompt, completions) {
-  const content = promptOf(prompt);
-  return completions.map((completion) => ({ prompt: content, completion, group: GROUP }));
-}
-
-export function overridesOf(text) {
-  if (!text.trim()) return {};
-  const value = parsed(text);
-  if (value === null || typeof value !== "object" || Array.isArray(value)) {
-    throw new Unusable("Overrides must be a JSON object, such as {\"threshold\": 0}.");
-  }
-  return value;
-}
-
-function promptOf(text) {
-  const value = text.trimStart().startsWith("[") ? parsed(text) : null;
-  const isChat = Array.isArray(value) && value.length > 0 && value.every((one) => one?.role);
-  return isChat ? value : text;
-}
-
-function parsed(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }
 
 /** Write a form into a fragment, which browsers send to no server. */
@@ -85,7 +62,8 @@ export function fromFragment(fragment) {
       Array.isArray(form.completions) &&
       form.completions.length >= 1 &&
       form.completions.length <= 8 &&
-      form.completions.every((one) => typeof one === "string");
+      form.completions.every((completion) => typeof completion === "string") &&
+      [form.tools, form.lines, form.tokens].every((one) => !one || typeof one === "string");
     return isForm ? form : null;
   } catch {
     return null;

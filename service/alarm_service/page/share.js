@@ -1,7 +1,8 @@
 // The request as a curl command, as Python, as JSONL, or as a link.
 
 import { byId } from "./dom.js";
-import { overridesOf, requestOf, samplesOf, toFragment } from "./request.js";
+import { requestOf, toFragment } from "./request.js";
+import { overridesOf, samplesOf } from "./samples.js";
 
 const WAYS = {
   curl: ["As a curl command", curl],
@@ -37,7 +38,7 @@ function curl(form, usesKey) {
 }
 
 function python(form, usesKey) {
-  const samples = samplesOf(form.prompt, form.completions).map(
+  const samples = samplesOf(form).map(
     (sample) => {
       const fields = Object.entries(sample).map(([name, value]) => `${name}=${literal(value)}`);
       return `    Sample(${fields.join(", ")}),\n`;
@@ -58,7 +59,7 @@ function python(form, usesKey) {
 }
 
 function jsonl(form) {
-  const lines = samplesOf(form.prompt, form.completions).map((one) => JSON.stringify(one));
+  const lines = samplesOf(form).map((one) => JSON.stringify(one));
   return `${lines.join("\n")}\n`;
 }
 

@@ -23,7 +23,12 @@ export function paramsOf(recipe, overrides) {
     threshold: overrides.threshold ?? recipe.threshold,
     holisticWeight: overrides.holistic_weight ?? recipe.holistic_weight,
     weights: { ...recipe.weights, ...overrides.weights },
-    shaping: overrides.shaping ?? null,
+    shapes: Object.fromEntries(
+      Object.entries(recipe.shapings ?? {}).map(([name, shaping]) => [
+        name,
+        { shaping: overrides.shaping ?? shaping, scale: 1 },
+      ]),
+    ),
   };
 }
 
@@ -82,8 +87,9 @@ function gate({ holistic, admitted }, params) {
   const reach = Math.max(3, Math.abs(holistic.normalized), Math.abs(params.threshold)) * 1.1;
   const place = (value) => `${(50 + (50 * value) / reach).toFixed(3)}%`;
   const line = element("div", { class: "gate-line", "aria-hidden": "true" });
+  const isNearZero = Math.abs(params.threshold) < 0.12 * reach;
   const marks = [
-    ["zero", 0, "0"],
+    ["zero", 0, isNearZero ? "" : "0"],
     ["threshold", params.threshold, "threshold"],
     ["z", holistic.normalized, "z"],
   ];
@@ -118,8 +124,8 @@ function gate({ holistic, admitted }, params) {
 }
 
 function partRow(part, params, scale) {
-  if (part.product === null) {
-    const detail = "nothing to judge";
+  if (part.product === null || part.aspect?.values?.raw.length === 0) {
+    const detail = part.product === null ? "not computed" : "nothing to judge in it, which adds 0";
     return row({ title: part.name, detail, bar: track(scale), number: "none", kind: "none" });
   }
   const product = `${plain(part.weight)} × ${signed(part.value)}`;

@@ -1,16 +1,16 @@
-// A completion with its words or segments colored by value.
+// A completion with its tokens, words or segments colored by value.
 
-import { codePoints, element, signed, words } from "./dom.js";
+import { codePoints, element, signed } from "./dom.js";
 
 /** Return the names of the views of a reward: the total, then each aspect. */
 export const viewsOf = (reward) => ["total", ...Object.keys(reward.aspects)];
 
 /** Return the pieces of a view: spans with their values, and null where nothing was judged. */
-export function piecesOf(completion, reward, view) {
-  if (view === "total") return wordPieces(completion, reward.token_rewards);
+export function piecesOf(sample, reward, view) {
+  if (view === "total") return tokenPieces(sample, reward.token_rewards);
   const aspect = reward.aspects[view];
-  if (!aspect) return [];
-  if (!aspect.segments) return wordPieces(completion, aspect.token_rewards);
+  if (!aspect || isNothing(aspect)) return [];
+  if (!aspect.segments) return tokenPieces(sample, aspect.token_rewards);
   return aspect.segments.map(({ start, end, label, score }) => ({
     start,
     end,
@@ -20,59 +20,52 @@ export function piecesOf(completion, reward, view) {
   }));
 }
 
-function wordPieces(completion, values) {
-  return words(completion).map(([start, end], at) => ({
+const isNothing = (aspect) => aspect.values?.raw.length === 0;
+
+function tokenPieces({ spans }, values) {
+  return spans.map(([start, end], at) => ({
     start,
     end,
     value: values?.[at] ?? null,
     isSegment: false,
-    note: `reward ${signed(values?.[at])}`,
+    note: values ? `reward ${signed(values[at])}` : "nothing to judge",
   }));
 }
 
-/** Return the largest absolute value of a view over the samples: the ends of its color scale. */
-export function reachOf(completions, rewards, view) {
-  const values = rewards.flatMap((reward, at) =>
-    reward.error ? [] : piecesOf(completions[at], reward, view).map((piece) => piece.value ?? 0),
-  );
-  return Math.max(0, ...values.map(Math.abs));
+/** Return the largest absolute value of a view over the rewards: the ends of its color scale. */
+export function reachOf(rewards, view) {
+  let reach = 0;
+  for (const reward of rewards) {
+    for (const value of valuesOf(reward, view)) reach = Math.max(reach, Math.abs(value ?? 0));
+  }
+  return reach;
+}
+
+function valuesOf(reward, view) {
+  if (view === "total") return reward.token_rewards ?? [];
+  const aspect = reward.aspects[view];
+  return aspect?.segments?.map(({ score }) => score) ?? aspect?.token_rewards ?? [];
 }
 
 /** Show a completion under a view; ``onChoose`` is called with the name of another view. */
-export function textView(completion, reward, view, reach, onChoose) {
-  const pieces = piecesOf(completion, reward, view);
+export function textView(sample, reward, view, reach, onChoose) {
+  const pieces = piecesOf(sample, reward, view);
   const readout = element("p", { class: "readout", "aria-live": "polite" });
-  const idle = idleNote(pieces, view);
+  const idle = idleNote(pieces, sample, view);
   readout.textContent = idle;
-  const marks = [];
   const body = element("div", {
     class: "completion",
     role: "group",
     "aria-label": `Completion, colored by ${view}; arrow keys go through it`,
   });
-  const points = codePoints(completion);
-  const slice = (start, end) => points.slice(start, end).join("");
-  let at = 0;
-  for (const piece of pieces) {
-    if (piece.start < at) continue;
-    body.append(slice(at, piece.start));
-    const text = slice(piece.start, piece.end);
-    const mark = element("span", { class: classOf(piece), tabindex: marks.length ? -1 : 0 }, text);
-    mark.setAttribute("aria-label", `${text}: ${piece.note}`);
-    mark.style.setProperty("--strength", strength(piece.value, reach));
-    const tell = () => (readout.textContent = `“${shortened(text)}”: ${piece.note}`);
-    const forget = () => (readout.textContent = idle);
-    mark.addEventListener("mouseenter", tell);
-    mark.addEventListener("mouseleave", forget);
-    mark.addEventListener("focus", tell);
-    mark.addEventListener("blur", forget);
-    body.append(mark);
-    marks.push(mark);
-    at = piece.end;
-  }
-  body.append(slice(at, points.length));
-  if (!completion) body.append(element("em", { class: "quiet" }, "an empty completion"));
-  body.addEventListener("keydown", (event) => moveFocus(event, marks));
+  const notes = drawPieces(body, sample.text, pieces, reach);
+  const tell = ({ target }) => notes.has(target) && (readout.textContent = notes.get(target));
+  const forget = () => (readout.textContent = notes.get(document.activeElement) ?? idle);
+  body.addEventListener("mouseover", tell);
+  body.addEventListener("mouseout", forget);
+  body.addEventListener("focusin", tell);
+  body.addEventListener("focusout", () => (readout.textContent = idle));
+  body.addEventListener("keydown", (event) => moveFocus(event, [...notes.keys()]));
   return [
     element(
       "div",
@@ -87,11 +80,34 @@ export function textView(completion, reward, view, reach, onChoose) {
   ];
 }
 
-function idleNote(pieces, view) {
-  if (!pieces.length) return `${view}: nothing to judge in this completion`;
-  const unit = pieces.some((piece) => piece.isSegment) ? "segment" : "word";
-  const what = unit === "segment" ? "the model's score" : "the reward placed on it";
-  return `Point at a ${unit}, or go through them with the arrow keys, for ${what}.`;
+/** Write a text with its pieces marked; return the note of each mark. */
+function drawPieces(body, text, pieces, reach) {
+  const points = codePoints(text);
+  const slice = (start, end) => points.slice(start, end).join("");
+  const notes = new Map();
+  let at = 0;
+  for (const piece of pieces) {
+    // Tokens of one character, and segments that overlap others, are with the first.
+    if (piece.start < at || piece.end <= piece.start) continue;
+    body.append(slice(at, piece.start));
+    const shown = slice(piece.start, piece.end);
+    const mark = element("span", { class: classOf(piece), tabindex: notes.size ? -1 : 0 }, shown);
+    mark.style.setProperty("--strength", strength(piece.value, reach));
+    notes.set(mark, `“${shortened(shown)}”: ${piece.note}`);
+    body.append(mark);
+    at = piece.end;
+  }
+  body.append(slice(at, points.length));
+  if (!text) body.append(element("em", { class: "quiet" }, "an empty completion"));
+  return notes;
+}
+
+function idleNote(pieces, { unit, why }, view) {
+  if (!pieces.length) return `${view}: ${why ?? "nothing to judge in this completion"}`;
+  const isOfSegments = pieces.some((piece) => piece.isSegment);
+  const what = isOfSegments ? "the model's score" : "the reward placed on it";
+  const one = isOfSegments ? "segment" : unit;
+  return `Point at a ${one}, or go through them with the arrow keys, for ${what}.`;
 }
 
 function classOf({ value, isSegment }) {

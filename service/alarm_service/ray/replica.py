@@ -11,7 +11,6 @@ from typing import Any
 from alarm_models.errors import SampleError
 from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import HolisticSpec, Recipe
-from alarm_models.recipe.specs import NeuralSpec
 from alarm_models.types import Sample, Score
 from alarm_service.api.app import create_engine
 from alarm_service.engine.devices import ModelLoader
@@ -93,7 +92,7 @@ def deployment_configs(
     return {
         key: DeploymentConfig(_name(revision, key), _recipe_of_one(served), own, share, load)
         for key, served in wanted.items()
-        if isinstance(served.spec, NeuralSpec)
+        if served.spec.has_weights
     }
 
 

@@ -190,3 +190,19 @@ async def test_nemo_gym_large_rollout_comes_back_as_it_was_sent() -> None:
         assert answer.pop("reward") == 3
         assert {name: answer[name] for name in body} == body
         assert words.heard == [("Q?", "a b c")]
+
+
+async def test_nemo_gym_failed_rollout_is_masked_with_its_failure_where_asked() -> None:
+    async with recording_server() as (server, _):
+        for text, kind in (("boom", "judge_failed"), ("long", "verifier_error")):
+            body = rollout(message(text), instance_config={"id": 1})
+            refused = error_of(await post(server, PATH, **body), 422)
+            answer = (await post(server, f"{PATH}?mask=1", **body)).json()
+            assert answer.pop("failure_reason") == refused
+            assert answer == body | {
+                "reward": 0.0,
+                "mask_sample": True,
+                "failure_kind": kind,
+                "_ng_failure_class": kind,
+                "instance_config": {"id": 1, "mask_sample": True},
+            }

@@ -7,16 +7,28 @@ alone does not depend on the backend and is implemented here.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, get_forward_context
-from alarm_models.modeling.packed.sdpa import AttentionParams, Window, attend, mask_to_bias
+from alarm_models.modeling.packed.batch import (
+    ForwardContext,
+    PackedBatch,
+    PrefixNode,
+    get_forward_context,
+)
+from alarm_models.modeling.packed.sdpa import (
+    AttentionOutput,
+    AttentionParams,
+    Window,
+    attend,
+    mask_to_bias,
+    merge_attention,
+)
 from alarm_models.types import Span
 
 __all__ = [
@@ -91,16 +103,16 @@ def _attention_function(
 #: Maximum number of keys gathered at once; beyond it, copying costs more than the calls saved.
 _MAX_KEYS = 8192
 
-#: Maximum ratio of the longest to the shortest sample of a read batch, plus an absolute slack.
+#: Maximum ratio of the longest to the shortest node of a read batch, plus an absolute slack.
 _MAX_WASTE, _FREE_TOKENS = 1.25, 8
 
 
 class ReadBatch(NamedTuple):
-    """The read positions of some samples, and the keys that they attend to.
+    """The read positions in some nodes, and the keys of these nodes that they attend to.
 
-    ``queries``, ``[samples, reads]``, indexes the reads; ``keys``, ``[samples, keys]``, indexes the
-    keys; ``mask``, ``[samples, 1, reads, keys]``, is true where a read may attend to a key, None
-    for everywhere. Shorter samples are padded by repeating the last read and the first key.
+    ``queries``, ``[nodes, reads]``, indexes the reads; ``keys``, ``[nodes, keys]``, indexes the
+    keys; ``mask``, ``[nodes, 1, reads, keys]``, is true where a read may attend to a key, None for
+    everywhere. Shorter nodes are padded by repeating the last read and the first key.
     """
 
     queries: torch.Tensor
@@ -108,49 +120,58 @@ class ReadBatch(NamedTuple):
     mask: torch.Tensor | None
 
 
-class _SampleReads(NamedTuple):
+class _NodeReads(NamedTuple):
     queries: list[int]
-    keys: list[int]
+    keys: range
     #: The keys that each read attends to, as a span of ``keys``.
     visible: list[Span]
 
 
 def group_reads(
     layout: PackedBatch,
-    reads: Sequence[tuple[int, int]],
+    places: Sequence[int],
     *,
     causal: bool,
     window: int | None,
     device: torch.device,
 ) -> Iterator[ReadBatch]:
-    """Yield read batches that cover all reads: (sample, position in it), sorted by sample.
+    """Yield read batches of all reads over the keys of their own nodes.
 
-    ``window`` counts the tokens visible on each side, including the token itself.
+    ``places`` are the reads' indices in the row. ``window`` counts the tokens visible on each side,
+    including the token itself.
     """
-    samples = [
-        _sample_reads(layout, sample, list(indexed_reads), causal, window)
-        for sample, indexed_reads in groupby(enumerate(reads), key=lambda read: read[1][0])
+    by_node: dict[int, list[int]] = {}
+    for number, place in enumerate(places):
+        index = bisect_right(layout.nodes, place, key=_first_row) - 1
+        by_node.setdefault(index, []).append(number)
+    nodes = [
+        _node_reads(layout.nodes[index], numbers, places, causal, window)
+        for index, numbers in by_node.items()
     ]
-    samples.sort(key=lambda sample: len(sample.keys))
-    batch: list[_SampleReads] = []
-    for sample in samples:
-        if batch and not _fits(batch, sample):
+    nodes.sort(key=lambda node: len(node.keys))
+    batch: list[_NodeReads] = []
+    for node in nodes:
+        if batch and not _fits(batch, node):
             yield _read_batch(batch, device)
             batch = []
-        batch.append(sample)
+        batch.append(node)
     if batch:
         yield _read_batch(batch, device)
 
 
-def _sample_reads(
-    layout: PackedBatch,
-    sample: int,
-    indexed_reads: Sequence[tuple[int, tuple[int, int]]],
+def _first_row(node: PrefixNode) -> int:
+    return node.row.start
+
+
+def _node_reads(
+    node: PrefixNode,
+    numbers: list[int],
+    places: Sequence[int],
     causal: bool,
     window: int | None,
-) -> _SampleReads:
-    positions = [position for _, (_, position) in indexed_reads]
-    length = max(positions) + 1 if causal else layout.length(sample)
+) -> _NodeReads:
+    positions = [places[number] - node.row.start for number in numbers]
+    length = max(positions) + 1 if causal else node.row.end - node.row.start
     reach = length if window is None else window
     visible = [
         Span(
@@ -158,27 +179,26 @@ def _sample_reads(
         )
         for position in positions
     ]
-    keys = layout.keys(sample, Span(0, length))
-    return _SampleReads([number for number, _ in indexed_reads], keys, visible)
+    return _NodeReads(numbers, range(node.keys.start, node.keys.start + length), visible)
 
 
-def _fits(batch: Sequence[_SampleReads], sample: _SampleReads) -> bool:
-    num_keys = len(sample.keys)
+def _fits(batch: Sequence[_NodeReads], node: _NodeReads) -> bool:
+    num_keys = len(node.keys)
     return (
         num_keys <= _MAX_WASTE * len(batch[0].keys) + _FREE_TOKENS
         and num_keys * (len(batch) + 1) <= _MAX_KEYS
     )
 
 
-def _read_batch(samples: Sequence[_SampleReads], device: torch.device) -> ReadBatch:
-    num_reads = max(len(sample.queries) for sample in samples)
-    num_keys = len(samples[-1].keys)
+def _read_batch(nodes: Sequence[_NodeReads], device: torch.device) -> ReadBatch:
+    num_reads = max(len(node.queries) for node in nodes)
+    num_keys = len(nodes[-1].keys)
     queries, keys, visible = [], [], []
-    for sample in samples:
-        num_missing = num_reads - len(sample.queries)
-        queries.append(sample.queries + sample.queries[-1:] * num_missing)
-        visible.append(sample.visible + sample.visible[-1:] * num_missing)
-        keys.append(sample.keys + sample.keys[:1] * (num_keys - len(sample.keys)))
+    for node in nodes:
+        num_missing = num_reads - len(node.queries)
+        queries.append(node.queries + node.queries[-1:] * num_missing)
+        visible.append(node.visible + node.visible[-1:] * num_missing)
+        keys.append([*node.keys, *[node.keys[0]] * (num_keys - len(node.keys))])
     mask = None
     if any(span != (0, num_keys) for spans in visible for span in spans):
         position = torch.arange(num_keys, device=device)
@@ -200,31 +220,43 @@ def attend_reads(
     """Attend from the running batch's reads alone to the keys of their samples.
 
     ``query`` is ``[1, heads, reads, dim]``; returns ``[1, reads, heads, dim]``. ``window`` counts
-    the tokens visible on each side, including the token itself.
+    the tokens visible on each side, including the token itself. All reads after a shared prefix
+    attend to it in one call, so its keys are not copied for each sample.
     """
     context = get_forward_context()
     key, value = context.with_cached_kv(module, key, value)
-    groups = query.shape[1] // key.shape[1]
     out = query.new_empty(query.transpose(1, 2).shape)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, reads]
     read_batches = group_reads(
-        context.batch, context.reads, causal=causal, window=window, device=query.device
+        context.batch, context.read_places, causal=causal, window=window, device=query.device
     )
     for reads in read_batches:
-        keys, values = (_gather_tokens(states, reads.keys, groups) for states in (key, value))
+        keys, values = (_gather_tokens(states, reads.keys) for states in (key, value))
         queries = query[0][:, reads.queries].transpose(0, 1)  # [batch, heads, queries, dim]
         bias = None if reads.mask is None else mask_to_bias(reads.mask, query.dtype)
-        attended = attend(queries, keys, values, scale, bias=bias).out
-        out[0, reads.queries] = attended.transpose(1, 2)
+        attended = attend(queries, keys, values, scale, bias=bias)
+        out[0, reads.queries] = attended.out.transpose(1, 2)
+        lse[0][:, reads.queries] = attended.lse.transpose(0, 1)
+    if not context.batch.is_shared:
+        return out
+    order = sorted(range(len(context.read_places)), key=context.read_places.__getitem__)
+    places = [context.read_places[number] for number in order]
+    for node in context.batch.nodes:
+        after = order[bisect_left(places, node.row.end) : bisect_left(places, node.subtree_end)]
+        if after and node.keys.end > node.keys.start:
+            prefix = slice(*node.keys)
+            over_prefix = attend(query[:, :, after], key[:, :, prefix], value[:, :, prefix], scale)
+            over_own = AttentionOutput(out[:, after].transpose(1, 2), lse[:, :, after])
+            merged = merge_attention(over_own, over_prefix)
+            out[:, after], lse[:, :, after] = merged.out.transpose(1, 2), merged.lse
     return out
 
 
-def _gather_tokens(states: torch.Tensor, indices: torch.Tensor, num_repeats: int) -> torch.Tensor:
-    """Gather the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``; repeat each head.
+def _gather_tokens(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Gather the tokens at ``[batch, keys]`` from ``[1, heads, tokens, dim]``.
 
-    Returns ``[batch, heads * times, keys, dim]``. A token's heads are contiguous and copied in
-    one piece.
+    Returns ``[batch, heads, keys, dim]``. A token's heads are contiguous and copied in one piece.
     """
     tokens = states[0].transpose(0, 1)  # [tokens, heads, dim]
     rows = tokens.index_select(0, indices.flatten())
-    gathered = rows.view(*indices.shape, *tokens.shape[1:]).transpose(1, 2)
-    return gathered if num_repeats == 1 else gathered.repeat_interleave(num_repeats, 1)
+    return rows.view(*indices.shape, *tokens.shape[1:]).transpose(1, 2)

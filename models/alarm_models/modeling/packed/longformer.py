@@ -91,10 +91,13 @@ class PackedLongformer:
             for project in (weights.key_global, weights.value_global)
         )
         scale = weights.head_dim**-0.5
-        for node in batch.nodes:
-            rows, first = slice(*node.row), slice(node.row.start, node.row.start + 1)
-            query = _heads(weights.query_global(states[:, first]), weights.num_heads)
-            target[:, :, first] = attend(query, key[:, :, rows], value[:, :, rows], scale).out
+        firsts = [node.row.start for node in batch.nodes]
+        queries = _heads(weights.query_global(states[:, firsts]), weights.num_heads)
+        parts = [
+            attend(queries[:, :, at : at + 1], key[:, :, rows], value[:, :, rows], scale).out
+            for at, rows in enumerate(slice(*node.row) for node in batch.nodes)
+        ]
+        target[:, :, firsts] = torch.cat(parts, 2)
 
 
 def _after_attention(layer: Any, attended: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def attend(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
 ) -> AttentionOutput:
-    """Attend over ``[1, heads, queries, dim]``.
+    """Attend over ``[1, heads, queries, dim]``; keys and values have as many heads or fewer.
 
     ``bias`` (see `mask_to_bias`) is added to the logits. It has the query's dtype and shape ``[...,
     queries, keys]``.
@@ -69,6 +69,9 @@ def _attend_plainly(
     softcap: float | None,
     bias: torch.Tensor | None,
 ) -> AttentionOutput:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     logits = (query @ key.transpose(-1, -2)).float() * scale  # [1, heads, queries, keys]
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
@@ -223,16 +226,12 @@ class SdpaBackend:
         params: AttentionParams,
     ) -> torch.Tensor:
         """See `alarm_models.modeling.packed.attention.AttentionBackend.attend`."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if params.window is None:
+            return _attend_nodes(query, key, value, context.batch, params)
+        blocks = context.derived(window_blocks, query.device, query.dtype, params.window)
         out = query.new_empty(query.transpose(1, 2).shape)  # [1, tokens, heads, dim]
         target = out.transpose(1, 2)
-        if params.window is None:
-            _attend_nodes(query, key, value, target, context.batch, params)
-        else:
-            blocks = context.derived(window_blocks, query.device, query.dtype, params.window)
-            attend_blocks(query, key, value, target, params.scale, blocks, params.softcap)
+        attend_blocks(query, key, value, target, params.scale, blocks, params.softcap)
         return out
 
 
@@ -240,27 +239,40 @@ def _attend_nodes(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    target: torch.Tensor,
+    batch: PackedBatch,
+    params: AttentionParams,
+) -> torch.Tensor:
+    # Nodes are in order and cover the row and the keys, so their results are concatenated.
+    rows = [node.row.end - node.row.start for node in batch.nodes]
+    keys = [node.keys.end - node.keys.start for node in batch.nodes]
+    queries, own_keys, values = (
+        torch.split(states, lengths, 2)
+        for states, lengths in ((query, rows), (key, keys), (value, keys))
+    )
+    own = [
+        attend(*part, params.scale, causal=params.causal, softcap=params.softcap)
+        for part in zip(queries, own_keys, values, strict=True)
+        if part[0].shape[2]
+    ]
+    out = torch.cat([one.out.transpose(1, 2) for one in own], 1)  # [1, tokens, heads, dim]
+    if batch.is_shared:
+        lse = torch.cat([one.lse for one in own], 2)  # [1, heads, tokens]
+        _attend_prefixes(
+            query, key, value, AttentionOutput(out.transpose(1, 2), lse), batch, params
+        )
+    return out
+
+
+def _attend_prefixes(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    target: AttentionOutput,
     batch: PackedBatch,
     params: AttentionParams,
 ) -> None:
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, tokens]
+    """Merge attention to the shared prefixes into the target, which has that to the own nodes."""
     for node in batch.nodes:
-        if node.row.start == node.row.end:
-            continue
-        rows, keys = slice(*node.row), slice(*node.keys)
-        target[:, :, rows], lse[:, :, rows] = attend(
-            query[:, :, rows],
-            key[:, :, keys],
-            value[:, :, keys],
-            params.scale,
-            causal=params.causal,
-            softcap=params.softcap,
-        )
-    if not batch.is_shared:
-        return
-    for node in batch.nodes:
-        # Parents come before their descendants, whose own part has been computed by now.
         if node.subtree_end > node.row.end and node.keys.end > node.keys.start:
             keys, after = slice(*node.keys), slice(node.row.end, node.subtree_end)
             over_prefix = attend(
@@ -270,5 +282,7 @@ def _attend_nodes(
                 params.scale,
                 softcap=params.softcap,
             )
-            over_own = AttentionOutput(target[:, :, after], lse[:, :, after])
-            target[:, :, after], lse[:, :, after] = merge_attention(over_own, over_prefix)
+            over_own = AttentionOutput(target.out[:, :, after], target.lse[:, :, after])
+            target.out[:, :, after], target.lse[:, :, after] = merge_attention(
+                over_own, over_prefix
+            )

@@ -26,6 +26,7 @@ __all__ = [
     "SglangApi",
     "TeiApi",
     "VllmApi",
+    "VllmScoringApi",
     "api_of",
     "named_score",
     "number",
@@ -97,7 +98,6 @@ class AlarmApi:
     def __init__(self, spec: RemoteSpec) -> None:
         self.max_samples = spec.batch_size
         self._spec = spec
-        self._fingerprint: str | None = None
         self._is_graded = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -110,15 +110,6 @@ class AlarmApi:
 
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
         """Read one score or error per sample."""
-        there = answer["fingerprint"]
-        if there != self._fingerprint:
-            return [
-                SampleError(
-                    "model_failed",
-                    f"the remote model's fingerprint is {excerpt(there)} now, it was "
-                    f"{self._fingerprint}: restart this server to accept the new one",
-                )
-            ] * num_samples
         return [self._outcome(row) for row in answer["scores"]]
 
     def identity(self, answer: Any) -> str:
@@ -131,11 +122,14 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
-        self._is_graded = row["kind"] == "steps"
+        self._is_graded = row["kind"] in ("steps", "rubric")
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
-        self._fingerprint = row["fingerprint"]
-        return self._fingerprint
+        return row["fingerprint"]
+
+    def stated_identity(self, answer: Any) -> str:
+        """Return the model's fingerprint, which each response names."""
+        return str(answer["fingerprint"])
 
     def _outcome(self, row: Any) -> Score | SampleError:
         if row["error"] is not None:
@@ -143,10 +137,10 @@ class AlarmApi:
             if code in _CODES:
                 return SampleError(code, message)
             return SampleError("model_failed", f"{excerpt(code)}: {message}")
-        segments, outputs = row["segments"], row.get("outputs")
+        outputs, of_outputs = row.get("outputs"), row.get("output_segments")
         score = Score(
             _number_or_none(row["score"]),
-            None if segments is None else tuple(self._segment(one) for one in segments),
+            self._segments(row["segments"]),
             _whole(row["num_tokens"]),
             row["truncated"] is True,
             outputs=None
@@ -154,8 +148,15 @@ class AlarmApi:
             else {str(name): number(one) for name, one in outputs.items()},
             omitted=tuple(map(str, row.get("omitted") or ())),
             judged=_spans_or_none(row.get("judged")),
+            output_segments=None
+            if of_outputs is None
+            else {str(name): self._segments(some) or () for name, some in of_outputs.items()},
+            skipped=tuple(map(str, row.get("skipped") or ())),
         )
         return score if _is_finite(score) else _NOT_FINITE
+
+    def _segments(self, rows: Any) -> tuple[SegmentScore, ...] | None:
+        return None if rows is None else tuple(self._segment(one) for one in rows)
 
     def _segment(self, row: Any) -> SegmentScore:
         score = _number_or_none(row["score"])
@@ -185,10 +186,18 @@ def _whole(value: object) -> int:
 def _is_finite(score: Score) -> bool:
     numbers = [score.value, *(score.outputs or {}).values()]
     numbers += [one.score for one in score.segments or ()]
+    numbers += [one.score for some in (score.output_segments or {}).values() for one in some]
     return all(one is None or math.isfinite(one) for one in numbers)
 
 
-class _Classifier:
+class _Anonymous:
+    """Base of the APIs whose responses do not say which weights gave the scores."""
+
+    def stated_identity(self, answer: Any) -> None:
+        """None: no response states it."""
+
+
+class _Classifier(_Anonymous):
     """Base of three APIs: one text per sample, and a list of numbers per text."""
 
     def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
@@ -237,6 +246,57 @@ class VllmApi(_Classifier):
     def identity(self, answer: Any) -> str:
         """Return the model's name and where its weights come from."""
         return str([[row["id"], row.get("root")] for row in answer["data"]])
+
+
+class VllmScoringApi(_Classifier):
+    """vLLM's ``/generative_scoring``: the probability of a token that would come next.
+
+    One text per request: vLLM cuts a text that is too long without saying so, and reports only the
+    number of tokens of a whole request.
+    """
+
+    path = "/generative_scoring"
+    identity_path = "/v1/models"
+
+    def __init__(self, spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> None:
+        super().__init__(spec, fields)
+        self.max_samples = 1
+        self._max_tokens: int | None = None
+
+    def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return a request with one text as the query, and nothing after it."""
+        (text,) = self._texts(samples)
+        return self._named | {
+            "query": text,
+            "items": [""],
+            "label_token_ids": list(self._spec.label_token_ids),
+            "add_special_tokens": self._spec.special_tokens,
+        }
+
+    def with_activation(self, body: Mapping[str, Any]) -> None:
+        """None: a probability has no activation."""
+
+    def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
+        """Read the probability of the first token; a text that may have been cut is an error."""
+        (row,) = answer["data"]
+        num_tokens = _whole(answer["usage"]["prompt_tokens"])
+        if self._max_tokens is not None and num_tokens >= self._max_tokens - 1:
+            return [
+                SampleError(
+                    "too_long",
+                    f"the text has {self._max_tokens - 1} tokens or more, to which vLLM cuts it: "
+                    "start vLLM with a longer --max-model-len, or shorten the text",
+                )
+            ]
+        return [plain_score(number(row["score"]))]
+
+    def identity(self, answer: Any) -> str:
+        """Return the model's name and where its weights come from."""
+        rows = answer["data"]
+        named = [row for row in rows if self._spec.model in (None, row["id"])]
+        lengths = [row["max_model_len"] for row in named if row.get("max_model_len") is not None]
+        self._max_tokens = min(map(_whole, lengths), default=None)
+        return str([[row["id"], row.get("root")] for row in named])
 
 
 class SglangApi(_Classifier):
@@ -303,7 +363,7 @@ def _index(row: Mapping[str, Any]) -> int:
     return index
 
 
-class JudgeApi:
+class JudgeApi(_Anonymous):
     """An OpenAI-compatible ``/v1/chat/completions``; `AnswerReader` reads the score."""
 
     path = "/v1/chat/completions"
@@ -400,12 +460,17 @@ class Api(Protocol):
     def identity(self, answer: Any) -> str:
         """Return what determines the scores, from the server's description; raises as `read`."""
 
+    def stated_identity(self, answer: Any) -> str | None:
+        """Return the identity that a response with scores states; None if it states none."""
+
 
 def api_of(spec: RemoteSpec, fields: Mapping[str, FieldPattern]) -> Api:
     """Return the API that a recipe names."""
     match spec.api:
         case "vllm":
             return VllmApi(spec, fields)
+        case "vllm-scoring":
+            return VllmScoringApi(spec, fields)
         case "sglang":
             return SglangApi(spec, fields)
         case "tei":

@@ -1,28 +1,38 @@
-"""JSON requests to another server, a few at a time, retried with backoff."""
+"""JSON requests to one other server, a few at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from alarm_models.backoff import backoff_s
-from alarm_models.recipe.specs import RemoteSpec
+from alarm_models.recipe.specs import EndpointSpec, RemoteSpec
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
     ask_async,
     excerpt,
     open_async_client,
     parsed,
+    without_password,
 )
 
 __all__ = ["RemoteClient", "RequestFailed", "is_retryable"]
 
 #: Transient statuses; a server that lost one batch responds with 500.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+#: Statuses of a server that another one may make up for: it has no such model, or another key.
+_OF_SERVER = frozenset({401, 403, 404, 405})
+
+#: Statuses of failures that may be of one request only.
+_OF_REQUEST = frozenset({httpx.codes.OK, httpx.codes.INTERNAL_SERVER_ERROR})
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def is_retryable(status: int) -> bool:
@@ -31,21 +41,46 @@ def is_retryable(status: int) -> bool:
 
 
 class RequestFailed(Exception):
-    """A request without a usable response; ``status`` is None if there was none."""
+    """A request without a usable response; ``status`` is None if there was none.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    ``is_passing``: the same request may succeed later. ``is_of_server``: another server may answer
+    it; ``is_outage``: the server would answer no request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        *,
+        is_passing: bool | None = None,
+        is_of_server: bool | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
+        passes = status is None or is_retryable(status)
+        self.is_passing = passes if is_passing is None else is_passing
+        self.is_of_server = (
+            self.is_passing or status in _OF_SERVER if is_of_server is None else is_of_server
+        )
+        self.is_outage = self.is_of_server and status not in _OF_REQUEST
 
 
 class RemoteClient:
-    """A client of one server, for one event loop; raises `AddressError`."""
+    """A client of one server, for one event loop; raises `AddressError`.
 
-    def __init__(self, spec: RemoteSpec) -> None:
+    ``places`` limits concurrent requests instead of the spec, for clients that share a limit.
+    """
+
+    def __init__(
+        self, url: str, spec: RemoteSpec | EndpointSpec, places: asyncio.Semaphore | None = None
+    ) -> None:
+        self.url = without_password(url)
         self._spec = spec
-        self._places = asyncio.Semaphore(spec.max_concurrent)
+        self._places = places or asyncio.Semaphore(spec.max_concurrent)
         self._key = None if spec.api_key is None else spec.api_key.get_secret_value()
-        self._base = spec.url.rstrip("/").removesuffix("/v1")
+        self._base = url.rstrip("/").removesuffix("/v1")
         self._client = open_async_client(
             self._base, self._key, limits=httpx.Limits(max_connections=spec.max_concurrent)
         )
@@ -54,40 +89,56 @@ class RemoteClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def request(self, method: str, path: str, body: object = None) -> Any:
-        """Return the JSON of the response; raise `RequestFailed`."""
-        attempt = 0
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        admit: Callable[[], Awaitable[None]] | None = None,
+    ) -> Any:
+        """Return the JSON of the response, after retries; raise `RequestFailed`.
+
+        ``admit`` is awaited before each attempt; what it raises is passed on.
+        """
+        num_retries = 0
         while True:
-            headers: Mapping[str, str] = {}
+            if admit is not None:
+                await admit()
             try:
-                async with self._places:
-                    response = await ask_async(
-                        self._client,
-                        method,
-                        f"{self._base}{path}",
-                        timeout_s=self._spec.timeout_s,
-                        max_bytes=self._spec.max_answer_bytes,
-                        json=body,
-                    )
-                if response.is_success:
-                    return parsed(response, self._key)
-                failed = RequestFailed(
-                    f"{self._name} answered {response.status_code}: "
-                    f"{excerpt(response.text, self._key)}",
-                    response.status_code,
+                return await self.attempt(method, path, body)
+            except RequestFailed as failed:
+                if not failed.is_passing or num_retries >= self._spec.max_retries:
+                    raise
+                wait_s = backoff_s(num_retries, failed.headers)
+            await asyncio.sleep(wait_s)
+            num_retries += 1
+
+    async def attempt(self, method: str, path: str, body: object = None) -> Any:
+        """Return the JSON of the response to one attempt; raise `RequestFailed`."""
+        try:
+            async with self._places:
+                response = await ask_async(
+                    self._client,
+                    method,
+                    f"{self._base}{path}",
+                    timeout_s=self._spec.timeout_s,
+                    max_bytes=self._spec.max_answer_bytes,
+                    json=body,
                 )
-                headers = response.headers
-                if not is_retryable(response.status_code):
-                    raise failed
-            except NoAnswer as error:
-                if error.is_of_no_use:
-                    raise RequestFailed(f"{self._name} {error}", httpx.codes.OK) from error
-                failed = RequestFailed(f"{self._name} {error}")
-            if attempt >= self._spec.max_retries:
-                raise failed
-            await asyncio.sleep(backoff_s(attempt, headers))
-            attempt += 1
+            if response.is_success:
+                return parsed(response, self._key)
+        except NoAnswer as error:
+            message = f"{self.name} {error}"
+            if error.is_of_no_use:
+                raise RequestFailed(message, httpx.codes.OK, is_of_server=True) from error
+            raise RequestFailed(message) from error
+        raise RequestFailed(
+            f"{self.name} answered {response.status_code}: {excerpt(response.text, self._key)}",
+            response.status_code,
+            response.headers,
+        )
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The server's API and host, for messages."""
         return f"{self._spec.api} at {urlsplit(self._base).hostname}"

@@ -6,7 +6,10 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
@@ -14,8 +17,9 @@ from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
 from alarm_models.reward_models.remote.apis import api_of
-from alarm_models.reward_models.remote.connections import excerpt, without_password
+from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.reward_models.remote.servers import Servers
 from alarm_models.types import Sample, Score
 
 __all__ = ["RemoteModel"]
@@ -54,49 +58,52 @@ class RemoteModel(HostModel):
         super().__init__("", None if spec.api == "alarm" else spec.view_rules)
         self._spec = spec
         self._api = api_of(spec, fields)
-        self._client: RemoteClient | None = None
+        self._servers: Servers | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the request, the server's address, and the model it reported when opened."""
-        url = urlsplit(self._spec.url)
+        """A digest of the request, the servers' addresses, and the model they reported."""
         request = self._spec.constants(_WITHOUT_EFFECT)
-        address = f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
-        parts = f"{request}|{self._patterns}|{address}|{self._identity}"
+        addresses = " ".join(sorted(map(_address, self._spec.urls)))
+        parts = f"{request}|{self._patterns}|{addresses}|{self._identity}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     async def open(self) -> None:
-        """Request which model the server serves, and check that its scores are raw.
+        """Request which model the servers serve, and check that their scores are raw.
 
-        Raises `CheckpointError`; `UnreachableError` if the server is temporarily unavailable.
+        Raises `CheckpointError`; `UnreachableError` if no server is available for now.
         """
-        self._client = RemoteClient(self._spec)
+        self._servers = Servers(self._spec, self._identify)
         try:
-            await self._identify(self._client)
+            await self._servers.open()
+            self._identity = self._servers.identity
+        except RequestFailed as failed:
+            await self.close()
+            is_away = failed.status in _UNAVAILABLE or (failed.status is None and failed.is_passing)
+            raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except BaseException:
             await self.close()
             raise
 
-    async def _identify(self, client: RemoteClient) -> None:
+    async def _identify(self, client: RemoteClient) -> str:
+        """Return what determines a server's scores. Raises `RequestFailed`, `CheckpointError`."""
         try:
             if self._spec.api == "alarm":
                 # A server that is still loading has no fingerprint until it is ready.
-                await client.request("POST", self._api.path, self._api.body(_probes(self._spec)))
-            self._identity = await self._server_identity(client)
+                await client.attempt("POST", self._api.path, self._api.body(_probes(self._spec)))
+            identity = await self._server_identity(client)
             await self._require_raw(client)
-        except RequestFailed as failed:
-            is_away = failed.status is None or failed.status in _UNAVAILABLE
-            raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except _UNEXPECTED_SHAPE as error:
             raise CheckpointError(
-                f"{self._url} does not respond as api `{self._spec.api}`: {excerpt(repr(error))}"
+                f"{client.url} does not respond as api `{self._spec.api}`: {excerpt(repr(error))}"
             ) from error
+        return identity
 
     async def _server_identity(self, client: RemoteClient) -> str:
         try:
-            return self._api.identity(await client.request("GET", self._api.identity_path))
+            return self._api.identity(await client.attempt("GET", self._api.identity_path))
         except RequestFailed as failed:
             if failed.status in (404, 405):
                 return ""  # not every server has the route
@@ -104,9 +111,9 @@ class RemoteModel(HostModel):
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        if self._servers is not None:
+            await self._servers.close()
+            self._servers = None
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Score samples with concurrent requests; never raises for errors of the server."""
@@ -115,7 +122,8 @@ class RemoteModel(HostModel):
     async def _score_parts(self, samples: Sequence[Sample]) -> list[Outcome]:
         size = self._api.max_samples
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        outcomes = await gather_limited(self._scored, parts, self._spec.max_concurrent)
+        num_places = self._spec.max_concurrent * len(self._spec.urls)
+        outcomes = await gather_limited(self._scored, parts, num_places)
         return [outcome for part in outcomes for outcome in part]
 
     async def _scored(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -127,9 +135,6 @@ class RemoteModel(HostModel):
             problem = SampleError("model_failed", str(failed))
             if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
                 return [problem] * len(samples)
-        except _UNEXPECTED_SHAPE as error:
-            message = f"the response has an unknown format: {excerpt(repr(error))}"
-            problem = SampleError("model_failed", message)
         if len(samples) == 1:
             return [problem]
         middle = len(samples) // 2
@@ -139,21 +144,38 @@ class RemoteModel(HostModel):
         return [outcome for half in halves for outcome in half]
 
     async def _request_scores(self, samples: Sequence[Sample]) -> list[Outcome]:
-        if self._client is None:
+        if self._servers is None:
             raise RuntimeError("the model was not opened")
-        answer = await self._client.request("POST", self._api.path, self._api.body(samples))
-        # In a thread, as a recipe's pattern may be slow.
-        outcomes = await asyncio.to_thread(self._api.read, answer, len(samples))
+
+        async def read(answer: Any) -> list[Outcome]:
+            try:
+                # In a thread, as a recipe's pattern may be slow.
+                return await asyncio.to_thread(self._outcomes, answer, samples)
+            except _UNEXPECTED_SHAPE as error:
+                message = f"the response has an unknown format: {excerpt(repr(error))}"
+                raise RequestFailed(
+                    message, httpx.codes.OK, is_passing=False, is_of_server=True
+                ) from error
+
+        return await self._servers.request("POST", self._api.path, self._api.body(samples), read)
+
+    def _outcomes(self, answer: Any, samples: Sequence[Sample]) -> list[Outcome]:
+        """Return the outcomes in a response. Raises `RequestFailed` for one of another model."""
+        stated = self._api.stated_identity(answer)
+        if stated not in (None, self._identity):
+            raise RequestFailed(
+                f"the remote model's fingerprint is {excerpt(stated)} now, it was "
+                f"{self._identity}: restart this server to accept the new one",
+                is_passing=False,
+                is_of_server=True,
+            )
+        outcomes = self._api.read(answer, len(samples))
         if len(outcomes) != len(samples):
             raise ValueError(f"{len(samples)} samples were sent, {len(outcomes)} scores received")
         return [_within(*pair) for pair in zip(outcomes, samples, strict=True)]
 
-    @property
-    def _url(self) -> str:
-        return without_password(self._spec.url)
-
     async def _read(self, client: RemoteClient, body: object) -> list[Outcome]:
-        return self._api.read(await client.request("POST", self._api.path, body), 1)
+        return self._api.read(await client.attempt("POST", self._api.path, body), 1)
 
     async def _require_raw(self, client: RemoteClient) -> None:
         """Raise `CheckpointError` if the server applies an activation anyway.
@@ -171,9 +193,14 @@ class RemoteModel(HostModel):
             seen += raw
         if seen and all(0 <= number <= 1 for number in seen):
             raise CheckpointError(
-                f"{self._url} gives the same scores with and without activation, all within "
+                f"{client.url} gives the same scores with and without activation, all within "
                 "[0, 1]: it always applies an activation; run a newer version"
             )
+
+
+def _address(text: str) -> str:
+    url = urlsplit(text)
+    return f"{url.scheme}://{url.hostname}:{url.port}{url.path}"
 
 
 def _probes(spec: RemoteSpec) -> list[Sample]:
@@ -187,6 +214,7 @@ def _within(outcome: Outcome, sample: Sample) -> Outcome:
     length = len(sample.completion_text)
     if isinstance(outcome, Score):
         spans = [one.span for one in outcome.segments or ()]
+        spans += [one.span for some in (outcome.output_segments or {}).values() for one in some]
         for start, end in (*spans, *(outcome.judged or ())):
             if not start <= end <= length:
                 return SampleError(

@@ -13,11 +13,11 @@ from starlette.responses import Response
 from alarm_models.types import Message, Sample, ToolCall
 from alarm_service.api.compat.common import OWN_PARTS, ScalarReward, TrainerBody, fields_of
 from alarm_service.api.compat.conversation import SplitError, answer_of
-from alarm_service.errors import Invalid
+from alarm_service.errors import Invalid, SampleFailed
 from alarm_service.json_pieces import read_json
 from alarm_service.schemas import JsonObjectIn, ListOf, Text
 
-__all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "samples_of"]
+__all__ = ["NemoGymIn", "NemoGymOptions", "NemoGymOut", "answer", "masked_answer", "samples_of"]
 
 _EXAMPLE: dict[str, Any] = {
     "responses_create_params": {"input": [{"role": "user", "content": "Who wrote Emma?"}]},
@@ -32,6 +32,11 @@ _EXAMPLE: dict[str, Any] = {
     },
     "expected_answer": "Jane Austen",
 }
+
+#: Gym's names of failures: of a judge, which it may ask again, and of anything else.
+_JUDGE_FAILED, _VERIFIER_ERROR = "judge_failed", "verifier_error"
+#: Error codes of samples that may succeed later.
+_PASSING = frozenset({"model_failed"})
 
 #: Where the parts of an item hold text.
 _TEXT_OF_PART = {
@@ -106,6 +111,11 @@ class NemoGymOptions(BaseModel):
     components: bool = Field(
         default=False, description="1 adds `reward_components`, for rewards of several objectives"
     )
+    mask: bool = Field(
+        default=False,
+        description="1 answers a failed rollout with `mask_sample` and its failure instead of an "
+        "error response; Gym ignores the `reward` of such a rollout",
+    )
 
 
 class NemoGymOut(BaseModel):
@@ -158,6 +168,29 @@ def answer(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> Respon
         raise Invalid(f"the body cannot be returned with its reward: {error}") from None
 
 
+def masked_answer(sent: bytes, failure: SampleFailed) -> Response:
+    """Answer a failed rollout as Gym's servers do: masked, with the kind of the failure.
+
+    Raises `Invalid` as `answer`.
+    """
+    kind = _JUDGE_FAILED if failure.code in _PASSING else _VERIFIER_ERROR
+    try:
+        body = read_json(sent, packs_spans=False)
+        config = body.get("instance_config")
+        content = body | {
+            "reward": 0.0,  # the format requires a number; `mask_sample` says that it is none
+            "mask_sample": True,
+            "failure_kind": kind,
+            "failure_reason": f"{failure.code}: {failure}",
+            "_ng_failure_class": kind,
+            # Where older versions of NeMo RL read it.
+            "instance_config": (config if isinstance(config, dict) else {}) | {"mask_sample": True},
+        }
+        return Response(_as_json(content), media_type="application/json")
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the body cannot be returned with its failure: {error}") from None
+
+
 def _written(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> str:
     parts = {f"alarm_{name}": value for name, value in number.parts.items()}
     content: dict[str, Any] = {
@@ -168,6 +201,10 @@ def _written(sent: bytes, number: ScalarReward, options: NemoGymOptions) -> str:
     }
     if options.components:
         content["reward_components"] = _components(number)
+    return _as_json(content)
+
+
+def _as_json(content: dict[str, Any]) -> str:
     # In pieces: one call on a large rollout would hold the GIL.
     return "".join(json.JSONEncoder(allow_nan=False).iterencode(content))
 

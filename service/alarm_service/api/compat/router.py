@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from alarm_service.api.compat import align_anything, easyr1, llamafactory, nemo_gym, openrlhf, slime
+from alarm_service.api.compat import (
+    align_anything,
+    easyr1,
+    eval_protocol,
+    llamafactory,
+    nemo_gym,
+    openrlhf,
+    slime,
+)
 from alarm_service.api.compat.align_anything import AlignAnythingIn, AlignAnythingOut
 from alarm_service.api.compat.common import CallOf, CompatCall, Name, Options, TextOptions
 from alarm_service.api.compat.easyr1 import EasyR1Batch, EasyR1Options, EasyR1Out
+from alarm_service.api.compat.eval_protocol import EvaluationIn, EvaluationOut
 from alarm_service.api.compat.llamafactory import ScoreEvaluationIn, ScoreEvaluationOut
 from alarm_service.api.compat.nemo_gym import NemoGymIn, NemoGymOptions, NemoGymOut
 from alarm_service.api.compat.openrlhf import OpenRLHFIn, OpenRLHFOptions, OpenRLHFOut
 from alarm_service.api.compat.slime import SlimeIn, SlimeOptions, SlimeOut
 from alarm_service.api.deps import WORK_ERRORS
 from alarm_service.api.off_loop_bodies import OffLoopRoute, off_loop
+from alarm_service.errors import SampleFailed
 
 __all__ = ["router"]
 
@@ -98,9 +109,24 @@ async def nemo_gym_route(
 ) -> Response:
     """Reward a rollout of NeMo Gym, as the `/verify` of a resources server does."""
     prepare = partial(nemo_gym.samples_of, body, options)
-    (number,) = (await call.numbers(name, prepare, "response")).numbers
-    write = partial(nemo_gym.answer, await call.request.body(), number, options)
+    sent = await call.request.body()
+    write: Callable[[], Response]
+    try:
+        (number,) = (await call.numbers(name, prepare, "response")).numbers
+        write = partial(nemo_gym.answer, sent, number, options)
+    except SampleFailed as failure:
+        if not options.mask:
+            raise
+        write = partial(nemo_gym.masked_answer, sent, failure)
     return await off_loop(call.request, write)
+
+
+@router.post("/compat/eval-protocol/{name:path}", responses=WORK_ERRORS)
+@router.post("/compat/eval-protocol/{name:path}/evaluate", responses=WORK_ERRORS)
+async def eval_protocol_route(name: Name, body: EvaluationIn, call: CallOf) -> EvaluationOut:
+    """Reward a conversation of Fireworks' Eval Protocol, as a remote reward function does."""
+    rewards = await call.numbers(name, partial(eval_protocol.samples_of, body), "messages")
+    return eval_protocol.answer(rewards.source, rewards.numbers[0])
 
 
 async def _openrlhf(

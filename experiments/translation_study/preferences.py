@@ -1,0 +1,121 @@
+"""The holistic model: trained on preferences between the policy's own samples.
+
+A reference metric (sentence chrF) decides which of two samples is better, and a quarter of the
+labels are flipped, as people are inconsistent. The model reads no reference.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from translation_study.policy import batches_of_like_length, padded, warmup_cosine
+from translation_study.settings import Sizes
+
+__all__ = ["Pair", "accuracy", "label", "scores", "train_holistic"]
+
+_PAIRS_PER_PROMPT = 3
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two translations of a prompt, the preferred one first, and whether the label was flipped."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    flipped: bool
+
+
+def label(
+    prompts: Sequence[str],
+    samples: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    flipped: float,
+) -> list[Pair]:
+    """Return up to three pairs per prompt; pairs of equal score are left out."""
+    choose = random.Random(0)
+    pairs: list[Pair] = []
+    for prompt, texts, values in zip(prompts, samples, scores, strict=True):
+        untied = [
+            (one, other)
+            for one, other in combinations(range(len(texts)), 2)
+            if values[one] != values[other]
+        ]
+        for one, other in choose.sample(untied, min(_PAIRS_PER_PROMPT, len(untied))):
+            better, worse = (one, other) if values[one] > values[other] else (other, one)
+            is_flipped = choose.random() < flipped
+            if is_flipped:
+                better, worse = worse, better
+            pairs.append(Pair(prompt, texts[better], texts[worse], is_flipped))
+    return pairs
+
+
+def train_holistic(
+    policy: Path, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], sizes: Sizes
+) -> torch.nn.Module:
+    """Train a classifier with one logit, started from the policy, by Bradley and Terry's loss."""
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        policy, num_labels=1, dtype=torch.float32
+    ).train()
+    rows = [
+        [_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)]
+        for pair in pairs
+    ]
+    batches = batches_of_like_length([len(one) + len(other) for one, other in rows], _BATCH, seed=0)
+    steps = sizes.preference_epochs * -(-len(rows) // _BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), sizes.preference_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps))
+    losses: list[float] = []
+    for _ in range(steps):
+        batch = next(batches)
+        ids, mask = padded(
+            [rows[at][side] for side in (0, 1) for at in batch], tokenizer.pad_token_id
+        )
+        chosen, rejected = model(input_ids=ids, attention_mask=mask).logits[:, 0].chunk(2)
+        loss = -logsigmoid(chosen - rejected).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if len(losses) % 50 == 0:
+            print(f"  step {len(losses)}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+    return model.eval()
+
+
+def accuracy(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]
+) -> float:
+    """Return in which share of pairs the model prefers the chosen translation."""
+    chosen = scores(model, tokenizer, [(pair.prompt, pair.chosen) for pair in pairs])
+    rejected = scores(model, tokenizer, [(pair.prompt, pair.rejected) for pair in pairs])
+    return sum(one > other for one, other in zip(chosen, rejected, strict=True)) / len(pairs)
+
+
+@torch.no_grad()
+def scores(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]
+) -> list[float]:
+    """Return the score of each pair of a prompt and its translation."""
+    found: list[float] = []
+    for at in range(0, len(texts), 256):
+        rows = [_ids(tokenizer, *text) for text in texts[at : at + 256]]
+        ids, mask = padded(rows, tokenizer.pad_token_id)
+        found += model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+    return found
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str, text: str) -> list[int]:
+    """Return the tokens that the recipe's template and suffix give."""
+    return [*tokenizer(prompt + text)["input_ids"], tokenizer.eos_token_id]

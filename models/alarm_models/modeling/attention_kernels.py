@@ -1,0 +1,86 @@
+"""Attention on CPUs: torch's fused kernel, or batched matrix products where that is faster.
+
+The fused kernel calls matrix products on small tiles and stores no logits. With AVX2 it is faster;
+a processor whose products are much faster on large operands may gain by storing the logits. Both
+are measured on a small group when the first model of a dtype is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from itertools import repeat
+
+import torch
+
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, least_seconds
+from alarm_models.modeling.linear_kernels import has_bfloat16
+from alarm_models.modeling.packed.attention import AttentionBackend
+from alarm_models.modeling.packed.batch import ForwardContext, pack
+from alarm_models.modeling.packed.matmul import MatmulBackend
+from alarm_models.modeling.packed.sdpa import AttentionParams, SdpaBackend
+
+__all__ = ["FUSED", "MATMUL", "fastest_attention", "measure_attention"]
+
+#: The backend that is used unless another one is faster.
+FUSED = SdpaBackend()
+
+MATMUL = MatmulBackend()
+
+#: The group that is measured: tokens of the prompt, samples, tokens of each completion.
+_PROMPT, _NUM_SAMPLES, _COMPLETION = 256, 8, 32
+
+_NUM_HEADS, _HEAD_DIM = 8, 64
+
+#: The largest difference between the backends, as a share of the outputs' size.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def fastest_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
+    """Return the fastest exact attention backend on this processor."""
+    if torch.are_deterministic_algorithms_enabled():
+        # A measurement may choose otherwise after a restart, and the last bits would differ.
+        return FUSED
+    if dtype is torch.bfloat16 and not has_bfloat16():
+        return FUSED  # products of large matrices in bfloat16 are emulated and very slow
+    return measure_attention(dtype, num_threads)
+
+
+@torch.inference_mode()
+def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
+    """Measure the backends on a group; return the fastest that is exact."""
+    if dtype not in _TOLERANCE:
+        return FUSED
+    prompt = tuple(range(_PROMPT))
+    samples = [(*prompt, *repeat(_PROMPT + n, _COMPLETION)) for n in range(_NUM_SAMPLES)]
+    context = ForwardContext(pack(samples, share=True), (), ())
+    seed = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, len(context.batch.ids), _NUM_HEADS, _HEAD_DIM, generator=seed)
+        .to(dtype)
+        .transpose(1, 2)
+        for _ in range(3)
+    )
+    params = AttentionParams(_HEAD_DIM**-0.5, causal=True)
+
+    def run(backend: AttentionBackend) -> torch.Tensor:
+        return backend.attend(query, key, value, context, params)
+
+    outputs = run(FUSED)
+    difference = (run(MATMUL) - outputs).float().norm()
+    if not difference <= _TOLERANCE[dtype] * outputs.float().norm():
+        return FUSED
+    fused_s, matmul_s = least_seconds(lambda: run(FUSED), lambda: run(MATMUL))
+    gain = fused_s / matmul_s
+    backend = MATMUL if gain >= LEAST_GAIN else FUSED
+    _logger.info(
+        "attention in %s with %d threads: %s (batched products are %.2f times as fast)",
+        str(dtype).removeprefix("torch."),
+        num_threads,
+        backend.name,
+        gain,
+    )
+    return backend

@@ -1,0 +1,1 @@
+"""Kind `compare`: a judge over the completions of a group."""

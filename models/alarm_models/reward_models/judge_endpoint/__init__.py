@@ -1,0 +1,1 @@
+"""Judges behind OpenAI-compatible chat endpoints: requests, stored answers, budgets."""

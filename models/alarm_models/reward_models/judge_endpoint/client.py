@@ -1,0 +1,402 @@
+"""JudgeEndpoint: asks a judge behind a chat endpoint, within a budget, and stores its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+from alarm_models.errors import CheckpointError, SampleError, UnreachableError
+from alarm_models.recipe.specs import EndpointSpec
+from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
+from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
+from alarm_models.reward_models.remote.connections import excerpt
+from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.types import JudgeTotals, JudgeUsage
+
+__all__ = [
+    "JudgeEndpoint",
+    "JudgeReply",
+    "JudgeResult",
+    "Question",
+    "TokenLogprob",
+]
+
+_PATH = "/v1/chat/completions"
+_IDENTITY_PATH = "/v1/models"
+
+#: Errors from a response of another format.
+_UNEXPECTED_SHAPE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
+_UNAVAILABLE = frozenset({429, 502, 503, 504})
+
+#: Statuses by which servers refuse `response_format`.
+_REFUSED = frozenset({400, 404, 415, 422, 501})
+
+#: Characters of a token, for estimates before the server has counted; few, so as not to overspend.
+_CHARS_PER_TOKEN = 3
+
+#: Output tokens that are reserved if the recipe sets no limit.
+_DEFAULT_OUTPUT_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Messages to a judge and the form of its answers.
+
+    ``schema`` is the JSON schema of an answer, ``schema_name`` its name in the request.
+    ``num_votes`` is the number of answers; ``top_logprobs`` requests the log probabilities of each
+    token of an answer and of that many alternatives.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    schema: Mapping[str, Any] | None = None
+    schema_name: str = "verdict"
+    num_votes: int = 1
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token that the judge wrote, its log probability, and those of its alternatives."""
+
+    token: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    """One answer of a judge.
+
+    ``refusal`` is the text by which the endpoint says that the model refused. ``tokens`` is empty
+    unless log probabilities were requested and given.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    refusal: str | None = None
+    tokens: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer reached the limit of tokens."""
+        return self.finish_reason == "length"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the model or a filter of the endpoint refused to answer."""
+        return self.refusal is not None or self.finish_reason == "content_filter"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """The answers to one question, as many as votes, and what they used."""
+
+    replies: tuple[JudgeReply, ...]
+    usage: JudgeUsage
+
+
+class _Limits:
+    """The concurrency and the budget of a URL, shared by all its clients in one event loop."""
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        self.places = asyncio.Semaphore(spec.max_concurrent)
+        self.budget = RequestBudget(spec.budget)
+
+
+_SHARED_LIMITS: WeakValueDictionary[tuple[int, str], _Limits] = WeakValueDictionary()
+_SHARED_LIMITS_LOCK = threading.Lock()
+
+
+def _limits_of(spec: EndpointSpec, base: str) -> _Limits:
+    """Return the limits that clients of a URL with the same constants share."""
+    constants = spec.model_dump_json(include={"max_concurrent", "budget"})
+    key = (id(asyncio.get_running_loop()), f"{base}|{constants}")
+    with _SHARED_LIMITS_LOCK:
+        limits = _SHARED_LIMITS.get(key)
+        if limits is None:
+            limits = _SHARED_LIMITS[key] = _Limits(spec)
+        return limits
+
+
+class JudgeEndpoint:
+    """Asks one model of an OpenAI-compatible server; `open` it in the event loop that asks."""
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        self._totals = JudgeTotals()
+        self._spec = spec
+        self._base = spec.url.rstrip("/").removesuffix("/v1")
+        self._identity = ""
+        self._client: RemoteClient | None = None
+        self._limits: _Limits | None = None
+        self._cache: AnswerCache | None = None
+        self._has_schemas = spec.structured != "none"
+
+    @property
+    def identity(self) -> str:
+        """The address and the model, as the server described it when it was opened."""
+        url = urlsplit(self._base)
+        return f"{url.scheme}://{url.hostname}:{url.port}{url.path}|{self._identity}"
+
+    @property
+    def totals(self) -> JudgeTotals:
+        """What the judge was asked since the endpoint was made."""
+        return self._totals
+
+    @property
+    def has_schemas(self) -> bool:
+        """Whether answers are requested in the form of a schema."""
+        return self._has_schemas
+
+    async def open(self) -> None:
+        """Ask which model the server serves, and open the cache.
+
+        Raises `CheckpointError`; `UnreachableError` if the server is temporarily unavailable.
+        """
+        self._limits = _limits_of(self._spec, self._base)
+        self._client = RemoteClient(self._spec.url, self._spec, self._limits.places)
+        try:
+            self._identity = await self._served_model(self._client)
+            if self._spec.cache is not None:
+                self._cache = await asyncio.to_thread(
+                    AnswerCache, self._spec.cache, self._spec.max_cache_bytes
+                )
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connections and the cache."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        self._limits = None
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    async def ask(self, question: Question) -> JudgeResult:
+        """Return a judge's answers, stored ones if the same question was answered before.
+
+        Raises `SampleError`: ``model_failed`` if there is no answer, ``budget_exceeded`` if the
+        budget of a minute does not allow it. A truncated or refused answer is a `JudgeReply`.
+        """
+        body = self._body(question)
+        key = request_key(self._base, self._identity, body)
+        if self._cache is not None:
+            stored = await self._cache.get(key)
+            if stored is not None:
+                with suppress(*_UNEXPECTED_SHAPE):  # written by another version
+                    replies = tuple(map(_reply_of_json, stored))
+                    usage = JudgeUsage(num_cached=1)
+                    self._count(usage=usage)
+                    return JudgeResult(replies, usage)
+        try:
+            result = await self._votes(body, question)
+        except SampleError as error:
+            self._count(failed=1, over_budget=int(error.code == "budget_exceeded"))
+            raise
+        except RequestFailed as failed:
+            self._count(failed=1)
+            raise SampleError("model_failed", str(failed)) from failed
+        except _UNEXPECTED_SHAPE as error:
+            self._count(failed=1)
+            raise SampleError(
+                "model_failed",
+                f"the judge's response has an unknown format: {excerpt(repr(error))}",
+            ) from error
+        if self._cache is not None:
+            await self._cache.put(key, [asdict(reply) for reply in result.replies])
+        return result
+
+    async def _served_model(self, client: RemoteClient) -> str:
+        try:
+            answer = await client.request("GET", _IDENTITY_PATH)
+            rows = [row for row in answer["data"] if row["id"] == self._spec.model]
+            return str([[row["id"], row.get("root")] for row in rows])
+        except RequestFailed as failed:
+            if failed.status in (404, 405):
+                return ""  # not every server has the route
+            is_away = failed.status is None or failed.status in _UNAVAILABLE
+            raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
+        except _UNEXPECTED_SHAPE as error:
+            raise CheckpointError(
+                f"the judge at {urlsplit(self._base).hostname} does not respond as an "
+                f"OpenAI-compatible server: {excerpt(repr(error))}"
+            ) from error
+
+    def _body(self, question: Question) -> dict[str, Any]:
+        body: dict[str, Any] = dict(self._spec.parameters)
+        body |= {"model": self._spec.model, "messages": list(map(dict, question.messages))}
+        if question.num_votes > 1:
+            body["n"] = question.num_votes
+        if question.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": question.top_logprobs}
+        if question.schema is not None and self._has_schemas:
+            schema = {"name": question.schema_name, "schema": question.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    async def _votes(self, body: dict[str, Any], question: Question) -> JudgeResult:
+        """Request the votes; servers that ignore `n` are asked for the missing ones singly."""
+        result = await self._first_answer(body)
+        missing = question.num_votes - len(result.replies)
+        if missing > 0:
+            single = {key: value for key, value in body.items() if key != "n"}
+            others = await asyncio.gather(*(self._first_answer(single) for _ in range(missing)))
+            replies = (*result.replies, *(reply for one in others for reply in one.replies))
+            usage = sum((one.usage for one in others), result.usage)
+            result = JudgeResult(replies, usage)
+        if len(result.replies) != question.num_votes:
+            raise ValueError(
+                f"{question.num_votes} answers were requested, {len(result.replies)} came"
+            )
+        return result
+
+    async def _first_answer(self, body: dict[str, Any]) -> JudgeResult:
+        """Return the first answer to a request, which is repeated if it takes too long."""
+        first = asyncio.ensure_future(self._request(body))
+        tasks = {first}
+        try:
+            if self._spec.hedge_after_s is not None:
+                await asyncio.wait(tasks, timeout=self._spec.hedge_after_s)
+                if not first.done():
+                    self._count(hedged=1)
+                    tasks.add(asyncio.ensure_future(self._request(body)))
+            return await _first_success(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _request(self, body: dict[str, Any]) -> JudgeResult:
+        try:
+            return await self._answer(body)
+        except RequestFailed as failed:
+            is_optional = self._spec.structured == "auto" and "response_format" in body
+            if not is_optional or failed.status not in _REFUSED:
+                raise
+            plain = {key: value for key, value in body.items() if key != "response_format"}
+            result = await self._answer(plain)
+            self._has_schemas = False
+            return result
+
+    async def _answer(self, body: dict[str, Any]) -> JudgeResult:
+        if self._client is None or self._limits is None:
+            raise RuntimeError("the endpoint was not opened")
+        budget = self._limits.budget
+        estimate = self._estimate(body)
+        settled = []
+
+        async def admit() -> None:
+            settled.append(await budget.enter(estimate))
+            self._count(usage=JudgeUsage(num_requests=1))
+
+        try:
+            answer = await self._client.request("POST", _PATH, body, admit)
+        except RequestFailed as failed:
+            if failed.status is not None and settled:
+                settled[-1](Expense())  # a refused request uses no tokens
+            raise
+        usage = self._usage(answer, estimate)
+        self._count(usage=usage)
+        settled[-1](Expense(usage.num_input_tokens + usage.num_output_tokens, usage.cost))
+        return JudgeResult(
+            tuple(map(_reply, answer["choices"])), usage + JudgeUsage(num_requests=len(settled))
+        )
+
+    def _estimate(self, body: Mapping[str, Any]) -> Expense:
+        num_chars = sum(len(message["content"]) for message in body["messages"])
+        num_input = math.ceil(num_chars / _CHARS_PER_TOKEN)
+        limits = (body.get(key) for key in ("max_completion_tokens", "max_tokens"))
+        limit = next((one for one in limits if isinstance(one, int)), _DEFAULT_OUTPUT_TOKENS)
+        num_output = limit * int(body.get("n", 1))
+        return Expense(num_input + num_output, self._cost(num_input, num_output))
+
+    def _usage(self, answer: Any, estimate: Expense) -> JudgeUsage:
+        """Return what the server counted; the estimate where it counts nothing."""
+        counted = answer.get("usage")
+        if not isinstance(counted, Mapping):
+            return JudgeUsage(num_input_tokens=estimate.tokens, cost=estimate.cost)
+        num_input = _count(counted.get("prompt_tokens"))
+        num_output = _count(counted.get("completion_tokens"))
+        return JudgeUsage(
+            num_input_tokens=num_input,
+            num_output_tokens=num_output,
+            cost=self._cost(num_input, num_output),
+        )
+
+    def _count(
+        self,
+        usage: JudgeUsage | None = None,
+        *,
+        failed: int = 0,
+        hedged: int = 0,
+        over_budget: int = 0,
+    ) -> None:
+        """Add to the totals; only the event loop does."""
+        totals = self._totals
+        self._totals = JudgeTotals(
+            totals.usage if usage is None else totals.usage + usage,
+            totals.num_failed + failed,
+            totals.num_hedged + hedged,
+            totals.num_over_budget + over_budget,
+        )
+
+    def _cost(self, num_input: int, num_output: int) -> float:
+        spec = self._spec
+        return (num_input * spec.input_price + num_output * spec.output_price) / 1e6
+
+
+async def _first_success(tasks: set[asyncio.Task[JudgeResult]]) -> JudgeResult:
+    """Return the result of the first task that succeeds; raise what the last one raises."""
+    pending = set(tasks)
+    while True:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        succeeded = [task for task in done if task.exception() is None]
+        if succeeded or not pending:
+            return (succeeded or list(done))[0].result()
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _reply(choice: Any) -> JudgeReply:
+    message = choice["message"]
+    text, refusal = message.get("content"), message.get("refusal")
+    if not isinstance(text, str | None) or not isinstance(refusal, str | None):
+        raise TypeError("message.content must be a text")
+    finish_reason = choice.get("finish_reason")
+    logprobs = (choice.get("logprobs") or {}).get("content") or ()
+    return JudgeReply(
+        text or "",
+        None if finish_reason is None else str(finish_reason),
+        refusal or None,
+        tuple(map(_token, logprobs)),
+    )
+
+
+def _token(row: Any) -> TokenLogprob:
+    alternatives = tuple((str(one["token"]), float(one["logprob"])) for one in row["top_logprobs"])
+    return TokenLogprob(str(row["token"]), float(row["logprob"]), alternatives)
+
+
+def _reply_of_json(stored: Any) -> JudgeReply:
+    tokens = tuple(
+        TokenLogprob(
+            one["token"],
+            one["logprob"],
+            tuple((token, logprob) for token, logprob in one["alternatives"]),
+        )
+        for one in stored["tokens"]
+    )
+    return JudgeReply(stored["text"], stored["finish_reason"], stored["refusal"], tokens)
