@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.preprocessing.segmentation import sentences
 from alarm_models.recipe.loader import load_recipe
 from alarm_models.reward_models.base import RewardModel
 from alarm_models.reward_models.registry import Loader
-from alarm_models.types import Sample
-from data import Pair, Question, is_error
+from alarm_models.types import Sample, Span
+from data import ASPECT_ERRORS, Question
+from wrong_answers import Passages, texts_of_sentences, wrong_answers
 
-__all__ = ["ASPECTS", "Example", "examples", "load_models"]
+__all__ = [
+    "ASPECTS",
+    "Example",
+    "Marked",
+    "examples",
+    "labels_of",
+    "load_models",
+    "marked_by_fault",
+    "marked_by_people",
+    "prepared",
+]
 
 ASPECTS = {"factuality": "factuality_rm", "relevance": "relevance_rm"}
+
+#: Kinds of wrong answers whose changed sentences are wrong for an aspect.
+FAULTS = {
+    "factuality": frozenset({"name from passages", "foreign name", "other numbers", "opposite"}),
+    "relevance": frozenset({"off-topic sentence", "repetitive", "filler"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A sample, and the spans of its completion that are wrong."""
+
+    sample: Sample
+    wrong: Sequence[Span]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question: its answers, the human preferences, and the segments of the first answer.
+    """The segments of one question's answers, by aspect, with a label for each segment.
 
-    ``labels`` has, for each aspect, 1 for a segment without an error and 0 for one with an error.
+    A label is 1 for a segment without an error and 0 for one with an error.
     """
 
-    answers: list[ModelInput]
-    pairs: tuple[Pair, ...]
-    aspects: dict[str, ModelInput]
-    labels: dict[str, list[int]]
+    aspects: Mapping[str, Sequence[tuple[ModelInput, list[int]]]]
 
 
 def load_models(settings: Sequence[str] = ()) -> dict[str, RewardModel]:
@@ -39,29 +63,72 @@ def load_models(settings: Sequence[str] = ()) -> dict[str, RewardModel]:
     return {name: loader.load(spec, recipe.field_patterns) for name, spec in recipe.models.items()}
 
 
-def examples(questions: Sequence[Question], models: dict[str, RewardModel]) -> list[Example]:
-    """Prepare questions; the human correction of the first answer is a fifth, better answer."""
-    return [_example(question, models) for question in questions]
+def prepared(model: RewardModel, samples: Sequence[Sample]) -> list[ModelInput]:
+    """Prepare samples as the server does; raise the error of one that cannot be."""
+    found = model.prepare(samples)
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return [one for one in found if isinstance(one, ModelInput)]
 
 
-def _example(question: Question, models: dict[str, RewardModel]) -> Example:
-    answers = [*question.answers]
-    pairs = list(question.pairs)
-    correction = question.references[1].strip()
-    if correction and correction != answers[0].strip():
-        pairs.append(Pair(len(answers), 0))
-        answers.append(correction)
-    samples = [Sample(question.prompt, answer) for answer in answers]
-    aspects: dict[str, ModelInput] = {}
-    labels: dict[str, list[int]] = {}
-    for aspect, model in ASPECTS.items():
-        (features,) = models[model].prepare(samples[:1])
-        if isinstance(features, ModelInput):
-            aspects[aspect] = features
-            labels[aspect] = [
-                int(not is_error(span, question.errors, aspect)) for span in features.segments
-            ]
-    prepared = models["preference"].prepare(samples)
-    return Example(
-        [one for one in prepared if isinstance(one, ModelInput)], tuple(pairs), aspects, labels
-    )
+def marked_by_people(question: Question) -> dict[str, list[Marked]]:
+    """Return the first answer with the errors that people marked, and their own answers."""
+    found = {}
+    for aspect, kinds in ASPECT_ERRORS.items():
+        wrong = [error.span for error in question.errors if error.kind in kinds]
+        own = [Marked(Sample(question.prompt, text), ()) for text in question.references if text]
+        found[aspect] = [Marked(Sample(question.prompt, question.answers[0]), wrong), *own]
+    return found
+
+
+def marked_by_fault(sample: Sample, right: str, kind: str) -> dict[str, Marked]:
+    """Mark the sentences of a wrong answer that the right one does not have, or not again."""
+    kept, wrong = texts_of_sentences(right), []
+    text = sample.completion_text
+    for span in sentences(text):
+        sentence = text[span.start : span.end]
+        if sentence in kept:
+            kept.remove(sentence)
+        else:
+            wrong.append(span)
+    return {aspect: Marked(sample, wrong) for aspect, kinds in FAULTS.items() if kind in kinds}
+
+
+def labels_of(features: ModelInput, wrong: Sequence[Span]) -> list[int]:
+    """Return the label of each segment that is read."""
+    return [
+        int(not any(max(one.start, start) < min(one.end, end) for start, end in wrong))
+        for one in features.segments[: len(features.read_positions)]
+    ]
+
+
+def examples(questions: Sequence[Question], models: Mapping[str, RewardModel]) -> list[Example]:
+    """Prepare what people marked, and one wrong answer of each kind made from their correction."""
+    choose = Random(1)
+    found = []
+    for question in questions:
+        other = choose.choice([one for one in questions if one is not question])
+        marked = marked_by_people(question)
+        right = question.references[1]
+        kinds = sorted(kind for kinds in FAULTS.values() for kind in kinds)
+        made = wrong_answers(right, Passages(question), other, choose, kinds)
+        for kind, text in made.items():
+            faults = marked_by_fault(Sample(question.prompt, text), right, kind)
+            for aspect, one in faults.items():
+                marked[aspect].append(one)
+        found.append(
+            Example(
+                {aspect: _labeled(models[ASPECTS[aspect]], marked[aspect]) for aspect in ASPECTS}
+            )
+        )
+    return found
+
+
+def _labeled(model: RewardModel, marked: Sequence[Marked]) -> list[tuple[ModelInput, list[int]]]:
+    readable = [one for one in marked if one.sample.completion_text.strip()]
+    inputs = prepared(model, [one.sample for one in readable])
+    return [
+        (features, labels_of(features, one.wrong))
+        for features, one in zip(inputs, readable, strict=True)
+    ]

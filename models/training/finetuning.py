@@ -20,27 +20,28 @@ from torch.nn.functional import cross_entropy, softplus
 
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.padded import pad_batch
-from alarm_models.preprocessing.segmentation import sentences
 from alarm_models.reward_models.base import RewardModel
-from alarm_models.types import Sample, Span
+from alarm_models.types import Sample
 from checkpoint import MiniModel
-from data import ASPECT_ERRORS, Question
-from features import ASPECTS
+from data import Question
+from features import (
+    ASPECTS,
+    Marked,
+    labels_of,
+    marked_by_fault,
+    marked_by_people,
+    prepared,
+)
 from wrong_answers import (
     KINDS,
     WITHOUT_ANSWER,
     Passages,
     short_answers,
     supported_prompt,
-    texts_of_sentences,
     wrong_answers,
 )
 
 __all__ = ["Settings", "finetune"]
-
-#: Kinds whose changed sentences are not supported, and those whose are irrelevant or redundant.
-UNSUPPORTED = frozenset({"name from passages", "foreign name", "other numbers", "opposite"})
-IRRELEVANT = frozenset({"off-topic sentence", "repetitive", "filler"})
 
 #: Samples of a forward pass.
 _BATCH = 24
@@ -71,7 +72,7 @@ class _Batch:
     pairs: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     preferences: list[tuple[int, int]] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
-    segments: dict[str, list[tuple[Sample, list[Span]]]] = field(
+    marked: dict[str, list[Marked]] = field(
         default_factory=lambda: {aspect: [] for aspect in ASPECTS}
     )
 
@@ -168,38 +169,16 @@ def _add_question(
         for kind in [*hard, *rest][: 4 if at < 2 else 3]:
             batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
             if at < 3:
-                _add_sentences(batch, Sample(prompt, wrong[kind]), text, kind)
-    _add_marked(batch, question)
-
-
-def _add_sentences(batch: _Batch, sample: Sample, right: str, kind: str) -> None:
-    """Mark the sentences of a wrong answer that the right one does not have, or not again."""
-    kept, wrong = texts_of_sentences(right), []
-    text = sample.completion_text
-    for span in sentences(text):
-        sentence = text[span.start : span.end]
-        if sentence in kept:
-            kept.remove(sentence)
-        else:
-            wrong.append(span)
-    for aspect, kinds in (("factuality", UNSUPPORTED), ("relevance", IRRELEVANT)):
-        if kind in kinds:
-            batch.segments[aspect].append((sample, wrong))
-
-
-def _add_marked(batch: _Batch, question: Question) -> None:
-    """Mark what people marked in the first answer, and nothing in their own answers."""
-    for aspect, kinds in ASPECT_ERRORS.items():
-        wrong = [error.span for error in question.errors if error.kind in kinds]
-        marked = batch.segments[aspect]
-        marked.append((Sample(question.prompt, question.answers[0]), wrong))
-        marked += ((Sample(question.prompt, text), []) for text in question.references if text)
+                for aspect, one in marked_by_fault(Sample(prompt, wrong[kind]), text, kind).items():
+                    batch.marked[aspect].append(one)
+    for aspect, marked in marked_by_people(question).items():
+        batch.marked[aspect] += marked
 
 
 def _losses(
     model: MiniModel, models: Mapping[str, RewardModel], batch: _Batch, settings: Settings
 ) -> dict[str, torch.Tensor]:
-    inputs = _prepared(models["preference"], batch.samples)
+    inputs = prepared(models["preference"], batch.samples)
     states = _states(model, inputs)
     pooled = torch.stack([rows.mean(0) for rows in states])  # [samples, hidden]
     scores = model.heads["holistic_head"](pooled)[:, 0]
@@ -215,19 +194,10 @@ def _losses(
         **{
             aspect: settings.segment_weight
             * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", marked)
-            for aspect, marked in batch.segments.items()
+            for aspect, marked in batch.marked.items()
         },
         "size": 0.001 * scores.square().mean(),
     }
-
-
-def _prepared(model: RewardModel, samples: Sequence[Sample]) -> list[ModelInput]:
-    """Prepare samples as the server does; raise the error of one that cannot be."""
-    prepared = model.prepare(samples)
-    for one in prepared:
-        if isinstance(one, Exception):
-            raise one
-    return [one for one in prepared if isinstance(one, ModelInput)]
 
 
 def _states(model: MiniModel, inputs: Sequence[ModelInput]) -> list[torch.Tensor]:
@@ -244,17 +214,16 @@ def _states(model: MiniModel, inputs: Sequence[ModelInput]) -> list[torch.Tensor
 
 
 def _segment_loss(
-    model: MiniModel, rewards: RewardModel, head: str, marked: Sequence[tuple[Sample, list[Span]]]
+    model: MiniModel, rewards: RewardModel, head: str, marked: Sequence[Marked]
 ) -> torch.Tensor:
     """Return the cross-entropy of `error` and `ok` over the segments of samples."""
-    readable = [(sample, wrong) for sample, wrong in marked if sample.completion_text.strip()]
-    inputs = _prepared(rewards, [sample for sample, _ in readable])
+    readable = [one for one in marked if one.sample.completion_text.strip()]
+    inputs = prepared(rewards, [one.sample for one in readable])
     logits, labels = [], []
-    for one, rows, (_, wrong) in zip(inputs, _states(model, inputs), readable, strict=True):
-        for segment, read in zip(one.segments, one.read_positions, strict=False):
+    for features, rows, one in zip(inputs, _states(model, inputs), readable, strict=True):
+        for read in features.read_positions:
             logits.append(model.heads[head](rows[read.start : read.end].mean(0)))
-            is_wrong = any(max(segment.start, a) < min(segment.end, b) for a, b in wrong)
-            labels.append(int(not is_wrong))
+        labels += labels_of(features, one.wrong)
     return cross_entropy(torch.stack(logits), torch.tensor(labels))
 
 

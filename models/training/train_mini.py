@@ -22,6 +22,7 @@ from card import write_card
 from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
+from finetuning import Settings, finetune
 from learning import learn
 from measures import holistic_scores, measure
 
@@ -30,6 +31,7 @@ def main() -> None:
     """Train, write, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of fine-tuning")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -41,6 +43,8 @@ def main() -> None:
     started = time.monotonic()
     torch.manual_seed(0)
     model = start(folder)
+    finetune(model, load_models(), train, Settings(steps=options.steps))
+    write(model, folder)
     prepared = examples(train, load_models())
     fits = learn(model, prepared)
     write(model, folder)
@@ -70,10 +74,11 @@ def calibrate(model: MiniModel, data: list[Example], models: dict[str, RewardMod
         margins: list[float] = []
         labels: list[int] = []
         for example in data:
-            if aspect in example.aspects:
-                (rows,) = models[name].forward([example.aspects[aspect]])
+            # Only the first, an answer of the model, is like those that are served.
+            for features, marks in example.aspects[aspect][:1]:
+                (rows,) = models[name].forward([features])
                 margins += (rows[:, 1] - rows[:, 0]).tolist()
-                labels += example.labels[aspect]
+                labels += marks
         border = float(np.quantile(margins, 1 - np.mean(labels)))
         with torch.no_grad():
             model.heads[f"{aspect}_head"].bias[1] -= border

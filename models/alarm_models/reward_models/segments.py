@@ -105,7 +105,8 @@ class SegmentsModel(NeuralRewardModel):
 
     def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
         segments = find_segments(sample, self._spec.segmenter)
-        part = split_words(self._template.render(sample), sample, segments)
+        prefix = self._template.render(sample)
+        part = split_words(prefix, sample, segments, self._spec.mark_copied)
         ((ids, owners),) = self._tokenizer.encode_words([part.words])
         tokens, joined = self._joined(part, ids, owners)
         dropped = dropped_tokens(tokens, self._max_tokens, self._spec.truncation)
