@@ -25,6 +25,9 @@ __all__ = [
     "wrong_answers",
 ]
 
+#: Longer texts are left out: the models could not read all of one.
+_MAX_CHARACTERS = 1500
+
 #: A fault: returns a text with it, or None where a text does not allow it.
 Fault = Callable[[str, Random], str | None]
 
@@ -174,7 +177,7 @@ def wrong_answers(
     return {
         kind: text
         for kind, text in found.items()
-        if text is not None and text.strip() != right.strip()
+        if text is not None and text.strip() != right.strip() and len(text) <= _MAX_CHARACTERS
     }
 
 
